@@ -1,0 +1,24 @@
+"""Reward models: anything that scores a completion of a prompt, as text. Higher is better.
+
+A reward model has its own tokenizer and its own text format, so it can be of another family than the policy. This
+package imports nothing of ``rlhf_lines``.
+"""
+
+from reward_models.base import FunctionReward, RewardModel
+from reward_models.classifier import Classifier
+from reward_models.format import Format, read_settings, write_settings
+from reward_models.load import load
+from reward_models.presets import PRESETS, Preset
+
+
+__all__ = [
+    "PRESETS",
+    "Classifier",
+    "Format",
+    "FunctionReward",
+    "Preset",
+    "RewardModel",
+    "load",
+    "read_settings",
+    "write_settings",
+]

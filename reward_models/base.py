@@ -1,0 +1,86 @@
+"""What every reward model is: a name, and a function from texts to numbers."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+
+EXCERPT = 80
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Scores completions; higher is better.
+
+    Attributes:
+        name: What the score is called in files, tables and figures.
+    """
+
+    name: str
+
+    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
+        """Returns one finite score per pair of prompt and completion, in order.
+
+        The score of a pair depends on nothing but the pair: not on its neighbours, their number or their order.
+        """
+        ...
+
+
+class FunctionReward:
+    """A plain Python function as a reward model.
+
+    >>> short = FunctionReward(lambda prompts, completions: [-len(text) for text in completions], name="short")
+    >>> short.score(["a"], ["bc"])
+    [-2.0]
+    """
+
+    def __init__(self, function: Callable[[list[str], list[str]], Sequence[float]], *, name: str | None = None) -> None:
+        self.function = function
+        self.name = name or function.__name__
+
+    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
+        """Returns the function's values as floats.
+
+        Raises:
+            ValueError: If the lists differ in length, or the function returns too few, too many or non-finite values.
+        """
+        check_lengths(self.name, prompts, completions)
+        return checked_scores(self.name, self.function(prompts, completions), prompts)
+
+
+def check_lengths(name: str, prompts: Sequence[str], completions: Sequence[str]) -> None:
+    """Raises ValueError unless there is one completion per prompt and both are lists of texts."""
+    if isinstance(prompts, str) or isinstance(completions, str):
+        raise ValueError(
+            f"reward model {name!r} got a single string; expected a list of prompts and one of completions"
+        )
+    if len(prompts) != len(completions):
+        raise ValueError(
+            f"reward model {name!r} got {len(prompts)} prompts and {len(completions)} completions; "
+            "expected one completion per prompt; repeat a prompt for each of its completions"
+        )
+
+
+def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -> list[float]:
+    """Returns ``scores`` as floats.
+
+    Raises:
+        ValueError: If there is not one score per prompt, or a score is not finite; names the prompt.
+    """
+    scores = [float(score) for score in scores]
+    if len(scores) != len(prompts):
+        raise ValueError(
+            f"reward model {name!r} returned {len(scores)} scores for {len(prompts)} prompts; expected as many"
+        )
+    for i, (score, prompt) in enumerate(zip(scores, prompts, strict=True)):
+        if not math.isfinite(score):
+            raise ValueError(
+                f"reward model {name!r} returned {score} for the pair at index {i} with the prompt {excerpt(prompt)}; "
+                "expected a finite number"
+            )
+    return scores
+
+
+def excerpt(text: str) -> str:
+    """Returns the text quoted, shortened for an error message."""
+    return repr(text if len(text) <= EXCERPT else text[:EXCERPT] + "...")

@@ -1,0 +1,99 @@
+"""Opens a classifier and its tokenizer from a folder, a PEFT adapter folder or the Hub, strictly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PREFIX = "base_model.model."
+HEADS = ("score", "classifier", "classification_head")
+
+
+def open_checkpoint(source: str, *, dtype: Any, device: Any, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Returns ``(model, tokenizer)``, the model in evaluation mode on ``device``.
+
+    An adapter folder is loaded on the base that it names and merged in float32 before the cast to ``dtype``. Only
+    safetensors are read. A head that the files do not hold is an error: it would be random.
+
+    Args:
+        source: Folder or Hub id.
+        dtype: Torch dtype of the weights.
+        device: Torch device.
+        trust_remote_code: Whether code from the source may run.
+
+    Raises:
+        FileNotFoundError: If the base of an adapter is a folder that does not exist.
+        ValueError: If weights are missing from the files or an adapter does not fit its base.
+    """
+    from transformers import AutoTokenizer
+
+    is_adapter = (Path(source) / ADAPTER_FILE).is_file()
+    if is_adapter:
+        model, base = _open_adapter(Path(source), trust_remote_code)
+        model = model.to(dtype)
+    else:
+        model, missing = _open_model(source, dtype, trust_remote_code)
+        _require_nothing_missing(missing, source)
+    has_tokenizer = not is_adapter or (Path(source) / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(source if has_tokenizer else base, trust_remote_code=trust_remote_code)
+    config = model.config.get_text_config()
+    if is_adapter and config.pad_token_id is None:
+        # Training sets the pad token, which decides the token that the head reads, but an adapter does not save it.
+        config.pad_token_id = tokenizer.pad_token_id
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _open_model(source: str, dtype: Any, trust_remote_code: bool, **config: Any) -> tuple[Any, set[str]]:
+    from transformers import AutoModelForSequenceClassification
+
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        source,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        **config,
+    )
+    return model, set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+
+
+def _open_adapter(folder: Path, trust_remote_code: bool) -> tuple[Any, str]:
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise FileNotFoundError(
+            f"{folder / ADAPTER_FILE} names the base {base}, which does not exist; restore that folder"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder / ADAPTER_WEIGHTS} does not exist; save the adapter again as safetensors")
+    saved = load_file(folder / ADAPTER_WEIGHTS)
+    heads = {
+        name.removeprefix(ADAPTER_PREFIX): tensor
+        for name, tensor in saved.items()
+        if "lora_" not in name and any(f".{head}." in name for head in HEADS)
+    }
+    outputs = [tensor.shape[0] for name, tensor in sorted(heads.items()) if name.endswith("weight")]
+    config = {"num_labels": outputs[-1]} if outputs else {}
+    model, missing = _open_model(base, torch.float32, trust_remote_code, **config)
+    _require_nothing_missing(missing - set(heads), f"{folder} on its base {base}")
+
+    adapted = PeftModel.from_pretrained(model, folder)
+    loaded = get_peft_model_state_dict(adapted)
+    # PEFT only warns of tensors that it could not place, and an adapter that was not placed scores like its base.
+    for name, tensor in saved.items():
+        if name not in loaded or not torch.equal(loaded[name].to(tensor.dtype), tensor):
+            raise ValueError(f"{folder / ADAPTER_WEIGHTS} holds {name}, which has no place in the base {base}")
+    return adapted.merge_and_unload(), base
+
+
+def _require_nothing_missing(missing: set[str], source: str) -> None:
+    if missing:
+        raise ValueError(
+            f"{source} has no weights for {sorted(missing)}, so its scores would be random; expected a sequence "
+            "classification model with a trained head; train one with: rlhf-lines reward"
+        )

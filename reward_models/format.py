@@ -1,0 +1,140 @@
+"""How prompt and completion become the text that a classifier reads, and which of its outputs is the score."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+SETTINGS_FILE = "reward_model.json"
+SETTINGS_FORMAT = 1
+SPECIAL_TOKENS = ("bos_token", "eos_token", "sep_token")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Format:
+    """Text format and label of a classifier that is used as a reward model.
+
+    Attributes:
+        template: One text, or two texts (text, text_pair) that the tokenizer joins in its own way. ``{prompt}`` and
+            ``{completion}`` stand for the texts; ``{bos_token}``, ``{eos_token}`` and ``{sep_token}`` are the
+            tokenizer's.
+        append_eos: Add the tokenizer's EOS to the end of the text unless it ends with it, as TRL's RewardTrainer does
+            in training.
+        add_special_tokens: Let the tokenizer add its special tokens, such as BOS or [CLS].
+        label: Index of the output that is the score, or two indices (a, b) for ``output[a] - output[b]``. Outputs are
+            taken before any softmax or sigmoid.
+        sign: 1, or -1 for an output that is a cost.
+        max_length: Longest input in tokens; None is the longest that tokenizer and model allow.
+        cut: Which end of the prompt is cut when the input is too long. The completion is cut, at its end, only when
+            nothing is left of the prompt.
+    """
+
+    template: str | tuple[str, str] = "{prompt}{completion}"
+    append_eos: bool = False
+    add_special_tokens: bool = True
+    label: int | tuple[int, int] = 0
+    sign: int = 1
+    max_length: int | None = None
+    cut: str = "left"
+
+    def __post_init__(self) -> None:
+        # JSON has no tuples.
+        for name in ("template", "label"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        names = [name for text in self.texts() for name in _PLACEHOLDER.findall(text)]
+        known = {"prompt", "completion", *SPECIAL_TOKENS}
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise ValueError(
+                f"the template {self.template!r} has the placeholders {unknown}; known are {sorted(known)}"
+            )
+        if "completion" not in names:
+            raise ValueError(f"the template {self.template!r} has no {{completion}}; add it, it is what is scored")
+        if isinstance(self.template, tuple) and len(self.template) != 2:
+            raise ValueError(f"the template {self.template!r} has {len(self.template)} texts; expected one text or two")
+        labels = self.labels()
+        if len(labels) > 2 or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in labels):
+            raise ValueError(f"the label is {self.label!r}; expected an index from 0, or two of them for a difference")
+        if self.sign not in (1, -1):
+            raise ValueError(f"the sign is {self.sign!r}; expected 1, or -1 for an output that is a cost")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length is {self.max_length}; expected a positive number of tokens, or None")
+        if self.cut not in ("left", "right"):
+            raise ValueError(f"cut is {self.cut!r}; expected 'left' or 'right', the end of the prompt that is cut")
+
+    def texts(self) -> tuple[str, ...]:
+        """Returns the template as one or two texts."""
+        return (self.template,) if isinstance(self.template, str) else tuple(self.template)
+
+    def labels(self) -> tuple[int, ...]:
+        """Returns the label as one or two indices."""
+        return (self.label,) if isinstance(self.label, int) else tuple(self.label)
+
+    def render(self, prompt: str, completion: str, special_tokens: Mapping[str, str | None]) -> tuple[str, ...]:
+        """Returns the one or two texts to tokenize.
+
+        The template is filled in one pass, so braces inside the texts are just characters.
+
+        >>> Format("Q: {prompt} A: {completion}").render("{completion}", "x", {})
+        ('Q: {completion} A: x',)
+
+        Args:
+            prompt: Any text.
+            completion: Any text.
+            special_tokens: The tokenizer's tokens by the names in ``SPECIAL_TOKENS``; None where it has none.
+
+        Raises:
+            ValueError: If the format needs a special token that the tokenizer does not have.
+        """
+        values = {**special_tokens, "prompt": prompt, "completion": completion}
+        texts = [_PLACEHOLDER.sub(lambda match: _required(values, match[1]), text) for text in self.texts()]
+        if self.append_eos and not texts[-1].endswith(eos := _required(values, "eos_token")):
+            texts[-1] += eos
+        return tuple(texts)
+
+
+def write_settings(folder: str | Path, settings: Format) -> Path:
+    """Writes ``reward_model.json`` beside a model, so that it is scored as it was trained; returns the file's path."""
+    path = Path(folder) / SETTINGS_FILE
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: {folder} is not a folder; save the model there first")
+    path.write_text(json.dumps({"format": SETTINGS_FORMAT, **asdict(settings)}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def read_settings(folder: str | Path) -> Format | None:
+    """Returns what ``reward_model.json`` in ``folder`` says, or None if there is no such file.
+
+    Raises:
+        ValueError: If the file is not JSON, of another format, or has unknown keys or bad values.
+    """
+    path = Path(folder) / SETTINGS_FILE
+    if not path.is_file():
+        return None
+    try:
+        settings: Any = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); repair it or train the reward model again") from None
+    if not isinstance(settings, dict) or settings.pop("format", None) != SETTINGS_FORMAT:
+        raise ValueError(
+            f"{path} is not of format {SETTINGS_FORMAT}; it was written by another version of this package"
+        )
+    unknown = sorted(set(settings) - {field.name for field in fields(Format)})
+    if unknown:
+        raise ValueError(f"{path} has the unknown keys {unknown}; known are {[field.name for field in fields(Format)]}")
+    try:
+        return Format(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _required(values: Mapping[str, str | None], name: str) -> str:
+    value = values.get(name)
+    if value is None:
+        raise ValueError(f"the text format needs the tokenizer's {name}, and this tokenizer has none; set {name} in it")
+    return value

@@ -1,0 +1,131 @@
+"""Folders that appear complete or not at all, and the record of how they were made."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+RECORD = "rlhf_lines.json"
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
+
+
+@contextlib.contextmanager
+def new_folder(output_dir: str | Path, *, overwrite: bool = False, keep_partial: bool = False) -> Iterator[Path]:
+    """Yield a hidden folder beside ``output_dir``, which takes that name when the block ends without an error.
+
+    A block that fails or is killed leaves nothing under the final name. Of several processes, every one gets the same
+    hidden folder and the main one renames it, after all have left the block.
+
+    Args:
+        output_dir: the folder to make.
+        overwrite: replace an existing folder, once the new one is complete.
+        keep_partial: keep what an earlier, killed block left in the hidden folder, for a block that can go on from it.
+
+    Raises:
+        FileExistsError: ``output_dir`` exists and ``overwrite`` is false; raised before the block runs.
+    """
+    final = Path(output_dir)
+    refuse_existing(final, overwrite=overwrite)
+    partial = final.with_name(f".{final.name}.partial")
+    if _is_main_process():
+        if not keep_partial:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+    _wait_for_everyone()
+    try:
+        yield partial
+        _wait_for_everyone()
+        if _is_main_process():
+            _take_name(partial, final, overwrite=overwrite)
+        _wait_for_everyone()
+    except BaseException:
+        if _is_main_process() and not keep_partial:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError when ``output_dir`` exists and may not be replaced."""
+    output = Path(output_dir)
+    if not output.name:
+        raise ValueError(f"output_dir {str(output_dir)!r} has no name of its own: give a folder that can be made")
+    if not (output.exists() or output.is_symlink()):
+        return
+    if not overwrite:
+        raise FileExistsError(f"output_dir {output} exists: choose another folder, or add --overwrite to replace it")
+    if output.is_symlink() or not output.is_dir():
+        raise FileExistsError(f"output_dir {output} is not a folder, so --overwrite does not replace it: move it away")
+    if output.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home(), *Path.home().parents):
+        raise FileExistsError(f"output_dir {output} holds the current or the home folder: choose another folder")
+
+
+def is_complete(output_dir: str | Path) -> bool:
+    """Return whether the folder is a finished artifact of this package."""
+    return (Path(output_dir) / RECORD).is_file()
+
+
+def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
+    """Write ``config.yaml`` (what ``--config`` accepts again) and ``rlhf_lines.json`` (stage, versions, facts)."""
+    import yaml
+
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    record = {"format": 1, "stage": stage, "versions": versions(), **facts}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_record(folder: str | Path) -> dict:
+    """Return what ``write_record`` wrote, or an empty mapping for a folder that this package did not make."""
+    path = Path(folder) / RECORD
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, this package and the libraries that its numbers depend on."""
+    from rlhf_lines import __version__
+
+    found = {"python": platform.python_version(), "rlhf_lines": __version__}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _take_name(partial: Path, final: Path, *, overwrite: bool) -> None:
+    # safetensors writes files that only their owner can read; a server often runs as somebody else.
+    mode = partial.stat().st_mode & 0o666
+    for path in partial.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+    if not final.exists():
+        partial.rename(final)
+        return
+    if not overwrite:  # rename() would replace an empty folder that somebody made in the meantime
+        raise FileExistsError(f"output_dir {final} appeared meanwhile: choose another folder")
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    final.rename(replaced)
+    try:
+        partial.rename(final)
+    except OSError:
+        replaced.rename(final)
+        raise
+    shutil.rmtree(replaced)
+
+
+def _is_main_process() -> bool:
+    from torch import distributed
+
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def _wait_for_everyone() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()

@@ -1,0 +1,100 @@
+"""One YAML file and the command line, parsed into the dataclasses of a stage."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class RunConfig:
+    """What every stage understands."""
+
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output_dir once the new one is done."})
+    resume: bool = field(default=False, metadata={"help": "Do nothing if output_dir is complete."})
+
+
+@dataclass
+class DataConfig:
+    """Which rows a stage reads."""
+
+    dataset_name: str = field(
+        metadata={"help": "A task (docstrings, tldr), a local JSONL or Parquet file, a folder of them, or a Hub id."}
+    )
+    preference: str | None = field(
+        default=None, metadata={"help": "Which preference of the task, where it has several (docstrings: brief, specific)."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Read only the first so many rows."})
+
+
+def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str) -> tuple[tuple, dict]:
+    """Return the filled dataclasses, and the mapping of everything that was given (file, overridden by flags).
+
+    Raises:
+        FileNotFoundError: the config file does not exist.
+        ValueError: a key or flag is unknown, a value has the wrong type, a required one is missing, or the file is not
+            a YAML mapping.
+    """
+    parser = _parser(dataclass_types, prog)
+    given, path = _read_config(arguments)
+    known = {action.dest for action in parser._actions}
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            suggestion = f"did you mean {near[0]!r}?" if near else f"see {prog} --help for the known ones"
+            raise ValueError(f"config file {path} has the unknown key {key!r}: {suggestion}")
+    stages = parser.parse_args_and_config(arguments)
+    return stages, {**given, **_flags(dataclass_types, arguments, prog)}
+
+
+def _flags(dataclass_types: tuple[type, ...], arguments: list[str], prog: str) -> dict:
+    """Return what the command line gave, without the defaults."""
+    parser = _parser(dataclass_types, prog)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    return vars(parser.parse_args(_without_config(arguments)))
+
+
+def _parser(dataclass_types: tuple[type, ...], prog: str):
+    from trl import TrlParser
+
+    class Parser(TrlParser):
+        def error(self, message: str):
+            raise ValueError(f"{prog}: {message}; see {prog} --help")
+
+        def parse_args_into_dataclasses(self, *args, **kwargs):
+            *parsed, remaining = super().parse_args_into_dataclasses(*args, **{**kwargs, "return_remaining_strings": True})
+            if remaining:
+                raise ValueError(f"{prog}: unknown flag {remaining[0]!r}; see {prog} --help")
+            return tuple(parsed)
+
+    return Parser(dataclass_types, prog=prog, allow_abbrev=False)
+
+
+def _read_config(arguments: list[str]) -> tuple[dict, Path | None]:
+    import yaml
+
+    if "--config" not in arguments:
+        return {}, None
+    position = arguments.index("--config")
+    if position + 1 == len(arguments):
+        raise ValueError("--config needs the path of a YAML file after it")
+    path = Path(arguments[position + 1])
+    if not path.is_file():
+        raise FileNotFoundError(f"config file {path} does not exist")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"config file {path} must be a mapping of keys to values, not {type(config).__name__}")
+    return config, path
+
+
+def _without_config(arguments: list[str]) -> list[str]:
+    if "--config" not in arguments:
+        return arguments
+    position = arguments.index("--config")
+    return arguments[:position] + arguments[position + 2 :]

@@ -1,0 +1,186 @@
+"""The offline task: given the name of a Python function or class, write the summary line of its docstring.
+
+The corpus is the standard library of the interpreter that runs: its source files are parsed, never imported, and the
+built-in modules, which have no source, are asked for their docstrings. One example:
+
+    prompt      "json.encoder.JSONEncoder.default:"
+    completion  " Implement this method in a subclass such that it returns a serializable object for o."
+
+Two wishes about a summary conflict, and both can be judged from the text alone:
+
+    brief       says it in few words
+    specific    names things: parameters, constants, types, numbers, conditions
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import random
+import re
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+from rlhf_lines.data.splits import split_of
+
+
+# Test suites and bundled applications: thousands of near-identical names that no one would ask about.
+SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "turtledemo", "__pycache__"}
+LONGEST_NAME = 60  # characters
+LONGEST_SUMMARY = 140  # characters
+LONGEST_TEXT = 400  # characters: long docstrings are about one function, not about how summaries read
+PREFERENCES = ("brief", "specific")
+
+_CONDITION = {"if", "unless", "when", "whether", "otherwise", "until", "while", "except", "without", "given"}
+_NUMBER_WORD = {"first", "second", "last", "zero", "one", "two", "three", "both", "all", "each", "every", "any", "no"}
+_NAMED = re.compile(
+    r"""
+      \w*_\w+            # snake_case and dunder names
+    | [a-z]+[A-Z]\w*     # camelCase
+    | [A-Z][a-z]+[A-Z]\w*  # CamelCase
+    | [A-Z]{2,}\w*       # CONSTANTS and placeholders
+    | \w*\d\w*           # numbers
+    | ["'`*|<(\[]        # quoted names, calls, alternatives
+    | (?:None|True|False|int|str|bytes|float|list|dict|tuple|set|bool)\b
+    """,
+    re.VERBOSE,
+)
+
+
+class Entry(NamedTuple):
+    """A documented object: its qualified name, the summary line and the whole docstring."""
+
+    name: str
+    summary: str
+    docstring: str
+
+
+def specificity(summary: str) -> int:
+    """Return how many words of a summary name something or state a condition.
+
+    Counted are identifiers, constants, quoted names, numbers, types, quantities and words of condition. The first word
+    is left out: its capital says nothing.
+    """
+    words = summary.split()[1:]
+    return sum(
+        bool(_NAMED.match(word)) or word.lower().strip(".,;:") in _CONDITION | _NUMBER_WORD for word in words
+    )
+
+
+@functools.cache
+def corpus() -> tuple[Entry, ...]:
+    """Return every documented function and class of the standard library, one per name, sorted by name."""
+    entries = {}
+    for name, docstring in [*_from_source(), *_from_builtins()]:
+        summary = " ".join(docstring.strip().split("\n\n")[0].split())
+        usable = 2 <= len(summary.split()) and len(summary) <= LONGEST_SUMMARY and len(name) <= LONGEST_NAME
+        if usable and summary.isascii():
+            entries.setdefault(name, Entry(name, summary, docstring))
+    return tuple(entries[name] for name in sorted(entries))
+
+
+def prompt(entry: Entry) -> str:
+    return f"{entry.name}:"
+
+
+def completion(entry: Entry) -> str:
+    return f" {entry.summary}"
+
+
+def text(split: str) -> list[dict[str, str]]:
+    """Return rows ``{"text"}``: name and the start of the docstring, as a language model reads them in pre-training."""
+    return [{"text": f"{prompt(e)} {' '.join(e.docstring.split())[:LONGEST_TEXT]}"} for e in _of(split)]
+
+
+def demonstrations(split: str) -> list[dict[str, str]]:
+    """Return rows ``{"prompt", "completion"}`` for supervised fine-tuning."""
+    return [{"prompt": prompt(e), "completion": completion(e)} for e in _of(split)]
+
+
+def prompts(split: str) -> list[dict[str, str]]:
+    """Return rows ``{"prompt"}``."""
+    return [{"prompt": prompt(e)} for e in _of(split)]
+
+
+def preferences(split: str, preference: str, *, seed: int = 0) -> list[dict[str, str]]:
+    """Return rows ``{"prompt", "chosen", "rejected"}`` of two real summaries, the better one by a wish being chosen.
+
+    Each name meets its own summary and, twice, the one of another name of the same split. ``brief`` chooses the one of
+    fewer words (a difference of at least 3), ``specific`` the one with more specific words (at least 2). Pairs that
+    are closer than this are left out: a judge of such a pair would guess.
+
+    Raises:
+        ValueError: the preference is unknown.
+    """
+    if preference not in PREFERENCES:
+        raise ValueError(
+            f"preference {preference!r} is unknown to the docstrings task, which has {' and '.join(PREFERENCES)}"
+        )
+    entries = _of(split)
+    draw = random.Random(f"{split}-{preference}-{seed}")
+    others = [*draw.sample(entries, len(entries)), *draw.sample(entries, len(entries))]
+    if preference == "brief":
+        merit, least = (lambda summary: -len(summary.split())), 3
+    else:
+        merit, least = specificity, 2
+    rows = []
+    for own, other in zip(entries * 2, others, strict=True):
+        difference = merit(own.summary) - merit(other.summary)
+        if abs(difference) >= least:
+            better, worse = (own, other) if difference > 0 else (other, own)
+            rows.append({"prompt": prompt(own), "chosen": completion(better), "rejected": completion(worse)})
+    return rows
+
+
+def _of(split: str) -> list[Entry]:
+    return [entry for entry in corpus() if split_of(prompt(entry)) == split]
+
+
+def _from_source():
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if SKIPPED.intersection(parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # a file that is invalid on purpose
+            continue
+        module = ".".join(parts).removesuffix(".__init__")
+        yield from _documented(tree, module)
+
+
+def _documented(node: ast.AST, qualified_name: str):
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{qualified_name}.{child.name}"
+            if docstring := ast.get_docstring(child):
+                yield name, docstring
+            yield from _documented(child, name)
+        elif isinstance(child, ast.stmt):
+            yield from _documented(child, qualified_name)
+
+
+def _from_builtins():
+    for module_name in sorted(set(sys.builtin_module_names) - {"_ast"}):  # _ast: generated node classes
+        module = importlib.import_module(module_name)
+        for name, member in sorted(vars(module).items()):
+            if not (inspect.isclass(member) or inspect.isroutine(member)):
+                continue
+            yield from _own_docstring(f"{module_name}.{name}", member)
+            if inspect.isclass(member):
+                for method_name, method in sorted(vars(member).items()):
+                    # Slot wrappers ("Return self+value.") and __new__ repeat the same sentence for every type.
+                    is_slot = isinstance(method, type(object.__init__)) or method_name == "__new__"
+                    if (inspect.isroutine(method) or inspect.isgetsetdescriptor(method)) and not is_slot:
+                        yield from _own_docstring(f"{module_name}.{name}.{method_name}", method)
+
+
+def _own_docstring(name: str, member: object):
+    docstring = getattr(member, "__doc__", None)
+    if isinstance(docstring, str):
+        yield name, docstring

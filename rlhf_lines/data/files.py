@@ -1,0 +1,71 @@
+"""Rows of a local JSONL, JSON or Parquet file, of a folder of them, or of a data set on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_lines.data.splits import split_of
+
+
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COLUMNS = {
+    "text": ("text",),
+    "demonstrations": ("prompt", "completion"),
+    "prompts": ("prompt",),
+    "preferences": ("prompt", "chosen", "rejected"),
+}
+
+
+def rows(source: str, kind: str, split: str):
+    """Return the ``datasets.Dataset`` of one kind of rows of one split.
+
+    A local file has no splits of its own: the hash of the prompt decides (see ``splits``). A folder that holds
+    ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or Parquet) and a Hub data set keep theirs.
+
+    Args:
+        source: a file, a folder, or a Hub id ``owner/name``.
+        kind: ``"text"``, ``"demonstrations"``, ``"prompts"`` or ``"preferences"``; it names the columns that are kept.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Raises:
+        FileNotFoundError: the file or folder does not exist, or the folder lacks the split.
+        ValueError: a column is missing, or the file format is unknown.
+    """
+    from datasets import load_dataset
+
+    path = Path(source)
+    if path.is_file():
+        dataset = _read(path)
+        _require_columns(dataset, kind, source)
+        key = "text" if kind == "text" else "prompt"
+        dataset = dataset.filter(lambda row: split_of(row[key]) == split)
+    elif path.is_dir():
+        candidates = [path / f"{split}{suffix}" for suffix in FORMATS]
+        found = [candidate for candidate in candidates if candidate.is_file()]
+        if not found:
+            raise FileNotFoundError(f"dataset folder {source} has no {split} split: expected {candidates[0]}")
+        dataset = _read(found[0])
+        _require_columns(dataset, kind, str(found[0]))
+    elif path.suffix in FORMATS or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"dataset file {source} does not exist")
+    else:
+        dataset = load_dataset(source, split=split)
+        _require_columns(dataset, kind, source)
+    return dataset.select_columns(list(COLUMNS[kind]))
+
+
+def _read(path: Path):
+    from datasets import load_dataset
+
+    if path.suffix not in FORMATS:
+        raise ValueError(f"dataset file {path} has the format {path.suffix!r}, expected one of {', '.join(FORMATS)}")
+    return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+
+
+def _require_columns(dataset, kind: str, source: str) -> None:
+    missing = [column for column in COLUMNS[kind] if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"dataset {source} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} for {kind}; "
+            f"it has {', '.join(dataset.column_names)}"
+        )

@@ -1,0 +1,129 @@
+"""The untrained models that the demo starts from, in place of the downloads of a real run.
+
+Three architectures with three tokenizers, because that is what users have: a Llama-like policy, a GPT-2-like and a
+BERT-like judge. Their tokenizers are trained on the corpus; their weights are random, from a fixed seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf_lines.artifact import new_folder, write_record
+from rlhf_lines.data import docstrings
+
+
+SEED = 0
+
+
+def write_untrained_models(output_dir: str | Path) -> Path:
+    """Write ``llama/``, ``gpt2/`` and ``bert/`` under ``output_dir`` and return it."""
+    texts = [row["text"] for row in docstrings.text("train")]
+    with new_folder(output_dir) as folder:
+        for name, make in (("llama", _llama), ("gpt2", _gpt2), ("bert", _bert)):
+            torch.manual_seed(SEED)
+            model, tokenizer = make(texts)
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+        write_record(folder, "untrained", {}, seed=SEED)
+    return Path(output_dir)
+
+
+def _llama(texts: list[str]):
+    tokenizer = _byte_pair_tokenizer(texts, vocab_size=2048)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.08,  # about 1 / sqrt(hidden_size): a narrow model learns slowly from the usual 0.02
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config), tokenizer
+
+
+def _gpt2(texts: list[str]):
+    tokenizer = _byte_pair_tokenizer(texts, vocab_size=1024)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=256,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        num_labels=1,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return GPT2ForSequenceClassification(config), tokenizer
+
+
+def _bert(texts: list[str]):
+    tokenizer = _word_piece_tokenizer(texts, vocab_size=2048)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=256,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return BertForSequenceClassification(config), tokenizer
+
+
+def _byte_pair_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_batches(texts), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def _word_piece_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(_batches(texts), trainer)
+    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(texts), 1000):
+        yield texts[start : start + 1000]

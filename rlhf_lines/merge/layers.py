@@ -1,0 +1,130 @@
+"""Which transformer block a parameter belongs to.
+
+The index is read at one fixed place of the name, per architecture. A search for `.{i}.` anywhere would take expert 0 of
+`model.layers.3.mlp.experts.0.w1` for block 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+_PEFT = r"(?:base_model\.model\.)?"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Architectures whose parameters are named alike: where the blocks are, and what else there is."""
+
+    name: str
+    prefix: str
+    blocks: str
+    outside: tuple[str, ...]
+    head: tuple[str, ...]
+
+    def block(self, name: str) -> re.Match[str] | None:
+        """The match of a block parameter: group `place` is the name up to the index, group `index` the index."""
+        return re.match(rf"(?P<place>{_PEFT}{self.prefix}{self.blocks}\.)(?P<index>\d+)\.", name)
+
+    def is_outside(self, name: str) -> bool:
+        """Whether the name is an embedding, the final norm or the head of this family."""
+        inside_trunk = rf"{self.prefix}(?:{'|'.join(self.outside)})"
+        return re.match(rf"{_PEFT}(?:{inside_trunk}|{'|'.join(self.head)})(?:\.|$)", name) is not None
+
+
+FAMILIES = (
+    Family(  # Llama, Mistral, Mixtral, Qwen2/3, Gemma 1-3, Phi, Phi-3, OLMo, Cohere, StableLM
+        "model.layers",
+        r"(?:model\.)?(?:language_model\.)?(?:model\.)?",
+        "layers",
+        ("embed_tokens", "norm", "final_layernorm", "rotary_emb"),
+        ("lm_head",),
+    ),
+    Family(  # GPT-2, GPT-J, Falcon, Bloom
+        "transformer.h",
+        r"(?:transformer\.)?",
+        "h",
+        ("wte", "wpe", "ln_f", "word_embeddings", "word_embeddings_layernorm"),
+        ("lm_head",),
+    ),
+    Family("gpt_neox.layers", r"(?:gpt_neox\.)?", "layers", ("embed_in", "final_layer_norm"), ("embed_out",)),
+    Family(  # OPT
+        "model.decoder.layers",
+        r"(?:model\.)?decoder\.",
+        "layers",
+        ("embed_tokens", "embed_positions", "final_layer_norm", "project_in", "project_out"),
+        ("lm_head",),
+    ),
+    Family("transformer.blocks", r"(?:transformer\.)?", "blocks", ("wte", "wpe", "norm_f"), ("lm_head",)),  # MPT
+)
+
+
+def block_indices(names: Iterable[str], *, num_layers: int | None = None) -> dict[str, int | None]:
+    """The 0-based block index of every name, None for embeddings, final norm and head.
+
+    Names may be parameters or modules, with or without the `model.` or `transformer.` prefix and PEFT's
+    `base_model.model.`, but all in the same way.
+
+    >>> block_indices(["model.embed_tokens.weight", "model.layers.0.mlp.experts.3.w1.weight"])
+    {'model.embed_tokens.weight': None, 'model.layers.0.mlp.experts.3.w1.weight': 0}
+
+    Args:
+        names: parameter or module names.
+        num_layers: the model's number of blocks. Then blocks may be missing (an adapter on some layers); otherwise the
+            indices must be 0..L-1 without gaps, and L is their number.
+
+    Raises:
+        ValueError: no block among the names, a gap, an index >= `num_layers`, an unknown name, or names of more than
+            one architecture.
+    """
+    names = list(names)
+    families = [family for family in FAMILIES if any(family.block(name) for name in names)]
+    if not families:
+        shown = ", ".join(repr(name) for name in names[:3]) or "no names"
+        places = ", ".join(f"{family.name}.<i>" for family in FAMILIES)
+        raise ValueError(f"no transformer block among {len(names)} names ({shown}); expected names such as {places}")
+    family = max(families, key=lambda family: sum(_knows(family, name) for name in names))
+    indices: dict[str, int | None] = {}
+    first_of_place: dict[str, str] = {}
+    for name in names:
+        match = family.block(name)
+        if match is None and not family.is_outside(name):
+            other = next((other for other in FAMILIES if other.block(name)), None)
+            reason = (
+                f"belongs to blocks {other.name}.<i>" if other else "is neither a block nor a known outside parameter"
+            )
+            raise ValueError(
+                f"cannot place {name!r}: the other names have blocks {family.name}.<i>, but this one {reason}"
+            )
+        indices[name] = int(match["index"]) if match else None
+        if match:
+            first_of_place.setdefault(match["place"], name)
+    if len(first_of_place) > 1:
+        mixed = " and ".join(repr(name) for name in first_of_place.values())
+        raise ValueError(
+            f"{mixed} name their blocks differently; give the names of one model, all with the same prefix"
+        )
+    _check_range({index for index in indices.values() if index is not None}, family, num_layers)
+    return indices
+
+
+def _knows(family: Family, name: str) -> bool:
+    return family.block(name) is not None or family.is_outside(name)
+
+
+def _check_range(found: set[int], family: Family, num_layers: int | None) -> None:
+    if num_layers is None:
+        missing = sorted(set(range(max(found) + 1)) - found)
+        if missing:
+            raise ValueError(
+                f"blocks {family.name}.<i> have gaps: {missing[:5]} are missing below {max(found)}; "
+                "pass num_layers if the residual covers only some layers"
+            )
+    elif max(found) >= num_layers:
+        raise ValueError(
+            f"block {family.name}.{max(found)} is out of range for a model of {num_layers} blocks "
+            f"(0..{num_layers - 1}); "
+            "check that policy and SFT model are the same architecture"
+        )

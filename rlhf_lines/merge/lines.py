@@ -1,0 +1,116 @@
+"""LiNeS: a residual is scaled linearly with depth.
+
+Source: arXiv 2410.17146; reference code wang-kee/LiNeS, src/eval/eval.py at 43a7bdd (for the parameters outside the
+blocks and the L1 norm, which the paper leaves open).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.precision import wide
+from rlhf_lines.merge.suggestion import unknown_name
+
+
+SCHEDULES = ("linear",)
+
+
+def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "linear") -> Tensor:
+    """The factor of every block, float64 ``[num_layers]``.
+
+        lambda(l) = alpha + beta (l - 1) / (L - 1),  l = 1..L       (entry i is l = i + 1)
+
+    `alpha=1, beta=0` is no scaling. With one block the factor is `alpha`.
+
+    Source: arXiv 2410.17146, the layer-wise linear rule.
+
+    >>> lines_scales(3, alpha=0.5, beta=1.0).tolist()
+    [0.5, 1.0, 1.5]
+
+    Raises:
+        ValueError: `num_layers` below one, `alpha` or `beta` not finite, or an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(unknown_name("schedule", schedule, SCHEDULES))
+    if num_layers < 1:
+        raise ValueError(f"num_layers is {num_layers}, expected at least 1")
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, expected a finite number")
+    depth = torch.arange(num_layers, dtype=torch.float64) / max(num_layers - 1, 1)
+    return alpha + beta * depth
+
+
+def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, Tensor]) -> float:
+    """The alpha that gives a merged residual the L1 size of the mean residual.
+
+        alpha = ||sum_k tau_k||_1 / (K ||tau_M||_1)
+
+    Both norms run over all parameters, those outside the blocks included, with float64 accumulators. `residuals` are
+    the untrimmed ones, `merged` is the unscaled output of a rule. For `sum` alpha is 1/K, for `linear` with equal
+    weights 1.
+
+    Source: arXiv 2410.17146 (section on multi-task merging); the norm is L1 in the reference code.
+
+    Raises:
+        ValueError: no residual, shapes that differ, or a merged residual that is zero everywhere.
+    """
+    if not residuals:
+        raise ValueError("lines_alpha got no residuals, expected at least one")
+    total = 0.0
+    for name in sorted({name for residual in residuals for name in residual}):
+        tensors = [residual[name] for residual in residuals if name in residual]
+        if len({tensor.shape for tensor in tensors}) > 1:
+            shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            raise ValueError(f"{name!r} has shapes {shapes}; residuals of one base have equal shapes")
+        # The accumulator starts as a copy: the inputs stay as they are.
+        summed = torch.zeros_like(tensors[0], dtype=torch.float64)
+        for tensor in tensors:
+            summed += tensor
+        total += summed.abs().sum().item()
+    merged_norm = sum(tensor.to(torch.float64).abs().sum().item() for tensor in merged.values())
+    if merged_norm == 0:
+        raise ValueError("the merged residual is zero everywhere, so alpha is not defined; choose alpha yourself")
+    return total / (len(residuals) * merged_norm)
+
+
+def apply_lines(
+    residual: Mapping[str, Tensor],
+    alpha: float,
+    beta: float,
+    *,
+    schedule: str = "linear",
+    num_layers: int | None = None,
+) -> dict[str, Tensor]:
+    """A new residual whose block l is multiplied by lambda(l); parameters outside the blocks get `alpha`.
+
+        tau'_l = lambda(l) tau_l,   lambda(l) = alpha + beta (l - 1) / (L - 1)
+
+    Outside the blocks means embeddings, final norm and head, although the last two come after the last block: that is
+    what the reference code does. The result is float32, or float64 where the input is float64; inputs are not changed.
+
+    Source: arXiv 2410.17146; parameters outside the blocks as in wang-kee/LiNeS src/eval/eval.py.
+
+    Args:
+        residual: parameter name to tensor.
+        alpha: factor of the first block.
+        beta: what the last block has more.
+        schedule: the shape between them.
+        num_layers: L, if the residual does not cover every block (an adapter on some layers).
+
+    Raises:
+        ValueError: names without a readable block index (see `block_indices`), or a tensor that is not floating-point.
+    """
+    indices = block_indices(residual, num_layers=num_layers)
+    if num_layers is None:
+        num_layers = 1 + max(index for index in indices.values() if index is not None)
+    scales = lines_scales(num_layers, alpha, beta, schedule).tolist()
+    return {
+        name: wide(tensor, name) * (alpha if indices[name] is None else scales[indices[name]])
+        for name, tensor in residual.items()
+    }

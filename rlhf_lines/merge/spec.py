@@ -1,0 +1,108 @@
+"""One merged policy as a value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Real
+from typing import Any
+
+from rlhf_lines.merge.lines import SCHEDULES
+from rlhf_lines.merge.rules import check_rule
+from rlhf_lines.merge.suggestion import unknown_name
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """What to merge how: theta = theta_SFT + LiNeS(rule(tau_1..tau_K; weights); alpha, beta).
+
+    Weights are any finite numbers. They need not sum to one: the residual form cannot rescale the base, so other sums
+    extrapolate, and all zeros is the SFT model.
+
+    >>> spec = MergeSpec("linear", (0.25, 0.75), beta=1.0)
+    >>> spec == MergeSpec.from_dict(spec.to_dict())
+    True
+
+    Attributes:
+        rule: how residuals are combined.
+        weights: one number per policy.
+        alpha: LiNeS factor of the first block, and of what lies outside the blocks.
+        beta: what the last block has more than the first.
+        schedule: the shape between first and last block.
+        options: options of the rule, plain JSON values.
+    """
+
+    rule: str
+    weights: tuple[float, ...]
+    alpha: float = 1.0
+    beta: float = 0.0
+    schedule: str = "linear"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weights, (str, Real)):
+            raise ValueError(f"weights is {self.weights!r}, expected a sequence of numbers, one per policy")
+        weights = tuple(_finite(f"weights[{k}]", weight) for k, weight in enumerate(self.weights))
+        if not weights:
+            raise ValueError("weights is empty, expected one number per policy")
+        if not isinstance(self.options, Mapping):
+            raise ValueError(f"options is {self.options!r}, expected a mapping from option name to value")
+        check_rule(self.rule, self.options)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(unknown_name("schedule", self.schedule, SCHEDULES))
+        try:
+            # A copy, so that a caller who changes the dict later does not change the spec.
+            options = json.loads(json.dumps(dict(self.options), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"options {self.options!r} must be plain JSON values: {error}") from error
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "alpha", _finite("alpha", self.alpha))
+        object.__setattr__(self, "beta", _finite("beta", self.beta))
+        object.__setattr__(self, "options", options)
+
+    def __hash__(self) -> int:
+        return hash(self._canonical())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain JSON values, every field written."""
+        return {
+            "rule": self.rule,
+            "weights": list(self.weights),
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "schedule": self.schedule,
+            "options": json.loads(json.dumps(self.options)),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MergeSpec:
+        """The spec that `to_dict` wrote; `alpha`, `beta`, `schedule` and `options` may be left out.
+
+        Raises:
+            ValueError: an unknown or missing key, or a bad value.
+        """
+        known = [entry.name for entry in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ValueError(unknown_name("key of a merge spec", key, known))
+        for key in ("rule", "weights"):
+            if key not in values:
+                raise ValueError(f"the merge spec {dict(values)!r} has no {key!r}; add it")
+        return cls(**values)
+
+    def digest(self) -> str:
+        """Twelve hex digits of SHA-256 over the canonical JSON: the same for equal specs, on every machine."""
+        return hashlib.sha256(self._canonical().encode()).hexdigest()[:12]
+
+    def _canonical(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+
+def _finite(name: str, value: object) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, expected a finite number")
+    # Adding zero turns -0.0 into 0.0, which would otherwise give equal specs different digests.
+    return float(value) + 0.0

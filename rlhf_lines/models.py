@@ -1,0 +1,44 @@
+"""Where a model comes from: a folder or the Hub, in which dtype, quantised or not, with which tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def local_folder(name_or_path: str, *, revision: str | None = None, what: str = "model") -> Path:
+    """Return the folder of a checkpoint: the path itself, or the local snapshot of a Hub id (downloaded if needed).
+
+    Raises:
+        FileNotFoundError: a local path does not exist, or the Hub has no such model or cannot be reached.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    is_hub_id = name_or_path.count("/") <= 1 and not name_or_path.startswith((".", "/", "~", "outputs/"))
+    if not is_hub_id:
+        raise FileNotFoundError(f"{what} {name_or_path} does not exist: expected the folder of a checkpoint")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
+        reason = " ".join(str(error).split())[:200]
+        raise FileNotFoundError(
+            f"{what} {name_or_path} is neither a local folder nor a Hub model that can be fetched ({reason})"
+        ) from error
+
+
+def load_tokenizer(folder: str | Path):
+    """Return the tokenizer of a checkpoint, padding on the left, with eos as pad token where it has none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", truncation_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def init_kwargs(model_config) -> dict:
+    """Return what ``from_pretrained`` needs of a TRL ``ModelConfig`` (all but the quantisation)."""
+    return {"dtype": model_config.dtype, "attn_implementation": model_config.attn_implementation}

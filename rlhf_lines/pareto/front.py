@@ -1,0 +1,285 @@
+"""Dominance, hypervolume and ``front.json``. Higher scores are better everywhere.
+
+Letters: n points, P prompts, K rewards.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlhf_lines.pareto.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    bootstrap_hypervolumes,
+    bootstrap_means,
+    interval,
+    probability_positive,
+)
+
+
+FORMAT = 1
+FILE_NAME = "front.json"
+MARGIN = 0.1
+REFERENCE_POINT_RULE = (
+    "per reward: the lowest mean score of any point, minus 10 % of the range of mean scores over all points"
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One merged policy with its scores.
+
+    Attributes:
+        id: Number of the point in its run; unique.
+        group: ``sft``, ``rewarded_soup``, ``lines`` or any other name; groups are what is compared.
+        spec: The merge that made the policy: rule, weights, alpha, beta, schedule, options.
+        scores: ``[P, K]``, averaged over the samples of a prompt.
+        kl: ``[P]``, estimated KL to the SFT model, or None when it was not measured.
+        samples_per_prompt: How many completions were averaged for each prompt.
+    """
+
+    id: int
+    group: str
+    spec: Mapping[str, Any]
+    scores: ArrayLike
+    kl: ArrayLike | None = None
+    samples_per_prompt: int = 1
+
+
+def nondominated(scores: ArrayLike) -> list[int]:
+    """Returns the indices of the rows of ``scores`` ``[n, K]`` that no other row dominates, in ascending order.
+
+    Row a dominates row b if it is at least as high everywhere and higher somewhere. Equal rows do not dominate each
+    other, so duplicates stay or go together.
+
+    >>> nondominated([[1, 3], [3, 1], [2, 2], [1, 1], [2, 2]])
+    [0, 1, 2, 4]
+    """
+    scores = _as_matrix(scores)
+    return [int(i) for i in np.flatnonzero(moocore.is_nondominated(scores, maximise=True, keep_weakly=True))]
+
+
+def hypervolume(scores: ArrayLike, reference_point: Sequence[float]) -> float:
+    """Returns the volume of the region that lies below some row of ``scores`` ``[n, K]`` and above the reference point.
+
+    A row that does not exceed the reference point in every reward adds nothing, and neither does a dominated row.
+
+    Two unit-wide boxes, 1 x 3 and 3 x 1, that share the unit square: 3 + 3 - 1.
+
+    >>> hypervolume([[1, 3], [3, 1]], [0, 0])
+    5.0
+
+    Source: Zitzler and Thiele, PPSN 1998 (the measure); computed by moocore.
+    """
+    return float(moocore.hypervolume(_as_matrix(scores), ref=np.asarray(reference_point, float), maximise=True))
+
+
+def reference_point(scores: ArrayLike) -> list[float]:
+    """Returns the reference point for mean scores ``[n, K]`` of all points: see ``REFERENCE_POINT_RULE``.
+
+    The margin gives the ends of a front a volume of their own. A reward on which all points agree has no range, and
+    every hypervolume is then zero.
+
+    >>> reference_point([[0.0, 10.0], [1.0, 30.0]])
+    [-0.1, 8.0]
+    """
+    scores = _as_matrix(scores)
+    low, high = scores.min(axis=0), scores.max(axis=0)
+    return [float(value) for value in low - MARGIN * (high - low)]
+
+
+def build_front(
+    *,
+    rewards: Sequence[str],
+    split: str,
+    seed: int,
+    points: Sequence[Point | Mapping[str, Any]],
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> dict[str, Any]:
+    """Returns the content of ``front.json``: points with intervals, one front per group, and paired comparisons.
+
+    Points are listed by id, so the result does not depend on the order they come in. A group with one point (``sft``)
+    gets no front. ``lines`` is compared with ``rewarded_soup`` first, then with every other group that has a front.
+
+    Args:
+        rewards: K names, in the order of the columns of ``Point.scores``.
+        split: The prompts that were scored, such as ``test``.
+        seed: Seed of the resampled prompts.
+        points: Points scored on the same prompts in the same order; a mapping with the fields of `Point` will do.
+        resamples: Number of bootstrap resamples.
+        confidence: Coverage of all intervals.
+
+    Raises:
+        ValueError: If there are no points, an id occurs twice, shapes differ or a score is not finite.
+    """
+    rewards = list(rewards)
+    points = [Point(**point) if isinstance(point, Mapping) else point for point in points]
+    points = sorted(points, key=lambda point: point.id)
+    scores = _stack_scores(points, rewards)  # [n, P, K]
+    means = scores.mean(axis=1)
+    mean_samples = bootstrap_means(scores, resamples, seed)
+    reference = reference_point(means)
+
+    groups: dict[str, list[int]] = {}
+    for row, point in enumerate(points):
+        groups.setdefault(point.group, []).append(row)
+    fronts, hypervolumes = {}, {}
+    for group, rows in groups.items():
+        if len(rows) < 2:
+            continue
+        value = hypervolume(means[rows], reference)
+        samples = bootstrap_hypervolumes(mean_samples[:, rows], reference)
+        hypervolumes[group] = (value, samples)
+        fronts[group] = {
+            "hypervolume": _estimate("value", value, samples, confidence),
+            "nondominated": [points[rows[i]].id for i in nondominated(means[rows])],
+        }
+
+    comparisons = []
+    for a, b in _pairs(fronts):
+        (value_a, samples_a), (value_b, samples_b) = hypervolumes[a], hypervolumes[b]
+        difference = _estimate("value", value_a - value_b, samples_a - samples_b, confidence)
+        difference["probability_positive"] = probability_positive(samples_a - samples_b)
+        comparisons.append({"a": a, "b": b, "hypervolume_difference": difference})
+
+    return {
+        "format": FORMAT,
+        "rewards": rewards,
+        "split": split,
+        "reference_point": reference,
+        "reference_point_rule": REFERENCE_POINT_RULE,
+        "seed": seed,
+        "resamples": resamples,
+        "confidence": confidence,
+        "points": [
+            {
+                "id": point.id,
+                "group": point.group,
+                "spec": dict(point.spec),
+                "scores": {
+                    reward: _estimate("mean", means[row, k], mean_samples[:, row, k], confidence)
+                    for k, reward in enumerate(rewards)
+                },
+                "kl": _kl(point, scores.shape[1], resamples, seed, confidence),
+                "prompts": scores.shape[1],
+                "samples_per_prompt": point.samples_per_prompt,
+            }
+            for row, point in enumerate(points)
+        ],
+        "fronts": fronts,
+        "comparisons": comparisons,
+    }
+
+
+def write_front(folder: str | Path, front: Mapping[str, Any]) -> Path:
+    """Writes ``front.json`` into ``folder`` and returns its path; the file appears whole or not at all.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If a number is not finite, which JSON cannot hold.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {FILE_NAME}: {folder} is not a folder; create it or check the path")
+    text = json.dumps(front, indent=2, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE_NAME}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes the file private to its owner; a front is an ordinary result.
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(folder / FILE_NAME)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return folder / FILE_NAME
+
+
+def read_front(folder: str | Path) -> dict[str, Any]:
+    """Returns the content of ``front.json`` in ``folder``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a front of format 1.
+    """
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; make it with: rlhf-lines front {folder}")
+    try:
+        front = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); make it again with: rlhf-lines front {folder}") from None
+    found = front.get("format") if isinstance(front, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has format {found!r}; expected {FORMAT}; make it again with: rlhf-lines front {folder}"
+        )
+    return front
+
+
+def _as_matrix(scores: ArrayLike) -> NDArray[np.float64]:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or 0 in scores.shape:
+        raise ValueError(f"scores have shape {scores.shape}; expected [points, rewards] with at least one of each")
+    if not np.isfinite(scores).all():
+        row = int(np.argwhere(~np.isfinite(scores))[0, 0])
+        raise ValueError(f"the scores of point {row} are {scores[row].tolist()}; expected finite numbers")
+    return scores
+
+
+def _stack_scores(points: Sequence[Point], rewards: Sequence[str]) -> NDArray[np.float64]:
+    if not points:
+        raise ValueError("a front needs at least one scored point, got none; run the sweep first")
+    if len(set(rewards)) != len(rewards):
+        raise ValueError(f"the rewards {list(rewards)} name one reward twice; give every reward its own name")
+    ids = [point.id for point in points]
+    duplicates = sorted({i for i in ids if ids.count(i) > 1})
+    if duplicates:
+        raise ValueError(f"point ids {duplicates} occur more than once; expected one entry per point")
+    arrays = [np.asarray(point.scores, dtype=np.float64) for point in points]
+    expected = (*arrays[0].shape[:1], len(rewards))
+    for point, array in zip(points, arrays, strict=True):
+        if array.shape != expected or array.shape[0] == 0:
+            raise ValueError(
+                f"scores of point {point.id} have shape {array.shape}; expected [prompts, rewards] = {expected}, "
+                f"the same prompts for every point and one column for each of {list(rewards)}"
+            )
+        if not np.isfinite(array).all():
+            prompt, k = np.argwhere(~np.isfinite(array))[0]
+            raise ValueError(
+                f"point {point.id} has score {array[prompt, k]} for reward {rewards[k]!r} on prompt {prompt}; "
+                "expected a finite number; score that prompt again"
+            )
+    return np.stack(arrays)
+
+
+def _pairs(fronts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "lines" not in fronts:
+        return []
+    others = sorted(group for group in fronts if group != "lines")
+    others.sort(key=lambda group: group != "rewarded_soup")
+    return [("lines", other) for other in others]
+
+
+def _estimate(key: str, value: float, samples: NDArray[np.float64], confidence: float) -> dict[str, float]:
+    low, high = interval(samples, confidence)
+    return {key: float(value), "low": low, "high": high}
+
+
+def _kl(point: Point, prompts: int, resamples: int, seed: int, confidence: float) -> dict[str, float] | None:
+    if point.kl is None:
+        return None
+    kl = np.asarray(point.kl, dtype=np.float64)
+    if kl.shape != (prompts,) or not np.isfinite(kl).all():
+        raise ValueError(f"kl of point {point.id} has shape {kl.shape}; expected {prompts} finite numbers or None")
+    samples = bootstrap_means(kl[None, :, None], resamples, seed)[:, 0, 0]
+    return _estimate("mean", kl.mean(), samples, confidence)

@@ -1,0 +1,130 @@
+"""Bootstrap over prompts: how far scores and hypervolumes would move with other prompts of the same kind.
+
+Letters: R resamples, n points, P prompts, K rewards. Every function is a pure function of its arguments. The resampled
+prompts depend only on (P, resamples, seed), so all points see the same resamples (paired) in whatever order they come.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+class Estimate(NamedTuple):
+    """A number with the ends of its percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_counts(prompts: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """Returns how often each prompt occurs in each resample, shape ``[R, P]``; every row sums to P.
+
+    Row r counts the r-th draw of P indices with replacement from ``Generator(PCG64(seed))``.
+
+    Raises:
+        ValueError: If ``prompts`` or ``resamples`` is below 1.
+    """
+    if prompts < 1 or resamples < 1:
+        raise ValueError(f"got {prompts} prompts and {resamples} resamples; the bootstrap needs at least one of each")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    counts = np.empty((resamples, prompts))
+    for row in counts:
+        row[:] = np.bincount(generator.integers(prompts, size=prompts), minlength=prompts)
+    return counts
+
+
+def bootstrap_means(scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """Returns mean scores under resampled prompts, shape ``[R, n, K]``, in float64.
+
+    ``means[r, i, k] = (1/P) sum_p counts[r, p] scores[i, p, k]``: one matrix product, the same counts for all points.
+
+    Args:
+        scores: ``[n, P, K]``, one score per point, prompt and reward (averaged over samples of the prompt).
+        resamples: R.
+        seed: Seed of the resampled prompts.
+
+    Raises:
+        ValueError: If ``scores`` does not have three axes.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 3:
+        raise ValueError(f"scores have shape {scores.shape}; expected [points, prompts, rewards]")
+    points, prompts, rewards = scores.shape
+    counts = bootstrap_counts(prompts, resamples, seed)
+    columns = scores.transpose(1, 0, 2).reshape(prompts, points * rewards)
+    return (counts @ columns).reshape(resamples, points, rewards) / prompts
+
+
+def bootstrap_hypervolumes(means: ArrayLike, reference_point: Sequence[float]) -> NDArray[np.float64]:
+    """Returns the hypervolume of each resample, shape ``[R]``, for mean scores ``[R, n, K]`` of one group of points.
+
+    The reference point stays fixed, so that differences between resamples come from the scores alone. A maximum over
+    noisy points is biased upwards, and the bootstrap repeats that bias: compare hypervolumes of two groups by their
+    paired difference rather than each with zero.
+    """
+    indicator = moocore.Hypervolume(ref=np.asarray(reference_point, dtype=np.float64), maximise=True)
+    return np.array([indicator(resample) for resample in np.asarray(means, dtype=np.float64)])
+
+
+def interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Returns the percentile interval ``(low, high)`` of ``samples`` ``[R]``.
+
+    Cuts ``(1 - confidence) / 2`` from each end, with linear interpolation between order statistics.
+
+    >>> interval([0.0, 1.0, 2.0, 3.0, 4.0], confidence=0.5)
+    (1.0, 3.0)
+
+    Raises:
+        ValueError: If ``confidence`` is not inside (0, 1).
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1, for example 0.95")
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(np.asarray(samples, dtype=np.float64), [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def probability_positive(samples: ArrayLike) -> float:
+    """Returns the share of ``samples`` above zero; a sample of exactly zero counts half.
+
+    >>> probability_positive([-1.0, 0.0, 1.0, 2.0])
+    0.625
+    """
+    samples = np.asarray(samples, dtype=np.float64)
+    return float(np.mean(samples > 0) + 0.5 * np.mean(samples == 0))
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Returns ``mean(a - b)`` with its bootstrap interval over prompts.
+
+    Pairing removes the part of the noise that comes from some prompts being easier than others.
+
+    >>> paired_difference([3.0, 5.0], [2.0, 4.0])
+    Estimate(value=1.0, low=1.0, high=1.0)
+
+    Args:
+        a: ``[P]``, scores of one policy, one per prompt.
+        b: ``[P]``, scores of the other policy on the same prompts in the same order.
+        resamples: R.
+        seed: Seed of the resampled prompts.
+        confidence: Coverage of the interval.
+
+    Raises:
+        ValueError: If the two vectors do not have the same length.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"got scores of shape {a.shape} and {b.shape}; expected one score per prompt, same prompts")
+    difference = a - b
+    samples = bootstrap_means(difference[None, :, None], resamples, seed)[:, 0, 0]
+    return Estimate(float(difference.mean()), *interval(samples, confidence))

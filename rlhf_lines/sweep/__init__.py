@@ -1,0 +1,1 @@
+"""Many merged policies, sampled and scored on one loaded base."""

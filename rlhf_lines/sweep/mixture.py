@@ -1,0 +1,87 @@
+"""Many merged policies on one loaded base: every row of a batch may be another one.
+
+A merge that is linear in the residuals differs from the SFT model, in one module, by
+
+    h = W x + B (c * (A x)),   A = [A_1; A_2; ...], B = [s_1 B_1, s_2 B_2, ...]
+
+where c, one number per rank, is the only thing that depends on weights, alpha, beta and the block. So the factors of all
+policies are loaded once, nothing is merged into W, and a quantised base stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.low_rank import Stacked, coefficients, stack
+from rlhf_lines.merge.residuals import Adapter
+
+
+class Mixture:
+    """A causal language model whose rows follow the spec that they are given.
+
+    Args:
+        model: the SFT model; hooks are added to the adapted modules, its weights are not touched.
+        adapters: the policies, in the order of the specs' weights.
+
+    Raises:
+        ValueError: an adapter has a module that the model has not.
+    """
+
+    def __init__(self, model: nn.Module, adapters: Sequence[Adapter]) -> None:
+        self.model = model
+        self._num_layers = model.config.get_text_config().num_hidden_layers
+        stacked = stack(adapters)
+        self._ranks = next(iter(stacked.values())).ranks
+        self._diagonals: dict[int | None, Tensor] = {}  # block -> [rows, 1, R]
+        self._cache: dict[MergeSpec, Tensor] = {}
+        modules = dict(model.named_modules())
+        layers = block_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
+        self._layers = sorted(set(layers.values()), key=lambda layer: -1 if layer is None else layer)
+        for name, factors in stacked.items():
+            if name not in modules:
+                raise ValueError(f"the adapters change the module {name!r}, which the SFT model has not")
+            self._attach(modules[name], factors, layers[f"{name}.weight"])
+
+    @contextlib.contextmanager
+    def rows(self, specs: Sequence[MergeSpec]) -> Iterator[None]:
+        """Inside, row i of every forward pass follows ``specs[i]``; outside, all rows are the SFT model."""
+        self.set_rows(torch.stack([self._coefficients(spec) for spec in specs]))
+        try:
+            yield
+        finally:
+            self._diagonals = {}
+
+    def set_rows(self, diagonals: Tensor) -> None:
+        """Give every row its coefficients, ``[rows, blocks, R]``, as ``select_rows`` returns them."""
+        device = self.model.device
+        self._current = diagonals.to(device)
+        self._diagonals = {layer: self._current[:, i].unsqueeze(1) for i, layer in enumerate(self._layers)}
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep only some of the current rows, by index: the others have left the batch."""
+        self.set_rows(self._current[rows])
+
+    def _coefficients(self, spec: MergeSpec) -> Tensor:
+        if spec not in self._cache:
+            per_block = [coefficients(spec, self._ranks, layer, self._num_layers) for layer in self._layers]
+            self._cache[spec] = torch.stack(per_block)
+        return self._cache[spec]
+
+    def _attach(self, module: nn.Module, factors: Stacked, layer: int | None) -> None:
+        device = next(module.parameters()).device
+        down, up = factors.A.T.float().to(device), factors.B.T.float().to(device)  # [in, R], [R, out]
+
+        def add_residual(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            diagonal = self._diagonals.get(layer)
+            if diagonal is None:
+                return output
+            residual = ((inputs[0].float() @ down) * diagonal) @ up
+            return output + residual.to(output.dtype)
+
+        module.register_forward_hook(add_residual)

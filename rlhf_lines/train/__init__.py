@@ -1,0 +1,1 @@
+"""The stages that train: supervised fine-tuning, reward models, PPO."""

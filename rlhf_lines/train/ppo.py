@@ -1,0 +1,83 @@
+"""Stage ``ppo``: one LoRA policy from the SFT model, against one reward model or a weighted sum of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+import reward_models
+from rlhf_lines import data
+from rlhf_lines.artifact import new_folder, write_record
+from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.merge.residuals import checkpoint_sha256
+from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
+from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
+
+
+@dataclass
+class RewardsConfig:
+    """What the policy is trained to please."""
+
+    reward_models: list[str] = field(
+        metadata={"help": "Folders of the reward stage, presets, Hub ids, or module:function. reward_weights weighs them."}
+    )
+
+
+CONFIGS = (RunConfig, DataConfig, RewardsConfig, PPOConfig, ModelConfig)
+
+
+def run(
+    run_config: RunConfig,
+    data_config: DataConfig,
+    rewards_config: RewardsConfig,
+    training: PPOConfig,
+    model_config: ModelConfig,
+    given: dict,
+) -> Path:
+    """Train the policy and return its folder: a PEFT adapter, the value head, the tokenizer, and how it was made.
+
+    Raises:
+        FileNotFoundError: the SFT model or a reward model does not exist.
+        FileExistsError: ``output_dir`` exists.
+        ValueError: the number of reward weights does not match, or ``use_peft`` is false.
+    """
+    sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
+    weights = training.reward_weights
+    if weights is not None and len(weights) != len(rewards_config.reward_models):
+        raise ValueError(
+            f"reward_weights has {len(weights)} values, but reward_models has {len(rewards_config.reward_models)}"
+        )
+    final = training.output_dir
+    with new_folder(final, overwrite=run_config.overwrite) as folder:
+        training.output_dir = str(folder)
+        training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
+        trainer = PPOTrainer(
+            model=str(sft),
+            reward_models=[reward_models.load(source) for source in rewards_config.reward_models],
+            args=training,
+            train_dataset=data.load(
+                data_config.dataset_name, "prompts", "train", max_samples=data_config.max_samples
+            ),
+            processing_class=load_tokenizer(sft),
+            peft_config=get_peft_config(model_config),
+            quantization_config=get_quantization_config(model_config),
+        )
+        # The adapter belongs to what the user named, not to the folder of a snapshot.
+        trainer.model.peft_config["default"].base_model_name_or_path = model_config.model_name_or_path
+        trainer.train()
+        trainer.save_model()
+        if trainer.accelerator.is_main_process:
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle
+            history = [row for row in trainer.state.log_history if "reward" in row]
+            write_record(
+                folder,
+                "ppo",
+                given,
+                seed=training.seed,
+                sft_model=model_config.model_name_or_path,
+                sft_sha256=checkpoint_sha256(sft),
+                history=history,
+            )
+    return Path(final)

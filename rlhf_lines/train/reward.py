@@ -1,0 +1,77 @@
+"""Stage ``reward``: a reward model from pairs of a better and a worse completion."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
+
+import reward_models
+from rlhf_lines import data
+from rlhf_lines.artifact import new_folder, write_record
+from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.models import init_kwargs, local_folder
+
+
+CONFIGS = (RunConfig, DataConfig, RewardConfig, ModelConfig)
+
+
+def run(
+    run_config: RunConfig,
+    data_config: DataConfig,
+    training: RewardConfig,
+    model_config: ModelConfig,
+    given: dict,
+) -> Path:
+    """Train and return the folder of a sequence classifier with one label, and its accuracy on held-out pairs.
+
+    The accuracy is that of the saved folder, read back as any later stage reads it: a head that was lost on the way
+    would show.
+
+    Raises:
+        FileNotFoundError: the base does not exist.
+        FileExistsError: ``output_dir`` exists.
+        ValueError: the task has no such preference.
+    """
+    from transformers import AutoTokenizer
+
+    base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
+    load = lambda split: data.load(  # noqa: E731
+        data_config.dataset_name,
+        "preferences",
+        split,
+        preference=data_config.preference,
+        max_samples=data_config.max_samples,
+    )
+    train_pairs, test_pairs = load("train"), load("test")
+    final = Path(training.output_dir)
+    with new_folder(final, overwrite=run_config.overwrite) as folder:
+        training.output_dir = str(folder)
+        training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
+            tokenizer.eos_token = tokenizer.sep_token
+        trainer = RewardTrainer(
+            model=str(base),
+            args=training,
+            train_dataset=train_pairs,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_config),
+            quantization_config=get_quantization_config(model_config),
+        )
+        trainer.train()
+        trainer.save_model()
+        if trainer.accelerator.is_main_process:
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle
+            reward_models.write_settings(folder, reward_models.Format(append_eos=True, max_length=training.max_length))
+            accuracy = _accuracy(reward_models.load(str(folder)), test_pairs)
+            write_record(folder, "reward", given, seed=training.seed, accuracy=accuracy, held_out_pairs=len(test_pairs))
+    return final
+
+
+def _accuracy(reward_model, pairs) -> float:
+    """Return the share of pairs whose chosen completion scores higher; a tie counts as half."""
+    chosen = reward_model.score(pairs["prompt"], pairs["chosen"])
+    rejected = reward_model.score(pairs["prompt"], pairs["rejected"])
+    return sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True)) / len(chosen)

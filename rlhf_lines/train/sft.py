@@ -1,0 +1,73 @@
+"""Stage ``sft``: supervised fine-tuning, with LoRA merged into a dense checkpoint, or in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from rlhf_lines import data
+from rlhf_lines.artifact import new_folder, write_record
+from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
+
+
+CONFIGS = (RunConfig, DataConfig, SFTConfig, ModelConfig)
+ADAPTER = "adapter"
+
+
+def run(
+    run_config: RunConfig,
+    data_config: DataConfig,
+    training: SFTConfig,
+    model_config: ModelConfig,
+    given: dict,
+) -> Path:
+    """Train and return the folder of a dense checkpoint: theta_SFT, from which all policies start.
+
+    Rows with ``prompt`` and ``completion`` are trained on the completion only. With ``use_peft`` the adapter is kept in
+    ``adapter/`` and merged into the unquantised base in float32 (one cast at the end), also when training held the
+    base in 8 or 4 bits. A data set of ``text`` rows is trained on as plain text.
+
+    Raises:
+        FileNotFoundError: the base does not exist.
+        FileExistsError: ``output_dir`` exists.
+    """
+    base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
+    kind = "text" if training.packing else "demonstrations"
+    train_dataset = data.load(data_config.dataset_name, kind, "train", max_samples=data_config.max_samples)
+    final = Path(training.output_dir)
+    with new_folder(final, overwrite=run_config.overwrite) as folder:
+        training.output_dir = str(folder / ADAPTER) if model_config.use_peft else str(folder)
+        training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
+        tokenizer = load_tokenizer(base)
+        trainer = SFTTrainer(
+            model=str(base),
+            args=training,
+            train_dataset=train_dataset,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_config),
+            quantization_config=get_quantization_config(model_config),
+        )
+        trainer.train()
+        trainer.save_model()
+        if trainer.accelerator.is_main_process:
+            Path(training.output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle
+            if model_config.use_peft:
+                _merge(base, folder)
+            tokenizer.save_pretrained(folder)
+            losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+            write_record(folder, "sft", given, seed=training.seed, base_model=model_config.model_name_or_path, loss=losses)
+    return final
+
+
+def _merge(base: Path, folder: Path) -> None:
+    from rlhf_lines.merge import MergeSpec
+    from rlhf_lines.merge.export import merge_policies
+
+    merged = merge_policies(base, [folder / ADAPTER], MergeSpec("linear", (1.0,)), save="dense", output_dir=folder / "m")
+    for name in ("mergekit.yaml", "merge_spec.json", "README.md"):
+        (merged / name).unlink(missing_ok=True)
+    for file in merged.iterdir():
+        file.replace(folder / file.name)
+    merged.rmdir()

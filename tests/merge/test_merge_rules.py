@@ -1,0 +1,90 @@
+"""Rules on residuals: values by hand, inputs untouched, mistakes named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_lines.merge import merge_residuals
+from rlhf_lines.merge.rules import RULES
+
+
+def two_residuals(dtype=torch.float64):
+    return [
+        {"a": torch.tensor([1.0, 2.0], dtype=dtype), "b": torch.tensor([[4.0]], dtype=dtype)},
+        {"a": torch.tensor([3.0, -2.0], dtype=dtype), "c": torch.tensor([8.0], dtype=dtype)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "weights", "expected"),
+    [
+        # linear: w_1 tau_1 + w_2 tau_2, equal weights 1/2 by default
+        ("linear", None, {"a": [2.0, 0.0], "b": [[2.0]], "c": [4.0]}),
+        ("linear", [0.25, 0.75], {"a": [2.5, -1.0], "b": [[1.0]], "c": [6.0]}),
+        ("linear", [2.0, -1.0], {"a": [-1.0, 6.0], "b": [[8.0]], "c": [-8.0]}),
+        ("linear", [0.0, 0.0], {"a": [0.0, 0.0], "b": [[0.0]], "c": [0.0]}),
+        ("sum", None, {"a": [4.0, 0.0], "b": [[4.0]], "c": [8.0]}),
+        # sum with weights: 2 (0.25 tau_1 + 0.75 tau_2)
+        ("sum", [0.25, 0.75], {"a": [5.0, -2.0], "b": [[2.0]], "c": [12.0]}),
+        ("sum", [0.5, 0.5], {"a": [4.0, 0.0], "b": [[4.0]], "c": [8.0]}),
+    ],
+)
+def test_values_by_hand(rule, weights, expected):
+    residuals = two_residuals()
+    merged = merge_residuals(residuals, rule, weights=weights)
+    assert {name: tensor.tolist() for name, tensor in merged.items()} == expected
+    for residual, fresh in zip(residuals, two_residuals(), strict=True):
+        assert residual.keys() == fresh.keys()
+        assert all(torch.equal(residual[name], fresh[name]) for name in fresh)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_the_result_shares_no_memory_with_the_inputs(rule):
+    residuals = two_residuals()[:1]
+    merge_residuals(residuals, rule, weights=[1.0])["a"].add_(1)
+    assert residuals[0]["a"].tolist() == [1.0, 2.0]
+
+
+def test_one_hot_weights_return_that_residual_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    residuals = [{"a": torch.randn(50, generator=generator)} for _ in range(3)]
+    assert torch.equal(merge_residuals(residuals, weights=[0, 1, 0])["a"], residuals[1]["a"])
+
+
+def test_order_does_not_matter_when_weights_move_along():
+    first, second = two_residuals()
+    left = merge_residuals([first, second], weights=[0.3, 0.7])
+    right = merge_residuals([second, first], weights=[0.7, 0.3])
+    assert all(torch.allclose(left[name], right[name], rtol=1e-15, atol=0) for name in left)
+
+
+def test_narrow_residuals_are_merged_in_float32():
+    # In bfloat16 1 + 2**-9 is 1: the second residual would vanish.
+    residuals = [{"a": torch.ones(1, dtype=torch.bfloat16)}, {"a": torch.full((1,), 2.0**-9, dtype=torch.bfloat16)}]
+    merged = merge_residuals(residuals, "sum")["a"]
+    assert merged.dtype == torch.float32
+    assert merged.item() == 1 + 2**-9
+
+
+@pytest.mark.parametrize(
+    ("rule", "keywords", "message"),
+    [
+        ("liner", {}, "unknown rule 'liner'; known: .*linear.*; did you mean 'linear'"),
+        ("linear", {"weights": [1.0]}, "1 weights for 2 residuals"),
+        ("linear", {"weights": [1.0, float("nan")]}, "expected finite numbers"),
+        ("linear", {"density": 0.2}, "unknown option of rule 'linear' 'density'; known: none"),
+    ],
+)
+def test_mistakes_are_named(rule, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        merge_residuals(two_residuals(), rule, **keywords)
+
+
+def test_shapes_and_emptiness_are_checked():
+    with pytest.raises(ValueError, match=r"'a' has shapes \(2,\) and \(1,\)"):
+        merge_residuals([{"a": torch.ones(2)}, {"a": torch.ones(1)}])
+    with pytest.raises(ValueError, match="no residuals"):
+        merge_residuals([])
+    with pytest.raises(ValueError, match="'a' has dtype int32"):
+        merge_residuals([{"a": torch.ones(2, dtype=torch.int32)}])
