@@ -12,7 +12,9 @@ from pathlib import Path
 class RunConfig:
     """What every stage understands."""
 
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output_dir once the new one is done."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace an existing output_dir once the new one is done."}
+    )
     resume: bool = field(default=False, metadata={"help": "Do nothing if output_dir is complete."})
 
 
@@ -24,7 +26,8 @@ class DataConfig:
         metadata={"help": "A task (docstrings, tldr), a local JSONL or Parquet file, a folder of them, or a Hub id."}
     )
     preference: str | None = field(
-        default=None, metadata={"help": "Which preference of the task, where it has several (docstrings: brief, specific)."}
+        default=None,
+        metadata={"help": "Which preference of the task, where it has several (docstrings: brief, specific)."},
     )
     max_samples: int | None = field(default=None, metadata={"help": "Read only the first so many rows."})
 
@@ -45,7 +48,10 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
             near = difflib.get_close_matches(key, known, n=1)
             suggestion = f"did you mean {near[0]!r}?" if near else f"see {prog} --help for the known ones"
             raise ValueError(f"config file {path} has the unknown key {key!r}: {suggestion}")
-    stages = parser.parse_args_and_config(arguments)
+    try:
+        stages = parser.parse_args_and_config(arguments)
+    except (TypeError, ValueError) as error:  # what the dataclasses of TRL and transformers think of the values
+        raise ValueError(f"{path or prog}: {' '.join(str(error).split())}") from error
     return stages, {**given, **_flags(dataclass_types, arguments, prog)}
 
 
@@ -65,7 +71,9 @@ def _parser(dataclass_types: tuple[type, ...], prog: str):
             raise ValueError(f"{prog}: {message}; see {prog} --help")
 
         def parse_args_into_dataclasses(self, *args, **kwargs):
-            *parsed, remaining = super().parse_args_into_dataclasses(*args, **{**kwargs, "return_remaining_strings": True})
+            *parsed, remaining = super().parse_args_into_dataclasses(
+                *args, **{**kwargs, "return_remaining_strings": True}
+            )
             if remaining:
                 raise ValueError(f"{prog}: unknown flag {remaining[0]!r}; see {prog} --help")
             return tuple(parsed)

@@ -66,9 +66,7 @@ def specificity(summary: str) -> int:
     is left out: its capital says nothing.
     """
     words = summary.split()[1:]
-    return sum(
-        bool(_NAMED.match(word)) or word.lower().strip(".,;:") in _CONDITION | _NUMBER_WORD for word in words
-    )
+    return sum(bool(_NAMED.match(word)) or word.lower().strip(".,;:") in _CONDITION | _NUMBER_WORD for word in words)
 
 
 @functools.cache
@@ -77,7 +75,7 @@ def corpus() -> tuple[Entry, ...]:
     entries = {}
     for name, docstring in [*_from_source(), *_from_builtins()]:
         summary = " ".join(docstring.strip().split("\n\n")[0].split())
-        usable = 2 <= len(summary.split()) and len(summary) <= LONGEST_SUMMARY and len(name) <= LONGEST_NAME
+        usable = len(summary.split()) >= 2 and len(summary) <= LONGEST_SUMMARY and len(name) <= LONGEST_NAME
         if usable and summary.isascii():
             entries.setdefault(name, Entry(name, summary, docstring))
     return tuple(entries[name] for name in sorted(entries))

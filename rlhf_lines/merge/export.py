@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
-import platform
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from rlhf_lines.artifact import new_folder, refuse_existing, versions
 from rlhf_lines.merge.card import mergekit_recipe, model_card
 from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
 from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge, DensePolicy
@@ -96,7 +93,7 @@ def merge_policies(
             merged = merge_adapters(adapters, spec, num_layers=sft.num_layers())
         else:
             merge = DenseMerge(sft, [_as_residuals(policy, sft) for policy in loaded], spec)
-        with _new_folder(output, overwrite=overwrite) as folder:
+        with new_folder(output, overwrite=overwrite) as folder:
             if save == "adapter":
                 lost, written_dtype = _write_adapter(folder, merged, adapters, sft, str(sft_model), dtype)
             else:
@@ -109,7 +106,7 @@ def merge_policies(
                 "policies": [{"path": name, "sha256": _policy_sha256(name)} for name in names],
                 "save": save,
                 "dtype": written_dtype,
-                "versions": _versions(),
+                "versions": versions(),
                 "lost_residual": asdict(lost),
             }
             (folder / "merge_spec.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -132,57 +129,16 @@ def _as_residuals(policy: Adapter | Checkpoint, sft: Checkpoint) -> AdapterPolic
 
 
 def _check_output(output: Path, inputs: Sequence[str | Path], overwrite: bool) -> None:
-    if not output.name:
-        raise ValueError(f"output_dir {str(output)!r} has no name of its own; give a folder that can be made")
-    if not (output.exists() or output.is_symlink()):
+    refuse_existing(output, overwrite=overwrite)
+    if not output.exists():
         return
-    if not overwrite:
-        raise FileExistsError(f"output_dir {str(output)!r} exists; choose another folder or pass --overwrite")
-    if output.is_symlink() or not output.is_dir():
-        raise FileExistsError(
-            f"output_dir {str(output)!r} is not a folder, so --overwrite does not replace it; move it away"
-        )
-    for needed in [*inputs, Path.cwd(), Path.home()]:
+    for needed in inputs:
         resolved = Path(needed).resolve()
         if output.resolve() in (resolved, *resolved.parents):
             raise FileExistsError(
                 f"output_dir {str(output)!r} contains {str(needed)!r}, which --overwrite would delete; choose another "
                 "folder"
             )
-
-
-@contextlib.contextmanager
-def _new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling of `output` that takes its name when the block ends, and is removed if it fails."""
-    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        # safetensors writes files that only their owner can read; a server often runs as somebody else.
-        mode = partial.stat().st_mode & 0o666
-        for path in partial.iterdir():
-            path.chmod(mode)
-        _take_name(partial, output, overwrite=overwrite)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _take_name(partial: Path, output: Path, *, overwrite: bool) -> None:
-    if not output.exists():
-        partial.rename(output)
-        return
-    if not overwrite:
-        # rename() would replace an empty folder that somebody made in the meantime.
-        raise FileExistsError(f"output_dir {str(output)!r} appeared while merging; choose another folder")
-    replaced = output.with_name(f".{output.name}.replaced-{secrets.token_hex(4)}")
-    output.rename(replaced)
-    try:
-        partial.rename(output)
-    except OSError:
-        replaced.rename(output)
-        raise
-    shutil.rmtree(replaced)
 
 
 def _write_adapter(
@@ -252,12 +208,3 @@ def _stored_dtype(sft: Checkpoint) -> str:
 
 def _policy_sha256(policy: str) -> str:
     return sha256_of([Path(policy) / WEIGHTS_FILE]) if is_adapter(policy) else checkpoint_sha256(policy)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("rlhf-lines", "torch", "safetensors", "peft")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found

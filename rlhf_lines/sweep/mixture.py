@@ -4,8 +4,8 @@ A merge that is linear in the residuals differs from the SFT model, in one modul
 
     h = W x + B (c * (A x)),   A = [A_1; A_2; ...], B = [s_1 B_1, s_2 B_2, ...]
 
-where c, one number per rank, is the only thing that depends on weights, alpha, beta and the block. So the factors of all
-policies are loaded once, nothing is merged into W, and a quantised base stays as it is.
+where c, one number per rank, is the only thing that depends on weights, alpha, beta and the block. So the factors of
+all policies are loaded once, nothing is merged into W, and a quantised base stays as it is.
 """
 
 from __future__ import annotations

@@ -19,15 +19,8 @@ from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.residuals import check_same_base, load_adapter
 from rlhf_lines.models import local_folder
-from rlhf_lines.pareto import (
-    Point,
-    build_front,
-    hypervolume,
-    paired_difference,
-    plot_front,
-    reference_point,
-    write_front,
-)
+from rlhf_lines.pareto import Point, hypervolume, paired_difference, reference_point
+from rlhf_lines.sweep.front import measured_points, trace_front
 from rlhf_lines.sweep.sampling import Request, sample
 from rlhf_lines.sweep.store import Row, Store
 
@@ -41,9 +34,13 @@ class SweepConfig:
 
     sft_model: str = field(metadata={"help": "The SFT model that all policies were trained from."})
     policies: list[str] = field(metadata={"help": "PEFT folders, one per policy."})
-    reward_models: list[str] = field(metadata={"help": "Folders of the reward stage, presets, Hub ids, or module:function."})
+    reward_models: list[str] = field(
+        metadata={"help": "Folders of the reward stage, presets, Hub ids, or module:function."}
+    )
     output_dir: str = field(metadata={"help": "The folder to make: run.sqlite, front.json, front.png."})
-    num_weights: int = field(default=11, metadata={"help": "Interpolation weights per axis of the simplex: 11 is 0, 0.1 .. 1."})
+    num_weights: int = field(
+        default=11, metadata={"help": "Interpolation weights per axis of the simplex: 11 is 0, 0.1 .. 1."}
+    )
     alphas: list[float] = field(
         default_factory=lambda: [0.5, 1.0], metadata={"help": "LiNeS alphas to choose from on validation prompts."}
     )
@@ -70,7 +67,9 @@ class SweepConfig:
             "max_new_tokens": (self.max_new_tokens, 1),
             "batch_size": (self.batch_size, 1),
         }
-        problems = [f"{name} is {value}, expected at least {least}" for name, (value, least) in numbers.items() if value < least]
+        problems = [
+            f"{name} is {value}, expected at least {least}" for name, (value, least) in numbers.items() if value < least
+        ]
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature is {self.temperature}, expected a number >= 0")
         for name, values in (("alphas", self.alphas), ("betas", self.betas)):
@@ -115,14 +114,14 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     }
     with new_folder(config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume) as folder:
         with Store(folder) as store:
-            store.remember(**{key: value for key, value in given.items() if key not in ("resume", "overwrite", "batch_size")})
+            changeable = ("overwrite", "resume", "output_dir", "batch_size")
+            settings = {key: value for key, value in vars(config).items() if key not in changeable}
+            store.remember(**settings, dataset_name=data_config.dataset_name, rewards=names)
             sampler = _Sampler(config, sft, adapters, judges, store)
             alpha, beta, grid = _choose(sampler, prompts["validation"], names)
-            points = _measure(sampler, prompts["test"], names, alpha, beta)
-        front = build_front(rewards=names, split="test", seed=config.seed, points=points)
-        write_front(folder, front)
-        plot_front(front, folder / "front.png")
-        gains = _gains(points, names, config)
+            _measure(sampler, prompts["test"], alpha, beta)
+            gains = _gains(measured_points(store, "test"), names, config)
+        trace_front(folder)
         write_record(folder, "sweep", given, seed=config.seed, alpha=alpha, beta=beta, validation=grid, gains=gains)
     return Path(config.output_dir)
 
@@ -147,10 +146,14 @@ class _Sampler:
         self._sft, self._adapters = sft, adapters
         self._mixture = self._tokenizer = None
 
-    def points(self, split: str, groups: dict[str, Sequence[MergeSpec]], prompts: Sequence[str]) -> list[tuple[int, str, MergeSpec]]:
+    def points(
+        self, split: str, groups: dict[str, Sequence[MergeSpec]], prompts: Sequence[str]
+    ) -> list[tuple[int, str, MergeSpec]]:
         """Sample and score every spec of every group on the prompts, and return (id, group, spec) of each point."""
         points = [
-            (point, group, spec) for group, specs in groups.items() for point, spec in self.store.add_points(split, group, specs)
+            (point, group, spec)
+            for group, specs in groups.items()
+            for point, spec in self.store.add_points(split, group, specs)
         ]
         ids = self.store.add_prompts(split, prompts)
         finished = self.store.finished()
@@ -222,25 +225,15 @@ def _choose(sampler: _Sampler, prompts: Sequence[str], names: list[str]) -> tupl
     return best["alpha"], best["beta"], grid
 
 
-def _measure(sampler: _Sampler, prompts: Sequence[str], names: list[str], alpha: float, beta: float) -> list[Point]:
-    """Return the test points of the SFT model, the rewarded soup and LiNeS."""
+def _measure(sampler: _Sampler, prompts: Sequence[str], alpha: float, beta: float) -> None:
+    """Sample and score the test points of the SFT model, the rewarded soup and LiNeS."""
     weights = simplex(sampler.num_policies, sampler.config.num_weights)
     groups = {
         SFT: [MergeSpec("linear", (0.0,) * sampler.num_policies)],
         SOUP: [MergeSpec("linear", w) for w in weights],
         LINES: [MergeSpec("linear", w, alpha, beta) for w in weights],
     }
-    return [
-        Point(
-            id=point,
-            group=group,
-            spec=spec.to_dict(),
-            scores=sampler.store.scores(point, names),
-            kl=sampler.store.kl(point),
-            samples_per_prompt=sampler.config.samples_per_prompt,
-        )
-        for point, group, spec in sampler.points("test", groups, prompts)
-    ]
+    sampler.points("test", groups, prompts)
 
 
 def _gains(points: list[Point], names: list[str], config: SweepConfig) -> list[dict]:

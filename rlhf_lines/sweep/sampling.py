@@ -1,7 +1,7 @@
 """Completions whose noise is placed by position: the same prompt meets the same noise under every spec.
 
-A token is drawn as argmax(logits / temperature + g), which is a sample of the softmax when g is Gumbel noise. Here g is a
-function of (seed, prompt, sample, step, token) alone. So two specs differ on a prompt only where their logits differ,
+A token is drawn as argmax(logits / temperature + g), which is a sample of the softmax when g is Gumbel noise. Here g is
+a function of (seed, prompt, sample, step, token) alone. So two specs differ on a prompt only where their logits differ,
 and the completions do not depend on batch size, order, or what else is in the batch.
 """
 

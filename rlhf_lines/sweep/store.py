@@ -128,7 +128,9 @@ class Store:
     def points(self, split: str) -> list[tuple[int, str, MergeSpec]]:
         """Return (id, group, spec) of every point of a split."""
         query = 'SELECT id, "group", spec FROM points WHERE split = ? ORDER BY id'
-        return [(i, group, MergeSpec.from_dict(json.loads(spec))) for i, group, spec in self._db.execute(query, (split,))]
+        return [
+            (i, group, MergeSpec.from_dict(json.loads(spec))) for i, group, spec in self._db.execute(query, (split,))
+        ]
 
     def scores(self, point: int, rewards: Sequence[str]) -> np.ndarray:
         """Return the scores of a point, mean over samples, ``[prompts, rewards]``, in the order of prompt ids."""

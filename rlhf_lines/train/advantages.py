@@ -99,7 +99,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: 
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Return 1 - Var(R - V) / Var(R) over the tokens of the mask: 1 is a perfect value head, 0 one that knows the mean."""
+    """Return 1 - Var(R - V) / Var(R) over the mask: 1 is a perfect value head, 0 one that knows only the mean."""
     selected = mask.bool()
     residual, target = (returns - values)[selected], returns[selected]
     return 1 - residual.var(correction=0) / target.var(correction=0).clamp(min=1e-8)

@@ -14,6 +14,7 @@ from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge.residuals import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
 from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
+from rlhf_lines.train.progress import show_progress
 
 
 @dataclass
@@ -21,7 +22,9 @@ class RewardsConfig:
     """What the policy is trained to please."""
 
     reward_models: list[str] = field(
-        metadata={"help": "Folders of the reward stage, presets, Hub ids, or module:function. reward_weights weighs them."}
+        metadata={
+            "help": "Folders of the reward stage, presets, Hub ids, or module:function. reward_weights weighs them."
+        }
     )
 
 
@@ -57,15 +60,14 @@ def run(
             model=str(sft),
             reward_models=[reward_models.load(source) for source in rewards_config.reward_models],
             args=training,
-            train_dataset=data.load(
-                data_config.dataset_name, "prompts", "train", max_samples=data_config.max_samples
-            ),
+            train_dataset=data.load(data_config.dataset_name, "prompts", "train", max_samples=data_config.max_samples),
             processing_class=load_tokenizer(sft),
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
         # The adapter belongs to what the user named, not to the folder of a snapshot.
         trainer.model.peft_config["default"].base_model_name_or_path = model_config.model_name_or_path
+        show_progress(trainer, f"ppo {Path(final).name}")
         trainer.train()
         trainer.save_model()
         if trainer.accelerator.is_main_process:

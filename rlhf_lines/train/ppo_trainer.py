@@ -42,7 +42,9 @@ class PPOConfig(GRPOConfig):
     num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt."})
     num_iterations: int = field(default=4, metadata={"help": "Epochs over each rollout."})
     scale_rewards: str = field(default="none", metadata={"help": "Unused by PPO: advantages are whitened instead."})
-    kl_coef: float = field(default=0.05, metadata={"help": "Cost of one nat of KL to the SFT model, in units of score."})
+    kl_coef: float = field(
+        default=0.05, metadata={"help": "Cost of one nat of KL to the SFT model, in units of score."}
+    )
     kl_estimator: str = field(default="k1", metadata={"help": "k1 or k3, see train/advantages.py."})
     gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
@@ -60,7 +62,9 @@ class PPOConfig(GRPOConfig):
         # GRPO compares completions of one prompt and so refuses a single one. PPO has a value head for that: show
         # GRPO's check a number that it accepts and that divides the rollout.
         num_generations = self.num_generations
-        local_rollout = self.per_device_train_batch_size * (self.steps_per_generation or self.gradient_accumulation_steps)
+        local_rollout = self.per_device_train_batch_size * (
+            self.steps_per_generation or self.gradient_accumulation_steps
+        )
         self.num_generations = self.generation_batch_size or local_rollout
         super().__post_init__()
         self.num_generations = num_generations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
@@ -12,6 +11,7 @@ from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder
+from rlhf_lines.train.progress import show_progress
 
 
 CONFIGS = (RunConfig, DataConfig, RewardConfig, ModelConfig)
@@ -60,6 +60,7 @@ def run(
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
+        show_progress(trainer, f"reward {final.name}")
         trainer.train()
         trainer.save_model()
         if trainer.accelerator.is_main_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
@@ -9,7 +10,12 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantiz
 from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.checkpoint import Checkpoint
+from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
+from rlhf_lines.merge.residuals import load_adapter
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
+from rlhf_lines.train.progress import show_progress
 
 
 CONFIGS = (RunConfig, DataConfig, SFTConfig, ModelConfig)
@@ -49,25 +55,21 @@ def run(
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
+        show_progress(trainer, f"sft {final.name}")
         trainer.train()
         trainer.save_model()
         if trainer.accelerator.is_main_process:
             Path(training.output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle
-            if model_config.use_peft:
-                _merge(base, folder)
+            lost = _merge(base, folder) if model_config.use_peft else None
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-            write_record(folder, "sft", given, seed=training.seed, base_model=model_config.model_name_or_path, loss=losses)
+            name = model_config.model_name_or_path
+            write_record(folder, "sft", given, seed=training.seed, base_model=name, loss=losses, lost_residual=lost)
     return final
 
 
-def _merge(base: Path, folder: Path) -> None:
-    from rlhf_lines.merge import MergeSpec
-    from rlhf_lines.merge.export import merge_policies
-
-    merged = merge_policies(base, [folder / ADAPTER], MergeSpec("linear", (1.0,)), save="dense", output_dir=folder / "m")
-    for name in ("mergekit.yaml", "merge_spec.json", "README.md"):
-        (merged / name).unlink(missing_ok=True)
-    for file in merged.iterdir():
-        file.replace(folder / file.name)
-    merged.rmdir()
+def _merge(base: Path, folder: Path) -> dict:
+    """Write base + adapter as a dense checkpoint into ``folder``; return what the cast to the base's dtype lost."""
+    with Checkpoint(base) as theta:
+        policy = AdapterPolicy(load_adapter(folder / ADAPTER), theta)
+        return dataclasses.asdict(DenseMerge(theta, [policy], MergeSpec("linear", (1.0,))).write(folder))

@@ -1,0 +1,121 @@
+"""The command ``rlhf-lines``: a verb, then ``--config FILE`` and ``--flag value``.
+
+Exit status: 0 done; 2 the input is wrong (one sentence on stderr); 1 anything else; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+
+
+VERBS = {
+    "demo": "the whole pipeline on a tiny model, without network or weights",
+    "sft": "supervised fine-tuning, with LoRA merged into a dense checkpoint",
+    "reward": "a reward model from preference pairs",
+    "ppo": "a LoRA policy from the SFT model against reward models",
+    "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
+    "sweep": "merge, sample and score many weights, and trace the fronts",
+    "front": "the front of a finished sweep, computed again from its run store",
+}
+OWN_PACKAGES = ("rlhf_lines", "reward_models")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from rlhf_lines import __version__
+
+        print(__version__)
+        return 0
+    verb, *rest = arguments
+    try:
+        _run(verb, rest)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        if not _is_about_input(error):
+            raise
+        print(f"rlhf-lines {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rlhf-lines {verb}: interrupted; nothing was left under a final name", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        raise ValueError(
+            f"unknown command, expected one of {', '.join(VERBS)}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    if verb == "front":
+        return _front(arguments)
+    _quiet_libraries()
+    if verb == "demo":
+        return _demo(arguments)
+    from rlhf_lines.stages import run_stage
+    from rlhf_lines.summary import summary
+
+    print(summary(verb, run_stage(verb, arguments)))
+    return None
+
+
+def _demo(arguments: list[str]) -> None:
+    from rlhf_lines import demo
+
+    parser = argparse.ArgumentParser(prog="rlhf-lines demo", description=VERBS["demo"])
+    parser.add_argument("--output_dir", default=demo.ROOT, help="folder of the demo (default: %(default)s)")
+    parser.add_argument("--config_dir", help="folder of base.yaml ... sweep.yaml, to change the demo's settings")
+    options = parser.parse_args(arguments)
+    for text in demo.run(options.output_dir, options.config_dir):
+        print(text, flush=True)
+
+
+def _front(arguments: list[str]) -> None:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise ValueError("usage: rlhf-lines front RUN_DIR, the folder of a finished sweep")
+    from rlhf_lines.pareto import front_table
+    from rlhf_lines.sweep.front import trace_front
+
+    print(front_table(trace_front(arguments[0])))
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        "usage: rlhf-lines VERB [--config FILE] [--flag value ...]\n\n"
+        f"{verbs}\n\n"
+        "rlhf-lines VERB --help lists the flags of a verb. Every flag can be a key of the YAML file; one given on the\n"
+        "command line wins. An existing output_dir is refused: --resume keeps a complete one, --overwrite replaces it."
+    )
+
+
+def _is_about_input(error: BaseException) -> bool:
+    """Return whether our own checks raised the error; one that a library raised is a bug, and shows its traceback."""
+    traceback = error.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_globals.get("__name__", "").split(".")[0] in OWN_PACKAGES
+
+
+def _quiet_libraries() -> None:
+    """Leave one progress bar per stage: hide those of file loading, and notices to developers of TRL."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

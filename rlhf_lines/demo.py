@@ -1,0 +1,73 @@
+"""``rlhf-lines demo``: the whole pipeline on a tiny model, by the same stages and configs as a real run.
+
+Only the start differs: where a real run downloads a base and reward models, the demo writes untrained ones and trains
+the base too. A stage that is complete is skipped, so a killed demo goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_lines.artifact import is_complete
+from rlhf_lines.stages import run_stage
+from rlhf_lines.summary import summary
+
+
+ROOT = "outputs/demo"  # where the configs write
+STAGES = (
+    ("sft", "base"),
+    ("sft", "sft"),
+    ("reward", "reward_brief"),
+    ("reward", "reward_specific"),
+    ("ppo", "ppo_brief"),
+    ("ppo", "ppo_specific"),
+    ("sweep", "sweep"),
+)
+
+
+def run(output_dir: str = ROOT, config_dir: str | Path | None = None) -> Iterator[str]:
+    """Run all stages into ``output_dir`` and yield what each one came to, as a text.
+
+    Args:
+        output_dir: the folder of the demo.
+        config_dir: the folder of ``base.yaml`` ... ``sweep.yaml``; None is the one that comes with the package.
+
+    Raises:
+        FileNotFoundError: a config is missing.
+    """
+    configs = Path(config_dir) if config_dir is not None else _config_dir()
+    start = time.monotonic()
+    untrained = Path(output_dir) / "untrained"
+    if not is_complete(untrained):
+        from rlhf_lines.demo_models import write_untrained_models
+
+        write_untrained_models(untrained)
+    for number, (verb, name) in enumerate(STAGES, 1):
+        config = configs / f"{name}.yaml"
+        before = time.monotonic()
+        folder = run_stage(verb, ["--config", str(config), *_moved(config, output_dir), "--resume", "true"])
+        seconds = time.monotonic() - before
+        yield f"[{number}/{len(STAGES)}] {name}, {seconds:.0f} s: {summary(verb, folder)}"
+    yield f"whole demo: {time.monotonic() - start:.0f} s"
+
+
+def _config_dir() -> Path:
+    """Return the demo's configs: in the package where it was installed from a wheel, else in the checkout."""
+    packaged = Path(__file__).parent / "demo_configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs" / "demo"
+
+
+def _moved(config: Path, output_dir: str) -> list[str]:
+    """Return the flags that move every path of a config from ``outputs/demo`` to ``output_dir``."""
+    import yaml
+
+    if output_dir == ROOT:
+        return []
+    flags = []
+    for key, value in yaml.safe_load(config.read_text()).items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, str) and item.startswith(f"{ROOT}/") for item in values):
+            flags += [f"--{key}", *(item.replace(ROOT, output_dir, 1) for item in values)]
+    return flags

@@ -1,0 +1,59 @@
+"""Stage ``merge``: one merged policy, as an adapter or as a dense checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf_lines.config import RunConfig
+from rlhf_lines.merge.export import merge_policies
+from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.models import local_folder
+
+
+@dataclass
+class MergeConfig:
+    """What to merge, how, and what to write."""
+
+    sft_model: str = field(metadata={"help": "The SFT model that all policies were trained from."})
+    policies: list[str] = field(metadata={"help": "PEFT folders or dense checkpoints."})
+    weights: list[float] = field(metadata={"help": "One number per policy; a rewarded soup's sum to 1."})
+    save: str = field(metadata={"help": "adapter (exact, its rank is the sum of the ranks) or dense."})
+    output_dir: str = field(metadata={"help": "The folder to make."})
+    rule: str = field(default="linear", metadata={"help": "How residuals are combined: linear or sum."})
+    rule_options: str | None = field(default=None, metadata={"help": "Options of the rule, as JSON."})
+    alpha: float = field(default=1.0, metadata={"help": "LiNeS factor of the first block."})
+    beta: float = field(default=0.0, metadata={"help": "What the factor of the last block is more than alpha."})
+    schedule: str = field(default="linear", metadata={"help": "How the factor grows from block to block."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}
+    )
+
+    def spec(self) -> MergeSpec:
+        """Return the merge as a value."""
+        options = self.rule_options or {}
+        if isinstance(options, str):
+            try:
+                options = json.loads(options)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"rule_options {options!r} is not JSON ({error.msg} at {error.pos})") from error
+        return MergeSpec(self.rule, tuple(self.weights), self.alpha, self.beta, self.schedule, options)
+
+
+CONFIGS = (RunConfig, MergeConfig)
+
+
+def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
+    """Write the merged policy and return its folder; see ``merge_policies``."""
+    sft = local_folder(config.sft_model, what="SFT model")
+    policies = [local_folder(policy, what="policy") for policy in config.policies]
+    return merge_policies(
+        sft,
+        policies,
+        config.spec(),
+        save=config.save,
+        output_dir=config.output_dir,
+        dtype=config.dtype,
+        overwrite=run_config.overwrite,
+    )

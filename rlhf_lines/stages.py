@@ -1,0 +1,38 @@
+"""From a verb and its arguments to a finished folder: the same for the command line, the scripts and the demo."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from rlhf_lines.artifact import is_complete
+from rlhf_lines.config import RunConfig, parse
+
+
+# Each module has CONFIGS, the dataclasses it is configured by, and run(*configs, given) -> folder.
+MODULES = {
+    "sft": "rlhf_lines.train.sft",
+    "reward": "rlhf_lines.train.reward",
+    "ppo": "rlhf_lines.train.ppo",
+    "merge": "rlhf_lines.merge.stage",
+    "sweep": "rlhf_lines.sweep.run",
+}
+
+
+def run_stage(verb: str, arguments: list[str]) -> Path:
+    """Run one stage and return the folder it made, or that was complete already (``--resume``).
+
+    Args:
+        verb: a key of ``MODULES``.
+        arguments: ``--config FILE`` and ``--flag value`` pairs.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: the input is wrong; the message is one sentence.
+    """
+    module = importlib.import_module(MODULES[verb])
+    configs, given = parse(module.CONFIGS, arguments, prog=f"rlhf-lines {verb}")
+    run_config = next(config for config in configs if isinstance(config, RunConfig))
+    output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
+    if run_config.resume and is_complete(output_dir):
+        return Path(output_dir)
+    return module.run(*configs, given)

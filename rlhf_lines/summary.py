@@ -1,0 +1,32 @@
+"""What a user wants to know about a finished stage, as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_lines.artifact import read_record
+from rlhf_lines.pareto import front_table, read_front
+
+
+def summary(verb: str, folder: Path) -> str:
+    """Return what a user wants to know about a finished stage."""
+    record = read_record(folder)
+    lines = [f"wrote {folder}"]
+    if verb == "reward":
+        lines.append(f"accuracy on {record['held_out_pairs']} held-out pairs: {record['accuracy']:.3f}")
+    elif verb == "ppo" and record["history"]:
+        first, last = record["history"][0], record["history"][-1]
+        lines.append(f"reward {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
+    elif verb == "sweep":
+        lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
+        lines.append(f"alpha {record['alpha']} and beta {record['beta']} of LiNeS were chosen on validation prompts")
+        lines.append(f"wrote {folder}: front.json, front.png, run.sqlite")
+    return "\n".join(lines)
+
+
+def _gains_table(gains: list[dict]) -> str:
+    lines = ["gain over the SFT model, in standard deviations of its scores, 95 % interval over test prompts", ""]
+    for gain in gains:
+        name = f"{Path(gain['policy']).name} policy, {gain['reward']} score"
+        lines.append(f"  {name:<40} {gain['value']:6.2f} [{gain['low']:.2f}, {gain['high']:.2f}]")
+    return "\n".join(lines)

@@ -1,0 +1,45 @@
+"""One progress bar per stage, with the numbers that say whether it learns."""
+
+from __future__ import annotations
+
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+
+SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl": "kl"}
+
+
+class StageProgress(TrainerCallback):
+    """A bar over the updates; every logged value stays in the trainer's history and goes to its trackers."""
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._description, unit="update")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self._bar is not None:
+            # A policy's loss says nothing; its reward does.
+            names = [name for name in SHOWN if name in logs and not (name == "loss" and "reward" in logs)]
+            self._bar.set_postfix({SHOWN[name]: f"{logs[name]:.3g}" for name in names})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def show_progress(trainer: Trainer, description: str) -> None:
+    """Replace the trainer's own bar and printed dictionaries by one bar."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(StageProgress(description))

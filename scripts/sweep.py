@@ -1,0 +1,9 @@
+"""Stage ``sweep`` for accelerate: accelerate launch scripts/sweep.py --config FILE [--flag value ...]"""
+
+import sys
+
+from rlhf_lines.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main(["sweep", *sys.argv[1:]]))

@@ -1,0 +1,9 @@
+"""Stage ``ppo`` for accelerate: accelerate launch scripts/train_ppo.py --config FILE [--flag value ...]"""
+
+import sys
+
+from rlhf_lines.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main(["ppo", *sys.argv[1:]]))

@@ -1,0 +1,9 @@
+"""Stage ``sft`` for accelerate: accelerate launch scripts/train_sft.py --config FILE [--flag value ...]"""
+
+import sys
+
+from rlhf_lines.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main(["sft", *sys.argv[1:]]))
