@@ -280,7 +280,7 @@ def test_an_existing_output_is_refused_and_kept(sft, helpful, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious").write_text("1")
-    with pytest.raises(FileExistsError, match="out' exists; choose another folder or pass --overwrite"):
+    with pytest.raises(FileExistsError, match="out exists: choose another folder, or add --overwrite"):
         merge_policies(sft, [helpful], MergeSpec("linear", (1,)), save="dense", output_dir=out)
     assert [path.name for path in out.iterdir()] == ["precious"]
 
@@ -310,7 +310,7 @@ def test_overwrite_never_deletes_an_input(sft, helpful, copy_of, tmp_path, monke
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    with pytest.raises(FileExistsError, match="which --overwrite would delete"):
+    with pytest.raises(FileExistsError, match="holds the current or the home folder"):
         merge_policies(sft, [policy], spec, save="adapter", output_dir=work, overwrite=True)
 
 
@@ -319,7 +319,7 @@ def test_overwrite_never_deletes_an_input(sft, helpful, copy_of, tmp_path, monke
 def test_a_failing_write_leaves_no_folder(sft, helpful, tmp_path, monkeypatch, save, error):
     def fail(*_, **__):
         # Something was written before the disk was full.
-        assert any(path.name.startswith(".out.partial-") for path in tmp_path.iterdir())
+        assert any(path.name == ".out.partial" for path in tmp_path.iterdir())
         raise error
 
     module = "export" if save == "adapter" else "dense"
