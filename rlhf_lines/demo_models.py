@@ -6,11 +6,12 @@ BERT-like judge. Their tokenizers are trained on the corpus; their weights are r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -106,14 +107,21 @@ def _byte_pair_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedToke
 
 
 def _word_piece_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    # The library's WordPiece trainer breaks ties by hash order, so two runs give two vocabularies. Whole frequent words
+    # and single characters are all that this judge needs.
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(_batches(texts), trainer)
-    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(text))
+    characters = sorted({character for word in words for character in word})
+    pieces = dict.fromkeys([*special, *characters, *(f"##{character}" for character in characters)])
+    frequent = sorted(words, key=lambda word: (-words[word], word))
+    pieces.update(dict.fromkeys(frequent[: vocab_size - len(pieces)]))
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.WordPiece()
+    cls, sep = vocabulary["[CLS]"], vocabulary["[SEP]"]
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

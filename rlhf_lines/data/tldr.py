@@ -23,6 +23,16 @@ def prompts(split: str):
     return demonstrations(split).select_columns(["prompt"])
 
 
+def judged(prompt: str) -> str:
+    """Return what a reward model of summaries is shown in place of the prompt: the post alone.
+
+    >>> judged("SUBREDDIT: r/cats\\n\\nTITLE: Late\\n\\nPOST: My cat came home late.\\n\\nTL;DR:")
+    'My cat came home late.'
+    """
+    _, mark, post = prompt.partition("POST:")
+    return post.rpartition("TL;DR:")[0].strip() if mark else prompt
+
+
 def preferences(split: str, preference: str | None = None):
     """Return the ``datasets.Dataset`` of rows ``{"prompt", "chosen", "rejected"}``, as humans compared summaries."""
     from datasets import load_dataset

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-import reward_models as rewards_package
 from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.judges import load_judges
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.residuals import check_same_base, load_adapter
 from rlhf_lines.models import local_folder
@@ -104,10 +105,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     sft = local_folder(config.sft_model, what="SFT model")
     adapters = [load_adapter(policy) for policy in config.policies]
     check_same_base(adapters, sft)
-    judges = [rewards_package.load(source, batch_size=config.batch_size) for source in config.reward_models]
+    judges = load_judges(config.reward_models, data_config.dataset_name, batch_size=config.batch_size)
     names = [judge.name for judge in judges]
-    if len(set(names)) < len(names):
-        raise ValueError(f"reward_models have the names {', '.join(names)}: two are equal, so rename a folder")
     prompts = {
         split: data.load(data_config.dataset_name, "prompts", split, max_samples=count)["prompt"]
         for split, count in (("validation", config.validation_prompts), ("test", config.test_prompts))
@@ -203,6 +202,7 @@ class _Sampler:
             from rlhf_lines.sweep.mixture import Mixture
 
             model = AutoModelForCausalLM.from_pretrained(self._sft, dtype=self.config.dtype).eval()
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
             self._tokenizer = load_tokenizer(self._sft)
             self._mixture = Mixture(model, self._adapters)
         return self._mixture, self._tokenizer

@@ -59,7 +59,8 @@ def gumbel(seed: int, prompt_keys: Tensor, samples: Tensor, step: int, vocab_siz
     key = _mix(key ^ step)
     tokens = torch.arange(1, vocab_size + 1, device=key.device) * _GAMMA
     bits = _shift(_mix(key.unsqueeze(1) + tokens), 11)
-    u = (bits.double() + 0.5) * 2.0**-53
+    # 53 ones and a half round to 2^53: without the bound, u would be 1 and the noise infinite.
+    u = ((bits.double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)
     return -torch.log(-torch.log(u))
 
 

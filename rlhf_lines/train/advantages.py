@@ -30,7 +30,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") 
     if kind == "k1":
         return difference
     if kind == "k3":
-        return torch.exp(-difference) - 1 + difference
+        return torch.expm1(-difference) + difference
     raise ValueError(f"kl_estimator {kind!r} is unknown: expected k1 or k3")
 
 

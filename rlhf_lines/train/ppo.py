@@ -7,10 +7,10 @@ from pathlib import Path
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-import reward_models
 from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.judges import load_judges
 from rlhf_lines.merge.residuals import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
 from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
@@ -52,13 +52,14 @@ def run(
         raise ValueError(
             f"reward_weights has {len(weights)} values, but reward_models has {len(rewards_config.reward_models)}"
         )
+    judges = load_judges(rewards_config.reward_models, data_config.dataset_name)
     final = training.output_dir
     with new_folder(final, overwrite=run_config.overwrite) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         trainer = PPOTrainer(
             model=str(sft),
-            reward_models=[reward_models.load(source) for source in rewards_config.reward_models],
+            reward_models=judges,
             args=training,
             train_dataset=data.load(data_config.dataset_name, "prompts", "train", max_samples=data_config.max_samples),
             processing_class=load_tokenizer(sft),

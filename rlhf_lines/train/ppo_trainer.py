@@ -23,6 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from reward_models import RewardModel
+from reward_models.base import checked_scores
 from rlhf_lines.train.advantages import explained_variance, gae, kl_estimate, token_rewards, value_loss, whiten
 
 
@@ -255,11 +256,7 @@ def _reward_function(reward_model: RewardModel):
     """Return a reward function of TRL's form, which stops at a score that is no number."""
 
     def score(prompts, completions, **_):
-        scores = reward_model.score(prompts, completions)
-        for prompt, value in zip(prompts, scores, strict=True):
-            if not math.isfinite(value):
-                raise ValueError(f"reward model {reward_model.name} gave the score {value} to prompt {prompt!r}")
-        return scores
+        return checked_scores(reward_model.name, reward_model.score(prompts, completions), prompts)
 
     score.__name__ = reward_model.name
     return score

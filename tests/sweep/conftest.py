@@ -1,0 +1,138 @@
+"""A tiny SFT model with a tokenizer of single characters, and LoRA policies with random factors, on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz '\"<>&.\n"
+PAD, EOS = 0, 1
+
+
+def _tokenizer():
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def _save_sft(folder: Path, *, seed: int = 0) -> Path:
+    """Save a float32 Llama of four blocks whose logits react to every matrix."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    model = LlamaForCausalLM(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.25)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _save_policy(sft: Path, folder: Path, *, seed: int, **options) -> Path:
+    """Save a LoRA adapter with random factors, written by PEFT itself."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, "task_type": "CAUSAL_LM", **options}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(sft), LoraConfig(**settings))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    # An adapted head would otherwise bring a copy of the base's.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def save_sft():
+    """The function that saves an SFT model."""
+    return _save_sft
+
+
+@pytest.fixture(scope="session")
+def save_policy():
+    """The function that saves a policy with random factors."""
+    return _save_policy
+
+
+@pytest.fixture(scope="session")
+def sft(tmp_path_factory) -> Path:
+    """The folder of the SFT model."""
+    return _save_sft(tmp_path_factory.mktemp("models") / "sft")
+
+
+@pytest.fixture(scope="session")
+def policies(sft) -> list[Path]:
+    """Three policies: ranks 4, 3 and 2, one with rsLoRA, one that adapts the head, which lies outside the blocks."""
+    modules = ["q_proj", "v_proj", "down_proj"]
+    return [
+        _save_policy(sft, sft.parent / "brief", seed=1),
+        _save_policy(sft, sft.parent / "kind", seed=2, r=3, lora_alpha=5, use_rslora=True, target_modules=modules),
+        _save_policy(sft, sft.parent / "plain", seed=3, r=2, lora_alpha=3, target_modules=["up_proj", "lm_head"]),
+    ]
+
+
+@pytest.fixture(scope="session")
+def load_mixture(sft, policies):
+    """A function from the number of policies to a mixture on a freshly loaded SFT model."""
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_lines.merge.residuals import load_adapter
+    from rlhf_lines.sweep.mixture import Mixture
+
+    def load(num_policies: int) -> Mixture:
+        model = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval()
+        return Mixture(model, [load_adapter(policy) for policy in policies[:num_policies]])
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def mixture(load_mixture):
+    """The mixture of the first two policies."""
+    return load_mixture(2)
+
+
+@pytest.fixture(scope="session")
+def dense_model(sft, policies, tmp_path_factory):
+    """A function from a spec to the model that `merge_policies` wrote for it, the weights added up one by one."""
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_lines.merge import merge_policies
+
+    models, root = {}, tmp_path_factory.mktemp("dense")
+
+    def load(spec):
+        if spec not in models:
+            folder = root / spec.digest()
+            merge_policies(sft, policies[: len(spec.weights)], spec, save="dense", output_dir=folder)
+            models[spec] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return models[spec]
+
+    return load

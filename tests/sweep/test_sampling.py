@@ -1,0 +1,271 @@
+"""Completions and their noise are functions of what was asked for, not of the batch that it was asked in."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.sweep.sampling import Completion, Request, gumbel, sample
+
+
+PAD, EOS = 0, 1
+SPECS = [
+    MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0),
+    MergeSpec("linear", (0.0, 0.0)),
+    MergeSpec("linear", (1.0, 0.0)),
+    MergeSpec("linear", (0.5, 0.5)),
+    MergeSpec("linear", (0.0, 1.0), alpha=1.5, beta=-1.0),
+]
+PROMPTS = {101: (5, 9, 14, 3), 7: (8,), 2**55 + 3: (22, 30, 4, 11, 8, 19, 6), 40: (12, 13)}
+SETTINGS = {"max_new_tokens": 16, "temperature": 1.0, "eos_token_ids": [EOS], "pad_token_id": PAD, "seed": 3}
+
+
+def all_requests(samples: int = 2) -> list[Request]:
+    """Every spec on every prompt, ``samples`` times: requests of many lengths and specs."""
+    return [
+        Request(spec, ids, key, number) for key, ids in PROMPTS.items() for number in range(samples) for spec in SPECS
+    ]
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    return all_requests()
+
+
+@pytest.fixture(scope="module")
+def completions(mixture, requests) -> list[Completion]:
+    """All requests in one batch."""
+    return sample(mixture, requests, **SETTINGS)
+
+
+# --- the noise ---
+
+MASK = 2**64 - 1
+GAMMA = 0x9E3779B97F4A7C15
+
+
+def mix(x: int) -> int:
+    """The finalizer of splitmix64 on unsigned integers, as in Vigna's splitmix64.c."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def unmix(x: int) -> int:
+    """The inverse of `mix`: every step of it is a bijection."""
+    x ^= (x >> 31) ^ (x >> 62)
+    x = (x * pow(0x94D049BB133111EB, -1, 2**64)) & MASK
+    x ^= (x >> 27) ^ (x >> 54)
+    x = (x * pow(0xBF58476D1CE4E5B9, -1, 2**64)) & MASK
+    return x ^ (x >> 30) ^ (x >> 60)
+
+
+def signed(x: int) -> int:
+    return x - 2**64 if x >= 2**63 else x
+
+
+def noise_by_hand(seed: int, prompt: int, number: int, step: int, token: int) -> float:
+    key = mix(seed & MASK)
+    for part in (prompt, number, step):
+        key = mix(key ^ (part & MASK))
+    bits = mix((key + (token + 1) * GAMMA) & MASK) >> 11
+    return -math.log(-math.log((bits + 0.5) / 2**53))
+
+
+def test_the_oracle_is_splitmix64():
+    # The first outputs of the generator for the seed 1234567, as published with many implementations of it.
+    outputs = [mix((1234567 + (i + 1) * GAMMA) & MASK) for i in range(3)]
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert all(unmix(mix(x)) == x for x in (0, 1, 1234567, GAMMA, MASK))
+
+
+@pytest.mark.parametrize(
+    ("seed", "prompt", "number", "step"),
+    [(0, 0, 0, 0), (0, 5, 1, 2), (42, 2**55 + 3, 0, 47), (-1, 17, 3, 1), (2**62 + 11, 2**56 - 1, 99, 1000)],
+)
+def test_noise_is_the_chain_of_splitmix64(seed, prompt, number, step):
+    got = gumbel(seed, torch.tensor([prompt]), torch.tensor([number]), step, 50)
+    assert got.shape == (1, 50) and got.dtype == torch.float64
+    expected = [noise_by_hand(seed, prompt, number, step, token) for token in range(50)]
+    # One bit of the 53 moves u by 1.1e-16; the logarithms of two libraries differ by a few units in the last place.
+    torch.testing.assert_close(got[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-13, atol=1e-13)
+
+
+def test_noise_of_a_row_depends_on_nothing_else():
+    keys, numbers = torch.tensor([3, 9, 3, 2**50]), torch.tensor([0, 1, 1, 0])
+    together = gumbel(7, keys, numbers, 4, 30)
+    assert torch.equal(together, gumbel(7, keys, numbers, 4, 30))
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(gumbel(7, keys[order], numbers[order], 4, 30), together[order])
+    for i in range(4):
+        assert torch.equal(gumbel(7, keys[i : i + 1], numbers[i : i + 1], 4, 30)[0], together[i])
+    # A longer vocabulary adds tokens and changes none.
+    assert torch.equal(gumbel(7, keys, numbers, 4, 100)[:, :30], together)
+    assert len({tuple(row) for row in together.tolist()}) == 4
+    assert not torch.equal(gumbel(8, keys, numbers, 4, 30), together)
+    assert not torch.equal(gumbel(7, keys, numbers, 5, 30), together)
+
+
+@pytest.mark.parametrize("bits", [0, MASK], ids=["all zeros", "all ones"])
+def test_noise_is_finite_at_both_ends_of_the_random_bits(bits):
+    seed, number, step = 5, 2, 9
+    # The prompt whose first token gets these 64 bits: the chain, backwards.
+    key = (unmix(bits) - GAMMA) & MASK
+    key = unmix(unmix(key) ^ step) ^ number
+    prompt = unmix(key) ^ mix(seed)
+    noise = gumbel(seed, torch.tensor([signed(prompt)]), torch.tensor([number]), step, 1).item()
+    # u = 2**-54: -log(54 log 2) = -3.62;  u next to 1: -log(2**-53) = 36.7 or a little more.
+    assert noise == pytest.approx(-3.62, abs=0.01) if bits == 0 else 36 < noise < 38
+
+
+def test_noise_has_the_moments_of_gumbel():
+    n, vocab = 1000, 200
+    noise = gumbel(0, torch.arange(n), torch.zeros(n, dtype=torch.long), 0, vocab).flatten()
+    variance = math.pi**2 / 6
+    # Standard errors: sqrt(var / N) of the mean; sqrt((kurtosis - 1) / N) var of the variance, kurtosis 3 + 12/5.
+    assert noise.mean().item() == pytest.approx(0.5772156649, abs=5 * math.sqrt(variance / noise.numel()))
+    assert noise.var().item() == pytest.approx(variance, abs=5 * variance * math.sqrt(4.4 / noise.numel()))
+
+
+@pytest.mark.parametrize("vary", ["prompt", "sample", "step"])
+def test_argmax_of_logits_and_noise_follows_the_softmax(vary):
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -2.0], dtype=torch.float64)
+    n = 20_000
+    if vary == "step":
+        zero = torch.tensor([0])
+        noise = torch.cat([gumbel(1, zero, zero, step, len(logits)) for step in range(n // 4)])
+    else:
+        varied, fixed = torch.arange(n), torch.full((n,), 12)
+        keys, numbers = (varied, fixed) if vary == "prompt" else (fixed, varied)
+        noise = gumbel(1, keys, numbers, 3, len(logits))
+    counts = torch.bincount((logits + noise).argmax(dim=1), minlength=len(logits)).double()
+    expected = logits.softmax(0) * len(noise)
+    # Chi-square with 5 degrees of freedom exceeds 25.7 once in 10,000 draws.
+    assert ((counts - expected) ** 2 / expected).sum().item() < 25.7
+
+
+# --- the completions ---
+
+
+def tokens(completions: list[Completion]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for completion in completions]
+
+
+def test_the_batch_is_worth_testing(completions):
+    lengths = [len(completion.token_ids) for completion in completions]
+    ended = [completion.token_ids[-1] == EOS for completion in completions]
+    assert len(set(lengths)) > 5 and any(ended) and not all(ended)
+    assert len(set(tokens(completions))) > len(completions) // 2
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_completions_do_not_depend_on_batch_size(mixture, requests, completions, size):
+    chunks = [requests[i : i + size] for i in range(0, len(requests), size)]
+    got = [completion for chunk in chunks for completion in sample(mixture, chunk, **SETTINGS)]
+    assert tokens(got) == tokens(completions)
+    for one, other in zip(got, completions, strict=True):
+        assert one.kl == pytest.approx(other.kl, abs=1e-4)
+
+
+def test_completions_do_not_depend_on_order(mixture, requests, completions):
+    order = torch.randperm(len(requests), generator=torch.Generator().manual_seed(0)).tolist()
+    got = sample(mixture, [requests[i] for i in order], **SETTINGS)
+    assert tokens(got) == [completions[i].token_ids for i in order]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_completions_do_not_depend_on_the_other_specs(mixture, requests, completions, spec):
+    rows = [i for i, request in enumerate(requests) if request.spec == spec]
+    got = sample(mixture, [requests[i] for i in rows], **SETTINGS)
+    assert tokens(got) == [completions[i].token_ids for i in rows]
+
+
+def test_a_completion_is_the_argmax_of_dense_logits_and_noise(dense_model, requests, completions):
+    """Token by token, without cache, batch or mixture, with the noise worked out by hand."""
+    for request, completion in list(zip(requests, completions, strict=True))[:: len(requests) // 8]:
+        ids, model = list(request.prompt_ids), dense_model(request.spec)
+        for step, token in enumerate(completion.token_ids):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0, -1].tolist()
+            numbers = (SETTINGS["seed"], request.prompt_key, request.sample, step)
+            sums = [logit + noise_by_hand(*numbers, v) for v, logit in enumerate(logits)]
+            assert token == max(range(len(sums)), key=sums.__getitem__)
+            ids.append(token)
+
+
+def test_completions_end_with_the_first_end_token_or_at_the_limit(completions):
+    for completion in completions:
+        assert EOS not in completion.token_ids[:-1]
+        assert completion.token_ids[-1] == EOS or len(completion.token_ids) == SETTINGS["max_new_tokens"]
+
+
+def test_a_shorter_limit_cuts_and_changes_nothing(mixture, requests, completions):
+    for limit in (1, 5):
+        got = sample(mixture, requests, **{**SETTINGS, "max_new_tokens": limit})
+        assert tokens(got) == [completion.token_ids[:limit] for completion in completions]
+
+
+def test_any_of_several_end_tokens_ends(mixture, requests, completions):
+    ends = [EOS, 7, 20]
+    got = sample(mixture, requests, **{**SETTINGS, "eos_token_ids": ends})
+    for one, longer in zip(got, completions, strict=True):
+        stop = next((i for i, token in enumerate(longer.token_ids) if token in ends), len(longer.token_ids) - 1)
+        assert one.token_ids == longer.token_ids[: stop + 1]
+
+
+def test_equal_specs_meet_the_same_noise_and_other_samples_do_not(mixture):
+    spec, twin = MergeSpec("linear", (0.3, 0.7)), MergeSpec("linear", (0.3, 0.7), alpha=1.0, beta=0.0)
+    requests = [Request(s, PROMPTS[101], 101, n) for n in range(4) for s in (spec, twin)]
+    got = sample(mixture, requests, **SETTINGS)
+    assert tokens(got[0::2]) == tokens(got[1::2])
+    assert len(set(tokens(got[0::2]))) == 4
+    other_seed = sample(mixture, requests, **{**SETTINGS, "seed": 4})
+    assert all(a != b for a, b in zip(tokens(got), tokens(other_seed), strict=True))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_greedy_is_generate(mixture, dense_model, spec):
+    others = [Request(SPECS[0], ids, key) for key, ids in PROMPTS.items()]
+    asked = [Request(spec, ids, key) for key, ids in PROMPTS.items()]
+    got = sample(mixture, others + asked, **{**SETTINGS, "temperature": 0.0})[len(others) :]
+    for request, completion in zip(asked, got, strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        generated = dense_model(spec).generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=SETTINGS["max_new_tokens"]
+        )
+        assert list(completion.token_ids) == generated[0, ids.shape[1] :].tolist()
+
+
+# --- the KL ---
+
+
+def kl_by_hand(policy, sft, request: Request, token_ids: tuple[int, ...], temperature: float) -> float:
+    """sum_t log pi(a_t|s_t) - log pi_SFT(a_t|s_t) of one unpadded sequence, softmax in float64."""
+    ids = torch.tensor([[*request.prompt_ids, *token_ids]])
+    start, total = len(request.prompt_ids), 0.0
+    for sign, model in ((1, policy), (-1, sft)):
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0].double() / temperature
+        for t, token in enumerate(token_ids):
+            row = logits[start + t - 1]
+            total += sign * (row[token] - row.exp().sum().log()).item()
+    return total
+
+
+@pytest.mark.parametrize(("temperature", "of_softmax"), [(1.0, 1.0), (0.7, 0.7), (0.0, 1.0)])
+def test_kl_is_that_of_the_dense_models(mixture, dense_model, temperature, of_softmax):
+    requests = all_requests(samples=1)
+    got = sample(mixture, requests, **{**SETTINGS, "temperature": temperature})
+    sft = dense_model(SPECS[1])
+    expected = [
+        kl_by_hand(dense_model(request.spec), sft, request, completion.token_ids, of_softmax)
+        for request, completion in zip(requests, got, strict=True)
+    ]
+    for request, completion, want in zip(requests, got, expected, strict=True):
+        assert completion.kl == pytest.approx(want, abs=1e-4)
+        if request.spec == SPECS[1]:
+            assert completion.kl == pytest.approx(0.0, abs=1e-6)
+    assert max(map(abs, expected)) > 0.5
