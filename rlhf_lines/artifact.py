@@ -16,7 +16,9 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "s
 
 
 @contextlib.contextmanager
-def new_folder(output_dir: str | Path, *, overwrite: bool = False, keep_partial: bool = False) -> Iterator[Path]:
+def new_folder(
+    output_dir: str | Path, *, overwrite: bool = False, keep_partial: bool = False, leave_partial: bool = False
+) -> Iterator[Path]:
     """Yield a hidden folder beside ``output_dir``, which takes that name when the block ends without an error.
 
     A block that fails or is killed leaves nothing under the final name. Of several processes, every one gets the same
@@ -26,6 +28,8 @@ def new_folder(output_dir: str | Path, *, overwrite: bool = False, keep_partial:
         output_dir: the folder to make.
         overwrite: replace an existing folder, once the new one is complete.
         keep_partial: keep what an earlier, killed block left in the hidden folder, for a block that can go on from it.
+        leave_partial: leave the hidden folder of a block that fails, so that a later one can go on from it; implied by
+            ``keep_partial``.
 
     Raises:
         FileExistsError: ``output_dir`` exists and ``overwrite`` is false; raised before the block runs.
@@ -45,7 +49,7 @@ def new_folder(output_dir: str | Path, *, overwrite: bool = False, keep_partial:
             _take_name(partial, final, overwrite=overwrite)
         _wait_for_everyone()
     except BaseException:
-        if _is_main_process() and not keep_partial:
+        if _is_main_process() and not (keep_partial or leave_partial):
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -61,7 +65,8 @@ def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"output_dir {output} exists: choose another folder, or add --overwrite to replace it")
     if output.is_symlink() or not output.is_dir():
         raise FileExistsError(f"output_dir {output} is not a folder, so --overwrite does not replace it: move it away")
-    if output.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home(), *Path.home().parents):
+    home = Path.home().resolve()
+    if output.resolve() in (Path.cwd(), *Path.cwd().parents, home, *home.parents):
         raise FileExistsError(f"output_dir {output} holds the current or the home folder: choose another folder")
 
 

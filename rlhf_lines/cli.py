@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from pathlib import Path
 
 
 VERBS = {
@@ -19,7 +20,12 @@ VERBS = {
     "sweep": "merge, sample and score many weights, and trace the fronts",
     "front": "the front of a finished sweep, computed again from its run store",
 }
-OWN_PACKAGES = ("rlhf_lines", "reward_models")
+OWN_PACKAGES = ("rlhf_lines", "reward_models", "__main__")  # the last is this file, run with python -m
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,21 +76,25 @@ def _run(verb: str, arguments: list[str]) -> None:
 def _demo(arguments: list[str]) -> None:
     from rlhf_lines import demo
 
-    parser = argparse.ArgumentParser(prog="rlhf-lines demo", description=VERBS["demo"])
+    parser = _Parser(prog="rlhf-lines demo", description=VERBS["demo"], allow_abbrev=False)
     parser.add_argument("--output_dir", default=demo.ROOT, help="folder of the demo (default: %(default)s)")
     parser.add_argument("--config_dir", help="folder of base.yaml ... sweep.yaml, to change the demo's settings")
     options = parser.parse_args(arguments)
+    for _, name in demo.STAGES if options.config_dir else ():
+        if not (Path(options.config_dir) / f"{name}.yaml").is_file():
+            raise FileNotFoundError(f"config_dir {options.config_dir} has no {name}.yaml, one of the demo's configs")
     for text in demo.run(options.output_dir, options.config_dir):
         print(text, flush=True)
 
 
 def _front(arguments: list[str]) -> None:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise ValueError("usage: rlhf-lines front RUN_DIR, the folder of a finished sweep")
+    parser = _Parser(prog="rlhf-lines front", description=VERBS["front"], allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
+    folder = parser.parse_args(arguments).run_dir
     from rlhf_lines.pareto import front_table
     from rlhf_lines.sweep.front import trace_front
 
-    print(front_table(trace_front(arguments[0])))
+    print(front_table(trace_front(folder)))
 
 
 def _usage() -> str:

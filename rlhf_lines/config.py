@@ -42,16 +42,17 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
     """
     parser = _parser(dataclass_types, prog)
     given, path = _read_config(arguments)
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions} - {"help"}
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(str(key), known, n=1)
             suggestion = f"did you mean {near[0]!r}?" if near else f"see {prog} --help for the known ones"
             raise ValueError(f"config file {path} has the unknown key {key!r}: {suggestion}")
     try:
         stages = parser.parse_args_and_config(arguments)
     except (TypeError, ValueError) as error:  # what the dataclasses of TRL and transformers think of the values
-        raise ValueError(f"{path or prog}: {' '.join(str(error).split())}") from error
+        message = " ".join(str(error).split())
+        raise ValueError(f"{path}: {message}" if path else message) from error
     return stages, {**given, **_flags(dataclass_types, arguments, prog)}
 
 
@@ -68,17 +69,49 @@ def _parser(dataclass_types: tuple[type, ...], prog: str):
 
     class Parser(TrlParser):
         def error(self, message: str):
-            raise ValueError(f"{prog}: {message}; see {prog} --help")
+            raise ValueError(f"{message}; see {prog} --help")
+
+        def set_defaults_with_config(self, **config):
+            actions = {action.dest: action for action in self._actions}
+            return super().set_defaults_with_config(
+                **{key: _from_yaml(actions[key], value) for key, value in config.items()}
+            )
 
         def parse_args_into_dataclasses(self, *args, **kwargs):
             *parsed, remaining = super().parse_args_into_dataclasses(
                 *args, **{**kwargs, "return_remaining_strings": True}
             )
             if remaining:
-                raise ValueError(f"{prog}: unknown flag {remaining[0]!r}; see {prog} --help")
+                raise ValueError(f"unknown flag {remaining[0]!r}; see {prog} --help")
             return tuple(parsed)
 
     return Parser(dataclass_types, prog=prog, allow_abbrev=False)
+
+
+def _from_yaml(action: argparse.Action, value):
+    """Return what the flag would have made of the value: argparse converts texts only, and no parts of a list."""
+    if value is None:
+        if action.required:
+            raise ValueError(f"{action.dest} is empty, expected a value")
+        return None
+    if action.nargs in ("+", "*"):
+        return [_one_value(action, item) for item in (value if isinstance(value, list) else [value])]
+    return _one_value(action, value) if action.type in (int, float) else value
+
+
+def _one_value(action: argparse.Action, value):
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"{action.dest} holds {value!r}, expected one value")
+    if action.type not in (int, float):
+        return value
+    try:
+        number = action.type(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or (isinstance(value, float) and number != value and value == value):
+        expected = "a whole number" if action.type is int else "a number"
+        raise ValueError(f"{action.dest} holds {value!r}, expected {expected}")
+    return number
 
 
 def _read_config(arguments: list[str]) -> tuple[dict, Path | None]:
@@ -94,7 +127,7 @@ def _read_config(arguments: list[str]) -> tuple[dict, Path | None]:
         raise FileNotFoundError(f"config file {path} does not exist")
     try:
         config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"config file {path} must be a mapping of keys to values, not {type(config).__name__}")

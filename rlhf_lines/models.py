@@ -10,7 +10,10 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
 
     Raises:
         FileNotFoundError: a local path does not exist, or the Hub has no such model or cannot be reached.
+        ValueError: no name was given.
     """
+    if not name_or_path:
+        raise ValueError(f"no {what} was given: set model_name_or_path to a folder or a Hub id")
     path = Path(name_or_path)
     if path.is_dir():
         return path

@@ -81,10 +81,105 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp_pat
             raise OSError("no space left")
         return rename(path, target)
 
-    with new_folder(final, overwrite=True) as folder:
+    with pytest.raises(OSError, match="no space left"), new_folder(final, overwrite=True) as folder:
         (folder / "new").write_text("new")
         monkeypatch.setattr(Path, "rename", failing)
-        context = pytest.raises(OSError, match="no space left")
-        context.__enter__()
-    context.__exit__(None, None, None)
     assert entries(tmp_path) == ["out", "out/old"]
+
+
+def test_a_killed_block_can_be_resumed(tmp_path):
+    final = tmp_path / "out"
+    for keep in ({"keep_partial": True}, {"leave_partial": True}):
+        with pytest.raises(KeyboardInterrupt), new_folder(final, **keep) as folder:
+            (folder / "rows").write_text("half")
+            raise KeyboardInterrupt
+        assert not final.exists() and entries(tmp_path) == [".out.partial", ".out.partial/rows"]
+        with new_folder(final, keep_partial=True) as folder:
+            assert (folder / "rows").read_text() == "half"
+            (folder / "rows").write_text("whole")
+        assert entries(tmp_path) == ["out", "out/rows"] and (final / "rows").read_text() == "whole"
+        (final / "rows").unlink()
+        final.rmdir()
+
+
+def test_what_a_killed_block_left_is_not_part_of_a_new_one(tmp_path):
+    with pytest.raises(ValueError, match="stop"), new_folder(tmp_path / "out", leave_partial=True) as folder:
+        (folder / "stale").write_text("stale")
+        raise ValueError("stop")
+    with new_folder(tmp_path / "out") as folder:
+        assert entries(folder) == []
+    assert entries(tmp_path) == ["out"]
+
+
+def test_overwrite_replaces_neither_links_nor_files(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "mine").write_text("precious")
+    (tmp_path / "link").symlink_to(target)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("text")
+    before = entries(tmp_path)
+    for name in ("link", "dangling", "file"):
+        with pytest.raises(FileExistsError, match="exists: choose another folder"):
+            refuse_existing(tmp_path / name, overwrite=False)
+        with (
+            pytest.raises(FileExistsError, match="is not a folder, so --overwrite does not replace it"),
+            new_folder(tmp_path / name, overwrite=True),
+        ):
+            pass
+    assert entries(tmp_path) == before and (target / "mine").read_text() == "precious"
+
+
+def test_overwrite_replaces_neither_the_current_nor_the_home_folder_nor_their_parents(tmp_path, monkeypatch):
+    work, home = tmp_path / "work" / "inner", tmp_path / "homes" / "user"
+    work.mkdir(parents=True)
+    home.mkdir(parents=True)
+    (tmp_path / "home").symlink_to(home)
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # a home behind a link, as on many clusters
+    for folder in (work, work.parent, Path("../inner"), Path(".."), tmp_path, home, home.parent):
+        with pytest.raises(FileExistsError, match="holds the current or the home folder"):
+            refuse_existing(folder, overwrite=True)
+    for unnamed in (".", "/"):
+        with pytest.raises(ValueError, match="has no name of its own"):
+            refuse_existing(unnamed, overwrite=True)
+    sibling = work.parent / "sibling"
+    sibling.mkdir()
+    refuse_existing(sibling, overwrite=True)
+    refuse_existing(work / "new", overwrite=False)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_can_be_read_by_whom_the_folder_lets_in(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "sub").mkdir()
+            for path in (folder / "private.safetensors", folder / "sub" / "private.safetensors"):
+                path.write_text("weights")
+                path.chmod(0o600)  # as safetensors writes them
+    finally:
+        os.umask(before)
+    for path in ("private.safetensors", "sub/private.safetensors"):
+        assert (tmp_path / "out" / path).stat().st_mode & 0o777 == mode
+    assert (tmp_path / "out" / "sub").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_records_round_trip(tmp_path):
+    assert not is_complete(tmp_path) and read_record(tmp_path) == {}
+    config = {"output_dir": "x", "weights": [0.3, 0.7], "name": "é: 'quoted'", "nothing": None, "seed": 0}
+    write_record(tmp_path, "merge", config, seed=3, loss=[0.1 + 0.2], lost={"relative_l2": 1e-9})
+    assert is_complete(tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
+    assert list(yaml.safe_load((tmp_path / "config.yaml").read_text())) == list(config)
+    record = read_record(tmp_path)
+    facts = {"seed": 3, "loss": [0.1 + 0.2], "lost": {"relative_l2": 1e-9}}
+    assert record == {"format": 1, "stage": "merge", "versions": versions(), **facts}
+    assert (tmp_path / RECORD).name == "rlhf_lines.json"
+
+
+def test_versions_name_what_the_numbers_depend_on():
+    found = versions()
+    assert found["rlhf_lines"] == __version__
+    for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors"):
+        assert found[name] == importlib.metadata.version(name)

@@ -85,7 +85,8 @@ def test_a_second_run_does_nothing_again(finished, configs):
 def test_reward_models_judge_by_their_wish(finished):
     output, _ = finished
     prompts = ["json.dumps:"] * 2
-    brief = load(output / "reward_models" / "brief").score(prompts, [" Dump.", " Serialize obj to a str if it is given."])
+    lengths = [" Dump.", " Serialize obj to a str if it is given."]
+    brief = load(output / "reward_models" / "brief").score(prompts, lengths)
     assert brief[0] > brief[1]
     wordy = [" Return the value of the given object here.", " Return None if x_y is True, else int 3 (see FOO_BAR)."]
     specific = load(output / "reward_models" / "specific").score(prompts, wordy)

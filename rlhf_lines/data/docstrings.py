@@ -3,8 +3,8 @@
 The corpus is the standard library of the interpreter that runs: its source files are parsed, never imported, and the
 built-in modules, which have no source, are asked for their docstrings. One example:
 
-    prompt      "json.encoder.JSONEncoder.default:"
-    completion  " Implement this method in a subclass such that it returns a serializable object for o."
+    prompt      "textwrap.wrap:"
+    completion  " Wrap a single paragraph of text, returning a list of wrapped lines."
 
 Two wishes about a summary conflict, and both can be judged from the text alone:
 

@@ -46,6 +46,8 @@ CONFIGS = (RunConfig, MergeConfig)
 
 def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
     """Write the merged policy and return its folder; see ``merge_policies``."""
+    if run_config.resume and (Path(config.output_dir) / "merge_spec.json").is_file():
+        return Path(config.output_dir)
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     return merge_policies(

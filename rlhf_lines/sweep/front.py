@@ -13,6 +13,7 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
 
     Raises:
         FileNotFoundError: the folder has no run store.
+        ValueError: the store is not that of a finished sweep.
     """
     folder = Path(folder)
     if not (folder / FILE).is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from rlhf_lines.sweep.store import Row, Store
 
 
 SOUP, LINES, SFT = "rewarded_soup", "lines", "sft"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -76,6 +78,10 @@ class SweepConfig:
         for name, values in (("alphas", self.alphas), ("betas", self.betas)):
             if not values or not all(map(math.isfinite, values)):
                 problems.append(f"{name} is {values}, expected one or more finite numbers")
+            elif len(set(values)) < len(values):
+                problems.append(f"{name} is {values}, expected every value once")
+        if self.dtype not in DTYPES:
+            problems.append(f"dtype is {self.dtype!r}, expected float32, bfloat16 or float16")
         if len(self.policies) < 2:
             problems.append(f"policies has {len(self.policies)} folder, expected two or more")
         if len(self.reward_models) < 2:
@@ -108,14 +114,17 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     judges = load_judges(config.reward_models, data_config.dataset_name, batch_size=config.batch_size)
     names = [judge.name for judge in judges]
     prompts = {
-        split: data.load(data_config.dataset_name, "prompts", split, max_samples=count)["prompt"]
+        split: _distinct(data.load(data_config.dataset_name, "prompts", split)["prompt"])[:count]
         for split, count in (("validation", config.validation_prompts), ("test", config.test_prompts))
     }
-    with new_folder(config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume) as folder:
+    with new_folder(
+        config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
+    ) as folder:
         with Store(folder) as store:
             changeable = ("overwrite", "resume", "output_dir", "batch_size")
             settings = {key: value for key, value in vars(config).items() if key not in changeable}
-            store.remember(**settings, dataset_name=data_config.dataset_name, rewards=names)
+            digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+            store.remember(**settings, dataset_name=data_config.dataset_name, rewards=names, prompts_sha256=digest)
             sampler = _Sampler(config, sft, adapters, judges, store)
             alpha, beta, grid = _choose(sampler, prompts["validation"], names)
             _measure(sampler, prompts["test"], alpha, beta)
@@ -244,7 +253,7 @@ def _gains(points: list[Point], names: list[str], config: SweepConfig) -> list[d
         one_hot = [float(i == k) for i in range(len(config.policies))]
         point = next(p for p in points if p.group == SOUP and p.spec["weights"] == one_hot)
         for j, name in enumerate(names):
-            scale = sft.scores[:, j].std()
+            scale = sft.scores[:, j].std() or 1.0  # a reward that is the same for all prompts has no spread
             gain = paired_difference(point.scores[:, j] / scale, sft.scores[:, j] / scale, seed=config.seed)
             gains.append({"policy": policy, "reward": name, "value": gain.value, "low": gain.low, "high": gain.high})
     return gains
@@ -254,6 +263,11 @@ def _eos_token_ids(model, tokenizer) -> list[int]:
     declared = model.generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
     return sorted({i for i in (*declared, tokenizer.eos_token_id) if i is not None})
+
+
+def _distinct(prompts: Iterable[str]) -> list[str]:
+    """Return the prompts without repetitions, in their order: a prompt is one unit of the bootstrap."""
+    return list(dict.fromkeys(prompts))
 
 
 def _key(prompt: str) -> int:

@@ -20,6 +20,7 @@ from rlhf_lines.sweep.mixture import Mixture
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+KL_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def sample(
     keys, inverse = _unique_keys(requests, device)
     ends = torch.tensor(eos_token_ids, device=device)
     tokens = torch.full((len(requests), max_new_tokens), pad_token_id, device=device)
+    logprobs = torch.zeros(tokens.shape, device=device)
+    softmax_temperature = temperature or 1.0
     active = torch.arange(len(requests), device=device)
     with mixture.rows([request.spec for request in requests]):
         inputs, mask, cache = prompts, attention, None
@@ -98,12 +101,14 @@ def sample(
                 use_cache=True,
                 logits_to_keep=1,
             )
-            logits, cache = output.logits[:, -1].float(), output.past_key_values
+            policy_logits, cache = output.logits[:, -1], output.past_key_values
+            perturbed = policy_logits
             if temperature > 0:
-                noise = gumbel(seed, keys[:, 0], keys[:, 1], step, logits.shape[1])[inverse[active]]
-                logits = logits.double() / temperature + noise
-            chosen = logits.argmax(dim=1)
+                noise = gumbel(seed, keys[:, 0], keys[:, 1], step, policy_logits.shape[1])[inverse[active]]
+                perturbed = policy_logits.double() / temperature + noise
+            chosen = perturbed.argmax(dim=1)
             tokens[active, step] = chosen
+            logprobs[active, step] = _chosen_logprobs(policy_logits, chosen, softmax_temperature)
             running = (~torch.isin(chosen, ends)).nonzero().squeeze(1)
             if len(running) == 0:
                 break
@@ -116,32 +121,35 @@ def sample(
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
             position_ids = position_ids[:, -1:] + 1
     lengths = _lengths(tokens, ends)
-    kl = _kl(mixture, requests, prompts, attention, tokens, lengths, max(temperature, 0.0) or 1.0)
+    token_mask = torch.arange(max_new_tokens, device=device) < lengths.unsqueeze(1)
+    reference = _sft_logprobs(mixture, prompts, attention, tokens, token_mask, softmax_temperature)
+    kl = ((logprobs - reference) * token_mask).sum(dim=1, dtype=torch.float64)
     return [
         Completion(tuple(row[:length]), value)
         for row, length, value in zip(tokens.tolist(), lengths.tolist(), kl.tolist(), strict=True)
     ]
 
 
-def _kl(mixture, requests, prompts, attention, tokens, lengths, temperature) -> Tensor:
-    steps = torch.arange(tokens.shape[1], device=tokens.device)
-    token_mask = steps < lengths.unsqueeze(1)
+def _sft_logprobs(mixture, prompts, attention, tokens, token_mask, temperature) -> Tensor:
+    """Return the log-probabilities of the sampled tokens under the SFT model, ``[rows, T]``."""
     inputs = torch.cat([prompts, tokens], dim=1)
     mask = torch.cat([attention, token_mask.long()], dim=1)
-    arguments = {
-        "input_ids": inputs,
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-        "logits_to_keep": tokens.shape[1] + 1,
-    }
+    chunks = []
+    # A few rows at a time: logits of all rows, tokens and words at once are memory that nothing else here needs.
+    for rows in torch.arange(len(tokens), device=tokens.device).split(KL_ROWS):
+        logits = mixture.model(
+            input_ids=inputs[rows],
+            attention_mask=mask[rows],
+            position_ids=(mask[rows].cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=tokens.shape[1] + 1,
+        ).logits[:, :-1]
+        chunks.append(_chosen_logprobs(logits, tokens[rows], temperature))
+    return torch.cat(chunks)
 
-    def log_probabilities() -> Tensor:
-        logits = mixture.model(**arguments).logits[:, :-1].float() / temperature
-        return logits.log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
 
-    with mixture.rows([request.spec for request in requests]):
-        policy = log_probabilities()
-    return ((policy - log_probabilities()) * token_mask).sum(dim=1, dtype=torch.float64)
+def _chosen_logprobs(logits: Tensor, chosen: Tensor, temperature: float) -> Tensor:
+    logits = logits.float() / temperature
+    return logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
 def _left_pad(rows: list[tuple[int, ...]], pad_token_id: int, device) -> tuple[Tensor, Tensor]:

@@ -57,11 +57,21 @@ class Store:
 
     Args:
         folder: where ``run.sqlite`` is or will be.
+
+    Raises:
+        ValueError: the file is there and is no database.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._db = sqlite3.connect(Path(folder) / FILE)
-        self._db.executescript(SCHEMA)
+        path = Path(folder) / FILE
+        self._db = sqlite3.connect(path)
+        try:
+            self._db.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise ValueError(
+                f"cannot open {path} as a run store ({error}): expected the file that a sweep wrote"
+            ) from None
 
     def __enter__(self) -> Store:
         return self
@@ -87,10 +97,14 @@ class Store:
         self._db.commit()
 
     def recall(self, key: str):
-        """Return a fact that ``remember`` kept."""
+        """Return a fact that ``remember`` kept.
+
+        Raises:
+            ValueError: there is no such fact, so no sweep has begun here.
+        """
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         if row is None:
-            raise KeyError(key)
+            raise ValueError(f"{FILE} does not say its {key}: expected the output_dir of a finished rlhf-lines sweep")
         return json.loads(row[0])
 
     def add_points(self, split: str, group: str, specs: Iterable[MergeSpec]) -> list[tuple[int, MergeSpec]]:

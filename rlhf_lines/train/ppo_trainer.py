@@ -61,18 +61,19 @@ class PPOConfig(GRPOConfig):
 
     def __post_init__(self):
         # GRPO compares completions of one prompt and so refuses a single one. PPO has a value head for that: show
-        # GRPO's check a number that it accepts and that divides the rollout.
-        num_generations = self.num_generations
+        # GRPO's check a number that it accepts and that divides the rollout. An evaluation has its own number.
+        num_generations, num_generations_eval = self.num_generations, self.num_generations_eval
         local_rollout = self.per_device_train_batch_size * (
             self.steps_per_generation or self.gradient_accumulation_steps
         )
         self.num_generations = self.generation_batch_size or local_rollout
+        self.num_generations_eval = num_generations_eval or num_generations
         super().__post_init__()
-        self.num_generations = num_generations
+        self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
         problems = [
             f"{name} is {getattr(self, name)}, expected {expectation}"
             for name, expectation, holds in (
-                ("num_generations", "at least 1", num_generations >= 1),
+                ("num_generations", "at least 1", (num_generations or 0) >= 1),
                 ("beta", "0 (the KL cost is set by kl_coef)", self.beta == 0.0),
                 ("kl_estimator", "k1 or k3", self.kl_estimator in ("k1", "k3")),
                 ("kl_coef", "a number >= 0", math.isfinite(self.kl_coef) and self.kl_coef >= 0),
@@ -82,7 +83,7 @@ class PPOConfig(GRPOConfig):
                 ("mask_truncated_completions", "false (use missing_eos_penalty)", not self.mask_truncated_completions),
                 ("loss_type", "dapo (the mean over tokens)", self.loss_type == "dapo"),
                 ("generation_batch_size", f"a multiple of num_generations ({num_generations})",
-                 self.generation_batch_size % max(num_generations, 1) == 0),
+                 self.generation_batch_size % max(num_generations or 1, 1) == 0),
             )
             if not holds
         ]  # fmt: skip
@@ -101,7 +102,8 @@ class PPOTrainer(GRPOTrainer):
             ``processing_class``, ``quantization_config``, ``callbacks``, ...).
 
     Raises:
-        ValueError: there is no ``peft_config``: the reference is the base without its adapter.
+        ValueError: there is no ``peft_config``: the reference is the base without its adapter. Or there are fewer
+            prompts than one rollout takes.
     """
 
     _tag_names = ("trl", "ppo", "rlhf-lines")
@@ -110,6 +112,12 @@ class PPOTrainer(GRPOTrainer):
     def __init__(self, model, reward_models: Sequence[RewardModel], args: PPOConfig, *, peft_config, **kwargs):
         if peft_config is None:
             raise ValueError("PPO trains LoRA policies, but use_peft is false: set use_peft: true and lora_r")
+        prompts, dataset = args.generation_batch_size // args.num_generations, kwargs.get("train_dataset")
+        if hasattr(dataset, "__len__") and len(dataset) < prompts:  # Trainer would stop at step 0 and save
+            raise ValueError(
+                f"train_dataset has {len(dataset)} prompts, but one rollout takes {prompts}: add prompts, or lower "
+                "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
+            )
         super().__init__(
             model=model,
             reward_funcs=[_reward_function(reward_model) for reward_model in reward_models],

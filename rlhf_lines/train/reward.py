@@ -52,12 +52,15 @@ def run(
         tokenizer = AutoTokenizer.from_pretrained(base)
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
+        peft_config = get_peft_config(model_config)
+        if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
+            peft_config.task_type = "SEQ_CLS"
         trainer = RewardTrainer(
             model=str(base),
             args=training,
             train_dataset=train_pairs,
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
+            peft_config=peft_config,
             quantization_config=get_quantization_config(model_config),
         )
         show_progress(trainer, f"reward {final.name}")

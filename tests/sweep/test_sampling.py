@@ -267,5 +267,6 @@ def test_kl_is_that_of_the_dense_models(mixture, dense_model, temperature, of_so
     for request, completion, want in zip(requests, got, expected, strict=True):
         assert completion.kl == pytest.approx(want, abs=1e-4)
         if request.spec == SPECS[1]:
-            assert completion.kl == pytest.approx(0.0, abs=1e-6)
+            # Not exactly 0: the policy is read while sampling with a cache, the SFT model in one pass.
+            assert completion.kl == pytest.approx(0.0, abs=1e-5)
     assert max(map(abs, expected)) > 0.5

@@ -14,7 +14,7 @@ from rlhf_lines.sweep.store import FILE, Row, Store
 SPECS = [MergeSpec("linear", (1.0, 0.0)), MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0)]
 TEXTS = [
     "plain",
-    "it's \"quoted\"; DROP TABLE completions; --",
+    'it\'s "quoted"; DROP TABLE completions; --',
     "two\nlines\r\n\tand a tab",
     "<script>alert('&amp;')</script> **bold** [link](x)",
     "a NUL \0 in the middle",

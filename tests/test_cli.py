@@ -1,0 +1,344 @@
+"""The command: one sentence and exit status 2 for a user's mistake, a traceback for ours, and --help at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rlhf_lines import __version__, cli
+from rlhf_lines.stages import MODULES
+
+
+VERBS = ("demo", "sft", "reward", "ppo", "merge", "sweep", "front")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A folder with ``sft``, two policies of it, and another model with a policy of its own."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("models")
+    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    for name, policies in (("sft", ("brief", "kind")), ("other", ("stranger",))):
+        LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.3)).save_pretrained(root / name)
+        for policy in policies:
+            config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(root / name), config)
+            with torch.no_grad():
+                for key, parameter in model.named_parameters():
+                    if "lora_B" in key:
+                        parameter.normal_(0, 0.3)
+            model.save_pretrained(root / policy)
+    return root
+
+
+@pytest.fixture
+def folder(models, tmp_path, monkeypatch) -> Path:
+    """The current folder of a user who has the models in it, without a network."""
+    for model in models.iterdir():
+        (tmp_path / model.name).symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+def merge_flags(**changes) -> list[str]:
+    settings = {
+        "sft_model": "./sft",
+        "policies": ["./brief", "./kind"],
+        "weights": [0.3, 0.7],
+        "save": "adapter",
+        "output_dir": "./out",
+        **changes,
+    }
+    return [
+        str(word)
+        for key, value in settings.items()
+        if value is not None
+        for word in (f"--{key}", *(value if isinstance(value, list) else [value]))
+    ]
+
+
+def refused(capsys, folder: Path, arguments: list[str]) -> str:
+    """Run the command in a folder, see that it refuses as it should, and return its sentence."""
+    capsys.readouterr()
+    before = everything(folder)
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err
+    assert err.startswith(f"rlhf-lines {arguments[0]}: ") and err.count("rlhf-lines " + arguments[0] + ":") == 1
+    assert everything(folder) == before
+    return err
+
+
+# --- a user's mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sft_model": "./nowhere"}, ["SFT model ./nowhere does not exist"]),
+        ({"sft_model": "nowhere"}, ["SFT model nowhere is neither a local folder nor a Hub model"]),
+        ({"policies": ["./brief", "./nowhere"]}, ["policy ./nowhere does not exist"]),
+        ({"policies": ["./brief", "./stranger"]}, ["residuals add up only on one base", "stranger"]),
+        ({"sft_model": "./other"}, ["residuals add up only on one base", "other"]),
+        ({"weights": [0.3, 0.3, 0.4]}, ["3 weights for 2 policies; give one weight per policy"]),
+        ({"weights": ["nan", 0.7]}, ["weights[0] is nan, expected a finite number"]),
+        ({"weights": [0.3, "-inf"]}, ["'-inf'"]),
+        ({"weights": [0.3, "inf"]}, ["weights[1] is inf, expected a finite number"]),
+        ({"weights": [0.3, "x"]}, ["--weights: invalid float value: 'x'"]),
+        ({"alpha": "nan"}, ["alpha is nan, expected a finite number"]),
+        ({"beta": "inf"}, ["beta is inf, expected a finite number"]),
+        ({"rule": "liner"}, ["unknown rule 'liner'", "did you mean 'linear'?"]),
+        ({"schedule": "cubic"}, ["unknown schedule 'cubic'"]),
+        ({"save": "dens"}, ["unknown save 'dens'", "did you mean 'dense'?"]),
+        ({"dtype": "float31"}, ["unknown dtype 'float31'", "float32"]),
+        ({"rule_options": "{density: 1}"}, ["rule_options '{density: 1}' is not JSON"]),
+        ({"rule_options": "[1]"}, ["options is [1], expected a mapping"]),
+        ({"rule_options": '{"density": 0.2}'}, ["density"]),
+        ({"policy": "./brief"}, ["unknown flag '--policy'; see rlhf-lines merge --help"]),
+        ({"output_dir": "./sft"}, ["output_dir sft exists: choose another folder, or add --overwrite"]),
+        ({"output_dir": "."}, ["has no name of its own"]),
+        ({"output_dir": None}, ["required: --output_dir"]),
+    ],
+    ids=lambda value: "-".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_a_mistake_of_a_merge_is_one_sentence(folder, capsys, changes, words):
+    sentence = refused(capsys, folder, ["merge", *merge_flags(**changes)])
+    assert all(word in sentence for word in words)
+
+
+@pytest.mark.parametrize(
+    ("verb", "content", "words"),
+    [
+        ("merge", "weigths: [0.3, 0.7]\n", ["c.yaml has the unknown key 'weigths': did you mean 'weights'?"]),
+        ("sft", "max_stepz: 3\n", ["c.yaml has the unknown key 'max_stepz': did you mean 'max_steps'?"]),
+        ("sft", "max_steps: abc\n", ["c.yaml: max_steps holds 'abc', expected a whole number"]),
+        ("ppo", "kl_coef: [0.1]\n", ["c.yaml: kl_coef holds [0.1], expected one value"]),
+        ("sweep", "- sft_model\n", ["c.yaml must be a mapping of keys to values, not list"]),
+        ("sweep", "just text\n", ["c.yaml must be a mapping of keys to values, not str"]),
+        ("reward", "a: [1\nb: {\n", ["c.yaml is not valid YAML"]),
+        ("reward", "", ["c.yaml must be a mapping"]),
+        ("sweep", "num_weights: 1\n", ["c.yaml: ", "num_weights is 1, expected at least 2"]),
+        ("merge", "rule_options: [1]\n", ["options is [1], expected a mapping"]),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, words):
+    (folder / "c.yaml").write_text(content)
+    flags = {
+        "merge": merge_flags(),
+        "sweep": ["--sft_model=./sft", "--policies", "./brief", "./kind", "--reward_models", "a.b:c", "d.e:f",
+                  "--dataset_name=docstrings", "--output_dir=./out"],
+        "ppo": ["--dataset_name=docstrings", "--output_dir=./out", "--reward_models=a.b:c"],
+    }  # fmt: skip
+    default = ["--dataset_name=docstrings", "--output_dir=./out"]
+    sentence = refused(capsys, folder, [verb, "--config", "c.yaml", *flags.get(verb, default)])
+    assert all(word in sentence for word in words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["swep"], ["unknown command, expected one of demo,", "did you mean sweep?"]),
+        (["--verbose"], ["unknown command"]),
+        (["merge", "--config"], ["--config needs the path of a YAML file"]),
+        (["merge", "--config", "no.yaml"], ["config file no.yaml does not exist"]),
+        (["sft", "--dataset_name=docstrings", "--output_dir=./out", "--bf16=false"],
+          ["no base model was given: set model_name_or_path"]),
+        (["sft", "--model_name_or_path=./no", "--dataset_name=docstrings", "--output_dir=./out", "--bf16=false"], [
+          "base model ./no does not exist"]),
+        (["ppo", "--model_name_or_path=./no", "--dataset_name=docstrings", "--reward_models", "a.b:c", "--use_peft",
+          "--output_dir=./out", "--bf16=false"], ["SFT model ./no does not exist"]),
+        (["demo", "--verbose"], ["unrecognized arguments: --verbose; see rlhf-lines demo --help"]),
+        (["demo", "--config_dir=./no", "--output_dir=./out"], ["config_dir ./no has no base.yaml"]),
+        (["front"], ["required: RUN_DIR; see rlhf-lines front --help"]),
+        (["front", "a", "b"], ["unrecognized arguments: b"]),
+        (["front", "--run"], ["RUN_DIR"]),
+        (["front", "./sft"], ["sft has no run.sqlite: expected the output_dir of rlhf-lines sweep"]),
+        (["front", "./no"], ["no has no run.sqlite"]),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_other_mistakes_are_one_sentence(folder, capsys, arguments, words):
+    sentence = refused(capsys, folder, arguments)
+    assert all(word in sentence for word in words)
+
+
+def test_a_store_without_a_sweep_has_no_front(folder, capsys):
+    from rlhf_lines.sweep.store import Store
+
+    (folder / "run").mkdir()
+    with Store(folder / "run"):
+        pass
+    assert "run.sqlite" in refused(capsys, folder, ["front", "./run"])
+    (folder / "text").mkdir()
+    (folder / "text" / "run.sqlite").write_text("this is not a database, however long it is made" * 10)
+    assert "run.sqlite" in refused(capsys, folder, ["front", "./text"])
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "rlhf_lines.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["swep"], ["merge", *merge_flags(weights=["nan", 1])]], ids=["unknown verb", "weights"]
+)
+def test_the_process_exits_with_2_and_one_line(folder, arguments):
+    before = everything(folder)
+    done = run(folder, *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(f"rlhf-lines {arguments[0]}: ")
+    assert everything(folder) == before
+
+
+# --- our mistakes ---
+
+
+def test_an_error_of_a_library_is_not_taken_for_a_mistake_of_the_user(folder, capsys, monkeypatch):
+    # safetensors cannot read what it is given: raised below our packages, and nothing that a sentence of ours explains.
+    monkeypatch.setattr("rlhf_lines.merge.export.save_file", lambda *_, **__: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        cli.main(["merge", *merge_flags()])
+    assert capsys.readouterr().err == ""
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, RuntimeError, OSError])
+def test_other_errors_show_their_traceback(folder, monkeypatch, error):
+    def fail(*_, **__):
+        raise error("a bug")
+
+    monkeypatch.setattr("rlhf_lines.merge.stage.merge_policies", fail)
+    with pytest.raises(error, match="a bug"):
+        cli.main(["merge", *merge_flags()])
+
+
+def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlhf_lines.merge.export.save_file", interrupt)
+    before = everything(folder)
+    assert cli.main(["merge", *merge_flags()]) == 130
+    assert capsys.readouterr().err.startswith("rlhf-lines merge: interrupted")
+    assert everything(folder) == before
+
+
+# --- help ---
+
+
+def test_help_and_version_import_no_library():
+    script = (
+        "import sys; from rlhf_lines import cli; status = [cli.main(['--help']), cli.main(['--version'])]; "
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'{status} {heavy}' if status != [0, 0] or heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    *usage, version = done.stdout.splitlines()
+    assert version == __version__
+    assert [line.split()[0] for line in usage if line.startswith("  ")] == list(VERBS)
+
+
+def test_the_verbs_are_those_of_the_stages(capsys):
+    assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "front"}
+    assert cli.main([]) == 2
+    assert cli.main(["-h"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(folder, capsys, verb):
+    before = everything(folder)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: rlhf-lines {verb}") and err == ""
+    assert ("RUN_DIR" if verb == "front" else "--output_dir") in out
+    assert everything(folder) == before
+
+
+# --- merge from end to end ---
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(10).reshape(2, 5)).logits
+
+
+def test_merge_writes_an_adapter_and_a_dense_model_that_agree(folder, capsys):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = {
+        "sft_model": "./sft",
+        "policies": ["./brief", "./kind"],
+        "weights": [0.5, 0.5],
+        "save": "adapter",
+        "output_dir": "./never",
+        "alpha": 0.5,
+    }
+    (folder / "merge.yaml").write_text(yaml.safe_dump(config))
+    flags = ["--config", "merge.yaml", "--weights", "0.3", "0.7", "--beta", "1.0"]
+    for save in ("adapter", "dense"):
+        assert cli.main(["merge", *flags, "--save", save, "--output_dir", f"./{save}"]) == 0
+        out, err = capsys.readouterr()
+        assert out == f"wrote {save}\n" and "Traceback" not in err
+        spec = json.loads((folder / save / "merge_spec.json").read_text())["spec"]
+        assert spec == {
+            "rule": "linear", "weights": [0.3, 0.7], "alpha": 0.5, "beta": 1.0, "schedule": "linear", "options": {},
+        }  # fmt: skip
+    assert not (folder / "never").exists()
+    sft = AutoModelForCausalLM.from_pretrained("./sft")
+    # By hand: block l of 3 has the factor 0.5 + l / 2, a LoRA of rank 2 and alpha 4 the scale 2.
+    expected = AutoModelForCausalLM.from_pretrained("./sft")
+    parameters = dict(expected.named_parameters())
+    with torch.no_grad():
+        for policy, weight in (("brief", 0.3), ("kind", 0.7)):
+            peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("./sft"), policy)
+            for name, module in peft.named_modules():
+                if hasattr(module, "lora_A"):
+                    name = name.removeprefix("base_model.model.")
+                    factor = weight * (0.5 + int(name.split(".")[2]) / 2) * 2
+                    parameters[f"{name}.weight"] += (
+                        factor * module.lora_B["default"].weight @ module.lora_A["default"].weight
+                    )
+    assert (logits(expected) - logits(sft)).abs().max() > 0.05
+    adapter = PeftModel.from_pretrained(sft, "./adapter")
+    dense = AutoModelForCausalLM.from_pretrained("./dense")
+    for model in (adapter, dense):
+        torch.testing.assert_close(logits(model), logits(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_merge_refuses_keeps_or_replaces_what_exists(folder, capsys):
+    for save in ("adapter", "dense"):
+        flags = merge_flags(save=save)
+        assert cli.main(["merge", *flags]) == 0
+        first = everything(folder / "out")
+        assert "exists" in refused(capsys, folder, ["merge", *flags])
+        assert cli.main(["merge", *flags, "--resume"]) == 0
+        assert everything(folder / "out") == first
+        assert cli.main(["merge", *merge_flags(save=save, weights=[0.9, 0.1]), "--overwrite"]) == 0
+        second = everything(folder / "out")
+        assert second.keys() == first.keys() and second != first
+        capsys.readouterr()
+        shutil.rmtree(folder / "out")

@@ -1,0 +1,214 @@
+"""Every shipped config fits its stage; files and flags end up where they belong, and nothing else does."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_lines.artifact import write_record
+from rlhf_lines.config import DataConfig, RunConfig, parse
+from rlhf_lines.stages import MODULES
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "accelerate")
+VERB_OF = {"base": "sft", "sft": "sft", "reward": "reward", "ppo": "ppo", "sweep": "sweep", "merge": "merge"}
+
+
+def verb_of(path: Path) -> str:
+    return VERB_OF[path.stem.split("_")[0]]
+
+
+def dataclasses_of(verb: str) -> tuple[type, ...]:
+    return importlib.import_module(MODULES[verb]).CONFIGS
+
+
+def values_of(configs: tuple) -> dict:
+    return {entry.name: getattr(config, entry.name) for config in configs for entry in fields(config)}
+
+
+@dataclass
+class ThingConfig:
+    """A stage of its own, so that the tests do not depend on the fields of a real one."""
+
+    output_dir: str = field(metadata={"help": "Where."})
+    policies: list[str] = field(metadata={"help": "Several."})
+    weights: list[float] = field(default_factory=lambda: [0.5, 0.5], metadata={"help": "Numbers."})
+    steps: int = field(default=7, metadata={"help": "A count."})
+    rate: float = field(default=1e-4, metadata={"help": "A number."})
+    note: str | None = field(default=None, metadata={"help": "A text."})
+
+
+TYPES = (RunConfig, ThingConfig)
+REQUIRED = {"output_dir": "out", "policies": ["a", "b"]}
+
+
+@pytest.fixture
+def parse_thing(tmp_path):
+    """A function from the content of a config file (text or mapping) and flags to what `parse` returns."""
+
+    def run(content, *flags: str):
+        path = tmp_path / "thing.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return parse(TYPES, ["--config", str(path), *flags], prog="rlhf-lines thing")
+
+    return run
+
+
+# --- the configs that come with the project ---
+
+
+def test_the_shipped_configs_are_found():
+    assert len(FILES) >= 6
+    assert {"sft", "reward", "ppo", "sweep"} <= {verb_of(path) for path in FILES}
+    assert (CONFIGS / "demo" / "sweep.yaml") in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_shipped_config_fits_its_stage(path, tmp_path):
+    verb, content = verb_of(path), yaml.safe_load(path.read_text())
+    # transformers refuses bf16 where there is no accelerator; every other key and value is checked here.
+    flags = ["--bf16", "false"] if content.get("bf16") else []
+    configs, given = parse(dataclasses_of(verb), ["--config", str(path), *flags], prog=f"rlhf-lines {verb}")
+    assert given == {**content, **({"bf16": False} if flags else {})}
+    values = values_of(configs)
+    for key, value in given.items():
+        got = values[key]
+        # transformers reads report_to: none as an empty list, and holds enums whose value is what the file says.
+        expected = [] if (key, value) == ("report_to", "none") else value
+        assert getattr(got, "value", got) == expected, key
+    # What is written beside the artifact says the same.
+    write_record(tmp_path, verb, given)
+    written = str(tmp_path / "config.yaml")
+    again, given_again = parse(dataclasses_of(verb), ["--config", written], prog=f"rlhf-lines {verb}")
+    assert given_again == given
+    # TRL's configs name a run after the time where no name is given.
+    for one, other in zip(configs, again, strict=True):
+        assert {**asdict(one), "logging_dir": None} == {**asdict(other), "logging_dir": None}
+
+
+# --- files and flags ---
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(parse_thing):
+    content = {**REQUIRED, "steps": 3, "rate": 0.5, "weights": [0.1, 0.9]}
+    (run_config, thing), given = parse_thing(
+        content, "--steps", "4", "--weights", "0.2", "0.3", "0.5", "--overwrite", "--note", "hello"
+    )
+    assert thing == ThingConfig("out", ["a", "b"], [0.2, 0.3, 0.5], 4, 0.5, "hello")
+    assert run_config == RunConfig(overwrite=True, resume=False)
+    assert given == {**content, "steps": 4, "weights": [0.2, 0.3, 0.5], "overwrite": True, "note": "hello"}
+
+
+def test_given_holds_no_defaults(parse_thing):
+    _, given = parse_thing(REQUIRED)
+    assert given == REQUIRED
+    configs, given = parse(TYPES, ["--output_dir", "out", "--policies", "a"], prog="rlhf-lines thing")
+    assert given == {"output_dir": "out", "policies": ["a"]}
+    assert configs[1].weights == [0.5, 0.5]
+    # A flag that repeats its default was given nonetheless.
+    assert parse_thing(REQUIRED, "--steps", "7")[1] == {**REQUIRED, "steps": 7}
+
+
+def test_the_config_flag_may_stand_anywhere(tmp_path):
+    path = tmp_path / "thing.yaml"
+    path.write_text(yaml.safe_dump(REQUIRED))
+    for arguments in (["--steps", "2", "--config", str(path)], ["--config", str(path), "--steps", "2"]):
+        (_, thing), given = parse(TYPES, arguments, prog="rlhf-lines thing")
+        assert (thing.steps, given) == (2, {**REQUIRED, "steps": 2})
+
+
+def test_the_written_config_parses_to_the_same(parse_thing, tmp_path):
+    configs, given = parse_thing(
+        {**REQUIRED, "note": "a: 'b' # c"}, "--weights", "1", "0", "--rate", "1e-3", "--resume"
+    )
+    write_record(tmp_path, "thing", given)
+    again, given_again = parse(TYPES, ["--config", str(tmp_path / "config.yaml")], prog="rlhf-lines thing")
+    assert again == configs and given_again == given
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(parse_thing):
+    (_, thing), _ = parse_thing("output_dir: out\npolicies: [a]\nrate: 1e-3\nweights: [1e-3, 1]\n")
+    assert (thing.rate, thing.weights) == (1e-3, [1e-3, 1.0])
+
+
+def test_one_value_is_a_list_of_one_as_on_the_command_line(parse_thing):
+    """A folder that is given without brackets was taken for a list of its letters."""
+    (_, thing), given = parse_thing({**REQUIRED, "policies": "outputs/a", "weights": 1})
+    assert (thing.policies, thing.weights) == (["outputs/a"], [1.0])
+    assert given["policies"] == "outputs/a"
+
+
+def test_every_required_field_is_asked_for():
+    required = [entry.name for entry in fields(ThingConfig) if entry.default is entry.default_factory is MISSING]
+    assert required == ["output_dir", "policies"]
+    with pytest.raises(ValueError, match=r"required: --output_dir.*, --policies; see rlhf-lines thing --help"):
+        parse(TYPES, [], prog="rlhf-lines thing")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({**REQUIRED, "stepz": 3}, r"thing.yaml has the unknown key 'stepz': did you mean 'steps'\?"),
+        ({**REQUIRED, "qqq": 3}, "unknown key 'qqq': see rlhf-lines thing --help"),
+        ({**REQUIRED, 12: 3}, "unknown key 12"),
+        ({**REQUIRED, "env": {"HOME": "/"}}, "unknown key 'env'"),
+        ({**REQUIRED, "help": True}, "unknown key 'help'"),
+        ({**REQUIRED, "steps": "abc"}, "thing.yaml: steps holds 'abc', expected a whole number"),
+        ({**REQUIRED, "steps": 3.5}, "thing.yaml: steps holds 3.5, expected a whole number"),
+        ({**REQUIRED, "steps": [3]}, r"thing.yaml: steps holds \[3\], expected one value"),
+        ({**REQUIRED, "steps": {"a": 3}}, "thing.yaml: steps holds {'a': 3}, expected one value"),
+        ({**REQUIRED, "steps": float("inf")}, "thing.yaml: steps holds inf, expected a whole number"),
+        ({**REQUIRED, "policies": [["a", "b"]]}, r"thing.yaml: policies holds \['a', 'b'\], expected one value"),
+        ({**REQUIRED, "policies": None}, "thing.yaml: policies is empty, expected a value"),
+        ({**REQUIRED, "output_dir": None}, "thing.yaml: output_dir is empty, expected a value"),
+        ({**REQUIRED, "weights": [0.5, "x"]}, "thing.yaml: weights holds 'x', expected a number"),
+        ({**REQUIRED, "overwrite": "maybe"}, "overwrite.*'?maybe'?"),
+        ("- a\n- b\n", "thing.yaml must be a mapping of keys to values, not list"),
+        ("", "thing.yaml must be a mapping of keys to values, not NoneType"),
+        ("a: [1\nb: 2", "thing.yaml is not valid YAML"),
+        ("a: \0", "thing.yaml is not valid YAML"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str) else None,
+)
+def test_mistakes_in_the_file_are_named(parse_thing, content, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_thing(content)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_text_is_no_yaml(tmp_path):
+    path = tmp_path / "weights.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ValueError, match=r"weights.yaml is not valid YAML"):
+        parse(TYPES, ["--config", str(path)], prog="rlhf-lines thing")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stepz", "3"], "^unknown flag '--stepz'; see rlhf-lines thing --help"),
+        (["--step", "3"], "unknown flag '--step'"),  # no abbreviations: a new flag would change what they mean
+        (["--steps", "abc"], "argument --steps: invalid int value: 'abc'"),
+        (["--steps"], "argument --steps: expected one argument"),
+        (["stray"], "unknown flag 'stray'"),
+        (["--config"], "--config needs the path of a YAML file after it"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse(TYPES, ["--output_dir", "out", "--policies=a", *flags], prog="rlhf-lines thing")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"config file {tmp_path / 'no.yaml'} does not exist"):
+        parse(TYPES, ["--config", str(tmp_path / "no.yaml")], prog="rlhf-lines thing")
+
+
+def test_the_data_of_every_stage_is_named_alike():
+    for verb in ("sft", "reward", "ppo", "sweep"):
+        assert DataConfig in dataclasses_of(verb) and RunConfig in dataclasses_of(verb)

@@ -1,0 +1,190 @@
+"""The stage ``reward``: the saved judge scores as the one in memory did, and its accuracy is that of its scores."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from tiny import WORDS, make_llama, make_tokenizer
+
+import reward_models
+from reward_models import FunctionReward
+from rlhf_lines.artifact import read_record
+from rlhf_lines.stages import run_stage
+from rlhf_lines.train import reward
+
+
+def pairs(words, others):
+    """Return pairs in which the completion with more of the letter a is the better one."""
+    return [{"prompt": f"{x} {y}", "chosen": f" a a {y}", "rejected": f" {x} b"} for x in words for y in others]
+
+
+TRAIN, TEST = pairs(WORDS, WORDS[:4]), pairs(WORDS[2:7], WORDS[4:7])
+
+
+def write_encoder(folder):
+    """Write a tiny random BERT whose tokenizer frames texts as [CLS] ... [SEP] and knows no end token."""
+    from tokenizers import processors
+    from transformers import BertConfig, BertForSequenceClassification
+
+    names = {"eos_token": None, "cls_token": "<cls>", "sep_token": "<sep>"}
+    tokenizer = make_tokenizer(**names)
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.BertProcessing(("<sep>", sep), ("<cls>", cls))
+    torch.manual_seed(0)
+    config = BertConfig(
+        **{"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"intermediate_size": 24, "max_position_embeddings": 32, "num_labels": 1, "pad_token_id": 0},
+    )
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.25)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_decoder(folder):
+    """Write a causal language model without a score head, which is what users start from."""
+    make_llama().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+BASES = {"encoder": write_encoder, "decoder": write_decoder}
+LORA = {
+    **{"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_task_type": "SEQ_CLS"},
+    **{"learning_rate": 1e-2},
+}
+TARGETS = {"encoder": ["query", "value"], "decoder": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture
+def run_reward(flags, write_rows, tmp_path):
+    """Return a runner of the stage, which gives the folder that it made."""
+
+    def run(base, *, train=TRAIN, test=TEST, **settings):
+        write_rows("data/train.jsonl", train)
+        data = write_rows("data/test.jsonl", test).parent
+        output = {"model_name_or_path": base, "dataset_name": data, "output_dir": tmp_path / "out" / "letters"}
+        training = {"max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 5e-3, "max_length": 16}
+        return run_stage("reward", flags(**{**output, **training, **settings}))
+
+    return run
+
+
+@pytest.fixture
+def in_memory(monkeypatch):
+    """Return scores that the trainer's model gives, before it is saved, to every text as the trainer tokenized it."""
+    found = {}
+    save_model = reward.RewardTrainer.save_model
+
+    def look_and_save(trainer, *arguments, **options):
+        training = trainer.model.training
+        trainer.model.eval()
+        for side in ("chosen", "rejected"):
+            with torch.no_grad():
+                rows = [torch.tensor([ids]) for ids in trainer.train_dataset[f"{side}_ids"]]
+                found[side] = [float(trainer.model(input_ids=ids).logits) for ids in rows]
+        found["head"] = {
+            name: parameter.detach().clone()
+            for name, parameter in trainer.model.named_parameters()
+            if ("score" in name or "classifier" in name) and parameter.requires_grad
+        }
+        trainer.model.train(training)
+        return save_model(trainer, *arguments, **options)
+
+    monkeypatch.setattr(reward.RewardTrainer, "save_model", look_and_save)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "lora with the default task", "lora with its head named"])
+@pytest.mark.parametrize("architecture", BASES)
+def test_the_saved_judge_scores_as_the_one_in_memory(run_reward, in_memory, tmp_path, architecture, kind):
+    """The score head of a LoRA judge is easily lost on the way to disk (huggingface/trl#1379, peft#1070)."""
+    base = BASES[architecture](tmp_path / "base")
+    settings = {} if kind == "full" else {**LORA, "lora_target_modules": TARGETS[architecture]}
+    if kind == "lora with the default task":
+        settings.pop("lora_task_type")
+    if kind == "lora with its head named":
+        settings["lora_modules_to_save"] = ["score" if architecture == "decoder" else "classifier"]
+    out = run_reward(base, **settings)
+    judge = reward_models.load(out)
+    prompts = [row["prompt"] for row in TRAIN]
+    for side in ("chosen", "rejected"):
+        scores = judge.score(prompts, [row[side] for row in TRAIN])
+        assert scores == pytest.approx(in_memory[side], abs=1e-5)
+    assert max(in_memory["chosen"]) - min(in_memory["rejected"]) > 1e-2
+    assert in_memory["head"], "the head was trained"
+    assert (out / "adapter_config.json").exists() == (kind != "full")
+    assert not (out / "training_args.bin").exists()
+
+
+@pytest.mark.parametrize("architecture", BASES)
+def test_the_recorded_accuracy_is_that_of_the_scores(run_reward, tmp_path, architecture):
+    # Few and short steps, so that the judge is neither perfect nor a coin.
+    test = [*TEST, *({**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in TEST[:5])]
+    test += [{"prompt": "a", "chosen": " b", "rejected": " b"}]
+    out = run_reward(BASES[architecture](tmp_path / "base"), test=test)
+    judge = reward_models.load(str(out))
+    right = 0.0
+    for row in test:
+        (chosen,), (rejected,) = (judge.score([row["prompt"]], [row[side]]) for side in ("chosen", "rejected"))
+        right += 1.0 if chosen > rejected else 0.0 if chosen < rejected else 0.5
+    record = read_record(out)
+    assert record["accuracy"] == pytest.approx(right / 21, abs=1e-12) and record["held_out_pairs"] == 21
+    assert 0.5 < record["accuracy"] < 1.0
+
+
+def test_accuracy_by_hand():
+    # Lengths 3 > 1, 1 < 2, 2 = 2: (1 + 0 + 0.5) / 3
+    rows = {"prompt": ["", "", ""], "chosen": ["abc", "a", "ab"], "rejected": ["a", "ab", "cd"]}
+    longest = FunctionReward(lambda prompts, completions: [len(c) for c in completions], name="longest")
+    assert reward._accuracy(longest, Dataset.from_dict(rows)) == 0.5
+
+
+@pytest.mark.parametrize("architecture", BASES)
+def test_it_learns_the_preference(run_reward, tmp_path, architecture):
+    out = run_reward(BASES[architecture](tmp_path / "base"), max_steps=60, learning_rate=1e-2)
+    assert read_record(out)["accuracy"] == 1.0
+    judge = reward_models.load(out)
+    better, worse = judge.score(["c d", "c d"], [" a a d", " c b"])
+    assert better > worse + 1.0
+
+
+def test_the_folder_says_how_texts_are_scored(run_reward, tmp_path):
+    out = run_reward(write_decoder(tmp_path / "base"), max_length=9)
+    assert {"model.safetensors", "config.json", "reward_model.json", "tokenizer.json", "config.yaml"} <= {
+        path.name for path in out.iterdir()
+    }
+    settings = json.loads((out / "reward_model.json").read_text())
+    assert settings["append_eos"] is True and settings["max_length"] == 9
+    assert load_file(out / "model.safetensors")["score.weight"].shape == (1, 16)
+    judge = reward_models.load(out)
+    assert judge.name == "letters"
+    assert judge.encode("a b", " c")["input_ids"] == [*make_tokenizer()("a b c")["input_ids"], 1]
+    assert all(math.isfinite(score) for score in judge.score(["a " * 40], [" b"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"base": "/nowhere/base"}, FileNotFoundError, "base model /nowhere/base does not exist"),
+        ({"preference": "brief"}, ValueError, "preference 'brief' was given, but"),
+        ({"train": [{"prompt": "a", "chosen": "b"}]}, ValueError, "lacks the column rejected for preferences"),
+        ({"test": [{"prompt": "a", "rejected": "b"}]}, ValueError, "lacks the column chosen for preferences"),
+    ],
+    ids=["base", "preference", "train", "test"],
+)
+def test_wrong_input_leaves_nothing(run_reward, tmp_path, settings, error, message):
+    base = settings.pop("base", None) or write_decoder(tmp_path / "base")
+    with pytest.raises(error) as caught:
+        run_reward(base, **settings)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,184 @@
+"""The stage ``sft``: what it trains on, and that its dense result is base + adapter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_lines.artifact import read_record
+from rlhf_lines.stages import run_stage
+
+
+EOS = 1
+DEMONSTRATIONS = [
+    {"prompt": "a b", "completion": " c d e"},
+    {"prompt": "c", "completion": " d"},
+    {"prompt": "j i h g", "completion": " f e d c b"},
+    {"prompt": "e f g", "completion": " a"},
+]
+TEXTS = ["a b c d e", "j i", "h g f e d c b a", "c c c", "e"]
+# One step of plain gradient descent: what is written is theta - 0.5 * gradient.
+ONE_STEP = {
+    **{"optim": "sgd", "learning_rate": 0.5, "max_steps": 1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0},
+    **{"weight_decay": 0.0, "per_device_train_batch_size": 16},
+}
+LORA = {"use_peft": True, "lora_r": 3, "lora_alpha": 6, "lora_target_modules": "all-linear", "lora_dropout": 0.0}
+
+
+@pytest.fixture
+def run_sft(flags, base, write_rows, tmp_path):
+    """Return a runner of the stage on rows, which gives the folder that it made."""
+
+    def run(rows, **settings):
+        data = write_rows("data/train.jsonl", rows).parent
+        output = {"model_name_or_path": base, "dataset_name": data, "output_dir": tmp_path / "out" / "sft"}
+        return run_stage("sft", flags(**{**output, "logging_steps": 1, **settings}))
+
+    return run
+
+
+def descended(model, sequences):
+    """Return the parameters after one step on the mean loss of the wanted tokens of (ids, first wanted position)."""
+    model = model.double()
+    losses = []
+    for ids, first in sequences:
+        logits = model(torch.tensor([ids])).logits[0, first - 1 : -1]
+        losses.append(-logits.log_softmax(-1)[range(len(ids) - first), ids[first:]])
+    torch.cat(losses).mean().backward()
+    with torch.no_grad():
+        return {name: p - 0.5 * p.grad for name, p in model.named_parameters()}, torch.cat(losses).mean().item()
+
+
+def test_only_completions_and_their_end_are_trained_on(run_sft, llama, tokenizer):
+    out = run_sft(DEMONSTRATIONS, **ONE_STEP)
+    sequences = []
+    for row in DEMONSTRATIONS:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        sequences.append((tokenizer(row["prompt"] + row["completion"])["input_ids"] + [EOS], len(prompt)))
+    expected, loss = descended(llama(), sequences)
+    written = load_file(out / "model.safetensors")
+    assert written.keys() == expected.keys()
+    for name, before in llama().named_parameters():
+        torch.testing.assert_close(written[name].double(), expected[name], rtol=0, atol=1e-6)
+        assert (expected[name] - before.double()).abs().max() > 1e-4, name
+    assert read_record(out)["loss"] == [pytest.approx(loss, abs=1e-5)]
+    # Trained on the prompts too, it would be another model.
+    other, _ = descended(llama(), [(ids, 1) for ids, _ in sequences])
+    assert max((other[name] - expected[name]).abs().max() for name in other) > 1e-2
+
+
+def test_packed_texts_are_trained_on_from_end_to_end(run_sft, llama, tokenizer):
+    out = run_sft(
+        [{"text": text} for text in TEXTS], packing=True, packing_strategy="wrapped", max_length=6, **ONE_STEP
+    )
+    stream = [token for text in TEXTS for token in [*tokenizer(text)["input_ids"], EOS]]
+    assert len(stream) == 24  # 5 + 2 + 8 + 3 + 1 words and 5 ends: four sequences of 6
+    expected, loss = descended(llama(), [(stream[start : start + 6], 1) for start in range(0, 24, 6)])
+    written = load_file(out / "model.safetensors")
+    for name in expected:
+        torch.testing.assert_close(written[name].double(), expected[name], rtol=0, atol=1e-6)
+    assert read_record(out)["loss"] == [pytest.approx(loss, abs=1e-5)]
+
+
+def test_full_fine_tuning_writes_a_checkpoint_and_no_adapter(run_sft, base, tmp_path):
+    out = run_sft(DEMONSTRATIONS, use_peft=False, max_steps=2, learning_rate=1e-2)
+    assert out == tmp_path / "out" / "sft"
+    names = {path.name for path in out.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "config.yaml", "rlhf_lines.json"} <= names
+    assert not {"adapter", "training_args.bin", "adapter_model.safetensors"} & names
+    assert sorted(path.name for path in out.parent.iterdir()) == ["sft"]
+    record = read_record(out)
+    assert record["stage"] == "sft" and record["base_model"] == str(base) and record["lost_residual"] is None
+    assert len(record["loss"]) == 2
+
+
+def test_the_dense_result_is_the_base_and_the_adapter(run_sft, base, llama, tokenizer):
+    out = run_sft(DEMONSTRATIONS, **LORA, max_steps=6, learning_rate=3e-2)
+    dense, adapter = load_file(out / "model.safetensors"), load_file(out / "adapter" / "adapter_model.safetensors")
+    theta = {name: parameter.double() for name, parameter in llama().named_parameters()}
+    scale = json.loads((out / "adapter" / "adapter_config.json").read_text())["lora_alpha"] / 3
+    assert scale == 2.0 and len(adapter) == 2 * 2 * 7  # A and B of 7 matrices in 2 blocks
+    changed = 0
+    for name, value in theta.items():
+        factors = [f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight" for x in "AB"]
+        residual = torch.zeros_like(value)
+        if factors[0] in adapter:
+            a, b = (adapter[factor].double() for factor in factors)
+            residual = scale * b @ a
+            assert residual.abs().max() > 1e-2
+            changed += 1
+        torch.testing.assert_close(dense[name].double(), value + residual, rtol=0, atol=1e-6)
+    assert changed == 14 and dense.keys() == theta.keys()
+
+    # With the tokenizer of the folder, the folder answers as PEFT does with base and adapter.
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / "adapter")
+    ids = AutoTokenizer.from_pretrained(out)("a b c j i", return_tensors="pt")["input_ids"]
+    assert ids.tolist() == [tokenizer("a b c j i")["input_ids"]]
+    with torch.no_grad():
+        expected = policy(ids).logits
+        torch.testing.assert_close(merged(ids).logits, expected, rtol=0, atol=1e-5)
+        assert (llama()(ids).logits - expected).abs().max() > 0.1
+    assert not list(out.rglob("*.bin")) and not list(out.rglob("*.pt"))
+    lost = read_record(out)["lost_residual"]
+    assert lost and json.dumps(lost)
+
+
+def test_training_lowers_the_loss(run_sft):
+    out = run_sft(DEMONSTRATIONS, max_steps=30, learning_rate=2e-2)
+    losses = read_record(out)["loss"]
+    assert losses[-1] < 0.5 < 2.0 < losses[0]
+
+
+def test_max_samples_keeps_the_first_rows(run_sft, llama, tokenizer):
+    out = run_sft(DEMONSTRATIONS, **ONE_STEP, max_samples=1)
+    expected, _ = descended(llama(), [([*tokenizer("a b c d e")["input_ids"], EOS], 2)])
+    written = load_file(out / "model.safetensors")
+    for name in expected:
+        torch.testing.assert_close(written[name].double(), expected[name], rtol=0, atol=1e-6)
+
+
+def test_the_config_is_written_and_parses_again(run_sft, tmp_path):
+    first = run_sft(DEMONSTRATIONS, **ONE_STEP)
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    assert config["optim"] == "sgd" and config["learning_rate"] == 0.5
+    assert "warmup_steps" not in config  # what was not given keeps its default
+    second = run_stage("sft", ["--config", str(first / "config.yaml"), "--output_dir", str(tmp_path / "again")])
+    a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "error", "message"),
+    [
+        (
+            DEMONSTRATIONS,
+            {"model_name_or_path": "/nowhere/base"},
+            FileNotFoundError,
+            "base model /nowhere/base does not",
+        ),
+        (DEMONSTRATIONS, {"packing": True}, ValueError, "lacks the column text for text; it has prompt, completion"),
+        ([{"text": "a"}], {}, ValueError, "lacks the columns prompt, completion for demonstrations; it has text"),
+        (DEMONSTRATIONS, {"learning_rate": "fast"}, ValueError, "learning_rate"),
+        (DEMONSTRATIONS, {"learning_rat": 1}, ValueError, "unknown flag '--learning_rat'"),
+    ],
+    ids=["base", "packing", "columns", "value", "flag"],
+)
+def test_wrong_input_leaves_nothing(run_sft, tmp_path, rows, settings, error, message):
+    with pytest.raises(error) as caught:
+        run_sft(rows, **settings)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_an_existing_folder_is_refused(run_sft, tmp_path):
+    (tmp_path / "out" / "sft").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="exists: choose another folder, or add --overwrite"):
+        run_sft(DEMONSTRATIONS)
+    assert list((tmp_path / "out" / "sft").iterdir()) == []
