@@ -12,6 +12,7 @@ from pathlib import Path
 
 
 RECORD = "rlhf_lines.json"
+CONFIG = "config.yaml"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 
 
@@ -75,11 +76,34 @@ def is_complete(output_dir: str | Path) -> bool:
     return (Path(output_dir) / RECORD).is_file()
 
 
+def check_same_config(output_dir: str | Path, given: dict) -> None:
+    """Refuse to take a finished folder for the result of other settings.
+
+    Raises:
+        ValueError: ``config.yaml`` in the folder differs from what is given now; names the first key.
+    """
+    import yaml
+
+    path = Path(output_dir) / CONFIG
+    if not path.is_file():
+        return
+    made_with = yaml.safe_load(path.read_text()) or {}
+    # Through YAML and back, so that both sides hold the same types.
+    given = yaml.safe_load(yaml.safe_dump(given))
+    for key in sorted({*made_with, *given} - {"overwrite", "resume", "output_dir"}):
+        before, now = made_with.get(key), given.get(key)
+        if before != now and [before] != now and before != [now]:
+            raise ValueError(
+                f"output_dir {output_dir} was made with {key} {before!r}, now it is {now!r}: choose another folder, or "
+                "replace it with --overwrite in place of --resume"
+            )
+
+
 def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     """Write ``config.yaml`` (what ``--config`` accepts again) and ``rlhf_lines.json`` (stage, versions, facts)."""
     import yaml
 
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 

@@ -15,21 +15,35 @@ class RunConfig:
     overwrite: bool = field(
         default=False, metadata={"help": "Replace an existing output_dir once the new one is done."}
     )
-    resume: bool = field(default=False, metadata={"help": "Do nothing if output_dir is complete."})
+    resume: bool = field(
+        default=False, metadata={"help": "Keep a complete output_dir of the same settings; go on with a killed sweep."}
+    )
 
 
 @dataclass
 class DataConfig:
-    """Which rows a stage reads."""
+    """Where rows come from."""
 
     dataset_name: str = field(
         metadata={"help": "A task (docstrings, tldr), a local JSONL or Parquet file, a folder of them, or a Hub id."}
     )
+
+
+@dataclass
+class TrainingDataConfig(DataConfig):
+    """Which rows a training stage reads."""
+
+    max_samples: int | None = field(default=None, metadata={"help": "Read only the first so many rows."})
+
+
+@dataclass
+class PreferenceDataConfig(TrainingDataConfig):
+    """Which pairs a reward model is trained on."""
+
     preference: str | None = field(
         default=None,
         metadata={"help": "Which preference of the task, where it has several (docstrings: brief, specific)."},
     )
-    max_samples: int | None = field(default=None, metadata={"help": "Read only the first so many rows."})
 
 
 def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str) -> tuple[tuple, dict]:

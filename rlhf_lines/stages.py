@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from rlhf_lines.artifact import is_complete
+from rlhf_lines.artifact import check_same_config, is_complete
 from rlhf_lines.config import RunConfig, parse
 
 
@@ -34,5 +34,6 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
     if run_config.resume and is_complete(output_dir):
+        check_same_config(output_dir, given)
         return Path(output_dir)
     return module.run(*configs, given)

@@ -209,6 +209,14 @@ def test_a_missing_file_is_named(tmp_path):
         parse(TYPES, ["--config", str(tmp_path / "no.yaml")], prog="rlhf-lines thing")
 
 
-def test_the_data_of_every_stage_is_named_alike():
-    for verb in ("sft", "reward", "ppo", "sweep"):
-        assert DataConfig in dataclasses_of(verb) and RunConfig in dataclasses_of(verb)
+def test_every_stage_names_its_data_alike_and_takes_no_setting_that_it_ignores():
+    expected = {
+        "sft": {"dataset_name", "max_samples"},
+        "ppo": {"dataset_name", "max_samples"},
+        "reward": {"dataset_name", "max_samples", "preference"},
+        "sweep": {"dataset_name"},
+    }
+    for verb, names in expected.items():
+        data = next(config for config in dataclasses_of(verb) if issubclass(config, DataConfig))
+        assert {entry.name for entry in fields(data)} == names
+        assert RunConfig in dataclasses_of(verb)

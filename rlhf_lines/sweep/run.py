@@ -19,7 +19,8 @@ from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.judges import load_judges
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.residuals import check_same_base, load_adapter
+from rlhf_lines.merge.checkpoint import checkpoint_sha256, sha256_of
+from rlhf_lines.merge.residuals import WEIGHTS_FILE, check_same_base, load_adapter
 from rlhf_lines.models import local_folder
 from rlhf_lines.pareto import Point, hypervolume, paired_difference, reference_point
 from rlhf_lines.sweep.front import measured_points, trace_front
@@ -123,8 +124,14 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         with Store(folder) as store:
             changeable = ("overwrite", "resume", "output_dir", "batch_size")
             settings = {key: value for key, value in vars(config).items() if key not in changeable}
-            digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-            store.remember(**settings, dataset_name=data_config.dataset_name, rewards=names, prompts_sha256=digest)
+            store.remember(
+                **settings,
+                dataset_name=data_config.dataset_name,
+                rewards=names,
+                prompts_sha256=hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+                sft_sha256=checkpoint_sha256(sft),
+                policies_sha256=[sha256_of([Path(policy) / WEIGHTS_FILE]) for policy in config.policies],
+            )
             sampler = _Sampler(config, sft, adapters, judges, store)
             alpha, beta, grid = _choose(sampler, prompts["validation"], names)
             _measure(sampler, prompts["test"], alpha, beta)

@@ -9,7 +9,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.judges import load_judges
 from rlhf_lines.merge.residuals import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
@@ -28,12 +28,12 @@ class RewardsConfig:
     )
 
 
-CONFIGS = (RunConfig, DataConfig, RewardsConfig, PPOConfig, ModelConfig)
+CONFIGS = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, ModelConfig)
 
 
 def run(
     run_config: RunConfig,
-    data_config: DataConfig,
+    data_config: TrainingDataConfig,
     rewards_config: RewardsConfig,
     training: PPOConfig,
     model_config: ModelConfig,

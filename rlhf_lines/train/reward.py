@@ -9,17 +9,17 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_q
 import reward_models
 from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import PreferenceDataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder
 from rlhf_lines.train.progress import show_progress
 
 
-CONFIGS = (RunConfig, DataConfig, RewardConfig, ModelConfig)
+CONFIGS = (RunConfig, PreferenceDataConfig, RewardConfig, ModelConfig)
 
 
 def run(
     run_config: RunConfig,
-    data_config: DataConfig,
+    data_config: PreferenceDataConfig,
     training: RewardConfig,
     model_config: ModelConfig,
     given: dict,

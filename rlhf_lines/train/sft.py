@@ -9,7 +9,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantiz
 
 from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
@@ -18,13 +18,13 @@ from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
 from rlhf_lines.train.progress import show_progress
 
 
-CONFIGS = (RunConfig, DataConfig, SFTConfig, ModelConfig)
+CONFIGS = (RunConfig, TrainingDataConfig, SFTConfig, ModelConfig)
 ADAPTER = "adapter"
 
 
 def run(
     run_config: RunConfig,
-    data_config: DataConfig,
+    data_config: TrainingDataConfig,
     training: SFTConfig,
     model_config: ModelConfig,
     given: dict,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 from datasets import Dataset
@@ -96,6 +97,21 @@ def test_a_changed_file_is_read_anew(write):
     write("rows.jsonl", ROWS[:30])
     after = data.load(path, "prompts", "train")["prompt"]
     assert list(after) == [prompt for prompt in before if prompt in {row["prompt"] for row in ROWS[:30]}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_reading_a_local_file_asks_nobody(write, monkeypatch, name):
+    asked = []
+
+    def refuse(host, *arguments, **options):
+        asked.append(host)
+        raise OSError(f"no network: {host}")
+
+    path = write(name)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    assert len(data.load(path, "prompts", "train")) > 0
+    assert asked == []
 
 
 def test_a_missing_column_is_named(write, tmp_path):
