@@ -10,6 +10,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from rlhf_lines.suggestion import unknown_name
+
 
 VERBS = {
     "demo": "the whole pipeline on a tiny model, without network or weights",
@@ -55,12 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(verb: str, arguments: list[str]) -> None:
     if verb not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise ValueError(
-            f"unknown command, expected one of {', '.join(VERBS)}" + (f"; did you mean {near[0]}?" if near else "")
-        )
+        raise ValueError(unknown_name("command", verb, VERBS))
     if verb == "front":
         return _front(arguments)
     _quiet_libraries()

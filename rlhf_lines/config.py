@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from rlhf_lines.suggestion import closest
 
 
 @dataclass
@@ -59,8 +60,8 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
     known = {action.dest for action in parser._actions} - {"help"}
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            suggestion = f"did you mean {near[0]!r}?" if near else f"see {prog} --help for the known ones"
+            near = closest(key, known)
+            suggestion = f"did you mean {near!r}?" if near else f"see {prog} --help for the known ones"
             raise ValueError(f"config file {path} has the unknown key {key!r}: {suggestion}")
     try:
         stages = parser.parse_args_and_config(arguments)

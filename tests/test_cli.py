@@ -155,7 +155,7 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["swep"], ["unknown command, expected one of demo,", "did you mean sweep?"]),
+        (["swep"], ["unknown command, expected one of demo,", "did you mean 'sweep'?"]),
         (["--verbose"], ["unknown command"]),
         (["merge", "--config"], ["--config needs the path of a YAML file"]),
         (["merge", "--config", "no.yaml"], ["config file no.yaml does not exist"]),

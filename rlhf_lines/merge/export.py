@@ -27,7 +27,7 @@ from rlhf_lines.merge.residuals import (
     load_adapter,
 )
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.suggestion import unknown_name
+from rlhf_lines.suggestion import unknown_name
 
 
 SAVES = ("adapter", "dense")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.precision import wide
-from rlhf_lines.merge.suggestion import unknown_name
+from rlhf_lines.suggestion import unknown_name
 
 
 SCHEDULES = ("linear",)

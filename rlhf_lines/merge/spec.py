@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import check_rule
-from rlhf_lines.merge.suggestion import unknown_name
+from rlhf_lines.suggestion import unknown_name
 
 
 @dataclass(frozen=True)

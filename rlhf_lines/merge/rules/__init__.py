@@ -18,7 +18,7 @@ from torch import Tensor
 from rlhf_lines.merge.precision import wide
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.sum import sum_residuals
-from rlhf_lines.merge.suggestion import unknown_name
+from rlhf_lines.suggestion import unknown_name
 
 
 RULES: dict[str, Callable[..., dict[str, Tensor]]] = {

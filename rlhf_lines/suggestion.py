@@ -14,5 +14,10 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     sentence = f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}"
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"{sentence}; did you mean {close[0]!r}?" if close else sentence
+    close = closest(name, known)
+    return f"{sentence}; did you mean {close!r}?" if close else sentence
+
+
+def closest(name: object, known: Iterable[str]) -> str | None:
+    """The known name that looks most like this one, or None."""
+    return next(iter(difflib.get_close_matches(str(name), known, n=1)), None)
