@@ -45,3 +45,9 @@ def load_tokenizer(folder: str | Path):
 def init_kwargs(model_config) -> dict:
     """Return what ``from_pretrained`` needs of a TRL ``ModelConfig`` (all but the quantisation)."""
     return {"dtype": model_config.dtype, "attn_implementation": model_config.attn_implementation}
+
+
+def name_base(model, name_or_path: str) -> None:
+    """Let the adapters of a PEFT model say that they belong to what the user named, not to the folder of a snapshot."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = name_or_path

@@ -31,6 +31,8 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     """
     module = importlib.import_module(MODULES[verb])
     configs, given = parse(module.CONFIGS, arguments, prog=f"rlhf-lines {verb}")
+    if not given.get("output_dir"):  # transformers would fall back to a folder of its own choice
+        raise ValueError("output_dir is missing: name the folder to make")
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
     if run_config.resume and is_complete(output_dir):

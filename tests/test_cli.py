@@ -155,8 +155,10 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["swep"], ["unknown command, expected one of demo,", "did you mean 'sweep'?"]),
+        (["swep"], ["unknown command 'swep'; known: demo,", "did you mean 'sweep'?"]),
         (["--verbose"], ["unknown command"]),
+        (["sft", "--dataset_name=docstrings", "--model_name_or_path=./here", "--bf16=false"],
+         ["output_dir is missing"]),
         (["merge", "--config"], ["--config needs the path of a YAML file"]),
         (["merge", "--config", "no.yaml"], ["config file no.yaml does not exist"]),
         (["sft", "--dataset_name=docstrings", "--output_dir=./out", "--bf16=false"],

@@ -44,7 +44,7 @@ _NAMED = re.compile(
     | [A-Z][a-z]+[A-Z]\w*  # CamelCase
     | [A-Z]{2,}\w*       # CONSTANTS and placeholders
     | \w*\d\w*           # numbers
-    | ["'`*|<(\[]        # quoted names, calls, alternatives
+    | ["'`*|<(\[]        # quoted names, alternatives, argument lists
     | (?:None|True|False|int|str|bytes|float|list|dict|tuple|set|bool)\b
     """,
     re.VERBOSE,

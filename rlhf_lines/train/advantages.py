@@ -67,7 +67,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     next_advantage = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, t]
+        next_advantage = delta + gamma * lam * next_advantage
         advantages[:, t] = next_advantage
         next_value = values[:, t]
     return advantages, (advantages + values) * mask

@@ -12,7 +12,7 @@ from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.judges import load_judges
 from rlhf_lines.merge.residuals import checkpoint_sha256
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
+from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
 from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
 from rlhf_lines.train.progress import show_progress
 
@@ -66,8 +66,7 @@ def run(
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
-        # The adapter belongs to what the user named, not to the folder of a snapshot.
-        trainer.model.peft_config["default"].base_model_name_or_path = model_config.model_name_or_path
+        name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"ppo {Path(final).name}")
         trainer.train()
         trainer.save_model()

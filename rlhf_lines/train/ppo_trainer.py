@@ -12,7 +12,7 @@ That is the seam: everything up to the rollout and everything after the advantag
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +77,12 @@ class PPOConfig(GRPOConfig):
                 ("beta", "0 (the KL cost is set by kl_coef)", self.beta == 0.0),
                 ("kl_estimator", "k1 or k3", self.kl_estimator in ("k1", "k3")),
                 ("kl_coef", "a number >= 0", math.isfinite(self.kl_coef) and self.kl_coef >= 0),
+                ("vf_coef", "a number >= 0", math.isfinite(self.vf_coef) and self.vf_coef >= 0),
+                ("num_iterations", "at least 1", self.num_iterations >= 1),
+                ("value_learning_rate", "a positive number", _absent_or(self.value_learning_rate, lambda x: x > 0)),
+                ("missing_eos_penalty", "a number >= 0", _absent_or(self.missing_eos_penalty, lambda x: x >= 0)),
+                ("multi_objective_aggregation", "sum_then_normalize (PPO adds weighted scores)",
+                 self.multi_objective_aggregation == "sum_then_normalize"),
                 ("gamma", "a number in [0, 1]", 0 <= self.gamma <= 1),
                 ("lam", "a number in [0, 1]", 0 <= self.lam <= 1),
                 ("value_clip_range", "a positive number", self.value_clip_range > 0),
@@ -258,6 +264,10 @@ class PPOTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.model.value_head.load_state_dict(load_file(str(Path(resume_from_checkpoint) / VALUE_HEAD)))
+
+
+def _absent_or(value: float | None, holds: Callable[[float], bool]) -> bool:
+    return value is None or (math.isfinite(value) and holds(value))
 
 
 def _reward_function(reward_model: RewardModel):

@@ -10,7 +10,7 @@ import reward_models
 from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
-from rlhf_lines.models import init_kwargs, local_folder
+from rlhf_lines.models import init_kwargs, local_folder, name_base
 from rlhf_lines.train.progress import show_progress
 
 
@@ -63,6 +63,7 @@ def run(
             peft_config=peft_config,
             quantization_config=get_quantization_config(model_config),
         )
+        name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"reward {final.name}")
         trainer.train()
         trainer.save_model()

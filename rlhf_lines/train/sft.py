@@ -14,7 +14,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
 from rlhf_lines.merge.residuals import load_adapter
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder
+from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
 from rlhf_lines.train.progress import show_progress
 
 
@@ -55,6 +55,7 @@ def run(
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
+        name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"sft {final.name}")
         trainer.train()
         trainer.save_model()

@@ -577,6 +577,13 @@ REFUSED = {
     "kl_estimator is k2, expected k1 or k3": {"kl_estimator": "k2"},
     "kl_coef is -0.1, expected a number >= 0": {"kl_coef": -0.1},
     "kl_coef is nan, expected a number >= 0": {"kl_coef": math.nan},
+    "vf_coef is nan, expected a number >= 0": {"vf_coef": math.nan},
+    "num_iterations is 0, expected at least 1": {"num_iterations": 0},
+    "value_learning_rate is 0.0, expected a positive number": {"value_learning_rate": 0.0},
+    "missing_eos_penalty is -1.0, expected a number >= 0": {"missing_eos_penalty": -1.0},
+    "multi_objective_aggregation is normalize_then_sum, expected sum_then_normalize (PPO adds weighted scores)": {
+        "multi_objective_aggregation": "normalize_then_sum"
+    },
     "gamma is 1.1, expected a number in [0, 1]": {"gamma": 1.1},
     "lam is -0.1, expected a number in [0, 1]": {"lam": -0.1},
     "value_clip_range is 0.0, expected a positive number": {"value_clip_range": 0.0},
