@@ -210,7 +210,7 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
     """Every stored row of some points is sampled again: alone, from the dense merge of the point's spec."""
     from rlhf_lines.merge import MergeSpec
     from rlhf_lines.models import load_tokenizer
-    from rlhf_lines.sweep.run import _key
+    from rlhf_lines.sweep.engine import _key
     from rlhf_lines.sweep.sampling import gumbel
 
     tokenizer, seen = load_tokenizer(sft), 0
