@@ -72,8 +72,8 @@ def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
 
 
 def is_complete(output_dir: str | Path) -> bool:
-    """Return whether the folder is a finished artifact of this package."""
-    return (Path(output_dir) / RECORD).is_file()
+    """Return whether the folder is the finished result of a stage that writes a record."""
+    return all((Path(output_dir) / file).is_file() for file in (RECORD, CONFIG))
 
 
 def check_same_config(output_dir: str | Path, given: dict) -> None:
@@ -106,6 +106,13 @@ def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def remove_pickles(folder: Path) -> None:
+    """Remove what Trainer pickles beside weights: its arguments, and optimizer and random state of its checkpoints."""
+    for pattern in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt"):
+        for path in folder.rglob(pattern):
+            path.unlink()
 
 
 def read_record(folder: str | Path) -> dict:

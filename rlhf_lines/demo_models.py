@@ -1,7 +1,7 @@
 """The untrained models that the demo starts from, in place of the downloads of a real run.
 
 Three architectures with three tokenizers, because that is what users have: a Llama-like policy, a GPT-2-like and a
-BERT-like judge. Their tokenizers are trained on the corpus; their weights are random, from a fixed seed.
+BERT-like reward model. Their tokenizers are trained on the corpus; their weights are random, from a fixed seed.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _byte_pair_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedToke
 
 def _word_piece_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     # The library's WordPiece trainer breaks ties by hash order, so two runs give two vocabularies. Whole frequent words
-    # and single characters are all that this judge needs.
+    # and single characters are all that this reward model needs.
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     splitter = pre_tokenizers.BertPreTokenizer()
     words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(text))

@@ -16,7 +16,7 @@ def summary(verb: str, folder: Path) -> str:
         lines.append(f"accuracy on {record['held_out_pairs']} held-out pairs: {record['accuracy']:.3f}")
     elif verb == "ppo" and record["history"]:
         first, last = record["history"][0], record["history"][-1]
-        lines.append(f"reward {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
+        lines.append(f"score in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
     elif verb == "sweep":
         lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
         lines.append(f"alpha {record['alpha']} and beta {record['beta']} of LiNeS were chosen on validation prompts")

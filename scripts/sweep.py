@@ -1,4 +1,4 @@
-"""Stage ``sweep`` for accelerate: accelerate launch scripts/sweep.py --config FILE [--flag value ...]"""
+"""Stage ``sweep`` as a script: python scripts/sweep.py --config FILE [--flag value ...]"""
 
 import sys
 

@@ -14,7 +14,7 @@ KINDS = tuple(files.COLUMNS)
 def load(dataset_name: str, kind: str, split: str, *, preference: str | None = None, max_samples: int | None = None):
     """Return the ``datasets.Dataset`` of one kind of rows of one split.
 
-    The prompts of preferences are what reward models are shown (see ``judged_prompts``): that is what they train on.
+    The prompts of preferences are what reward models are shown (see ``scored_prompts``): that is what they train on.
 
     Args:
         dataset_name: a task of this package (``docstrings``, ``tldr``), a local file or folder, or a Hub id.
@@ -42,17 +42,17 @@ def load(dataset_name: str, kind: str, split: str, *, preference: str | None = N
             dataset = Dataset.from_list(dataset)
     if max_samples is not None:
         dataset = dataset.select(range(min(max_samples, len(dataset))))
-    if kind == "preferences" and hasattr(task, "judged"):
-        dataset = dataset.map(lambda row: {"prompt": task.judged(row["prompt"])})
+    if kind == "preferences" and hasattr(task, "scored_prompt"):
+        dataset = dataset.map(lambda row: {"prompt": task.scored_prompt(row["prompt"])})
     if len(dataset) == 0:
         raise ValueError(f"dataset {dataset_name} has no {kind} in its {split} split")
     return dataset
 
 
-def judged_prompts(dataset_name: str, prompts: Sequence[str]) -> list[str]:
+def scored_prompts(dataset_name: str, prompts: Sequence[str]) -> list[str]:
     """Return what reward models are shown in place of the prompts, where the task says so; else the prompts."""
-    judged = getattr(TASKS.get(dataset_name), "judged", None)
-    return [judged(prompt) for prompt in prompts] if judged else list(prompts)
+    scored_prompt = getattr(TASKS.get(dataset_name), "scored_prompt", None)
+    return [scored_prompt(prompt) for prompt in prompts] if scored_prompt else list(prompts)
 
 
 def _kinds_of(task) -> list[str]:

@@ -6,7 +6,7 @@ built-in modules, which have no source, are asked for their docstrings. One exam
     prompt      "textwrap.wrap:"
     completion  " Wrap a single paragraph of text, returning a list of wrapped lines."
 
-Two wishes about a summary conflict, and both can be judged from the text alone:
+Two wishes about a summary conflict, and both can be scored from the text alone:
 
     brief       says it in few words
     specific    names things: parameters, constants, types, numbers, conditions
@@ -109,7 +109,7 @@ def preferences(split: str, preference: str, *, seed: int = 0) -> list[dict[str,
 
     Each name meets its own summary and, twice, the one of another name of the same split. ``brief`` chooses the one of
     fewer words (a difference of at least 3), ``specific`` the one with more specific words (at least 2). Pairs that
-    are closer than this are left out: a judge of such a pair would guess.
+    are closer than this are left out: a reward model of such a pair would guess.
 
     Raises:
         ValueError: the preference is unknown.

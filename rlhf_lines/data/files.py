@@ -28,11 +28,9 @@ def rows(source: str, kind: str, split: str):
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Raises:
-        FileNotFoundError: the file or folder does not exist, or the folder lacks the split.
-        ValueError: a column is missing, or the file format is unknown.
+        FileNotFoundError: the file or folder does not exist, the folder lacks the split, or the Hub has no such data.
+        ValueError: a column is missing or holds no plain text, or the file format is unknown.
     """
-    from datasets import load_dataset
-
     path = Path(source)
     if path.is_file():
         dataset = _read(path)
@@ -49,9 +47,22 @@ def rows(source: str, kind: str, split: str):
     elif path.suffix in FORMATS or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"dataset file {source} does not exist")
     else:
-        dataset = load_dataset(source, split=split)
+        dataset = _fetch(source, split)
         _require_columns(dataset, kind, source)
     return dataset.select_columns(list(COLUMNS[kind]))
+
+
+def _fetch(source: str, split: str):
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(source, split=split)
+    except Exception as error:  # offline, gated, mistyped, no such split: the library has an exception class for each
+        reason = " ".join(str(error).split())[:200]
+        raise FileNotFoundError(
+            f"dataset {source} is neither a task, nor a local file or folder, nor a Hub data set whose {split} split can "
+            f"be fetched ({reason})"
+        ) from error
 
 
 def _read(path: Path):
@@ -71,3 +82,7 @@ def _require_columns(dataset, kind: str, source: str) -> None:
             f"dataset {source} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} for {kind}; "
             f"it has {', '.join(dataset.column_names)}"
         )
+    for column in COLUMNS[kind]:
+        held = getattr(dataset.features[column], "dtype", "lists")
+        if held not in ("string", "large_string"):
+            raise ValueError(f"column {column} of dataset {source} holds {held}, expected plain text")

@@ -23,10 +23,10 @@ def prompts(split: str):
     return demonstrations(split).select_columns(["prompt"])
 
 
-def judged(prompt: str) -> str:
+def scored_prompt(prompt: str) -> str:
     """Return what a reward model of summaries is shown in place of the prompt: the post alone.
 
-    >>> judged("SUBREDDIT: r/cats\\n\\nTITLE: Late\\n\\nPOST: My cat came home late.\\n\\nTL;DR:")
+    >>> scored_prompt("SUBREDDIT: r/cats\\n\\nTITLE: Late\\n\\nPOST: My cat came home late.\\n\\nTL;DR:")
     'My cat came home late.'
     """
     _, mark, post = prompt.partition("POST:")

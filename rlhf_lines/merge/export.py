@@ -31,6 +31,7 @@ from rlhf_lines.suggestion import unknown_name
 
 
 SAVES = ("adapter", "dense")
+MERGE_RECORD = "merge_spec.json"
 
 
 def merge_policies(
@@ -109,7 +110,7 @@ def merge_policies(
                 "versions": versions(),
                 "lost_residual": asdict(lost),
             }
-            (folder / "merge_spec.json").write_text(json.dumps(record, indent=2) + "\n")
+            (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
             card = model_card(spec, str(sft_model), names, save=save, dtype=written_dtype, lost=lost)
             (folder / "README.md").write_text(card)
             recipe = mergekit_recipe(

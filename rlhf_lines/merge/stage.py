@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_lines.config import RunConfig
-from rlhf_lines.merge.export import merge_policies
+from rlhf_lines.merge.export import MERGE_RECORD, merge_policies
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.models import local_folder
 
@@ -46,7 +46,8 @@ CONFIGS = (RunConfig, MergeConfig)
 
 def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
     """Write the merged policy and return its folder; see ``merge_policies``."""
-    if run_config.resume and (Path(config.output_dir) / "merge_spec.json").is_file():
+    if run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file():
+        _check_same_merge(config)
         return Path(config.output_dir)
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
@@ -59,3 +60,22 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
         dtype=config.dtype,
         overwrite=run_config.overwrite,
     )
+
+
+def _check_same_merge(config: MergeConfig) -> None:
+    """Raise ValueError when the folder to be kept holds another merge."""
+    made = json.loads((Path(config.output_dir) / MERGE_RECORD).read_text())
+    asked = {
+        "spec": config.spec().to_dict(),
+        "save": config.save,
+        "sft_model": str(local_folder(config.sft_model, what="SFT model")),
+        "policies": [str(local_folder(policy, what="policy")) for policy in config.policies],
+        "dtype": config.dtype or made["dtype"],
+    }
+    made["policies"] = [policy["path"] for policy in made["policies"]]
+    for key, value in asked.items():
+        if made[key] != value:
+            raise ValueError(
+                f"output_dir {config.output_dir} was made with {key} {made[key]}, now it is {value}: choose another "
+                "folder, or replace it with --overwrite in place of --resume"
+            )

@@ -167,14 +167,13 @@ def _label_policies(panel: Any, front: Mapping[str, Any], pair: tuple[str, str])
     for point in front["points"]:
         weights = list(point["spec"].get("weights") or [])
         one_hot = sorted(weights) == [0.0] * (len(weights) - 1) + [1.0]
-        if point["group"] != "rewarded_soup" or not one_hot or len(weights) != len(front["rewards"]):
+        if point["group"] != "rewarded_soup" or not one_hot:
             continue
-        reward = front["rewards"][weights.index(1.0)]
         x, y = (point["scores"][name]["mean"] for name in pair)
         low, high = panel.get_xlim()
         on_the_right = x > (low + high) / 2
         panel.annotate(
-            f"policy: {reward}",
+            f"policy {weights.index(1.0) + 1}",
             (x, y),
             # Towards the dominated side, where the front itself is not.
             xytext=(-12, -22) if on_the_right else (20, -52),

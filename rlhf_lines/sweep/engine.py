@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
-from rlhf_lines.judges import Judge
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.residuals import Adapter
 from rlhf_lines.models import load_tokenizer
@@ -18,6 +17,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.mixture import Mixture
 from rlhf_lines.sweep.sampling import Request, sample
 from rlhf_lines.sweep.store import Row, Store
+from rlhf_lines.task_rewards import TaskReward
 
 
 if TYPE_CHECKING:
@@ -31,14 +31,19 @@ class LocalEngine:
         config: how to sample.
         sft: folder of the SFT model; it is loaded when the first completion is missing.
         adapters: the policies, in the order of the specs' weights.
-        judges: score the completions.
+        reward_models: score the completions.
         store: where completions and scores go.
     """
 
     def __init__(
-        self, config: SweepConfig, sft: Path, adapters: Sequence[Adapter], judges: Sequence[Judge], store: Store
+        self,
+        config: SweepConfig,
+        sft: Path,
+        adapters: Sequence[Adapter],
+        reward_models: Sequence[TaskReward],
+        store: Store,
     ) -> None:
-        self.config, self.store, self.judges = config, store, judges
+        self.config, self.store, self.reward_models = config, store, reward_models
         self.num_policies = len(adapters)
         self._sft, self._adapters = sft, adapters
         self._mixture = self._tokenizer = None
@@ -87,7 +92,7 @@ class LocalEngine:
         )
         texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
         asked = [text for *_, text, _ in chunk]
-        scores = {judge.name: judge.score(asked, texts) for judge in self.judges}
+        scores = {model.name: model.score(asked, texts) for model in self.reward_models}
         for i, ((point, _, prompt, _, sample_id), completion) in enumerate(zip(chunk, completions, strict=True)):
             of_row = {name: values[i] for name, values in scores.items()}
             yield Row(point, prompt, sample_id, texts[i], len(completion.token_ids), completion.kl, of_row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy as np
 from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
-from rlhf_lines.judges import load_judges
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import checkpoint_sha256, sha256_of
 from rlhf_lines.merge.residuals import WEIGHTS_FILE, check_same_base, load_adapter
@@ -23,6 +23,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engine import LocalEngine
 from rlhf_lines.sweep.front import measured_points, trace_front
 from rlhf_lines.sweep.store import Store
+from rlhf_lines.task_rewards import load_reward_models
 
 
 SOUP, LINES, SFT = "rewarded_soup", "lines", "sft"
@@ -44,14 +45,18 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     Raises:
         FileNotFoundError: a model, policy or reward model does not exist.
         FileExistsError: ``output_dir`` exists.
-        ValueError: a policy belongs to another SFT model, or two reward models have one name.
+        ValueError: several processes were started, a policy belongs to another SFT model, or two reward models have
+            one name.
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(f"a sweep runs in one process, but {processes} were started: leave out the launcher")
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     adapters = [load_adapter(policy) for policy in policies]
     check_same_base(adapters, sft)
-    judges = load_judges(config.reward_models, data_config.dataset_name, batch_size=config.batch_size)
-    names = [judge.name for judge in judges]
+    reward_models = load_reward_models(config.reward_models, data_config.dataset_name, batch_size=config.batch_size)
+    names = [model.name for model in reward_models]
     prompts = {
         split: _distinct(data.load(data_config.dataset_name, "prompts", split)["prompt"])[:count]
         for split, count in (("validation", config.validation_prompts), ("test", config.test_prompts))
@@ -70,7 +75,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                 sft_sha256=checkpoint_sha256(sft),
                 policies_sha256=[sha256_of([policy / WEIGHTS_FILE]) for policy in policies],
             )
-            engine = LocalEngine(config, sft, adapters, judges, store)
+            engine = LocalEngine(config, sft, adapters, reward_models, store)
             alpha, beta, grid = _choose(engine, prompts["validation"], names)
             _measure(engine, prompts["test"], alpha, beta)
             gains = _gains(measured_points(store, "test"), names, config)

@@ -120,6 +120,7 @@ def sample(
             inputs = chosen.unsqueeze(1)
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
             position_ids = position_ids[:, -1:] + 1
+    del cache, output, inputs  # before the reference pass: memory for the one or the other, not for both
     lengths = _lengths(tokens, ends)
     token_mask = torch.arange(max_new_tokens, device=device) < lengths.unsqueeze(1)
     reference = _sft_logprobs(mixture, prompts, attention, tokens, token_mask, softmax_temperature)
@@ -141,6 +142,7 @@ def _sft_logprobs(mixture, prompts, attention, tokens, token_mask, temperature) 
             input_ids=inputs[rows],
             attention_mask=mask[rows],
             position_ids=(mask[rows].cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
             logits_to_keep=tokens.shape[1] + 1,
         ).logits[:, :-1]
         chunks.append(_chosen_logprobs(logits, tokens[rows], temperature))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_lines import data
-from rlhf_lines.artifact import new_folder, write_record
+from rlhf_lines.artifact import new_folder, remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
-from rlhf_lines.judges import load_judges
 from rlhf_lines.merge.residuals import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
+from rlhf_lines.task_rewards import load_reward_models
 from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
 from rlhf_lines.train.progress import show_progress
 
@@ -52,26 +53,29 @@ def run(
         raise ValueError(
             f"reward_weights has {len(weights)} values, but reward_models has {len(rewards_config.reward_models)}"
         )
-    judges = load_judges(rewards_config.reward_models, data_config.dataset_name)
+    reward_models = load_reward_models(rewards_config.reward_models, data_config.dataset_name)
     final = training.output_dir
-    with new_folder(final, overwrite=run_config.overwrite) as folder:
+    load = functools.partial(data.load, data_config.dataset_name, "prompts", max_samples=data_config.max_samples)
+    sft_sha256 = checkpoint_sha256(sft)
+    with new_folder(final, overwrite=run_config.overwrite, leave_partial=training.save_strategy != "no") as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         trainer = PPOTrainer(
             model=str(sft),
-            reward_models=judges,
+            reward_models=reward_models,
             args=training,
-            train_dataset=data.load(data_config.dataset_name, "prompts", "train", max_samples=data_config.max_samples),
+            train_dataset=load("train"),
+            eval_dataset=load("validation") if training.eval_strategy != "no" else None,
             processing_class=load_tokenizer(sft),
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"ppo {Path(final).name}")
-        trainer.train()
+        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
         if trainer.accelerator.is_main_process:
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle
+            remove_pickles(folder)
             history = [row for row in trainer.state.log_history if "reward" in row]
             write_record(
                 folder,
@@ -79,7 +83,8 @@ def run(
                 given,
                 seed=training.seed,
                 sft_model=model_config.model_name_or_path,
-                sft_sha256=checkpoint_sha256(sft),
+                sft_sha256=sft_sha256,
+                processes=trainer.accelerator.num_processes,
                 history=history,
             )
     return Path(final)

@@ -11,6 +11,7 @@ That is the seam: everything up to the rollout and everything after the advantag
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ class PPOConfig(GRPOConfig):
     """
 
     num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt."})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "No dropout: with it a policy differs from itself between two passes."}
+    )
     num_iterations: int = field(default=4, metadata={"help": "Epochs over each rollout."})
     scale_rewards: str = field(default="none", metadata={"help": "Unused by PPO: advantages are whitened instead."})
     kl_coef: float = field(
@@ -69,6 +73,9 @@ class PPOConfig(GRPOConfig):
         self.num_generations = self.generation_batch_size or local_rollout
         self.num_generations_eval = num_generations_eval or num_generations
         super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            # The value head hangs on a hook, out of sight of DDP's search: it would count as unused, then get a gradient.
+            self.ddp_find_unused_parameters = False
         self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
         problems = [
             f"{name} is {getattr(self, name)}, expected {expectation}"
@@ -83,6 +90,10 @@ class PPOConfig(GRPOConfig):
                 ("missing_eos_penalty", "a number >= 0", _absent_or(self.missing_eos_penalty, lambda x: x >= 0)),
                 ("multi_objective_aggregation", "sum_then_normalize (PPO adds weighted scores)",
                  self.multi_objective_aggregation == "sum_then_normalize"),
+                ("scale_rewards", "none (advantages are whitened)", self.scale_rewards == "none"),
+                ("importance_sampling_level", "token", self.importance_sampling_level == "token"),
+                ("off_policy_mask_threshold", "none", self.off_policy_mask_threshold is None),
+                ("use_vllm", "false (rollouts by vLLM are not supported yet)", not self.use_vllm),
                 ("gamma", "a number in [0, 1]", 0 <= self.gamma <= 1),
                 ("lam", "a number in [0, 1]", 0 <= self.lam <= 1),
                 ("value_clip_range", "a positive number", self.value_clip_range > 0),
@@ -133,6 +144,8 @@ class PPOTrainer(GRPOTrainer):
         )
         causal_lm = self.model.get_base_model()
         self._trunk = getattr(causal_lm, causal_lm.base_model_prefix)
+        if "position_ids" in inspect.signature(self._trunk.forward).parameters:
+            self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
         # float32: returns differ by less than bfloat16 resolves. Zero: no advantage is invented before training.
         head = nn.Linear(causal_lm.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(head.weight)
@@ -161,7 +174,8 @@ class PPOTrainer(GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
         # The hidden state at position j has read tokens 0..j: it is the state in which token j + 1 is chosen.
-        self._values = torch.cat(chunks)[:, -logits_to_keep - 1 : -1]
+        values = torch.cat(chunks).to(input_ids.device)  # a model on several devices ends on another one
+        self._values = values[:, -logits_to_keep - 1 : -1]
         return result
 
     def _value(self, hidden_states: Tensor) -> Tensor:
@@ -176,7 +190,7 @@ class PPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         rollout = super()._generate_and_score_completions(inputs)
         mask = rollout["completion_mask"]
-        if "old_per_token_logps" not in rollout or self.use_vllm:
+        if "old_per_token_logps" not in rollout:
             self._score_policy(rollout)
         old_values = self._values * mask
         reference = self._reference_logprobs(rollout)
@@ -199,9 +213,10 @@ class PPOTrainer(GRPOTrainer):
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
         if mode == "train":
             tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        loss = (loss * inputs["completion_mask"]).sum() / tokens
-        self._metrics[mode]["value_loss"].append(self.accelerator.gather(loss.detach()).mean().item())
-        return policy_loss + self.args.vf_coef * loss
+        total = (loss * inputs["completion_mask"]).sum()
+        sums = self._sum_over_processes(torch.stack([total.detach(), inputs["completion_mask"].sum().to(total.dtype)]))
+        self._metrics[mode]["value_loss"].append((sums[0] / sums[1]).item())
+        return policy_loss + self.args.vf_coef * total / tokens
 
     def _score_policy(self, rollout) -> None:
         """Set the log-probabilities of the rollout and ``self._values``, where GRPOTrainer had no need of them."""
@@ -258,12 +273,28 @@ class PPOTrainer(GRPOTrainer):
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            head = {name: tensor.contiguous() for name, tensor in self.model.value_head.state_dict().items()}
+            # Under sharding only the state that Trainer gathered is whole.
+            state = state_dict or {f"value_head.{k}": v for k, v in self.model.value_head.state_dict().items()}
+            head = {
+                k.removeprefix("value_head."): v.contiguous() for k, v in state.items() if k.startswith("value_head.")
+            }
             save_file(head, str(Path(output_dir or self.args.output_dir) / VALUE_HEAD))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.model.value_head.load_state_dict(load_file(str(Path(resume_from_checkpoint) / VALUE_HEAD)))
+
+
+def _count_positions(module, args, kwargs):
+    """Number the tokens from the first that is no padding, where the caller left it to the model.
+
+    Prompts are padded on the left, and TRL gives no positions. Rotary models see only differences; a model with
+    absolute positions would read every prompt as if it stood further right.
+    """
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    if kwargs.get("position_ids") is None and ids is not None and mask is not None and mask.shape == ids.shape:
+        kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+    return args, kwargs
 
 
 def _absent_or(value: float | None, holds: Callable[[float], bool]) -> bool:

@@ -8,7 +8,7 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_q
 
 import reward_models
 from rlhf_lines import data
-from rlhf_lines.artifact import new_folder, write_record
+from rlhf_lines.artifact import new_folder, remove_pickles, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder, name_base
 from rlhf_lines.train.progress import show_progress
@@ -37,16 +37,9 @@ def run(
     from transformers import AutoTokenizer
 
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
-    load = lambda split: data.load(  # noqa: E731
-        data_config.dataset_name,
-        "preferences",
-        split,
-        preference=data_config.preference,
-        max_samples=data_config.max_samples,
-    )
-    train_pairs, test_pairs = load("train"), load("test")
+    train_pairs, test_pairs = _pairs(data_config, "train"), _pairs(data_config, "test")
     final = Path(training.output_dir)
-    with new_folder(final, overwrite=run_config.overwrite) as folder:
+    with new_folder(final, overwrite=run_config.overwrite, leave_partial=training.save_strategy != "no") as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         tokenizer = AutoTokenizer.from_pretrained(base)
@@ -59,20 +52,29 @@ def run(
             model=str(base),
             args=training,
             train_dataset=train_pairs,
+            eval_dataset=_pairs(data_config, "validation") if training.eval_strategy != "no" else None,
             processing_class=tokenizer,
             peft_config=peft_config,
             quantization_config=get_quantization_config(model_config),
         )
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"reward {final.name}")
-        trainer.train()
+        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
-        if trainer.accelerator.is_main_process:
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle
+        is_main_process = trainer.accelerator.is_main_process
+        del trainer  # before its model is read back a second time
+        if is_main_process:
+            remove_pickles(folder)
             reward_models.write_settings(folder, reward_models.Format(append_eos=True, max_length=training.max_length))
             accuracy = _accuracy(reward_models.load(str(folder)), test_pairs)
             write_record(folder, "reward", given, seed=training.seed, accuracy=accuracy, held_out_pairs=len(test_pairs))
     return final
+
+
+def _pairs(config: PreferenceDataConfig, split: str):
+    return data.load(
+        config.dataset_name, "preferences", split, preference=config.preference, max_samples=config.max_samples
+    )
 
 
 def _accuracy(reward_model, pairs) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from rlhf_lines import data
-from rlhf_lines.artifact import new_folder, write_record
+from rlhf_lines.artifact import new_folder, remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
+from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.residuals import load_adapter
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
 from rlhf_lines.train.progress import show_progress
@@ -32,8 +34,8 @@ def run(
     """Train and return the folder of a dense checkpoint: theta_SFT, from which all policies start.
 
     Rows with ``prompt`` and ``completion`` are trained on the completion only. With ``use_peft`` the adapter is kept in
-    ``adapter/`` and merged into the unquantised base in float32 (one cast at the end), also when training held the
-    base in 8 or 4 bits. A data set of ``text`` rows is trained on as plain text.
+    ``adapter/`` and merged into the unquantised base in float32 (one cast at the end, to ``dtype``), also when training
+    held the base in 8 or 4 bits. A data set of ``text`` rows is trained on as plain text.
 
     Raises:
         FileNotFoundError: the base does not exist.
@@ -41,9 +43,12 @@ def run(
     """
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     kind = "text" if training.packing else "demonstrations"
-    train_dataset = data.load(data_config.dataset_name, kind, "train", max_samples=data_config.max_samples)
+    load = functools.partial(data.load, data_config.dataset_name, kind, max_samples=data_config.max_samples)
+    train_dataset, eval_dataset = load("train"), load("validation") if training.eval_strategy != "no" else None
     final = Path(training.output_dir)
-    with new_folder(final, overwrite=run_config.overwrite) as folder:
+    if model_config.use_peft:
+        _check_mergeable(base)
+    with new_folder(final, overwrite=run_config.overwrite, leave_partial=training.save_strategy != "no") as folder:
         training.output_dir = str(folder / ADAPTER) if model_config.use_peft else str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         tokenizer = load_tokenizer(base)
@@ -51,17 +56,18 @@ def run(
             model=str(base),
             args=training,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"sft {final.name}")
-        trainer.train()
+        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
         if trainer.accelerator.is_main_process:
-            Path(training.output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle
-            lost = _merge(base, folder) if model_config.use_peft else None
+            remove_pickles(folder)
+            lost = _merge(base, folder, model_config.dtype) if model_config.use_peft else None
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
@@ -69,8 +75,18 @@ def run(
     return final
 
 
-def _merge(base: Path, folder: Path) -> dict:
-    """Write base + adapter as a dense checkpoint into ``folder``; return what the cast to the base's dtype lost."""
+def _check_mergeable(base: Path) -> None:
+    """Raise, before hours of training, what would stop the merge after it."""
+    with Checkpoint(base) as theta:
+        block_indices(theta.shapes, num_layers=theta.num_layers())
+
+
+def _merge(base: Path, folder: Path, dtype: str) -> dict:
+    """Write base + adapter as a dense checkpoint into ``folder``; return what the cast to the dtype lost."""
     with Checkpoint(base) as theta:
         policy = AdapterPolicy(load_adapter(folder / ADAPTER), theta)
-        return dataclasses.asdict(DenseMerge(theta, [policy], MergeSpec("linear", (1.0,))).write(folder))
+        return dataclasses.asdict(
+            DenseMerge(theta, [policy], MergeSpec("linear", (1.0,))).write(
+                folder, dtype=None if dtype == "auto" else dtype
+            )
+        )

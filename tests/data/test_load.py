@@ -223,12 +223,12 @@ TLDR = "SUBREDDIT: r/cats\n\nTITLE: Late\n\nPOST: My cat came home late. TL;DR: 
     ],
 )
 def test_judges_of_tldr_read_the_post_alone(prompt, shown):
-    assert tldr.judged(prompt) == shown
-    assert data.judged_prompts("tldr", [prompt, prompt]) == [shown, shown]
+    assert tldr.scored_prompt(prompt) == shown
+    assert data.scored_prompts("tldr", [prompt, prompt]) == [shown, shown]
 
 
 @pytest.mark.parametrize("source", ["docstrings", "rows.jsonl", "owner/name"])
 def test_other_judges_read_the_prompt(source):
     prompts = [TLDR, "a"]
-    shown = data.judged_prompts(source, prompts)
+    shown = data.scored_prompts(source, prompts)
     assert shown == prompts and shown is not prompts
