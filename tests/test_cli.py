@@ -339,6 +339,8 @@ def test_merge_refuses_keeps_or_replaces_what_exists(folder, capsys):
         assert "exists" in refused(capsys, folder, ["merge", *flags])
         assert cli.main(["merge", *flags, "--resume"]) == 0
         assert everything(folder / "out") == first
+        other = ["merge", *merge_flags(save=save, weights=[0.9, 0.1]), "--resume"]
+        assert "was made with spec" in refused(capsys, folder, other)
         assert cli.main(["merge", *merge_flags(save=save, weights=[0.9, 0.1]), "--overwrite"]) == 0
         second = everything(folder / "out")
         assert second.keys() == first.keys() and second != first

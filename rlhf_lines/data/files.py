@@ -60,8 +60,8 @@ def _fetch(source: str, split: str):
     except Exception as error:  # offline, gated, mistyped, no such split: the library has an exception class for each
         reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
-            f"dataset {source} is neither a task, nor a local file or folder, nor a Hub data set whose {split} split can "
-            f"be fetched ({reason})"
+            f"dataset {source} is neither a task, nor a local file or folder, nor a Hub data set whose {split} split "
+            f"can be fetched ({reason})"
         ) from error
 
 

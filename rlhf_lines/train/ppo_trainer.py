@@ -74,7 +74,8 @@ class PPOConfig(GRPOConfig):
         self.num_generations_eval = num_generations_eval or num_generations
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
-            # The value head hangs on a hook, out of sight of DDP's search: it would count as unused, then get a gradient.
+            # The value head hangs on a hook, out of sight of DDP's search: it would count as unused and then get a
+            # gradient.
             self.ddp_find_unused_parameters = False
         self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
         problems = [

@@ -478,3 +478,10 @@ def test_simplex_of_three_by_hand():
         (0.0, 0.5, 0.5),
         (0.0, 0.0, 1.0),
     ]
+
+
+def test_several_processes_are_refused(flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="a sweep runs in one process, but 2 were started"):
+        run_stage("sweep", flags(tmp_path / "sweep"))
+    assert not (tmp_path / "sweep").exists()

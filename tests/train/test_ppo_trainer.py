@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -548,6 +549,34 @@ def test_it_learns(make_trainer, llama, reward, untrained, trained):
     assert sum(rewards[-5:]) / 5 > trained
 
 
+@pytest.fixture
+def gpt2():
+    """A tiny random GPT-2: absolute positions, and dropout as its config has it by default."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    tokens = {"vocab_size": len(WORDS) + 3, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5, **tokens))
+    assert model.config.resid_pdrop > 0
+    return model.eval()
+
+
+def test_absolute_positions_and_dropout_change_no_probability(make_trainer, gpt2):
+    """Left padding must not move the positions of a model that counts them, nor dropout make a policy another one."""
+    sft = copy.deepcopy(gpt2).double()
+    lora = {**LORA, "target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_dropout": 0.3}
+    trainer = make_trainer(model=gpt2, lora=lora, num_iterations=2)
+    rollout = roll_out(trainer)
+    assert (rollout["prompt_mask"] == 0).any()
+    assert trainer._metrics["train"]["kl"] == [pytest.approx(0.0, abs=1e-5)]
+    for row, (prompt, completion) in enumerate(unpadded(rollout)):
+        with torch.no_grad():
+            logits = sft(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
+        got = rollout["old_per_token_logps"][row, : len(completion)].double()
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
 # --- what is refused
 
 
@@ -584,6 +613,10 @@ REFUSED = {
     "multi_objective_aggregation is normalize_then_sum, expected sum_then_normalize (PPO adds weighted scores)": {
         "multi_objective_aggregation": "normalize_then_sum"
     },
+    "scale_rewards is group, expected none (advantages are whitened)": {"scale_rewards": "group"},
+    "importance_sampling_level is sequence, expected token": {"importance_sampling_level": "sequence"},
+    "off_policy_mask_threshold is 0.1, expected none": {"off_policy_mask_threshold": 0.1},
+    "use_vllm is True, expected false (rollouts by vLLM are not supported yet)": {"use_vllm": True},
     "gamma is 1.1, expected a number in [0, 1]": {"gamma": 1.1},
     "lam is -0.1, expected a number in [0, 1]": {"lam": -0.1},
     "value_clip_range is 0.0, expected a positive number": {"value_clip_range": 0.0},
