@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the input is wrong (one sentence on stderr); 1 anything e
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    # Read when torch is first imported. Threads that wait for each other then sleep instead of spinning: with another
+    # program on the cores, spinning makes training several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb, *rest = arguments
     try:
         _run(verb, rest)
