@@ -9,11 +9,12 @@ from pathlib import Path
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_lines import data
-from rlhf_lines.artifact import new_folder, remove_pickles, write_record
+from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge.residuals import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
 from rlhf_lines.task_rewards import load_reward_models
+from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
 from rlhf_lines.train.progress import show_progress
 
@@ -57,7 +58,7 @@ def run(
     final = training.output_dir
     load = functools.partial(data.load, data_config.dataset_name, "prompts", max_samples=data_config.max_samples)
     sft_sha256 = checkpoint_sha256(sft)
-    with new_folder(final, overwrite=run_config.overwrite, leave_partial=training.save_strategy != "no") as folder:
+    with training_folder(training, run_config) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         trainer = PPOTrainer(

@@ -8,9 +8,10 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_q
 
 import reward_models
 from rlhf_lines import data
-from rlhf_lines.artifact import new_folder, remove_pickles, write_record
+from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder, name_base
+from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
 
 
@@ -39,7 +40,7 @@ def run(
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     train_pairs, test_pairs = _pairs(data_config, "train"), _pairs(data_config, "test")
     final = Path(training.output_dir)
-    with new_folder(final, overwrite=run_config.overwrite, leave_partial=training.save_strategy != "no") as folder:
+    with training_folder(training, run_config) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         tokenizer = AutoTokenizer.from_pretrained(base)

@@ -9,7 +9,7 @@ from pathlib import Path
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from rlhf_lines import data
-from rlhf_lines.artifact import new_folder, remove_pickles, write_record
+from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import Checkpoint
@@ -17,6 +17,7 @@ from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.residuals import load_adapter
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
+from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
 
 
@@ -48,7 +49,7 @@ def run(
     final = Path(training.output_dir)
     if model_config.use_peft:
         _check_mergeable(base)
-    with new_folder(final, overwrite=run_config.overwrite, leave_partial=training.save_strategy != "no") as folder:
+    with training_folder(training, run_config) as folder:
         training.output_dir = str(folder / ADAPTER) if model_config.use_peft else str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         tokenizer = load_tokenizer(base)

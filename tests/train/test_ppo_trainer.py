@@ -777,6 +777,31 @@ def test_a_stage_that_fails_in_training_leaves_nothing(stage_flags, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_stopped_stage_goes_on_from_its_checkpoint(stage_flags, tmp_path, monkeypatch):
+    """The stopped and resumed stage ends with the adapter of one that was not stopped, and keeps no pickle."""
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    run_stage("ppo", stage_flags(**saving, output_dir=tmp_path / "whole"))
+    train = PPOTrainer.training_step
+
+    def stop(trainer, *args, **kwargs):
+        if trainer.state.global_step == 2:
+            raise KeyboardInterrupt
+        return train(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("ppo", stage_flags(**saving, output_dir=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    checkpoint = tmp_path / ".out.partial" / "checkpoint-2"
+    run_stage("ppo", stage_flags(**saving, output_dir=tmp_path / "out", resume_from_checkpoint=checkpoint))
+    whole, resumed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.suffix in (".pt", ".pth", ".bin")] == []
+    with pytest.raises(FileNotFoundError, match=r"resume_from_checkpoint .*nowhere does not exist"):
+        run_stage("ppo", stage_flags(output_dir=tmp_path / "new", resume_from_checkpoint=tmp_path / "nowhere"))
+
+
 def test_an_existing_folder_is_refused_or_kept_or_replaced(stage_flags, tmp_path):
     out = tmp_path / "out" / "policy"
     out.mkdir(parents=True)
