@@ -211,7 +211,7 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
     from rlhf_lines.merge import MergeSpec
     from rlhf_lines.models import load_tokenizer
     from rlhf_lines.sweep.engine import _key
-    from rlhf_lines.sweep.sampling import gumbel
+    from rlhf_lines.sampling import gumbel
 
     tokenizer, seen = load_tokenizer(sft), 0
     rows = read(
