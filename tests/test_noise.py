@@ -8,7 +8,7 @@ import pytest
 import torch
 from splitmix import GAMMA, MASK, mix, noise_by_hand, signed, unmix
 
-from rlhf_lines.sampling import gumbel
+from rlhf_lines.sampling import gumbel, prompt_key
 
 
 def test_the_oracle_is_splitmix64():
@@ -81,3 +81,9 @@ def test_argmax_of_logits_and_noise_follows_the_softmax(vary):
     expected = logits.softmax(0) * len(noise)
     # Chi-square with 5 degrees of freedom exceeds 25.7 once in 10,000 draws.
     assert ((counts - expected) ** 2 / expected).sum().item() < 25.7
+
+
+def test_a_prompt_is_named_by_its_tokens():
+    # sha256("5 9 14"), first 8 bytes, big-endian; computed with coreutils' sha256sum.
+    assert prompt_key([5, 9, 14]) == prompt_key((5, 9, 14)) == 0x1D668DAEE6CA2E13
+    assert len({prompt_key(ids) for ids in ([5, 91, 4], [5, 9, 14], [59, 14], [14, 9, 5])}) == 4

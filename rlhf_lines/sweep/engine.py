@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.residuals import Adapter
 from rlhf_lines.models import load_tokenizer
+from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.mixture import Mixture
 from rlhf_lines.sweep.sampling import Request, sample
@@ -77,9 +77,9 @@ class LocalEngine:
 
     def _sample(self, chunk) -> Iterator[Row]:
         mixture, tokenizer = self._load()
+        tokens = {text: tuple(tokenizer(text)["input_ids"]) for *_, text, _ in chunk}
         requests = [
-            Request(spec, tuple(tokenizer(text)["input_ids"]), _key(text), sample_id)
-            for _, spec, _, text, sample_id in chunk
+            Request(spec, tokens[text], prompt_key(tokens[text]), sample_id) for _, spec, _, text, sample_id in chunk
         ]
         completions = sample(
             mixture,
@@ -112,11 +112,6 @@ def _eos_token_ids(model, tokenizer) -> list[int]:
     declared = model.generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
     return sorted({i for i in (*declared, tokenizer.eos_token_id) if i is not None})
-
-
-def _key(prompt: str) -> int:
-    """Return a number that names a prompt by its text, so that its noise depends on nothing else."""
-    return int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:7], "big")
 
 
 def _chunks(rows: list, size: int) -> Iterable[list]:

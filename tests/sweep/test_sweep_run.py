@@ -210,8 +210,7 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
     """Every stored row of some points is sampled again: alone, from the dense merge of the point's spec."""
     from rlhf_lines.merge import MergeSpec
     from rlhf_lines.models import load_tokenizer
-    from rlhf_lines.sweep.engine import _key
-    from rlhf_lines.sampling import gumbel
+    from rlhf_lines.sampling import gumbel, prompt_key
 
     tokenizer, seen = load_tokenizer(sft), 0
     rows = read(
@@ -222,11 +221,11 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
     for spec, prompt, text, count in rows:
         model = dense_model(MergeSpec.from_dict(json.loads(spec)))
         ids = tokenizer(prompt)["input_ids"]
-        start = len(ids)
+        start, key = len(ids), prompt_key(ids)
         for step in range(8):
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
-            noise = gumbel(0, torch.tensor([_key(prompt)]), torch.tensor([0]), step, len(logits))[0]
+            noise = gumbel(0, torch.tensor([key]), torch.tensor([0]), step, len(logits))[0]
             ids.append(int((logits + noise).argmax()))
             if ids[-1] == tokenizer.eos_token_id:
                 break
