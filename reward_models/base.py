@@ -12,6 +12,9 @@ EXCERPT = 80
 class RewardModel(Protocol):
     """Scores completions; higher is better.
 
+    A reward model that may cut texts counts them in an attribute ``truncated``, the number of texts cut since it was
+    made. One that never cuts needs none: ask with ``getattr(model, "truncated", 0)``.
+
     Attributes:
         name: What the score is called in files, tables and figures.
     """

@@ -106,6 +106,15 @@ def test_a_folder_without_a_model_is_an_error(tmp_path):
         load(tmp_path)
 
 
+def test_a_folder_of_pickles_is_an_error(make_model, make_tokenizer, tmp_path):
+    model = make_model("gpt2")
+    model.config.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"holds no weights as safetensors.*as docs/reward_models.md shows"):
+        load(tmp_path)
+
+
 def test_a_missing_folder_beside_existing_ones_is_not_taken_for_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "outputs").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -127,6 +136,35 @@ def test_a_function_is_a_reward_model(tmp_path, monkeypatch):
         load("my_rewards:long")
     with pytest.raises(ValueError, match="the module 'no_such_module', which cannot be found"):
         load("no_such_module:short")
+
+
+def test_options_of_a_function_are_keyword_arguments(tmp_path, monkeypatch):
+    (tmp_path / "optional_rewards.py").write_text(
+        "def near(prompts, completions, *, target, scale=1.0):\n"
+        "    return [-abs(len(c) - target) / scale for c in completions]\n"
+        "class Near:\n"
+        "    def __call__(self, prompts, completions):\n"
+        "        return [0.0 for c in completions]\n"
+        "nearby = Near()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"target": 3, "scale": 2}
+    model = load("optional_rewards:near", options=options)
+    assert model.name == "near" and model.score(["a", "b"], ["xy", "xyz"]) == [-0.5, 0.0]
+    assert options == {"target": 3, "scale": 2}
+    assert load("optional_rewards:nearby").name == "nearby"
+    with pytest.raises(ValueError, match="cannot be called with its options goal: .*'goal'"):
+        load("optional_rewards:near", options={"goal": 3})
+    with pytest.raises(ValueError, match="cannot be called with its options scale: missing a required .*'target'"):
+        load("optional_rewards:near", options={"scale": 3})
+
+
+def test_a_classifier_has_no_options(folder, opened):
+    for source in (folder, "humor", "somebody/something"):
+        with pytest.raises(ValueError, match="takes no options, but got label, sign; .* reward_model.json"):
+            load(source, options={"label": 1, "sign": -1})
+    assert opened == []
+    assert isinstance(load(folder, options={}), Classifier)
 
 
 def test_a_module_that_lacks_something_of_its_own_says_so(tmp_path, monkeypatch):
@@ -180,7 +218,8 @@ def test_a_preset_is_found_by_name_and_by_hub_id(name, opened):
 def test_another_hub_id_is_a_classifier_of_prompt_and_completion(opened):
     model = load("somebody/something")
     assert (model.name, model.format, opened) == ("something", Format(), ["somebody/something"])
-    with pytest.raises(ValueError, match=r"'nobody/nothing' cannot be loaded .*\(no such repository\); .*hh-harmless"):
+    message = r"'nobody/nothing' cannot be loaded .*\(no such repository\); .*docs/reward_models.md.*hh-harmless"
+    with pytest.raises(ValueError, match=message):
         load("nobody/nothing")
 
 
