@@ -9,6 +9,9 @@ from pathlib import Path
 from rlhf_lines.suggestion import closest
 
 
+MAPPINGS = ("rewards",)  # keys of the YAML file whose items may be mappings
+
+
 @dataclass
 class RunConfig:
     """What every stage understands."""
@@ -115,6 +118,8 @@ def _from_yaml(action: argparse.Action, value):
 
 
 def _one_value(action: argparse.Action, value):
+    if isinstance(value, dict) and action.dest in MAPPINGS:
+        return value
     if isinstance(value, (list, dict)):
         raise ValueError(f"{action.dest} holds {value!r}, expected one value")
     if action.type not in (int, float):

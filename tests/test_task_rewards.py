@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from reward_models import FunctionReward
-from rlhf_lines.task_rewards import TaskReward, load_reward_models
+from rlhf_lines.task_rewards import TaskReward, load_reward_models, reward_entries
 
 
 PROMPT = "SUBREDDIT: r/cats\n\nTITLE: Late\n\nPOST: POST: is how it starts.\n\nTL;DR:"
@@ -28,7 +28,7 @@ def test_summaries_are_scored_against_the_post_alone():
 
 def test_two_reward_models_of_one_name_are_refused():
     with pytest.raises(ValueError, match="have the names split, split: two are equal"):
-        load_reward_models(["posixpath:split", "ntpath:split"], "docstrings")
+        load_reward_models(reward_entries(["posixpath:split", "ntpath:split"]), "docstrings")
 
 
 @pytest.mark.parametrize(

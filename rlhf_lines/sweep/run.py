@@ -23,7 +23,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engine import LocalEngine
 from rlhf_lines.sweep.front import measured_points, trace_front
 from rlhf_lines.sweep.store import Store
-from rlhf_lines.task_rewards import load_reward_models
+from rlhf_lines.task_rewards import load_reward_models, reward_entries
 
 
 SOUP, LINES, SFT = "rewarded_soup", "lines", "sft"
@@ -55,7 +55,9 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     adapters = [load_adapter(policy) for policy in policies]
     check_same_base(adapters, sft)
-    reward_models = load_reward_models(config.reward_models, data_config.dataset_name, batch_size=config.batch_size)
+    reward_models = load_reward_models(
+        reward_entries(config.rewards), data_config.dataset_name, batch_size=config.batch_size
+    )
     names = [model.name for model in reward_models]
     prompts = {
         split: _distinct(data.load(data_config.dataset_name, "prompts", split)["prompt"])[:count]
@@ -70,7 +72,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
             store.remember(
                 **settings,
                 dataset_name=data_config.dataset_name,
-                rewards=names,
+                reward_names=names,
                 prompts_sha256=hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
                 sft_sha256=checkpoint_sha256(sft),
                 policies_sha256=[sha256_of([policy / WEIGHTS_FILE]) for policy in policies],

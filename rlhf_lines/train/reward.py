@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
+import trl
+from trl import ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 import reward_models
 from rlhf_lines import data
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder, name_base
+from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
 
 
 CONFIGS = (RunConfig, PreferenceDataConfig, RewardConfig, ModelConfig)
+
+
+class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
+    """TRL's, with checkpoints that are visible when complete."""
 
 
 def run(
@@ -40,7 +46,7 @@ def run(
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     train_pairs, test_pairs = _pairs(data_config, "train"), _pairs(data_config, "test")
     final = Path(training.output_dir)
-    with training_folder(training, run_config) as folder:
+    with training_folder(training, run_config, given) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         tokenizer = AutoTokenizer.from_pretrained(base)

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+import trl
+from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from rlhf_lines import data
 from rlhf_lines.artifact import remove_pickles, write_record
@@ -17,12 +18,17 @@ from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.residuals import load_adapter
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
+from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
 
 
 CONFIGS = (RunConfig, TrainingDataConfig, SFTConfig, ModelConfig)
 ADAPTER = "adapter"
+
+
+class SFTTrainer(WholeCheckpoints, trl.SFTTrainer):
+    """TRL's, with checkpoints that are visible when complete."""
 
 
 def run(
@@ -49,7 +55,7 @@ def run(
     final = Path(training.output_dir)
     if model_config.use_peft:
         _check_mergeable(base)
-    with training_folder(training, run_config) as folder:
+    with training_folder(training, run_config, given, trained=ADAPTER if model_config.use_peft else ".") as folder:
         training.output_dir = str(folder / ADAPTER) if model_config.use_peft else str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         tokenizer = load_tokenizer(base)

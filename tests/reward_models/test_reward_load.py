@@ -153,15 +153,15 @@ def test_options_of_a_function_are_keyword_arguments(tmp_path, monkeypatch):
     assert model.name == "near" and model.score(["a", "b"], ["xy", "xyz"]) == [-0.5, 0.0]
     assert options == {"target": 3, "scale": 2}
     assert load("optional_rewards:nearby").name == "nearby"
-    with pytest.raises(ValueError, match="cannot be called with its options goal: .*'goal'"):
+    with pytest.raises(ValueError, match=r"cannot be called with its options goal: .*'goal'"):
         load("optional_rewards:near", options={"goal": 3})
-    with pytest.raises(ValueError, match="cannot be called with its options scale: missing a required .*'target'"):
+    with pytest.raises(ValueError, match=r"cannot be called with its options scale: missing a required .*'target'"):
         load("optional_rewards:near", options={"scale": 3})
 
 
 def test_a_classifier_has_no_options(folder, opened):
     for source in (folder, "humor", "somebody/something"):
-        with pytest.raises(ValueError, match="takes no options, but got label, sign; .* reward_model.json"):
+        with pytest.raises(ValueError, match=r"takes no options, but got label, sign; .* reward_model\.json"):
             load(source, options={"label": 1, "sign": -1})
     assert opened == []
     assert isinstance(load(folder, options={}), Classifier)

@@ -77,7 +77,7 @@ def flags(sft, policies, dataset, rewards):
         settings = {
             "sft_model": sft,
             "policies": policies[:2],
-            "reward_models": ["tiny_rewards:short", "tiny_rewards:early"],
+            "rewards": ["tiny_rewards:short", "tiny_rewards:early"],
             "dataset_name": dataset,
             "output_dir": output_dir,
             "alphas": ALPHAS,
@@ -357,7 +357,7 @@ def test_a_sweep_may_go_on_with_another_batch_size(sweep, flags, rewards, tmp_pa
         ({"alphas": [0.5]}, r"had alphas \[0.5, 1.0\], now it is \[0.5\]"),
         ({"max_new_tokens": 9}, "had max_new_tokens 8, now it is 9"),
         ({"test_prompts": 9}, "had test_prompts 8, now it is 9"),
-        ({"reward_models": ["tiny_rewards:early", "tiny_rewards:short"]}, "had reward_models"),
+        ({"rewards": ["tiny_rewards:early", "tiny_rewards:short"]}, "had rewards"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -419,7 +419,7 @@ def test_three_policies_several_samples_and_repeated_prompts(flags, policies, re
 
 
 def test_a_reward_without_spread_gives_numbers_nonetheless(flags, tmp_path):
-    changes = {"reward_models": ["tiny_rewards:short", "tiny_rewards:constant"], "num_weights": 2}
+    changes = {"rewards": ["tiny_rewards:short", "tiny_rewards:constant"], "num_weights": 2}
     run_stage("sweep", flags(tmp_path / "sweep", **changes))
     gains = strict_json(tmp_path / "sweep" / "rlhf_lines.json")["gains"]
     assert [gain["value"] for gain in gains if gain["reward"] == "constant"] == [0.0, 0.0]
@@ -443,9 +443,9 @@ def test_policies_of_another_base_are_refused(sft, policies, save_sft, save_poli
         ({"betas": [0.5, "inf"]}, r"betas is \[0.5, inf\], expected one or more finite numbers"),
         ({"alphas": [1.0, 1.0]}, r"alphas is \[1.0, 1.0\], expected every value once"),
         ({"dtype": "float31"}, "dtype is 'float31', expected float32, bfloat16 or float16"),
-        ({"reward_models": ["tiny_rewards:short"]}, "reward_models has 1, expected two or more"),
-        ({"reward_models": ["tiny_rewards:short", "tiny_rewards.short"]}, "names short, short"),
-        ({"reward_models": ["tiny_rewards:short", "tiny_rewards:tall"]}, "'tall', which is no function of"),
+        ({"rewards": ["tiny_rewards:short"]}, "rewards has 1, expected two or more"),
+        ({"rewards": ["tiny_rewards:short", "tiny_rewards.short"]}, "names short, short"),
+        ({"rewards": ["tiny_rewards:short", "tiny_rewards:tall"]}, "'tall', which is no function of"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

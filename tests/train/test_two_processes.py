@@ -22,7 +22,7 @@ def test_two_processes_train_one_policy(flags, base, write_rows, tmp_path):
     data = write_rows("data/train.jsonl", [{"prompt": f"{x} {y}"} for x in WORDS for y in WORDS[:3]])
     settings = {
         **{"model_name_or_path": base, "output_dir": tmp_path / "policy", "dataset_name": data.parent},
-        **{"reward_models": ["tiny_rewards:letters"], "use_peft": True, "lora_r": 2, "lora_alpha": 4},
+        **{"rewards": ["tiny_rewards:letters"], "use_peft": True, "lora_r": 2, "lora_alpha": 4},
         **{"lora_target_modules": "all-linear", "per_device_train_batch_size": 4, "num_iterations": 2},
         **{"max_steps": 4, "max_completion_length": 4, "logging_steps": 1, "learning_rate": 1e-2},
     }
