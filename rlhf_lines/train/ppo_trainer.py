@@ -237,6 +237,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._log_rollout(total, kl, rewards, old_values, returns, mask, ends)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, reduce=self._sum_over_processes)
+        self._log_completions(total, kl, advantages.sum(dim=1) / mask.sum(dim=1))
         return {**rollout, "advantages": advantages, "returns": returns, "old_values": old_values}
 
     def _total_scores(self) -> Tensor:
@@ -372,6 +373,15 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._log_truncation(metrics, gather)
         if mode == "train":
             self._control_kl(mean_kl)
+
+    def _log_completions(self, total: Tensor, kl: Tensor, advantages: Tensor) -> None:
+        """Complete the rows of this rollout in the table of completions; GRPO's advantages are those of groups."""
+        gathered = self.accelerator.gather(advantages).tolist()
+        for _ in gathered:
+            self._logs["advantages"].pop()
+        self._logs["advantages"].extend(gathered)
+        self._logs["extra"]["reward"].extend(total.tolist())
+        self._logs["extra"]["kl"].extend(self.accelerator.gather(kl.sum(dim=1)).tolist())
 
     def _log_truncation(self, metrics, gather) -> None:
         """Log how many texts of this rollout each reward model cut to its longest input."""

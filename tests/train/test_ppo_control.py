@@ -294,7 +294,7 @@ def test_sampling_that_breaks_the_estimate_is_refused(tmp_path, setting):
 def test_every_logged_name_is_explained(make_trainer):
     """docs/ppo.md explains what a run logs, no more and no less."""
     text = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text()
-    explained = set(re.findall(r"^\| `([^`]+)`", text, flags=re.MULTILINE))
+    explained = set(re.findall(r"^\| `([^`]+)`", text.split("## What is logged")[1], flags=re.MULTILINE))
     rows = trained(make_trainer(num_iterations=2, max_steps=6))
     logged = {name.replace("rewards/length/", "rewards/NAME/") for row in rows for name in row}
     assert logged == explained
@@ -314,11 +314,14 @@ def test_logged_rates_are_those_of_the_completions(make_trainer):
 def test_completions_are_kept_as_a_table(make_trainer):
     import pandas
 
-    trainer = make_trainer(num_iterations=1, max_steps=2)
-    trainer.train()
+    trainer = make_trainer(num_iterations=1, max_steps=2, kl_coef=0.1)
+    (row, _) = trained(trainer)
     first, second = sorted((Path(trainer.args.output_dir) / "completions").iterdir())
     table = pandas.read_parquet(first)
-    assert list(table.columns) == ["step", "prompt", "completion", "length", "advantage"]
+    assert list(table.columns) == ["step", "prompt", "completion", "length", "reward", "kl", "advantage"]
     assert len(table) == 16 and set(table["step"]) == {1} and set(pandas.read_parquet(second)["step"]) == {2}
     assert table["length"].tolist() == length([], table["completion"].tolist())
-    assert set(table["prompt"]) <= set(PROMPTS)
+    assert set(table["prompt"]) <= set(PROMPTS) and table["reward"].tolist() == table["length"].tolist()
+    assert table["kl"].mean() == pytest.approx(row["kl"], abs=1e-6)
+    # Whitened advantages: long completions are better than expected, short ones worse.
+    assert table["advantage"].std() > 0.1 and table["advantage"].corr(table["length"]) > 0.5
