@@ -27,7 +27,7 @@ class Classifier:
         name: What the score is called.
         format: Text format and label.
         max_length: Longest input in tokens, or None for no limit.
-        truncated: How many texts were cut so far.
+        truncated: How many pairs were cut so far.
     """
 
     def __init__(
@@ -44,8 +44,10 @@ class Classifier:
         self.name = name
         self.batch_size = batch_size
         self.truncated = 0
-        self.max_length = self.format.max_length or _longest_input(model, tokenizer)
-        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        limits = (self.format.max_length, longest_input(model.config, tokenizer))
+        self.max_length = min((limit for limit in limits if limit is not None), default=None)
+        types = "token_type_ids"
+        self._inputs = ("input_ids", types) if types in inspect.signature(model.forward).parameters else ("input_ids",)
         outputs = model.config.num_labels
         if max(self.format.labels()) >= outputs:
             raise ValueError(
@@ -139,8 +141,7 @@ class Classifier:
         special_tokens = {name: getattr(self.tokenizer, name) for name in SPECIAL_TOKENS}
         texts = self.format.render(prompt, completion, special_tokens)
         encoding = self.tokenizer(*texts, add_special_tokens=self.format.add_special_tokens, verbose=False)
-        names = [name for name in ("input_ids", "token_type_ids") if name in encoding and name in self._accepted]
-        return {name: list(encoding[name]) for name in names}
+        return {name: list(encoding[name]) for name in self._inputs if name in encoding}
 
     def _fits(self, prompt: str, completion: str) -> bool:
         return len(self._tokenize(prompt, completion)["input_ids"]) <= self.max_length
@@ -158,9 +159,14 @@ def _longest(size: int, fits: Callable[[int], bool]) -> int:
     return fitting
 
 
-def _longest_input(model: Any, tokenizer: Any) -> int | None:
-    """Returns the longest input in tokens that tokenizer and position embeddings allow, or None without a limit."""
-    config = model.config.get_text_config()
+def longest_input(config: Any, tokenizer: Any) -> int | None:
+    """Returns the longest input in tokens that tokenizer and position embeddings allow, or None without a limit.
+
+    Args:
+        config: Config of a transformers model.
+        tokenizer: Its tokenizer.
+    """
+    config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT
     if positions < 0:
         # XLNet's way to say that there is no limit.

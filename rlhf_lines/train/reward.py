@@ -8,6 +8,7 @@ import trl
 from trl import ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 import reward_models
+from reward_models.classifier import Classifier, longest_input
 from rlhf_lines import data
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
@@ -34,14 +35,15 @@ def run(
     """Train and return the folder of a sequence classifier with one label, and its accuracy on held-out pairs.
 
     The accuracy is that of the saved folder, read back as any later stage reads it: a head that was lost on the way
-    would show.
+    would show. Training leaves out a pair with a text longer than ``max_length`` or than the base reads; of a held-out
+    pair the prompt is cut instead. The record counts both.
 
     Raises:
         FileNotFoundError: the base does not exist.
         FileExistsError: ``output_dir`` exists.
-        ValueError: the task has no such preference.
+        ValueError: the task has no such preference, or every training pair is too long.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     train_pairs, test_pairs = _pairs(data_config, "train"), _pairs(data_config, "test")
@@ -49,9 +51,12 @@ def run(
     with training_folder(training, run_config, given) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
+        config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+        limits = (training.max_length, longest_input(config, tokenizer))
+        training.max_length = min((limit for limit in limits if limit is not None), default=None)
         peft_config = get_peft_config(model_config)
         if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
             peft_config.task_type = "SEQ_CLS"
@@ -64,6 +69,12 @@ def run(
             peft_config=peft_config,
             quantization_config=get_quantization_config(model_config),
         )
+        used_pairs = len(trainer.train_dataset)
+        if not used_pairs:
+            raise ValueError(
+                f"each of the {len(train_pairs)} training pairs of {data_config.dataset_name} has a text of more than "
+                f"{training.max_length} tokens: raise max_length, as far as the base reads, or shorten the texts"
+            )
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -73,8 +84,18 @@ def run(
         if is_main_process:
             remove_pickles(folder)
             reward_models.write_settings(folder, reward_models.Format(append_eos=True, max_length=training.max_length))
-            accuracy = _accuracy(reward_models.load(str(folder)), test_pairs)
-            write_record(folder, "reward", given, seed=training.seed, accuracy=accuracy, held_out_pairs=len(test_pairs))
+            saved = reward_models.load(str(folder), trust_remote_code=training.trust_remote_code)
+            write_record(
+                folder,
+                "reward",
+                given,
+                seed=training.seed,
+                train_pairs=used_pairs,
+                train_pairs_left_out=len(train_pairs) - used_pairs,
+                accuracy=_accuracy(saved, test_pairs),
+                held_out_pairs=len(test_pairs),
+                held_out_pairs_cut=_cut_pairs(saved, test_pairs),
+            )
     return final
 
 
@@ -89,3 +110,14 @@ def _accuracy(reward_model, pairs) -> float:
     chosen = reward_model.score(pairs["prompt"], pairs["chosen"])
     rejected = reward_model.score(pairs["prompt"], pairs["rejected"])
     return sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True)) / len(chosen)
+
+
+def _cut_pairs(reward_model: Classifier, pairs) -> int:
+    """Return the number of pairs of which a text is longer than the reward model reads."""
+    cut = 0
+    for pair in pairs:
+        before = reward_model.truncated
+        for side in ("chosen", "rejected"):
+            reward_model.encode(pair["prompt"], pair[side])
+        cut += reward_model.truncated > before
+    return cut

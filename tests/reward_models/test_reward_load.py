@@ -153,8 +153,8 @@ def test_options_of_a_function_are_keyword_arguments(tmp_path, monkeypatch):
     assert model.name == "near" and model.score(["a", "b"], ["xy", "xyz"]) == [-0.5, 0.0]
     assert options == {"target": 3, "scale": 2}
     assert load("optional_rewards:nearby").name == "nearby"
-    with pytest.raises(ValueError, match=r"cannot be called with its options goal: .*'goal'"):
-        load("optional_rewards:near", options={"goal": 3})
+    with pytest.raises(ValueError, match=r"cannot be called with its options target, goal: .*'goal'"):
+        load("optional_rewards:near", options={"target": 3, "goal": 3})
     with pytest.raises(ValueError, match=r"cannot be called with its options scale: missing a required .*'target'"):
         load("optional_rewards:near", options={"scale": 3})
 
