@@ -203,8 +203,12 @@ def test_the_folder_says_how_texts_are_scored(run_reward, tmp_path):
     assert all(math.isfinite(score) for score in judge.score(["a " * 40], [" b"]))
 
 
+TOKENIZER_CODE = (None, "own.OwnTokenizer")
 OWN_CODE = """
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
 
 class OwnConfig(BertConfig):
     model_type = "own"
@@ -223,9 +227,12 @@ class OwnClassifier(BertForSequenceClassification):
 def test_a_base_with_code_of_its_own(run_reward, in_memory, tmp_path, monkeypatch, kind):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     base = write_encoder(tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    code = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnClassifier"}
-    (base / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": code}))
+    model_code = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnClassifier"}
+    for file, changes in (
+        ("config.json", {"model_type": "own", "auto_map": model_code}),
+        ("tokenizer_config.json", {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": TOKENIZER_CODE}}),
+    ):
+        (base / file).write_text(json.dumps({**json.loads((base / file).read_text()), **changes}))
     (base / "own.py").write_text(OWN_CODE)
     settings = {**LORA, "lora_target_modules": TARGETS["encoder"]} if kind == "lora" else {}
     out = run_reward(base, trust_remote_code=True, **settings)
