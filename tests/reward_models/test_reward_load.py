@@ -1,6 +1,7 @@
 """From a folder, an adapter, a preset or a function to a reward model."""
 
 import doctest
+import json
 
 import pytest
 import torch
@@ -91,6 +92,22 @@ def test_an_adapter_that_does_not_fit_is_an_error(adapter):
         load(folder)
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_model.safetensors does not exist"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("/absent/base", "names the base /absent/base, which does not exist; restore that folder"),
+        ("absent/base", "names the base absent/base, which can be read neither as a folder, from here, nor from the H"),
+    ],
+)
+def test_an_adapter_without_its_base_is_an_error(adapter, monkeypatch, base, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder, _ = adapter
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    with pytest.raises(FileNotFoundError, match=message):
         load(folder)
 
 
