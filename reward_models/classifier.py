@@ -75,7 +75,7 @@ class Classifier:
             source: Folder or Hub id.
             format: Text format; None is what ``reward_model.json`` in the folder says, or else the default `Format`.
             name: What the score is called; None is the last part of ``source``.
-            device: Torch device; None is the first CUDA device, or the CPU if there is none.
+            device: Torch device; None is the current CUDA device, or the CPU if there is none.
             dtype: Torch dtype or its name; None is float32.
             batch_size: Most texts in one forward pass.
             trust_remote_code: Whether code from the source may run.
@@ -83,7 +83,12 @@ class Classifier:
         import torch
 
         if dtype is None or isinstance(dtype, str):
-            dtype = getattr(torch, dtype or "float32")
+            named = getattr(torch, dtype or "float32", None)
+            if not isinstance(named, torch.dtype) or not named.is_floating_point:
+                raise ValueError(
+                    f"the dtype of reward model {str(source)!r} is {dtype!r}; expected float32, bfloat16 or float16"
+                )
+            dtype = named
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = open_checkpoint(str(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)

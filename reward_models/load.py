@@ -40,7 +40,7 @@ def load(
     Args:
         source: What to load; a folder named like a preset is written with ``./`` before it.
         name: What the score is called; None is the preset, the folder, the function or the model.
-        device: Torch device of a classifier; None is the first CUDA device, or the CPU.
+        device: Torch device of a classifier; None is the current CUDA device, or the CPU.
         dtype: Torch dtype of a classifier or its name; None is float32.
         batch_size: Most texts in one forward pass of a classifier.
         trust_remote_code: Whether code that comes with a classifier may run.

@@ -77,6 +77,17 @@ def test_models_without_an_exact_padded_forward(make_model, make_tokenizer, mode
     assert_scores_are_own_forwards(classifier)
 
 
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "llama", "mistral", "opt", "bert", "roberta", "modernbert", "bart", "t5"]
+)
+def test_the_attention_that_a_loaded_model_has(make_model, make_tokenizer, tmp_path, model_type):
+    make_model(model_type).save_pretrained(tmp_path)
+    make_tokenizer("encoder").save_pretrained(tmp_path)
+    classifier = Classifier.from_pretrained(tmp_path)
+    assert classifier.model.config._attn_implementation == "sdpa"
+    assert_scores_are_own_forwards(classifier)
+
+
 ALWAYS_PADDED = ("bart", "t5")  # their configs have a pad token or do not load
 
 

@@ -37,6 +37,9 @@ def test_dtype_and_device_are_used(folder):
     model = load(folder, dtype="bfloat16", device="cpu").model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in load(folder, device="cpu").model.parameters()} == {torch.float32}
+    for dtype in ("bf16", "int8", "Tensor"):
+        with pytest.raises(ValueError, match=f"is '{dtype}'; expected float32, bfloat16 or float16"):
+            load(folder, dtype=dtype)
 
 
 def test_a_checkpoint_without_a_head_is_an_error(make_model, make_tokenizer, tmp_path):
@@ -140,17 +143,17 @@ def test_a_missing_folder_beside_existing_ones_is_not_taken_for_a_hub_id(tmp_pat
 
 
 def test_a_function_is_a_reward_model(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text(
+    (tmp_path / "plain_rewards.py").write_text(
         "def short(prompts, completions):\n    return [-len(c) for c in completions]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    for source in ("my_rewards:short", "my_rewards.short"):
+    for source in ("plain_rewards:short", "plain_rewards.short"):
         model = load(source)
         assert isinstance(model, RewardModel) and model.name == "short"
         assert model.score(["a", "b"], ["xy", ""]) == [-2.0, 0.0]
-    assert load("my_rewards:short", name="brevity").name == "brevity"
-    with pytest.raises(ValueError, match="'long', which is no function of 'my_rewards'"):
-        load("my_rewards:long")
+    assert load("plain_rewards:short", name="brevity").name == "brevity"
+    with pytest.raises(ValueError, match="'long', which is no function of 'plain_rewards'"):
+        load("plain_rewards:long")
     with pytest.raises(ValueError, match="the module 'no_such_module', which cannot be found"):
         load("no_such_module:short")
 
@@ -197,6 +200,16 @@ def test_a_function_must_return_one_finite_number_per_pair():
         FunctionReward(lengths).score(["a"], ["b", "c"])
     with pytest.raises(ValueError, match="got a single string"):
         FunctionReward(lengths).score("a", "b")
+    with pytest.raises(
+        ValueError, match=r"got the prompt \[\{'role': 'user'\}\] at index 1; expected a text; put mess"
+    ):
+        FunctionReward(lengths).score(["a", [{"role": "user"}]], ["b", "c"])
+    with pytest.raises(ValueError, match="got the completion None at index 0; expected a text"):
+        FunctionReward(lengths).score(["a"], [None])
+    with pytest.raises(ValueError, match="'nothing' returned None; expected one number per prompt"):
+        FunctionReward(lambda prompts, completions: None, name="nothing").score(["a"], ["b"])
+    with pytest.raises(ValueError, match=r"'partly' returned \[1.0, None\]; expected one number per prompt"):
+        FunctionReward(lambda prompts, completions: [1.0, None], name="partly").score(["a", "b"], ["c", "d"])
     with pytest.raises(ValueError, match="returned 1 scores for 2 prompts"):
         FunctionReward(lambda prompts, completions: [1.0], name="one").score(["a", "b"], ["c", "d"])
     with pytest.raises(ValueError, match="returned inf for the pair at index 1 with the prompt 'b'"):
