@@ -93,8 +93,10 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
             )
         if args.value_lora and args.gradient_checkpointing:
-            chosen = {"use_reentrant": False, "context_fn": checkpoint_contexts}
-            args.gradient_checkpointing_kwargs = {**(args.gradient_checkpointing_kwargs or {}), **chosen}
+            own = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+            # Two names of one setting: Trainer reads the second at the start, TRL the first after every rollout.
+            args.gradient_checkpointing_kwargs = {**(args.gradient_checkpointing_kwargs or {}), **own}
+            args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
         super().__init__(
             model=model,
             reward_funcs=[_reward_function(reward_model) for reward_model in reward_models],
