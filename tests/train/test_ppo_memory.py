@@ -124,8 +124,8 @@ def test_gradient_checkpointing_changes_no_gradient(make_trainer, value_lora):
         if checkpointing:  # as Trainer does at the start of training
             kwargs = trainer.args.activation_checkpointing_kwargs
             trainer.model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
-        layer, calls = trainer.model.get_base_model().model.layers[1], []
-        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        attention, calls = trainer.model.get_base_model().model.layers[1].self_attn, []
+        attention.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         found.append(gradients(trainer))
         passes.append(len(calls))
     assert passes[1] == passes[0] + (2 if value_lora else 1), "layers are repeated in the backward pass, and only there"
