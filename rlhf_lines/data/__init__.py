@@ -68,6 +68,8 @@ def load(
             raise ValueError(f"prompt_template {prompt_template!r} was given, but the {dataset_name} task has its own")
         rows = _rows_of_task(dataset_name, kind, split, preference, dataset_path)
         template = templates.find(getattr(task, "TEMPLATE", "plain"))
+    if kind == "text" and max_prompt_length is not None:
+        raise ValueError(f"max_prompt_length is {max_prompt_length}, but text has no prompts: leave it out")
     if kind != "text":
         scored_prompt = getattr(task, "scored_prompt", lambda prompt: prompt)
         rows = [_row(row, kind, template, scored_prompt, tokenizer) for row in rows]

@@ -58,6 +58,7 @@ def rows(source: str, kind: str, split: str, *, template: str | None = None) -> 
             found = dialogues.rows(columns_of(dataset, ("chosen", "rejected"), wanted, where), wanted, source)
         else:
             found = columns_of(dataset, COLUMNS[wanted], wanted, where)
+            _require_texts(dataset, COLUMNS[wanted], where)
         return found if wanted == "text" else [_written(row, written, native) for row in found]
 
     found = split_rows(own_splits, split, convert, kind, source)
@@ -117,7 +118,7 @@ def columns_of(dataset, columns: Sequence[str], purpose: str, source: str) -> li
     """Return the rows of a ``datasets.Dataset`` with these columns.
 
     Raises:
-        ValueError: one is missing, or holds neither texts nor messages.
+        ValueError: one is missing.
     """
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
@@ -125,10 +126,6 @@ def columns_of(dataset, columns: Sequence[str], purpose: str, source: str) -> li
             f"dataset {source} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} for {purpose}; "
             f"it has {', '.join(dataset.column_names)}"
         )
-    for column in columns:
-        held = getattr(dataset.features[column], "dtype", "lists")
-        if held not in ("string", "large_string") and not _holds_messages(dataset, column):
-            raise ValueError(f"column {column} of dataset {source} holds {held}, expected plain text or messages")
     return dataset.select_columns(list(columns)).to_list()
 
 
@@ -174,6 +171,13 @@ def _read(paths: list[Path]):
 
 def _format_of(path: Path) -> str | None:
     return next((FORMATS[suffix] for suffix in FORMATS if path.name.endswith(suffix)), None)
+
+
+def _require_texts(dataset, columns: Sequence[str], source: str) -> None:
+    for column in columns:
+        held = getattr(dataset.features[column], "dtype", "lists")
+        if held not in ("string", "large_string") and not _holds_messages(dataset, column):
+            raise ValueError(f"column {column} of dataset {source} holds {held}, expected plain text or messages")
 
 
 def _is_implicit(dataset) -> bool:

@@ -8,7 +8,7 @@ A ``path`` to rows of these columns is read alike, but its splits are what they 
 
 from __future__ import annotations
 
-from rlhf_lines.data.files import read, split_rows
+from rlhf_lines.data.files import columns_of, read, split_rows
 from rlhf_lines.data.templates import TEMPLATES
 
 
@@ -47,11 +47,7 @@ def _rows(kind: str, split: str, path: str) -> list[dict[str, str]]:
         own_splits = {SWAPPED.get(name, name): dataset for name, dataset in own_splits.items()}
 
     def convert(name: str, wanted: str) -> list[dict[str, str]]:
-        dataset = own_splits[name]
-        missing = [column for column in ("text", "prediction") if column not in dataset.column_names]
-        if missing:
-            raise ValueError(f"dataset {path} lacks {', '.join(missing)} for news; it has {dataset.column_names}")
-        return list(_of_kind(dataset.select_columns(["text", "prediction"]), wanted))
+        return list(_of_kind(columns_of(own_splits[name], ("text", "prediction"), "the news task", path), wanted))
 
     return split_rows(own_splits, split, convert, kind, path)
 
