@@ -1,4 +1,4 @@
-"""The reward models of a run: how a config names them, and what of a task's prompt they are shown."""
+"""The reward models of a run, and how a config names them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import reward_models
 from reward_models import RewardModel
-from rlhf_lines import data
 
 
 @dataclass(frozen=True)
@@ -88,26 +87,9 @@ def reward_entries(items: Sequence[str | Mapping[str, Any]]) -> list[RewardEntry
     return [RewardEntry.of(item) for item in items]
 
 
-class TaskReward:
-    """A reward model that reads the task's version of a prompt: of a TL;DR prompt, for instance, the post alone."""
-
-    def __init__(self, reward_model: RewardModel, dataset_name: str) -> None:
-        self.name = reward_model.name
-        self._reward_model, self._dataset_name = reward_model, dataset_name
-
-    @property
-    def truncated(self) -> int:
-        """How many texts were cut so far to the longest input of the model."""
-        return getattr(self._reward_model, "truncated", 0)
-
-    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Return one score per pair; higher is better."""
-        return self._reward_model.score(data.scored_prompts(self._dataset_name, prompts), completions)
-
-
 def load_reward_models(
-    entries: Sequence[RewardEntry], dataset_name: str, *, batch_size: int = 32, trust_remote_code: bool = False
-) -> list[TaskReward]:
+    entries: Sequence[RewardEntry], *, batch_size: int = 32, trust_remote_code: bool = False
+) -> list[RewardModel]:
     """Return the reward models that the entries name, in their order.
 
     Args:
@@ -118,16 +100,13 @@ def load_reward_models(
         ValueError: an entry names nothing that can be loaded, or two have one name.
     """
     models = [
-        TaskReward(
-            reward_models.load(
-                entry.model,
-                name=entry.name,
-                dtype=entry.dtype,
-                batch_size=entry.batch_size or batch_size,
-                options=entry.options,
-                trust_remote_code=trust_remote_code,
-            ),
-            dataset_name,
+        reward_models.load(
+            entry.model,
+            name=entry.name,
+            dtype=entry.dtype,
+            batch_size=entry.batch_size or batch_size,
+            options=entry.options,
+            trust_remote_code=trust_remote_code,
         )
         for entry in entries
     ]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, gather_object
 
+from reward_models import RewardModel
 from reward_models.normalize import Normalization
-from rlhf_lines.task_rewards import RewardEntry, TaskReward
+from rlhf_lines.task_rewards import RewardEntry
 from rlhf_lines.train.adapters import use_adapter
 from rlhf_lines.train.ppo_trainer import PPOTrainer
 
@@ -19,7 +20,7 @@ SAMPLE = -(2**32)  # its noise is that of no rollout and no evaluation
 
 
 def normalizations(
-    trainer: PPOTrainer, entries: Sequence[RewardEntry], models: Sequence[TaskReward], folder: Path
+    trainer: PPOTrainer, entries: Sequence[RewardEntry], models: Sequence[RewardModel], folder: Path
 ) -> list[Normalization]:
     """Return what the scores of each reward go through before they are weighed and added.
 
@@ -56,8 +57,9 @@ def normalizations(
 
 
 def _sft_samples(trainer: PPOTrainer) -> tuple[list[str], list[str]]:
-    """Return prompts and completions of all processes, in the order of the data."""
-    prompts = trainer.train_dataset["prompt"][: trainer.args.normalization_samples]
+    """Return what reward models are shown as prompts and the completions, of all processes, in the data's order."""
+    rows = trainer.train_dataset[: trainer.args.normalization_samples]
+    prompts = rows["prompt"]
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
     size = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation  # what fits in a rollout
     own, completions = prompts[rank::processes], []
@@ -67,4 +69,4 @@ def _sft_samples(trainer: PPOTrainer) -> tuple[list[str], list[str]]:
             tokens = trainer.sample(ids, [SAMPLE] * len(ids))
             completions += trainer.processing_class.batch_decode(tokens, skip_special_tokens=True)
     pairs = sorted(gather_object([(rank + i * processes, text) for i, text in enumerate(completions)]))
-    return prompts, [text for _, text in pairs]
+    return rows.get("scored_prompt", prompts), [text for _, text in pairs]

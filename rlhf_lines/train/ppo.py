@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlhf_lines import data
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge.residuals import checkpoint_sha256
@@ -58,9 +56,9 @@ def run(
     sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
     entries = rewards_config.entries
     training.reward_weights = _weights(entries, training.reward_weights)
-    reward_models = load_reward_models(entries, data_config.dataset_name, trust_remote_code=training.trust_remote_code)
-    final = training.output_dir
-    load = functools.partial(data.load, data_config.dataset_name, "prompts", max_samples=data_config.max_samples)
+    reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
+    tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
+    final, validate = training.output_dir, training.eval_strategy != "no"
     sft_sha256 = checkpoint_sha256(sft)
     with training_folder(training, run_config, given) as folder:
         training.output_dir = str(folder)
@@ -69,9 +67,9 @@ def run(
             model=str(sft),
             reward_models=reward_models,
             args=training,
-            train_dataset=load("train"),
-            eval_dataset=load("validation") if training.eval_strategy != "no" else None,
-            processing_class=load_tokenizer(sft, trust_remote_code=training.trust_remote_code),
+            train_dataset=data_config.load("prompts", "train", tokenizer),
+            eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+            processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
@@ -92,6 +90,7 @@ def run(
                 sft_sha256=sft_sha256,
                 processes=trainer.accelerator.num_processes,
                 updates=trainer.state.global_step,
+                truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
                 history=history,
             )
     return Path(final)

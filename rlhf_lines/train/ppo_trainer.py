@@ -60,8 +60,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         reward_models: score text; with several, ``args.reward_weights`` weighs them (default 1 each).
         args: the settings.
         peft_config: the LoRA of the policy, and of the value function with ``args.value_lora``.
-        **kwargs: everything else goes to GRPOTrainer (``train_dataset`` with a column ``prompt``,
-            ``processing_class``, ``quantization_config``, ``callbacks``, ...).
+        **kwargs: everything else goes to GRPOTrainer (``train_dataset`` with a column ``prompt`` and perhaps
+            ``scored_prompt``, ``processing_class``, ``quantization_config``, ``callbacks``, ...).
 
     Attributes:
         normalizations: one per reward model: what its scores go through before they are weighed and added.
@@ -459,10 +459,13 @@ def _without_value_head(named_parameters):
 
 
 def _reward_function(reward_model: RewardModel):
-    """Return a reward function of TRL's form, which stops at a score that is no number."""
+    """Return a reward function of TRL's form, which stops at a score that is no number.
 
-    def score(prompts, completions, **_):
-        return checked_scores(reward_model.name, reward_model.score(prompts, completions), prompts)
+    A column ``scored_prompt`` of the data is what reward models are shown in place of the policy's prompt.
+    """
+
+    def score(prompts, completions, scored_prompt=None, **_):
+        return checked_scores(reward_model.name, reward_model.score(scored_prompt or prompts, completions), prompts)
 
     score.__name__ = reward_model.name
     return score

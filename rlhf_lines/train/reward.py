@@ -9,7 +9,6 @@ from trl import ModelConfig, RewardConfig, get_peft_config, get_quantization_con
 
 import reward_models
 from reward_models.classifier import Classifier, longest_input
-from rlhf_lines import data
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder, name_base
@@ -46,12 +45,13 @@ def run(
     from transformers import AutoConfig, AutoTokenizer
 
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
-    train_pairs, test_pairs = _pairs(data_config, "train"), _pairs(data_config, "test")
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+    train_pairs, test_pairs = (data_config.load("preferences", split, tokenizer) for split in ("train", "test"))
+    validate = training.eval_strategy != "no"
     final = Path(training.output_dir)
     with training_folder(training, run_config, given) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
         config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
@@ -64,7 +64,7 @@ def run(
             model=str(base),
             args=training,
             train_dataset=train_pairs,
-            eval_dataset=_pairs(data_config, "validation") if training.eval_strategy != "no" else None,
+            eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
             processing_class=tokenizer,
             peft_config=peft_config,
             quantization_config=get_quantization_config(model_config),
@@ -97,12 +97,6 @@ def run(
                 held_out_pairs_cut=_cut_pairs(saved, test_pairs),
             )
     return final
-
-
-def _pairs(config: PreferenceDataConfig, split: str):
-    return data.load(
-        config.dataset_name, "preferences", split, preference=config.preference, max_samples=config.max_samples
-    )
 
 
 def _accuracy(reward_model, pairs) -> float:

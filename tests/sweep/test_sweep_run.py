@@ -484,3 +484,18 @@ def test_several_processes_are_refused(flags, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a sweep runs in one process, but 2 were started"):
         run_stage("sweep", flags(tmp_path / "sweep"))
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_chat_template_is_for_the_policy_and_not_for_its_judges(flags, save_sft, save_policy, rewards, tmp_path):
+    from transformers import AutoTokenizer
+
+    chat = save_sft(tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    tokenizer.save_pretrained(chat)
+    policies = [save_policy(chat, tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    run_stage("sweep", flags(tmp_path / "sweep", sft_model=chat, policies=policies, max_new_tokens=2))
+    read_by_policy = {text for (text,) in read(tmp_path / "sweep", "SELECT text FROM prompts")}
+    shown = {prompt for batch in rewards.SCORED for prompt, _ in batch}
+    assert len(shown) == VALIDATION + TEST
+    assert read_by_policy == {f"<{prompt}>" for prompt in shown}
