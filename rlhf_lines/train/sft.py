@@ -46,9 +46,15 @@ def run(
     Raises:
         FileNotFoundError: the base does not exist.
         FileExistsError: ``output_dir`` exists.
+        ValueError: ``chat_template_path`` is given: the chat template is the tokenizer's.
     """
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     kind = "text" if training.packing else "demonstrations"
+    if training.chat_template_path is not None:
+        raise ValueError(
+            f"chat_template_path is {training.chat_template_path}, but the rows are written before it is read: save "
+            "the chat template with the tokenizer of the base"
+        )
     tokenizer = load_tokenizer(base)
     train_dataset = data_config.load(kind, "train", tokenizer)
     eval_dataset = data_config.load(kind, "validation", tokenizer) if training.eval_strategy != "no" else None
