@@ -55,10 +55,9 @@ def rows(source: str, kind: str, split: str, *, template: str | None = None) -> 
     def convert(name: str, wanted: str) -> list[dict]:
         dataset, where = own_splits[name], source if Path(source).is_file() else f"{source}, split {name},"
         if implicit:
-            found = dialogues.rows(columns_of(dataset, ("chosen", "rejected"), wanted, where), wanted, source)
+            found = dialogues.rows(texts_of(dataset, ("chosen", "rejected"), wanted, where), wanted, source)
         else:
-            found = columns_of(dataset, COLUMNS[wanted], wanted, where)
-            _require_texts(dataset, COLUMNS[wanted], where)
+            found = texts_of(dataset, COLUMNS[wanted], wanted, where)
         return found if wanted == "text" else [_written(row, written, native) for row in found]
 
     found = split_rows(own_splits, split, convert, kind, source)
@@ -129,6 +128,23 @@ def columns_of(dataset, columns: Sequence[str], purpose: str, source: str) -> li
     return dataset.select_columns(list(columns)).to_list()
 
 
+def texts_of(dataset, columns: Sequence[str], purpose: str, source: str) -> list[dict]:
+    """Return the rows of a ``datasets.Dataset`` with these columns of texts or messages.
+
+    Raises:
+        ValueError: one is missing, is of another type, or is empty (null) in a row.
+    """
+    rows = columns_of(dataset, columns, purpose, source)
+    for column in columns:
+        held = getattr(dataset.features[column], "dtype", "lists")
+        if held not in ("string", "large_string") and not _holds_messages(dataset, column):
+            raise ValueError(f"column {column} of dataset {source} holds {held}, expected plain text or messages")
+        number = next((number for number, row in enumerate(rows, start=1) if row[column] is None), None)
+        if number is not None:
+            raise ValueError(f"row {number} of dataset {source} has no {column}: fill it in, or leave out the row")
+    return rows
+
+
 def _files_of(folder: Path, split: str) -> list[Path]:
     """Return the files of a split in the first place that has any, in one format."""
     for place in (folder, folder / "data"):
@@ -171,13 +187,6 @@ def _read(paths: list[Path]):
 
 def _format_of(path: Path) -> str | None:
     return next((FORMATS[suffix] for suffix in FORMATS if path.name.endswith(suffix)), None)
-
-
-def _require_texts(dataset, columns: Sequence[str], source: str) -> None:
-    for column in columns:
-        held = getattr(dataset.features[column], "dtype", "lists")
-        if held not in ("string", "large_string") and not _holds_messages(dataset, column):
-            raise ValueError(f"column {column} of dataset {source} holds {held}, expected plain text or messages")
 
 
 def _is_implicit(dataset) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_lines.data import dialogues
-from rlhf_lines.data.files import columns_of, read, split_rows
+from rlhf_lines.data.files import read, split_rows, texts_of
 
 
 HUB_ID = "Anthropic/hh-rlhf"
@@ -46,9 +46,7 @@ def _rows(kind: str, split: str, path: str, preference: str | None = None) -> li
     own_splits: dict[str, list[dict]] = {}
     for subset in _subsets(path, preference):
         for name, dataset in read(path, subset=subset).items():
-            own_splits.setdefault(name, []).extend(
-                columns_of(dataset, ("chosen", "rejected"), "the hh_rlhf task", path)
-            )
+            own_splits.setdefault(name, []).extend(texts_of(dataset, ("chosen", "rejected"), "the hh_rlhf task", path))
     return split_rows(
         own_splits, split, lambda name, wanted: dialogues.rows(own_splits[name], wanted, path), kind, path
     )

@@ -54,6 +54,8 @@ def _rows(kind: str, split: str, path: str) -> list[dict[str, str]]:
 
 def _of_kind(rows, kind: str):
     for row in rows:
+        if row["text"] is None:
+            continue
         prompt = TEMPLATES[TEMPLATE].text([{"role": "user", "content": article(row["text"])}])
         if kind == "prompts":
             yield {"prompt": prompt}

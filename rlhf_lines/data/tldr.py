@@ -12,7 +12,7 @@ come from the Hub data sets ``trl-lib/tldr`` (posts with their authors' summarie
 
 from __future__ import annotations
 
-from rlhf_lines.data.files import COLUMNS, columns_of, read, split_rows
+from rlhf_lines.data.files import COLUMNS, read, split_rows, texts_of
 
 
 HUB_ID = "trl-lib/tldr"
@@ -66,7 +66,7 @@ def _rows(kind: str, split: str, path: str) -> list[dict[str, str]]:
     def convert(name: str, wanted: str) -> list[dict[str, str]]:
         dataset = own_splits[name]
         if not set(COMPARISON) <= set(dataset.column_names):
-            return columns_of(dataset, COLUMNS[wanted], wanted, path)
+            return texts_of(dataset, COLUMNS[wanted], wanted, path)
         rows = dataset.select_columns(list(COMPARISON))
         pairs = [comparison(**row) for row in rows if row["info"]["post"] is not None]
         if wanted == "preferences":

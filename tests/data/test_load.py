@@ -114,6 +114,18 @@ def test_only_the_prompts_of_other_splits_are_needed(write, tmp_path):
     assert len(data.load(str(tmp_path / "folder"), "prompts", "test")) == 15
 
 
+@pytest.mark.parametrize(
+    ("rows", "missing"),
+    [([{"prompt": "a"}, {"prompt": None}], "prompt"), ([ROWS[0], {"chosen": "a", "prompt": "b"}], "rejected")],
+)
+def test_a_row_without_a_text_is_named(write, rows, missing):
+    path = write("rows.jsonl", rows)
+    with pytest.raises(ValueError) as caught:
+        data.load(path, "prompts" if missing == "prompt" else "preferences", "train")
+    expected = f"row 2 of dataset {path} has no {missing}: fill it in, or leave out the row"
+    assert one_sentence(caught) == expected
+
+
 def test_a_column_of_numbers_is_refused(write):
     path = write("rows.jsonl", [{"prompt": 1}])
     with pytest.raises(ValueError, match=r"column prompt of dataset .* holds int64, expected plain text or messages"):

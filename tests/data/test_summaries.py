@@ -110,7 +110,7 @@ def test_news(write, make_tokenizer):
 
 def test_news_without_a_summary_is_no_demonstration(write):
     rows = [{**article(n), "prediction": [{"score": 1.0, "text": " "}] if n % 2 else []} for n in range(3)]
-    path = write("news.jsonl", [*rows, article(3)])
+    path = write("news.jsonl", [*rows, {**article(4), "text": None}, article(3)])
     kept = [row for split in SPLITS for row in news.demonstrations(split, path=path)]
     assert [row["completion"] for row in kept] == [" Senate votes 3"]
     with pytest.raises(ValueError, match="the news task has no preferences; it has demonstrations, prompts"):
