@@ -83,7 +83,7 @@ class LocalEngine:
 
     def _sample(self, chunk) -> Iterator[Row]:
         mixture, tokenizer = self._load()
-        tokens = {text: tuple(tokenizer(text)["input_ids"]) for *_, text, _ in chunk}
+        tokens = {text: tuple(tokenizer(text)["input_ids"]) for _, _, _, text, _, _ in chunk}
         requests = [
             Request(spec, tokens[text], prompt_key(tokens[text]), sample_id) for _, spec, _, text, _, sample_id in chunk
         ]

@@ -150,10 +150,10 @@ def test_accuracy_by_hand():
     assert reward._accuracy(longest, Dataset.from_dict(rows)) == 0.5
 
 
-def pair_of(chosen, rejected):
+def pair_of(chosen, rejected, *, first="a"):
     """Return a pair whose texts have these numbers of words: the shorter one has one word after the prompt."""
     shorter = min(chosen, rejected)
-    prompt = " ".join(["a", *["b"] * (shorter - 2)])
+    prompt = " ".join([first, *["b"] * (shorter - 2)])
     return {"prompt": prompt, "chosen": " c" * (chosen - shorter + 1), "rejected": " d" * (rejected - shorter + 1)}
 
 
@@ -165,8 +165,10 @@ def test_texts_that_are_too_long_are_counted(run_reward, tmp_path, architecture,
     # The decoder reads 64 tokens, one of them <eos>; the encoder 32, with <cls>, the trainer's <sep> and its own <sep>.
     limit, extra = {"decoder": (min(64, max_length), 1), "encoder": (min(32, max_length), 3)}[architecture]
     room = limit - extra
-    train = [pair_of(2, 3), pair_of(room, room), pair_of(room, room + 1), pair_of(room + 1, room), pair_of(70, 70)]
-    out = run_reward(base, train=train, test=train[1:], max_length=max_length, max_steps=1)
+    lengths = [(2, 3), (room, room), (room, room + 1), (room + 1, room), (70, 70)]
+    train = [pair_of(*pair) for pair in lengths]
+    test = [pair_of(*pair, first="e") for pair in lengths[1:]]  # no prompt is in both splits
+    out = run_reward(base, train=train, test=test, max_length=max_length, max_steps=1)
     record = read_record(out)
     # The last three have a text that does not fit.
     assert (record["train_pairs"], record["train_pairs_left_out"]) == (2, 3)
