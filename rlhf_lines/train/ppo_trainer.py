@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -50,6 +51,14 @@ from rlhf_lines.train.sampler import EpochSampler
 POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
 VALUE_HEAD = "value_head.safetensors"
 STATE = "ppo_state.json"
+
+
+class _Reading(NamedTuple):
+    """What a model says of completions: each ``[B, T]``, zero on padding."""
+
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor
 
 
 class PPOTrainer(WholeCheckpoints, GRPOTrainer):
@@ -263,34 +272,62 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     # --- policy, value function and reference: three readings of one base
 
     def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **images,
     ):
         """As GRPOTrainer's, and leaves the values of the same states in ``self._values``, ``[B, T]``."""
-        score = super()._get_per_token_logps_and_entropies
+        reading = self._read(model, input_ids, attention_mask, logits_to_keep, batch_size)
+        self._logprobs, self._values = reading.logprobs.detach(), reading.values
         if self.args.value_lora:
-            result = score(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
-            values = self._values_of_own_trunk(input_ids, attention_mask, batch_size or len(input_ids))
-        else:
-            chunks = []
-            with self._trunk.register_forward_hook(
-                lambda module, inputs, output: chunks.append(self._value(output[0]))
-            ):
-                result = score(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
-            values = torch.cat(chunks)
-        # The hidden state at position j has read tokens 0..j: it is the state in which token j + 1 is chosen.
-        # A model on several devices ends on another one than its inputs.
-        self._values = values[:, -logits_to_keep - 1 : -1].to(input_ids.device)
-        self._logprobs = result[0].detach()
-        return result
+            self._values = self._values_of_own_trunk(input_ids, attention_mask, logits_to_keep, batch_size)
+        return reading.logprobs, reading.entropies, None
 
-    def _values_of_own_trunk(self, input_ids: Tensor, attention_mask: Tensor, batch_size: int) -> Tensor:
-        with use_adapter(self.accelerator.unwrap_model(self.model), VALUE), self.accelerator.autocast():
-            return torch.cat(
-                [
-                    self._value(self._trunk(input_ids=ids, attention_mask=mask, use_cache=False)[0])
-                    for ids, mask in zip(input_ids.split(batch_size), attention_mask.split(batch_size), strict=True)
-                ]
+    def _read(self, model, input_ids, attention_mask, length: int, batch_size: int | None) -> _Reading:
+        size = batch_size or len(input_ids)
+        chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        return _Reading(
+            *map(torch.cat, zip(*(self._read_chunk(model, *chunk, length) for chunk in chunks), strict=True))
+        )
+
+    def _read_chunk(self, model, input_ids: Tensor, attention_mask: Tensor, length: int) -> _Reading:
+        """Return what the model says of the last ``length`` tokens, reading only those that are no padding.
+
+        On its way from the trunk to the head, the hidden state is reduced to the states in which those tokens are
+        chosen: prompts and padding cost no logits.
+        """
+        mask, tokens = attention_mask[:, -length:].bool(), input_ids[:, -length:]
+        chosen_in = []
+
+        def select(module, inputs, output):
+            chosen_in.append(_states(output.last_hidden_state, mask))
+            output.last_hidden_state = chosen_in[0].unsqueeze(0)
+            return output
+
+        with self._trunk.register_forward_hook(select), self.accelerator.autocast():
+            output = model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                shift_labels=tokens[mask].unsqueeze(0),
+                fused_lm_head=True,
             )
+        flat = (output.log_probs, output.entropy, self._value(chosen_in[0]))
+        return _Reading(*(_spread(x.flatten(), mask) for x in flat))
+
+    def _values_of_own_trunk(self, input_ids, attention_mask, length: int, batch_size: int | None) -> Tensor:
+        size, values = batch_size or len(input_ids), []
+        with use_adapter(self.accelerator.unwrap_model(self.model), VALUE), self.accelerator.autocast():
+            for ids, attention in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+                mask = attention[:, -length:].bool()
+                hidden = self._trunk(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+                values.append(_spread(self._value(_states(hidden, mask)), mask))
+        return torch.cat(values)
 
     def _value(self, hidden_states: Tensor) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
@@ -310,9 +347,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             use_adapter(self.accelerator.unwrap_model(self.model), None),
         ):
-            return super()._get_per_token_logps_and_entropies(
-                self.model, *self._sequences(rollout), batch_size=self._forward_batch_size()
-            )[0]
+            return self._read(self.model, *self._sequences(rollout), self._forward_batch_size()).logprobs
 
     def _sequences(self, rollout) -> tuple[Tensor, Tensor, int]:
         ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
@@ -439,6 +474,20 @@ def _deal(rollout: dict, count: int) -> list[dict]:
     the rollout lies on one process or, in contiguous parts, on several.
     """
     return [{k: v[m::count] if v.dim() > 0 else v for k, v in rollout.items()} for m in range(count)]
+
+
+def _states(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the hidden states ``[n, H]`` in which the n tokens of the mask ``[B, T]`` are chosen.
+
+    The state at position j of the sequence has read tokens 0 to j: token j + 1 is chosen in it.
+    """
+    return hidden[:, -mask.shape[1] - 1 : -1][mask.to(hidden.device)]
+
+
+def _spread(x: Tensor, mask: Tensor) -> Tensor:
+    """Return ``[B, T]`` with the n numbers of ``x`` where the mask is, and zero elsewhere."""
+    x = x.to(mask.device)  # a model on several devices ends on another one than it begins
+    return x.new_zeros(mask.shape).masked_scatter(mask, x)
 
 
 def _count_positions(module, args, kwargs):
