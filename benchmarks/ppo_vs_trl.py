@@ -155,16 +155,34 @@ def make_task(sft_model: Path, reward_model: Path, options: argparse.Namespace):
     from rlhf_lines import data
 
     count = options.rollouts * Task.completions
-    checks = data.load("docstrings", "demonstrations", "validation", max_samples=CHECKS)
     return Task(
         sft_model=str(sft_model),
         reward_model=str(reward_model),
         prompts=list(data.load("docstrings", "prompts", "train", max_samples=count)["prompt"]),
-        checks=[[row["prompt"], row["completion"]] for row in checks],
+        checks=make_checks(sft_model, Task.max_new_tokens),
         rollouts=options.rollouts,
         minibatches=options.minibatches,
         learning_rate=options.learning_rate,
     )
+
+
+def make_checks(sft_model: Path, length: int) -> list[list[str]]:
+    """Return pairs of a prompt and a completion: half of them ended before ``length`` tokens, half were cut there."""
+    from rlhf_lines import data
+    from rlhf_lines.models import load_tokenizer
+
+    tokenizer = load_tokenizer(sft_model)
+    rows = data.load("docstrings", "demonstrations", "validation")
+    ended, cut = [], []
+    for row in rows:
+        prompt, completion = row["prompt"], row["completion"]
+        if len(tokenizer(completion).input_ids) < length:
+            ended.append([prompt, completion])
+        ids = tokenizer(completion * length).input_ids[:length]
+        text = tokenizer.decode(ids)
+        if tokenizer(text).input_ids == ids:  # else the two sides would read different tokens
+            cut.append([prompt, text])
+    return ended[: CHECKS // 2] + cut[: CHECKS // 2]
 
 
 def assert_agreement(ours: dict, theirs: dict) -> None:
