@@ -18,7 +18,8 @@ from datasets import Dataset
 
 import reward_models
 from rlhf_lines.models import load_tokenizer
-from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
+from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.ppo_trainer import PPOTrainer
 
 
 def main() -> None:
