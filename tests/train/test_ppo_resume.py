@@ -54,7 +54,7 @@ def killed(stage_flags, tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
             timeout=300,
         )
         assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]

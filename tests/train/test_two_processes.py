@@ -41,7 +41,7 @@ def train(flags, base, write_rows, tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "OMP_NUM_THREADS": "1"},
             timeout=300,
         )
         assert result.returncode == 0, result.stderr[-3000:]
