@@ -23,7 +23,7 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]  # code runs only where trusted
         return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=patterns))
     except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
         reason = " ".join(str(error).split())[:200]
@@ -47,6 +47,20 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
 def init_kwargs(model_config) -> dict:
     """Return what ``from_pretrained`` needs of a TRL ``ModelConfig`` (all but the quantisation)."""
     return {"dtype": model_config.dtype, "attn_implementation": model_config.attn_implementation}
+
+
+def lora_config(model_config):
+    """Return PEFT's LoRA config of a TRL ``ModelConfig``, or None without ``use_peft``.
+
+    TRL makes a text of a list of one module, and PEFT reads a text as a pattern of whole names: ``q_proj`` would match
+    nothing.
+    """
+    from trl import get_peft_config
+
+    targets = model_config.lora_target_modules
+    if isinstance(targets, str) and targets != "all-linear" and targets.replace(".", "_").isidentifier():
+        model_config.lora_target_modules = [targets]
+    return get_peft_config(model_config)
 
 
 def name_base(model, name_or_path: str) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge.residuals import checkpoint_sha256
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
+from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_entries
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.normalization import normalizations
@@ -70,7 +70,7 @@ def run(
             train_dataset=data_config.load("prompts", "train", tokenizer),
             eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
+            peft_config=lora_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
         name_base(trainer.model, model_config.model_name_or_path)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import trl
-from trl import ModelConfig, RewardConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, RewardConfig, get_quantization_config
 
 import reward_models
 from reward_models.classifier import Classifier, longest_input
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
-from rlhf_lines.models import init_kwargs, local_folder, name_base
+from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
@@ -57,7 +57,7 @@ def run(
         config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
         limits = (training.max_length, longest_input(config, tokenizer))
         training.max_length = min((limit for limit in limits if limit is not None), default=None)
-        peft_config = get_peft_config(model_config)
+        peft_config = lora_config(model_config)
         if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
             peft_config.task_type = "SEQ_CLS"
         trainer = RewardTrainer(

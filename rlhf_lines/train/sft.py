@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import trl
-from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
@@ -15,7 +15,7 @@ from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.residuals import load_adapter
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
+from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
@@ -70,7 +70,7 @@ def run(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
+            peft_config=lora_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
         name_base(trainer.model, model_config.model_name_or_path)

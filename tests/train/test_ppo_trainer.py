@@ -760,6 +760,14 @@ def test_the_stage_writes_an_adapter_and_how_it_was_made(stage_flags, base, tmp_
     assert any(bool(p.abs().max() > 0) for name, p in policy.named_parameters() if "lora_B" in name)
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "down_proj"], "all-linear"])
+def test_target_modules_by_name(stage_flags, targets):
+    out = run_stage("ppo", stage_flags(lora_target_modules=targets, max_steps=1))
+    adapted = {name.split(".")[-3] for name in load_file(out / "adapter_model.safetensors")}
+    linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert adapted == (linear if targets == "all-linear" else set(targets))
+
+
 def test_the_config_of_the_stage_makes_the_same_policy_again(stage_flags, tmp_path):
     first = run_stage("ppo", stage_flags())
     config = yaml.safe_load((first / "config.yaml").read_text())
