@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,9 +49,11 @@ from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.sampler import EpochSampler
 
 
-POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
+VALUE = "value"  # name of the value function's adapter; the policy's is PEFT's "default"
 VALUE_HEAD = "value_head.safetensors"
 STATE = "ppo_state.json"
+# Not any name with "value" in it: some models call a projection of theirs so.
+_VALUE_PARAMETER = re.compile(rf"^value_head\.|\.lora_\w+\.{VALUE}(\.|$)")
 
 
 class _Reading(NamedTuple):
@@ -140,22 +143,24 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
         if self.args.value_lora:
             self.model.add_adapter(VALUE, peft_config)
-            self._train_value_adapter()
         # float32: returns differ by less than bfloat16 resolves. Zero: no advantage is invented before training.
         head = nn.Linear(causal_lm.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         self.model.value_head = head.to(causal_lm.get_output_embeddings().weight.device)
+        self._train_value_function()
 
-    def _train_value_adapter(self) -> None:
-        """Switch on the gradients of the value function's adapter: PEFT trains the active adapter alone."""
-        for name, parameter in self.model.named_parameters():
-            if f".{VALUE}." in name:
-                parameter.requires_grad_(True)
+    def _value_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.model.named_parameters() if _VALUE_PARAMETER.search(name)]
+
+    def _train_value_function(self) -> None:
+        """Switch on the gradients of the value function: PEFT trains the active adapter alone."""
+        for parameter in self._value_parameters():
+            parameter.requires_grad_(True)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.args.value_learning_rate is not None:
-            own = [p for n, p in self.model.named_parameters() if n.startswith("value_head.") or f".{VALUE}." in n]
+            own = self._value_parameters()
             for parameter in own:
                 parameter.requires_grad_(False)  # keeps them out of the groups that Trainer makes
             super().create_optimizer(model)
@@ -292,9 +297,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _read(self, model, input_ids, attention_mask, length: int, batch_size: int | None) -> _Reading:
         size = batch_size or len(input_ids)
         chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
-        return _Reading(
-            *map(torch.cat, zip(*(self._read_chunk(model, *chunk, length) for chunk in chunks), strict=True))
-        )
+        readings = [self._read_chunk(model, ids, attention, length) for ids, attention in chunks]
+        return _Reading(*(torch.cat(column) for column in zip(*readings, strict=True)))
 
     def _read_chunk(self, model, input_ids: Tensor, attention_mask: Tensor, length: int) -> _Reading:
         """Return what the model says of the last ``length`` tokens, reading only those that are no padding.
@@ -460,7 +464,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._train_value_adapter()
+        self._train_value_function()
         folder = Path(resume_from_checkpoint)
         self.model.value_head.load_state_dict(load_file(str(folder / VALUE_HEAD)))
         state = json.loads((folder / STATE).read_text())

@@ -20,7 +20,7 @@ from reward_models import FunctionReward
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.adapters import use_adapter
 from rlhf_lines.train.ppo_config import PPOConfig
-from rlhf_lines.train.ppo_trainer import PPOTrainer
+from rlhf_lines.train.ppo_trainer import _VALUE_PARAMETER, PPOTrainer
 
 
 PROMPTS = [f"{x} {y}" for x in WORDS[:8] for y in WORDS[:4]]
@@ -286,3 +286,20 @@ def test_no_tensor_holds_the_logits_of_a_rollout(tmp_path, tokenizer, value_lora
     assert vocabulary * rollout <= largest.size <= vocabulary * rollout * length / 3, largest.shape
     kept = [t for batch in trainer._buffered_inputs for t in batch.values()]
     assert max(t.numel() for t in kept) == minibatch * length
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("value_head.weight", True),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.value.weight", True),
+        ("base_model.model.model.embed_tokens.lora_embedding_B.value", True),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", False),
+        # RWKV and BERT call a projection "value".
+        ("base_model.model.rwkv.blocks.0.attention.value.base_layer.weight", False),
+        ("base_model.model.rwkv.blocks.0.attention.value.lora_A.default.weight", False),
+        ("base_model.model.rwkv.blocks.0.attention.value.lora_A.value.weight", True),
+    ],
+)
+def test_which_parameters_are_the_value_functions(name, expected):
+    assert bool(_VALUE_PARAMETER.search(name)) == expected
