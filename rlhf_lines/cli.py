@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the input is wrong (one sentence on stderr); 1 anything e
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -133,6 +134,7 @@ def _quiet_libraries() -> None:
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it can do without
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
