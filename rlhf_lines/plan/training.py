@@ -1,0 +1,290 @@
+"""Plans of the stages that train: sft, reward, ppo."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+from trl import ModelConfig, get_peft_config
+
+from rlhf_lines.config import RunConfig, TrainingDataConfig
+from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.plan import skeleton
+from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.memory import Phase, head_bytes, kv_cache_bytes, optimizer_bytes, sampling_bytes
+from rlhf_lines.plan.rehearsal import Rehearsal
+from rlhf_lines.plan.rewards import plan_rewards, reward_entries
+from rlhf_lines.plan.rows import Rows, look_at
+from rlhf_lines.plan.shapes import find_shape
+from rlhf_lines.plan.stage import Options, Plan
+from rlhf_lines.train.folder import training_folder
+
+
+def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
+    """Return the plan of supervised fine-tuning: one phase that trains, and the merge of the adapter after it."""
+    run = _Training(configs, given, beside, options, kind="causal")
+    kind, columns = ("text", (("text",),)) if run.args.packing else ("demonstrations", (("prompt", "completion"),))
+    rows = run.look_at(kind, columns)
+    length = run.args.max_length or rows.longest
+    length = length if run.args.packing else min(length, rows.longest)
+    if run.peft_config is not None:
+        names = [name for name, _ in skeleton.causal_lm(run.shape.config).named_parameters()]
+        block_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
+    batch = run.args.per_device_train_batch_size
+    plan = run.plan("sft")
+    plan.phases.append(run.update_phase(batch, length, head=True))
+    if run.peft_config is not None:
+        dense = run.dense_bytes()
+        plan.phases.append(Phase("merge", {**run.held(), "gradients": 0, "merged weights, in host memory": dense}))
+        plan.disk["merged model"] = dense
+    _add_work(plan, run, rows, batch, length)
+    return plan
+
+
+def plan_reward(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
+    """Return the plan of a reward model: chosen and rejected texts go through the model in one batch."""
+    run = _Training(configs, given, beside, options, kind="classifier")
+    data_config = of_type(configs, TrainingDataConfig)
+    columns = (("prompt", "chosen"), ("prompt", "rejected"))
+    rows = run.look_at("preferences", columns, preference=getattr(data_config, "preference", None))
+    length = min(run.args.max_length or rows.longest, rows.longest)
+    batch = run.args.per_device_train_batch_size
+    plan = run.plan("reward")
+    plan.phases.append(run.update_phase(2 * batch, length, head=False))
+    _add_work(plan, run, rows, batch, length)
+    return plan
+
+
+def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
+    """Return the plan of PPO: rollouts, their scores and log-probabilities, and updates.
+
+    The whole rollout of a process is generated as one batch; everything after it goes by
+    ``per_device_train_batch_size``.
+    """
+    run = _Training(configs, given, beside, options, kind="causal")
+    args = run.args
+    if run.peft_config is None:
+        raise ValueError("PPO trains LoRA policies, but use_peft is false: set use_peft: true and lora_r")
+    rows = run.look_at("prompts", (("prompt",),))
+    rollout = args.per_device_train_batch_size * args.steps_per_generation
+    prompts = args.generation_batch_size // args.num_generations
+    if rows.count is not None and rows.count < prompts:
+        raise ValueError(
+            f"train_dataset has {rows.count} prompts, but one rollout takes {prompts}: add prompts, or lower "
+            "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
+        )
+    rewards = plan_rewards(reward_entries(configs), beside=beside, data=of_type(configs, TrainingDataConfig))
+    batch, length = args.per_device_train_batch_size, rows.longest + args.max_completion_length
+    plan = run.plan("ppo")
+    plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
+    scorers = sum(reward.weights for reward in rewards)
+    held = {**run.held(), "reward models": scorers}
+    config = run.shape.config.get_text_config()
+    cache, per_layer = run.kv_cache(rollout, length)
+    prefill = max(0, run.rehearsal().forward(rollout, rows.longest, use_cache=True) - run.kv_cache(rollout, rows.longest)[0])
+    # A step of generation lengthens the cache of one layer by copying it.
+    working = max(prefill, per_layer + sampling_bytes(rollout, config.vocab_size)) + run.unpacked
+    plan.phases.append(Phase("generation", {**held, "KV cache": cache, "activations": working}))
+    scoring = max((reward.forward(rollout, length) for reward in rewards), default=0)
+    plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
+    head = run.head(batch * (length - 1), backward=False)
+    passes = run.rehearsal().forward(batch, length) + run.unpacked
+    plan.phases.append(Phase("log-probabilities", {**held, "activations": passes, "logits": head}))
+    update = run.update_phase(batch, length, head=True)
+    plan.phases.append(replace(update, parts={**update.parts, "reward models": scorers}))
+    _add_ppo_work(plan, run, rows, rollout, prompts)
+    return plan
+
+
+class _Training:
+    """What the three stages have in common: the model without weights, and what is held all the time."""
+
+    def __init__(self, configs: dict, given: dict, beside: Path | None, options: Options, *, kind: str) -> None:
+        self.args = of_type(configs, TrainingArguments)
+        self.model_config = of_type(configs, ModelConfig)
+        self.data = of_type(configs, TrainingDataConfig)
+        self.options = options
+        training_folder(self.args, of_type(configs, RunConfig))  # refuses a checkpoint that does not exist
+        name = self.model_config.model_name_or_path
+        if not name:
+            raise ValueError("no model was given: set model_name_or_path to a folder or a Hub id")
+        self.shape = find_shape(name, beside=beside, base_model=options.base_model)
+        if kind == "classifier":
+            self.shape.config.num_labels = 1
+        self.bits = 4 if self.model_config.load_in_4bit else 8 if self.model_config.load_in_8bit else 16
+        self.peft_config = get_peft_config(self.model_config)
+        if self.peft_config is not None and kind == "classifier":
+            self.peft_config.task_type = "SEQ_CLS"
+        self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
+        self.device = options.device or _device(given, self.bits)
+        self.model = self._skeleton()
+        base = self._make(self.shape.config, dtype=self.model_config.dtype)
+        self.parameters, self._dense = skeleton.count(base), sum(p.nbytes for p in base.parameters())
+        self.has_value = hasattr(self.args, "kl_coef")
+        self.hidden = self.shape.config.get_text_config().hidden_size
+        copies = 2 if getattr(self.args, "value_lora", False) else 1  # the value's own adapter is as large
+        value = self.hidden + 1 if self.has_value else 0
+        self.trainable = copies * skeleton.count(self.model, trainable=True) + value
+        self.trainable_bytes = copies * skeleton.trainable_bytes(self.model) + 4 * value
+        self.adapter_copies = copies
+        nested = self.model_config.use_bnb_nested_quant
+        self.weights = skeleton.frozen_bytes(self.model, bits=self.bits, nested=nested)
+        self.unpacked = skeleton.largest_quantised(self.model) if self.bits in (4, 8) else 0
+        if self.peft_config is not None and self.trainable == value:
+            raise ValueError(f"lora_target_modules {self.model_config.lora_target_modules!r} leave nothing to train")
+
+    def plan(self, stage: str) -> Plan:
+        plan = Plan(stage, self.device, self.parameters, self.trainable)
+        plan.models.append((self.model_config.model_name_or_path, self.shape.source))
+        return plan
+
+    def look_at(self, kind: str, columns, **options) -> Rows:
+        return look_at(
+            self.data.dataset_name,
+            kind,
+            columns=columns,
+            tokenizer_from=self.model_config.model_name_or_path,
+            max_samples=self.data.max_samples,
+            given=self.options.prompt_tokens,
+            **options,
+        )
+
+    def held(self) -> dict[str, int]:
+        """Return what every phase holds from the first update on."""
+        trained = "adapters" if self.peft_config is not None else "trained weights"
+        state = optimizer_bytes(self.trainable, self.trainable_bytes, str(getattr(self.args.optim, "value", self.args.optim)))
+        return {"weights": self.weights, trained: self.trainable_bytes, "optimizer": state}
+
+    def update_phase(self, batch: int, length: int, *, head: bool) -> Phase:
+        checkpointing = None
+        if self.args.gradient_checkpointing:
+            checkpointing = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+        step = self.rehearsal().step(batch, length, checkpointing=checkpointing)
+        kept = step.kept * self.adapter_copies  # a second adapter has a forward pass of its own
+        logits = self.head(batch * (length - 1), backward=True) if head else 0
+        # Logits come when all activations are there; the backward pass of the blocks, when the logits are gone.
+        beside = max(step.forward, step.backward) + self.unpacked
+        parts = {**self.held(), "gradients": self.trainable_bytes, "activations": kept}
+        return Phase("update", {**parts, "logits": logits, "working memory": max(0, beside - logits)})
+
+    def head(self, positions: int, *, backward: bool) -> int:
+        config = self.shape.config.get_text_config()
+        bytes_ = 2 if self._autocast() is not None else self._dtype().itemsize
+        kernel = self.device == "cuda"
+        return head_bytes(
+            positions, config.vocab_size, self.hidden, compute_bytes=bytes_, kernel=kernel, backward=backward
+        )
+
+    def kv_cache(self, batch: int, length: int) -> tuple[int, int]:
+        """Return the bytes of the cache, and those of one layer's."""
+        config = self.shape.config.get_text_config()
+        heads = config.num_attention_heads
+        size = kv_cache_bytes(
+            layers=1,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            length=length,
+            batch=batch,
+            dtype_bytes=self._dtype().itemsize,
+        )
+        return size * config.num_hidden_layers, size
+
+    def rehearsal(self) -> Rehearsal:
+        return Rehearsal(self._skeleton(), autocast=self._autocast())
+
+    def dense_bytes(self) -> int:
+        return self._dense
+
+    def _skeleton(self):
+        model = self._make(self.shape.config, dtype=self.model_config.dtype, attention=self.model_config.attn_implementation)
+        if self.peft_config is None:
+            return model
+        model = skeleton.adapt(model, self.peft_config)
+        if self.bits in (4, 8):  # as TRL does
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+        return model
+
+    def _dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.model.parameters())
+
+    def _autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+
+def _device(given: dict, bits: int) -> str:
+    """Return where the stage would run: on the GPU, unless the config or this machine says otherwise."""
+    if given.get("use_cpu"):
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() or bits != 16 or given.get("bf16", True) or given.get("fp16") else "cpu"
+
+
+def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -> None:
+    args = run.args
+    updates = args.max_steps if args.max_steps > 0 else None
+    if updates is None and rows.count is not None and not getattr(args, "packing", False):
+        batches = math.ceil(rows.count / batch)
+        updates = math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+    plan.work.append(("rows", f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here"))
+    plan.work.append(("sequences of one update", f"{batch * args.gradient_accumulation_steps:,}"))
+    plan.work.append(("tokens of the longest sequence", f"{length:,} ({rows.source})"))
+    plan.work.append(("updates", f"{updates:,}" if updates is not None else "not known before the rows are read"))
+    _add_disk(plan, run, updates)
+
+
+def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts: int) -> None:
+    args = run.args
+    of_rollout = args.num_iterations * args.steps_per_generation / args.gradient_accumulation_steps
+    if args.max_steps > 0:
+        updates = args.max_steps
+    elif rows.count is not None:
+        updates = math.ceil(rows.count // prompts * of_rollout * args.num_train_epochs)
+    else:
+        updates = None
+    _check_save_steps(args, of_rollout, updates)
+    plan.work.append(("prompts", f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here"))
+    plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
+    plan.work.append(("updates of one rollout", f"{of_rollout:g}"))
+    if updates is None:
+        plan.work.append(("updates", "not known before the prompts are read"))
+    else:
+        rollouts = math.ceil(updates / of_rollout)
+        completions = rollouts * args.generation_batch_size
+        plan.work.append(("updates", f"{updates:,}"))
+        plan.work.append(("rollouts", f"{rollouts:,} of {args.generation_batch_size:,} completions"))
+        plan.work.append(("completions to generate", f"{completions:,}"))
+        plan.work.append(("tokens to generate", f"at most {completions * args.max_completion_length:,}"))
+    _add_disk(plan, run, updates)
+
+
+def _check_save_steps(args, of_rollout: float, updates: int | None) -> None:
+    """Refuse checkpoints inside a rollout, which no run can go on from, and a first one after the end."""
+    if getattr(args.save_strategy, "value", args.save_strategy) != "steps":
+        return
+    steps = args.save_steps
+    if steps >= 1 and steps % of_rollout:
+        raise ValueError(
+            f"save_steps is {steps:g}, expected a multiple of {of_rollout:g}, the updates of one rollout: a run cannot go "
+            "on from the middle of a rollout"
+        )
+    if updates is not None and steps > updates:
+        raise ValueError(
+            f"save_steps is {steps:g}, but there are only {updates} updates: lower it, or set save_strategy: 'no'"
+        )
+
+
+def _add_disk(plan: Plan, run: _Training, updates: int | None) -> None:
+    args = run.args
+    saved = run.trainable_bytes if run.peft_config is not None else run.dense_bytes()
+    plan.disk["adapter" if run.peft_config is not None else "model"] = saved
+    if getattr(args.save_strategy, "value", args.save_strategy) != "steps" or updates is None:
+        return
+    steps = args.save_steps if args.save_steps >= 1 else max(1, math.ceil(args.save_steps * updates))
+    count = updates // int(steps)
+    kept = min(count, args.save_total_limit) if args.save_total_limit else count
+    state = 0 if args.save_only_model else run.held()["optimizer"]
+    plan.disk[f"checkpoints, {kept:,} at a time"] = kept * (saved + state)
