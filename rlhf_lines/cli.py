@@ -65,11 +65,11 @@ def _run(verb: str, arguments: list[str]) -> None:
         raise ValueError(unknown_name("command", verb, VERBS))
     if verb == "front":
         return _front(arguments)
+    if verb == "plan":
+        return _plan(arguments)
     _quiet_libraries()
     if verb == "demo":
         return _demo(arguments)
-    if verb == "plan":
-        return _plan(arguments)
     from rlhf_lines.stages import run_stage
     from rlhf_lines.summary import summary
 
@@ -116,6 +116,7 @@ def _plan(arguments: list[str]) -> None:
     options, of_stage = parser.parse_known_args(arguments)
     if options.prompt_tokens is not None and options.prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {options.prompt_tokens}, expected at least 1")
+    _quiet_libraries()
     from rlhf_lines.plan import Options, plan, plan_table
 
     asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device)

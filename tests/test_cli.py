@@ -17,7 +17,7 @@ from rlhf_lines import __version__, cli
 from rlhf_lines.stages import MODULES
 
 
-VERBS = ("demo", "sft", "reward", "ppo", "merge", "sweep", "front")
+VERBS = ("demo", "sft", "reward", "ppo", "merge", "sweep", "plan", "front")
 
 
 @pytest.fixture(scope="module")

@@ -65,9 +65,9 @@ def linear_bytes(out_features: int, in_features: int, *, bits: int, dtype_bytes:
 def optimizer_bytes(trainable: int, trainable_bytes: int, optimizer: str) -> int:
     """Return the bytes of the optimizer's state: two moments per trainable parameter (Adam, arXiv 1412.6980).
 
-        adamw_*            2 of the parameter's own dtype
-        *8bit*             2 bytes, one per moment (arXiv 2110.02861)
-        sgd, adafactor     0: none, or a row and a column per matrix
+    adamw_*            2 of the parameter's own dtype
+    *8bit*             2 bytes, one per moment (arXiv 2110.02861)
+    sgd, adafactor     0: none, or a row and a column per matrix
     """
     if "8bit" in optimizer:
         return 2 * trainable

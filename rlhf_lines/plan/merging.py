@@ -54,7 +54,11 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     else:
         largest = max(p.numel() for p in model.parameters())
         # The residual of one tensor, its sum with the SFT model's, and the copy that is cast, in float32.
-        parts = {"adapters": factors, "merged weights of one file": min(dense, SHARD), "one tensor": 3 * largest * FLOAT32}
+        parts = {
+            "adapters": factors,
+            "merged weights of one file": min(dense, SHARD),
+            "one tensor": 3 * largest * FLOAT32,
+        }
         plan.phases.append(Phase("merge", parts))
         plan.disk["merged model"] = dense
     return plan
@@ -141,7 +145,9 @@ def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> tuple
     if (folder / WEIGHTS_FILE).is_file():
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (not a mapping)
-        return sum(math.prod(shape) for shape in shapes), f"{sum(map(math.prod, shapes)):,} parameters; {folder / WEIGHTS_FILE}"
+        return sum(
+            math.prod(shape) for shape in shapes
+        ), f"{sum(map(math.prod, shapes)):,} parameters; {folder / WEIGHTS_FILE}"
     if (folder / "config.json").is_file():
         return None, f"{folder / 'config.json'}"
     if folder.is_dir():

@@ -38,7 +38,12 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
     plan.phases.append(run.update_phase(batch, length, head=True))
     if run.peft_config is not None:
         dense = run.dense_bytes()
-        plan.phases.append(Phase("merge", {**run.held(), "gradients": 0, "merged weights, in host memory": dense}))
+        if run.device == "cpu":
+            # The pages of the base's file, which is mapped, count as memory of the process.
+            merged = {"mapped weights file": dense, "merged weights": dense}
+            plan.phases.append(Phase("merge", {**run.held(), **merged}))
+        else:
+            plan.notes.append(f"the merge takes {2 * dense / 2**30:.1f} GiB of host memory, besides the GPU's")
         plan.disk["merged model"] = dense
     _add_work(plan, run, rows, batch, length)
     return plan
@@ -84,7 +89,9 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     held = {**run.held(), "reward models": scorers}
     config = run.shape.config.get_text_config()
     cache, per_layer = run.kv_cache(rollout, length)
-    prefill = max(0, run.rehearsal().forward(rollout, rows.longest, use_cache=True) - run.kv_cache(rollout, rows.longest)[0])
+    prefill = max(
+        0, run.rehearsal().forward(rollout, rows.longest, use_cache=True) - run.kv_cache(rollout, rows.longest)[0]
+    )
     # A step of generation lengthens the cache of one layer by copying it.
     working = max(prefill, per_layer + sampling_bytes(rollout, config.vocab_size)) + run.unpacked
     plan.phases.append(Phase("generation", {**held, "KV cache": cache, "activations": working}))
@@ -155,7 +162,9 @@ class _Training:
     def held(self) -> dict[str, int]:
         """Return what every phase holds from the first update on."""
         trained = "adapters" if self.peft_config is not None else "trained weights"
-        state = optimizer_bytes(self.trainable, self.trainable_bytes, str(getattr(self.args.optim, "value", self.args.optim)))
+        state = optimizer_bytes(
+            self.trainable, self.trainable_bytes, str(getattr(self.args.optim, "value", self.args.optim))
+        )
         return {"weights": self.weights, trained: self.trainable_bytes, "optimizer": state}
 
     def update_phase(self, batch: int, length: int, *, head: bool) -> Phase:
@@ -199,7 +208,9 @@ class _Training:
         return self._dense
 
     def _skeleton(self):
-        model = self._make(self.shape.config, dtype=self.model_config.dtype, attention=self.model_config.attn_implementation)
+        model = self._make(
+            self.shape.config, dtype=self.model_config.dtype, attention=self.model_config.attn_implementation
+        )
         if self.peft_config is None:
             return model
         model = skeleton.adapt(model, self.peft_config)
@@ -246,7 +257,9 @@ def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts:
     else:
         updates = None
     _check_save_steps(args, of_rollout, updates)
-    plan.work.append(("prompts", f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here"))
+    plan.work.append(
+        ("prompts", f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here")
+    )
     plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
     plan.work.append(("updates of one rollout", f"{of_rollout:g}"))
     if updates is None:
