@@ -4,9 +4,9 @@
     python benchmarks/plan_vs_measured.py --few      the first two
 
 Every setting is a stage of its own in a process of its own: a random Llama, a few updates, prompts and completions of a
-fixed length. On a GPU the measured number is torch.cuda.max_memory_allocated. On a CPU it is the peak of the resident set
-during the stage (VmHWM, which is reset first) minus the resident set after all imports, measured twice: with
-MALLOC_MMAP_THRESHOLD_=1048576, where glibc gives every freed block of a mebibyte or more back at once, so that the
+fixed length. On a GPU the measured number is torch.cuda.max_memory_allocated. On a CPU it is the peak of the resident
+set during the stage (VmHWM, which is reset first) minus the resident set after all imports, measured twice: with
+MALLOC_MMAP_THRESHOLD_=65536, where glibc gives every freed block of 64 KiB or more back at once, so that the
 resident set is what is alive; and as glibc does by default, where it keeps freed blocks for later.
 """
 
@@ -46,7 +46,7 @@ CPU = [
         ("sft", 8, False),
     )
 ]
-ALLOCATORS = {"alive": {"MALLOC_MMAP_THRESHOLD_": str(2**20)}, "by default": {}}
+ALLOCATORS = {"alive": {"MALLOC_MMAP_THRESHOLD_": str(2**16)}, "by default": {}}
 GPU = [
     {"stage": "ppo", "model": model, "batch": batch, "checkpointing": True, "bits": bits}
     for model in ("1B", "7B")
@@ -101,7 +101,7 @@ def _measure(setting: dict) -> dict:
     import torch
 
     import rlhf_lines.train.ppo
-    import rlhf_lines.train.sft
+    import rlhf_lines.train.sft  # noqa: F401
     from rlhf_lines.plan import Options, plan
     from rlhf_lines.plan.memory import peak
     from rlhf_lines.stages import run_stage
@@ -119,7 +119,7 @@ def _measure(setting: dict) -> dict:
             before = _status("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
         start = time.monotonic()
-        with open(os.devnull, "w") as nowhere:
+        with Path(os.devnull).open("w") as nowhere:
             stdout, sys.stdout = sys.stdout, nowhere
             try:
                 run_stage(setting["stage"], arguments)
@@ -157,7 +157,7 @@ def _import_lazy(arguments: list[str]) -> None:
 def _write_inputs(root: Path, sizes: dict, vocab: int, gpu: bool) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2, **{f"w{i}": i for i in range(3, vocab)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))

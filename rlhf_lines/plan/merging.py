@@ -145,9 +145,8 @@ def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> tuple
     if (folder / WEIGHTS_FILE).is_file():
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (not a mapping)
-        return sum(
-            math.prod(shape) for shape in shapes
-        ), f"{sum(map(math.prod, shapes)):,} parameters; {folder / WEIGHTS_FILE}"
+        count = sum(map(math.prod, shapes))
+        return count, f"{count:,} parameters; {folder / WEIGHTS_FILE}"
     if (folder / "config.json").is_file():
         return None, f"{folder / 'config.json'}"
     if folder.is_dir():

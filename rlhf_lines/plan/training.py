@@ -89,9 +89,8 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     held = {**run.held(), "reward models": scorers}
     config = run.shape.config.get_text_config()
     cache, per_layer = run.kv_cache(rollout, length)
-    prefill = max(
-        0, run.rehearsal().forward(rollout, rows.longest, use_cache=True) - run.kv_cache(rollout, rows.longest)[0]
-    )
+    prompt_cache, _ = run.kv_cache(rollout, rows.longest)
+    prefill = max(0, run.rehearsal().forward(rollout, rows.longest, use_cache=True) - prompt_cache)
     # A step of generation lengthens the cache of one layer by copying it.
     working = max(prefill, per_layer + sampling_bytes(rollout, config.vocab_size)) + run.unpacked
     plan.phases.append(Phase("generation", {**held, "KV cache": cache, "activations": working}))
@@ -162,9 +161,8 @@ class _Training:
     def held(self) -> dict[str, int]:
         """Return what every phase holds from the first update on."""
         trained = "adapters" if self.peft_config is not None else "trained weights"
-        state = optimizer_bytes(
-            self.trainable, self.trainable_bytes, str(getattr(self.args.optim, "value", self.args.optim))
-        )
+        optimizer = str(getattr(self.args.optim, "value", self.args.optim))
+        state = optimizer_bytes(self.trainable, self.trainable_bytes, optimizer)
         return {"weights": self.weights, trained: self.trainable_bytes, "optimizer": state}
 
     def update_phase(self, batch: int, length: int, *, head: bool) -> Phase:
@@ -208,9 +206,8 @@ class _Training:
         return self._dense
 
     def _skeleton(self):
-        model = self._make(
-            self.shape.config, dtype=self.model_config.dtype, attention=self.model_config.attn_implementation
-        )
+        wanted = self.model_config
+        model = self._make(self.shape.config, dtype=wanted.dtype, attention=wanted.attn_implementation)
         if self.peft_config is None:
             return model
         model = skeleton.adapt(model, self.peft_config)
@@ -240,11 +237,15 @@ def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -
     if updates is None and rows.count is not None and not getattr(args, "packing", False):
         batches = math.ceil(rows.count / batch)
         updates = math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
-    plan.work.append(("rows", f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here"))
+    plan.work.append(("rows", _count(rows)))
     plan.work.append(("sequences of one update", f"{batch * args.gradient_accumulation_steps:,}"))
     plan.work.append(("tokens of the longest sequence", f"{length:,} ({rows.source})"))
     plan.work.append(("updates", f"{updates:,}" if updates is not None else "not known before the rows are read"))
     _add_disk(plan, run, updates)
+
+
+def _count(rows: Rows) -> str:
+    return f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here"
 
 
 def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts: int) -> None:
@@ -257,9 +258,7 @@ def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts:
     else:
         updates = None
     _check_save_steps(args, of_rollout, updates)
-    plan.work.append(
-        ("prompts", f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here")
-    )
+    plan.work.append(("prompts", _count(rows)))
     plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
     plan.work.append(("updates of one rollout", f"{of_rollout:g}"))
     if updates is None:
@@ -281,8 +280,8 @@ def _check_save_steps(args, of_rollout: float, updates: int | None) -> None:
     steps = args.save_steps
     if steps >= 1 and steps % of_rollout:
         raise ValueError(
-            f"save_steps is {steps:g}, expected a multiple of {of_rollout:g}, the updates of one rollout: a run cannot go "
-            "on from the middle of a rollout"
+            f"save_steps is {steps:g}, expected a multiple of {of_rollout:g}, the updates of one rollout: a run cannot "
+            "go on from the middle of a rollout"
         )
     if updates is not None and steps > updates:
         raise ValueError(

@@ -72,7 +72,7 @@ def test_the_head_takes_what_trls_fused_head_takes(positions):
         logprobs, *_ = ChunkedLogProbFunction.apply(
             hidden, weight, None, targets, 1.0, 32768, None, 1.0, ("log_probs", "entropy")
         )
-    size = dict(vocab=5000, hidden=16, compute_bytes=4, kernel=False)
+    size = {"vocab": 5000, "hidden": 16, "compute_bytes": 4, "kernel": False}
     assert live.peak == pytest.approx(head_bytes(positions, backward=False, **size), rel=0.05)
     live = LiveBytes()
     with live:

@@ -153,9 +153,8 @@ def test_the_command_prints_the_table_and_writes_nothing(folder, write_config, c
     before = sorted(folder.rglob("*"))
     assert cli.main(["plan", "--config", path, "--per_device_train_batch_size", "1"]) == 0
     out = capsys.readouterr().out
-    assert all(
-        word in out for word in ("stage ppo", "KV cache", "optimizer", "peak: ", "to be written", "sft/config.json")
-    )
+    words = ("stage ppo", "KV cache", "optimizer", "peak: ", "to be written", "sft/config.json")
+    assert all(word in out for word in words)
     assert sorted(folder.rglob("*")) == before
 
 
