@@ -124,7 +124,13 @@ class Rehearsal:
         options = {"use_cache": use_cache} if getattr(model.config, "is_decoder", True) or use_cache else {}
         if model.config.is_encoder_decoder:
             options = {"decoder_input_ids": ids, "use_cache": False}
-        output = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        try:
+            output = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        except RuntimeError as error:  # what a pass does depends on numbers: a mixture of experts, for instance
+            raise ValueError(
+                f"the memory of a {model.config.model_type} model cannot be planned: its forward pass needs numbers "
+                f"({' '.join(str(error).split())[:100]})"
+            ) from error
         return output if use_cache else output[0]
 
     def _casts(self):

@@ -28,8 +28,7 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
     run = _Training(configs, given, beside, options, kind="causal")
     kind, columns = ("text", (("text",),)) if run.args.packing else ("demonstrations", (("prompt", "completion"),))
     rows = run.look_at(kind, columns)
-    length = run.args.max_length or rows.longest
-    length = length if run.args.packing else min(length, rows.longest)
+    length = run.length(rows, filled=run.args.packing)
     if run.peft_config is not None:
         names = [name for name, _ in skeleton.causal_lm(run.shape.config).named_parameters()]
         block_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
@@ -55,7 +54,7 @@ def plan_reward(configs: dict, given: dict, beside: Path | None, options: Option
     data_config = of_type(configs, TrainingDataConfig)
     columns = (("prompt", "chosen"), ("prompt", "rejected"))
     rows = run.look_at("preferences", columns, preference=getattr(data_config, "preference", None))
-    length = min(run.args.max_length or rows.longest, rows.longest)
+    length = run.length(rows)
     batch = run.args.per_device_train_batch_size
     plan = run.plan("reward")
     plan.phases.append(run.update_phase(2 * batch, length, head=False))
@@ -158,6 +157,12 @@ class _Training:
             **options,
         )
 
+    def length(self, rows: Rows, *, filled: bool = False) -> int:
+        """Return the tokens of the longest sequence, which ``max_length`` bounds, and sets where nothing is known."""
+        limit = self.args.max_length
+        unknown = rows.count is None and self.options.prompt_tokens is None
+        return limit if limit and (filled or unknown) else min(limit or rows.longest, rows.longest)
+
     def held(self) -> dict[str, int]:
         """Return what every phase holds from the first update on."""
         trained = "adapters" if self.peft_config is not None else "trained weights"
@@ -239,7 +244,9 @@ def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -
         updates = math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
     plan.work.append(("rows", _count(rows)))
     plan.work.append(("sequences of one update", f"{batch * args.gradient_accumulation_steps:,}"))
-    plan.work.append(("tokens of the longest sequence", f"{length:,} ({rows.source})"))
+    plan.work.append(
+        ("tokens of the longest sequence", f"{length:,} ({'max_length' if length == args.max_length else rows.source})")
+    )
     plan.work.append(("updates", f"{updates:,}" if updates is not None else "not known before the rows are read"))
     _add_disk(plan, run, updates)
 

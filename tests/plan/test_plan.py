@@ -109,6 +109,8 @@ def test_the_checkpoints_that_lie_there_at_a_time_are_counted(write_config):
 def test_sft_reward_merge_and_sweep(folder, write_config):
     common = {"rewards": None, "num_iterations": None, "max_completion_length": None}
     sft = planned(write_config("sft.yaml", **common, output_dir="theta"))
+    hub = planned(write_config("hub.yaml", **common, dataset_name="tldr", max_length=77), stage="sft")
+    assert dict(hub.work)["tokens of the longest sequence"] == "77 (max_length)"  # nothing else is known
     assert sft.stage == "sft" and sft.disk["merged model"] == 4 * sft.parameters
     assert dict(sft.work)["rows"] == "8"
     pairs = [{"prompt": "p", "chosen": "c" * 8, "rejected": "r" * 4}] * 5

@@ -69,3 +69,12 @@ def test_reward_models_of_all_kinds_are_rehearsed(model_type):
 
     config = AutoConfig.for_model(model_type, num_labels=1)
     assert Rehearsal(skeleton.classifier(config)).forward(2, 8) > 2 * 8 * 768 * 4
+
+
+def test_a_model_whose_pass_depends_on_numbers_is_refused():
+    from transformers import MixtralConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = skeleton.causal_lm(MixtralConfig(**sizes, num_local_experts=4, vocab_size=32))
+    with pytest.raises(ValueError, match="the memory of a mixtral model cannot be planned"):
+        Rehearsal(model).forward(2, 8)
