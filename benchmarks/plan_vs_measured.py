@@ -13,7 +13,6 @@ resident set is what is alive; and as glibc does by default, where it keeps free
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -187,8 +186,6 @@ def _write_inputs(root: Path, sizes: dict, vocab: int, gpu: bool) -> None:
 
 
 def _arguments(root: Path, setting: dict, gpu: bool) -> list[str]:
-    from rlhf_lines.train.ppo import CONFIGS
-
     flags = {
         "model_name_or_path": root / "model",
         "output_dir": root / "out",
@@ -210,9 +207,7 @@ def _arguments(root: Path, setting: dict, gpu: bool) -> list[str]:
         **({"load_in_8bit": "true"} if setting.get("bits") == 8 else {}),
     }
     if setting["stage"] == "ppo":
-        fields = {entry.name for config in CONFIGS for entry in dataclasses.fields(config)}
-        rewards = "rewards" if "rewards" in fields else "reward_models"
-        flags |= {rewards: "plan_vs_measured:score_length", "num_iterations": 2, "max_completion_length": COMPLETION}
+        flags |= {"rewards": "plan_vs_measured:score_length", "num_iterations": 2, "max_completion_length": COMPLETION}
         flags |= {"lora_dropout": 0.0}
     else:
         flags |= {"max_length": PROMPT + COMPLETION + 1, "lora_dropout": 0.0}

@@ -8,14 +8,21 @@ from reward_models.base import FunctionReward, RewardModel
 from reward_models.classifier import Classifier
 from reward_models.format import Format, read_settings, write_settings
 from reward_models.load import load
+from reward_models.normalize import Normalization
 from reward_models.presets import PRESETS, Preset
+from reward_models.rules import RULES, FormatRule, LengthRule, LexicalRule
 
 
 __all__ = [
     "PRESETS",
+    "RULES",
     "Classifier",
     "Format",
+    "FormatRule",
     "FunctionReward",
+    "LengthRule",
+    "LexicalRule",
+    "Normalization",
     "Preset",
     "RewardModel",
     "load",

@@ -12,6 +12,9 @@ EXCERPT = 80
 class RewardModel(Protocol):
     """Scores completions; higher is better.
 
+    A reward model that may cut texts counts them in an attribute ``truncated``, the number of texts cut since it was
+    made. One that never cuts needs none: ask with ``getattr(model, "truncated", 0)``.
+
     Attributes:
         name: What the score is called in files, tables and figures.
     """
@@ -59,15 +62,27 @@ def check_lengths(name: str, prompts: Sequence[str], completions: Sequence[str])
             f"reward model {name!r} got {len(prompts)} prompts and {len(completions)} completions; "
             "expected one completion per prompt; repeat a prompt for each of its completions"
         )
+    for kind, texts in (("prompt", prompts), ("completion", completions)):
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"reward model {name!r} got the {kind} {excerpt(text)} at index {i}; expected a text; put messages "
+                    "through a chat template first"
+                )
 
 
 def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -> list[float]:
     """Returns ``scores`` as floats.
 
     Raises:
-        ValueError: If there is not one score per prompt, or a score is not finite; names the prompt.
+        ValueError: If there is not one score per prompt, or a score is no finite number; names the prompt.
     """
-    scores = [float(score) for score in scores]
+    try:
+        scores = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"reward model {name!r} returned {excerpt(scores)}; expected one number per prompt ({error})"
+        ) from None
     if len(scores) != len(prompts):
         raise ValueError(
             f"reward model {name!r} returned {len(scores)} scores for {len(prompts)} prompts; expected as many"
@@ -81,6 +96,9 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
     return scores
 
 
-def excerpt(text: str) -> str:
-    """Returns the text quoted, shortened for an error message."""
-    return repr(text if len(text) <= EXCERPT else text[:EXCERPT] + "...")
+def excerpt(value: object) -> str:
+    """Returns a text quoted, or anything else as Python writes it, shortened and on one line for an error message."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= EXCERPT else value[:EXCERPT] + "...")
+    written = " ".join(repr(value).split())
+    return written if len(written) <= EXCERPT else written[:EXCERPT] + "..."

@@ -79,7 +79,14 @@ def _open_adapter(folder: Path, trust_remote_code: bool) -> tuple[Any, str]:
     }
     outputs = [tensor.shape[0] for name, tensor in sorted(heads.items()) if name.endswith("weight")]
     config = {"num_labels": outputs[-1]} if outputs else {}
-    model, missing = _open_model(base, torch.float32, trust_remote_code, **config)
+    try:
+        model, missing = _open_model(base, torch.float32, trust_remote_code, **config)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise FileNotFoundError(
+            f"{folder / ADAPTER_FILE} names the base {base}, which can be read neither as a folder, from here, nor "
+            f"from the Hub ({reason})"
+        ) from error
     _require_nothing_missing(missing - set(heads), f"{folder} on its base {base}")
 
     adapted = PeftModel.from_pretrained(model, folder)

@@ -27,7 +27,7 @@ class Classifier:
         name: What the score is called.
         format: Text format and label.
         max_length: Longest input in tokens, or None for no limit.
-        truncated: How many texts were cut so far.
+        truncated: How many pairs were cut so far.
     """
 
     def __init__(
@@ -44,8 +44,10 @@ class Classifier:
         self.name = name
         self.batch_size = batch_size
         self.truncated = 0
-        self.max_length = self.format.max_length or _longest_input(model, tokenizer)
-        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        limits = (self.format.max_length, longest_input(model.config, tokenizer))
+        self.max_length = min((limit for limit in limits if limit is not None), default=None)
+        types = "token_type_ids"
+        self._inputs = ("input_ids", types) if types in inspect.signature(model.forward).parameters else ("input_ids",)
         outputs = model.config.num_labels
         if max(self.format.labels()) >= outputs:
             raise ValueError(
@@ -73,7 +75,7 @@ class Classifier:
             source: Folder or Hub id.
             format: Text format; None is what ``reward_model.json`` in the folder says, or else the default `Format`.
             name: What the score is called; None is the last part of ``source``.
-            device: Torch device; None is the first CUDA device, or the CPU if there is none.
+            device: Torch device; None is the current CUDA device, or the CPU if there is none.
             dtype: Torch dtype or its name; None is float32.
             batch_size: Most texts in one forward pass.
             trust_remote_code: Whether code from the source may run.
@@ -81,7 +83,12 @@ class Classifier:
         import torch
 
         if dtype is None or isinstance(dtype, str):
-            dtype = getattr(torch, dtype or "float32")
+            named = getattr(torch, dtype or "float32", None)
+            if not isinstance(named, torch.dtype) or not named.is_floating_point:
+                raise ValueError(
+                    f"the dtype of reward model {str(source)!r} is {dtype!r}; expected float32, bfloat16 or float16"
+                )
+            dtype = named
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = open_checkpoint(str(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -139,8 +146,7 @@ class Classifier:
         special_tokens = {name: getattr(self.tokenizer, name) for name in SPECIAL_TOKENS}
         texts = self.format.render(prompt, completion, special_tokens)
         encoding = self.tokenizer(*texts, add_special_tokens=self.format.add_special_tokens, verbose=False)
-        names = [name for name in ("input_ids", "token_type_ids") if name in encoding and name in self._accepted]
-        return {name: list(encoding[name]) for name in names}
+        return {name: list(encoding[name]) for name in self._inputs if name in encoding}
 
     def _fits(self, prompt: str, completion: str) -> bool:
         return len(self._tokenize(prompt, completion)["input_ids"]) <= self.max_length
@@ -158,9 +164,14 @@ def _longest(size: int, fits: Callable[[int], bool]) -> int:
     return fitting
 
 
-def _longest_input(model: Any, tokenizer: Any) -> int | None:
-    """Returns the longest input in tokens that tokenizer and position embeddings allow, or None without a limit."""
-    config = model.config.get_text_config()
+def longest_input(config: Any, tokenizer: Any) -> int | None:
+    """Returns the longest input in tokens that tokenizer and position embeddings allow, or None without a limit.
+
+    Args:
+        config: Config of a transformers model.
+        tokenizer: Its tokenizer.
+    """
+    config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT
     if positions < 0:
         # XLNet's way to say that there is no limit.

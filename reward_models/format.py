@@ -28,7 +28,7 @@ class Format:
         label: Index of the output that is the score, or two indices (a, b) for ``output[a] - output[b]``. Outputs are
             taken before any softmax or sigmoid.
         sign: 1, or -1 for an output that is a cost.
-        max_length: Longest input in tokens; None is the longest that tokenizer and model allow.
+        max_length: Longest input in tokens, where tokenizer and model allow more; None is the longest they allow.
         cut: Which end of the prompt is cut when the input is too long. The completion is cut, at its end, only when
             nothing is left of the prompt.
     """

@@ -1,7 +1,10 @@
 """From what a config file says to a reward model."""
 
 import difflib
+import functools
 import importlib
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,10 @@ from reward_models.base import FunctionReward, RewardModel
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.classifier import Classifier
 from reward_models.presets import PRESETS
+from reward_models.rules import PREFIX, RULES, make_rule
+
+
+CONVERT = "as docs/reward_models.md shows"
 
 
 def load(
@@ -19,57 +26,89 @@ def load(
     dtype: Any = None,
     batch_size: int = 32,
     trust_remote_code: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> RewardModel:
     """Returns the reward model that ``source`` names, tried in this order.
 
-    1. The name or Hub id of a preset, with the preset's text format.
-    2. A folder with a classifier or a PEFT adapter of one; ``reward_model.json`` there says the text format.
-    3. ``package.module:function`` or ``package.module.function``, a function of (prompts, completions).
-    4. A Hub id ``owner/model``, read as a classifier with the text ``{prompt}{completion}`` and output 0. A classifier
+    1. ``rule:length``, ``rule:format`` or ``rule:lexical``, a rule of `reward_models.rules`.
+    2. The name or Hub id of a preset, with the preset's text format.
+    3. A folder with a classifier or a PEFT adapter of one; ``reward_model.json`` there says the text format.
+    4. ``package.module:function`` or ``package.module.function``, a function of (prompts, completions).
+    5. A Hub id ``owner/model``, read as a classifier with the text ``{prompt}{completion}`` and output 0. A classifier
        with another text format needs a folder with a ``reward_model.json``.
 
     Args:
         source: What to load; a folder named like a preset is written with ``./`` before it.
         name: What the score is called; None is the preset, the folder, the function or the model.
-        device: Torch device of a classifier; None is the first CUDA device, or the CPU.
+        device: Torch device of a classifier; None is the current CUDA device, or the CPU.
         dtype: Torch dtype of a classifier or its name; None is float32.
         batch_size: Most texts in one forward pass of a classifier.
         trust_remote_code: Whether code that comes with a classifier may run.
+        options: Attributes of a rule, or keyword arguments of a function; a classifier has none.
 
     Raises:
         FileNotFoundError: If ``source`` looks like a folder that does not exist, or is one without a model.
-        ValueError: If it is nothing of the above; lists the presets and the closest name.
+        ValueError: If it is nothing of the above (lists the presets and the closest name), or does not take an option.
     """
     text = str(source)
-    options = {"device": device, "dtype": dtype, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
-    for preset_name, preset in PRESETS.items():
-        if text in (preset_name, preset.model):
-            return _from_hub(preset.model, preset.format, name=name or preset_name, **options)
-    if Path(text).is_dir():
-        if not any((Path(text) / file).is_file() for file in ("config.json", ADAPTER_FILE)):
-            raise FileNotFoundError(
-                f"the folder {text} holds neither config.json nor {ADAPTER_FILE}, so it is no reward model; "
-                "make one with: rlhf-lines reward, or check the path"
-            )
-        return Classifier.from_pretrained(Path(text).resolve(), name=name, **options)
-    if _looks_local(text):
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+        raise ValueError(f"the options of the reward model {text!r} are {options!r}; expected names with their values")
+    if text.startswith(PREFIX):
+        return make_rule(text, options, name=name)
+    preset_name = next((key for key, preset in PRESETS.items() if text in (key, preset.model)), None)
+    is_local = preset_name is None and (Path(text).is_dir() or _looks_local(text))
+    if preset_name is None and not is_local:
+        if ":" in text or ("." in text and "/" not in text):
+            return _from_function(text, options, name=name)
+        if text.count("/") != 1:
+            raise ValueError(f"the reward model {text!r} is not known; {_known(text)}")
+    if options:
+        raise ValueError(
+            f"the reward model {text!r} takes no options, but got {', '.join(map(str, options))}; what a classifier "
+            "reads and which output is its score is said by its preset, or by reward_model.json in its folder"
+        )
+    settings = {"device": device, "dtype": dtype, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
+    if preset_name is not None:
+        preset = PRESETS[preset_name]
+        return _from_hub(preset.model, preset.format, name=name or preset_name, **settings)
+    if is_local:
+        return Classifier.from_pretrained(_folder(text), name=name, **settings)
+    return _from_hub(text, None, name=name, **settings)
+
+
+def _folder(text: str) -> Path:
+    """Returns the folder, after a look at what it holds."""
+    folder = Path(text)
+    if not folder.is_dir():
         raise FileNotFoundError(
             f"the reward model {text} does not exist; make it with: rlhf-lines reward, or check the path"
         )
-    if ":" in text or ("." in text and "/" not in text):
-        return FunctionReward(_function(text), name=name)
-    if text.count("/") == 1:
-        return _from_hub(text, None, name=name, **options)
-    raise ValueError(f"the reward model {text!r} is not known; {_known(text)}")
+    if (folder / ADAPTER_FILE).is_file():
+        return folder.resolve()
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"the folder {text} holds neither config.json nor {ADAPTER_FILE}, so it is no reward model; "
+            "make one with: rlhf-lines reward, or check the path"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"the folder {text} holds no weights as safetensors, and other files are not read, because a pickle can "
+            f"run any code; convert it, if you trust it, {CONVERT}"
+        )
+    return folder.resolve()
 
 
-def _from_hub(model: str, format: Any, *, name: str | None, **options: Any) -> Classifier:
+def _from_hub(model: str, format: Any, *, name: str | None, **settings: Any) -> Classifier:
+    from huggingface_hub.utils import httpx
+
     try:
-        return Classifier.from_pretrained(model, format, name=name, **options)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        return Classifier.from_pretrained(model, format, name=name, **settings)
+    except (OSError, httpx.HTTPError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"the reward model {model!r} cannot be loaded from the Hub as safetensors ({reason}); {_known(model)}"
+            f"the reward model {model!r} cannot be loaded from the Hub as safetensors ({reason}); if it holds a pickle "
+            f"alone, convert it, if you trust it, {CONVERT}" + ("" if format else f"; {_known(model)}")
         ) from error
 
 
@@ -83,7 +122,21 @@ def _looks_local(text: str) -> bool:
     )
 
 
-def _function(text: str) -> Any:
+def _from_function(text: str, options: Mapping[str, Any], *, name: str | None) -> FunctionReward:
+    function, own_name = _function(text)
+    if options:
+        try:
+            inspect.signature(function).bind([], [], **options)
+        except (TypeError, ValueError) as error:  # the second, for built-in functions that do not tell
+            raise ValueError(
+                f"the reward model {text!r} cannot be called with its options {', '.join(map(str, options))}: {error}"
+            ) from None
+        function = functools.partial(function, **options)
+    return FunctionReward(function, name=name or own_name)
+
+
+def _function(text: str) -> tuple[Any, str]:
+    """Returns the function that the text names, and its name in its module."""
     module_name, _, attribute = text.partition(":") if ":" in text else text.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -100,11 +153,15 @@ def _function(text: str) -> Any:
             f"the reward model {text!r} names {attribute!r}, which is no function of {module_name!r}; "
             "expected a function of (prompts, completions) that returns one number per pair"
         )
-    return function
+    return function, attribute
 
 
 def _known(text: str) -> str:
-    names = [*PRESETS, *(preset.model for preset in PRESETS.values())]
+    rules = [PREFIX + rule for rule in RULES]
+    names = [*PRESETS, *(preset.model for preset in PRESETS.values()), *rules]
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
     suggestion = f"did you mean {close[0]!r}? " if close else ""
-    return f"{suggestion}expected a folder, a function as 'module:function', a Hub id, or one of {', '.join(PRESETS)}"
+    return (
+        f"{suggestion}expected a folder, a function as 'module:function', a Hub id, or one of "
+        f"{', '.join([*PRESETS, *rules])}"
+    )

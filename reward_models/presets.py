@@ -66,19 +66,29 @@ PRESETS: dict[str, Preset] = {
             f"{RIC_CODE}/multi_reward_models.py",
         ),
     ),
+    # Rewards-in-context strips the reply and puts a space before the last '\n\nAssistant:'; in Anthropic/hh-rlhf the
+    # space stands after it. Texts are scored as they are given.
     "hh-helpful": Preset(
         model="Ray2333/gpt2-large-helpful-reward_model",
         format=Format(template=("{prompt}", "{completion}")),
         prompt="the dialogue as '\\n\\nHuman: ... \\n\\nAssistant:', ending there",
         meaning="the reply is more helpful",
-        sources=(f"{RIC_CODE}/multi_reward_models.py", f"{RIC_CODE}/utils.py"),
+        sources=(
+            "https://huggingface.co/Ray2333/gpt2-large-helpful-reward_model",
+            f"{RIC_CODE}/multi_reward_models.py",
+            f"{RIC_CODE}/utils.py",
+        ),
     ),
     "hh-harmless": Preset(
         model="Ray2333/gpt2-large-harmless-reward_model",
         format=Format(template=("{prompt}", "{completion}")),
         prompt="the dialogue as '\\n\\nHuman: ... \\n\\nAssistant:', ending there",
         meaning="the reply is less harmful",
-        sources=(f"{RIC_CODE}/multi_reward_models.py", f"{RIC_CODE}/utils.py"),
+        sources=(
+            "https://huggingface.co/Ray2333/gpt2-large-harmless-reward_model",
+            f"{RIC_CODE}/multi_reward_models.py",
+            f"{RIC_CODE}/utils.py",
+        ),
     ),
     "humor": Preset(
         model="mohameddhiab/humor-no-humor",

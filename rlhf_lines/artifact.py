@@ -37,7 +37,7 @@ def new_folder(
     """
     final = Path(output_dir)
     refuse_existing(final, overwrite=overwrite)
-    partial = final.with_name(f".{final.name}.partial")
+    partial = partial_folder(final)
     if _is_main_process():
         if not keep_partial:
             shutil.rmtree(partial, ignore_errors=True)
@@ -53,6 +53,12 @@ def new_folder(
         if _is_main_process() and not (keep_partial or leave_partial):
             shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def partial_folder(output_dir: str | Path) -> Path:
+    """Return the hidden folder in which ``output_dir`` is made."""
+    final = Path(output_dir)
+    return final.with_name(f".{final.name}.partial")
 
 
 def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
@@ -76,34 +82,44 @@ def is_complete(output_dir: str | Path) -> bool:
     return all((Path(output_dir) / file).is_file() for file in (RECORD, CONFIG))
 
 
-def check_same_config(output_dir: str | Path, given: dict) -> None:
-    """Refuse to take a finished folder for the result of other settings.
+def check_same_config(folder: str | Path, given: dict, *, name: str | Path | None = None) -> None:
+    """Refuse to take a folder, finished or stopped, for the result of other settings.
+
+    Args:
+        folder: holds the ``config.yaml`` of the settings that made it.
+        given: the settings now.
+        name: what to call the folder; None is its own name.
 
     Raises:
         ValueError: ``config.yaml`` in the folder differs from what is given now; names the first key.
     """
     import yaml
 
-    path = Path(output_dir) / CONFIG
+    path = Path(folder) / CONFIG
     if not path.is_file():
         return
     made_with = yaml.safe_load(path.read_text()) or {}
     # Through YAML and back, so that both sides hold the same types.
     given = yaml.safe_load(yaml.safe_dump(given))
-    for key in sorted({*made_with, *given} - {"overwrite", "resume", "output_dir"}):
+    for key in sorted({*made_with, *given} - {"overwrite", "resume", "output_dir", "resume_from_checkpoint"}):
         before, now = made_with.get(key), given.get(key)
         if before != now and [before] != now and before != [now]:
             raise ValueError(
-                f"output_dir {output_dir} was made with {key} {before!r}, now it is {now!r}: choose another folder, or "
-                "replace it with --overwrite in place of --resume"
+                f"output_dir {name or folder} was made with {key} {before!r}, now it is {now!r}: choose another "
+                "folder, or replace it with --overwrite in place of --resume"
             )
+
+
+def write_config(folder: Path, config: dict) -> None:
+    """Write ``config.yaml``, what ``--config`` accepts again."""
+    import yaml
+
+    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     """Write ``config.yaml`` (what ``--config`` accepts again) and ``rlhf_lines.json`` (stage, versions, facts)."""
-    import yaml
-
-    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+    write_config(folder, config)
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 

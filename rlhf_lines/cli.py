@@ -57,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"rlhf-lines {verb}: interrupted; nothing was left under a final name", file=sys.stderr)
         return 130
+    finally:
+        _leave_process_group()
     return 0
 
 
@@ -140,6 +142,13 @@ def _is_about_input(error: BaseException) -> bool:
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback.tb_frame.f_globals.get("__name__", "").split(".")[0] in OWN_PACKAGES
+
+
+def _leave_process_group() -> None:
+    """End the threads of torch.distributed: an interpreter that exits while they run may abort (exit status -6)."""
+    distributed = sys.modules.get("torch.distributed")  # a verb that never imported torch has none
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _quiet_libraries() -> None:

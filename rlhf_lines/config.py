@@ -9,6 +9,9 @@ from pathlib import Path
 from rlhf_lines.suggestion import closest
 
 
+MAPPINGS = ("rewards",)  # keys of the YAML file whose items may be mappings
+
+
 @dataclass
 class RunConfig:
     """What every stage understands."""
@@ -23,11 +26,31 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    """Where rows come from."""
+    """Where rows come from; docs/data.md has the sources and their columns."""
 
     dataset_name: str = field(
-        metadata={"help": "A task (docstrings, tldr), a local JSONL or Parquet file, a folder of them, or a Hub id."}
+        metadata={
+            "help": "A task (docstrings, tldr, hh_rlhf, news), a local JSONL or Parquet file, a folder of them, "
+            "or a Hub id."
+        }
     )
+    dataset_path: str | None = field(
+        default=None,
+        metadata={"help": "Where the rows of a task are, in place of its Hub id: a file, a folder, or a Hub id."},
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "How the prompts of a file, a folder or a Hub id are written: plain, hh or summary."},
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave out rows whose prompt has more tokens than this."}
+    )
+
+    def load(self, kind: str, split: str, tokenizer):
+        """Return the rows that the settings describe; see ``rlhf_lines.data.load``."""
+        from rlhf_lines import data
+
+        return data.load(kind=kind, split=split, tokenizer=tokenizer, **vars(self))
 
 
 @dataclass
@@ -43,7 +66,10 @@ class PreferenceDataConfig(TrainingDataConfig):
 
     preference: str | None = field(
         default=None,
-        metadata={"help": "Which preference of the task, where it has several (docstrings: brief, specific)."},
+        metadata={
+            "help": "Which preference of the task, where it has several (docstrings: brief, specific; hh_rlhf: "
+            "harmless-base, helpful-base, helpful-online, helpful-rejection-sampled)."
+        },
     )
 
 
@@ -127,6 +153,8 @@ def _from_yaml(action: argparse.Action, value):
 
 
 def _one_value(action: argparse.Action, value):
+    if isinstance(value, dict) and action.dest in MAPPINGS:
+        return value
     if isinstance(value, (list, dict)):
         raise ValueError(f"{action.dest} holds {value!r}, expected one value")
     if action.type not in (int, float):

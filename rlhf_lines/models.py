@@ -32,11 +32,13 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
         ) from error
 
 
-def load_tokenizer(folder: str | Path):
+def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
     """Return the tokenizer of a checkpoint, padding on the left, with eos as pad token where it has none."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", truncation_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -14,6 +14,11 @@ def summary(verb: str, folder: Path) -> str:
     lines = [f"wrote {folder}"]
     if verb == "reward":
         lines.append(f"accuracy on {record['held_out_pairs']} held-out pairs: {record['accuracy']:.3f}")
+        if record["train_pairs_left_out"] or record["held_out_pairs_cut"]:
+            lines.append(
+                f"too long for the reward model: {record['train_pairs_left_out']} training pairs, which were left out, "
+                f"and {record['held_out_pairs_cut']} held-out pairs, whose prompts were cut"
+            )
     elif verb == "ppo" and record["history"]:
         first, last = record["history"][0], record["history"][-1]
         lines.append(f"score in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")

@@ -1,35 +1,124 @@
-"""The reward models of a run, shown what its task shows them."""
+"""The reward models of a run, and how a config names them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import reward_models
 from reward_models import RewardModel
-from rlhf_lines import data
 
 
-class TaskReward:
-    """A reward model that reads the task's version of a prompt: of a TL;DR prompt, for instance, the post alone."""
+@dataclass(frozen=True)
+class RewardEntry:
+    """One item of ``rewards`` in a config.
 
-    def __init__(self, reward_model: RewardModel, dataset_name: str) -> None:
-        self.name = reward_model.name
-        self._reward_model, self._dataset_name = reward_model, dataset_name
+    Inside PPO the reward of a completion is
 
-    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Return one score per pair; higher is better."""
-        return self._reward_model.score(data.scored_prompts(self._dataset_name, prompts), completions)
+        sum_i weight_i clip((score_i - mean_i) / std_i, -clip_i, clip_i) - kl_coef KL
+
+    with mean 0 and standard deviation 1 where ``normalize`` is false, and no limit where ``clip`` is absent.
+
+    Attributes:
+        model: what to load: a folder of the reward stage, a preset, a Hub id, ``module:function`` or ``rule:name``.
+        name: what the score is called; None is the folder, preset, model, function or rule.
+        weight: factor in the sum (mu of MORLHF).
+        normalize: whether mean and standard deviation are measured on samples of the SFT model before training.
+        clip: largest absolute value after that.
+        dtype: of a classifier's weights; None is float32.
+        batch_size: most texts in one forward pass of a classifier; None leaves it to the stage.
+        options: of a rule or a function.
+    """
+
+    model: str
+    name: str | None = None
+    weight: float = 1.0
+    normalize: bool = False
+    clip: float | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, item: str | Mapping[str, Any]) -> RewardEntry:
+        """Return the entry that an item of a config stands for: a text names the model; a mapping, also as JSON, all.
+
+        Raises:
+            ValueError: a key is unknown, the model is missing, or a value is wrong.
+        """
+        if isinstance(item, str) and item.lstrip().startswith("{"):
+            try:
+                item = json.loads(item)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"rewards holds {item!r}, which is no valid JSON: {error}") from error
+        if isinstance(item, str):
+            return cls(item)
+        if not isinstance(item, Mapping) or not isinstance(item.get("model"), str):
+            raise ValueError(f"rewards holds {item!r}, expected the text of a model or a mapping with the key model")
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        for key in item:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+                raise ValueError(f"rewards: {item['model']} has the unknown key {key!r}: {hint}")
+        return cls(**item)
+
+    def __post_init__(self) -> None:
+        for key, expected, holds in (
+            ("name", "a text", self.name is None or isinstance(self.name, str)),
+            ("weight", "a finite number", _is_number(self.weight)),
+            ("normalize", "true or false", isinstance(self.normalize, bool)),
+            ("clip", "a positive number", self.clip is None or (_is_number(self.clip) and self.clip > 0)),
+            ("dtype", "float32, bfloat16 or float16", self.dtype in (None, "float32", "bfloat16", "float16")),
+            ("batch_size", "a whole number from 1", self.batch_size is None or _is_count(self.batch_size)),
+            ("options", "a mapping", isinstance(self.options, Mapping)),
+        ):
+            if not holds:
+                raise ValueError(f"rewards: {self.model} has {key} {getattr(self, key)!r}, expected {expected}")
 
 
-def load_reward_models(sources: Sequence[str], dataset_name: str, *, batch_size: int = 32) -> list[TaskReward]:
-    """Return the reward models that the sources name, in their order.
+def reward_entries(items: Sequence[str | Mapping[str, Any]]) -> list[RewardEntry]:
+    """Return what the items of ``rewards`` in a config stand for."""
+    return [RewardEntry.of(item) for item in items]
+
+
+def load_reward_models(
+    entries: Sequence[RewardEntry], *, batch_size: int = 32, trust_remote_code: bool = False
+) -> list[RewardModel]:
+    """Return the reward models that the entries name, in their order.
+
+    Args:
+        batch_size: of an entry that does not name its own.
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: a source is nothing that can be loaded, or two have one name.
+        ValueError: an entry names nothing that can be loaded, or two have one name.
     """
-    models = [TaskReward(reward_models.load(source, batch_size=batch_size), dataset_name) for source in sources]
+    models = [
+        reward_models.load(
+            entry.model,
+            name=entry.name,
+            dtype=entry.dtype,
+            batch_size=entry.batch_size or batch_size,
+            options=entry.options,
+            trust_remote_code=trust_remote_code,
+        )
+        for entry in entries
+    ]
     names = [model.name for model in models]
     if len(set(names)) < len(names):
-        raise ValueError(f"reward_models have the names {', '.join(names)}: two are equal, so rename a folder")
+        raise ValueError(f"rewards have the names {', '.join(names)}: two are equal, so give one another name")
     return models
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

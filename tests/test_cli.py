@@ -143,9 +143,9 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
     (folder / "c.yaml").write_text(content)
     flags = {
         "merge": merge_flags(),
-        "sweep": ["--sft_model=./sft", "--policies", "./brief", "./kind", "--reward_models", "a.b:c", "d.e:f",
+        "sweep": ["--sft_model=./sft", "--policies", "./brief", "./kind", "--rewards", "a.b:c", "d.e:f",
                   "--dataset_name=docstrings", "--output_dir=./out"],
-        "ppo": ["--dataset_name=docstrings", "--output_dir=./out", "--reward_models=a.b:c"],
+        "ppo": ["--dataset_name=docstrings", "--output_dir=./out", "--rewards=a.b:c"],
     }  # fmt: skip
     default = ["--dataset_name=docstrings", "--output_dir=./out"]
     sentence = refused(capsys, folder, [verb, "--config", "c.yaml", *flags.get(verb, default)])
@@ -165,7 +165,7 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
           ["no base model was given: set model_name_or_path"]),
         (["sft", "--model_name_or_path=./no", "--dataset_name=docstrings", "--output_dir=./out", "--bf16=false"], [
           "base model ./no does not exist"]),
-        (["ppo", "--model_name_or_path=./no", "--dataset_name=docstrings", "--reward_models", "a.b:c", "--use_peft",
+        (["ppo", "--model_name_or_path=./no", "--dataset_name=docstrings", "--rewards", "a.b:c", "--use_peft",
           "--output_dir=./out", "--bf16=false"], ["SFT model ./no does not exist"]),
         (["demo", "--verbose"], ["unrecognized arguments: --verbose; see rlhf-lines demo --help"]),
         (["demo", "--config_dir=./no", "--output_dir=./out"], ["config_dir ./no has no base.yaml"]),

@@ -210,11 +210,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_every_stage_names_its_data_alike_and_takes_no_setting_that_it_ignores():
+    everywhere = {"dataset_name", "dataset_path", "prompt_template", "max_prompt_length"}
     expected = {
-        "sft": {"dataset_name", "max_samples"},
-        "ppo": {"dataset_name", "max_samples"},
-        "reward": {"dataset_name", "max_samples", "preference"},
-        "sweep": {"dataset_name"},
+        "sft": everywhere | {"max_samples"},
+        "ppo": everywhere | {"max_samples"},
+        "reward": everywhere | {"max_samples", "preference"},
+        "sweep": everywhere,
     }
     for verb, names in expected.items():
         data = next(config for config in dataclasses_of(verb) if issubclass(config, DataConfig))

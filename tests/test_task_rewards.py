@@ -1,4 +1,4 @@
-"""Reward models see the task's version of a prompt."""
+"""The reward models of a run, and that imports go one way."""
 
 from __future__ import annotations
 
@@ -7,28 +7,12 @@ import sys
 
 import pytest
 
-from reward_models import FunctionReward
-from rlhf_lines.task_rewards import TaskReward, load_reward_models
-
-
-PROMPT = "SUBREDDIT: r/cats\n\nTITLE: Late\n\nPOST: POST: is how it starts.\n\nTL;DR:"
-
-
-def seen(prompts, completions):
-    """A reward that says how many characters of the prompt it was shown."""
-    return [float(len(prompt)) for prompt in prompts]
-
-
-def test_summaries_are_scored_against_the_post_alone():
-    reward = FunctionReward(seen)
-    assert TaskReward(reward, "tldr").score([PROMPT], ["Late."]) == [len("POST: is how it starts.")]
-    assert TaskReward(reward, "docstrings").score(["json.dumps:"], [" Dump."]) == [len("json.dumps:")]
-    assert TaskReward(reward, "some/file.jsonl").score([PROMPT], ["Late."]) == [len(PROMPT)]
+from rlhf_lines.task_rewards import load_reward_models, reward_entries
 
 
 def test_two_reward_models_of_one_name_are_refused():
     with pytest.raises(ValueError, match="have the names split, split: two are equal"):
-        load_reward_models(["posixpath:split", "ntpath:split"], "docstrings")
+        load_reward_models(reward_entries(["posixpath:split", "ntpath:split"]))
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,42 @@
-"""Reddit TL;DR: given a post, write its summary. Rows of the Hub data set ``trl-lib/tldr``.
+"""Reddit TL;DR: given a post, write its summary.
 
-A prompt reads ``SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`` and a completion is the summary that follows. The data
-set has its own train, validation and test splits, and they are used as they are.
+A prompt reads ``SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`` and a completion is the summary that follows. The rows
+come from the Hub data sets ``trl-lib/tldr`` (posts with their authors' summaries) and ``trl-lib/tldr-preference``
+(pairs of summaries that people compared), or from ``path``, which may hold
+
+- rows with the columns of these two, or
+- comparisons as ``openai/summarize_from_feedback`` has them, with the columns ``info``, ``summaries`` and ``choice``
+  (arXiv 2009.01325). The demonstrations are then the summaries that people chose. Comparisons of news articles, which
+  that data set holds besides, are left out.
 """
 
 from __future__ import annotations
 
+from rlhf_lines.data.files import COLUMNS, read, split_rows, texts_of
+
 
 HUB_ID = "trl-lib/tldr"
 PREFERENCE_HUB_ID = "trl-lib/tldr-preference"
+COMPARISONS_HUB_ID = "openai/summarize_from_feedback"
+TEMPLATE = "plain"
+COMPARISON = ("info", "summaries", "choice")
 
 
-def demonstrations(split: str):
-    """Return the ``datasets.Dataset`` of rows ``{"prompt", "completion"}``."""
-    from datasets import load_dataset
-
-    return load_dataset(HUB_ID, split=split)
+def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+    """Return rows ``{"prompt", "completion"}``."""
+    return _rows("demonstrations", split, path)
 
 
-def prompts(split: str):
-    """Return the ``datasets.Dataset`` of rows ``{"prompt"}``."""
-    return demonstrations(split).select_columns(["prompt"])
+def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+    """Return rows ``{"prompt"}``."""
+    return _rows("prompts", split, path)
+
+
+def preferences(split: str, preference: str | None = None, *, path: str = PREFERENCE_HUB_ID) -> list[dict[str, str]]:
+    """Return rows ``{"prompt", "chosen", "rejected"}``, as humans compared summaries."""
+    if preference is not None:
+        raise ValueError(f"preference {preference!r} was given, but the tldr task has one preference: leave it out")
+    return _rows("preferences", split, path)
 
 
 def scored_prompt(prompt: str) -> str:
@@ -33,10 +49,29 @@ def scored_prompt(prompt: str) -> str:
     return post.rpartition("TL;DR:")[0].strip() if mark else prompt
 
 
-def preferences(split: str, preference: str | None = None):
-    """Return the ``datasets.Dataset`` of rows ``{"prompt", "chosen", "rejected"}``, as humans compared summaries."""
-    from datasets import load_dataset
+def comparison(info: dict, summaries: list[dict], choice: int) -> dict[str, str]:
+    """Return ``{"prompt", "chosen", "rejected"}`` of one comparison of two summaries of a post."""
+    post = f"SUBREDDIT: r/{info['subreddit']}\n\nTITLE: {info['title']}\n\nPOST: {info['post']}\n\nTL;DR:"
+    texts = [summary["text"] for summary in summaries]
+    chosen, rejected = (text if text[:1].isspace() else f" {text}" for text in (texts[choice], texts[1 - choice]))
+    return {"prompt": post, "chosen": chosen, "rejected": rejected}
 
-    if preference is not None:
-        raise ValueError(f"preference {preference!r} was given, but the tldr task has one preference: leave it out")
-    return load_dataset(PREFERENCE_HUB_ID, split="train" if split == "train" else "validation")
+
+def _rows(kind: str, split: str, path: str) -> list[dict[str, str]]:
+    # The Hub converts that data set's files, which only a script could read, to Parquet, on a branch of their own.
+    revision = "refs/convert/parquet" if path == COMPARISONS_HUB_ID else None
+    subset = None if path in (HUB_ID, PREFERENCE_HUB_ID) else "comparisons"
+    own_splits = read(path, subset=subset, revision=revision)
+
+    def convert(name: str, wanted: str) -> list[dict[str, str]]:
+        dataset = own_splits[name]
+        if not set(COMPARISON) <= set(dataset.column_names):
+            return texts_of(dataset, COLUMNS[wanted], wanted, path)
+        rows = dataset.select_columns(list(COMPARISON))
+        pairs = [comparison(**row) for row in rows if row["info"]["post"] is not None]
+        if wanted == "preferences":
+            return pairs
+        columns = {"prompt": "prompt", "completion": "chosen"} if wanted == "demonstrations" else {"prompt": "prompt"}
+        return [{column: pair[source] for column, source in columns.items()} for pair in pairs]
+
+    return split_rows(own_splits, split, convert, kind, path)

@@ -16,13 +16,14 @@ from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
 from rlhf_lines.plan.rehearsal import Rehearsal
-from rlhf_lines.plan.rewards import plan_rewards, reward_entries
+from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import look_at
 from rlhf_lines.plan.shapes import Shape, find_shape, makers
 from rlhf_lines.plan.stage import Options, Plan
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.run import simplex
 from rlhf_lines.sweep.sampling import KL_ROWS
+from rlhf_lines.task_rewards import reward_entries
 
 
 SHARD = 50 * 10**9  # transformers' largest file of weights
@@ -74,14 +75,14 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         if count is None:
             raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
     rows = look_at(
-        data.dataset_name,
+        data,
         "prompts",
         columns=(("prompt",),),
         tokenizer_from=config.sft_model,
         split="test",
         given=options.prompt_tokens,
     )
-    rewards = plan_rewards(reward_entries(configs), beside=beside, data=data, batch_size=config.batch_size)
+    rewards = plan_rewards(reward_entries(config.rewards), beside=beside, batch_size=config.batch_size)
     device = options.device or ("cuda" if torch.cuda.is_available() or config.dtype != "float32" else "cpu")
     model = skeleton.causal_lm(shape.config, dtype=config.dtype)
     plan = Plan("sweep", device, skeleton.count(model))

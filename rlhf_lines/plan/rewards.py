@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from rlhf_lines.plan.shapes import find_shape, makers
 
 
 if TYPE_CHECKING:
-    from rlhf_lines.config import DataConfig
+    from rlhf_lines.task_rewards import RewardEntry
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,7 @@ class RewardPlan:
         return Rehearsal(_copy(self)).forward(min(texts, self.batch_size), min(length, longest))
 
 
-def reward_entries(configs: Mapping[type, object]) -> list[Mapping]:
-    """Return the rewards of a config as mappings with ``model``, whether it has ``rewards`` or ``reward_models``."""
-    for config in configs.values():
-        for key in ("rewards", "reward_models"):
-            entries = getattr(config, key, None)
-            if entries:
-                return [entry if isinstance(entry, Mapping) else {"model": entry} for entry in map(_plain, entries)]
-    return []
-
-
-def plan_rewards(
-    entries: Sequence[Mapping], *, beside: Path | None, data: DataConfig | None = None, batch_size: int = 32
-) -> list[RewardPlan]:
+def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_size: int = 32) -> list[RewardPlan]:
     """Return the plans of the rewards, in their order.
 
     Raises:
@@ -70,22 +58,23 @@ def plan_rewards(
     return [_plan(entry, beside, batch_size) for entry in entries]
 
 
-def _plan(entry: Mapping, beside: Path | None, batch_size: int) -> RewardPlan:
-    source = str(entry["model"])
+def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
+    source = entry.model
     preset = next((p for name, p in PRESETS.items() if source in (name, p.model)), None)
     made = next(makers(source, beside), None)
     is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
     if preset is None and made is None and not Path(source).is_dir() and not is_hub_id:
-        reward_models.load(source)  # a function or a rule; anything else is refused by its own sentence
-        return RewardPlan(entry.get("name") or source, "a function, which takes no memory that is counted here")
+        # A function or a rule; anything else is refused by its own sentence.
+        reward_models.load(source, options=entry.options)
+        return RewardPlan(entry.name or source, "a function, which takes no memory that is counted here")
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in _MODEL_FILES):
         reward_models.load(source)  # refused: no model in it
     shape = find_shape(preset.model if preset else source, beside=beside, what="reward model")
     if made is not None and not Path(source).is_dir():
         shape.config.num_labels = 1
-    model = skeleton.classifier(shape.config, dtype=entry.get("dtype"))
+    model = skeleton.classifier(shape.config, dtype=entry.dtype)
     found = f"{skeleton.count(model):,} parameters; {shape.source}"
-    return RewardPlan(entry.get("name") or source, found, model, entry.get("batch_size") or batch_size)
+    return RewardPlan(entry.name or source, found, model, entry.batch_size or batch_size)
 
 
 _MODEL_FILES = ("config.json", "adapter_config.json")
@@ -95,7 +84,3 @@ def _copy(reward: RewardPlan):
     """Return another model without weights: a rehearsal changes the one that it is given."""
     dtype = str(next(reward.model.parameters()).dtype).removeprefix("torch.")
     return skeleton.classifier(reward.model.config, dtype=dtype)
-
-
-def _plain(entry):
-    return vars(entry) if hasattr(entry, "__dict__") and not isinstance(entry, (str, Mapping)) else entry

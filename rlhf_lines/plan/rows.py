@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lines import data
-from rlhf_lines.data import files
+from rlhf_lines.config import DataConfig
 
 
 OFFLINE_TASKS = ("docstrings",)
 ASSUMED_TOKENS = 512
 CHARACTERS_PER_TOKEN = 4
 READ_ROWS = 2000
+SUFFIXES = (".json", ".jsonl", ".parquet", ".gz")  # of a file, also of one that does not exist
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,12 @@ class Rows:
 
 
 def look_at(
-    dataset_name: str,
+    config: DataConfig,
     kind: str,
     *,
     columns: tuple[tuple[str, ...], ...],
     tokenizer_from: str,
     split: str = "train",
-    max_samples: int | None = None,
-    preference: str | None = None,
     given: int | None = None,
 ) -> Rows:
     """Return what is known about the rows of a stage, by the stage's own loading where the data set is local.
@@ -52,30 +51,42 @@ def look_at(
     Raises:
         FileNotFoundError, ValueError: as ``data.load``.
     """
-    if not _is_local(dataset_name):
-        tokens = given or ASSUMED_TOKENS
-        return Rows(None, tokens, "as given" if given else "assumed: the data set is not here; see --prompt_tokens")
-    dataset = data.load(dataset_name, kind, split, preference=preference, max_samples=max_samples)
+    limit = config.max_prompt_length if columns == (("prompt",),) else None
+    if not _is_local(config):
+        if given or limit:
+            return Rows(None, given or limit, "as given" if given else "max_prompt_length")
+        return Rows(None, ASSUMED_TOKENS, "assumed: the data set is not here; see --prompt_tokens")
+    tokenizer = _tokenizer(Path(tokenizer_from))
+    if tokenizer is None:  # nothing to count prompts with
+        config = dataclasses.replace(config, max_prompt_length=None)
+    dataset = config.load(kind, split, tokenizer)
     if given:
         return Rows(len(dataset), given, "as given")
     few = dataset.select(range(min(READ_ROWS, len(dataset))))
-    texts = ["".join(row[column] for column in group) for row in few for group in columns]
-    longest, source = _longest(texts, Path(tokenizer_from))
+    texts = ["".join(_text(row[column]) for column in group) for row in few for group in columns]
+    if tokenizer is not None:
+        longest, source = max(map(len, tokenizer(texts, verbose=False)["input_ids"])), "by the model's tokenizer"
+    else:
+        longest, source = -(-max(map(len, texts)) // CHARACTERS_PER_TOKEN), f"{CHARACTERS_PER_TOKEN} characters a token"
+    if limit and limit < longest:
+        return Rows(len(dataset), limit, "max_prompt_length")
     return Rows(len(dataset), longest, f"longest of {len(few):,} rows, {source}")
 
 
-def _longest(texts: Iterable[str], folder: Path) -> tuple[int, str]:
-    if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
-        from transformers import AutoTokenizer
+def _tokenizer(folder: Path):
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    from rlhf_lines.models import load_tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        return max(len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]), "by the model's tokenizer"
-    longest = max(len(text) for text in texts)
-    return -(-longest // CHARACTERS_PER_TOKEN), f"{CHARACTERS_PER_TOKEN} characters taken for a token"
+    return load_tokenizer(folder)
 
 
-def _is_local(name: str) -> bool:
-    path = Path(name)
-    if name in data.TASKS:
-        return name in OFFLINE_TASKS
-    return path.exists() or path.suffix in files.FORMATS or name.startswith((".", "/", "~"))
+def _text(value: str | list[dict]) -> str:
+    return value if isinstance(value, str) else "".join(message["content"] for message in value)
+
+
+def _is_local(config: DataConfig) -> bool:
+    if config.dataset_name in data.TASKS and config.dataset_path is None:
+        return config.dataset_name in OFFLINE_TASKS
+    name = config.dataset_path or config.dataset_name
+    return Path(name).exists() or name.endswith(SUFFIXES) or name.startswith((".", "/", "~"))

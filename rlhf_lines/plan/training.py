@@ -16,11 +16,14 @@ from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import Phase, head_bytes, kv_cache_bytes, optimizer_bytes, sampling_bytes
 from rlhf_lines.plan.rehearsal import Rehearsal
-from rlhf_lines.plan.rewards import plan_rewards, reward_entries
+from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.plan.stage import Options, Plan
-from rlhf_lines.train.folder import training_folder
+from rlhf_lines.train.folder import choose_checkpoint
+from rlhf_lines.train.ppo import RewardsConfig
+from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.sft import ADAPTER
 
 
 def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
@@ -34,7 +37,7 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
         block_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
     batch = run.args.per_device_train_batch_size
     plan = run.plan("sft")
-    plan.phases.append(run.update_phase(batch, length, head=True))
+    plan.phases.append(run.update_phase(batch, length, head=batch * (length - 1)))
     if run.peft_config is not None:
         dense = run.dense_bytes()
         if run.device == "cpu":
@@ -51,13 +54,12 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
 def plan_reward(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """Return the plan of a reward model: chosen and rejected texts go through the model in one batch."""
     run = _Training(configs, given, beside, options, kind="classifier")
-    data_config = of_type(configs, TrainingDataConfig)
     columns = (("prompt", "chosen"), ("prompt", "rejected"))
-    rows = run.look_at("preferences", columns, preference=getattr(data_config, "preference", None))
+    rows = run.look_at("preferences", columns)
     length = run.length(rows)
     batch = run.args.per_device_train_batch_size
     plan = run.plan("reward")
-    plan.phases.append(run.update_phase(2 * batch, length, head=False))
+    plan.phases.append(run.update_phase(2 * batch, length, head=0))
     _add_work(plan, run, rows, batch, length)
     return plan
 
@@ -80,7 +82,7 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
             f"train_dataset has {rows.count} prompts, but one rollout takes {prompts}: add prompts, or lower "
             "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
         )
-    rewards = plan_rewards(reward_entries(configs), beside=beside, data=of_type(configs, TrainingDataConfig))
+    rewards = plan_rewards(of_type(configs, RewardsConfig).entries, beside=beside)
     batch, length = args.per_device_train_batch_size, rows.longest + args.max_completion_length
     plan = run.plan("ppo")
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
@@ -95,10 +97,12 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     plan.phases.append(Phase("generation", {**held, "KV cache": cache, "activations": working}))
     scoring = max((reward.forward(rollout, length) for reward in rewards), default=0)
     plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
-    head = run.head(batch * (length - 1), backward=False)
+    # Prompts and padding cost no logits.
+    positions = batch * args.max_completion_length
+    head = run.head(positions, backward=False)
     passes = run.rehearsal().forward(batch, length) + run.unpacked
     plan.phases.append(Phase("log-probabilities", {**held, "activations": passes, "logits": head}))
-    update = run.update_phase(batch, length, head=True)
+    update = run.update_phase(batch, length, head=positions)
     plan.phases.append(replace(update, parts={**update.parts, "reward models": scorers}))
     _add_ppo_work(plan, run, rows, rollout, prompts)
     return plan
@@ -111,8 +115,11 @@ class _Training:
         self.args = of_type(configs, TrainingArguments)
         self.model_config = of_type(configs, ModelConfig)
         self.data = of_type(configs, TrainingDataConfig)
+        self.is_ppo = isinstance(self.args, PPOConfig)
         self.options = options
-        training_folder(self.args, of_type(configs, RunConfig))  # refuses a checkpoint that does not exist
+        self.peft_config = get_peft_config(self.model_config)
+        trained = ADAPTER if kind == "causal" and self.peft_config is not None and not self.is_ppo else "."
+        choose_checkpoint(self.args, of_type(configs, RunConfig), given, trained=trained)
         name = self.model_config.model_name_or_path
         if not name:
             raise ValueError("no model was given: set model_name_or_path to a folder or a Hub id")
@@ -120,7 +127,6 @@ class _Training:
         if kind == "classifier":
             self.shape.config.num_labels = 1
         self.bits = 4 if self.model_config.load_in_4bit else 8 if self.model_config.load_in_8bit else 16
-        self.peft_config = get_peft_config(self.model_config)
         if self.peft_config is not None and kind == "classifier":
             self.peft_config.task_type = "SEQ_CLS"
         self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
@@ -128,10 +134,9 @@ class _Training:
         self.model = self._skeleton()
         base = self._make(self.shape.config, dtype=self.model_config.dtype)
         self.parameters, self._dense = skeleton.count(base), sum(p.nbytes for p in base.parameters())
-        self.has_value = hasattr(self.args, "kl_coef")
         self.hidden = self.shape.config.get_text_config().hidden_size
-        copies = 2 if getattr(self.args, "value_lora", False) else 1  # the value's own adapter is as large
-        value = self.hidden + 1 if self.has_value else 0
+        copies = 2 if self.is_ppo and self.args.value_lora else 1  # the value's own adapter is as large
+        value = self.hidden + 1 if self.is_ppo else 0
         self.trainable = copies * skeleton.count(self.model, trainable=True) + value
         self.trainable_bytes = copies * skeleton.trainable_bytes(self.model) + 4 * value
         self.adapter_copies = copies
@@ -146,15 +151,13 @@ class _Training:
         plan.models.append((self.model_config.model_name_or_path, self.shape.source))
         return plan
 
-    def look_at(self, kind: str, columns, **options) -> Rows:
+    def look_at(self, kind: str, columns) -> Rows:
         return look_at(
-            self.data.dataset_name,
+            self.data,
             kind,
             columns=columns,
             tokenizer_from=self.model_config.model_name_or_path,
-            max_samples=self.data.max_samples,
             given=self.options.prompt_tokens,
-            **options,
         )
 
     def length(self, rows: Rows, *, filled: bool = False) -> int:
@@ -170,13 +173,14 @@ class _Training:
         state = optimizer_bytes(self.trainable, self.trainable_bytes, optimizer)
         return {"weights": self.weights, trained: self.trainable_bytes, "optimizer": state}
 
-    def update_phase(self, batch: int, length: int, *, head: bool) -> Phase:
+    def update_phase(self, batch: int, length: int, *, head: int) -> Phase:
+        """Return the phase that trains on a microbatch, of which ``head`` positions go through the output head."""
         checkpointing = None
         if self.args.gradient_checkpointing:
             checkpointing = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
         step = self.rehearsal().step(batch, length, checkpointing=checkpointing)
         kept = step.kept * self.adapter_copies  # a second adapter has a forward pass of its own
-        logits = self.head(batch * (length - 1), backward=True) if head else 0
+        logits = self.head(head, backward=True) if head else 0
         # Logits come when all activations are there; the backward pass of the blocks, when the logits are gone.
         beside = max(step.forward, step.backward) + self.unpacked
         parts = {**self.held(), "gradients": self.trainable_bytes, "activations": kept}
@@ -264,7 +268,7 @@ def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts:
         updates = math.ceil(rows.count // prompts * of_rollout * args.num_train_epochs)
     else:
         updates = None
-    _check_save_steps(args, of_rollout, updates)
+    _check_save_steps(args, updates)
     plan.work.append(("prompts", _count(rows)))
     plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
     plan.work.append(("updates of one rollout", f"{of_rollout:g}"))
@@ -280,16 +284,11 @@ def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts:
     _add_disk(plan, run, updates)
 
 
-def _check_save_steps(args, of_rollout: float, updates: int | None) -> None:
-    """Refuse checkpoints inside a rollout, which no run can go on from, and a first one after the end."""
+def _check_save_steps(args, updates: int | None) -> None:
+    """Refuse a first checkpoint after the end."""
     if getattr(args.save_strategy, "value", args.save_strategy) != "steps":
         return
     steps = args.save_steps
-    if steps >= 1 and steps % of_rollout:
-        raise ValueError(
-            f"save_steps is {steps:g}, expected a multiple of {of_rollout:g}, the updates of one rollout: a run cannot "
-            "go on from the middle of a rollout"
-        )
     if updates is not None and steps > updates:
         raise ValueError(
             f"save_steps is {steps:g}, but there are only {updates} updates: lower it, or set save_strategy: 'no'"

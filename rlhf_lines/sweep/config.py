@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from rlhf_lines.task_rewards import reward_entries
+
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -15,8 +17,11 @@ class SweepConfig:
 
     sft_model: str = field(metadata={"help": "The SFT model that all policies were trained from."})
     policies: list[str] = field(metadata={"help": "PEFT folders, one per policy."})
-    reward_models: list[str] = field(
-        metadata={"help": "Folders of the reward stage, presets, Hub ids, or module:function."}
+    rewards: list[str] = field(
+        metadata={
+            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
+            "mappings with model, name, dtype, batch_size and options."
+        }
     )
     output_dir: str = field(metadata={"help": "The folder to make: run.sqlite, front.json, front.png."})
     num_weights: int = field(
@@ -62,7 +67,10 @@ class SweepConfig:
             problems.append(f"dtype is {self.dtype!r}, expected float32, bfloat16 or float16")
         if len(self.policies) < 2:
             problems.append(f"policies has {len(self.policies)} folder, expected two or more")
-        if len(self.reward_models) < 2:
-            problems.append(f"reward_models has {len(self.reward_models)}, expected two or more")
+        if len(self.rewards) < 2:
+            problems.append(f"rewards has {len(self.rewards)}, expected two or more")
+        for entry in reward_entries(self.rewards):
+            if (entry.weight, entry.normalize, entry.clip) != (1.0, False, None):
+                problems.append(f"rewards: {entry.model} has a weight, normalize or clip, but a sweep keeps raw scores")
         if problems:
             raise ValueError("; ".join(problems))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
 
+from reward_models import RewardModel
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.residuals import Adapter
 from rlhf_lines.models import load_tokenizer
+from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.mixture import Mixture
 from rlhf_lines.sweep.sampling import Request, sample
 from rlhf_lines.sweep.store import Row, Store
-from rlhf_lines.task_rewards import TaskReward
 
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LocalEngine:
         config: SweepConfig,
         sft: Path,
         adapters: Sequence[Adapter],
-        reward_models: Sequence[TaskReward],
+        reward_models: Sequence[RewardModel],
         store: Store,
     ) -> None:
         self.config, self.store, self.reward_models = config, store, reward_models
@@ -49,20 +49,26 @@ class LocalEngine:
         self._mixture = self._tokenizer = None
 
     def points(
-        self, split: str, groups: dict[str, Sequence[MergeSpec]], prompts: Sequence[str]
+        self, split: str, groups: dict[str, Sequence[MergeSpec]], prompts: Mapping[str, str]
     ) -> list[tuple[int, str, MergeSpec]]:
-        """Sample and score every spec of every group on the prompts, and return (id, group, spec) of each point."""
+        """Sample and score every spec of every group on the prompts, and return (id, group, spec) of each point.
+
+        Args:
+            split: what the prompts are of.
+            groups: the specs by the name of their group.
+            prompts: from what the policy reads to what reward models are shown.
+        """
         points = [
             (point, group, spec)
             for group, specs in groups.items()
             for point, spec in self.store.add_points(split, group, specs)
         ]
-        ids = self.store.add_prompts(split, prompts)
+        ids = self.store.add_prompts(split, list(prompts))
         finished = self.store.finished()
         samples = range(self.config.samples_per_prompt)
         # Prompt by prompt: the specs of one prompt share their noise, and equal lengths need no padding.
         todo = [
-            (point, spec, prompt, text, sample_id)
+            (point, spec, prompt, text, prompts[text], sample_id)
             for prompt, text in sorted(zip(ids, prompts, strict=True), key=lambda pair: (len(pair[1]), pair[0]))
             for sample_id in samples
             for point, _, spec in points
@@ -77,9 +83,9 @@ class LocalEngine:
 
     def _sample(self, chunk) -> Iterator[Row]:
         mixture, tokenizer = self._load()
+        tokens = {text: tuple(tokenizer(text)["input_ids"]) for _, _, _, text, _, _ in chunk}
         requests = [
-            Request(spec, tuple(tokenizer(text)["input_ids"]), _key(text), sample_id)
-            for _, spec, _, text, sample_id in chunk
+            Request(spec, tokens[text], prompt_key(tokens[text]), sample_id) for _, spec, _, text, _, sample_id in chunk
         ]
         completions = sample(
             mixture,
@@ -91,9 +97,9 @@ class LocalEngine:
             seed=self.config.seed,
         )
         texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
-        asked = [text for *_, text, _ in chunk]
+        asked = [scored_prompt for *_, scored_prompt, _ in chunk]
         scores = {model.name: model.score(asked, texts) for model in self.reward_models}
-        for i, ((point, _, prompt, _, sample_id), completion) in enumerate(zip(chunk, completions, strict=True)):
+        for i, ((point, _, prompt, _, _, sample_id), completion) in enumerate(zip(chunk, completions, strict=True)):
             of_row = {name: values[i] for name, values in scores.items()}
             yield Row(point, prompt, sample_id, texts[i], len(completion.token_ids), completion.kl, of_row)
 
@@ -112,11 +118,6 @@ def _eos_token_ids(model, tokenizer) -> list[int]:
     declared = model.generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
     return sorted({i for i in (*declared, tokenizer.eos_token_id) if i is not None})
-
-
-def _key(prompt: str) -> int:
-    """Return a number that names a prompt by its text, so that its noise depends on nothing else."""
-    return int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:7], "big")
 
 
 def _chunks(rows: list, size: int) -> Iterable[list]:

@@ -19,7 +19,7 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}: expected the output_dir of rlhf-lines sweep")
     with Store(folder) as store:
-        names, seed = store.recall("rewards"), store.recall("seed")
+        names, seed = store.recall("reward_names"), store.recall("seed")
         front = build_front(rewards=names, split=split, seed=seed, points=measured_points(store, split))
     write_front(folder, front)
     plot_front(front, folder / "front.png")
@@ -28,7 +28,7 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
 
 def measured_points(store: Store, split: str) -> list[Point]:
     """Return every point of a split with its scores per prompt."""
-    names, samples = store.recall("rewards"), store.recall("samples_per_prompt")
+    names, samples = store.recall("reward_names"), store.recall("samples_per_prompt")
     return [
         Point(
             id=point,

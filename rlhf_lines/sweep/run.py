@@ -6,24 +6,23 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from rlhf_lines import data
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import checkpoint_sha256, sha256_of
 from rlhf_lines.merge.residuals import WEIGHTS_FILE, check_same_base, load_adapter
-from rlhf_lines.models import local_folder
+from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto import Point, hypervolume, paired_difference, reference_point
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engine import LocalEngine
 from rlhf_lines.sweep.front import measured_points, trace_front
 from rlhf_lines.sweep.store import Store
-from rlhf_lines.task_rewards import load_reward_models
+from rlhf_lines.task_rewards import load_reward_models, reward_entries
 
 
 SOUP, LINES, SFT = "rewarded_soup", "lines", "sft"
@@ -55,10 +54,11 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     adapters = [load_adapter(policy) for policy in policies]
     check_same_base(adapters, sft)
-    reward_models = load_reward_models(config.reward_models, data_config.dataset_name, batch_size=config.batch_size)
+    reward_models = load_reward_models(reward_entries(config.rewards), batch_size=config.batch_size)
     names = [model.name for model in reward_models]
+    tokenizer = load_tokenizer(sft)
     prompts = {
-        split: _distinct(data.load(data_config.dataset_name, "prompts", split)["prompt"])[:count]
+        split: _distinct(data_config.load("prompts", split, tokenizer), count)
         for split, count in (("validation", config.validation_prompts), ("test", config.test_prompts))
     }
     with new_folder(
@@ -70,7 +70,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
             store.remember(
                 **settings,
                 dataset_name=data_config.dataset_name,
-                rewards=names,
+                reward_names=names,
                 prompts_sha256=hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
                 sft_sha256=checkpoint_sha256(sft),
                 policies_sha256=[sha256_of([policy / WEIGHTS_FILE]) for policy in policies],
@@ -95,7 +95,7 @@ def simplex(num_policies: int, num_weights: int) -> list[tuple[float, ...]]:
     return [tuple(count / steps for count in row) for row in counts if sum(row) == steps]
 
 
-def _choose(engine: LocalEngine, prompts: Sequence[str], names: list[str]) -> tuple[float, float, list[dict]]:
+def _choose(engine: LocalEngine, prompts: Mapping[str, str], names: list[str]) -> tuple[float, float, list[dict]]:
     """Return the (alpha, beta) of the largest validation hypervolume, and the hypervolume of every pair."""
     config = engine.config
     weights = simplex(engine.num_policies, config.validation_weights)
@@ -112,7 +112,7 @@ def _choose(engine: LocalEngine, prompts: Sequence[str], names: list[str]) -> tu
     return best["alpha"], best["beta"], grid
 
 
-def _measure(engine: LocalEngine, prompts: Sequence[str], alpha: float, beta: float) -> None:
+def _measure(engine: LocalEngine, prompts: Mapping[str, str], alpha: float, beta: float) -> None:
     """Sample and score the test points of the SFT model, the rewarded soup and LiNeS."""
     weights = simplex(engine.num_policies, engine.config.num_weights)
     groups = {
@@ -137,6 +137,10 @@ def _gains(points: list[Point], names: list[str], config: SweepConfig) -> list[d
     return gains
 
 
-def _distinct(prompts: Iterable[str]) -> list[str]:
-    """Return the prompts without repetitions, in their order: a prompt is one unit of the bootstrap."""
-    return list(dict.fromkeys(prompts))
+def _distinct(rows: Iterable[dict], count: int) -> dict[str, str]:
+    """Return the first so many prompts, each once and in their order, with what reward models are shown of them.
+
+    A prompt is one unit of the bootstrap.
+    """
+    prompts = {row["prompt"]: row["scored_prompt"] for row in rows}
+    return dict(itertools.islice(prompts.items(), count))

@@ -34,6 +34,17 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") 
     raise ValueError(f"kl_estimator {kind!r} is unknown: expected k1 or k3")
 
 
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> float:
+    """Return the KL coefficient of the next rollout, given the KL of this one, in nats per completion.
+
+        kl_coef (1 + gain e),   e = clip(kl / target - 1, -0.2, 0.2)
+
+    Source: arXiv 1909.08593, section 2.2, where the gain is 0.1.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + gain * error)
+
+
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Return the rewards ``[B, T]`` of every token: the KL cost everywhere, the score on the last token.
 
@@ -98,8 +109,15 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: 
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Return 1 - Var(R - V) / Var(R) over the mask: 1 is a perfect value head, 0 one that knows only the mean."""
-    selected = mask.bool()
-    residual, target = (returns - values)[selected], returns[selected]
-    return 1 - residual.var(correction=0) / target.var(correction=0).clamp(min=1e-8)
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Callable[[Tensor], Tensor] = lambda sums: sums
+) -> Tensor:
+    """Return 1 - Var(R - V) / Var(R) over the mask: 1 is a perfect value head, 0 one that knows only the mean.
+
+    Args:
+        reduce: turns sums over this process into sums over all processes.
+    """
+    pair = torch.stack([returns - values, returns]) * mask
+    means = reduce(pair.sum(dim=(1, 2))) / reduce(mask.sum().to(pair.dtype))
+    residual, target = reduce((((pair - means[:, None, None]) * mask) ** 2).sum(dim=(1, 2)))
+    return 1 - residual / target.clamp(min=1e-8)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlhf_lines import data
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge.residuals import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
-from rlhf_lines.task_rewards import load_reward_models
+from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_entries
 from rlhf_lines.train.folder import training_folder
-from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
+from rlhf_lines.train.normalization import normalizations
+from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.ppo_trainer import PPOTrainer
 from rlhf_lines.train.progress import show_progress
 
 
@@ -23,11 +24,15 @@ from rlhf_lines.train.progress import show_progress
 class RewardsConfig:
     """What the policy is trained to please."""
 
-    reward_models: list[str] = field(
+    rewards: list[str] = field(
         metadata={
-            "help": "Folders of the reward stage, presets, Hub ids, or module:function. reward_weights weighs them."
+            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
+            "mappings with model, name, weight, normalize, clip, dtype, batch_size and options."
         }
     )
+
+    def __post_init__(self) -> None:
+        self.entries = reward_entries(self.rewards)
 
 
 CONFIGS = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, ModelConfig)
@@ -49,29 +54,27 @@ def run(
         ValueError: the number of reward weights does not match, or ``use_peft`` is false.
     """
     sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
-    weights = training.reward_weights
-    if weights is not None and len(weights) != len(rewards_config.reward_models):
-        raise ValueError(
-            f"reward_weights has {len(weights)} values, but reward_models has {len(rewards_config.reward_models)}"
-        )
-    reward_models = load_reward_models(rewards_config.reward_models, data_config.dataset_name)
-    final = training.output_dir
-    load = functools.partial(data.load, data_config.dataset_name, "prompts", max_samples=data_config.max_samples)
+    entries = rewards_config.entries
+    training.reward_weights = _weights(entries, training.reward_weights)
+    reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
+    tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
+    final, validate = training.output_dir, training.eval_strategy != "no"
     sft_sha256 = checkpoint_sha256(sft)
-    with training_folder(training, run_config) as folder:
+    with training_folder(training, run_config, given) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         trainer = PPOTrainer(
             model=str(sft),
             reward_models=reward_models,
             args=training,
-            train_dataset=load("train"),
-            eval_dataset=load("validation") if training.eval_strategy != "no" else None,
-            processing_class=load_tokenizer(sft),
+            train_dataset=data_config.load("prompts", "train", tokenizer),
+            eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+            processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
         name_base(trainer.model, model_config.model_name_or_path)
+        trainer.normalizations = normalizations(trainer, entries, reward_models, folder)
         show_progress(trainer, f"ppo {Path(final).name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
@@ -86,6 +89,19 @@ def run(
                 sft_model=model_config.model_name_or_path,
                 sft_sha256=sft_sha256,
                 processes=trainer.accelerator.num_processes,
+                updates=trainer.state.global_step,
+                truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
                 history=history,
             )
     return Path(final)
+
+
+def _weights(entries: Sequence[RewardEntry], given: Sequence[float] | None) -> list[float]:
+    """Return the weight of every reward: of its entry, or of TRL's flag ``reward_weights``, not of both."""
+    if given is None:
+        return [entry.weight for entry in entries]
+    if len(given) != len(entries):
+        raise ValueError(f"reward_weights has {len(given)} values, but rewards has {len(entries)}")
+    if any(entry.weight != 1.0 for entry in entries):
+        raise ValueError("reward_weights was given and rewards holds weights: keep one of the two")
+    return list(given)

@@ -1,123 +1,80 @@
-"""PPO for LoRA policies, on the rollouts, text rewards, checkpoints and distributed code of TRL's GRPOTrainer.
+"""PPO for LoRA policies, on the text rewards, checkpoints, logging and distributed code of TRL's GRPOTrainer.
 
 GRPOTrainer computes one advantage per completion and documents that subclasses may give one per token, ``[B, T]``.
-That is the seam: everything up to the rollout and everything after the advantages is TRL's, and this file adds
+That is the seam: everything around the rollout and everything after the advantages is TRL's, and this file adds
 
-1. a value head on the last hidden state of the trunk, read by a forward hook, so that it costs no forward pass;
-2. the reference log-probabilities: the same base with its adapter disabled;
-3. the reward per token (score at the end, KL cost everywhere), generalised advantage estimation and whitening;
-4. the value loss.
+1. rollouts whose noise is placed by position, so that they depend on neither batches, processes nor a resume;
+2. a value function: a head on the last hidden state of the trunk, read by a forward hook, so that it costs no forward
+   pass, or (``value_lora``) on the trunk with an adapter of its own;
+3. the reference log-probabilities: the same base with its adapter disabled;
+4. the reward per token (score at the end, KL cost everywhere), generalised advantage estimation and whitening;
+5. the value loss, and control of the KL.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
 
 from reward_models import RewardModel
 from reward_models.base import checked_scores
-from rlhf_lines.train.advantages import explained_variance, gae, kl_estimate, token_rewards, value_loss, whiten
+from reward_models.normalize import Normalization
+from rlhf_lines.sampling import prompt_key, sample_tokens
+from rlhf_lines.train.adapters import checkpoint_contexts, use_adapter
+from rlhf_lines.train.advantages import (
+    adapted_kl_coef,
+    explained_variance,
+    gae,
+    kl_estimate,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+from rlhf_lines.train.checkpoints import WholeCheckpoints
+from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.sampler import EpochSampler
 
 
+POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
 VALUE_HEAD = "value_head.safetensors"
+STATE = "ppo_state.json"
 
 
-@dataclass
-class PPOConfig(GRPOConfig):
-    """TRL's GRPOConfig with the settings of PPO; a field that TRL names keeps its name.
+class _Reading(NamedTuple):
+    """What a model says of completions: each ``[B, T]``, zero on padding."""
 
-    ``num_iterations`` is the number of epochs over a rollout, ``per_device_train_batch_size *
-    gradient_accumulation_steps`` the minibatch of one update, ``steps_per_generation *
-    per_device_train_batch_size`` the rollout, ``epsilon`` the clip range of the policy ratio, and ``max_steps`` counts
-    updates. ``beta``, the KL term in GRPO's loss, stays 0: here the KL cost is part of the reward.
-    """
-
-    num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt."})
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "No dropout: with it a policy differs from itself between two passes."}
-    )
-    num_iterations: int = field(default=4, metadata={"help": "Epochs over each rollout."})
-    scale_rewards: str = field(default="none", metadata={"help": "Unused by PPO: advantages are whitened instead."})
-    kl_coef: float = field(
-        default=0.05, metadata={"help": "Cost of one nat of KL to the SFT model, in units of score."}
-    )
-    kl_estimator: str = field(default="k1", metadata={"help": "k1 or k3, see train/advantages.py."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    value_clip_range: float = field(default=0.2, metadata={"help": "Clip range of the value head, in units of score."})
-    value_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the value head; the one of the adapter if not given."}
-    )
-    whiten_advantages: bool = field(default=True, metadata={"help": "Whiten the advantages over each rollout."})
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Subtracted from the score of a completion that was cut before its end token."}
-    )
-
-    def __post_init__(self):
-        # GRPO compares completions of one prompt and so refuses a single one. PPO has a value head for that: show
-        # GRPO's check a number that it accepts and that divides the rollout. An evaluation has its own number.
-        num_generations, num_generations_eval = self.num_generations, self.num_generations_eval
-        local_rollout = self.per_device_train_batch_size * (
-            self.steps_per_generation or self.gradient_accumulation_steps
-        )
-        self.num_generations = self.generation_batch_size or local_rollout
-        self.num_generations_eval = num_generations_eval or num_generations
-        super().__post_init__()
-        if self.ddp_find_unused_parameters is None:
-            # The value head hangs on a hook, out of sight of DDP's search: it would count as unused and then get a
-            # gradient.
-            self.ddp_find_unused_parameters = False
-        self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
-        problems = [
-            f"{name} is {getattr(self, name)}, expected {expectation}"
-            for name, expectation, holds in (
-                ("num_generations", "at least 1", (num_generations or 0) >= 1),
-                ("beta", "0 (the KL cost is set by kl_coef)", self.beta == 0.0),
-                ("kl_estimator", "k1 or k3", self.kl_estimator in ("k1", "k3")),
-                ("kl_coef", "a number >= 0", math.isfinite(self.kl_coef) and self.kl_coef >= 0),
-                ("vf_coef", "a number >= 0", math.isfinite(self.vf_coef) and self.vf_coef >= 0),
-                ("num_iterations", "at least 1", self.num_iterations >= 1),
-                ("value_learning_rate", "a positive number", _absent_or(self.value_learning_rate, lambda x: x > 0)),
-                ("missing_eos_penalty", "a number >= 0", _absent_or(self.missing_eos_penalty, lambda x: x >= 0)),
-                ("multi_objective_aggregation", "sum_then_normalize (PPO adds weighted scores)",
-                 self.multi_objective_aggregation == "sum_then_normalize"),
-                ("scale_rewards", "none (advantages are whitened)", self.scale_rewards == "none"),
-                ("importance_sampling_level", "token", self.importance_sampling_level == "token"),
-                ("off_policy_mask_threshold", "none", self.off_policy_mask_threshold is None),
-                ("use_vllm", "false (rollouts by vLLM are not supported yet)", not self.use_vllm),
-                ("gamma", "a number in [0, 1]", 0 <= self.gamma <= 1),
-                ("lam", "a number in [0, 1]", 0 <= self.lam <= 1),
-                ("value_clip_range", "a positive number", self.value_clip_range > 0),
-                ("mask_truncated_completions", "false (use missing_eos_penalty)", not self.mask_truncated_completions),
-                ("loss_type", "dapo (the mean over tokens)", self.loss_type == "dapo"),
-                ("generation_batch_size", f"a multiple of num_generations ({num_generations})",
-                 self.generation_batch_size % max(num_generations or 1, 1) == 0),
-            )
-            if not holds
-        ]  # fmt: skip
-        if problems:
-            raise ValueError("; ".join(problems))
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor
 
 
-class PPOTrainer(GRPOTrainer):
-    """Trains a LoRA policy and a value head on one frozen base.
+class PPOTrainer(WholeCheckpoints, GRPOTrainer):
+    """Trains a LoRA policy and a value function on one frozen base.
 
     Args:
         model: the SFT model, a path or a loaded model; it gets the adapter of ``peft_config``.
         reward_models: score text; with several, ``args.reward_weights`` weighs them (default 1 each).
         args: the settings.
-        **kwargs: everything else goes to GRPOTrainer (``train_dataset`` with a column ``prompt``, ``peft_config``,
-            ``processing_class``, ``quantization_config``, ``callbacks``, ...).
+        peft_config: the LoRA of the policy, and of the value function with ``args.value_lora``.
+        **kwargs: everything else goes to GRPOTrainer (``train_dataset`` with a column ``prompt`` and perhaps
+            ``scored_prompt``, ``processing_class``, ``quantization_config``, ``callbacks``, ...).
+
+    Attributes:
+        normalizations: one per reward model: what its scores go through before they are weighed and added.
+        kl_coef: the KL coefficient of the next rollout.
 
     Raises:
         ValueError: there is no ``peft_config``: the reference is the base without its adapter. Or there are fewer
@@ -127,7 +84,15 @@ class PPOTrainer(GRPOTrainer):
     _tag_names = ("trl", "ppo", "rlhf-lines")
     _name = "PPO"
 
-    def __init__(self, model, reward_models: Sequence[RewardModel], args: PPOConfig, *, peft_config, **kwargs):
+    def __init__(
+        self,
+        model,
+        reward_models: Sequence[RewardModel],
+        args: PPOConfig,
+        *,
+        peft_config: LoraConfig | None,
+        **kwargs,
+    ):
         if peft_config is None:
             raise ValueError("PPO trains LoRA policies, but use_peft is false: set use_peft: true and lora_r")
         prompts, dataset = args.generation_batch_size // args.num_generations, kwargs.get("train_dataset")
@@ -136,6 +101,11 @@ class PPOTrainer(GRPOTrainer):
                 f"train_dataset has {len(dataset)} prompts, but one rollout takes {prompts}: add prompts, or lower "
                 "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
             )
+        if args.value_lora and args.gradient_checkpointing:
+            own = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+            # Two names of one setting: Trainer reads the second at the start, TRL the first after every rollout.
+            args.gradient_checkpointing_kwargs = {**(args.gradient_checkpointing_kwargs or {}), **own}
+            args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
         super().__init__(
             model=model,
             reward_funcs=[_reward_function(reward_model) for reward_model in reward_models],
@@ -143,45 +113,118 @@ class PPOTrainer(GRPOTrainer):
             peft_config=peft_config,
             **kwargs,
         )
+        self._is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self._is_sharded and (args.value_lora or args.max_update_kl is not None):
+            raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")
+        self._add_value_function(peft_config)
+        if self.use_vllm:
+            own = self.vllm_generation._iter_named_params
+            self.vllm_generation._iter_named_params = functools.partial(_without_value_head, own)
+        self.normalizations = [Normalization() for _ in reward_models]
+        self.kl_coef = args.kl_coef
+        self._reward_models = list(reward_models)
+        self._truncated = [0] * len(reward_models)
+        self._values: Tensor | None = None  # [B, T], of the latest policy forward
+        self._logprobs: Tensor | None = None  # [B, T], of the latest policy forward
+        self._scores: Tensor | None = None  # [all processes' B, rewards], raw, of the latest rollout
+        self._update_kl: list[Tensor] = []  # (sum, tokens) of every minibatch of the current update
+        self._leaves_out_updates = False
+        self._rollouts = 0  # since the start of the run, which a resumed one goes on with
+        self._rollout_began: float | None = None  # seconds
+        self._rollout_tokens = 0.0
+
+    def _add_value_function(self, peft_config: LoraConfig) -> None:
         causal_lm = self.model.get_base_model()
         self._trunk = getattr(causal_lm, causal_lm.base_model_prefix)
         if "position_ids" in inspect.signature(self._trunk.forward).parameters:
             self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
+        if self.args.value_lora:
+            self.model.add_adapter(VALUE, peft_config)
+            self._train_value_adapter()
         # float32: returns differ by less than bfloat16 resolves. Zero: no advantage is invented before training.
         head = nn.Linear(causal_lm.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         self.model.value_head = head.to(causal_lm.get_output_embeddings().weight.device)
-        self._values: Tensor | None = None  # [B, T], of the latest policy forward
-        self._scores: Tensor | None = None  # [all processes' B, rewards], of the latest rollout
+
+    def _train_value_adapter(self) -> None:
+        """Switch on the gradients of the value function's adapter: PEFT trains the active adapter alone."""
+        for name, parameter in self.model.named_parameters():
+            if f".{VALUE}." in name:
+                parameter.requires_grad_(True)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.args.value_learning_rate is not None:
-            head = list(self.model.value_head.parameters())
-            for parameter in head:
+            own = [p for n, p in self.model.named_parameters() if n.startswith("value_head.") or f".{VALUE}." in n]
+            for parameter in own:
                 parameter.requires_grad_(False)  # keeps them out of the groups that Trainer makes
             super().create_optimizer(model)
-            for parameter in head:
+            for parameter in own:
                 parameter.requires_grad_(True)
-            self.optimizer.add_param_group({"params": head, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
+            self.optimizer.add_param_group({"params": own, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
             return self.optimizer
         return super().create_optimizer(model)
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        """As GRPOTrainer's, and leaves the values of the same states in ``self._values``, ``[B, T]``."""
-        chunks = []
-        with self._trunk.register_forward_hook(lambda module, inputs, output: chunks.append(self._value(output[0]))):
-            result = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
-        # The hidden state at position j has read tokens 0..j: it is the state in which token j + 1 is chosen.
-        values = torch.cat(chunks).to(input_ids.device)  # a model on several devices ends on another one
-        self._values = values[:, -logits_to_keep - 1 : -1]
-        return result
+    # --- rollouts
 
-    def _value(self, hidden_states: Tensor) -> Tensor:
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            return self.model.value_head(hidden_states.float()).squeeze(-1)
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.args.steps_per_rollout,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _prepare_inputs(self, generation_batch):
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        if self._step % self.args.steps_per_rollout == 0 or self._buffered_inputs is None:
+            self._log_speed()
+            rollout = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = _deal(rollout, self.args.steps_per_generation)
+            self._rollouts += 1
+            self._rollout_tokens = rollout["num_items_in_batch"].item()
+            self._leaves_out_updates = False
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        """As GRPOTrainer's, with noise placed by position where this process holds the whole model."""
+        if self.use_vllm or self.use_transformers_continuous_batching or self._is_sharded:
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
+        start = self.accelerator.process_index * len(prompt_ids)
+        copies = [(start + row) % num_generations for row in range(len(prompt_ids))]
+        first = self._rollouts * num_generations if self.model.training else -num_generations
+        return self.sample(prompt_ids, [first + copy for copy in copies]), None
+
+    def sample(self, prompt_ids: Sequence[Sequence[int]], samples: Sequence[int]) -> list[list[int]]:
+        """Return the token ids of one completion per prompt, the end token included, from the adapter in use.
+
+        Args:
+            prompt_ids: token ids of the prompts.
+            samples: a number per prompt, which places its noise beside seed and prompt.
+        """
+        kwargs = self.args.gradient_checkpointing_kwargs
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=kwargs
+            ) as policy,
+            self.accelerator.autocast(),
+        ):
+            tokens, lengths, _ = sample_tokens(
+                policy.get_base_model(),
+                prompt_ids,
+                [(prompt_key(ids), sample) for ids, sample in zip(prompt_ids, samples, strict=True)],
+                max_new_tokens=self.max_completion_length,
+                temperature=self.temperature,
+                eos_token_ids=self.eos_token_ids,
+                pad_token_id=self._tokenizer.pad_token_id,
+                seed=self.args.seed,
+            )
+        return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -197,27 +240,98 @@ class PPOTrainer(GRPOTrainer):
         reference = self._reference_logprobs(rollout)
 
         kl = kl_estimate(rollout["old_per_token_logps"], reference, self.args.kl_estimator) * mask
-        scores = self._local_scores(len(inputs)) - self._missing_eos(rollout) * (self.args.missing_eos_penalty or 0.0)
-        rewards = token_rewards(scores, kl, mask, self.args.kl_coef)
+        ends = self._has_end(rollout)
+        total = self._total_scores()
+        scores = self._local(total, len(inputs)) - (~ends).float() * (self.args.missing_eos_penalty or 0.0)
+        rewards = token_rewards(scores, kl, mask, self.kl_coef)
         advantages, returns = gae(rewards, old_values, mask, gamma=self.args.gamma, lam=self.args.lam)
-        self._log_rollout(kl, rewards, old_values, returns, mask)
+        self._log_rollout(total, kl, rewards, old_values, returns, mask, ends)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, reduce=self._sum_over_processes)
+        self._log_completions(total, kl, advantages.sum(dim=1) / mask.sum(dim=1))
         return {**rollout, "advantages": advantages, "returns": returns, "old_values": old_values}
 
-    def _compute_loss(self, model, inputs):
-        policy_loss = super()._compute_loss(model, inputs)
-        mode = "train" if self.model.training else "eval"
-        loss = value_loss(self._values, inputs["old_values"], inputs["returns"], self.args.value_clip_range)
-        # The divisor of GRPOTrainer's policy loss: mean tokens of one update on one process. It is the same for every
-        # microbatch, so that neither their number nor the number of processes changes the gradient.
-        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-        if mode == "train":
-            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        total = (loss * inputs["completion_mask"]).sum()
-        sums = self._sum_over_processes(torch.stack([total.detach(), inputs["completion_mask"].sum().to(total.dtype)]))
-        self._metrics[mode]["value_loss"].append((sums[0] / sums[1]).item())
-        return policy_loss + self.args.vf_coef * total / tokens
+    def _total_scores(self) -> Tensor:
+        """Return the weighted sum of the normalised scores of all processes, ``[all processes' B]``."""
+        columns = [
+            normalization.apply(column)
+            for normalization, column in zip(self.normalizations, self._scores.unbind(1), strict=True)
+        ]
+        return (torch.stack(columns, dim=1) * self.reward_weights.to(self._scores.device)).sum(dim=1)
+
+    def _local(self, x: Tensor, count: int) -> Tensor:
+        start = self.accelerator.process_index * count
+        return x[start : start + count]
+
+    def _has_end(self, rollout) -> Tensor:
+        """Return whether the completions ``[B]`` end in an end token."""
+        last = rollout["completion_mask"].sum(dim=1, keepdim=True).long() - 1
+        last_token = rollout["completion_ids"].gather(1, last).squeeze(1)
+        return torch.isin(last_token, torch.tensor(self.eos_token_ids, device=last_token.device))
+
+    # --- policy, value function and reference: three readings of one base
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **images,
+    ):
+        """As GRPOTrainer's, and leaves the values of the same states in ``self._values``, ``[B, T]``."""
+        reading = self._read(model, input_ids, attention_mask, logits_to_keep, batch_size)
+        self._logprobs, self._values = reading.logprobs.detach(), reading.values
+        if self.args.value_lora:
+            self._values = self._values_of_own_trunk(input_ids, attention_mask, logits_to_keep, batch_size)
+        return reading.logprobs, reading.entropies, None
+
+    def _read(self, model, input_ids, attention_mask, length: int, batch_size: int | None) -> _Reading:
+        size = batch_size or len(input_ids)
+        chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        return _Reading(
+            *map(torch.cat, zip(*(self._read_chunk(model, *chunk, length) for chunk in chunks), strict=True))
+        )
+
+    def _read_chunk(self, model, input_ids: Tensor, attention_mask: Tensor, length: int) -> _Reading:
+        """Return what the model says of the last ``length`` tokens, reading only those that are no padding.
+
+        On its way from the trunk to the head, the hidden state is reduced to the states in which those tokens are
+        chosen: prompts and padding cost no logits.
+        """
+        mask, tokens = attention_mask[:, -length:].bool(), input_ids[:, -length:]
+        chosen_in = []
+
+        def select(module, inputs, output):
+            chosen_in.append(_states(output.last_hidden_state, mask))
+            output.last_hidden_state = chosen_in[0].unsqueeze(0)
+            return output
+
+        with self._trunk.register_forward_hook(select), self.accelerator.autocast():
+            output = model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                shift_labels=tokens[mask].unsqueeze(0),
+                fused_lm_head=True,
+            )
+        flat = (output.log_probs, output.entropy, self._value(chosen_in[0]))
+        return _Reading(*(_spread(x.flatten(), mask) for x in flat))
+
+    def _values_of_own_trunk(self, input_ids, attention_mask, length: int, batch_size: int | None) -> Tensor:
+        size, values = batch_size or len(input_ids), []
+        with use_adapter(self.accelerator.unwrap_model(self.model), VALUE), self.accelerator.autocast():
+            for ids, attention in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+                mask = attention[:, -length:].bool()
+                hidden = self._trunk(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+                values.append(_spread(self._value(_states(hidden, mask)), mask))
+        return torch.cat(values)
+
+    def _value(self, hidden_states: Tensor) -> Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return self.model.value_head(hidden_states.float()).squeeze(-1)
 
     def _score_policy(self, rollout) -> None:
         """Set the log-probabilities of the rollout and ``self._values``, where GRPOTrainer had no need of them."""
@@ -228,15 +342,12 @@ class PPOTrainer(GRPOTrainer):
 
     def _reference_logprobs(self, rollout) -> Tensor:
         """Return the log-probabilities of the sampled tokens under the SFT model, ``[B, T]``."""
-        policy = self.accelerator.unwrap_model(self.model)
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            policy.disable_adapter(),
+            use_adapter(self.accelerator.unwrap_model(self.model), None),
         ):
-            return super()._get_per_token_logps_and_entropies(
-                self.model, *self._sequences(rollout), batch_size=self._forward_batch_size()
-            )[0]
+            return self._read(self.model, *self._sequences(rollout), self._forward_batch_size()).logprobs
 
     def _sequences(self, rollout) -> tuple[Tensor, Tensor, int]:
         ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
@@ -247,43 +358,136 @@ class PPOTrainer(GRPOTrainer):
         training = self.model.training
         return self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
 
-    def _local_scores(self, count: int) -> Tensor:
-        """Return the weighted scores ``[B]`` of this process."""
-        start = self.accelerator.process_index * count
-        weights = self.reward_weights.to(self._scores.device)
-        return (self._scores * weights).sum(dim=1)[start : start + count]
+    # --- updates
 
-    def _missing_eos(self, rollout) -> Tensor:
-        """Return 1 for completions ``[B]`` that do not end in an end token, else 0."""
-        last = rollout["completion_mask"].sum(dim=1, keepdim=True).long() - 1
-        last_token = rollout["completion_ids"].gather(1, last).squeeze(1)
-        ends = torch.tensor(self.eos_token_ids, device=last_token.device)
-        return (~torch.isin(last_token, ends)).float()
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self._leaves_out_updates and self._step % self.args.steps_per_rollout != 0:
+            # No gradient: the optimizer leaves every parameter as it is.
+            self._step += 1
+            return torch.zeros((), device=self.accelerator.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _compute_loss(self, model, inputs):
+        policy_loss = super()._compute_loss(model, inputs)
+        mode, mask = "train" if self.model.training else "eval", inputs["completion_mask"]
+        loss = value_loss(self._values, inputs["old_values"], inputs["returns"], self.args.value_clip_range)
+        # The divisor of GRPOTrainer's policy loss: mean tokens of one update on one process. It is the same for every
+        # microbatch, so that neither their number nor the number of processes changes the gradient.
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if mode == "train":
+            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        total = (loss * mask).sum()
+        self._log_update(mode, total.detach(), inputs)
+        return policy_loss + self.args.vf_coef * total / tokens
+
+    def _log_update(self, mode: str, value_loss_sum: Tensor, inputs) -> None:
+        mask = inputs["completion_mask"]
+        moved = (self._values.detach() - inputs["old_values"]).abs() > self.args.value_clip_range
+        update_kl = kl_estimate(inputs["old_per_token_logps"], self._logprobs, "k3")
+        local = torch.stack([value_loss_sum, *((x * mask).sum() for x in (moved, update_kl)), mask.sum()])
+        sums = self._sum_over_processes(local.float())
+        for name, x in zip(("value_loss", "value_clip_ratio", "update_kl"), sums[:3] / sums[3], strict=True):
+            self._metrics[mode][name].append(x.item())
+        if mode == "train" and self.args.max_update_kl is not None:
+            self._update_kl.append(sums[2:])
+            if self.accelerator.sync_gradients:  # the last minibatch of an update
+                kl, tokens = torch.stack(self._update_kl).sum(dim=0)
+                self._leaves_out_updates = bool(kl / tokens > self.args.max_update_kl)
+                self._update_kl = []
+
+    def _log_rollout(self, total, kl, rewards, old_values, returns, mask, ends) -> None:
+        mode = "train" if self.model.training else "eval"
+        metrics, gather = self._metrics[mode], self.accelerator.gather
+        metrics["reward"][-1], metrics["reward_std"][-1] = total.mean().item(), total.std(correction=1).item()
+        mean_kl = gather(kl.sum(dim=1)).mean().item()
+        metrics["kl"].append(mean_kl)
+        metrics["kl_coef"].append(self.kl_coef)
+        metrics["reward_minus_kl"].append(gather(rewards.sum(dim=1)).mean().item())
+        metrics["eos_rate"].append(gather(ends.float()).mean().item())
+        variance = explained_variance(old_values, returns, mask, reduce=self._sum_over_processes)
+        metrics["explained_variance"].append(variance.item())
+        metrics.pop("frac_reward_zero_std", None)  # speaks of groups of completions, which PPO has not
+        self._log_truncation(metrics, gather)
+        if mode == "train":
+            self._control_kl(mean_kl)
+
+    def _log_completions(self, total: Tensor, kl: Tensor, advantages: Tensor) -> None:
+        """Complete the rows of this rollout in the table of completions; GRPO's advantages are those of groups."""
+        gathered = self.accelerator.gather(advantages).tolist()
+        for _ in gathered:
+            self._logs["advantages"].pop()
+        self._logs["advantages"].extend(gathered)
+        self._logs["extra"]["reward"].extend(total.tolist())
+        self._logs["extra"]["kl"].extend(self.accelerator.gather(kl.sum(dim=1)).tolist())
+
+    def _log_truncation(self, metrics, gather) -> None:
+        """Log how many texts of this rollout each reward model cut to its longest input."""
+        for i, model in enumerate(self._reward_models):
+            before, self._truncated[i] = self._truncated[i], getattr(model, "truncated", 0)
+            cut = torch.tensor([float(self._truncated[i] - before)], device=self.accelerator.device)
+            metrics[f"rewards/{model.name}/truncated"].append(gather(cut).sum().item())
+
+    def _control_kl(self, kl: float) -> None:
+        if self.args.kl_target is not None:
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.args.kl_target, self.args.kl_gain)
+        if self.args.max_kl is not None and kl > self.args.max_kl:
+            self.control.should_training_stop = True
+
+    def _log_speed(self) -> None:
+        """Log generated tokens per second of a whole rollout, from its first prompt to its last update."""
+        now = time.perf_counter()
+        if self._rollout_began is not None:
+            speed = self._rollout_tokens / (now - self._rollout_began)
+            self._metrics["train"]["tokens_per_second"].append(speed)
+        self._rollout_began = now
 
     def _sum_over_processes(self, sums: Tensor) -> Tensor:
         return self.accelerator.reduce(sums, reduction="sum")
 
-    def _log_rollout(self, kl, rewards, old_values, returns, mask) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        gather = self.accelerator.gather
-        metrics["kl"].append(gather(kl.sum(dim=1)).mean().item())
-        metrics["reward_minus_kl"].append(gather(rewards.sum(dim=1)).mean().item())
-        metrics["explained_variance"].append(gather(explained_variance(old_values, returns, mask)).mean().item())
-        metrics.pop("frac_reward_zero_std", None)  # speaks of groups of completions, which PPO has not
+    # --- files
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
             # Under sharding only the state that Trainer gathered is whole.
             state = state_dict or {f"value_head.{k}": v for k, v in self.model.value_head.state_dict().items()}
             head = {
                 k.removeprefix("value_head."): v.contiguous() for k, v in state.items() if k.startswith("value_head.")
             }
-            save_file(head, str(Path(output_dir or self.args.output_dir) / VALUE_HEAD))
+            save_file(head, str(folder / VALUE_HEAD))
+            (folder / STATE).write_text(json.dumps({"kl_coef": self.kl_coef, "rollouts": self._rollouts}) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.model.value_head.load_state_dict(load_file(str(Path(resume_from_checkpoint) / VALUE_HEAD)))
+        self._train_value_adapter()
+        folder = Path(resume_from_checkpoint)
+        self.model.value_head.load_state_dict(load_file(str(folder / VALUE_HEAD)))
+        state = json.loads((folder / STATE).read_text())
+        self.kl_coef, self._rollouts = state["kl_coef"], state["rollouts"]
+
+
+def _deal(rollout: dict, count: int) -> list[dict]:
+    """Return ``count`` minibatches: minibatch m holds the rows m, m + count, m + 2 count, ...
+
+    Prompts come in random order, so that no shuffle is needed; and this way a minibatch holds the same rows whether
+    the rollout lies on one process or, in contiguous parts, on several.
+    """
+    return [{k: v[m::count] if v.dim() > 0 else v for k, v in rollout.items()} for m in range(count)]
+
+
+def _states(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the hidden states ``[n, H]`` in which the n tokens of the mask ``[B, T]`` are chosen.
+
+    The state at position j of the sequence has read tokens 0 to j: token j + 1 is chosen in it.
+    """
+    return hidden[:, -mask.shape[1] - 1 : -1][mask.to(hidden.device)]
+
+
+def _spread(x: Tensor, mask: Tensor) -> Tensor:
+    """Return ``[B, T]`` with the n numbers of ``x`` where the mask is, and zero elsewhere."""
+    x = x.to(mask.device)  # a model on several devices ends on another one than it begins
+    return x.new_zeros(mask.shape).masked_scatter(mask, x)
 
 
 def _count_positions(module, args, kwargs):
@@ -298,15 +502,19 @@ def _count_positions(module, args, kwargs):
     return args, kwargs
 
 
-def _absent_or(value: float | None, holds: Callable[[float], bool]) -> bool:
-    return value is None or (math.isfinite(value) and holds(value))
+def _without_value_head(named_parameters):
+    """Yield the parameters that vLLM is sent: it serves the policy, and knows of no value function."""
+    return ((name, parameter) for name, parameter in named_parameters() if not name.startswith("value_head."))
 
 
 def _reward_function(reward_model: RewardModel):
-    """Return a reward function of TRL's form, which stops at a score that is no number."""
+    """Return a reward function of TRL's form, which stops at a score that is no number.
 
-    def score(prompts, completions, **_):
-        return checked_scores(reward_model.name, reward_model.score(prompts, completions), prompts)
+    A column ``scored_prompt`` of the data is what reward models are shown in place of the policy's prompt.
+    """
+
+    def score(prompts, completions, scored_prompt=None, **_):
+        return checked_scores(reward_model.name, reward_model.score(scored_prompt or prompts, completions), prompts)
 
     score.__name__ = reward_model.name
     return score

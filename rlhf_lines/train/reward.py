@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
+import trl
+from trl import ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 import reward_models
-from rlhf_lines import data
+from reward_models.classifier import Classifier, longest_input
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder, name_base
+from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
 
 
 CONFIGS = (RunConfig, PreferenceDataConfig, RewardConfig, ModelConfig)
+
+
+class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
+    """TRL's, with checkpoints that are visible when complete."""
 
 
 def run(
@@ -28,24 +34,29 @@ def run(
     """Train and return the folder of a sequence classifier with one label, and its accuracy on held-out pairs.
 
     The accuracy is that of the saved folder, read back as any later stage reads it: a head that was lost on the way
-    would show.
+    would show. Training leaves out a pair with a text longer than ``max_length`` or than the base reads; of a held-out
+    pair the prompt is cut instead. The record counts both.
 
     Raises:
         FileNotFoundError: the base does not exist.
         FileExistsError: ``output_dir`` exists.
-        ValueError: the task has no such preference.
+        ValueError: the task has no such preference, or every training pair is too long.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
-    train_pairs, test_pairs = _pairs(data_config, "train"), _pairs(data_config, "test")
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+    train_pairs, test_pairs = (data_config.load("preferences", split, tokenizer) for split in ("train", "test"))
+    validate = training.eval_strategy != "no"
     final = Path(training.output_dir)
-    with training_folder(training, run_config) as folder:
+    with training_folder(training, run_config, given) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
-        tokenizer = AutoTokenizer.from_pretrained(base)
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
+        config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+        limits = (training.max_length, longest_input(config, tokenizer))
+        training.max_length = min((limit for limit in limits if limit is not None), default=None)
         peft_config = get_peft_config(model_config)
         if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
             peft_config.task_type = "SEQ_CLS"
@@ -53,11 +64,17 @@ def run(
             model=str(base),
             args=training,
             train_dataset=train_pairs,
-            eval_dataset=_pairs(data_config, "validation") if training.eval_strategy != "no" else None,
+            eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
             processing_class=tokenizer,
             peft_config=peft_config,
             quantization_config=get_quantization_config(model_config),
         )
+        used_pairs = len(trainer.train_dataset)
+        if not used_pairs:
+            raise ValueError(
+                f"each of the {len(train_pairs)} training pairs of {data_config.dataset_name} has a text of more than "
+                f"{training.max_length} tokens: raise max_length, as far as the base reads, or shorten the texts"
+            )
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -67,15 +84,19 @@ def run(
         if is_main_process:
             remove_pickles(folder)
             reward_models.write_settings(folder, reward_models.Format(append_eos=True, max_length=training.max_length))
-            accuracy = _accuracy(reward_models.load(str(folder)), test_pairs)
-            write_record(folder, "reward", given, seed=training.seed, accuracy=accuracy, held_out_pairs=len(test_pairs))
+            saved = reward_models.load(str(folder), trust_remote_code=training.trust_remote_code)
+            write_record(
+                folder,
+                "reward",
+                given,
+                seed=training.seed,
+                train_pairs=used_pairs,
+                train_pairs_left_out=len(train_pairs) - used_pairs,
+                accuracy=_accuracy(saved, test_pairs),
+                held_out_pairs=len(test_pairs),
+                held_out_pairs_cut=_cut_pairs(saved, test_pairs),
+            )
     return final
-
-
-def _pairs(config: PreferenceDataConfig, split: str):
-    return data.load(
-        config.dataset_name, "preferences", split, preference=config.preference, max_samples=config.max_samples
-    )
 
 
 def _accuracy(reward_model, pairs) -> float:
@@ -83,3 +104,14 @@ def _accuracy(reward_model, pairs) -> float:
     chosen = reward_model.score(pairs["prompt"], pairs["chosen"])
     rejected = reward_model.score(pairs["prompt"], pairs["rejected"])
     return sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True)) / len(chosen)
+
+
+def _cut_pairs(reward_model: Classifier, pairs) -> int:
+    """Return the number of pairs of which a text is longer than the reward model reads."""
+    cut = 0
+    for pair in pairs:
+        before = reward_model.truncated
+        for side in ("chosen", "rejected"):
+            reward_model.encode(pair["prompt"], pair[side])
+        cut += reward_model.truncated > before
+    return cut

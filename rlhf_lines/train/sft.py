@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+import trl
+from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
-from rlhf_lines import data
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge import MergeSpec
@@ -17,12 +16,17 @@ from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.residuals import load_adapter
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, name_base
+from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
 
 
 CONFIGS = (RunConfig, TrainingDataConfig, SFTConfig, ModelConfig)
 ADAPTER = "adapter"
+
+
+class SFTTrainer(WholeCheckpoints, trl.SFTTrainer):
+    """TRL's, with checkpoints that are visible when complete."""
 
 
 def run(
@@ -34,25 +38,32 @@ def run(
 ) -> Path:
     """Train and return the folder of a dense checkpoint: theta_SFT, from which all policies start.
 
-    Rows with ``prompt`` and ``completion`` are trained on the completion only. With ``use_peft`` the adapter is kept in
-    ``adapter/`` and merged into the unquantised base in float32 (one cast at the end, to ``dtype``), also when training
-    held the base in 8 or 4 bits. A data set of ``text`` rows is trained on as plain text.
+    Rows with ``prompt`` and ``completion`` are trained on the completion only, in the tokenizer's chat template where
+    it has one. With ``use_peft`` the adapter is kept in ``adapter/`` and merged into the unquantised base in float32
+    (one cast at the end, to ``dtype``), also when training held the base in 8 or 4 bits. A data set of ``text`` rows is
+    trained on as plain text.
 
     Raises:
         FileNotFoundError: the base does not exist.
         FileExistsError: ``output_dir`` exists.
+        ValueError: ``chat_template_path`` is given: the chat template is the tokenizer's.
     """
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     kind = "text" if training.packing else "demonstrations"
-    load = functools.partial(data.load, data_config.dataset_name, kind, max_samples=data_config.max_samples)
-    train_dataset, eval_dataset = load("train"), load("validation") if training.eval_strategy != "no" else None
+    if training.chat_template_path is not None:
+        raise ValueError(
+            f"chat_template_path is {training.chat_template_path}, but the rows are written before it is read: save "
+            "the chat template with the tokenizer of the base"
+        )
+    tokenizer = load_tokenizer(base)
+    train_dataset = data_config.load(kind, "train", tokenizer)
+    eval_dataset = data_config.load(kind, "validation", tokenizer) if training.eval_strategy != "no" else None
     final = Path(training.output_dir)
     if model_config.use_peft:
         _check_mergeable(base)
-    with training_folder(training, run_config) as folder:
+    with training_folder(training, run_config, given, trained=ADAPTER if model_config.use_peft else ".") as folder:
         training.output_dir = str(folder / ADAPTER) if model_config.use_peft else str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
-        tokenizer = load_tokenizer(base)
         trainer = SFTTrainer(
             model=str(base),
             args=training,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
 
 import pytest
-from datasets import Dataset
 
 from rlhf_lines import data
 from rlhf_lines.data import docstrings, tldr
@@ -20,24 +18,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Return a writer of rows in the format that the name asks for."""
-
-    def write(name, rows=ROWS):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            Dataset.from_list(rows).to_parquet(path)
-        elif path.suffix == ".json":
-            path.write_text(json.dumps(rows))
-        else:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return write
-
-
 def one_sentence(caught):
     message = str(caught.value)
     assert "\n" not in message and message
@@ -47,22 +27,22 @@ def one_sentence(caught):
 # --- files
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "rows.jsonl.gz"])
 @pytest.mark.parametrize(
     ("kind", "columns"),
     [
-        ("demonstrations", ["prompt", "completion"]),
-        ("prompts", ["prompt"]),
-        ("preferences", ["prompt", "chosen", "rejected"]),
+        ("demonstrations", {"prompt": "prompt", "completion": "completion"}),
+        ("prompts", {"prompt": "prompt", "scored_prompt": "prompt"}),
+        ("preferences", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
     ],
 )
 def test_a_file_is_split_by_its_prompts(write, name, kind, columns):
-    path = write(name)
+    path = write(name, ROWS)
     found = []
     for split in SPLITS:
         dataset = data.load(path, kind, split)
-        assert dataset.column_names == columns
-        expected = [{c: row[c] for c in columns} for row in ROWS if split_of(row["prompt"]) == split]
+        assert dataset.column_names == list(columns)
+        expected = [{c: row[own] for c, own in columns.items()} for row in ROWS if split_of(row["prompt"]) == split]
         assert dataset.to_list() == expected and expected
         found += expected
     assert len(found) == len(ROWS)
@@ -81,18 +61,18 @@ def test_a_folder_keeps_its_own_splits(write, tmp_path, suffix):
         write(f"folder/{split}.{suffix}", ROWS[number * 20 : number * 20 + 20])
     for number, split in enumerate(SPLITS):
         found = data.load(str(tmp_path / "folder"), "prompts", split)
-        assert found.to_list() == [{"prompt": row["prompt"]} for row in ROWS[number * 20 : number * 20 + 20]]
+        assert list(found["prompt"]) == [row["prompt"] for row in ROWS[number * 20 : number * 20 + 20]]
 
 
 def test_max_samples_keeps_the_first_rows(write):
-    path = write("rows.jsonl")
+    path = write("rows.jsonl", ROWS)
     everything = data.load(path, "prompts", "train")["prompt"]
     assert data.load(path, "prompts", "train", max_samples=7)["prompt"] == everything[:7]
     assert len(data.load(path, "prompts", "train", max_samples=10_000)) == len(everything)
 
 
 def test_a_changed_file_is_read_anew(write):
-    path = write("rows.jsonl")
+    path = write("rows.jsonl", ROWS)
     before = data.load(path, "prompts", "train")["prompt"]
     write("rows.jsonl", ROWS[:30])
     after = data.load(path, "prompts", "train")["prompt"]
@@ -107,7 +87,7 @@ def test_reading_a_local_file_asks_nobody(write, monkeypatch, name):
         asked.append(host)
         raise OSError(f"no network: {host}")
 
-    path = write(name)
+    path = write(name, ROWS)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     assert len(data.load(path, "prompts", "train")) > 0
@@ -123,8 +103,33 @@ def test_a_missing_column_is_named(write, tmp_path):
     write("folder/train.jsonl", [{"prompt": "a"}])
     with pytest.raises(ValueError) as caught:
         data.load(str(tmp_path / "folder"), "demonstrations", "train")
-    expected = f"dataset {tmp_path}/folder/train.jsonl lacks the column completion for demonstrations; it has prompt"
+    expected = f"{tmp_path}/folder, split train, lacks the column completion for demonstrations; it has prompt"
+    assert one_sentence(caught) == f"dataset {expected}"
+
+
+def test_only_the_prompts_of_other_splits_are_needed(write, tmp_path):
+    write("folder/train.jsonl", ROWS[:20])
+    write("folder/test.jsonl", [{"prompt": row["prompt"]} for row in ROWS[15:30]])
+    assert len(data.load(str(tmp_path / "folder"), "demonstrations", "train")) < 16
+    assert len(data.load(str(tmp_path / "folder"), "prompts", "test")) == 15
+
+
+@pytest.mark.parametrize(
+    ("rows", "missing"),
+    [([{"prompt": "a"}, {"prompt": None}], "prompt"), ([ROWS[0], {"chosen": "a", "prompt": "b"}], "rejected")],
+)
+def test_a_row_without_a_text_is_named(write, rows, missing):
+    path = write("rows.jsonl", rows)
+    with pytest.raises(ValueError) as caught:
+        data.load(path, "prompts" if missing == "prompt" else "preferences", "train")
+    expected = f"row 2 of dataset {path} has no {missing}: fill it in, or leave out the row"
     assert one_sentence(caught) == expected
+
+
+def test_a_column_of_numbers_is_refused(write):
+    path = write("rows.jsonl", [{"prompt": 1}])
+    with pytest.raises(ValueError, match=r"column prompt of dataset .* holds int64, expected plain text or messages"):
+        data.load(path, "prompts", "train")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.txt", "rows"])
@@ -133,8 +138,8 @@ def test_an_unknown_format_is_refused(tmp_path, name):
     path.write_text("prompt\na\n")
     with pytest.raises(ValueError) as caught:
         data.load(str(path), "prompts", "train")
-    expected = f"dataset file {path} has the format {path.suffix!r}, expected one of .jsonl, .json, .parquet"
-    assert one_sentence(caught) == expected
+    expected = f"dataset file {path} has the format {path.suffix!r}, expected one of .jsonl, .json, .parquet, .jsonl.gz"
+    assert one_sentence(caught) == f"{expected}, .json.gz"
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet", "missing", "a/b/missing.json"])
@@ -152,11 +157,35 @@ def test_a_missing_relative_file_is_refused(tmp_path, monkeypatch, name):
 
 
 def test_a_folder_without_the_split_is_refused(write, tmp_path):
-    write("folder/train.jsonl")
+    write("folder/test.jsonl", ROWS)
     with pytest.raises(FileNotFoundError) as caught:
         data.load(str(tmp_path / "folder"), "prompts", "validation")
-    expected = f"{tmp_path}/folder has no validation split: expected {tmp_path}/folder/validation.jsonl"
-    assert one_sentence(caught) == f"dataset folder {expected}"
+    expected = f"dataset {tmp_path}/folder has no validation split, nor a train split to take one from"
+    assert one_sentence(caught) == expected
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        data.load(str(tmp_path / "empty"), "prompts", "test")
+    expected = f"dataset folder {tmp_path}/empty has no train split: expected {tmp_path}/empty/train.jsonl"
+    assert one_sentence(caught) == expected
+
+
+def test_a_folder_of_a_train_split_is_split_as_a_file_is(write, tmp_path):
+    write("folder/train.jsonl", ROWS)
+    file = write("rows.jsonl", ROWS)
+    for split in SPLITS:
+        assert (
+            data.load(str(tmp_path / "folder"), "prompts", split).to_list()
+            == data.load(file, "prompts", split).to_list()
+        )
+
+
+@pytest.mark.parametrize("name", ["data/train-{}-of-00002-0a1b.parquet", "train-{}.jsonl", "train/{}.jsonl.gz"])
+def test_shards_are_one_split(write, tmp_path, name):
+    for number in range(2):
+        write(f"folder/{name.format(f'0000{number}')}", ROWS[number * 30 : number * 30 + 30])
+    write("folder/test.jsonl" if name.startswith("train") else "folder/data/test.parquet", ROWS[:1])
+    found = [data.load(str(tmp_path / "folder"), "prompts", split)["prompt"] for split in ("train", "validation")]
+    assert sorted(prompt for prompts in found for prompt in prompts) == sorted(row["prompt"] for row in ROWS[1:])
 
 
 def test_an_empty_split_is_refused(write):
@@ -168,7 +197,7 @@ def test_an_empty_split_is_refused(write):
 
 
 def test_a_file_has_no_named_preferences(write):
-    path = write("rows.jsonl")
+    path = write("rows.jsonl", ROWS)
     with pytest.raises(ValueError) as caught:
         data.load(path, "preferences", "train", preference="brief")
     assert one_sentence(caught) == f"preference 'brief' was given, but {path} is a plain source of pairs"
@@ -178,7 +207,8 @@ def test_a_file_has_no_named_preferences(write):
 
 
 def test_the_rows_of_a_task_are_those_of_its_module():
-    assert data.load("docstrings", "prompts", "test").to_list() == docstrings.prompts("test")
+    prompts = data.load("docstrings", "prompts", "test").to_list()
+    assert prompts == [{**row, "scored_prompt": row["prompt"]} for row in docstrings.prompts("test")]
     pairs = data.load("docstrings", "preferences", "test", preference="brief", max_samples=5)
     assert pairs.to_list() == docstrings.preferences("test", "brief")[:5]
 
@@ -224,11 +254,84 @@ TLDR = "SUBREDDIT: r/cats\n\nTITLE: Late\n\nPOST: My cat came home late. TL;DR: 
 )
 def test_judges_of_tldr_read_the_post_alone(prompt, shown):
     assert tldr.scored_prompt(prompt) == shown
-    assert data.scored_prompts("tldr", [prompt, prompt]) == [shown, shown]
 
 
-@pytest.mark.parametrize("source", ["docstrings", "rows.jsonl", "owner/name"])
-def test_other_judges_read_the_prompt(source):
-    prompts = [TLDR, "a"]
-    shown = data.scored_prompts(source, prompts)
-    assert shown == prompts and shown is not prompts
+# --- prompts of files
+
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
+DIALOGUE = "\n\nHuman: Hi.\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("rows", "template", "text", "turns"),
+    [
+        ({"prompt": "Hi."}, None, "Hi.", "user Hi."),
+        ({"prompt": "Hi."}, "hh", DIALOGUE, "user Hi."),
+        ({"prompt": DIALOGUE}, "hh", DIALOGUE, "user Hi."),
+        ({"prompt": DIALOGUE}, None, DIALOGUE, f"user {DIALOGUE}"),
+        ({"prompt": CHAT}, None, f"\n\nHuman: Be brief.{DIALOGUE}", "system Be brief. user Hi."),
+        ({"prompt": CHAT}, "plain", "Be brief.Hi.", "system Be brief. user Hi."),
+        ({"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, None, DIALOGUE, "user Hi."),
+        ({"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, "plain", "Hi.", "user Hi."),
+    ],
+)
+def test_prompts_of_files(write, make_tokenizer, rows, template, text, turns):
+    path, split = write("rows.jsonl", [rows]), split_of(text)
+    (row,) = data.load(path, "prompts", split, prompt_template=template)
+    assert row == {"prompt": text, "scored_prompt": text}
+    tokenizer = make_tokenizer()
+    (row,) = data.load(path, "prompts", split, prompt_template=template, tokenizer=tokenizer)
+    messages = "".join(f"<{role}>{content}</s>" for role, content in pairs_of(turns))
+    assert row == {"prompt": f"{messages}<assistant>", "scored_prompt": text}
+
+
+def pairs_of(turns):
+    """Return (role, content) of every turn in "system a user b"."""
+    words = turns.replace("system ", "|system|").replace("user ", "|user|").split("|")[1:]
+    return [(role, content.strip(" ")) for role, content in zip(words[::2], words[1::2], strict=True)]
+
+
+def test_pairs_and_replies_may_be_messages(write):
+    def said(text):
+        return [{"role": "assistant", "content": text}]
+
+    rows = [{"prompt": CHAT[1:], "completion": said("a"), "chosen": said("b"), "rejected": said("c")}]
+    path, split = write("rows.jsonl", rows), split_of(DIALOGUE)
+    assert data.load(path, "demonstrations", split).to_list() == [{"prompt": DIALOGUE, "completion": "a"}]
+    expected = [{"prompt": DIALOGUE, "chosen": "b", "rejected": "c"}]
+    assert data.load(path, "preferences", split).to_list() == expected
+
+
+def test_a_template_and_a_path_are_refused_where_they_mean_nothing(write):
+    path = write("rows.jsonl", ROWS)
+    for source, options, message in (
+        (
+            "docstrings",
+            {"prompt_template": "hh"},
+            "prompt_template 'hh' was given, but the docstrings task has its own",
+        ),
+        ("docstrings", {"dataset_path": path}, f"dataset_path {path} was given, but the docstrings task reads no"),
+        (path, {"dataset_path": path}, f"dataset_path {path} was given, but {path} is no task: give one of them"),
+        (path, {"prompt_template": "x"}, "prompt_template 'x' is unknown, expected one of plain, hh, summary"),
+        (path, {"max_prompt_length": 3}, "max_prompt_length is 3, but there is no tokenizer to count with"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            data.load(source, "prompts", "train", **options)
+        assert one_sentence(caught).startswith(message)
+
+
+@pytest.mark.parametrize("kind", ["prompts", "demonstrations", "preferences"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_long_prompts_are_left_out_and_counted(write, make_tokenizer, caplog, kind, chat):
+    path = write("rows.jsonl", [{**row, "prompt": "x" * n} for n, row in enumerate(ROWS)])
+    tokenizer = make_tokenizer(chat=chat)
+    # One token per character, and a BOS token; what the chat template adds is <user>, </s> (a token) and <assistant>.
+    added = 1 + (len("<user>") + 1 + len("<assistant>")) * (chat and kind != "preferences")
+    lengths = [n for n in range(60) if split_of("x" * n) == "train"]
+    rows = data.load(path, kind, "train", tokenizer=tokenizer, max_prompt_length=added + 30).to_list()
+    assert len(rows) == sum(n <= 30 for n in lengths)
+    left_out = len(lengths) - len(rows)
+    assert caplog.messages == [
+        f"{path}, split train: {left_out} of {len(lengths)} prompts are longer than {added + 30} tokens: left out"
+    ]

@@ -32,8 +32,10 @@ def folder(tmp_path, llama, monkeypatch):
     """The current folder of a user: ``sft/config.json`` without weights, and eight prompts."""
     llama.save_pretrained(tmp_path / "sft")
     (tmp_path / "data").mkdir()
-    rows = [{"prompt": "p" * 40 + str(i), "completion": "c" * 20} for i in range(8)]
-    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": "p" * 39 + str(i), "completion": "c" * 20} for i in range(8)]
+    for split in ("train", "validation", "test"):  # a split that is not there is taken out of train
+        text = "".join(json.dumps({**row, "prompt": row["prompt"] + split[0]}) + "\n" for row in rows)
+        (tmp_path / "data" / f"{split}.jsonl").write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -41,19 +43,12 @@ def folder(tmp_path, llama, monkeypatch):
 @pytest.fixture
 def write_config(folder):
     """Return a writer of the PPO config ``ppo.yaml``, with changes; None leaves a key out."""
-    import dataclasses
-
     import yaml
-
-    from rlhf_lines.train.ppo import CONFIGS
-
-    fields = {entry.name for config in CONFIGS for entry in dataclasses.fields(config)}
-    rewards = "rewards" if "rewards" in fields else "reward_models"
 
     def write(name="ppo.yaml", **changes):
         content = {
             "model_name_or_path": "sft",
-            rewards: ["string:capwords"],
+            "rewards": ["string:capwords"],
             "output_dir": "out",
             "dataset_name": "data",
             "use_peft": True,
@@ -69,8 +64,6 @@ def write_config(folder):
             "save_strategy": "no",
             "report_to": "none",
         }
-        if "rewards" in changes:
-            changes[rewards] = changes.pop("rewards")
         merged = {key: value for key, value in {**content, **changes}.items() if value is not None}
         path = folder / name
         path.write_text(yaml.safe_dump(merged))

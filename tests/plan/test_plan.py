@@ -115,7 +115,9 @@ def test_sft_reward_merge_and_sweep(folder, write_config):
     assert dict(sft.work)["rows"] == "8"
     pairs = [{"prompt": "p", "chosen": "c" * 8, "rejected": "r" * 4}] * 5
     (folder / "pairs").mkdir()
-    (folder / "pairs" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    for split in ("train", "validation", "test"):
+        rows = "".join(json.dumps({**row, "prompt": split[0]}) + "\n" for row in pairs)
+        (folder / "pairs" / f"{split}.jsonl").write_text(rows)
     reward = planned(write_config("reward.yaml", **common, dataset_name="pairs", use_peft=False, output_dir="judge"))
     assert reward.stage == "reward" and reward.trainable == reward.parameters
     assert dict(reward.work)["tokens of the longest sequence"].startswith("3 ")  # 9 characters

@@ -61,16 +61,30 @@ def test_decoders(make_model, make_tokenizer, model_type, pad_in_config, pad_tok
 
 @pytest.mark.parametrize("model_type", sorted(PADDED_ENCODERS))
 @pytest.mark.parametrize("pair", [False, True], ids=["text", "pair"])
-def test_encoders(make_model, make_tokenizer, model_type, pair):
+@pytest.mark.parametrize("pad", [("<pad>", 2), ("<eos>", 0)], ids=["pad", "pad-is-eos"])
+def test_encoders(make_model, make_tokenizer, model_type, pair, pad):
+    pad_token, pad_token_id = pad
     changes = {"type_vocab_size": 2} if "roberta" in model_type or model_type == "camembert" else {}
-    model = make_model(model_type, **changes)
+    model = make_model(model_type, pad_token_id=pad_token_id, **changes)
     format = Format(template=("{prompt}", "{completion}")) if pair else Format()
-    assert_scores_are_own_forwards(Classifier(model, make_tokenizer("encoder"), format, name="tiny"))
+    tokenizer = make_tokenizer("encoder", pad_token=pad_token)
+    assert_scores_are_own_forwards(Classifier(model, tokenizer, format, name="tiny"))
 
 
 @pytest.mark.parametrize("model_type", OTHERS)
 def test_models_without_an_exact_padded_forward(make_model, make_tokenizer, model_type):
     classifier = Classifier(make_model(model_type), make_tokenizer("encoder"), name="tiny")
+    assert_scores_are_own_forwards(classifier)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "llama", "mistral", "opt", "bert", "roberta", "modernbert", "bart", "t5"]
+)
+def test_the_attention_that_a_loaded_model_has(make_model, make_tokenizer, tmp_path, model_type):
+    make_model(model_type).save_pretrained(tmp_path)
+    make_tokenizer("encoder").save_pretrained(tmp_path)
+    classifier = Classifier.from_pretrained(tmp_path)
+    assert classifier.model.config._attn_implementation == "sdpa"
     assert_scores_are_own_forwards(classifier)
 
 
@@ -98,12 +112,15 @@ def test_models_without_any_pad_token(make_model, make_tokenizer, model_type):
     assert_scores_are_own_forwards(Classifier(model, make_tokenizer("encoder", pad_token=None), name="tiny"))
 
 
+@pytest.mark.parametrize("pad", [("<pad>", 2), ("<eos>", 0)], ids=["pad", "pad-is-eos"])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("model_type", ["gpt2", "bert"])
-def test_the_padding_side_of_the_tokenizer_does_not_matter(make_model, make_tokenizer, model_type, side):
-    tokenizer = make_tokenizer("encoder")
-    tokenizer.padding_side = side
-    assert_scores_are_own_forwards(Classifier(make_model(model_type), tokenizer, name="tiny"))
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "bert", "deberta-v2", "bart"])
+def test_the_padding_side_of_the_tokenizer_does_not_matter(make_model, make_tokenizer, model_type, side, pad):
+    pad_token, pad_token_id = pad
+    tokenizer = make_tokenizer("encoder", pad_token=pad_token)
+    tokenizer.padding_side = tokenizer.truncation_side = side
+    model = make_model(model_type, pad_token_id=pad_token_id)
+    assert_scores_are_own_forwards(Classifier(model, tokenizer, name="tiny"))
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bert", "bart"])
@@ -188,6 +205,11 @@ def test_the_limit_is_what_the_position_embeddings_allow(make_model, make_tokeni
     assert classifier.max_length == limit
     (score,) = classifier.score(["cat dog " * 200], ["end"])
     assert math.isfinite(score) and classifier.truncated == (limit is not None)
+    for max_length, expected in ((1024, limit or 1024), (30, 30)):
+        format = Format(max_length=max_length)
+        limited = Classifier(classifier.model, classifier.tokenizer, format, name="tiny")
+        assert limited.max_length == expected
+        assert all(map(math.isfinite, limited.score(["cat dog " * 200], ["end"])))
     if limit is not None:
         assert 120 < len(classifier.encode("cat dog " * 200, "end")["input_ids"]) <= limit
 

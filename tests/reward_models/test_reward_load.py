@@ -1,6 +1,7 @@
 """From a folder, an adapter, a preset or a function to a reward model."""
 
 import doctest
+import json
 
 import pytest
 import torch
@@ -36,6 +37,9 @@ def test_dtype_and_device_are_used(folder):
     model = load(folder, dtype="bfloat16", device="cpu").model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in load(folder, device="cpu").model.parameters()} == {torch.float32}
+    for dtype in ("bf16", "int8", "Tensor"):
+        with pytest.raises(ValueError, match=f"is '{dtype}'; expected float32, bfloat16 or float16"):
+            load(folder, dtype=dtype)
 
 
 def test_a_checkpoint_without_a_head_is_an_error(make_model, make_tokenizer, tmp_path):
@@ -94,6 +98,22 @@ def test_an_adapter_that_does_not_fit_is_an_error(adapter):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("/absent/base", "names the base /absent/base, which does not exist; restore that folder"),
+        ("absent/base", "names the base absent/base, which can be read neither as a folder, from here, nor from the H"),
+    ],
+)
+def test_an_adapter_without_its_base_is_an_error(adapter, monkeypatch, base, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder, _ = adapter
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    with pytest.raises(FileNotFoundError, match=message):
+        load(folder)
+
+
 @pytest.mark.parametrize("path", ["./absent", "/absent", "outputs/reward_models/absent", "../absent", "absent/"])
 def test_a_folder_that_does_not_exist_is_an_error(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -106,6 +126,15 @@ def test_a_folder_without_a_model_is_an_error(tmp_path):
         load(tmp_path)
 
 
+def test_a_folder_of_pickles_is_an_error(make_model, make_tokenizer, tmp_path):
+    model = make_model("gpt2")
+    model.config.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"holds no weights as safetensors.*as docs/reward_models.md shows"):
+        load(tmp_path)
+
+
 def test_a_missing_folder_beside_existing_ones_is_not_taken_for_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "outputs").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -114,19 +143,48 @@ def test_a_missing_folder_beside_existing_ones_is_not_taken_for_a_hub_id(tmp_pat
 
 
 def test_a_function_is_a_reward_model(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text(
+    (tmp_path / "plain_rewards.py").write_text(
         "def short(prompts, completions):\n    return [-len(c) for c in completions]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    for source in ("my_rewards:short", "my_rewards.short"):
+    for source in ("plain_rewards:short", "plain_rewards.short"):
         model = load(source)
         assert isinstance(model, RewardModel) and model.name == "short"
         assert model.score(["a", "b"], ["xy", ""]) == [-2.0, 0.0]
-    assert load("my_rewards:short", name="brevity").name == "brevity"
-    with pytest.raises(ValueError, match="'long', which is no function of 'my_rewards'"):
-        load("my_rewards:long")
+    assert load("plain_rewards:short", name="brevity").name == "brevity"
+    with pytest.raises(ValueError, match="'long', which is no function of 'plain_rewards'"):
+        load("plain_rewards:long")
     with pytest.raises(ValueError, match="the module 'no_such_module', which cannot be found"):
         load("no_such_module:short")
+
+
+def test_options_of_a_function_are_keyword_arguments(tmp_path, monkeypatch):
+    (tmp_path / "optional_rewards.py").write_text(
+        "def near(prompts, completions, *, target, scale=1.0):\n"
+        "    return [-abs(len(c) - target) / scale for c in completions]\n"
+        "class Near:\n"
+        "    def __call__(self, prompts, completions):\n"
+        "        return [0.0 for c in completions]\n"
+        "nearby = Near()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"target": 3, "scale": 2}
+    model = load("optional_rewards:near", options=options)
+    assert model.name == "near" and model.score(["a", "b"], ["xy", "xyz"]) == [-0.5, 0.0]
+    assert options == {"target": 3, "scale": 2}
+    assert load("optional_rewards:nearby").name == "nearby"
+    with pytest.raises(ValueError, match=r"cannot be called with its options target, goal: .*'goal'"):
+        load("optional_rewards:near", options={"target": 3, "goal": 3})
+    with pytest.raises(ValueError, match=r"cannot be called with its options scale: missing a required .*'target'"):
+        load("optional_rewards:near", options={"scale": 3})
+
+
+def test_a_classifier_has_no_options(folder, opened):
+    for source in (folder, "humor", "somebody/something"):
+        with pytest.raises(ValueError, match=r"takes no options, but got label, sign; .* reward_model\.json"):
+            load(source, options={"label": 1, "sign": -1})
+    assert opened == []
+    assert isinstance(load(folder, options={}), Classifier)
 
 
 def test_a_module_that_lacks_something_of_its_own_says_so(tmp_path, monkeypatch):
@@ -142,6 +200,16 @@ def test_a_function_must_return_one_finite_number_per_pair():
         FunctionReward(lengths).score(["a"], ["b", "c"])
     with pytest.raises(ValueError, match="got a single string"):
         FunctionReward(lengths).score("a", "b")
+    with pytest.raises(
+        ValueError, match=r"got the prompt \[\{'role': 'user'\}\] at index 1; expected a text; put mess"
+    ):
+        FunctionReward(lengths).score(["a", [{"role": "user"}]], ["b", "c"])
+    with pytest.raises(ValueError, match="got the completion None at index 0; expected a text"):
+        FunctionReward(lengths).score(["a"], [None])
+    with pytest.raises(ValueError, match="'nothing' returned None; expected one number per prompt"):
+        FunctionReward(lambda prompts, completions: None, name="nothing").score(["a"], ["b"])
+    with pytest.raises(ValueError, match=r"'partly' returned \[1.0, None\]; expected one number per prompt"):
+        FunctionReward(lambda prompts, completions: [1.0, None], name="partly").score(["a", "b"], ["c", "d"])
     with pytest.raises(ValueError, match="returned 1 scores for 2 prompts"):
         FunctionReward(lambda prompts, completions: [1.0], name="one").score(["a", "b"], ["c", "d"])
     with pytest.raises(ValueError, match="returned inf for the pair at index 1 with the prompt 'b'"):
@@ -180,7 +248,8 @@ def test_a_preset_is_found_by_name_and_by_hub_id(name, opened):
 def test_another_hub_id_is_a_classifier_of_prompt_and_completion(opened):
     model = load("somebody/something")
     assert (model.name, model.format, opened) == ("something", Format(), ["somebody/something"])
-    with pytest.raises(ValueError, match=r"'nobody/nothing' cannot be loaded .*\(no such repository\); .*hh-harmless"):
+    message = r"'nobody/nothing' cannot be loaded .*\(no such repository\); .*docs/reward_models.md.*hh-harmless"
+    with pytest.raises(ValueError, match=message):
         load("nobody/nothing")
 
 

@@ -77,7 +77,7 @@ def flags(sft, policies, dataset, rewards):
         settings = {
             "sft_model": sft,
             "policies": policies[:2],
-            "reward_models": ["tiny_rewards:short", "tiny_rewards:early"],
+            "rewards": ["tiny_rewards:short", "tiny_rewards:early"],
             "dataset_name": dataset,
             "output_dir": output_dir,
             "alphas": ALPHAS,
@@ -210,8 +210,7 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
     """Every stored row of some points is sampled again: alone, from the dense merge of the point's spec."""
     from rlhf_lines.merge import MergeSpec
     from rlhf_lines.models import load_tokenizer
-    from rlhf_lines.sweep.engine import _key
-    from rlhf_lines.sweep.sampling import gumbel
+    from rlhf_lines.sampling import gumbel, prompt_key
 
     tokenizer, seen = load_tokenizer(sft), 0
     rows = read(
@@ -222,11 +221,11 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
     for spec, prompt, text, count in rows:
         model = dense_model(MergeSpec.from_dict(json.loads(spec)))
         ids = tokenizer(prompt)["input_ids"]
-        start = len(ids)
+        start, key = len(ids), prompt_key(ids)
         for step in range(8):
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
-            noise = gumbel(0, torch.tensor([_key(prompt)]), torch.tensor([0]), step, len(logits))[0]
+            noise = gumbel(0, torch.tensor([key]), torch.tensor([0]), step, len(logits))[0]
             ids.append(int((logits + noise).argmax()))
             if ids[-1] == tokenizer.eos_token_id:
                 break
@@ -358,7 +357,7 @@ def test_a_sweep_may_go_on_with_another_batch_size(sweep, flags, rewards, tmp_pa
         ({"alphas": [0.5]}, r"had alphas \[0.5, 1.0\], now it is \[0.5\]"),
         ({"max_new_tokens": 9}, "had max_new_tokens 8, now it is 9"),
         ({"test_prompts": 9}, "had test_prompts 8, now it is 9"),
-        ({"reward_models": ["tiny_rewards:early", "tiny_rewards:short"]}, "had reward_models"),
+        ({"rewards": ["tiny_rewards:early", "tiny_rewards:short"]}, "had rewards"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -420,7 +419,7 @@ def test_three_policies_several_samples_and_repeated_prompts(flags, policies, re
 
 
 def test_a_reward_without_spread_gives_numbers_nonetheless(flags, tmp_path):
-    changes = {"reward_models": ["tiny_rewards:short", "tiny_rewards:constant"], "num_weights": 2}
+    changes = {"rewards": ["tiny_rewards:short", "tiny_rewards:constant"], "num_weights": 2}
     run_stage("sweep", flags(tmp_path / "sweep", **changes))
     gains = strict_json(tmp_path / "sweep" / "rlhf_lines.json")["gains"]
     assert [gain["value"] for gain in gains if gain["reward"] == "constant"] == [0.0, 0.0]
@@ -444,9 +443,9 @@ def test_policies_of_another_base_are_refused(sft, policies, save_sft, save_poli
         ({"betas": [0.5, "inf"]}, r"betas is \[0.5, inf\], expected one or more finite numbers"),
         ({"alphas": [1.0, 1.0]}, r"alphas is \[1.0, 1.0\], expected every value once"),
         ({"dtype": "float31"}, "dtype is 'float31', expected float32, bfloat16 or float16"),
-        ({"reward_models": ["tiny_rewards:short"]}, "reward_models has 1, expected two or more"),
-        ({"reward_models": ["tiny_rewards:short", "tiny_rewards.short"]}, "names short, short"),
-        ({"reward_models": ["tiny_rewards:short", "tiny_rewards:tall"]}, "'tall', which is no function of"),
+        ({"rewards": ["tiny_rewards:short"]}, "rewards has 1, expected two or more"),
+        ({"rewards": ["tiny_rewards:short", "tiny_rewards.short"]}, "names short, short"),
+        ({"rewards": ["tiny_rewards:short", "tiny_rewards:tall"]}, "'tall', which is no function of"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -485,3 +484,18 @@ def test_several_processes_are_refused(flags, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a sweep runs in one process, but 2 were started"):
         run_stage("sweep", flags(tmp_path / "sweep"))
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_chat_template_is_for_the_policy_and_not_for_its_judges(flags, save_sft, save_policy, rewards, tmp_path):
+    from transformers import AutoTokenizer
+
+    chat = save_sft(tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    tokenizer.save_pretrained(chat)
+    policies = [save_policy(chat, tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    run_stage("sweep", flags(tmp_path / "sweep", sft_model=chat, policies=policies, max_new_tokens=2))
+    read_by_policy = {text for (text,) in read(tmp_path / "sweep", "SELECT text FROM prompts")}
+    shown = {prompt for batch in rewards.SCORED for prompt, _ in batch}
+    assert len(shown) == VALIDATION + TEST
+    assert read_by_policy == {f"<{prompt}>" for prompt in shown}

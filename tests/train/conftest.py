@@ -13,6 +13,9 @@ from tiny import QUIET, make_llama, make_tokenizer
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+HELD_OUT = {key: f"held out {key}" for key in ("text", "prompt", "completion", "chosen", "rejected")}
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Keep what ``datasets`` caches out of the user's home."""
@@ -57,12 +60,18 @@ def flags():
 
 @pytest.fixture
 def write_rows(tmp_path):
-    """Return a writer of JSONL files."""
+    """Return a writer of JSONL files.
+
+    A folder of a train split gets the others, too: what it lacks would be taken out of train.
+    """
 
     def write(name, rows):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if path.name == "train.jsonl":
+            for split in ("validation", "test"):
+                write(path.with_name(f"{split}.jsonl"), [HELD_OUT])
         return path
 
     return write

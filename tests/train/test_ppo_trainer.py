@@ -22,7 +22,9 @@ from reward_models import FunctionReward
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge import checkpoint_sha256
 from rlhf_lines.stages import run_stage
-from rlhf_lines.train.ppo_trainer import VALUE_HEAD, PPOConfig, PPOTrainer
+from rlhf_lines.train.checkpoints import WholeCheckpoints
+from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer
 
 
 EOS = 1
@@ -129,12 +131,19 @@ SEAM = {
     "_generate_and_score_completions": "inputs",
     "_calculate_rewards": "inputs prompts completions completion_ids_list",
     "_compute_loss": "model inputs",
+    "_generate_single_turn": "prompt_ids images multimodal_fields num_generations has_tool_images",
+    "_tokenize_prompts": "prompts",
     "_prepare_inputs": "generation_batch",
+    "_get_train_sampler": "dataset",
+    "training_step": "model inputs num_items_in_batch",
     "_save": "output_dir state_dict",
+    "_save_checkpoint": "model trial",
+    "_get_output_dir": "trial",
     "_load_from_checkpoint": "resume_from_checkpoint model",
     "create_optimizer": "model",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
 }
+CALLED = {"compute_loss", "_tokenize_prompts"}  # and not overridden
 
 
 @pytest.mark.parametrize("method", SEAM)
@@ -145,10 +154,25 @@ def test_the_methods_of_grpo_trainer_are_as_expected(method):
 
 def test_ppo_trainer_overrides_these_methods_and_no_other():
     """A helper of PPOTrainer that TRL starts to use the name of would show here."""
-    own = {name for name, member in vars(PPOTrainer).items() if inspect.isfunction(member)}
-    assert own & set(dir(GRPOTrainer)) == {"__init__", *SEAM} - {"_prepare_inputs", "compute_loss"}
-    attributes = {name for name in vars(PPOTrainer).keys() - own if not name.startswith("__")}
-    assert attributes == {"_tag_names", "_name"} and attributes <= set(dir(GRPOTrainer))
+    members = {**vars(WholeCheckpoints), **vars(PPOTrainer)}
+    own = {name for name, member in members.items() if inspect.isfunction(member)}
+    assert own & set(dir(GRPOTrainer)) == {"__init__", *SEAM} - CALLED
+    attributes = {name for name in members.keys() - own if not name.startswith("__")}
+    assert attributes == {"_tag_names", "_name", "_writes_checkpoint"}
+    assert attributes & set(dir(GRPOTrainer)) == {"_tag_names", "_name"}
+
+
+def test_what_a_turn_of_generation_returns(make_trainer, tokenizer):
+    """PPOTrainer's own rollouts take the place of GRPOTrainer's: both return lists of tokens."""
+    trainer = make_trainer()
+    trainer.model.train()
+    ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    for generate in (PPOTrainer._generate_single_turn, GRPOTrainer._generate_single_turn):
+        completions, logprobs = generate(trainer, ids, None, {}, 1)
+        assert logprobs is None and len(completions) == len(PROMPTS)
+        for completion in completions:
+            assert 1 <= len(completion) <= 6 and all(isinstance(token, int) for token in completion)
+            assert EOS not in completion[:-1] and (len(completion) == 6 or completion[-1] == EOS)
 
 
 @pytest.mark.parametrize("num_iterations", [1, 2])
@@ -616,7 +640,6 @@ REFUSED = {
     "scale_rewards is group, expected none (advantages are whitened)": {"scale_rewards": "group"},
     "importance_sampling_level is sequence, expected token": {"importance_sampling_level": "sequence"},
     "off_policy_mask_threshold is 0.1, expected none": {"off_policy_mask_threshold": 0.1},
-    "use_vllm is True, expected false (rollouts by vLLM are not supported yet)": {"use_vllm": True},
     "gamma is 1.1, expected a number in [0, 1]": {"gamma": 1.1},
     "lam is -0.1, expected a number in [0, 1]": {"lam": -0.1},
     "value_clip_range is 0.0, expected a positive number": {"value_clip_range": 0.0},
@@ -710,7 +733,7 @@ def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
     def make(**changes):
         settings = {
             **{"model_name_or_path": base, "output_dir": tmp_path / "out" / "policy", "dataset_name": data.parent},
-            **{"reward_models": ["tiny_rewards:letters"], "use_peft": True, "lora_r": 2, "lora_alpha": 4},
+            **{"rewards": ["tiny_rewards:letters"], "use_peft": True, "lora_r": 2, "lora_alpha": 4},
             **{"lora_target_modules": "all-linear", "per_device_train_batch_size": 4, "num_iterations": 2},
             **{"max_steps": 4, "max_completion_length": 4, "logging_steps": 2, "learning_rate": 1e-2},
         }
@@ -723,7 +746,7 @@ def test_the_stage_writes_an_adapter_and_how_it_was_made(stage_flags, base, tmp_
     out = run_stage("ppo", stage_flags())
     assert out == tmp_path / "out" / "policy"
     assert {path.name for path in out.iterdir()} == {
-        *("adapter_config.json", "adapter_model.safetensors", VALUE_HEAD, "README.md"),
+        *("adapter_config.json", "adapter_model.safetensors", VALUE_HEAD, STATE, "README.md", "completions"),
         *("tokenizer.json", "tokenizer_config.json", "config.yaml", "rlhf_lines.json"),
     }
     assert sorted(path.name for path in out.parent.iterdir()) == ["policy"]
@@ -740,7 +763,7 @@ def test_the_stage_writes_an_adapter_and_how_it_was_made(stage_flags, base, tmp_
 def test_the_config_of_the_stage_makes_the_same_policy_again(stage_flags, tmp_path):
     first = run_stage("ppo", stage_flags())
     config = yaml.safe_load((first / "config.yaml").read_text())
-    assert config["reward_models"] == ["tiny_rewards:letters"] and config["lora_r"] == 2
+    assert config["rewards"] == ["tiny_rewards:letters"] and config["lora_r"] == 2
     second = run_stage("ppo", ["--config", str(first / "config.yaml"), "--output_dir", str(tmp_path / "again")])
     a, b = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -749,9 +772,9 @@ def test_the_config_of_the_stage_makes_the_same_policy_again(stage_flags, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"reward_weights": [0.5, 0.5]}, ValueError, "reward_weights has 2 values, but reward_models has 1"),
+        ({"reward_weights": [0.5, 0.5]}, ValueError, "reward_weights has 2 values, but rewards has 1"),
         ({"model_name_or_path": "/nowhere/sft"}, FileNotFoundError, "SFT model /nowhere/sft does not exist"),
-        ({"reward_models": ["/nowhere/judge"]}, FileNotFoundError, "the reward model /nowhere/judge does not exist"),
+        ({"rewards": ["/nowhere/judge"]}, FileNotFoundError, "the reward model /nowhere/judge does not exist"),
         ({"use_peft": False}, ValueError, "PPO trains LoRA policies, but use_peft is false"),
         ({"dataset_name": "/nowhere/rows.jsonl"}, FileNotFoundError, "dataset file /nowhere/rows.jsonl does not exist"),
         ({"kl_estimator": "k2"}, ValueError, "kl_estimator is k2, expected k1 or k3"),
@@ -773,7 +796,7 @@ def test_a_stage_that_fails_in_training_leaves_nothing(stage_flags, tmp_path):
         "def broken(prompts, completions):\n    return [float('nan')] * len(prompts)\n"
     )
     with pytest.raises(ValueError, match="nan"):
-        run_stage("ppo", stage_flags(reward_models=["nan_rewards:broken"]))
+        run_stage("ppo", stage_flags(rewards=["nan_rewards:broken"]))
     assert list((tmp_path / "out").iterdir()) == []
 
 

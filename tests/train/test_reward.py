@@ -15,6 +15,7 @@ import reward_models
 from reward_models import FunctionReward
 from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
+from rlhf_lines.summary import summary
 from rlhf_lines.train import reward
 
 
@@ -149,6 +150,38 @@ def test_accuracy_by_hand():
     assert reward._accuracy(longest, Dataset.from_dict(rows)) == 0.5
 
 
+def pair_of(chosen, rejected, *, first="a"):
+    """Return a pair whose texts have these numbers of words: the shorter one has one word after the prompt."""
+    shorter = min(chosen, rejected)
+    prompt = " ".join([first, *["b"] * (shorter - 2)])
+    return {"prompt": prompt, "chosen": " c" * (chosen - shorter + 1), "rejected": " d" * (rejected - shorter + 1)}
+
+
+@pytest.mark.parametrize("architecture", BASES)
+@pytest.mark.parametrize("max_length", [9, 1024])
+def test_texts_that_are_too_long_are_counted(run_reward, tmp_path, architecture, max_length):
+    """Training leaves a long pair out, as RewardTrainer does; a held-out pair is cut; both are recorded."""
+    base = BASES[architecture](tmp_path / "base")
+    # The decoder reads 64 tokens, one of them <eos>; the encoder 32, with <cls>, the trainer's <sep> and its own <sep>.
+    limit, extra = {"decoder": (min(64, max_length), 1), "encoder": (min(32, max_length), 3)}[architecture]
+    room = limit - extra
+    lengths = [(2, 3), (room, room), (room, room + 1), (room + 1, room), (70, 70)]
+    train = [pair_of(*pair) for pair in lengths]
+    test = [pair_of(*pair, first="e") for pair in lengths[1:]]  # no prompt is in both splits
+    out = run_reward(base, train=train, test=test, max_length=max_length, max_steps=1)
+    record = read_record(out)
+    # The last three have a text that does not fit.
+    assert (record["train_pairs"], record["train_pairs_left_out"]) == (2, 3)
+    assert (record["held_out_pairs"], record["held_out_pairs_cut"]) == (4, 3)
+    assert json.loads((out / "reward_model.json").read_text())["max_length"] == limit
+    assert "3 training pairs, which were left out, and 3 held-out pairs, whose" in summary("reward", out)
+
+
+def test_a_stage_whose_pairs_are_all_too_long_is_refused(run_reward, tmp_path):
+    with pytest.raises(ValueError, match=r"each of the 40 training pairs of .* has a text of more than 4 tokens"):
+        run_reward(write_decoder(tmp_path / "base"), max_length=4)
+
+
 @pytest.mark.parametrize("architecture", BASES)
 def test_it_learns_the_preference(run_reward, tmp_path, architecture):
     out = run_reward(BASES[architecture](tmp_path / "base"), max_steps=60, learning_rate=1e-2)
@@ -170,6 +203,44 @@ def test_the_folder_says_how_texts_are_scored(run_reward, tmp_path):
     assert judge.name == "letters"
     assert judge.encode("a b", " c")["input_ids"] == [*make_tokenizer()("a b c")["input_ids"], 1]
     assert all(math.isfinite(score) for score in judge.score(["a " * 40], [" b"]))
+
+
+TOKENIZER_CODE = (None, "own.OwnTokenizer")
+OWN_CODE = """
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+class OwnClassifier(BertForSequenceClassification):
+    config_class = OwnConfig
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+"""
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_base_with_code_of_its_own(run_reward, in_memory, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    base = write_encoder(tmp_path / "base")
+    model_code = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnClassifier"}
+    for file, changes in (
+        ("config.json", {"model_type": "own", "auto_map": model_code}),
+        ("tokenizer_config.json", {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": TOKENIZER_CODE}}),
+    ):
+        (base / file).write_text(json.dumps({**json.loads((base / file).read_text()), **changes}))
+    (base / "own.py").write_text(OWN_CODE)
+    settings = {**LORA, "lora_target_modules": TARGETS["encoder"]} if kind == "lora" else {}
+    out = run_reward(base, trust_remote_code=True, **settings)
+    judge = reward_models.load(out, trust_remote_code=True)
+    scores = judge.score([row["prompt"] for row in TRAIN], [row["chosen"] for row in TRAIN])
+    assert scores == pytest.approx(in_memory["chosen"], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,10 @@ def test_the_config_is_written_and_parses_again(run_sft, tmp_path):
         (DEMONSTRATIONS, {"packing": True}, ValueError, "lacks the column text for text; it has prompt, completion"),
         ([{"text": "a"}], {}, ValueError, "lacks the columns prompt, completion for demonstrations; it has text"),
         (DEMONSTRATIONS, {"learning_rate": "fast"}, ValueError, "learning_rate"),
+        (DEMONSTRATIONS, {"chat_template_path": "here"}, ValueError, "chat_template_path is here, but the rows are"),
         (DEMONSTRATIONS, {"learning_rat": 1}, ValueError, "unknown flag '--learning_rat'"),
     ],
-    ids=["base", "packing", "columns", "value", "flag"],
+    ids=["base", "packing", "columns", "value", "template", "flag"],
 )
 def test_wrong_input_leaves_nothing(run_sft, tmp_path, rows, settings, error, message):
     with pytest.raises(error) as caught:

@@ -1,0 +1,60 @@
+"""Helpful and harmless dialogues: rows of the Hub data set ``Anthropic/hh-rlhf``.
+
+A row of the data set is two dialogues that differ in their last reply; see ``dialogues``. It has four subsets, which
+are the preferences of this task, train and test splits, and no validation split: that comes out of train.
+
+``path`` may be a copy of the data set (``harmless-base/train.jsonl.gz``, ...), the folder of one subset, or one file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_lines.data import dialogues
+from rlhf_lines.data.files import read, split_rows, texts_of
+
+
+HUB_ID = "Anthropic/hh-rlhf"
+TEMPLATE = "hh"
+PREFERENCES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+
+
+def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+    """Return rows ``{"prompt", "completion"}``: the chosen replies that are not empty."""
+    return _rows("demonstrations", split, path)
+
+
+def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+    """Return rows ``{"prompt"}``: dialogues up to ``"\\n\\nAssistant:"``."""
+    return _rows("prompts", split, path)
+
+
+def preferences(split: str, preference: str | None = None, *, path: str = HUB_ID) -> list[dict[str, str]]:
+    """Return rows ``{"prompt", "chosen", "rejected"}``, of one subset, or of all where the preference is None.
+
+    Raises:
+        ValueError: there is no such subset.
+    """
+    if preference not in (None, *PREFERENCES):
+        raise ValueError(
+            f"preference {preference!r} is unknown to the hh_rlhf task, which has {', '.join(PREFERENCES)}"
+        )
+    return _rows("preferences", split, path, preference)
+
+
+def _rows(kind: str, split: str, path: str, preference: str | None = None) -> list[dict[str, str]]:
+    own_splits: dict[str, list[dict]] = {}
+    for subset in _subsets(path, preference):
+        for name, dataset in read(path, subset=subset).items():
+            own_splits.setdefault(name, []).extend(texts_of(dataset, ("chosen", "rejected"), "the hh_rlhf task", path))
+    return split_rows(
+        own_splits, split, lambda name, wanted: dialogues.rows(own_splits[name], wanted, path), kind, path
+    )
+
+
+def _subsets(path: str, preference: str | None) -> tuple[str | None, ...]:
+    """Return the folders to read: those of the preference or of all; none in a source that is one subset by itself."""
+    wanted = PREFERENCES if preference is None else (preference,)
+    if not Path(path).exists():
+        return wanted
+    return tuple(subset for subset in wanted if (Path(path) / subset).is_dir()) or (None,)

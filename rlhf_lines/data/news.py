@@ -1,0 +1,63 @@
+"""News: given an article, write its summary in one sentence. Rows of the Hub data set ``argilla/news-summary``.
+
+An article is the column ``text``, without the place and agency that open it (``"WASHINGTON (Reuters) - "``); its
+summaries are the column ``prediction``, a list of ``{"text", "score"}`` with the best first. The data set has 1,000
+rows in train and 20,417 in test: as rewarded soups do (arXiv 2306.04488, llama/tasks/summary.py), the two are swapped.
+A ``path`` to rows of these columns is read alike, but its splits are what they are called.
+"""
+
+from __future__ import annotations
+
+from rlhf_lines.data.files import columns_of, read, split_rows
+from rlhf_lines.data.templates import TEMPLATES
+
+
+HUB_ID = "argilla/news-summary"
+TEMPLATE = "summary"
+SWAPPED = {"train": "test", "test": "train"}
+
+
+def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+    """Return rows ``{"prompt", "completion"}``: articles that have a summary."""
+    return _rows("demonstrations", split, path)
+
+
+def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+    """Return rows ``{"prompt"}``."""
+    return _rows("prompts", split, path)
+
+
+def scored_prompt(prompt: str) -> str:
+    """Return what a reward model of summaries is shown in place of the prompt: the article alone."""
+    return TEMPLATES[TEMPLATE].messages(prompt)[0]["content"]
+
+
+def article(text: str) -> str:
+    """Return the text of an article in one line, without place and agency.
+
+    >>> article("WASHINGTON (Reuters) - The senate\\nvoted.")
+    'The senate voted.'
+    """
+    return " ".join(text.partition("(Reuters) -")[2].split() or text.split())
+
+
+def _rows(kind: str, split: str, path: str) -> list[dict[str, str]]:
+    own_splits = read(path)
+    if path == HUB_ID:
+        own_splits = {SWAPPED.get(name, name): dataset for name, dataset in own_splits.items()}
+
+    def convert(name: str, wanted: str) -> list[dict[str, str]]:
+        return list(_of_kind(columns_of(own_splits[name], ("text", "prediction"), "the news task", path), wanted))
+
+    return split_rows(own_splits, split, convert, kind, path)
+
+
+def _of_kind(rows, kind: str):
+    for row in rows:
+        if row["text"] is None:
+            continue
+        prompt = TEMPLATES[TEMPLATE].text([{"role": "user", "content": article(row["text"])}])
+        if kind == "prompts":
+            yield {"prompt": prompt}
+        elif row["prediction"] and (summary := row["prediction"][0]["text"].strip()):
+            yield {"prompt": prompt, "completion": f" {summary}"}

@@ -1,0 +1,150 @@
+"""Sampling of completions, for rollouts and sweeps: noise placed by position, rows that leave the batch when they end.
+
+A token is drawn as argmax(logits / temperature + g), which is a sample of the softmax when g is Gumbel noise. Here g is
+a function of (seed, prompt, sample, step, token) alone. So completions do not depend on batch size, order, number of
+processes, or what else is in the batch; and two models that see the same noise differ only where their logits differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+# The constants of the splitmix64 generator (S. Vigna, 2015), as signed 64-bit integers.
+_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+class Sampled(NamedTuple):
+    """N completions of at most T tokens.
+
+    ``tokens`` ``[N, T]``, the end token included, padding after it; ``lengths`` ``[N]``; ``logprobs`` ``[N, T]`` of the
+    tokens under softmax(logits / temperature) (under softmax(logits) for greedy sampling), zero on padding.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    logprobs: Tensor
+
+
+def prompt_key(token_ids: Sequence[int]) -> int:
+    """Return a signed 64-bit number that names a prompt: the start of the SHA-256 of its tokens."""
+    digest = hashlib.sha256(" ".join(map(str, token_ids)).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def gumbel(seed: int, prompt_keys: Tensor, samples: Tensor, step: int, vocab_size: int) -> Tensor:
+    """Return Gumbel noise ``[rows, vocab_size]``, float64, a pure function of its arguments.
+
+    A chain of 64-bit mixes (splitmix64) of seed, prompt, sample and step gives a key per row; mixing it with the token
+    gives 53 random bits, u in (0, 1), and g = -log(-log(u)).
+
+    Args:
+        prompt_keys: ``[rows]``, int64.
+        samples: ``[rows]``, int64.
+    """
+    key = _mix(torch.full_like(prompt_keys, seed))
+    key = _mix(key ^ prompt_keys)
+    key = _mix(key ^ samples)
+    key = _mix(key ^ step)
+    tokens = torch.arange(1, vocab_size + 1, device=key.device) * _GAMMA
+    bits = _shift(_mix(key.unsqueeze(1) + tokens), 11)
+    # 53 ones and a half round to 2^53: without the bound, u would be 1 and the noise infinite.
+    u = ((bits.double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)
+    return -torch.log(-torch.log(u))
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[tuple[int, int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    eos_token_ids: Sequence[int],
+    pad_token_id: int,
+    seed: int,
+    keep_rows: Callable[[Tensor], None] = lambda rows: None,
+) -> Sampled:
+    """Return one completion per prompt, all in one batch; rows that have ended leave it.
+
+    Args:
+        model: a causal language model.
+        prompts: N lists of token ids.
+        keys: (prompt, sample) of every row, which place its noise; rows with equal keys meet equal noise.
+        temperature: of the softmax; 0 takes the most likely token.
+        keep_rows: called with the indices, among the rows of the last pass, of those that go on.
+    """
+    device = next(model.parameters()).device
+    inputs, mask = left_pad(prompts, pad_token_id, device)
+    distinct, inverse = torch.unique(torch.tensor(keys, device=device), dim=0, return_inverse=True)
+    ends = torch.tensor(eos_token_ids, device=device)
+    tokens = torch.full((len(prompts), max_new_tokens), pad_token_id, device=device)
+    logprobs = torch.zeros(tokens.shape, device=device)
+    lengths = torch.full((len(prompts),), max_new_tokens, device=device)
+    has_positions = "position_ids" in inspect.signature(model.forward).parameters
+    active, positions, cache = torch.arange(len(prompts), device=device), (mask.cumsum(1) - 1).clamp(min=0), None
+    for step in range(max_new_tokens):
+        output = model(
+            input_ids=inputs,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **({"position_ids": positions} if has_positions else {}),
+        )
+        logits, cache = output.logits[:, -1], output.past_key_values
+        perturbed = logits
+        if temperature > 0:
+            noise = gumbel(seed, distinct[:, 0], distinct[:, 1], step, logits.shape[1])
+            perturbed = logits.double() / temperature + noise[inverse[active]]
+        chosen = perturbed.argmax(dim=1)
+        tokens[active, step] = chosen
+        logprobs[active, step] = chosen_logprobs(logits, chosen, temperature or 1.0)
+        ended = torch.isin(chosen, ends)
+        lengths[active[ended]] = step + 1
+        running = (~ended).nonzero().squeeze(1)
+        if len(running) == 0:
+            break
+        if len(running) < len(active):
+            active, chosen = active[running], chosen[running]
+            mask, positions = mask[running], positions[running]
+            cache.batch_select_indices(running)
+            keep_rows(running)
+        inputs = chosen.unsqueeze(1)
+        mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    return Sampled(tokens, lengths, logprobs)
+
+
+def chosen_logprobs(logits: Tensor, chosen: Tensor, temperature: float) -> Tensor:
+    """Return log softmax(logits / temperature) of the chosen tokens: ``[..., V]`` and ``[...]`` to ``[...]``."""
+    logits = logits.float() / temperature
+    return logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask, both ``[N, longest row]``, padded on the left."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Return the logical right shift of signed 64-bit integers."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,46 @@
+"""Which adapter the layers of a PEFT model apply, without touching what is trained.
+
+PEFT's ``set_adapter`` and ``disable_adapter`` flip ``requires_grad`` of every adapter that is not active: gradients of
+a graph that is already built are then lost. Here only the choice of the layers changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+
+_chosen: ContextVar[tuple[nn.Module, str | None] | None] = ContextVar("chosen", default=None)
+
+
+@contextlib.contextmanager
+def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Inside, the layers of ``model`` apply the adapter ``name``; None is the base alone."""
+    layers = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    token = _chosen.set((model, name))
+    for layer in layers:
+        layer._disable_adapters = name is None
+        if name is not None:
+            layer._active_adapter = [name]
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+        _chosen.reset(token)
+
+
+def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """Return the contexts of torch.utils.checkpoint (``context_fn``) for the forward pass and for its repetition.
+
+    The repetition runs in the backward pass, after ``use_adapter`` has been left, and must apply the same adapter.
+    """
+    chosen = _chosen.get()
+    repeated = contextlib.nullcontext() if chosen is None else use_adapter(*chosen)
+    return contextlib.nullcontext(), repeated

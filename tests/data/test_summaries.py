@@ -1,0 +1,149 @@
+"""TL;DR and news from local copies, in the columns that their Hub data sets have."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlhf_lines import data
+from rlhf_lines.data import news, tldr
+from rlhf_lines.data.splits import split_of
+
+
+POST = "SUBREDDIT: r/cats\n\nTITLE: Late {n}\n\nPOST: My cat came home late {n}.\nTL;DR: no\n\nTL;DR:"
+SPLITS = ("train", "validation", "test")
+
+
+def comparison(n, choice, post="My cat came home late {n}.\nTL;DR: no"):
+    info = {"id": str(n), "post": post and post.format(n=n), "title": f"Late {n}", "subreddit": "cats", "site": None,
+            "article": None if post else "News."}  # fmt: skip
+    summaries = [{"text": text, "policy": "ref", "note": None} for text in (" First.", "Second.")]
+    return {"info": info, "summaries": summaries, "choice": choice, "worker": "w", "split": "train"}
+
+
+@pytest.fixture
+def comparisons(write, tmp_path):
+    """A copy of the comparisons as the Hub converts them, the second with the other choice, the last of an article."""
+    rows = [comparison(0, 0), comparison(1, 1), comparison(2, 0, post=None)]
+    write("feedback/comparisons/validation/0000.parquet", rows)
+    write("feedback/comparisons/train/0000.parquet", [comparison(n, 0) for n in range(3, 63)])
+    return str(tmp_path / "feedback")
+
+
+def test_comparisons_are_preferences(comparisons):
+    rows = data.load("tldr", "preferences", "validation", dataset_path=comparisons).to_list()
+    shown = "My cat came home late {}.\nTL;DR: no".format
+    assert rows == [
+        {"prompt": shown(0), "chosen": " First.", "rejected": " Second."},
+        {"prompt": shown(1), "chosen": " Second.", "rejected": " First."},
+    ]
+
+
+def test_comparisons_are_demonstrations_and_prompts(comparisons):
+    rows = data.load("tldr", "demonstrations", "validation", dataset_path=comparisons).to_list()
+    assert rows == [
+        {"prompt": POST.format(n=0), "completion": " First."},
+        {"prompt": POST.format(n=1), "completion": " Second."},
+    ]
+    (first, _) = data.load("tldr", "prompts", "validation", dataset_path=comparisons).to_list()
+    assert first == {"prompt": POST.format(n=0), "scored_prompt": "My cat came home late 0.\nTL;DR: no"}
+    test = data.load("tldr", "prompts", "test", dataset_path=comparisons)["prompt"]
+    train = data.load("tldr", "prompts", "train", dataset_path=comparisons)["prompt"]
+    assert len(test) + len(train) == 60 and {split_of(prompt) for prompt in test} == {"test"}
+
+
+def test_rows_of_posts_are_read_as_they_are(write, tmp_path):
+    rows = [{"prompt": POST.format(n=n), "completion": f" {n}", "id": n} for n in range(30)]
+    for split, part in zip(SPLITS, (rows[:20], rows[20:25], rows[25:]), strict=True):
+        write(f"tldr/data/{split}-00000-of-00001.parquet", part)
+    for split, part in zip(SPLITS, (rows[:20], rows[20:25], rows[25:]), strict=True):
+        found = data.load("tldr", "demonstrations", split, dataset_path=str(tmp_path / "tldr")).to_list()
+        assert found == [{"prompt": row["prompt"], "completion": row["completion"]} for row in part]
+
+
+def test_a_chat_model_is_asked_for_the_summary(comparisons, make_tokenizer):
+    options = {"dataset_path": comparisons, "max_samples": 1, "tokenizer": make_tokenizer()}
+    (row,) = data.load("tldr", "prompts", "validation", **options)
+    assert row["prompt"] == f"<user>{POST.format(n=0)}</s><assistant>"
+    assert row["scored_prompt"] == "My cat came home late 0.\nTL;DR: no"
+
+
+# --- news
+
+
+def article(n, text="WASHINGTON (Reuters) - The senate - all of it -\nvoted {n}."):
+    return {"text": text.format(n=n), "prediction": [{"score": 1.0, "text": f"Senate votes {n}"}], "id": str(n)}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("PARIS (Reuters) - A - b\n c.", "A - b c."),
+        ("No agency - at all.", "No agency - at all."),
+        ("X (Reuters) - a (Reuters) - b", "a (Reuters) - b"),
+    ],
+)
+def test_an_article_begins_after_its_agency(text, expected):
+    assert news.article(text) == expected
+
+
+def test_news(write, make_tokenizer):
+    path = write("news.parquet", [article(n) for n in range(40)])
+    prompt = (
+        "### Instruction: Generate a one-sentence summary of this post. ### Input: The senate - all of it - voted {n}. "
+        "### Response:"
+    )
+    shown = "The senate - all of it - voted {n}."
+    found = {}
+    for split in SPLITS:
+        own = [n for n in range(40) if split_of(prompt.format(n=n)) == split]
+        found[split] = own
+        rows = data.load("news", "prompts", split, dataset_path=path).to_list()
+        assert rows == [{"prompt": prompt.format(n=n), "scored_prompt": shown.format(n=n)} for n in own]
+        rows = data.load("news", "demonstrations", split, dataset_path=path).to_list()
+        assert rows == [{"prompt": prompt.format(n=n), "completion": f" Senate votes {n}"} for n in own]
+    assert all(found.values())
+    n = found["test"][0]
+    (row,) = data.load("news", "prompts", "test", dataset_path=path, tokenizer=make_tokenizer(), max_samples=1)
+    question = f"Generate a one-sentence summary of this post.\n\n{shown.format(n=n)}"
+    assert row == {"prompt": f"<user>{question}</s><assistant>", "scored_prompt": shown.format(n=n)}
+
+
+def test_news_without_a_summary_is_no_demonstration(write):
+    rows = [{**article(n), "prediction": [{"score": 1.0, "text": " "}] if n % 2 else []} for n in range(3)]
+    path = write("news.jsonl", [*rows, {**article(4), "text": None}, article(3)])
+    kept = [row for split in SPLITS for row in news.demonstrations(split, path=path)]
+    assert [row["completion"] for row in kept] == [" Senate votes 3"]
+    with pytest.raises(ValueError, match="the news task has no preferences; it has demonstrations, prompts"):
+        data.load("news", "preferences", "train", dataset_path=path)
+    path = write("other.jsonl", [{"text": "a"}])
+    with pytest.raises(ValueError, match="lacks the column prediction for the news task; it has text"):
+        data.load("news", "prompts", "train", dataset_path=path)
+
+
+def test_the_splits_of_the_hub_are_swapped_and_those_of_a_copy_are_not(write, tmp_path, monkeypatch):
+    write("news/train.jsonl", [article(n) for n in range(5)])
+    write("news/test.jsonl", [article(n) for n in range(5, 40)])
+    folder = str(tmp_path / "news")
+    test = news.prompts("test", path=folder)
+    assert len(test) == 35
+    monkeypatch.setattr(news, "HUB_ID", folder)  # the folder in the place of the Hub
+    assert len(news.prompts("test", path=folder)) == 5
+    assert len(news.prompts("train", path=folder)) + len(news.prompts("validation", path=folder)) == 35
+
+
+def test_tldr_reads_its_own_hub_ids(monkeypatch):
+    asked = []
+
+    def read(source, *, subset=None, revision=None):
+        asked.append((source, subset, revision))
+        raise FileNotFoundError
+
+    monkeypatch.setattr(tldr, "read", read)
+    for kind, path in (("prompts", None), ("preferences", None), ("preferences", tldr.COMPARISONS_HUB_ID)):
+        with pytest.raises(FileNotFoundError):
+            data.load("tldr", kind, "train", dataset_path=path)
+    assert asked == [
+        ("trl-lib/tldr", None, None),
+        ("trl-lib/tldr-preference", None, None),
+        ("openai/summarize_from_feedback", "comparisons", "refs/convert/parquet"),
+    ]

@@ -1,0 +1,80 @@
+"""docs/reward_models.md: its examples run, and its tables say what the code does."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from reward_models import PRESETS, RULES, RewardModel, load, read_settings
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reward_models.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.fixture
+def examples(tmp_path):
+    """What the Python examples define, after they ran in the order of the page."""
+    (tmp_path / "costs").mkdir()
+    defined = {"folder": tmp_path / "costs"}
+    for block in blocks("python"):
+        exec(compile(block, "reward_models.md", "exec"), defined)
+    return defined
+
+
+def test_the_examples_run(examples):
+    assert read_settings(examples["folder"]) == examples["costs"]
+    assert examples["brevity"](["p"], ["a" * 150]) == [-0.5]
+
+
+def test_the_list_of_rewards_can_be_loaded(tmp_path, monkeypatch):
+    (source,) = [block for block in blocks("python") if block.startswith("# my_rewards.py")]
+    (tmp_path / "my_rewards.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    (config,) = blocks("yaml")
+    scores = {}
+    for item in yaml.safe_load(config)["rewards"]:
+        item = {"model": item} if isinstance(item, str) else item
+        model = load(item["model"], name=item.get("name"), options=item.get("options"))
+        assert isinstance(model, RewardModel)
+        (scores[model.name],) = model.score(["write a list"], ["a list:\n - b"])
+    # Of a, list and b, the first two are in the prompt; the dash is no word. Split at whitespace there are four.
+    assert scores == {"brevity": 0.0, "forty_words": -3.6, "no_lists": 0.0, "lexical": 2 / 3}
+
+
+def test_a_pickle_can_be_converted(examples, make_model, make_tokenizer, tmp_path):
+    model, source, folder = make_model("distilbert", num_labels=2), tmp_path / "source", tmp_path / "humor"
+    model.config.save_pretrained(source)
+    make_tokenizer("encoder").save_pretrained(source)
+    torch.save(model.state_dict(), source / "pytorch_model.bin")
+    examples["convert"](source, folder, PRESETS["humor"].format)
+    ids = make_tokenizer("encoder")("a joke", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = float(model(ids).logits[0, 1])
+    assert load(folder).score(["p"], ["a joke"]) == pytest.approx([expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_table_of_presets(name):
+    preset = PRESETS[name]
+    (row,) = re.findall(rf"^\| `{name}` \| `.*$", PAGE, flags=re.MULTILINE)
+    assert f"`{preset.model}`" in row
+    texts = " ".join(f"`{text}`" for text in preset.format.texts()).replace("` `", "`, `")
+    assert (f"the pair {texts}" if isinstance(preset.format.template, tuple) else f"| {texts} |") in row
+    assert " minus ".join(f"output {label}" for label in preset.format.labels()) in row
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_table_of_rules(name):
+    (row,) = re.findall(rf"^\| `rule:{name}` \| .*$", PAGE, flags=re.MULTILINE)
+    options = inspect.signature(RULES[name]).parameters
+    assert set(re.findall(r"`(\w+)`:", row)) == set(options) - {"name"}
+    for option, parameter in options.items():
+        if isinstance(parameter.default, str) and option != "name":
+            assert f"`{option}`: {parameter.default}" in row

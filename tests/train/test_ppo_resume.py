@@ -1,0 +1,119 @@
+"""A run that is killed at any moment and resumed ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny import WORDS
+
+from rlhf_lines.stages import run_stage
+from rlhf_lines.train.ppo_trainer import PPOTrainer
+
+
+KILLED = Path(__file__).parent / "killed.py"
+
+
+@pytest.fixture
+def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
+    """Return a maker of flags of a run with everything that has a state."""
+    (tmp_path / "tiny_rewards.py").write_text(
+        "def letters(prompts, completions):\n    return [len(c) for c in completions]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = write_rows("data/train.jsonl", [{"prompt": f"{x} {y}"} for x in WORDS[:6] for y in WORDS[:3]])
+
+    def make(**changes):
+        settings = {
+            **{"model_name_or_path": base, "dataset_name": data.parent},
+            **{"rewards": ['{"model": "tiny_rewards:letters", "normalize": true}'], "normalization_samples": 18},
+            **{"use_peft": True, "lora_r": 2, "lora_alpha": 4, "lora_target_modules": "all-linear"},
+            # 8 completions in a rollout, two updates of it: 18 prompts are two rollouts, so that step 8 ends epoch 2.
+            **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_iterations": 2},
+            **{"max_steps": 12, "max_completion_length": 4, "logging_steps": 1, "learning_rate": 1e-2},
+            **{"kl_target": 0.5, "kl_gain": 1.0, "value_lora": True, "save_strategy": "steps", "save_steps": 2},
+        }
+        return flags(**{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def killed(stage_flags, tmp_path):
+    """Return a function that runs the stage in a process that kills itself."""
+
+    def run(method, count, **changes):
+        result = subprocess.run(
+            [sys.executable, str(KILLED), method, str(count), *stage_flags(**changes)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+            timeout=300,
+        )
+        assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "found"),
+    [
+        ("training_step", 7, ["checkpoint-2"]),  # in the second rollout
+        ("_save", 5, ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"]),  # half a checkpoint is on disk
+        ("_generate_and_score_completions", 4, ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),  # in epoch 2
+    ],
+)
+def test_killed_and_resumed_is_the_run_that_was_not_killed(stage_flags, killed, tmp_path, method, count, found):
+    whole = run_stage("ppo", stage_flags(output_dir=tmp_path / "whole"))
+    out = tmp_path / "out"
+    killed(method, count, output_dir=out)
+    assert not out.exists()
+    partial = tmp_path / ".out.partial"
+    assert sorted(path.name for path in partial.glob("checkpoint-*")) == found
+    scales = (partial / "normalization.json").read_bytes()
+
+    generated = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = PPOTrainer._generate_and_score_completions
+        patch.setattr(PPOTrainer, "_generate_and_score_completions", lambda *args: generated.append(1) or own(*args))
+        assert run_stage("ppo", stage_flags(output_dir=out, resume=True)) == out
+    assert len(generated) == 6 - len(found), "what was finished is not done again"
+    assert not partial.exists()
+    assert (out / "normalization.json").read_bytes() == scales
+    for file in ("adapter_model.safetensors", "value/adapter_model.safetensors", "value_head.safetensors"):
+        a, b = load_file(whole / file), load_file(out / file)
+        assert a.keys() == b.keys()
+        for name in a:
+            assert (a[name] - b[name]).abs().max() < 1e-6, name
+            assert a[name].abs().max() > 0, name
+    states = [json.loads((folder / "ppo_state.json").read_text()) for folder in (whole, out)]
+    assert states[0]["rollouts"] == states[1]["rollouts"] == 6
+    assert states[1]["kl_coef"] == pytest.approx(states[0]["kl_coef"], abs=1e-9) and states[0]["kl_coef"] != 0.05
+    # Epoch 2 has an order of its own.
+    histories = [json.loads((folder / "rlhf_lines.json").read_text())["history"] for folder in (whole, out)]
+    assert [row["step"] for row in histories[0]] == [row["step"] for row in histories[1]]
+    assert [path.suffix for path in out.rglob("*") if path.suffix in (".pt", ".pth", ".bin")] == []
+
+
+def test_a_stopped_run_is_not_lost_by_accident(stage_flags, killed, tmp_path):
+    out = tmp_path / "out"
+    killed("training_step", 9, output_dir=out)
+    with pytest.raises(FileExistsError, match=r"stopped after checkpoint-4: add --resume .* or --overwrite"):
+        run_stage("ppo", stage_flags(output_dir=out))
+    with pytest.raises(ValueError, match=r"out was made with learning_rate '?0.01'?, now it is"):
+        run_stage("ppo", stage_flags(output_dir=out, resume=True, learning_rate=2e-2))
+    assert (tmp_path / ".out.partial" / "checkpoint-4").is_dir()
+    run_stage("ppo", stage_flags(output_dir=out, overwrite=True, max_steps=2))
+    assert json.loads((out / "rlhf_lines.json").read_text())["updates"] == 2
+
+
+def test_a_checkpoint_in_the_middle_of_a_rollout_is_refused(stage_flags, tmp_path):
+    with pytest.raises(ValueError, match="save_steps is 3, expected a multiple of 2, the updates of a rollout"):
+        run_stage("ppo", stage_flags(output_dir=tmp_path / "out", save_steps=3))
