@@ -34,7 +34,7 @@ def folder(tmp_path, llama, monkeypatch):
     (tmp_path / "data").mkdir()
     rows = [{"prompt": "p" * 39 + str(i), "completion": "c" * 20} for i in range(8)]
     for split in ("train", "validation", "test"):  # a split that is not there is taken out of train
-        text = "".join(json.dumps({**row, "prompt": row["prompt"] + split[0]}) + "\n" for row in rows)
+        text = "".join(json.dumps({**row, "prompt": row["prompt"] + split[1]}) + "\n" for row in rows)
         (tmp_path / "data" / f"{split}.jsonl").write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path

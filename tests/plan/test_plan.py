@@ -116,7 +116,7 @@ def test_sft_reward_merge_and_sweep(folder, write_config):
     pairs = [{"prompt": "p", "chosen": "c" * 8, "rejected": "r" * 4}] * 5
     (folder / "pairs").mkdir()
     for split in ("train", "validation", "test"):
-        rows = "".join(json.dumps({**row, "prompt": split[0]}) + "\n" for row in pairs)
+        rows = "".join(json.dumps({**row, "prompt": split[1]}) + "\n" for row in pairs)
         (folder / "pairs" / f"{split}.jsonl").write_text(rows)
     reward = planned(write_config("reward.yaml", **common, dataset_name="pairs", use_peft=False, output_dir="judge"))
     assert reward.stage == "reward" and reward.trainable == reward.parameters
