@@ -22,6 +22,7 @@ VERBS = {
     "ppo": "a LoRA policy from the SFT model against reward models",
     "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
     "sweep": "merge, sample and score many weights, and trace the fronts",
+    "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
     "front": "the front of a finished sweep, computed again from its run store",
 }
 OWN_PACKAGES = ("rlhf_lines", "reward_models", "__main__")  # the last is this file, run with python -m
@@ -67,6 +68,8 @@ def _run(verb: str, arguments: list[str]) -> None:
         raise ValueError(unknown_name("command", verb, VERBS))
     if verb == "front":
         return _front(arguments)
+    if verb == "plan":
+        return _plan(arguments)
     _quiet_libraries()
     if verb == "demo":
         return _demo(arguments)
@@ -99,6 +102,28 @@ def _front(arguments: list[str]) -> None:
     from rlhf_lines.sweep.front import trace_front
 
     print(front_table(trace_front(folder)))
+
+
+def _plan(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlhf-lines plan",
+        usage="rlhf-lines plan --config FILE [--flag value ...]",
+        description=f"{VERBS['plan']}. Flags of the stage itself change the config, as they do when it runs.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the config of any stage")
+    parser.add_argument("--stage", help="sft, reward, ppo, merge or sweep, where the keys fit several")
+    parser.add_argument("--base_model", help="folder or Hub id of the shape of a model that does not exist yet")
+    parser.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="whose memory; default: where the stage would run")
+    options, of_stage = parser.parse_known_args(arguments)
+    if options.prompt_tokens is not None and options.prompt_tokens < 1:
+        raise ValueError(f"prompt_tokens is {options.prompt_tokens}, expected at least 1")
+    _quiet_libraries()
+    from rlhf_lines.plan import Options, plan, plan_table
+
+    asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device)
+    print(plan_table(plan(["--config", options.config, *of_stage], asked), options.config))
 
 
 def _usage() -> str:

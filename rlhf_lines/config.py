@@ -97,6 +97,18 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
     return stages, {**given, **_flags(dataclass_types, arguments, prog)}
 
 
+def given_keys(arguments: list[str]) -> set[str]:
+    """Return the names of the keys and flags that are given, known or not.
+
+    Raises:
+        FileNotFoundError: the config file does not exist.
+        ValueError: it is not a YAML mapping.
+    """
+    config, _ = _read_config(arguments)
+    flags = {argument[2:].partition("=")[0] for argument in _without_config(arguments) if argument.startswith("--")}
+    return set(config) | flags
+
+
 def _flags(dataclass_types: tuple[type, ...], arguments: list[str], prog: str) -> dict:
     """Return what the command line gave, without the defaults."""
     parser = _parser(dataclass_types, prog)

@@ -24,9 +24,36 @@ from transformers import (
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.data import docstrings
+from rlhf_lines.demo import ROOT
 
 
 SEED = 0
+# Shapes. Vocabularies are at most so large; the corpus fills them.
+LLAMA = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+GPT2 = {"vocab_size": 1024, "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4, "num_labels": 1}
+BERT = {
+    "vocab_size": 2048,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "max_position_embeddings": 256,
+    "num_labels": 1,
+}
+# Folder to shape, for who needs it before the folder is made.
+UNTRAINED = {
+    f"{ROOT}/untrained/llama": {"model_type": "llama", **LLAMA},
+    f"{ROOT}/untrained/gpt2": {"model_type": "gpt2", **GPT2},
+    f"{ROOT}/untrained/bert": {"model_type": "bert", **BERT},
+}
 
 
 def write_untrained_models(output_dir: str | Path) -> Path:
@@ -43,15 +70,9 @@ def write_untrained_models(output_dir: str | Path) -> Path:
 
 
 def _llama(texts: list[str]):
-    tokenizer = _byte_pair_tokenizer(texts, vocab_size=2048)
+    tokenizer = _byte_pair_tokenizer(texts, vocab_size=LLAMA["vocab_size"])
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
+        **{**LLAMA, "vocab_size": len(tokenizer)},
         initializer_range=0.08,  # about 1 / sqrt(hidden_size): a narrow model learns slowly from the usual 0.02
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -61,14 +82,9 @@ def _llama(texts: list[str]):
 
 
 def _gpt2(texts: list[str]):
-    tokenizer = _byte_pair_tokenizer(texts, vocab_size=1024)
+    tokenizer = _byte_pair_tokenizer(texts, vocab_size=GPT2["vocab_size"])
     config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=256,
-        n_embd=64,
-        n_layer=2,
-        n_head=4,
-        num_labels=1,
+        **{**GPT2, "vocab_size": len(tokenizer)},
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -77,15 +93,9 @@ def _gpt2(texts: list[str]):
 
 
 def _bert(texts: list[str]):
-    tokenizer = _word_piece_tokenizer(texts, vocab_size=2048)
+    tokenizer = _word_piece_tokenizer(texts, vocab_size=BERT["vocab_size"])
     config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=256,
-        max_position_embeddings=256,
-        num_labels=1,
+        **{**BERT, "vocab_size": len(tokenizer)},
         pad_token_id=tokenizer.pad_token_id,
     )
     return BertForSequenceClassification(config), tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 from rlhf_lines.artifact import check_same_config, is_complete
 from rlhf_lines.config import RunConfig, parse
@@ -29,13 +30,23 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the input is wrong; the message is one sentence.
     """
-    module = importlib.import_module(MODULES[verb])
-    configs, given = parse(module.CONFIGS, arguments, prog=f"rlhf-lines {verb}")
-    if not given.get("output_dir"):  # transformers would fall back to a folder of its own choice
-        raise ValueError("output_dir is missing: name the folder to make")
+    module, configs, given = read_stage(verb, arguments)
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
     if run_config.resume and is_complete(output_dir):
         check_same_config(output_dir, given)
         return Path(output_dir)
     return module.run(*configs, given)
+
+
+def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict]:
+    """Return the module of a stage, its filled dataclasses, and the mapping of everything that was given.
+
+    Raises:
+        ValueError, FileNotFoundError: the input is wrong; the message is one sentence.
+    """
+    module = importlib.import_module(MODULES[verb])
+    configs, given = parse(module.CONFIGS, arguments, prog=f"rlhf-lines {verb}")
+    if not given.get("output_dir"):  # transformers would fall back to a folder of its own choice
+        raise ValueError("output_dir is missing: name the folder to make")
+    return module, configs, given

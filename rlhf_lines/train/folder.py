@@ -32,6 +32,19 @@ def training_folder(
             ``overwrite`` was given.
         ValueError: the checkpoints are of a run with other settings.
     """
+    choose_checkpoint(training, run_config, given, trained=trained)
+    resumes = bool(training.resume_from_checkpoint)
+    leave = training.save_strategy != "no"
+    with new_folder(
+        training.output_dir, overwrite=run_config.overwrite, keep_partial=resumes, leave_partial=leave
+    ) as folder:
+        if training.process_index == 0:
+            write_config(folder, given)
+        yield folder
+
+
+def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:
+    """Set ``training.resume_from_checkpoint`` to what ``--resume`` goes on from; see ``training_folder``."""
     final, partial = training.output_dir, partial_folder(training.output_dir)
     chosen, newest = training.resume_from_checkpoint, newest_checkpoint(partial / trained)
     if chosen and not Path(chosen).is_dir():
@@ -44,9 +57,3 @@ def training_folder(
             f"output_dir {final} was begun by a run that stopped after {newest.name}: add --resume to go on from "
             "there, or --overwrite to start again"
         )
-    resumes = bool(training.resume_from_checkpoint)
-    leave = training.save_strategy != "no"
-    with new_folder(final, overwrite=run_config.overwrite, keep_partial=resumes, leave_partial=leave) as folder:
-        if training.process_index == 0:
-            write_config(folder, given)
-        yield folder

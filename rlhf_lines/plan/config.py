@@ -1,0 +1,74 @@
+"""From a config file to the stage that it is of, and its filled dataclasses."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from rlhf_lines.config import given_keys
+from rlhf_lines.stages import MODULES, read_stage
+from rlhf_lines.suggestion import unknown_name
+
+
+def stage_of(arguments: list[str], path: Path) -> str:
+    """Return the stage whose keys the config and the flags are; of several, the one that the file is named after.
+
+    Raises:
+        ValueError: no stage has all keys, or several have them and the file's name does not decide.
+    """
+    keys = given_keys(arguments)
+    known = {stage: _fields(stage) for stage in MODULES}
+    fitting = [
+        stage
+        for stage, names in known.items()
+        if keys <= names.keys() and {name for name, required in names.items() if required} <= keys
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        named = [stage for stage in fitting if path.stem.split("_")[0] == stage]
+        if not named:
+            raise ValueError(f"config file {path} fits the stages {', '.join(fitting)}: say which with --stage")
+        return named[0]
+    nearest = max(known, key=lambda stage: len(keys & known[stage].keys()))
+    unknown = sorted(keys - known[nearest].keys())
+    missing = sorted(name for name, required in known[nearest].items() if required and name not in keys)
+    reason = f"unknown there: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+    raise ValueError(f"config file {path} fits no stage; the nearest is {nearest} ({reason}); say which with --stage")
+
+
+def read_config(stage: str, arguments: list[str]) -> tuple[dict[type, object], dict]:
+    """Return the dataclasses of a stage by their type, and what was given.
+
+    A config for a GPU can be planned where there is none: transformers then accepts ``bf16`` only for a CPU, which
+    changes nothing else here.
+
+    Raises:
+        ValueError: the stage is unknown, or its parser refuses a value.
+    """
+    import torch
+
+    if stage not in MODULES:
+        raise ValueError(unknown_name("stage", stage, MODULES))
+    elsewhere = not torch.cuda.is_available() and "use_cpu" in _fields(stage) and "use_cpu" not in given_keys(arguments)
+    _, configs, given = read_stage(stage, [*arguments, *(["--use_cpu", "true"] if elsewhere else [])])
+    if elsewhere:
+        given.pop("use_cpu")
+    return {type(config): config for config in configs}, given
+
+
+def of_type(configs: dict[type, object], wanted: type):
+    """Return the config of a type or of a subclass of it, or None."""
+    return next((config for kind, config in configs.items() if issubclass(kind, wanted)), None)
+
+
+def _fields(stage: str) -> dict[str, bool]:
+    """Return the keys of a stage, and whether they are required."""
+    configs = importlib.import_module(MODULES[stage]).CONFIGS
+    return {
+        entry.name: entry.default is MISSING and entry.default_factory is MISSING
+        for config in configs
+        for entry in fields(config)
+        if entry.init
+    }

@@ -1,0 +1,113 @@
+"""The arithmetic of memory: pure functions from sizes to bytes.
+
+Notation: B sequences of S tokens, V words in the vocabulary, H hidden sizes, N = B S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+FLOAT32 = 4  # bytes
+# TRL's fused head (trl/kernels/chunked_logprob.py) never holds logits of more positions and words than this.
+TILE_POSITIONS, TILE_WORDS = 4096, 32768
+# bitsandbytes: one float32 per output row (8-bit); one per 64 weights, or one byte and a 256th of it (4-bit).
+BLOCK_4BIT, NESTED_BLOCK = 64, 256
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a step, and what is in memory during it at the same time.
+
+    Attributes:
+        name: what happens.
+        parts: what is held, in bytes.
+    """
+
+    name: str
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts together."""
+        return sum(self.parts.values())
+
+
+def peak(phases: list[Phase]) -> Phase:
+    """Return the phase with the largest total: phases follow one another, so their memory does not add up."""
+    return max(phases, key=lambda phase: phase.total)
+
+
+def linear_bytes(out_features: int, in_features: int, *, bits: int, dtype_bytes: int = 2, nested: bool = False) -> int:
+    """Return the bytes of the weight of one linear map, without its bias.
+
+        16 or 32 bits   out in dtype_bytes
+        8 bits          out in + 4 out                              (LLM.int8, arXiv 2208.07339)
+        4 bits          out in / 2 + 4 (out in / 64)                (NF4, arXiv 2305.14314)
+        4 bits, nested  out in / 2 + (out in / 64) + 4 (out in / 64 / 256)
+
+    Args:
+        bits: 8, 4, or anything else for an unquantised weight.
+        dtype_bytes: of an unquantised weight.
+        nested: 4-bit with double quantisation.
+    """
+    size = out_features * in_features
+    if bits == 8:
+        return size + FLOAT32 * out_features
+    if bits == 4:
+        blocks = -(-size // BLOCK_4BIT)
+        constants = blocks + FLOAT32 * -(-blocks // NESTED_BLOCK) if nested else FLOAT32 * blocks
+        return -(-size // 2) + constants
+    return size * dtype_bytes
+
+
+def optimizer_bytes(trainable: int, trainable_bytes: int, optimizer: str) -> int:
+    """Return the bytes of the optimizer's state: two moments per trainable parameter (Adam, arXiv 1412.6980).
+
+    adamw_*            2 of the parameter's own dtype
+    *8bit*             2 bytes, one per moment (arXiv 2110.02861)
+    sgd, adafactor     0: none, or a row and a column per matrix
+    """
+    if "8bit" in optimizer:
+        return 2 * trainable
+    if optimizer in ("sgd", "adafactor"):
+        return 0
+    return 2 * trainable_bytes
+
+
+def kv_cache_bytes(*, layers: int, kv_heads: int, head_dim: int, length: int, batch: int, dtype_bytes: int) -> int:
+    """Return the bytes of keys and values of all positions: 2 layers kv_heads head_dim length batch dtype_bytes."""
+    return 2 * layers * kv_heads * head_dim * length * batch * dtype_bytes
+
+
+def head_bytes(positions: int, vocab: int, hidden: int, *, compute_bytes: int, kernel: bool, backward: bool) -> int:
+    """Return what the output head adds while logits exist: TRL computes them in tiles and keeps none.
+
+        n = min(N, 4096),  v = min(V, 32768)
+        tile        32768 n compute_bytes
+        forward     3 float32 copies [n, v] where no Triton kernel reads the tile in place
+        backward    7 float32 copies [n, v] likewise, and the float32 gradient of the hidden states [N, H]
+
+    Args:
+        kernel: a GPU with Triton, where the tile is read and overwritten in place.
+        backward: the pass that trains; it dominates its own forward pass.
+    """
+    rows = min(positions, TILE_POSITIONS)
+    tile = rows * TILE_WORDS * compute_bytes
+    copies = 0 if kernel else (7 if backward else 3)
+    gradient = positions * hidden * FLOAT32 if backward else 0
+    return tile + copies * rows * min(vocab, TILE_WORDS) * FLOAT32 + gradient
+
+
+def sampling_bytes(batch: int, vocab: int) -> int:
+    """Return the bytes around one sampled token of every row: logits, scores, probabilities and a copy, in float32."""
+    return 4 * batch * vocab * FLOAT32
+
+
+def gumbel_bytes(batch: int, vocab: int) -> int:
+    """Return the bytes around one token of a sweep: its noise, scores and their 64-bit integers, ``[rows, V]``.
+
+    Six at a time: of ``rlhf_lines.sweep.sampling.gumbel`` (key, shifted key, bits, u, noise) and the perturbed logits.
+    """
+    return 6 * batch * vocab * 8

@@ -1,0 +1,86 @@
+"""What the reward models of a run take: parameters, memory, and whether they exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import reward_models
+from reward_models import PRESETS
+from rlhf_lines.plan import skeleton
+from rlhf_lines.plan.rehearsal import Rehearsal
+from rlhf_lines.plan.shapes import find_shape, makers
+
+
+if TYPE_CHECKING:
+    from rlhf_lines.task_rewards import RewardEntry
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """One reward model.
+
+    Attributes:
+        name: as the config names it.
+        source: where its shape is from.
+        model: without weights, or None for a function or rule, which takes nothing.
+        batch_size: most texts in one pass.
+    """
+
+    name: str
+    source: str
+    model: object | None = None
+    batch_size: int = 32
+
+    @property
+    def weights(self) -> int:
+        """Bytes of its parameters and buffers."""
+        if self.model is None:
+            return 0
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+
+    def forward(self, texts: int, length: int) -> int:
+        """Return the bytes of scoring so many texts of so many of the policy's tokens."""
+        if self.model is None:
+            return 0
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length
+        return Rehearsal(_copy(self)).forward(min(texts, self.batch_size), min(length, longest))
+
+
+def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_size: int = 32) -> list[RewardPlan]:
+    """Return the plans of the rewards, in their order.
+
+    Raises:
+        FileNotFoundError, ValueError: a source is nothing that can be loaded, as ``reward_models.load`` says it.
+    """
+    return [_plan(entry, beside, batch_size) for entry in entries]
+
+
+def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
+    source = entry.model
+    preset = next((p for name, p in PRESETS.items() if source in (name, p.model)), None)
+    made = next(makers(source, beside), None)
+    is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
+    if preset is None and made is None and not Path(source).is_dir() and not is_hub_id:
+        # A function or a rule; anything else is refused by its own sentence.
+        reward_models.load(source, options=entry.options)
+        return RewardPlan(entry.name or source, "a function, which takes no memory that is counted here")
+    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in _MODEL_FILES):
+        reward_models.load(source)  # refused: no model in it
+    shape = find_shape(preset.model if preset else source, beside=beside, what="reward model")
+    if made is not None and not Path(source).is_dir():
+        shape.config.num_labels = 1
+    model = skeleton.classifier(shape.config, dtype=entry.dtype)
+    found = f"{skeleton.count(model):,} parameters; {shape.source}"
+    return RewardPlan(entry.name or source, found, model, entry.batch_size or batch_size)
+
+
+_MODEL_FILES = ("config.json", "adapter_config.json")
+
+
+def _copy(reward: RewardPlan):
+    """Return another model without weights: a rehearsal changes the one that it is given."""
+    dtype = str(next(reward.model.parameters()).dtype).removeprefix("torch.")
+    return skeleton.classifier(reward.model.config, dtype=dtype)

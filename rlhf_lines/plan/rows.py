@@ -1,0 +1,92 @@
+"""What is known about a data set where it is at hand: how many rows, and how long they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_lines import data
+from rlhf_lines.config import DataConfig
+
+
+OFFLINE_TASKS = ("docstrings",)
+ASSUMED_TOKENS = 512
+CHARACTERS_PER_TOKEN = 4
+READ_ROWS = 2000
+SUFFIXES = (".json", ".jsonl", ".parquet", ".gz")  # of a file, also of one that does not exist
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split.
+
+    Attributes:
+        count: how many; None where the data set is not here.
+        longest: tokens of the longest text among the first 2,000, or what is assumed.
+        source: how that is known.
+    """
+
+    count: int | None
+    longest: int
+    source: str
+
+
+def look_at(
+    config: DataConfig,
+    kind: str,
+    *,
+    columns: tuple[tuple[str, ...], ...],
+    tokenizer_from: str,
+    split: str = "train",
+    given: int | None = None,
+) -> Rows:
+    """Return what is known about the rows of a stage, by the stage's own loading where the data set is local.
+
+    Args:
+        columns: which columns make one text; with several such tuples, the longest counts.
+        tokenizer_from: folder of the model, for its tokenizer; without one, 4 characters are taken for a token.
+        given: tokens of the longest text, as the user says.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``data.load``.
+    """
+    limit = config.max_prompt_length if columns == (("prompt",),) else None
+    if not _is_local(config):
+        if given or limit:
+            return Rows(None, given or limit, "as given" if given else "max_prompt_length")
+        return Rows(None, ASSUMED_TOKENS, "assumed: the data set is not here; see --prompt_tokens")
+    tokenizer = _tokenizer(Path(tokenizer_from))
+    if tokenizer is None:  # nothing to count prompts with
+        config = dataclasses.replace(config, max_prompt_length=None)
+    dataset = config.load(kind, split, tokenizer)
+    if given:
+        return Rows(len(dataset), given, "as given")
+    few = dataset.select(range(min(READ_ROWS, len(dataset))))
+    texts = ["".join(_text(row[column]) for column in group) for row in few for group in columns]
+    if tokenizer is not None:
+        longest, source = max(map(len, tokenizer(texts, verbose=False)["input_ids"])), "by the model's tokenizer"
+    else:
+        longest, source = -(-max(map(len, texts)) // CHARACTERS_PER_TOKEN), f"{CHARACTERS_PER_TOKEN} characters a token"
+    if limit and limit < longest:
+        return Rows(len(dataset), limit, "max_prompt_length")
+    return Rows(len(dataset), longest, f"longest of {len(few):,} rows, {source}")
+
+
+def _tokenizer(folder: Path):
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    from rlhf_lines.models import load_tokenizer
+
+    return load_tokenizer(folder)
+
+
+def _text(value: str | list[dict]) -> str:
+    return value if isinstance(value, str) else "".join(message["content"] for message in value)
+
+
+def _is_local(config: DataConfig) -> bool:
+    if config.dataset_name in data.TASKS and config.dataset_path is None:
+        return config.dataset_name in OFFLINE_TASKS
+    name = config.dataset_path or config.dataset_name
+    return Path(name).exists() or name.endswith(SUFFIXES) or name.startswith((".", "/", "~"))

@@ -1,0 +1,53 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_lines.plan.memory import peak
+from rlhf_lines.plan.stage import Plan
+
+
+DEVICES = {"cuda": "GPU", "cpu": "CPU process, beside Python and its libraries"}
+
+
+def plan_table(plan: Plan, config: str | Path | None = None) -> str:
+    """Return the plan as a table: models, memory by part and phase, work, disk."""
+    lines = [f"plan of stage {plan.stage}" + (f", {config}" if config else ""), ""]
+    lines += [f"  {name}: {source}" for name, source in plan.models]
+    lines.append(f"  parameters            {plan.parameters:>16,}")
+    if plan.trainable:
+        lines.append(f"  trainable parameters  {plan.trainable:>16,}  ({plan.trainable / plan.parameters:.2%})")
+    lines += ["", f"estimated memory of one {DEVICES[plan.device]}", ""]
+    lines += _memory(plan)
+    top = peak(plan.phases)
+    lines += ["", f"  peak: {_size(top.total)}, during {top.name}"]
+    if plan.work:
+        lines += ["", *(f"  {what:<32}{much}" for what, much in plan.work)]
+    lines += ["", f"to be written: {_size(sum(plan.disk.values()))}"]
+    lines += [f"  {name:<32}{_size(size)}" for name, size in plan.disk.items()]
+    return "\n".join([*lines, *(["", *plan.notes] if plan.notes else [])])
+
+
+def _memory(plan: Plan) -> list[str]:
+    names = list(dict.fromkeys(name for phase in plan.phases for name in phase.parts))
+    widths = [max(len(phase.name), 9) for phase in plan.phases]
+    first = max(len(name) for name in [*names, "total"])
+    unit, divisor = _unit(peak(plan.phases).total)
+
+    def row(label: str, cells: list[str]) -> str:
+        return f"  {label:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+    lines = [row(unit, [phase.name for phase in plan.phases])]
+    for name in names:
+        lines.append(row(name, [f"{phase.parts.get(name, 0) / divisor:,.2f}" for phase in plan.phases]))
+    return [*lines, row("total", [f"{phase.total / divisor:,.2f}" for phase in plan.phases])]
+
+
+def _size(size: int) -> str:
+    unit, divisor = _unit(size)
+    return f"{size / divisor:,.2f} {unit}"
+
+
+def _unit(size: int) -> tuple[str, int]:
+    return ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20) if size >= 2**20 else ("KiB", 2**10)

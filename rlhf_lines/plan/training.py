@@ -1,0 +1,308 @@
+"""Plans of the stages that train: sft, reward, ppo."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+from trl import ModelConfig, get_peft_config
+
+from rlhf_lines.config import RunConfig, TrainingDataConfig
+from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.plan import skeleton
+from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.memory import Phase, head_bytes, kv_cache_bytes, optimizer_bytes, sampling_bytes
+from rlhf_lines.plan.rehearsal import Rehearsal
+from rlhf_lines.plan.rewards import plan_rewards
+from rlhf_lines.plan.rows import Rows, look_at
+from rlhf_lines.plan.shapes import find_shape
+from rlhf_lines.plan.stage import Options, Plan
+from rlhf_lines.train.folder import choose_checkpoint
+from rlhf_lines.train.ppo import RewardsConfig
+from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.sft import ADAPTER
+
+
+def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
+    """Return the plan of supervised fine-tuning: one phase that trains, and the merge of the adapter after it."""
+    run = _Training(configs, given, beside, options, kind="causal")
+    kind, columns = ("text", (("text",),)) if run.args.packing else ("demonstrations", (("prompt", "completion"),))
+    rows = run.look_at(kind, columns)
+    length = run.length(rows, filled=run.args.packing)
+    if run.peft_config is not None:
+        names = [name for name, _ in skeleton.causal_lm(run.shape.config).named_parameters()]
+        block_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
+    batch = run.args.per_device_train_batch_size
+    plan = run.plan("sft")
+    plan.phases.append(run.update_phase(batch, length, head=batch * (length - 1)))
+    if run.peft_config is not None:
+        dense = run.dense_bytes()
+        if run.device == "cpu":
+            # The pages of the base's file, which is mapped, count as memory of the process.
+            merged = {"mapped weights file": dense, "merged weights": dense}
+            plan.phases.append(Phase("merge", {**run.held(), **merged}))
+        else:
+            plan.notes.append(f"the merge takes {2 * dense / 2**30:.1f} GiB of host memory, besides the GPU's")
+        plan.disk["merged model"] = dense
+    _add_work(plan, run, rows, batch, length)
+    return plan
+
+
+def plan_reward(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
+    """Return the plan of a reward model: chosen and rejected texts go through the model in one batch."""
+    run = _Training(configs, given, beside, options, kind="classifier")
+    columns = (("prompt", "chosen"), ("prompt", "rejected"))
+    rows = run.look_at("preferences", columns)
+    length = run.length(rows)
+    batch = run.args.per_device_train_batch_size
+    plan = run.plan("reward")
+    plan.phases.append(run.update_phase(2 * batch, length, head=0))
+    _add_work(plan, run, rows, batch, length)
+    return plan
+
+
+def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
+    """Return the plan of PPO: rollouts, their scores and log-probabilities, and updates.
+
+    The whole rollout of a process is generated as one batch; everything after it goes by
+    ``per_device_train_batch_size``.
+    """
+    run = _Training(configs, given, beside, options, kind="causal")
+    args = run.args
+    if run.peft_config is None:
+        raise ValueError("PPO trains LoRA policies, but use_peft is false: set use_peft: true and lora_r")
+    rows = run.look_at("prompts", (("prompt",),))
+    rollout = args.per_device_train_batch_size * args.steps_per_generation
+    prompts = args.generation_batch_size // args.num_generations
+    if rows.count is not None and rows.count < prompts:
+        raise ValueError(
+            f"train_dataset has {rows.count} prompts, but one rollout takes {prompts}: add prompts, or lower "
+            "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
+        )
+    rewards = plan_rewards(of_type(configs, RewardsConfig).entries, beside=beside)
+    batch, length = args.per_device_train_batch_size, rows.longest + args.max_completion_length
+    plan = run.plan("ppo")
+    plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
+    scorers = sum(reward.weights for reward in rewards)
+    held = {**run.held(), "reward models": scorers}
+    config = run.shape.config.get_text_config()
+    cache, per_layer = run.kv_cache(rollout, length)
+    prompt_cache, _ = run.kv_cache(rollout, rows.longest)
+    prefill = max(0, run.rehearsal().forward(rollout, rows.longest, use_cache=True) - prompt_cache)
+    # A step of generation lengthens the cache of one layer by copying it.
+    working = max(prefill, per_layer + sampling_bytes(rollout, config.vocab_size)) + run.unpacked
+    plan.phases.append(Phase("generation", {**held, "KV cache": cache, "activations": working}))
+    scoring = max((reward.forward(rollout, length) for reward in rewards), default=0)
+    plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
+    # Prompts and padding cost no logits.
+    positions = batch * args.max_completion_length
+    head = run.head(positions, backward=False)
+    passes = run.rehearsal().forward(batch, length) + run.unpacked
+    plan.phases.append(Phase("log-probabilities", {**held, "activations": passes, "logits": head}))
+    update = run.update_phase(batch, length, head=positions)
+    plan.phases.append(replace(update, parts={**update.parts, "reward models": scorers}))
+    _add_ppo_work(plan, run, rows, rollout, prompts)
+    return plan
+
+
+class _Training:
+    """What the three stages have in common: the model without weights, and what is held all the time."""
+
+    def __init__(self, configs: dict, given: dict, beside: Path | None, options: Options, *, kind: str) -> None:
+        self.args = of_type(configs, TrainingArguments)
+        self.model_config = of_type(configs, ModelConfig)
+        self.data = of_type(configs, TrainingDataConfig)
+        self.is_ppo = isinstance(self.args, PPOConfig)
+        self.options = options
+        self.peft_config = get_peft_config(self.model_config)
+        trained = ADAPTER if kind == "causal" and self.peft_config is not None and not self.is_ppo else "."
+        choose_checkpoint(self.args, of_type(configs, RunConfig), given, trained=trained)
+        name = self.model_config.model_name_or_path
+        if not name:
+            raise ValueError("no model was given: set model_name_or_path to a folder or a Hub id")
+        self.shape = find_shape(name, beside=beside, base_model=options.base_model)
+        if kind == "classifier":
+            self.shape.config.num_labels = 1
+        self.bits = 4 if self.model_config.load_in_4bit else 8 if self.model_config.load_in_8bit else 16
+        if self.peft_config is not None and kind == "classifier":
+            self.peft_config.task_type = "SEQ_CLS"
+        self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
+        self.device = options.device or _device(given, self.bits)
+        self.model = self._skeleton()
+        base = self._make(self.shape.config, dtype=self.model_config.dtype)
+        self.parameters, self._dense = skeleton.count(base), sum(p.nbytes for p in base.parameters())
+        self.hidden = self.shape.config.get_text_config().hidden_size
+        copies = 2 if self.is_ppo and self.args.value_lora else 1  # the value's own adapter is as large
+        value = self.hidden + 1 if self.is_ppo else 0
+        self.trainable = copies * skeleton.count(self.model, trainable=True) + value
+        self.trainable_bytes = copies * skeleton.trainable_bytes(self.model) + 4 * value
+        self.adapter_copies = copies
+        nested = self.model_config.use_bnb_nested_quant
+        self.weights = skeleton.frozen_bytes(self.model, bits=self.bits, nested=nested)
+        self.unpacked = skeleton.largest_quantised(self.model) if self.bits in (4, 8) else 0
+        if self.peft_config is not None and self.trainable == value:
+            raise ValueError(f"lora_target_modules {self.model_config.lora_target_modules!r} leave nothing to train")
+
+    def plan(self, stage: str) -> Plan:
+        plan = Plan(stage, self.device, self.parameters, self.trainable)
+        plan.models.append((self.model_config.model_name_or_path, self.shape.source))
+        return plan
+
+    def look_at(self, kind: str, columns) -> Rows:
+        return look_at(
+            self.data,
+            kind,
+            columns=columns,
+            tokenizer_from=self.model_config.model_name_or_path,
+            given=self.options.prompt_tokens,
+        )
+
+    def length(self, rows: Rows, *, filled: bool = False) -> int:
+        """Return the tokens of the longest sequence, which ``max_length`` bounds, and sets where nothing is known."""
+        limit = self.args.max_length
+        unknown = rows.count is None and self.options.prompt_tokens is None
+        return limit if limit and (filled or unknown) else min(limit or rows.longest, rows.longest)
+
+    def held(self) -> dict[str, int]:
+        """Return what every phase holds from the first update on."""
+        trained = "adapters" if self.peft_config is not None else "trained weights"
+        optimizer = str(getattr(self.args.optim, "value", self.args.optim))
+        state = optimizer_bytes(self.trainable, self.trainable_bytes, optimizer)
+        return {"weights": self.weights, trained: self.trainable_bytes, "optimizer": state}
+
+    def update_phase(self, batch: int, length: int, *, head: int) -> Phase:
+        """Return the phase that trains on a microbatch, of which ``head`` positions go through the output head."""
+        checkpointing = None
+        if self.args.gradient_checkpointing:
+            checkpointing = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+        step = self.rehearsal().step(batch, length, checkpointing=checkpointing)
+        kept = step.kept * self.adapter_copies  # a second adapter has a forward pass of its own
+        logits = self.head(head, backward=True) if head else 0
+        # Logits come when all activations are there; the backward pass of the blocks, when the logits are gone.
+        beside = max(step.forward, step.backward) + self.unpacked
+        parts = {**self.held(), "gradients": self.trainable_bytes, "activations": kept}
+        return Phase("update", {**parts, "logits": logits, "working memory": max(0, beside - logits)})
+
+    def head(self, positions: int, *, backward: bool) -> int:
+        config = self.shape.config.get_text_config()
+        bytes_ = 2 if self._autocast() is not None else self._dtype().itemsize
+        kernel = self.device == "cuda"
+        return head_bytes(
+            positions, config.vocab_size, self.hidden, compute_bytes=bytes_, kernel=kernel, backward=backward
+        )
+
+    def kv_cache(self, batch: int, length: int) -> tuple[int, int]:
+        """Return the bytes of the cache, and those of one layer's."""
+        config = self.shape.config.get_text_config()
+        heads = config.num_attention_heads
+        size = kv_cache_bytes(
+            layers=1,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            length=length,
+            batch=batch,
+            dtype_bytes=self._dtype().itemsize,
+        )
+        return size * config.num_hidden_layers, size
+
+    def rehearsal(self) -> Rehearsal:
+        return Rehearsal(self._skeleton(), autocast=self._autocast())
+
+    def dense_bytes(self) -> int:
+        return self._dense
+
+    def _skeleton(self):
+        wanted = self.model_config
+        model = self._make(self.shape.config, dtype=wanted.dtype, attention=wanted.attn_implementation)
+        if self.peft_config is None:
+            return model
+        model = skeleton.adapt(model, self.peft_config)
+        if self.bits in (4, 8):  # as TRL does
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+        return model
+
+    def _dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.model.parameters())
+
+    def _autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+
+def _device(given: dict, bits: int) -> str:
+    """Return where the stage would run: on the GPU, unless the config or this machine says otherwise."""
+    if given.get("use_cpu"):
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() or bits != 16 or given.get("bf16", True) or given.get("fp16") else "cpu"
+
+
+def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -> None:
+    args = run.args
+    updates = args.max_steps if args.max_steps > 0 else None
+    if updates is None and rows.count is not None and not getattr(args, "packing", False):
+        batches = math.ceil(rows.count / batch)
+        updates = math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+    plan.work.append(("rows", _count(rows)))
+    plan.work.append(("sequences of one update", f"{batch * args.gradient_accumulation_steps:,}"))
+    plan.work.append(
+        ("tokens of the longest sequence", f"{length:,} ({'max_length' if length == args.max_length else rows.source})")
+    )
+    plan.work.append(("updates", f"{updates:,}" if updates is not None else "not known before the rows are read"))
+    _add_disk(plan, run, updates)
+
+
+def _count(rows: Rows) -> str:
+    return f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here"
+
+
+def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts: int) -> None:
+    args = run.args
+    of_rollout = args.num_iterations * args.steps_per_generation / args.gradient_accumulation_steps
+    if args.max_steps > 0:
+        updates = args.max_steps
+    elif rows.count is not None:
+        updates = math.ceil(rows.count // prompts * of_rollout * args.num_train_epochs)
+    else:
+        updates = None
+    _check_save_steps(args, updates)
+    plan.work.append(("prompts", _count(rows)))
+    plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
+    plan.work.append(("updates of one rollout", f"{of_rollout:g}"))
+    if updates is None:
+        plan.work.append(("updates", "not known before the prompts are read"))
+    else:
+        rollouts = math.ceil(updates / of_rollout)
+        completions = rollouts * args.generation_batch_size
+        plan.work.append(("updates", f"{updates:,}"))
+        plan.work.append(("rollouts", f"{rollouts:,} of {args.generation_batch_size:,} completions"))
+        plan.work.append(("completions to generate", f"{completions:,}"))
+        plan.work.append(("tokens to generate", f"at most {completions * args.max_completion_length:,}"))
+    _add_disk(plan, run, updates)
+
+
+def _check_save_steps(args, updates: int | None) -> None:
+    """Refuse a first checkpoint after the end."""
+    if getattr(args.save_strategy, "value", args.save_strategy) != "steps":
+        return
+    steps = args.save_steps
+    if updates is not None and steps > updates:
+        raise ValueError(
+            f"save_steps is {steps:g}, but there are only {updates} updates: lower it, or set save_strategy: 'no'"
+        )
+
+
+def _add_disk(plan: Plan, run: _Training, updates: int | None) -> None:
+    args = run.args
+    saved = run.trainable_bytes if run.peft_config is not None else run.dense_bytes()
+    plan.disk["adapter" if run.peft_config is not None else "model"] = saved
+    if getattr(args.save_strategy, "value", args.save_strategy) != "steps" or updates is None:
+        return
+    steps = args.save_steps if args.save_steps >= 1 else max(1, math.ceil(args.save_steps * updates))
+    count = updates // int(steps)
+    kept = min(count, args.save_total_limit) if args.save_total_limit else count
+    state = 0 if args.save_only_model else run.held()["optimizer"]
+    plan.disk[f"checkpoints, {kept:,} at a time"] = kept * (saved + state)

@@ -1,0 +1,212 @@
+"""Plans of whole configs: every shipped one, numbers by hand, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import save_file
+
+from rlhf_lines import cli
+from rlhf_lines.plan import Options, plan, plan_table
+from rlhf_lines.plan.memory import peak
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "accelerate")
+STAGE_OF = {"base": "sft", "sft": "sft", "reward": "reward", "sweep": "sweep", "merge": "merge"}
+
+
+def planned(path: str, *flags: str, **options):
+    return plan(["--config", path, *flags], Options(**options))
+
+
+def refused(capsys, *arguments: str) -> str:
+    """See that the command refuses with one sentence, and return it."""
+    capsys.readouterr()
+    assert cli.main(["plan", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("rlhf-lines plan: ") and "Traceback" not in err
+    return err
+
+
+# --- the configs that come with the project ---
+
+
+def test_the_shipped_configs_are_found():
+    assert len(FILES) >= 10
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_shipped_config_has_a_plan_offline(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where nothing of it has been made
+    result = planned(str(path))
+    assert result.stage == STAGE_OF.get(path.stem.split("_")[0], "ppo")
+    assert peak(result.phases).total > 0 and sum(result.disk.values()) > 0
+    if path.parts[-3] == "llama2_7b":
+        assert result.parameters == 6_738_415_616 and result.device == "cuda"
+        assert 12 < peak(result.phases).total / 2**30 < 141  # more than its weights; less than the largest GPU
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- numbers ---
+
+
+def test_a_ppo_plan_by_hand(write_config):
+    result = planned(write_config())
+    lora = 2 * 4 * (2 * 32 + 2 * 24 + 3 * 40)  # as in test_shapes
+    assert result.parameters == 2 * 64 * 16 + 16 + 2 * (2 * 256 + 2 * 128 + 3 * 384 + 2 * 16)
+    assert result.trainable == lora + 17  # the value head: 16 weights and a bias
+    update = next(phase for phase in result.phases if phase.name == "update").parts
+    assert update["adapters"] == update["gradients"] == 4 * (lora + 17)
+    assert update["optimizer"] == 8 * (lora + 17)
+    assert update["weights"] == 4 * result.parameters + 2 * 2 * 4  # and rotary frequencies, twice
+    generation = next(phase for phase in result.phases if phase.name == "generation").parts
+    # A prompt of 41 characters counts as 11 tokens; 5 are added; 4 rows; keys and values of 2 blocks, 2 heads of 4.
+    assert generation["KV cache"] == 2 * 2 * 2 * 4 * (11 + 5) * 4 * 4
+    work = dict(result.work)
+    assert work["updates"] == "6" and work["updates of one rollout"] == "2"
+    assert work["rollouts"] == "3 of 4 completions"
+    assert work["tokens to generate"] == "at most 60"  # 3 rollouts x 4 completions x 5 tokens
+    assert result.disk["adapter"] == 4 * (lora + 17)
+
+
+def test_epochs_are_counted_where_the_data_is_here(write_config):
+    work = dict(planned(write_config(max_steps=None, num_train_epochs=3)).work)
+    assert work["updates"] == str(3 * (8 // 4) * 2)  # epochs x rollouts of 4 of 8 prompts x updates of a rollout
+    assert work["prompts"] == "8"
+
+
+def test_a_larger_batch_and_kept_activations_take_more(write_config):
+    def update(**changes):
+        return planned(write_config(**changes)).phases[-1].total
+
+    small = update(gradient_checkpointing=True)
+    assert small < update() < update(per_device_train_batch_size=4)
+
+
+def test_a_quantised_base_takes_less(write_config):
+    def weights(**changes):
+        result = planned(write_config(dtype="bfloat16", **changes))
+        return result.phases[0].parts["weights"], result.device
+
+    plain, eight, four = weights(), weights(load_in_8bit=True), weights(load_in_4bit=True)
+    assert plain[0] > eight[0] > four[0]
+    assert (plain[1], eight[1]) == ("cpu", "cuda")
+
+
+def test_the_checkpoints_that_lie_there_at_a_time_are_counted(write_config):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    result = planned(write_config(**saving))
+    adapter = result.disk["adapter"]
+    assert result.disk["checkpoints, 3 at a time"] == 3 * (adapter + 2 * adapter)  # Adam's moments
+    limited = planned(write_config(**saving, save_total_limit=2))
+    assert limited.disk["checkpoints, 2 at a time"] == 2 * 3 * adapter
+
+
+def test_sft_reward_merge_and_sweep(folder, write_config):
+    common = {"rewards": None, "num_iterations": None, "max_completion_length": None}
+    sft = planned(write_config("sft.yaml", **common, output_dir="theta"))
+    hub = planned(write_config("hub.yaml", **common, dataset_name="tldr", max_length=77), stage="sft")
+    assert dict(hub.work)["tokens of the longest sequence"] == "77 (max_length)"  # nothing else is known
+    assert sft.stage == "sft" and sft.disk["merged model"] == 4 * sft.parameters
+    assert dict(sft.work)["rows"] == "8"
+    pairs = [{"prompt": "p", "chosen": "c" * 8, "rejected": "r" * 4}] * 5
+    (folder / "pairs").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = "".join(json.dumps({**row, "prompt": split[1]}) + "\n" for row in pairs)
+        (folder / "pairs" / f"{split}.jsonl").write_text(rows)
+    reward = planned(write_config("reward.yaml", **common, dataset_name="pairs", use_peft=False, output_dir="judge"))
+    assert reward.stage == "reward" and reward.trainable == reward.parameters
+    assert dict(reward.work)["tokens of the longest sequence"].startswith("3 ")  # 9 characters
+    write_config("ppo.yaml", output_dir="policies/a")
+    (folder / "merge.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "sft_model": "theta",
+                "policies": ["policies/a", "policies/a"],
+                "weights": [0.5, 0.5],
+                "save": "adapter",
+                "output_dir": "merged",
+            }
+        )
+    )
+    merge = planned("merge.yaml")
+    lora = 2 * 4 * (2 * 32 + 2 * 24 + 3 * 40)
+    assert (merge.stage, merge.disk["merged adapter"]) == ("merge", 2 * lora * 4)
+    assert planned("merge.yaml", "--save", "dense").disk["merged model"] == 4 * sft.parameters
+
+
+def test_an_adapter_is_measured_by_the_header_of_its_file(folder, write_config):
+    import torch
+
+    (folder / "a").mkdir()
+    save_file({"x.lora_A.weight": torch.zeros(3, 5)}, folder / "a" / "adapter_model.safetensors")
+    config = {"sft_model": "sft", "policies": ["a"], "weights": [1.0], "save": "adapter", "output_dir": "merged"}
+    (folder / "merge.yaml").write_text(yaml.safe_dump(config))
+    assert planned("merge.yaml").disk["merged adapter"] == 15 * 4
+
+
+# --- the command ---
+
+
+def test_the_command_prints_the_table_and_writes_nothing(folder, write_config, capsys):
+    path = write_config()
+    before = sorted(folder.rglob("*"))
+    assert cli.main(["plan", "--config", path, "--per_device_train_batch_size", "1"]) == 0
+    out = capsys.readouterr().out
+    words = ("stage ppo", "KV cache", "optimizer", "peak: ", "to be written", "sft/config.json")
+    assert all(word in out for word in words)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_help_needs_no_torch(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", "--help"])
+    assert stopped.value.code == 0 and "--base_model" in capsys.readouterr().out
+
+
+def test_the_table_adds_up(write_config):
+    result = planned(write_config())
+    table = plan_table(result)
+    assert f"during {max(result.phases, key=lambda p: sum(p.parts.values())).name}" in table
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_name_or_path": "outputs/none"}, ["the shape of model outputs/none is not known", "--base_model"]),
+        ({"model_name_or_path": "nobody/nothing"}, ["the Hub does not have it or cannot be reached"]),
+        ({"per_device_train_batch_size": 16}, ["train_dataset has 8 prompts, but one rollout takes 32"]),
+        ({"save_strategy": "steps", "save_steps": 3}, ["save_steps", "3", "multiple"]),
+        ({"save_strategy": "steps", "save_steps": 8}, ["save_steps is 8, but there are only 6 updates"]),
+        ({"generation_batch_size": 3}, ["3", "divisible"]),
+        ({"lora_target_modules": ["c_attn"]}, ["c_attn", "do not fit a llama model", "q_proj"]),
+        ({"rewards": ["./nowhere"]}, ["nowhere"]),
+        ({"rewards": ["outputs/a/b"]}, ["reward model outputs/a/b does not exist"]),
+        ({"rewards": ["no.such:function"]}, ["no.such"]),
+        ({"output_dir": "sft"}, ["output_dir sft exists"]),
+        ({"output_dir": None}, ["output_dir is missing"]),
+        ({"dataset_name": "./gone.jsonl"}, ["dataset file ./gone.jsonl does not exist"]),
+        ({"use_peft": False}, ["use_peft"]),
+        ({"resume_from_checkpoint": "gone"}, ["resume_from_checkpoint gone does not exist"]),
+        ({"kl_coeff": 1}, ["kl_coeff"]),
+    ],
+    ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
+)
+def test_a_config_that_cannot_run_is_refused(folder, write_config, capsys, changes, words):
+    sentence = refused(capsys, "--config", write_config(**changes), "--stage", "ppo")
+    assert all(word in sentence for word in words), sentence
+
+
+def test_the_stage_is_asked_for_where_the_keys_fit_several(folder, write_config, capsys):
+    common = {"rewards": None, "num_iterations": None, "max_completion_length": None}
+    path = write_config("mine.yaml", **common)
+    assert "fits the stages sft, reward: say which with --stage" in refused(capsys, "--config", path)
+    assert planned(path, stage="sft").stage == "sft"
+    assert "unknown stage 'sftt'" in refused(capsys, "--config", path, "--stage", "sftt")
+    unknown = write_config("other.yaml", whatever=1)
+    assert "fits no stage; the nearest is ppo (unknown there: whatever)" in refused(capsys, "--config", unknown)
+    assert "config file gone.yaml does not exist" in refused(capsys, "--config", "gone.yaml")
