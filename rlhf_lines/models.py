@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -61,6 +63,20 @@ def lora_config(model_config):
     if isinstance(targets, str) and targets != "all-linear" and targets.replace(".", "_").isidentifier():
         model_config.lora_target_modules = [targets]
     return get_peft_config(model_config)
+
+
+@contextlib.contextmanager
+def named_targets(model_config) -> Iterator[None]:
+    """Inside, LoRA targets that match no module of the model are an error of one sentence."""
+    try:
+        yield
+    except ValueError as error:
+        if "Target modules" not in str(error):
+            raise
+        raise ValueError(
+            f"lora_target_modules {model_config.lora_target_modules} match no module of "
+            f"{model_config.model_name_or_path}: name some of its linear modules, or all-linear"
+        ) from error
 
 
 def name_base(model, name_or_path: str) -> None:

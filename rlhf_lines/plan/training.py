@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import Phase, head_bytes, kv_cache_bytes, optimizer_bytes, sampling_bytes
@@ -67,7 +68,7 @@ def plan_reward(configs: dict, given: dict, beside: Path | None, options: Option
 def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """Return the plan of PPO: rollouts, their scores and log-probabilities, and updates.
 
-    The whole rollout of a process is generated as one batch; everything after it goes by
+    Completions are sampled ``sampling_batch_size`` at a time, or all at once; everything after that goes by
     ``per_device_train_batch_size``.
     """
     run = _Training(configs, given, beside, options, kind="causal")
@@ -89,11 +90,12 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     scorers = sum(reward.weights for reward in rewards)
     held = {**run.held(), "reward models": scorers}
     config = run.shape.config.get_text_config()
-    cache, per_layer = run.kv_cache(rollout, length)
-    prompt_cache, _ = run.kv_cache(rollout, rows.longest)
-    prefill = max(0, run.rehearsal().forward(rollout, rows.longest, use_cache=True) - prompt_cache)
+    at_once = min(args.sampling_batch_size or rollout, rollout)
+    cache, per_layer = run.kv_cache(at_once, length)
+    prompt_cache, _ = run.kv_cache(at_once, rows.longest)
+    prefill = max(0, run.rehearsal().forward(at_once, rows.longest, use_cache=True) - prompt_cache)
     # A step of generation lengthens the cache of one layer by copying it.
-    working = max(prefill, per_layer + sampling_bytes(rollout, config.vocab_size)) + run.unpacked
+    working = max(prefill, per_layer + sampling_bytes(at_once, config.vocab_size)) + run.unpacked
     plan.phases.append(Phase("generation", {**held, "KV cache": cache, "activations": working}))
     scoring = max((reward.forward(rollout, length) for reward in rewards), default=0)
     plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
@@ -117,7 +119,7 @@ class _Training:
         self.data = of_type(configs, TrainingDataConfig)
         self.is_ppo = isinstance(self.args, PPOConfig)
         self.options = options
-        self.peft_config = get_peft_config(self.model_config)
+        self.peft_config = lora_config(self.model_config)
         trained = ADAPTER if kind == "causal" and self.peft_config is not None and not self.is_ppo else "."
         choose_checkpoint(self.args, of_type(configs, RunConfig), given, trained=trained)
         name = self.model_config.model_name_or_path

@@ -11,7 +11,7 @@ from trl import ModelConfig, get_quantization_config
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge.residuals import checkpoint_sha256
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base
+from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_entries
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.normalization import normalizations
@@ -63,16 +63,17 @@ def run(
     with training_folder(training, run_config, given) as folder:
         training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
-        trainer = PPOTrainer(
-            model=str(sft),
-            reward_models=reward_models,
-            args=training,
-            train_dataset=data_config.load("prompts", "train", tokenizer),
-            eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
-            processing_class=tokenizer,
-            peft_config=lora_config(model_config),
-            quantization_config=get_quantization_config(model_config),
-        )
+        with named_targets(model_config):
+            trainer = PPOTrainer(
+                model=str(sft),
+                reward_models=reward_models,
+                args=training,
+                train_dataset=data_config.load("prompts", "train", tokenizer),
+                eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+                processing_class=tokenizer,
+                peft_config=lora_config(model_config),
+                quantization_config=get_quantization_config(model_config),
+            )
         name_base(trainer.model, model_config.model_name_or_path)
         trainer.normalizations = normalizations(trainer, entries, reward_models, folder)
         show_progress(trainer, f"ppo {Path(final).name}")

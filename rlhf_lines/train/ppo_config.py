@@ -68,6 +68,10 @@ class PPOConfig(GRPOConfig):
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Subtracted from the score of a completion that was cut before its end token."}
     )
+    sampling_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Completions that a process samples at once; the whole rollout if not given."},
+    )
     normalization_samples: int = field(
         default=256, metadata={"help": "Completions of the SFT model that normalised rewards are measured on."}
     )
@@ -120,6 +124,7 @@ class PPOConfig(GRPOConfig):
             ("num_iterations", "at least 1", self.num_iterations >= 1),
             ("value_learning_rate", "a positive number", _absent_or(self.value_learning_rate, lambda x: x > 0)),
             ("missing_eos_penalty", "a number >= 0", _absent_or(self.missing_eos_penalty, lambda x: x >= 0)),
+            ("sampling_batch_size", "at least 1", self.sampling_batch_size is None or self.sampling_batch_size >= 1),
             ("normalization_samples", "at least 2", self.normalization_samples >= 2),
             (
                 "multi_objective_aggregation",

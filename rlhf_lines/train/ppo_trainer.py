@@ -212,6 +212,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             prompt_ids: token ids of the prompts.
             samples: a number per prompt, which places its noise beside seed and prompt.
         """
+        keys = [(prompt_key(ids), sample) for ids, sample in zip(prompt_ids, samples, strict=True)]
+        size, completions = self.args.sampling_batch_size or len(prompt_ids), []
         kwargs = self.args.gradient_checkpointing_kwargs
         with (
             unwrap_model_for_generation(
@@ -219,17 +221,19 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             ) as policy,
             self.accelerator.autocast(),
         ):
-            tokens, lengths, _ = sample_tokens(
-                policy.get_base_model(),
-                prompt_ids,
-                [(prompt_key(ids), sample) for ids, sample in zip(prompt_ids, samples, strict=True)],
-                max_new_tokens=self.max_completion_length,
-                temperature=self.temperature,
-                eos_token_ids=self.eos_token_ids,
-                pad_token_id=self._tokenizer.pad_token_id,
-                seed=self.args.seed,
-            )
-        return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+            for start in range(0, len(prompt_ids), size):
+                tokens, lengths, _ = sample_tokens(
+                    policy.get_base_model(),
+                    prompt_ids[start : start + size],
+                    keys[start : start + size],
+                    max_new_tokens=self.max_completion_length,
+                    temperature=self.temperature,
+                    eos_token_ids=self.eos_token_ids,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                    seed=self.args.seed,
+                )
+                completions += [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        return completions
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -11,7 +11,7 @@ import reward_models
 from reward_models.classifier import Classifier, longest_input
 from rlhf_lines.artifact import remove_pickles, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
-from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base
+from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
@@ -60,15 +60,16 @@ def run(
         peft_config = lora_config(model_config)
         if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
             peft_config.task_type = "SEQ_CLS"
-        trainer = RewardTrainer(
-            model=str(base),
-            args=training,
-            train_dataset=train_pairs,
-            eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            quantization_config=get_quantization_config(model_config),
-        )
+        with named_targets(model_config):
+            trainer = RewardTrainer(
+                model=str(base),
+                args=training,
+                train_dataset=train_pairs,
+                eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
+                processing_class=tokenizer,
+                peft_config=peft_config,
+                quantization_config=get_quantization_config(model_config),
+            )
         used_pairs = len(trainer.train_dataset)
         if not used_pairs:
             raise ValueError(

@@ -15,7 +15,7 @@ from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.residuals import load_adapter
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base
+from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.progress import show_progress
@@ -64,15 +64,16 @@ def run(
     with training_folder(training, run_config, given, trained=ADAPTER if model_config.use_peft else ".") as folder:
         training.output_dir = str(folder / ADAPTER) if model_config.use_peft else str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
-        trainer = SFTTrainer(
-            model=str(base),
-            args=training,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            peft_config=lora_config(model_config),
-            quantization_config=get_quantization_config(model_config),
-        )
+        with named_targets(model_config):
+            trainer = SFTTrainer(
+                model=str(base),
+                args=training,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                peft_config=lora_config(model_config),
+                quantization_config=get_quantization_config(model_config),
+            )
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -78,7 +78,7 @@ def test_the_reward_is_the_weighted_sum_of_normalised_and_clipped_scores(make_tr
 
 @pytest.fixture
 def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
-    (tmp_path / "tiny_rewards.py").write_text(
+    (tmp_path / "control_rewards.py").write_text(
         "calls = []\n"
         "def letters(prompts, completions):\n"
         "    calls.append((list(prompts), list(completions)))\n"
@@ -104,15 +104,15 @@ def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
 
 
 def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama, tokenizer):
-    import tiny_rewards
+    import control_rewards
 
     from rlhf_lines.sampling import prompt_key, sample_tokens
     from rlhf_lines.train.normalization import SAMPLE
 
-    tiny_rewards.calls.clear()
-    letters = '{"model": "tiny_rewards:letters", "normalize": true, "clip": 2.0, "weight": 0.3}'
-    out = run_stage("ppo", stage_flags(rewards=[letters, "tiny_rewards:spaces"]))
-    prompts, completions = tiny_rewards.calls[0]
+    control_rewards.calls.clear()
+    letters = '{"model": "control_rewards:letters", "normalize": true, "clip": 2.0, "weight": 0.3}'
+    out = run_stage("ppo", stage_flags(rewards=[letters, "control_rewards:spaces"]))
+    prompts, completions = control_rewards.calls[0]
     assert prompts == [f"{x} {y}" for x in WORDS for y in WORDS[:3]][:20]
     # The same completions, sampled from the SFT model alone.
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
@@ -124,8 +124,8 @@ def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama
     mean, std = statistics.fmean(scores), statistics.stdev(scores)
     assert saved == {"letters": {"mean": pytest.approx(mean), "std": pytest.approx(std), "clip": 2.0}}
     first = json.loads((out / "rlhf_lines.json").read_text())["history"][0]
-    letters = [len(completion) for completion in tiny_rewards.calls[1][1]]
-    spaces = [completion.count(" ") for completion in tiny_rewards.calls[1][1]]
+    letters = [len(completion) for completion in control_rewards.calls[1][1]]
+    spaces = [completion.count(" ") for completion in control_rewards.calls[1][1]]
     reward = [0.3 * min(max((a - mean) / std, -2), 2) + b for a, b in zip(letters, spaces, strict=True)]
     assert first["reward"] == pytest.approx(statistics.fmean(reward), abs=1e-5)
 
@@ -133,17 +133,20 @@ def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rewards": ['{"model": "tiny_rewards:same", "normalize": true}']}, "all 20 samples scored 1.0"),
+        ({"rewards": ['{"model": "control_rewards:same", "normalize": true}']}, "all 20 samples scored 1.0"),
         (
-            {"rewards": ['{"model": "tiny_rewards:letters", "wieght": 2}']},
+            {"rewards": ['{"model": "control_rewards:letters", "wieght": 2}']},
             "unknown key 'wieght': did you mean 'weight'?",
         ),
-        ({"rewards": ['{"model": "tiny_rewards:letters", "clip": 0}']}, "has clip 0, expected a positive number"),
+        ({"rewards": ['{"model": "control_rewards:letters", "clip": 0}']}, "has clip 0, expected a positive number"),
         ({"rewards": ['{"name": "letters"}']}, "expected the text of a model or a mapping with the key model"),
         ({"rewards": ['{"model": ']}, "which is no valid JSON"),
-        ({"rewards": ["tiny_rewards:letters", "tiny_rewards.letters"]}, "rewards have the names letters, letters"),
         (
-            {"rewards": ['{"model": "tiny_rewards:letters", "weight": 2.0}'], "reward_weights": [1.0]},
+            {"rewards": ["control_rewards:letters", "control_rewards.letters"]},
+            "rewards have the names letters, letters",
+        ),
+        (
+            {"rewards": ['{"model": "control_rewards:letters", "weight": 2.0}'], "reward_weights": [1.0]},
             "reward_weights was given and rewards holds weights: keep one of the two",
         ),
     ],
@@ -159,7 +162,7 @@ def test_items_of_a_yaml_file_may_be_mappings(stage_flags, tmp_path):
     import yaml
 
     config = tmp_path / "ppo.yaml"
-    rewards = [{"model": "tiny_rewards:letters", "weight": 0.5, "name": "chars"}, "tiny_rewards:spaces"]
+    rewards = [{"model": "control_rewards:letters", "weight": 0.5, "name": "chars"}, "control_rewards:spaces"]
     config.write_text(yaml.safe_dump({"rewards": rewards}))
     out = run_stage("ppo", ["--config", str(config), *stage_flags()])
     assert yaml.safe_load((out / "config.yaml").read_text())["rewards"] == rewards
@@ -286,6 +289,14 @@ def test_sampling_that_breaks_the_estimate_is_refused(tmp_path, setting):
     with pytest.raises(ValueError) as caught:
         PPOConfig(output_dir=str(tmp_path), **QUIET, **setting)
     assert str(caught.value).startswith(f"{name} is {value}, expected ")
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once(make_trainer, tokenizer):
+    ids = [tokenizer(prompt)["input_ids"] for prompt in ["a", "b c d", "e f", *PROMPTS[:20]]]
+    all_at_once = make_trainer().sample(ids, range(len(ids)))
+    assert len({len(completion) for completion in all_at_once}) > 3
+    for size in (1, 5, 100):
+        assert make_trainer(sampling_batch_size=size).sample(ids, range(len(ids))) == all_at_once
 
 
 # --- what is logged

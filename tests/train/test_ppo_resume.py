@@ -23,7 +23,7 @@ KILLED = Path(__file__).parent / "killed.py"
 @pytest.fixture
 def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
     """Return a maker of flags of a run with everything that has a state."""
-    (tmp_path / "tiny_rewards.py").write_text(
+    (tmp_path / "resumed_rewards.py").write_text(
         "def letters(prompts, completions):\n    return [len(c) for c in completions]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -32,7 +32,7 @@ def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
     def make(**changes):
         settings = {
             **{"model_name_or_path": base, "dataset_name": data.parent},
-            **{"rewards": ['{"model": "tiny_rewards:letters", "normalize": true}'], "normalization_samples": 18},
+            **{"rewards": ['{"model": "resumed_rewards:letters", "normalize": true}'], "normalization_samples": 18},
             **{"use_peft": True, "lora_r": 2, "lora_alpha": 4, "lora_target_modules": "all-linear"},
             # 8 completions in a rollout, two updates of it: 18 prompts are two rollouts, so that step 8 ends epoch 2.
             **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_iterations": 2},

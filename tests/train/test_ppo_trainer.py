@@ -786,8 +786,9 @@ def test_the_config_of_the_stage_makes_the_same_policy_again(stage_flags, tmp_pa
         ({"use_peft": False}, ValueError, "PPO trains LoRA policies, but use_peft is false"),
         ({"dataset_name": "/nowhere/rows.jsonl"}, FileNotFoundError, "dataset file /nowhere/rows.jsonl does not exist"),
         ({"kl_estimator": "k2"}, ValueError, "kl_estimator is k2, expected k1 or k3"),
+        ({"lora_target_modules": ["query"]}, ValueError, "lora_target_modules ['query'] match no module of"),
     ],
-    ids=["weights", "sft", "judge", "peft", "data", "config"],
+    ids=["weights", "sft", "judge", "peft", "data", "config", "targets"],
 )
 def test_a_stage_that_fails_leaves_nothing(stage_flags, tmp_path, monkeypatch, changes, error, message):
     monkeypatch.chdir(tmp_path)
