@@ -126,7 +126,9 @@ def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
 
 def remove_pickles(folder: Path) -> None:
     """Remove what Trainer pickles beside weights: its arguments, and optimizer and random state of its checkpoints."""
-    for pattern in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt"):
+    of_fsdp, of_deepspeed = ("optimizer.bin", "pytorch_model_fsdp.bin"), ("*_states.pt",)
+    states = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt")
+    for pattern in ("training_args.bin", *states, *of_fsdp, *of_deepspeed):
         for path in folder.rglob(pattern):
             path.unlink()
 

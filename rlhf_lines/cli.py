@@ -147,6 +147,8 @@ def _is_about_input(error: BaseException) -> bool:
 
 def _leave_process_group() -> None:
     """End the threads of torch.distributed: an interpreter that exits while they run may abort (exit status -6)."""
+    if "vllm" in sys.modules:  # ends them itself when the interpreter exits, and stumbles if they are gone
+        return
     distributed = sys.modules.get("torch.distributed")  # a verb that never imported torch has none
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -10,9 +10,10 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
 
 _chosen: ContextVar[tuple[nn.Module, str | None] | None] = ContextVar("chosen", default=None)
@@ -44,3 +45,29 @@ def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, contextlib
     chosen = _chosen.get()
     repeated = contextlib.nullcontext() if chosen is None else use_adapter(*chosen)
     return contextlib.nullcontext(), repeated
+
+
+def merged_weights(model: PeftModel, adapter: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and weights of the base with ``adapter`` merged, as they are in the base's own state dict.
+
+    A weight is valid until the next one is asked for; after the last one ``model`` is what it was, bit by bit. PEFT's
+    ``merge_adapter`` and ``unmerge_adapter`` add and subtract in place: in bfloat16 each pair rounds some entries of
+    the frozen base to their neighbours, which adds up over a run.
+    """
+    base, merged = model.get_base_model(), []
+    for name, layer in base.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            merged.append(f"{name}.")
+            inner = layer.get_base_layer()
+            before = {key: (parameter, parameter.data) for key, parameter in inner.named_parameters(recurse=False)}
+            layer.merge(safe_merge=True, adapter_names=[adapter])  # "safe" makes a new tensor, and leaves the old one
+            try:
+                yield from ((f"{name}.{key}", getattr(inner, key).data) for key in before)
+            finally:
+                for key, (parameter, data) in before.items():
+                    parameter.data = data
+                    setattr(inner, key, parameter)
+                layer.merged_adapters.clear()
+    for name, parameter in base.named_parameters():
+        if not name.startswith(tuple(merged)) and ".original_module." not in name:
+            yield name.replace(f"modules_to_save.{adapter}.", ""), parameter.data

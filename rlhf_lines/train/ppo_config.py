@@ -96,6 +96,14 @@ class PPOConfig(GRPOConfig):
         ]:
             raise ValueError("; ".join(problems))
 
+    def to_dict(self) -> dict:
+        """As TRL's, for trackers and files: without the function that switches adapters under checkpointing."""
+        found = super().to_dict()
+        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+            if found.get(name):
+                found[name] = {key: value for key, value in found[name].items() if not callable(value)}
+        return found
+
     @property
     def steps_per_rollout(self) -> int:
         """Return the number of forward and backward passes that one rollout is used for."""

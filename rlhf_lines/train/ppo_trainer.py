@@ -13,12 +13,12 @@ That is the seam: everything around the rollout and everything after the advanta
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import inspect
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,10 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.nn import functional
 from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -34,7 +37,7 @@ from reward_models import RewardModel
 from reward_models.base import checked_scores
 from reward_models.normalize import Normalization
 from rlhf_lines.sampling import prompt_key, sample_tokens
-from rlhf_lines.train.adapters import checkpoint_contexts, use_adapter
+from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter
 from rlhf_lines.train.advantages import (
     adapted_kl_coef,
     explained_variance,
@@ -62,6 +65,13 @@ class _Reading(NamedTuple):
     logprobs: Tensor
     entropies: Tensor
     values: Tensor
+
+
+class ValueHead(nn.Linear):
+    """A linear layer that computes in float32, also where FSDP or DeepSpeed hands it its weights in bfloat16."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return functional.linear(hidden_states.float(), self.weight.float(), self.bias.float())
 
 
 class PPOTrainer(WholeCheckpoints, GRPOTrainer):
@@ -119,10 +129,11 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self._is_sharded and (args.value_lora or args.max_update_kl is not None):
             raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")
+        if self.is_fsdp_enabled:
+            _keep_float32(self.accelerator.state.fsdp_plugin)
         self._add_value_function(peft_config)
         if self.use_vllm:
-            own = self.vllm_generation._iter_named_params
-            self.vllm_generation._iter_named_params = functools.partial(_without_value_head, own)
+            self.vllm_generation._iter_named_params = self._vllm_weights
         self.normalizations = [Normalization() for _ in reward_models]
         self.kl_coef = args.kl_coef
         self._reward_models = list(reward_models)
@@ -144,7 +155,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         if self.args.value_lora:
             self.model.add_adapter(VALUE, peft_config)
         # float32: returns differ by less than bfloat16 resolves. Zero: no advantage is invented before training.
-        head = nn.Linear(causal_lm.config.get_text_config().hidden_size, 1, dtype=torch.float32)
+        head = ValueHead(causal_lm.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         self.model.value_head = head.to(causal_lm.get_output_embeddings().weight.device)
@@ -204,6 +215,14 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         copies = [(start + row) % num_generations for row in range(len(prompt_ids))]
         first = self._rollouts * num_generations if self.model.training else -num_generations
         return self.sample(prompt_ids, [first + copy for copy in copies]), None
+
+    def _vllm_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield names and weights of the policy, without the value function."""
+        if not self._is_sharded:
+            return merged_weights(self.model, POLICY)
+        # TRL gathers what is shared out, and merges in place.
+        named = VLLMGeneration._iter_named_params(self.vllm_generation)
+        return ((name, weight) for name, weight in named if not name.startswith("value_head."))
 
     def sample(self, prompt_ids: Sequence[Sequence[int]], samples: Sequence[int]) -> list[list[int]]:
         """Return the token ids of one completion per prompt, the end token included, from the adapter in use.
@@ -339,7 +358,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _value(self, hidden_states: Tensor) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return self.model.value_head(hidden_states.float()).squeeze(-1)
+            return self.model.value_head(hidden_states).squeeze(-1)
 
     def _score_policy(self, rollout) -> None:
         """Set the log-probabilities of the rollout and ``self._values``, where GRPOTrainer had no need of them."""
@@ -469,10 +488,15 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._train_value_function()
-        folder = Path(resume_from_checkpoint)
-        self.model.value_head.load_state_dict(load_file(str(folder / VALUE_HEAD)))
-        state = json.loads((folder / STATE).read_text())
-        self.kl_coef, self._rollouts = state["kl_coef"], state["rollouts"]
+        state = load_file(str(Path(resume_from_checkpoint) / VALUE_HEAD))
+        # Under FSDP2 a process keeps a part of the head: torch takes it from the whole.
+        set_model_state_dict(self.model.value_head, state, options=StateDictOptions(full_state_dict=True))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:  # read here: DeepSpeed loads the weights by itself, and not by the method above
+            state = json.loads((Path(checkpoint) / STATE).read_text())
+            self.kl_coef, self._rollouts = state["kl_coef"], state["rollouts"]
 
 
 def _deal(rollout: dict, count: int) -> list[dict]:
@@ -510,9 +534,13 @@ def _count_positions(module, args, kwargs):
     return args, kwargs
 
 
-def _without_value_head(named_parameters):
-    """Yield the parameters that vLLM is sent: it serves the policy, and knows of no value function."""
-    return ((name, parameter) for name, parameter in named_parameters() if not name.startswith("value_head."))
+def _keep_float32(fsdp_plugin) -> None:
+    """Leave what a module returns in its own dtype: in bfloat16, log-probabilities are too coarse for ratios and KL."""
+    if fsdp_plugin.fsdp_version != 2:
+        raise ValueError("PPO runs under FSDP2 only: set fsdp_version: 2, as in configs/accelerate/fsdp.yaml")
+    if (policy := fsdp_plugin.mixed_precision_policy) is not None:
+        own = dataclasses.replace(policy, output_dtype=None, reduce_dtype=torch.float32)
+        fsdp_plugin.mixed_precision_policy = own
 
 
 def _reward_function(reward_model: RewardModel):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from reward_models import FunctionReward
 from rlhf_lines.stages import run_stage
-from rlhf_lines.train.adapters import use_adapter
+from rlhf_lines.train.adapters import checkpoint_contexts, use_adapter
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import _VALUE_PARAMETER, PPOTrainer
 
@@ -133,6 +133,14 @@ def test_gradient_checkpointing_changes_no_gradient(make_trainer, value_lora):
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_trackers_can_read_the_settings_of_a_run_with_checkpointing(make_trainer):
+    args = make_trainer(value_lora=True, gradient_checkpointing=True).args
+    assert args.activation_checkpointing_kwargs["context_fn"] is checkpoint_contexts
+    settings = json.loads(args.to_json_string())  # what the callbacks of tensorboard and wandb call
+    assert settings["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+    assert settings["activation_checkpointing_kwargs"] == {"use_reentrant": False}
 
 
 def test_a_value_adapter_is_saved_beside_the_policy_and_not_in_it(make_trainer, llama, tmp_path):

@@ -49,12 +49,13 @@ def killed(stage_flags, tmp_path):
     """Return a function that runs the stage in a process that kills itself."""
 
     def run(method, count, **changes):
+        path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
         result = subprocess.run(
             [sys.executable, str(KILLED), method, str(count), *stage_flags(**changes)],
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             timeout=300,
         )
         assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import FullyShardedDataParallelPlugin
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from rlhf_lines.merge import checkpoint_sha256
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
-from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer
+from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer, _keep_float32
 
 
 EOS = 1
@@ -140,6 +141,7 @@ SEAM = {
     "_save_checkpoint": "model trial",
     "_get_output_dir": "trial",
     "_load_from_checkpoint": "resume_from_checkpoint model",
+    "_load_optimizer_and_scheduler": "checkpoint",
     "create_optimizer": "model",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
 }
@@ -846,3 +848,8 @@ def test_an_existing_folder_is_refused_or_kept_or_replaced(stage_flags, tmp_path
     finished = (out / "adapter_model.safetensors").stat().st_mtime_ns
     assert run_stage("ppo", stage_flags(resume=True)) == Path(out)
     assert (out / "adapter_model.safetensors").stat().st_mtime_ns == finished
+
+
+def test_fsdp1_is_refused():
+    with pytest.raises(ValueError, match="FSDP2 only: set fsdp_version: 2"):
+        _keep_float32(FullyShardedDataParallelPlugin(fsdp_version=1))

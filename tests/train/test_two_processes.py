@@ -1,7 +1,8 @@
-"""PPO on two processes of one machine: the same run as on one, half of every rollout each."""
+"""PPO on two processes of one machine: half of every rollout each; with FSDP and DeepSpeed half of the base each."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,63 +10,114 @@ import sys
 from pathlib import Path
 
 import pytest
+from launched import launched
 from pytest import approx
 from safetensors.torch import load_file
 from tiny import WORDS
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_ppo.py"
+SHARDED, KILLED = (Path(__file__).parent / name for name in ("sharded.py", "killed.py"))
+WEIGHTS = ("adapter_model.safetensors", "value_head.safetensors")
+TIMINGS = {"step_time", "tokens_per_second", "train_runtime"}
 
 
 @pytest.fixture
 def train(flags, base, write_rows, tmp_path):
-    """Return a function that trains on so many processes and returns the folder of the policy."""
+    """Return a function that runs a script on so many processes and returns the folder of the policy."""
     (tmp_path / "tiny_rewards.py").write_text(
         "def letters(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
     )
     data = write_rows("data/train.jsonl", [{"prompt": f"{x} {y}"} for x in WORDS for y in WORDS[:3]])
 
-    def run(processes, **changes):
+    def run(processes, name, *script, environment=None, succeeds=True, **changes):
         settings = {
-            **{"model_name_or_path": base, "output_dir": tmp_path / f"on_{processes}", "dataset_name": data.parent},
+            **{"model_name_or_path": base, "output_dir": tmp_path / name, "dataset_name": data.parent},
             **{"rewards": ['{"model": "tiny_rewards:letters", "normalize": true}'], "normalization_samples": 21},
             **{"use_peft": True, "lora_r": 2, "lora_alpha": 4, "lora_target_modules": "all-linear", "kl_target": 1.0},
             # 8 completions in a rollout, 4 in a minibatch, 2 epochs: four updates of each of three rollouts.
             **{"per_device_train_batch_size": 4 // processes, "steps_per_generation": 2, "num_iterations": 2},
             **{"max_steps": 12, "max_completion_length": 5, "logging_steps": 1, "learning_rate": 1e-2},
         }
+        path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
         # `accelerate launch` starts one process on a CPU and does not say so; torchrun starts two.
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         result = subprocess.run(
-            [*command, str(SCRIPT), *flags(**{**settings, **changes})],
+            [*command, *map(str, script or [SCRIPT]), *flags(**{**settings, **changes})],
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", **(environment or {})},
             timeout=300,
         )
-        assert result.returncode == 0, result.stderr[-3000:]
+        assert (result.returncode == 0) == succeeds, result.stderr[-3000:]
         return settings["output_dir"]
 
     return run
 
 
 def test_two_processes_train_the_policy_of_one(train):
-    one, two = train(1), train(2)
-    records = [json.loads((folder / "rlhf_lines.json").read_text()) for folder in (one, two)]
-    assert [record["processes"] for record in records] == [1, 2]
-    # Everything that is measured is measured over the whole rollout, on one process or on two.
-    timings = {"step_time", "tokens_per_second", "train_runtime"}
-    for on_one, on_two in zip(*(record["history"] for record in records), strict=True):
-        assert on_one.keys() == on_two.keys()
-        for name in on_one.keys() - timings:
-            assert on_two[name] == approx(on_one[name], rel=1e-5, abs=1e-6), name
-    rewards = {row["reward"] for row in records[0]["history"]}
-    assert len(rewards) == 3, "three rollouts that differ"
-    assert json.loads((one / "normalization.json").read_text()) == json.loads((two / "normalization.json").read_text())
-    for file in ("adapter_model.safetensors", "value_head.safetensors"):
-        a, b = load_file(one / file), load_file(two / file)
-        assert a.keys() == b.keys()
-        for name in a:
-            assert (a[name] - b[name]).abs().max() < 1e-6, name
-            assert a[name].abs().max() > 0, name
+    one, two = train(1, "one"), train(2, "two")
+    assert_same_run(one, two, relative=1e-5, weights=1e-6)
+    assert [record(folder)["processes"] for folder in (one, two)] == [1, 2]
+    assert len({row["reward"] for row in record(one)["history"]}) == 3, "three rollouts that differ"
+
+
+def record(folder):
+    return json.loads((folder / "rlhf_lines.json").read_text())
+
+
+def assert_same_run(a, b, *, relative, weights):
+    """Everything that is measured is measured over the whole rollout and the whole model, and is the same."""
+    for row, other in zip(*(record(folder)["history"] for folder in (a, b)), strict=True):
+        assert row.keys() - TIMINGS == other.keys() - TIMINGS
+        for name in row.keys() - TIMINGS:
+            assert other[name] == approx(row[name], rel=relative, abs=relative / 10), name
+    for file in ("normalization.json", "ppo_state.json"):
+        assert (a / file).read_text() == (b / file).read_text()
+    for file in WEIGHTS:
+        whole, other = load_file(a / file), load_file(b / file)
+        assert whole.keys() == other.keys()
+        for name in whole:
+            assert (whole[name] - other[name]).abs().max() < weights, name
+            assert whole[name].abs().max() > 0, name
+
+
+# --- a base that is shared out
+
+
+@pytest.fixture
+def sharing():
+    """Return a function that gives environment and settings of a CPU run as a file of configs/accelerate says."""
+
+    def make(file):
+        environment = {**launched(file)[0], "ACCELERATE_MIXED_PRECISION": "no", "DS_ACCELERATOR": "cpu"}
+        if file == "fsdp.yaml":
+            return {"environment": environment}
+        if importlib.util.find_spec("deepspeed") is None:
+            pytest.skip("needs deepspeed")
+        return {"environment": environment, "use_cpu": False, "ddp_backend": "gloo"}  # where accelerate looks at it
+
+    return make
+
+
+@pytest.mark.parametrize("file", ["fsdp.yaml", "zero2.yaml", "zero3.yaml"])
+def test_a_base_that_is_shared_out_trains_the_same_policy(train, sharing, file):
+    shared = {**sharing(file), "save_strategy": "steps", "save_steps": 4}
+    whole = train(2, "whole", SHARDED, SCRIPT)
+    train(2, "shared", SHARDED, KILLED, "training_step", 10, **shared, succeeds=False)
+    assert (whole.parent / ".shared.partial" / "checkpoint-8").is_dir()
+    resumed = train(2, "shared", SHARDED, SCRIPT, **shared, resume=True)
+    assert_same_run(whole, resumed, relative=1e-4, weights=1e-6)
+    assert record(resumed)["processes"] == 2
+    assert [path for path in resumed.rglob("*") if path.suffix in (".bin", ".pt", ".pth")] == []
+
+
+def test_fsdp_computes_values_and_log_probabilities_in_float32(train, sharing):
+    settings = {"bf16": True, "dtype": "bfloat16", "max_steps": 1}
+    shared = {"environment": {**sharing("fsdp.yaml")["environment"], "ACCELERATE_MIXED_PRECISION": "bf16"}}
+    folders = train(2, "whole", SHARDED, SCRIPT, **settings), train(2, "shared", SHARDED, SCRIPT, **settings, **shared)
+    # Before the first update no rounding has been amplified. In bfloat16 the entropy would be off by 4e-4.
+    first, other = (record(folder)["history"][0] for folder in folders)
+    for name in ("reward_minus_kl", "kl", "entropy", "value_loss", "loss"):
+        assert other[name] == approx(first[name], rel=5e-5, abs=1e-6), name
