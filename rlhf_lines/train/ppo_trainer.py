@@ -52,7 +52,7 @@ from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.sampler import EpochSampler
 
 
-VALUE = "value"  # name of the value function's adapter; the policy's is PEFT's "default"
+POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
 VALUE_HEAD = "value_head.safetensors"
 STATE = "ppo_state.json"
 # Not any name with "value" in it: some models call a projection of theirs so.
@@ -330,11 +330,12 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         chosen: prompts and padding cost no logits.
         """
         mask, tokens = attention_mask[:, -length:].bool(), input_ids[:, -length:]
-        chosen_in = []
+        values = []
 
         def select(module, inputs, output):
-            chosen_in.append(_states(output.last_hidden_state, mask))
-            output.last_hidden_state = chosen_in[0].unsqueeze(0)
+            states = _states(output.last_hidden_state, mask)
+            values.append(self._value(states))  # here, inside the forward pass, FSDP has the head's weights together
+            output.last_hidden_state = states.unsqueeze(0)
             return output
 
         with self._trunk.register_forward_hook(select), self.accelerator.autocast():
@@ -344,7 +345,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 shift_labels=tokens[mask].unsqueeze(0),
                 fused_lm_head=True,
             )
-        flat = (output.log_probs, output.entropy, self._value(chosen_in[0]))
+        flat = (output.log_probs, output.entropy, values[0])
         return _Reading(*(_spread(x.flatten(), mask) for x in flat))
 
     def _values_of_own_trunk(self, input_ids, attention_mask, length: int, batch_size: int | None) -> Tensor:

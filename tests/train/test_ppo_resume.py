@@ -49,7 +49,7 @@ def killed(stage_flags, tmp_path):
     """Return a function that runs the stage in a process that kills itself."""
 
     def run(method, count, **changes):
-        path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = [str(tmp_path), *sys.path]  # the checkout that is tested, wherever it is installed from
         result = subprocess.run(
             [sys.executable, str(KILLED), method, str(count), *stage_flags(**changes)],
             capture_output=True,

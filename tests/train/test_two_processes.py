@@ -39,7 +39,7 @@ def train(flags, base, write_rows, tmp_path):
             **{"per_device_train_batch_size": 4 // processes, "steps_per_generation": 2, "num_iterations": 2},
             **{"max_steps": 12, "max_completion_length": 5, "logging_steps": 1, "learning_rate": 1e-2},
         }
-        path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = [str(tmp_path), *sys.path]  # the checkout that is tested, wherever it is installed from
         # `accelerate launch` starts one process on a CPU and does not say so; torchrun starts two.
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         result = subprocess.run(
