@@ -7,12 +7,13 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 
 RECORD = "rlhf_lines.json"
 CONFIG = "config.yaml"
+BEGUN = "begun.json"  # what a resumed run must share with the one that was stopped, beside the config
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 
 
@@ -61,6 +62,20 @@ def partial_folder(output_dir: str | Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
+def finish_folder(output_dir: str | Path, *, overwrite: bool) -> None:
+    """Give a folder that is complete but for its name the name: its process was killed just before.
+
+    Raises:
+        FileExistsError: ``output_dir`` exists and ``overwrite`` is false.
+    """
+    final = Path(output_dir)
+    refuse_existing(final, overwrite=overwrite)
+    if _is_main_process():
+        remove_working_files(partial_folder(final))
+        _take_name(partial_folder(final), final, overwrite=overwrite)
+    _wait_for_everyone()
+
+
 def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
     """Raise FileExistsError when ``output_dir`` exists and may not be replaced."""
     output = Path(output_dir)
@@ -82,13 +97,16 @@ def is_complete(output_dir: str | Path) -> bool:
     return all((Path(output_dir) / file).is_file() for file in (RECORD, CONFIG))
 
 
-def check_same_config(folder: str | Path, given: dict, *, name: str | Path | None = None) -> None:
+def check_same_config(
+    folder: str | Path, given: dict, *, name: str | Path | None = None, may_differ: Collection[str] = ()
+) -> None:
     """Refuse to take a folder, finished or stopped, for the result of other settings.
 
     Args:
         folder: holds the ``config.yaml`` of the settings that made it.
         given: the settings now.
         name: what to call the folder; None is its own name.
+        may_differ: keys that do not matter.
 
     Raises:
         ValueError: ``config.yaml`` in the folder differs from what is given now; names the first key.
@@ -101,7 +119,8 @@ def check_same_config(folder: str | Path, given: dict, *, name: str | Path | Non
     made_with = yaml.safe_load(path.read_text()) or {}
     # Through YAML and back, so that both sides hold the same types.
     given = yaml.safe_load(yaml.safe_dump(given))
-    for key in sorted({*made_with, *given} - {"overwrite", "resume", "output_dir", "resume_from_checkpoint"}):
+    free = {"overwrite", "resume", "output_dir", "resume_from_checkpoint", *may_differ}
+    for key in sorted({*made_with, *given} - free):
         before, now = made_with.get(key), given.get(key)
         if before != now and [before] != now and before != [now]:
             raise ValueError(
@@ -121,14 +140,16 @@ def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     """Write ``config.yaml`` (what ``--config`` accepts again) and ``rlhf_lines.json`` (stage, versions, facts)."""
     write_config(folder, config)
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    unfinished = folder / f".{RECORD}"
+    unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    unfinished.replace(folder / RECORD)  # the last of a folder's files: with it the folder is complete
 
 
-def remove_pickles(folder: Path) -> None:
-    """Remove what Trainer pickles beside weights: its arguments, and optimizer and random state of its checkpoints."""
+def remove_working_files(folder: Path) -> None:
+    """Remove what only a run that goes on needs: among it all pickles, of settings, optimizers and random states."""
+    of_trainer = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt")
     of_fsdp, of_deepspeed = ("optimizer.bin", "pytorch_model_fsdp.bin"), ("*_states.pt",)
-    states = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt")
-    for pattern in ("training_args.bin", *states, *of_fsdp, *of_deepspeed):
+    for pattern in (*of_trainer, *of_fsdp, *of_deepspeed, BEGUN):
         for path in folder.rglob(pattern):
             path.unlink()
 

@@ -76,7 +76,9 @@ def _run(verb: str, arguments: list[str]) -> None:
     from rlhf_lines.stages import run_stage
     from rlhf_lines.summary import summary
 
-    print(summary(verb, run_stage(verb, arguments)))
+    folder = run_stage(verb, arguments)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(summary(verb, folder))
     return None
 
 

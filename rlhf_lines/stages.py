@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from rlhf_lines.artifact import check_same_config, is_complete
+from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder
 from rlhf_lines.config import RunConfig, parse
 
 
@@ -33,10 +33,33 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     module, configs, given = read_stage(verb, arguments)
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
-    if run_config.resume and is_complete(output_dir):
-        check_same_config(output_dir, given)
+    if run_config.resume and _is_done(Path(output_dir), given, overwrite=run_config.overwrite):
         return Path(output_dir)
     return module.run(*configs, given)
+
+
+def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
+    """Return whether ``--resume`` has nothing left to run; a folder that only lacked its name gets it.
+
+    Raises:
+        ValueError: the folder is of other settings.
+        FileExistsError: it is complete, and a run that was to replace it can go on, but may not replace it.
+    """
+    partial = partial_folder(output_dir)
+    if is_complete(partial):  # killed between its record and its name
+        check_same_config(partial, given, name=output_dir)
+        finish_folder(output_dir, overwrite=overwrite)
+        return True
+    if not is_complete(output_dir):
+        return False
+    begun = next(partial.glob("**/checkpoint-*"), None)
+    if begun is not None and not overwrite:
+        raise FileExistsError(
+            f"output_dir {output_dir} is complete, and a run that was to replace it stopped after {begun.name}: add "
+            "--overwrite to --resume to go on with that run"
+        )
+    check_same_config(output_dir, given)
+    return begun is None
 
 
 def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import reward_models
 from reward_models import RewardModel
+from rlhf_lines.suggestion import closest
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class RewardEntry:
         known = [entry.name for entry in dataclasses.fields(cls)]
         for key in item:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+                near = closest(key, known)
+                hint = f"did you mean {near!r}?" if near else f"expected {', '.join(known)}"
                 raise ValueError(f"rewards: {item['model']} has the unknown key {key!r}: {hint}")
         return cls(**item)
 
@@ -83,7 +83,13 @@ class RewardEntry:
 
 
 def reward_entries(items: Sequence[str | Mapping[str, Any]]) -> list[RewardEntry]:
-    """Return what the items of ``rewards`` in a config stand for."""
+    """Return what the items of ``rewards`` in a config stand for.
+
+    Raises:
+        ValueError: there is none, or one is wrong.
+    """
+    if not items:
+        raise ValueError("rewards is empty, expected one reward model or more")
     return [RewardEntry.of(item) for item in items]
 
 
@@ -110,10 +116,25 @@ def load_reward_models(
         )
         for entry in entries
     ]
-    names = [model.name for model in models]
+    check_names([model.name for model in models])
+    return models
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse two rewards of one name."""
     if len(set(names)) < len(names):
         raise ValueError(f"rewards have the names {', '.join(names)}: two are equal, so give one another name")
-    return models
+
+
+def reward_weights(entries: Sequence[RewardEntry], given: Sequence[float] | None) -> list[float]:
+    """Return the weight of every reward: of its entry, or of TRL's flag ``reward_weights``, not of both."""
+    if given is None:
+        return [entry.weight for entry in entries]
+    if len(given) != len(entries):
+        raise ValueError(f"reward_weights has {len(given)} values, but rewards has {len(entries)}")
+    if any(entry.weight != 1.0 for entry in entries):
+        raise ValueError("reward_weights was given and rewards holds weights: keep one of the two")
+    return list(given)
 
 
 def _is_count(value: object) -> bool:

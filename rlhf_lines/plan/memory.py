@@ -100,14 +100,9 @@ def head_bytes(positions: int, vocab: int, hidden: int, *, compute_bytes: int, k
     return tile + copies * rows * min(vocab, TILE_WORDS) * FLOAT32 + gradient
 
 
-def sampling_bytes(batch: int, vocab: int) -> int:
-    """Return the bytes around one sampled token of every row: logits, scores, probabilities and a copy, in float32."""
-    return 4 * batch * vocab * FLOAT32
-
-
 def gumbel_bytes(batch: int, vocab: int) -> int:
-    """Return the bytes around one token of a sweep: its noise, scores and their 64-bit integers, ``[rows, V]``.
+    """Return the bytes around one sampled token: its noise, scores and their 64-bit integers, ``[rows, V]``.
 
-    Six at a time: of ``rlhf_lines.sweep.sampling.gumbel`` (key, shifted key, bits, u, noise) and the perturbed logits.
+    Six at a time: of ``rlhf_lines.sampling.gumbel`` (key, shifted key, bits, u, noise) and the perturbed logits.
     """
     return 6 * batch * vocab * 8

@@ -23,7 +23,7 @@ class RewardPlan:
     """One reward model.
 
     Attributes:
-        name: as the config names it.
+        name: what the score will be called.
         source: where its shape is from.
         model: without weights, or None for a function or rule, which takes nothing.
         batch_size: most texts in one pass.
@@ -60,13 +60,13 @@ def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_s
 
 def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
     source = entry.model
-    preset = next((p for name, p in PRESETS.items() if source in (name, p.model)), None)
+    preset_name, preset = next(((name, p) for name, p in PRESETS.items() if source in (name, p.model)), (None, None))
     made = next(makers(source, beside), None)
     is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
     if preset is None and made is None and not Path(source).is_dir() and not is_hub_id:
         # A function or a rule; anything else is refused by its own sentence.
-        reward_models.load(source, options=entry.options)
-        return RewardPlan(entry.name or source, "a function, which takes no memory that is counted here")
+        loaded = reward_models.load(source, name=entry.name, options=entry.options)
+        return RewardPlan(loaded.name, "a function, which takes no memory that is counted here")
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in _MODEL_FILES):
         reward_models.load(source)  # refused: no model in it
     shape = find_shape(preset.model if preset else source, beside=beside, what="reward model")
@@ -74,7 +74,8 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
         shape.config.num_labels = 1
     model = skeleton.classifier(shape.config, dtype=entry.dtype)
     found = f"{skeleton.count(model):,} parameters; {shape.source}"
-    return RewardPlan(entry.name or source, found, model, entry.batch_size or batch_size)
+    name = entry.name or preset_name or Path(source).name
+    return RewardPlan(name, found, model, entry.batch_size or batch_size)
 
 
 _MODEL_FILES = ("config.json", "adapter_config.json")

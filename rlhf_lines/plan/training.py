@@ -15,12 +15,13 @@ from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
-from rlhf_lines.plan.memory import Phase, head_bytes, kv_cache_bytes, optimizer_bytes, sampling_bytes
+from rlhf_lines.plan.memory import Phase, gumbel_bytes, head_bytes, kv_cache_bytes, optimizer_bytes
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.plan.stage import Options, Plan
+from rlhf_lines.task_rewards import check_names, reward_weights
 from rlhf_lines.train.folder import choose_checkpoint
 from rlhf_lines.train.ppo import RewardsConfig
 from rlhf_lines.train.ppo_config import PPOConfig
@@ -83,7 +84,10 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
             f"train_dataset has {rows.count} prompts, but one rollout takes {prompts}: add prompts, or lower "
             "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
         )
-    rewards = plan_rewards(of_type(configs, RewardsConfig).entries, beside=beside)
+    entries = of_type(configs, RewardsConfig).entries
+    reward_weights(entries, args.reward_weights)  # which refuses what does not fit
+    rewards = plan_rewards(entries, beside=beside)
+    check_names([reward.name for reward in rewards])
     batch, length = args.per_device_train_batch_size, rows.longest + args.max_completion_length
     plan = run.plan("ppo")
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
@@ -95,7 +99,7 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     prompt_cache, _ = run.kv_cache(at_once, rows.longest)
     prefill = max(0, run.rehearsal().forward(at_once, rows.longest, use_cache=True) - prompt_cache)
     # A step of generation lengthens the cache of one layer by copying it.
-    working = max(prefill, per_layer + sampling_bytes(at_once, config.vocab_size)) + run.unpacked
+    working = max(prefill, per_layer + gumbel_bytes(at_once, config.vocab_size)) + run.unpacked
     plan.phases.append(Phase("generation", {**held, "KV cache": cache, "activations": working}))
     scoring = max((reward.forward(rollout, length) for reward in rewards), default=0)
     plan.phases.append(Phase("scoring", {**held, "activations": scoring}))

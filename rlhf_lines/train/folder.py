@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import TrainingArguments
 
-from rlhf_lines.artifact import check_same_config, new_folder, partial_folder, write_config
+from rlhf_lines.artifact import BEGUN, check_same_config, new_folder, partial_folder, write_config
 from rlhf_lines.config import RunConfig
 from rlhf_lines.train.checkpoints import newest_checkpoint
+
+
+TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are named like their module
 
 
 @contextlib.contextmanager
@@ -30,30 +36,56 @@ def training_folder(
         FileNotFoundError: ``resume_from_checkpoint`` is no folder.
         FileExistsError: ``output_dir`` exists, or a stopped run left checkpoints and neither ``resume`` nor
             ``overwrite`` was given.
-        ValueError: the checkpoints are of a run with other settings.
+        ValueError: the checkpoints are of a run with other settings, or a tracker is not installed.
     """
+    check_trackers(training)
     choose_checkpoint(training, run_config, given, trained=trained)
-    resumes = bool(training.resume_from_checkpoint)
-    leave = training.save_strategy != "no"
+    resumes, is_main = bool(training.resume_from_checkpoint), training.process_index == 0
     with new_folder(
-        training.output_dir, overwrite=run_config.overwrite, keep_partial=resumes, leave_partial=leave
+        training.output_dir, overwrite=run_config.overwrite, keep_partial=resumes, leave_partial=True
     ) as folder:
-        if training.process_index == 0:
+        if is_main:
             write_config(folder, given)
-        yield folder
+            (folder / BEGUN).write_text(json.dumps({"sequences_at_once": _sequences_at_once(training)}))
+        try:
+            yield folder
+        except BaseException:
+            if is_main and not newest_checkpoint(folder / trained):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:
     """Set ``training.resume_from_checkpoint`` to what ``--resume`` goes on from; see ``training_folder``."""
     final, partial = training.output_dir, partial_folder(training.output_dir)
     chosen, newest = training.resume_from_checkpoint, newest_checkpoint(partial / trained)
-    if chosen and not Path(chosen).is_dir():
-        raise FileNotFoundError(f"resume_from_checkpoint {chosen} does not exist: expected a checkpoint folder")
+    if chosen and not (isinstance(chosen, str) and Path(chosen).is_dir()):
+        raise FileNotFoundError(
+            f"resume_from_checkpoint {chosen} does not exist: expected a checkpoint folder; --resume finds the newest"
+        )
     if newest and run_config.resume and not chosen:
-        check_same_config(partial, given, name=final)
+        check_same_config(partial, given, name=final, may_differ=["per_device_train_batch_size"])
+        before, now = json.loads((partial / BEGUN).read_text())["sequences_at_once"], _sequences_at_once(training)
+        if before != now:
+            raise ValueError(
+                f"output_dir {final} was begun with {before} sequences at once on all processes together, now it is "
+                f"{now}: set per_device_train_batch_size to {before} divided by the number of processes"
+            )
         training.resume_from_checkpoint = str(newest)
     elif newest and not (chosen or run_config.overwrite):
+        again = " --overwrite" if Path(final).exists() else ""
         raise FileExistsError(
-            f"output_dir {final} was begun by a run that stopped after {newest.name}: add --resume to go on from "
-            "there, or --overwrite to start again"
+            f"output_dir {final} was begun by a run that stopped after {newest.name}: add --resume{again} to go on "
+            "from there, or --overwrite to start again"
         )
+
+
+def check_trackers(training: TrainingArguments) -> None:
+    """Raise ValueError for a tracker of ``report_to`` that is not installed."""
+    for name in training.report_to or ():
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
+
+
+def _sequences_at_once(training: TrainingArguments) -> int:
+    return training.per_device_train_batch_size * training.world_size

@@ -31,6 +31,11 @@ def normalizations(
         ValueError: all samples have one score under a reward model.
     """
     fixed = {model.name: Normalization(clip=entry.clip) for entry, model in zip(entries, models, strict=True)}
+    if trainer.is_sharded and any(entry.normalize for entry in entries):
+        raise ValueError(
+            "rewards are normalised on samples of the SFT model, which no process holds whole under FSDP and "
+            "DeepSpeed: leave out normalize, or run without them"
+        )
     wanted = [(entry, model) for entry, model in zip(entries, models, strict=True) if entry.normalize]
     path = folder / FILE
     if wanted and path.is_file():

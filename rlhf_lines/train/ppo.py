@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl import ModelConfig, get_quantization_config
 
-from rlhf_lines.artifact import remove_pickles, write_record
+from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge.residuals import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
-from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_entries
+from rlhf_lines.task_rewards import load_reward_models, reward_entries, reward_weights
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
@@ -55,7 +54,7 @@ def run(
     """
     sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
     entries = rewards_config.entries
-    training.reward_weights = _weights(entries, training.reward_weights)
+    training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
     final, validate = training.output_dir, training.eval_strategy != "no"
@@ -80,7 +79,6 @@ def run(
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
         if trainer.accelerator.is_main_process:
-            remove_pickles(folder)
             history = [row for row in trainer.state.log_history if "reward" in row]
             write_record(
                 folder,
@@ -94,15 +92,5 @@ def run(
                 truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
                 history=history,
             )
+            remove_working_files(folder)
     return Path(final)
-
-
-def _weights(entries: Sequence[RewardEntry], given: Sequence[float] | None) -> list[float]:
-    """Return the weight of every reward: of its entry, or of TRL's flag ``reward_weights``, not of both."""
-    if given is None:
-        return [entry.weight for entry in entries]
-    if len(given) != len(entries):
-        raise ValueError(f"reward_weights has {len(given)} values, but rewards has {len(entries)}")
-    if any(entry.weight != 1.0 for entry in entries):
-        raise ValueError("reward_weights was given and rewards holds weights: keep one of the two")
-    return list(given)

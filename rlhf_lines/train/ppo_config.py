@@ -112,8 +112,8 @@ class PPOConfig(GRPOConfig):
     def _checks(self) -> list[tuple[str, str, bool]]:
         """Return (setting, what is expected of it, whether it holds)."""
         sampling = "{}: samples of another distribution than the policy's make the KL estimate wrong, even negative"
-        every = max(math.lcm(self.steps_per_rollout, self.gradient_accumulation_steps), 1)
-        updates = every // self.gradient_accumulation_steps
+        passes, of_update = max(self.steps_per_rollout, 1), self.gradient_accumulation_steps
+        updates = math.lcm(passes, of_update) // of_update
         return [
             ("num_generations", "at least 1", (self.num_generations or 0) >= 1),
             ("beta", "0 (the KL cost is set by kl_coef)", self.beta == 0.0),
@@ -151,6 +151,18 @@ class PPOConfig(GRPOConfig):
                 "generation_batch_size",
                 f"a multiple of num_generations ({self.num_generations})",
                 self.generation_batch_size % max(self.num_generations or 1, 1) == 0,
+            ),
+            (
+                "gradient_accumulation_steps",
+                f"a divisor or a multiple of {passes}, the passes of a rollout: no update is of two rollouts",
+                passes % of_update == 0 or of_update % passes == 0,
+            ),
+            # A checkpoint stands between two rollouts, and holds policy and value function of one moment.
+            ("save_strategy", "steps, epoch or no", self.save_strategy != "best"),
+            (
+                "load_best_model_at_end",
+                "false (the policy is that of the last update)",
+                not self.load_best_model_at_end,
             ),
             (
                 "save_steps",

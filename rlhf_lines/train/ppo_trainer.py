@@ -32,6 +32,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import disable_dropout_in_model
 
 from reward_models import RewardModel
 from reward_models.base import checked_scores
@@ -88,6 +89,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     Attributes:
         normalizations: one per reward model: what its scores go through before they are weighed and added.
         kl_coef: the KL coefficient of the next rollout.
+        is_sharded: whether FSDP or DeepSpeed shares out the model.
 
     Raises:
         ValueError: there is no ``peft_config``: the reference is the base without its adapter. Or there are fewer
@@ -126,9 +128,14 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             peft_config=peft_config,
             **kwargs,
         )
-        self._is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self._is_sharded and (args.value_lora or args.max_update_kl is not None):
+        self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_sharded and (args.value_lora or args.max_update_kl is not None):
             raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")
+        if self.aux_loss_enabled:
+            raise ValueError(
+                f"router_aux_loss_coef is {args.router_aux_loss_coef}, expected 0: PPO has no loss that balances the "
+                "experts of a mixture"
+            )
         if self.is_fsdp_enabled:
             _keep_float32(self.accelerator.state.fsdp_plugin)
         self._add_value_function(peft_config)
@@ -154,6 +161,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
         if self.args.value_lora:
             self.model.add_adapter(VALUE, peft_config)
+            if self.args.disable_dropout:  # which GRPOTrainer did before this adapter was there
+                disable_dropout_in_model(self.model)
         # float32: returns differ by less than bfloat16 resolves. Zero: no advantage is invented before training.
         head = ValueHead(causal_lm.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(head.weight)
@@ -207,7 +216,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """As GRPOTrainer's, with noise placed by position where this process holds the whole model."""
-        if self.use_vllm or self.use_transformers_continuous_batching or self._is_sharded:
+        if self.use_vllm or self.use_transformers_continuous_batching or self.is_sharded:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
@@ -218,7 +227,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _vllm_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield names and weights of the policy, without the value function."""
-        if not self._is_sharded:
+        if not self.is_sharded:
             return merged_weights(self.model, POLICY)
         # TRL gathers what is shared out, and merges in place.
         named = VLLMGeneration._iter_named_params(self.vllm_generation)

@@ -9,7 +9,7 @@ from trl import ModelConfig, RewardConfig, get_quantization_config
 
 import reward_models
 from reward_models.classifier import Classifier, longest_input
-from rlhf_lines.artifact import remove_pickles, write_record
+from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints
@@ -83,7 +83,6 @@ def run(
         is_main_process = trainer.accelerator.is_main_process
         del trainer  # before its model is read back a second time
         if is_main_process:
-            remove_pickles(folder)
             reward_models.write_settings(folder, reward_models.Format(append_eos=True, max_length=training.max_length))
             saved = reward_models.load(str(folder), trust_remote_code=training.trust_remote_code)
             write_record(
@@ -97,6 +96,7 @@ def run(
                 held_out_pairs=len(test_pairs),
                 held_out_pairs_cut=_cut_pairs(saved, test_pairs),
             )
+            remove_working_files(folder)
     return final
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import trl
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
-from rlhf_lines.artifact import remove_pickles, write_record
+from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import Checkpoint
@@ -55,7 +55,7 @@ def run(
             f"chat_template_path is {training.chat_template_path}, but the rows are written before it is read: save "
             "the chat template with the tokenizer of the base"
         )
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, trust_remote_code=training.trust_remote_code)
     train_dataset = data_config.load(kind, "train", tokenizer)
     eval_dataset = data_config.load(kind, "validation", tokenizer) if training.eval_strategy != "no" else None
     final = Path(training.output_dir)
@@ -79,12 +79,12 @@ def run(
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
         if trainer.accelerator.is_main_process:
-            remove_pickles(folder)
             lost = _merge(base, folder, model_config.dtype) if model_config.use_peft else None
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
             write_record(folder, "sft", given, seed=training.seed, base_model=name, loss=losses, lost_residual=lost)
+            remove_working_files(folder)
     return final
 
 

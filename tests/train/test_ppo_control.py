@@ -141,6 +141,7 @@ def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama
         ({"rewards": ['{"model": "control_rewards:letters", "clip": 0}']}, "has clip 0, expected a positive number"),
         ({"rewards": ['{"name": "letters"}']}, "expected the text of a model or a mapping with the key model"),
         ({"rewards": ['{"model": ']}, "which is no valid JSON"),
+        ({"report_to": "wandb"}, "report_to names wandb, which is not installed: pip install wandb, or leave it out"),
         (
             {"rewards": ["control_rewards:letters", "control_rewards.letters"]},
             "rewards have the names letters, letters",
@@ -155,6 +156,22 @@ def test_rewards_that_are_refused(stage_flags, tmp_path, changes, message):
     with pytest.raises(ValueError) as caught:
         run_stage("ppo", stage_flags(**changes))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "policy").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ("rewards: []", ValueError, "rewards is empty, expected one reward model or more"),
+        ("resume_from_checkpoint: true", FileNotFoundError, "resume_from_checkpoint True does not exist"),
+    ],
+)
+def test_values_of_a_yaml_file_that_are_refused(stage_flags, tmp_path, config, error, message):
+    path = tmp_path / "ppo.yaml"
+    path.write_text(config)
+    flags = stage_flags() if "rewards" in config else stage_flags(rewards=["control_rewards:letters"])
+    with pytest.raises(error, match=message):
+        run_stage("ppo", ["--config", str(path), *flags])
     assert not (tmp_path / "policy").exists()
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import WORDS
 
 from rlhf_lines.stages import run_stage
+from rlhf_lines.train import ppo
 from rlhf_lines.train.ppo_trainer import PPOTrainer
 
 
@@ -113,6 +114,67 @@ def test_a_stopped_run_is_not_lost_by_accident(stage_flags, killed, tmp_path):
     assert (tmp_path / ".out.partial" / "checkpoint-4").is_dir()
     run_stage("ppo", stage_flags(output_dir=out, overwrite=True, max_steps=2))
     assert json.loads((out / "rlhf_lines.json").read_text())["updates"] == 2
+
+
+def test_another_number_of_sequences_at_once_is_another_run(stage_flags, killed, tmp_path):
+    """What a run on twice as many processes would do unasked: twice the rollout."""
+    out = tmp_path / "out"
+    killed("training_step", 9, output_dir=out)
+    with pytest.raises(ValueError, match="begun with 4 sequences at once on all processes together, now it is 2"):
+        run_stage("ppo", stage_flags(output_dir=out, resume=True, per_device_train_batch_size=2))
+    assert (tmp_path / ".out.partial" / "checkpoint-4").is_dir()
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing below the test catches it."""
+
+
+@pytest.mark.parametrize("moment", ["remove_working_files", "write_record"])
+def test_a_run_that_was_killed_after_its_last_update_is_finished(stage_flags, tmp_path, monkeypatch, moment):
+    """The last checkpoint is of step 10: without its random and optimizer state the rest would be another run."""
+    settings = {"save_steps": 10}
+    whole, out = run_stage("ppo", stage_flags(output_dir=tmp_path / "whole", **settings)), tmp_path / "out"
+
+    def kill(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo, moment, kill)
+        with pytest.raises(Killed):
+            run_stage("ppo", stage_flags(output_dir=out, **settings))
+    assert not out.exists()
+    assert run_stage("ppo", stage_flags(output_dir=out, resume=True, **settings)) == out
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (whole, out))
+    assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a)
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+    assert [path for path in out.rglob("*") if path.suffix in (".pt", ".pth", ".bin")] == []
+
+
+def test_a_run_that_was_to_replace_another_goes_on(stage_flags, killed, tmp_path):
+    out = run_stage("ppo", stage_flags(output_dir=tmp_path / "out", max_steps=2, learning_rate=0.1))
+    first = (out / "adapter_model.safetensors").read_bytes()
+    killed("training_step", 9, output_dir=out, overwrite=True)
+    assert (out / "adapter_model.safetensors").read_bytes() == first, "the old one is there until the new one is done"
+    for flags, message in (
+        ({}, "add --resume --overwrite to go on"),
+        ({"resume": True}, "add --overwrite to --resume"),
+    ):
+        with pytest.raises(FileExistsError, match=message):
+            run_stage("ppo", stage_flags(output_dir=out, **flags))
+    whole = run_stage("ppo", stage_flags(output_dir=tmp_path / "whole"))
+    run_stage("ppo", stage_flags(output_dir=out, resume=True, overwrite=True))
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (whole, out))
+    assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a)
+    assert json.loads((out / "rlhf_lines.json").read_text())["updates"] == 12
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(stage_flags, tmp_path):
+    (tmp_path / "nan_rewards.py").write_text(
+        "def nan(prompts, completions):\n    return [float('nan')] * len(prompts)\n"
+    )
+    with pytest.raises(ValueError, match="returned nan"):
+        run_stage("ppo", stage_flags(output_dir=tmp_path / "out", rewards=["nan_rewards:nan"]))
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_a_checkpoint_in_the_middle_of_a_rollout_is_refused(stage_flags, tmp_path):

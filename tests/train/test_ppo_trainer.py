@@ -649,6 +649,9 @@ REFUSED = {
         "mask_truncated_completions": True
     },
     "loss_type is grpo, expected dapo (the mean over tokens)": {"loss_type": "grpo"},
+    "save_strategy is best, expected steps, epoch or no": {"save_strategy": "best", "metric_for_best_model": "reward"},
+    "gradient_accumulation_steps is 3, expected a divisor or a multiple of 4, the passes of a rollout: no update is of "
+    "two rollouts": {"gradient_accumulation_steps": 3, "steps_per_generation": 2, "num_iterations": 2},
     "generation_batch_size is 6, expected a multiple of num_generations (4)": {
         "per_device_train_batch_size": 6,
         "num_generations": 4,
