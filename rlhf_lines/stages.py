@@ -58,7 +58,8 @@ def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
             f"output_dir {output_dir} is complete, and a run that was to replace it stopped after {begun.name}: add "
             "--overwrite to --resume to go on with that run"
         )
-    check_same_config(output_dir, given)
+    if begun is None:
+        check_same_config(output_dir, given)
     return begun is None
 
 

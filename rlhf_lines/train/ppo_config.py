@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 from trl import GRPOConfig
 
@@ -92,7 +93,7 @@ class PPOConfig(GRPOConfig):
             self.ddp_find_unused_parameters = False
         self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
         if problems := [
-            f"{name} is {getattr(self, name)}, expected {text}" for name, text, ok in self._checks() if not ok
+            f"{name} is {_plain(getattr(self, name))}, expected {text}" for name, text, ok in self._checks() if not ok
         ]:
             raise ValueError("; ".join(problems))
 
@@ -174,3 +175,8 @@ class PPOConfig(GRPOConfig):
 
 def _absent_or(value: float | None, holds: Callable[[float], bool]) -> bool:
     return value is None or (math.isfinite(value) and holds(value))
+
+
+def _plain(value: object) -> object:
+    """Return the value as a config says it: transformers turns some texts into members of an enumeration."""
+    return value.value if isinstance(value, Enum) else value

@@ -141,7 +141,10 @@ def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama
         ({"rewards": ['{"model": "control_rewards:letters", "clip": 0}']}, "has clip 0, expected a positive number"),
         ({"rewards": ['{"name": "letters"}']}, "expected the text of a model or a mapping with the key model"),
         ({"rewards": ['{"model": ']}, "which is no valid JSON"),
-        ({"report_to": "wandb"}, "report_to names wandb, which is not installed: pip install wandb, or leave it out"),
+        (
+            {"rewards": ["control_rewards:letters"], "report_to": "wandb"},
+            "report_to names wandb, which is not installed: pip install wandb, or leave it out",
+        ),
         (
             {"rewards": ["control_rewards:letters", "control_rewards.letters"]},
             "rewards have the names letters, letters",

@@ -169,11 +169,11 @@ def test_a_run_that_was_to_replace_another_goes_on(stage_flags, killed, tmp_path
 
 
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(stage_flags, tmp_path):
-    (tmp_path / "nan_rewards.py").write_text(
+    (tmp_path / "unscored_rewards.py").write_text(
         "def nan(prompts, completions):\n    return [float('nan')] * len(prompts)\n"
     )
     with pytest.raises(ValueError, match="returned nan"):
-        run_stage("ppo", stage_flags(output_dir=tmp_path / "out", rewards=["nan_rewards:nan"]))
+        run_stage("ppo", stage_flags(output_dir=tmp_path / "out", rewards=["unscored_rewards:nan"]))
     assert not (tmp_path / ".out.partial").exists()
 
 

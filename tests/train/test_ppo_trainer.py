@@ -666,7 +666,7 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_settings_that_are_refused(tmp_path, message):
     with pytest.raises(ValueError) as caught:
-        PPOConfig(output_dir=str(tmp_path), **QUIET, **REFUSED[message])
+        PPOConfig(output_dir=str(tmp_path), **{**QUIET, **REFUSED[message]})
     assert str(caught.value) == message
 
 
