@@ -130,10 +130,11 @@ def check_same_config(
 
 
 def write_config(folder: Path, config: dict) -> None:
-    """Write ``config.yaml``, what ``--config`` accepts again."""
+    """Write ``config.yaml``, what ``--config`` accepts again: the settings, not how the run was started."""
     import yaml
 
-    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+    settings = {key: value for key, value in config.items() if key not in ("overwrite", "resume")}
+    (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def write_record(folder: Path, stage: str, config: dict, **facts) -> None:

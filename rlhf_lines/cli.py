@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from rlhf_lines.config import read_config
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -70,6 +71,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         return _front(arguments)
     if verb == "plan":
         return _plan(arguments)
+    read_config(arguments)  # a mistake in the file is told before seconds of imports
     _quiet_libraries()
     if verb == "demo":
         return _demo(arguments)
@@ -135,7 +137,8 @@ def _usage() -> str:
         "usage: rlhf-lines VERB [--config FILE] [--flag value ...]\n\n"
         f"{verbs}\n\n"
         "rlhf-lines VERB --help lists the flags of a verb. Every flag can be a key of the YAML file; one given on the\n"
-        "command line wins. An existing output_dir is refused: --resume keeps a complete one, --overwrite replaces it."
+        "command line wins. An existing output_dir is refused; --resume keeps it or goes on with it, --overwrite\n"
+        "replaces it."
     )
 
 

@@ -20,7 +20,8 @@ class RunConfig:
         default=False, metadata={"help": "Replace an existing output_dir once the new one is done."}
     )
     resume: bool = field(
-        default=False, metadata={"help": "Keep a complete output_dir of the same settings; go on with a killed sweep."}
+        default=False,
+        metadata={"help": "Go on with a stopped run of the same settings; keep a complete output_dir."},
     )
 
 
@@ -82,7 +83,7 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
             a YAML mapping.
     """
     parser = _parser(dataclass_types, prog)
-    given, path = _read_config(arguments)
+    given, path = read_config(arguments)
     known = {action.dest for action in parser._actions} - {"help"}
     for key in given:
         if key not in known:
@@ -104,7 +105,7 @@ def given_keys(arguments: list[str]) -> set[str]:
         FileNotFoundError: the config file does not exist.
         ValueError: it is not a YAML mapping.
     """
-    config, _ = _read_config(arguments)
+    config, _ = read_config(arguments)
     flags = {argument[2:].partition("=")[0] for argument in _without_config(arguments) if argument.startswith("--")}
     return set(config) | flags
 
@@ -169,7 +170,13 @@ def _one_value(action: argparse.Action, value):
     return number
 
 
-def _read_config(arguments: list[str]) -> tuple[dict, Path | None]:
+def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
+    """Return the mapping in the file that ``--config`` names, and its path; ``({}, None)`` without one.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it holds no YAML mapping.
+    """
     import yaml
 
     if "--config" not in arguments:

@@ -21,7 +21,7 @@ def summary(verb: str, folder: Path) -> str:
             )
     elif verb == "ppo" and record["history"]:
         first, last = record["history"][0], record["history"][-1]
-        lines.append(f"score in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
+        lines.append(f"reward in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
     elif verb == "sweep":
         lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
         lines.append(f"alpha {record['alpha']} and beta {record['beta']} of LiNeS were chosen on validation prompts")

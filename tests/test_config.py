@@ -123,10 +123,9 @@ def test_the_config_flag_may_stand_anywhere(tmp_path):
 
 
 def test_the_written_config_parses_to_the_same(parse_thing, tmp_path):
-    configs, given = parse_thing(
-        {**REQUIRED, "note": "a: 'b' # c"}, "--weights", "1", "0", "--rate", "1e-3", "--resume"
-    )
-    write_record(tmp_path, "thing", given)
+    configs, given = parse_thing({**REQUIRED, "note": "a: 'b' # c"}, "--weights", "1", "0", "--rate", "1e-3")
+    # How the run was started is no setting: made again from this file, it would resume or replace unasked.
+    write_record(tmp_path, "thing", {**given, "resume": True, "overwrite": True})
     again, given_again = parse(TYPES, ["--config", str(tmp_path / "config.yaml")], prog="rlhf-lines thing")
     assert again == configs and given_again == given
 

@@ -167,6 +167,8 @@ def _from_builtins():
     for module_name in sorted(set(sys.builtin_module_names) - {"_ast"}):  # _ast: generated node classes
         module = importlib.import_module(module_name)
         for name, member in sorted(vars(module).items()):
+            # Others put hooks of theirs in place of sys.excepthook and its like; sys keeps its own as __excepthook__.
+            member = getattr(module, f"__{name}__", member) if name.endswith("hook") else member
             if not (inspect.isclass(member) or inspect.isroutine(member)):
                 continue
             yield from _own_docstring(f"{module_name}.{name}", member)

@@ -180,6 +180,8 @@ def _read(paths: list[Path]):
         raise ValueError(
             f"dataset file {paths[0]} has the format {paths[0].suffix!r}, expected one of {', '.join(FORMATS)}"
         )
+    if not any(path.stat().st_size for path in paths):
+        raise ValueError(f"dataset file {paths[0]} is empty, expected rows")
     # Not load_dataset(), which reports every use to the Hub, also of a local file, and waits where there is none.
     read = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[format]
     return read([str(path) for path in paths])

@@ -111,6 +111,10 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     update = run.update_phase(batch, length, head=positions)
     plan.phases.append(replace(update, parts={**update.parts, "reward models": scorers}))
     _add_ppo_work(plan, run, rows, rollout, prompts)
+    if any(entry.normalize for entry in entries):
+        samples = args.normalization_samples
+        most = f"at most {samples * args.max_completion_length:,} tokens"
+        plan.work.append(("completions to normalise rewards on", f"{samples:,}, {most}"))
     return plan
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from trl import ModelConfig, get_quantization_config
 
-from rlhf_lines.artifact import remove_working_files, write_record
+from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge.residuals import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.task_rewards import load_reward_models, reward_entries, reward_weights
+from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.folder import training_folder
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
@@ -79,6 +80,8 @@ def run(
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
         if trainer.accelerator.is_main_process:
+            card = policy_card(model_config.model_name_or_path, entries, training.reward_weights, versions())
+            (folder / "README.md").write_text(card)
             history = [row for row in trainer.state.log_history if "reward" in row]
             write_record(
                 folder,

@@ -483,6 +483,9 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     # --- files
 
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Leave out TRL's card, which speaks of GRPO; the stage writes one of the policy."""
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:

@@ -7,7 +7,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
-SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "score", "kl": "kl"}
+SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl": "kl"}
 
 
 class StageProgress(TrainerCallback):
@@ -27,7 +27,7 @@ class StageProgress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self._bar is not None:
-            # A policy's loss says nothing; its score does, which TRL logs as its reward.
+            # A policy's loss says nothing; its reward does.
             names = [name for name in SHOWN if name in logs and not (name == "loss" and "reward" in logs)]
             self._bar.set_postfix({SHOWN[name]: f"{logs[name]:.3g}" for name in names})
 

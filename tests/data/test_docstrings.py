@@ -153,3 +153,16 @@ def test_preferences_are_the_same_in_every_run(preference):
 def test_an_unknown_preference_is_refused(preference):
     with pytest.raises(ValueError, match="unknown to the docstrings task, which has brief and specific"):
         docstrings.preferences("train", preference)
+
+
+def test_the_corpus_does_not_depend_on_hooks_that_others_put_in_place(monkeypatch):
+    """torch.distributed replaces sys.excepthook, IPython sys.displayhook: one row less is another shuffle."""
+    before = docstrings.corpus()
+    assert "sys.excepthook" in {entry.name for entry in before}
+    monkeypatch.setattr("sys.excepthook", lambda *args: None)
+    monkeypatch.setattr("sys.displayhook", lambda value: None)
+    docstrings.corpus.cache_clear()
+    try:
+        assert docstrings.corpus() == before
+    finally:
+        docstrings.corpus.cache_clear()

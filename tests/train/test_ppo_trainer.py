@@ -143,6 +143,7 @@ SEAM = {
     "_load_from_checkpoint": "resume_from_checkpoint model",
     "_load_optimizer_and_scheduler": "checkpoint",
     "create_optimizer": "model",
+    "create_model_card": "model_name dataset_name tags",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
 }
 CALLED = {"compute_loss", "_tokenize_prompts"}  # and not overridden
@@ -756,6 +757,8 @@ def test_the_stage_writes_an_adapter_and_how_it_was_made(stage_flags, base, tmp_
     }
     assert sorted(path.name for path in out.parent.iterdir()) == ["policy"]
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    card = (out / "README.md").read_text()
+    assert "letters | 1 | no |" in card and str(base.name) in card and "GRPO" not in card
     record = read_record(out)
     assert record["stage"] == "ppo" and record["seed"] == 42
     assert record["sft_model"] == str(base) and record["sft_sha256"] == checkpoint_sha256(base)
