@@ -74,16 +74,10 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     """
     run = _Training(configs, given, beside, options, kind="causal")
     args = run.args
-    if run.peft_config is None:
-        raise ValueError("PPO trains LoRA policies, but use_peft is false: set use_peft: true and lora_r")
     rows = run.look_at("prompts", (("prompt",),))
     rollout = args.per_device_train_batch_size * args.steps_per_generation
     prompts = args.generation_batch_size // args.num_generations
-    if rows.count is not None and rows.count < prompts:
-        raise ValueError(
-            f"train_dataset has {rows.count} prompts, but one rollout takes {prompts}: add prompts, or lower "
-            "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
-        )
+    args.check_run(has_lora=run.peft_config is not None, prompts=rows.count)
     entries = of_type(configs, RewardsConfig).entries
     reward_weights(entries, args.reward_weights)  # which refuses what does not fit
     rewards = plan_rewards(entries, beside=beside)

@@ -105,6 +105,25 @@ class PPOConfig(GRPOConfig):
                 found[name] = {key: value for key, value in found[name].items() if not callable(value)}
         return found
 
+    def check_run(self, *, has_lora: bool, prompts: int | None) -> None:
+        """Refuse, before a model is loaded, what no trainer can run.
+
+        Args:
+            has_lora: whether the policy is an adapter.
+            prompts: rows of the training data, or None if they are not known.
+
+        Raises:
+            ValueError: the policy is no adapter, or there are fewer prompts than one rollout takes.
+        """
+        if not has_lora:
+            raise ValueError("PPO trains LoRA policies, but use_peft is false: set use_peft: true and lora_r")
+        taken = self.generation_batch_size // self.num_generations
+        if prompts is not None and prompts < taken:  # Trainer would stop at step 0 and save
+            raise ValueError(
+                f"train_dataset has {prompts} prompts, but one rollout takes {taken}: add prompts, or lower "
+                "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
+            )
+
     @property
     def steps_per_rollout(self) -> int:
         """Return the number of forward and backward passes that one rollout is used for."""

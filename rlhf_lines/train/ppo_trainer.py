@@ -108,14 +108,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         peft_config: LoraConfig | None,
         **kwargs,
     ):
-        if peft_config is None:
-            raise ValueError("PPO trains LoRA policies, but use_peft is false: set use_peft: true and lora_r")
-        prompts, dataset = args.generation_batch_size // args.num_generations, kwargs.get("train_dataset")
-        if hasattr(dataset, "__len__") and len(dataset) < prompts:  # Trainer would stop at step 0 and save
-            raise ValueError(
-                f"train_dataset has {len(dataset)} prompts, but one rollout takes {prompts}: add prompts, or lower "
-                "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
-            )
+        dataset = kwargs.get("train_dataset")
+        args.check_run(has_lora=peft_config is not None, prompts=len(dataset) if hasattr(dataset, "__len__") else None)
         if args.value_lora and args.gradient_checkpointing:
             own = {"use_reentrant": False, "context_fn": checkpoint_contexts}
             # Two names of one setting: Trainer reads the second at the start, TRL the first after every rollout.
