@@ -70,6 +70,7 @@ def finish_folder(output_dir: str | Path, *, overwrite: bool) -> None:
     """
     final = Path(output_dir)
     refuse_existing(final, overwrite=overwrite)
+    _wait_for_everyone()  # until every process has seen the folder under its hidden name
     if _is_main_process():
         remove_working_files(partial_folder(final))
         _take_name(partial_folder(final), final, overwrite=overwrite)
