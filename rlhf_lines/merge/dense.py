@@ -16,7 +16,7 @@ from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.precision import DTYPES, LossMeter, LostResidual, wide
 from rlhf_lines.merge.residuals import Adapter, dense_residual, parameters_of
-from rlhf_lines.merge.rules import PER_TENSOR_RULES, merge_residuals
+from rlhf_lines.merge.rules import LINEAR_RULES, merge_residuals
 from rlhf_lines.merge.spec import MergeSpec
 
 
@@ -118,7 +118,7 @@ class DenseMerge:
 
     def residual(self, name: str) -> Tensor | None:
         """The merged, LiNeS-scaled residual of one parameter, or None if no policy changes it."""
-        if self._spec.rule not in PER_TENSOR_RULES and self._whole is None:
+        if self._spec.rule not in LINEAR_RULES and self._whole is None:
             # The rule ranks or signs over the whole model, so all residuals are needed at once.
             self._whole = self._merge(sorted(self._layers))
         merged = (self._merge([name]) if self._whole is None else self._whole).get(name)

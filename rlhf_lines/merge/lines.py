@@ -7,7 +7,7 @@ blocks and the L1 norm, which the paper leaves open).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,15 +17,22 @@ from rlhf_lines.merge.precision import wide
 from rlhf_lines.suggestion import unknown_name
 
 
-SCHEDULES = ("linear",)
+# The share of beta that a block at depth d in [0, 1] gets. `reversed` is a control: the same factors, upside down.
+SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda depth: depth,
+    "sqrt": torch.sqrt,
+    "quadratic": torch.square,
+    "reversed": lambda depth: 1 - depth,
+}
 
 
 def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "linear") -> Tensor:
     """The factor of every block, float64 ``[num_layers]``.
 
-        lambda(l) = alpha + beta (l - 1) / (L - 1),  l = 1..L       (entry i is l = i + 1)
+        lambda(l) = alpha + beta f(d),   d = (l - 1) / (L - 1),  l = 1..L       (entry i is l = i + 1)
+        f(d) = d (linear), sqrt(d) (sqrt), d^2 (quadratic), 1 - d (reversed)
 
-    `alpha=1, beta=0` is no scaling. With one block the factor is `alpha`.
+    `alpha=1, beta=0` is no scaling. With one block the factor is `alpha`. The paper has the linear schedule only.
 
     Source: arXiv 2410.17146, the layer-wise linear rule.
 
@@ -42,8 +49,10 @@ def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "li
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}, expected a finite number")
-    depth = torch.arange(num_layers, dtype=torch.float64) / max(num_layers - 1, 1)
-    return alpha + beta * depth
+    if num_layers == 1:
+        return torch.tensor([alpha], dtype=torch.float64)
+    depth = torch.arange(num_layers, dtype=torch.float64) / (num_layers - 1)
+    return alpha + beta * SCHEDULES[schedule](depth)
 
 
 def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, Tensor]) -> float:

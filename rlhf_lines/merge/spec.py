@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import check_rule
@@ -29,7 +29,8 @@ class MergeSpec:
     Attributes:
         rule: how residuals are combined.
         weights: one number per policy.
-        alpha: LiNeS factor of the first block, and of what lies outside the blocks.
+        alpha: LiNeS factor of the first block, and of what lies outside the blocks; `"auto"` is measured on the
+            residuals when they are merged (see `lines_alpha`).
         beta: what the last block has more than the first.
         schedule: the shape between first and last block.
         options: options of the rule, plain JSON values.
@@ -37,7 +38,7 @@ class MergeSpec:
 
     rule: str
     weights: tuple[float, ...]
-    alpha: float = 1.0
+    alpha: float | Literal["auto"] = 1.0
     beta: float = 0.0
     schedule: str = "linear"
     options: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +60,8 @@ class MergeSpec:
         except (TypeError, ValueError) as error:
             raise ValueError(f"options {self.options!r} must be plain JSON values: {error}") from error
         object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "alpha", _finite("alpha", self.alpha))
+        if self.alpha != "auto":
+            object.__setattr__(self, "alpha", _finite("alpha", self.alpha, expected='a finite number or "auto"'))
         object.__setattr__(self, "beta", _finite("beta", self.beta))
         object.__setattr__(self, "options", options)
 
@@ -101,8 +103,8 @@ class MergeSpec:
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
 
-def _finite(name: str, value: object) -> float:
+def _finite(name: str, value: object, *, expected: str = "a finite number") -> float:
     if not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}, expected a finite number")
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
     # Adding zero turns -0.0 into 0.0, which would otherwise give equal specs different digests.
     return float(value) + 0.0

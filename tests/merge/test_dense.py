@@ -166,15 +166,6 @@ def test_a_checkpoint_of_the_trunk_alone_is_merged(tmp_path, save_adapter):
     assert all(torch.equal(results[0][name], tensor) for name, tensor in results[1].items())
 
 
-def test_rules_over_the_whole_model_give_what_streaming_gives(sft, helpful, dense_policy, tmp_path, monkeypatch):
-    policies = [helpful, dense_policy("a", seed=1)]
-    streamed = merge_policies(sft, policies, SPEC, save="dense", output_dir=tmp_path / "streamed")
-    monkeypatch.setattr("rlhf_lines.merge.dense.PER_TENSOR_RULES", frozenset())
-    whole = merge_policies(sft, policies, SPEC, save="dense", output_dir=tmp_path / "whole")
-    expected = read_weights(streamed)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in read_weights(whole).items())
-
-
 def change_weights(folder, change):
     tensors = load_file(folder / "model.safetensors")
     save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})

@@ -33,7 +33,10 @@ def test_beta_zero_is_constant_and_one_block_gets_alpha():
         ((0, 1.0, 1.0), "num_layers is 0"),
         ((2, float("nan"), 1.0), "alpha is nan"),
         ((2, 1.0, float("inf")), "beta is inf"),
-        ((2, 1.0, 1.0, "lineal"), "unknown schedule 'lineal'; known: linear; did you mean 'linear'"),
+        (
+            (2, 1.0, 1.0, "lineal"),
+            "unknown schedule 'lineal'; known: linear, quadratic, reversed, sqrt; did you mean 'linear'",
+        ),
     ],
 )
 def test_bad_scale_arguments_are_named(arguments, message):

@@ -1,9 +1,8 @@
 """Merge rules: how the residuals of K policies become one residual.
 
-A rule is a function `(residuals, weights, **options) -> residual`. `residuals` are aligned (same names, same shapes,
-float32 or wider) and must not be changed, `weights` is None or one finite float per residual, options are
-keyword-only. To add a rule: write its file, enter it in `RULES`, and in `PER_TENSOR_RULES` if it treats every tensor
-on its own.
+A rule is a function `(residuals, weights, **options) -> merged`: `Residuals` in, `Merged` out, both read piece by piece
+(see `rlhf_lines.merge.pieces`). `weights` is None or one finite float per residual, options are keyword-only plain JSON
+values. To add a rule: write its file and enter it in `RULES`.
 """
 
 from __future__ import annotations
@@ -12,21 +11,22 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from rlhf_lines.merge.precision import wide
+from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.sum import sum_residuals
+from rlhf_lines.merge.rules.ties import ties
 from rlhf_lines.suggestion import unknown_name
 
 
-RULES: dict[str, Callable[..., dict[str, Tensor]]] = {
+RULES: dict[str, Callable[..., Merged]] = {
     "linear": linear,  # arXiv 2306.04488, rewarded soups
     "sum": sum_residuals,  # arXiv 2212.04089, task arithmetic
+    "ties": ties,  # arXiv 2306.01708
 }
 
-PER_TENSOR_RULES = frozenset({"linear", "sum"})
+LINEAR_RULES = ("linear", "sum")
 
 
 def check_rule(rule: str, options: Mapping[str, object]) -> None:
@@ -45,18 +45,24 @@ def merge_residuals(
     rule: str = "linear",
     *,
     weights: Sequence[float] | None = None,
+    sft: Mapping[str, Tensor] | None = None,
+    statistics: Sequence[Mapping[str, Tensor]] = (),
     **options: object,
 ) -> dict[str, Tensor]:
     """The merged residual tau_M of K residuals, unscaled (LiNeS comes afterwards).
 
     Weights may be any finite numbers: a residual form cannot rescale the base, so weights that do not sum to one
     extrapolate, and all-zero weights give the SFT model. None means 1/K each for `linear` and a plain sum for `sum`. A
-    rule that is not linear in the residuals gets its weights by scaling tau_k by K w_k before it.
+    rule that is not linear in the residuals gets its weights by scaling tau_k by K w_k before it, unless its own
+    docstring says otherwise.
 
     Args:
         residuals: one mapping from parameter name to tensor per policy; a missing name counts as zero.
         rule: a name in `RULES`.
         weights: one per residual.
+        sft: parameter name to the SFT model's tensor, for rules that look at it (`widen`, `slerp` of whole weights).
+        statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name), `regmean`
+            (Gram matrices by parameter name).
         **options: options of the rule.
 
     Returns:
@@ -65,30 +71,22 @@ def merge_residuals(
     Raises:
         ValueError: unknown rule or option, weights that do not fit, or shapes that differ.
     """
+    merged = merge_lazily(
+        residuals_in_memory(residuals, sft=sft, statistics=statistics), rule, weights=weights, **options
+    )
+    return {name: merged.tensor(name) for name in merged.residuals.shapes}
+
+
+def merge_lazily(
+    residuals: Residuals, rule: str, *, weights: Sequence[float] | None = None, **options: object
+) -> Merged:
+    """The merged residual of residuals that are read piece by piece; see `merge_residuals`."""
     check_rule(rule, options)
-    if not residuals:
-        raise ValueError("merge_residuals got no residuals, expected at least one")
     if weights is not None:
         weights = [float(weight) for weight in weights]
-        if len(weights) != len(residuals):
-            raise ValueError(f"{len(weights)} weights for {len(residuals)} residuals; give one weight per residual")
+        if len(weights) != residuals.count:
+            raise ValueError(f"{len(weights)} weights for {residuals.count} residuals; give one weight per residual")
         for weight in weights:
             if not math.isfinite(weight):
                 raise ValueError(f"weights are {weights}, expected finite numbers")
-    return RULES[rule](_align(residuals), weights, **options)
-
-
-def _align(residuals: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The residuals with the union of their names, missing ones zero, in the widest dtype of each name."""
-    aligned: list[dict[str, Tensor]] = [{} for _ in residuals]
-    for name in dict.fromkeys(name for residual in residuals for name in residual):
-        present = [wide(residual[name], name) for residual in residuals if name in residual]
-        shapes = [tuple(tensor.shape) for tensor in present]
-        if len(set(shapes)) > 1:
-            raise ValueError(
-                f"{name!r} has shapes {' and '.join(map(str, shapes))}; residuals of one base have equal shapes"
-            )
-        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in present) else torch.float32
-        for residual, row in zip(residuals, aligned, strict=True):
-            row[name] = residual[name].to(dtype) if name in residual else torch.zeros_like(present[0], dtype=dtype)
-    return aligned
+    return RULES[rule](residuals, weights, **options)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 
-def linear(residuals: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None) -> dict[str, Tensor]:
+
+def linear(residuals: Residuals, weights: Sequence[float] | None) -> Merged:
     """The weighted sum, with equal weights 1/K if none are given.
 
         tau_M = sum_k w_k tau_k
@@ -16,10 +18,16 @@ def linear(residuals: Sequence[Mapping[str, Tensor]], weights: Sequence[float] |
 
     Source: arXiv 2306.04488, the weight interpolation of rewarded soups.
     """
-    if weights is None:
-        weights = [1 / len(residuals)] * len(residuals)
-    merged = {name: tensor * weights[0] for name, tensor in residuals[0].items()}
-    for residual, weight in zip(residuals[1:], weights[1:], strict=True):
-        for name, tensor in residual.items():
-            merged[name] += tensor * weight
-    return merged
+    return weighted_sum(residuals, weights or [1 / residuals.count] * residuals.count)
+
+
+def weighted_sum(residuals: Residuals, factors: Sequence[float]) -> Merged:
+    """The sum of f_k tau_k."""
+
+    def compute(piece: Piece) -> Tensor:
+        merged = piece.residuals[0] * factors[0]
+        for tau, factor in zip(piece.residuals[1:], factors[1:], strict=True):
+            merged.add_(tau, alpha=factor)
+        return merged
+
+    return Merged(residuals, compute)

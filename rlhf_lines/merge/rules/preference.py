@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 
-def scale_by_preference(
-    residuals: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None
-) -> list[dict[str, Tensor]]:
-    """The residuals K w_k tau_k, so that equal weights 1/K change nothing.
+def preference_factors(count: int, weights: Sequence[float] | None) -> list[float]:
+    """The factors K w_k that scale tau_k before a rule, so that equal weights 1/K change nothing; ones without weights.
 
     Args:
-        residuals: K residuals.
-        weights: K floats, or None for no scaling.
+        count: K.
+        weights: K floats, or None.
     """
-    if weights is None:
-        return [dict(residual) for residual in residuals]
-    count = len(residuals)
-    return [
-        {name: tensor * (count * weight) for name, tensor in residual.items()}
-        for residual, weight in zip(residuals, weights, strict=True)
-    ]
+    return [1.0] * count if weights is None else [count * weight for weight in weights]

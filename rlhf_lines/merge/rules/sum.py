@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor
+from rlhf_lines.merge.pieces import Merged, Residuals
+from rlhf_lines.merge.rules.linear import weighted_sum
+from rlhf_lines.merge.rules.preference import preference_factors
 
-from rlhf_lines.merge.rules.preference import scale_by_preference
 
-
-def sum_residuals(residuals: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None) -> dict[str, Tensor]:
+def sum_residuals(residuals: Residuals, weights: Sequence[float] | None) -> Merged:
     """The plain sum, or the sum of preference-scaled residuals.
 
         tau_M = sum_k tau_k                 (no weights)
@@ -19,9 +19,4 @@ def sum_residuals(residuals: Sequence[Mapping[str, Tensor]], weights: Sequence[f
 
     Source: arXiv 2212.04089, task addition.
     """
-    first, *others = scale_by_preference(residuals, weights)
-    merged = {name: tensor.clone() for name, tensor in first.items()}
-    for residual in others:
-        for name, tensor in residual.items():
-            merged[name] += tensor
-    return merged
+    return weighted_sum(residuals, preference_factors(residuals.count, weights))

@@ -1,0 +1,251 @@
+"""K residuals of one base, read piece by piece, so that a rule never needs a whole model in memory.
+
+A rule is a function from such residuals to a merged residual of the same kind: it may first go over all pieces to
+measure something (a quantile, a norm), and then says how one piece is merged. The same code merges tensors in memory
+and checkpoints of any size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rlhf_lines.merge.precision import wide
+
+
+T = TypeVar("T")
+
+ELEMENTS = 1 << 16  # of a piece: a few such float32 buffers stay in a core's cache
+BATCH = 16  # spans that a thread takes at once
+
+
+class Tensors(Protocol):
+    """Named tensors that can be read in part."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements start..stop of the flattened tensor, in float32 or wider."""
+        ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """Elements `start` to `stop` of the flattened parameter `name`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One span of all K residuals, float32 or wider, flat: valid until the same thread reads the next piece.
+
+    Attributes:
+        span: where it is.
+        shape: of the whole parameter.
+        residuals: K tensors ``[n]``; they must not be changed.
+        sft: the SFT model's values ``[n]``, or None where no one gave them.
+    """
+
+    span: Span
+    shape: tuple[int, ...]
+    residuals: list[Tensor]
+    sft: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the parameter."""
+        return self.span.name
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """`tensor` ``[n]`` as whole rows of the last dimension, ``[n / columns, columns]``; a vector is one row."""
+        return tensor.view(-1, self.shape[-1]) if self.shape else tensor.view(1, 1)
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """K residuals tau_1..tau_K on one SFT model.
+
+    Attributes:
+        count: K.
+        shapes: parameter name to shape, of every parameter that at least one policy changes.
+        dtype: of all arithmetic, float32, or float64 where any input is float64.
+        read: the function from a span to its piece; several threads may call it at once.
+        statistics: K sets of tensors that a rule asks for (Fisher diagonals, Gram matrices), or nothing.
+        workers: how many threads read pieces.
+        elements: of a piece at most, where the unit allows.
+    """
+
+    count: int
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: torch.dtype
+    read: Callable[[Span], Piece]
+    statistics: tuple[Tensors, ...] = ()
+    workers: int = 1
+    elements: int = ELEMENTS
+
+    def changed(self, change: Callable[[Piece], list[Tensor]]) -> Residuals:
+        """The residuals whose pieces are `change(piece)`: a scaling or a mask that is applied when they are read."""
+
+        def read(span: Span) -> Piece:
+            piece = self.read(span)
+            return replace(piece, residuals=change(piece))
+
+        return replace(self, read=read)
+
+    def scaled(self, factors: Sequence[float] | None) -> Residuals:
+        """The residuals f_k tau_k; None changes nothing."""
+        if factors is None or all(factor == 1 for factor in factors):
+            return self
+        return self.changed(lambda piece: [tau * factor for tau, factor in zip(piece.residuals, factors, strict=True)])
+
+    def spans(self, unit: str = "element", names: Iterable[str] | None = None) -> Iterator[Span]:
+        """The spans that cover the parameters, none larger than needed: see `cut`."""
+        for name in self.shapes if names is None else names:
+            yield from cut(name, self.shapes[name], unit, self.elements)
+
+    def map(
+        self, function: Callable[[Piece], T], unit: str = "element", names: Iterable[str] | None = None
+    ) -> Iterator[T]:
+        """`function` of every piece, in the order of the spans, however many threads work on it.
+
+        What it returns must not share memory with the piece.
+        """
+        return in_threads(lambda span: function(self.read(span)), self.spans(unit, names), self.workers)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged residual tau_M, computed where it is read.
+
+    Attributes:
+        residuals: what it is computed from.
+        compute: the function from a piece to tau_M on its span, flat ``[n]``; a new tensor.
+        unit: what a piece must hold whole: an `element`, a `row` of the last dimension, or the `tensor`.
+    """
+
+    residuals: Residuals
+    compute: Callable[[Piece], Tensor]
+    unit: str = "element"
+
+    def then(self, function: Callable[[Piece, Tensor], Tensor]) -> Merged:
+        """The merged residual `function(piece, tau_M)`."""
+        return replace(self, compute=lambda piece: function(piece, self.compute(piece)))
+
+    def tensor(self, name: str) -> Tensor:
+        """tau_M of one parameter, whole."""
+        parts = list(self.residuals.map(self.compute, self.unit, [name]))
+        whole = torch.cat(parts) if parts else torch.zeros(0, dtype=self.residuals.dtype)
+        return whole.view(self.residuals.shapes[name])
+
+
+class MemoryTensors:
+    """Named tensors that lie in memory, as `Tensors`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = {name: wide(tensor, name) for name, tensor in tensors.items()}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements start..stop of the flattened tensor; not a copy."""
+        return self._tensors[name].reshape(-1)[start:stop]
+
+
+def residuals_in_memory(
+    residuals: Sequence[Mapping[str, Tensor]],
+    *,
+    sft: Mapping[str, Tensor] | None = None,
+    statistics: Sequence[Mapping[str, Tensor]] = (),
+    elements: int = ELEMENTS,
+) -> Residuals:
+    """K mappings from parameter name to tensor as `Residuals`; a missing name counts as zero.
+
+    Raises:
+        ValueError: no residual, shapes that differ, or a tensor that is not floating-point.
+    """
+    if not residuals:
+        raise ValueError("merge_residuals got no residuals, expected at least one")
+    held = [MemoryTensors(residual) for residual in residuals]
+    base = MemoryTensors(sft) if sft is not None else None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for tensors in held:
+        for name, shape in tensors.shapes.items():
+            if shapes.setdefault(name, shape) != shape:
+                raise ValueError(
+                    f"{name!r} has shapes {shapes[name]} and {shape}; residuals of one base have equal shapes"
+                )
+    for name, shape in shapes.items():
+        if base is not None and base.shapes.get(name) != shape:
+            raise ValueError(f"the SFT model has {base.shapes.get(name)} for {name!r}, the residuals have {shape}")
+    all_wide = any(tensor.dtype == torch.float64 for residual in residuals for tensor in residual.values())
+    dtype = torch.float64 if all_wide else torch.float32
+
+    def read(span: Span) -> Piece:
+        taus = [
+            tensors.read(span.name, span.start, span.stop).to(dtype)
+            if span.name in tensors.shapes
+            else torch.zeros(span.stop - span.start, dtype=dtype)
+            for tensors in held
+        ]
+        values = base.read(span.name, span.start, span.stop).to(dtype) if base is not None else None
+        return Piece(span, shapes[span.name], taus, values)
+
+    return Residuals(
+        len(residuals), shapes, dtype, read, tuple(MemoryTensors(tensors) for tensors in statistics), elements=elements
+    )
+
+
+def cut(name: str, shape: tuple[int, ...], unit: str, elements: int) -> Iterator[Span]:
+    """Spans of one parameter: of at most `elements` elements, or of one row or the whole tensor where that is more.
+
+    >>> [(span.start, span.stop) for span in cut("w", (5, 3), "row", 7)]
+    [(0, 6), (6, 12), (12, 15)]
+    """
+    size = math.prod(shape)
+    columns = shape[-1] if shape else 1
+    if unit == "tensor":
+        step = max(size, 1)
+    elif unit == "row":
+        step = max(elements // max(columns, 1), 1) * max(columns, 1)
+    else:
+        step = elements
+    for start in range(0, size, step):
+        yield Span(name, start, min(start + step, size))
+
+
+def in_threads(function: Callable[[Span], T], spans: Iterable[Span], workers: int) -> Iterator[T]:
+    """`function` of every span, in order; at most a few batches of spans per thread are in work or waiting.
+
+    A thread that works on pieces of its own leaves nothing for torch to divide, so torch gets one thread there.
+    """
+    if workers <= 1:
+        yield from map(function, spans)
+        return
+    spans = iter(spans)
+    batches = iter(lambda: list(itertools.islice(spans, BATCH)), [])
+    threads_before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def work(batch: list[Span]) -> list[T]:
+        return [function(span) for span in batch]
+
+    try:
+        waiting = deque(pool.submit(work, batch) for batch in itertools.islice(batches, 4 * workers))
+        while waiting:
+            results = waiting.popleft().result()
+            if (batch := next(batches, None)) is not None:
+                waiting.append(pool.submit(work, batch))
+            yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads_before)

@@ -1,0 +1,116 @@
+"""TIES: trim, elect signs, merge what agrees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_lines.merge.order import order_statistics
+from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.rules.checks import one_of, share
+from rlhf_lines.merge.rules.preference import preference_factors
+
+
+def ties(
+    residuals: Residuals,
+    weights: Sequence[float] | None,
+    *,
+    density: float = 0.2,
+    reduction: str = "mean",
+    granularity: str = "global",
+    zero_sign: str = "majority",
+) -> Merged:
+    """The entries that survive trimming and agree with the elected sign, averaged over the policies that have them.
+
+        t_k  = tau_k where |tau_k| is among the largest `density` of policy k, else 0
+        s    = sign(sum_k t_k)
+        tau_M = sum_{k: t_k s > 0} t_k / max(1, #{k: t_k s > 0})          (mean)
+
+    Preference weights scale tau_k by K w_k first.
+
+    Source: arXiv 2306.01708, section 3; prateeky2806/ties-merging for the trim and the signs of zero sums.
+
+    Args:
+        residuals: K residuals.
+        weights: K preference weights, or None for equal ones.
+        density: the share of entries that is kept.
+        reduction: `mean` divides by the number of policies that agree, `sum` does not, `max` takes the largest
+            magnitude.
+        granularity: `global` ranks all entries of a policy together and keeps int(density d) + 1, as the authors' code
+            does; `tensor` ranks each parameter alone and keeps int(density n), at least one, as mergekit does. Entries
+            equal to the smallest one kept are kept too.
+        zero_sign: the sign where trimmed entries cancel: the `majority` of signs over all parameters (the authors), or
+            `positive` (mergekit).
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+    share("density", density)
+    one_of("reduction", reduction, ("mean", "sum", "max"))
+    one_of("granularity", granularity, ("global", "tensor"))
+    one_of("zero_sign", zero_sign, ("majority", "positive"))
+    residuals = residuals.scaled(preference_factors(residuals.count, weights))
+    trimmed = residuals.changed(_trim(trim_thresholds(residuals, density, granularity)))
+    favours_positive = zero_sign == "positive" or _sign_balance(trimmed) > 0
+
+    def compute(piece: Piece) -> Tensor:
+        total = _total(piece)
+        elected = total >= 0 if favours_positive else total > 0
+        sign = elected.to(total.dtype).mul_(2).sub_(1)
+        agreeing = [(tau * sign).clamp_(min=0) for tau in piece.residuals]
+        if reduction == "max":
+            merged = agreeing[0]
+            for entries in agreeing[1:]:
+                merged = torch.maximum(merged, entries)
+            return merged * sign
+        merged = agreeing[0].clone()
+        for entries in agreeing[1:]:
+            merged += entries
+        if reduction == "mean":
+            voters = agreeing[0].sign_()
+            for entries in agreeing[1:]:
+                voters += entries.sign_()
+            merged /= voters.clamp_(min=1)
+        return merged.mul_(sign)
+
+    return Merged(trimmed, compute)
+
+
+def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> dict[str, list[float]]:
+    """The smallest magnitude that each policy keeps, by parameter name; see `ties`."""
+    if granularity == "global":
+        total = sum(math.prod(shape) for shape in residuals.shapes.values())
+        rank = max(total - int(density * total) - 1, 0)
+        smallest = [found for (found,) in order_statistics(residuals, [[rank]] * residuals.count)]
+        return dict.fromkeys(residuals.shapes, smallest)
+    thresholds = {}
+    for name, shape in residuals.shapes.items():
+        size = math.prod(shape)
+        rank = size - max(int(density * size), 1)
+        found = order_statistics(residuals, [[rank]] * residuals.count, names=[name]) if size else [[0.0]]
+        thresholds[name] = [smallest for (smallest,) in found]
+    return thresholds
+
+
+def _trim(thresholds: dict[str, list[float]]):
+    def trim(piece: Piece) -> list[Tensor]:
+        return [
+            tau * (tau.abs() >= smallest) for tau, smallest in zip(piece.residuals, thresholds[piece.name], strict=True)
+        ]
+
+    return trim
+
+
+def _total(piece: Piece) -> Tensor:
+    total = piece.residuals[0].clone()
+    for tau in piece.residuals[1:]:
+        total += tau
+    return total
+
+
+def _sign_balance(trimmed: Residuals) -> float:
+    """The number of entries whose trimmed sum is positive, minus that of negative ones."""
+    return sum(trimmed.map(lambda piece: _total(piece).sign_().sum(dtype=torch.float64).item()))
