@@ -35,7 +35,7 @@ def test_beta_zero_is_constant_and_one_block_gets_alpha():
         ((2, 1.0, float("inf")), "beta is inf"),
         (
             (2, 1.0, 1.0, "lineal"),
-            "unknown schedule 'lineal'; known: linear, quadratic, reversed, sqrt; did you mean 'linear'",
+            "unknown schedule 'lineal'; known: linear, .*; did you mean 'linear'",
         ),
     ],
 )

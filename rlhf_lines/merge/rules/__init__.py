@@ -61,8 +61,8 @@ def merge_residuals(
         rule: a name in `RULES`.
         weights: one per residual.
         sft: parameter name to the SFT model's tensor, for rules that look at it (`widen`, `slerp` of whole weights).
-        statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name), `regmean`
-            (Gram matrices by parameter name).
+        statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name) and
+            `regmean` (Gram matrices by parameter name).
         **options: options of the rule.
 
     Returns:
