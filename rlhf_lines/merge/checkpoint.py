@@ -9,19 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
+
+from rlhf_lines.merge.tensor_file import Entry, TensorFile
 
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
 
 
 class Checkpoint:
-    """A folder with `config.json` and safetensors weights, read tensor by tensor.
+    """A folder with `config.json` and safetensors weights, read in parts by position; threads may share it.
 
     Attributes:
         folder: where it lies.
@@ -39,14 +40,14 @@ class Checkpoint:
                 f"{str(folder)!r} has neither {_SINGLE} nor {_INDEX}; save the model there with "
                 "model.save_pretrained(folder), which writes safetensors"
             )
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, TensorFile] = {}
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._open.values():
-            handle.__exit__(None, None, None)
+        for file in self._open.values():
+            file.close()
         self._open.clear()
 
     @cached_property
@@ -64,25 +65,17 @@ class Checkpoint:
         for file in files:
             if Path(file).name != file or not (self.folder / file).is_file():
                 raise FileNotFoundError(f"{str(self.folder)!r} has no {file!r}, which {_INDEX} names; copy it there")
-        return {file: sorted(self._handle(file).keys()) for file in files}
+        return {file: list(self._file(file).entries) for file in files}
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Tensor name to its dtype and shape, from the file headers."""
+        return {name: self._file(file).entries[name] for file, names in self.files.items() for name in names}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name to shape, from the file headers."""
-        return {
-            name: tuple(self._handle(file).get_slice(name).get_shape())
-            for file, names in self.files.items()
-            for name in names
-        }
-
-    @cached_property
-    def dtypes(self) -> dict[str, str]:
-        """Tensor name to the torch name of its dtype, from the file headers."""
-        return {
-            name: _DTYPE_NAMES.get(code := self._handle(file).get_slice(name).get_dtype(), code.lower())
-            for file, names in self.files.items()
-            for name in names
-        }
+        """Tensor name to shape."""
+        return {name: entry.shape for name, entry in self.entries.items()}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -116,22 +109,26 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """One tensor, as stored."""
-        return self._handle(self._file_of[name]).get_tensor(name)
+        entry = self.entries[name]
+        tensor = torch.empty(entry.size, dtype=entry.dtype)
+        self.read_into(tensor, name, 0)
+        return tensor.view(entry.shape)
+
+    def read_into(self, buffer: Tensor, name: str, start: int) -> None:
+        """Fill `buffer` (flat, of the stored dtype) with the elements of a tensor from `start` on."""
+        self._file(self._file_of[name]).read_into(buffer, name, start)
 
     def metadata(self, file: str) -> dict[str, str]:
         """The metadata in the header of one weight file."""
-        return self._handle(file).metadata() or {}
+        return self._file(file).metadata
 
     @cached_property
     def _file_of(self) -> dict[str, str]:
         return {name: file for file, names in self.files.items() for name in names}
 
-    def _handle(self, file: str) -> Any:
+    def _file(self, file: str) -> TensorFile:
         if file not in self._open:
-            try:
-                self._open[file] = safe_open(self.folder / file, framework="pt").__enter__()
-            except SafetensorError as error:
-                raise ValueError(f"cannot read {str(self.folder / file)!r} ({error}); copy or save it again") from error
+            self._open[file] = TensorFile(self.folder / file)
         return self._open[file]
 
 

@@ -1,23 +1,29 @@
-"""A merged policy as a full checkpoint, written one shard at a time."""
+"""A merged policy as a full checkpoint, written piece by piece, so that its size does not matter."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.layers import block_indices
-from rlhf_lines.merge.lines import lines_scales
-from rlhf_lines.merge.precision import DTYPES, LossMeter, LostResidual, wide
-from rlhf_lines.merge.residuals import Adapter, dense_residual, parameters_of
-from rlhf_lines.merge.rules import LINEAR_RULES, merge_residuals
+from rlhf_lines.merge.lines import lines_scales, streamed_alpha
+from rlhf_lines.merge.pieces import Merged, Piece, Span, Tensors, cut, in_threads
+from rlhf_lines.merge.precision import DTYPES, Loss, LostResidual, cast_loss
+from rlhf_lines.merge.rules import merge_lazily
+from rlhf_lines.merge.scratch import Scratch
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.streamed import Policy, streamed_residuals
+from rlhf_lines.merge.tensor_file import Entry, NewTensorFile
 
 
 # What else belongs to a model. Code files are left out on purpose.
@@ -37,149 +43,213 @@ _COMPANIONS = (
 )
 
 
-class DensePolicy:
-    """A dense checkpoint seen as its difference to the SFT model."""
-
-    def __init__(self, checkpoint: Checkpoint, sft: Checkpoint) -> None:
-        """Check names and shapes against `sft`.
-
-        Raises:
-            ValueError: a parameter is missing, extra, or of another shape.
-        """
-        self.checkpoint, self.sft = checkpoint, sft
-        for name in sorted(checkpoint.shapes.keys() | sft.shapes.keys()):
-            theirs, ours = checkpoint.shapes.get(name), sft.shapes.get(name)
-            if theirs != ours:
-                raise ValueError(
-                    f"policy {str(checkpoint.folder)!r} has {_shape(theirs)} for {name!r}, but the SFT model "
-                    f"{str(sft.folder)!r} has {_shape(ours)}; residuals need equal names and shapes"
-                )
-
-    def residual(self, name: str) -> Tensor | None:
-        """theta_k - theta_SFT of one parameter, or None for an integer tensor that is the same in both.
-
-        Raises:
-            ValueError: an integer tensor differs, or the difference is not finite.
-        """
-        theirs, ours = self.checkpoint.read(name), self.sft.read(name)
-        if not (theirs.is_floating_point() or ours.is_floating_point()):
-            if not torch.equal(theirs, ours):
-                raise ValueError(
-                    f"{name!r} holds integers that differ between {str(self.checkpoint.folder)!r} and the SFT model; "
-                    "only "
-                    "floating-point parameters can be merged"
-                )
-            return None
-        residual = wide(theirs, name) - wide(ours, name)
-        if not torch.isfinite(residual).all():
-            raise ValueError(
-                f"{name!r} has values that are not finite in {str(self.checkpoint.folder)!r} or in the SFT model; "
-                "train again"
-            )
-        return residual
-
-    def parameters(self) -> set[str]:
-        """The names of the parameters that may differ."""
-        return set(self.checkpoint.shapes)
-
-
-class AdapterPolicy:
-    """An adapter seen as dense residuals under the names of the SFT checkpoint."""
-
-    def __init__(self, adapter: Adapter, sft: Checkpoint) -> None:
-        """Check that every adapted parameter exists in `sft` with the right shape."""
-        self.adapter = adapter
-        self._modules = parameters_of(adapter, sft)
-
-    def residual(self, name: str) -> Tensor | None:
-        """s B A of one parameter, or None if the adapter leaves it alone."""
-        return dense_residual(self.adapter, self._modules[name]) if name in self._modules else None
-
-    def parameters(self) -> set[str]:
-        """The names of the adapted parameters."""
-        return set(self._modules)
-
-
 class DenseMerge:
-    """A merge that is checked and ready to be written: theta = theta_SFT + LiNeS(tau_M)."""
+    """A merge that is checked and ready to be written: theta = theta_SFT + LiNeS(tau_M).
 
-    def __init__(self, sft: Checkpoint, policies: Sequence[DensePolicy | AdapterPolicy], spec: MergeSpec) -> None:
+    Attributes:
+        residuals: of the policies.
+    """
+
+    def __init__(
+        self,
+        sft: Checkpoint,
+        policies: Sequence[Policy],
+        spec: MergeSpec,
+        *,
+        statistics: Sequence[Tensors] = (),
+        device: str = "cpu",
+        workers: int | None = None,
+        max_memory: int | None = None,
+    ) -> None:
         """Find the block of every parameter that may change.
+
+        Args:
+            sft: the SFT model.
+            policies: K policies, checked against it.
+            spec: what to merge how.
+            statistics: K sets of tensors that the rule needs.
+            device: where the arithmetic is done.
+            workers: threads; None is one per core.
+            max_memory: bytes that one piece may take, for rules that need whole parameters; None is no bound.
 
         Raises:
             ValueError: a parameter name whose block cannot be read.
         """
-        self._sft, self._policies, self._spec = sft, policies, spec
-        num_layers = sft.num_layers()
-        names = set().union(*(policy.parameters() for policy in policies))
-        self._layers = block_indices(sorted(names), num_layers=num_layers)
-        self._scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
-        self._whole: dict[str, Tensor] | None = None
+        self._sft, self._spec = sft, spec
+        self._not_finite: set[tuple[str, str]] = set()
+        self.residuals = streamed_residuals(
+            sft,
+            policies,
+            not_finite=self._not_finite,
+            statistics=statistics,
+            device=device,
+            workers=workers,
+            max_memory=max_memory,
+        )
+        self._blocks = block_indices(sorted(self.residuals.shapes), num_layers=sft.num_layers())
+        self._scratch = Scratch()
 
-    def residual(self, name: str) -> Tensor | None:
-        """The merged, LiNeS-scaled residual of one parameter, or None if no policy changes it."""
-        if self._spec.rule not in LINEAR_RULES and self._whole is None:
-            # The rule ranks or signs over the whole model, so all residuals are needed at once.
-            self._whole = self._merge(sorted(self._layers))
-        merged = (self._merge([name]) if self._whole is None else self._whole).get(name)
-        if merged is None:
-            return None
-        layer = self._layers[name]
-        return merged * (self._spec.alpha if layer is None else self._scales[layer])
+    @cached_property
+    def merged(self) -> Merged:
+        """tau_M, unscaled; measures what the rule has to know first.
 
-    def write(self, folder: Path, *, dtype: str | None = None) -> LostResidual:
-        """Write weights (sharded as the SFT model), config and tokenizer into `folder`.
+        Raises:
+            ValueError: values that are not finite; all that were met are named.
+        """
+        merged = merge_lazily(self.residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
+        self._check_inputs()
+        return merged
+
+    @cached_property
+    def alpha(self) -> float:
+        """alpha of the spec, or what `"auto"` stands for.
+
+        Raises:
+            ValueError: `"auto"`, and tau_M is zero everywhere.
+        """
+        return streamed_alpha(self.residuals, self.merged) if self._spec.alpha == "auto" else self._spec.alpha
+
+    @cached_property
+    def scaled(self) -> Merged:
+        """LiNeS(tau_M)."""
+        factors = lines_scales(self._sft.num_layers(), self.alpha, self._spec.beta, self._spec.schedule).tolist()
+
+        def scale(piece: Piece, merged: Tensor) -> Tensor:
+            block = self._blocks[piece.name]
+            factor = self.alpha if block is None else factors[block]
+            return merged if factor == 1 else merged.mul_(factor)
+
+        return self.merged.then(scale)
+
+    def write(
+        self,
+        folder: Path,
+        *,
+        dtype: str | None = None,
+        max_shard_size: int | None = None,
+        progress: Callable[[int], object] = lambda elements: None,
+    ) -> LostResidual:
+        """Write weights, config, generation config and tokenizer into `folder`.
 
         Only tensors that the SFT files hold are written, so tied weights stay tied.
 
         Args:
             folder: an existing, empty folder.
             dtype: of the written floating-point tensors; None keeps the dtype of each.
+            max_shard_size: bytes of a weight file at most (one tensor may be larger); None shards as the SFT model is.
+            progress: told the number of elements after every piece, in this thread.
 
         Returns:
             What the last cast lost.
 
         Raises:
-            ValueError: a merged value is not finite in the output dtype.
+            ValueError: values that are not finite, in a policy, the SFT model or the merged model; all are named.
+            OSError: the disk is full.
         """
-        meter = LossMeter()
-        total_size = total_parameters = 0
-        for file, names in self._sft.files.items():
-            shard = {name: self._merged(name, dtype, meter) for name in names}
-            save_file(shard, folder / file, metadata=self._sft.metadata(file) or {"format": "pt"})
-            total_size += sum(tensor.nbytes for tensor in shard.values())
-            total_parameters += sum(tensor.numel() for tensor in shard.values())
-        if self._sft.index is not None:
-            metadata = {**self._sft.index.get("metadata", {}), "total_size": total_size}
-            if "total_parameters" in metadata:
-                metadata["total_parameters"] = total_parameters
-            index = {"metadata": metadata, "weight_map": self._sft.index["weight_map"]}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        _write_companions(self._sft, folder, dtype)
-        return meter.result()
+        entries = {name: _target(entry, dtype) for name, entry in self._sft.entries.items()}
+        shards = self._sft.files if max_shard_size is None else _shards(entries, max_shard_size)
+        merged = self.scaled
+        bad: set[str] = set()
+        loss = Loss()
+        with contextlib.ExitStack() as stack:
+            files: dict[str, NewTensorFile] = {}
+            for file, names in shards.items():
+                metadata = self._sft.metadata(next(iter(self._sft.files))) or {"format": "pt"}
+                opened = NewTensorFile(folder / file, {name: entries[name] for name in names}, metadata)
+                stack.callback(opened.close)
+                files |= dict.fromkeys(names, opened)
 
-    def _merge(self, names: Sequence[str]) -> dict[str, Tensor]:
-        residuals: list[dict[str, Tensor]] = []
-        for policy in self._policies:
-            found = {name: policy.residual(name) for name in names}
-            residuals.append({name: tensor for name, tensor in found.items() if tensor is not None})
-        return merge_residuals(residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
+            def work(span: Span) -> tuple[int, Loss | None]:
+                size, file = span.stop - span.start, files[span.name]
+                if span.name not in merged.residuals.shapes:
+                    file.write(span.name, span.start, self._copy(span, entries[span.name].dtype))
+                    return size, None
+                return size, self._merge(span, merged, file, bad)
 
-    def _merged(self, name: str, dtype: str | None, meter: LossMeter) -> Tensor:
-        sft = self._sft.read(name)
-        residual = self.residual(name) if name in self._layers else None
-        target = DTYPES[dtype] if dtype and sft.is_floating_point() else sft.dtype
-        if residual is None:
-            return sft.to(target)
-        written = (wide(sft, name) + residual).to(target)
-        if not torch.isfinite(written).all():
+            # Whole parameters are large: one at a time, and torch divides the work on it.
+            workers = 1 if merged.unit == "tensor" else self.residuals.workers
+            for size, lost in in_threads(work, self._spans(merged, files), workers):
+                loss = loss if lost is None else loss + lost
+                progress(size)
+        self._check_inputs()
+        if bad:
+            names = _listed([repr(name) for name in sorted(bad)])
             raise ValueError(
-                f"merged values of {name!r} are not finite in {str(target).removeprefix('torch.')}; check alpha, beta "
-                "and "
-                "weights, or choose --dtype float32"
+                f"merged values of {names} are not finite in {dtype or 'the dtype of the SFT model'}; check alpha, beta "
+                "and weights, or choose --dtype float32"
             )
-        meter.add(residual, sft, written)
-        return written
+        _write_index(self._sft, folder, shards, entries)
+        _write_companions(self._sft, folder, dtype)
+        return loss.shares()
+
+    def _spans(self, merged: Merged, files: Mapping[str, NewTensorFile]) -> Iterator[Span]:
+        for name in files:
+            if name in merged.residuals.shapes:
+                yield from merged.residuals.spans(merged.unit, [name])
+            else:
+                yield from cut(name, self._sft.shapes[name], "element", self.residuals.elements)
+
+    def _merge(self, span: Span, merged: Merged, file: NewTensorFile, bad: set[str]) -> Loss:
+        piece = merged.residuals.read(span)
+        tau = merged.compute(piece)
+        written = (piece.sft + tau).to(file.entries[span.name].dtype)
+        loss = cast_loss(tau, piece.sft, written, self._sft.entries[span.name].dtype)
+        # The sums are not finite if one of the values is not, or if squares overflow.
+        if not (math.isfinite(loss.error) and math.isfinite(loss.total)) and not torch.isfinite(written).all():
+            bad.add(span.name)
+        file.write(span.name, span.start, written.cpu())
+        return loss
+
+    def _copy(self, span: Span, dtype: torch.dtype) -> Tensor:
+        stored = self._sft.entries[span.name].dtype
+        raw = self._scratch.take("raw", span.stop - span.start, stored)
+        self._sft.read_into(raw, span.name, span.start)
+        return raw.to(dtype)
+
+    def _check_inputs(self) -> None:
+        if self._not_finite:
+            found = [f"{name!r} of {path!r}" for path, name in sorted(self._not_finite)]
+            raise ValueError(
+                f"{_listed(found)} has values that are not finite there or in the SFT model; train again"
+                if len(found) == 1
+                else f"these have values that are not finite, there or in the SFT model: {_listed(found)}; train again"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _target(entry: Entry, dtype: str | None) -> Entry:
+    return replace(entry, dtype=DTYPES[dtype]) if dtype and entry.dtype.is_floating_point else entry
+
+
+def _shards(entries: Mapping[str, Entry], max_shard_size: int) -> dict[str, list[str]]:
+    """File names as transformers gives them to shards, to the tensors in each, in the order of the SFT files."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name, entry in entries.items():
+        if groups[-1] and held + entry.nbytes > max_shard_size:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += entry.nbytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, start=1)}
+
+
+def _write_index(
+    sft: Checkpoint, folder: Path, shards: Mapping[str, Sequence[str]], entries: Mapping[str, Entry]
+) -> None:
+    if list(shards) == ["model.safetensors"]:
+        return
+    metadata = {**(sft.index or {}).get("metadata", {}), "total_size": sum(entry.nbytes for entry in entries.values())}
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(entry.size for entry in entries.values())
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    index = {"metadata": metadata, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _write_companions(sft: Checkpoint, folder: Path, dtype: str | None) -> None:
@@ -193,7 +263,3 @@ def _write_companions(sft: Checkpoint, folder: Path, dtype: str | None) -> None:
         for path in sorted(sft.folder.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "nothing" if shape is None else f"shape {shape}"

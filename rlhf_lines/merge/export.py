@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from rlhf_lines.artifact import new_folder, refuse_existing, versions
 from rlhf_lines.merge.card import mergekit_recipe, model_card
 from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
-from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge, DensePolicy
+from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.low_rank import difference, merge_adapters
 from rlhf_lines.merge.precision import DTYPES, LostResidual
 from rlhf_lines.merge.residuals import (
@@ -27,6 +27,7 @@ from rlhf_lines.merge.residuals import (
     load_adapter,
 )
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.streamed import AdapterPolicy, DensePolicy
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -198,13 +199,10 @@ def _target_modules(modules: list[str], sft: Checkpoint) -> list[str]:
 
 def _stored_dtype(sft: Checkpoint) -> str:
     """The dtype that most parameters of the SFT checkpoint have, as the files say (config.json may be silent)."""
-    counts: dict[str, int] = {}
-    for name, dtype in sft.dtypes.items():
-        size = 1
-        for length in sft.shapes[name]:
-            size *= length
-        counts[dtype] = counts.get(dtype, 0) + size
-    return max(counts, key=counts.__getitem__)
+    counts: dict[torch.dtype, int] = {}
+    for entry in sft.entries.values():
+        counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
+    return str(max(counts, key=counts.__getitem__)).removeprefix("torch.")
 
 
 def _policy_sha256(policy: str) -> str:

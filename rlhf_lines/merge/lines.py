@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 from rlhf_lines.merge.precision import wide
 from rlhf_lines.suggestion import unknown_name
 
@@ -83,9 +84,30 @@ def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, 
             summed += tensor
         total += summed.abs().sum().item()
     merged_norm = sum(tensor.to(torch.float64).abs().sum().item() for tensor in merged.values())
+    return _alpha(total, len(residuals), merged_norm)
+
+
+def streamed_alpha(residuals: Residuals, merged: Merged) -> float:
+    """`lines_alpha` of residuals that are read piece by piece; `merged` may be computed from masked or scaled ones.
+
+    Raises:
+        ValueError: a merged residual that is zero everywhere.
+    """
+
+    def l1_of_sum(piece: Piece) -> float:
+        return sum(piece.residuals).abs().sum(dtype=torch.float64).item()
+
+    def l1_of_merged(piece: Piece) -> float:
+        return merged.compute(piece).abs().sum(dtype=torch.float64).item()
+
+    total = sum(residuals.map(l1_of_sum))
+    return _alpha(total, residuals.count, sum(merged.residuals.map(l1_of_merged, merged.unit)))
+
+
+def _alpha(total: float, count: int, merged_norm: float) -> float:
     if merged_norm == 0:
         raise ValueError("the merged residual is zero everywhere, so alpha is not defined; choose alpha yourself")
-    return total / (len(residuals) * merged_norm)
+    return total / (count * merged_norm)
 
 
 def apply_lines(

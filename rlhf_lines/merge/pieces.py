@@ -84,6 +84,7 @@ class Residuals:
         statistics: K sets of tensors that a rule asks for (Fisher diagonals, Gram matrices), or nothing.
         workers: how many threads read pieces.
         elements: of a piece at most, where the unit allows.
+        max_memory: bytes that a piece and the work on it may take, or None.
     """
 
     count: int
@@ -93,6 +94,7 @@ class Residuals:
     statistics: tuple[Tensors, ...] = ()
     workers: int = 1
     elements: int = ELEMENTS
+    max_memory: int | None = None
 
     def changed(self, change: Callable[[Piece], list[Tensor]]) -> Residuals:
         """The residuals whose pieces are `change(piece)`: a scaling or a mask that is applied when they are read."""
@@ -110,9 +112,15 @@ class Residuals:
         return self.changed(lambda piece: [tau * factor for tau, factor in zip(piece.residuals, factors, strict=True)])
 
     def spans(self, unit: str = "element", names: Iterable[str] | None = None) -> Iterator[Span]:
-        """The spans that cover the parameters, none larger than needed: see `cut`."""
+        """The spans that cover the parameters, none larger than needed: see `cut`.
+
+        Raises:
+            ValueError: a span takes more than `max_memory`.
+        """
         for name in self.shapes if names is None else names:
-            yield from cut(name, self.shapes[name], unit, self.elements)
+            for span in cut(name, self.shapes[name], unit, self.elements):
+                self._check_memory(span, unit)
+                yield span
 
     def map(
         self, function: Callable[[Piece], T], unit: str = "element", names: Iterable[str] | None = None
@@ -121,7 +129,18 @@ class Residuals:
 
         What it returns must not share memory with the piece.
         """
-        return in_threads(lambda span: function(self.read(span)), self.spans(unit, names), self.workers)
+        # Whole parameters are large: one at a time, and torch divides the work on it.
+        workers = 1 if unit == "tensor" else self.workers
+        return in_threads(lambda span: function(self.read(span)), self.spans(unit, names), workers)
+
+    def _check_memory(self, span: Span, unit: str) -> None:
+        # K residuals, the SFT model, and about as much again for what a rule makes of them.
+        needed = 2 * (self.count + 1) * (span.stop - span.start) * self.dtype.itemsize
+        if self.max_memory is not None and span.stop - span.start > self.elements and needed > self.max_memory:
+            raise ValueError(
+                f"the rule needs a whole {unit} of {span.name!r} {self.shapes[span.name]} at once, about {needed:,} "
+                f"bytes, but max_memory is {self.max_memory:,}; raise it, or choose another rule or granularity"
+            )
 
 
 @dataclass(frozen=True)

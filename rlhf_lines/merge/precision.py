@@ -45,33 +45,64 @@ class LostResidual:
         unchanged   = #(tau != 0 and kept == 0) / #(tau != 0)
 
     Both are 0 for a zero residual. `unchanged` is None where parameters are not written one by one (adapters).
+
+    Attributes:
+        relative_l2: from 0 to 1, or more.
+        unchanged: from 0 to 1, or None.
     """
 
     relative_l2: float
     unchanged: float | None
 
 
-class LossMeter:
-    """Adds up `LostResidual` over tensors, with float64 accumulators."""
+@dataclass(frozen=True)
+class Loss:
+    """What the cast of some parameters lost, as sums that add up over parameters.
 
-    def __init__(self) -> None:
-        self._error = self._total = 0.0
-        self._stuck = self._nonzero = 0
+    Attributes:
+        error: ||kept - tau||_2^2.
+        total: ||tau||_2^2.
+        unchanged: #(tau != 0 and kept == 0).
+        changed: #(tau != 0).
+    """
 
-    def add(self, residual: Tensor, sft: Tensor, written: Tensor) -> None:
-        """Count one tensor: its residual, its SFT value and the value that was written (all of one shape)."""
-        base = sft.to(written.dtype).to(torch.float64)
-        kept = written.to(torch.float64) - base
-        residual = residual.to(torch.float64)
-        moved = residual != 0
-        self._error += (kept - residual).square().sum().item()
-        self._total += residual.square().sum().item()
-        self._stuck += int((moved & (kept == 0)).sum())
-        self._nonzero += int(moved.sum())
+    error: float = 0.0
+    total: float = 0.0
+    unchanged: int = 0
+    changed: int = 0
 
-    def result(self) -> LostResidual:
-        """The shares over everything that was added."""
-        return LostResidual(
-            relative_l2=(self._error / self._total) ** 0.5 if self._total else 0.0,
-            unchanged=self._stuck / self._nonzero if self._nonzero else 0.0,
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(
+            self.error + other.error,
+            self.total + other.total,
+            self.unchanged + other.unchanged,
+            self.changed + other.changed,
         )
+
+    def shares(self) -> LostResidual:
+        """The sums as shares."""
+        return LostResidual(
+            relative_l2=(self.error / self.total) ** 0.5 if self.total else 0.0,
+            unchanged=self.unchanged / self.changed if self.changed else 0.0,
+        )
+
+
+def cast_loss(residual: Tensor, sft: Tensor, written: Tensor, stored: torch.dtype) -> Loss:
+    """What `written`, a cast of `sft + residual`, lost of the residual; all flat, of one size.
+
+    `error` and `total` are not finite if an input or the result is not.
+
+    Args:
+        residual: tau, float32 or wider.
+        sft: theta_SFT in the residual's dtype.
+        written: what was written.
+        stored: the dtype that theta_SFT has in its file.
+    """
+    kept = written.to(residual.dtype, copy=True)
+    holds_sft = torch.promote_types(stored, written.dtype) == written.dtype
+    kept -= sft if holds_sft else sft.to(written.dtype).to(residual.dtype)
+    changed = int(torch.count_nonzero(residual))
+    # Where the residual is zero, the value written is the SFT model's.
+    unchanged = changed - int(torch.count_nonzero(kept))
+    kept -= residual
+    return Loss(torch.dot(kept, kept).item(), torch.dot(residual, residual).item(), unchanged, changed)

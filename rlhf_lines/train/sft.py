@@ -12,9 +12,10 @@ from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge
+from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.residuals import load_adapter
+from rlhf_lines.merge.streamed import AdapterPolicy
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder

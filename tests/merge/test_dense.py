@@ -180,7 +180,7 @@ def change_weights(folder, change):
         (lambda t: t | {"model.norm.weight": torch.ones(17)}, r"has shape \(17,\) for 'model.norm.weight'"),
         (
             lambda t: t | {"model.norm.weight": torch.full((16,), float("nan"))},
-            "'model.norm.weight' has values that are",
+            "'model.norm.weight' of .* has values that are",
         ),
         (lambda t: t | {"model.norm.weight": torch.ones(16, dtype=torch.int8)}, "'model.norm.weight' has dtype int8"),
     ],

@@ -322,8 +322,8 @@ def test_a_failing_write_leaves_no_folder(sft, helpful, tmp_path, monkeypatch, s
         assert any(path.name == ".out.partial" for path in tmp_path.iterdir())
         raise error
 
-    module = "export" if save == "adapter" else "dense"
-    monkeypatch.setattr(f"rlhf_lines.merge.{module}.save_file", fail)
+    writes = "export.save_file" if save == "adapter" else "tensor_file.NewTensorFile.write"
+    monkeypatch.setattr(f"rlhf_lines.merge.{writes}", fail)
     with pytest.raises(type(error)):
         merge_policies(sft, [helpful], MergeSpec("linear", (1,)), save=save, output_dir=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
