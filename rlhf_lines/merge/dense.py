@@ -175,7 +175,7 @@ class DenseMerge:
         if bad:
             names = _listed([repr(name) for name in sorted(bad)])
             raise ValueError(
-                f"merged values of {names} are not finite in {dtype or 'the dtype of the SFT model'}; check alpha, beta "
+                f"merged values of {names} are not finite in {dtype or 'their dtype'}; check alpha, beta "
                 "and weights, or choose --dtype float32"
             )
         _write_index(self._sft, folder, shards, entries)
