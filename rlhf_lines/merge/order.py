@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from rlhf_lines.merge.pieces import Piece, Residuals
 
 DIRECT = 1 << 20  # so many values per policy are simply sorted
 DIGIT = 16  # bits by which the search narrows in one pass
-_ELEMENTS = 1 << 18  # of a piece: enough for the counters of a digit to be paid for
+_AT_ONCE = 1 << 20  # digits that are counted together: a table of counts takes as long as many of them
 
 
 def magnitudes(piece: Piece) -> list[Tensor]:
@@ -48,7 +47,6 @@ def order_statistics(
     names = list(residuals.shapes if names is None else names)
     if sum(math.prod(residuals.shapes[name]) for name in names) <= DIRECT:
         return _sorted(residuals, ranks, values, names)
-    residuals = replace(residuals, elements=max(residuals.elements, _ELEMENTS))
     searches = [[_Search(rank) for rank in wanted] for wanted in ranks]
     for done in range(torch.finfo(residuals.dtype).bits // DIGIT):
         counters = _Counters()
@@ -57,7 +55,7 @@ def order_statistics(
             for k, value in enumerate(values(piece)):
                 keys = _keys(value)
                 for prefix in {search.prefix for search in searches[k]}:
-                    counters.add((k, prefix), _digit_counts(keys, prefix, done))
+                    counters.add((k, prefix), _digits(keys, prefix, done))
 
         for _ in residuals.map(count, "element", names):
             pass
@@ -93,25 +91,41 @@ class _Search:
 
 
 class _Counters:
-    """Counts that several threads add to, each in tensors of its own."""
+    """Counts of digits, which several threads add to, each in tables of its own."""
 
     def __init__(self) -> None:
         self._local, self._lock, self._all = threading.local(), threading.Lock(), []
 
-    def add(self, key: tuple[int, int], counts: Tensor) -> None:
-        mine = getattr(self._local, "counts", None)
-        if mine is None:
-            mine = self._local.counts = {}
+    def add(self, key: tuple[int, int], digits: Tensor) -> None:
+        tables = getattr(self._local, "tables", None)
+        if tables is None:
+            tables = self._local.tables = {}
             with self._lock:
-                self._all.append(mine)
-        if key in mine:
-            mine[key] += counts
-        else:
-            mine[key] = counts
+                self._all.append(tables)
+        tables.setdefault(key, _Table()).add(digits)
 
     def totals(self) -> dict[tuple[int, int], Tensor]:
-        keys = {key for mine in self._all for key in mine}
-        return {key: sum(mine[key] for mine in self._all if key in mine) for key in keys}
+        keys = {key for tables in self._all for key in tables}
+        return {key: sum(tables[key].counts() for tables in self._all if key in tables) for key in keys}
+
+
+class _Table:
+    """How often each digit was added; ``counts()`` is ``[2^16]``, int64."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
+        self._counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
+
+    def add(self, digits: Tensor) -> None:
+        self._waiting.append(digits)
+        if sum(map(len, self._waiting)) >= _AT_ONCE:
+            self.counts()
+
+    def counts(self) -> Tensor:
+        if self._waiting:
+            self._counts = self._counts + torch.bincount(torch.cat(self._waiting), minlength=1 << DIGIT).cpu()
+            self._waiting = []
+        return self._counts
 
 
 def _keys(values: Tensor) -> Tensor:
@@ -121,16 +135,21 @@ def _keys(values: Tensor) -> Tensor:
     return bits ^ ((bits >> width) & ((1 << width) - 1))
 
 
-def _digit_counts(keys: Tensor, prefix: int, done: int) -> Tensor:
-    """How often each digit follows `prefix`, which stands for the first `done` digits; ``[2^16]``, int64."""
-    size = 1 << DIGIT
+def _digits(keys: Tensor, prefix: int, done: int) -> Tensor:
+    """The next digit of the keys that start with `prefix`, which stands for the first `done` digits."""
     shift = keys.element_size() * 8 - DIGIT * (done + 1)
     if done == 0:  # the sign makes the first digit run from -2^15
-        return torch.bincount((keys >> shift) + (size // 2), minlength=size)
-    digit = (keys >> shift) & (size - 1)
-    # Values with other digits are counted beyond the table: cheaper than picking out the others.
-    other = (keys >> (shift + DIGIT)) != prefix - (1 << (DIGIT * done - 1))
-    return torch.bincount(digit + other.to(digit.dtype) * size, minlength=2 * size)[:size]
+        return (keys >> shift) + (1 << (DIGIT - 1))
+    alike = _where_equal(keys, keys >> (shift + DIGIT), prefix - (1 << (DIGIT * done - 1)))
+    return (alike >> shift) & ((1 << DIGIT) - 1)
+
+
+def _where_equal(tensor: Tensor, labels: Tensor, label: int) -> Tensor:
+    """The elements whose label is this one."""
+    if tensor.device.type != "cpu":
+        return tensor[labels == label]
+    # On a CPU numpy picks few out of many several times faster than torch.
+    return torch.from_numpy(tensor.numpy()[labels.numpy() == label])
 
 
 def _value(prefix: int, dtype: torch.dtype) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,8 +58,8 @@ def ties(
 
     def compute(piece: Piece) -> Tensor:
         total = _total(piece)
-        elected = total >= 0 if favours_positive else total > 0
-        sign = elected.to(total.dtype).mul_(2).sub_(1)
+        is_positive = torch.ge if favours_positive else torch.gt
+        sign = is_positive(total, 0, out=torch.empty_like(total)).mul_(2).sub_(1)
         agreeing = [(tau * sign).clamp_(min=0) for tau in piece.residuals]
         if reduction == "max":
             merged = agreeing[0]
@@ -95,13 +95,20 @@ def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> d
     return thresholds
 
 
-def _trim(thresholds: dict[str, list[float]]):
+def _trim(thresholds: dict[str, list[float]]) -> Callable[[Piece], list[Tensor]]:
     def trim(piece: Piece) -> list[Tensor]:
-        return [
-            tau * (tau.abs() >= smallest) for tau, smallest in zip(piece.residuals, thresholds[piece.name], strict=True)
-        ]
+        return [_keep(tau, smallest) for tau, smallest in zip(piece.residuals, thresholds[piece.name], strict=True)]
 
     return trim
+
+
+def _keep(tau: Tensor, smallest: float) -> Tensor:
+    """`tau` where |tau| >= smallest, else 0."""
+    if smallest == 0:
+        return tau
+    # hardshrink keeps |tau| > bound: the bound is the next number below.
+    bound = torch.nextafter(torch.tensor(smallest, dtype=tau.dtype), torch.zeros((), dtype=tau.dtype))
+    return torch.nn.functional.hardshrink(tau, bound.item())
 
 
 def _total(piece: Piece) -> Tensor:
@@ -113,4 +120,4 @@ def _total(piece: Piece) -> Tensor:
 
 def _sign_balance(trimmed: Residuals) -> float:
     """The number of entries whose trimmed sum is positive, minus that of negative ones."""
-    return sum(trimmed.map(lambda piece: _total(piece).sign_().sum(dtype=torch.float64).item()))
+    return sum(trimmed.map(lambda piece: _total(piece).sign_().sum().item()))  # whole numbers: exact
