@@ -13,17 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
+from peer import ENVIRONMENTS, ROOT, machine, met, note, peer_python, versions
 
-ROOT = Path(__file__).parents[1]
+
 SIDES = Path(__file__).parent / "ppo_sides"
 TRL = "1.12.0"
+NEEDS = ("torch", "transformers", "peft", "accelerate", "datasets")
+PACKAGES = ("trl", "torch", "transformers", "peft", "accelerate")
 GOALS = {"faster": 1.6, "memory": 0.8}
 CHECKS = 64
 TOLERANCE = 1e-3  # of a log-probability of a whole completion, and of a score
@@ -38,11 +39,11 @@ def main() -> None:
     parser.add_argument("--minibatches", type=int, default=1, help="updates per epoch of 64 completions")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run; runs are one after another")
-    parser.add_argument("--environment", type=Path, default=Path(__file__).parent / ".environments" / f"trl-{TRL}")
+    parser.add_argument("--environment", type=Path, default=ENVIRONMENTS / f"trl-{TRL}")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "benchmarks" / "ppo_vs_trl")
     options = parser.parse_args()
 
-    pythons = {"ours": sys.executable, "theirs": str(trl_python(options.environment))}
+    pythons = {"ours": sys.executable, "theirs": str(peer_python(options.environment, "trl", TRL, needs=NEEDS))}
     sft_model, reward_model = models(options.output_dir / "models")
     task = make_task(sft_model, reward_model, options)
     task_file = options.output_dir / "task.json"
@@ -76,10 +77,6 @@ def main() -> None:
     print(report(task, results, start, options, pythons))
 
 
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def call(*command: object, log: Path, threads: int) -> None:
     """Run a command with the same environment variables for all, its output in a file.
 
@@ -97,30 +94,6 @@ def call(*command: object, log: Path, threads: int) -> None:
         done = subprocess.run([str(part) for part in command], env=environment, stdout=file, stderr=file)
     if done.returncode:
         raise RuntimeError(f"{command[1]} failed, see {log}:\n" + "\n".join(log.read_text().splitlines()[-12:]))
-
-
-def trl_python(environment: Path) -> Path:
-    """Return the interpreter of the environment with TRL 1.12.0, which is made if it is not there.
-
-    All but TRL comes in the versions of ``constraints.txt``, so that TRL is all that differs between the sides.
-    """
-    python = environment / "bin" / "python"
-    constraints = [f"trl=={TRL}" if line.startswith("trl==") else line for line in _lines(ROOT / "constraints.txt")]
-    installed = environment / "constraints.txt"  # written last: an environment without it is unfinished
-    if installed.is_file() and _lines(installed) == constraints:
-        return python
-    note(f"making {environment} with TRL {TRL}")
-    venv.create(environment, with_pip=True, clear=True)
-    wanted = environment / "wanted.txt"
-    wanted.write_text("\n".join(constraints) + "\n")
-    packages = [f"trl=={TRL}", "torch", "transformers", "peft", "accelerate", "datasets"]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", wanted, *packages], check=True)
-    wanted.rename(installed)
-    return python
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
 
 
 def models(folder: Path) -> tuple[Path, Path]:
@@ -223,8 +196,8 @@ def report(task, results: dict, start: dict, options: argparse.Namespace, python
     ]
     lines[-1] += f"{task.epochs} epochs of {task.minibatches} updates, learning rate {task.learning_rate}, LoRA rank "
     lines[-1] += f"{task.lora_r}; seeds {', '.join(map(str, options.seeds))}; {options.threads} threads."
-    lines += ["", f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"]
-    lines += [f"{side}: {_versions(python)}" for side, python in pythons.items()]
+    lines += ["", machine()]
+    lines += [f"{side}: {versions(python, PACKAGES)}" for side, python in pythons.items()]
     return "\n".join([*lines, "", f"`python {' '.join(sys.argv)}`"])
 
 
@@ -243,28 +216,10 @@ def _verdicts(rows: dict) -> list[str]:
     gains = [a - b for a, b in zip(ours, theirs, strict=True)]
     gain, error = statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
     return [
-        f"- {_met(faster >= GOALS['faster'])}: {faster:.2f} times as fast (goal: at least {GOALS['faster']}).",
-        f"- {_met(memory <= GOALS['memory'])}: {memory:.2f} of the memory (goal: at most {GOALS['memory']}).",
-        f"- {_met(gain >= 0)}: held-out score {gain:+.2f}, standard error over seeds {error:.2f} (goal: not lower).",
+        f"- {met(faster >= GOALS['faster'])}: {faster:.2f} times as fast (goal: at least {GOALS['faster']}).",
+        f"- {met(memory <= GOALS['memory'])}: {memory:.2f} of the memory (goal: at most {GOALS['memory']}).",
+        f"- {met(gain >= 0)}: held-out score {gain:+.2f}, standard error over seeds {error:.2f} (goal: not lower).",
     ]
-
-
-def _met(holds: bool) -> str:
-    return "met" if holds else "NOT met"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def _versions(python: str) -> str:
-    names = ["trl", "torch", "transformers", "peft", "accelerate"]
-    code = f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in {names}))"
-    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":
