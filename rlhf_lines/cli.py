@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the input is wrong (one sentence on stderr); 1 anything e
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -26,6 +27,7 @@ VERBS = {
     "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
     "front": "the front of a finished sweep, computed again from its run store",
 }
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or the limit on a file's size is reached
 OWN_PACKAGES = ("rlhf_lines", "reward_models", "__main__")  # the last is this file, run with python -m
 
 
@@ -56,6 +58,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"rlhf-lines {verb}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(
+            f"rlhf-lines {verb}: no space left{where} ({error.strerror}); nothing was left under a final name: free "
+            "some space, or give an output_dir on another disk",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"rlhf-lines {verb}: interrupted; nothing was left under a final name", file=sys.stderr)
         return 130

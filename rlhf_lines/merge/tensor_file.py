@@ -145,8 +145,7 @@ class NewTensorFile:
         }
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._descriptor, 0, data + end)
+            self._set_aside(data + end)
             self._write(memoryview(len(text).to_bytes(8, "little") + text), 0)
         except BaseException:
             os.close(self._descriptor)
@@ -162,7 +161,19 @@ class NewTensorFile:
         """Close the file; errors of delayed writing appear here."""
         os.close(self._descriptor)
 
+    def _set_aside(self, size: int) -> None:
+        if not hasattr(os, "posix_fallocate"):
+            return  # macOS: a full disk is met later
+        try:
+            os.posix_fallocate(self._descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+
     def _write(self, view: memoryview, offset: int) -> None:
         while view:
-            count = os.pwrite(self._descriptor, view, offset)
+            try:
+                count = os.pwrite(self._descriptor, view, offset)
+            except OSError as error:  # which file it was, only we know
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             view, offset = view[count:], offset + count
