@@ -26,14 +26,17 @@ RULES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "sum": sum_residuals,  # arXiv 2212.04089, task arithmetic
 }
 
+# These combine the factors of adapters (merge/factor_rules.py) and have no options; no residual shows A and B.
+ADAPTER_RULES = ("factor_average", "peft_linear")
+
 PER_TENSOR_RULES = frozenset({"linear", "sum"})
 
 
 def check_rule(rule: str, options: Mapping[str, object]) -> None:
     """Stop with a ValueError if the rule or one of its options is unknown."""
-    if rule not in RULES:
-        raise ValueError(unknown_name("rule", rule, RULES))
-    parameters = inspect.signature(RULES[rule]).parameters.values()
+    if rule not in (*RULES, *ADAPTER_RULES):
+        raise ValueError(unknown_name("rule", rule, (*RULES, *ADAPTER_RULES)))
+    parameters = inspect.signature(RULES[rule]).parameters.values() if rule in RULES else ()
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known:
@@ -66,6 +69,8 @@ def merge_residuals(
         ValueError: unknown rule or option, weights that do not fit, or shapes that differ.
     """
     check_rule(rule, options)
+    if rule in ADAPTER_RULES:
+        raise ValueError(f"rule {rule!r} combines the factors of adapters, which residuals do not show; use linear")
     if not residuals:
         raise ValueError("merge_residuals got no residuals, expected at least one")
     if weights is not None:
