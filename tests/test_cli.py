@@ -99,7 +99,10 @@ def refused(capsys, folder: Path, arguments: list[str]) -> str:
         ({"policies": ["./brief", "./stranger"]}, ["residuals add up only on one base", "stranger"]),
         ({"sft_model": "./other"}, ["residuals add up only on one base", "other"]),
         ({"weights": [0.3, 0.3, 0.4]}, ["3 weights for 2 policies; give one weight per policy"]),
-        ({"policies": ["./stranger", "./brief", "./no"]}, ["policy ./no does not exist"]),
+        (
+            {"sft_model": "./never", "policies": ["./brief", "./nowhere"]},
+            ["2 problems: (1) SFT model ./never does not exist", "; (2) policy ./nowhere does not exist"],
+        ),
         ({"rank": 0}, ["rank is 0, expected a whole number of at least 1"]),
         ({"rank": 2, "save": "dense"}, ["rank is 2, but a dense checkpoint has none"]),
         ({"weights": ["nan", 0.7]}, ["weights[0] is nan, expected a finite number"]),

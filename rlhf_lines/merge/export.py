@@ -28,6 +28,7 @@ from rlhf_lines.merge.residuals import (
 from rlhf_lines.merge.rules import ADAPTER_RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.truncate import Truncation, check_rank, truncate_adapter
+from rlhf_lines.problems import Problems
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -85,9 +86,8 @@ def merge_policies(
     _check_output(output, [sft_model, *policies], overwrite)
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(sft_model))
-        adapters = load_adapters([policy for policy in policies if is_adapter(policy)], sft_model)
-        of_folder = {adapter.path: adapter for adapter in adapters}
-        loaded = [of_folder.get(str(policy)) or stack.enter_context(Checkpoint(policy)) for policy in policies]
+        loaded = _open_policies(policies, sft_model, stack)
+        adapters = [policy for policy in loaded if isinstance(policy, Adapter)]
         merged, truncation = None, None
         if save == "adapter" or spec.rule in ADAPTER_RULES:
             merged, truncation = _merged_adapter(loaded, spec, sft.num_layers(), rank)
@@ -132,6 +132,23 @@ def merge_policies(
             if recipe is not None and truncation is None:
                 (folder / "mergekit.yaml").write_text(recipe)
     return output
+
+
+def _open_policies(
+    policies: Sequence[str | Path], sft_model: str | Path, stack: contextlib.ExitStack
+) -> list[Adapter | Checkpoint]:
+    """Every policy, read or opened; what is wrong with any of them is told at once."""
+    problems = Problems()
+    opened: dict[str, Adapter | Checkpoint] = {}
+    with problems.collect():
+        adapters = load_adapters([policy for policy in policies if is_adapter(policy)], sft_model)
+        opened.update({adapter.path: adapter for adapter in adapters})
+    for policy in policies:
+        if not is_adapter(policy):
+            with problems.collect():
+                opened[str(policy)] = stack.enter_context(Checkpoint(policy))
+    problems.check()
+    return [opened[str(policy)] for policy in policies]
 
 
 def _merged_adapter(

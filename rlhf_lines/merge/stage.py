@@ -12,6 +12,7 @@ from rlhf_lines.merge.soups import uniform_soup
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.trainer_state import checkpoint_weights
 from rlhf_lines.models import local_folder
+from rlhf_lines.problems import Problems
 
 
 @dataclass
@@ -60,6 +61,16 @@ class MergeConfig:
                 raise ValueError(f"rule_options {options!r} is not JSON ({error.msg} at {error.pos})") from error
         return MergeSpec(self.rule, self._weights(), self.alpha, self.beta, self.schedule, options)
 
+    def folders(self) -> tuple[Path, list[Path]]:
+        """Return the folders of the SFT model and of the policies; all that are missing are told at once."""
+        problems = Problems()
+        found = []
+        for name, what in ((self.sft_model, "SFT model"), *((policy, "policy") for policy in self.policies)):
+            with problems.collect():
+                found.append(local_folder(name, what=what))
+        problems.check()
+        return found[0], found[1:]
+
     def _weights(self) -> tuple[float, ...]:
         if self.weights_by is None:
             if self.power is not None:
@@ -67,7 +78,7 @@ class MergeConfig:
             return uniform_soup(len(self.policies)).weights if self.weights is None else tuple(self.weights)
         if self.weights is not None:
             raise ValueError("weights and weights_by are both given; keep one of them")
-        folders = [local_folder(policy, what="policy") for policy in self.policies]
+        _, folders = self.folders()
         return checkpoint_weights(folders, self.weights_by, power=1.0 if self.power is None else self.power)
 
 
@@ -79,8 +90,7 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
     if run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file():
         _check_same_merge(config)
         return Path(config.output_dir)
-    sft = local_folder(config.sft_model, what="SFT model")
-    policies = [local_folder(policy, what="policy") for policy in config.policies]
+    sft, policies = config.folders()
     return merge_policies(
         sft,
         policies,
@@ -96,11 +106,12 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
 def _check_same_merge(config: MergeConfig) -> None:
     """Raise ValueError when the folder to be kept holds another merge."""
     made = json.loads((Path(config.output_dir) / MERGE_RECORD).read_text())
+    sft, policies = config.folders()
     asked = {
         "spec": config.spec().to_dict(),
         "save": config.save,
-        "sft_model": str(local_folder(config.sft_model, what="SFT model")),
-        "policies": [str(local_folder(policy, what="policy")) for policy in config.policies],
+        "sft_model": str(sft),
+        "policies": [str(policy) for policy in policies],
         "dtype": config.dtype or made["dtype"],
         "rank": config.rank,
     }

@@ -155,3 +155,24 @@ def test_factor_rules_refuse_dense_policies(sft, helpful, copy_of, tmp_path, sav
     spec = MergeSpec("peft_linear", (0.5, 0.5))
     with pytest.raises(ValueError, match=r"'peft_linear' combines the factors of adapters, but policy .* is a dense"):
         merge_policies(sft, [helpful, copy_of(sft)], spec, save=save, output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("rule", "rank"), [("linear", 3), ("factor_average", None), ("peft_linear", None)])
+def test_weights_that_are_stored_transposed(tmp_path, save_adapter, peft_logits, dense_logits, rule, rank):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sft = tmp_path / "gpt2"
+    config = GPT2Config(vocab_size=16, n_positions=16, n_embd=8, n_layer=3, n_head=2, initializer_range=0.3)
+    GPT2LMHeadModel(config).save_pretrained(sft)
+    modules = ["c_attn", "c_proj"]
+    policies = [save_adapter(sft, tmp_path / f"p{k}", seed=k, target_modules=modules) for k in range(2)]
+    spec = MergeSpec(rule, (0.3, 0.7), alpha=0.5, beta=1.0)
+    out = merge_policies(sft, policies, spec, save="adapter", rank=rank, output_dir=tmp_path / "out")
+    # A truncated adapter is a policy like any other; a factor rule can be made dense at once.
+    if rank is None:
+        dense = merge_policies(sft, policies, spec, save="dense", output_dir=tmp_path / "dense")
+    else:
+        dense = merge_policies(sft, [out], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "dense")
+    assert (peft_logits(sft, out) - dense_logits(sft)).abs().max() > 0.1
+    torch.testing.assert_close(dense_logits(dense), peft_logits(sft, out), rtol=1e-5, atol=1e-5)

@@ -133,14 +133,15 @@ def test_all_problems_of_all_policies_are_told_and_nothing_is_written(
     broken = edit_weights(copy_of(helpful, "broken"), lambda t: {name: value * torch.nan for name, value in t.items()})
     empty = copy_of(helpful, "empty")
     (empty / "adapter_model.safetensors").unlink()
-    policies = [helpful, dora, stranger, broken, empty]
-    spec = MergeSpec("linear", (0.2,) * 5)
+    nothing = tmp_path / "nothing"
+    policies = [helpful, dora, stranger, broken, empty, nothing]
+    spec = MergeSpec("linear", (0.2,) * 6)
     before = sorted(tmp_path.iterdir())
     for save in ("adapter", "dense"):
         with pytest.raises(InputProblems) as caught:
             merge_policies(sft, policies, spec, save=save, output_dir=tmp_path / "out")
         told = str(caught.value)
-        assert told.startswith("4 problems: (1) ") and "\n" not in told
+        assert told.startswith("5 problems: (1) ") and "\n" not in told
         for folder, words in (
             (dora, "use_dora"),
             (stranger, "one base"),
