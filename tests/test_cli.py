@@ -99,6 +99,12 @@ def refused(capsys, folder: Path, arguments: list[str]) -> str:
         ({"policies": ["./brief", "./stranger"]}, ["residuals add up only on one base", "stranger"]),
         ({"sft_model": "./other"}, ["residuals add up only on one base", "other"]),
         ({"weights": [0.3, 0.3, 0.4]}, ["3 weights for 2 policies; give one weight per policy"]),
+        (
+            {"sft_model": "./never", "policies": ["./brief", "./nowhere"]},
+            ["2 problems: (1) SFT model ./never does not exist", "; (2) policy ./nowhere does not exist"],
+        ),
+        ({"rank": 0}, ["rank is 0, expected a whole number of at least 1"]),
+        ({"rank": 2, "save": "dense"}, ["rank is 2, but a dense checkpoint has none"]),
         ({"weights": ["nan", 0.7]}, ["weights[0] is nan, expected a finite number"]),
         ({"weights": [0.3, "-inf"]}, ["'-inf'"]),
         ({"weights": [0.3, "inf"]}, ["weights[1] is inf, expected a finite number"]),
@@ -304,7 +310,9 @@ def test_merge_writes_an_adapter_and_a_dense_model_that_agree(folder, capsys):
     for save in ("adapter", "dense"):
         assert cli.main(["merge", *flags, "--save", save, "--output_dir", f"./{save}"]) == 0
         out, err = capsys.readouterr()
-        assert out == f"wrote {save}\n" and "Traceback" not in err
+        serve = "vllm serve sft --enable-lora --max-lora-rank 8 --lora-modules merged=adapter"
+        told = f"adapter of rank 4\nserve: {serve}\n" if save == "adapter" else ""
+        assert out == f"wrote {save}\n{told}" and "Traceback" not in err
         spec = json.loads((folder / save / "merge_spec.json").read_text())["spec"]
         assert spec == {
             "rule": "linear", "weights": [0.3, 0.7], "alpha": 0.5, "beta": 1.0, "schedule": "linear", "options": {},
@@ -329,6 +337,48 @@ def test_merge_writes_an_adapter_and_a_dense_model_that_agree(folder, capsys):
     dense = AutoModelForCausalLM.from_pretrained("./dense")
     for model in (adapter, dense):
         torch.testing.assert_close(logits(model), logits(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_merge_truncates_to_a_rank_and_says_what_that_lost(folder, capsys):
+    assert cli.main(["merge", *merge_flags(rank=1)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    truncation = json.loads((folder / "out" / "merge_spec.json").read_text())["truncation"]
+    assert lines[:2] == ["wrote out", "adapter of rank 1"]
+    assert lines[2] == (
+        f"truncated to rank 1, which lost {truncation['lost']:.2%} of the merged residual (relative L2), at most "
+        f"{truncation['worst_lost']:.2%} in {truncation['worst_module']}"
+    )
+    assert "--max-lora-rank 1 " in lines[3]
+    assert cli.main(["merge", *merge_flags(rank=1), "--resume"]) == 0
+    for rank in (None, 2):
+        assert "was made with rank 1, now it is" in refused(
+            capsys, folder, ["merge", *merge_flags(rank=rank), "--resume"]
+        )
+
+
+def test_weights_are_equal_unless_given_or_taken_from_checkpoints(folder, capsys):
+    def merged(**changes) -> list[float]:
+        assert cli.main(["merge", *merge_flags(overwrite="true", **changes)]) == 0
+        return json.loads((folder / "out" / "merge_spec.json").read_text())["spec"]["weights"]
+
+    assert merged(weights=None) == [0.5, 0.5]
+    checkpoints = []
+    for step, loss in ((1, 2.0), (3, 0.5)):
+        shutil.copytree(folder / "brief", folder / "run" / f"checkpoint-{step}")
+        state = {"global_step": step, "log_history": [{"loss": loss, "step": step}]}
+        (folder / "run" / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+        checkpoints.append(f"./run/checkpoint-{step}")
+    assert merged(weights=None, policies=checkpoints, weights_by="step") == pytest.approx([0.25, 0.75])
+    assert merged(weights=None, policies=checkpoints, weights_by="loss") == pytest.approx([0.2, 0.8])
+    assert merged(weights=None, policies=checkpoints, weights_by="loss", power=0) == pytest.approx([0.5, 0.5])
+    shutil.rmtree(folder / "out")
+    for changes, words in (
+        ({"weights_by": "step"}, "weights and weights_by are both given; keep one of them"),
+        ({"weights": None, "weights_by": "steps"}, "unknown weights_by 'steps'"),
+        ({"weights": None, "weights_by": "step"}, "policy 'brief' has no trainer_state.json"),
+        ({"power": 2}, "power is 2.0, but it belongs to weights_by"),
+    ):
+        assert words in refused(capsys, folder, ["merge", *merge_flags(**changes)])
 
 
 def test_merge_refuses_keeps_or_replaces_what_exists(folder, capsys):

@@ -10,10 +10,18 @@ from rlhf_lines.merge.low_rank import linear_weights
 from rlhf_lines.merge.precision import LostResidual
 from rlhf_lines.merge.residuals import Adapter
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.truncate import Truncation
 
 
 def model_card(
-    spec: MergeSpec, sft_model: str, policies: Sequence[str], *, save: str, dtype: str, lost: LostResidual
+    spec: MergeSpec,
+    sft_model: str,
+    policies: Sequence[str],
+    *,
+    save: str,
+    dtype: str,
+    lost: LostResidual,
+    truncation: Truncation | None = None,
 ) -> str:
     """A README in Markdown: what was merged, how, and how to load it. Names that users chose are escaped."""
     rows = "\n".join(
@@ -24,6 +32,7 @@ def model_card(
     unchanged = (
         "" if lost.unchanged is None else f"; {lost.unchanged:.1%} of the changed parameters kept their SFT value"
     )
+    cut = "" if truncation is None else f"- {escape_markdown(truncation_text(truncation))}\n"
     return f"""---
 library_name: {library}
 tags:
@@ -42,7 +51,7 @@ supervised (SFT) model:
 - SFT model: {escape_markdown(sft_model)}
 - rule: {spec.rule}{options}
 - alpha {spec.alpha:g}, beta {spec.beta:g}, schedule {spec.schedule}
-- written in {dtype}; the cast changed the merged residual by {lost.relative_l2:.2%} (relative L2){unchanged}
+{cut}- written in {dtype}; the cast changed the merged residual by {lost.relative_l2:.2%} (relative L2){unchanged}
 
 | policy | weight |
 |---|---|
@@ -55,6 +64,14 @@ supervised (SFT) model:
 
 Sources: rewarded soups (arXiv 2306.04488), LiNeS (arXiv 2410.17146).
 """
+
+
+def truncation_text(truncation: Truncation) -> str:
+    """What truncation to a rank lost, as one sentence."""
+    return (
+        f"truncated to rank {truncation.rank}, which lost {truncation.lost:.2%} of the merged residual (relative L2), "
+        f"at most {truncation.worst_lost:.2%} in {truncation.worst_module}"
+    )
 
 
 def mergekit_recipe(

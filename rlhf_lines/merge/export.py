@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -22,12 +22,14 @@ from rlhf_lines.merge.residuals import (
     WEIGHTS_FILE,
     Adapter,
     Factors,
-    check_same_base,
     is_adapter,
-    load_adapter,
+    load_adapters,
 )
+from rlhf_lines.merge.rules import ADAPTER_RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.streamed import AdapterPolicy, DensePolicy
+from rlhf_lines.merge.truncate import Truncation, check_rank, truncate_adapter
+from rlhf_lines.problems import Problems
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -42,6 +44,7 @@ def merge_policies(
     *,
     save: str,
     output_dir: str | Path,
+    rank: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -57,6 +60,8 @@ def merge_policies(
         save: `adapter` (exact, rank sum_k r_k, adapters only) or `dense` (a full checkpoint).
         output_dir: the folder to make; besides weights it gets `merge_spec.json`, `README.md` and, where mergekit can
             express the merge, `mergekit.yaml`.
+        rank: of the written adapter. None: that of the exact merge. A smaller one keeps the nearest residual of that
+            rank in every module, and the share that is lost is recorded.
         dtype: float16, bfloat16, float32 or float64 of the written weights. None: for `dense` that of the SFT model,
             for `adapter` float32 or that of wider factors.
         overwrite: replace an existing `output_dir`, once the new one is complete.
@@ -74,27 +79,25 @@ def merge_policies(
         raise ValueError(f"policies is {policies!r}, expected a list of one or more folders")
     if len(spec.weights) != len(policies):
         raise ValueError(f"{len(spec.weights)} weights for {len(policies)} policies; give one weight per policy")
+    if rank is not None:
+        check_rank(rank)
+        if save == "dense":
+            raise ValueError(f"rank is {rank}, but a dense checkpoint has none; leave it out, or use --save adapter")
     output = Path(output_dir)
     _check_output(output, [sft_model, *policies], overwrite)
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(sft_model))
-        loaded = [
-            load_adapter(policy) if is_adapter(policy) else stack.enter_context(Checkpoint(policy))
-            for policy in policies
-        ]
+        loaded = _open_policies(policies, sft_model, stack)
         adapters = [policy for policy in loaded if isinstance(policy, Adapter)]
-        if adapters:
-            check_same_base(adapters, sft_model)
-        if save == "adapter":
-            dense = next((policy for policy in loaded if isinstance(policy, Checkpoint)), None)
-            if dense is not None:
-                raise ValueError(
-                    f"policy {str(dense.folder)!r} is a dense checkpoint, which no adapter holds exactly; use --save "
-                    "dense"
-                )
-            merged = merge_adapters(adapters, spec, num_layers=sft.num_layers())
-        else:
-            merge = DenseMerge(sft, [_as_residuals(policy, sft) for policy in loaded], spec)
+        merged, truncation = None, None
+        if save == "adapter" or spec.rule in ADAPTER_RULES:
+            merged, truncation = _merged_adapter(loaded, spec, sft.num_layers(), rank)
+        if save == "dense":
+            if merged is None:
+                merge = DenseMerge(sft, [_as_residuals(policy, sft) for policy in loaded], spec)
+            else:  # weights and LiNeS are in the factors already
+                whole = AdapterPolicy(replace(adapters[0], modules=merged), sft)
+                merge = DenseMerge(sft, [whole], MergeSpec("linear", (1.0,)))
         with new_folder(output, overwrite=overwrite) as folder:
             if save == "adapter":
                 lost, written_dtype = _write_adapter(folder, merged, adapters, sft, str(sft_model), dtype)
@@ -111,8 +114,14 @@ def merge_policies(
                 "versions": versions(),
                 "lost_residual": asdict(lost),
             }
+            if save == "adapter":
+                record["rank"] = next(iter(merged.values())).A.shape[0]
+                if truncation is not None:
+                    record["truncation"] = asdict(truncation)
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-            card = model_card(spec, str(sft_model), names, save=save, dtype=written_dtype, lost=lost)
+            card = model_card(
+                spec, str(sft_model), names, save=save, dtype=written_dtype, lost=lost, truncation=truncation
+            )
             (folder / "README.md").write_text(card)
             recipe = mergekit_recipe(
                 spec,
@@ -121,9 +130,43 @@ def merge_policies(
                 num_layers=sft.num_layers(),
                 out_dtype=written_dtype,
             )
-            if recipe is not None:
+            if recipe is not None and truncation is None:
                 (folder / "mergekit.yaml").write_text(recipe)
     return output
+
+
+def _open_policies(
+    policies: Sequence[str | Path], sft_model: str | Path, stack: contextlib.ExitStack
+) -> list[Adapter | Checkpoint]:
+    """Every policy, read or opened; what is wrong with any of them is told at once."""
+    problems = Problems()
+    opened: dict[str, Adapter | Checkpoint] = {}
+    with problems.collect():
+        adapters = load_adapters([policy for policy in policies if is_adapter(policy)], sft_model)
+        opened.update({adapter.path: adapter for adapter in adapters})
+    for policy in policies:
+        if not is_adapter(policy):
+            with problems.collect():
+                opened[str(policy)] = stack.enter_context(Checkpoint(policy))
+    problems.check()
+    return [opened[str(policy)] for policy in policies]
+
+
+def _merged_adapter(
+    loaded: Sequence[Adapter | Checkpoint], spec: MergeSpec, num_layers: int, rank: int | None
+) -> tuple[dict[str, Factors], Truncation | None]:
+    dense = next((policy for policy in loaded if isinstance(policy, Checkpoint)), None)
+    if dense is not None and spec.rule in ADAPTER_RULES:
+        raise ValueError(
+            f"rule {spec.rule!r} combines the factors of adapters, but policy {str(dense.folder)!r} is a dense "
+            "checkpoint; use rule linear"
+        )
+    if dense is not None:
+        raise ValueError(
+            f"policy {str(dense.folder)!r} is a dense checkpoint, which no adapter holds exactly; use --save dense"
+        )
+    merged = merge_adapters(loaded, spec, num_layers=num_layers)
+    return (merged, None) if rank is None else truncate_adapter(merged, rank)
 
 
 def _as_residuals(policy: Adapter | Checkpoint, sft: Checkpoint) -> AdapterPolicy | DensePolicy:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_lines.merge.factor_rules import FACTOR_RULES, one_rank
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.residuals import Adapter, Factors
@@ -75,14 +76,8 @@ def coefficients(
     Raises:
         ValueError: a rule that is not linear in the residuals, or a number of weights that does not fit.
     """
-    if len(spec.weights) != len(ranks):
-        raise ValueError(
-            f"the spec has {len(spec.weights)} weights for {len(ranks)} policies; give one weight per policy"
-        )
-    factor = (
-        spec.alpha if layer is None else lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule)[layer].item()
-    )
-    weights = torch.tensor(linear_weights(spec), dtype=torch.float64) * factor
+    _check_count(spec, len(ranks))
+    weights = torch.tensor(linear_weights(spec), dtype=torch.float64) * _lines_factor(spec, layer, num_layers)
     return weights.repeat_interleave(torch.tensor(ranks)).to(dtype)
 
 
@@ -97,7 +92,8 @@ def linear_weights(spec: MergeSpec) -> tuple[float, ...]:
     if spec.rule == "sum":
         return tuple(len(spec.weights) * weight for weight in spec.weights)
     raise ValueError(
-        f"rule {spec.rule!r} is not linear in the residuals, so no adapter holds it exactly; use --save dense"
+        f"rule {spec.rule!r} is not linear in the residuals, so no adapter holds it exactly; use --save dense, or give "
+        "the --rank to which the merged residual may be truncated"
     )
 
 
@@ -106,16 +102,19 @@ def merge_adapters(adapters: Sequence[Adapter], spec: MergeSpec, *, num_layers: 
 
         A' = [A_1; A_2; ...],   B' = lambda(l) [w_1 s_1 B_1, w_2 s_2 B_2, ...]
 
-    LiNeS multiplies B only; on both factors it would be squared.
+    where R is the sum of the ranks. The rules in `FACTOR_RULES`, which exist for comparison, keep the rank of the
+    policies instead. LiNeS multiplies B only; on both factors it would be squared.
 
     Args:
         adapters: K policies on one base (see `check_same_base`).
-        spec: a spec with a rule that is linear in the residuals.
+        spec: a spec with a rule that is linear in the residuals, or one in `FACTOR_RULES`.
         num_layers: the model's number of blocks.
 
     Raises:
-        ValueError: a rule that is not linear, weights that do not fit, or module names without a block index.
+        ValueError: another rule, weights that do not fit, or module names without a block index.
     """
+    if spec.rule in FACTOR_RULES:
+        return _merge_factors(adapters, spec, num_layers)
     stacked = stack(adapters)
     layers = block_indices([f"{module}.weight" for module in stacked], num_layers=num_layers)
     merged = {}
@@ -134,6 +133,33 @@ def difference(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> flo
     squared = sum(_squared_norm(_signed(left[module], right[module])) for module in left)
     total = sum(_squared_norm([(left[module], 1.0)]) for module in left)
     return (max(squared, 0.0) / total) ** 0.5 if total else 0.0
+
+
+def _merge_factors(adapters: Sequence[Adapter], spec: MergeSpec, num_layers: int) -> dict[str, Factors]:
+    _check_count(spec, len(adapters))
+    combined = one_rank(FACTOR_RULES[spec.rule](adapters, spec.weights))
+    layers = block_indices([f"{module}.weight" for module in combined], num_layers=num_layers)
+    return {
+        module: Factors(
+            factors.A,
+            factors.B * (factors.scale * _lines_factor(spec, layers[f"{module}.weight"], num_layers)),
+            1.0,
+        )
+        for module, factors in combined.items()
+    }
+
+
+def _lines_factor(spec: MergeSpec, layer: int | None, num_layers: int) -> float:
+    if layer is None:
+        return spec.alpha
+    return lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule)[layer].item()
+
+
+def _check_count(spec: MergeSpec, policies: int) -> None:
+    if len(spec.weights) != policies:
+        raise ValueError(
+            f"the spec has {len(spec.weights)} weights for {policies} policies; give one weight per policy"
+        )
 
 
 def _signed(left: Factors, right: Factors) -> list[tuple[Factors, float]]:

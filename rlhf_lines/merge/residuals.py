@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ from torch import Tensor
 
 from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, read_json
 from rlhf_lines.merge.precision import wide
+from rlhf_lines.problems import Problems
 
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 RECORD_FILE = "rlhf_lines.json"
 
-# Keys of a LoRA config that leave the residual at s B A, whatever they hold.
+# Keys of a LoRA config whose value is looked at.
+_CHECKED = frozenset(["bias", "init_lora_weights", "lora_alpha", "peft_type", "r"])
+# Keys that leave the residual at s B A, whatever they hold.
 _HARMLESS = frozenset(
     [
         "alpha_pattern",
@@ -37,14 +42,11 @@ _HARMLESS = frozenset(
         "layers_pattern",
         "layers_to_transform",
         "loftq_config",
-        "lora_alpha",
         "lora_dropout",
         "lora_ga_config",
         "megatron_core",
-        "peft_type",
         "peft_version",
         "qalora_group_size",
-        "r",
         "rank_pattern",
         "revision",
         "runtime_config",
@@ -53,16 +55,26 @@ _HARMLESS = frozenset(
         "use_rslora",
     ]
 )
-_REASONS = {
-    "use_dora": "DoRA rescales the columns of the base weight, which is not a sum of residuals",
+# Keys that make a policy more than s B A, with the reason. With those above these are all fields of PEFT's LoraConfig.
+_REFUSED = {
+    "alora_invocation_tokens": "activated LoRA adds s B A only to the tokens after an invocation",
+    "arrow_config": "Arrow chooses among adapters token by token",
+    "kasa_config": "KaSA cuts singular values off the base weight and puts a diagonal between A and B",
+    "layer_replication": "the blocks are not those of the SFT model",
     "lora_bias": "biases of LoRA factors are outside s B A",
+    "megatron_config": "the factors are shards of Megatron's parallel layers",
     "modules_to_save": "whole modules are replaced, which an adapter of low rank cannot hold",
+    "monteclora_config": "MonteCLoRA saves a sampler of random factors beside A and B",
     "target_parameters": "parameters without a module of their own are adapted",
     "trainable_token_indices": "rows of the embedding are replaced",
-    "layer_replication": "the blocks are not those of the SFT model",
+    "use_bdlora": "the factors of BD-LoRA are stored as blocks of a block-diagonal matrix",
+    "use_dora": "DoRA rescales the columns of the base weight, which is not a sum of residuals",
+    "use_qalora": "QA-LoRA averages inputs over groups of a quantised base, so A does not have the width of the weight",
+    "velora_config": "VeLoRA saves projections of activations beside A and B",
 }
 # Other initialisations change the base weights, so the difference to the SFT model is not s B A.
-_PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+_PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+_WAY_OUT = "merge dense checkpoints of the policies instead (merge_and_unload in float32)"
 _CONV1D_MODELS = ("gpt2", "openai-gpt")
 
 
@@ -120,8 +132,8 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: the adapter is more than s B A (DoRA, biases, saved modules, ...), or the file does not fit the
-            config.
+        ValueError: the adapter is more than s B A (DoRA, biases, saved modules, ...), with all reasons, or the file
+            does not fit the config.
     """
     folder = Path(path)
     for file in (CONFIG_FILE, WEIGHTS_FILE):
@@ -146,6 +158,24 @@ def load_adapter(path: str | Path) -> Adapter:
         task_type=config.get("task_type"),
         sft_sha256=record.get("sft_sha256"),
     )
+
+
+def load_adapters(paths: Sequence[str | Path], sft_model: str | Path) -> list[Adapter]:
+    """The adapters of several policies, all trained on `sft_model`; what is wrong with any of them is told at once.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_adapter` and `check_same_base`; `InputProblems` for several problems.
+    """
+    problems = Problems()
+    adapters = []
+    for path in paths:
+        with problems.collect():
+            adapters.append(load_adapter(path))
+    if adapters:
+        with problems.collect():
+            check_same_base(adapters, sft_model)
+    problems.check()
+    return adapters
 
 
 def lora_residual(adapter: Adapter) -> dict[str, Tensor]:
@@ -174,18 +204,25 @@ def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
     a name.
 
     Raises:
-        ValueError: another base, a base that is not recorded, a parameter that the SFT model lacks, or another shape.
+        ValueError: another base, a base that is not recorded, a parameter that the SFT model lacks, or another shape;
+            `InputProblems` with the first of each adapter if there are several.
     """
     if not adapters:
         raise ValueError("check_same_base got no adapters, expected at least one")
-    if all(adapter.sft_sha256 for adapter in adapters):
-        _check_hashes(adapters, sft_model)
-    else:
-        _check_paths(adapters, sft_model)
-    if Path(sft_model).is_dir():
-        with Checkpoint(sft_model) as checkpoint:
-            for adapter in adapters:
-                parameters_of(adapter, checkpoint)
+    check = _check_hash if all(adapter.sft_sha256 for adapter in adapters) else _check_path
+    given = checkpoint_sha256(sft_model) if check is _check_hash and Path(sft_model).is_dir() else None
+    problems = Problems()
+    with contextlib.ExitStack() as stack:
+        checkpoint = stack.enter_context(Checkpoint(sft_model)) if Path(sft_model).is_dir() else None
+        for adapter in adapters:
+            with problems.collect():
+                if check is _check_hash:
+                    _check_hash(adapter, adapters[0], sft_model, given)
+                else:
+                    _check_path(adapter, adapters[0], sft_model)
+                if checkpoint is not None:
+                    parameters_of(adapter, checkpoint)
+    problems.check()
 
 
 def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
@@ -208,8 +245,8 @@ def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
             # PEFT stores one flag for all modules; where it is wrong a square weight would be transposed unnoticed.
             raise ValueError(
                 f"adapter {adapter.path!r} adapts {module!r} of a {checkpoint.config['model_type']} with "
-                "fan_in_fan_out="
-                f"{adapter.transposed}; expected only Conv1D modules and fan_in_fan_out=true in {CONFIG_FILE}"
+                f"fan_in_fan_out={adapter.transposed}; expected only Conv1D modules and fan_in_fan_out=true in "
+                f"{CONFIG_FILE}"
             )
         shape = (factors.B.shape[0], factors.A.shape[1])
         shape = shape[::-1] if adapter.transposed else shape
@@ -223,28 +260,37 @@ def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _check_config(config: Mapping[str, Any], path: str | Path) -> None:
+    problems = Problems()
+    for problem in _config_problems(config):
+        problems.add(f"adapter {str(path)!r} {problem}")
+    problems.check()
+
+
+def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("peft_type") != "LORA":
-        raise ValueError(
-            f"adapter {str(path)!r} has peft_type {config.get('peft_type')!r}; only LORA can be merged exactly"
-        )
+        yield f"has peft_type {config.get('peft_type')!r}; only LORA can be merged exactly"
+        return  # the keys of another method mean other things
     if config.get("bias", "none") != "none":
-        raise ValueError(
-            f"adapter {str(path)!r} has bias {config['bias']!r}; biases are outside s B A, train with bias='none'"
+        yield f"has bias {config['bias']!r}; biases are outside s B A, train with bias='none'"
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), Real):
+            yield f"has {key} {config.get(key)!r} in {CONFIG_FILE}, expected a number; save it again"
+    name = config.get("init_lora_weights", True)
+    initialisation = name.lower() if isinstance(name, str) else name
+    if initialisation == "loftq":
+        yield (
+            "has init_lora_weights 'loftq', which puts the error of a quantised base into the factors, so s B A is not "
+            f"its difference to the SFT model; {_WAY_OUT}"
         )
-    initialisation = config.get("init_lora_weights", True)
-    if initialisation not in _PLAIN_INITIALISATIONS:
-        raise ValueError(
-            f"adapter {str(path)!r} has init_lora_weights {initialisation!r}, which changes the base weights, so s B "
-            "A is not "
-            "its difference to the SFT model; convert it with PEFT's path_initial_model_for_weight_conversion"
+    elif initialisation not in _PLAIN_INITIALISATIONS:
+        yield (
+            f"has init_lora_weights {name!r}, which changes the base weights, so s B A is not its difference to the "
+            "SFT model; convert it with PEFT's path_initial_model_for_weight_conversion"
         )
     for key, value in config.items():
-        if value and key not in _HARMLESS and key not in ("bias", "init_lora_weights"):
-            reason = _REASONS.get(key, "an option whose effect on the residual is not known here")
-            raise ValueError(
-                f"adapter {str(path)!r} sets {key} in {CONFIG_FILE}: {reason}; merge dense checkpoints of the policies "
-                "instead (merge_and_unload in float32)"
-            )
+        if value and key not in _HARMLESS and key not in _CHECKED:
+            reason = _REFUSED.get(key, "an option whose effect on the residual is not known here")
+            yield f"sets {key} in {CONFIG_FILE}: {reason}; {_WAY_OUT}"
 
 
 def _factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path) -> dict[str, Factors]:
@@ -291,43 +337,36 @@ def _of_module(pattern: Mapping[str, float] | None, module: str, default: float)
     return default
 
 
-def _check_hashes(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
-    first = adapters[0]
-    for adapter in adapters[1:]:
-        if adapter.sft_sha256 != first.sft_sha256:
-            raise ValueError(
-                f"adapter {adapter.path!r} was trained on SFT weights {adapter.sft_sha256[:12]}, {first.path!r} on "
-                f"{first.sft_sha256[:12]}; residuals add up only on one base (see sft_sha256 in {RECORD_FILE})"
-            )
-    if not Path(sft_model).is_dir():
-        return
-    given = checkpoint_sha256(sft_model)
-    if given != first.sft_sha256:
+def _check_hash(adapter: Adapter, first: Adapter, sft_model: str | Path, given: str | None) -> None:
+    if adapter.sft_sha256 != first.sft_sha256:
+        raise ValueError(
+            f"adapter {adapter.path!r} was trained on SFT weights {adapter.sft_sha256[:12]}, {first.path!r} on "
+            f"{first.sft_sha256[:12]}; residuals add up only on one base (see sft_sha256 in {RECORD_FILE})"
+        )
+    if adapter is first and given is not None and given != first.sft_sha256:
         raise ValueError(
             f"adapter {first.path!r} was trained on SFT weights {first.sft_sha256[:12]}, but {str(sft_model)!r} holds "
             f"{given[:12]}; residuals add up only on one base (see sft_sha256 in {RECORD_FILE})"
         )
 
 
-def _check_paths(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
-    first = adapters[0]
-    for adapter in adapters:
-        if adapter.base is None:
-            raise ValueError(
-                f"adapter {adapter.path!r} does not say what it was trained on; write base_model_name_or_path into its "
-                f"{CONFIG_FILE}"
-            )
-        if (_identity(adapter.base), adapter.revision) != (_identity(first.base), first.revision):
-            raise ValueError(
-                f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; "
-                "residuals "
-                f"add up only on one base (see {CONFIG_FILE})"
-            )
-    if _identity(first.base) not in _names_of(sft_model):
+def _check_path(adapter: Adapter, first: Adapter, sft_model: str | Path) -> None:
+    if adapter.base is None:
         raise ValueError(
-            f"adapter {first.path!r} was trained on {_shown(first)}, but the SFT model given is {str(sft_model)!r}; "
-            "residuals "
-            f"add up only on one base (if the folder only moved, correct base_model_name_or_path in {CONFIG_FILE})"
+            f"adapter {adapter.path!r} does not say what it was trained on; write base_model_name_or_path into its "
+            f"{CONFIG_FILE}"
+        )
+    differs = (_identity(adapter.base), adapter.revision) != (_identity(first.base or adapter.base), first.revision)
+    if first.base is not None and differs:
+        raise ValueError(
+            f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; residuals "
+            f"add up only on one base (see {CONFIG_FILE})"
+        )
+    if (adapter is first or first.base is None) and _identity(adapter.base) not in _names_of(sft_model):
+        raise ValueError(
+            f"adapter {adapter.path!r} was trained on {_shown(adapter)}, but the SFT model given is "
+            f"{str(sft_model)!r}; residuals add up only on one base (if the folder only moved, correct "
+            f"base_model_name_or_path in {CONFIG_FILE})"
         )
 
 

@@ -33,11 +33,9 @@ BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, f
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """Return the plan of a merge, which runs on the CPU: the adapters' factors, and one file of weights at a time."""
     config = of_type(configs, MergeConfig)
-    config.spec()
-    if len(config.weights) != len(config.policies):
-        raise ValueError(
-            f"{len(config.weights)} weights for {len(config.policies)} policies; give one weight per policy"
-        )
+    weights = config.spec().weights
+    if len(weights) != len(config.policies):
+        raise ValueError(f"{len(weights)} weights for {len(config.policies)} policies; give one weight per policy")
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
     model = skeleton.causal_lm(shape.config, dtype=config.dtype or "auto")

@@ -15,7 +15,7 @@ from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import checkpoint_sha256, sha256_of
-from rlhf_lines.merge.residuals import WEIGHTS_FILE, check_same_base, load_adapter
+from rlhf_lines.merge.residuals import WEIGHTS_FILE, load_adapters
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto import Point, hypervolume, paired_difference, reference_point
 from rlhf_lines.sweep.config import SweepConfig
@@ -52,8 +52,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         raise ValueError(f"a sweep runs in one process, but {processes} were started: leave out the launcher")
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
-    adapters = [load_adapter(policy) for policy in policies]
-    check_same_base(adapters, sft)
+    adapters = load_adapters(policies, sft)
     reward_models = load_reward_models(reward_entries(config.rewards), batch_size=config.batch_size)
     names = [model.name for model in reward_models]
     tokenizer = load_tokenizer(sft)

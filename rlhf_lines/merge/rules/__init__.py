@@ -26,14 +26,15 @@ RULES: dict[str, Callable[..., Merged]] = {
     "ties": ties,  # arXiv 2306.01708
 }
 
-LINEAR_RULES = ("linear", "sum")
+# These combine the factors of adapters (merge/factor_rules.py) and have no options; no residual shows A and B.
+ADAPTER_RULES = ("factor_average", "peft_linear")
 
 
 def check_rule(rule: str, options: Mapping[str, object]) -> None:
     """Stop with a ValueError if the rule or one of its options is unknown."""
-    if rule not in RULES:
-        raise ValueError(unknown_name("rule", rule, RULES))
-    parameters = inspect.signature(RULES[rule]).parameters.values()
+    if rule not in (*RULES, *ADAPTER_RULES):
+        raise ValueError(unknown_name("rule", rule, (*RULES, *ADAPTER_RULES)))
+    parameters = inspect.signature(RULES[rule]).parameters.values() if rule in RULES else ()
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known:
@@ -82,6 +83,8 @@ def merge_lazily(
 ) -> Merged:
     """The merged residual of residuals that are read piece by piece; see `merge_residuals`."""
     check_rule(rule, options)
+    if rule in ADAPTER_RULES:
+        raise ValueError(f"rule {rule!r} combines the factors of adapters, which residuals do not show; use linear")
     if weights is not None:
         weights = [float(weight) for weight in weights]
         if len(weights) != residuals.count:
