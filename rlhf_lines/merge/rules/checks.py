@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
 from rlhf_lines.suggestion import unknown_name
@@ -24,3 +25,18 @@ def one_of(name: str, value: object, known: Sequence[str]) -> None:
     """Stop with a ValueError unless `value` is one of the known names."""
     if value not in known:
         raise ValueError(unknown_name(name, str(value), known))
+
+
+def whole(name: str, value: object, *, low: int, high: int) -> None:
+    """Stop with a ValueError unless `value` is an integer of [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}, expected a whole number between {low} and {high}")
+
+
+def known_options(rule: str, function: Callable, options: Iterable[str]) -> None:
+    """Stop with a ValueError at the first option that `function`, the rule of that name, does not have."""
+    parameters = inspect.signature(function).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown_name(f"option of rule {rule!r}", option, known))
