@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 from rlhf_lines.merge.precision import wide
-from rlhf_lines.merge.rules.checks import known_options, number, one_of, whole
+from rlhf_lines.merge.rules import checks
+from rlhf_lines.merge.rules.checks import number, one_of, whole
 from rlhf_lines.merge.rules.preference import preference_factors
 from rlhf_lines.merge.rules.sum import sum_residuals
 from rlhf_lines.merge.rules.ties import ties
@@ -52,12 +53,10 @@ def consensus(
     one_of("of", of, ("sum", "ties"))
     whole("k", k, low=0, high=residuals.count)
     lams = _one_per_policy(thresholds, residuals.count)
-    if ties_options and of != "ties":
-        raise ValueError(f'ties_options is {dict(ties_options)!r}, which only of="ties" uses; of is {of!r}')
-    known_options("ties", ties, ties_options or {})
+    of_ties = checks.ties_options(ties_options, ties, "of", of)
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     if of == "ties":
-        merged = ties(residuals, None, **{"reduction": "sum", **(ties_options or {})})
+        merged = ties(residuals, None, **{"reduction": "sum", **of_ties})
     else:
         merged = sum_residuals(residuals, None)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
-from rlhf_lines.merge.rules.checks import known_options, one_of, share, whole
+from rlhf_lines.merge.rules import checks
+from rlhf_lines.merge.rules.checks import one_of, share, whole
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.ties import ties
 from rlhf_lines.merge.sums import parameter_sums
@@ -65,9 +66,7 @@ def dare(
     one_of("then", then, ("linear", "ties"))
     one_of("rescale", rescale, ("drop_rate", "l1"))
     whole("seed", seed, low=-(2**63), high=2**63 - 1)
-    if ties_options and then != "ties":
-        raise ValueError(f'ties_options is {dict(ties_options)!r}, which only then="ties" uses; then is {then!r}')
-    known_options("ties", ties, ties_options or {})
+    of_ties = checks.ties_options(ties_options, ties, "then", then)
     if generator is not None:
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     drops = _Given(residuals, masks) if masks is not None else _Random(residuals, drop_rate, seed)
@@ -81,7 +80,7 @@ def dare(
         ]
 
     sparse = residuals.changed(sparsify)
-    return linear(sparse, weights) if then == "linear" else ties(sparse, weights, **(ties_options or {}))
+    return linear(sparse, weights) if then == "linear" else ties(sparse, weights, **of_ties)
 
 
 class _Random:
