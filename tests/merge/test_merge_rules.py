@@ -100,6 +100,15 @@ def test_mistakes_are_named(rule, keywords, message):
         merge_residuals(two_residuals(), rule, **keywords)
 
 
+def test_ties_gives_cancelled_entries_the_sign_of_the_majority():
+    first, second = torch.tensor([1.0, 2.0, 3.0, -4.0]), torch.tensor([-1.0, 2.0, 3.0, -4.0])
+    for sign in (1, -1):
+        residuals = [{"a": sign * first}, {"a": sign * second}]
+        by_majority = merge_residuals(residuals, "ties", density=1)["a"]
+        assert by_majority.tolist() == [sign * x for x in (1.0, 2.0, 3.0, -4.0)]
+        assert merge_residuals(residuals, "ties", density=1, zero_sign="positive")["a"][0] == 1
+
+
 def test_slerp_is_of_two_policies():
     with pytest.raises(ValueError, match="slerp merges two policies, got 3"):
         merge_residuals([{"a": torch.ones(2)}] * 3, "slerp")
