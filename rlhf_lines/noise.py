@@ -20,11 +20,12 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def mix(x: Tensor) -> Tensor:
     """The finalizer of splitmix64, element by element: a bijection of 64-bit integers."""
-    x = (x ^ shift(x, 30)) * _MIX_1
-    x = (x ^ shift(x, 27)) * _MIX_2
-    return x ^ shift(x, 31)
+    # In place where the tensor is new: fewer buffers pass through the cache.
+    x = shift(x, 30).bitwise_xor_(x).mul_(_MIX_1)
+    x = shift(x, 27).bitwise_xor_(x).mul_(_MIX_2)
+    return shift(x, 31).bitwise_xor_(x)
 
 
 def shift(x: Tensor, bits: int) -> Tensor:
     """The logical right shift of signed 64-bit integers."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
