@@ -1,0 +1,43 @@
+"""The inputs and outputs of public reference implementations, as tests read them (origin.json says whose they are)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+FOLDER = Path(__file__).parent.parent / "reference" / "merge"
+ORIGIN = json.loads((FOLDER / "origin.json").read_text())
+CASES = ORIGIN["cases"]
+NUM_LAYERS = 6
+WIDTHS = [torch.float64, torch.float32]
+
+
+def tensors(name: str, dtype=torch.float64) -> dict[str, torch.Tensor]:
+    """The tensors of one file."""
+    return {key: tensor.to(dtype) for key, tensor in load_file(FOLDER / f"{name}.safetensors").items()}
+
+
+def task_vectors(count: int, dtype) -> list[dict[str, torch.Tensor]]:
+    """The residuals of the first `count` fine-tuned models, subtracted in float64."""
+    base = tensors("model_base")
+    policies = [tensors(f"model_ft{i}") for i in range(count)]
+    return [{name: (policy[name] - base[name]).to(dtype) for name in base} for policy in policies]
+
+
+def plus_base(residual: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights that a residual makes of the base."""
+    return {name: tensor.to(residual[name].dtype) + residual[name] for name, tensor in tensors("model_base").items()}
+
+
+def assert_case(case: str, got: dict[str, torch.Tensor]) -> None:
+    """Same names and, element by element, the case's tolerance (float64) or 1e-5 (float32)."""
+    expected = tensors(case)
+    assert got.keys() == expected.keys()
+    wide = next(iter(got.values())).dtype == torch.float64
+    rtol, atol = (CASES[case]["tol"]["rtol"], CASES[case]["tol"]["atol"]) if wide else (1e-5, 1e-6)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name].double(), tensor, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
