@@ -22,6 +22,7 @@ from rlhf_lines.merge.precision import wide
 
 
 T = TypeVar("T")
+Unit = str | Callable[[str], str]  # of all parameters, or by name
 
 ELEMENTS = 1 << 16  # of a piece: a few such float32 buffers stay in a core's cache
 BATCH = 16  # spans that a thread takes at once
@@ -109,13 +110,13 @@ class Residuals:
             return self
         return self.changed(lambda piece: [tau * factor for tau, factor in zip(piece.residuals, factors, strict=True)])
 
-    def spans(self, unit: str = "element", names: Iterable[str] | None = None) -> Iterator[Span]:
+    def spans(self, unit: Unit = "element", names: Iterable[str] | None = None) -> Iterator[Span]:
         """The spans that cover the parameters, none larger than needed: see `cut`."""
         for name in self.shapes if names is None else names:
-            yield from cut(name, self.shapes[name], unit, self.elements)
+            yield from cut(name, self.shapes[name], unit if isinstance(unit, str) else unit(name), self.elements)
 
     def map(
-        self, function: Callable[[Piece], T], unit: str = "element", names: Iterable[str] | None = None
+        self, function: Callable[[Piece], T], unit: Unit = "element", names: Iterable[str] | None = None
     ) -> Iterator[T]:
         """`function` of every piece, in the order of the spans, however many threads work on it.
 
@@ -131,12 +132,13 @@ class Merged:
     Attributes:
         residuals: what it is computed from.
         compute: the function from a piece to tau_M on its span, flat ``[n]``; a new tensor.
-        unit: what a piece must hold whole: an `element`, a `row` of the last dimension, or the `tensor`.
+        unit: what a piece must hold whole: an `element`, a `row` of the last dimension, or the `tensor`; or a function
+            from a parameter's name to one of them, so that only the parameters that must be read whole are.
     """
 
     residuals: Residuals
     compute: Callable[[Piece], Tensor]
-    unit: str = "element"
+    unit: Unit = "element"
 
     def then(self, function: Callable[[Piece, Tensor], Tensor]) -> Merged:
         """The merged residual `function(piece, tau_M)`."""

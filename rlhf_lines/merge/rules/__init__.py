@@ -14,9 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
+from rlhf_lines.merge.rules.fisher import fisher
 from rlhf_lines.merge.rules.linear import linear
+from rlhf_lines.merge.rules.opcm import opcm
+from rlhf_lines.merge.rules.pcb import pcb
+from rlhf_lines.merge.rules.regmean import regmean
 from rlhf_lines.merge.rules.sum import sum_residuals
 from rlhf_lines.merge.rules.ties import ties
+from rlhf_lines.merge.rules.widen import widen
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -24,6 +29,11 @@ RULES: dict[str, Callable[..., Merged]] = {
     "linear": linear,  # arXiv 2306.04488, rewarded soups
     "sum": sum_residuals,  # arXiv 2212.04089, task arithmetic
     "ties": ties,  # arXiv 2306.01708
+    "pcb": pcb,  # arXiv 2410.02396
+    "opcm": opcm,  # arXiv 2501.09522
+    "widen": widen,  # arXiv 2408.03092
+    "fisher": fisher,  # arXiv 2111.09832
+    "regmean": regmean,  # arXiv 2212.09849
 }
 
 LINEAR_RULES = ("linear", "sum")
