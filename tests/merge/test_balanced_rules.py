@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -149,6 +150,15 @@ def test_opcm_is_its_recursion(count, weights, energy):
     assert_equal(merge_residuals(residuals, "opcm", weights=weights, energy=energy), expected)
 
 
+def test_opcm_protects_up_to_and_including_the_share_of_the_singular_values():
+    """Values 4, 2, 1, 1 have shares 1/2, 3/4, ..: the first above 3/4 is the third, so two are protected."""
+    taus = [{Q: torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0]).double())}, {Q: torch.ones(4, 4, dtype=torch.float64)}]
+    merged = merge_residuals(taus, "opcm", energy=0.75)[Q]
+    expected = 1 - torch.eye(4, dtype=torch.float64)
+    expected[:2, :2] = 0
+    torch.testing.assert_close(merged / merged[0, 2] - taus[0][Q], expected)
+
+
 def test_opcm_has_the_mean_norm_and_keeps_the_first_residual():
     residuals = [randn(k) for k in range(2)]
     merged = merge_residuals(residuals, "opcm", energy=0.9)
@@ -190,8 +200,21 @@ def test_opcm_after_a_policy_without_residual_is_the_other_policy():
 # WIDEN
 
 
+def change(before: torch.Tensor, tau: torch.Tensor) -> tuple[Decimal, Decimal]:
+    """m and d of one column by their definitions, with 60 digits: they are differences of nearly equal numbers."""
+    with localcontext(prec=60):
+        before = [Decimal(value) for value in before.tolist()]
+        after = [value + Decimal(moved) for value, moved in zip(before, tau.tolist(), strict=True)]
+
+        def inner(left, right):
+            return sum(a * b for a, b in zip(left, right, strict=True))
+
+        sizes = inner(before, before).sqrt(), inner(after, after).sqrt()
+        return abs(sizes[0] - sizes[1]), 1 - inner(before, after) / (sizes[0] * sizes[1])
+
+
 def widen_by_columns(residuals, sft, ratio: float, calibration: float):
-    """The formula with norms and cosines themselves, one column at a time."""
+    """The formula, one column at a time."""
     count, merged = len(residuals), {}
 
     def scored(values):
@@ -217,9 +240,9 @@ def widen_by_columns(residuals, sft, ratio: float, calibration: float):
             base, taus = base.T, [tau.T for tau in taus]
         magnitudes, directions = [], []
         for tau in taus:
-            columns = [(base[:, i], base[:, i] + tau[:, i]) for i in range(base.shape[1])]
-            magnitudes.append(ranked([abs(w.norm() - b.norm()).item() for b, w in columns]))
-            directions.append(ranked([1 - (w @ b / (w.norm() * b.norm())).item() for b, w in columns]))
+            columns = [change(base[:, i], tau[:, i]) for i in range(base.shape[1])]
+            magnitudes.append(ranked([magnitude for magnitude, _ in columns]))
+            directions.append(ranked([direction for _, direction in columns]))
         scores = (scored(magnitudes) + scored(directions)) / 2
         merged[name] = sum(scores[k] * taus[k] for k in range(count))
         if name == EMBEDDING:
@@ -233,16 +256,17 @@ def test_widen_agrees_with_the_public_code(dtype):
     assert_case("widen_n3_r1_c1", plus_base(merged))
 
 
-@pytest.mark.parametrize("scale", [3.0, 0.3, 1e-3])  # columns turned beyond a right angle, and hardly at all
+@pytest.mark.parametrize("scale", [3.0, 0.3, 1e-9])  # columns turned beyond a right angle, and hardly at all
 @pytest.mark.parametrize(("ratio", "calibration"), [(1.0, 1.0), (0.6, 0.5), (1.5, 2.0)])
 def test_widen_is_its_formula(ratio, calibration, scale):
     residuals, sft = [randn(k, scale) for k in range(3)], randn(7)
+    residuals[1][Q][:, 2] = -2 * sft[Q][:, 2]  # turned round
     merged = merge_residuals(residuals, "widen", sft=sft, ratio=ratio, calibration=calibration)
-    assert_equal(merged, widen_by_columns(residuals, sft, ratio, calibration))
+    assert_equal(merged, widen_by_columns(residuals, sft, ratio, calibration), atol=1e-13 * scale)
     weights = [0.5, 0.2, 0.3]
     scaled = [{name: 3 * w * tau for name, tau in r.items()} for w, r in zip(weights, residuals, strict=True)]
     merged = merge_residuals(residuals, "widen", weights=weights, sft=sft, ratio=ratio, calibration=calibration)
-    assert_equal(merged, widen_by_columns(scaled, sft, ratio, calibration))
+    assert_equal(merged, widen_by_columns(scaled, sft, ratio, calibration), atol=1e-13 * scale)
 
 
 def test_widen_ranks_small_residuals_in_float32():
@@ -261,19 +285,16 @@ def test_widen_ranks_small_residuals_in_float32():
 
 def test_widen_counts_columns_that_vanish_or_appear_as_turned_by_a_right_angle():
     sft, residuals = randn(7), [randn(0, 1e-3), randn(1, 1e-3)]
-    sft[Q][:, 0] = 0  # appears, with the smallest change of its norm
-    residuals[0][Q][:, 0] *= 1e-3
-    residuals[1][Q][:, 0] = 0  # neither before nor after: unchanged
+    sft[Q][:, 0] = 0
+    residuals[0][Q][:, 0] *= 1e-3  # appears: d = 1, m is small
+    residuals[1][Q][:, 0] = 0  # neither before nor after: d = m = 0
+    residuals[0][Q][:, 1] = -2 * sft[Q][:, 1]  # turned round: d = 2, m = 0
     residuals[0][UP][:, 1] = -sft[UP][:, 1]  # vanishes
-    merged = merge_residuals(residuals, "widen", sft=sft)
+    merged = merge_residuals(residuals, "widen", sft=sft, ratio=1.9)  # only the last of five columns is above
     assert all(tensor.isfinite().all() for tensor in merged.values())
-    # Turned most, so 1; its norm changed least, so rank 0 in both policies and softmax 1/2.
-    torch.testing.assert_close(merged[Q][:, 0], 0.75 * residuals[0][Q][:, 0], rtol=1e-12, atol=0)
-    # Changed most in both respects.
-    other = merged[UP][:, 1] - residuals[0][UP][:, 1]
-    factor = other / residuals[1][UP][:, 1]
-    torch.testing.assert_close(factor, factor[:1].expand_as(factor), rtol=1e-6, atol=0)
-    assert 0 < factor[0] < 1 + 1e-6
+    # Second of five in m and fourth in d, against the first in both.
+    score = sum(math.exp(position / 5) / (math.exp(position / 5) + 1) for position in (1, 3)) / 2
+    torch.testing.assert_close(merged[Q][:, 0], score * residuals[0][Q][:, 0], rtol=1e-12, atol=0)
 
 
 def test_widen_needs_the_sft_model():

@@ -223,6 +223,20 @@ def test_regmean_gives_the_mean_in_directions_that_no_policy_has_seen():
     assert_equal(merged, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_regmean_sees_inputs_that_depend_on_each_other_through_rounding(seed):
+    """Cholesky may succeed on rounding alone, if the last pivot comes out as 1e-16 and not below zero."""
+    inputs = randn(seed, {str(k): (40, 4) for k in range(3)}).values()
+    for x in inputs:
+        x[:, 3] = x[:, :3].sum(1)
+    grams = [{UP: x.T @ x} for x in inputs]
+    expected = mean(RESIDUALS, [1, 1, 1])
+    right = sum(g[UP] @ (tau[UP] - expected[UP]).T for g, tau in zip(grams, RESIDUALS, strict=True))
+    expected[UP] = expected[UP] + (torch.linalg.pinv(sum(g[UP] for g in grams), rtol=1e-9) @ right).T
+    merged = merge_residuals(RESIDUALS, "regmean", statistics=grams, reduce=1.0)
+    assert_equal(merged, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_regmean_needs_grams_of_every_policy_for_a_parameter():
     grams = grams_of(features(40))
     whole = merge_residuals(RESIDUALS, "regmean", statistics=grams)
