@@ -256,7 +256,7 @@ def test_widen_agrees_with_the_public_code(dtype):
     assert_case("widen_n3_r1_c1", plus_base(merged))
 
 
-@pytest.mark.parametrize("scale", [3.0, 0.3, 1e-9])  # columns turned beyond a right angle, and hardly at all
+@pytest.mark.parametrize("scale", [3.0, 0.3, 1e-14])  # columns turned beyond a right angle, and hardly at all
 @pytest.mark.parametrize(("ratio", "calibration"), [(1.0, 1.0), (0.6, 0.5), (1.5, 2.0)])
 def test_widen_is_its_formula(ratio, calibration, scale):
     residuals, sft = [randn(k, scale) for k in range(3)], randn(7)
