@@ -15,11 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-
-# The constants of the splitmix64 generator (S. Vigna, 2015), as signed 64-bit integers.
-_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15
-_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+from rlhf_lines.noise import GAMMA, mix, shift
 
 
 class Sampled(NamedTuple):
@@ -50,12 +46,12 @@ def gumbel(seed: int, prompt_keys: Tensor, samples: Tensor, step: int, vocab_siz
         prompt_keys: ``[rows]``, int64.
         samples: ``[rows]``, int64.
     """
-    key = _mix(torch.full_like(prompt_keys, seed))
-    key = _mix(key ^ prompt_keys)
-    key = _mix(key ^ samples)
-    key = _mix(key ^ step)
-    tokens = torch.arange(1, vocab_size + 1, device=key.device) * _GAMMA
-    bits = _shift(_mix(key.unsqueeze(1) + tokens), 11)
+    key = mix(torch.full_like(prompt_keys, seed))
+    key = mix(key ^ prompt_keys)
+    key = mix(key ^ samples)
+    key = mix(key ^ step)
+    tokens = torch.arange(1, vocab_size + 1, device=key.device) * GAMMA
+    bits = shift(mix(key.unsqueeze(1) + tokens), 11)
     # 53 ones and a half round to 2^53: without the bound, u would be 1 and the noise infinite.
     u = ((bits.double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)
     return -torch.log(-torch.log(u))
@@ -137,14 +133,3 @@ def left_pad(rows: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[
     ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)) * _MIX_2
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Return the logical right shift of signed 64-bit integers."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

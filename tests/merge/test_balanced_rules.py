@@ -222,7 +222,7 @@ def widen_by_columns(residuals, sft, ratio: float, calibration: float):
         means = [sum(row) / len(row) for row in values]
         for k, row in enumerate(values):
             for i, value in enumerate(row):
-                if value > ratio * means[k] + 1e-15:  # the middle rank is the mean
+                if value > ratio * means[k] * (1 + 1e-12):  # the middle rank is the mean
                     scores[k, i] = calibration
         return scores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_lines.merge import merge_residuals
+from rlhf_lines.merge import merge_residuals, tall_masks
 from rlhf_lines.merge.rules import RULES
 
 
@@ -41,10 +41,10 @@ def test_values_by_hand(rule, weights, expected):
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_the_result_shares_no_memory_with_the_inputs(rule):
-    residuals = two_residuals()[:1]
+    residuals = two_residuals()
     # What some rules need, and the others do not look at; [[1.0]] is a Fisher diagonal and a Gram matrix alike.
-    others = {"sft": two_residuals()[0], "statistics": [{"b": torch.ones(1, 1, dtype=torch.float64)}]}
-    merge_residuals(residuals, rule, weights=[1.0], **others)["a"].add_(1)
+    others = {"sft": residuals[0] | residuals[1], "statistics": [{"b": torch.ones(1, 1, dtype=torch.float64)}] * 2}
+    merge_residuals(residuals, rule, weights=[1.0, 0.0], **others)["a"].add_(1)
     assert residuals[0]["a"].tolist() == [1.0, 2.0]
 
 
@@ -76,11 +76,56 @@ def test_narrow_residuals_are_merged_in_float32():
         ("linear", {"weights": [1.0]}, "1 weights for 2 residuals"),
         ("linear", {"weights": [1.0, float("nan")]}, "expected finite numbers"),
         ("linear", {"density": 0.2}, "unknown option of rule 'linear' 'density'; known: none"),
+        ("slerp", {"weights": [1.0, -0.5]}, r"slerp got the weights \[1.0, -0.5\], expected none below zero"),
+        ("slerp", {"granularity": "row"}, "unknown granularity 'row'; known: global, tensor"),
+        ("slerp", {"of": "angles"}, "unknown of 'angles'"),
+        ("slerp", {"of": "weights"}, "needs the SFT model, and none was given"),
+        ("slerp", {"dot_threshold": 2}, "dot_threshold is 2, expected a number between 0 and 1"),
+        ("breadcrumbs", {"keep": 20}, "keep is 20, expected a number between 0 and 1"),
+        ("breadcrumbs", {"remove": None}, "remove is None, expected a number between 0 and 1"),
+        ("breadcrumbs", {"order": "removefirst"}, "unknown order 'removefirst'.*did you mean 'remove_first'"),
+        ("breadcrumbs", {"scale": -1}, "scale is -1, expected a number at least 0"),
+        ("breadcrumbs", {"granularity": "layer"}, "unknown granularity 'layer'; known: global, row, tensor"),
+        ("consensus", {"k": 3}, "k is 3, expected a whole number between 0 and 2"),
+        ("consensus", {"k": True}, "k is True, expected a whole number"),
+        ("consensus", {"of": "mean"}, "unknown of 'mean'; known: sum, ties"),
+        ("consensus", {"thresholds": [0.4]}, "1 thresholds for 2 residuals"),
+        ("consensus", {"thresholds": [0.4, -1]}, "a threshold is -1, expected a number at least 0"),
+        ("consensus", {"thresholds": "0.4"}, "a threshold is '0.4', expected a number"),
+        ("consensus", {"ties_options": [0.1]}, r"ties_options is \[0.1\], expected a mapping"),
+        ("consensus", {"ties_options": {"density": 0.1}}, "only of=\"ties\" uses; of is 'sum'"),
+        ("consensus", {"of": "ties", "ties_options": {"k": 1}}, "unknown option of rule 'ties' 'k'"),
     ],
 )
 def test_mistakes_are_named(rule, keywords, message):
     with pytest.raises(ValueError, match=message):
         merge_residuals(two_residuals(), rule, **keywords)
+
+
+def test_ties_gives_cancelled_entries_the_sign_of_the_majority():
+    first, second = torch.tensor([1.0, 2.0, 3.0, -4.0]), torch.tensor([-1.0, 2.0, 3.0, -4.0])
+    for sign in (1, -1):
+        residuals = [{"a": sign * first}, {"a": sign * second}]
+        by_majority = merge_residuals(residuals, "ties", density=1)["a"]
+        assert by_majority.tolist() == [sign * x for x in (1.0, 2.0, 3.0, -4.0)]
+        assert merge_residuals(residuals, "ties", density=1, zero_sign="positive")["a"][0] == 1
+
+
+def test_slerp_is_of_two_policies():
+    with pytest.raises(ValueError, match="slerp merges two policies, got 3"):
+        merge_residuals([{"a": torch.ones(2)}] * 3, "slerp")
+
+
+def test_tall_masks_by_hand():
+    first, second = {"a": torch.tensor([1.0, 1.0, -1.0])}, {"b": torch.tensor([2.0])}
+    merged = {"a": torch.tensor([3.0, 3.5, 1.0]), "b": torch.tensor([2.0])}
+    # |1| > 0.4 |3 - 1|, not > 0.4 |3.5 - 1| (equal), |-1| > 0.4 |1 + 1|; a policy without `b` has zero there.
+    masks = tall_masks([first, second], merged, [0.4, 0.2])
+    assert {name: mask.tolist() for name, mask in masks[0].items()} == {"a": [True, False, True], "b": [False]}
+    assert {name: mask.tolist() for name, mask in masks[1].items()} == {"a": [False, False, False], "b": [True]}
+    assert all(mask.dtype == torch.bool for mask in masks[0].values())
+    with pytest.raises(ValueError, match=r"the merged residual has shape None for 'b', a residual has \(1,\)"):
+        tall_masks([first, second], {"a": merged["a"]}, 0.4)
 
 
 def test_shapes_and_emptiness_are_checked():

@@ -2,23 +2,27 @@
 
 A rule is a function `(residuals, weights, **options) -> merged`: `Residuals` in, `Merged` out, both read piece by piece
 (see `rlhf_lines.merge.pieces`). `weights` is None or one finite float per residual, options are keyword-only plain JSON
-values. To add a rule: write its file and enter it in `RULES`.
+values (except those in `PYTHON_ONLY`). To add a rule: write its file and enter it in `RULES`.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
+from rlhf_lines.merge.rules.breadcrumbs import breadcrumbs
+from rlhf_lines.merge.rules.checks import known_options
+from rlhf_lines.merge.rules.consensus import consensus
+from rlhf_lines.merge.rules.dare import dare
 from rlhf_lines.merge.rules.fisher import fisher
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.opcm import opcm
 from rlhf_lines.merge.rules.pcb import pcb
 from rlhf_lines.merge.rules.regmean import regmean
+from rlhf_lines.merge.rules.slerp import slerp
 from rlhf_lines.merge.rules.sum import sum_residuals
 from rlhf_lines.merge.rules.ties import ties
 from rlhf_lines.merge.rules.widen import widen
@@ -28,7 +32,11 @@ from rlhf_lines.suggestion import unknown_name
 RULES: dict[str, Callable[..., Merged]] = {
     "linear": linear,  # arXiv 2306.04488, rewarded soups
     "sum": sum_residuals,  # arXiv 2212.04089, task arithmetic
+    "slerp": slerp,  # arXiv 2406.16768 (WARP)
     "ties": ties,  # arXiv 2306.01708
+    "dare": dare,  # arXiv 2311.03099
+    "breadcrumbs": breadcrumbs,  # arXiv 2312.06795
+    "consensus": consensus,  # arXiv 2405.07813
     "pcb": pcb,  # arXiv 2410.02396
     "opcm": opcm,  # arXiv 2501.09522
     "widen": widen,  # arXiv 2408.03092
@@ -38,16 +46,24 @@ RULES: dict[str, Callable[..., Merged]] = {
 
 LINEAR_RULES = ("linear", "sum")
 
+PYTHON_ONLY = ("masks", "generator")  # options that no file can hold
+
 
 def check_rule(rule: str, options: Mapping[str, object]) -> None:
-    """Stop with a ValueError if the rule or one of its options is unknown."""
+    """Stop with a ValueError if the rule or one of its options is unknown, or is not for specs."""
+    _check_names(rule, options)
+    for option in options:
+        if option in PYTHON_ONLY:
+            raise ValueError(
+                f"option {option!r} of rule {rule!r} is for merge_residuals in Python and cannot be written into a "
+                "merge spec; give a seed instead"
+            )
+
+
+def _check_names(rule: str, options: Mapping[str, object]) -> None:
     if rule not in RULES:
         raise ValueError(unknown_name("rule", rule, RULES))
-    parameters = inspect.signature(RULES[rule]).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for option in options:
-        if option not in known:
-            raise ValueError(unknown_name(f"option of rule {rule!r}", option, known))
+    known_options(rule, RULES[rule], options)
 
 
 def merge_residuals(
@@ -91,7 +107,7 @@ def merge_lazily(
     residuals: Residuals, rule: str, *, weights: Sequence[float] | None = None, **options: object
 ) -> Merged:
     """The merged residual of residuals that are read piece by piece; see `merge_residuals`."""
-    check_rule(rule, options)
+    _check_names(rule, options)
     if weights is not None:
         weights = [float(weight) for weight in weights]
         if len(weights) != residuals.count:

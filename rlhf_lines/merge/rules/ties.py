@@ -53,14 +53,15 @@ def ties(
     one_of("granularity", granularity, ("global", "tensor"))
     one_of("zero_sign", zero_sign, ("majority", "positive"))
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
-    trimmed = residuals.changed(_trim(trim_thresholds(residuals, density, granularity)))
-    favours_positive = zero_sign == "positive" or _sign_balance(trimmed) > 0
+    trim = _trim(trim_thresholds(residuals, density, granularity))
+    favours_positive = zero_sign == "positive" or _sign_balance(residuals.changed(trim)) > 0
 
     def compute(piece: Piece) -> Tensor:
-        total = _total(piece)
+        trimmed = trim(piece)
+        total = _total(trimmed)
         elected = total >= 0 if favours_positive else total > 0
         sign = elected.to(total.dtype).mul_(2).sub_(1)
-        agreeing = [(tau * sign).clamp_(min=0) for tau in piece.residuals]
+        agreeing = [(tau * sign).clamp_(min=0) for tau in trimmed]
         if reduction == "max":
             merged = agreeing[0]
             for entries in agreeing[1:]:
@@ -76,7 +77,7 @@ def ties(
             merged /= voters.clamp_(min=1)
         return merged.mul_(sign)
 
-    return Merged(trimmed, compute)
+    return Merged(residuals, compute)
 
 
 def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> dict[str, list[float]]:
@@ -104,13 +105,13 @@ def _trim(thresholds: dict[str, list[float]]):
     return trim
 
 
-def _total(piece: Piece) -> Tensor:
-    total = piece.residuals[0].clone()
-    for tau in piece.residuals[1:]:
+def _total(taus: list[Tensor]) -> Tensor:
+    total = taus[0].clone()
+    for tau in taus[1:]:
         total += tau
     return total
 
 
 def _sign_balance(trimmed: Residuals) -> float:
     """The number of entries whose trimmed sum is positive, minus that of negative ones."""
-    return sum(trimmed.map(lambda piece: _total(piece).sign_().sum(dtype=torch.float64).item()))
+    return sum(trimmed.map(lambda piece: _total(piece.residuals).sign_().sum(dtype=torch.float64).item()))
