@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlhf_lines.merge.order import order_statistics
-from rlhf_lines.merge.pieces import ELEMENTS, Merged, Piece, Residuals
+from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 from rlhf_lines.merge.rules.checks import number, one_of
 from rlhf_lines.merge.rules.preference import mean_shares
 from rlhf_lines.merge.rules.statistics import common_names
+from rlhf_lines.merge.sums import parameter_sums
 
 
 def fisher(
@@ -101,7 +102,12 @@ def fisher(
 
 @dataclass(frozen=True)
 class _Measured:
-    """Sums over the statistics, each by parameter name with one number per policy."""
+    """Sums over the statistics, one number per policy.
+
+    Attributes:
+        squares: parameter name to the sums of F_k^2.
+        positive: the numbers of entries above zero.
+    """
 
     squares: Mapping[str, list[float]]
     positive: list[int]
@@ -112,7 +118,9 @@ class _Measured:
 
 
 def _measure(residuals: Residuals, names: list[str]) -> _Measured:
-    def measure(piece: Piece) -> tuple[str, list[float], list[int]]:
+    count = residuals.count
+
+    def values(piece: Piece) -> Iterator[Tensor]:
         diagonals = _diagonals(residuals, piece)
         for k, diagonal in enumerate(diagonals):
             if not bool((diagonal >= 0).all()) or bool(diagonal.isinf().any()):
@@ -120,18 +128,13 @@ def _measure(residuals: Residuals, names: list[str]) -> _Measured:
                     f"the Fisher diagonal of policy {k + 1} has values below 0 or not finite in {piece.name!r}; "
                     "compute it again with `rlhf-lines fisher`"
                 )
-        squares = [diagonal.to(torch.float64).square().sum().item() for diagonal in diagonals]
-        return piece.name, squares, [int(diagonal.count_nonzero()) for diagonal in diagonals]
+            yield diagonal.to(torch.float64).square()
+        for diagonal in diagonals:
+            yield diagonal > 0
 
-    squares: dict[str, list[list[float]]] = {name: [] for name in names}
-    positive = [0] * residuals.count
-    # Pieces of one size and exact sums: norms do not depend on how the residuals are read.
-    for name, parts, counts in replace(residuals, elements=ELEMENTS).map(measure, "element", names):
-        squares[name].append(parts)
-        positive = [total + count for total, count in zip(positive, counts, strict=True)]
-    zeros = [0.0] * residuals.count
-    sums = {name: [math.fsum(column) for column in zip(zeros, *parts, strict=True)] for name, parts in squares.items()}
-    return _Measured(sums, positive)
+    sums = {name: found or [0.0] * 2 * count for name, found in parameter_sums(residuals, values, names=names).items()}
+    positive = [int(sum(found[count + k] for found in sums.values())) for k in range(count)]
+    return _Measured({name: found[:count] for name, found in sums.items()}, positive)
 
 
 def _median(residuals: Residuals, names: list[str], measured: _Measured) -> float:

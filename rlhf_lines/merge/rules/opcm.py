@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.pieces import ELEMENTS, Merged, Piece, Residuals
+from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 from rlhf_lines.merge.rules.checks import share
 from rlhf_lines.merge.rules.preference import preference_factors
+from rlhf_lines.merge.sums import parameter_sums
 
 
 def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float = 0.5) -> Merged:
@@ -71,12 +71,12 @@ def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float
             total += _without_repetition(piece.rows(tau).to(torch.float64), total, energy, rounding)
         return total.view(-1).to(residuals.dtype)
 
-    def squares(piece: Piece) -> list[float]:
-        return [tensor.to(torch.float64).square().sum().item() for tensor in [*piece.residuals, accumulate(piece)]]
+    def squares(piece: Piece) -> Iterator[Tensor]:
+        for tensor in [*piece.residuals, accumulate(piece)]:
+            yield tensor.to(torch.float64).square()
 
-    # Pieces of one size and exact sums: the norms do not depend on how the residuals are read.
-    parts = list(replace(residuals, elements=ELEMENTS).map(squares, unit))
-    *norms, merged_norm = [math.sqrt(math.fsum(part)) for part in zip(*parts, strict=True)] or [0.0]
+    sums = [found for found in parameter_sums(residuals, squares, unit).values() if found]
+    *norms, merged_norm = [math.sqrt(math.fsum(column)) for column in zip(*sums, strict=True)] or [0.0]
     factor = math.fsum(norms) / residuals.count / merged_norm if merged_norm else 0.0
     return Merged(residuals, lambda piece: accumulate(piece).mul_(factor), unit)
 

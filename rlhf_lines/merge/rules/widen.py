@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.pieces import ELEMENTS, Merged, Piece, Residuals
+from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 from rlhf_lines.merge.rules.checks import number
 from rlhf_lines.merge.rules.preference import preference_factors
+from rlhf_lines.merge.sums import SERIAL
 
 
 def widen(
@@ -55,8 +56,8 @@ def widen(
     number("calibration", calibration, low=0)
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     matrices = [name for name, shape in residuals.shapes.items() if len(shape) > 1]
-    # Pieces of one size: ranks do not depend on how the residuals are read.
-    measured = replace(residuals, elements=ELEMENTS).map(_products, "row", matrices)
+    # Pieces of one size that torch adds up serially: ranks do not depend on how the residuals are read.
+    measured = replace(residuals, elements=SERIAL).map(_products, "row", matrices)
     scores = {}
     for name, parts in itertools.groupby(measured, key=lambda named: named[0]):
         products = _joined([part for _, part in parts], per_row=is_embedding(name))
