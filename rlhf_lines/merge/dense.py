@@ -166,9 +166,7 @@ class DenseMerge:
                     return size, None
                 return size, self._merge(span, merged, file, bad)
 
-            # Whole parameters are large: one at a time, and torch divides the work on it.
-            workers = 1 if merged.unit == "tensor" else self.residuals.workers
-            for size, lost in in_threads(work, self._spans(merged, files), workers):
+            for size, lost in in_threads(work, self._spans(merged, files), self.residuals.workers):
                 loss = loss if lost is None else loss + lost
                 progress(size)
         self._check_inputs()

@@ -23,6 +23,7 @@ class Family:
     blocks: str
     outside: tuple[str, ...]
     head: tuple[str, ...]
+    embeddings: tuple[str, ...]
 
     def block(self, name: str) -> re.Match[str] | None:
         """The match of a block parameter: group `place` is the name up to the index, group `index` the index."""
@@ -33,6 +34,10 @@ class Family:
         inside_trunk = rf"{self.prefix}(?:{'|'.join(self.outside)})"
         return re.match(rf"{_PEFT}(?:{inside_trunk}|{'|'.join(self.head)})(?:\.|$)", name) is not None
 
+    def is_embedding(self, name: str) -> bool:
+        """Whether the name is an embedding of tokens or positions of this family."""
+        return re.match(rf"{_PEFT}{self.prefix}(?:{'|'.join(self.embeddings)})(?:\.|$)", name) is not None
+
 
 FAMILIES = (
     Family(  # Llama, Mistral, Mixtral, Qwen2/3, Gemma 1-3, Phi, Phi-3, OLMo, Cohere, StableLM
@@ -41,6 +46,7 @@ FAMILIES = (
         "layers",
         ("embed_tokens", "norm", "final_layernorm", "rotary_emb"),
         ("lm_head",),
+        ("embed_tokens",),
     ),
     Family(  # GPT-2, GPT-J, Falcon, Bloom
         "transformer.h",
@@ -48,16 +54,22 @@ FAMILIES = (
         "h",
         ("wte", "wpe", "ln_f", "word_embeddings", "word_embeddings_layernorm"),
         ("lm_head",),
+        ("wte", "wpe", "word_embeddings"),
     ),
-    Family("gpt_neox.layers", r"(?:gpt_neox\.)?", "layers", ("embed_in", "final_layer_norm"), ("embed_out",)),
+    Family(
+        "gpt_neox.layers", r"(?:gpt_neox\.)?", "layers", ("embed_in", "final_layer_norm"), ("embed_out",), ("embed_in",)
+    ),
     Family(  # OPT
         "model.decoder.layers",
         r"(?:model\.)?decoder\.",
         "layers",
         ("embed_tokens", "embed_positions", "final_layer_norm", "project_in", "project_out"),
         ("lm_head",),
+        ("embed_tokens", "embed_positions"),
     ),
-    Family("transformer.blocks", r"(?:transformer\.)?", "blocks", ("wte", "wpe", "norm_f"), ("lm_head",)),  # MPT
+    Family(  # MPT
+        "transformer.blocks", r"(?:transformer\.)?", "blocks", ("wte", "wpe", "norm_f"), ("lm_head",), ("wte", "wpe")
+    ),
 )
 
 
@@ -108,6 +120,15 @@ def block_indices(names: Iterable[str], *, num_layers: int | None = None) -> dic
         )
     _check_range({index for index in indices.values() if index is not None}, family, num_layers)
     return indices
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a parameter or module is an embedding of tokens or positions, whose rows are looked up; heads are not.
+
+    >>> [is_embedding(name) for name in ("model.embed_tokens.weight", "transformer.wpe.weight", "lm_head.weight")]
+    [True, True, False]
+    """
+    return any(family.is_embedding(name) for family in FAMILIES)
 
 
 def _knows(family: Family, name: str) -> bool:

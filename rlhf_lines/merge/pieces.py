@@ -7,11 +7,10 @@ and checkpoints of any size.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -22,9 +21,11 @@ from rlhf_lines.merge.precision import wide
 
 
 T = TypeVar("T")
+Unit = str | Callable[[str], str]  # of all parameters, or by name
 
 ELEMENTS = 1 << 16  # of a piece: a few such float32 buffers stay in a core's cache
 BATCH = 16  # spans that a thread takes at once
+LARGE = 16 * ELEMENTS  # a span of more elements has the machine to itself
 
 
 class Tensors(Protocol):
@@ -111,27 +112,26 @@ class Residuals:
             return self
         return self.changed(lambda piece: [tau * factor for tau, factor in zip(piece.residuals, factors, strict=True)])
 
-    def spans(self, unit: str = "element", names: Iterable[str] | None = None) -> Iterator[Span]:
+    def spans(self, unit: Unit = "element", names: Iterable[str] | None = None) -> Iterator[Span]:
         """The spans that cover the parameters, none larger than needed: see `cut`.
 
         Raises:
             ValueError: a span takes more than `max_memory`.
         """
         for name in self.shapes if names is None else names:
-            for span in cut(name, self.shapes[name], unit, self.elements):
-                self._check_memory(span, unit)
+            whole = unit if isinstance(unit, str) else unit(name)
+            for span in cut(name, self.shapes[name], whole, self.elements):
+                self._check_memory(span, whole)
                 yield span
 
     def map(
-        self, function: Callable[[Piece], T], unit: str = "element", names: Iterable[str] | None = None
+        self, function: Callable[[Piece], T], unit: Unit = "element", names: Iterable[str] | None = None
     ) -> Iterator[T]:
         """`function` of every piece, in the order of the spans, however many threads work on it.
 
         What it returns must not share memory with the piece.
         """
-        # Whole parameters are large: one at a time, and torch divides the work on it.
-        workers = 1 if unit == "tensor" else self.workers
-        return in_threads(lambda span: function(self.read(span)), self.spans(unit, names), workers)
+        return in_threads(lambda span: function(self.read(span)), self.spans(unit, names), self.workers)
 
     def _check_memory(self, span: Span, unit: str) -> None:
         # K residuals, the SFT model, and about as much again for what a rule makes of them.
@@ -150,12 +150,13 @@ class Merged:
     Attributes:
         residuals: what it is computed from.
         compute: the function from a piece to tau_M on its span, flat ``[n]``; a new tensor.
-        unit: what a piece must hold whole: an `element`, a `row` of the last dimension, or the `tensor`.
+        unit: what a piece must hold whole: an `element`, a `row` of the last dimension, or the `tensor`; or a function
+            from a parameter's name to one of them, so that only the parameters that must be read whole are.
     """
 
     residuals: Residuals
     compute: Callable[[Piece], Tensor]
-    unit: str = "element"
+    unit: Unit = "element"
 
     def then(self, function: Callable[[Piece, Tensor], Tensor]) -> Merged:
         """The merged residual `function(piece, tau_M)`."""
@@ -245,26 +246,47 @@ def cut(name: str, shape: tuple[int, ...], unit: str, elements: int) -> Iterator
 def in_threads(function: Callable[[Span], T], spans: Iterable[Span], workers: int) -> Iterator[T]:
     """`function` of every span, in order; at most a few batches of spans per thread are in work or waiting.
 
-    A thread that works on pieces of its own leaves nothing for torch to divide, so torch gets one thread there.
+    A thread that works on pieces of its own leaves nothing for torch to divide, so torch gets one thread there. Large
+    spans (whole parameters, for the rules that need them) run alone in the calling thread, and torch divides the work.
     """
     if workers <= 1:
         yield from map(function, spans)
         return
-    spans = iter(spans)
-    batches = iter(lambda: list(itertools.islice(spans, BATCH)), [])
     threads_before = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def work(batch: list[Span]) -> list[T]:
         return [function(span) for span in batch]
 
+    waiting: deque[Future[list[T]]] = deque()
     try:
-        waiting = deque(pool.submit(work, batch) for batch in itertools.islice(batches, 4 * workers))
-        while waiting:
-            results = waiting.popleft().result()
-            if (batch := next(batches, None)) is not None:
+        for batch in _batches(spans):
+            alone = batch[0].stop - batch[0].start > LARGE
+            while waiting and (alone or len(waiting) >= 4 * workers):
+                yield from waiting.popleft().result()
+            if alone:
+                torch.set_num_threads(threads_before)
+                yield from work(batch)
+            else:
                 waiting.append(pool.submit(work, batch))
-            yield from results
+        while waiting:
+            yield from waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads_before)
+
+
+def _batches(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """Lists of up to `BATCH` spans; a large one is alone."""
+    batch: list[Span] = []
+    for span in spans:
+        large = span.stop - span.start > LARGE
+        if batch and (large or len(batch) == BATCH):
+            yield batch
+            batch = []
+        if large:
+            yield [span]
+        else:
+            batch.append(span)
+    if batch:
+        yield batch

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import Tensor
 
-from rlhf_lines.merge.pieces import ELEMENTS, Piece, Residuals
+from rlhf_lines.merge.pieces import ELEMENTS, Piece, Residuals, Unit
 
 
-_SERIAL = 1 << 14  # torch adds up fewer than 2^15 elements in one thread, so always in the same order
+SERIAL = 1 << 14  # torch adds up fewer than 2^15 elements in one thread, so always in the same order
 
 
-def parameter_sums(residuals: Residuals, values: Callable[[Piece], list[Tensor]]) -> dict[str, list[float]]:
+def parameter_sums(
+    residuals: Residuals,
+    values: Callable[[Piece], Iterable[Tensor]],
+    unit: Unit = "element",
+    names: Iterable[str] | None = None,
+) -> dict[str, list[float]]:
     """Parameter name to the sums of `values` over it, in float64.
 
     The pieces have one fixed size here, and their sums are added without rounding in between: the result is the same
@@ -24,13 +29,20 @@ def parameter_sums(residuals: Residuals, values: Callable[[Piece], list[Tensor]]
     Args:
         residuals: K residuals.
         values: flat tensors of a piece, any number of them.
+        unit: what a piece must hold whole, as in `Merged`.
+        names: the parameters to look at; None is all.
 
     Returns:
         One sum per tensor that `values` gives; none for a parameter without elements.
     """
     residuals = replace(residuals, elements=ELEMENTS)
-    parts: dict[str, list[list[list[float]]]] = {name: [] for name in residuals.shapes}
-    for name, sums in residuals.map(lambda piece: (piece.name, [_serial_sums(value) for value in values(piece)])):
+    names = list(residuals.shapes if names is None else names)
+    parts: dict[str, list[list[list[float]]]] = {name: [] for name in names}
+
+    def measure(piece: Piece) -> tuple[str, list[list[float]]]:
+        return piece.name, [_serial_sums(value) for value in values(piece)]
+
+    for name, sums in residuals.map(measure, unit, names):
         parts[name].append(sums)
     return {
         name: [math.fsum(itertools.chain(*column)) for column in zip(*pieces, strict=True)]
@@ -39,4 +51,4 @@ def parameter_sums(residuals: Residuals, values: Callable[[Piece], list[Tensor]]
 
 
 def _serial_sums(values: Tensor) -> list[float]:
-    return [part.double().sum().item() for part in values.split(_SERIAL)]
+    return [part.double().sum().item() for part in values.split(SERIAL)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import block_indices, is_embedding
 
 
 FAMILIES = {
@@ -88,3 +88,12 @@ def test_gaps_are_fine_when_the_number_of_blocks_is_known():
         "model.layers.1.a.weight": 1,
         "model.layers.3.a.weight": 3,
     }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_are_told_from_heads_norms_and_blocks(family):
+    block, outside = FAMILIES[family]
+    tables = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "word_embeddings")
+    for name in [*outside, block.format(3)]:
+        expected = any(f"{table}.weight" in name for table in tables)
+        assert is_embedding(name) == is_embedding(f"base_model.model.{name}") == expected, name

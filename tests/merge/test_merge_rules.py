@@ -42,7 +42,9 @@ def test_values_by_hand(rule, weights, expected):
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_the_result_shares_no_memory_with_the_inputs(rule):
     residuals = two_residuals()
-    merge_residuals(residuals, rule, weights=[1.0, 0.0])["a"].add_(1)
+    # What some rules need, and the others do not look at; [[1.0]] is a Fisher diagonal and a Gram matrix alike.
+    others = {"sft": residuals[0] | residuals[1], "statistics": [{"b": torch.ones(1, 1, dtype=torch.float64)}] * 2}
+    merge_residuals(residuals, rule, weights=[1.0, 0.0], **others)["a"].add_(1)
     assert residuals[0]["a"].tolist() == [1.0, 2.0]
 
 

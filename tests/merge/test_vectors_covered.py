@@ -18,16 +18,6 @@ NOT_COVERED = {
     "ota_n3": "OTA is no rule here: it needs the second moments of Adam",
     "ota_ffg_n3": "OTA is no rule here: it needs the second moments of Adam",
     "ota_rank1_n3": "OTA is no rule here: it needs the second moments of Adam",
-    "fisher_n3": "`fisher` is not written yet",
-    "fisher_matena_n3": "`fisher` is not written yet",
-    "fisher_n3_fusionbench_norm_min1e-6": "`fisher` is not written yet",
-    "fisher_wiseft_n2_a0.3": "`fisher` is not written yet",
-    "opcm_n2_a0.5": "`opcm` is not written yet",
-    "pcb_n3_r0.1": "`pcb` is not written yet",
-    "pcb_nlp_n3_r0.1": "`pcb` is not written yet",
-    "pcb_vision_n3_r0.05": "`pcb` is not written yet",
-    "regmean_n3": "`regmean` is not written yet",
-    "widen_n3_r1_c1": "`widen` is not written yet",
 }
 IN_THE_MANIFEST = 54
 

@@ -17,10 +17,15 @@ from rlhf_lines.merge.rules.breadcrumbs import breadcrumbs
 from rlhf_lines.merge.rules.checks import known_options
 from rlhf_lines.merge.rules.consensus import consensus
 from rlhf_lines.merge.rules.dare import dare
+from rlhf_lines.merge.rules.fisher import fisher
 from rlhf_lines.merge.rules.linear import linear
+from rlhf_lines.merge.rules.opcm import opcm
+from rlhf_lines.merge.rules.pcb import pcb
+from rlhf_lines.merge.rules.regmean import regmean
 from rlhf_lines.merge.rules.slerp import slerp
 from rlhf_lines.merge.rules.sum import sum_residuals
 from rlhf_lines.merge.rules.ties import ties
+from rlhf_lines.merge.rules.widen import widen
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -32,6 +37,11 @@ RULES: dict[str, Callable[..., Merged]] = {
     "dare": dare,  # arXiv 2311.03099
     "breadcrumbs": breadcrumbs,  # arXiv 2312.06795
     "consensus": consensus,  # arXiv 2405.07813
+    "pcb": pcb,  # arXiv 2410.02396
+    "opcm": opcm,  # arXiv 2501.09522
+    "widen": widen,  # arXiv 2408.03092
+    "fisher": fisher,  # arXiv 2111.09832
+    "regmean": regmean,  # arXiv 2212.09849
 }
 
 # These combine the factors of adapters (merge/factor_rules.py) and have no options; no residual shows A and B.

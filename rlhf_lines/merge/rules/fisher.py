@@ -1,0 +1,179 @@
+"""Fisher merging: every entry is averaged with the precision that each policy has on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_lines.merge.order import order_statistics
+from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.rules.checks import number, one_of
+from rlhf_lines.merge.rules.preference import mean_shares
+from rlhf_lines.merge.rules.statistics import common_names
+from rlhf_lines.merge.sums import parameter_sums
+
+
+def fisher(
+    residuals: Residuals,
+    weights: Sequence[float] | None,
+    *,
+    floor: float = 1e-3,
+    floor_on: str = "all",
+    add: float = 0.0,
+    relative: bool = True,
+    normalize: str | None = None,
+) -> Merged:
+    """The mean of the residuals, entry by entry in proportion to c_k F_k.
+
+        tau_M = sum_k c_k F'_k tau_k / sum_k c_k F'_k,     F'_k = max(F_k, floor) + add
+
+    F_k is the diagonal of policy k's Fisher information (`rlhf-lines fisher`), c_k its preference weight, equal without
+    weights; only the ratios of the c_k count. The same mean of whole weights is theta_SFT + tau_M.
+
+    Where every c_k F'_k is zero, and for parameters that any policy's statistics lack (a Fisher of the adapted
+    parameters alone), F counts as equal, which gives the weighted mean.
+
+    One pass over the statistics for norms and zeros, one or two more for the median, and one to merge.
+
+    Source: arXiv 2111.09832, equation 3 (section 3). Public codes differ in what they do about small and large F:
+
+        code                            floor    floor_on   add     normalize
+        mmatena/model_merging           1e-6     first      0       model
+        MergeLM, FusionBench            0        all        1e-6    model (they add 1e-6 to the norms too)
+        bloomberg, MergeBench           0        all        1e-10   null (bloomberg also tensor and model)
+        wise-ft                         1e-6     all        0       null
+
+    each with `"relative": false`. The default floor is a thousandth of the typical F instead: F of language models is
+    of order 1e-8, below any of these constants, so that 1e-6 for all policies gives the plain mean; and the floor holds
+    for all policies, so that their order does not matter.
+
+    Args:
+        residuals: K residuals with their Fisher diagonals, tensors of the parameters' shapes.
+        weights: the c_k, at least 0, or None for equal ones.
+        floor: smallest F'_k.
+        floor_on: `all` policies, or the `first` alone.
+        add: constant added to F_k, and to the norms of `normalize`.
+        relative: whether floor and add are in units of the median of F over its positive entries, of the policy
+            where it is smallest; otherwise they are absolute.
+        normalize: `model` divides c_k by ||F_k||_2 + add over all parameters, `tensor` over each parameter alone, None
+            does not. A norm of zero counts as one.
+
+    Raises:
+        ValueError: an option outside its range, a negative weight, or statistics that are missing, of another shape,
+            negative or not numbers.
+    """
+    number("floor", floor, low=0)
+    number("add", add, low=0)
+    one_of("floor_on", floor_on, ("all", "first"))
+    if normalize is not None:
+        one_of("normalize", normalize, ("model", "tensor"))
+    coefficients = mean_shares("fisher", residuals.count, weights)
+    names = common_names(residuals, "fisher", "the Fisher diagonal")
+    _check_shapes(residuals, names)
+    measured = _measure(residuals, names)
+    if relative and (floor or add):
+        typical = _median(residuals, names, measured)
+        floor, add = floor * typical, add * typical
+    by_name = {name: _normalized(coefficients, measured, name, normalize, add) for name in names}
+
+    def compute(piece: Piece) -> Tensor:
+        if piece.name not in by_name:
+            return _weighted(piece.residuals, coefficients)
+        precisions = _diagonals(residuals, piece)
+        for k, (precision, coefficient) in enumerate(zip(precisions, by_name[piece.name], strict=True)):
+            raised = precision.clamp(min=floor) if floor_on == "all" or k == 0 else precision
+            precisions[k] = (raised + add) * coefficient
+        total = precisions[0].clone()
+        for precision in precisions[1:]:
+            total += precision
+        merged = torch.zeros_like(total)
+        for tau, precision in zip(piece.residuals, precisions, strict=True):
+            merged += tau * (precision / total)
+        if (total == 0).any():
+            merged = torch.where(total == 0, _weighted(piece.residuals, coefficients), merged)
+        return merged
+
+    return Merged(residuals, compute)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Sums over the statistics, one number per policy.
+
+    Attributes:
+        squares: parameter name to the sums of F_k^2.
+        positive: the numbers of entries above zero.
+    """
+
+    squares: Mapping[str, list[float]]
+    positive: list[int]
+
+    def norms(self, names: Sequence[str]) -> list[float]:
+        """||F_k||_2 over these parameters."""
+        return [math.sqrt(math.fsum(parts)) for parts in zip(*(self.squares[name] for name in names), strict=True)]
+
+
+def _measure(residuals: Residuals, names: list[str]) -> _Measured:
+    count = residuals.count
+
+    def values(piece: Piece) -> Iterator[Tensor]:
+        diagonals = _diagonals(residuals, piece)
+        for k, diagonal in enumerate(diagonals):
+            if not bool((diagonal >= 0).all()) or bool(diagonal.isinf().any()):
+                raise ValueError(
+                    f"the Fisher diagonal of policy {k + 1} has values below 0 or not finite in {piece.name!r}; "
+                    "compute it again with `rlhf-lines fisher`"
+                )
+            yield diagonal.to(torch.float64).square()
+        for diagonal in diagonals:
+            yield diagonal > 0
+
+    sums = {name: found or [0.0] * 2 * count for name, found in parameter_sums(residuals, values, names=names).items()}
+    positive = [int(sum(found[count + k] for found in sums.values())) for k in range(count)]
+    return _Measured({name: found[:count] for name, found in sums.items()}, positive)
+
+
+def _median(residuals: Residuals, names: list[str], measured: _Measured) -> float:
+    """The median of the positive entries of F_k, of the policy where it is smallest; 0 if all are zero."""
+    total = sum(math.prod(residuals.shapes[name]) for name in names)
+    ranks = [[total - count + (count - 1) // 2] if count else [] for count in measured.positive]
+    medians = order_statistics(residuals, ranks, lambda piece: _diagonals(residuals, piece), names=names)
+    return min((median for found in medians for median in found), default=0.0)
+
+
+def _normalized(
+    coefficients: list[float], measured: _Measured, name: str, normalize: str | None, add: float
+) -> list[float]:
+    if normalize is None:
+        return coefficients
+    norms = measured.norms([name] if normalize == "tensor" else list(measured.squares))
+    divided = [c / ((norm + add) or 1.0) for c, norm in zip(coefficients, norms, strict=True)]
+    # Near one again, so that products with F stay far from the smallest float32.
+    largest = max(divided) or 1.0
+    return [value / largest for value in divided]
+
+
+def _diagonals(residuals: Residuals, piece: Piece) -> list[Tensor]:
+    span, like = piece.span, piece.residuals[0]
+    return [tensors.read(span.name, span.start, span.stop).to(like) for tensors in residuals.statistics]
+
+
+def _weighted(taus: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    merged = taus[0] * coefficients[0]
+    for tau, coefficient in zip(taus[1:], coefficients[1:], strict=True):
+        merged.add_(tau, alpha=coefficient)
+    return merged
+
+
+def _check_shapes(residuals: Residuals, names: list[str]) -> None:
+    for name in names:
+        for k, tensors in enumerate(residuals.statistics):
+            if tuple(tensors.shapes[name]) != tuple(residuals.shapes[name]):
+                raise ValueError(
+                    f"the Fisher diagonal of policy {k + 1} has shape {tuple(tensors.shapes[name])} for {name!r}, the "
+                    f"residuals have {tuple(residuals.shapes[name])}; compute it on the model that is merged"
+                )
