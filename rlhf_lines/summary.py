@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rlhf_lines.artifact import read_record
+from rlhf_lines.merge.outcome import outcome_lines
+from rlhf_lines.merge.provenance import MERGE_RECORD
 from rlhf_lines.pareto import front_table, read_front
 
 
@@ -22,6 +25,8 @@ def summary(verb: str, folder: Path) -> str:
     elif verb == "ppo" and record["history"]:
         first, last = record["history"][0], record["history"][-1]
         lines.append(f"reward in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
+    elif verb == "merge":
+        lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()))
     elif verb == "sweep":
         lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
         lines.append(f"alpha {record['alpha']} and beta {record['beta']} of LiNeS were chosen on validation prompts")

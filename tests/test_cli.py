@@ -304,7 +304,10 @@ def test_merge_writes_an_adapter_and_a_dense_model_that_agree(folder, capsys):
     for save in ("adapter", "dense"):
         assert cli.main(["merge", *flags, "--save", save, "--output_dir", f"./{save}"]) == 0
         out, err = capsys.readouterr()
-        assert out == f"wrote {save}\n" and "Traceback" not in err
+        lines = out.splitlines()
+        assert lines[0] == f"wrote {save}" and "Traceback" not in err
+        assert lines[1].startswith("written in float32; the cast changed the merged residual by 0.00% (relative L2)")
+        assert all("records no hash" in line for line in lines[2:]) and len(lines) == 4
         spec = json.loads((folder / save / "merge_spec.json").read_text())["spec"]
         assert spec == {
             "rule": "linear", "weights": [0.3, 0.7], "alpha": 0.5, "beta": 1.0, "schedule": "linear", "options": {},

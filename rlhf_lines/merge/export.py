@@ -12,26 +12,19 @@ import torch
 from safetensors.torch import save_file
 
 from rlhf_lines.artifact import new_folder, refuse_existing, versions
-from rlhf_lines.merge.card import mergekit_recipe, model_card
-from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
+from rlhf_lines.merge.card import model_card
+from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import AdapterPolicy, DenseMerge, DensePolicy
 from rlhf_lines.merge.low_rank import difference, merge_adapters
 from rlhf_lines.merge.precision import DTYPES, LostResidual
-from rlhf_lines.merge.residuals import (
-    RECORD_FILE,
-    WEIGHTS_FILE,
-    Adapter,
-    Factors,
-    check_same_base,
-    is_adapter,
-    load_adapter,
-)
+from rlhf_lines.merge.provenance import MERGE_RECORD, load_inputs, loss_warnings, weights_sha256
+from rlhf_lines.merge.recipe import mergekit_recipe
+from rlhf_lines.merge.residuals import RECORD_FILE, WEIGHTS_FILE, Adapter, Factors
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.suggestion import unknown_name
 
 
 SAVES = ("adapter", "dense")
-MERGE_RECORD = "merge_spec.json"
 
 
 def merge_policies(
@@ -43,6 +36,7 @@ def merge_policies(
     output_dir: str | Path,
     dtype: str | None = None,
     overwrite: bool = False,
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Write the merged policy theta_SFT + LiNeS(rule(tau_1..tau_K)) and return its folder.
 
@@ -59,6 +53,7 @@ def merge_policies(
         dtype: float16, bfloat16, float32 or float64 of the written weights. None: for `dense` that of the SFT model,
             for `adapter` float32 or that of wider factors.
         overwrite: replace an existing `output_dir`, once the new one is complete.
+        warnings: what the record and the card should say beside the warnings of `check_inputs`.
 
     Raises:
         ValueError: anything that cannot be merged exactly, with the reason.
@@ -74,16 +69,11 @@ def merge_policies(
     if len(spec.weights) != len(policies):
         raise ValueError(f"{len(spec.weights)} weights for {len(policies)} policies; give one weight per policy")
     output = Path(output_dir)
-    _check_output(output, [sft_model, *policies], overwrite)
+    check_output(output, [sft_model, *policies], overwrite=overwrite)
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(sft_model))
-        loaded = [
-            load_adapter(policy) if is_adapter(policy) else stack.enter_context(Checkpoint(policy))
-            for policy in policies
-        ]
+        loaded, found = load_inputs(sft, policies, stack)
         adapters = [policy for policy in loaded if isinstance(policy, Adapter)]
-        if adapters:
-            check_same_base(adapters, sft_model)
         if save == "adapter":
             dense = next((policy for policy in loaded if isinstance(policy, Checkpoint)), None)
             if dense is not None:
@@ -100,19 +90,24 @@ def merge_policies(
             else:
                 lost, written_dtype = merge.write(folder, dtype=dtype), dtype or _stored_dtype(sft)
             names = [str(policy) for policy in policies]
+            found += loss_warnings(lost, dtype=written_dtype, save=save, adapters_only=len(adapters) == len(policies))
             record = {
                 "format": 1,
                 "spec": spec.to_dict(),
                 "sft_model": str(sft_model),
-                "policies": [{"path": name, "sha256": _policy_sha256(name)} for name in names],
+                "sft_sha256": weights_sha256(sft_model),
+                "policies": [{"path": name, "sha256": weights_sha256(name)} for name in names],
                 "save": save,
                 "dtype": written_dtype,
+                "asked_dtype": dtype,
                 "versions": versions(),
                 "lost_residual": asdict(lost),
+                "warnings": [*warnings, *found],
             }
+            if save == "adapter":
+                record["rank"] = next(iter(merged.values())).A.shape[0]
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-            card = model_card(spec, str(sft_model), names, save=save, dtype=written_dtype, lost=lost)
-            (folder / "README.md").write_text(card)
+            (folder / "README.md").write_text(model_card(record))
             recipe = mergekit_recipe(
                 spec,
                 str(sft_model),
@@ -129,7 +124,8 @@ def _as_residuals(policy: Adapter | Checkpoint, sft: Checkpoint) -> AdapterPolic
     return AdapterPolicy(policy, sft) if isinstance(policy, Adapter) else DensePolicy(policy, sft)
 
 
-def _check_output(output: Path, inputs: Sequence[str | Path], overwrite: bool) -> None:
+def check_output(output: Path, inputs: Sequence[str | Path], *, overwrite: bool) -> None:
+    """Raise FileExistsError where a merge may not write, among these where it would delete an input."""
     refuse_existing(output, overwrite=overwrite)
     if not output.exists():
         return
@@ -205,7 +201,3 @@ def _stored_dtype(sft: Checkpoint) -> str:
             size *= length
         counts[dtype] = counts.get(dtype, 0) + size
     return max(counts, key=counts.__getitem__)
-
-
-def _policy_sha256(policy: str) -> str:
-    return sha256_of([Path(policy) / WEIGHTS_FILE]) if is_adapter(policy) else checkpoint_sha256(policy)

@@ -6,8 +6,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.export import MERGE_RECORD, merge_policies
+from rlhf_lines.merge.hub import check_hub, upload
+from rlhf_lines.merge.repeat import check_repeat
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.models import local_folder
 
@@ -29,6 +32,19 @@ class MergeConfig:
     dtype: str | None = field(
         default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}
     )
+    plan: bool = field(
+        default=False, metadata={"help": "Check the inputs, print what would be read, computed and written, and stop."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished folder to the Hugging Face Hub."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Its name there: NAME or ORG/NAME."})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a new model is private there."})
+    repeats: str | None = field(
+        default=None,
+        metadata={
+            "help": "A merge_spec.json: refuse inputs whose weights are not those it records. --config "
+            "merge_spec.json sets it, with all settings of that merge but output_dir."
+        },
+    )
 
     def spec(self) -> MergeSpec:
         """Return the merge as a value."""
@@ -45,10 +61,23 @@ CONFIGS = (RunConfig, MergeConfig)
 
 
 def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
-    """Write the merged policy and return its folder; see ``merge_policies``."""
+    """Write the merged policy, upload it if asked to, and return its folder; see ``merge_policies``."""
+    if config.plan:
+        raise ValueError("plan is for the command: rlhf-lines merge --plan, or rlhf-lines plan --config FILE")
+    if config.push_to_hub:
+        check_hub(config.hub_model_id)
     if run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file():
         _check_same_merge(config)
-        return Path(config.output_dir)
+        folder = Path(config.output_dir)
+    else:
+        folder = _merge(run_config, config)
+    if config.push_to_hub:
+        upload(folder, config.hub_model_id, private=config.hub_private_repo)
+    return folder
+
+
+def _merge(run_config: RunConfig, config: MergeConfig) -> Path:
+    refuse_existing(config.output_dir, overwrite=run_config.overwrite)  # before gigabytes are hashed
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     return merge_policies(
@@ -59,6 +88,7 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
         output_dir=config.output_dir,
         dtype=config.dtype,
         overwrite=run_config.overwrite,
+        warnings=check_repeat(config.repeats, sft, policies) if config.repeats else (),
     )
 
 

@@ -1,0 +1,62 @@
+"""All that is wrong with an input, told at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+
+class InputProblems(ValueError):
+    """Several sentences as one message, numbered.
+
+    >>> str(InputProblems(["a is 1, expected 2", "b is missing"]))
+    '2 problems: (1) a is 1, expected 2; (2) b is missing'
+
+    Attributes:
+        problems: the sentences.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(self.problems, start=1))
+        super().__init__(f"{len(self.problems)} problems: {numbered}")
+
+
+class Problems:
+    """Collects mistakes of the input while checks go on, so that a user hears of all of them in one go."""
+
+    def __init__(self) -> None:
+        self._errors: list[ValueError | FileNotFoundError] = []
+
+    def add(self, sentence: str) -> None:
+        """Keep a sentence for `check`."""
+        self._errors.append(ValueError(sentence))
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep a ValueError or FileNotFoundError of the block for `check`; the rest of the block is left out."""
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            self._errors.append(error)
+
+    def check(self) -> None:
+        """Stop if something was collected: with the error itself if it is one, else with all sentences.
+
+        Raises:
+            FileNotFoundError: the only problem is one.
+            ValueError: the only problem is one; `InputProblems` if there are several.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            # An error may itself hold several sentences; one that two checks found is told once.
+            sentences = [
+                sentence
+                for error in self._errors
+                for sentence in (error.problems if isinstance(error, InputProblems) else [str(error)])
+            ]
+            distinct = list(dict.fromkeys(sentences))
+            if len(distinct) == 1:
+                raise self._errors[0]
+            raise InputProblems(distinct) from self._errors[0]
