@@ -80,7 +80,7 @@ def flags(sft, helpful, tmp_path, monkeypatch) -> list[str]:
 
 def test_the_finished_folder_is_uploaded(hub, flags):
     assert cli.main([*flags, "--hub_private_repo", "true"]) == 0
-    assert (hub.got["repo"]["name"], hub.got["repo"]["private"]) == ("merged", True)
+    assert (hub.got["repo"]["name"], hub.got["repo"]["visibility"]) == ("merged", "private")
     assert hub.got["files"] == {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert hub.got["header"]["library_name"] == "peft"
 
