@@ -87,9 +87,14 @@ def _run(verb: str, arguments: list[str]) -> None:
     _quiet_libraries()
     if verb == "demo":
         return _demo(arguments)
-    from rlhf_lines.stages import run_stage
+    from rlhf_lines.stages import read_stage, run_stage
     from rlhf_lines.summary import summary
 
+    if verb == "merge" and any(getattr(config, "plan", False) for config in read_stage(verb, arguments)[1]):
+        from rlhf_lines.plan import Options, plan, plan_table
+
+        print(plan_table(plan(arguments, Options(stage=verb))))
+        return None
     folder = run_stage(verb, arguments)
     if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
         print(summary(verb, folder))

@@ -10,6 +10,7 @@ from rlhf_lines.suggestion import closest
 
 
 MAPPINGS = ("rewards",)  # keys of the YAML file whose items may be mappings
+RECORD_KEYS = {"format", "spec", "policies"}  # of a merge_spec.json, which repeats its merge
 
 
 @dataclass
@@ -91,7 +92,8 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
             suggestion = f"did you mean {near!r}?" if near else f"see {prog} --help for the known ones"
             raise ValueError(f"config file {path} has the unknown key {key!r}: {suggestion}")
     try:
-        stages = parser.parse_args_and_config(arguments)
+        parser.set_defaults_with_config(**given)
+        stages = parser.parse_args_into_dataclasses(_without_config(arguments))
     except (TypeError, ValueError) as error:  # what the dataclasses of TRL and transformers think of the values
         message = " ".join(str(error).split())
         raise ValueError(f"{path}: {message}" if path else message) from error
@@ -173,9 +175,11 @@ def _one_value(action: argparse.Action, value):
 def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
     """Return the mapping in the file that ``--config`` names, and its path; ``({}, None)`` without one.
 
+    A ``merge_spec.json`` is read as the settings that repeat its merge; see ``rlhf_lines.merge.repeat``.
+
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it holds no YAML mapping.
+        ValueError: it holds no YAML mapping, or a merge record of another format.
     """
     import yaml
 
@@ -193,6 +197,10 @@ def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
         raise ValueError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"config file {path} must be a mapping of keys to values, not {type(config).__name__}")
+    if config.keys() >= RECORD_KEYS:
+        from rlhf_lines.merge.repeat import settings
+
+        config = settings(config, path)
     return config, path
 
 

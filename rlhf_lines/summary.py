@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 from rlhf_lines.artifact import read_record
-from rlhf_lines.merge.card import truncation_text
-from rlhf_lines.merge.export import MERGE_RECORD
-from rlhf_lines.merge.serving import vllm_hint
-from rlhf_lines.merge.truncate import Truncation
+from rlhf_lines.merge.outcome import outcome_lines
+from rlhf_lines.merge.provenance import MERGE_RECORD
 from rlhf_lines.pareto import front_table, read_front
 
 
@@ -28,22 +26,12 @@ def summary(verb: str, folder: Path) -> str:
         first, last = record["history"][0], record["history"][-1]
         lines.append(f"reward in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
     elif verb == "merge":
-        lines += _merge_lines(folder)
+        lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()), str(folder))
     elif verb == "sweep":
         lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
         lines.append(f"alpha {record['alpha']} and beta {record['beta']} of LiNeS were chosen on validation prompts")
         lines.append(f"wrote {folder}: front.json, front.png, run.sqlite")
     return "\n".join(lines)
-
-
-def _merge_lines(folder: Path) -> list[str]:
-    record = json.loads((folder / MERGE_RECORD).read_text())
-    if record["save"] != "adapter":
-        return []
-    lines = [f"adapter of rank {record['rank']}"]
-    if "truncation" in record:
-        lines.append(truncation_text(Truncation(**record["truncation"])))
-    return [*lines, f"serve: {vllm_hint(record['sft_model'], str(folder), record['rank'])}"]
 
 
 def _gains_table(gains: list[dict]) -> str:

@@ -1,107 +1,74 @@
-"""The texts that travel with a merged policy: its model card, and the same merge as a mergekit recipe."""
+"""The model card that travels with a merged policy."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
-from rlhf_lines.merge.low_rank import linear_weights
-from rlhf_lines.merge.precision import LostResidual
-from rlhf_lines.merge.residuals import Adapter
-from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.truncate import Truncation
+import yaml
+
+from rlhf_lines.merge.outcome import loss_text, truncation_text
+from rlhf_lines.merge.provenance import hub_id
+from rlhf_lines.merge.serving import max_lora_rank
 
 
-def model_card(
-    spec: MergeSpec,
-    sft_model: str,
-    policies: Sequence[str],
-    *,
-    save: str,
-    dtype: str,
-    lost: LostResidual,
-    truncation: Truncation | None = None,
-) -> str:
-    """A README in Markdown: what was merged, how, and how to load it. Names that users chose are escaped."""
-    rows = "\n".join(
-        f"| {escape_markdown(policy)} | {weight:g} |" for policy, weight in zip(policies, spec.weights, strict=True)
-    )
-    options = f", options {escape_markdown(json.dumps(spec.options, sort_keys=True))}" if spec.options else ""
-    library, load = ("peft", _LOAD_ADAPTER) if save == "adapter" else ("transformers", _LOAD_DENSE)
-    unchanged = (
-        "" if lost.unchanged is None else f"; {lost.unchanged:.1%} of the changed parameters kept their SFT value"
-    )
-    cut = "" if truncation is None else f"- {escape_markdown(truncation_text(truncation))}\n"
+def model_card(record: Mapping[str, Any]) -> str:
+    """A README in Markdown from a merge's record: what was merged, how, how to load it, and how to repeat it.
+
+    Names that users chose are escaped. The header has what the Hub reads; models are named there only by a Hub id, the
+    one kind of name that it takes, and no license is claimed.
+    """
+    spec, adapter = record["spec"], record["save"] == "adapter"
+    rows = [("SFT model", "", record["sft_model"], record["sft_sha256"])]
+    rows += [
+        (f"policy {number}", f"{weight:g}", policy["path"], policy["sha256"])
+        for number, (policy, weight) in enumerate(zip(record["policies"], spec["weights"], strict=True), start=1)
+    ]
+    inputs = "\n".join(f"| {what} | {escape_markdown(name)} | {weight} | `{sha}` |" for what, weight, name, sha in rows)
+    options = f", options {escape_markdown(json.dumps(spec['options'], sort_keys=True))}" if spec["options"] else ""
+    measured = " (measured on the residuals)" if spec["alpha"] == "auto" else ""
+    facts = [
+        f"rule: {spec['rule']}{options}",
+        f"alpha {record['alpha']:g}{measured}, beta {spec['beta']:g}, schedule {spec['schedule']}",
+        *([escape_markdown(truncation_text(record["truncation"]))] if "truncation" in record else []),
+        loss_text(record["dtype"], record["lost_residual"]),
+        "made with " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+    ]
+    listed = "\n".join(f"- {fact}" for fact in facts)
+    warned = "".join(f"- warning: {escape_markdown(warning)}\n" for warning in record["warnings"])
     return f"""---
-library_name: {library}
-tags:
-- merge
-- rlhf-lines
----
+{_header(record)}---
 
 # Merged policy
 
-{"A LoRA adapter" if save == "adapter" else "A full model"} made by adding residuals of aligned policies to one
+{"A LoRA adapter" if adapter else "A full model"} made by adding residuals of aligned policies to one
 supervised (SFT) model:
 
     theta = theta_SFT + LiNeS(tau_M),   tau_k = theta_k - theta_SFT
-    LiNeS: block l of L is multiplied by alpha + beta (l-1)/(L-1); parameters outside the blocks by alpha
+    LiNeS: block l of L is multiplied by {_FACTORS[spec["schedule"]]}; parameters outside the blocks by alpha
 
-- SFT model: {escape_markdown(sft_model)}
-- rule: {spec.rule}{options}
-- alpha {spec.alpha:g}, beta {spec.beta:g}, schedule {spec.schedule}
-{cut}- written in {dtype}; the cast changed the merged residual by {lost.relative_l2:.2%} (relative L2){unchanged}
-
-| policy | weight |
-|---|---|
-{rows}
+{listed}
+{warned}
+| input | path | weight | SHA-256 of its weights |
+|---|---|---|---|
+{inputs}
 
 ## Load
 
-{load}
-`merge_spec.json` holds the same facts for programs, with the hashes of the policies.
+{_load_adapter(record) if adapter else _LOAD_DENSE}
+## Repeat
+
+`merge_spec.json` holds the same facts for programs; this writes the same weights again, and refuses inputs whose
+weights have changed:
+
+```bash
+rlhf-lines merge --config merge_spec.json --output_dir repeated
+```
 
 Sources: rewarded soups (arXiv 2306.04488), LiNeS (arXiv 2410.17146).
 """
-
-
-def truncation_text(truncation: Truncation) -> str:
-    """What truncation to a rank lost, as one sentence."""
-    return (
-        f"truncated to rank {truncation.rank}, which lost {truncation.lost:.2%} of the merged residual (relative L2), "
-        f"at most {truncation.worst_lost:.2%} in {truncation.worst_module}"
-    )
-
-
-def mergekit_recipe(
-    spec: MergeSpec,
-    sft_model: str,
-    policies: Sequence[str | Adapter],
-    *,
-    num_layers: int,
-    out_dtype: str,
-) -> str | None:
-    """The same merge as a mergekit configuration, or None where mergekit cannot express it.
-
-    A gradient of two values `[w alpha, w (alpha + beta)]` is interpolated over the blocks and gives the parameters
-    outside them its first value, which is LiNeS on the weighted residual. mergekit reads `+` and `@` in a path as its
-    own signs.
-    """
-    paths = [policy.path if isinstance(policy, Adapter) else policy for policy in policies]
-    if spec.rule not in ("linear", "sum") or any(sign in path for path in [sft_model, *paths] for sign in "+@"):
-        return None
-    last = spec.alpha + (spec.beta if num_layers > 1 else 0.0)
-    lines = ["merge_method: task_arithmetic", f"base_model: {json.dumps(sft_model)}", "models:"]
-    for policy, path, weight in zip(policies, paths, linear_weights(spec), strict=True):
-        model = f"{sft_model}+{path}" if isinstance(policy, Adapter) else path
-        lines += [
-            f"  - model: {json.dumps(model)}",
-            "    parameters:",
-            f"      weight: [{weight * spec.alpha!r}, {weight * last!r}]",
-        ]
-    lines += ["parameters:", "  lambda: 1.0", "  normalize: false", "dtype: float32", f"out_dtype: {out_dtype}"]
-    return "\n".join(lines) + "\n"
 
 
 def escape_markdown(text: str) -> str:
@@ -111,6 +78,35 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html)
 
 
+def _header(record: Mapping[str, Any]) -> str:
+    names = [record["sft_model"], *(policy["path"] for policy in record["policies"])]
+    on_hub = [name for name in map(hub_id, names) if name is not None]
+    content = {
+        **({"base_model": on_hub, "base_model_relation": "merge"} if on_hub else {}),
+        "library_name": "peft" if record["save"] == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "rlhf-lines"],
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _load_adapter(record: Mapping[str, Any]) -> str:
+    allowed = max_lora_rank(record["rank"])
+    serve = (
+        f"vLLM serves adapters of rank at most 512, this one has {record['rank']}.\n"
+        if allowed is None
+        else _SERVE_ADAPTER.format(rank=allowed)
+    )
+    return f"{_LOAD_ADAPTER}\n{serve}"
+
+
+_FACTORS = {
+    "linear": "alpha + beta (l-1)/(L-1)",
+    "sqrt": "alpha + beta sqrt((l-1)/(L-1))",
+    "quadratic": "alpha + beta ((l-1)/(L-1))^2",
+    "reversed": "alpha + beta (1 - (l-1)/(L-1))",
+}
+
 _LOAD_ADAPTER = """```python
 from peft import AutoPeftModelForCausalLM
 
@@ -118,9 +114,18 @@ model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
 """
 
+_SERVE_ADAPTER = """```bash
+vllm serve path/to/the/sft/model --enable-lora --max-lora-rank {rank} --lora-modules merged=path/to/this/folder
+```
+"""
+
 _LOAD_DENSE = """```python
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+```bash
+vllm serve path/to/this/folder
 ```
 """

@@ -60,6 +60,7 @@ class DenseMerge:
         device: str = "cpu",
         workers: int | None = None,
         max_memory: int | None = None,
+        progress: Callable[[str, int, int | None], object] = lambda phase, elements, total: None,
     ) -> None:
         """Find the block of every parameter that may change.
 
@@ -70,12 +71,13 @@ class DenseMerge:
             statistics: K sets of tensors that the rule needs.
             device: where the arithmetic is done.
             workers: threads; None is one per core.
-            max_memory: bytes that one piece may take, for rules that need whole parameters; None is no bound.
+            max_memory: bytes that the work on one parameter may take, for rules that need whole ones; None is no bound.
+            progress: told the phase (`measure`, `write`), the elements done, and the total of the phase if known.
 
         Raises:
             ValueError: a parameter name whose block cannot be read.
         """
-        self._sft, self._spec = sft, spec
+        self._sft, self._spec, self._progress = sft, spec, progress
         self._not_finite: set[tuple[str, str]] = set()
         self.residuals = streamed_residuals(
             sft,
@@ -85,6 +87,7 @@ class DenseMerge:
             device=device,
             workers=workers,
             max_memory=max_memory,
+            progress=lambda elements: progress("measure", elements, None),
         )
         self._blocks = block_indices(sorted(self.residuals.shapes), num_layers=sft.num_layers())
         self._scratch = Scratch()
@@ -97,7 +100,7 @@ class DenseMerge:
             ValueError: values that are not finite; all that were met are named.
         """
         merged = merge_lazily(self.residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
-        self._check_inputs()
+        self.check_inputs()
         return merged
 
     @cached_property
@@ -127,7 +130,6 @@ class DenseMerge:
         *,
         dtype: str | None = None,
         max_shard_size: int | None = None,
-        progress: Callable[[int], object] = lambda elements: None,
     ) -> LostResidual:
         """Write weights, config, generation config and tokenizer into `folder`.
 
@@ -137,7 +139,6 @@ class DenseMerge:
             folder: an existing, empty folder.
             dtype: of the written floating-point tensors; None keeps the dtype of each.
             max_shard_size: bytes of a weight file at most (one tensor may be larger); None shards as the SFT model is.
-            progress: told the number of elements after every piece, in this thread.
 
         Returns:
             What the last cast lost.
@@ -149,6 +150,7 @@ class DenseMerge:
         entries = {name: _target(entry, dtype) for name, entry in self._sft.entries.items()}
         shards = self._sft.files if max_shard_size is None else _shards(entries, max_shard_size)
         merged = self.scaled
+        total = sum(entry.size for entry in entries.values())
         bad: set[str] = set()
         loss = Loss()
         with contextlib.ExitStack() as stack:
@@ -168,8 +170,8 @@ class DenseMerge:
 
             for size, lost in in_threads(work, self._spans(merged, files), self.residuals.workers):
                 loss = loss if lost is None else loss + lost
-                progress(size)
-        self._check_inputs()
+                self._progress("write", size, total)
+        self.check_inputs()
         if bad:
             names = _listed([repr(name) for name in sorted(bad)])
             raise ValueError(
@@ -204,7 +206,8 @@ class DenseMerge:
         self._sft.read_into(raw, span.name, span.start)
         return raw.to(dtype)
 
-    def _check_inputs(self) -> None:
+    def check_inputs(self) -> None:
+        """Stop with a ValueError if a residual that was read is not finite; all that were met are named."""
         if self._not_finite:
             found = [f"{name!r} of {path!r}" for path, name in sorted(self._not_finite)]
             raise ValueError(

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
 from rlhf_lines.artifact import new_folder, refuse_existing, versions
-from rlhf_lines.merge.card import mergekit_recipe, model_card
-from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
+from rlhf_lines.merge.adapter_folder import write_adapter
+from rlhf_lines.merge.card import model_card
+from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import DenseMerge
-from rlhf_lines.merge.low_rank import difference, merge_adapters
-from rlhf_lines.merge.precision import DTYPES, LostResidual
-from rlhf_lines.merge.residuals import (
-    RECORD_FILE,
-    WEIGHTS_FILE,
-    Adapter,
-    Factors,
-    is_adapter,
-    load_adapters,
-)
-from rlhf_lines.merge.rules import ADAPTER_RULES
+from rlhf_lines.merge.low_rank import merge_adapters
+from rlhf_lines.merge.precision import DTYPES
+from rlhf_lines.merge.provenance import MERGE_RECORD, load_inputs, loss_warnings, weights_sha256
+from rlhf_lines.merge.recipe import mergekit_recipe
+from rlhf_lines.merge.residuals import Adapter, Factors, parameters_of
+from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.streamed import AdapterPolicy, DensePolicy
-from rlhf_lines.merge.truncate import Truncation, check_rank, truncate_adapter
-from rlhf_lines.problems import Problems
+from rlhf_lines.merge.statistics_files import check_statistics, open_statistics, statistics_sha256
+from rlhf_lines.merge.streamed import AdapterPolicy, DensePolicy, Policy
+from rlhf_lines.merge.truncate import Truncation, check_rank, factorise_residuals, truncate_adapter
 from rlhf_lines.suggestion import unknown_name
 
 
 SAVES = ("adapter", "dense")
-MERGE_RECORD = "merge_spec.json"
 
 
 def merge_policies(
@@ -46,7 +42,13 @@ def merge_policies(
     output_dir: str | Path,
     rank: int | None = None,
     dtype: str | None = None,
+    statistics: Sequence[str | Path] = (),
+    max_shard_size: int | None = None,
+    max_memory: int | None = None,
+    device: str = "cpu",
     overwrite: bool = False,
+    warnings: Sequence[str] = (),
+    progress: Callable[[str, int, int | None], object] = lambda phase, elements, total: None,
 ) -> Path:
     """Write the merged policy theta_SFT + LiNeS(rule(tau_1..tau_K)) and return its folder.
 
@@ -57,19 +59,28 @@ def merge_policies(
         sft_model: folder of the SFT model.
         policies: K folders, adapters (PEFT) or dense checkpoints.
         spec: what to merge how.
-        save: `adapter` (exact, rank sum_k r_k, adapters only) or `dense` (a full checkpoint).
+        save: `adapter` (adapters only; exact, of rank sum_k r_k, where the rule is linear) or `dense` (a full
+            checkpoint).
         output_dir: the folder to make; besides weights it gets `merge_spec.json`, `README.md` and, where mergekit can
             express the merge, `mergekit.yaml`.
         rank: of the written adapter. None: that of the exact merge. A smaller one keeps the nearest residual of that
-            rank in every module, and the share that is lost is recorded.
+            rank in every module, and the share that is lost is recorded. Rules that are not linear need one.
         dtype: float16, bfloat16, float32 or float64 of the written weights. None: for `dense` that of the SFT model,
             for `adapter` float32 or that of wider factors.
+        statistics: K folders that `rlhf-lines fisher` or `rlhf-lines gram` made, for the rules of these names.
+        max_shard_size: bytes of a written weight file; None shards as the SFT model is.
+        max_memory: bytes that the work on one parameter may take, for rules that need whole ones; None is no bound.
+        device: where the arithmetic on dense residuals is done.
         overwrite: replace an existing `output_dir`, once the new one is complete.
+        warnings: what the record and the card should say beside the warnings of `check_inputs`.
+        progress: told the phase (`measure`, `write`), the number of elements done since the last call, and the total
+            of the phase where it is known.
 
     Raises:
         ValueError: anything that cannot be merged exactly, with the reason.
         FileNotFoundError: a folder or file is missing.
         FileExistsError: `output_dir` exists and `overwrite` is False.
+        OSError: the disk is full.
     """
     if save not in SAVES:
         raise ValueError(unknown_name("save", save, SAVES))
@@ -79,52 +90,81 @@ def merge_policies(
         raise ValueError(f"policies is {policies!r}, expected a list of one or more folders")
     if len(spec.weights) != len(policies):
         raise ValueError(f"{len(spec.weights)} weights for {len(policies)} policies; give one weight per policy")
-    if rank is not None:
-        check_rank(rank)
-        if save == "dense":
-            raise ValueError(f"rank is {rank}, but a dense checkpoint has none; leave it out, or use --save adapter")
+    _check_rank(rank, save, spec)
+    _check_device(device)
     output = Path(output_dir)
-    _check_output(output, [sft_model, *policies], overwrite)
+    check_output(output, [sft_model, *policies, *statistics], overwrite=overwrite)
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(sft_model))
-        loaded = _open_policies(policies, sft_model, stack)
+        loaded, found = load_inputs(sft, policies, stack)
+        check_statistics(spec.rule, statistics, policies)
         adapters = [policy for policy in loaded if isinstance(policy, Adapter)]
-        merged, truncation = None, None
         if save == "adapter" or spec.rule in ADAPTER_RULES:
-            merged, truncation = _merged_adapter(loaded, spec, sft.num_layers(), rank)
-        if save == "dense":
-            if merged is None:
-                merge = DenseMerge(sft, [_as_residuals(policy, sft) for policy in loaded], spec)
-            else:  # weights and LiNeS are in the factors already
-                whole = AdapterPolicy(replace(adapters[0], modules=merged), sft)
-                merge = DenseMerge(sft, [whole], MergeSpec("linear", (1.0,)))
+            _check_all_adapters(loaded, spec)
+
+        def dense_merge(policies: Sequence[Policy], spec: MergeSpec) -> DenseMerge:
+            held = open_statistics(spec.rule, statistics, stack)
+            return DenseMerge(
+                sft, policies, spec, statistics=held, device=device, max_memory=max_memory, progress=progress
+            )
+
+        residuals = None
+        if spec.rule not in ADAPTER_RULES:
+            residuals = dense_merge([_as_residuals(policy, sft) for policy in loaded], spec)
+        elif spec.alpha == "auto":
+            raise ValueError(f'alpha "auto" is measured on residuals, but rule {spec.rule!r} has factors; give a number')
+        # Hashing takes a core, so it goes on beside the merge.
+        hashing = stack.enter_context(ThreadPoolExecutor(1))
+        hashes = hashing.map(weights_sha256, [sft_model, *policies])
         with new_folder(output, overwrite=overwrite) as folder:
+            alpha = residuals.alpha if spec.alpha == "auto" else spec.alpha
+            resolved = replace(spec, alpha=alpha)
+            factors, truncation = None, None
+            if spec.rule in ADAPTER_RULES or (save == "adapter" and spec.rule in LINEAR_RULES):
+                factors = merge_adapters(adapters, resolved, num_layers=sft.num_layers())
+                if rank is not None:
+                    factors, truncation = truncate_adapter(factors, rank)
+            elif save == "adapter":
+                factors, truncation = factorise_residuals(_module_residuals(residuals, adapters, sft), rank)
             if save == "adapter":
-                lost, written_dtype = _write_adapter(folder, merged, adapters, sft, str(sft_model), dtype)
+                lost, written_dtype = write_adapter(folder, factors, adapters, sft, str(sft_model), dtype)
             else:
-                lost, written_dtype = merge.write(folder, dtype=dtype), dtype or _stored_dtype(sft)
+                if factors is not None:  # weights and LiNeS are in the factors already
+                    whole = AdapterPolicy(replace(adapters[0], modules=factors), sft)
+                    residuals = dense_merge([whole], MergeSpec("linear", (1.0,)))
+                lost = residuals.write(folder, dtype=dtype, max_shard_size=max_shard_size)
+                written_dtype = dtype or _stored_dtype(sft)
             names = [str(policy) for policy in policies]
+            found += loss_warnings(lost, dtype=written_dtype, save=save, adapters_only=len(adapters) == len(policies))
+            sft_sha256, *policy_hashes = hashes
             record = {
                 "format": 1,
                 "spec": spec.to_dict(),
+                "alpha": alpha,
                 "sft_model": str(sft_model),
-                "policies": [{"path": name, "sha256": _policy_sha256(name)} for name in names],
+                "sft_sha256": sft_sha256,
+                "policies": [
+                    {"path": name, "sha256": sha256} for name, sha256 in zip(names, policy_hashes, strict=True)
+                ],
+                "statistics": [
+                    {"path": str(path), "sha256": statistics_sha256(spec.rule, path)} for path in statistics
+                ],
                 "save": save,
                 "dtype": written_dtype,
+                "asked_dtype": dtype,
+                "max_shard_size": max_shard_size,
                 "versions": versions(),
                 "lost_residual": asdict(lost),
+                "warnings": [*warnings, *found],
             }
             if save == "adapter":
-                record["rank"] = next(iter(merged.values())).A.shape[0]
+                record["rank"] = next(iter(factors.values())).A.shape[0]
                 if truncation is not None:
                     record["truncation"] = asdict(truncation)
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-            card = model_card(
-                spec, str(sft_model), names, save=save, dtype=written_dtype, lost=lost, truncation=truncation
-            )
-            (folder / "README.md").write_text(card)
+            (folder / "README.md").write_text(model_card(record))
             recipe = mergekit_recipe(
-                spec,
+                resolved,
                 str(sft_model),
                 [policy if isinstance(policy, Adapter) else name for policy, name in zip(loaded, names, strict=True)],
                 num_layers=sft.num_layers(),
@@ -135,45 +175,8 @@ def merge_policies(
     return output
 
 
-def _open_policies(
-    policies: Sequence[str | Path], sft_model: str | Path, stack: contextlib.ExitStack
-) -> list[Adapter | Checkpoint]:
-    """Every policy, read or opened; what is wrong with any of them is told at once."""
-    problems = Problems()
-    opened: dict[str, Adapter | Checkpoint] = {}
-    with problems.collect():
-        adapters = load_adapters([policy for policy in policies if is_adapter(policy)], sft_model)
-        opened.update({adapter.path: adapter for adapter in adapters})
-    for policy in policies:
-        if not is_adapter(policy):
-            with problems.collect():
-                opened[str(policy)] = stack.enter_context(Checkpoint(policy))
-    problems.check()
-    return [opened[str(policy)] for policy in policies]
-
-
-def _merged_adapter(
-    loaded: Sequence[Adapter | Checkpoint], spec: MergeSpec, num_layers: int, rank: int | None
-) -> tuple[dict[str, Factors], Truncation | None]:
-    dense = next((policy for policy in loaded if isinstance(policy, Checkpoint)), None)
-    if dense is not None and spec.rule in ADAPTER_RULES:
-        raise ValueError(
-            f"rule {spec.rule!r} combines the factors of adapters, but policy {str(dense.folder)!r} is a dense "
-            "checkpoint; use rule linear"
-        )
-    if dense is not None:
-        raise ValueError(
-            f"policy {str(dense.folder)!r} is a dense checkpoint, which no adapter holds exactly; use --save dense"
-        )
-    merged = merge_adapters(loaded, spec, num_layers=num_layers)
-    return (merged, None) if rank is None else truncate_adapter(merged, rank)
-
-
-def _as_residuals(policy: Adapter | Checkpoint, sft: Checkpoint) -> AdapterPolicy | DensePolicy:
-    return AdapterPolicy(policy, sft) if isinstance(policy, Adapter) else DensePolicy(policy, sft)
-
-
-def _check_output(output: Path, inputs: Sequence[str | Path], overwrite: bool) -> None:
+def check_output(output: Path, inputs: Sequence[str | Path], *, overwrite: bool) -> None:
+    """Raise FileExistsError where a merge may not write, among these where it would delete an input."""
     refuse_existing(output, overwrite=overwrite)
     if not output.exists():
         return
@@ -186,58 +189,54 @@ def _check_output(output: Path, inputs: Sequence[str | Path], overwrite: bool) -
             )
 
 
-def _write_adapter(
-    folder: Path,
-    merged: dict[str, Factors],
-    adapters: Sequence[Adapter],
-    sft: Checkpoint,
-    sft_model: str,
-    dtype: str | None,
-) -> tuple[LostResidual, str]:
-    # peft imports transformers; only this path needs it.
-    from peft import LoraConfig
-
-    factors = next(iter(merged.values()))
-    target = DTYPES[dtype] if dtype else torch.promote_types(factors.A.dtype, torch.float32)
-    cast = {module: Factors(entry.A.to(target), entry.B.to(target), 1.0) for module, entry in merged.items()}
-    for module, entry in cast.items():
-        if not (torch.isfinite(entry.A).all() and torch.isfinite(entry.B).all()):
+def _check_rank(rank: int | None, save: str, spec: MergeSpec) -> None:
+    if rank is None:
+        if save == "adapter" and spec.rule not in (*LINEAR_RULES, *ADAPTER_RULES):
             raise ValueError(
-                f"merged factors of {module!r} are not finite in {dtype}; check alpha, beta and weights, or choose "
-                "float32"
+                f"rule {spec.rule!r} is not linear in the residuals, so no adapter holds it exactly; give --rank, which "
+                "truncates it and says what that loses, or use --save dense"
             )
-    tensors = {}
-    for module, entry in cast.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = entry.A.contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = entry.B.contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    rank = factors.A.shape[0]
-    LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=_target_modules(list(merged), sft),
-        fan_in_fan_out=adapters[0].transposed,
-        base_model_name_or_path=sft_model,
-        task_type=adapters[0].task_type or "CAUSAL_LM",
-        lora_dropout=0.0,
-        bias="none",
-        inference_mode=True,
-    ).save_pretrained(folder)
-    hashes = {adapter.sft_sha256 for adapter in adapters}
-    if None not in hashes:
-        # A merged adapter can be merged again, also after its SFT model has moved.
-        record = {"format": 1, "stage": "merge", "sft_sha256": hashes.pop()}
-        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    return LostResidual(difference(merged, cast), None), str(target).removeprefix("torch.")
+        return
+    check_rank(rank)
+    if save == "dense":
+        raise ValueError(f"rank is {rank}, but a dense checkpoint has none; leave it out, or use --save adapter")
 
 
-def _target_modules(modules: list[str], sft: Checkpoint) -> list[str]:
-    """Last name components where they select exactly these modules (all servers read those), else full names."""
-    endings = sorted({module.rpartition(".")[2] for module in modules})
-    candidates = [name.removesuffix(".weight") for name in sft.shapes if name.endswith(".weight")]
-    selected = {name for name in candidates if name.rpartition(".")[2] in endings}
-    wanted = {(sft.parameter(f"{module}.weight") or "").removesuffix(".weight") for module in modules}
-    return endings if selected == wanted else modules
+def _check_device(device: str) -> None:
+    kind = torch.device(device).type if device.split(":")[0] in ("cpu", "cuda") else None
+    if kind is None:
+        raise ValueError(f"device is {device!r}, expected cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch sees no GPU here; leave it out, or use cpu")
+
+
+def _check_all_adapters(loaded: Sequence[Adapter | Checkpoint], spec: MergeSpec) -> None:
+    dense = next((policy for policy in loaded if isinstance(policy, Checkpoint)), None)
+    if dense is None:
+        return
+    if spec.rule in ADAPTER_RULES:
+        raise ValueError(
+            f"rule {spec.rule!r} combines the factors of adapters, but policy {str(dense.folder)!r} is a dense "
+            "checkpoint; use rule linear"
+        )
+    raise ValueError(
+        f"policy {str(dense.folder)!r} is a dense checkpoint, which no adapter holds exactly; use --save dense"
+    )
+
+
+def _as_residuals(policy: Adapter | Checkpoint, sft: Checkpoint) -> Policy:
+    return AdapterPolicy(policy, sft) if isinstance(policy, Adapter) else DensePolicy(policy, sft)
+
+
+def _module_residuals(
+    merge: DenseMerge, adapters: Sequence[Adapter], sft: Checkpoint
+) -> Iterator[tuple[str, Tensor]]:
+    """Every adapted module with its merged residual ``[out, in]``, one at a time."""
+    modules = {name: module for adapter in adapters for name, module in parameters_of(adapter, sft).items()}
+    for name, module in modules.items():
+        residual = merge.scaled.tensor(name)
+        yield module, (residual.T if adapters[0].transposed else residual)
+    merge.check_inputs()
 
 
 def _stored_dtype(sft: Checkpoint) -> str:
@@ -246,7 +245,3 @@ def _stored_dtype(sft: Checkpoint) -> str:
     for entry in sft.entries.values():
         counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
     return str(max(counts, key=counts.__getitem__)).removeprefix("torch.")
-
-
-def _policy_sha256(policy: str) -> str:
-    return sha256_of([Path(policy) / WEIGHTS_FILE]) if is_adapter(policy) else checkpoint_sha256(policy)

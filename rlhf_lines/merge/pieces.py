@@ -86,6 +86,7 @@ class Residuals:
         workers: how many threads read pieces.
         elements: of a piece at most, where the unit allows.
         max_memory: bytes that a piece and the work on it may take, or None.
+        progress: told the number of elements of every piece that `map` has gone over.
     """
 
     count: int
@@ -96,6 +97,7 @@ class Residuals:
     workers: int = 1
     elements: int = ELEMENTS
     max_memory: int | None = None
+    progress: Callable[[int], object] = lambda elements: None
 
     def changed(self, change: Callable[[Piece], list[Tensor]]) -> Residuals:
         """The residuals whose pieces are `change(piece)`: a scaling or a mask that is applied when they are read."""
@@ -131,7 +133,13 @@ class Residuals:
 
         What it returns must not share memory with the piece.
         """
-        return in_threads(lambda span: function(self.read(span)), self.spans(unit, names), self.workers)
+
+        def work(span: Span) -> tuple[int, T]:
+            return span.stop - span.start, function(self.read(span))
+
+        for size, result in in_threads(work, self.spans(unit, names), self.workers):
+            self.progress(size)
+            yield result
 
     def _check_memory(self, span: Span, unit: str) -> None:
         # K residuals, the SFT model, and about as much again for what a rule makes of them.

@@ -6,13 +6,20 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
+from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.export import MERGE_RECORD, merge_policies
+from rlhf_lines.merge.hub import check_hub, upload
+from rlhf_lines.merge.repeat import check_repeat
+from rlhf_lines.merge.rules import ADAPTER_RULES, RULES
 from rlhf_lines.merge.soups import uniform_soup
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.trainer_state import checkpoint_weights
 from rlhf_lines.models import local_folder
 from rlhf_lines.problems import Problems
+from rlhf_lines.sizes import parse_size
 
 
 @dataclass
@@ -39,16 +46,43 @@ class MergeConfig:
     rule: str = field(
         default="linear",
         metadata={
-            "help": "How residuals are combined: linear or sum; for comparison with other codes, on adapters: "
-            "factor_average or peft_linear."
+            "help": f"How residuals are combined: {', '.join(RULES)}; for comparison with other codes, on adapters: "
+            f"{', '.join(ADAPTER_RULES)}."
         },
     )
     rule_options: str | None = field(default=None, metadata={"help": "Options of the rule, as JSON."})
-    alpha: float = field(default=1.0, metadata={"help": "LiNeS factor of the first block."})
+    statistics: list[str] | None = field(
+        default=None,
+        metadata={"help": "For rules fisher and regmean: the folders that rlhf-lines fisher or gram made, as policies."},
+    )
+    alpha: str = field(
+        default="1.0",
+        metadata={"help": "LiNeS factor of the first block; auto gives tau_M the L1 norm of the mean residual."},
+    )
     beta: float = field(default=0.0, metadata={"help": "What the factor of the last block is more than alpha."})
-    schedule: str = field(default="linear", metadata={"help": "How the factor grows from block to block."})
+    schedule: str = field(default="linear", metadata={"help": "How the factor grows: linear, sqrt, quadratic or reversed."})
     dtype: str | None = field(
         default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}
+    )
+    max_shard_size: str | None = field(
+        default=None, metadata={"help": "Of a written weight file, such as 5GB; as the SFT model is if not given."}
+    )
+    max_memory: str = field(
+        default="4GB", metadata={"help": "What the work on one parameter may take, for rules that need whole ones."}
+    )
+    device: str = field(default="cpu", metadata={"help": "Where the arithmetic is done: cpu or cuda."})
+    plan: bool = field(
+        default=False, metadata={"help": "Check the inputs, print what would be read, computed and written, and stop."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished folder to the Hugging Face Hub."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Its name there: NAME or ORG/NAME."})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a new model is private there."})
+    repeats: str | None = field(
+        default=None,
+        metadata={
+            "help": "A merge_spec.json: refuse inputs whose weights are not those it records. --config "
+            "merge_spec.json sets it, with all settings of that merge but output_dir."
+        },
     )
 
     def spec(self) -> MergeSpec:
@@ -59,7 +93,13 @@ class MergeConfig:
                 options = json.loads(options)
             except json.JSONDecodeError as error:
                 raise ValueError(f"rule_options {options!r} is not JSON ({error.msg} at {error.pos})") from error
-        return MergeSpec(self.rule, self._weights(), self.alpha, self.beta, self.schedule, options)
+        return MergeSpec(self.rule, self._weights(), self._alpha(), self.beta, self.schedule, options)
+
+    def _alpha(self) -> float | str:
+        try:
+            return "auto" if self.alpha == "auto" else float(self.alpha)
+        except (TypeError, ValueError):
+            raise ValueError(f"alpha is {self.alpha!r}, expected a number or auto") from None
 
     def folders(self) -> tuple[Path, list[Path]]:
         """Return the folders of the SFT model and of the policies; all that are missing are told at once."""
@@ -86,10 +126,23 @@ CONFIGS = (RunConfig, MergeConfig)
 
 
 def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
-    """Write the merged policy and return its folder; see ``merge_policies``."""
+    """Write the merged policy, upload it if asked to, and return its folder; see ``merge_policies``."""
+    if config.plan:
+        raise ValueError("plan is for the command: rlhf-lines merge --plan, or rlhf-lines plan --config FILE")
+    if config.push_to_hub:
+        check_hub(config.hub_model_id)
     if run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file():
         _check_same_merge(config)
-        return Path(config.output_dir)
+        folder = Path(config.output_dir)
+    else:
+        folder = _merge(run_config, config)
+    if config.push_to_hub:
+        upload(folder, config.hub_model_id, private=config.hub_private_repo)
+    return folder
+
+
+def _merge(run_config: RunConfig, config: MergeConfig) -> Path:
+    refuse_existing(config.output_dir, overwrite=run_config.overwrite)  # before gigabytes are hashed
     sft, policies = config.folders()
     return merge_policies(
         sft,
@@ -100,7 +153,31 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
         rank=config.rank,
         dtype=config.dtype,
         overwrite=run_config.overwrite,
+        statistics=config.statistics or (),
+        max_shard_size=None if config.max_shard_size is None else parse_size(config.max_shard_size),
+        max_memory=parse_size(config.max_memory),
+        device=config.device,
+        warnings=check_repeat(config.repeats, sft, policies) if config.repeats else (),
+        progress=_Bars(),
     )
+
+
+class _Bars:
+    """A bar per phase of a merge: over the residuals while a rule measures them, over the model while it is written."""
+
+    def __init__(self) -> None:
+        self._phase: str | None = None
+        self._bar: tqdm | None = None
+
+    def __call__(self, phase: str, elements: int, total: int | None) -> None:
+        if phase != self._phase:
+            if self._bar is not None:
+                self._bar.close()
+            self._phase = phase
+            self._bar = tqdm(desc=f"merge: {phase}", total=total, unit="", unit_scale=True, leave=False)
+        self._bar.update(elements)
+        if self._bar.n == total:
+            self._bar.close()
 
 
 def _check_same_merge(config: MergeConfig) -> None:
@@ -114,7 +191,9 @@ def _check_same_merge(config: MergeConfig) -> None:
         "policies": [str(policy) for policy in policies],
         "dtype": config.dtype or made["dtype"],
         "rank": config.rank,
+        "statistics": config.statistics or [],
     }
+    made["statistics"] = [folder["path"] for folder in made["statistics"]]
     made["rank"] = made.get("truncation", {}).get("rank")
     made["policies"] = [policy["path"] for policy in made["policies"]]
     for key, value in asked.items():

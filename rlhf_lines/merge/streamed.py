@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -113,6 +113,7 @@ def streamed_residuals(
     device: str = "cpu",
     workers: int | None = None,
     max_memory: int | None = None,
+    progress: Callable[[int], object] = lambda elements: None,
 ) -> Residuals:
     """K policies on disk as `Residuals`, read into buffers that are used again for every piece.
 
@@ -123,7 +124,8 @@ def streamed_residuals(
         statistics: K sets of tensors that the rule needs.
         device: where the arithmetic is done.
         workers: threads; None is one per core (one on a GPU).
-        max_memory: bytes that one piece may take, for rules that need whole parameters.
+        max_memory: bytes that the work on one parameter may take, for rules that need whole ones.
+        progress: told the number of elements that were read, in the thread that asked for them.
     """
     shapes = {name: policy.shapes[name] for policy in policies for name in policy.shapes}
     # In the order of the SFT model's files: reads run forward.
@@ -158,6 +160,7 @@ def streamed_residuals(
         workers=workers or (1 if on_gpu else len(os.sched_getaffinity(0))),
         elements=GPU_ELEMENTS if on_gpu else ELEMENTS,
         max_memory=max_memory,
+        progress=progress,
     )
 
 

@@ -15,6 +15,7 @@ from rlhf_lines.merge.stage import MergeConfig
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
+from rlhf_lines.plan.merge_work import add_merge_work
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import look_at
@@ -60,6 +61,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
         }
         plan.phases.append(Phase("merge", parts))
         plan.disk["merged model"] = dense
+    add_merge_work(plan, config, num_layers=shape.config.get_text_config().num_hidden_layers)
     return plan
 
 

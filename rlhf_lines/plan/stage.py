@@ -40,6 +40,7 @@ class Plan:
         trainable: that the optimizer changes; 0 where nothing is trained.
         phases: parts of a step; they follow one another, so the largest is the peak.
         work: (what, how much), in words.
+        read: files that are read, in bytes.
         disk: what is written, in bytes.
         notes: assumptions of this plan.
     """
@@ -51,6 +52,7 @@ class Plan:
     models: list[tuple[str, str]] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     work: list[tuple[str, str]] = field(default_factory=list)
+    read: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -24,9 +24,18 @@ def plan_table(plan: Plan, config: str | Path | None = None) -> str:
     lines += ["", f"  peak: {_size(top.total)}, during {top.name}"]
     if plan.work:
         lines += ["", *(f"  {what:<32}{much}" for what, much in plan.work)]
-    lines += ["", f"to be written: {_size(sum(plan.disk.values()))}"]
-    lines += [f"  {name:<32}{_size(size)}" for name, size in plan.disk.items()]
+    if plan.read:
+        lines += _files("to be read", plan.read)
+    lines += _files("to be written", plan.disk)
     return "\n".join([*lines, *(["", *plan.notes] if plan.notes else [])])
+
+
+def _files(title: str, sizes: dict[str, int]) -> list[str]:
+    return [
+        "",
+        f"{title}: {_size(sum(sizes.values()))}",
+        *(f"  {name:<32}{'' if len(name) < 32 else '  '}{_size(size)}" for name, size in sizes.items()),
+    ]
 
 
 def _memory(plan: Plan) -> list[str]:

@@ -44,6 +44,8 @@ RULES: dict[str, Callable[..., Merged]] = {
     "regmean": regmean,  # arXiv 2212.09849
 }
 
+LINEAR_RULES = ("linear", "sum")  # tau_M is a weighted sum of the tau_k: an adapter holds it exactly
+
 # These combine the factors of adapters (merge/factor_rules.py) and have no options; no residual shows A and B.
 ADAPTER_RULES = ("factor_average", "peft_linear")
 

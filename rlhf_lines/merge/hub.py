@@ -1,0 +1,59 @@
+"""Uploading a finished folder to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+
+def check_hub(hub_model_id: str | None) -> None:
+    """Stop before any work where an upload could not succeed: no name, no login, no connection.
+
+    Raises:
+        ValueError: what is missing, in one sentence.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not hub_model_id:
+        raise ValueError("push_to_hub needs the name of the model on the Hub: give --hub_model_id NAME or ORG/NAME")
+    try:
+        validate_repo_id(hub_model_id)
+    except HFValidationError as error:
+        raise ValueError(f"hub_model_id {hub_model_id!r} is no name for the Hub ({_reason(error)})") from error
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError("push_to_hub needs the Hub, but HF_HUB_OFFLINE is set: unset it, or leave push_to_hub out")
+    if get_token() is None:
+        raise ValueError("push_to_hub needs a login: run hf auth login, or set HF_TOKEN to a token that may write")
+    try:
+        HfApi().whoami()
+    except Exception as error:  # expired, revoked, unreachable: the library has an exception class for each
+        raise ValueError(
+            f"push_to_hub cannot log in to {constants.ENDPOINT} ({_reason(error)}): run hf auth login, or check the "
+            "connection"
+        ) from error
+
+
+def upload(folder: str | Path, hub_model_id: str, *, private: bool | None = None) -> str:
+    """Create the model on the Hub unless it is there, upload the folder in one commit, and return the model's address.
+
+    Raises:
+        ValueError: the upload failed; the folder is as before, and the message has the command that tries again.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(hub_model_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=address.repo_id, folder_path=str(folder), commit_message="Merged policy")
+    except Exception as error:  # refused, unreachable, too large: the library has an exception class for each
+        again = shlex.join(["hf", "upload", hub_model_id, str(folder), ".", *(["--private"] if private else [])])
+        raise ValueError(
+            f"{folder} is complete, but its upload to {hub_model_id} failed ({_reason(error)}); try again with: {again}"
+        ) from error
+    return str(address)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,42 @@
+"""What a user wants to know about a finished merge, from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_lines.merge.serving import vllm_hint
+
+
+def loss_text(dtype: str, lost: Mapping[str, float | None]) -> str:
+    """What the last cast cost, in one sentence."""
+    text = f"written in {dtype}; the cast changed the merged residual by {lost['relative_l2']:.2%} (relative L2)"
+    if lost["unchanged"] is not None:
+        text += f"; {lost['unchanged']:.1%} of the changed parameters kept their SFT value"
+    return text
+
+
+def truncation_text(truncation: Mapping[str, Any]) -> str:
+    """What truncation to a rank lost, as one sentence."""
+    return (
+        f"truncated to rank {truncation['rank']}, which lost {truncation['lost']:.2%} of the merged residual (relative "
+        f"L2), at most {truncation['worst_lost']:.2%} in {truncation['worst_module']}"
+    )
+
+
+def outcome_lines(record: Mapping[str, Any], folder: str) -> list[str]:
+    """What was written and what it lost, how to serve an adapter, then every warning, a line each."""
+    lines = []
+    if record["spec"]["alpha"] == "auto":
+        lines.append(f"alpha {record['alpha']:.4g}, measured on the residuals")
+    if record["save"] == "adapter":
+        lines.append(f"adapter of rank {record['rank']}")
+    if "truncation" in record:
+        lines.append(truncation_text(record["truncation"]))
+    if record["save"] == "adapter":
+        lines.append(f"serve: {vllm_hint(record['sft_model'], folder, record['rank'])}")
+    return [
+        *lines,
+        loss_text(record["dtype"], record["lost_residual"]),
+        *(f"warning: {warning}" for warning in record["warnings"]),
+    ]

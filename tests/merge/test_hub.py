@@ -1,0 +1,125 @@
+"""Uploading to a server on this machine that answers as the Hub does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_lines import cli
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The five answers that an upload needs; what it got is in `server.got`."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("authorization") == "Bearer hf_right"
+        self._answer({"name": "me", "type": "user"} if known else {"error": "Invalid token"}, 200 if known else 401)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        got, path = self.server.got, self.path
+        if path == "/api/repos/create":
+            got["repo"] = json.loads(body)
+            self._answer({"url": f"http://{self.headers['host']}/me/{got['repo']['name']}"})
+        elif path == "/api/validate-yaml":
+            got["header"] = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+            self._answer({"errors": [], "warnings": []})
+        elif path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            plain = {"uploadMode": "regular", "shouldIgnore": False}
+            self._answer({"files": [{"path": file["path"], **plain} for file in files]})
+        elif path.endswith("/commit/main") and not self.server.full:
+            entries = [json.loads(line) for line in body.splitlines()]
+            for entry in entries:
+                if entry["key"] == "file":
+                    got["files"][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            address = f"http://{self.headers['host']}/me/{got['repo']['name']}/commit/1"
+            self._answer({"commitUrl": address, "commitOid": "1", "pullRequestUrl": None})
+        else:
+            self._answer({"error": "the disk of the Hub is full"}, 403)
+
+    def log_message(self, *_) -> None:
+        """Say nothing."""
+
+    def _answer(self, content: dict, status: int = 200) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A running server; the token of the user is right."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.got, server.full = {"files": {}}, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def flags(sft, helpful, tmp_path, monkeypatch) -> list[str]:
+    """A merge that would be uploaded."""
+    monkeypatch.chdir(tmp_path)
+    inputs = ["--sft_model", str(sft), "--policies", str(helpful), "--weights", "1", "--save", "adapter"]
+    return ["merge", *inputs, "--output_dir", "out", "--push_to_hub", "--hub_model_id", "merged"]
+
+
+def test_the_finished_folder_is_uploaded(hub, flags):
+    assert cli.main([*flags, "--hub_private_repo", "true"]) == 0
+    assert (hub.got["repo"]["name"], hub.got["repo"]["visibility"]) == ("merged", "private")
+    assert hub.got["files"] == {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert hub.got["header"]["library_name"] == "peft"
+
+
+def test_a_failed_upload_leaves_the_folder_and_names_the_way_back(hub, flags, capsys):
+    hub.full = True
+    assert cli.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "out is complete, but its upload to merged failed (" in error and "the disk of the Hub is full" in error
+    assert error.endswith("try again with: hf upload merged out .\n")
+    made = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert "adapter_model.safetensors" in made and not hub.got["files"]
+    hub.full = False
+    assert cli.main([*flags, "--resume"]) == 0  # the other way back: nothing is merged again
+    assert hub.got["files"] == made
+
+
+@pytest.mark.parametrize(
+    ("token", "changes", "words"),
+    [
+        ("hf_right", {"merged": None}, "push_to_hub needs the name of the model on the Hub: give --hub_model_id"),
+        ("hf_right", {"merged": "a/b/c"}, "hub_model_id 'a/b/c' is no name for the Hub"),
+        ("hf_wrong", {}, "push_to_hub cannot log in to http://127.0.0.1"),
+        (None, {}, "push_to_hub needs a login: run hf auth login"),
+    ],
+)
+def test_what_an_upload_lacks_is_told_before_the_merge(hub, flags, capsys, monkeypatch, token, changes, words):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
+    monkeypatch.setattr("huggingface_hub.constants.HF_STORED_TOKENS_PATH", "/nowhere")
+    monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
+    name = changes.get("merged", "merged")
+    assert cli.main([*flags[:-2], *([flags[-2], name] if name else [])]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not any(Path().iterdir())
+
+
+def test_offline_is_told_before_the_merge(hub, flags, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert cli.main(flags) == 2
+    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+    assert not any(Path().iterdir())

@@ -1,0 +1,140 @@
+"""A merge repeats bit for bit from the record that it wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from rlhf_lines import cli
+from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
+
+
+@pytest.fixture
+def project(tmp_path, sft, helpful, harmless, edit_config, monkeypatch) -> Path:
+    """A folder with ``models/sft`` and two adapters of it, named by relative paths; the current one."""
+    (tmp_path / "project" / "models").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    shutil.copytree(sft, "models/sft")
+    for policy in (helpful, harmless):
+        folder = edit_config(
+            Path(shutil.copytree(policy, f"models/{policy.name}")), base_model_name_or_path="models/sft"
+        )
+        (folder / "rlhf_lines.json").write_text(json.dumps({"sft_sha256": checkpoint_sha256(sft)}))
+    return tmp_path / "project"
+
+
+def merge(save: str, output: str, **options) -> Path:
+    # A weight that is written with an exponent, which a command line could not take for a number.
+    spec = MergeSpec("linear", (1.0, -1e-05), 0.5, 1.0, "sqrt")
+    policies = ["models/helpful", "models/harmless"]
+    return merge_policies("models/sft", policies, spec, save=save, output_dir=output, **options)
+
+
+def contents(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+@pytest.mark.parametrize(("save", "dtype"), [("adapter", None), ("dense", None), ("dense", "bfloat16")])
+def test_every_file_is_the_same_again(project, capsys, save, dtype):
+    first = merge(save, "first", dtype=dtype)
+    assert cli.main(["merge", "--config", "first/merge_spec.json", "--output_dir", "second"]) == 0
+    assert contents("second") == contents(first)
+    assert capsys.readouterr().out.startswith("wrote second\nwritten in ")
+
+
+def test_options_of_a_rule_are_repeated(project):
+    spec = MergeSpec("ties", (0.5, 0.5), options={"density": 0.4, "reduction": "sum"})
+    policies = ["models/helpful", "models/harmless"]
+    merge_policies("models/sft", policies, spec, save="dense", output_dir="first")
+    assert cli.main(["merge", "--config", "first/merge_spec.json", "--output_dir", "second"]) == 0
+    assert contents("second") == contents("first")
+
+
+def test_tensors_of_several_dtypes_keep_theirs(project):
+    path = Path("models/sft/model.safetensors")
+    tensors = {name: tensor.bfloat16() if "norm" in name else tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    for policy in ("helpful", "harmless"):
+        Path(f"models/{policy}/rlhf_lines.json").unlink()
+    merge("dense", "first")
+    assert cli.main(["merge", "--config", "first/merge_spec.json", "--output_dir", "second"]) == 0
+    assert contents("second") == contents("first")
+
+
+def test_flags_override_the_record(project):
+    merge("adapter", "first")
+    flags = ["--config", "first/merge_spec.json", "--output_dir", "second", "--weights", "0.5", "0.5", "--beta", "0"]
+    assert cli.main(["merge", *flags]) == 0
+    spec = json.loads(Path("second/merge_spec.json").read_text())["spec"]
+    assert (spec["weights"], spec["beta"], spec["schedule"]) == ([0.5, 0.5], 0.0, "sqrt")
+
+
+def test_a_project_that_moved_as_a_whole_finds_its_inputs(project, tmp_path, monkeypatch):
+    first = contents(merge("dense", "runs/first"))
+    project.rename(tmp_path / "renamed")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["merge", "--config", "renamed/runs/first/merge_spec.json", "--output_dir", "second"]) == 0
+    assert contents("second")["model.safetensors"] == first["model.safetensors"]
+
+
+def refusal(capsys, *flags: str) -> str:
+    capsys.readouterr()
+    assert cli.main(["merge", "--config", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and not Path("second").exists()
+    return err
+
+
+def test_changed_inputs_are_refused_all_at_once(project, capsys, edit_weights):
+    merge("dense", "first")
+    flags = ["first/merge_spec.json", "--output_dir", "second"]
+    edit_weights(Path("models/harmless"), lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
+    message = refusal(capsys, *flags)
+    assert "policy 'models/harmless' has changed since first/merge_spec.json was written" in message
+    assert "restore it, or name its copy with --policies" in message and "problems" not in message
+    path = Path("models/sft/model.safetensors")
+    save_file({name: -tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    message = refusal(capsys, *flags)
+    assert "2 problems: (1) SFT model 'models/sft' has changed" in message and "models/harmless" in message
+
+
+def test_a_copy_elsewhere_is_named_by_a_flag(project, capsys):
+    first = contents(merge("dense", "first"))
+    Path("models/harmless").rename("models/moved")
+    assert "policy ./models/harmless does not exist" in refusal(
+        capsys, "first/merge_spec.json", "--output_dir", "second"
+    )
+    flags = ["--output_dir", "second", "--policies", "models/helpful", "models/moved"]
+    assert cli.main(["merge", "--config", "first/merge_spec.json", *flags]) == 0
+    assert contents("second")["model.safetensors"] == first["model.safetensors"]
+
+
+def test_a_record_that_cannot_be_repeated_is_named(project, capsys):
+    merge("dense", "first")
+    assert "required: --output_dir" in refusal(capsys, "first/merge_spec.json")
+    assert "give them all in its order" in refusal(
+        capsys, "first/merge_spec.json", "--output_dir", "second", "--policies", "models/helpful", "--weights", "1"
+    )
+    record = json.loads(Path("first/merge_spec.json").read_text())
+    Path("old.json").write_text(json.dumps({**record, "format": 0}))
+    assert "merge record old.json has format 0, expected 1" in refusal(capsys, "old.json", "--output_dir", "second")
+    del record["sft_sha256"]
+    Path("old.json").write_text(json.dumps(record))
+    assert "merge record old.json lacks sft_sha256" in refusal(capsys, "old.json", "--output_dir", "second")
+
+
+def test_other_versions_are_a_warning(project, capsys):
+    merge("dense", "first")
+    path = Path("first/merge_spec.json")
+    record = json.loads(path.read_text())
+    record["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(record))
+    assert cli.main(["merge", "--config", str(path), "--output_dir", "second"]) == 0
+    assert "warning: first/merge_spec.json was written with torch 1.0 (now " in capsys.readouterr().out
+    again = json.loads(Path("second/merge_spec.json").read_text())
+    assert again["warnings"][0].startswith("first/merge_spec.json was written with torch 1.0")
+    assert contents("second")["model.safetensors"] == contents("first")["model.safetensors"]

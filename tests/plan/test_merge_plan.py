@@ -1,0 +1,134 @@
+"""`rlhf-lines merge --plan`: what would be read, computed and written, and what stands in the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rlhf_lines import cli
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.plan import Options, plan
+from rlhf_lines.plan.merge_work import passes_over_inputs
+
+
+@pytest.fixture
+def models(folder) -> Path:
+    """The folder of a user with an SFT model and one policy of it, both of full weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for seed, name in enumerate(("sft", "policy")):
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("sft")).save_pretrained(name)
+    return folder
+
+
+FLAGS = [
+    *("--sft_model", "sft", "--policies", "policy", "--weights", "1", "--save", "dense", "--output_dir", "out"),
+    *("--alpha", "0.5", "--beta", "1"),
+]
+
+
+def refusal(capsys, *flags: str) -> str:
+    assert cli.main(["merge", *FLAGS, "--plan", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(models, capsys):
+    before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
+    assert cli.main(["merge", *FLAGS, "--plan", "--dtype", "bfloat16"]) == 0
+    out, _ = capsys.readouterr()
+    words = {line.split("  ")[1]: line.split()[-1] for line in out.splitlines() if line.startswith("  ")}
+    count = sum(p.numel() for p in _model().parameters())
+    assert words["rule"] == "linear" and words["passes over the inputs"] == "1"
+    assert "block 1: 0.5, block 2: 1.5, outside the blocks: 0.5" in out
+    assert f"{count:,} (100.0%), " in out
+    assert "to be read: " in out and "sft/model.safetensors" in out and "policy/model.safetensors" in out
+    assert "warning: policy 'policy' does not record which SFT model it was trained from" in out
+    assert {path: path.stat().st_mtime_ns for path in models.rglob("*")} == before
+
+
+def test_bytes_are_those_that_are_read_and_written(models):
+    result = plan([*FLAGS, "--dtype", "bfloat16"], Options("merge"))
+    assert result.read == {
+        f"{name}/model.safetensors": Path(name, "model.safetensors").stat().st_size for name in ("sft", "policy")
+    }
+    assert result.disk == {"model.safetensors": 2 * sum(p.numel() for p in _model().parameters())}
+
+
+def test_the_plan_command_prints_the_same_table(models, capsys):
+    config = dict(zip([flag[2:] for flag in FLAGS[::2]], FLAGS[1::2], strict=True))
+    Path("merge.yaml").write_text(json.dumps({**config, "weights": [1.0], "alpha": 0.5, "beta": 1.0}))
+    assert cli.main(["merge", *FLAGS, "--plan"]) == 0
+    dry, _ = capsys.readouterr()
+    assert cli.main(["plan", "--config", "merge.yaml"]) == 0
+    planned, _ = capsys.readouterr()
+
+    def without_free(text: str) -> list[str]:
+        return [line for line in text.splitlines()[1:] if "free where" not in line]
+
+    assert without_free(planned) == without_free(dry)
+
+
+def test_a_record_can_be_planned(models, capsys):
+    assert cli.main(["merge", *FLAGS]) == 0
+    assert cli.main(["merge", "--config", "out/merge_spec.json", "--output_dir", "again", "--plan"]) == 0
+    assert not Path("again").exists()
+    save_file({"x": torch.zeros(1)}, "policy/model.safetensors")
+    assert cli.main(["plan", "--config", "out/merge_spec.json", "--output_dir", "again"]) == 2
+
+
+def test_problems_are_told_at_once_with_status_2(models, capsys):
+    content = json.loads(Path("policy/config.json").read_text())
+    Path("policy/config.json").write_text(json.dumps({**content, "vocab_size": 65}))
+    Path("policy/rlhf_lines.json").write_text(json.dumps({"sft_sha256": "0" * 64}))
+    error = refusal(capsys)
+    assert "2 problems: (1) policy 'policy' is not of the SFT model's architecture" in error
+    assert "trained on SFT weights 000000000000" in error
+    assert not Path("out").exists()
+
+
+def test_an_option_out_of_range_is_a_problem(models, capsys):
+    assert "density is 2, expected" in refusal(capsys, "--rule", "ties", "--rule_options", '{"density": 2}')
+
+
+def test_a_disk_that_is_too_small_is_a_problem(models, capsys, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    assert "are free there: choose another disk, a narrower --dtype, or --save adapter" in refusal(capsys)
+
+
+def test_an_input_is_never_the_output(models, capsys):
+    assert "which --overwrite would delete" in refusal(capsys, "--output_dir", "policy", "--overwrite")
+
+
+def test_scripts_do_not_merge_when_asked_to_plan(models):
+    from rlhf_lines.stages import run_stage
+
+    with pytest.raises(ValueError, match="plan is for the command"):
+        run_stage("merge", [*FLAGS, "--plan"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "passes"),
+    [
+        ("linear", {}, 1),
+        # Two digits of the threshold, the majority of signs, the merge.
+        ("ties", {}, 4),
+        ("ties", {"zero_sign": "positive"}, 3),
+    ],
+)
+def test_passes_are_counted_on_the_rule_itself(rule, options, passes):
+    assert passes_over_inputs(MergeSpec(rule, (0.5, 0.5), options=options)) == passes
+
+
+def _model():
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained("sft")
