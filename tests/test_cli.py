@@ -17,7 +17,7 @@ from rlhf_lines import __version__, cli
 from rlhf_lines.stages import MODULES
 
 
-VERBS = ("demo", "sft", "reward", "ppo", "merge", "sweep", "plan", "front")
+VERBS = ("demo", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "plan", "front")
 
 
 @pytest.fixture(scope="module")
