@@ -117,7 +117,7 @@ def _plan(arguments: list[str]) -> None:
         description=f"{VERBS['plan']}. Flags of the stage itself change the config, as they do when it runs.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the config of any stage")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the config of a stage")
     parser.add_argument("--stage", help="sft, reward, ppo, merge or sweep, where the keys fit several")
     parser.add_argument("--base_model", help="folder or Hub id of the shape of a model that does not exist yet")
     parser.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")

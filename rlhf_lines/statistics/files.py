@@ -67,7 +67,7 @@ class TensorFile:
 
 
 def read_gram(file: Any, name: str) -> Tensor:
-    """Return X^T X / n of the inputs of one linear layer, ``[in, in]``, float32, symmetric.
+    """Return X^T X / n of the inputs of one linear layer, ``[in, in]``, float32.
 
     Layers that read the same input (q, k and v; gate and up) share one stored matrix.
 

@@ -23,13 +23,13 @@ class Sample(NamedTuple):
 
 
 def read_prompts(data_config: DataConfig, split: str, num_prompts: int, tokenizer) -> list[tuple[int, ...]]:
-    """Return the first so many prompts of a split, each once, as token ids, the shortest first.
+    """Return the first so many prompts of a split as token ids, the shortest first.
 
     Raises:
         ValueError: there is no prompt, or one without tokens.
     """
     rows = data_config.load("prompts", split, tokenizer)
-    texts = itertools.islice(dict.fromkeys(row["prompt"] for row in rows), num_prompts)
+    texts = itertools.islice((row["prompt"] for row in rows), num_prompts)
     prompts = sorted((tuple(tokenizer(text)["input_ids"]) for text in texts), key=len)
     if not prompts[0]:
         raise ValueError(f"dataset {data_config.dataset_name} has a prompt without tokens in its {split} split")

@@ -7,11 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz "
-PAD, EOS = 0, 1
-PROMPTS = ["ab", "the cat", "a dog", "it is", "zebra crossing", "no", "some more words"]
+from oracle import CHARACTERS, EOS, PAD, PROMPTS
 
 
 def _tokenizer():
@@ -99,10 +95,16 @@ def root(tmp_path_factory) -> Path:
     _save_adapter(root / "gpt2", root / "lora_gpt2", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
     spec = MergeSpec("linear", (1.0,))
     merge_policies(root / "sft", [root / "lora"], spec, save="dense", output_dir=root / "dense")
-    rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in [*PROMPTS, PROMPTS[0]])
+    rows = "".join(
+        json.dumps({"prompt": prompt, "completion": completion}) + "\n"
+        for completion in ("x", "y")  # every prompt twice, which counts once
+        for prompt in PROMPTS
+    )
     (root / "prompts").mkdir()
     for split in ("train", "validation", "test"):
-        (root / "prompts" / f"{split}.jsonl").write_text(rows if split == "train" else '{"prompt": "else"}\n')
+        (root / "prompts" / f"{split}.jsonl").write_text(
+            rows if split == "train" else '{"prompt": "else", "completion": "z"}\n'
+        )
     return root
 
 

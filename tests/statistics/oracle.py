@@ -8,9 +8,13 @@ import torch
 
 from rlhf_lines import cli
 from rlhf_lines.artifact import read_record
-from rlhf_lines.config import DataConfig
-from rlhf_lines.models import load_tokenizer
-from rlhf_lines.statistics.samples import Sample, read_prompts, sample_completions, samples_sha256
+from rlhf_lines.sampling import prompt_key, sample_tokens
+from rlhf_lines.statistics.samples import Sample, samples_sha256
+
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz "  # in the vocabulary, after padding, end and unknown
+PAD, EOS = 0, 1
+PROMPTS = ["ab", "the cat", "a dog", "it is", "zebra crossing", "no", "some more words"]
 
 
 def made(verb: str, flags: list[str], output_dir: str = "./out") -> dict:
@@ -30,18 +34,21 @@ def policy_model(sft: str, policy: str, dtype: torch.dtype = torch.float64):
     return model.to(dtype).merge_and_unload().eval().requires_grad_(True)
 
 
-def samples_of(record: dict, sft: str, policy: str, *, max_new_tokens: int = 12, seed: int = 0) -> list[Sample]:
+def samples_of(record: dict, sft: str, policy: str) -> list[Sample]:
     """Return the texts that the stage took, sampled again, one prompt at a time, from the policy of PEFT."""
-    tokenizer = load_tokenizer(sft)
-    prompts = read_prompts(DataConfig("./prompts"), "train", 256, tokenizer)
-    samples = sample_completions(
-        policy_model(sft, policy, torch.float32),
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=1,
-        seed=seed,
-        description="oracle",
-    )
+    samples = []
+    for text in sorted(PROMPTS, key=len):
+        prompt = tuple(3 + CHARACTERS.index(character) for character in text)
+        tokens, lengths, _ = sample_tokens(
+            policy_model(sft, policy, torch.float32),
+            [prompt],
+            [(prompt_key(prompt), 0)],
+            max_new_tokens=12,
+            temperature=1.0,
+            eos_token_ids=[EOS],
+            pad_token_id=PAD,
+            seed=0,
+        )
+        samples.append(Sample(prompt, tuple(tokens[0, : lengths[0]].tolist())))
     assert samples_sha256(samples) == record["samples_sha256"]
     return samples

@@ -24,6 +24,7 @@ def test_safetensors_reads_what_was_written_piece_by_piece(tmp_path):
     assert loaded.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert loaded[name].dtype == torch.float32 and torch.equal(loaded[name], tensor)
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0  # tensors start at a multiple of 8 bytes
     with safe_open(path, framework="pt") as handle:
         assert handle.metadata() == {"format": "pt", "key": '{"a": "b"}'}
 

@@ -55,7 +55,7 @@ def refused(capsys, folder: Path, arguments: list[str]) -> str:
         ({"max_memory": "1KB"}, ["max_memory is 1,000 bytes, but what is summed up for", "give more"]),
         ({"parameters": "some"}, ["unknown parameters 'some'; known: adapted, all"]),
         ({"dtype": "int8"}, ["dtype is 'int8', expected float32 or bfloat16"]),
-        ({"output_dir": "./prompts"}, ["output_dir prompts exists"]),
+        ({"output_dir": "./lora"}, ["output_dir lora exists: choose another folder, or add --overwrite"]),
         ({"policies": "./lora"}, ["unknown flag '--policies'"]),
     ],
     ids=lambda value: "-".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
