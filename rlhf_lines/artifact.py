@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 
@@ -91,6 +91,16 @@ def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
     home = Path.home().resolve()
     if output.resolve() in (Path.cwd(), *Path.cwd().parents, home, *home.parents):
         raise FileExistsError(f"output_dir {output} holds the current or the home folder: choose another folder")
+
+
+def refuse_replacing(output_dir: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raise FileExistsError when ``--overwrite`` of ``output_dir`` would delete a folder that the stage reads."""
+    output = Path(output_dir)
+    for needed in map(Path, inputs):
+        if output.exists() and output.resolve() in (needed.resolve(), *needed.resolve().parents):
+            raise FileExistsError(
+                f"output_dir {output} contains {needed}, which --overwrite would delete: choose another folder"
+            )
 
 
 def is_complete(output_dir: str | Path) -> bool:

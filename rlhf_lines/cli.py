@@ -22,6 +22,8 @@ VERBS = {
     "sft": "supervised fine-tuning, with LoRA merged into a dense checkpoint",
     "reward": "a reward model from preference pairs",
     "ppo": "a LoRA policy from the SFT model against reward models",
+    "fisher": "the diagonal Fisher of a policy over its own samples, for the merge rule fisher",
+    "gram": "the Gram matrices of a policy's linear layers, for the merge rule regmean",
     "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
     "sweep": "merge, sample and score many weights, and trace the fronts",
     "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
@@ -132,7 +134,7 @@ def _plan(arguments: list[str]) -> None:
         description=f"{VERBS['plan']}. Flags of the stage itself change the config, as they do when it runs.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the config of any stage")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the config of a stage")
     parser.add_argument("--stage", help="sft, reward, ppo, merge or sweep, where the keys fit several")
     parser.add_argument("--base_model", help="folder or Hub id of the shape of a model that does not exist yet")
     parser.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")

@@ -46,6 +46,13 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
     return tokenizer
 
 
+def end_token_ids(model, tokenizer) -> list[int]:
+    """Return the ids of the tokens that end a completion: those of the generation config, and the tokenizer's."""
+    declared = model.generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    return sorted({i for i in (*declared, tokenizer.eos_token_id) if i is not None})
+
+
 def init_kwargs(model_config) -> dict:
     """Return what ``from_pretrained`` needs of a TRL ``ModelConfig`` (all but the quantisation)."""
     return {"dtype": model_config.dtype, "attn_implementation": model_config.attn_implementation}

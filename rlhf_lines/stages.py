@@ -15,6 +15,8 @@ MODULES = {
     "sft": "rlhf_lines.train.sft",
     "reward": "rlhf_lines.train.reward",
     "ppo": "rlhf_lines.train.ppo",
+    "fisher": "rlhf_lines.statistics.fisher",
+    "gram": "rlhf_lines.statistics.gram",
     "merge": "rlhf_lines.merge.stage",
     "sweep": "rlhf_lines.sweep.run",
 }

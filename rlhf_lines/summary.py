@@ -27,11 +27,23 @@ def summary(verb: str, folder: Path) -> str:
         lines.append(f"reward in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
     elif verb == "merge":
         lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()), str(folder))
+    elif verb in ("fisher", "gram"):
+        lines += _statistics(verb, record)
     elif verb == "sweep":
         lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
         lines.append(f"alpha {record['alpha']} and beta {record['beta']} of LiNeS were chosen on validation prompts")
         lines.append(f"wrote {folder}: front.json, front.png, run.sqlite")
     return "\n".join(lines)
+
+
+def _statistics(verb: str, record: dict) -> list[str]:
+    of = f"{record['layers']} linear layers" if verb == "gram" else f"{record['tensors']} parameters"
+    tokens = f"{record['prompt_tokens']} prompt and {record['completion_tokens']} completion tokens"
+    lines = [f"statistics of {of}, from {record['sequences']} sequences ({tokens}); passes: {record['passes']}"]
+    if record["lost_residual"]:
+        lost = record["lost_residual"]["relative_l2"]
+        lines.append(f"{record['dtype']} lost {lost:.1%} of the policy's residual (relative L2)")
+    return lines
 
 
 def _gains_table(gains: list[dict]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf_lines.artifact import new_folder, refuse_existing, versions
+from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, versions
 from rlhf_lines.merge.adapter_folder import write_adapter
 from rlhf_lines.merge.card import model_card
 from rlhf_lines.merge.checkpoint import Checkpoint
@@ -21,12 +21,12 @@ from rlhf_lines.merge.low_rank import merge_adapters
 from rlhf_lines.merge.precision import DTYPES
 from rlhf_lines.merge.provenance import MERGE_RECORD, load_inputs, loss_warnings, weights_sha256
 from rlhf_lines.merge.recipe import mergekit_recipe
-from rlhf_lines.merge.residuals import Adapter, Factors, parameters_of
+from rlhf_lines.merge.residuals import Adapter, parameters_of
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.statistics_files import check_statistics, open_statistics, statistics_sha256
 from rlhf_lines.merge.streamed import AdapterPolicy, DensePolicy, Policy
-from rlhf_lines.merge.truncate import Truncation, check_rank, factorise_residuals, truncate_adapter
+from rlhf_lines.merge.truncate import check_rank, factorise_residuals, truncate_adapter
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -93,7 +93,8 @@ def merge_policies(
     _check_rank(rank, save, spec)
     _check_device(device)
     output = Path(output_dir)
-    check_output(output, [sft_model, *policies, *statistics], overwrite=overwrite)
+    refuse_existing(output, overwrite=overwrite)
+    refuse_replacing(output, [sft_model, *policies, *statistics])
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(sft_model))
         loaded, found = load_inputs(sft, policies, stack)
@@ -112,7 +113,7 @@ def merge_policies(
         if spec.rule not in ADAPTER_RULES:
             residuals = dense_merge([_as_residuals(policy, sft) for policy in loaded], spec)
         elif spec.alpha == "auto":
-            raise ValueError(f'alpha "auto" is measured on residuals, but rule {spec.rule!r} has factors; give a number')
+            raise ValueError(f'alpha "auto" is measured on residuals, rule {spec.rule!r} has factors; give a number')
         # Hashing takes a core, so it goes on beside the merge.
         hashing = stack.enter_context(ThreadPoolExecutor(1))
         hashes = hashing.map(weights_sha256, [sft_model, *policies])
@@ -175,26 +176,12 @@ def merge_policies(
     return output
 
 
-def check_output(output: Path, inputs: Sequence[str | Path], *, overwrite: bool) -> None:
-    """Raise FileExistsError where a merge may not write, among these where it would delete an input."""
-    refuse_existing(output, overwrite=overwrite)
-    if not output.exists():
-        return
-    for needed in inputs:
-        resolved = Path(needed).resolve()
-        if output.resolve() in (resolved, *resolved.parents):
-            raise FileExistsError(
-                f"output_dir {str(output)!r} contains {str(needed)!r}, which --overwrite would delete; choose another "
-                "folder"
-            )
-
-
 def _check_rank(rank: int | None, save: str, spec: MergeSpec) -> None:
     if rank is None:
         if save == "adapter" and spec.rule not in (*LINEAR_RULES, *ADAPTER_RULES):
             raise ValueError(
-                f"rule {spec.rule!r} is not linear in the residuals, so no adapter holds it exactly; give --rank, which "
-                "truncates it and says what that loses, or use --save dense"
+                f"rule {spec.rule!r} is not linear in the residuals, so no adapter holds it exactly; give --rank, "
+                "which truncates it and says what that loses, or use --save dense"
             )
         return
     check_rank(rank)
@@ -228,9 +215,7 @@ def _as_residuals(policy: Adapter | Checkpoint, sft: Checkpoint) -> Policy:
     return AdapterPolicy(policy, sft) if isinstance(policy, Adapter) else DensePolicy(policy, sft)
 
 
-def _module_residuals(
-    merge: DenseMerge, adapters: Sequence[Adapter], sft: Checkpoint
-) -> Iterator[tuple[str, Tensor]]:
+def _module_residuals(merge: DenseMerge, adapters: Sequence[Adapter], sft: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     """Every adapted module with its merged residual ``[out, in]``, one at a time."""
     modules = {name: module for adapter in adapters for name, module in parameters_of(adapter, sft).items()}
     for name, module in modules.items():

@@ -14,7 +14,17 @@ from rlhf_lines.problems import Problems
 
 
 FORMAT = 1
-KEYS = ("spec", "sft_model", "sft_sha256", "policies", "statistics", "save", "asked_dtype", "max_shard_size", "versions")
+KEYS = (
+    "spec",
+    "sft_model",
+    "sft_sha256",
+    "policies",
+    "statistics",
+    "save",
+    "asked_dtype",
+    "max_shard_size",
+    "versions",
+)
 
 
 def settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:

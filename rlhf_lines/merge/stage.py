@@ -53,14 +53,16 @@ class MergeConfig:
     rule_options: str | None = field(default=None, metadata={"help": "Options of the rule, as JSON."})
     statistics: list[str] | None = field(
         default=None,
-        metadata={"help": "For rules fisher and regmean: the folders that rlhf-lines fisher or gram made, as policies."},
+        metadata={"help": "Of each policy, for rules fisher and regmean: folders of rlhf-lines fisher or gram."},
     )
     alpha: str = field(
         default="1.0",
         metadata={"help": "LiNeS factor of the first block; auto gives tau_M the L1 norm of the mean residual."},
     )
     beta: float = field(default=0.0, metadata={"help": "What the factor of the last block is more than alpha."})
-    schedule: str = field(default="linear", metadata={"help": "How the factor grows: linear, sqrt, quadratic or reversed."})
+    schedule: str = field(
+        default="linear", metadata={"help": "How the factor grows: linear, sqrt, quadratic or reversed."}
+    )
     dtype: str | None = field(
         default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}
     )

@@ -18,9 +18,13 @@ from rlhf_lines.merge.residuals import RECORD_FILE
 from rlhf_lines.merge.rules.statistics import VERBS
 from rlhf_lines.merge.tensor_file import TensorFile
 from rlhf_lines.problems import Problems
-from rlhf_lines.statistics.files import FISHER_FILE, GRAM_FILE, SAME_INPUT, TRANSPOSED
 
 
+FISHER_FILE = "fisher.safetensors"
+GRAM_FILE = "gram.safetensors"
+# Keys of the metadata of GRAM_FILE, both JSON: which layers share a matrix, which weights are stored [in, out].
+SAME_INPUT = "same_input"
+TRANSPOSED = "transposed"
 FILES = {"fisher": FISHER_FILE, "regmean": GRAM_FILE}  # by rule
 
 

@@ -152,10 +152,21 @@ class NewTensorFile:
             raise
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Write `values` (flat, of the entry's dtype) as the elements of a tensor from `start` on."""
+        """Write `values` (flat, on the CPU, of the entry's dtype) as the elements of a tensor from `start` on."""
         entry = self.entries[name]
+        if values.dtype != entry.dtype or start + values.numel() > entry.size:
+            raise ValueError(
+                f"{values.numel()} values of {values.dtype} from {start} on do not fit {name!r}, {entry.size} of "
+                f"{entry.dtype}; this is a mistake of the caller"
+            )
         offset = entry.offset + start * entry.dtype.itemsize
         self._write(memoryview(values.contiguous().view(torch.uint8).numpy()), offset)
+
+    def __enter__(self) -> NewTensorFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file; errors of delayed writing appear here."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.export import check_output
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.order import DIRECT
 from rlhf_lines.merge.pieces import Piece, Span, residuals_in_memory
@@ -39,7 +39,8 @@ def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> None:
         ValueError, FileNotFoundError, FileExistsError: the merge could not run; all problems of inputs that exist.
     """
     spec, folders = config.spec(), [config.sft_model, *config.policies]
-    check_output(Path(config.output_dir), folders, overwrite=True)
+    refuse_existing(config.output_dir, overwrite=True)
+    refuse_replacing(config.output_dir, folders)
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     plan.work.append(("factors of LiNeS", _factors_text(spec, num_layers)))

@@ -9,6 +9,7 @@ from rlhf_lines.artifact import is_complete, refuse_existing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.plan.config import of_type, read_config, stage_of
 from rlhf_lines.plan.memory import Phase
+from rlhf_lines.stages import MODULES
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,6 @@ def plan(arguments: list[str], options: Options | None = None) -> Plan:
     options = options or Options()
     path = Path(arguments[arguments.index("--config") + 1]) if "--config" in arguments[:-1] else None
     stage = options.stage or stage_of(arguments, path or Path("config"))
-    configs, given = read_config(stage, arguments)
-    run_config = of_type(configs, RunConfig)
-    output_dir = next(config.output_dir for config in configs.values() if hasattr(config, "output_dir"))
-    if not (run_config.resume and is_complete(output_dir)):
-        refuse_existing(output_dir, overwrite=run_config.overwrite)
     plans = {
         "sft": training.plan_sft,
         "reward": training.plan_reward,
@@ -83,4 +79,11 @@ def plan(arguments: list[str], options: Options | None = None) -> Plan:
         "merge": merging.plan_merge,
         "sweep": merging.plan_sweep,
     }
+    if stage in MODULES and stage not in plans:
+        raise ValueError(f"stage {stage} has no plan, only {', '.join(plans)} have one")
+    configs, given = read_config(stage, arguments)
+    run_config = of_type(configs, RunConfig)
+    output_dir = next(config.output_dir for config in configs.values() if hasattr(config, "output_dir"))
+    if not (run_config.resume and is_complete(output_dir)):
+        refuse_existing(output_dir, overwrite=run_config.overwrite)
     return plans[stage](configs, given, path.parent if path else None, options)

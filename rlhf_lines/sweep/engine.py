@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from reward_models import RewardModel
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.residuals import Adapter
-from rlhf_lines.models import load_tokenizer
+from rlhf_lines.models import end_token_ids, load_tokenizer
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.mixture import Mixture
@@ -92,7 +92,7 @@ class LocalEngine:
             requests,
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
-            eos_token_ids=_eos_token_ids(mixture.model, tokenizer),
+            eos_token_ids=end_token_ids(mixture.model, tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             seed=self.config.seed,
         )
@@ -112,12 +112,6 @@ class LocalEngine:
             self._tokenizer = load_tokenizer(self._sft)
             self._mixture = Mixture(model, self._adapters)
         return self._mixture, self._tokenizer
-
-
-def _eos_token_ids(model, tokenizer) -> list[int]:
-    declared = model.generation_config.eos_token_id
-    declared = declared if isinstance(declared, list) else [declared]
-    return sorted({i for i in (*declared, tokenizer.eos_token_id) if i is not None})
 
 
 def _chunks(rows: list, size: int) -> Iterable[list]:

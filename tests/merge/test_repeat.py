@@ -43,7 +43,8 @@ def test_every_file_is_the_same_again(project, capsys, save, dtype):
     first = merge(save, "first", dtype=dtype)
     assert cli.main(["merge", "--config", "first/merge_spec.json", "--output_dir", "second"]) == 0
     assert contents("second") == contents(first)
-    assert capsys.readouterr().out.startswith("wrote second\nwritten in ")
+    out = capsys.readouterr().out
+    assert out.startswith("wrote second\n") and "\nwritten in " in out
 
 
 def test_options_of_a_rule_are_repeated(project):

@@ -209,4 +209,6 @@ def test_the_stage_is_asked_for_where_the_keys_fit_several(folder, write_config,
     assert "unknown stage 'sftt'" in refused(capsys, "--config", path, "--stage", "sftt")
     unknown = write_config("other.yaml", whatever=1)
     assert "fits no stage; the nearest is ppo (unknown there: whatever)" in refused(capsys, "--config", unknown)
+    (folder / "fisher.yaml").write_text("{sft_model: sft, policy: p, output_dir: out, dataset_name: docstrings}")
+    assert "stage fisher has no plan, only sft, reward, ppo," in refused(capsys, "--config", "fisher.yaml")
     assert "config file gone.yaml does not exist" in refused(capsys, "--config", "gone.yaml")

@@ -1,0 +1,56 @@
+"""The settings that all statistics of a policy share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from rlhf_lines.data.splits import SPLITS
+from rlhf_lines.sizes import parse_size
+from rlhf_lines.suggestion import unknown_name
+
+
+PARAMETERS = ("adapted", "all")
+
+
+@dataclass
+class StatisticsConfig:
+    """Of which policy, on which texts."""
+
+    sft_model: str = field(metadata={"help": "The SFT model that the policy was trained from."})
+    policy: str = field(metadata={"help": "A PEFT folder or a dense checkpoint."})
+    output_dir: str = field(metadata={"help": "The folder to make."})
+    split: str = field(default="train", metadata={"help": "train, validation or test: whose prompts."})
+    num_prompts: int = field(default=256, metadata={"help": "Prompts, each with one completion of the policy."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest completion."})
+    batch_size: int = field(default=32, metadata={"help": "Sequences in one batch, where batches are used."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling noise."})
+    dtype: str = field(default="float32", metadata={"help": "Of the loaded policy; float32 merges an adapter exactly."})
+    max_memory: str = field(
+        default="4GB",
+        metadata={"help": "Of the sums that are in memory at a time, beside the policy; less takes more passes."},
+    )
+    parameters: str | None = field(
+        default=None,
+        metadata={"help": "adapted (what the adapter changes) or all; if not given, adapted for an adapter."},
+    )
+
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+
+    def __post_init__(self) -> None:
+        numbers = ("num_prompts", "max_new_tokens", "batch_size")
+        problems = [
+            f"{name} is {getattr(self, name)}, expected at least 1" for name in numbers if getattr(self, name) < 1
+        ]
+        if self.split not in SPLITS:
+            problems.append(unknown_name("split", self.split, SPLITS))
+        if self.parameters not in (None, *PARAMETERS):
+            problems.append(unknown_name("parameters", self.parameters, PARAMETERS))
+        if self.dtype not in self.dtypes:
+            problems.append(f"dtype is {self.dtype!r}, expected {' or '.join(self.dtypes)}")
+        try:
+            self.max_bytes = parse_size(self.max_memory)
+        except ValueError as error:
+            problems.append(f"max_memory {error}")
+        if problems:
+            raise ValueError("; ".join(problems))

@@ -1,0 +1,86 @@
+"""What every statistics stage reads: the SFT model, one policy of it, and prompts; checked before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlhf_lines.artifact import refuse_existing, refuse_replacing
+from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.merge.checkpoint import checkpoint_sha256
+from rlhf_lines.merge.residuals import is_adapter
+from rlhf_lines.models import load_tokenizer, local_folder
+from rlhf_lines.statistics.config import StatisticsConfig
+from rlhf_lines.statistics.policy import Policy, check_policy, load_policy, policy_sha256
+from rlhf_lines.statistics.samples import Sample, read_prompts, sample_completions, samples_sha256
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The folders of the SFT model and of the policy, the tokenizer, and the prompts as token ids."""
+
+    config: StatisticsConfig
+    sft: Path
+    policy: Path
+    tokenizer: object
+    prompts: list[tuple[int, ...]]
+
+    @property
+    def parameters(self) -> str:
+        """``adapted`` or ``all``."""
+        return self.config.parameters or ("adapted" if is_adapter(self.policy) else "all")
+
+    def load_policy(self) -> Policy:
+        """Return the policy as a dense model."""
+        return load_policy(self.sft, self.policy, dtype=self.config.dtype)
+
+    def sample(self, policy: Policy, description: str) -> list[Sample]:
+        """Return one completion of the policy for every prompt."""
+        return sample_completions(
+            policy.model,
+            self.tokenizer,
+            self.prompts,
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            description=description,
+        )
+
+    def record(self, policy: Policy, samples: list[Sample]) -> dict:
+        """Return the facts that tell what the statistics are of."""
+        return {
+            "seed": self.config.seed,
+            "sft_model": self.config.sft_model,
+            "sft_sha256": checkpoint_sha256(self.sft),
+            "policy": self.config.policy,
+            "policy_sha256": policy_sha256(self.policy),
+            "parameters": self.parameters,
+            "dtype": self.config.dtype,
+            "lost_residual": policy.lost and asdict(policy.lost),
+            "samples_sha256": samples_sha256(samples),
+            "sequences": len(samples),
+            "prompt_tokens": sum(len(sample.prompt) for sample in samples),
+            "completion_tokens": sum(len(sample.completion) for sample in samples),
+        }
+
+
+def read_inputs(run_config: RunConfig, data_config: DataConfig, config: StatisticsConfig, verb: str) -> Inputs:
+    """Return what the stage reads.
+
+    Raises:
+        FileNotFoundError: a model, the policy or the data does not exist.
+        FileExistsError: ``output_dir`` exists, or replacing it would delete an input.
+        ValueError: several processes were started, the policy belongs to another SFT model, or there are no prompts.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(f"{verb} runs in one process, but {processes} were started: leave out the launcher")
+    refuse_existing(config.output_dir, overwrite=run_config.overwrite)
+    sft = local_folder(config.sft_model, what="SFT model")
+    policy = local_folder(config.policy, what="policy")
+    refuse_replacing(config.output_dir, [sft, policy])
+    check_policy(sft, policy)
+    tokenizer = load_tokenizer(sft)
+    prompts = read_prompts(data_config, config.split, config.num_prompts, tokenizer)
+    return Inputs(config, sft, policy, tokenizer, prompts)

@@ -1,0 +1,133 @@
+"""One policy as a dense model whose parameters have the names of the SFT model's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
+from rlhf_lines.merge.precision import DTYPES, Loss, LostResidual, cast_loss, wide
+from rlhf_lines.merge.residuals import (
+    WEIGHTS_FILE,
+    Adapter,
+    check_same_base,
+    dense_residual,
+    is_adapter,
+    load_adapter,
+    parameters_of,
+)
+from rlhf_lines.merge.streamed import DensePolicy
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy, ready to run.
+
+    Attributes:
+        model: the causal language model, without adapter, in eval mode.
+        parameters: name in the SFT model's files to the model's parameter; tied weights once.
+        adapted: the names that the policy's adapter changes; None for a dense policy.
+        tied: the names, in the files, of parameters that the model uses in several places.
+        lost: what rounding theta_SFT + s B A to the model's dtype lost; None for float32 and for dense policies.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    adapted: frozenset[str] | None
+    tied: frozenset[str]
+    lost: LostResidual | None
+
+    def selected(self, parameters: str) -> list[str]:
+        """Return the names that the policy changes (``adapted``; of a dense policy, every one), or ``all``."""
+        changed = self.parameters.keys() if parameters == "all" or self.adapted is None else self.adapted
+        return [name for name in self.parameters if name in changed]
+
+
+def check_policy(sft: Path, policy: Path) -> None:
+    """Stop unless the policy belongs to the SFT model; reads configs and file headers, and the adapter.
+
+    Raises:
+        FileNotFoundError: a folder is no checkpoint.
+        ValueError: another SFT model, other names or shapes, or an adapter that is more than s B A.
+    """
+    with Checkpoint(sft) as checkpoint:
+        if "quantization_config" in checkpoint.config:
+            raise ValueError(f"SFT model {str(sft)!r} is quantised, expected plain weights: give the unquantised model")
+        if is_adapter(policy):
+            check_same_base([load_adapter(policy)], sft)
+        else:
+            with Checkpoint(policy) as other:
+                DensePolicy(other, checkpoint)
+
+
+def policy_sha256(policy: Path) -> str:
+    """Return the SHA-256 of the policy's weights: of the adapter's file, or of the checkpoint's."""
+    return sha256_of([policy / WEIGHTS_FILE]) if is_adapter(policy) else checkpoint_sha256(policy)
+
+
+def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:
+    """Return the policy with theta = theta_SFT + s B A in its weights, added in float32 or wider and cast once.
+
+    Raises:
+        ValueError: the model has a parameter that the files have not, or an adapted weight is tied to another.
+    """
+    from transformers import AutoModelForCausalLM
+
+    adapter = load_adapter(policy) if is_adapter(policy) else None
+    folder = policy if adapter is None else sft
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().requires_grad_(False)
+    with Checkpoint(folder) as checkpoint:
+        parameters, tied = _named(model, checkpoint)
+        adapted = lost = None
+        if adapter is not None:
+            modules = parameters_of(adapter, checkpoint)
+            both = sorted(tied & modules.keys())
+            if both:
+                raise ValueError(
+                    f"adapter {adapter.path!r} changes {both[0]!r}, which the SFT model also uses in another place; "
+                    "such an adapter has no dense weights of the SFT model's shape"
+                )
+            adapted, lost = frozenset(modules), _add(adapter, modules, parameters, checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Policy(model, parameters, adapted, tied, lost)
+
+
+def _named(model: nn.Module, checkpoint: Checkpoint) -> tuple[dict[str, nn.Parameter], frozenset[str]]:
+    """Return the parameters by their names in the files, and the names of those that are tied."""
+    places: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter, []).append(name)
+    parameters, tied = {}, set()
+    for parameter, names in places.items():
+        stored = next(filter(None, map(checkpoint.parameter, names)), None)
+        if stored is None or checkpoint.shapes[stored] != parameter.shape:
+            raise ValueError(
+                f"the model has a parameter {names[0]!r} of shape {tuple(parameter.shape)}, which "
+                f"{str(checkpoint.folder)!r} does not hold as such; models that transformers assembles from "
+                "other tensors (mixtures of experts) have no statistics here"
+            )
+        parameters[stored] = parameter
+        if len(names) > 1:
+            tied.update(filter(None, map(checkpoint.parameter, names)))
+    return parameters, frozenset(tied)
+
+
+@torch.no_grad()
+def _add(
+    adapter: Adapter, modules: Mapping[str, str], parameters: Mapping[str, nn.Parameter], sft: Checkpoint
+) -> LostResidual | None:
+    """Add the residuals to the weights, from the files' own values, which the model may already have rounded."""
+    loss, exact = Loss(), True
+    for name, module in modules.items():
+        stored, residual = sft.read(name), dense_residual(adapter, module)
+        sft_values = wide(stored, name)
+        written = (sft_values + residual).to(parameters[name].dtype)
+        parameters[name].copy_(written)
+        if written.dtype != torch.float32:
+            exact = False
+            loss += cast_loss(residual.flatten(), sft_values.flatten(), written.flatten(), stored.dtype)
+    return None if exact else loss.shares()
