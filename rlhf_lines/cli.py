@@ -86,7 +86,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     if verb == "plan":
         return _plan(arguments)
     read_config(arguments)  # a mistake in the file is told before seconds of imports
-    _quiet_libraries()
+    _quiet_libraries(verb)
     if verb == "demo":
         return _demo(arguments)
     from rlhf_lines.stages import read_stage, run_stage
@@ -142,7 +142,7 @@ def _plan(arguments: list[str]) -> None:
     options, of_stage = parser.parse_known_args(arguments)
     if options.prompt_tokens is not None and options.prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {options.prompt_tokens}, expected at least 1")
-    _quiet_libraries()
+    _quiet_libraries("plan")
     from rlhf_lines.plan import Options, plan, plan_table
 
     asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device)
@@ -178,13 +178,14 @@ def _leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def _quiet_libraries() -> None:
+def _quiet_libraries(verb: str) -> None:
     """Leave one progress bar per stage: hide those of file loading, and notices to developers of TRL."""
-    import datasets
-    import transformers
+    if verb != "merge":  # loads no model and no data, and is done before these are imported
+        import datasets
+        import transformers
 
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it can do without
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")

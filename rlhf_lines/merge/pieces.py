@@ -23,7 +23,7 @@ from rlhf_lines.merge.precision import wide
 T = TypeVar("T")
 Unit = str | Callable[[str], str]  # of all parameters, or by name
 
-ELEMENTS = 1 << 16  # of a piece: a few such float32 buffers stay in a core's cache
+ELEMENTS = 1 << 17  # of a piece: a few such float32 buffers stay in a cache, and Python has little to do between them
 BATCH = 16  # spans that a thread takes at once
 LARGE = 16 * ELEMENTS  # a span of more elements has the machine to itself
 
