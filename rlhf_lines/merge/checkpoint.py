@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
-    """SHA-256 over the contents of files, one after the other."""
+    """SHA-256 over the contents of files, one after the other; computed once for files that do not change."""
+    stats = [(path.resolve(), path.stat()) for path in paths]
+    return _sha256_of(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Size and time of change are part of the key, so that a file that was written again is read again."""
     digest = hashlib.sha256()
-    for path in paths:
+    for path, _, _ in files:
         with path.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)

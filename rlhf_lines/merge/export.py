@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, versions
-from rlhf_lines.merge.adapter_folder import write_adapter
 from rlhf_lines.merge.card import model_card
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import DenseMerge
-from rlhf_lines.merge.low_rank import merge_adapters
 from rlhf_lines.merge.precision import DTYPES
 from rlhf_lines.merge.provenance import MERGE_RECORD, load_inputs, loss_warnings, weights_sha256
 from rlhf_lines.merge.recipe import mergekit_recipe
-from rlhf_lines.merge.residuals import Adapter, parameters_of
+from rlhf_lines.merge.residuals import Adapter
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.statistics_files import check_statistics, open_statistics, statistics_sha256
-from rlhf_lines.merge.streamed import AdapterPolicy, DensePolicy, Policy
-from rlhf_lines.merge.truncate import check_rank, factorise_residuals, truncate_adapter
+from rlhf_lines.merge.truncate import check_rank
+from rlhf_lines.merge.writing import PolicyMerge
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -99,79 +97,56 @@ def merge_policies(
         sft = stack.enter_context(Checkpoint(sft_model))
         loaded, found = load_inputs(sft, policies, stack)
         check_statistics(spec.rule, statistics, policies)
-        adapters = [policy for policy in loaded if isinstance(policy, Adapter)]
         if save == "adapter" or spec.rule in ADAPTER_RULES:
             _check_all_adapters(loaded, spec)
-
-        def dense_merge(policies: Sequence[Policy], spec: MergeSpec) -> DenseMerge:
-            held = open_statistics(spec.rule, statistics, stack)
-            return DenseMerge(
-                sft, policies, spec, statistics=held, device=device, max_memory=max_memory, progress=progress
-            )
-
-        residuals = None
-        if spec.rule not in ADAPTER_RULES:
-            residuals = dense_merge([_as_residuals(policy, sft) for policy in loaded], spec)
-        elif spec.alpha == "auto":
-            raise ValueError(f'alpha "auto" is measured on residuals, rule {spec.rule!r} has factors; give a number')
+        make_dense = partial(DenseMerge, sft, device=device, max_memory=max_memory, progress=progress)
+        merge = PolicyMerge(spec, sft, loaded, open_statistics(spec.rule, statistics, stack), make_dense)
         # Hashing takes a core, so it goes on beside the merge.
         hashing = stack.enter_context(ThreadPoolExecutor(1))
         hashes = hashing.map(weights_sha256, [sft_model, *policies])
         with new_folder(output, overwrite=overwrite) as folder:
-            alpha = residuals.alpha if spec.alpha == "auto" else spec.alpha
-            resolved = replace(spec, alpha=alpha)
-            factors, truncation = None, None
-            if spec.rule in ADAPTER_RULES or (save == "adapter" and spec.rule in LINEAR_RULES):
-                factors = merge_adapters(adapters, resolved, num_layers=sft.num_layers())
-                if rank is not None:
-                    factors, truncation = truncate_adapter(factors, rank)
-            elif save == "adapter":
-                factors, truncation = factorise_residuals(_module_residuals(residuals, adapters, sft), rank)
             if save == "adapter":
-                lost, written_dtype = write_adapter(folder, factors, adapters, sft, str(sft_model), dtype)
+                written = merge.write_adapter(folder, str(sft_model), rank=rank, dtype=dtype)
             else:
-                if factors is not None:  # weights and LiNeS are in the factors already
-                    whole = AdapterPolicy(replace(adapters[0], modules=factors), sft)
-                    residuals = dense_merge([whole], MergeSpec("linear", (1.0,)))
-                lost = residuals.write(folder, dtype=dtype, max_shard_size=max_shard_size)
-                written_dtype = dtype or _stored_dtype(sft)
-            names = [str(policy) for policy in policies]
-            found += loss_warnings(lost, dtype=written_dtype, save=save, adapters_only=len(adapters) == len(policies))
-            sft_sha256, *policy_hashes = hashes
+                written = merge.write_dense(folder, dtype=dtype, max_shard_size=max_shard_size)
+            found += loss_warnings(
+                written.lost, dtype=written.dtype, save=save, adapters_only=len(merge.adapters) == len(policies)
+            )
+            sft_sha256, *sha256 = hashes
             record = {
                 "format": 1,
                 "spec": spec.to_dict(),
-                "alpha": alpha,
+                "alpha": merge.alpha,
                 "sft_model": str(sft_model),
                 "sft_sha256": sft_sha256,
                 "policies": [
-                    {"path": name, "sha256": sha256} for name, sha256 in zip(names, policy_hashes, strict=True)
+                    {"path": str(path), "sha256": known} for path, known in zip(policies, sha256, strict=True)
                 ],
                 "statistics": [
                     {"path": str(path), "sha256": statistics_sha256(spec.rule, path)} for path in statistics
                 ],
                 "save": save,
-                "dtype": written_dtype,
+                "dtype": written.dtype,
                 "asked_dtype": dtype,
                 "max_shard_size": max_shard_size,
                 "versions": versions(),
-                "lost_residual": asdict(lost),
+                "lost_residual": asdict(written.lost),
                 "warnings": [*warnings, *found],
             }
             if save == "adapter":
-                record["rank"] = next(iter(factors.values())).A.shape[0]
-                if truncation is not None:
-                    record["truncation"] = asdict(truncation)
+                record["rank"] = written.rank
+            if written.truncation is not None:
+                record["truncation"] = asdict(written.truncation)
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
             (folder / "README.md").write_text(model_card(record))
             recipe = mergekit_recipe(
-                resolved,
+                merge.resolved,
                 str(sft_model),
-                [policy if isinstance(policy, Adapter) else name for policy, name in zip(loaded, names, strict=True)],
+                [one if isinstance(one, Adapter) else str(path) for one, path in zip(loaded, policies, strict=True)],
                 num_layers=sft.num_layers(),
-                out_dtype=written_dtype,
+                out_dtype=written.dtype,
             )
-            if recipe is not None and truncation is None:
+            if recipe is not None and written.truncation is None:
                 (folder / "mergekit.yaml").write_text(recipe)
     return output
 
@@ -209,24 +184,3 @@ def _check_all_adapters(loaded: Sequence[Adapter | Checkpoint], spec: MergeSpec)
     raise ValueError(
         f"policy {str(dense.folder)!r} is a dense checkpoint, which no adapter holds exactly; use --save dense"
     )
-
-
-def _as_residuals(policy: Adapter | Checkpoint, sft: Checkpoint) -> Policy:
-    return AdapterPolicy(policy, sft) if isinstance(policy, Adapter) else DensePolicy(policy, sft)
-
-
-def _module_residuals(merge: DenseMerge, adapters: Sequence[Adapter], sft: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Every adapted module with its merged residual ``[out, in]``, one at a time."""
-    modules = {name: module for adapter in adapters for name, module in parameters_of(adapter, sft).items()}
-    for name, module in modules.items():
-        residual = merge.scaled.tensor(name)
-        yield module, (residual.T if adapters[0].transposed else residual)
-    merge.check_inputs()
-
-
-def _stored_dtype(sft: Checkpoint) -> str:
-    """The dtype that most parameters of the SFT checkpoint have, as the files say (config.json may be silent)."""
-    counts: dict[torch.dtype, int] = {}
-    for entry in sft.entries.values():
-        counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
-    return str(max(counts, key=counts.__getitem__)).removeprefix("torch.")

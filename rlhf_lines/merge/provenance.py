@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.merge.checkpoint import Checkpoint, read_json, sha256_of
+from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, read_json, sha256_of
 from rlhf_lines.merge.precision import LostResidual
 from rlhf_lines.merge.residuals import (
     RECORD_FILE,
@@ -87,15 +86,8 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint]) -> l
 
 
 def weights_sha256(folder: str | Path) -> str:
-    """SHA-256 over the weights of an adapter or a checkpoint; computed once for files that do not change.
-
-    That of a checkpoint is `checkpoint_sha256`.
-    """
-    folder = Path(folder)
-    if is_adapter(folder):
-        return _sha256([folder / WEIGHTS_FILE])
-    with Checkpoint(folder) as checkpoint:
-        return _sha256(folder / file for file in sorted(checkpoint.files))
+    """SHA-256 over the weights of an adapter or a checkpoint (that is `checkpoint_sha256`)."""
+    return sha256_of([Path(folder) / WEIGHTS_FILE]) if is_adapter(folder) else checkpoint_sha256(folder)
 
 
 def hub_id(folder: str | Path) -> str | None:
@@ -196,14 +188,3 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "nothing" if shape is None else f"shape {shape}"
-
-
-def _sha256(paths: Iterable[Path]) -> str:
-    stats = [(path.resolve(), path.stat()) for path in paths]
-    return _sha256_of(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
-
-
-@lru_cache(maxsize=64)
-def _sha256_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Size and time of change are part of the key, so that a file that was written again is read again."""
-    return sha256_of(path for path, _, _ in files)

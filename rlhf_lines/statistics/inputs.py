@@ -9,10 +9,11 @@ from pathlib import Path
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge.checkpoint import checkpoint_sha256
+from rlhf_lines.merge.provenance import weights_sha256
 from rlhf_lines.merge.residuals import is_adapter
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.statistics.config import StatisticsConfig
-from rlhf_lines.statistics.policy import Policy, check_policy, load_policy, policy_sha256
+from rlhf_lines.statistics.policy import Policy, check_policy, load_policy
 from rlhf_lines.statistics.samples import Sample, read_prompts, sample_completions, samples_sha256
 
 
@@ -54,7 +55,7 @@ class Inputs:
             "sft_model": self.config.sft_model,
             "sft_sha256": checkpoint_sha256(self.sft),
             "policy": self.config.policy,
-            "policy_sha256": policy_sha256(self.policy),
+            "policy_sha256": weights_sha256(self.policy),
             "parameters": self.parameters,
             "dtype": self.config.dtype,
             "lost_residual": policy.lost and asdict(policy.lost),

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
+from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.precision import DTYPES, Loss, LostResidual, cast_loss, wide
 from rlhf_lines.merge.residuals import (
-    WEIGHTS_FILE,
     Adapter,
     check_same_base,
     dense_residual,
@@ -62,11 +61,6 @@ def check_policy(sft: Path, policy: Path) -> None:
         else:
             with Checkpoint(policy) as other:
                 DensePolicy(other, checkpoint)
-
-
-def policy_sha256(policy: Path) -> str:
-    """Return the SHA-256 of the policy's weights: of the adapter's file, or of the checkpoint's."""
-    return sha256_of([policy / WEIGHTS_FILE]) if is_adapter(policy) else checkpoint_sha256(policy)
 
 
 def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:
