@@ -123,7 +123,7 @@ class Residuals:
         for name in self.shapes if names is None else names:
             whole = unit if isinstance(unit, str) else unit(name)
             for span in cut(name, self.shapes[name], whole, self.elements):
-                self._check_memory(span, whole)
+                self.check_memory(name, span.stop - span.start)
                 yield span
 
     def map(
@@ -141,13 +141,22 @@ class Residuals:
             self.progress(size)
             yield result
 
-    def _check_memory(self, span: Span, unit: str) -> None:
-        # K residuals, the SFT model, and about as much again for what a rule makes of them.
-        needed = 2 * (self.count + 1) * (span.stop - span.start) * self.dtype.itemsize
-        if self.max_memory is not None and span.stop - span.start > self.elements and needed > self.max_memory:
+    def check_memory(self, name: str, elements: int, beside: int = 0) -> None:
+        """Stop if a piece is larger than the others have to be, and takes more than `max_memory`.
+
+        Args:
+            name: the parameter.
+            elements: of the piece.
+            beside: bytes that the rule takes beside K residuals, the SFT model's values and as much again.
+
+        Raises:
+            ValueError: it does.
+        """
+        needed = 2 * (self.count + 1) * elements * self.dtype.itemsize + beside
+        if self.max_memory is not None and elements > self.elements and needed > self.max_memory:
             raise ValueError(
-                f"the rule needs a whole {unit} of {span.name!r} {self.shapes[span.name]} at once, about {needed:,} "
-                f"bytes, but max_memory is {self.max_memory:,}; raise it, or choose another rule or granularity"
+                f"the rule needs {elements:,} elements of {name!r} {self.shapes[name]} at once, about {needed:,} bytes, "
+                f"but max_memory is {self.max_memory:,}; raise it, or choose another rule or granularity"
             )
 
 

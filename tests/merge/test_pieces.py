@@ -11,6 +11,7 @@ import torch
 from rlhf_lines.merge import order
 from rlhf_lines.merge.order import order_statistics
 from rlhf_lines.merge.pieces import Span, cut, in_threads, residuals_in_memory
+from rlhf_lines.merge.rules import merge_lazily
 
 
 @pytest.mark.parametrize(
@@ -90,5 +91,18 @@ def test_order_statistics_are_those_of_sorting(dtype, workers, direct, monkeypat
 def test_a_whole_tensor_beyond_the_memory_bound_is_refused():
     residuals = replace(residuals_in_memory([{"w": torch.ones(8, 8)}], elements=16), max_memory=1000)
     assert len(list(residuals.spans("row"))) == 4
-    with pytest.raises(ValueError, match=r"whole tensor of 'w' \(8, 8\) at once, about 1,024 bytes, but max_memory is"):
+    with pytest.raises(ValueError, match=r"64 elements of 'w' \(8, 8\) at once, about 1,024 bytes, but max_memory is"):
         list(residuals.spans("tensor"))
+
+
+@pytest.mark.parametrize("rule", ["opcm", "regmean"])
+def test_what_a_rule_takes_beside_a_whole_tensor_is_counted(rule):
+    generator = torch.Generator().manual_seed(0)
+    policies = [{"model.layers.0.mlp.up_proj.weight": torch.randn(8, 8, generator=generator)} for _ in range(2)]
+    grams = [{"model.layers.0.mlp.up_proj.weight": torch.eye(8)}] * 2 if rule == "regmean" else []
+    residuals = residuals_in_memory(policies, statistics=grams, elements=16)
+    # 2 (K + 1) float32 matrices of 64 elements; four float64 ones for opcm, three and three for regmean.
+    needed = {"opcm": 6 * 64 * 4 + 4 * 64 * 8, "regmean": 6 * 64 * 4 + 6 * 64 * 8}[rule]
+    merge_lazily(replace(residuals, max_memory=needed), rule)
+    with pytest.raises(ValueError, match=f"about {needed:,} bytes, but max_memory is {needed - 1:,}"):
+        merge_lazily(replace(residuals, max_memory=needed - 1), rule)

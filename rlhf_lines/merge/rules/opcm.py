@@ -55,6 +55,10 @@ def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float
     """
     share("energy", energy)
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
+    for name, shape in residuals.shapes.items():
+        if _is_linear(name, shape):
+            size = math.prod(shape)
+            residuals.check_memory(name, size, beside=4 * torch.float64.itemsize * size)
 
     def unit(name: str) -> str:
         return "tensor" if _is_linear(name, residuals.shapes[name]) else "element"

@@ -52,6 +52,9 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
     names = set(common_names(residuals, "regmean", "Gram matrices"))
     for name in names:
         _check_shapes(residuals, name)
+        outputs, inputs = residuals.shapes[name]
+        beside = 3 * torch.float64.itemsize * inputs * (inputs + outputs)
+        residuals.check_memory(name, inputs * outputs, beside=beside)
 
     def compute(piece: Piece) -> Tensor:
         mean = piece.residuals[0] * shares[0]
