@@ -155,8 +155,8 @@ class Residuals:
         needed = 2 * (self.count + 1) * elements * self.dtype.itemsize + beside
         if self.max_memory is not None and elements > self.elements and needed > self.max_memory:
             raise ValueError(
-                f"the rule needs {elements:,} elements of {name!r} {self.shapes[name]} at once, about {needed:,} bytes, "
-                f"but max_memory is {self.max_memory:,}; raise it, or choose another rule or granularity"
+                f"the rule needs {elements:,} elements of {name!r} {self.shapes[name]} at once, about {needed:,} "
+                f"bytes, but max_memory is {self.max_memory:,}; raise it, or choose another rule or granularity"
             )
 
 
