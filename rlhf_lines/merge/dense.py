@@ -110,7 +110,11 @@ class DenseMerge:
         Raises:
             ValueError: `"auto"`, and tau_M is zero everywhere.
         """
-        return streamed_alpha(self.residuals, self.merged) if self._spec.alpha == "auto" else self._spec.alpha
+        if self._spec.alpha != "auto":
+            return self._spec.alpha
+        alpha = streamed_alpha(self.residuals, self.merged)
+        self.check_inputs()
+        return alpha
 
     @cached_property
     def scaled(self) -> Merged:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import block_indices
-from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
 from rlhf_lines.merge.precision import wide
+from rlhf_lines.merge.sums import parameter_sums
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -70,21 +71,8 @@ def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, 
     Raises:
         ValueError: no residual, shapes that differ, or a merged residual that is zero everywhere.
     """
-    if not residuals:
-        raise ValueError("lines_alpha got no residuals, expected at least one")
-    total = 0.0
-    for name in sorted({name for residual in residuals for name in residual}):
-        tensors = [residual[name] for residual in residuals if name in residual]
-        if len({tensor.shape for tensor in tensors}) > 1:
-            shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
-            raise ValueError(f"{name!r} has shapes {shapes}; residuals of one base have equal shapes")
-        # The accumulator starts as a copy: the inputs stay as they are.
-        summed = torch.zeros_like(tensors[0], dtype=torch.float64)
-        for tensor in tensors:
-            summed += tensor
-        total += summed.abs().sum().item()
-    merged_norm = sum(tensor.to(torch.float64).abs().sum().item() for tensor in merged.values())
-    return _alpha(total, len(residuals), merged_norm)
+    held = residuals_in_memory(residuals)
+    return streamed_alpha(held, Merged(residuals_in_memory([merged]), lambda piece: piece.residuals[0].clone()))
 
 
 def streamed_alpha(residuals: Residuals, merged: Merged) -> float:
@@ -93,21 +81,15 @@ def streamed_alpha(residuals: Residuals, merged: Merged) -> float:
     Raises:
         ValueError: a merged residual that is zero everywhere.
     """
-
-    def l1_of_sum(piece: Piece) -> float:
-        return sum(piece.residuals).abs().sum(dtype=torch.float64).item()
-
-    def l1_of_merged(piece: Piece) -> float:
-        return merged.compute(piece).abs().sum(dtype=torch.float64).item()
-
-    total = sum(residuals.map(l1_of_sum))
-    return _alpha(total, residuals.count, sum(merged.residuals.map(l1_of_merged, merged.unit)))
-
-
-def _alpha(total: float, count: int, merged_norm: float) -> float:
-    if merged_norm == 0:
+    total = _total(parameter_sums(residuals, lambda piece: [sum(piece.residuals).abs_()]))
+    size = _total(parameter_sums(merged.residuals, lambda piece: [merged.compute(piece).abs_()], unit=merged.unit))
+    if size == 0:
         raise ValueError("the merged residual is zero everywhere, so alpha is not defined; choose alpha yourself")
-    return total / (count * merged_norm)
+    return total / (residuals.count * size)
+
+
+def _total(sums: Mapping[str, Sequence[float]]) -> float:
+    return math.fsum(value for values in sums.values() for value in values)
 
 
 def apply_lines(

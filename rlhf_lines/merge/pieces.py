@@ -211,7 +211,7 @@ def residuals_in_memory(
         ValueError: no residual, shapes that differ, or a tensor that is not floating-point.
     """
     if not residuals:
-        raise ValueError("merge_residuals got no residuals, expected at least one")
+        raise ValueError("got no residuals, expected at least one")
     held = [MemoryTensors(residual) for residual in residuals]
     base = MemoryTensors(sft) if sft is not None else None
     shapes: dict[str, tuple[int, ...]] = {}
