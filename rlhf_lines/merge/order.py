@@ -113,18 +113,21 @@ class _Table:
     """How often each digit was added; ``counts()`` is ``[2^16]``, int64."""
 
     def __init__(self) -> None:
-        self._waiting: list[Tensor] = []
+        # Copied into memory of its own: many small tensors that stay would tear the heap into pieces, which grows then.
+        self._waiting = torch.empty(_AT_ONCE, dtype=torch.int32)
+        self._used = 0
         self._counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
 
     def add(self, digits: Tensor) -> None:
-        self._waiting.append(digits)
-        if sum(map(len, self._waiting)) >= _AT_ONCE:
-            self.counts()
+        for part in digits.split(_AT_ONCE):
+            if self._used + len(part) > _AT_ONCE:
+                self.counts()
+            self._waiting[self._used : self._used + len(part)] = part
+            self._used += len(part)
 
     def counts(self) -> Tensor:
-        if self._waiting:
-            self._counts = self._counts + torch.bincount(torch.cat(self._waiting), minlength=1 << DIGIT).cpu()
-            self._waiting = []
+        self._counts += torch.bincount(self._waiting[: self._used], minlength=1 << DIGIT)
+        self._used = 0
         return self._counts
 
 
