@@ -14,7 +14,7 @@ from rlhf_lines.merge.pieces import Piece, Residuals
 
 DIRECT = 1 << 20  # so many values per policy are simply sorted
 DIGIT = 16  # bits by which the search narrows in one pass
-_AT_ONCE = 1 << 20  # digits that are counted together: a table of counts takes as long as many of them
+_AT_ONCE = 1 << 18  # digits that are counted together: a table of counts takes as long as a part of them
 
 
 def magnitudes(piece: Piece) -> list[Tensor]:
