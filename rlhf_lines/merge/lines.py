@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import block_indices
-from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.pieces import Merged, Piece, Residuals, Unit
 from rlhf_lines.merge.precision import wide
+from rlhf_lines.merge.sums import parameter_sums
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -90,18 +91,23 @@ def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, 
 def streamed_alpha(residuals: Residuals, merged: Merged) -> float:
     """`lines_alpha` of residuals that are read piece by piece; `merged` may be computed from masked or scaled ones.
 
+    The same bit for bit however the residuals are read, so that a merge into other files is the same too.
+
     Raises:
         ValueError: a merged residual that is zero everywhere.
     """
 
-    def l1_of_sum(piece: Piece) -> float:
-        return sum(piece.residuals).abs().sum(dtype=torch.float64).item()
+    def total(piece: Piece) -> list[Tensor]:
+        return [sum(piece.residuals).abs()]
 
-    def l1_of_merged(piece: Piece) -> float:
-        return merged.compute(piece).abs().sum(dtype=torch.float64).item()
+    def size(piece: Piece) -> list[Tensor]:
+        return [merged.compute(piece).abs()]
 
-    total = sum(residuals.map(l1_of_sum))
-    return _alpha(total, residuals.count, sum(merged.residuals.map(l1_of_merged, merged.unit)))
+    return _alpha(_l1(residuals, total), residuals.count, _l1(merged.residuals, size, merged.unit))
+
+
+def _l1(residuals: Residuals, values: Callable[[Piece], list[Tensor]], unit: Unit = "element") -> float:
+    return math.fsum(found for sums in parameter_sums(residuals, values, unit).values() for found in sums)
 
 
 def _alpha(total: float, count: int, merged_norm: float) -> float:

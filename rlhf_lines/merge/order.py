@@ -113,19 +113,29 @@ class _Table:
     """How often each digit was added; ``counts()`` is ``[2^16]``, int64."""
 
     def __init__(self) -> None:
-        self._waiting: list[Tensor] = []
+        self._waiting: Tensor | None = None  # one buffer: blocks that come and go make the heap many times as large
+        self._held = 0
         self._counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
 
     def add(self, digits: Tensor) -> None:
-        self._waiting.append(digits)
-        if sum(map(len, self._waiting)) >= _AT_ONCE:
+        if self._held + len(digits) > _AT_ONCE:
             self.counts()
+        if len(digits) > _AT_ONCE:
+            self._count(digits)
+            return
+        if self._waiting is None:
+            self._waiting = digits.new_empty(_AT_ONCE)
+        self._waiting[self._held : self._held + len(digits)] = digits
+        self._held += len(digits)
 
     def counts(self) -> Tensor:
-        if self._waiting:
-            self._counts = self._counts + torch.bincount(torch.cat(self._waiting), minlength=1 << DIGIT).cpu()
-            self._waiting = []
+        if self._held:
+            self._count(self._waiting[: self._held])
+            self._held = 0
         return self._counts
+
+    def _count(self, digits: Tensor) -> None:
+        self._counts += torch.bincount(digits, minlength=1 << DIGIT).cpu()
 
 
 def _keys(values: Tensor) -> Tensor:
