@@ -16,7 +16,7 @@ from rlhf_lines.merge.rules import merge_lazily
 
 
 # One parameter is longer than a piece, one has no dimensions, one no elements.
-SHAPES = {"w": (300, 257), "a.b": (41, 13), "v": (29,), "c": (3, 4, 5), "s": (), "e": (0, 7)}
+SHAPES = {"w": (300, 457), "a.b": (41, 13), "v": (29,), "c": (3, 4, 5), "s": (), "e": (0, 7)}
 assert math.prod(SHAPES["w"]) > ELEMENTS
 
 
