@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_lines.artifact import versions
 from rlhf_lines.merge.checkpoint import read_json
 from rlhf_lines.merge.provenance import weights_sha256
+from rlhf_lines.merge.statistics_files import FILES, statistics_sha256
 from rlhf_lines.problems import Problems
 
 
@@ -65,13 +66,16 @@ def settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def check_repeat(path: str | Path, sft: str | Path, policies: Sequence[str | Path]) -> list[str]:
+def check_repeat(
+    path: str | Path, sft: str | Path, policies: Sequence[str | Path], statistics: Sequence[str | Path] = ()
+) -> list[str]:
     """What may differ from the merge that a record describes although its inputs are the same, as warnings.
 
     Args:
         path: the `merge_spec.json`.
         sft: folder of the SFT model, as found now.
         policies: folders of the policies.
+        statistics: folders of their statistics. Those that the record has none of are not compared.
 
     Raises:
         ValueError: an input has other weights than were recorded; `InputProblems` if several have.
@@ -95,8 +99,22 @@ def check_repeat(path: str | Path, sft: str | Path, policies: Sequence[str | Pat
                     f"{what} {where} has changed since {path} was written: its weights have SHA-256 {found[:12]}, "
                     f"recorded are {expected[:12]}; restore it, or name its copy with {flag}"
                 )
+    _check_statistics(problems, record, path, statistics)
     problems.check()
     return _version_warnings(record["versions"], path)
+
+
+def _check_statistics(
+    problems: Problems, record: Mapping[str, Any], path: str | Path, statistics: Sequence[str | Path]
+) -> None:
+    rule = record["spec"]["rule"]
+    for folder, recorded in zip(statistics, record["statistics"], strict=False):
+        # A file that is missing is told when statistics are opened, with the verb that makes it.
+        if (Path(folder) / FILES[rule]).is_file() and statistics_sha256(rule, folder) != recorded["sha256"]:
+            problems.add(
+                f"statistics {str(folder)!r} have changed since {path} was written; restore them, or name their copy "
+                "with --statistics"
+            )
 
 
 def _version_warnings(before: Mapping[str, str], path: str | Path) -> list[str]:

@@ -146,40 +146,50 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
 def _merge(run_config: RunConfig, config: MergeConfig) -> Path:
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)  # before gigabytes are hashed
     sft, policies = config.folders()
-    return merge_policies(
-        sft,
-        policies,
-        config.spec(),
-        save=config.save,
-        output_dir=config.output_dir,
-        rank=config.rank,
-        dtype=config.dtype,
-        overwrite=run_config.overwrite,
-        statistics=config.statistics or (),
-        max_shard_size=None if config.max_shard_size is None else parse_size(config.max_shard_size),
-        max_memory=parse_size(config.max_memory),
-        device=config.device,
-        warnings=check_repeat(config.repeats, sft, policies) if config.repeats else (),
-        progress=_Bars(),
-    )
+    statistics = config.statistics or ()
+    warnings = check_repeat(config.repeats, sft, policies, statistics) if config.repeats else ()
+    with _Bars() as progress:
+        return merge_policies(
+            sft,
+            policies,
+            config.spec(),
+            save=config.save,
+            output_dir=config.output_dir,
+            rank=config.rank,
+            dtype=config.dtype,
+            overwrite=run_config.overwrite,
+            statistics=statistics,
+            max_shard_size=None if config.max_shard_size is None else parse_size(config.max_shard_size),
+            max_memory=parse_size(config.max_memory),
+            device=config.device,
+            warnings=warnings,
+            progress=progress,
+        )
 
 
 class _Bars:
-    """A bar per phase of a merge: over the residuals while a rule measures them, over the model while it is written."""
+    """A bar per phase of a merge: over the residuals while a rule measures them, over the model while it is written.
+
+    Only a terminal shows it, and nothing of it stays, also when the merge stops with an error.
+    """
 
     def __init__(self) -> None:
         self._phase: str | None = None
         self._bar: tqdm | None = None
 
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
     def __call__(self, phase: str, elements: int, total: int | None) -> None:
         if phase != self._phase:
-            if self._bar is not None:
-                self._bar.close()
+            self.__exit__()
             self._phase = phase
-            self._bar = tqdm(desc=f"merge: {phase}", total=total, unit="", unit_scale=True, leave=False)
+            self._bar = tqdm(desc=f"merge: {phase}", total=total, unit="", unit_scale=True, leave=False, disable=None)
         self._bar.update(elements)
-        if self._bar.n == total:
-            self._bar.close()
 
 
 def _check_same_merge(config: MergeConfig) -> None:
@@ -194,6 +204,7 @@ def _check_same_merge(config: MergeConfig) -> None:
         "dtype": config.dtype or made["dtype"],
         "rank": config.rank,
         "statistics": config.statistics or [],
+        "max_shard_size": None if config.max_shard_size is None else parse_size(config.max_shard_size),
     }
     made["statistics"] = [folder["path"] for folder in made["statistics"]]
     made["rank"] = made.get("truncation", {}).get("rank")

@@ -28,7 +28,10 @@ class SweepConfig:
         default=11, metadata={"help": "Interpolation weights per axis of the simplex: 11 is 0, 0.1 .. 1."}
     )
     alphas: list[float] = field(
-        default_factory=lambda: [0.5, 1.0], metadata={"help": "LiNeS alphas to choose from on validation prompts."}
+        default_factory=lambda: [0.5, 1.0],
+        metadata={
+            "help": "LiNeS alphas to choose from on validation prompts: numbers; auto is not supported here yet."
+        },
     )
     betas: list[float] = field(
         default_factory=lambda: [0.5, 1.0], metadata={"help": "LiNeS betas to choose from on validation prompts."}

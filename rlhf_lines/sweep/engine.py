@@ -15,7 +15,7 @@ from rlhf_lines.merge.residuals import Adapter
 from rlhf_lines.models import end_token_ids, load_tokenizer
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.mixture import Mixture
+from rlhf_lines.sweep.mixture import Mixture, check_mixable
 from rlhf_lines.sweep.sampling import Request, sample
 from rlhf_lines.sweep.store import Row, Store
 
@@ -57,7 +57,13 @@ class LocalEngine:
             split: what the prompts are of.
             groups: the specs by the name of their group.
             prompts: from what the policy reads to what reward models are shown.
+
+        Raises:
+            ValueError: a spec that a sweep cannot mix; nothing is stored then.
         """
+        for specs in groups.values():
+            for spec in specs:
+                check_mixable(spec)
         points = [
             (point, group, spec)
             for group, specs in groups.items()

@@ -20,6 +20,17 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.low_rank import Stacked, coefficients, stack
 from rlhf_lines.merge.residuals import Adapter
+from rlhf_lines.merge.rules import LINEAR_RULES
+
+
+def check_mixable(spec: MergeSpec) -> None:
+    """Stop with a ValueError if a spec is not one coefficient per rank and block of the policies' factors."""
+    if spec.rule not in LINEAR_RULES or spec.alpha == "auto":
+        what = f"rule {spec.rule!r}" if spec.rule not in LINEAR_RULES else 'alpha "auto"'
+        raise ValueError(
+            f"{what} is not supported in a sweep yet, which mixes the factors of adapters on one loaded base: merge "
+            "with `rlhf-lines merge`, or sweep rule linear with alphas that are numbers"
+        )
 
 
 class Mixture:
@@ -69,6 +80,7 @@ class Mixture:
 
     def _coefficients(self, spec: MergeSpec) -> Tensor:
         if spec not in self._cache:
+            check_mixable(spec)
             per_block = [coefficients(spec, self._ranks, layer, self._num_layers) for layer in self._layers]
             self._cache[spec] = torch.stack(per_block)
         return self._cache[spec]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from every_rule import DENSE, Inputs, inputs_of, write_checkpoints
 from safetensors.torch import load_file, save_file
 
 
@@ -155,6 +156,34 @@ def harmless(sft) -> Path:
         rank_pattern={"down_proj": 2, r"layers\.1\.self_attn\.q_proj": 6},
         alpha_pattern={r".*\.2\..*v_proj": 7},
     )
+
+
+@pytest.fixture(scope="session")
+def inputs(sft, tmp_path_factory):
+    """A function from one of `every_rule.KINDS` to such inputs, two policies each."""
+    root = tmp_path_factory.mktemp("every_rule")
+    made: dict[str, Inputs] = {}
+
+    def adapters() -> list[Path]:
+        wide = {"r": 5, "lora_alpha": 3, "use_rslora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+        return [
+            _save_adapter(sft, root / "narrow", seed=1, r=3),
+            _save_adapter(sft, root / "wide", seed=2, **wide),
+        ]
+
+    def make(kind: str) -> Inputs:
+        if kind == "adapters":
+            return inputs_of(sft, adapters())
+        if kind in DENSE:
+            return inputs_of(*write_checkpoints(sft, root, kind))
+        return inputs_of(sft, [make_once("adapters").policies[1], make_once("float32").policies[0]])
+
+    def make_once(kind: str) -> Inputs:
+        if kind not in made:
+            made[kind] = make(kind)
+        return made[kind]
+
+    return make_once
 
 
 @pytest.fixture

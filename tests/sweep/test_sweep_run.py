@@ -455,6 +455,20 @@ def test_mistakes_are_named_before_anything_is_written(flags, tmp_path, changes,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"alphas": ["auto"]}, "argument --alphas: invalid float value: 'auto'; see rlhf-lines sweep --help"),
+        ({"rule": "ties"}, "unknown flag '--rule'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_sweep_cannot_do_yet_is_one_sentence(flags, tmp_path, capsys, changes, words):
+    assert cli.main(["sweep", *flags(tmp_path / "sweep", **changes)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("policies", "weights"), [(2, 2), (2, 11), (2, 8), (3, 2), (3, 5), (3, 11)])
 def test_simplex(policies, weights):
     grid = simplex(policies, weights)
