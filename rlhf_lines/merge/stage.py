@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,10 @@ class MergeConfig:
         except (TypeError, ValueError):
             raise ValueError(f"alpha is {self.alpha!r}, expected a number or auto") from None
 
+    def shard_bytes(self) -> int | None:
+        """Return the most bytes of a written weight file, or None."""
+        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
+
     def folders(self) -> tuple[Path, list[Path]]:
         """Return the folders of the SFT model and of the policies; all that are missing are told at once."""
         problems = Problems()
@@ -146,22 +151,23 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
 def _merge(run_config: RunConfig, config: MergeConfig) -> Path:
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)  # before gigabytes are hashed
     sft, policies = config.folders()
-    return merge_policies(
-        sft,
-        policies,
-        config.spec(),
-        save=config.save,
-        output_dir=config.output_dir,
-        rank=config.rank,
-        dtype=config.dtype,
-        overwrite=run_config.overwrite,
-        statistics=config.statistics or (),
-        max_shard_size=None if config.max_shard_size is None else parse_size(config.max_shard_size),
-        max_memory=parse_size(config.max_memory),
-        device=config.device,
-        warnings=check_repeat(config.repeats, sft, policies) if config.repeats else (),
-        progress=_Bars(),
-    )
+    with contextlib.closing(_Bars()) as bars:
+        return merge_policies(
+            sft,
+            policies,
+            config.spec(),
+            save=config.save,
+            output_dir=config.output_dir,
+            rank=config.rank,
+            dtype=config.dtype,
+            overwrite=run_config.overwrite,
+            statistics=config.statistics or (),
+            max_shard_size=config.shard_bytes(),
+            max_memory=parse_size(config.max_memory),
+            device=config.device,
+            warnings=check_repeat(config.repeats, sft, policies) if config.repeats else (),
+            progress=bars,
+        )
 
 
 class _Bars:
@@ -173,12 +179,14 @@ class _Bars:
 
     def __call__(self, phase: str, elements: int, total: int | None) -> None:
         if phase != self._phase:
-            if self._bar is not None:
-                self._bar.close()
+            self.close()
             self._phase = phase
             self._bar = tqdm(desc=f"merge: {phase}", total=total, unit="", unit_scale=True, leave=False)
         self._bar.update(elements)
-        if self._bar.n == total:
+
+    def close(self) -> None:
+        """Remove the bar that is there, so that what is printed next begins a line."""
+        if self._bar is not None:
             self._bar.close()
 
 
@@ -193,6 +201,7 @@ def _check_same_merge(config: MergeConfig) -> None:
         "policies": [str(policy) for policy in policies],
         "dtype": config.dtype or made["dtype"],
         "rank": config.rank,
+        "max_shard_size": config.shard_bytes(),
         "statistics": config.statistics or [],
     }
     made["statistics"] = [folder["path"] for folder in made["statistics"]]

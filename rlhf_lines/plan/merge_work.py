@@ -23,6 +23,7 @@ from rlhf_lines.merge.repeat import check_repeat
 from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.statistics_files import FILES, check_statistics
 
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> None:
     """
     spec, folders = config.spec(), [config.sft_model, *config.policies]
     refuse_existing(config.output_dir, overwrite=True)
-    refuse_replacing(config.output_dir, folders)
+    refuse_replacing(config.output_dir, [*folders, *(config.statistics or [])])
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     plan.work.append(("factors of LiNeS", _factors_text(spec, num_layers)))
@@ -67,7 +68,11 @@ def passes_over_inputs(spec: MergeSpec) -> int:
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
     noise = [{"model.layers.0.weight": torch.randn(shape, generator=generator)} for _ in spec.weights]
-    residuals = residuals_in_memory(noise, sft=noise[0])
+    statistics = {
+        "fisher": [{name: tensor.square() for name, tensor in tensors.items()} for tensors in noise],
+        "regmean": [dict.fromkeys(tensors, torch.eye(_COLUMNS)) for tensors in noise],
+    }
+    residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics.get(spec.rule, ()))
     read = 0
 
     def counted(span: Span) -> Piece:
@@ -82,14 +87,17 @@ def passes_over_inputs(spec: MergeSpec) -> int:
 
 
 def _look_at_inputs(plan: Plan, config: MergeConfig, folders: list[str]) -> None:
+    spec, statistics = config.spec(), config.statistics or []
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(folders[0]))
         loaded, warnings = load_inputs(sft, folders[1:], stack)
+        check_statistics(spec.rule, statistics, folders[1:])
         if config.repeats:
             warnings = [*check_repeat(config.repeats, folders[0], folders[1:]), *warnings]
         plan.notes += [f"warning: {warning}" for warning in warnings]
-        for folder in folders:
-            plan.read |= {str(path): path.stat().st_size for path in _weight_files(folder)}
+        files = [path for folder in folders for path in _weight_files(folder)]
+        files += [Path(folder) / FILES[spec.rule] for folder in statistics]
+        plan.read |= {str(path): path.stat().st_size for path in files}
         sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
         changed = set().union(
             *(parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes for policy in loaded)
