@@ -14,7 +14,7 @@ import torch
 
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.lines import lines_scales
+from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.order import DIRECT
 from rlhf_lines.merge.pieces import Piece, Span, residuals_in_memory
 from rlhf_lines.merge.precision import DTYPES
@@ -46,8 +46,7 @@ def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> None:
     plan.work.append(("rule", f"{spec.rule}{options}"))
     plan.work.append(("factors of LiNeS", _factors_text(spec, num_layers)))
     if config.save == "dense":
-        passes = passes_over_inputs(spec) + (spec.alpha == "auto")
-        plan.work.append(("passes over the inputs", str(passes)))
+        plan.work.append(("passes over the inputs", str(passes_over_inputs(spec))))
     if all(_has_weights(folder) for folder in folders):
         _look_at_inputs(plan, config, folders)
     free = _free_bytes(Path(config.output_dir))
@@ -61,9 +60,9 @@ def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> None:
 
 
 def passes_over_inputs(spec: MergeSpec) -> int:
-    """How often a rule reads all residuals: counted while it merges noise that is too large to be sorted at once.
+    """How often a merge reads all residuals: counted while it merges noise that is too large to be sorted at once.
 
-    The measurements of its first passes (quantiles, norms) and the merge itself, rounded up to whole passes.
+    The measurements of the rule (quantiles, norms) and of alpha, and the merge itself, rounded up to whole passes.
     """
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +79,10 @@ def passes_over_inputs(spec: MergeSpec) -> int:
         read += span.stop - span.start
         return residuals.read(span)
 
-    merged = merge_lazily(replace(residuals, read=counted), spec.rule, weights=spec.weights, **spec.options)
+    residuals_read = replace(residuals, read=counted)
+    merged = merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
+    if spec.alpha == "auto":
+        streamed_alpha(residuals_read, merged)
     for _ in merged.residuals.map(lambda piece: merged.compute(piece).numel(), merged.unit):
         pass
     return math.ceil(read / math.prod(shape))

@@ -142,6 +142,8 @@ def test_scripts_do_not_merge_when_asked_to_plan(models):
 )
 def test_passes_are_counted_on_the_rule_itself(rule, options, passes):
     assert passes_over_inputs(MergeSpec(rule, (0.5, 0.5), options=options)) == passes
+    # alpha takes the norms of the sum and of what is merged.
+    assert passes_over_inputs(MergeSpec(rule, (0.5, 0.5), "auto", options=options)) == passes + 2
 
 
 def _model():
