@@ -363,6 +363,14 @@ def test_merge_truncates_to_a_rank_and_says_what_that_lost(folder, capsys):
         )
 
 
+@pytest.mark.parametrize("changes", [{"rank": 1}, {"rank": None, "save": "dense"}])
+def test_merge_removes_its_bar_before_it_says_what_it_wrote(folder, capsys, monkeypatch, changes):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["merge", *merge_flags(rule="ties", **changes)]) == 0
+    err = capsys.readouterr().err
+    assert "measure" in err and err.rstrip(" ").endswith("\r")
+
+
 def test_weights_are_equal_unless_given_or_taken_from_checkpoints(folder, capsys):
     def merged(**changes) -> list[float]:
         assert cli.main(["merge", *merge_flags(overwrite="true", **changes)]) == 0
@@ -398,6 +406,8 @@ def test_merge_refuses_keeps_or_replaces_what_exists(folder, capsys):
         assert everything(folder / "out") == first
         other = ["merge", *merge_flags(save=save, weights=[0.9, 0.1]), "--resume"]
         assert "was made with spec" in refused(capsys, folder, other)
+        other = ["merge", *merge_flags(save=save, max_shard_size="1KB"), "--resume"]
+        assert "was made with max_shard_size None, now it is 1000" in refused(capsys, folder, other)
         assert cli.main(["merge", *merge_flags(save=save, weights=[0.9, 0.1]), "--overwrite"]) == 0
         second = everything(folder / "out")
         assert second.keys() == first.keys() and second != first

@@ -129,6 +129,7 @@ def merge_policies(
                 "dtype": written.dtype,
                 "asked_dtype": dtype,
                 "max_shard_size": max_shard_size,
+                "device": device,
                 "versions": versions(),
                 "lost_residual": asdict(written.lost),
                 "warnings": [*warnings, *found],

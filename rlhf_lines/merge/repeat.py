@@ -24,6 +24,7 @@ KEYS = (
     "save",
     "asked_dtype",
     "max_shard_size",
+    "device",
     "versions",
 )
 
@@ -60,6 +61,7 @@ def settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "dtype": record["asked_dtype"],
         "statistics": [_find(folder["path"], path) for folder in record["statistics"]] or None,
         "max_shard_size": record["max_shard_size"],
+        "device": record["device"],
         "rank": (record.get("truncation") or {}).get("rank"),
         "repeats": str(path),
     }

@@ -103,6 +103,10 @@ class MergeConfig:
         except (TypeError, ValueError):
             raise ValueError(f"alpha is {self.alpha!r}, expected a number or auto") from None
 
+    def shard_bytes(self) -> int | None:
+        """Return the most bytes of a written weight file, or None."""
+        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
+
     def folders(self) -> tuple[Path, list[Path]]:
         """Return the folders of the SFT model and of the policies; all that are missing are told at once."""
         problems = Problems()
@@ -159,7 +163,7 @@ def _merge(run_config: RunConfig, config: MergeConfig) -> Path:
             dtype=config.dtype,
             overwrite=run_config.overwrite,
             statistics=statistics,
-            max_shard_size=None if config.max_shard_size is None else parse_size(config.max_shard_size),
+            max_shard_size=config.shard_bytes(),
             max_memory=parse_size(config.max_memory),
             device=config.device,
             warnings=warnings,
@@ -203,8 +207,8 @@ def _check_same_merge(config: MergeConfig) -> None:
         "policies": [str(policy) for policy in policies],
         "dtype": config.dtype or made["dtype"],
         "rank": config.rank,
+        "max_shard_size": config.shard_bytes(),
         "statistics": config.statistics or [],
-        "max_shard_size": None if config.max_shard_size is None else parse_size(config.max_shard_size),
     }
     made["statistics"] = [folder["path"] for folder in made["statistics"]]
     made["rank"] = made.get("truncation", {}).get("rank")

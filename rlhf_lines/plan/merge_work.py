@@ -14,7 +14,7 @@ import torch
 
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.lines import lines_scales
+from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.order import DIRECT
 from rlhf_lines.merge.pieces import Piece, Span, residuals_in_memory
 from rlhf_lines.merge.precision import DTYPES
@@ -23,6 +23,7 @@ from rlhf_lines.merge.repeat import check_repeat
 from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.statistics_files import FILES, check_statistics
 
 
 if TYPE_CHECKING:
@@ -40,13 +41,12 @@ def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> None:
     """
     spec, folders = config.spec(), [config.sft_model, *config.policies]
     refuse_existing(config.output_dir, overwrite=True)
-    refuse_replacing(config.output_dir, folders)
+    refuse_replacing(config.output_dir, [*folders, *(config.statistics or [])])
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     plan.work.append(("factors of LiNeS", _factors_text(spec, num_layers)))
     if config.save == "dense":
-        passes = passes_over_inputs(spec) + (spec.alpha == "auto")
-        plan.work.append(("passes over the inputs", str(passes)))
+        plan.work.append(("passes over the inputs", str(passes_over_inputs(spec))))
     if all(_has_weights(folder) for folder in folders):
         _look_at_inputs(plan, config, folders)
     free = _free_bytes(Path(config.output_dir))
@@ -60,14 +60,18 @@ def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> None:
 
 
 def passes_over_inputs(spec: MergeSpec) -> int:
-    """How often a rule reads all residuals: counted while it merges noise that is too large to be sorted at once.
+    """How often a merge reads all residuals: counted while it merges noise that is too large to be sorted at once.
 
-    The measurements of its first passes (quantiles, norms) and the merge itself, rounded up to whole passes.
+    The measurements of the rule (quantiles, norms) and of alpha, and the merge itself, rounded up to whole passes.
     """
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
     noise = [{"model.layers.0.weight": torch.randn(shape, generator=generator)} for _ in spec.weights]
-    residuals = residuals_in_memory(noise, sft=noise[0])
+    statistics = {
+        "fisher": [{name: tensor.square() for name, tensor in tensors.items()} for tensors in noise],
+        "regmean": [dict.fromkeys(tensors, torch.eye(_COLUMNS)) for tensors in noise],
+    }
+    residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics.get(spec.rule, ()))
     read = 0
 
     def counted(span: Span) -> Piece:
@@ -75,21 +79,27 @@ def passes_over_inputs(spec: MergeSpec) -> int:
         read += span.stop - span.start
         return residuals.read(span)
 
-    merged = merge_lazily(replace(residuals, read=counted), spec.rule, weights=spec.weights, **spec.options)
+    residuals_read = replace(residuals, read=counted)
+    merged = merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
+    if spec.alpha == "auto":
+        streamed_alpha(residuals_read, merged)
     for _ in merged.residuals.map(lambda piece: merged.compute(piece).numel(), merged.unit):
         pass
     return math.ceil(read / math.prod(shape))
 
 
 def _look_at_inputs(plan: Plan, config: MergeConfig, folders: list[str]) -> None:
+    spec, statistics = config.spec(), config.statistics or []
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(folders[0]))
         loaded, warnings = load_inputs(sft, folders[1:], stack)
+        check_statistics(spec.rule, statistics, folders[1:])
         if config.repeats:
             warnings = [*check_repeat(config.repeats, folders[0], folders[1:]), *warnings]
         plan.notes += [f"warning: {warning}" for warning in warnings]
-        for folder in folders:
-            plan.read |= {str(path): path.stat().st_size for path in _weight_files(folder)}
+        files = [path for folder in folders for path in _weight_files(folder)]
+        files += [Path(folder) / FILES[spec.rule] for folder in statistics]
+        plan.read |= {str(path): path.stat().st_size for path in files}
         sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
         changed = set().union(
             *(parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes for policy in loaded)

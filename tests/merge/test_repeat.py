@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines import cli
@@ -72,6 +73,19 @@ def test_flags_override_the_record(project):
     assert cli.main(["merge", *flags]) == 0
     spec = json.loads(Path("second/merge_spec.json").read_text())["spec"]
     assert (spec["weights"], spec["beta"], spec["schedule"]) == ([0.5, 0.5], 0.0, "sqrt")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is what is tested")
+def test_the_device_is_repeated_unless_a_flag_names_another(project, capsys):
+    """Bits differ between devices, so a merge on a GPU must not be repeated on a CPU unasked."""
+    record = json.loads((merge("dense", "first") / "merge_spec.json").read_text())
+    assert record["device"] == "cpu"
+    Path("first/merge_spec.json").write_text(json.dumps({**record, "device": "cuda"}))
+    command = ["merge", "--config", "first/merge_spec.json", "--output_dir", "second"]
+    assert cli.main(command) == 2
+    assert "device is 'cuda', but torch sees no GPU here" in capsys.readouterr().err
+    assert cli.main([*command, "--device", "cpu"]) == 0
+    assert contents("second")["model.safetensors"] == contents("first")["model.safetensors"]
 
 
 def test_a_project_that_moved_as_a_whole_finds_its_inputs(project, tmp_path, monkeypatch):

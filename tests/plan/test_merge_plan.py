@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
@@ -97,6 +97,19 @@ def test_an_option_out_of_range_is_a_problem(models, capsys):
     assert "density is 2, expected" in refusal(capsys, "--rule", "ties", "--rule_options", '{"density": 2}')
 
 
+def test_statistics_are_checked_and_counted(models, capsys):
+    """A plan of such a rule was refused for want of statistics although they were given."""
+    fisher = ["--rule", "fisher", "--statistics", "fisher_of_policy"]
+    assert "'fisher_of_policy' has no fisher.safetensors" in refusal(capsys, *fisher)
+    Path("fisher_of_policy").mkdir()
+    save_file(load_file("policy/model.safetensors"), "fisher_of_policy/fisher.safetensors")
+    assert cli.main(["merge", *FLAGS, "--plan", *fisher]) == 0
+    assert "passes over the inputs" in capsys.readouterr().out
+    result = plan([*FLAGS, *fisher], Options("merge"))
+    path = Path("fisher_of_policy/fisher.safetensors")
+    assert result.read[str(path)] == path.stat().st_size
+
+
 def test_a_disk_that_is_too_small_is_a_problem(models, capsys, monkeypatch):
     import shutil
 
@@ -122,10 +135,15 @@ def test_scripts_do_not_merge_when_asked_to_plan(models):
         # Two digits of the threshold, the majority of signs, the merge.
         ("ties", {}, 4),
         ("ties", {"zero_sign": "positive"}, 3),
+        # Norms, two digits of the median, the merge; with noise for statistics.
+        ("fisher", {}, 4),
+        ("regmean", {}, 1),
     ],
 )
 def test_passes_are_counted_on_the_rule_itself(rule, options, passes):
     assert passes_over_inputs(MergeSpec(rule, (0.5, 0.5), options=options)) == passes
+    # alpha takes the norms of the sum and of what is merged.
+    assert passes_over_inputs(MergeSpec(rule, (0.5, 0.5), "auto", options=options)) == passes + 2
 
 
 def _model():
