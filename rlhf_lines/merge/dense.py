@@ -17,13 +17,15 @@ from torch import Tensor
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
-from rlhf_lines.merge.pieces import Merged, Piece, Span, Tensors, cut, in_threads
+from rlhf_lines.merge.pieces import Merged, Piece, Tensors
 from rlhf_lines.merge.precision import DTYPES, Loss, LostResidual, cast_loss
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.scratch import Scratch
+from rlhf_lines.merge.spans import Span, cut
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.streamed import Policy, streamed_residuals
 from rlhf_lines.merge.tensor_file import Entry, NewTensorFile
+from rlhf_lines.merge.threads import in_threads
 
 
 # What else belongs to a model. Code files are left out on purpose.

@@ -7,10 +7,7 @@ and checkpoints of any size.
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -18,14 +15,12 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.precision import wide
+from rlhf_lines.merge.spans import ELEMENTS, Span, cut
+from rlhf_lines.merge.threads import in_threads
 
 
 T = TypeVar("T")
 Unit = str | Callable[[str], str]  # of all parameters, or by name
-
-ELEMENTS = 1 << 17  # of a piece: a few such float32 buffers stay in a cache, and Python has little to do between them
-BATCH = 16  # spans that a thread takes at once
-LARGE = 16 * ELEMENTS  # a span of more elements has the machine to itself
 
 
 class Tensors(Protocol):
@@ -36,15 +31,6 @@ class Tensors(Protocol):
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start..stop of the flattened tensor, in float32 or wider."""
         ...
-
-
-@dataclass(frozen=True)
-class Span:
-    """Elements `start` to `stop` of the flattened parameter `name`."""
-
-    name: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -240,70 +226,3 @@ def residuals_in_memory(
     return Residuals(
         len(residuals), shapes, dtype, read, tuple(MemoryTensors(tensors) for tensors in statistics), elements=elements
     )
-
-
-def cut(name: str, shape: tuple[int, ...], unit: str, elements: int) -> Iterator[Span]:
-    """Spans of one parameter: of at most `elements` elements, or of one row or the whole tensor where that is more.
-
-    >>> [(span.start, span.stop) for span in cut("w", (5, 3), "row", 7)]
-    [(0, 6), (6, 12), (12, 15)]
-    """
-    size = math.prod(shape)
-    columns = shape[-1] if shape else 1
-    if unit == "tensor":
-        step = max(size, 1)
-    elif unit == "row":
-        step = max(elements // max(columns, 1), 1) * max(columns, 1)
-    else:
-        step = elements
-    for start in range(0, size, step):
-        yield Span(name, start, min(start + step, size))
-
-
-def in_threads(function: Callable[[Span], T], spans: Iterable[Span], workers: int) -> Iterator[T]:
-    """`function` of every span, in order; at most a few batches of spans per thread are in work or waiting.
-
-    A thread that works on pieces of its own leaves nothing for torch to divide, so torch gets one thread there. Large
-    spans (whole parameters, for the rules that need them) run alone in the calling thread, and torch divides the work.
-    """
-    if workers <= 1:
-        yield from map(function, spans)
-        return
-    threads_before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-
-    def work(batch: list[Span]) -> list[T]:
-        return [function(span) for span in batch]
-
-    waiting: deque[Future[list[T]]] = deque()
-    try:
-        for batch in _batches(spans):
-            alone = batch[0].stop - batch[0].start > LARGE
-            while waiting and (alone or len(waiting) >= 4 * workers):
-                yield from waiting.popleft().result()
-            if alone:
-                torch.set_num_threads(threads_before)
-                yield from work(batch)
-            else:
-                waiting.append(pool.submit(work, batch))
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads_before)
-
-
-def _batches(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """Lists of up to `BATCH` spans; a large one is alone."""
-    batch: list[Span] = []
-    for span in spans:
-        large = span.stop - span.start > LARGE
-        if batch and (large or len(batch) == BATCH):
-            yield batch
-            batch = []
-        if large:
-            yield [span]
-        else:
-            batch.append(span)
-    if batch:
-        yield batch

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.pieces import ELEMENTS, Piece, Residuals, Span, Tensors
+from rlhf_lines.merge.pieces import Piece, Residuals, Tensors
 from rlhf_lines.merge.precision import DTYPES
 from rlhf_lines.merge.residuals import Adapter, parameters_of
 from rlhf_lines.merge.scratch import Scratch
+from rlhf_lines.merge.spans import ELEMENTS, Span
 
 
 GPU_ELEMENTS = 1 << 24  # of a piece on a GPU, which earns its keep on large ones

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rlhf_lines.merge.pieces import ELEMENTS, Piece, Residuals, Unit
+from rlhf_lines.merge.pieces import Piece, Residuals, Unit
+from rlhf_lines.merge.spans import ELEMENTS
 
 
 SERIAL = 1 << 14  # torch adds up fewer than 2^15 elements in one thread, so always in the same order

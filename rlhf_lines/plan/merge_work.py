@@ -16,12 +16,13 @@ from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.order import DIRECT
-from rlhf_lines.merge.pieces import Piece, Span, residuals_in_memory
+from rlhf_lines.merge.pieces import Piece, residuals_in_memory
 from rlhf_lines.merge.precision import DTYPES
 from rlhf_lines.merge.provenance import load_inputs
 from rlhf_lines.merge.repeat import check_repeat
 from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
 from rlhf_lines.merge.rules import merge_lazily
+from rlhf_lines.merge.spans import Span
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.statistics_files import FILES, check_statistics
 

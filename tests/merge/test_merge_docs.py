@@ -15,9 +15,10 @@ from reference import ORIGIN
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec, merge_policies, merge_residuals, rules
 from rlhf_lines.merge.lines import SCHEDULES
-from rlhf_lines.merge.pieces import ELEMENTS, residuals_in_memory
+from rlhf_lines.merge.pieces import residuals_in_memory
 from rlhf_lines.merge.rules import ADAPTER_RULES, PYTHON_ONLY, RULES, merge_lazily
 from rlhf_lines.merge.serving import VLLM_RANKS
+from rlhf_lines.merge.spans import ELEMENTS
 from rlhf_lines.plan.merge_work import passes_over_inputs
 
 

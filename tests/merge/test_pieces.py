@@ -10,8 +10,10 @@ import torch
 
 from rlhf_lines.merge import order
 from rlhf_lines.merge.order import order_statistics
-from rlhf_lines.merge.pieces import Span, cut, in_threads, residuals_in_memory
+from rlhf_lines.merge.pieces import residuals_in_memory
 from rlhf_lines.merge.rules import merge_lazily
+from rlhf_lines.merge.spans import Span, cut
+from rlhf_lines.merge.threads import in_threads
 
 
 @pytest.mark.parametrize(

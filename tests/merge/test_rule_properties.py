@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rlhf_lines.merge import merge_residuals, order
-from rlhf_lines.merge.pieces import ELEMENTS, residuals_in_memory
+from rlhf_lines.merge.pieces import residuals_in_memory
 from rlhf_lines.merge.rules import merge_lazily
+from rlhf_lines.merge.spans import ELEMENTS
 
 
 # One parameter is longer than a piece, one has no dimensions, one no elements.

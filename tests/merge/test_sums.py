@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf_lines.merge.pieces import ELEMENTS, residuals_in_memory
+from rlhf_lines.merge.pieces import residuals_in_memory
+from rlhf_lines.merge.spans import ELEMENTS
 from rlhf_lines.merge.sums import parameter_sums
 
 
