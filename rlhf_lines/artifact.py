@@ -37,6 +37,9 @@ def new_folder(
         FileExistsError: ``output_dir`` exists and ``overwrite`` is false; raised before the block runs.
     """
     final = Path(output_dir)
+    if _is_main_process():
+        _bring_back(final)
+    _wait_for_everyone()
     refuse_existing(final, overwrite=overwrite)
     partial = partial_folder(final)
     if _is_main_process():
@@ -189,12 +192,13 @@ def _take_name(partial: Path, final: Path, *, overwrite: bool) -> None:
     for path in partial.rglob("*"):
         if path.is_file():
             path.chmod(mode)
+    replaced = _replaced_folder(final)
     if not final.exists():
         partial.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
         return
     if not overwrite:  # rename() would replace an empty folder that somebody made in the meantime
         raise FileExistsError(f"output_dir {final} appeared meanwhile: choose another folder")
-    replaced = final.with_name(f".{final.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     final.rename(replaced)
     try:
@@ -203,6 +207,20 @@ def _take_name(partial: Path, final: Path, *, overwrite: bool) -> None:
         replaced.rename(final)
         raise
     shutil.rmtree(replaced)
+
+
+def _replaced_folder(final: Path) -> Path:
+    return final.with_name(f".{final.name}.replaced")
+
+
+def _bring_back(final: Path) -> None:
+    """Undo a replacement that was killed between its two renames, and remove what one left that was killed after."""
+    if not final.name:  # refused next
+        return
+    replaced = _replaced_folder(final)
+    if replaced.is_dir() and not final.exists() and not final.is_symlink():
+        replaced.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _is_main_process() -> bool:

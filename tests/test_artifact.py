@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,32 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp_pat
         (folder / "new").write_text("new")
         monkeypatch.setattr(Path, "rename", failing)
     assert entries(tmp_path) == ["out", "out/old"]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_replacement_that_is_killed_loses_no_folder(tmp_path, renames):
+    """Killed after the old folder has moved away, or after the new one has its name."""
+    code = (
+        "import os, signal, pathlib; from rlhf_lines.artifact import new_folder\n"
+        "done, rename = [], pathlib.Path.rename\n"
+        "def counted(self, target):\n"
+        "    rename(self, target); done.append(target)\n"
+        f"    if len(done) == {renames}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pathlib.Path.rename = counted\n"
+        "with new_folder('out', overwrite=True) as folder: (folder / 'new').touch()\n"
+    )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    assert (tmp_path / "out").exists() == (renames == 2)
+    with pytest.raises(FileExistsError), new_folder(tmp_path / "out"):
+        pass
+    kept = "old" if renames == 1 else "new"
+    assert [path for path in entries(tmp_path) if ".partial" not in path] == ["out", f"out/{kept}"]
+    with new_folder(tmp_path / "out", overwrite=True) as folder:
+        (folder / "newer").touch()
+    assert entries(tmp_path) == ["out", "out/newer"]
 
 
 def test_a_killed_block_can_be_resumed(tmp_path):

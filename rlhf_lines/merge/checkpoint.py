@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lines.merge.precision import DTYPES
+from rlhf_lines.merge.spans import cut
 from rlhf_lines.merge.tensor_file import Entry, TensorFile
 
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_COMPARED = 1 << 20  # elements at once
 _TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
 
 
@@ -85,6 +90,45 @@ class Checkpoint:
             raise FileNotFoundError(f"{str(self.folder)!r} has no config.json; save the model with save_pretrained")
         return read_json(path)
 
+    @cached_property
+    def copies(self) -> dict[str, str]:
+        """Tensors that are stored a second time, to the name of the first: a head that is the embedding.
+
+        Older files hold both although the config ties them. Equal bytes decide: a head that differs is one of its own.
+        """
+        if not self.config.get("tie_word_embeddings", False):
+            return {}
+        embedding = next((name for name in self.entries if name.endswith(_INPUT_EMBEDDINGS)), None)
+        return {
+            name: embedding
+            for name in self.entries
+            if name in _HEADS and embedding is not None and self._equal(name, embedding)
+        }
+
+    @cached_property
+    def distinct(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name to shape, without the copies."""
+        return {name: shape for name, shape in self.shapes.items() if name not in self.copies}
+
+    def check_plain(self, names: Iterable[str]) -> None:
+        """Stop unless these tensors are plain floating-point values, of which a residual is a difference.
+
+        Raises:
+            ValueError: the checkpoint is quantised, or a tensor has another dtype.
+        """
+        if "quantization_config" in self.config:
+            raise ValueError(
+                f"{str(self.folder)!r} is quantised (quantization_config in config.json), but residuals are added to "
+                "plain weights: give the unquantised model"
+            )
+        for name in names:
+            dtype = self.entries[name].dtype
+            if dtype not in DTYPES.values():
+                raise ValueError(
+                    f"{name!r} has dtype {str(dtype).removeprefix('torch.')} in {str(self.folder)!r}, but a residual "
+                    f"needs one of {', '.join(DTYPES)}; dequantise the checkpoint or drop this tensor"
+                )
+
     def num_layers(self) -> int:
         """The number of transformer blocks that `config.json` states.
 
@@ -121,6 +165,18 @@ class Checkpoint:
     def metadata(self, file: str) -> dict[str, str]:
         """The metadata in the header of one weight file."""
         return self._file(file).metadata
+
+    def _equal(self, first: str, second: str) -> bool:
+        one, other = self.entries[first], self.entries[second]
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        for span in cut(first, one.shape, "element", _COMPARED):
+            parts = [torch.empty(span.stop - span.start, dtype=one.dtype) for _ in range(2)]
+            for part, name in zip(parts, (first, second), strict=True):
+                self.read_into(part, name, span.start)
+            if not torch.equal(*(part.view(torch.uint8) for part in parts)):
+                return False
+        return True
 
     @cached_property
     def _file_of(self) -> dict[str, str]:

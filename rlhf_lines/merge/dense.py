@@ -18,7 +18,7 @@ from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.pieces import Merged, Piece, Tensors
-from rlhf_lines.merge.precision import DTYPES, Loss, LostResidual, cast_loss
+from rlhf_lines.merge.precision import DTYPES, Loss, LostResidual, cast_loss, is_finite
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.scratch import Scratch
 from rlhf_lines.merge.spans import Span, cut
@@ -101,6 +101,7 @@ class DenseMerge:
         Raises:
             ValueError: values that are not finite; all that were met are named.
         """
+        self._sft.check_plain(self.residuals.shapes)
         merged = merge_lazily(self.residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
         self.check_inputs()
         return merged
@@ -156,7 +157,10 @@ class DenseMerge:
         entries = {name: _target(entry, dtype) for name, entry in self._sft.entries.items()}
         shards = self._sft.files if max_shard_size is None else _shards(entries, max_shard_size)
         merged = self.scaled
-        total = sum(entry.size for entry in entries.values())
+        total = sum(entries[name].size for name in self._sft.distinct)
+        copies: dict[str, list[str]] = {}
+        for copy, name in self._sft.copies.items():
+            copies.setdefault(name, []).append(copy)
         bad: set[str] = set()
         loss = Loss()
         with contextlib.ExitStack() as stack:
@@ -168,13 +172,15 @@ class DenseMerge:
                 files |= dict.fromkeys(names, opened)
 
             def work(span: Span) -> tuple[int, Loss | None]:
-                size, file = span.stop - span.start, files[span.name]
-                if span.name not in merged.residuals.shapes:
-                    file.write(span.name, span.start, self._copy(span, entries[span.name].dtype))
-                    return size, None
-                return size, self._merge(span, merged, file, bad)
+                if span.name in merged.residuals.shapes:
+                    values, lost = self._merge(span, merged, entries[span.name].dtype, bad)
+                else:
+                    values, lost = self._cast(span, entries[span.name].dtype, bad), None
+                for name in (span.name, *copies.get(span.name, ())):
+                    files[name].write(name, span.start, values)
+                return span.stop - span.start, lost
 
-            for size, lost in in_threads(work, self._spans(merged, files), self.residuals.workers):
+            for size, lost in in_threads(work, self._spans(merged), self.residuals.workers):
                 loss = loss if lost is None else loss + lost
                 self._progress("write", size, total)
         self.check_inputs()
@@ -188,29 +194,34 @@ class DenseMerge:
         _write_companions(self._sft, folder, dtype)
         return loss.shares()
 
-    def _spans(self, merged: Merged, files: Mapping[str, NewTensorFile]) -> Iterator[Span]:
-        for name in files:
+    def _spans(self, merged: Merged) -> Iterator[Span]:
+        for name in self._sft.distinct:
             if name in merged.residuals.shapes:
                 yield from merged.residuals.spans(merged.unit, [name])
             else:
                 yield from cut(name, self._sft.shapes[name], "element", self.residuals.elements)
 
-    def _merge(self, span: Span, merged: Merged, file: NewTensorFile, bad: set[str]) -> Loss:
+    def _merge(self, span: Span, merged: Merged, dtype: torch.dtype, bad: set[str]) -> tuple[Tensor, Loss]:
         piece = merged.residuals.read(span)
         tau = merged.compute(piece)
-        written = (piece.sft + tau).to(file.entries[span.name].dtype)
+        written = (piece.sft + tau).to(dtype)
         loss = cast_loss(tau, piece.sft, written, self._sft.entries[span.name].dtype)
         # The sums are not finite if one of the values is not, or if squares overflow.
         if not (math.isfinite(loss.error) and math.isfinite(loss.total)) and not torch.isfinite(written).all():
             bad.add(span.name)
-        file.write(span.name, span.start, written.cpu())
-        return loss
+        return written.cpu(), loss
 
-    def _copy(self, span: Span, dtype: torch.dtype) -> Tensor:
-        stored = self._sft.entries[span.name].dtype
-        raw = self._scratch.take("raw", span.stop - span.start, stored)
+    def _cast(self, span: Span, dtype: torch.dtype, bad: set[str]) -> Tensor:
+        """The values of the SFT model where no policy changes them."""
+        raw = self._scratch.take("raw", span.stop - span.start, self._sft.entries[span.name].dtype)
         self._sft.read_into(raw, span.name, span.start)
-        return raw.to(dtype)
+        written = raw.to(dtype)
+        if dtype.is_floating_point and not is_finite(written):
+            if is_finite(raw):
+                bad.add(span.name)
+            else:
+                self._not_finite.add((str(self._sft.folder), span.name))
+        return written
 
     def check_inputs(self) -> None:
         """Stop with a ValueError if a residual that was read is not finite; all that were met are named."""

@@ -6,6 +6,7 @@ cast once at the end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +108,13 @@ def cast_loss(residual: Tensor, sft: Tensor, written: Tensor, stored: torch.dtyp
     unchanged = changed - _count_nonzero(kept)
     kept -= residual
     return Loss(torch.dot(kept, kept).item(), torch.dot(residual, residual).item(), unchanged, changed)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values of a flat floating-point tensor are finite."""
+    # One product is cheap, and finite unless a value is not, or squares overflow.
+    values = tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    return math.isfinite(torch.dot(values, values).item()) or bool(torch.isfinite(values).all())
 
 
 def _count_nonzero(tensor: Tensor) -> int:

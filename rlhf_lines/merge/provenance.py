@@ -18,6 +18,7 @@ from rlhf_lines.merge.residuals import (
     is_adapter,
     load_adapter,
 )
+from rlhf_lines.merge.streamed import shape_difference
 from rlhf_lines.merge.tokenizers import compare_tokenizers
 from rlhf_lines.problems import Problems
 
@@ -120,18 +121,12 @@ def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:
         for key in _SIZES
         if key in theirs and key in ours and theirs[key] != ours[key]
     ]
-    names = sorted(
-        name for name in policy.shapes.keys() | sft.shapes.keys() if policy.shapes.get(name) != sft.shapes.get(name)
-    )
-    if not (differing or names):
-        return
-    said = f"is not of the SFT model's architecture: it has {', '.join(differing)}" if differing else ""
-    if names:
-        name, others = names[0], len(names) - 1
-        more = f" (and {others} more differ)" if others else ""
-        said += f"{', and ' if said else ''}has {_shape(policy.shapes.get(name))} for {name!r}, but the SFT model "
-        said += f"{str(sft.folder)!r} has {_shape(sft.shapes.get(name))}{more}"
-    yield f"policy {str(policy.folder)!r} {said}; residuals need equal names and shapes"
+    of_shapes = shape_difference(policy, sft)
+    if differing:
+        said = f"is not of the SFT model's architecture: it has {', '.join(differing)}"
+        yield f"policy {str(policy.folder)!r} {said}{f', and {of_shapes}' if of_shapes else ''}"
+    elif of_shapes:
+        yield f"policy {str(policy.folder)!r} {of_shapes}"
 
 
 def _config_warnings(policy: Checkpoint, sft: Checkpoint) -> list[str]:
@@ -184,7 +179,3 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of the language model, which multimodal configs keep in `text_config`."""
     inner = config.get("text_config") or {}
     return {**{key: value for key, value in config.items() if key != "text_config"}, **inner}
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "nothing" if shape is None else f"shape {shape}"

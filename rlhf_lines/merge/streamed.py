@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.pieces import Piece, Residuals, Tensors
-from rlhf_lines.merge.precision import DTYPES
+from rlhf_lines.merge.precision import is_finite
 from rlhf_lines.merge.residuals import Adapter, parameters_of
 from rlhf_lines.merge.scratch import Scratch
 from rlhf_lines.merge.spans import ELEMENTS, Span
@@ -49,19 +48,14 @@ class DensePolicy:
             ValueError: a parameter is missing, extra, or of another shape, or an integer tensor differs.
         """
         self._checkpoint, self.path = checkpoint, str(checkpoint.folder)
-        for name in sorted(checkpoint.shapes.keys() | sft.shapes.keys()):
-            theirs, ours = checkpoint.shapes.get(name), sft.shapes.get(name)
-            if theirs != ours:
-                raise ValueError(
-                    f"policy {str(checkpoint.folder)!r} has {_shape(theirs)} for {name!r}, but the SFT model "
-                    f"{str(sft.folder)!r} has {_shape(ours)}; residuals need equal names and shapes"
-                )
+        difference = shape_difference(checkpoint, sft)
+        if difference:
+            raise ValueError(f"policy {str(checkpoint.folder)!r} {difference}")
         self.shapes = {}
-        for name, entry in checkpoint.entries.items():
-            if entry.dtype.is_floating_point or sft.entries[name].dtype.is_floating_point:
-                for holder in (checkpoint, sft):
-                    _check_dtype(name, holder)
-                self.shapes[name] = entry.shape
+        for name, shape in checkpoint.distinct.items():
+            if checkpoint.entries[name].dtype.is_floating_point or sft.entries[name].dtype.is_floating_point:
+                checkpoint.check_plain([name])
+                self.shapes[name] = shape
             elif not torch.equal(checkpoint.read(name), sft.read(name)):
                 raise ValueError(
                     f"{name!r} holds integers that differ between {str(checkpoint.folder)!r} and the SFT model; only "
@@ -87,6 +81,11 @@ class AdapterPolicy:
         """Check that every adapted parameter exists in `sft` with the right shape."""
         self.path = adapter.path
         modules = parameters_of(adapter, sft)
+        for name in modules.keys() & sft.copies.keys():
+            raise ValueError(
+                f"adapter {adapter.path!r} adapts {name!r}, which {str(sft.folder)!r} ties to {sft.copies[name]!r}: no "
+                "model holds this residual without the other; use --save adapter"
+            )
         self.shapes = {name: sft.shapes[name] for name in modules}
         # The stored weight is left @ right: s B A, or its transpose.
         self._factors = {}
@@ -146,8 +145,7 @@ def streamed_residuals(
             for policy in policies
         ]
         for policy, tau in zip(policies, taus, strict=True):
-            # One product is cheap, and finite unless a value is not, or squares overflow.
-            if not math.isfinite(torch.dot(tau, tau).item()) and not torch.isfinite(tau).all():
+            if not is_finite(tau):
                 not_finite.add((policy.path, span.name))
         return Piece(span, shapes[span.name], taus, values)
 
@@ -183,13 +181,17 @@ def widest(checkpoint: Checkpoint, names: Mapping[str, object]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _check_dtype(name: str, checkpoint: Checkpoint) -> None:
-    dtype = checkpoint.entries[name].dtype
-    if dtype not in DTYPES.values():
-        raise ValueError(
-            f"{name!r} has dtype {str(dtype).removeprefix('torch.')} in {str(checkpoint.folder)!r}, but a residual "
-            f"needs one of {', '.join(DTYPES)}; dequantise the checkpoint or drop this tensor"
-        )
+def shape_difference(policy: Checkpoint, sft: Checkpoint) -> str | None:
+    """In what the names and shapes of a policy differ from the SFT model's, as the end of a sentence, or None."""
+    theirs, ours = policy.distinct, sft.distinct
+    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    if not names:
+        return None
+    more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""
+    return (
+        f"has {_shape(theirs.get(names[0]))} for {names[0]!r}, but the SFT model {str(sft.folder)!r} has "
+        f"{_shape(ours.get(names[0]))}{more}; residuals need equal names and shapes"
+    )
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

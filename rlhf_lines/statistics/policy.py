@@ -54,8 +54,7 @@ def check_policy(sft: Path, policy: Path) -> None:
         ValueError: another SFT model, other names or shapes, or an adapter that is more than s B A.
     """
     with Checkpoint(sft) as checkpoint:
-        if "quantization_config" in checkpoint.config:
-            raise ValueError(f"SFT model {str(sft)!r} is quantised, expected plain weights: give the unquantised model")
+        checkpoint.check_plain(())
         if is_adapter(policy):
             check_same_base([load_adapter(policy)], sft)
         else:

@@ -212,3 +212,73 @@ def test_values_beyond_the_output_dtype_are_refused(sft, dense_policy, tmp_path)
     with pytest.raises(ValueError, match="are not finite in float16"):
         merge_policies(sft, [policy], spec, save="dense", output_dir=tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_not_added_to_quantised_weights(sft, helpful, copy_of, edit_config, tmp_path):
+    quantised = change_weights(
+        copy_of(sft, "quantised"), lambda t: t | {name: t[name].to(torch.int8) for name in t if "q_proj" in name}
+    )
+    policy = edit_config(copy_of(helpful), base_model_name_or_path=str(quantised))
+    with pytest.raises(ValueError, match=r"'model.layers.0.self_attn.q_proj.weight' has dtype int8 in .*quantised'"):
+        merge_policies(quantised, [policy], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "out")
+    # An adapter stays apart from the weights, whatever they are.
+    merge_policies(quantised, [policy], MergeSpec("linear", (1,)), save="adapter", output_dir=tmp_path / "adapter")
+    says_so = copy_of(sft, "says_so")
+    config = json.loads((says_so / "config.json").read_text())
+    (says_so / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_8bit": True}}))
+    policy = edit_config(copy_of(helpful, "other"), base_model_name_or_path=str(says_so))
+    with pytest.raises(ValueError, match="is quantised"):
+        merge_policies(says_so, [policy], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (float("nan"), None, r"'lm_head.weight' of '.*copy' has values that are not finite"),
+        (1e6, "float16", r"merged values of 'lm_head.weight' are not finite in float16"),
+    ],
+)
+def test_what_no_policy_changes_is_checked_too(sft, helpful, copy_of, edit_config, tmp_path, value, dtype, message):
+    spoilt = change_weights(
+        copy_of(sft), lambda t: t | {"lm_head.weight": t["lm_head.weight"].index_fill(0, torch.tensor([3]), value)}
+    )
+    policy = edit_config(copy_of(helpful, "policy"), base_model_name_or_path=str(spoilt))
+    with pytest.raises(ValueError, match=message):
+        merge_policies(
+            spoilt, [policy], MergeSpec("linear", (1,)), save="dense", dtype=dtype, output_dir=tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rule", ["linear", "dare", "ties", "widen"])
+def test_a_tied_head_that_is_stored_twice_stays_tied(sft, dense_policy, copy_of, tmp_path, rule):
+    """Older files hold the embedding under both names; it counts once."""
+
+    def once(tensors):
+        return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+
+    def twice(tensors):
+        return tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+
+    results, sources = [], [sft, dense_policy("a", seed=1), dense_policy("b", seed=2)]
+    for change, change_policy in ((once, once), (twice, twice), (twice, once), (once, twice)):
+        models = []
+        for number, source in enumerate(sources):
+            model = change_weights(
+                copy_of(source, f"{change.__name__}{change_policy.__name__}{number}"),
+                change_policy if number else change,
+            )
+            config = json.loads((model / "config.json").read_text())
+            (model / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+            models.append(model)
+        output = tmp_path / f"out_{change.__name__}_{change_policy.__name__}"
+        spec = MergeSpec(rule, (0.5, 0.5), 0.5, 1.0)
+        merge_policies(models[0], models[1:], spec, save="dense", output_dir=output)
+        tensors = read_weights(output)
+        assert ("lm_head.weight" in tensors) == (change is twice)
+        if change is twice:
+            assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
+        results.append(once(tensors))
+    for other in results[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in results[0].items())

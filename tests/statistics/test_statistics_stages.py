@@ -81,7 +81,7 @@ def test_a_quantised_model_is_refused(folder, flags, capsys):
     config = json.loads(Path("small/config.json").read_text())
     Path("small/config.json").write_text(json.dumps({**config, "quantization_config": {"load_in_8bit": True}}))
     sentence = refused(capsys, folder, ["gram", *flags(sft_model="./small", policy="./dense")])
-    assert "SFT model 'small' is quantised" in sentence
+    assert "'small' is quantised" in sentence
 
 
 def test_an_adapter_on_a_tied_weight_is_refused(folder, flags, capsys):
