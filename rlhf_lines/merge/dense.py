@@ -147,8 +147,7 @@ class DenseMerge:
             ValueError: values that are not finite, in a policy, the SFT model or the merged model; all are named.
             OSError: the disk is full.
         """
-        entries = {name: _target(entry, dtype) for name, entry in self._sft.entries.items()}
-        shards = self._sft.files if max_shard_size is None else _shards(entries, max_shard_size)
+        entries, shards = layout(self._sft, dtype, max_shard_size)
         merged = self.scaled
         total = sum(entry.size for entry in entries.values())
         bad: set[str] = set()
@@ -215,6 +214,14 @@ class DenseMerge:
                 if len(found) == 1
                 else f"these have values that are not finite, there or in the SFT model: {_listed(found)}; train again"
             )
+
+
+def layout(
+    sft: Checkpoint, dtype: str | None, max_shard_size: int | None
+) -> tuple[dict[str, Entry], Mapping[str, Sequence[str]]]:
+    """What is written of every tensor, and which file gets which tensors; see `DenseMerge.write`."""
+    entries = {name: _target(entry, dtype) for name, entry in sft.entries.items()}
+    return entries, sft.files if max_shard_size is None else _shards(entries, max_shard_size)
 
 
 def _listed(names: Sequence[str]) -> str:

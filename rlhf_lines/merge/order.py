@@ -14,7 +14,7 @@ from rlhf_lines.merge.pieces import Piece, Residuals
 
 DIRECT = 1 << 20  # so many values per policy are simply sorted
 DIGIT = 16  # bits by which the search narrows in one pass
-_AT_ONCE = 1 << 20  # digits that are counted together: a table of counts takes as long as many of them
+AT_ONCE = 1 << 20  # digits that are counted together: a table of counts takes as long as many of them
 
 
 def magnitudes(piece: Piece) -> list[Tensor]:
@@ -118,13 +118,13 @@ class _Table:
         self._counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
 
     def add(self, digits: Tensor) -> None:
-        if self._held + len(digits) > _AT_ONCE:
+        if self._held + len(digits) > AT_ONCE:
             self.counts()
-        if len(digits) > _AT_ONCE:
+        if len(digits) > AT_ONCE:
             self._count(digits)
             return
         if self._waiting is None:
-            self._waiting = digits.new_empty(_AT_ONCE)
+            self._waiting = digits.new_empty(AT_ONCE)
         self._waiting[self._held : self._held + len(digits)] = digits
         self._held += len(digits)
 

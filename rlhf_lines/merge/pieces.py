@@ -142,8 +142,10 @@ class Residuals:
             yield result
 
     def _check_memory(self, span: Span, unit: str) -> None:
-        # K residuals, the SFT model, and about as much again for what a rule makes of them.
-        needed = 2 * (self.count + 1) * (span.stop - span.start) * self.dtype.itemsize
+        # K residuals, the SFT model, and about as much again for what a rule makes of them; rules that take whole
+        # tensors decompose them, which holds about five in float64.
+        each = 2 * (self.count + 1) * self.dtype.itemsize + (5 * 8 if unit == "tensor" else 0)
+        needed = each * (span.stop - span.start)
         if self.max_memory is not None and span.stop - span.start > self.elements and needed > self.max_memory:
             raise ValueError(
                 f"the rule needs a whole {unit} of {span.name!r} {self.shapes[span.name]} at once, about {needed:,} "

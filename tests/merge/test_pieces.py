@@ -61,7 +61,7 @@ def test_an_error_in_a_thread_reaches_the_caller():
 @pytest.mark.parametrize("direct", [0, 1 << 20])
 def test_order_statistics_are_those_of_sorting(dtype, workers, direct, monkeypatch):
     monkeypatch.setattr(order, "DIRECT", direct)
-    monkeypatch.setattr(order, "_AT_ONCE", 300)
+    monkeypatch.setattr(order, "AT_ONCE", 300)
     generator = torch.Generator().manual_seed(0)
     policies = [
         {
@@ -90,5 +90,5 @@ def test_order_statistics_are_those_of_sorting(dtype, workers, direct, monkeypat
 def test_a_whole_tensor_beyond_the_memory_bound_is_refused():
     residuals = replace(residuals_in_memory([{"w": torch.ones(8, 8)}], elements=16), max_memory=1000)
     assert len(list(residuals.spans("row"))) == 4
-    with pytest.raises(ValueError, match=r"whole tensor of 'w' \(8, 8\) at once, about 1,024 bytes, but max_memory is"):
+    with pytest.raises(ValueError, match=r"whole tensor of 'w' \(8, 8\) at once, about 3,584 bytes, but max_memory is"):
         list(residuals.spans("tensor"))
