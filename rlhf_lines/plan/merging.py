@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from rlhf_lines.merge.export import check_settings
 from rlhf_lines.merge.residuals import WEIGHTS_FILE
 from rlhf_lines.merge.rules import LINEAR_RULES
 from rlhf_lines.merge.stage import MergeConfig
+from rlhf_lines.merge.statistics_files import FILES, open_statistics
 from rlhf_lines.plan import merge_memory, skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, LIBRARIES_PART, Phase, gumbel_bytes, kv_cache_bytes
@@ -71,6 +73,7 @@ def _merge_parts(
         return parts
     as_stored = skeleton.causal_lm(shape.config, dtype="auto")
     shapes = {name: tuple(parameter.shape) for name, parameter in as_stored.named_parameters()}
+    shapes = {name: shape for name, shape in shapes.items() if name in _changed(config, adapters, shapes)}
     stored = next(as_stored.parameters()).element_size()
     threads, policies = len(os.sched_getaffinity(0)), len(config.policies)
     parts["adapters"] += factors  # with their scale
@@ -80,7 +83,7 @@ def _merge_parts(
     if whole := merge_memory.whole_bytes(config.rule, shapes, policies, stored):
         parts["one whole parameter"] = whole
     if config.save == "adapter" and config.rule not in LINEAR_RULES:
-        largest = max((s for s in shapes.values() if len(s) == 2), key=math.prod)
+        largest = max((found for found in shapes.values() if len(found) == 2), key=math.prod, default=(0, 0))
         parts["one module"] = merge_memory.module_bytes(largest)
     return parts
 
@@ -154,6 +157,19 @@ def _add_work(plan: Plan, config: SweepConfig, rows) -> None:
     plan.work.append(("tokens to generate", f"at most {completions * config.max_new_tokens:,}"))
     plan.work.append(("batches", f"{math.ceil(completions / config.batch_size):,} of {config.batch_size:,}"))
     plan.disk["run store"] = completions * BYTES_PER_COMPLETION
+
+
+def _changed(config: MergeConfig, adapters: list[_Adapter], shapes: Mapping[str, object]) -> set[str]:
+    """Return the parameters that the policies may change, and of which there are statistics where those are here."""
+    names = set(shapes)
+    if all(adapter.count is not None for adapter in adapters):
+        modules = {module for adapter in adapters for module in adapter.widths}
+        names &= {f"{module.removeprefix('base_model.model.')}.weight" for module in modules}
+    with contextlib.ExitStack() as stack:
+        folders = [folder for folder in config.statistics or () if (Path(folder) / FILES[config.rule]).is_file()]
+        for statistics in open_statistics(config.rule, folders, stack):
+            names &= statistics.shapes.keys()
+    return names
 
 
 @dataclass(frozen=True)
