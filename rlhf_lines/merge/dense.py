@@ -154,8 +154,7 @@ class DenseMerge:
             ValueError: values that are not finite, in a policy, the SFT model or the merged model; all are named.
             OSError: the disk is full.
         """
-        entries = {name: _target(entry, dtype) for name, entry in self._sft.entries.items()}
-        shards = self._sft.files if max_shard_size is None else _shards(entries, max_shard_size)
+        entries, shards = layout(self._sft, dtype, max_shard_size)
         merged = self.scaled
         total = sum(entries[name].size for name in self._sft.distinct)
         copies: dict[str, list[str]] = {}
@@ -232,6 +231,14 @@ class DenseMerge:
                 if len(found) == 1
                 else f"these have values that are not finite, there or in the SFT model: {_listed(found)}; train again"
             )
+
+
+def layout(
+    sft: Checkpoint, dtype: str | None, max_shard_size: int | None
+) -> tuple[dict[str, Entry], Mapping[str, Sequence[str]]]:
+    """What is written of every tensor, and which file gets which tensors; see `DenseMerge.write`."""
+    entries = {name: _target(entry, dtype) for name, entry in sft.entries.items()}
+    return entries, sft.files if max_shard_size is None else _shards(entries, max_shard_size)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -80,15 +80,9 @@ def merge_policies(
         FileExistsError: `output_dir` exists and `overwrite` is False.
         OSError: the disk is full.
     """
-    if save not in SAVES:
-        raise ValueError(unknown_name("save", save, SAVES))
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(unknown_name("dtype", dtype, DTYPES))
     if not policies or isinstance(policies, (str, Path)):
         raise ValueError(f"policies is {policies!r}, expected a list of one or more folders")
-    if len(spec.weights) != len(policies):
-        raise ValueError(f"{len(spec.weights)} weights for {len(policies)} policies; give one weight per policy")
-    _check_rank(rank, save, spec)
+    check_settings(spec, len(policies), save, rank, dtype)
     _check_device(device)
     output = Path(output_dir)
     refuse_existing(output, overwrite=overwrite)
@@ -150,6 +144,17 @@ def merge_policies(
             if recipe is not None and written.truncation is None:
                 (folder / "mergekit.yaml").write_text(recipe)
     return output
+
+
+def check_settings(spec: MergeSpec, policies: int, save: str, rank: int | None, dtype: str | None) -> None:
+    """Stop with a ValueError unless the settings of a merge of so many policies fit each other."""
+    if save not in SAVES:
+        raise ValueError(unknown_name("save", save, SAVES))
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(unknown_name("dtype", dtype, DTYPES))
+    if len(spec.weights) != policies:
+        raise ValueError(f"{len(spec.weights)} weights for {policies} policies; give one weight per policy")
+    _check_rank(rank, save, spec)
 
 
 def _check_rank(rank: int | None, save: str, spec: MergeSpec) -> None:

@@ -14,7 +14,7 @@ from rlhf_lines.merge.pieces import Piece, Residuals
 
 DIRECT = 1 << 20  # so many values per policy are simply sorted
 DIGIT = 16  # bits by which the search narrows in one pass
-_AT_ONCE = 1 << 18  # digits that are counted together: a table of counts takes as long as a part of them
+AT_ONCE = 1 << 18  # digits that are counted together: a table of counts takes as long as a part of them
 
 
 def magnitudes(piece: Piece) -> list[Tensor]:
@@ -114,13 +114,13 @@ class _Table:
 
     def __init__(self) -> None:
         # Copied into memory of its own: many small tensors that stay would tear the heap into pieces, which grows then.
-        self._waiting = torch.empty(_AT_ONCE, dtype=torch.int32)
+        self._waiting = torch.empty(AT_ONCE, dtype=torch.int32)
         self._used = 0
         self._counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
 
     def add(self, digits: Tensor) -> None:
-        for part in digits.split(_AT_ONCE):
-            if self._used + len(part) > _AT_ONCE:
+        for part in digits.split(AT_ONCE):
+            if self._used + len(part) > AT_ONCE:
                 self.counts()
             self._waiting[self._used : self._used + len(part)] = part
             self._used += len(part)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 
 FLOAT32 = 4  # bytes
+LIBRARIES_PART = "Python and libraries"  # of a phase that counts them, as those of a merge do
 # TRL's fused head (trl/kernels/chunked_logprob.py) never holds logits of more positions and words than this.
 TILE_POSITIONS, TILE_WORDS = 4096, 32768
 # bitsandbytes: one float32 per output row (8-bit); one per 64 weights, or one byte and a 256th of it (4-bit).

@@ -14,48 +14,66 @@ import torch
 
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.merge.checkpoint import Checkpoint
+from rlhf_lines.merge.dense import layout
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.order import DIRECT
 from rlhf_lines.merge.pieces import Piece, residuals_in_memory
-from rlhf_lines.merge.precision import DTYPES
 from rlhf_lines.merge.provenance import load_inputs
 from rlhf_lines.merge.repeat import check_repeat
 from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
-from rlhf_lines.merge.rules import merge_lazily
+from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES, merge_lazily
 from rlhf_lines.merge.spans import Span
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.statistics_files import FILES, check_statistics
+from rlhf_lines.sizes import parse_size
 
 
 if TYPE_CHECKING:
     from rlhf_lines.merge.stage import MergeConfig
     from rlhf_lines.plan.stage import Plan
 
-_COLUMNS = 1024  # of the tensor that a rule is rehearsed on
+SEARCHING = 3  # passes: two digits of a quantile, and the merge
+_NAME, _COLUMNS = "model.layers.0.weight", 64  # of what a rule is rehearsed on
 
 
-def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> None:
-    """Fill in `work`, `read`, `disk` and the warnings among `notes` of a merge's plan.
+def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> int:
+    """Fill in `work`, `read`, `disk` and the warnings among `notes` of a merge's plan; return the number of passes.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the merge could not run; all problems of inputs that exist.
     """
-    spec, folders = config.spec(), [config.sft_model, *config.policies]
+    spec, folders, statistics = config.spec(), [config.sft_model, *config.policies], config.statistics or []
     refuse_existing(config.output_dir, overwrite=True)
-    refuse_replacing(config.output_dir, [*folders, *(config.statistics or [])])
+    refuse_replacing(config.output_dir, [*folders, *statistics])
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     plan.work.append(("factors of LiNeS", _factors_text(spec, num_layers)))
-    if config.save == "dense":
-        plan.work.append(("passes over the inputs", str(passes_over_inputs(spec))))
+    passes = 0
+    if spec.rule not in ADAPTER_RULES:
+        if config.save == "adapter" and spec.rule in LINEAR_RULES:
+            passes = 2 * (spec.alpha == "auto")  # over the residuals, and over the merged one
+        else:
+            passes = passes_over_inputs(spec)
+    if passes:
+        plan.work.append(("passes over the inputs", str(passes)))
+        plan.work.append(("arithmetic on dense residuals", f"float32 or wider, on {config.device}"))
+    if config.rank is not None:
+        plan.work.append(("rank of the adapter", f"{config.rank}, by truncation; what that loses is told"))
+    if statistics:
+        plan.work.append((f"statistics for {spec.rule}", ", ".join(statistics)))
     if all(_has_weights(folder) for folder in folders):
         _look_at_inputs(plan, config, folders)
-    free = _free_bytes(Path(config.output_dir))
+    return passes
+
+
+def check_disk(plan: Plan, output_dir: str) -> None:
+    """Say how much is free where a merge writes, and stop with a ValueError if that is less than it needs."""
+    free = _free_bytes(Path(output_dir))
     plan.work.append(("free where it is written", f"{free / 2**30:,.2f} GiB"))
     needed = sum(plan.disk.values())
     if needed > free:
         raise ValueError(
-            f"output_dir {config.output_dir} needs {needed / 2**30:,.2f} GiB, but {free / 2**30:,.2f} GiB are free "
+            f"output_dir {output_dir} needs {needed / 2**30:,.2f} GiB, but {free / 2**30:,.2f} GiB are free "
             "there: choose another disk, a narrower --dtype, or --save adapter"
         )
 
@@ -67,12 +85,10 @@ def passes_over_inputs(spec: MergeSpec) -> int:
     """
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
-    noise = [{"model.layers.0.weight": torch.randn(shape, generator=generator)} for _ in spec.weights]
-    statistics = {
-        "fisher": [{name: tensor.square() for name, tensor in tensors.items()} for tensors in noise],
-        "regmean": [dict.fromkeys(tensors, torch.eye(_COLUMNS)) for tensors in noise],
-    }
-    residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics.get(spec.rule, ()))
+    noise = [{_NAME: torch.randn(shape, generator=generator)} for _ in spec.weights]
+    of_rule = {"fisher": lambda tau: tau.square(), "regmean": lambda tau: tau.T @ tau}.get(spec.rule)
+    statistics = [{_NAME: of_rule(tau[_NAME])} for tau in noise] if of_rule else []
+    residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics)
     read = 0
 
     def counted(span: Span) -> Piece:
@@ -96,7 +112,7 @@ def _look_at_inputs(plan: Plan, config: MergeConfig, folders: list[str]) -> None
         loaded, warnings = load_inputs(sft, folders[1:], stack)
         check_statistics(spec.rule, statistics, folders[1:])
         if config.repeats:
-            warnings = [*check_repeat(config.repeats, folders[0], folders[1:]), *warnings]
+            warnings = [*check_repeat(config.repeats, folders[0], folders[1:], config.statistics or ()), *warnings]
         plan.notes += [f"warning: {warning}" for warning in warnings]
         files = [path for folder in folders for path in _weight_files(folder)]
         files += [Path(folder) / FILES[spec.rule] for folder in statistics]
@@ -109,9 +125,10 @@ def _look_at_inputs(plan: Plan, config: MergeConfig, folders: list[str]) -> None
         share = count / sum(sizes.values())
         plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(changed)} tensors"))
         if config.save == "dense":
-            plan.disk.clear()
-            for file, names in sft.files.items():
-                plan.disk[file] = sum(sizes[name] * _itemsize(sft.entries[name].dtype, config.dtype) for name in names)
+            size = None if config.max_shard_size is None else parse_size(config.max_shard_size)
+            entries, files = layout(sft, config.dtype, size)
+            for file, names in files.items():
+                plan.disk[file] = sum(entries[name].nbytes for name in names)
             plan.work.append(("written dtype", config.dtype or "that of each tensor of the SFT model"))
 
 
@@ -131,11 +148,6 @@ def _weight_files(folder: str) -> list[Path]:
         return [Path(folder) / WEIGHTS_FILE]
     with Checkpoint(folder) as checkpoint:
         return [checkpoint.folder / file for file in checkpoint.files]
-
-
-def _itemsize(stored: torch.dtype, dtype: str | None) -> int:
-    """Bytes of an element as it is written: only floating-point tensors are cast."""
-    return (DTYPES[dtype] if dtype and stored.is_floating_point else stored).itemsize
 
 
 def _free_bytes(output: Path) -> int:

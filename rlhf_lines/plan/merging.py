@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,12 +14,15 @@ from safetensors import safe_open
 from trl import ModelConfig, get_peft_config
 
 from rlhf_lines.config import DataConfig
+from rlhf_lines.merge.export import check_settings
 from rlhf_lines.merge.residuals import WEIGHTS_FILE
+from rlhf_lines.merge.rules import LINEAR_RULES
 from rlhf_lines.merge.stage import MergeConfig
-from rlhf_lines.plan import skeleton
+from rlhf_lines.merge.statistics_files import FILES, open_statistics
+from rlhf_lines.plan import merge_memory, skeleton
 from rlhf_lines.plan.config import of_type
-from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
-from rlhf_lines.plan.merge_work import add_merge_work
+from rlhf_lines.plan.memory import FLOAT32, LIBRARIES_PART, Phase, gumbel_bytes, kv_cache_bytes
+from rlhf_lines.plan.merge_work import SEARCHING, add_merge_work, check_disk
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import look_at
@@ -27,42 +34,58 @@ from rlhf_lines.sweep.sampling import KL_ROWS
 from rlhf_lines.task_rewards import reward_entries
 
 
-SHARD = 50 * 10**9  # transformers' largest file of weights
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
 
 
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """Return the plan of a merge, which runs on the CPU: the adapters' factors, and one file of weights at a time."""
+    """Return the plan of a merge: factors of adapters, and the pieces of checkpoints that are read at a time."""
     config = of_type(configs, MergeConfig)
-    weights = config.spec().weights
-    if len(weights) != len(config.policies):
-        raise ValueError(f"{len(weights)} weights for {len(config.policies)} policies; give one weight per policy")
+    check_settings(config.spec(), len(config.policies), config.save, config.rank, config.dtype)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
+    if config.save == "adapter" and any(adapter.count is None for adapter in adapters):
+        raise ValueError("a policy is a dense checkpoint, which no adapter holds exactly; use --save dense")
     model = skeleton.causal_lm(shape.config, dtype=config.dtype or "auto")
     plan = Plan("merge", "cpu", skeleton.count(model))
     plan.models.append((config.sft_model, shape.source))
-    plan.models += [(policy, source) for policy, (_, source) in zip(config.policies, adapters, strict=True)]
-    factors = sum(count for count, _ in adapters if count) * FLOAT32
-    dense = sum(p.nbytes for p in model.parameters())
-    if config.save == "adapter":
-        if any(count is None for count, _ in adapters):
-            raise ValueError("a policy is a dense checkpoint, which no adapter holds exactly; use --save dense")
-        # Read, stacked, and cast to be written.
-        plan.phases.append(Phase("merge", {"adapters": factors, "merged adapter": 2 * factors}))
-        plan.disk["merged adapter"] = factors
-    else:
-        largest = max(p.numel() for p in model.parameters())
-        # The residual of one tensor, its sum with the SFT model's, and the copy that is cast, in float32.
-        parts = {
-            "adapters": factors,
-            "merged weights of one file": min(dense, SHARD),
-            "one tensor": 3 * largest * FLOAT32,
-        }
-        plan.phases.append(Phase("merge", parts))
-        plan.disk["merged model"] = dense
-    add_merge_work(plan, config, num_layers=shape.config.get_text_config().num_hidden_layers)
+    plan.models += [(policy, adapter.source) for policy, adapter in zip(config.policies, adapters, strict=True)]
+    widths = {module: width for adapter in adapters for module, width in adapter.widths.items()}
+    rank = config.rank or sum(adapter.rank for adapter in adapters)
+    merged = rank * sum(widths.values()) * FLOAT32
+    passes = add_merge_work(plan, config, num_layers=shape.config.get_text_config().num_hidden_layers)
+    plan.phases.append(Phase("merge", _merge_parts(config, shape, adapters, merged=merged, passes=passes)))
+    if not plan.disk:  # the files of the SFT model are not here
+        dense = sum(p.nbytes for p in model.parameters())
+        plan.disk |= {"merged adapter": merged} if config.save == "adapter" else {"merged model": dense}
+    check_disk(plan, config.output_dir)
     return plan
+
+
+def _merge_parts(
+    config: MergeConfig, shape: Shape, adapters: list[_Adapter], *, merged: int, passes: int
+) -> dict[str, int]:
+    """Return what a merge holds at its peak; see `merge_memory`."""
+    factors = sum(adapter.count for adapter in adapters if adapter.count) * FLOAT32
+    parts = {LIBRARIES_PART: merge_memory.LIBRARIES[config.save], "adapters": factors}
+    if config.save == "adapter":
+        parts["merged adapter"] = 2 * merged  # and cast to be written
+    if passes == 0:
+        return parts
+    as_stored = skeleton.causal_lm(shape.config, dtype="auto")
+    shapes = {name: tuple(parameter.shape) for name, parameter in as_stored.named_parameters()}
+    shapes = {name: shape for name, shape in shapes.items() if name in _changed(config, adapters, shapes)}
+    stored = next(as_stored.parameters()).element_size()
+    threads, policies = len(os.sched_getaffinity(0)), len(config.policies)
+    parts["adapters"] += factors  # with their scale
+    parts["pieces"] = merge_memory.piece_bytes(policies, stored, threads)
+    if passes >= SEARCHING:
+        parts["counts for quantiles"] = merge_memory.count_bytes(policies, threads)
+    if whole := merge_memory.whole_bytes(config.rule, shapes, policies, stored):
+        parts["one whole parameter"] = whole
+    if config.save == "adapter" and config.rule not in LINEAR_RULES:
+        largest = max((found for found in shapes.values() if len(found) == 2), key=math.prod, default=(0, 0))
+        parts["one module"] = merge_memory.module_bytes(largest)
+    return parts
 
 
 def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
@@ -71,8 +94,8 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     data = of_type(configs, DataConfig)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
-    for policy, (count, _) in zip(config.policies, adapters, strict=True):
-        if count is None:
+    for policy, adapter in zip(config.policies, adapters, strict=True):
+        if adapter.count is None:
             raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
     rows = look_at(
         data,
@@ -87,11 +110,11 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     model = skeleton.causal_lm(shape.config, dtype=config.dtype)
     plan = Plan("sweep", device, skeleton.count(model))
     plan.models.append((config.sft_model, shape.source))
-    plan.models += [(policy, source) for policy, (_, source) in zip(config.policies, adapters, strict=True)]
+    plan.models += [(policy, adapter.source) for policy, adapter in zip(config.policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
     held = {
         "weights": skeleton.frozen_bytes(model.requires_grad_(False)),
-        "adapters": sum(count for count, _ in adapters) * FLOAT32,
+        "adapters": sum(adapter.count for adapter in adapters) * FLOAT32,
         "reward models": sum(reward.weights for reward in rewards),
     }
     batch, length = config.batch_size, rows.longest + config.max_new_tokens
@@ -136,8 +159,38 @@ def _add_work(plan: Plan, config: SweepConfig, rows) -> None:
     plan.disk["run store"] = completions * BYTES_PER_COMPLETION
 
 
-def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> tuple[int | None, str]:
-    """Return the parameters of an adapter (None for a dense policy), and where that was read.
+def _changed(config: MergeConfig, adapters: list[_Adapter], shapes: Mapping[str, object]) -> set[str]:
+    """Return the parameters that the policies may change, and of which there are statistics where those are here."""
+    names = set(shapes)
+    if all(adapter.count is not None for adapter in adapters):
+        modules = {module for adapter in adapters for module in adapter.widths}
+        names &= {f"{module.removeprefix('base_model.model.')}.weight" for module in modules}
+    with contextlib.ExitStack() as stack:
+        folders = [folder for folder in config.statistics or () if (Path(folder) / FILES[config.rule]).is_file()]
+        for statistics in open_statistics(config.rule, folders, stack):
+            names &= statistics.shapes.keys()
+    return names
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What is known about a policy before it is read.
+
+    Attributes:
+        count: parameters of an adapter; None for a dense policy.
+        source: where that was read.
+        rank: the largest of its modules.
+        widths: in + out by module: so many parameters each rank has.
+    """
+
+    count: int | None
+    source: str
+    rank: int = 0
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+
+def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> _Adapter:
+    """Return the sizes of an adapter, or that a policy is dense.
 
     Raises:
         FileNotFoundError: the folder does not exist, and no config beside this one makes it.
@@ -145,11 +198,10 @@ def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> tuple
     folder = Path(policy)
     if (folder / WEIGHTS_FILE).is_file():
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (not a mapping)
-        count = sum(map(math.prod, shapes))
-        return count, f"{count:,} parameters; {folder / WEIGHTS_FILE}"
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return _sizes(shapes, str(folder / WEIGHTS_FILE))
     if (folder / "config.json").is_file():
-        return None, f"{folder / 'config.json'}"
+        return _Adapter(None, f"{folder / 'config.json'}")
     if folder.is_dir():
         raise FileNotFoundError(f"policy {policy} has no {WEIGHTS_FILE}: expected an adapter or a checkpoint")
     for path, content in makers(policy, beside):
@@ -157,8 +209,19 @@ def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> tuple
             names = ModelConfig.__dataclass_fields__
             peft_config = get_peft_config(ModelConfig(**{k: v for k, v in content.items() if k in names}))
             model = skeleton.adapt(skeleton.causal_lm(shape.config), peft_config)
-            count = skeleton.count(model, trainable=True)
-            return count, f"{count:,} parameters; {path}, which makes it"
+            shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+            return _sizes(shapes, f"{path}, which makes it")
     raise FileNotFoundError(
         f"policy {policy} does not exist, and no config beside this one makes it; make it with: rlhf-lines ppo"
     )
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> _Adapter:
+    """The sizes of factors A ``[r, in]`` and B ``[out, r]`` by their names."""
+    count = sum(map(math.prod, shapes.values()))
+    ranks = [shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items()]
+    widths: dict[str, int] = {}
+    for rank, (name, shape) in zip(ranks, shapes.items(), strict=True):
+        module = name.partition(".lora_")[0]
+        widths[module] = widths.get(module, 0) + math.prod(shape) // rank
+    return _Adapter(count, f"{count:,} parameters; {source}", max(ranks), widths)

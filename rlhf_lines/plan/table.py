@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_lines.plan.memory import peak
+from rlhf_lines.plan.memory import LIBRARIES_PART, peak
 from rlhf_lines.plan.stage import Plan
 
 
-DEVICES = {"cuda": "GPU", "cpu": "CPU process, beside Python and its libraries"}
+DEVICES = {"cuda": "GPU", "cpu": "CPU process"}
 
 
 def plan_table(plan: Plan, config: str | Path | None = None) -> str:
@@ -18,9 +18,11 @@ def plan_table(plan: Plan, config: str | Path | None = None) -> str:
     lines.append(f"  parameters            {plan.parameters:>16,}")
     if plan.trainable:
         lines.append(f"  trainable parameters  {plan.trainable:>16,}  ({plan.trainable / plan.parameters:.2%})")
-    lines += ["", f"estimated memory of one {DEVICES[plan.device]}", ""]
-    lines += _memory(plan)
     top = peak(plan.phases)
+    beside = plan.device == "cpu" and LIBRARIES_PART not in top.parts
+    what = DEVICES[plan.device] + (", beside Python and its libraries" if beside else "")
+    lines += ["", f"estimated memory of one {what}", ""]
+    lines += _memory(plan)
     lines += ["", f"  peak: {_size(top.total)}, during {top.name}"]
     if plan.work:
         lines += ["", *(f"  {what:<32}{much}" for what, much in plan.work)]

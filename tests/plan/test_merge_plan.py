@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.pieces import residuals_in_memory
+from rlhf_lines.merge.rules import RULES, merge_lazily
 from rlhf_lines.plan import Options, plan
+from rlhf_lines.plan.merge_memory import WHOLE
 from rlhf_lines.plan.merge_work import passes_over_inputs
 
 
@@ -135,15 +139,99 @@ def test_scripts_do_not_merge_when_asked_to_plan(models):
         # Two digits of the threshold, the majority of signs, the merge.
         ("ties", {}, 4),
         ("ties", {"zero_sign": "positive"}, 3),
-        # Norms, two digits of the median, the merge; with noise for statistics.
+        # Norms and zeros, two digits of the median, the merge.
         ("fisher", {}, 4),
+        ("fisher", {"relative": False}, 2),
         ("regmean", {}, 1),
+        ("opcm", {}, 2),
     ],
 )
 def test_passes_are_counted_on_the_rule_itself(rule, options, passes):
     assert passes_over_inputs(MergeSpec(rule, (0.5, 0.5), options=options)) == passes
     # alpha takes the norms of the sum and of what is merged.
     assert passes_over_inputs(MergeSpec(rule, (0.5, 0.5), "auto", options=options)) == passes + 2
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_a_plan(rule):
+    assert 1 <= passes_over_inputs(MergeSpec(rule, (0.5, 0.5))) <= 5
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_that_take_whole_parameters_are_those_of_the_table(rule):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors = [{name: torch.eye(4)}, {name: torch.ones(4, 4)}]
+    residuals = residuals_in_memory(
+        tensors, sft=tensors[1], statistics=tensors if rule in ("fisher", "regmean") else ()
+    )
+    unit = merge_lazily(residuals, rule).unit
+    assert (unit == "tensor" or (callable(unit) and unit(name) == "tensor")) == (rule in WHOLE)
+
+
+def save_statistics(folder: str) -> None:
+    Path(folder).mkdir()
+    tensors = {name: torch.ones_like(parameter) for name, parameter in _model().named_parameters()}
+    save_file(tensors, f"{folder}/fisher.safetensors")
+
+
+def test_statistics_and_device_are_shown_and_statistics_checked(models, capsys):
+    assert "needs the statistics of each policy, got 0 for 1" in refusal(capsys, "--rule", "fisher")
+    assert "'seen' has no fisher.safetensors" in refusal(capsys, "--rule", "fisher", "--statistics", "seen")
+    save_statistics("seen")
+    assert "rule 'ties' uses none" in refusal(capsys, "--rule", "ties", "--statistics", "seen")
+    assert cli.main(["merge", *FLAGS, "--plan", "--rule", "fisher", "--statistics", "seen"]) == 0
+    out = capsys.readouterr().out
+    assert "statistics for fisher           seen\n" in out and "seen/fisher.safetensors" in out
+    assert "arithmetic on dense residuals   float32 or wider, on cpu\n" in out
+
+
+def test_shards_of_a_size_are_planned_as_they_are_written(models):
+    flags = [*FLAGS, "--max_shard_size", "5KB", "--dtype", "bfloat16"]
+    planned = plan(flags, Options("merge")).disk
+    assert cli.main(["merge", *flags]) == 0
+    written = {path.name: load_file(path) for path in Path("out").glob("*.safetensors")}
+    assert planned == {name: sum(tensor.nbytes for tensor in tensors.values()) for name, tensors in written.items()}
+    assert len(planned) > 2
+
+
+def test_a_rank_is_shown_and_sets_the_size(models, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    for name, rank in (("a", 2), ("b", 3)):
+        model = get_peft_model(_model(), LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+        model.save_pretrained(name)
+    flags = ["--sft_model", "sft", "--policies", "a", "b", "--save", "adapter", "--output_dir", "merged"]
+    width = 2 * ((16 + 16) + (16 + 8))  # two blocks, in + out of both modules
+    assert plan(flags, Options("merge")).disk == {"merged adapter": (2 + 3) * width * 4}
+    result = plan([*flags, "--rank", "1", "--rule", "ties"], Options("merge"))
+    assert result.disk == {"merged adapter": width * 4}
+    assert dict(result.work)["rank of the adapter"].startswith("1, by truncation")
+    assert cli.main(["merge", *flags, "--plan", "--rule", "ties"]) == 2
+    assert "rule 'ties' is not linear in the residuals, so no adapter holds it exactly; give --rank" in (
+        capsys.readouterr().err
+    )
+
+
+def test_auto_alpha_takes_a_pass_over_the_residuals_and_one_over_what_is_merged(models):
+    for alpha, passes in (("1", "4"), ("auto", "6")):
+        flags = [*FLAGS, "--rule", "ties", "--alpha", alpha]
+        assert dict(plan(flags, Options("merge")).work)["passes over the inputs"] == passes
+
+
+def test_memory_of_pieces_by_hand(models):
+    """Two models in float32, two threads: 2^17 elements of each, and four more pieces."""
+    parts = merge_parts(FLAGS)
+    pieces = len(os.sched_getaffinity(0)) * 2**17 * 4 * (2 + 4)
+    assert parts == {"Python and libraries": 250e6, "adapters": 0, "pieces": pieces}
+    searching = merge_parts([*FLAGS, "--rule", "ties"])
+    assert searching["counts for quantiles"] == 2 * len(os.sched_getaffinity(0)) * (4 * 2**18 + 8 * 2**16)
+    # The head [64, 16]: two tensors in float32, five in float64.
+    assert merge_parts([*FLAGS, "--rule", "opcm"])["one whole parameter"] == 64 * 16 * (2 * 4 + 5 * 8)
+
+
+def merge_parts(flags: list[str]) -> dict[str, int]:
+    (phase,) = plan(flags, Options("merge")).phases
+    return phase.parts
 
 
 def _model():

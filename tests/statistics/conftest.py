@@ -120,6 +120,12 @@ def folder(root, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def save_adapter():
+    """The function that saves an adapter with random factors."""
+    return _save_adapter
+
+
+@pytest.fixture(scope="session")
 def flags():
     """A function from changed settings to the flags of a statistics stage."""
 

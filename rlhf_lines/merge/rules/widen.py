@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -60,7 +61,7 @@ def widen(
     measured = replace(residuals, elements=SERIAL).map(_products, "row", matrices)
     scores = {}
     for name, parts in itertools.groupby(measured, key=lambda named: named[0]):
-        products = _joined([part for _, part in parts], per_row=is_embedding(name))
+        products = _joined((part for _, part in parts), per_row=is_embedding(name))
         magnitude, direction = _changes(products)
         both = _column_scores(magnitude, ratio, calibration) + _column_scores(direction, ratio, calibration)
         scores[name] = (both / 2).to(residuals.dtype)
@@ -102,8 +103,9 @@ def _products(piece: Piece) -> tuple[str, Tensor]:
     )
 
 
-def _joined(parts: list[Tensor], *, per_row: bool) -> Tensor:
-    return torch.cat(parts, dim=-1) if per_row else torch.stack(parts).sum(0)
+def _joined(parts: Iterable[Tensor], *, per_row: bool) -> Tensor:
+    # Added up as they come: all parts of a wide matrix are larger than the matrix.
+    return torch.cat(list(parts), dim=-1) if per_row else functools.reduce(Tensor.add_, parts)
 
 
 def _changes(products: Tensor) -> tuple[Tensor, Tensor]:
