@@ -26,6 +26,10 @@ def merge(rule: str, given: Inputs, out: Path, **options) -> dict[str, torch.Ten
     return stored(merge_policies(given.sft, given.policies, spec_of(rule, "auto"), **options))
 
 
+def alpha_of(folder: Path) -> float:
+    return json.loads((folder / "merge_spec.json").read_text())["alpha"]
+
+
 def assert_same_bits(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -68,6 +72,7 @@ def test_files_of_inputs_and_output_change_no_bit(rule, inputs, tmp_path):
     sharded = replace(given, sft=shard(given.sft, tmp_path / "sft", 3), policies=tuple(folders))
     for name, size in (("as the SFT model", None), ("of 4 kB", 4000), ("in one", 10**9)):
         assert_same_bits(merge(rule, sharded, tmp_path / name, max_shard_size=size), expected)
+        assert alpha_of(tmp_path / name) == alpha_of(tmp_path / "one file")
     assert not (tmp_path / "in one" / INDEX).exists()
 
 
