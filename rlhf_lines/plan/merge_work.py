@@ -6,24 +6,26 @@ import contextlib
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.merge.checkpoint import Checkpoint
+from rlhf_lines.merge.hub import check_hub
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.order import DIRECT
 from rlhf_lines.merge.pieces import Piece, Span, residuals_in_memory
 from rlhf_lines.merge.precision import DTYPES
-from rlhf_lines.merge.provenance import load_inputs
+from rlhf_lines.merge.prepare import check_settings, open_merge
 from rlhf_lines.merge.repeat import check_repeat
 from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
-from rlhf_lines.merge.rules import merge_lazily
+from rlhf_lines.merge.rules import ADAPTER_RULES, merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.statistics_files import FILES, check_statistics
+from rlhf_lines.merge.statistics_files import FILES
+from rlhf_lines.sizes import parse_size
 
 
 if TYPE_CHECKING:
@@ -33,15 +35,36 @@ if TYPE_CHECKING:
 _COLUMNS = 1024  # of the tensor that a rule is rehearsed on
 
 
+def check_merge(config: MergeConfig, *, overwrite: bool) -> None:
+    """Refuse settings as the merge would, whether its inputs exist or not.
+
+    Raises:
+        ValueError, FileExistsError: the merge could not run.
+    """
+    if config.push_to_hub:
+        check_hub(config.hub_model_id)
+    config.shard_bytes()
+    parse_size(config.max_memory)
+    check_settings(
+        [config.sft_model, *config.policies],
+        config.spec(),
+        save=config.save,
+        output_dir=config.output_dir,
+        rank=config.rank,
+        dtype=config.dtype,
+        device=config.device,
+        overwrite=overwrite,
+        statistics=config.statistics or (),
+    )
+
+
 def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> None:
     """Fill in `work`, `read`, `disk` and the warnings among `notes` of a merge's plan.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: the merge could not run; all problems of inputs that exist.
+        ValueError, FileNotFoundError: the merge could not run; all problems of inputs that exist.
     """
     spec, folders = config.spec(), [config.sft_model, *config.policies]
-    refuse_existing(config.output_dir, overwrite=True)
-    refuse_replacing(config.output_dir, [*folders, *(config.statistics or [])])
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     plan.work.append(("factors of LiNeS", _factors_text(spec, num_layers)))
@@ -64,6 +87,8 @@ def passes_over_inputs(spec: MergeSpec) -> int:
 
     The measurements of the rule (quantiles, norms) and of alpha, and the merge itself, rounded up to whole passes.
     """
+    if spec.rule in ADAPTER_RULES:  # combined as factors; what is written is the residual of the one adapter they make
+        return 1
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
     noise = [{"model.layers.0.weight": torch.randn(shape, generator=generator)} for _ in spec.weights]
@@ -91,18 +116,29 @@ def passes_over_inputs(spec: MergeSpec) -> int:
 def _look_at_inputs(plan: Plan, config: MergeConfig, folders: list[str]) -> None:
     spec, statistics = config.spec(), config.statistics or []
     with contextlib.ExitStack() as stack:
-        sft = stack.enter_context(Checkpoint(folders[0]))
-        loaded, warnings = load_inputs(sft, folders[1:], stack)
-        check_statistics(spec.rule, statistics, folders[1:])
+        prepared = open_merge(
+            folders,
+            spec,
+            stack,
+            save=config.save,
+            rank=config.rank,
+            device=config.device,
+            statistics=statistics,
+            max_memory=parse_size(config.max_memory),
+        )
+        sft, warnings = prepared.sft, prepared.warnings
         if config.repeats:
-            warnings = [*check_repeat(config.repeats, folders[0], folders[1:]), *warnings]
+            warnings = [*check_repeat(config.repeats, folders[0], folders[1:], statistics), *warnings]
         plan.notes += [f"warning: {warning}" for warning in warnings]
         files = [path for folder in folders for path in _weight_files(folder)]
         files += [Path(folder) / FILES[spec.rule] for folder in statistics]
         plan.read |= {str(path): path.stat().st_size for path in files}
         sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
         changed = set().union(
-            *(parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes for policy in loaded)
+            *(
+                parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes
+                for policy in prepared.policies
+            )
         )
         count = sum(sizes[name] for name in changed)
         share = count / sum(sizes.values())
@@ -112,6 +148,18 @@ def _look_at_inputs(plan: Plan, config: MergeConfig, folders: list[str]) -> None
             for file, names in sft.files.items():
                 plan.disk[file] = sum(sizes[name] * _itemsize(sft.entries[name].dtype, config.dtype) for name in names)
             plan.work.append(("written dtype", config.dtype or "that of each tensor of the SFT model"))
+        else:
+            rank = prepared.rank or prepared.merge.stored_rank
+            plan.disk["merged adapter"] = _adapter_bytes(prepared.merge.adapters, rank, config.dtype)
+            plan.work.append(("rank of the adapter", str(rank)))
+
+
+def _adapter_bytes(adapters: Sequence[Adapter], rank: int, dtype: str | None) -> int:
+    """Bytes of the factors of all adapted modules, of one rank."""
+    modules = {module: factors for one in adapters for module, factors in one.modules.items()}
+    widths = sum(factors.B.shape[0] + factors.A.shape[1] for factors in modules.values())
+    widest = max(factors.A.element_size() for factors in modules.values())
+    return rank * widths * (DTYPES[dtype].itemsize if dtype else widest)
 
 
 def _factors_text(spec: MergeSpec, num_layers: int) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from trl import ModelConfig, get_peft_config
 
-from rlhf_lines.config import DataConfig
+from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.merge.prepare import not_an_adapter
 from rlhf_lines.merge.residuals import WEIGHTS_FILE
 from rlhf_lines.merge.stage import MergeConfig
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
-from rlhf_lines.plan.merge_work import add_merge_work
+from rlhf_lines.plan.merge_work import add_merge_work, check_merge
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import look_at
@@ -34,9 +36,9 @@ BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, f
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """Return the plan of a merge, which runs on the CPU: the adapters' factors, and one file of weights at a time."""
     config = of_type(configs, MergeConfig)
-    weights = config.spec().weights
-    if len(weights) != len(config.policies):
-        raise ValueError(f"{len(weights)} weights for {len(config.policies)} policies; give one weight per policy")
+    if options.device is not None:
+        config = replace(config, device=options.device)
+    check_merge(config, overwrite=of_type(configs, RunConfig).overwrite)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
     model = skeleton.causal_lm(shape.config, dtype=config.dtype or "auto")
@@ -46,8 +48,9 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     factors = sum(count for count, _ in adapters if count) * FLOAT32
     dense = sum(p.nbytes for p in model.parameters())
     if config.save == "adapter":
-        if any(count is None for count, _ in adapters):
-            raise ValueError("a policy is a dense checkpoint, which no adapter holds exactly; use --save dense")
+        dense_policy = next((name for name, (n, _) in zip(config.policies, adapters, strict=True) if n is None), None)
+        if dense_policy is not None:
+            raise ValueError(not_an_adapter(dense_policy))
         # Read, stacked, and cast to be written.
         plan.phases.append(Phase("merge", {"adapters": factors, "merged adapter": 2 * factors}))
         plan.disk["merged adapter"] = factors

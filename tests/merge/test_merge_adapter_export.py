@@ -37,6 +37,7 @@ def test_a_truncated_adapter_is_the_nearest_of_its_rank(
     policies = [helpful, harmless]
     exact = merge_policies(sft, policies, SPEC, save="adapter", output_dir=tmp_path / "exact")
     out = merge_policies(sft, policies, SPEC, save="adapter", rank=rank, output_dir=tmp_path / "out")
+    rank = min(rank, 10)  # the sum of the ranks holds everything
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (rank, rank, {})
     # The oracle of the logits: the SFT model with the nearest residuals added to its weights.
@@ -71,6 +72,24 @@ def test_a_truncated_adapter_is_the_nearest_of_its_rank(
     card = (out / "README.md").read_text()
     assert f"truncated to rank {rank}, which lost {truncation['lost']:.2%} of the merged residual" in card
     assert not (out / "mergekit.yaml").exists()  # mergekit would merge without truncation
+
+
+@pytest.mark.parametrize(
+    ("rule", "policies", "full"),
+    # Sums of ranks 4 + 6; of 6 times 3, where the modules are 16 wide; residuals of any rank, 16 wide.
+    [("linear", "harmless helpful", 10), ("linear", "harmless " * 3, 16), ("ties", "harmless helpful", 16)],
+)
+@pytest.mark.parametrize("rank", [17, 10**11, 10**20])
+def test_a_rank_beyond_that_of_the_residual_is_lowered(request, sft, tmp_path, rule, policies, full, rank):
+    policies = [request.getfixturevalue(name) for name in policies.split()]
+    spec = MergeSpec(rule, (0.5,) * len(policies))
+    out = merge_policies(sft, policies, spec, save="adapter", rank=rank, output_dir=tmp_path / "out")
+    record = json.loads((out / "merge_spec.json").read_text())
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == record["rank"] == full
+    assert record["asked_rank"] == rank and record["truncation"]["lost"] < 1e-6
+    assert record["warnings"][-1] == (
+        f"rank {rank} is more than the merged residual has: the adapter gets rank {full}, which holds all of it"
+    )
 
 
 def test_an_exact_adapter_says_its_rank_and_no_truncation(sft, helpful, harmless, tmp_path):
