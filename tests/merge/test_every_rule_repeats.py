@@ -73,7 +73,7 @@ def test_statistics_that_changed_are_refused(rule, inputs, tmp_path, monkeypatch
     capsys.readouterr()
     assert cli.main(["merge", "--config", "first/merge_spec.json", "--output_dir", "second"]) == 2
     error = capsys.readouterr().err
-    assert f"statistics '{folders[1]}' have changed since first/merge_spec.json was written" in error
+    assert f"the file of statistics in '{folders[1]}' has changed since first/merge_spec.json was written" in error
     assert error.count("\n") == 1 and not Path("second").exists()
 
 
