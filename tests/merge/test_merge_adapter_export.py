@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -195,3 +196,32 @@ def test_weights_that_are_stored_transposed(tmp_path, save_adapter, peft_logits,
         dense = merge_policies(sft, [out], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "dense")
     assert (peft_logits(sft, out) - dense_logits(sft)).abs().max() > 0.1
     torch.testing.assert_close(dense_logits(dense), peft_logits(sft, out), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_the_hub_keeps_its_name_and_revision(sft, helpful, tmp_path, copy_of, edit_config):
+    """Not the folder of this machine's cache, which another one does not have."""
+    snapshot = tmp_path / "hub" / "models--org--sft" / "snapshots" / "9be4410"
+    shutil.copytree(sft, snapshot)
+    policy = edit_config(copy_of(helpful), base_model_name_or_path="org/sft")
+    spec = MergeSpec("linear", (1,))
+    out = merge_policies(snapshot, [policy], spec, save="adapter", output_dir=tmp_path / "out")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/sft", "9be4410")
+    again = merge_policies(snapshot, [out], spec, save="adapter", output_dir=tmp_path / "again")
+    record = json.loads((again / "merge_spec.json").read_text())
+    assert not any("cannot be known" in warning for warning in record["warnings"])  # the revision says which weights
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight", "words"),
+    [
+        (None, 1e39, "are not finite in float32; check alpha, beta and weights$"),
+        ("float16", 1e6, "are not finite in float16; check alpha, beta and weights, or choose --dtype float32$"),
+    ],
+)
+def test_factors_that_overflow_are_named_with_their_dtype(sft, helpful, tmp_path, dtype, weight, words):
+    with pytest.raises(ValueError, match=words):
+        merge_policies(
+            sft, [helpful], MergeSpec("linear", (weight,)), save="adapter", dtype=dtype, output_dir=tmp_path / "out"
+        )
+    assert list(tmp_path.iterdir()) == []
