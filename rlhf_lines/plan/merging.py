@@ -36,8 +36,8 @@ BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, f
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """Return the plan of a merge, which runs on the CPU: the adapters' factors, and one file of weights at a time."""
     config = of_type(configs, MergeConfig)
-    if options.device is not None:
-        config = replace(config, device=options.device)
+    if options.device is not None:  # planned for a machine that is named: the devices of this one do not matter
+        config = replace(config, device="cpu")
     check_merge(config, overwrite=of_type(configs, RunConfig).overwrite)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
