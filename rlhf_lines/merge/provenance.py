@@ -178,7 +178,7 @@ def _recorded_sft(folder: Path) -> tuple[str | None, str]:
         if (folder / file).is_file() and (found := read_json(folder / file).get("sft_sha256")):
             if not isinstance(found, str):
                 raise ValueError(
-                    f"{str(folder / file)!r} has sft_sha256 {found!r}, expected a text; copy it again, or remove the key"
+                    f"{str(folder / file)!r} has sft_sha256 {found!r}, expected a text; copy it again or remove that"
                 )
             return found, file
     return None, RECORD_FILE

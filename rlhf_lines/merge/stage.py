@@ -137,8 +137,8 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
         raise ValueError("plan is for the command: rlhf-lines merge --plan, or rlhf-lines plan --config FILE")
     if config.push_to_hub:
         check_hub(config.hub_model_id)
-    if run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file():
-        _check_same_merge(config)
+    if is_kept(run_config, config):
+        check_same_merge(config)
         folder = Path(config.output_dir)
     else:
         folder = _merge(run_config, config)
@@ -196,7 +196,12 @@ class _Bars:
         self._bar.update(elements)
 
 
-def _check_same_merge(config: MergeConfig) -> None:
+def is_kept(run_config: RunConfig, config: MergeConfig) -> bool:
+    """Return whether ``--resume`` finds a finished merge, which is not made again."""
+    return run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file()
+
+
+def check_same_merge(config: MergeConfig) -> None:
     """Raise ValueError when the folder to be kept holds another merge, or one of inputs that have changed since."""
     path = Path(config.output_dir) / MERGE_RECORD
     made = read_merge_record(path)

@@ -13,7 +13,7 @@ from trl import ModelConfig, get_peft_config
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge.prepare import not_an_adapter
 from rlhf_lines.merge.residuals import WEIGHTS_FILE
-from rlhf_lines.merge.stage import MergeConfig
+from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
@@ -38,7 +38,11 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     config = of_type(configs, MergeConfig)
     if options.device is not None:  # planned for a machine that is named: the devices of this one do not matter
         config = replace(config, device="cpu")
-    check_merge(config, overwrite=of_type(configs, RunConfig).overwrite)
+    run_config = of_type(configs, RunConfig)
+    kept = is_kept(run_config, config)
+    if kept:
+        check_same_merge(config)
+    check_merge(config, overwrite=run_config.overwrite or kept)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
     model = skeleton.causal_lm(shape.config, dtype=config.dtype or "auto")
@@ -65,6 +69,8 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
         plan.phases.append(Phase("merge", parts))
         plan.disk["merged model"] = dense
     add_merge_work(plan, config, num_layers=shape.config.get_text_config().num_hidden_layers)
+    if kept:
+        plan.notes.append(f"{config.output_dir} holds this merge and is kept (--resume)")
     return plan
 
 

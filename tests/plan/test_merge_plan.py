@@ -195,6 +195,19 @@ def test_a_disk_that_is_too_small_is_a_problem(models, capsys, monkeypatch):
     assert "are free there: choose another disk, a narrower --dtype, or --save adapter" in refusal(capsys)
 
 
+def test_a_result_that_would_be_kept_is_planned_as_such(models, capsys):
+    assert cli.main(["merge", *FLAGS]) == 0
+    capsys.readouterr()
+    assert "output_dir out exists" in refusal(capsys)
+    assert cli.main(["merge", *FLAGS, "--plan", "--resume"]) == 0
+    assert "out holds this merge and is kept (--resume)" in capsys.readouterr().out
+    for flags in (["--beta", "0.5"], ["--dtype", "bfloat16"]):
+        planned = refusal(capsys, "--resume", *flags)
+        assert "out was made with" in planned
+        assert cli.main(["merge", *FLAGS, "--resume", *flags]) == 2
+        assert capsys.readouterr().err == planned
+
+
 def test_an_input_is_never_the_output(models, capsys):
     assert "which --overwrite would delete" in refusal(capsys, "--output_dir", "policy", "--overwrite")
 
