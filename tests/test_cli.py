@@ -82,7 +82,10 @@ def refused(capsys, folder: Path, arguments: list[str]) -> str:
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err
-    assert err.startswith(f"rlhf-lines {arguments[0]}: ") and err.count("rlhf-lines " + arguments[0] + ":") == 1
+    assert (
+        err.splitlines()[-1].startswith(f"rlhf-lines {arguments[0]}: ")
+        and err.count("rlhf-lines " + arguments[0] + ":") == 1
+    )
     assert everything(folder) == before
     return err
 
@@ -103,6 +106,11 @@ def refused(capsys, folder: Path, arguments: list[str]) -> str:
             {"sft_model": "./never", "policies": ["./brief", "./nowhere"]},
             ["2 problems: (1) SFT model ./never does not exist", "; (2) policy ./nowhere does not exist"],
         ),
+        ({"device": "cpu:x"}, ["device is 'cpu:x', expected cpu, cuda, or one of several GPUs as in cuda:1"]),
+        ({"device": "cuda:x"}, ["device is 'cuda:x', expected cpu"]),
+        ({"device": "cuda:99"}, ["device is 'cuda:99', but torch sees"]),
+        ({"output_dir": "sft/config.json/o"}, ["output_dir sft/config.json/o cannot be made", "is not a folder"]),
+        ({"output_dir": "/proc/x/o"}, ["output_dir /proc/x/o cannot be made", "choose another one"]),
         ({"rank": 0}, ["rank is 0, expected a whole number of at least 1"]),
         ({"rank": 2, "save": "dense"}, ["rank is 2, but a dense checkpoint has none"]),
         ({"weights": ["nan", 0.7]}, ["weights[0] is nan, expected a finite number"]),
@@ -128,6 +136,13 @@ def refused(capsys, folder: Path, arguments: list[str]) -> str:
 def test_a_mistake_of_a_merge_is_one_sentence(folder, capsys, changes, words):
     sentence = refused(capsys, folder, ["merge", *merge_flags(**changes)])
     assert all(word in sentence for word in words)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_one_sentence(folder, capsys):
+    (folder / "locked").mkdir(mode=0o555)
+    sentence = refused(capsys, folder, ["merge", *merge_flags(output_dir="locked/out")])
+    assert "output_dir locked/out cannot be made, because" in sentence and "may not be written" in sentence
 
 
 @pytest.mark.parametrize(
@@ -369,6 +384,14 @@ def test_merge_removes_its_bar_before_it_says_what_it_wrote(folder, capsys, monk
     assert cli.main(["merge", *merge_flags(rule="ties", **changes)]) == 0
     err = capsys.readouterr().err
     assert "measure" in err and err.rstrip(" ").endswith("\r")
+
+
+def test_an_error_begins_its_own_line_where_a_bar_was_open(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["merge", *merge_flags(weights=[1e38, 1e38], alpha=1e10, save="dense")]) == 2
+    err = capsys.readouterr().err
+    assert "merge: write" in err  # the bar was there
+    assert err.splitlines()[-1].startswith("rlhf-lines merge: merged values of ")
 
 
 def test_weights_are_equal_unless_given_or_taken_from_checkpoints(folder, capsys):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.low_rank import difference
 from rlhf_lines.merge.precision import DTYPES, LostResidual
+from rlhf_lines.merge.provenance import hub_id
 from rlhf_lines.merge.residuals import RECORD_FILE, WEIGHTS_FILE, Adapter, Factors
 
 
@@ -30,7 +31,8 @@ def write_adapter(
         merged: module name to factors of scale 1 and one rank.
         adapters: what they were merged from: task type and layout are theirs.
         sft: the SFT model.
-        sft_model: its name in the adapter's config.
+        sft_model: its name in the adapter's config; a snapshot in the Hub's cache is named by its Hub id and revision,
+            which other machines know too.
         dtype: of the written factors; None is theirs, at least float32.
 
     Raises:
@@ -41,12 +43,13 @@ def write_adapter(
 
     factors = next(iter(merged.values()))
     target = DTYPES[dtype] if dtype else torch.promote_types(factors.A.dtype, torch.float32)
+    written_dtype = str(target).removeprefix("torch.")
     cast = {module: Factors(entry.A.to(target), entry.B.to(target), 1.0) for module, entry in merged.items()}
     for module, entry in cast.items():
         if not (torch.isfinite(entry.A).all() and torch.isfinite(entry.B).all()):
+            wider = "" if target in (torch.float32, torch.float64) else ", or choose --dtype float32"
             raise ValueError(
-                f"merged factors of {module!r} are not finite in {dtype}; check alpha, beta and weights, or choose "
-                "float32"
+                f"merged factors of {module!r} are not finite in {written_dtype}; check alpha, beta and weights{wider}"
             )
     tensors = {}
     for module, entry in cast.items():
@@ -54,12 +57,14 @@ def write_adapter(
         tensors[f"base_model.model.{module}.lora_B.weight"] = entry.B.contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     rank = factors.A.shape[0]
+    on_hub = hub_id(sft_model)
     LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=_target_modules(list(merged), sft),
         fan_in_fan_out=adapters[0].transposed,
-        base_model_name_or_path=sft_model,
+        base_model_name_or_path=on_hub or sft_model,
+        revision=Path(sft_model).name if on_hub else None,
         task_type=adapters[0].task_type or "CAUSAL_LM",
         lora_dropout=0.0,
         bias="none",
@@ -70,7 +75,7 @@ def write_adapter(
         # A merged adapter can be merged again, also after its SFT model has moved.
         record = {"format": 1, "stage": "merge", "sft_sha256": hashes.pop()}
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    return LostResidual(difference(merged, cast), None), str(target).removeprefix("torch.")
+    return LostResidual(difference(merged, cast), None), written_dtype
 
 
 def _target_modules(modules: list[str], sft: Checkpoint) -> list[str]:

@@ -11,7 +11,26 @@ import yaml
 
 from rlhf_lines.merge.outcome import loss_text, truncation_text
 from rlhf_lines.merge.provenance import hub_id
-from rlhf_lines.merge.serving import max_lora_rank
+from rlhf_lines.merge.serving import max_lora_rank, vllm_hint
+
+
+# Where each rule was published.
+PAPERS = {
+    "linear": "arXiv 2306.04488 (rewarded soups)",
+    "sum": "arXiv 2212.04089 (task arithmetic)",
+    "slerp": "arXiv 2406.16768 (WARP)",
+    "ties": "arXiv 2306.01708",
+    "dare": "arXiv 2311.03099",
+    "breadcrumbs": "arXiv 2312.06795",
+    "consensus": "arXiv 2405.07813",
+    "pcb": "arXiv 2410.02396",
+    "opcm": "arXiv 2501.09522",
+    "widen": "arXiv 2408.03092",
+    "fisher": "arXiv 2111.09832",
+    "regmean": "arXiv 2212.09849",
+    "factor_average": "the code of arXiv 2306.04488 (rewarded soups)",
+    "peft_linear": "PEFT, add_weighted_adapter",
+}
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -25,6 +44,10 @@ def model_card(record: Mapping[str, Any]) -> str:
     rows += [
         (f"policy {number}", f"{weight:g}", policy["path"], policy["sha256"])
         for number, (policy, weight) in enumerate(zip(record["policies"], spec["weights"], strict=True), start=1)
+    ]
+    rows += [
+        (f"statistics of policy {number}", "", folder["path"], folder["sha256"])
+        for number, folder in enumerate(record["statistics"], start=1)
     ]
     inputs = "\n".join(f"| {what} | {escape_markdown(name)} | {weight} | `{sha}` |" for what, weight, name, sha in rows)
     options = f", options {escape_markdown(json.dumps(spec['options'], sort_keys=True))}" if spec["options"] else ""
@@ -51,7 +74,7 @@ supervised (SFT) model:
 
 {listed}
 {warned}
-| input | path | weight | SHA-256 of its weights |
+| input | path | weight | SHA-256 of its tensors |
 |---|---|---|---|
 {inputs}
 
@@ -67,7 +90,7 @@ weights have changed:
 rlhf-lines merge --config merge_spec.json --output_dir repeated
 ```
 
-Sources: rewarded soups (arXiv 2306.04488), LiNeS (arXiv 2410.17146).
+Sources: rule {spec["rule"]}: {PAPERS[spec["rule"]]}; LiNeS: arXiv 2410.17146.
 """
 
 
@@ -91,13 +114,10 @@ def _header(record: Mapping[str, Any]) -> str:
 
 
 def _load_adapter(record: Mapping[str, Any]) -> str:
-    allowed = max_lora_rank(record["rank"])
-    serve = (
-        f"vLLM serves adapters of rank at most 512, this one has {record['rank']}.\n"
-        if allowed is None
-        else _SERVE_ADAPTER.format(rank=allowed)
-    )
-    return f"{_LOAD_ADAPTER}\n{serve}"
+    serve = vllm_hint("path/to/the/sft/model", "path/to/this/folder", record["rank"])
+    if max_lora_rank(record["rank"]) is None:
+        return f"{_LOAD_ADAPTER}\n{serve}\n"
+    return f"{_LOAD_ADAPTER}\n```bash\n{serve}\n```\n"
 
 
 _FACTORS = {
@@ -111,11 +131,6 @@ _LOAD_ADAPTER = """```python
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
-```
-"""
-
-_SERVE_ADAPTER = """```bash
-vllm serve path/to/the/sft/model --enable-lora --max-lora-rank {rank} --lora-modules merged=path/to/this/folder
 ```
 """
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, versions
+from rlhf_lines.artifact import new_folder, versions
 from rlhf_lines.merge.card import model_card
-from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.dense import DenseMerge
-from rlhf_lines.merge.precision import DTYPES
-from rlhf_lines.merge.provenance import MERGE_RECORD, load_inputs, loss_warnings, weights_sha256
+from rlhf_lines.merge.prepare import check_settings, open_merge
+from rlhf_lines.merge.provenance import MERGE_RECORD, loss_warnings, weights_sha256
 from rlhf_lines.merge.recipe import mergekit_recipe
 from rlhf_lines.merge.residuals import Adapter
-from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.statistics_files import check_statistics, open_statistics, statistics_sha256
-from rlhf_lines.merge.truncate import check_rank
-from rlhf_lines.merge.writing import PolicyMerge
-from rlhf_lines.suggestion import unknown_name
+from rlhf_lines.merge.statistics_files import statistics_sha256
 
 
-SAVES = ("adapter", "dense")
+NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def merge_policies(
@@ -43,7 +37,7 @@ def merge_policies(
     statistics: Sequence[str | Path] = (),
     max_shard_size: int | None = None,
     max_memory: int | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     overwrite: bool = False,
     warnings: Sequence[str] = (),
     progress: Callable[[str, int, int | None], object] = lambda phase, elements, total: None,
@@ -62,7 +56,8 @@ def merge_policies(
         output_dir: the folder to make; besides weights it gets `merge_spec.json`, `README.md` and, where mergekit can
             express the merge, `mergekit.yaml`.
         rank: of the written adapter. None: that of the exact merge. A smaller one keeps the nearest residual of that
-            rank in every module, and the share that is lost is recorded. Rules that are not linear need one.
+            rank in every module, and the share that is lost is recorded; a larger one than the residual has is lowered
+            to that, with a warning. Rules that are not linear need one.
         dtype: float16, bfloat16, float32 or float64 of the written weights. None: for `dense` that of the SFT model,
             for `adapter` float32 or that of wider factors.
         statistics: K folders that `rlhf-lines fisher` or `rlhf-lines gram` made, for the rules of these names.
@@ -82,25 +77,37 @@ def merge_policies(
     """
     if not policies or isinstance(policies, (str, Path)):
         raise ValueError(f"policies is {policies!r}, expected a list of one or more folders")
-    check_settings(spec, len(policies), save, rank, dtype)
-    _check_device(device)
-    output = Path(output_dir)
-    refuse_existing(output, overwrite=overwrite)
-    refuse_replacing(output, [sft_model, *policies, *statistics])
+    output, inputs = Path(output_dir), [sft_model, *policies]
+    check_settings(
+        inputs,
+        spec,
+        save=save,
+        output_dir=output,
+        rank=rank,
+        dtype=dtype,
+        device=device,
+        overwrite=overwrite,
+        statistics=statistics,
+    )
     with contextlib.ExitStack() as stack:
-        sft = stack.enter_context(Checkpoint(sft_model))
-        loaded, found = load_inputs(sft, policies, stack)
-        check_statistics(spec.rule, statistics, policies)
-        if save == "adapter" or spec.rule in ADAPTER_RULES:
-            _check_all_adapters(loaded, spec)
-        make_dense = partial(DenseMerge, sft, device=device, max_memory=max_memory, progress=progress)
-        merge = PolicyMerge(spec, sft, loaded, open_statistics(spec.rule, statistics, stack), make_dense)
+        prepared = open_merge(
+            inputs,
+            spec,
+            stack,
+            save=save,
+            rank=rank,
+            device=device,
+            statistics=statistics,
+            max_memory=max_memory,
+            progress=progress,
+        )
+        merge, found = prepared.merge, prepared.warnings
         # Hashing takes a core, so it goes on beside the merge.
         hashing = stack.enter_context(ThreadPoolExecutor(1))
-        hashes = hashing.map(weights_sha256, [sft_model, *policies])
-        with new_folder(output, overwrite=overwrite) as folder:
+        hashes = hashing.map(weights_sha256, inputs)
+        with _new_folder(output, overwrite=overwrite) as folder:
             if save == "adapter":
-                written = merge.write_adapter(folder, str(sft_model), rank=rank, dtype=dtype)
+                written = merge.write_adapter(folder, str(sft_model), rank=prepared.rank, dtype=dtype)
             else:
                 written = merge.write_dense(folder, dtype=dtype, max_shard_size=max_shard_size)
             found += loss_warnings(
@@ -122,8 +129,9 @@ def merge_policies(
                 "save": save,
                 "dtype": written.dtype,
                 "asked_dtype": dtype,
+                "asked_rank": rank,
                 "max_shard_size": max_shard_size,
-                "device": device,
+                "device": str(device),
                 "versions": versions(),
                 "lost_residual": asdict(written.lost),
                 "warnings": [*warnings, *found],
@@ -137,8 +145,11 @@ def merge_policies(
             recipe = mergekit_recipe(
                 merge.resolved,
                 str(sft_model),
-                [one if isinstance(one, Adapter) else str(path) for one, path in zip(loaded, policies, strict=True)],
-                num_layers=sft.num_layers(),
+                [
+                    one if isinstance(one, Adapter) else str(path)
+                    for one, path in zip(prepared.policies, policies, strict=True)
+                ],
+                num_layers=prepared.sft.num_layers(),
                 out_dtype=written.dtype,
             )
             if recipe is not None and written.truncation is None:
@@ -146,47 +157,18 @@ def merge_policies(
     return output
 
 
-def check_settings(spec: MergeSpec, policies: int, save: str, rank: int | None, dtype: str | None) -> None:
-    """Stop with a ValueError unless the settings of a merge of so many policies fit each other."""
-    if save not in SAVES:
-        raise ValueError(unknown_name("save", save, SAVES))
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(unknown_name("dtype", dtype, DTYPES))
-    if len(spec.weights) != policies:
-        raise ValueError(f"{len(spec.weights)} weights for {policies} policies; give one weight per policy")
-    _check_rank(rank, save, spec)
-
-
-def _check_rank(rank: int | None, save: str, spec: MergeSpec) -> None:
-    if rank is None:
-        if save == "adapter" and spec.rule not in (*LINEAR_RULES, *ADAPTER_RULES):
-            raise ValueError(
-                f"rule {spec.rule!r} is not linear in the residuals, so no adapter holds it exactly; give --rank, "
-                "which truncates it and says what that loses, or use --save dense"
-            )
-        return
-    check_rank(rank)
-    if save == "dense":
-        raise ValueError(f"rank is {rank}, but a dense checkpoint has none; leave it out, or use --save adapter")
-
-
-def _check_device(device: str) -> None:
-    kind = torch.device(device).type if device.split(":")[0] in ("cpu", "cuda") else None
-    if kind is None:
-        raise ValueError(f"device is {device!r}, expected cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch sees no GPU here; leave it out, or use cpu")
-
-
-def _check_all_adapters(loaded: Sequence[Adapter | Checkpoint], spec: MergeSpec) -> None:
-    dense = next((policy for policy in loaded if isinstance(policy, Checkpoint)), None)
-    if dense is None:
-        return
-    if spec.rule in ADAPTER_RULES:
-        raise ValueError(
-            f"rule {spec.rule!r} combines the factors of adapters, but policy {str(dense.folder)!r} is a dense "
-            "checkpoint; use rule linear"
-        )
-    raise ValueError(
-        f"policy {str(dense.folder)!r} is a dense checkpoint, which no adapter holds exactly; use --save dense"
-    )
+@contextlib.contextmanager
+def _new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """`new_folder`, whose place the system may refuse for reasons that only trying shows (/proc, a read-only disk)."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(new_folder(output, overwrite=overwrite))
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno in NO_PLACE:
+                raise ValueError(
+                    f"output_dir {output} cannot be made ({error.strerror}): choose another one"
+                ) from error
+            raise
+        yield folder

@@ -91,9 +91,14 @@ def linear_weights(spec: MergeSpec) -> tuple[float, ...]:
         return spec.weights
     if spec.rule == "sum":
         return tuple(len(spec.weights) * weight for weight in spec.weights)
-    raise ValueError(
-        f"rule {spec.rule!r} is not linear in the residuals, so no adapter holds it exactly; use --save dense, or give "
-        "the --rank to which the merged residual may be truncated"
+    raise ValueError(not_linear(spec.rule))
+
+
+def not_linear(rule: str) -> str:
+    """Why a rule has no exact adapter, and what to do instead."""
+    return (
+        f"rule {rule!r} is not linear in the residuals, so no adapter holds it exactly; give --rank, which truncates "
+        "it and says what that loses, or use --save dense"
     )
 
 

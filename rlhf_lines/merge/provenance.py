@@ -171,6 +171,10 @@ def _recorded_sft(folder: Path) -> tuple[str | None, str]:
     """The hash of the SFT model that a stage of this package wrote beside a policy, and the file that has it."""
     for file in (RECORD_FILE, MERGE_RECORD):
         if (folder / file).is_file() and (found := read_json(folder / file).get("sft_sha256")):
+            if not isinstance(found, str):
+                raise ValueError(
+                    f"{str(folder / file)!r} has sft_sha256 {found!r}, expected a text; copy it again or remove that"
+                )
             return found, file
     return None, RECORD_FILE
 

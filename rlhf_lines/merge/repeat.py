@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rlhf_lines.artifact import versions
 from rlhf_lines.merge.checkpoint import read_json
 from rlhf_lines.merge.provenance import weights_sha256
+from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.statistics_files import FILES, statistics_sha256
 from rlhf_lines.problems import Problems
 
@@ -23,6 +25,7 @@ KEYS = (
     "statistics",
     "save",
     "asked_dtype",
+    "asked_rank",
     "max_shard_size",
     "device",
     "versions",
@@ -40,13 +43,9 @@ def settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
         path: where that was read.
 
     Raises:
-        ValueError: another format, or a missing key.
+        ValueError: another format, a missing key, or values of another kind.
     """
-    if record.get("format") != FORMAT:
-        raise ValueError(f"merge record {path} has format {record.get('format')!r}, expected {FORMAT}: merge again")
-    missing = [key for key in KEYS if key not in record]
-    if missing:
-        raise ValueError(f"merge record {path} lacks {', '.join(missing)}: give the settings by flags")
+    _check_record(record, path)
     spec = record["spec"]
     found = {
         "sft_model": _find(record["sft_model"], path),
@@ -62,14 +61,30 @@ def settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "statistics": [_find(folder["path"], path) for folder in record["statistics"]] or None,
         "max_shard_size": record["max_shard_size"],
         "device": record["device"],
-        "rank": (record.get("truncation") or {}).get("rank"),
+        "rank": record["asked_rank"],
         "repeats": str(path),
     }
     return {key: value for key, value in found.items() if value is not None}
 
 
+def read_merge_record(path: Path) -> dict[str, Any]:
+    """The content of a `merge_spec.json`, which has all of `KEYS`.
+
+    Raises:
+        ValueError: it is no JSON, or not as a merge writes it.
+    """
+    record = read_json(path)
+    _check_record(record, path)
+    return record
+
+
 def check_repeat(
-    path: str | Path, sft: str | Path, policies: Sequence[str | Path], statistics: Sequence[str | Path] = ()
+    path: str | Path,
+    sft: str | Path,
+    policies: Sequence[str | Path],
+    statistics: Sequence[str | Path] = (),
+    *,
+    way_out: str = "restore it, or name its copy with {flag}",
 ) -> list[str]:
     """What may differ from the merge that a record describes although its inputs are the same, as warnings.
 
@@ -78,11 +93,12 @@ def check_repeat(
         sft: folder of the SFT model, as found now.
         policies: folders of the policies.
         statistics: folders of their statistics. Those that the record has none of are not compared.
+        way_out: what to do about an input that has changed; `{flag}` is the flag that names it.
 
     Raises:
         ValueError: an input has other weights than were recorded; `InputProblems` if several have.
     """
-    record = read_json(Path(path))
+    record = read_merge_record(Path(path))
     if len(policies) != len(record["policies"]):
         raise ValueError(
             f"{len(policies)} policies are given, but {path} was made from {len(record['policies'])}: give them all in "
@@ -99,24 +115,47 @@ def check_repeat(
                 where = f"{str(folder)!r}" + ("" if str(folder) == name else f" (recorded as {name!r})")
                 problems.add(
                     f"{what} {where} has changed since {path} was written: its weights have SHA-256 {found[:12]}, "
-                    f"recorded are {expected[:12]}; restore it, or name its copy with {flag}"
+                    f"recorded are {expected[:12]}; {way_out.format(flag=flag)}"
                 )
-    _check_statistics(problems, record, path, statistics)
+    _check_statistics(problems, record, path, statistics, way_out)
     problems.check()
     return _version_warnings(record["versions"], path)
 
 
 def _check_statistics(
-    problems: Problems, record: Mapping[str, Any], path: str | Path, statistics: Sequence[str | Path]
+    problems: Problems, record: Mapping[str, Any], path: str | Path, statistics: Sequence[str | Path], way_out: str
 ) -> None:
     rule = record["spec"]["rule"]
     for folder, recorded in zip(statistics, record["statistics"], strict=False):
         # A file that is missing is told when statistics are opened, with the verb that makes it.
         if (Path(folder) / FILES[rule]).is_file() and statistics_sha256(rule, folder) != recorded["sha256"]:
             problems.add(
-                f"statistics {str(folder)!r} have changed since {path} was written; restore them, or name their copy "
-                "with --statistics"
+                f"the file of statistics in {str(folder)!r} has changed since {path} was written; "
+                f"{way_out.format(flag='--statistics')}"
             )
+
+
+def _check_record(record: Mapping[str, Any], path: Path) -> None:
+    if record.get("format") != FORMAT:
+        raise ValueError(f"merge record {path} has format {record.get('format')!r}, expected {FORMAT}: merge again")
+    missing = [key for key in KEYS if key not in record]
+    if missing:
+        raise ValueError(f"merge record {path} lacks {', '.join(missing)}: give the settings by flags")
+    kinds = {"spec": dict, "sft_model": str, "sft_sha256": str, "policies": list, "statistics": list, "versions": dict}
+    damaged = [key for key, kind in kinds.items() if not isinstance(record[key], kind)]
+    damaged += [
+        key
+        for key in ("policies", "statistics")
+        if key not in damaged and not all(_is_folder(entry) for entry in record[key])
+    ]
+    if "spec" not in damaged and not record["spec"].keys() >= {entry.name for entry in fields(MergeSpec)}:
+        damaged.append("spec")
+    if damaged:
+        raise ValueError(f"merge record {path} is damaged in {', '.join(damaged)}: give the settings by flags")
+
+
+def _is_folder(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "sha256"))
 
 
 def _version_warnings(before: Mapping[str, str], path: str | Path) -> list[str]:

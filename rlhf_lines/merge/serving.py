@@ -22,7 +22,10 @@ def vllm_hint(sft_model: str, folder: str, rank: int) -> str:
     """The command that serves a merged adapter with vLLM, or a sentence that says why vLLM will not take it."""
     allowed = max_lora_rank(rank)
     if allowed is None:
-        return f"vLLM serves ranks up to {VLLM_RANKS[-1]}: give --rank {VLLM_RANKS[-1]} or less, or --save dense"
+        top = VLLM_RANKS[-1]
+        return (
+            f"vLLM serves ranks up to {top}, this adapter has {rank}: merge with --rank {top} or less, or --save dense"
+        )
     return (
         f"vllm serve {shlex.quote(sft_model)} --enable-lora --max-lora-rank {allowed} "
         f"--lora-modules {shlex.quote(f'merged={folder}')}"

@@ -12,7 +12,7 @@ from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.export import MERGE_RECORD, merge_policies
 from rlhf_lines.merge.hub import check_hub, upload
-from rlhf_lines.merge.repeat import check_repeat
+from rlhf_lines.merge.repeat import check_repeat, read_merge_record
 from rlhf_lines.merge.rules import ADAPTER_RULES, RULES
 from rlhf_lines.merge.soups import uniform_soup
 from rlhf_lines.merge.spec import MergeSpec
@@ -137,8 +137,8 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
         raise ValueError("plan is for the command: rlhf-lines merge --plan, or rlhf-lines plan --config FILE")
     if config.push_to_hub:
         check_hub(config.hub_model_id)
-    if run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file():
-        _check_same_merge(config)
+    if is_kept(run_config, config):
+        check_same_merge(config)
         folder = Path(config.output_dir)
     else:
         folder = _merge(run_config, config)
@@ -196,26 +196,43 @@ class _Bars:
         self._bar.update(elements)
 
 
-def _check_same_merge(config: MergeConfig) -> None:
-    """Raise ValueError when the folder to be kept holds another merge."""
-    made = json.loads((Path(config.output_dir) / MERGE_RECORD).read_text())
+def is_kept(run_config: RunConfig, config: MergeConfig) -> bool:
+    """Return whether ``--resume`` finds a finished merge, which is not made again."""
+    return run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file()
+
+
+def check_same_merge(config: MergeConfig) -> None:
+    """Raise ValueError when the folder to be kept holds another merge, or one of inputs that have changed since."""
+    path = Path(config.output_dir) / MERGE_RECORD
+    made = read_merge_record(path)
     sft, policies = config.folders()
-    asked = {
+    statistics = config.statistics or []
+    before = {
+        "spec": made["spec"],
+        "save": made["save"],
+        "sft_model": made["sft_model"],
+        "policies": [policy["path"] for policy in made["policies"]],
+        "dtype": made["asked_dtype"],
+        "rank": made["asked_rank"],
+        "max_shard_size": made["max_shard_size"],
+        "statistics": [folder["path"] for folder in made["statistics"]],
+        "device": made["device"],
+    }
+    now = {
         "spec": config.spec().to_dict(),
         "save": config.save,
         "sft_model": str(sft),
         "policies": [str(policy) for policy in policies],
-        "dtype": config.dtype or made["dtype"],
+        "dtype": config.dtype,
         "rank": config.rank,
         "max_shard_size": config.shard_bytes(),
-        "statistics": config.statistics or [],
+        "statistics": statistics,
+        "device": config.device,
     }
-    made["statistics"] = [folder["path"] for folder in made["statistics"]]
-    made["rank"] = made.get("truncation", {}).get("rank")
-    made["policies"] = [policy["path"] for policy in made["policies"]]
-    for key, value in asked.items():
-        if made[key] != value:
+    way_out = "choose another folder, or replace it with --overwrite in place of --resume"
+    for key, value in now.items():
+        if before[key] != value:
             raise ValueError(
-                f"output_dir {config.output_dir} was made with {key} {made[key]}, now it is {value}: choose another "
-                "folder, or replace it with --overwrite in place of --resume"
+                f"output_dir {config.output_dir} was made with {key} {before[key]}, now it is {value}: {way_out}"
             )
+    check_repeat(path, sft, policies, statistics, way_out=way_out)

@@ -65,6 +65,8 @@ class PolicyMerge:
                 AdapterPolicy(one, sft) if isinstance(one, Adapter) else DensePolicy(one, sft) for one in loaded
             ]
             self._dense = make_dense(policies, spec, statistics=statistics)
+        else:
+            self._factors()  # stops where the factors of these adapters cannot be combined
 
     @property
     def alpha(self) -> float:
@@ -75,6 +77,20 @@ class PolicyMerge:
     def resolved(self) -> MergeSpec:
         """The spec with that number."""
         return replace(self._spec, alpha=self.alpha)
+
+    @property
+    def stored_rank(self) -> int:
+        """The rank of the adapter that is exact where the rule is linear: the policies' factors beside one another."""
+        ranks = [max(factors.A.shape[0] for factors in one.modules.values()) for one in self.adapters]
+        return max(ranks) if self._spec.rule in ADAPTER_RULES else sum(ranks)
+
+    @property
+    def full_rank(self) -> int:
+        """The rank that holds the merged residual of every module, whatever the values are."""
+        modules = [factors for one in self.adapters for factors in one.modules.values()]
+        narrow = max(min(factors.B.shape[0], factors.A.shape[1]) for factors in modules)
+        linear = self._spec.rule in (*LINEAR_RULES, *ADAPTER_RULES)
+        return min(self.stored_rank, narrow) if linear else narrow
 
     def write_adapter(self, folder: Path, sft_model: str, *, rank: int | None, dtype: str | None) -> Written:
         """Write a PEFT folder: exact where the rule is linear and `rank` is None, else the nearest of that rank."""

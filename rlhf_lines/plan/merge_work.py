@@ -6,25 +6,27 @@ import contextlib
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import layout
+from rlhf_lines.merge.hub import check_hub
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.order import DIRECT
 from rlhf_lines.merge.pieces import Piece, residuals_in_memory
-from rlhf_lines.merge.provenance import load_inputs
+from rlhf_lines.merge.precision import DTYPES
+from rlhf_lines.merge.prepare import check_settings, open_merge
 from rlhf_lines.merge.repeat import check_repeat
 from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES, merge_lazily
 from rlhf_lines.merge.spans import Span
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.statistics_files import FILES, check_statistics
+from rlhf_lines.merge.statistics_files import FILES
 from rlhf_lines.sizes import parse_size
 
 
@@ -36,6 +38,29 @@ SEARCHING = 3  # passes: two digits of a quantile, and the merge
 _NAME, _COLUMNS = "model.layers.0.weight", 64  # of what a rule is rehearsed on
 
 
+def check_merge(config: MergeConfig, *, overwrite: bool) -> None:
+    """Refuse settings as the merge would, whether its inputs exist or not.
+
+    Raises:
+        ValueError, FileExistsError: the merge could not run.
+    """
+    if config.push_to_hub:
+        check_hub(config.hub_model_id)
+    config.shard_bytes()
+    parse_size(config.max_memory)
+    check_settings(
+        [config.sft_model, *config.policies],
+        config.spec(),
+        save=config.save,
+        output_dir=config.output_dir,
+        rank=config.rank,
+        dtype=config.dtype,
+        device=config.device,
+        overwrite=overwrite,
+        statistics=config.statistics or (),
+    )
+
+
 def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> int:
     """Fill in `work`, `read`, `disk` and the warnings among `notes` of a merge's plan; return the number of passes.
 
@@ -43,22 +68,20 @@ def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> int:
         ValueError, FileNotFoundError, FileExistsError: the merge could not run; all problems of inputs that exist.
     """
     spec, folders, statistics = config.spec(), [config.sft_model, *config.policies], config.statistics or []
-    refuse_existing(config.output_dir, overwrite=True)
-    refuse_replacing(config.output_dir, [*folders, *statistics])
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     plan.work.append(("factors of LiNeS", _factors_text(spec, num_layers)))
-    passes = 0
-    if spec.rule not in ADAPTER_RULES:
-        if config.save == "adapter" and spec.rule in LINEAR_RULES:
-            passes = 2 * (spec.alpha == "auto")  # over the residuals, and over the merged one
-        else:
-            passes = passes_over_inputs(spec)
+    if spec.rule in ADAPTER_RULES:
+        passes = int(config.save == "dense")  # combined as factors; the residual of the adapter they make is written
+    elif config.save == "adapter" and spec.rule in LINEAR_RULES:
+        passes = 2 * (spec.alpha == "auto")  # over the residuals, and over the merged one
+    else:
+        passes = passes_over_inputs(spec)
     if passes:
         plan.work.append(("passes over the inputs", str(passes)))
         plan.work.append(("arithmetic on dense residuals", f"float32 or wider, on {config.device}"))
     if config.rank is not None:
-        plan.work.append(("rank of the adapter", f"{config.rank}, by truncation; what that loses is told"))
+        plan.work.append(("truncated to rank", f"{config.rank}; what that loses is told"))
     if statistics:
         plan.work.append((f"statistics for {spec.rule}", ", ".join(statistics)))
     if all(_has_weights(folder) for folder in folders):
@@ -108,28 +131,50 @@ def passes_over_inputs(spec: MergeSpec) -> int:
 def _look_at_inputs(plan: Plan, config: MergeConfig, folders: list[str]) -> None:
     spec, statistics = config.spec(), config.statistics or []
     with contextlib.ExitStack() as stack:
-        sft = stack.enter_context(Checkpoint(folders[0]))
-        loaded, warnings = load_inputs(sft, folders[1:], stack)
-        check_statistics(spec.rule, statistics, folders[1:])
+        prepared = open_merge(
+            folders,
+            spec,
+            stack,
+            save=config.save,
+            rank=config.rank,
+            device=config.device,
+            statistics=statistics,
+            max_memory=parse_size(config.max_memory),
+        )
+        sft, warnings = prepared.sft, prepared.warnings
         if config.repeats:
-            warnings = [*check_repeat(config.repeats, folders[0], folders[1:], config.statistics or ()), *warnings]
+            warnings = [*check_repeat(config.repeats, folders[0], folders[1:], statistics), *warnings]
         plan.notes += [f"warning: {warning}" for warning in warnings]
         files = [path for folder in folders for path in _weight_files(folder)]
         files += [Path(folder) / FILES[spec.rule] for folder in statistics]
         plan.read |= {str(path): path.stat().st_size for path in files}
         sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
         changed = set().union(
-            *(parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes for policy in loaded)
+            *(
+                parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes
+                for policy in prepared.policies
+            )
         )
         count = sum(sizes[name] for name in changed)
         share = count / sum(sizes.values())
         plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(changed)} tensors"))
         if config.save == "dense":
-            size = None if config.max_shard_size is None else parse_size(config.max_shard_size)
-            entries, files = layout(sft, config.dtype, size)
+            entries, files = layout(sft, config.dtype, config.shard_bytes())
             for file, names in files.items():
                 plan.disk[file] = sum(entries[name].nbytes for name in names)
             plan.work.append(("written dtype", config.dtype or "that of each tensor of the SFT model"))
+        else:
+            rank = prepared.rank or prepared.merge.stored_rank
+            plan.disk["merged adapter"] = _adapter_bytes(prepared.merge.adapters, rank, config.dtype)
+            plan.work.append(("rank of the adapter", str(rank)))
+
+
+def _adapter_bytes(adapters: Sequence[Adapter], rank: int, dtype: str | None) -> int:
+    """Bytes of the factors of all adapted modules, of one rank."""
+    modules = {module: factors for one in adapters for module, factors in one.modules.items()}
+    widths = sum(factors.B.shape[0] + factors.A.shape[1] for factors in modules.values())
+    widest = max(factors.A.element_size() for factors in modules.values())
+    return rank * widths * (DTYPES[dtype].itemsize if dtype else widest)
 
 
 def _factors_text(spec: MergeSpec, num_layers: int) -> str:

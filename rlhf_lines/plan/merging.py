@@ -6,23 +6,23 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from trl import ModelConfig, get_peft_config
 
-from rlhf_lines.config import DataConfig
-from rlhf_lines.merge.export import check_settings
+from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.merge.prepare import not_an_adapter
 from rlhf_lines.merge.residuals import WEIGHTS_FILE
 from rlhf_lines.merge.rules import LINEAR_RULES
-from rlhf_lines.merge.stage import MergeConfig
+from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
 from rlhf_lines.merge.statistics_files import FILES, open_statistics
 from rlhf_lines.plan import merge_memory, skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, LIBRARIES_PART, Phase, gumbel_bytes, kv_cache_bytes
-from rlhf_lines.plan.merge_work import SEARCHING, add_merge_work, check_disk
+from rlhf_lines.plan.merge_work import SEARCHING, add_merge_work, check_disk, check_merge
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import look_at
@@ -40,11 +40,19 @@ BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, f
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """Return the plan of a merge: factors of adapters, and the pieces of checkpoints that are read at a time."""
     config = of_type(configs, MergeConfig)
-    check_settings(config.spec(), len(config.policies), config.save, config.rank, config.dtype)
+    if options.device is not None:  # planned for a machine that is named: the devices of this one do not matter
+        config = replace(config, device="cpu")
+    run_config = of_type(configs, RunConfig)
+    kept = is_kept(run_config, config)
+    if kept:
+        check_same_merge(config)
+    check_merge(config, overwrite=run_config.overwrite or kept)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
-    if config.save == "adapter" and any(adapter.count is None for adapter in adapters):
-        raise ValueError("a policy is a dense checkpoint, which no adapter holds exactly; use --save dense")
+    if config.save == "adapter":
+        for policy, adapter in zip(config.policies, adapters, strict=True):
+            if adapter.count is None:
+                raise ValueError(not_an_adapter(policy))
     model = skeleton.causal_lm(shape.config, dtype=config.dtype or "auto")
     plan = Plan("merge", "cpu", skeleton.count(model))
     plan.models.append((config.sft_model, shape.source))
@@ -58,6 +66,8 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
         dense = sum(p.nbytes for p in model.parameters())
         plan.disk |= {"merged adapter": merged} if config.save == "adapter" else {"merged model": dense}
     check_disk(plan, config.output_dir)
+    if kept:
+        plan.notes.append(f"{config.output_dir} holds this merge and is kept (--resume)")
     return plan
 
 

@@ -84,6 +84,7 @@ def plan(arguments: list[str], options: Options | None = None) -> Plan:
     configs, given = read_config(stage, arguments)
     run_config = of_type(configs, RunConfig)
     output_dir = next(config.output_dir for config in configs.values() if hasattr(config, "output_dir"))
-    if not (run_config.resume and is_complete(output_dir)):
+    # A merge looks at its folder itself: it has a record of its own.
+    if stage != "merge" and not (run_config.resume and is_complete(output_dir)):
         refuse_existing(output_dir, overwrite=run_config.overwrite)
     return plans[stage](configs, given, path.parent if path else None, options)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
 
 from rlhf_lines.merge import MergeSpec, merge_policies
-from rlhf_lines.merge.card import model_card
+from rlhf_lines.merge.card import PAPERS, model_card
+from rlhf_lines.merge.rules import ADAPTER_RULES, RULES
+from rlhf_lines.merge.serving import vllm_hint
 
 
 SPEC = MergeSpec("linear", (0.25, 0.75), 0.5, 1.0, "quadratic")
@@ -59,7 +62,29 @@ def test_an_adapter_says_what_a_server_needs(record):
     assert record["rank"] == 10
     assert "--max-lora-rank 16 " in model_card(record)  # the next one that vLLM has
     assert "vllm serve path/to/this/folder\n" in model_card({**record, "save": "dense"})
-    assert "this one has 600" in model_card({**record, "rank": 600})
+    assert "this adapter has 600" in model_card({**record, "rank": 600})
+
+
+def test_the_serving_command_is_that_of_the_output(record):
+    command = vllm_hint("path/to/the/sft/model", "path/to/this/folder", record["rank"])
+    assert f"```bash\n{command}\n```" in model_card(record)
+
+
+def test_statistics_have_their_hashes(record):
+    assert "statistics of policy" not in model_card(record)
+    folders = [{"path": f"fisher_{k}", "sha256": f"{k}" * 64} for k in (1, 2)]
+    card = model_card({**record, "statistics": folders})
+    for k in (1, 2):
+        assert f"| statistics of policy {k} | fisher\\_{k} |  | `{str(k) * 64}` |" in card
+
+
+@pytest.mark.parametrize("rule", [*RULES, *ADAPTER_RULES])
+def test_every_rule_names_its_paper(record, rule):
+    card = model_card({**record, "spec": {**record["spec"], "rule": rule}})
+    assert f"Sources: rule {rule}: {PAPERS[rule]}; LiNeS: arXiv 2410.17146." in card
+    if rule in RULES:  # as the rule's own docstring says
+        number = re.search(r"arXiv (\d{4}\.\d{5})", PAPERS[rule])[1]
+        assert f"arXiv {number}" in RULES[rule].__doc__
 
 
 def test_what_truncation_lost_is_said(record):

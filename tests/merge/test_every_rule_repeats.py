@@ -73,7 +73,8 @@ def test_statistics_that_changed_are_refused(rule, inputs, tmp_path, monkeypatch
     capsys.readouterr()
     assert cli.main(["merge", "--config", "first/merge_spec.json", "--output_dir", "second"]) == 2
     error = capsys.readouterr().err
-    assert f"statistics '{folders[1]}' have changed since first/merge_spec.json was written" in error
+    assert error.splitlines()[-1].startswith("rlhf-lines merge: ")
+    assert f"the file of statistics in '{folders[1]}' has changed since first/merge_spec.json was written" in error
     assert error.count("\n") == 1 and not Path("second").exists()
 
 
@@ -83,4 +84,6 @@ def test_a_folder_with_shards_of_another_size_is_not_kept(inputs, tmp_path, monk
     assert cli.main([*command, "--max_shard_size", "5KB"]) == 0
     assert cli.main([*command, "--max_shard_size", "5000", "--resume"]) == 0
     assert cli.main([*command, "--max_shard_size", "6KB", "--resume"]) == 2
-    assert "was made with max_shard_size 5000, now it is 6000" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("rlhf-lines merge: ")
+    assert "was made with max_shard_size 5000, now it is 6000" in error

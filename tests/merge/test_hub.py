@@ -89,6 +89,7 @@ def test_a_failed_upload_leaves_the_folder_and_names_the_way_back(hub, flags, ca
     hub.full = True
     assert cli.main(flags) == 2
     error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("rlhf-lines merge: ")
     assert "out is complete, but its upload to merged failed (" in error and "the disk of the Hub is full" in error
     assert error.endswith("try again with: hf upload merged out .\n")
     made = {path.name: path.read_bytes() for path in Path("out").iterdir()}
@@ -114,7 +115,7 @@ def test_what_an_upload_lacks_is_told_before_the_merge(hub, flags, capsys, monke
     name = changes.get("merged", "merged")
     assert cli.main([*flags[:-2], *([flags[-2], name] if name else [])]) == 2
     error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
+    assert words in error and error.count("\n") == 1 and error.splitlines()[-1].startswith("rlhf-lines merge: ")
     assert not any(Path().iterdir())
 
 

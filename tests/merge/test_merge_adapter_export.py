@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ def test_a_truncated_adapter_is_the_nearest_of_its_rank(
     policies = [helpful, harmless]
     exact = merge_policies(sft, policies, SPEC, save="adapter", output_dir=tmp_path / "exact")
     out = merge_policies(sft, policies, SPEC, save="adapter", rank=rank, output_dir=tmp_path / "out")
+    rank = min(rank, 10)  # the sum of the ranks holds everything
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (rank, rank, {})
     # The oracle of the logits: the SFT model with the nearest residuals added to its weights.
@@ -71,6 +73,24 @@ def test_a_truncated_adapter_is_the_nearest_of_its_rank(
     card = (out / "README.md").read_text()
     assert f"truncated to rank {rank}, which lost {truncation['lost']:.2%} of the merged residual" in card
     assert not (out / "mergekit.yaml").exists()  # mergekit would merge without truncation
+
+
+@pytest.mark.parametrize(
+    ("rule", "policies", "full"),
+    # Sums of ranks 4 + 6; of 6 times 3, where the modules are 16 wide; residuals of any rank, 16 wide.
+    [("linear", "harmless helpful", 10), ("linear", "harmless " * 3, 16), ("ties", "harmless helpful", 16)],
+)
+@pytest.mark.parametrize("rank", [17, 10**11, 10**20])
+def test_a_rank_beyond_that_of_the_residual_is_lowered(request, sft, tmp_path, rule, policies, full, rank):
+    policies = [request.getfixturevalue(name) for name in policies.split()]
+    spec = MergeSpec(rule, (0.5,) * len(policies))
+    out = merge_policies(sft, policies, spec, save="adapter", rank=rank, output_dir=tmp_path / "out")
+    record = json.loads((out / "merge_spec.json").read_text())
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == record["rank"] == full
+    assert record["asked_rank"] == rank and record["truncation"]["lost"] < 1e-6
+    assert record["warnings"][-1] == (
+        f"rank {rank} is more than the merged residual has: the adapter gets rank {full}, which holds all of it"
+    )
 
 
 def test_an_exact_adapter_says_its_rank_and_no_truncation(sft, helpful, harmless, tmp_path):
@@ -176,3 +196,32 @@ def test_weights_that_are_stored_transposed(tmp_path, save_adapter, peft_logits,
         dense = merge_policies(sft, [out], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "dense")
     assert (peft_logits(sft, out) - dense_logits(sft)).abs().max() > 0.1
     torch.testing.assert_close(dense_logits(dense), peft_logits(sft, out), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_the_hub_keeps_its_name_and_revision(sft, helpful, tmp_path, copy_of, edit_config):
+    """Not the folder of this machine's cache, which another one does not have."""
+    snapshot = tmp_path / "hub" / "models--org--sft" / "snapshots" / "9be4410"
+    shutil.copytree(sft, snapshot)
+    policy = edit_config(copy_of(helpful), base_model_name_or_path="org/sft")
+    spec = MergeSpec("linear", (1,))
+    out = merge_policies(snapshot, [policy], spec, save="adapter", output_dir=tmp_path / "out")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/sft", "9be4410")
+    again = merge_policies(snapshot, [out], spec, save="adapter", output_dir=tmp_path / "again")
+    record = json.loads((again / "merge_spec.json").read_text())
+    assert not any("cannot be known" in warning for warning in record["warnings"])  # the revision says which weights
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight", "words"),
+    [
+        (None, 1e39, "are not finite in float32; check alpha, beta and weights$"),
+        ("float16", 1e6, "are not finite in float16; check alpha, beta and weights, or choose --dtype float32$"),
+    ],
+)
+def test_factors_that_overflow_are_named_with_their_dtype(sft, helpful, tmp_path, dtype, weight, words):
+    with pytest.raises(ValueError, match=words):
+        merge_policies(
+            sft, [helpful], MergeSpec("linear", (weight,)), save="adapter", dtype=dtype, output_dir=tmp_path / "out"
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -59,6 +59,16 @@ def test_adapter_dense_and_two_active_adapters_agree(
     torch.testing.assert_close(dense_logits(dense), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_device_may_be_an_object_of_torch(sft, helpful, tmp_path):
+    spec = MergeSpec("ties", (1.0,))
+    out = [
+        merge_policies(sft, [helpful], spec, save="dense", device=device, output_dir=tmp_path / name)
+        for name, device in (("text", "cpu"), ("object", torch.device("cpu")))
+    ]
+    for file in ("merge_spec.json", "model.safetensors"):
+        assert (out[0] / file).read_bytes() == (out[1] / file).read_bytes()
+
+
 def test_gpt2_agrees_too(tmp_path, save_adapter, logits, peft_logits, dense_logits):
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -85,6 +85,14 @@ def test_the_record_of_a_checkpoint_decides(sft, copy_of, file):
         warnings_of(sft, policy)
 
 
+@pytest.mark.parametrize("file", ["rlhf_lines.json", "merge_spec.json"])
+def test_a_hash_that_is_no_text_is_named(sft, copy_of, file):
+    policy = copy_of(sft)
+    edit(policy / file, sft_sha256=5)
+    with pytest.raises(ValueError, match=rf"{file}' has sft_sha256 5, expected a text"):
+        warnings_of(sft, policy)
+
+
 def test_a_merged_checkpoint_is_a_policy_of_known_origin(sft, helpful, copy_of, tmp_path):
     merged = merge_policies(sft, [helpful], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "merged")
     assert warnings_of(sft, merged) == []

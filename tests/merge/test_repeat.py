@@ -101,6 +101,7 @@ def refusal(capsys, *flags: str) -> str:
     assert cli.main(["merge", "--config", *flags]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and not Path("second").exists()
+    assert err.splitlines()[-1].startswith("rlhf-lines merge: ")
     return err
 
 
@@ -140,6 +141,61 @@ def test_a_record_that_cannot_be_repeated_is_named(project, capsys):
     del record["sft_sha256"]
     Path("old.json").write_text(json.dumps(record))
     assert "merge record old.json lacks sft_sha256" in refusal(capsys, "old.json", "--output_dir", "second")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"policies": 5}, "is damaged in policies"),
+        ({"policies": [5]}, "is damaged in policies"),
+        ({"statistics": [{"path": 5}]}, "is damaged in statistics"),
+        ({"spec": {"rule": "linear", "weights": [1.0, 1.0]}}, "is damaged in spec"),
+        ({"spec": [], "sft_model": 5, "versions": None}, "is damaged in spec, sft_model, versions"),
+    ],
+)
+def test_a_damaged_record_is_named(project, capsys, damage, words):
+    record = json.loads((merge("dense", "first") / "merge_spec.json").read_text())
+    Path("old.json").write_text(json.dumps({**record, **damage}))
+    assert f"merge record old.json {words}: give the settings by flags" in refusal(
+        capsys, "old.json", "--output_dir", "second"
+    )
+
+
+RESUME = ["merge", "--sft_model", "models/sft", "--policies", "models/helpful", "models/harmless", "--save", "dense"]
+RESUME += ["--output_dir", "out"]
+
+
+def resume_refusal(capsys) -> str:
+    before = contents("out")
+    capsys.readouterr()
+    assert cli.main([*RESUME, "--resume"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("rlhf-lines merge: ") and contents("out") == before
+    return err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "'out/merge_spec.json' is not JSON"),
+        ("{}", "merge record out/merge_spec.json has format None, expected 1"),
+    ],
+)
+def test_a_result_with_a_damaged_record_is_not_resumed(project, capsys, content, words):
+    assert cli.main(RESUME) == 0
+    Path("out/merge_spec.json").write_text(content)
+    assert words in resume_refusal(capsys)
+
+
+def test_a_result_of_inputs_that_have_changed_is_not_resumed(project, capsys, edit_weights):
+    assert cli.main(RESUME) == 0
+    assert cli.main([*RESUME, "--resume"]) == 0
+    edit_weights(Path("models/harmless"), lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
+    message = resume_refusal(capsys)
+    assert "policy 'models/harmless' has changed since out/merge_spec.json was written" in message
+    assert message.endswith("choose another folder, or replace it with --overwrite in place of --resume\n")
+    assert cli.main([*RESUME, "--overwrite"]) == 0
+    assert cli.main([*RESUME, "--resume"]) == 0
 
 
 def test_other_versions_are_a_warning(project, capsys):

@@ -25,4 +25,6 @@ def test_the_command_is_quoted():
     assert vllm_hint("./sft", "out dir", 10) == (
         "vllm serve ./sft --enable-lora --max-lora-rank 16 --lora-modules 'merged=out dir'"
     )
-    assert vllm_hint("./sft", "out", 600) == "vLLM serves ranks up to 512: give --rank 512 or less, or --save dense"
+    assert vllm_hint("./sft", "out", 600) == (
+        "vLLM serves ranks up to 512, this adapter has 600: merge with --rank 512 or less, or --save dense"
+    )

@@ -39,7 +39,7 @@ FLAGS = [
 def refusal(capsys, *flags: str) -> str:
     assert cli.main(["merge", *FLAGS, "--plan", *flags]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1
+    assert out == "" and err.count("\n") == 1 and err.startswith("rlhf-lines merge: ")
     return err
 
 
@@ -101,6 +101,84 @@ def test_an_option_out_of_range_is_a_problem(models, capsys):
     assert "density is 2, expected" in refusal(capsys, "--rule", "ties", "--rule_options", '{"density": 2}')
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--save", "lora"], "unknown save 'lora'"),
+        (["--dtype", "bf16"], "unknown dtype 'bf16'"),
+        (["--rank", "4"], "rank is 4, but a dense checkpoint has none"),
+        (["--save", "adapter"], "policy 'policy' is a dense checkpoint, which no adapter holds exactly"),
+        (["--save", "adapter", "--rule", "ties"], "give --rank, which truncates it"),
+        (["--max_memory", "zz"], "'zz'"),
+        (["--max_shard_size", "zz"], "'zz'"),
+        (["--device", "mps"], "device is 'mps', expected cpu, cuda, or one of several GPUs"),
+        (["--statistics", "policy"], "statistics are given, but rule 'linear' uses none"),
+        (["--push_to_hub"], "push_to_hub needs the name of the model on the Hub"),
+        (["--weights", "1", "2"], "2 weights for 1 policies"),
+        (["--output_dir", "sft/config.json/out"], "because {cwd}/sft/config.json is not a folder"),
+        (["--repeats", "record.json"], "has changed since record.json was written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_merge_refuses_its_plan_refuses_in_the_same_words(models, capsys, flags, words):
+    """One of the settings each, where the plan had found nothing, or had ended with a traceback."""
+    assert cli.main(["merge", *FLAGS, "--output_dir", "first"]) == 0
+    record = json.loads(Path("first/merge_spec.json").read_text())
+    Path("record.json").write_text(json.dumps({**record, "sft_sha256": "0" * 64}))
+    capsys.readouterr()
+    planned = refusal(capsys, *flags)
+    assert words.format(cwd=Path.cwd()) in planned
+    assert cli.main(["merge", *FLAGS, *flags]) == 2
+    assert capsys.readouterr().err == planned
+    assert not Path("out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is what is tested")
+def test_a_gpu_that_is_not_here_is_refused_by_the_plan(models, capsys):
+    assert "device is 'cuda', but torch sees no GPU here" in refusal(capsys, "--device", "cuda")
+
+
+def test_settings_are_refused_before_their_inputs_exist(models, capsys):
+    assert "unknown save 'lora'" in refusal(capsys, "--policies", "nowhere", "--save", "lora")
+
+
+@pytest.fixture
+def adapters(models) -> list[str]:
+    """Flags that name two adapters of ``sft``, of ranks 2 and 3, as policies."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for name, rank, targets in (("a", 2, ["q_proj"]), ("b", 3, ["q_proj", "down_proj"])):
+        torch.manual_seed(rank)
+        config = LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
+        get_peft_model(AutoModelForCausalLM.from_pretrained("sft"), config).save_pretrained(name)
+    return ["--policies", "a", "b", "--weights", "0.5", "0.5", "--save", "adapter"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--rank", "1"], ["--rank", "99"], ["--dtype", "float16"], ["--rule", "ties", "--rank", "4"]],
+    ids=" ".join,
+)
+def test_the_bytes_of_an_adapter_are_those_of_its_rank(adapters, flags):
+    result = plan([*FLAGS, *adapters, *flags], Options("merge"))
+    assert cli.main(["merge", *FLAGS, *adapters, *flags]) == 0
+    written = load_file("out/adapter_model.safetensors").values()
+    assert result.disk == {"merged adapter": sum(tensor.nbytes for tensor in written)}
+    record = json.loads(Path("out/merge_spec.json").read_text())
+    assert ("rank of the adapter", str(record["rank"])) in result.work
+
+
+def test_rules_of_factors_are_planned_as_a_full_checkpoint(adapters, capsys):
+    flags = [*adapters, "--save", "dense", "--rule", "peft_linear"]
+    assert "adds up factors of equal shapes" in refusal(
+        capsys, *flags
+    )  # their ranks differ, which the plan says as the merge does
+    flags[2] = "a"
+    assert cli.main(["merge", *FLAGS, "--plan", *flags]) == 0
+    assert cli.main(["merge", *FLAGS, *flags]) == 0
+
+
 def test_statistics_are_checked_and_counted(models, capsys):
     """A plan of such a rule was refused for want of statistics although they were given."""
     fisher = ["--rule", "fisher", "--statistics", "fisher_of_policy"]
@@ -119,6 +197,19 @@ def test_a_disk_that_is_too_small_is_a_problem(models, capsys, monkeypatch):
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     assert "are free there: choose another disk, a narrower --dtype, or --save adapter" in refusal(capsys)
+
+
+def test_a_result_that_would_be_kept_is_planned_as_such(models, capsys):
+    assert cli.main(["merge", *FLAGS]) == 0
+    capsys.readouterr()
+    assert "output_dir out exists" in refusal(capsys)
+    assert cli.main(["merge", *FLAGS, "--plan", "--resume"]) == 0
+    assert "out holds this merge and is kept (--resume)" in capsys.readouterr().out
+    for flags in (["--beta", "0.5"], ["--dtype", "bfloat16"]):
+        planned = refusal(capsys, "--resume", *flags)
+        assert "out was made with" in planned
+        assert cli.main(["merge", *FLAGS, "--resume", *flags]) == 2
+        assert capsys.readouterr().err == planned
 
 
 def test_an_input_is_never_the_output(models, capsys):
@@ -205,7 +296,7 @@ def test_a_rank_is_shown_and_sets_the_size(models, capsys):
     assert plan(flags, Options("merge")).disk == {"merged adapter": (2 + 3) * width * 4}
     result = plan([*flags, "--rank", "1", "--rule", "ties"], Options("merge"))
     assert result.disk == {"merged adapter": width * 4}
-    assert dict(result.work)["rank of the adapter"].startswith("1, by truncation")
+    assert dict(result.work)["truncated to rank"] == "1; what that loses is told"
     assert cli.main(["merge", *flags, "--plan", "--rule", "ties"]) == 2
     assert "rule 'ties' is not linear in the residuals, so no adapter holds it exactly; give --rank" in (
         capsys.readouterr().err
