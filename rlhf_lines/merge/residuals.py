@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -105,6 +105,7 @@ class Adapter:
         revision: the base's revision, or None.
         task_type: PEFT's task type, or None.
         sft_sha256: `checkpoint_sha256` of the SFT model it was trained on, if recorded.
+        copied: adapted modules whose base weight the file holds too, as PEFT saves embeddings and heads.
     """
 
     path: str
@@ -114,6 +115,7 @@ class Adapter:
     revision: str | None = None
     task_type: str | None = None
     sft_sha256: str | None = None
+    copied: tuple[str, ...] = ()
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -129,6 +131,9 @@ def load_adapter(path: str | Path) -> Adapter:
     where `rank_pattern` and `alpha_pattern` give a module its own r and lora_alpha, by the same rule as PEFT: the
     first key that matches the module's name, or its end after a dot, as a regular expression. Factors are float32, or
     float64 where the file is float64.
+
+    PEFT saves the base weight of an adapted head beside its factors. Whether it is that of the SFT model is for
+    `check_same_base` to say.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
@@ -149,14 +154,16 @@ def load_adapter(path: str | Path) -> Adapter:
         raise ValueError(f"cannot read {str(folder / WEIGHTS_FILE)!r} ({error}); save the adapter again") from error
     record_file = folder / RECORD_FILE
     record = read_json(record_file) if record_file.is_file() else {}
+    modules, copied = _factors(tensors, config, path)
     return Adapter(
         path=str(path),
-        modules=_factors(tensors, config, path),
+        modules=modules,
         transposed=bool(config.get("fan_in_fan_out")),
         base=config.get("base_model_name_or_path") or None,
         revision=config.get("revision"),
         task_type=config.get("task_type"),
         sft_sha256=record.get("sft_sha256"),
+        copied=copied,
     )
 
 
@@ -200,12 +207,12 @@ def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
 
     If every adapter records the hash of its SFT model, the hashes decide, so a moved folder is fine. Otherwise
     `base_model_name_or_path` decides, resolved where it exists. If `sft_model` is a local folder, the adapted
-    parameters must exist there with matching shapes (file headers only). A Hub id that is not a folder is compared as
-    a name.
+    parameters must exist there with matching shapes (file headers only), and base weights that an adapter's file holds
+    must be those of the SFT model. A Hub id that is not a folder is compared as a name.
 
     Raises:
-        ValueError: another base, a base that is not recorded, a parameter that the SFT model lacks, or another shape;
-            `InputProblems` with the first of each adapter if there are several.
+        ValueError: another base, a base that is not recorded, a parameter that the SFT model lacks, another shape, or
+            other base weights; `InputProblems` with the first of each adapter if there are several.
     """
     if not adapters:
         raise ValueError("check_same_base got no adapters, expected at least one")
@@ -221,7 +228,8 @@ def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
                 else:
                     _check_path(adapter, adapters[0], sft_model)
                 if checkpoint is not None:
-                    parameters_of(adapter, checkpoint)
+                    parameters = parameters_of(adapter, checkpoint)
+                    _check_copies(adapter, parameters, checkpoint)
     problems.check()
 
 
@@ -293,21 +301,51 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"sets {key} in {CONFIG_FILE}: {reason}; {_WAY_OUT}"
 
 
-def _factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path) -> dict[str, Factors]:
+def _check_copies(adapter: Adapter, parameters: Mapping[str, str], checkpoint: Checkpoint) -> None:
+    """Stop unless the base weights in an adapter's file are those of the SFT model, as their dtype holds them."""
+    if not adapter.copied:
+        return
+    with safe_open(Path(adapter.path) / WEIGHTS_FILE, "pt") as file:
+        for name, module in parameters.items():
+            if module not in adapter.copied:
+                continue
+            copy = file.get_tensor(_copy_key(module))
+            if not torch.equal(checkpoint.read(name).to(copy.dtype), copy):
+                raise ValueError(
+                    f"adapter {adapter.path!r} holds a base weight of {module!r} that is not {name!r} of the SFT model "
+                    f"{str(checkpoint.folder)!r}, so s B A is not the whole difference; {_WAY_OUT}, or, if that weight "
+                    "was not trained, save the adapter with save_pretrained(folder, save_embedding_layers=False)"
+                )
+
+
+def _copy_key(module: str) -> str:
+    return f"base_model.model.{module}.base_layer.weight"
+
+
+def _factors(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path
+) -> tuple[dict[str, Factors], tuple[str, ...]]:
+    """The factors of every module, and the adapted modules whose base weight is there too."""
     halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    adapted = {key.removesuffix(".lora_A.weight").removeprefix("base_model.model.") for key in tensors}
+    copies = set(map(_copy_key, adapted))
+    for key in sorted(tensors, key=lambda key: "lora_" not in key):  # what a layer is made of names a problem best
+        tensor = tensors[key]
+        if key in copies:
+            continue
         match = re.fullmatch(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight", key)
         if match is None or tensor.ndim != 2:
             raise ValueError(
                 f"adapter {str(path)!r} holds {key!r} of shape {tuple(tensor.shape)}; only matrices named "
-                "base_model.model.<module>.lora_A.weight and lora_B.weight can be merged exactly"
+                f"base_model.model.<module>.lora_A.weight and lora_B.weight can be merged exactly; {_WAY_OUT}"
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"adapter {str(path)!r} holds values in {key!r} that are not finite; train it again")
         halves.setdefault(match["module"], {})[match["half"]] = wide(tensor, key)
     if not halves:
         raise ValueError(f"adapter {str(path)!r} holds no tensors in {WEIGHTS_FILE}; save it again")
-    return {module: _factors_of(module, pair, config, path) for module, pair in sorted(halves.items())}
+    modules = {module: _factors_of(module, pair, config, path) for module, pair in sorted(halves.items())}
+    return modules, tuple(module for module in modules if _copy_key(module) in tensors)
 
 
 def _factors_of(module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path) -> Factors:
