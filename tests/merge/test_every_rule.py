@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from every_rule import (
     statistics_of,
     stored,
 )
+from safetensors.torch import save_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.lines import SCHEDULES
@@ -140,3 +143,23 @@ def test_names_of_blocks_are_those_of_the_model(inputs):
     merged = merged_residual(spec_of("linear"), given, [])
     blocks = {name.split(".")[2] for name in merged if ".layers." in name}
     assert len(blocks) == NUM_LAYERS and any(".layers." not in name for name in merged)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("rule", RULES)
+def test_values_that_are_not_finite_are_refused_with_their_place(rule, value, inputs, copy_of, tmp_path):
+    """Also where the rule decomposes what is not finite."""
+    given = inputs("float32")
+    policy = copy_of(given.policies[0], "broken")
+    tensors = stored(policy)
+    names = ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
+    for name in names:
+        tensors[name].view(-1)[5] = value
+    save_file(tensors, policy / "model.safetensors", metadata={"format": "pt"})
+    policies = [policy, given.policies[1]]
+    folders, _ = statistics_of(rule, replace(given, policies=tuple(policies)), tmp_path)
+    options = {"save": "dense", "output_dir": tmp_path / "out", "statistics": folders}
+    with pytest.raises(ValueError, match=r"^these have values that are not finite, there or in the SFT") as caught:
+        merge_policies(given.sft, policies, spec_of(rule), **options)
+    assert all(f"{name!r} of {str(policy)!r}" in str(caught.value) for name in names)
+    assert str(given.policies[1]) not in str(caught.value) and not (tmp_path / "out").exists()

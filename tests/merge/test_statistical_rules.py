@@ -244,6 +244,12 @@ def test_regmean_needs_grams_of_every_policy_for_a_parameter():
     assert_equal(merge_residuals(RESIDUALS, "regmean", statistics=grams), whole | {UP: mean(RESIDUALS, [1, 1, 1])[UP]})
 
 
+def off_diagonal(value: float) -> torch.Tensor:
+    gram = torch.eye(4)
+    gram[0, 1] = gram[1, 0] = value
+    return gram
+
+
 def with_tensor(name: str, tensor: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     return [{name: tensor}] * 3
 
@@ -261,10 +267,13 @@ def with_tensor(name: str, tensor: torch.Tensor) -> list[dict[str, torch.Tensor]
         ("fisher", {"statistics": FISHERS, "normalize": "row"}, "unknown normalize 'row'; known: model, tensor"),
         ("fisher", {"statistics": FISHERS, "floor_on": "last"}, "unknown floor_on 'last'; known: all, first"),
         ("fisher", {"statistics": FISHERS, "floor": -1.0}, "floor is -1.0, expected a number at least 0"),
+        ("fisher", {"statistics": FISHERS, "add": 1e39}, r"add is 1e\+39, expected a number at least 0 that float32"),
         ("regmean", {"statistics": with_tensor(UP, torch.eye(6))}, r"stored \[in, out\] \(Conv1D of GPT-2\) are not"),
         ("regmean", {"statistics": with_tensor(UP, torch.eye(5))}, r"is \(5, 5\), the residual is \(6, 4\); expected"),
         ("regmean", {"statistics": with_tensor(NORM, torch.eye(4))}, r"the residual is \(4,\); expected \[in, in\]"),
-        ("regmean", {"statistics": with_tensor(UP, -torch.eye(4))}, "diagonal that are negative or not finite"),
+        ("regmean", {"statistics": with_tensor(UP, -torch.eye(4))}, "not finite, or negative ones on the diagonal"),
+        ("regmean", {"statistics": with_tensor(UP, off_diagonal(float("nan")))}, "not finite, or negative ones on"),
+        ("regmean", {"statistics": with_tensor(UP, off_diagonal(2.0)), "reduce": 1}, "have negative eigenvalues"),
         (
             "regmean",
             {"statistics": with_tensor(UP, torch.eye(4)), "reduce": 2},

@@ -7,12 +7,12 @@ values (except those in `PYTHON_ONLY`). To add a rule: write its file and enter 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
+from rlhf_lines.merge.precision import LARGEST
 from rlhf_lines.merge.rules.breadcrumbs import breadcrumbs
 from rlhf_lines.merge.rules.checks import known_options
 from rlhf_lines.merge.rules.consensus import consensus
@@ -95,7 +95,9 @@ def merge_residuals(
         **options: options of the rule.
 
     Returns:
-        A new residual in float32, float64 where an input is float64. The inputs are not changed.
+        A new residual in float32, float64 where an input is float64. The inputs are not changed. Values that are not
+        finite are not looked for: they make some of the result not finite, or count as small or large entries (only
+        merges of files refuse them).
 
     Raises:
         ValueError: unknown rule or option, weights that do not fit, or shapes that differ.
@@ -118,6 +120,8 @@ def merge_lazily(
         if len(weights) != residuals.count:
             raise ValueError(f"{len(weights)} weights for {residuals.count} residuals; give one weight per residual")
         for weight in weights:
-            if not math.isfinite(weight):
-                raise ValueError(f"weights are {weights}, expected finite numbers")
+            if not residuals.count * abs(weight) <= LARGEST:  # not a number, or K w_k that float32 does not hold
+                raise ValueError(
+                    f"weights are {weights}, expected finite numbers of at most {LARGEST / residuals.count:.2g} in size"
+                )
     return RULES[rule](residuals, weights, **options)

@@ -69,6 +69,9 @@ def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float
             for tau in piece.residuals[1:]:
                 total += tau
             return total
+        if not all(bool(torch.isfinite(tau).all()) for tau in piece.residuals):
+            # Nothing to decompose; whoever reads the residuals tells whose they are.
+            return torch.full_like(piece.residuals[0], torch.nan)
         rounding = torch.finfo(residuals.dtype).eps
         total = piece.rows(piece.residuals[0]).to(torch.float64, copy=True)
         for tau in piece.residuals[1:]:

@@ -81,9 +81,9 @@ def _solve(total: Tensor, wanted: Tensor, name: str) -> Tensor:
     """total^-1 wanted, with a ridge where `total` is singular; see `regmean`."""
     diagonal = total.diagonal()
     scale = diagonal.mean()
-    if not torch.isfinite(scale) or (diagonal < 0).any():
+    if not torch.isfinite(total).all() or (diagonal < 0).any():
         raise ValueError(
-            f"the Gram matrices of {name!r} have values on the diagonal that are negative or not finite; "
+            f"the Gram matrices of {name!r} have values that are not finite, or negative ones on the diagonal; "
             "compute them again with `rlhf-lines gram`"
         )
     if scale == 0:
@@ -92,7 +92,12 @@ def _solve(total: Tensor, wanted: Tensor, name: str) -> Tensor:
     pivots = factor.diagonal().square()
     if failed or pivots.min() < SINGULAR * pivots.max():
         diagonal += RIDGE * scale
-        factor = torch.linalg.cholesky(total)
+        factor, failed = torch.linalg.cholesky_ex(total)
+        if failed:
+            raise ValueError(
+                f"the Gram matrices of {name!r} have negative eigenvalues, which X^T X has not; compute them again with "
+                "`rlhf-lines gram`"
+            )
     return torch.cholesky_solve(wanted, factor)
 
 
