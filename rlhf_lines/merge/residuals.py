@@ -267,6 +267,14 @@ def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
     return parameters
 
 
+def conv1d_weights(checkpoint: Checkpoint) -> frozenset[str]:
+    """The checkpoint's matrices that are stored ``[in, out]``: those of GPT-2's blocks."""
+    if checkpoint.config.get("model_type") not in _CONV1D_MODELS:
+        return frozenset()
+    names = [name for name, shape in checkpoint.shapes.items() if len(shape) == 2]
+    return frozenset(name for name in names if re.match(r"(?:transformer\.)?h\.\d+\.", name))
+
+
 def _check_config(config: Mapping[str, Any], path: str | Path) -> None:
     problems = Problems()
     for problem in _config_problems(config):

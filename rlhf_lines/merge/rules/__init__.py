@@ -7,7 +7,8 @@ values (except those in `PYTHON_ONLY`). To add a rule: write its file and enter 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -76,6 +77,7 @@ def merge_residuals(
     weights: Sequence[float] | None = None,
     sft: Mapping[str, Tensor] | None = None,
     statistics: Sequence[Mapping[str, Tensor]] = (),
+    transposed: Collection[str] = (),
     **options: object,
 ) -> dict[str, Tensor]:
     """The merged residual tau_M of K residuals, unscaled (LiNeS comes afterwards).
@@ -92,6 +94,8 @@ def merge_residuals(
         sft: parameter name to the SFT model's tensor, for rules that look at it (`widen`, `slerp` of whole weights).
         statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name) and
             `regmean` (Gram matrices by parameter name).
+        transposed: names of matrices that are stored ``[in, out]`` (Conv1D of GPT-2), for rules that look at columns
+            (`widen`).
         **options: options of the rule.
 
     Returns:
@@ -102,9 +106,8 @@ def merge_residuals(
     Raises:
         ValueError: unknown rule or option, weights that do not fit, or shapes that differ.
     """
-    merged = merge_lazily(
-        residuals_in_memory(residuals, sft=sft, statistics=statistics), rule, weights=weights, **options
-    )
+    held = replace(residuals_in_memory(residuals, sft=sft, statistics=statistics), transposed=frozenset(transposed))
+    merged = merge_lazily(held, rule, weights=weights, **options)
     return {name: merged.tensor(name) for name in merged.residuals.shapes}
 
 

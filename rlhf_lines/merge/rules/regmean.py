@@ -95,8 +95,8 @@ def _solve(total: Tensor, wanted: Tensor, name: str) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(total)
         if failed:
             raise ValueError(
-                f"the Gram matrices of {name!r} have negative eigenvalues, which X^T X has not; compute them again with "
-                "`rlhf-lines gram`"
+                f"the Gram matrices of {name!r} have negative eigenvalues, which X^T X has not; compute them again "
+                "with `rlhf-lines gram`"
             )
     return torch.cholesky_solve(wanted, factor)
 
