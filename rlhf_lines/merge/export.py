@@ -22,7 +22,7 @@ from rlhf_lines.merge.recipe import mergekit_recipe
 from rlhf_lines.merge.residuals import Adapter
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.statistics_files import check_statistics, open_statistics, statistics_sha256
+from rlhf_lines.merge.statistics_files import check_statistics, coverage_warnings, open_statistics, statistics_sha256
 from rlhf_lines.merge.truncate import check_rank
 from rlhf_lines.merge.writing import PolicyMerge
 from rlhf_lines.suggestion import unknown_name
@@ -100,7 +100,9 @@ def merge_policies(
         if save == "adapter" or spec.rule in ADAPTER_RULES:
             _check_all_adapters(loaded, spec)
         make_dense = partial(DenseMerge, sft, device=device, max_memory=max_memory, progress=progress)
-        merge = PolicyMerge(spec, sft, loaded, open_statistics(spec.rule, statistics, stack), make_dense)
+        opened = open_statistics(spec.rule, statistics, stack)
+        merge = PolicyMerge(spec, sft, loaded, opened, make_dense)
+        found += coverage_warnings(spec.rule, opened, merge.shapes)
         # Hashing takes a core, so it goes on beside the merge.
         hashing = stack.enter_context(ThreadPoolExecutor(1))
         hashes = hashing.map(weights_sha256, [sft_model, *policies])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,6 +65,11 @@ class PolicyMerge:
                 AdapterPolicy(one, sft) if isinstance(one, Adapter) else DensePolicy(one, sft) for one in loaded
             ]
             self._dense = make_dense(policies, spec, statistics=statistics)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the parameters that a policy changes; nothing for rules that combine factors."""
+        return self._dense.residuals.shapes if self._dense else {}
 
     @property
     def alpha(self) -> float:

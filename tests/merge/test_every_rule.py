@@ -163,3 +163,26 @@ def test_values_that_are_not_finite_are_refused_with_their_place(rule, value, in
         merge_policies(given.sft, policies, spec_of(rule), **options)
     assert all(f"{name!r} of {str(policy)!r}" in str(caught.value) for name in names)
     assert str(given.policies[1]) not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("rule", "total"), [("fisher", "39 parameters"), ("regmean", "29 linear maps")])
+def test_a_merge_says_what_its_statistics_do_not_cover(rule, total, inputs, tmp_path):
+    given = inputs("float32")
+    folders, statistics = statistics_of(rule, given, tmp_path)  # one v_proj has none
+    if rule == "regmean":
+        del statistics[1]["lm_head.weight"]
+        save_file({n: t.float() for n, t in statistics[1].items()}, folders[1] / "gram.safetensors")
+    missing = ["model.layers.0.self_attn.v_proj.weight", *(["lm_head.weight"] if rule == "regmean" else [])]
+    could = [n for n, t in given.theta.items() if rule == "fisher" or (t.ndim == 2 and "embed" not in n)]
+    share = 1 - sum(given.theta[n].numel() for n in missing) / sum(given.theta[n].numel() for n in could)
+    options = {"save": "dense", "statistics": folders}
+    out = merge_policies(given.sft, given.policies, spec_of(rule), output_dir=tmp_path / "out", **options)
+    covered = len(could) - len(missing)
+    said = f"the statistics cover {covered} of {total} that the policies change ({share:.1%} of their elements); the"
+    assert total.startswith(f"{len(could)} ")
+    assert sum(warning.startswith(said) for warning in record_of(out)["warnings"]) == 1
+    if rule == "fisher":  # all of them, and nothing is said
+        for folder in folders:
+            save_file({n: torch.ones(given.theta[n].shape) for n in could}, folder / "fisher.safetensors")
+        whole = merge_policies(given.sft, given.policies, spec_of(rule), output_dir=tmp_path / "whole", **options)
+        assert not any("statistics cover" in warning for warning in record_of(whole)["warnings"])
