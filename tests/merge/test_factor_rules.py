@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from reference import CASES, FOLDER
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, merge_residuals
@@ -15,8 +15,6 @@ from rlhf_lines.merge.low_rank import merge_adapters
 from rlhf_lines.merge.residuals import Adapter, Factors, load_adapter, lora_residual
 
 
-FOLDER = Path(__file__).parent.parent / "reference" / "merge"
-CASES = json.loads((FOLDER / "origin.json").read_text())["cases"]
 WEIGHTS = (0.7, 0.3)
 
 

@@ -119,6 +119,18 @@ def test_slerp_is_of_two_policies():
         merge_residuals([{"a": torch.ones(2)}] * 3, "slerp")
 
 
+def test_consensus_is_of_two_or_more_policies():
+    for k in ({}, {"k": 1}):
+        with pytest.raises(ValueError, match="consensus is of two or more policies, got 1"):
+            merge_residuals([{"a": torch.ones(2)}], "consensus", **k)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_residuals_without_parameters_give_none(rule):
+    statistics = [{}, {}] if rule in ("fisher", "regmean") else []
+    assert merge_residuals([{}, {}], rule, statistics=statistics) == {}
+
+
 def test_tall_masks_by_hand():
     first, second = {"a": torch.tensor([1.0, 1.0, -1.0])}, {"b": torch.tensor([2.0])}
     merged = {"a": torch.tensor([3.0, 3.5, 1.0]), "b": torch.tensor([2.0])}

@@ -22,6 +22,12 @@ def number(name: str, value: object, *, low: float, high: float = LARGEST) -> No
         raise ValueError(f"{name} is {value!r}, expected a number {bounds}")
 
 
+def yes_or_no(name: str, value: object) -> None:
+    """Stop with a ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected true or false")
+
+
 def one_of(name: str, value: object, known: Sequence[str]) -> None:
     """Stop with a ValueError unless `value` is one of the known names."""
     if value not in known:

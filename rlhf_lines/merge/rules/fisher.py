@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.order import order_statistics
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
-from rlhf_lines.merge.rules.checks import number, one_of
+from rlhf_lines.merge.rules.checks import number, one_of, yes_or_no
 from rlhf_lines.merge.rules.preference import mean_shares
 from rlhf_lines.merge.rules.statistics import common_names
 from rlhf_lines.merge.sums import parameter_sums
@@ -68,6 +68,7 @@ def fisher(
     """
     number("floor", floor, low=0)
     number("add", add, low=0)
+    yes_or_no("relative", relative)
     one_of("floor_on", floor_on, ("all", "first"))
     if normalize is not None:
         one_of("normalize", normalize, ("model", "tensor"))

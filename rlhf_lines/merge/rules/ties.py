@@ -84,6 +84,8 @@ def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> d
     """The smallest magnitude that each policy keeps, by parameter name; see `ties`."""
     if granularity == "global":
         total = sum(math.prod(shape) for shape in residuals.shapes.values())
+        if total == 0:
+            return {}
         rank = max(total - int(density * total) - 1, 0)
         smallest = [found for (found,) in order_statistics(residuals, [[rank]] * residuals.count)]
         return dict.fromkeys(residuals.shapes, smallest)
