@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
 from rlhf_lines.merge.precision import LARGEST, wide
+from rlhf_lines.merge.rules.addition import total
 from rlhf_lines.merge.sums import parameter_sums
 from rlhf_lines.suggestion import unknown_name
 
@@ -87,11 +88,11 @@ def streamed_alpha(residuals: Residuals, merged: Merged) -> float:
     Raises:
         ValueError: a merged residual that is zero everywhere.
     """
-    total = _total(parameter_sums(residuals, lambda piece: [sum(piece.residuals).abs_()]))
+    before = _total(parameter_sums(residuals, lambda piece: [total(piece.residuals).abs_()]))
     size = _total(parameter_sums(merged.residuals, lambda piece: [merged.compute(piece).abs_()], unit=merged.unit))
     if size == 0:
         raise ValueError("the merged residual is zero everywhere, so alpha is not defined; choose alpha yourself")
-    return total / (residuals.count * size)
+    return before / (residuals.count * size)
 
 
 def _total(sums: Mapping[str, Sequence[float]]) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.rules.addition import weighted_total
 from rlhf_lines.merge.rules.checks import share
 from rlhf_lines.merge.rules.preference import mean_shares
 from rlhf_lines.merge.rules.statistics import common_names
@@ -57,9 +58,7 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
         residuals.check_memory(name, inputs * outputs, beside=beside)
 
     def compute(piece: Piece) -> Tensor:
-        mean = piece.residuals[0] * shares[0]
-        for tau, factor in zip(piece.residuals[1:], shares[1:], strict=True):
-            mean.add_(tau, alpha=factor)
+        mean = weighted_total(piece.residuals, shares)
         if piece.name not in names or not any(shares):
             return mean
         mean = piece.rows(mean).to(torch.float64)
