@@ -8,10 +8,12 @@ import shutil
 
 import pytest
 import torch
+from adapters import lora_residual
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
-from rlhf_lines.merge.residuals import check_same_base, load_adapter, lora_residual
+from rlhf_lines.merge.provenance import check_same_base
+from rlhf_lines.merge.residuals import load_adapter
 
 
 def peft_deltas(sft, folder) -> dict[str, torch.Tensor]:

@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+from adapters import lora_residual
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies
-from rlhf_lines.merge.residuals import load_adapter, lora_residual
+from rlhf_lines.merge.residuals import load_adapter
 
 
 SPEC = MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0)
