@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from numbers import Real
 from pathlib import Path
@@ -87,8 +89,17 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("bias", "none") != "none":
         yield f"has bias {config['bias']!r}; biases are outside s B A, train with bias='none'"
     for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), Real):
+        if not _is_number(config.get(key), positive=key == "r"):
             yield f"has {key} {config.get(key)!r} in {CONFIG_FILE}, expected a number; save it again"
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not _is_pattern(config.get(key), positive=key == "rank_pattern"):
+            yield (
+                f"has {key} {config[key]!r} in {CONFIG_FILE}, expected numbers by regular expressions of module names; "
+                "save it again"
+            )
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            yield f"has {key} {config[key]!r} in {CONFIG_FILE}, expected a name; save it again"
     name = config.get("init_lora_weights", True)
     initialisation = name.lower() if isinstance(name, str) else name
     if initialisation == "loftq":
@@ -105,3 +116,18 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
         if value and key not in _HARMLESS and key not in _CHECKED:
             reason = _REFUSED.get(key, "an option whose effect on the residual is not known here")
             yield f"sets {key} in {CONFIG_FILE}: {reason}; {WAY_OUT}"
+
+
+def _is_number(value: object, *, positive: bool) -> bool:
+    return isinstance(value, Real) and math.isfinite(value) and (value > 0 or not positive)
+
+
+def _is_pattern(value: object, *, positive: bool) -> bool:
+    if not value:
+        return True
+    if not isinstance(value, Mapping) or not all(_is_number(number, positive=positive) for number in value.values()):
+        return False
+    try:
+        return all(re.compile(rf"(.*\.)?({key})$") for key in value)
+    except re.error:
+        return False

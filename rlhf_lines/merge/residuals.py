@@ -101,6 +101,10 @@ def load_adapter(path: str | Path) -> Adapter:
         raise ValueError(f"cannot read {str(folder / WEIGHTS_FILE)!r} ({error}); save the adapter again") from error
     record_file = folder / RECORD_FILE
     record = read_json(record_file) if record_file.is_file() else {}
+    if not isinstance(record.get("sft_sha256"), str | None):
+        raise ValueError(
+            f"{str(record_file)!r} has sft_sha256 {record['sft_sha256']!r}, expected a hash; copy it again"
+        )
     modules, copied = _factors(tensors, config, path)
     return Adapter(
         path=str(path),

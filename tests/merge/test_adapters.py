@@ -294,3 +294,26 @@ def test_an_adapter_on_the_embedding_is_refused_with_a_way_out(sft, tmp_path, sa
     folder = save_adapter(sft, tmp_path / "tokens", seed=3, target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(ValueError, match=r"embed_tokens.lora_embedding_A' .*; merge dense checkpoints"):
         load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_alpha": math.nan}, "has lora_alpha nan in"),
+        ({"r": 0}, "has r 0 in adapter_config.json, expected a number"),
+        ({"alpha_pattern": {"q_proj": "x"}}, r"has alpha_pattern {'q_proj': 'x'} in .* expected numbers by regular"),
+        ({"alpha_pattern": {"(": 3}}, r"has alpha_pattern {'\(': 3} in"),
+        ({"rank_pattern": ["q_proj"]}, r"has rank_pattern \['q_proj'\] in"),
+        ({"rank_pattern": {"q_proj": 0}}, "has rank_pattern {'q_proj': 0} in"),
+        ({"base_model_name_or_path": 5}, "has base_model_name_or_path 5 in adapter_config.json, expected a name"),
+        ({"revision": ["main"]}, r"has revision \['main'\] in"),
+    ],
+)
+def test_damaged_configs_are_one_sentence(copy_of, helpful, edit_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_adapter(edit_config(copy_of(helpful), **changes))
+
+
+def test_a_damaged_record_is_one_sentence(copy_of, helpful):
+    with pytest.raises(ValueError, match=r"rlhf_lines.json' has sft_sha256 5, expected a hash"):
+        load_adapter(record_hash(copy_of(helpful), 5))
