@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
-from rlhf_lines.merge.precision import wide
+from rlhf_lines.merge.precision import LARGEST, wide
+from rlhf_lines.merge.rules.addition import total
 from rlhf_lines.merge.sums import parameter_sums
 from rlhf_lines.suggestion import unknown_name
 
@@ -42,7 +43,8 @@ def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "li
     [0.5, 1.0, 1.5]
 
     Raises:
-        ValueError: `num_layers` below one, `alpha` or `beta` not finite, or an unknown schedule.
+        ValueError: `num_layers` below one, `alpha` or `beta` not finite, a factor that float32 does not hold, or an
+            unknown schedule.
     """
     if schedule not in SCHEDULES:
         raise ValueError(unknown_name("schedule", schedule, SCHEDULES))
@@ -51,10 +53,15 @@ def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "li
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}, expected a finite number")
+    depth = torch.arange(num_layers, dtype=torch.float64) / max(num_layers - 1, 1)
     if num_layers == 1:
-        return torch.tensor([alpha], dtype=torch.float64)
-    depth = torch.arange(num_layers, dtype=torch.float64) / (num_layers - 1)
-    return alpha + beta * SCHEDULES[schedule](depth)
+        beta = 0.0
+    scales = alpha + beta * SCHEDULES[schedule](depth)
+    if scales.abs().max() > LARGEST:
+        raise ValueError(
+            f"alpha {alpha:g} and beta {beta:g} give a factor that float32 does not hold; make them smaller"
+        )
+    return scales
 
 
 def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, Tensor]) -> float:
@@ -81,11 +88,11 @@ def streamed_alpha(residuals: Residuals, merged: Merged) -> float:
     Raises:
         ValueError: a merged residual that is zero everywhere.
     """
-    total = _total(parameter_sums(residuals, lambda piece: [sum(piece.residuals).abs_()]))
+    before = _total(parameter_sums(residuals, lambda piece: [total(piece.residuals).abs_()]))
     size = _total(parameter_sums(merged.residuals, lambda piece: [merged.compute(piece).abs_()], unit=merged.unit))
     if size == 0:
         raise ValueError("the merged residual is zero everywhere, so alpha is not defined; choose alpha yourself")
-    return total / (residuals.count * size)
+    return before / (residuals.count * size)
 
 
 def _total(sums: Mapping[str, Sequence[float]]) -> float:

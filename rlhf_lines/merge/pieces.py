@@ -73,6 +73,7 @@ class Residuals:
         elements: of a piece at most, where the unit allows.
         max_memory: bytes that a piece and the work on it may take, or None.
         progress: told the number of elements of every piece that `map` has gone over.
+        transposed: the matrices that are stored ``[in, out]``.
     """
 
     count: int
@@ -84,6 +85,7 @@ class Residuals:
     elements: int = ELEMENTS
     max_memory: int | None = None
     progress: Callable[[int], object] = lambda elements: None
+    transposed: frozenset[str] = frozenset()
 
     def changed(self, change: Callable[[Piece], list[Tensor]]) -> Residuals:
         """The residuals whose pieces are `change(piece)`: a scaling or a mask that is applied when they are read."""

@@ -21,6 +21,8 @@ DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
 }
 
+LARGEST = torch.finfo(torch.float32).max  # of a factor: torch refuses to multiply float32 tensors by more
+
 
 def wide(tensor: Tensor, name: str) -> Tensor:
     """`tensor` in float32, or in float64 if it is float64 (then the same object).

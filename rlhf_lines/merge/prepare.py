@@ -20,7 +20,7 @@ from rlhf_lines.merge.provenance import load_inputs
 from rlhf_lines.merge.residuals import Adapter
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.statistics_files import check_statistics, open_statistics
+from rlhf_lines.merge.statistics_files import check_statistics, coverage_warnings, open_statistics
 from rlhf_lines.merge.truncate import check_rank
 from rlhf_lines.merge.writing import PolicyMerge
 from rlhf_lines.suggestion import unknown_name
@@ -114,7 +114,9 @@ def open_merge(
     if save == "adapter" or spec.rule in ADAPTER_RULES:
         _check_all_adapters(loaded, spec)
     make_dense = partial(DenseMerge, sft, device=str(device), max_memory=max_memory, progress=progress)
-    merge = PolicyMerge(spec, sft, loaded, open_statistics(spec.rule, statistics, stack), make_dense)
+    opened = open_statistics(spec.rule, statistics, stack)
+    merge = PolicyMerge(spec, sft, loaded, opened, make_dense)
+    warnings += coverage_warnings(spec.rule, opened, merge.shapes)
     if rank is not None and rank > merge.full_rank:
         warnings.append(
             f"rank {rank} is more than the merged residual has: the adapter gets rank {merge.full_rank}, which holds "

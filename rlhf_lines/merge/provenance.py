@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+
+from rlhf_lines.merge.adapter_config import CONFIG_FILE, WAY_OUT
 from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, read_json, sha256_of
 from rlhf_lines.merge.precision import LostResidual
 from rlhf_lines.merge.residuals import (
     RECORD_FILE,
     WEIGHTS_FILE,
     Adapter,
-    check_same_base,
+    copy_key,
     is_adapter,
     load_adapter,
+    parameters_of,
 )
 from rlhf_lines.merge.streamed import shape_difference
 from rlhf_lines.merge.tokenizers import compare_tokenizers
@@ -86,6 +91,55 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint]) -> l
     return warnings
 
 
+def load_adapters(paths: Sequence[str | Path], sft_model: str | Path) -> list[Adapter]:
+    """The adapters of several policies, all trained on `sft_model`; what is wrong with any of them is told at once.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_adapter` and `check_same_base`; `InputProblems` for several problems.
+    """
+    problems = Problems()
+    adapters = []
+    for path in paths:
+        with problems.collect():
+            adapters.append(load_adapter(path))
+    if adapters:
+        with problems.collect():
+            check_same_base(adapters, sft_model)
+    problems.check()
+    return adapters
+
+
+def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
+    """Stop unless every adapter was trained on `sft_model`: residuals add up only on one base.
+
+    If every adapter records the hash of its SFT model, the hashes decide, so a moved folder is fine. Otherwise
+    `base_model_name_or_path` decides, resolved where it exists. If `sft_model` is a local folder, the adapted
+    parameters must exist there with matching shapes (file headers only), and base weights that an adapter's file holds
+    must be those of the SFT model. A Hub id that is not a folder is compared as a name.
+
+    Raises:
+        ValueError: another base, a base that is not recorded, a parameter that the SFT model lacks, another shape, or
+            other base weights; `InputProblems` with the first of each adapter if there are several.
+    """
+    if not adapters:
+        raise ValueError("check_same_base got no adapters, expected at least one")
+    check = _check_hash if all(adapter.sft_sha256 for adapter in adapters) else _check_path
+    given = checkpoint_sha256(sft_model) if check is _check_hash and Path(sft_model).is_dir() else None
+    problems = Problems()
+    with contextlib.ExitStack() as stack:
+        checkpoint = stack.enter_context(Checkpoint(sft_model)) if Path(sft_model).is_dir() else None
+        for adapter in adapters:
+            with problems.collect():
+                if check is _check_hash:
+                    _check_hash(adapter, adapters[0], sft_model, given)
+                else:
+                    _check_path(adapter, adapters[0], sft_model)
+                if checkpoint is not None:
+                    parameters = parameters_of(adapter, checkpoint)
+                    _check_copies(adapter, parameters, checkpoint)
+    problems.check()
+
+
 def weights_sha256(folder: str | Path) -> str:
     """SHA-256 over the weights of an adapter or a checkpoint (that is `checkpoint_sha256`)."""
     return sha256_of([Path(folder) / WEIGHTS_FILE]) if is_adapter(folder) else checkpoint_sha256(folder)
@@ -140,6 +194,71 @@ def _config_warnings(policy: Checkpoint, sft: Checkpoint) -> list[str]:
         f"policy {str(policy.folder)!r} has {', '.join(differing)} in config.json; the merged model gets the SFT "
         "model's settings"
     ]
+
+
+def _check_copies(adapter: Adapter, parameters: Mapping[str, str], checkpoint: Checkpoint) -> None:
+    """Stop unless the base weights in an adapter's file are those of the SFT model, as their dtype holds them."""
+    if not adapter.copied:
+        return
+    with safe_open(Path(adapter.path) / WEIGHTS_FILE, "pt") as file:
+        for name, module in parameters.items():
+            if module not in adapter.copied:
+                continue
+            copy = file.get_tensor(copy_key(module))
+            if not torch.equal(checkpoint.read(name).to(copy.dtype), copy):
+                raise ValueError(
+                    f"adapter {adapter.path!r} holds a base weight of {module!r} that is not {name!r} of the SFT model "
+                    f"{str(checkpoint.folder)!r}, so s B A is not the whole difference; {WAY_OUT}, or, if that weight "
+                    "was not trained, save the adapter with save_pretrained(folder, save_embedding_layers=False)"
+                )
+
+
+def _check_hash(adapter: Adapter, first: Adapter, sft_model: str | Path, given: str | None) -> None:
+    if adapter.sft_sha256 != first.sft_sha256:
+        raise ValueError(
+            f"adapter {adapter.path!r} was trained on SFT weights {adapter.sft_sha256[:12]}, {first.path!r} on "
+            f"{first.sft_sha256[:12]}; residuals add up only on one base (see sft_sha256 in {RECORD_FILE})"
+        )
+    if adapter is first and given is not None and given != first.sft_sha256:
+        raise ValueError(
+            f"adapter {first.path!r} was trained on SFT weights {first.sft_sha256[:12]}, but {str(sft_model)!r} holds "
+            f"{given[:12]}; residuals add up only on one base (see sft_sha256 in {RECORD_FILE})"
+        )
+
+
+def _check_path(adapter: Adapter, first: Adapter, sft_model: str | Path) -> None:
+    if adapter.base is None:
+        raise ValueError(
+            f"adapter {adapter.path!r} does not say what it was trained on; write base_model_name_or_path into its "
+            f"{CONFIG_FILE}"
+        )
+    differs = (_identity(adapter.base), adapter.revision) != (_identity(first.base or adapter.base), first.revision)
+    if first.base is not None and differs:
+        raise ValueError(
+            f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; residuals "
+            f"add up only on one base (see {CONFIG_FILE})"
+        )
+    if (adapter is first or first.base is None) and _identity(adapter.base) not in _names_of(sft_model):
+        raise ValueError(
+            f"adapter {adapter.path!r} was trained on {_shown(adapter)}, but the SFT model given is "
+            f"{str(sft_model)!r}; residuals add up only on one base (if the folder only moved, correct "
+            f"base_model_name_or_path in {CONFIG_FILE})"
+        )
+
+
+def _identity(base: str | Path) -> str:
+    path = Path(base).expanduser()
+    return str(path.resolve()) if path.exists() else str(base).rstrip("/")
+
+
+def _names_of(sft_model: str | Path) -> set[str]:
+    """The names under which an adapter may know a model: its resolved path, and its Hub id if it is cached."""
+    identity = _identity(sft_model)
+    return {identity, hub_id(identity) or identity}
+
+
+def _shown(adapter: Adapter) -> str:
+    return f"{adapter.base}@{adapter.revision}" if adapter.revision else str(adapter.base)
 
 
 def _origin_warnings(policy: Adapter | Checkpoint, folder: Path, sft: Checkpoint) -> list[str]:

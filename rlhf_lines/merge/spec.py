@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, Literal
 
 from rlhf_lines.merge.lines import SCHEDULES
+from rlhf_lines.merge.precision import LARGEST
 from rlhf_lines.merge.rules import check_rule
 from rlhf_lines.suggestion import unknown_name
 
@@ -61,7 +61,9 @@ class MergeSpec:
             raise ValueError(f"options {self.options!r} must be plain JSON values: {error}") from error
         object.__setattr__(self, "weights", weights)
         if self.alpha != "auto":
-            object.__setattr__(self, "alpha", _finite("alpha", self.alpha, expected='a finite number or "auto"'))
+            object.__setattr__(
+                self, "alpha", _finite("alpha", self.alpha, expected='a finite number that float32 holds, or "auto"')
+            )
         object.__setattr__(self, "beta", _finite("beta", self.beta))
         object.__setattr__(self, "options", options)
 
@@ -103,8 +105,8 @@ class MergeSpec:
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
 
-def _finite(name: str, value: object, *, expected: str = "a finite number") -> float:
-    if not isinstance(value, Real) or not math.isfinite(value):
+def _finite(name: str, value: object, *, expected: str = "a finite number that float32 holds") -> float:
+    if not isinstance(value, Real) or not abs(value) <= LARGEST:
         raise ValueError(f"{name} is {value!r}, expected {expected}")
     # Adding zero turns -0.0 into 0.0, which would otherwise give equal specs different digests.
     return float(value) + 0.0

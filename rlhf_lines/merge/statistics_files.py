@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rlhf_lines.merge.checkpoint import read_json, sha256_of
+from rlhf_lines.merge.layers import is_embedding
 from rlhf_lines.merge.pieces import Tensors
 from rlhf_lines.merge.precision import DTYPES
 from rlhf_lines.merge.provenance import weights_sha256
@@ -59,6 +62,50 @@ def open_statistics(rule: str, folders: Sequence[str | Path], stack: contextlib.
         stack.callback(file.close)
         opened.append(StatisticsFile(file))
     return opened
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of what a rule could weigh has statistics from every policy.
+
+    Attributes:
+        parameters: their number.
+        of: how many there could be: of `fisher` all parameters that a policy changes, of `regmean` the linear maps.
+        elements: the share of the elements of those.
+    """
+
+    parameters: int
+    of: int
+    elements: float
+
+
+def coverage(rule: str, statistics: Sequence[Tensors], shapes: Mapping[str, tuple[int, ...]]) -> Coverage | None:
+    """What the statistics cover; None for a rule that needs none.
+
+    Args:
+        rule: its name.
+        statistics: K sets, from `open_statistics`.
+        shapes: of the parameters that a policy changes.
+    """
+    if rule not in FILES:
+        return None
+    could = [name for name, shape in shapes.items() if rule == "fisher" or (len(shape) == 2 and not is_embedding(name))]
+    have = [name for name in could if all(name in tensors.shapes for tensors in statistics)]
+    covered, size = (sum(math.prod(shapes[name]) for name in names) for names in (have, could))
+    return Coverage(len(have), len(could), covered / size if size else 1.0)
+
+
+def coverage_warnings(rule: str, statistics: Sequence[Tensors], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One warning where parameters get the weighted mean because some policy has no statistics of them."""
+    covered = coverage(rule, statistics, shapes)
+    if covered is None or covered.parameters == covered.of:
+        return []
+    kind = "linear maps" if rule == "regmean" else "parameters"
+    return [
+        f"the statistics cover {covered.parameters} of {covered.of} {kind} that the policies change "
+        f"({covered.elements:.1%} of their elements); the rest gets the weighted mean (policies that adapt different "
+        f"modules need `rlhf-lines {VERBS[rule]} --parameters all`)"
+    ]
 
 
 def statistics_sha256(rule: str, folder: str | Path) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.pieces import Piece, Residuals, Tensors
 from rlhf_lines.merge.precision import is_finite
-from rlhf_lines.merge.residuals import Adapter, parameters_of
+from rlhf_lines.merge.residuals import Adapter, conv1d_weights, parameters_of
 from rlhf_lines.merge.scratch import Scratch
 from rlhf_lines.merge.spans import ELEMENTS, Span
 
@@ -160,6 +160,7 @@ def streamed_residuals(
         elements=GPU_ELEMENTS if on_gpu else ELEMENTS,
         max_memory=max_memory,
         progress=progress,
+        transposed=conv1d_weights(sft),
     )
 
 

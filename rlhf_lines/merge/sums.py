@@ -38,17 +38,16 @@ def parameter_sums(
     """
     residuals = replace(residuals, elements=ELEMENTS)
     names = list(residuals.shapes if names is None else names)
-    parts: dict[str, list[list[list[float]]]] = {name: [] for name in names}
+    sums: dict[str, list[float]] = {name: [] for name in names}
 
     def measure(piece: Piece) -> tuple[str, list[list[float]]]:
         return piece.name, [_serial_sums(value) for value in values(piece)]
 
-    for name, sums in residuals.map(measure, unit, names):
-        parts[name].append(sums)
-    return {
-        name: [math.fsum(itertools.chain(*column)) for column in zip(*pieces, strict=True)]
-        for name, pieces in parts.items()
-    }
+    # Pieces come in order, so that the parts of one parameter alone are held at a time.
+    for name, pieces in itertools.groupby(residuals.map(measure, unit, names), key=lambda measured: measured[0]):
+        columns = zip(*(found for _, found in pieces), strict=True)
+        sums[name] = [math.fsum(itertools.chain(*column)) for column in columns]
+    return sums
 
 
 def _serial_sums(values: Tensor) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,6 +67,11 @@ class PolicyMerge:
             self._dense = make_dense(policies, spec, statistics=statistics)
         else:
             self._factors()  # stops where the factors of these adapters cannot be combined
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the parameters that a policy changes; nothing for rules that combine factors."""
+        return self._dense.residuals.shapes if self._dense else {}
 
     @property
     def alpha(self) -> float:

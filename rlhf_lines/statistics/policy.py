@@ -11,14 +11,8 @@ from torch import nn
 
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.precision import DTYPES, Loss, LostResidual, cast_loss, wide
-from rlhf_lines.merge.residuals import (
-    Adapter,
-    check_same_base,
-    dense_residual,
-    is_adapter,
-    load_adapter,
-    parameters_of,
-)
+from rlhf_lines.merge.provenance import check_same_base
+from rlhf_lines.merge.residuals import Adapter, dense_residual, is_adapter, load_adapter, parameters_of
 from rlhf_lines.merge.streamed import DensePolicy
 
 

@@ -15,7 +15,8 @@ from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import checkpoint_sha256, sha256_of
-from rlhf_lines.merge.residuals import WEIGHTS_FILE, load_adapters
+from rlhf_lines.merge.provenance import load_adapters
+from rlhf_lines.merge.residuals import WEIGHTS_FILE
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto import Point, hypervolume, paired_difference, reference_point
 from rlhf_lines.sweep.config import SweepConfig

@@ -8,10 +8,12 @@ import shutil
 
 import pytest
 import torch
+from adapters import lora_residual
 from safetensors.torch import load_file, save_file
 
-from rlhf_lines.merge import checkpoint_sha256
-from rlhf_lines.merge.residuals import check_same_base, load_adapter, lora_residual
+from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
+from rlhf_lines.merge.provenance import check_same_base
+from rlhf_lines.merge.residuals import load_adapter
 
 
 def peft_deltas(sft, folder) -> dict[str, torch.Tensor]:
@@ -238,3 +240,80 @@ def test_checkpoint_hash_is_that_of_the_bytes(sft, copy_of):
     assert checkpoint_sha256(copy_of(sft)) == digest
     with pytest.raises(FileNotFoundError, match="not a folder"):
         checkpoint_sha256(sft / "nothing")
+
+
+HEAD = "base_model.model.lm_head.base_layer.weight"
+
+
+@pytest.fixture
+def with_head(sft, tmp_path, save_adapter):
+    """A policy that adapts the head, whose base weight PEFT saves beside the factors."""
+    folder = save_adapter(sft, tmp_path / "with_head", seed=3, target_modules=["q_proj", "lm_head"])
+    assert HEAD in load_file(folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_on_the_head_is_s_b_a(sft, with_head, edit_weights, dtype):
+    """The copy of the base weight may be in a narrower dtype than the SFT model: then rounding is no difference."""
+    edit_weights(with_head, lambda tensors: tensors | {HEAD: tensors[HEAD].to(dtype)})
+    adapter = load_adapter(with_head)
+    check_same_base([adapter], sft)
+    residual, expected = lora_residual(adapter), peft_deltas(sft, with_head)
+    assert "lm_head.weight" in residual and residual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(residual[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_on_the_head_is_merged(sft, helpful, with_head, tmp_path, peft_logits, dense_logits):
+    spec = MergeSpec("linear", (0.4, 0.6), 0.8, 0.5)
+    for save in ("adapter", "dense"):
+        merge_policies(sft, [helpful, with_head], spec, save=save, output_dir=tmp_path / save)
+    base = load_file(sft / "model.safetensors")
+    expected = base["lm_head.weight"] + 0.8 * 0.6 * peft_deltas(sft, with_head)["lm_head.weight"]
+    torch.testing.assert_close(load_file(tmp_path / "dense" / "model.safetensors")["lm_head.weight"], expected)
+    torch.testing.assert_close(
+        peft_logits(sft, tmp_path / "adapter"), dense_logits(tmp_path / "dense"), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_head_with_another_base_weight_is_refused(sft, with_head, edit_weights):
+    edit_weights(with_head, lambda tensors: tensors | {HEAD: tensors[HEAD] + torch.eye(32, 16) * 1e-6})
+    message = r"a base weight of 'lm_head' that is not 'lm_head.weight' of .* save_embedding_layers=False"
+    with pytest.raises(ValueError, match=message):
+        check_same_base([load_adapter(with_head)], sft)
+
+
+def test_base_weights_of_modules_that_are_not_adapted_are_refused(copy_of, helpful, edit_weights):
+    folder = edit_weights(copy_of(helpful), lambda tensors: tensors | {HEAD: torch.zeros(32, 16)})
+    with pytest.raises(ValueError, match=r"holds 'base_model.model.lm_head.base_layer.weight'"):
+        load_adapter(folder)
+
+
+def test_an_adapter_on_the_embedding_is_refused_with_a_way_out(sft, tmp_path, save_adapter):
+    folder = save_adapter(sft, tmp_path / "tokens", seed=3, target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(ValueError, match=r"embed_tokens.lora_embedding_A' .*; merge dense checkpoints"):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_alpha": math.nan}, "has lora_alpha nan in"),
+        ({"r": 0}, "has r 0 in adapter_config.json, expected a number"),
+        ({"alpha_pattern": {"q_proj": "x"}}, r"has alpha_pattern {'q_proj': 'x'} in .* expected numbers by regular"),
+        ({"alpha_pattern": {"(": 3}}, r"has alpha_pattern {'\(': 3} in"),
+        ({"rank_pattern": ["q_proj"]}, r"has rank_pattern \['q_proj'\] in"),
+        ({"rank_pattern": {"q_proj": 0}}, "has rank_pattern {'q_proj': 0} in"),
+        ({"base_model_name_or_path": 5}, "has base_model_name_or_path 5 in adapter_config.json, expected a name"),
+        ({"revision": ["main"]}, r"has revision \['main'\] in"),
+    ],
+)
+def test_damaged_configs_are_one_sentence(copy_of, helpful, edit_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_adapter(edit_config(copy_of(helpful), **changes))
+
+
+def test_a_damaged_record_is_one_sentence(copy_of, helpful):
+    with pytest.raises(ValueError, match=r"rlhf_lines.json' has sft_sha256 5, expected a hash"):
+        load_adapter(record_hash(copy_of(helpful), 5))

@@ -310,6 +310,7 @@ def test_widen_needs_the_sft_model():
         ("pcb", {"balance": "row"}, "unknown balance 'row'; known: clamped, raw"),
         ("opcm", {"energy": -0.1}, "energy is -0.1, expected a number between 0 and 1"),
         ("widen", {"ratio": -1}, "ratio is -1, expected a number at least 0"),
+        ("widen", {"calibration": 1e39}, r"calibration is 1e\+39, expected a number at least 0 that float32 holds"),
         ("widen", {"calibration": "1"}, "calibration is '1', expected a number at least 0"),
     ],
 )

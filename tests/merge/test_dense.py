@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 import torch
+from adapters import lora_residual
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import MergeSpec, apply_lines, merge_policies, merge_residuals
-from rlhf_lines.merge.residuals import load_adapter, lora_residual
+from rlhf_lines.merge.residuals import load_adapter
 
 
 def read_weights(folder) -> dict[str, torch.Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from every_rule import (
     statistics_of,
     stored,
 )
+from safetensors.torch import save_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.lines import SCHEDULES
@@ -140,3 +143,46 @@ def test_names_of_blocks_are_those_of_the_model(inputs):
     merged = merged_residual(spec_of("linear"), given, [])
     blocks = {name.split(".")[2] for name in merged if ".layers." in name}
     assert len(blocks) == NUM_LAYERS and any(".layers." not in name for name in merged)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("rule", RULES)
+def test_values_that_are_not_finite_are_refused_with_their_place(rule, value, inputs, copy_of, tmp_path):
+    """Also where the rule decomposes what is not finite."""
+    given = inputs("float32")
+    policy = copy_of(given.policies[0], "broken")
+    tensors = stored(policy)
+    names = ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
+    for name in names:
+        tensors[name].view(-1)[5] = value
+    save_file(tensors, policy / "model.safetensors", metadata={"format": "pt"})
+    policies = [policy, given.policies[1]]
+    folders, _ = statistics_of(rule, replace(given, policies=tuple(policies)), tmp_path)
+    options = {"save": "dense", "output_dir": tmp_path / "out", "statistics": folders}
+    with pytest.raises(ValueError, match=r"^these have values that are not finite, there or in the SFT") as caught:
+        merge_policies(given.sft, policies, spec_of(rule), **options)
+    assert all(f"{name!r} of {str(policy)!r}" in str(caught.value) for name in names)
+    assert str(given.policies[1]) not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("rule", "total"), [("fisher", "39 parameters"), ("regmean", "29 linear maps")])
+def test_a_merge_says_what_its_statistics_do_not_cover(rule, total, inputs, tmp_path):
+    given = inputs("float32")
+    folders, statistics = statistics_of(rule, given, tmp_path)  # one v_proj has none
+    if rule == "regmean":
+        del statistics[1]["lm_head.weight"]
+        save_file({n: t.float() for n, t in statistics[1].items()}, folders[1] / "gram.safetensors")
+    missing = ["model.layers.0.self_attn.v_proj.weight", *(["lm_head.weight"] if rule == "regmean" else [])]
+    could = [n for n, t in given.theta.items() if rule == "fisher" or (t.ndim == 2 and "embed" not in n)]
+    share = 1 - sum(given.theta[n].numel() for n in missing) / sum(given.theta[n].numel() for n in could)
+    options = {"save": "dense", "statistics": folders}
+    out = merge_policies(given.sft, given.policies, spec_of(rule), output_dir=tmp_path / "out", **options)
+    covered = len(could) - len(missing)
+    said = f"the statistics cover {covered} of {total} that the policies change ({share:.1%} of their elements); the"
+    assert total.startswith(f"{len(could)} ")
+    assert sum(warning.startswith(said) for warning in record_of(out)["warnings"]) == 1
+    if rule == "fisher":  # all of them, and nothing is said
+        for folder in folders:
+            save_file({n: torch.ones(given.theta[n].shape) for n in could}, folder / "fisher.safetensors")
+        whole = merge_policies(given.sft, given.policies, spec_of(rule), output_dir=tmp_path / "whole", **options)
+        assert not any("statistics cover" in warning for warning in record_of(whole)["warnings"])

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from adapters import lora_residual
+from reference import CASES, FOLDER
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, merge_residuals
 from rlhf_lines.merge.factor_rules import FACTOR_RULES, factor_average, peft_linear
 from rlhf_lines.merge.low_rank import merge_adapters
-from rlhf_lines.merge.residuals import Adapter, Factors, load_adapter, lora_residual
+from rlhf_lines.merge.residuals import Adapter, Factors, load_adapter
 
 
-FOLDER = Path(__file__).parent.parent / "reference" / "merge"
-CASES = json.loads((FOLDER / "origin.json").read_text())["cases"]
 WEIGHTS = (0.7, 0.3)
 
 

@@ -110,3 +110,11 @@ def test_alpha_of_a_zero_merge_is_refused():
         lines_alpha([], {"a": torch.ones(2)})
     with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1,\)"):
         lines_alpha([{"a": torch.ones(2)}, {"a": torch.ones(1)}], {"a": torch.ones(2)})
+
+
+def test_factors_beyond_float32_are_refused():
+    assert lines_scales(3, 1e38, 1e38)[2].item() == 2e38
+    with pytest.raises(ValueError, match=r"alpha 3e\+38 and beta 1e\+38 give a factor that float32 does not hold"):
+        lines_scales(3, 3e38, 1e38)
+    with pytest.raises(ValueError, match="give a factor"):
+        lines_scales(1, 1e39, 0.0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from adapters import lora_residual
 
 from rlhf_lines.merge import MergeSpec, apply_lines, merge_residuals
 from rlhf_lines.merge.low_rank import coefficients, difference, merge_adapters, stack
-from rlhf_lines.merge.residuals import Adapter, Factors, load_adapter, lora_residual
+from rlhf_lines.merge.residuals import Adapter, Factors, load_adapter
 
 
 NUM_LAYERS = 4

@@ -10,11 +10,12 @@ import shutil
 import pytest
 import torch
 import yaml
+from adapters import lora_residual
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
 from rlhf_lines.merge.card import escape_markdown
-from rlhf_lines.merge.residuals import load_adapter, lora_residual
+from rlhf_lines.merge.residuals import load_adapter
 
 
 SPEC = MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0)

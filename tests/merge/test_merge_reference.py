@@ -7,12 +7,13 @@ import json
 
 import pytest
 import torch
+from adapters import lora_residual
 from reference import CASES, FOLDER, NUM_LAYERS, ORIGIN, WIDTHS, assert_case, plus_base, task_vectors, tensors
 
 from rlhf_lines.merge import MergeSpec, apply_lines, lines_alpha, lines_scales, merge_residuals
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.low_rank import merge_adapters
-from rlhf_lines.merge.residuals import Adapter, load_adapter, lora_residual
+from rlhf_lines.merge.residuals import Adapter, load_adapter
 
 
 @pytest.fixture

@@ -84,6 +84,9 @@ def test_narrow_residuals_are_merged_in_float32():
         ("breadcrumbs", {"keep": 20}, "keep is 20, expected a number between 0 and 1"),
         ("breadcrumbs", {"remove": None}, "remove is None, expected a number between 0 and 1"),
         ("breadcrumbs", {"order": "removefirst"}, "unknown order 'removefirst'.*did you mean 'remove_first'"),
+        ("linear", {"weights": [1e308, 1e308]}, r"expected finite numbers of at most 1.7e\+38 in size"),
+        ("sum", {"weights": [2e38, 1.0]}, r"expected finite numbers of at most 1.7e\+38 in size"),
+        ("breadcrumbs", {"scale": 1e308}, r"scale is 1e\+308, expected a number at least 0 that float32 holds"),
         ("breadcrumbs", {"scale": -1}, "scale is -1, expected a number at least 0"),
         ("breadcrumbs", {"granularity": "layer"}, "unknown granularity 'layer'; known: global, row, tensor"),
         ("consensus", {"k": 3}, "k is 3, expected a whole number between 0 and 2"),
@@ -114,6 +117,18 @@ def test_ties_gives_cancelled_entries_the_sign_of_the_majority():
 def test_slerp_is_of_two_policies():
     with pytest.raises(ValueError, match="slerp merges two policies, got 3"):
         merge_residuals([{"a": torch.ones(2)}] * 3, "slerp")
+
+
+def test_consensus_is_of_two_or_more_policies():
+    for k in ({}, {"k": 1}):
+        with pytest.raises(ValueError, match="consensus is of two or more policies, got 1"):
+            merge_residuals([{"a": torch.ones(2)}], "consensus", **k)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_residuals_without_parameters_give_none(rule):
+    statistics = [{}, {}] if rule in ("fisher", "regmean") else []
+    assert merge_residuals([{}, {}], rule, statistics=statistics) == {}
 
 
 def test_tall_masks_by_hand():

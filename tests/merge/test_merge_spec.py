@@ -60,6 +60,11 @@ def test_weights_need_not_sum_to_one():
         ({"rule": "linear", "weights": []}, "weights is empty"),
         ({"rule": "linear", "weights": 0.5}, "weights is 0.5, expected a sequence"),
         ({"rule": "linear", "weights": "0.5"}, "weights is '0.5', expected a sequence"),
+        (
+            {"rule": "linear", "weights": [1e308]},
+            r"weights\[0\] is 1e\+308, expected .* that float32 holds",
+        ),
+        ({"rule": "linear", "weights": [10**400]}, r"weights\[0\] is 10+, expected a finite number"),
         ({"rule": "linear", "weights": [1, "0.5"]}, r"weights\[1\] is '0.5', expected a finite number"),
         ({"rule": "linear", "weights": [float("nan")]}, r"weights\[0\] is nan"),
         ({"rule": "linear", "weights": [1], "alpha": float("inf")}, "alpha is inf"),

@@ -8,18 +8,12 @@ from typing import get_args
 
 import pytest
 import torch
+from adapters import lora_residual
 
 from rlhf_lines.merge import MergeSpec, merge_policies
-from rlhf_lines.merge.residuals import (
-    _CHECKED,
-    _HARMLESS,
-    _PLAIN_INITIALISATIONS,
-    _REFUSED,
-    check_same_base,
-    load_adapter,
-    load_adapters,
-    lora_residual,
-)
+from rlhf_lines.merge.adapter_config import _CHECKED, _HARMLESS, _PLAIN_INITIALISATIONS, _REFUSED
+from rlhf_lines.merge.provenance import check_same_base, load_adapters
+from rlhf_lines.merge.residuals import load_adapter
 from rlhf_lines.problems import InputProblems
 
 
@@ -30,7 +24,7 @@ def lora_fields():
 
 
 def test_every_field_of_peft_is_classified_once():
-    """A PEFT with a new field fails here: read what it does to W + s B A, then enter it in merge/residuals.py."""
+    """A PEFT with a new field fails here: read what it does to W + s B A, then enter it in merge/adapter_config.py."""
     classes = (_HARMLESS, _CHECKED, set(_REFUSED))
     known = set().union(*classes)
     assert lora_fields().keys() - known == set(), "new in PEFT"

@@ -104,8 +104,9 @@ def test_order_of_policies_matters_only_to_rules_that_say_so(case):
         given[kind] = [given[kind][k] for k in turned] if given[kind] else []
     other = merge(case, weights=[WEIGHTS[k] for k in turned], **given)
     if case in ("opcm", "fisher model"):  # sequential; a floor on the first policy alone
-        with pytest.raises(AssertionError):
-            assert_same(merged, other, rtol=1e-2, atol=0)
+        assert merged.keys() == other.keys()
+        both = torch.stack([torch.cat([tau[name].flatten() for name in LINEAR]) for tau in (merged, other)])
+        assert (both[0] - both[1]).norm() > 0.02 * both[0].norm()
     else:
         assert_same(merged, other, rtol=1e-9, atol=1e-12)
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from reference import CASES, FOLDER
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, apply_lines, greedy_soup, merge_residuals, metric_weights, uniform_soup, wise_ft
-
-
-FOLDER = Path(__file__).parent.parent / "reference" / "merge"
-CASES = json.loads((FOLDER / "origin.json").read_text())["cases"]
 
 
 def theta(spec: MergeSpec, policies: list[str]) -> dict[str, torch.Tensor]:

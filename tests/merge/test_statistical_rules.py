@@ -111,8 +111,8 @@ def test_fisher_raises_to_a_thousandth_of_the_smallest_median_by_default():
 def test_fisher_with_a_constant_of_other_codes_is_the_plain_mean_for_small_fishers():
     """Pitfall: a constant far above F drowns it; a floor relative to F cannot."""
     plain = mean(RESIDUALS, [1, 1, 1])
-    drowned = merge_residuals(RESIDUALS, "fisher", statistics=FISHERS, relative=False, floor=0.0, add=1e-3)
-    assert_equal(drowned, plain, rtol=1e-3, atol=1e-3)
+    drowned = merge_residuals(RESIDUALS, "fisher", statistics=FISHERS, relative=False, floor=0.0, add=1e-1)
+    assert_equal(drowned, plain, rtol=1e-5, atol=1e-5)
     merged = merge_residuals(RESIDUALS, "fisher", statistics=FISHERS)
     assert (merged[UP] - plain[UP]).norm() > 0.3 * plain[UP].norm()
 
@@ -244,6 +244,12 @@ def test_regmean_needs_grams_of_every_policy_for_a_parameter():
     assert_equal(merge_residuals(RESIDUALS, "regmean", statistics=grams), whole | {UP: mean(RESIDUALS, [1, 1, 1])[UP]})
 
 
+def off_diagonal(value: float) -> torch.Tensor:
+    gram = torch.eye(4)
+    gram[0, 1] = gram[1, 0] = value
+    return gram
+
+
 def with_tensor(name: str, tensor: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     return [{name: tensor}] * 3
 
@@ -260,11 +266,16 @@ def with_tensor(name: str, tensor: torch.Tensor) -> list[dict[str, torch.Tensor]
         ("fisher", {"statistics": FISHERS, "weights": [1, -1, 1]}, "'fisher' is a weighted mean and needs weights of"),
         ("fisher", {"statistics": FISHERS, "normalize": "row"}, "unknown normalize 'row'; known: model, tensor"),
         ("fisher", {"statistics": FISHERS, "floor_on": "last"}, "unknown floor_on 'last'; known: all, first"),
+        ("fisher", {"statistics": FISHERS, "relative": "no"}, "relative is 'no', expected true or false"),
+        ("fisher", {"statistics": FISHERS, "relative": 1}, "relative is 1, expected true or false"),
         ("fisher", {"statistics": FISHERS, "floor": -1.0}, "floor is -1.0, expected a number at least 0"),
+        ("fisher", {"statistics": FISHERS, "add": 1e39}, r"add is 1e\+39, expected a number at least 0 that float32"),
         ("regmean", {"statistics": with_tensor(UP, torch.eye(6))}, r"stored \[in, out\] \(Conv1D of GPT-2\) are not"),
         ("regmean", {"statistics": with_tensor(UP, torch.eye(5))}, r"is \(5, 5\), the residual is \(6, 4\); expected"),
         ("regmean", {"statistics": with_tensor(NORM, torch.eye(4))}, r"the residual is \(4,\); expected \[in, in\]"),
-        ("regmean", {"statistics": with_tensor(UP, -torch.eye(4))}, "diagonal that are negative or not finite"),
+        ("regmean", {"statistics": with_tensor(UP, -torch.eye(4))}, "not finite, or negative ones on the diagonal"),
+        ("regmean", {"statistics": with_tensor(UP, off_diagonal(float("nan")))}, "not finite, or negative ones on"),
+        ("regmean", {"statistics": with_tensor(UP, off_diagonal(2.0)), "reduce": 1}, "have negative eigenvalues"),
         (
             "regmean",
             {"statistics": with_tensor(UP, torch.eye(4)), "reduce": 2},

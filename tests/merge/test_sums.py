@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlhf_lines.merge import sums
 from rlhf_lines.merge.pieces import residuals_in_memory
 from rlhf_lines.merge.spans import ELEMENTS
 from rlhf_lines.merge.sums import parameter_sums
@@ -27,9 +28,9 @@ def themselves(piece):
 
 
 def test_sums_are_those_of_float64(residuals):
-    sums = parameter_sums(residuals_in_memory(residuals), themselves)
-    assert sums.pop("empty") == []
-    for name, found in sums.items():
+    found_sums = parameter_sums(residuals_in_memory(residuals), themselves)
+    assert found_sums.pop("empty") == []
+    for name, found in found_sums.items():
         for residual, got in zip(residuals, found, strict=True):
             exact, size = math.fsum(residual[name].tolist()), math.fsum(residual[name].abs().tolist())
             assert got == pytest.approx(exact, abs=1e-14 * size)
@@ -53,3 +54,18 @@ def test_large_parts_that_cancel_leave_the_small_one():
     tau = torch.zeros(2 * ELEMENTS + 1, dtype=torch.float64)
     tau[0], tau[ELEMENTS], tau[-1] = 1e16, 1.0, -1e16
     assert parameter_sums(residuals_in_memory([{"a": tau}]), themselves) == {"a": [1.0]}
+
+
+def test_the_parts_of_one_parameter_are_held_at_a_time(monkeypatch):
+    """When the last parameter is read, the first one's sum is made already."""
+    made = []
+    monkeypatch.setattr(sums.math, "fsum", lambda parts: made.append(list(parts)) or sum(made[-1]))
+    made_before = []
+
+    def values(piece):
+        made_before.append((piece.name, len(made)))
+        return piece.residuals
+
+    taus = {name: torch.ones(2 * ELEMENTS) for name in ("a", "b", "c")}
+    assert sums.parameter_sums(residuals_in_memory([taus]), values) == {n: [2.0 * ELEMENTS] for n in taus}
+    assert dict(made_before) == {"a": 0, "b": 1, "c": 2}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from reference import CASES, FOLDER
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec
@@ -15,8 +15,6 @@ from rlhf_lines.merge.residuals import Factors, load_adapter
 from rlhf_lines.merge.truncate import factorise, factorise_residuals, truncate, truncate_adapter
 
 
-FOLDER = Path(__file__).parent.parent / "reference" / "merge"
-CASES = json.loads((FOLDER / "origin.json").read_text())["cases"]
 SHAPES = [(12, 20), (20, 12), (16, 16), (1, 9)]
 
 

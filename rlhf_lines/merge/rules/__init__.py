@@ -7,12 +7,13 @@ values (except those in `PYTHON_ONLY`). To add a rule: write its file and enter 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
+from rlhf_lines.merge.precision import LARGEST
 from rlhf_lines.merge.rules.breadcrumbs import breadcrumbs
 from rlhf_lines.merge.rules.checks import known_options
 from rlhf_lines.merge.rules.consensus import consensus
@@ -76,6 +77,7 @@ def merge_residuals(
     weights: Sequence[float] | None = None,
     sft: Mapping[str, Tensor] | None = None,
     statistics: Sequence[Mapping[str, Tensor]] = (),
+    transposed: Collection[str] = (),
     **options: object,
 ) -> dict[str, Tensor]:
     """The merged residual tau_M of K residuals, unscaled (LiNeS comes afterwards).
@@ -92,17 +94,20 @@ def merge_residuals(
         sft: parameter name to the SFT model's tensor, for rules that look at it (`widen`, `slerp` of whole weights).
         statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name) and
             `regmean` (Gram matrices by parameter name).
+        transposed: names of matrices that are stored ``[in, out]`` (Conv1D of GPT-2), for rules that look at columns
+            (`widen`).
         **options: options of the rule.
 
     Returns:
-        A new residual in float32, float64 where an input is float64. The inputs are not changed.
+        A new residual in float32, float64 where an input is float64. The inputs are not changed. Values that are not
+        finite are not looked for: they make some of the result not finite, or count as small or large entries (only
+        merges of files refuse them).
 
     Raises:
         ValueError: unknown rule or option, weights that do not fit, or shapes that differ.
     """
-    merged = merge_lazily(
-        residuals_in_memory(residuals, sft=sft, statistics=statistics), rule, weights=weights, **options
-    )
+    held = replace(residuals_in_memory(residuals, sft=sft, statistics=statistics), transposed=frozenset(transposed))
+    merged = merge_lazily(held, rule, weights=weights, **options)
     return {name: merged.tensor(name) for name in merged.residuals.shapes}
 
 
@@ -118,6 +123,8 @@ def merge_lazily(
         if len(weights) != residuals.count:
             raise ValueError(f"{len(weights)} weights for {residuals.count} residuals; give one weight per residual")
         for weight in weights:
-            if not math.isfinite(weight):
-                raise ValueError(f"weights are {weights}, expected finite numbers")
+            if not residuals.count * abs(weight) <= LARGEST:  # not a number, or K w_k that float32 does not hold
+                raise ValueError(
+                    f"weights are {weights}, expected finite numbers of at most {LARGEST / residuals.count:.2g} in size"
+                )
     return RULES[rule](residuals, weights, **options)

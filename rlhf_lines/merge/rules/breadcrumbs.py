@@ -49,10 +49,10 @@ def breadcrumbs(
         order: `remove_first` takes the largest away and then keeps the largest of the rest; `keep_first` keeps the
             largest and then takes the largest of these away.
         scale: the coefficient of the sum; `alpha` of LiNeS with `beta=0` does the same.
-        granularity: what is ranked together: each `row` of the last dimension (the authors' code; entries of equal
-            magnitude rank by index, and a parameter without dimensions stays as it is), the whole `tensor`, or all
-            parameters of a policy, `global`. For the last two, entries equal to the smallest or the largest one kept
-            are kept too.
+        granularity: what is ranked together: each `row` of the last dimension as it is stored, one output of a linear
+            map but one input of GPT-2's Conv1D (the authors' code; entries of equal magnitude rank by index, and a
+            parameter without dimensions stays as it is), the whole `tensor`, or all parameters of a policy, `global`.
+            For the last two, entries equal to the smallest or the largest one kept are kept too.
 
     Raises:
         ValueError: an option outside its range.

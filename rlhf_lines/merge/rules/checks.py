@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 
+from rlhf_lines.merge.precision import LARGEST
 from rlhf_lines.suggestion import unknown_name
 
 
@@ -14,11 +15,17 @@ def share(name: str, value: object) -> None:
     number(name, value, low=0, high=1)
 
 
-def number(name: str, value: object, *, low: float, high: float = float("inf")) -> None:
-    """Stop with a ValueError unless `value` is a finite number of [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high or value in (float("inf"),):
-        bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+def number(name: str, value: object, *, low: float, high: float = LARGEST) -> None:
+    """Stop with a ValueError unless `value` is a finite number of [low, high], by default up to float32's largest."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        bounds = f"at least {low:g} that float32 holds" if high == LARGEST else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} is {value!r}, expected a number {bounds}")
+
+
+def yes_or_no(name: str, value: object) -> None:
+    """Stop with a ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected true or false")
 
 
 def one_of(name: str, value: object, known: Sequence[str]) -> None:

@@ -48,9 +48,11 @@ def consensus(
         ties_options: options of `ties`, by default `reduction="sum"` and its own defaults.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: one policy, or an option outside its range.
     """
     one_of("of", of, ("sum", "ties"))
+    if residuals.count < 2:
+        raise ValueError("consensus is of two or more policies, got 1; use rule linear")
     whole("k", k, low=0, high=residuals.count)
     lams = _one_per_policy(thresholds, residuals.count)
     of_ties = checks.ties_options(ties_options, ties, "of", of)

@@ -36,7 +36,8 @@ def dare(
 
     The weights are those of the second rule: without any, `linear` takes 1/K each. Whether an entry is kept depends on
     (seed, number of the policy, name of the parameter, index of the element) and on nothing else, by a chain of
-    splitmix64 mixes; so the mask is the same for sharded, reordered or renumbered reading. With TIES, drop rate and
+    splitmix64 mixes; so the mask is the same for sharded files and reordered parameters. Policies in another order get
+    other masks, since the number goes with the place. With TIES, drop rate and
     density together matter: an entry that was dropped is zero, so a density above 1 - p trims nothing.
 
     LiNeS's alpha heuristic takes the residuals before the mask.
@@ -58,7 +59,7 @@ def dare(
         generator: the seed is drawn from it instead. Python only.
 
     Raises:
-        ValueError: an option outside its range, or masks that do not fit.
+        ValueError: an option outside its range, masks that do not fit, or two of seed, masks and generator.
     """
     share("drop_rate", drop_rate)
     if drop_rate == 1:
@@ -67,6 +68,8 @@ def dare(
     one_of("rescale", rescale, ("drop_rate", "l1"))
     whole("seed", seed, low=-(2**63), high=2**63 - 1)
     of_ties = checks.ties_options(ties_options, ties, "then", then)
+    if (seed != 0) + (masks is not None) + (generator is not None) > 1:
+        raise ValueError("masks, a generator and a seed were given, or two of them; give the one that places the masks")
     if generator is not None:
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     drops = _Given(residuals, masks) if masks is not None else _Random(residuals, drop_rate, seed)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlhf_lines.merge.order import order_statistics
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
-from rlhf_lines.merge.rules.checks import number, one_of
+from rlhf_lines.merge.rules.addition import total, weighted_total
+from rlhf_lines.merge.rules.checks import number, one_of, yes_or_no
 from rlhf_lines.merge.rules.preference import mean_shares
 from rlhf_lines.merge.rules.statistics import common_names
 from rlhf_lines.merge.sums import parameter_sums
@@ -68,6 +69,7 @@ def fisher(
     """
     number("floor", floor, low=0)
     number("add", add, low=0)
+    yes_or_no("relative", relative)
     one_of("floor_on", floor_on, ("all", "first"))
     if normalize is not None:
         one_of("normalize", normalize, ("model", "tensor"))
@@ -82,19 +84,17 @@ def fisher(
 
     def compute(piece: Piece) -> Tensor:
         if piece.name not in by_name:
-            return _weighted(piece.residuals, coefficients)
+            return weighted_total(piece.residuals, coefficients)
         precisions = _diagonals(residuals, piece)
         for k, (precision, coefficient) in enumerate(zip(precisions, by_name[piece.name], strict=True)):
             raised = precision.clamp(min=floor) if floor_on == "all" or k == 0 else precision
             precisions[k] = (raised + add) * coefficient
-        total = precisions[0].clone()
-        for precision in precisions[1:]:
-            total += precision
-        merged = torch.zeros_like(total)
+        summed = total(precisions)
+        merged = torch.zeros_like(summed)
         for tau, precision in zip(piece.residuals, precisions, strict=True):
-            merged += tau * (precision / total)
-        if (total == 0).any():
-            merged = torch.where(total == 0, _weighted(piece.residuals, coefficients), merged)
+            merged += tau * (precision / summed)
+        if (summed == 0).any():
+            merged = torch.where(summed == 0, weighted_total(piece.residuals, coefficients), merged)
         return merged
 
     return Merged(residuals, compute)
@@ -139,8 +139,8 @@ def _measure(residuals: Residuals, names: list[str]) -> _Measured:
 
 def _median(residuals: Residuals, names: list[str], measured: _Measured) -> float:
     """The median of the positive entries of F_k, of the policy where it is smallest; 0 if all are zero."""
-    total = sum(math.prod(residuals.shapes[name]) for name in names)
-    ranks = [[total - count + (count - 1) // 2] if count else [] for count in measured.positive]
+    size = sum(math.prod(residuals.shapes[name]) for name in names)
+    ranks = [[size - count + (count - 1) // 2] if count else [] for count in measured.positive]
     medians = order_statistics(residuals, ranks, lambda piece: _diagonals(residuals, piece), names=names)
     return min((median for found in medians for median in found), default=0.0)
 
@@ -160,13 +160,6 @@ def _normalized(
 def _diagonals(residuals: Residuals, piece: Piece) -> list[Tensor]:
     span, like = piece.span, piece.residuals[0]
     return [tensors.read(span.name, span.start, span.stop).to(like) for tensors in residuals.statistics]
-
-
-def _weighted(taus: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    merged = taus[0] * coefficients[0]
-    for tau, coefficient in zip(taus[1:], coefficients[1:], strict=True):
-        merged.add_(tau, alpha=coefficient)
-    return merged
 
 
 def _check_shapes(residuals: Residuals, names: list[str]) -> None:

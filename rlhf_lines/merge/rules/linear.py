@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.pieces import Merged, Residuals
+from rlhf_lines.merge.rules.addition import weighted_total
 
 
 def linear(residuals: Residuals, weights: Sequence[float] | None) -> Merged:
@@ -24,10 +23,4 @@ def linear(residuals: Residuals, weights: Sequence[float] | None) -> Merged:
 def weighted_sum(residuals: Residuals, factors: Sequence[float]) -> Merged:
     """The sum of f_k tau_k."""
 
-    def compute(piece: Piece) -> Tensor:
-        merged = piece.residuals[0] * factors[0]
-        for tau, factor in zip(piece.residuals[1:], factors[1:], strict=True):
-            merged.add_(tau, alpha=factor)
-        return merged
-
-    return Merged(residuals, compute)
+    return Merged(residuals, lambda piece: weighted_total(piece.residuals, factors))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.layers import is_embedding
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.rules.addition import total
 from rlhf_lines.merge.rules.checks import share
 from rlhf_lines.merge.rules.preference import preference_factors
 from rlhf_lines.merge.sums import parameter_sums
@@ -65,15 +66,15 @@ def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float
 
     def accumulate(piece: Piece) -> Tensor:
         if not _is_linear(piece.name, piece.shape):
-            total = piece.residuals[0].clone()
-            for tau in piece.residuals[1:]:
-                total += tau
-            return total
+            return total(piece.residuals)
+        if not all(bool(torch.isfinite(tau).all()) for tau in piece.residuals):
+            # Nothing to decompose; whoever reads the residuals tells whose they are.
+            return torch.full_like(piece.residuals[0], torch.nan)
         rounding = torch.finfo(residuals.dtype).eps
-        total = piece.rows(piece.residuals[0]).to(torch.float64, copy=True)
+        merged = piece.rows(piece.residuals[0]).to(torch.float64, copy=True)
         for tau in piece.residuals[1:]:
-            total += _without_repetition(piece.rows(tau).to(torch.float64), total, energy, rounding)
-        return total.view(-1).to(residuals.dtype)
+            merged += _without_repetition(piece.rows(tau).to(torch.float64), merged, energy, rounding)
+        return merged.view(-1).to(residuals.dtype)
 
     def squares(piece: Piece) -> Iterator[Tensor]:
         for tensor in [*piece.residuals, accumulate(piece)]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlhf_lines.merge.order import order_statistics
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
-from rlhf_lines.merge.rules.checks import number, one_of
+from rlhf_lines.merge.rules.addition import total
+from rlhf_lines.merge.rules.checks import number, one_of, share
 from rlhf_lines.merge.rules.preference import preference_factors
 
 
@@ -56,15 +57,15 @@ def pcb(
     Raises:
         ValueError: an option outside its range.
     """
-    number("ratio", ratio, low=0, high=1)
+    share("ratio", ratio)
     number("clamp", clamp, low=0, high=0.5)
     one_of("balance", balance, ("raw", "clamped"))
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
-    total = sum(math.prod(shape) for shape in residuals.shapes.values())
-    if total == 0:
+    entries = sum(math.prod(shape) for shape in residuals.shapes.values())
+    if entries == 0:
         return Merged(residuals, lambda piece: piece.residuals[0].clone())
-    lower, least = int(total * clamp), min(int(total * (1 - ratio)), total - 1)
-    upper = max(int(total * (1 - clamp) - 1), lower)
+    lower, least = int(entries * clamp), min(int(entries * (1 - ratio)), entries - 1)
+    upper = max(int(entries * (1 - clamp) - 1), lower)
     bounds = order_statistics(residuals, [[lower, upper]] * residuals.count)
 
     def relative_sizes(piece: Piece) -> list[Tensor]:
@@ -75,15 +76,13 @@ def pcb(
         signed = piece.residuals
         if balance == "clamped":
             signed = [size * tau.sign() for size, tau in zip(sizes, piece.residuals, strict=True)]
-        total = signed[0].clone()
-        for other in signed[1:]:
-            total += other
+        summed = total(signed)
         return [
-            size.square_().mul_(residuals.count).exp_().mul_((tau * total).tanh_())
+            size.square_().mul_(residuals.count).exp_().mul_((tau * summed).tanh_())
             for size, tau in zip(sizes, piece.residuals, strict=True)
         ]
 
-    ends = order_statistics(residuals, [[least, total - 1]] * residuals.count, balances)
+    ends = order_statistics(residuals, [[least, entries - 1]] * residuals.count, balances)
 
     def compute(piece: Piece) -> Tensor:
         merged, scores = torch.zeros_like(piece.residuals[0]), torch.zeros_like(piece.residuals[0])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.rules.addition import weighted_total
 from rlhf_lines.merge.rules.checks import share
 from rlhf_lines.merge.rules.preference import mean_shares
 from rlhf_lines.merge.rules.statistics import common_names
@@ -57,9 +58,7 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
         residuals.check_memory(name, inputs * outputs, beside=beside)
 
     def compute(piece: Piece) -> Tensor:
-        mean = piece.residuals[0] * shares[0]
-        for tau, factor in zip(piece.residuals[1:], shares[1:], strict=True):
-            mean.add_(tau, alpha=factor)
+        mean = weighted_total(piece.residuals, shares)
         if piece.name not in names or not any(shares):
             return mean
         mean = piece.rows(mean).to(torch.float64)
@@ -81,9 +80,9 @@ def _solve(total: Tensor, wanted: Tensor, name: str) -> Tensor:
     """total^-1 wanted, with a ridge where `total` is singular; see `regmean`."""
     diagonal = total.diagonal()
     scale = diagonal.mean()
-    if not torch.isfinite(scale) or (diagonal < 0).any():
+    if not torch.isfinite(total).all() or (diagonal < 0).any():
         raise ValueError(
-            f"the Gram matrices of {name!r} have values on the diagonal that are negative or not finite; "
+            f"the Gram matrices of {name!r} have values that are not finite, or negative ones on the diagonal; "
             "compute them again with `rlhf-lines gram`"
         )
     if scale == 0:
@@ -92,7 +91,12 @@ def _solve(total: Tensor, wanted: Tensor, name: str) -> Tensor:
     pivots = factor.diagonal().square()
     if failed or pivots.min() < SINGULAR * pivots.max():
         diagonal += RIDGE * scale
-        factor = torch.linalg.cholesky(total)
+        factor, failed = torch.linalg.cholesky_ex(total)
+        if failed:
+            raise ValueError(
+                f"the Gram matrices of {name!r} have negative eigenvalues, which X^T X has not; compute them again "
+                "with `rlhf-lines gram`"
+            )
     return torch.cholesky_solve(wanted, factor)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.rules.addition import weighted_total
 from rlhf_lines.merge.rules.checks import number, one_of
 from rlhf_lines.merge.sums import parameter_sums
 
@@ -75,8 +76,7 @@ def slerp(
 
     def compute(piece: Piece) -> Tensor:
         p, q = shares[piece.name]
-        merged = piece.residuals[0] * (total * p)
-        merged.add_(piece.residuals[1], alpha=total * q)
+        merged = weighted_total(piece.residuals, [total * p, total * q])
         if of == "weights":
             # p theta_1 + q theta_2 - theta_0 in a form that does not cancel.
             merged.add_(_sft(piece), alpha=total * (p + q - 1))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.order import order_statistics
 from rlhf_lines.merge.pieces import Merged, Piece, Residuals
+from rlhf_lines.merge.rules.addition import total
 from rlhf_lines.merge.rules.checks import one_of, share
 from rlhf_lines.merge.rules.preference import preference_factors
 
@@ -58,18 +59,16 @@ def ties(
 
     def compute(piece: Piece) -> Tensor:
         trimmed = trim(piece)
-        total = _total(trimmed)
+        summed = total(trimmed)
         is_positive = torch.ge if favours_positive else torch.gt
-        sign = is_positive(total, 0, out=torch.empty_like(total)).mul_(2).sub_(1)
+        sign = is_positive(summed, 0, out=torch.empty_like(summed)).mul_(2).sub_(1)
         agreeing = [(tau * sign).clamp_(min=0) for tau in trimmed]
         if reduction == "max":
             merged = agreeing[0]
             for entries in agreeing[1:]:
                 merged = torch.maximum(merged, entries)
             return merged * sign
-        merged = agreeing[0].clone()
-        for entries in agreeing[1:]:
-            merged += entries
+        merged = total(agreeing)
         if reduction == "mean":
             voters = agreeing[0].sign_()
             for entries in agreeing[1:]:
@@ -83,8 +82,10 @@ def ties(
 def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> dict[str, list[float]]:
     """The smallest magnitude that each policy keeps, by parameter name; see `ties`."""
     if granularity == "global":
-        total = sum(math.prod(shape) for shape in residuals.shapes.values())
-        rank = max(total - int(density * total) - 1, 0)
+        size = sum(math.prod(shape) for shape in residuals.shapes.values())
+        if size == 0:
+            return {}
+        rank = max(size - int(density * size) - 1, 0)
         smallest = [found for (found,) in order_statistics(residuals, [[rank]] * residuals.count)]
         return dict.fromkeys(residuals.shapes, smallest)
     thresholds = {}
@@ -112,13 +113,6 @@ def _keep(tau: Tensor, smallest: float) -> Tensor:
     return torch.nn.functional.hardshrink(tau, bound.item())
 
 
-def _total(taus: list[Tensor]) -> Tensor:
-    total = taus[0].clone()
-    for tau in taus[1:]:
-        total += tau
-    return total
-
-
 def _sign_balance(trimmed: Residuals) -> float:
     """The number of entries whose trimmed sum is positive, minus that of negative ones."""
-    return sum(trimmed.map(lambda piece: _total(piece.residuals).sign_().sum().item()))  # whole numbers: exact
+    return sum(trimmed.map(lambda piece: total(piece.residuals).sign_().sum().item()))  # whole numbers: exact

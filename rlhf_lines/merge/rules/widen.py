@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -29,8 +29,9 @@ def widen(
         s(p)_k = calibration where p_k > ratio mean(p_k), else exp(p_k) / sum_j exp(p_j)
         tau_M = sum_k t_k (s(p)_k + s(q)_k) / 2
 
-    The columns of an embedding ``[vocabulary, hidden]`` are its rows. Vectors are scored entry by entry with p_k =
-    |tau_k|; a parameter of three or more dimensions is a matrix of its last one. Scores do not sum to one. Preference
+    The columns of an embedding ``[vocabulary, hidden]`` are its rows, and so are those of a matrix that is stored
+    ``[in, out]`` (Conv1D of GPT-2; the authors' code takes stored columns). Vectors are scored entry by entry with p_k
+    = |tau_k|; a parameter of three or more dimensions is a matrix of its last one. Scores do not sum to one. Preference
     weights scale tau_k by K w_k first.
 
     One pass over the matrices for norms and cosines, in float64, then one to merge.
@@ -57,11 +58,12 @@ def widen(
     number("calibration", calibration, low=0)
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     matrices = [name for name, shape in residuals.shapes.items() if len(shape) > 1]
+    by_row = {name for name in matrices if is_embedding(name) or name in residuals.transposed}
     # Pieces of one size that torch adds up serially: ranks do not depend on how the residuals are read.
-    measured = replace(residuals, elements=SERIAL).map(_products, "row", matrices)
+    measured = replace(residuals, elements=SERIAL).map(lambda piece: _products(piece, by_row), "row", matrices)
     scores = {}
     for name, parts in itertools.groupby(measured, key=lambda named: named[0]):
-        products = _joined((part for _, part in parts), per_row=is_embedding(name))
+        products = _joined((part for _, part in parts), per_row=name in by_row)
         magnitude, direction = _changes(products)
         both = _column_scores(magnitude, ratio, calibration) + _column_scores(direction, ratio, calibration)
         scores[name] = (both / 2).to(residuals.dtype)
@@ -70,7 +72,7 @@ def widen(
         taus = [piece.rows(tau) for tau in piece.residuals]
         if piece.name not in scores:
             factors = _entry_scores(torch.stack([tau.abs() for tau in taus]), ratio, calibration)
-        elif is_embedding(piece.name):
+        elif piece.name in by_row:
             first = piece.span.start // piece.shape[-1]
             factors = scores[piece.name][:, first : first + len(taus[0]), None]
         else:
@@ -83,14 +85,14 @@ def widen(
     return Merged(residuals, compute, "row")
 
 
-def _products(piece: Piece) -> tuple[str, Tensor]:
-    """<w_0, w_0>, <w_0, t_k>, <t_k, t_k> of a piece's columns, ``[3, K, columns]``; of its rows in an embedding."""
+def _products(piece: Piece, by_row: Set[str]) -> tuple[str, Tensor]:
+    """<w_0, w_0>, <w_0, t_k>, <t_k, t_k> of a piece's columns, ``[3, K, columns]``; see `widen`."""
     if piece.sft is None:
         raise ValueError(
             f"rule 'widen' compares the columns of {piece.name!r} with those of the SFT model, but got residuals "
             "alone; give the SFT model's tensors"
         )
-    axis = 1 if is_embedding(piece.name) else 0
+    axis = 1 if piece.name in by_row else 0
     base = piece.rows(piece.sft).to(torch.float64)
     taus = [piece.rows(tau).to(torch.float64) for tau in piece.residuals]
     bases = base.square().sum(axis)
