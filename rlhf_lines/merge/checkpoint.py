@@ -61,7 +61,11 @@ class Checkpoint:
         path = self.folder / _INDEX
         if (self.folder / _SINGLE).is_file():
             return None
-        return read_json(path)
+        index = read_json(path)
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError(f"{str(path)!r} has no weight_map from tensor names to files; copy or save it again")
+        return index
 
     @cached_property
     def files(self) -> dict[str, list[str]]:

@@ -185,9 +185,11 @@ class DenseMerge:
         self.check_inputs()
         if bad:
             names = _listed([repr(name) for name in sorted(bad)])
+            dtypes = {str(entries[name].dtype).removeprefix("torch.") for name in bad}
+            wider = "" if dtypes <= {"float32", "float64"} else ", or choose --dtype float32"
             raise ValueError(
-                f"merged values of {names} are not finite in {dtype or 'their dtype'}; check alpha, beta "
-                "and weights, or choose --dtype float32"
+                f"merged values of {names} are not finite in {' and '.join(sorted(dtypes))}; check alpha, beta and "
+                f"weights{wider}"
             )
         _write_index(self._sft, folder, shards, entries)
         _write_companions(self._sft, folder, dtype)

@@ -11,6 +11,7 @@ from adapters import lora_residual
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import MergeSpec, apply_lines, merge_policies, merge_residuals
+from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.residuals import load_adapter
 
 
@@ -210,7 +211,7 @@ def test_integer_buffers_must_agree_and_are_copied(sft, copy_of, tmp_path):
 def test_values_beyond_the_output_dtype_are_refused(sft, dense_policy, tmp_path):
     policy = dense_policy("a", seed=1, size=1.0)
     spec = MergeSpec("linear", (1,), alpha=1e6)
-    with pytest.raises(ValueError, match="are not finite in float16"):
+    with pytest.raises(ValueError, match="are not finite in float16; check alpha, beta and weights, or choose --dtype"):
         merge_policies(sft, [policy], spec, save="dense", output_dir=tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
 
@@ -283,3 +284,20 @@ def test_a_tied_head_that_is_stored_twice_stays_tied(sft, dense_policy, copy_of,
         results.append(once(tensors))
     for other in results[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in results[0].items())
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": 5}', '{"weight_map": {"lm_head.weight": 1}}'])
+def test_an_index_without_its_map_is_named(sft_bfloat16, copy_of, index):
+    broken = copy_of(sft_bfloat16)
+    (broken / "model.safetensors.index.json").write_text(index)
+    with (
+        Checkpoint(broken) as checkpoint,
+        pytest.raises(ValueError, match="has no weight_map from tensor names to files"),
+    ):
+        checkpoint.entries  # noqa: B018 (read for what it raises)
+
+
+def test_values_that_float32_does_not_hold_are_not_sent_to_float32(sft, dense_policy, tmp_path):
+    policy = dense_policy("a", seed=1, size=1.0)
+    with pytest.raises(ValueError, match=r"are not finite in float32; check alpha, beta and weights$"):
+        merge_policies(sft, [policy], MergeSpec("linear", (3e38,), 9.0), save="dense", output_dir=tmp_path / "out")
