@@ -1,4 +1,4 @@
-# make demo   the whole pipeline on a tiny model, without network or weights (under 8 minutes on 2 cores)
+# make demo   the whole pipeline on a tiny model, without network or weights (about 5 minutes on 2 idle cores)
 # make test   the test suite
 # The first call makes .venv and installs; later calls install nothing.
 

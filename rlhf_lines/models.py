@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
 def local_folder(name_or_path: str, *, revision: str | None = None, what: str = "model") -> Path:
     """Return the folder of a checkpoint: the path itself, or the local snapshot of a Hub id (downloaded if needed).
 
@@ -35,9 +38,18 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
-    """Return the tokenizer of a checkpoint, padding on the left, with eos as pad token where it has none."""
+    """Return the tokenizer of a checkpoint, padding on the left, with eos as pad token where it has none.
+
+    Raises:
+        FileNotFoundError: the folder holds no tokenizer.
+    """
     from transformers import AutoTokenizer
 
+    if Path(folder).is_dir() and not any((Path(folder) / file).is_file() for file in TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}): save it there with "
+            "tokenizer.save_pretrained(folder)"
+        )
     tokenizer = AutoTokenizer.from_pretrained(
         folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
     )

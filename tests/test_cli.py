@@ -430,7 +430,11 @@ def test_merge_refuses_keeps_or_replaces_what_exists(folder, capsys):
         other = ["merge", *merge_flags(save=save, weights=[0.9, 0.1]), "--resume"]
         assert "was made with spec" in refused(capsys, folder, other)
         other = ["merge", *merge_flags(save=save, max_shard_size="1KB"), "--resume"]
-        assert "was made with max_shard_size None, now it is 1000" in refused(capsys, folder, other)
+        sentence = "was made with max_shard_size None, now it is 1000" if save == "dense" else "an adapter is one file"
+        assert sentence in refused(capsys, folder, other)
+        for size in ("0", "0GB"):
+            other = ["merge", *merge_flags(save="dense", max_shard_size=size, output_dir="./zero")]
+            assert f"max_shard_size is {size}, expected a size such as 5GB" in refused(capsys, folder, other)
         assert cli.main(["merge", *merge_flags(save=save, weights=[0.9, 0.1]), "--overwrite"]) == 0
         second = everything(folder / "out")
         assert second.keys() == first.keys() and second != first

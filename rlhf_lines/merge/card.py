@@ -84,7 +84,7 @@ supervised (SFT) model:
 ## Repeat
 
 `merge_spec.json` holds the same facts for programs; this writes the same weights again, and refuses inputs whose
-weights have changed:
+weights have changed. Run it where the paths above lead to the inputs, or name them with `--sft_model` and `--policies`:
 
 ```bash
 rlhf-lines merge --config merge_spec.json --output_dir repeated

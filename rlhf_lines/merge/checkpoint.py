@@ -41,6 +41,11 @@ class Checkpoint:
                 "(download a Hub model first: hf download ID --local-dir FOLDER)"
             )
         if not (self.folder / _SINGLE).is_file() and not (self.folder / _INDEX).is_file():
+            if (self.folder / "adapter_config.json").is_file():
+                raise FileNotFoundError(
+                    f"{str(folder)!r} is a PEFT adapter, expected a whole model: give the folder of the model that it "
+                    "was trained on"
+                )
             raise FileNotFoundError(
                 f"{str(folder)!r} has neither {_SINGLE} nor {_INDEX}; save the model there with "
                 "model.save_pretrained(folder), which writes safetensors"

@@ -174,5 +174,5 @@ def _find(name: str, path: Path) -> str:
     if Path(name).is_absolute() or Path(name).exists():
         return name
     above = path.resolve().parents
-    # With ./ in front, a folder that is gone is not taken for a model on the Hub.
+    # Found nowhere, it is named as it was. With ./ in front, a folder that is gone is not taken for a model on the Hub.
     return next((str(folder / name) for folder in above if (folder / name).is_dir()), f"./{name}")

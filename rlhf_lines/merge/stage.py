@@ -104,8 +104,19 @@ class MergeConfig:
             raise ValueError(f"alpha is {self.alpha!r}, expected a number or auto") from None
 
     def shard_bytes(self) -> int | None:
-        """Return the most bytes of a written weight file, or None."""
-        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
+        """Return the most bytes of a written weight file, or None.
+
+        Raises:
+            ValueError: it is no size, zero, or of an adapter, which is one file.
+        """
+        if self.max_shard_size is None:
+            return None
+        size = parse_size(self.max_shard_size)
+        if size < 1:
+            raise ValueError(f"max_shard_size is {self.max_shard_size}, expected a size such as 5GB")
+        if self.save == "adapter":
+            raise ValueError(f"max_shard_size is {self.max_shard_size}, but an adapter is one file; leave it out")
+        return size
 
     def folders(self) -> tuple[Path, list[Path]]:
         """Return the folders of the SFT model and of the policies; all that are missing are told at once."""

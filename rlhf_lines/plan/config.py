@@ -35,7 +35,10 @@ def stage_of(arguments: list[str], path: Path) -> str:
     unknown = sorted(keys - known[nearest].keys())
     missing = sorted(name for name, required in known[nearest].items() if required and name not in keys)
     reason = f"unknown there: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
-    raise ValueError(f"config file {path} fits no stage; the nearest is {nearest} ({reason}); say which with --stage")
+    raise ValueError(
+        f"config file {path} fits no stage; the nearest is {nearest} ({reason}); say which with --stage, and give "
+        "what is missing by flags"
+    )
 
 
 def read_config(stage: str, arguments: list[str]) -> tuple[dict[type, object], dict]:

@@ -124,8 +124,9 @@ def find_shape(name: str, *, beside: Path | None = None, base_model: str | None 
     known = _cached(name) or _demo(name) or _known(name) or _fetched(name)
     if known is None:
         raise FileNotFoundError(
-            f"the shape of {what} {name} is not known: there is no such folder, no config beside this one makes it, "
-            "and the Hub does not have it or cannot be reached; name a model of its shape with --base_model"
+            f"the shape of {what} {name} is not known: there is no such folder, no config beside the given one makes "
+            "it, and the Hub does not have it or cannot be reached; rlhf-lines plan takes a model of its shape as "
+            "--base_model"
         )
     return known
 

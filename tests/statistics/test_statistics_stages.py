@@ -192,3 +192,12 @@ def test_the_package_imports_no_trainer():
     script = "import sys; from rlhf_lines.statistics import read_gram, fisher, gram; sys.exit('trl' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_model_without_a_tokenizer_is_one_sentence(folder, flags, capsys, verb):
+    shutil.copytree("sft", "bare")
+    for path in Path("bare").glob("*token*"):
+        path.unlink()
+    sentence = refused(capsys, folder, [verb, *flags(sft_model="./bare", policy="./dense")])
+    assert "'bare' holds no tokenizer" in sentence and "tokenizer.save_pretrained(folder)" in sentence
