@@ -35,7 +35,7 @@ def piece_bytes(policies: int, stored: int, threads: int, elements: int = ELEMEN
 def count_bytes(policies: int, threads: int) -> int:
     """Return the bytes in which the digits of K policies wait to be counted, in a search for quantiles.
 
-    Two digits, whose tables follow one another, are in memory at a time: 2 threads K (4 2^20 + 8 2^16).
+    Two digits, whose tables follow one another, are in memory at a time: 2 threads K (4 2^18 + 8 2^16).
     """
     return 2 * threads * policies * (FLOAT32 * AT_ONCE + 8 * 2**DIGIT)
 

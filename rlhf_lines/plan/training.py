@@ -29,7 +29,7 @@ from rlhf_lines.train.sft import ADAPTER
 
 
 def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """Return the plan of supervised fine-tuning: one phase that trains, and the merge of the adapter after it."""
+    """Return the plan of supervised fine-tuning; the merge of the adapter after it takes a few buffers and no phase."""
     run = _Training(configs, given, beside, options, kind="causal")
     kind, columns = ("text", (("text",),)) if run.args.packing else ("demonstrations", (("prompt", "completion"),))
     rows = run.look_at(kind, columns)
@@ -41,14 +41,7 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
     plan = run.plan("sft")
     plan.phases.append(run.update_phase(batch, length, head=batch * (length - 1)))
     if run.peft_config is not None:
-        dense = run.dense_bytes()
-        if run.device == "cpu":
-            # The pages of the base's file, which is mapped, count as memory of the process.
-            merged = {"mapped weights file": dense, "merged weights": dense}
-            plan.phases.append(Phase("merge", {**run.held(), **merged}))
-        else:
-            plan.notes.append(f"the merge takes {2 * dense / 2**30:.1f} GiB of host memory, besides the GPU's")
-        plan.disk["merged model"] = dense
+        plan.disk["merged model"] = run.dense_bytes()
     _add_work(plan, run, rows, batch, length)
     return plan
 
