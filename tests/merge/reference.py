@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from rlhf_lines.merge.residuals import Adapter, load_adapter
+
 
 FOLDER = Path(__file__).parent.parent / "reference" / "merge"
 ORIGIN = json.loads((FOLDER / "origin.json").read_text())
@@ -58,3 +60,16 @@ def assert_case(case: str, got: dict[str, torch.Tensor]) -> None:
     rtol, atol = (CASES[case]["tol"]["rtol"], CASES[case]["tol"]["atol"]) if wide else (1e-5, 1e-6)
     for name, tensor in expected.items():
         torch.testing.assert_close(got[name].double(), tensor, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def reference_adapters(parent: Path) -> list[Adapter]:
+    """The two LoRA policies of the reference vectors, float64, written as PEFT folders below `parent`."""
+    loaded = []
+    for k in range(2):
+        folder = parent / f"lora{k}"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes((FOLDER / f"lora{k}.safetensors").read_bytes())
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "base"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        loaded.append(load_adapter(folder))
+    return loaded

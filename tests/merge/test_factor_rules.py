@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from adapters import lora_residual
-from reference import CASES, FOLDER
+from reference import CASES, FOLDER, reference_adapters
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, merge_residuals
@@ -22,14 +20,7 @@ WEIGHTS = (0.7, 0.3)
 @pytest.fixture
 def adapters(tmp_path) -> list[Adapter]:
     """The two LoRA policies of the reference vectors, in float64."""
-    loaded = []
-    for k in range(2):
-        folder = tmp_path / f"lora{k}"
-        folder.mkdir()
-        (folder / "adapter_model.safetensors").write_bytes((FOLDER / f"lora{k}.safetensors").read_bytes())
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
-        loaded.append(load_adapter(folder))
-    return loaded
+    return reference_adapters(tmp_path)
 
 
 def residual(factors: Factors) -> torch.Tensor:

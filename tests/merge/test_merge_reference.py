@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import pytest
 import torch
 from adapters import lora_residual
-from reference import CASES, FOLDER, NUM_LAYERS, ORIGIN, WIDTHS, assert_case, plus_base, task_vectors, tensors
+from reference import (
+    CASES,
+    FOLDER,
+    NUM_LAYERS,
+    ORIGIN,
+    WIDTHS,
+    assert_case,
+    plus_base,
+    reference_adapters,
+    task_vectors,
+    tensors,
+)
 
 from rlhf_lines.merge import MergeSpec, apply_lines, lines_alpha, lines_scales, merge_residuals
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.low_rank import merge_adapters
-from rlhf_lines.merge.residuals import Adapter, load_adapter
+from rlhf_lines.merge.residuals import Adapter
 
 
 @pytest.fixture
 def adapters(tmp_path) -> list[Adapter]:
     """The two LoRA policies of the reference vectors, as PEFT folders."""
-    loaded = []
-    for k in range(2):
-        folder = tmp_path / f"lora{k}"
-        folder.mkdir()
-        (folder / "adapter_model.safetensors").write_bytes((FOLDER / f"lora{k}.safetensors").read_bytes())
-        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "base"}
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-        loaded.append(load_adapter(folder))
-    return loaded
+    return reference_adapters(tmp_path)
 
 
 def residuals_of(adapters: list[Adapter], dtype) -> list[dict[str, torch.Tensor]]:

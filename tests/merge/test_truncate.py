@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from reference import CASES, FOLDER
+from reference import CASES, FOLDER, reference_adapters
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.low_rank import merge_adapters
-from rlhf_lines.merge.residuals import Factors, load_adapter
+from rlhf_lines.merge.residuals import Factors
 from rlhf_lines.merge.truncate import factorise, factorise_residuals, truncate, truncate_adapter
 
 
@@ -36,21 +34,14 @@ def best(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, float]:
 
 
 @pytest.fixture
-def reference_adapters(tmp_path):
-    loaded = []
-    for k in range(2):
-        folder = tmp_path / f"lora{k}"
-        folder.mkdir()
-        (folder / "adapter_model.safetensors").write_bytes((FOLDER / f"lora{k}.safetensors").read_bytes())
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
-        loaded.append(load_adapter(folder))
-    return loaded
+def lora_policies(tmp_path):
+    return reference_adapters(tmp_path)
 
 
 @pytest.mark.parametrize(("case", "rank"), [("peft_svd4_n2_l0.3_delta", 4), ("peft_svd8_n2_l0.3_delta", 8)])
 @pytest.mark.parametrize("dense_residuals", [False, True], ids=["factors", "dense"])
-def test_agrees_with_the_svd_of_peft(reference_adapters, case, rank, dense_residuals):
-    merged = merge_adapters(reference_adapters, MergeSpec("linear", (0.7, 0.3)), num_layers=6)
+def test_agrees_with_the_svd_of_peft(lora_policies, case, rank, dense_residuals):
+    merged = merge_adapters(lora_policies, MergeSpec("linear", (0.7, 0.3)), num_layers=6)
     if dense_residuals:
         factors, truncation = factorise_residuals(((module, dense(f)) for module, f in merged.items()), rank)
     else:
