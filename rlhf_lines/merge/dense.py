@@ -102,6 +102,11 @@ class DenseMerge:
             ValueError: values that are not finite; all that were met are named.
         """
         self._sft.check_plain(self.residuals.shapes)
+        for name in self.residuals.shapes.keys() & self._sft.copies.keys():
+            raise ValueError(
+                f"an adapter adapts {name!r}, which {str(self._sft.folder)!r} ties to {self._sft.copies[name]!r}: no "
+                "model holds this residual without the other; use --save adapter"
+            )
         merged = merge_lazily(self.residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
         self.check_inputs()
         return merged

@@ -81,11 +81,6 @@ class AdapterPolicy:
         """Check that every adapted parameter exists in `sft` with the right shape."""
         self.path = adapter.path
         modules = parameters_of(adapter, sft)
-        for name in modules.keys() & sft.copies.keys():
-            raise ValueError(
-                f"adapter {adapter.path!r} adapts {name!r}, which {str(sft.folder)!r} ties to {sft.copies[name]!r}: no "
-                "model holds this residual without the other; use --save adapter"
-            )
         self.shapes = {name: sft.shapes[name] for name in modules}
         # The stored weight is left @ right: s B A, or its transpose.
         self._factors = {}

@@ -301,3 +301,19 @@ def test_values_that_float32_does_not_hold_are_not_sent_to_float32(sft, dense_po
     policy = dense_policy("a", seed=1, size=1.0)
     with pytest.raises(ValueError, match=r"are not finite in float32; check alpha, beta and weights$"):
         merge_policies(sft, [policy], MergeSpec("linear", (3e38,), 9.0), save="dense", output_dir=tmp_path / "out")
+
+
+def test_an_adapter_on_a_tied_head_stays_an_adapter(sft, copy_of, save_adapter, edit_config, tmp_path):
+    policy = save_adapter(sft, tmp_path / "policy", seed=1, target_modules=["q_proj", "lm_head"])
+    tied = change_weights(
+        copy_of(sft, "tied"), lambda t: t | {"model.embed_tokens.weight": t["lm_head.weight"].clone()}
+    )
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    edit_config(policy, base_model_name_or_path=str(tied))
+    spec = MergeSpec("linear", (1,))
+    with pytest.raises(ValueError, match=r"'lm_head.weight', which .* ties to .*; use --save adapter"):
+        merge_policies(tied, [policy], spec, save="dense", output_dir=tmp_path / "out")
+    assert (
+        merge_policies(tied, [policy], spec, save="adapter", output_dir=tmp_path / "out") / "merge_spec.json"
+    ).exists()
