@@ -284,6 +284,10 @@ class Store:
         query = f"SELECT count(*) FROM completions c WHERE {UNSCORED}"
         return self._db.execute(query, (reward,)).fetchone()[0]
 
+    def has_scores(self, reward: str) -> bool:
+        """Return whether any completion has this score."""
+        return self._db.execute("SELECT 1 FROM scores WHERE reward = ? LIMIT 1", (reward,)).fetchone() is not None
+
     def add_scores(self, reward: str, scores: Iterable[tuple[int, int, int, float]]) -> None:
         """Store one more score of completions, all or none.
 
