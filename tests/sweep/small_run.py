@@ -28,7 +28,16 @@ PROMPTS = {"test": ["ab", "cd", "=1+1"], "validation": ["ef", 'g "h", i']}
 SAMPLES = 2
 SPECS = {"test": 9, "validation": 2}  # the soup is measured once on each split, whatever groups it is in
 ROWS = sum(SPECS[split] * len(PROMPTS[split]) * SAMPLES for split in SPECS)
-HOSTILE = ["=SUM(A1)", 'a "b", c', "two\r\nlines\n", "lone\rreturn", "a NUL \0 here", "", " ünï \U0001f600 \u2028", "+-@"]
+HOSTILE = [
+    "=SUM(A1)",
+    'a "b", c',
+    "two\r\nlines\n",
+    "lone\rreturn",
+    "a NUL \0 here",
+    "",
+    " ünï \U0001f600 \u2028",
+    "+-@",
+]
 
 
 def shown(prompt: str) -> str:

@@ -151,14 +151,18 @@ def refused(capsys, *arguments) -> str:
     assert cli.main(["score", *map(str, arguments)]) == 2
     out, err = capsys.readouterr()
     *bars, sentence = err.splitlines()
-    assert out == "" and sentence.startswith("rlhf-lines score: ") and all(line.startswith("score: ") for line in bars if line)
+    assert (
+        out == ""
+        and sentence.startswith("rlhf-lines score: ")
+        and all(line.startswith("score: ") for line in bars if line)
+    )
     return sentence
 
 
 def test_another_reward_model_of_a_name_is_refused(run, rewards, capsys, monkeypatch):
     other = '{"model": "late_rewards:late", "name": "digits"}'
     sentence = refused(capsys, run, "--rewards", other)
-    assert sentence.startswith("rlhf-lines score: the run has scores 'digits' by {\"model\": \"late_rewards:digits\"")
+    assert sentence.startswith('rlhf-lines score: the run has scores \'digits\' by {"model": "late_rewards:digits"')
     scaled = '{"model": "late_rewards:late", "options": {"scale": 2.0}}'
     # The same holds for a reward that was stopped on its way, but not for one that has no score.
     monkeypatch.setattr(verb, "CHUNK", 8)
