@@ -81,13 +81,12 @@ def _estimates(measure: str, estimates: Sequence[Mapping[str, float]]) -> list[s
 
 def _points(front: Mapping[str, Any]) -> list[str]:
     best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
-    fixed = [["", "id", "group", "weights", "alpha", "beta"]]
+    fixed = [[" id", "group", "weights", "alpha", "beta"]]
     for point in front["points"]:
         spec = point["spec"]
         fixed.append(
             [
-                "*" if point["id"] in best else "",
-                str(point["id"]),
+                f"{'*' if point['id'] in best else ' '}{point['id']}",
                 _clip(point["group"]),
                 _weights(front, point),
                 _plain(spec.get("alpha")),
@@ -105,7 +104,7 @@ def _points(front: Mapping[str, Any]) -> list[str]:
         if any(mean is not None for mean in means):
             columns.append([name, *("-" if mean is None else f"{mean:.{digits}f}" for mean in means)])
     return [
-        _align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=4)
+        _align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=3)
         for block in _blocks(fixed, columns)
     ]
 
@@ -142,7 +141,7 @@ def decimals(values: Sequence[float]) -> int:
 def _weights(front: Mapping[str, Any], point: Mapping[str, Any]) -> str:
     policy = single_policy(point)
     if policy is not None and "policies" in front:
-        return _clip(f"only {policy_name(front, policy)}")
+        return _clip(policy_name(front, policy))
     return " ".join(f"{weight:.2f}" for weight in point["spec"].get("weights") or []) or "-"
 
 
