@@ -145,7 +145,8 @@ def test_predicted_weights_are_nondominated_new_and_spread(num_policies):
     sampled = np.array(design(num_policies, num_coefficients(num_policies)))
     # The best weights of both rewards are inside, so that what lies outside of them is dominated.
     ends = np.array({2: [[0.83, 0.17], [0.12, 0.88]], 3: [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]]}[num_policies])
-    scores = np.column_stack([-((sampled - end) ** 2).sum(axis=1) for end in ends])
+    sampled = np.vstack([sampled, 0.6 * ends[0] + 0.4 * ends[1], 0.7 * ends[0] + 0.3 * ends[1]])
+    scores = np.column_stack([-((sampled - end) ** 2).sum(axis=1) for end in ends]) * [1.0, 50.0]
     fit = fit_surrogate(sampled, scores)
     found = np.array(predicted_front(fit, 6, sampled))
     assert found.shape == (6, num_policies)
@@ -177,12 +178,15 @@ def test_the_ends_of_the_predicted_front_come_first_unless_they_were_sampled():
         return np.column_stack([-((weights[:, 0] - 0.6) ** 2), -50 * (weights[:, 0] - 0.3) ** 2])
 
     sampled = np.array(design(2, 3))
-    found = predicted_front(fit_surrogate(sampled, scores(sampled)), 50, sampled)
+    found = predicted_front(fit_surrogate(sampled, scores(sampled)), 1000, sampled)
     assert found[:2] == [[0.6, 0.4], [0.3, 0.7]]
-    assert all(0.3 <= w1 <= 0.6 for w1, _ in found) and len(found) == 50
-    sampled = np.array([*sampled, [0.6, 0.4]])
-    found = predicted_front(fit_surrogate(sampled, scores(sampled)), 50, sampled)
-    assert found[0] == [0.3, 0.7] and [0.6, 0.4] not in found
+    # All thousandths from 0.3 to 0.6 but 0.5, which was sampled.
+    assert sorted(round(1000 * w1) for w1, _ in found) == [*range(300, 500), *range(501, 601)]
+    # Less than half a step from 0.6 and 0.4.
+    sampled = np.array([*sampled, [0.6004, 0.3996], [0.4003, 0.5997]])
+    found = predicted_front(fit_surrogate(sampled, scores(sampled)), 1000, sampled)
+    assert found[0] == [0.3, 0.7]
+    assert len(found) == 298 and [0.6, 0.4] not in found and [0.4, 0.6] not in found
 
 
 def test_a_front_of_one_sampled_policy_predicts_nothing_new():
