@@ -157,7 +157,9 @@ def _from_yaml(action: argparse.Action, value):
 
 
 def _one_value(action: argparse.Action, value):
-    if (isinstance(value, dict) and action.dest in MAPPINGS) or (isinstance(value, list) and action.dest in LISTS):
+    if (isinstance(value, dict) and action.dest in MAPPINGS) or (
+        isinstance(value, list) and action.dest in LISTS and action.type is str
+    ):
         return value
     if isinstance(value, (list, dict)):
         raise ValueError(f"{action.dest} holds {value!r}, expected one value")

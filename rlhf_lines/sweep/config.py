@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lines.merge.rules import LINEAR_RULES
-from rlhf_lines.suggestion import unknown_name
 from rlhf_lines.sweep.choices import GroupEntry, Scaling, candidates, group_entries, weight_vectors
 from rlhf_lines.task_rewards import reward_entries
 

@@ -127,9 +127,7 @@ class Inputs:
             makers[UNIFORM] = lambda weights: groups.uniform_control(self.resolve(lines(weights)), self.num_layers)
             makers[REVERSED] = lambda weights: groups.reversed_control(self.resolve(lines(weights)))
         makers |= {entry.name: entry.spec for entry in self.config.group_entries}
-        return {
-            name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()
-        }
+        return {name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()}
 
     def fixed(self) -> dict[str, list[MergeSpec]]:
         """Return the groups whose points are no matter of weights: the SFT model and the MORLHF runs."""

@@ -72,9 +72,7 @@ class LocalEngine:
 
         return in_halves(work, requests)
 
-    def _nats(
-        self, spec: MergeSpec | None, rows: Sequence[tuple[MergeSpec, Sequence[int]]]
-    ) -> list[float]:
+    def _nats(self, spec: MergeSpec | None, rows: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
         def work(part: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
             texts = [text for _, text in part]
             if spec is None:

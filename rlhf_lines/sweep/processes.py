@@ -1,4 +1,4 @@
-"""One process leads a sweep, and others generate with it: on one machine or several, launched by accelerate or torchrun.
+"""One process leads a sweep and others generate with it, on one machine or several (accelerate launch, torchrun).
 
 The leader keeps the run store and hands out batches; so only its machine needs the run folder, and what is stored does
 not depend on how many processes there are.

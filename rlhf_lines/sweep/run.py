@@ -86,9 +86,7 @@ def _lead(folder: Path, inputs: Inputs, worker: Worker, processes: Processes, gi
         store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate)
         gains = _gains(measured_points(store, "test"), inputs)
     trace_front(folder)
-    write_record(
-        folder, "sweep", given, seed=config.seed, **chosen._asdict(), validation=validation, gains=gains
-    )
+    write_record(folder, "sweep", given, seed=config.seed, **chosen._asdict(), validation=validation, gains=gains)
 
 
 def _follow_predictions(
