@@ -126,6 +126,15 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"rewards have the names {', '.join(names)}: two are equal, so give one another name")
 
 
+def raw_score_problems(entries: Sequence[RewardEntry]) -> list[str]:
+    """Return what is wrong with entries where raw scores are kept: they have no weight, normalize or clip."""
+    return [
+        f"rewards: {entry.model} has a weight, normalize or clip, but a sweep keeps raw scores"
+        for entry in entries
+        if (entry.weight, entry.normalize, entry.clip) != (1.0, False, None)
+    ]
+
+
 def reward_weights(entries: Sequence[RewardEntry], given: Sequence[float] | None) -> list[float]:
     """Return the weight of every reward: of its entry, or of TRL's flag ``reward_weights``, not of both."""
     if given is None:

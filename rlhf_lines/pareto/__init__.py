@@ -1,5 +1,6 @@
 """Fronts: which merged policies are worth choosing, how sure we are, and how two methods compare."""
 
+from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.front import (
     REFERENCE_POINT_RULE,
     Point,
@@ -10,6 +11,7 @@ from rlhf_lines.pareto.front import (
     reference_point,
     write_front,
 )
+from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.plot import plot_front
 from rlhf_lines.pareto.statistics import (
     Estimate,
@@ -20,23 +22,31 @@ from rlhf_lines.pareto.statistics import (
     probability_positive,
 )
 from rlhf_lines.pareto.table import front_table
+from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, preferences, utilities
 
 
 __all__ = [
     "REFERENCE_POINT_RULE",
+    "UTILITY_RULE",
     "Estimate",
     "Point",
+    "attained_regions",
     "bootstrap_hypervolumes",
     "bootstrap_means",
     "build_front",
+    "expected_utility",
     "front_table",
+    "hull_vertices",
     "hypervolume",
+    "ideal_point",
     "interval",
     "nondominated",
     "paired_difference",
     "plot_front",
+    "preferences",
     "probability_positive",
     "read_front",
     "reference_point",
+    "utilities",
     "write_front",
 ]

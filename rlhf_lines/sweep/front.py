@@ -31,12 +31,12 @@ def measured_points(store: Store, split: str) -> list[Point]:
     names, samples = store.recall("reward_names"), store.recall("samples_per_prompt")
     return [
         Point(
-            id=point,
-            group=group,
-            spec=spec.to_dict(),
-            scores=store.scores(point, names),
-            kl=store.kl(point),
+            id=point.id,
+            group=point.group,
+            spec=point.spec.to_dict(),
+            scores=store.scores(point.spec_id, split, names),
+            kl=store.kl(point.spec_id, split),
             samples_per_prompt=samples,
         )
-        for point, group, spec in store.points(split)
+        for point in store.points(split)
     ]
