@@ -63,7 +63,8 @@ class MergeConfig:
     schedule: str = field(
         default="linear",
         metadata={
-            "help": "How the factor grows: linear, sqrt or quadratic; or falls: reversed, reversed_sqrt or reversed_quadratic."
+            "help": "How the factor grows: linear, sqrt or quadratic; or falls: reversed, reversed_sqrt or "
+            "reversed_quadratic."
         },
     )
     dtype: str | None = field(
