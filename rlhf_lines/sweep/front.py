@@ -1,15 +1,21 @@
-"""From the run store of a sweep to ``front.json`` and ``front.png``."""
+"""From the run store of a sweep to ``front.json`` and the figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_lines.pareto import Point, build_front, plot_front, write_front
+from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.sweep.store import FILE, Store
 
 
+SUFFIXES = (".png", ".pdf")
+
+
 def trace_front(folder: str | Path, *, split: str = "test") -> dict:
-    """Write ``front.json`` and ``front.png`` from what the store holds, and return the front.
+    """Write ``front.json`` and the figures from what the store holds, and return the front.
+
+    The figures are ``front``, and, where there is something to draw, ``validation`` and ``forgetting``, each as .png
+    and .pdf.
 
     Raises:
         FileNotFoundError: the folder has no run store.
@@ -21,9 +27,29 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
     with Store(folder) as store:
         names, seed = store.recall("reward_names"), store.recall("seed")
         front = build_front(rewards=names, split=split, seed=seed, points=measured_points(store, split))
+        front |= {
+            "sft_model": store.recall("sft_model"),
+            "policies": [*store.recall("policies"), *store.recall("morlhf")],
+            "validation": store.recall("validation"),
+            "surrogate": store.recall("surrogate"),
+            "forgetting": _forgetting(store),
+        }
     write_front(folder, front)
-    plot_front(front, folder / "front.png")
+    for suffix in SUFFIXES:
+        plot_front(front, folder / f"front{suffix}")
+        if front["validation"] is not None:
+            plot_validation(front, folder / f"validation{suffix}")
+        if front["forgetting"] is not None:
+            plot_forgetting(front, folder / f"forgetting{suffix}")
     return front
+
+
+def _forgetting(store: Store) -> dict | None:
+    """Return what the control texts are, or None without any."""
+    tokens = store.control_tokens()
+    if len(tokens) == 0:
+        return None
+    return {"texts": len(tokens), "tokens": int(tokens.sum()), "source": store.recall("control")}
 
 
 def measured_points(store: Store, split: str) -> list[Point]:
