@@ -27,6 +27,7 @@ VERBS = {
     "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
     "sweep": "merge, sample and score many weights, and trace the fronts",
     "front": "the front of a finished sweep, computed again from its run store",
+    "pick": "the best point of a front for a preference, with the command that merges it",
     "score": "scores of further reward models for the completions of a finished sweep",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
     "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
@@ -86,6 +87,8 @@ def _run(verb: str, arguments: list[str]) -> None:
         raise ValueError(unknown_name("command", verb, VERBS))
     if verb == "front":
         return _front(arguments)
+    if verb == "pick":
+        return _pick(arguments)
     if verb == "plan":
         return _plan(arguments)
     if verb == "score":
@@ -132,6 +135,46 @@ def _front(arguments: list[str]) -> None:
     from rlhf_lines.sweep.front import trace_front
 
     print(front_table(trace_front(folder)))
+
+
+def _pick(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlhf-lines pick",
+        usage="rlhf-lines pick RUN_DIR --preference W W ... [--scale raw|range]\n"
+        "       rlhf-lines pick RUN_DIR --min NAME=SCORE ... --maximize NAME",
+        description=f"{VERBS['pick']}. Points of all groups are looked at; nothing is loaded but front.json.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
+    parser.add_argument(
+        "--preference", type=float, nargs="+", metavar="W", help="how much each reward counts, in the sweep's order"
+    )
+    parser.add_argument(
+        "--scale", choices=("raw", "range"), help="of the scores that are weighed; range: 0 at the reference, 1 at best"
+    )
+    parser.add_argument("--min", nargs="+", metavar="NAME=SCORE", help="lowest mean score of some rewards")
+    parser.add_argument("--maximize", metavar="NAME", help="the reward that is to be highest then")
+    options = parser.parse_args(arguments)
+    if options.scale is not None and options.preference is None:
+        raise ValueError(f"scale is {options.scale}, but it belongs to a preference; give --preference W W ...")
+    minimum = None if options.min is None else dict(map(_minimum, options.min))
+    from rlhf_lines.pareto import pick_point, picked_text, read_front
+
+    front = read_front(options.run_dir)
+    way = {"preference": options.preference, "scale": options.scale or "raw"}
+    point = pick_point(front, **way, minimum=minimum, maximize=options.maximize)
+    print(picked_text(front, point, options.run_dir))
+
+
+def _minimum(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        low = float(number)
+    except ValueError:
+        low = None
+    if low is None or not name:
+        raise ValueError(f"--min has {text!r}, expected NAME=SCORE, such as r2=0.4")
+    return name, low
 
 
 def _score(arguments: list[str]) -> None:

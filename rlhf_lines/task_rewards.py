@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import reward_models
@@ -67,6 +68,11 @@ class RewardEntry:
                 hint = f"did you mean {near!r}?" if near else f"expected {', '.join(known)}"
                 raise ValueError(f"rewards: {item['model']} has the unknown key {key!r}: {hint}")
         return cls(**item)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the scores depend on: the model, a folder by its absolute path, its dtype and its options."""
+        model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
+        return {"model": model, "dtype": self.dtype or "float32", "options": dict(self.options)}
 
     def __post_init__(self) -> None:
         for key, expected, holds in (

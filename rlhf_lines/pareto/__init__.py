@@ -12,6 +12,8 @@ from rlhf_lines.pareto.front import (
     write_front,
 )
 from rlhf_lines.pareto.hull import hull_vertices
+from rlhf_lines.pareto.pick import pick_point
+from rlhf_lines.pareto.picked import merge_arguments, picked_text
 from rlhf_lines.pareto.plot import plot_front
 from rlhf_lines.pareto.statistics import (
     Estimate,
@@ -40,8 +42,11 @@ __all__ = [
     "hypervolume",
     "ideal_point",
     "interval",
+    "merge_arguments",
     "nondominated",
     "paired_difference",
+    "pick_point",
+    "picked_text",
     "plot_front",
     "preferences",
     "probability_positive",

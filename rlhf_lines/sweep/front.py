@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.sweep.store import FILE, Store
 
@@ -54,7 +56,12 @@ def _forgetting(store: Store) -> dict | None:
 
 def measured_points(store: Store, split: str) -> list[Point]:
     """Return every point of a split with its scores per prompt."""
-    names, samples = store.recall("reward_names"), store.recall("samples_per_prompt")
+    names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.control_tokens()
+
+    def control(spec: int) -> dict[str, np.ndarray]:
+        nats = store.nats(spec)
+        return {"nats": nats, "text_tokens": tokens} if len(nats) else {}
+
     return [
         Point(
             id=point.id,
@@ -63,6 +70,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
             scores=store.scores(point.spec_id, split, names),
             kl=store.kl(point.spec_id, split),
             samples_per_prompt=samples,
+            **control(point.spec_id),
         )
         for point in store.points(split)
     ]

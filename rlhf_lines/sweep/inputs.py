@@ -103,6 +103,10 @@ class Inputs:
             **settings,
             "dataset_name": self.dataset_name,
             "reward_names": self.rewards,
+            "reward_models": {
+                name: entry.identity()
+                for name, entry in zip(self.rewards, reward_entries(self.config.rewards), strict=True)
+            },
             "prompts_sha256": _sha256(self.prompts),
             "control_sha256": _sha256([text for text, _ in self.control]),
             "sft_sha256": checkpoint_sha256(self.sft),

@@ -15,7 +15,7 @@ from reward_models import RewardModel
 from rlhf_lines.pareto.front import FILE_NAME
 from rlhf_lines.sweep.front import trace_front
 from rlhf_lines.sweep.store import Store, open_finished
-from rlhf_lines.task_rewards import RewardEntry, load_reward_models, raw_score_problems, reward_entries
+from rlhf_lines.task_rewards import load_reward_models, raw_score_problems, reward_entries
 
 
 CHUNK = 256  # completions per commit
@@ -54,10 +54,10 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
         known = store.recall("reward_models")
         models = load_reward_models(entries, batch_size=batch_size)
         for model, entry in zip(models, entries, strict=True):
-            _check_same_model(store, known, model.name, made_by(entry))
+            _check_same_model(store, known, model.name, entry.identity())
         scored = {}
         for model, entry in zip(models, entries, strict=True):
-            known[model.name] = made_by(entry)
+            known[model.name] = entry.identity()
             store.replace(reward_models=known)
             scored[model.name] = _score_all(store, model, size=max(CHUNK, entry.batch_size or batch_size))
             names = store.recall("reward_names")
@@ -66,13 +66,6 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
         names = store.recall("reward_names")
     front = _front_of(folder)
     return Outcome(scored, front if front.get("rewards") == names else trace_front(folder))
-
-
-def made_by(entry: RewardEntry) -> dict[str, Any]:
-    """Return what a run store remembers of the reward model behind a score, under ``reward_models``, by its name."""
-    folder = Path(entry.model)
-    model = str(folder.resolve()) if folder.is_dir() else entry.model
-    return {"model": model, "dtype": entry.dtype or "float32", "options": dict(entry.options)}
 
 
 def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> None:

@@ -121,7 +121,8 @@ class Store:
             tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if tables and found != FORMAT:
                 raise sqlite3.DatabaseError(f"format {found}, and this version reads format {FORMAT}")
-            self._db.executescript(SCHEMA + f"PRAGMA user_version = {FORMAT};")
+            if not tables:  # a store that is read is not written to
+                self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise ValueError(

@@ -8,7 +8,6 @@ from pathlib import Path
 from rlhf_lines.artifact import write_record
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep.front import trace_front
-from rlhf_lines.sweep.score import made_by
 from rlhf_lines.sweep.store import Row, Store
 from rlhf_lines.task_rewards import load_reward_models, reward_entries
 
@@ -62,9 +61,15 @@ def write_run(folder: Path, rewards: Sequence[str | dict]) -> Path:
         names = [model.name for model in models]
         store.remember(
             reward_names=names,
-            reward_models={name: made_by(entry) for name, entry in zip(names, entries, strict=True)},
+            reward_models={name: entry.identity() for name, entry in zip(names, entries, strict=True)},
             samples_per_prompt=SAMPLES,
             seed=3,
+            sft_model="sft",
+            policies=["a", "b"],
+            morlhf=["c"],
+            validation=None,
+            surrogate=None,
+            control="texts.txt",
         )
         for split, groups in GROUPS.items():
             points = [point for group, specs in groups.items() for point in store.add_points(split, group, specs)]
