@@ -1,5 +1,6 @@
 """Fronts: which merged policies are worth choosing, how sure we are, and how two methods compare."""
 
+from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.front import (
     REFERENCE_POINT_RULE,
     Point,
@@ -11,6 +12,8 @@ from rlhf_lines.pareto.front import (
     write_front,
 )
 from rlhf_lines.pareto.plot import plot_front
+from rlhf_lines.pareto.plot_forgetting import plot_forgetting
+from rlhf_lines.pareto.plot_validation import plot_validation
 from rlhf_lines.pareto.statistics import (
     Estimate,
     bootstrap_hypervolumes,
@@ -19,6 +22,14 @@ from rlhf_lines.pareto.statistics import (
     paired_difference,
     probability_positive,
 )
+from rlhf_lines.pareto.surrogate import (
+    Surrogate,
+    design,
+    fit_surrogate,
+    predict,
+    predicted_front,
+    surrogate_report,
+)
 from rlhf_lines.pareto.table import front_table
 
 
@@ -26,17 +37,26 @@ __all__ = [
     "REFERENCE_POINT_RULE",
     "Estimate",
     "Point",
+    "Surrogate",
     "bootstrap_hypervolumes",
     "bootstrap_means",
     "build_front",
+    "damage_undone",
+    "design",
+    "fit_surrogate",
     "front_table",
     "hypervolume",
     "interval",
     "nondominated",
     "paired_difference",
+    "plot_forgetting",
     "plot_front",
+    "plot_validation",
+    "predict",
+    "predicted_front",
     "probability_positive",
     "read_front",
     "reference_point",
+    "surrogate_report",
     "write_front",
 ]
