@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_run import write_run
 
 from rlhf_lines import data
 from rlhf_lines.merge import MergeSpec
@@ -16,6 +17,7 @@ from rlhf_lines.models import load_tokenizer
 from rlhf_lines.sweep import control
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.control import ControlRow, load_control, measure_control
+from rlhf_lines.sweep.front import trace_front
 from rlhf_lines.sweep.local import LocalEngine
 from rlhf_lines.sweep.store import Store
 
@@ -136,6 +138,26 @@ def test_a_resumed_run_has_the_same_texts(store, rows, engine):
     for others in (rows, rows[:2], [shorter, *rows[1:3]]):
         with pytest.raises(ValueError, match=r"control texts, and the source now gives others: give the source of"):
             measure_control(store, engine, points, others)
+
+
+def test_points_have_the_perplexity_of_the_texts(tmp_path, rows):
+    folder = write_run(tmp_path / "run", ["rule:length", {"model": "rule:length", "name": "again"}])
+    with Store(folder) as store:
+        points = store.points("test")
+
+        class Known:
+            def nats(self, specs, rows):
+                ids = {point.spec: point.spec_id for point in points}
+                return [len(row) * 1.5 + ids[spec] / 8 for spec, row in zip(specs, rows, strict=True)]
+
+        measure_control(store, Known(), points, rows)
+    front = trace_front(folder)
+    lengths = [len(row.token_ids) for row in rows]
+    for point, found in zip(points, front["points"], strict=True):
+        nats = sum(length * 1.5 + point.spec_id / 8 for length in lengths)
+        assert found["perplexity"]["mean"] == pytest.approx(np.exp(nats / sum(n - 1 for n in lengths)), rel=1e-12)
+    assert front["forgetting"] == {"texts": 5, "tokens": sum(lengths) - 5, "source": "texts.txt"}
+    assert {path.name for path in folder.glob("forgetting.*")} == {"forgetting.png", "forgetting.pdf"}
 
 
 # --- what is read ---
