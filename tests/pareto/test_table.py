@@ -52,13 +52,13 @@ def test_a_front_without_kl_has_no_kl_column(make_points):
     assert "kl" not in front_table(front).split()
 
 
-@pytest.mark.parametrize(("rewards", "blocks"), [(2, 1), (3, 2), (6, 5)])
+@pytest.mark.parametrize(("rewards", "blocks"), [(2, 1), (3, 2), (6, 4)])
 def test_the_table_fits_and_repeats_the_points_where_rewards_do_not(make_points, rewards, blocks):
     names = [f"reward {i} with a long name" for i in range(rewards)]
     front = build_front(rewards=names, split="test", seed=0, points=make_points(rewards=rewards), resamples=20)
     table = front_table(front)
     assert max(map(len, table.splitlines())) <= 110
-    assert table.count("\n 0  sft") == blocks
+    assert [line.split()[:2] for line in table.splitlines()].count(["0", "sft"]) == blocks
     assert [table.count(f"reward {i} with a l...") for i in range(rewards)] == [1] * rewards
 
 
