@@ -18,7 +18,9 @@ from rlhf_lines import __version__, cli
 from rlhf_lines.stages import MODULES
 
 
-VERBS = ("demo", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "plan", "front", "pick")
+VERBS = (
+    "demo", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "score", "export", "plan",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +291,7 @@ def test_help_and_version_import_no_library():
 
 
 def test_the_verbs_are_those_of_the_stages(capsys):
-    assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "plan", "front", "pick"}
+    assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "front", "pick", "score", "export", "plan"}
     assert cli.main([]) == 2
     assert cli.main(["-h"]) == 0
     assert capsys.readouterr().err == ""
@@ -303,7 +305,8 @@ def test_every_verb_has_help(folder, capsys, verb):
     assert stop.value.code == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"usage: rlhf-lines {verb}") and err == ""
-    assert {"front": "RUN_DIR", "pick": "--preference", "plan": "--base_model"}.get(verb, "--output_dir") in out
+    shown = {"front": "RUN_DIR", "pick": "--preference", "score": "RUN_DIR", "plan": "--base_model"}
+    assert shown.get(verb, "--output_dir") in out
     assert everything(folder) == before
 
 
