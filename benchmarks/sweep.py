@@ -187,9 +187,8 @@ class _SharedNoise(LogitsProcessor):
 def checkpoint_per_point(task: Task, size: int) -> Way:
     """Every point as a dense checkpoint, written and loaded, in batches."""
     way = Way()
-    todo = task.requests()
+    todo, folder = task.requests(), task.scratch / "merged"
     for spec in SPECS:
-        folder = task.scratch / "merged"
         way.timed(
             "merge",
             lambda spec=spec: merge_policies(
