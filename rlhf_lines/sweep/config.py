@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
+from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.suggestion import unknown_name
+from rlhf_lines.sweep.choices import GroupEntry, Scaling, candidates, group_entries, weight_vectors
 from rlhf_lines.task_rewards import reward_entries
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+ENGINES = ("local", "vllm")
+SAMPLERS = ("grid", "list", "dirichlet", "map")
 
 
 @dataclass
@@ -23,51 +29,162 @@ class SweepConfig:
             "mappings with model, name, dtype, batch_size and options."
         }
     )
-    output_dir: str = field(metadata={"help": "The folder to make: run.sqlite, front.json, front.png."})
-    num_weights: int = field(
-        default=11, metadata={"help": "Interpolation weights per axis of the simplex: 11 is 0, 0.1 .. 1."}
+    output_dir: str = field(metadata={"help": "The folder to make: run.sqlite, front.json, figures, report.html."})
+    morlhf: list[str] = field(
+        default_factory=list,
+        metadata={"help": "PEFT folders of runs on a weighted sum of rewards (MORLHF): each a point of its own."},
     )
-    alphas: list[float] = field(
-        default_factory=lambda: [0.5, 1.0],
+    sampler: str = field(
+        default="grid",
         metadata={
-            "help": "LiNeS alphas to choose from on validation prompts: numbers; auto is not supported here yet."
+            "help": "Which interpolation weights: grid (on the simplex), list (weights), dirichlet (random), or map (a "
+            "few, then those that a quadratic fit predicts to be on the front)."
         },
+    )
+    num_weights: int = field(
+        default=11,
+        metadata={
+            "help": "Of grid: weights per axis of the simplex, 11 is 0, 0.1 .. 1. Of dirichlet: how many beside the "
+            "single policies. Of map: how many before the fit."
+        },
+    )
+    weights: list[str] = field(
+        default_factory=list, metadata={"help": "Of list: one text per point, a number per policy: '0.3 0.7'."}
+    )
+    map_points: int = field(default=4, metadata={"help": "Of map: how many predicted weights are measured."})
+    alphas: list[str] = field(
+        default_factory=lambda: ["0.5", "1.0"],
+        metadata={"help": "LiNeS alphas to choose from on validation prompts: numbers, or auto."},
     )
     betas: list[float] = field(
         default_factory=lambda: [0.5, 1.0], metadata={"help": "LiNeS betas to choose from on validation prompts."}
     )
+    schedules: list[str] = field(
+        default_factory=lambda: ["linear"],
+        metadata={"help": "Schedules to choose from on validation prompts: linear, sqrt, quadratic."},
+    )
+    scalings: list[str] = field(
+        default_factory=list,
+        metadata={"help": "In place of alphas, betas and schedules, what to choose from: '1.0 0.5 linear' each."},
+    )
+    controls: bool = field(
+        default=True,
+        metadata={"help": "Also sweep a uniform factor with the mean of LiNeS' factors, and LiNeS upside down."},
+    )
+    groups: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Further groups to compare: mappings with name, rule, and options, alpha, beta, schedule, "
+            "statistics as a merge has them."
+        },
+    )
+    control: str | None = field(
+        default=None,
+        metadata={
+            "help": "Texts outside the task, whose perplexity every spec is given: a task, a file, a folder or a Hub "
+            "id, with a column text."
+        },
+    )
+    control_texts: int = field(default=100, metadata={"help": "How many of these texts."})
+    control_tokens: int = field(default=256, metadata={"help": "Tokens of each that are read."})
     validation_weights: int = field(default=5, metadata={"help": "Interpolation weights per axis while choosing."})
-    validation_prompts: int = field(default=100, metadata={"help": "Prompts for choosing alpha and beta."})
+    validation_prompts: int = field(default=100, metadata={"help": "Prompts for choosing alpha, beta and schedule."})
     test_prompts: int = field(default=200, metadata={"help": "Prompts for everything that is reported."})
     samples_per_prompt: int = field(default=1, metadata={"help": "Completions per prompt and point."})
     max_new_tokens: int = field(default=48, metadata={"help": "Longest completion."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
-    batch_size: int = field(default=256, metadata={"help": "Completions in one batch, of any specs."})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Completions in one batch, of any specs; left out, what free memory allows."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling noise and of the bootstrap."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16, of the loaded SFT model."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Load the SFT model in 8 bits (bitsandbytes)."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load the SFT model in 4 bits (bitsandbytes)."})
+    engine: str = field(default="local", metadata={"help": "Who generates: local, or vllm."})
+    vllm: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of vllm.LLM, as a mapping: {tensor_parallel_size: 2}."}
+    )
 
     def __post_init__(self) -> None:
+        problems = [*self._numbers(), *self._names(), *self._inputs()]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def scaling_candidates(self) -> list[Scaling]:
+        """The (alpha, beta, schedule) to choose from."""
+        return candidates(self.scalings, self.alphas, self.betas, self.schedules)
+
+    @property
+    def group_entries(self) -> list[GroupEntry]:
+        """The further groups."""
+        return group_entries(self.groups)
+
+    @property
+    def weight_vectors(self) -> list[tuple[float, ...]]:
+        """The weights of sampler list."""
+        return weight_vectors(self.weights, len(self.policies))
+
+    @property
+    def vllm_arguments(self) -> dict[str, Any]:
+        """The arguments of vllm.LLM."""
+        return _mapping("vllm", self.vllm or {})
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base is loaded in 8 or 4 bits."""
+        return self.load_in_8bit or self.load_in_4bit
+
+    def _numbers(self) -> list[str]:
         numbers = {
-            "num_weights": (self.num_weights, 2),
-            "validation_weights": (self.validation_weights, 2),
-            "validation_prompts": (self.validation_prompts, 2),
-            "test_prompts": (self.test_prompts, 2),
-            "samples_per_prompt": (self.samples_per_prompt, 1),
-            "max_new_tokens": (self.max_new_tokens, 1),
-            "batch_size": (self.batch_size, 1),
+            "num_weights": 2,
+            "map_points": 1,
+            "control_texts": 2,
+            "control_tokens": 2,
+            "validation_weights": 2,
+            "validation_prompts": 2,
+            "test_prompts": 2,
+            "samples_per_prompt": 1,
+            "max_new_tokens": 1,
+            "batch_size": 1,
         }
+        given = {name: getattr(self, name) for name in numbers}
         problems = [
-            f"{name} is {value}, expected at least {least}" for name, (value, least) in numbers.items() if value < least
+            f"{name} is {given[name]}, expected at least {least}"
+            for name, least in numbers.items()
+            if given[name] is not None and given[name] < least
         ]
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature is {self.temperature}, expected a number >= 0")
-        for name, values in (("alphas", self.alphas), ("betas", self.betas)):
-            if not values or not all(map(math.isfinite, values)):
-                problems.append(f"{name} is {values}, expected one or more finite numbers")
-            elif len(set(values)) < len(values):
-                problems.append(f"{name} is {values}, expected every value once")
-        if self.dtype not in DTYPES:
-            problems.append(f"dtype is {self.dtype!r}, expected float32, bfloat16 or float16")
+        return problems
+
+    def _names(self) -> list[str]:
+        problems = [
+            f"{name} is {value!r}, expected {', '.join(known[:-1])} or {known[-1]}"
+            for name, value, known in (
+                ("dtype", self.dtype, DTYPES),
+                ("engine", self.engine, ENGINES),
+                ("sampler", self.sampler, SAMPLERS),
+            )
+            if value not in known
+        ]
+        if self.load_in_8bit and self.load_in_4bit:
+            problems.append("load_in_8bit and load_in_4bit are both given: keep one")
+        if (self.sampler == "list") != bool(self.weights):
+            problems.append(
+                "sampler is list, but no weights are given"
+                if self.sampler == "list"
+                else f"weights are given, but sampler is {self.sampler}: use sampler list, or leave them out"
+            )
+        if self.engine != "vllm" and self.vllm is not None:
+            problems.append(f"vllm is given, but engine is {self.engine}: leave it out, or use engine vllm")
+        if self.engine == "vllm" and self.quantized:
+            problems.append("load_in_8bit and load_in_4bit are of engine local: give vllm {quantization: ...} instead")
+        return problems
+
+    def _inputs(self) -> list[str]:
+        problems = []
         if len(self.policies) < 2:
             problems.append(f"policies has {len(self.policies)} folder, expected two or more")
         if len(self.rewards) < 2:
@@ -75,5 +192,33 @@ class SweepConfig:
         for entry in reward_entries(self.rewards):
             if (entry.weight, entry.normalize, entry.clip) != (1.0, False, None):
                 problems.append(f"rewards: {entry.model} has a weight, normalize or clip, but a sweep keeps raw scores")
-        if problems:
-            raise ValueError("; ".join(problems))
+        for read in ("scaling_candidates", "weight_vectors", "vllm_arguments", "group_entries"):
+            try:
+                getattr(self, read)
+            except ValueError as error:
+                problems.append(str(error))
+                return problems
+        for entry in self.group_entries:
+            if entry.rule in LINEAR_RULES:
+                continue
+            if self.engine == "vllm":
+                problems.append(f"group {entry.name} has rule {entry.rule}, which no adapter holds: use engine local")
+            if self.quantized:
+                problems.append(
+                    f"group {entry.name} has rule {entry.rule}, which needs the weights of the SFT model: leave out "
+                    "load_in_8bit and load_in_4bit, or the group"
+                )
+        return problems
+
+
+def _mapping(name: str, value: dict | str) -> dict[str, Any]:
+    import json
+
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} holds {value!r}, which is no valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds {value!r}, expected a mapping")
+    return value

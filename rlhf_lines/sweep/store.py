@@ -1,14 +1,15 @@
 """The run store: every completion of a sweep with its scores, in one SQLite file.
 
-One row per (point, prompt, sample) in ``completions``, one per reward in ``scores``. Rows are committed in chunks, so a
-killed sweep goes on where it was.
+A point is a spec in a group on a split; two points with one spec share its completions. There is one row per (spec,
+prompt, sample) in ``completions``, and one per reward in ``scores``. Rows are committed in chunks, so a killed sweep
+goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,36 +19,53 @@ from rlhf_lines.merge import MergeSpec
 
 
 FILE = "run.sqlite"
+FORMAT = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS specs (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS points (
-    id INTEGER PRIMARY KEY, split TEXT NOT NULL, "group" TEXT NOT NULL, spec TEXT NOT NULL,
+    id INTEGER PRIMARY KEY, split TEXT NOT NULL, "group" TEXT NOT NULL, spec INTEGER NOT NULL REFERENCES specs,
     UNIQUE (split, "group", spec)
 );
 CREATE TABLE IF NOT EXISTS prompts (
-    id INTEGER PRIMARY KEY, split TEXT NOT NULL, text TEXT NOT NULL, UNIQUE (split, text)
+    id INTEGER PRIMARY KEY, split TEXT NOT NULL, text TEXT NOT NULL, scored_text TEXT NOT NULL, UNIQUE (split, text)
 );
 CREATE TABLE IF NOT EXISTS completions (
-    point INTEGER NOT NULL REFERENCES points, prompt INTEGER NOT NULL REFERENCES prompts, sample INTEGER NOT NULL,
-    text TEXT NOT NULL, tokens INTEGER NOT NULL, kl REAL NOT NULL,
-    PRIMARY KEY (point, prompt, sample)
+    spec INTEGER NOT NULL REFERENCES specs, prompt INTEGER NOT NULL REFERENCES prompts, sample INTEGER NOT NULL,
+    text TEXT NOT NULL, tokens INTEGER NOT NULL, token_ids TEXT NOT NULL, kl REAL NOT NULL,
+    PRIMARY KEY (spec, prompt, sample)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS scores (
-    point INTEGER NOT NULL, prompt INTEGER NOT NULL, sample INTEGER NOT NULL, reward TEXT NOT NULL,
-    score REAL NOT NULL,
-    PRIMARY KEY (point, prompt, sample, reward)
+    spec INTEGER NOT NULL, prompt INTEGER NOT NULL, sample INTEGER NOT NULL, reward TEXT NOT NULL, score REAL NOT NULL,
+    PRIMARY KEY (spec, prompt, sample, reward)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS control_texts (
+    id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE, tokens INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS control (
+    spec INTEGER NOT NULL REFERENCES specs, text INTEGER NOT NULL REFERENCES control_texts, nats REAL NOT NULL,
+    PRIMARY KEY (spec, text)
 ) WITHOUT ROWID;
 """
 
 
-class Row(NamedTuple):
-    """One completion: which point, prompt and sample, what was written, and its scores by reward."""
+class StoredPoint(NamedTuple):
+    """One point: its id, its group, its spec, and the id of the spec, under which its completions are."""
 
-    point: int
+    id: int
+    group: str
+    spec: MergeSpec
+    spec_id: int
+
+
+class Row(NamedTuple):
+    """One completion: which spec, prompt and sample (ids of the store), what was written, and its scores by reward."""
+
+    spec: int
     prompt: int
     sample: int
     text: str
-    tokens: int
+    token_ids: tuple[int, ...]
     kl: float
     scores: dict[str, float]
 
@@ -59,14 +77,18 @@ class Store:
         folder: where ``run.sqlite`` is or will be.
 
     Raises:
-        ValueError: the file is there and is no database.
+        ValueError: the file is there and is no run store of this format.
     """
 
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / FILE
         self._db = sqlite3.connect(path)
         try:
-            self._db.executescript(SCHEMA)
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables and found != FORMAT:
+                raise sqlite3.DatabaseError(f"format {found}, and this version reads format {FORMAT}")
+            self._db.executescript(SCHEMA + f"PRAGMA user_version = {FORMAT};")
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise ValueError(
@@ -96,6 +118,14 @@ class Store:
             self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, written))
         self._db.commit()
 
+    def replace(self, **facts) -> None:
+        """Keep facts about the run in place of what was kept under their names."""
+        with self._db:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [(key, json.dumps(value, sort_keys=True)) for key, value in facts.items()],
+            )
+
     def recall(self, key: str):
         """Return a fact that ``remember`` kept.
 
@@ -107,55 +137,78 @@ class Store:
             raise ValueError(f"{FILE} does not say its {key}: expected the output_dir of a finished rlhf-lines sweep")
         return json.loads(row[0])
 
-    def add_points(self, split: str, group: str, specs: Iterable[MergeSpec]) -> list[tuple[int, MergeSpec]]:
-        """Return (id, spec) of every spec of a group, adding those that are not there yet."""
+    def add_points(self, split: str, group: str, specs: Iterable[MergeSpec]) -> list[StoredPoint]:
+        """Return the points of a group, in the order of the specs, adding those that are not there yet."""
         added = []
         for spec in specs:
-            key = (split, group, json.dumps(spec.to_dict(), sort_keys=True))
+            text = json.dumps(spec.to_dict(), sort_keys=True)
+            self._db.execute("INSERT OR IGNORE INTO specs (spec) VALUES (?)", (text,))
+            spec_id = self._db.execute("SELECT id FROM specs WHERE spec = ?", (text,)).fetchone()[0]
+            key = (split, group, spec_id)
             self._db.execute('INSERT OR IGNORE INTO points (split, "group", spec) VALUES (?, ?, ?)', key)
             query = 'SELECT id FROM points WHERE split = ? AND "group" = ? AND spec = ?'
-            added.append((self._db.execute(query, key).fetchone()[0], spec))
+            added.append(StoredPoint(self._db.execute(query, key).fetchone()[0], group, spec, spec_id))
         self._db.commit()
         return added
 
-    def add_prompts(self, split: str, texts: Sequence[str]) -> list[int]:
-        """Return the ids of the prompts, in their order, adding those that are not there yet."""
-        self._db.executemany("INSERT OR IGNORE INTO prompts (split, text) VALUES (?, ?)", [(split, t) for t in texts])
+    def add_prompts(self, split: str, prompts: Mapping[str, str]) -> list[int]:
+        """Return the ids of the prompts, in their order, adding those that are not there yet.
+
+        Args:
+            split: which prompts these are.
+            prompts: from what the policy reads to what reward models are shown.
+        """
+        self._db.executemany(
+            "INSERT OR IGNORE INTO prompts (split, text, scored_text) VALUES (?, ?, ?)",
+            [(split, text, scored_text) for text, scored_text in prompts.items()],
+        )
         self._db.commit()
         ids = dict(self._db.execute("SELECT text, id FROM prompts WHERE split = ?", (split,)))
-        return [ids[text] for text in texts]
+        return [ids[text] for text in prompts]
 
     def finished(self) -> set[tuple[int, int, int]]:
-        """Return the (point, prompt, sample) that are stored."""
-        return set(self._db.execute("SELECT point, prompt, sample FROM completions"))
+        """Return the (spec, prompt, sample) that are stored."""
+        return set(self._db.execute("SELECT spec, prompt, sample FROM completions"))
 
     def add(self, rows: Iterable[Row]) -> None:
         """Store completions with their scores, all or none."""
         rows = list(rows)
         with self._db:
-            self._db.executemany("INSERT INTO completions VALUES (?, ?, ?, ?, ?, ?)", [row[:6] for row in rows])
             self._db.executemany(
-                "INSERT INTO scores VALUES (?, ?, ?, ?, ?)",
-                [(*row[:3], reward, score) for row in rows for reward, score in row.scores.items()],
+                "INSERT INTO completions VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(*row[:4], len(row.token_ids), json.dumps(row.token_ids), row.kl) for row in rows],
             )
+            self._add_scores((*row[:3], reward, score) for row in rows for reward, score in row.scores.items())
 
-    def points(self, split: str) -> list[tuple[int, str, MergeSpec]]:
-        """Return (id, group, spec) of every point of a split."""
-        query = 'SELECT id, "group", spec FROM points WHERE split = ? ORDER BY id'
+    def _add_scores(self, scores: Iterable[tuple[int, int, int, str, float]]) -> None:
+        self._db.executemany("INSERT INTO scores VALUES (?, ?, ?, ?, ?)", scores)
+
+    def points(self, split: str) -> list[StoredPoint]:
+        """Return every point of a split, in the order of their ids."""
+        query = (
+            'SELECT points.id, "group", specs.spec, specs.id FROM points JOIN specs ON specs.id = points.spec '
+            "WHERE split = ? ORDER BY points.id"
+        )
         return [
-            (i, group, MergeSpec.from_dict(json.loads(spec))) for i, group, spec in self._db.execute(query, (split,))
+            StoredPoint(point, group, MergeSpec.from_dict(json.loads(spec)), spec_id)
+            for point, group, spec, spec_id in self._db.execute(query, (split,))
         ]
 
-    def scores(self, point: int, rewards: Sequence[str]) -> np.ndarray:
-        """Return the scores of a point, mean over samples, ``[prompts, rewards]``, in the order of prompt ids."""
-        columns = [self._column("SELECT prompt, AVG(score) FROM scores WHERE point = ? AND reward = ?", point, r)
-                   for r in rewards]  # fmt: skip
-        return np.stack(columns, axis=1)
+    def scores(self, spec: int, split: str, rewards: Sequence[str]) -> np.ndarray:
+        """Return the scores of a spec, mean over samples, ``[prompts, rewards]``, in the order of prompt ids."""
+        query = (
+            "SELECT prompt, AVG(score) FROM scores JOIN prompts ON prompts.id = prompt "
+            "WHERE spec = ? AND split = ? AND reward = ? GROUP BY prompt ORDER BY prompt"
+        )
+        return np.stack([self._column(query, spec, split, reward) for reward in rewards], axis=1)
 
-    def kl(self, point: int) -> np.ndarray:
-        """Return the KL to the SFT model of a point, mean over samples, ``[prompts]``."""
-        return self._column("SELECT prompt, AVG(kl) FROM completions WHERE point = ?", point)
+    def kl(self, spec: int, split: str) -> np.ndarray:
+        """Return the KL to the SFT model of a spec, mean over samples, ``[prompts]``."""
+        query = (
+            "SELECT prompt, AVG(kl) FROM completions JOIN prompts ON prompts.id = prompt "
+            "WHERE spec = ? AND split = ? GROUP BY prompt ORDER BY prompt"
+        )
+        return self._column(query, spec, split)
 
     def _column(self, query: str, *keys) -> np.ndarray:
-        rows = self._db.execute(f"{query} GROUP BY prompt ORDER BY prompt", keys)
-        return np.array([value for _, value in rows], dtype=np.float64)
+        return np.array([value for _, value in self._db.execute(query, keys)], dtype=np.float64)
