@@ -28,6 +28,7 @@ VERBS = {
     "sweep": "merge, sample and score many weights, and trace the fronts",
     "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
     "front": "the front of a finished sweep, computed again from its run store",
+    "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or the limit on a file's size is reached
 OWN_PACKAGES = ("rlhf_lines", "reward_models", "__main__")  # the last is this file, run with python -m
@@ -83,6 +84,8 @@ def _run(verb: str, arguments: list[str]) -> None:
         raise ValueError(unknown_name("command", verb, VERBS))
     if verb == "front":
         return _front(arguments)
+    if verb == "report":
+        return _report(arguments)
     if verb == "plan":
         return _plan(arguments)
     read_config(arguments)  # a mistake in the file is told before seconds of imports
@@ -125,6 +128,16 @@ def _front(arguments: list[str]) -> None:
     from rlhf_lines.sweep.front import trace_front
 
     print(front_table(trace_front(folder)))
+
+
+def _report(arguments: list[str]) -> None:
+    parser = _Parser(prog="rlhf-lines report", description=VERBS["report"], allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep; report.html is written there")
+    folder = parser.parse_args(arguments).run_dir
+    from rlhf_lines.sweep.report import write_report
+
+    path = write_report(folder)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
 
 
 def _plan(arguments: list[str]) -> None:

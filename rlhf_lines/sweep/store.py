@@ -194,6 +194,23 @@ class Store:
             for point, group, spec, spec_id in self._db.execute(query, (split,))
         ]
 
+    def prompts(self, split: str) -> list[tuple[int, str]]:
+        """Return (id, text) of every prompt of a split, in the order of their ids."""
+        return self._db.execute("SELECT id, text FROM prompts WHERE split = ? ORDER BY id", (split,)).fetchall()
+
+    def rows(self, spec: int, prompt: int) -> list[Row]:
+        """Return the completions of a prompt by a spec with all their scores, in the order of samples."""
+        key = (spec, prompt)
+        scores: dict[int, dict[str, float]] = {}
+        query = "SELECT sample, reward, score FROM scores WHERE spec = ? AND prompt = ?"
+        for sample, reward, score in self._db.execute(query, key):
+            scores.setdefault(sample, {})[reward] = score
+        query = "SELECT sample, text, token_ids, kl FROM completions WHERE spec = ? AND prompt = ? ORDER BY sample"
+        return [
+            Row(*key, sample, text, tuple(json.loads(token_ids)), kl, scores.get(sample, {}))
+            for sample, text, token_ids, kl in self._db.execute(query, key)
+        ]
+
     def scores(self, spec: int, split: str, rewards: Sequence[str]) -> np.ndarray:
         """Return the scores of a spec, mean over samples, ``[prompts, rewards]``, in the order of prompt ids."""
         query = (

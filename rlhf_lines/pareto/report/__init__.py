@@ -4,8 +4,8 @@
 are named by their hash in its Content-Security-Policy, and nothing else may run or load.
 """
 
-from rlhf_lines.pareto.report.completions import Completions
+from rlhf_lines.pareto.report.completions import Completions, evenly_spaced
 from rlhf_lines.pareto.report.page import MAX_BYTES, report_html
 
 
-__all__ = ["MAX_BYTES", "Completions", "report_html"]
+__all__ = ["MAX_BYTES", "Completions", "evenly_spaced", "report_html"]

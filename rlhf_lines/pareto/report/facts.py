@@ -65,7 +65,7 @@ def _depth(front: Mapping[str, Any]) -> list[dict[str, str]]:
     if not entries:
         return []
     found = {group: verdict(entry["hypervolume_difference"]) for group, entry in entries.items()}
-    texts = [f"Against {label(group)}: {_difference(front, entry)}" for group, entry in entries.items()]
+    texts = [_difference(front, entry) for entry in entries.values()]
     return [
         {
             "title": _depth_title(found),
@@ -133,16 +133,17 @@ def _comparison(front: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] |
 
 
 def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    parts = [_estimate(front, "hypervolume_difference", entry, "hypervolume differs by")]
+    parts = [_estimate(front, "hypervolume_difference", entry, "hypervolume")]
     if "expected_utility_difference" in entry:
-        parts.append(_estimate(front, "expected_utility_difference", entry, "expected utility by"))
-    return f"{_list(parts)}."
+        parts.append(_estimate(front, "expected_utility_difference", entry, "expected utility"))
+    return " ".join(parts)
 
 
-def _estimate(front: Mapping[str, Any], key: str, entry: Mapping[str, Any], words: str) -> str:
+def _estimate(front: Mapping[str, Any], key: str, entry: Mapping[str, Any], name: str) -> str:
     digits = decimals([other[key]["value"] for other in front["comparisons"] if key in other])
     text = estimate_text(entry[key], digits).replace("-", "−")
-    return f"{words} {text}, positive with probability {entry[key]['probability_positive']:.3f}"
+    pair = f"{label(entry['a'])} − {label(entry['b'])}"
+    return f"{name.capitalize()}, {pair}: {text}; above zero with probability {entry[key]['probability_positive']:.3f}."
 
 
 def plain(value: object) -> str:

@@ -10,6 +10,7 @@ const pointById = new Map(front.points.map((point) => [point.id, point]));
 const groupByName = new Map(groups.map((group) => [group.name, group]));
 const nondominated = new Set(Object.values(front.fronts).flatMap((entry) => entry.nondominated));
 const darkScreen = matchMedia("screen and (prefers-color-scheme: dark)");
+const narrowScreen = matchMedia("(max-width: 700px)");
 
 // What the reader has chosen; every draw... function shows it.
 const state = {
@@ -35,13 +36,17 @@ function visible(text) {
     c === "\u007f" ? "\u2421" : String.fromCharCode(0x2400 + c.charCodeAt(0)));
 }
 
-// Plotly reads a few tags and entities in its texts; this leaves none to read.
-function plain(text, width = 60) {
+function shortened(text, width) {
   const line = visible(text).replace(/\s+/g, " ");
   const characters = Array.from(line);
-  const short = characters.length > width ? characters.slice(0, width - 1).join("") + "…" : line;
+  return characters.length > width ? characters.slice(0, width - 1).join("") + "…" : line;
+}
+
+// Plotly reads a few tags and entities in its texts; this leaves none to read.
+function plain(text, width = 60) {
+  const escaped = shortened(text, width).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   // Isolated, so that text that runs from right to left does not turn its neighbours around.
-  return "\u2068" + short.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;") + "\u2069";
+  return `\u2068${escaped}\u2069`;
 }
 
 // The decimals that show about four significant digits of the largest value.
@@ -66,7 +71,7 @@ function estimateText(estimate, digits) {
 
 function setting(value) {
   if (value === null || value === undefined) return "–";
-  return typeof value === "number" ? String(Number(value.toPrecision(4))) : String(value);
+  return typeof value === "number" ? String(Number(value.toPrecision(4))).replace("-", "−") : String(value);
 }
 
 function share(weight) {
@@ -209,6 +214,15 @@ function axis(title) {
   };
 }
 
+// The title of an axis; a phone has room for less of it on each of two lines.
+function axisTitle(quantity, note) {
+  return narrowScreen.matches ? `${plain(quantity, 28)}<br>(${note})` : `${plain(quantity)} (${note})`;
+}
+
+function scoreTitle(reward) {
+  return axisTitle(`${shortened(reward, 34)}: mean score`, "higher is better");
+}
+
 function layout(xTitle, yTitle, more = {}) {
   return {
     paper_bgcolor: "rgba(0,0,0,0)",
@@ -248,7 +262,7 @@ function hoverText(point) {
   for (const reward of rewards) lines.push(`${plain(reward, 30)} ${estimateText(point.scores[reward], digitsOf[reward])}`);
   if (point.kl) lines.push(`KL to SFT ${estimateText(point.kl, klDigits)} nats`);
   if (point.perplexity) lines.push(`perplexity ${estimateText(point.perplexity, perplexityDigits)}`);
-  return lines.join("<br>") + "<extra></extra>";
+  return lines.join("<br>");
 }
 
 function cloud(points, x, y, group, look) {
@@ -260,7 +274,7 @@ function cloud(points, x, y, group, look) {
     customdata: points.map((point) => point.id),
     text: points.map(hoverText),
     hovertemplate: "%{text}<extra></extra>",
-    marker: { color: ink(group), symbol: group.symbol, size: group.symbol === "star" ? 15 : 10 },
+    marker: { color: ink(group), symbol: group.symbol, size: (group.symbol === "star" ? 15 : 10) * (narrowScreen.matches ? 0.75 : 1) },
     ...look,
   };
 }
@@ -348,7 +362,7 @@ function ring(points) {
     mode: "markers",
     x: points.map(({ scores }) => scores[state.x].mean),
     y: points.map(({ scores }) => scores[state.y].mean),
-    marker: { symbol: "circle-open", size: 22, color: style("--ink"), line: { width: 2 } },
+    marker: { symbol: "circle-open", size: narrowScreen.matches ? 15 : 20, color: style("--ink"), line: { width: 2 } },
     hoverinfo: "skip",
   };
 }
@@ -356,8 +370,7 @@ function ring(points) {
 function drawFront() {
   const shown = groups.filter((group) => !state.hidden.has(group.name)).reverse();
   const atWeight = pointsAtWeight().filter((point) => !state.hidden.has(point.group));
-  const title = (reward) => `${plain(reward, 40)} (mean score, higher is better)`;
-  draw("front-figure", [...shown.flatMap(groupTraces), ring(atWeight)], layout(title(state.x), title(state.y)));
+  draw("front-figure", [...shown.flatMap(groupTraces), ring(atWeight)], layout(scoreTitle(state.x), scoreTitle(state.y)));
 }
 
 function checkbox(text, checked, change, ...before) {
@@ -424,7 +437,7 @@ function drawWeight() {
   const rows = [...pointsAtWeight(), ...front.points.filter((point) => point.group === "sft")];
   const order = (point) => groups.findIndex((group) => group.name === point.group);
   rows.sort((a, b) => order(a) - order(b));
-  show("weight-table", pointTable("Scores at these weights", rows));
+  show("weight-table", pointTable("Scores at these weights", rows, false));
 }
 
 const longestWeights = Math.max(0, ...front.points
@@ -447,17 +460,18 @@ function setUpWeights() {
 
 // ---- Tables
 
-function pointTable(label, points, marked = false) {
+// all: with what tells the points of one group apart.
+function pointTable(label, points, all) {
   const columns = [
-    ...(marked ? [{ head: "" }, { head: "id" }] : []),
-    { head: "group", start: true }, { head: "weights" }, { head: "alpha" }, { head: "beta" },
+    ...(all ? [{ head: "" }, { head: "id" }] : []),
+    { head: "group", start: true }, ...(all ? [{ head: "weights" }] : []), { head: "alpha" }, { head: "beta" },
     ...rewards.map((reward) => ({ head: name(reward) })),
     ...(hasKl ? [{ head: "KL to SFT, nats" }] : []),
     ...(hasPerplexity ? [{ head: "perplexity" }] : []),
   ];
   const rows = points.map((point) => [
-    ...(marked ? [nondominated.has(point.id) ? "★" : "", String(point.id)] : []),
-    groupName(point.group), weightsText(point), setting(point.spec.alpha), setting(point.spec.beta),
+    ...(all ? [nondominated.has(point.id) ? "★" : "", String(point.id)] : []),
+    groupName(point.group), ...(all ? [weightsText(point)] : []), setting(point.spec.alpha), setting(point.spec.beta),
     ...rewards.map((reward) => estimateCell(point.scores[reward], digitsOf[reward])),
     ...(hasKl ? [estimateCell(point.kl, klDigits)] : []),
     ...(hasPerplexity ? [estimateCell(point.perplexity, perplexityDigits)] : []),
@@ -680,7 +694,7 @@ function drawForgetting() {
     });
   });
   draw("forgetting-figure", traces,
-    layout("perplexity of control texts (lower forgets less)", `${plain(reward, 40)} (mean score, higher is better)`));
+    layout(axisTitle("perplexity of control texts", "lower: less forgotten"), scoreTitle(reward)));
 }
 
 function setUpForgetting() {
@@ -714,7 +728,7 @@ function drawSurrogate() {
   const values = entries.flatMap((entry) => [entry.predicted[reward], entry.measured[reward]]);
   const ends = [Math.min(...values), Math.max(...values)];
   const diagonal = { type: "scatter", mode: "lines", x: ends, y: ends, hoverinfo: "skip", line: { color: style("--faint"), dash: "dot", width: 1 } };
-  draw("surrogate-figure", [diagonal, ...traces], layout(`predicted ${plain(reward, 30)}`, `measured ${plain(reward, 30)}`));
+  draw("surrogate-figure", [diagonal, ...traces], layout(plain(`predicted mean score ${shortened(reward, 30)}`), plain(`measured mean score ${shortened(reward, 30)}`)));
 }
 
 function setUpSurrogate() {
@@ -784,4 +798,4 @@ drawMade();
 drawColours();
 setUpComparison();
 drawContents();
-darkScreen.addEventListener("change", drawColours);
+for (const screen of [darkScreen, narrowScreen]) screen.addEventListener("change", drawColours);
