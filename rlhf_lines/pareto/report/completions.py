@@ -47,8 +47,8 @@ class Completions:
 def columns(completions: Completions) -> dict[str, Any]:
     """Returns the completions as JSON values in which every text occurs once.
 
-    ``texts`` lists the distinct texts, and ``written[spec][prompt][sample]`` is an index into it; scores and KL have the
-    shape of ``written`` and four significant digits. Specs that no point has are left out.
+    ``texts`` lists the distinct texts, and ``written[spec][prompt][sample]`` is an index into it; scores and KL have
+    the shape of ``written`` and four significant digits. Specs that no point has are left out.
     """
     number: dict[str, int] = {}
     specs = sorted(set(completions.spec_of.values()))

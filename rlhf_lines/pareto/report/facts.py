@@ -8,6 +8,7 @@ from rlhf_lines.pareto.table import decimals, estimate_text
 
 
 BETTER, WORSE, UNCLEAR = "better", "worse", "unclear"
+MINUS = "\u2212"
 
 
 def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -86,7 +87,8 @@ def _depth_title(found: Mapping[str, str]) -> str:
     title = {
         BETTER: "Depth matters, not only length: LiNeS beats uniform scaling with the same mean factor",
         WORSE: "Depth does not help: uniform scaling with the same mean factor beats LiNeS",
-        UNCLEAR: "Only length is seen to matter: LiNeS and uniform scaling with the same mean factor cannot be told apart",
+        UNCLEAR: "Depth is not seen to matter, only length: LiNeS and uniform scaling with the same mean factor "
+        "cannot be told apart",
     }[against_uniform]
     addition = {BETTER: "reversed, it does worse", WORSE: "reversed, it does better", None: None}.get(
         against_reversed, "nor its reversal from LiNeS" if against_uniform == UNCLEAR else "its reversal is not clear"
@@ -118,7 +120,7 @@ def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
         return []
     before = known["sft"][0]
     changes = [
-        f"{label(group)} {100 * (sum(known[group]) / len(known[group]) / before - 1):+.2f} %".replace("-", "−")
+        f"{label(group)} {100 * (sum(known[group]) / len(known[group]) / before - 1):+.2f} %".replace("-", MINUS)
         for group in ordered(known)
         if group != "sft"
     ]
@@ -141,8 +143,8 @@ def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
 
 def _estimate(front: Mapping[str, Any], key: str, entry: Mapping[str, Any], name: str) -> str:
     digits = decimals([other[key]["value"] for other in front["comparisons"] if key in other])
-    text = estimate_text(entry[key], digits).replace("-", "−")
-    pair = f"{label(entry['a'])} − {label(entry['b'])}"
+    text = estimate_text(entry[key], digits).replace("-", MINUS)
+    pair = f"{label(entry['a'])} {MINUS} {label(entry['b'])}"
     return f"{name.capitalize()}, {pair}: {text}; above zero with probability {entry[key]['probability_positive']:.3f}."
 
 

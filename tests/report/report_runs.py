@@ -6,12 +6,13 @@ from rlhf_lines.pareto import build_front
 from rlhf_lines.pareto.report import Completions
 
 
-WEIGHTS = tuple((i / 10, 1 - i / 10) for i in range(11))
+WEIGHTS = tuple((i / 10, (10 - i) / 10) for i in range(11))
+MINUS = "\u2212"
 GAINS = {"rewarded_soup": 1.0, "lines": 1.25, "uniform": 1.1, "reversed": 0.8}
-WORDS = "the report says that rain fell over hills while people in town went on with their work and trade".split()
+WORDS = ["rain", "fell", "over", "hills", "while", "people", "in", "town", "went", "on", "with", "their", "work"]
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
-    "<img src=x onerror=\"window.hacked = 2\">",
+    '<img src=x onerror="window.hacked = 2">',
     "<!--<script>",
     "&amp; &lt;b&gt; \"double\" 'single' `back`",
     "<b>bold</b> <a href='javascript:window.hacked=3'>link</a>",
@@ -20,7 +21,9 @@ HOSTILE = (
 )
 
 
-def make_front(rewards=("brief", "faithful"), weights=WEIGHTS, prompts=24, groups=tuple(GAINS), rename=lambda group: group):
+def make_front(
+    rewards=("brief", "faithful"), weights=WEIGHTS, prompts=24, groups=tuple(GAINS), rename=lambda group: group
+):
     """Returns a front with every key that a report can show."""
     generator = np.random.default_rng(5)
     base = generator.normal(size=(prompts, len(rewards)))
@@ -34,7 +37,7 @@ def make_front(rewards=("brief", "faithful"), weights=WEIGHTS, prompts=24, group
         return {"group": rename(group), "spec": spec, "scores": scores, "kl": generator.gamma(2.0, size=prompts)}
 
     points = [point("sft", (0.0, 0.0), 0.0)]
-    points += [point(group, w, GAINS.get(group, 0.9)) for group in groups for w in weights]
+    points += [point(group, w, GAINS.get(group, 0.9)) for group in groups for w in WEIGHTS]
     points = [{"id": 3 * i, **fields} for i, fields in enumerate(points)]
     front = build_front(rewards=rewards, split="test", seed=0, points=points, resamples=50)
     front["policies"] = [f"outputs/ppo-{name}" for name in ("first", "second")]
