@@ -26,9 +26,12 @@ VERBS = {
     "gram": "the Gram matrices of a policy's linear layers, for the merge rule regmean",
     "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
     "sweep": "merge, sample and score many weights, and trace the fronts",
-    "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
     "front": "the front of a finished sweep, computed again from its run store",
+    "pick": "the best point of a front for a preference, with the command that merges it",
     "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
+    "score": "scores of further reward models for the completions of a finished sweep",
+    "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
+    "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or the limit on a file's size is reached
 OWN_PACKAGES = ("rlhf_lines", "reward_models", "__main__")  # the last is this file, run with python -m
@@ -72,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print(f"rlhf-lines {verb}: interrupted; nothing was left under a final name", file=sys.stderr)
+        left = "the scores so far are kept" if verb == "score" else "nothing was left under a final name"
+        print(f"rlhf-lines {verb}: interrupted; {left}", file=sys.stderr)
         return 130
     finally:
         _leave_process_group()
@@ -84,10 +88,16 @@ def _run(verb: str, arguments: list[str]) -> None:
         raise ValueError(unknown_name("command", verb, VERBS))
     if verb == "front":
         return _front(arguments)
+    if verb == "pick":
+        return _pick(arguments)
     if verb == "report":
         return _report(arguments)
     if verb == "plan":
         return _plan(arguments)
+    if verb == "score":
+        return _score(arguments)
+    if verb == "export":
+        return _export(arguments)
     read_config(arguments)  # a mistake in the file is told before seconds of imports
     _quiet_libraries(verb)
     if verb == "demo":
@@ -130,6 +140,46 @@ def _front(arguments: list[str]) -> None:
     print(front_table(trace_front(folder)))
 
 
+def _pick(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="rlhf-lines pick",
+        usage="rlhf-lines pick RUN_DIR --preference W W ... [--scale raw|range]\n"
+        "       rlhf-lines pick RUN_DIR --min NAME=SCORE ... --maximize NAME",
+        description=f"{VERBS['pick']}. Points of all groups are looked at; nothing is loaded but front.json.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
+    parser.add_argument(
+        "--preference", type=float, nargs="+", metavar="W", help="how much each reward counts, in the sweep's order"
+    )
+    parser.add_argument(
+        "--scale", choices=("raw", "range"), help="of the scores that are weighed; range: 0 at the reference, 1 at best"
+    )
+    parser.add_argument("--min", nargs="+", metavar="NAME=SCORE", help="lowest mean score of some rewards")
+    parser.add_argument("--maximize", metavar="NAME", help="the reward that is to be highest then")
+    options = parser.parse_args(arguments)
+    if options.scale is not None and options.preference is None:
+        raise ValueError(f"scale is {options.scale}, but it belongs to a preference; give --preference W W ...")
+    minimum = None if options.min is None else dict(map(_minimum, options.min))
+    from rlhf_lines.pareto import pick_point, picked_text, read_front
+
+    front = read_front(options.run_dir)
+    way = {"preference": options.preference, "scale": options.scale or "raw"}
+    point = pick_point(front, **way, minimum=minimum, maximize=options.maximize)
+    print(picked_text(front, point, options.run_dir))
+
+
+def _minimum(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        low = float(number)
+    except ValueError:
+        low = None
+    if low is None or not name:
+        raise ValueError(f"--min has {text!r}, expected NAME=SCORE, such as r2=0.4")
+    return name, low
+
+
 def _report(arguments: list[str]) -> None:
     parser = _Parser(prog="rlhf-lines report", description=VERBS["report"], allow_abbrev=False)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep; report.html is written there")
@@ -138,6 +188,35 @@ def _report(arguments: list[str]) -> None:
 
     path = write_report(folder)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
+
+
+def _score(arguments: list[str]) -> None:
+    parser = _Parser(prog="rlhf-lines score", description=VERBS["score"], allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
+    parser.add_argument("--rewards", nargs="+", required=True, help="reward models, as in the config of a sweep")
+    parser.add_argument("--batch_size", type=int, default=32, help="texts in one forward pass (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    _quiet_libraries("score")
+    from rlhf_lines.pareto import front_table
+    from rlhf_lines.sweep.score import score
+
+    outcome = score(options.run_dir, options.rewards, batch_size=options.batch_size)
+    for name, count in outcome.scored.items():
+        print(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
+    print("", front_table(outcome.front), sep="\n")
+
+
+def _export(arguments: list[str]) -> None:
+    parser = _Parser(prog="rlhf-lines export", description=VERBS["export"], allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
+    parser.add_argument("--format", default="parquet", help="parquet, csv or both (default: %(default)s)")
+    parser.add_argument("--output_dir", help="where to write (default: RUN_DIR/export)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names")
+    options = parser.parse_args(arguments)
+    from rlhf_lines.sweep.export import export
+
+    for path in export(options.run_dir, options.output_dir, format=options.format, overwrite=options.overwrite):
+        print(f"wrote {path}")
 
 
 def _plan(arguments: list[str]) -> None:

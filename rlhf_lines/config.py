@@ -9,7 +9,8 @@ from pathlib import Path
 from rlhf_lines.suggestion import closest
 
 
-MAPPINGS = ("rewards",)  # keys of the YAML file whose items may be mappings
+MAPPINGS = ("rewards", "groups")  # keys of the YAML file whose items may be mappings
+LISTS = ("weights", "scalings")  # and those whose items may be lists
 RECORD_KEYS = {"format", "spec", "policies"}  # of a merge_spec.json, which repeats its merge
 
 
@@ -156,7 +157,9 @@ def _from_yaml(action: argparse.Action, value):
 
 
 def _one_value(action: argparse.Action, value):
-    if isinstance(value, dict) and action.dest in MAPPINGS:
+    if (isinstance(value, dict) and action.dest in MAPPINGS) or (
+        isinstance(value, list) and action.dest in LISTS and action.type is str
+    ):
         return value
     if isinstance(value, (list, dict)):
         raise ValueError(f"{action.dest} holds {value!r}, expected one value")

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import reward_models
@@ -68,6 +69,11 @@ class RewardEntry:
                 raise ValueError(f"rewards: {item['model']} has the unknown key {key!r}: {hint}")
         return cls(**item)
 
+    def identity(self) -> dict[str, Any]:
+        """Return what the scores depend on: the model, a folder by its absolute path, its dtype and its options."""
+        model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
+        return {"model": model, "dtype": self.dtype or "float32", "options": dict(self.options)}
+
     def __post_init__(self) -> None:
         for key, expected, holds in (
             ("name", "a text", self.name is None or isinstance(self.name, str)),
@@ -124,6 +130,15 @@ def check_names(names: Sequence[str]) -> None:
     """Refuse two rewards of one name."""
     if len(set(names)) < len(names):
         raise ValueError(f"rewards have the names {', '.join(names)}: two are equal, so give one another name")
+
+
+def raw_score_problems(entries: Sequence[RewardEntry]) -> list[str]:
+    """Return what is wrong with entries where raw scores are kept: they have no weight, normalize or clip."""
+    return [
+        f"rewards: {entry.model} has a weight, normalize or clip, but a sweep keeps raw scores"
+        for entry in entries
+        if (entry.weight, entry.normalize, entry.clip) != (1.0, False, None)
+    ]
 
 
 def reward_weights(entries: Sequence[RewardEntry], given: Sequence[float] | None) -> list[float]:

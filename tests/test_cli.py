@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from rlhf_lines import __version__, cli
 from rlhf_lines.stages import MODULES
 
 
-VERBS = ("demo", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "plan", "front")
+VERBS = (
+    "demo", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "score", "export", "plan",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +198,12 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
         (["front", "--run"], ["RUN_DIR"]),
         (["front", "./sft"], ["sft has no run.sqlite: expected the output_dir of rlhf-lines sweep"]),
         (["front", "./no"], ["no has no run.sqlite"]),
+        (["pick", "./no", "--preference", "1", "1"], ["no/front.json does not exist; make it with: rlhf-lines front"]),
+        (["pick", "--preference", "1", "1"], ["required: RUN_DIR"]),
+        (["pick", "./no", "--preference", "x"], ["--preference: invalid float value: 'x'"]),
+        (["pick", "./no", "--min", "r2", "--maximize", "r1"], ["--min has 'r2', expected NAME=SCORE, such as r2=0.4"]),
+        (["pick", "./no", "--min", "=1", "--maximize", "r1"], ["--min has '=1', expected NAME=SCORE"]),
+        (["pick", "./no", "--min", "r2=1", "--maximize", "r1", "--scale", "raw"], ["scale is raw, but it belongs to"]),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -282,7 +291,7 @@ def test_help_and_version_import_no_library():
 
 
 def test_the_verbs_are_those_of_the_stages(capsys):
-    assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "plan", "front"}
+    assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "front", "pick", "score", "export", "plan"}
     assert cli.main([]) == 2
     assert cli.main(["-h"]) == 0
     assert capsys.readouterr().err == ""
@@ -296,7 +305,8 @@ def test_every_verb_has_help(folder, capsys, verb):
     assert stop.value.code == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"usage: rlhf-lines {verb}") and err == ""
-    assert {"front": "RUN_DIR", "plan": "--base_model"}.get(verb, "--output_dir") in out
+    shown = {"front": "RUN_DIR", "pick": "--preference", "score": "RUN_DIR", "plan": "--base_model"}
+    assert shown.get(verb, "--output_dir") in out
     assert everything(folder) == before
 
 
@@ -359,6 +369,44 @@ def test_merge_writes_an_adapter_and_a_dense_model_that_agree(folder, capsys):
     dense = AutoModelForCausalLM.from_pretrained("./dense")
     for model in (adapter, dense):
         torch.testing.assert_close(logits(model), logits(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_the_command_that_pick_prints_makes_the_picked_policy(folder, capsys):
+    from rlhf_lines.pareto import build_front, write_front
+
+    def point(i, group, scores, **spec):
+        spec = {
+            "rule": "linear",
+            "weights": [0.3, 0.7],
+            "alpha": 0.5,
+            "beta": 1.0,
+            "schedule": "sqrt",
+            "options": {},
+        } | spec
+        return {"id": i, "group": group, "spec": spec, "scores": [scores] * 4}
+
+    points = [
+        point(0, "sft", [0.0, 0.0], weights=[0.0, 0.0]),
+        point(1, "lines", [1.0, 2.0]),
+        point(2, "ties", [3.0, 1.0], rule="ties", alpha=1.0, options={"density": 0.5}),
+    ]
+    front = build_front(rewards=["r1", "r=2"], split="test", seed=0, points=points, resamples=10)
+    (folder / "my run").mkdir()
+    write_front(folder / "my run", front)
+    question = ["pick", "./my run", "--preference", "0.1", "0.9"]
+    assert "run it again with: rlhf-lines front ./my run" in refused(capsys, folder, question)
+    write_front(folder / "my run", front | {"sft_model": "./sft", "policies": ["./brief", "./kind"]})
+    for question, picked, file in (
+        (["--preference", "0.1", "0.9"], points[1], "adapter_model.safetensors"),
+        (["--min", "r=2=0.5", "--maximize", "r1"], points[2], "model.safetensors"),
+    ):
+        assert cli.main(["pick", "./my run", *question]) == 0
+        command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+        assert command[:2] == ["rlhf-lines", "merge"]
+        assert cli.main(command[1:]) == 0
+        made = folder / "my run" / f"point_{picked['id']}"
+        assert json.loads((made / "merge_spec.json").read_text())["spec"] == picked["spec"]
+        assert (made / file).is_file()
 
 
 def test_merge_truncates_to_a_rank_and_says_what_that_lost(folder, capsys):

@@ -125,6 +125,8 @@ _FACTORS = {
     "sqrt": "alpha + beta sqrt((l-1)/(L-1))",
     "quadratic": "alpha + beta ((l-1)/(L-1))^2",
     "reversed": "alpha + beta (1 - (l-1)/(L-1))",
+    "reversed_sqrt": "alpha + beta sqrt(1 - (l-1)/(L-1))",
+    "reversed_quadratic": "alpha + beta (1 - (l-1)/(L-1))^2",
 }
 
 _LOAD_ADAPTER = """```python

@@ -20,12 +20,14 @@ from rlhf_lines.merge.sums import parameter_sums
 from rlhf_lines.suggestion import unknown_name
 
 
-# The share of beta that a block at depth d in [0, 1] gets. `reversed` is a control: the same factors, upside down.
+# The share of beta that a block at depth d in [0, 1] gets. Those that are reversed are controls: factors upside down.
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda depth: depth,
     "sqrt": torch.sqrt,
     "quadratic": torch.square,
     "reversed": lambda depth: 1 - depth,
+    "reversed_sqrt": lambda depth: torch.sqrt(1 - depth),
+    "reversed_quadratic": lambda depth: torch.square(1 - depth),
 }
 
 
@@ -33,7 +35,8 @@ def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "li
     """The factor of every block, float64 ``[num_layers]``.
 
         lambda(l) = alpha + beta f(d),   d = (l - 1) / (L - 1),  l = 1..L       (entry i is l = i + 1)
-        f(d) = d (linear), sqrt(d) (sqrt), d^2 (quadratic), 1 - d (reversed)
+        f(d) = d (linear), sqrt(d) (sqrt), d^2 (quadratic); f(1 - d) where it is reversed: 1 - d (reversed),
+        sqrt(1 - d) (reversed_sqrt), (1 - d)^2 (reversed_quadratic)
 
     `alpha=1, beta=0` is no scaling. With one block the factor is `alpha`. The paper has the linear schedule only.
 

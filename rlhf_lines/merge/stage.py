@@ -61,7 +61,11 @@ class MergeConfig:
     )
     beta: float = field(default=0.0, metadata={"help": "What the factor of the last block is more than alpha."})
     schedule: str = field(
-        default="linear", metadata={"help": "How the factor grows: linear, sqrt, quadratic or reversed."}
+        default="linear",
+        metadata={
+            "help": "How the factor grows: linear, sqrt or quadratic; or falls: reversed, reversed_sqrt or "
+            "reversed_quadratic."
+        },
     )
     dtype: str | None = field(
         default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}

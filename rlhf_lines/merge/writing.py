@@ -111,12 +111,27 @@ class PolicyMerge:
 
     def write_dense(self, folder: Path, *, dtype: str | None, max_shard_size: int | None) -> Written:
         """Write a full checkpoint; see `DenseMerge.write`."""
-        dense = self._dense
-        if dense is None:  # weights and LiNeS are in the factors already
-            merged = AdapterPolicy(replace(self.adapters[0], modules=self._factors()), self._sft)
-            dense = self._make_dense([merged], MergeSpec("linear", (1.0,)))
-        lost = dense.write(folder, dtype=dtype, max_shard_size=max_shard_size)
+        lost = self._as_dense().write(folder, dtype=dtype, max_shard_size=max_shard_size)
         return Written(lost, dtype or _stored_dtype(self._sft))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter that a policy changes, with theta_SFT + LiNeS(tau_M), float32 or wider, one at a time.
+
+        Raises:
+            ValueError: values that are not finite.
+        """
+        dense = self._as_dense()
+        for name in dense.residuals.shapes:
+            residual = dense.scaled.tensor(name)
+            yield name, residual.add_(self._sft.read(name))
+        dense.check_inputs()
+
+    def _as_dense(self) -> DenseMerge:
+        if self._dense is not None:
+            return self._dense
+        # Weights and LiNeS are in the factors already.
+        merged = AdapterPolicy(replace(self.adapters[0], modules=self._factors()), self._sft)
+        return self._make_dense([merged], MergeSpec("linear", (1.0,)))
 
     def _factors(self) -> dict[str, Factors]:
         return merge_adapters(self.adapters, self.resolved, num_layers=self._sft.num_layers())

@@ -6,8 +6,9 @@ Letters: n points, P prompts, K rewards.
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_lines.pareto.attainment import attained_regions
+from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.statistics import (
     CONFIDENCE,
     RESAMPLES,
@@ -23,6 +26,7 @@ from rlhf_lines.pareto.statistics import (
     interval,
     probability_positive,
 )
+from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, utilities
 
 
 FORMAT = 1
@@ -44,6 +48,8 @@ class Point:
         scores: ``[P, K]``, averaged over the samples of a prompt.
         kl: ``[P]``, estimated KL to the SFT model, or None when it was not measured.
         samples_per_prompt: How many completions were averaged for each prompt.
+        nats: ``[T]``, minus the log-probability of each of T control texts, or None when it was not measured.
+        text_tokens: ``[T]``, how many tokens of each control text the nats are summed over, or None.
     """
 
     id: int
@@ -52,6 +58,8 @@ class Point:
     scores: ArrayLike
     kl: ArrayLike | None = None
     samples_per_prompt: int = 1
+    nats: ArrayLike | None = None
+    text_tokens: ArrayLike | None = None
 
 
 def nondominated(scores: ArrayLike) -> list[int]:
@@ -108,7 +116,9 @@ def build_front(
     """Returns the content of ``front.json``: points with intervals, one front per group, and paired comparisons.
 
     Points are listed by id, so the result does not depend on the order they come in. A group with one point (``sft``)
-    gets no front. ``lines`` is compared with ``rewarded_soup`` first, then with every other group that has a front.
+    gets no front. All groups with a front are compared with each other: ``lines`` with ``rewarded_soup`` first, then
+    ``lines`` with the others by name, then the rest. Reference and ideal point are those of the mean scores, also in
+    the resamples.
 
     Args:
         rewards: K names, in the order of the columns of ``Point.scores``.
@@ -127,29 +137,29 @@ def build_front(
     scores = _stack_scores(points, rewards)  # [n, P, K]
     means = scores.mean(axis=1)
     mean_samples = bootstrap_means(scores, resamples, seed)
-    reference = reference_point(means)
+    reference, ideal = reference_point(means), ideal_point(means)
 
     groups: dict[str, list[int]] = {}
     for row, point in enumerate(points):
         groups.setdefault(point.group, []).append(row)
-    fronts, hypervolumes = {}, {}
+    fronts, measures = {}, {}
     for group, rows in groups.items():
         if len(rows) < 2:
             continue
-        value = hypervolume(means[rows], reference)
-        samples = bootstrap_hypervolumes(mean_samples[:, rows], reference)
-        hypervolumes[group] = (value, samples)
-        fronts[group] = {
-            "hypervolume": _estimate("value", value, samples, confidence),
-            "nondominated": [points[rows[i]].id for i in nondominated(means[rows])],
+        mine, my_samples = means[rows], mean_samples[:, rows]
+        measures[group] = {
+            "hypervolume": (hypervolume(mine, reference), bootstrap_hypervolumes(my_samples, reference)),
+            "expected_utility": (
+                float(expected_utility(utilities(mine[None], reference, ideal))[0]),
+                expected_utility(utilities(my_samples, reference, ideal)),
+            ),
         }
-
-    comparisons = []
-    for a, b in _pairs(fronts):
-        (value_a, samples_a), (value_b, samples_b) = hypervolumes[a], hypervolumes[b]
-        difference = _estimate("value", value_a - value_b, samples_a - samples_b, confidence)
-        difference["probability_positive"] = probability_positive(samples_a - samples_b)
-        comparisons.append({"a": a, "b": b, "hypervolume_difference": difference})
+        fronts[group] = {
+            **{name: _estimate("value", *measure, confidence) for name, measure in measures[group].items()},
+            "nondominated": [points[rows[i]].id for i in nondominated(mine)],
+            "hull": [points[rows[i]].id for i in hull_vertices(mine)],
+            "attainment": attained_regions(my_samples),
+        }
 
     return {
         "format": FORMAT,
@@ -157,6 +167,8 @@ def build_front(
         "split": split,
         "reference_point": reference,
         "reference_point_rule": REFERENCE_POINT_RULE,
+        "ideal_point": ideal,
+        "utility_rule": UTILITY_RULE,
         "seed": seed,
         "resamples": resamples,
         "confidence": confidence,
@@ -172,11 +184,22 @@ def build_front(
                 "kl": _kl(point, scores.shape[1], resamples, seed, confidence),
                 "prompts": scores.shape[1],
                 "samples_per_prompt": point.samples_per_prompt,
+                "perplexity": _perplexity(point, resamples, seed, confidence),
             }
             for row, point in enumerate(points)
         ],
         "fronts": fronts,
-        "comparisons": comparisons,
+        "comparisons": [
+            {
+                "a": a,
+                "b": b,
+                **{
+                    f"{name}_difference": _difference(measure, measures[b][name], confidence)
+                    for name, measure in measures[a].items()
+                },
+            }
+            for a, b in _pairs(fronts)
+        ],
     }
 
 
@@ -262,12 +285,17 @@ def _stack_scores(points: Sequence[Point], rewards: Sequence[str]) -> NDArray[np
     return np.stack(arrays)
 
 
-def _pairs(fronts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if "lines" not in fronts:
-        return []
-    others = sorted(group for group in fronts if group != "lines")
-    others.sort(key=lambda group: group != "rewarded_soup")
-    return [("lines", other) for other in others]
+def _pairs(groups: Iterable[str]) -> list[tuple[str, str]]:
+    first = {"lines": 0, "rewarded_soup": 1}
+    return list(combinations(sorted(groups, key=lambda group: (first.get(group, 2), group)), 2))
+
+
+def _difference(
+    a: tuple[float, NDArray[np.float64]], b: tuple[float, NDArray[np.float64]], confidence: float
+) -> dict[str, float]:
+    (value_a, samples_a), (value_b, samples_b) = a, b
+    difference = _estimate("value", value_a - value_b, samples_a - samples_b, confidence)
+    return {**difference, "probability_positive": probability_positive(samples_a - samples_b)}
 
 
 def _estimate(key: str, value: float, samples: NDArray[np.float64], confidence: float) -> dict[str, float]:
@@ -283,3 +311,17 @@ def _kl(point: Point, prompts: int, resamples: int, seed: int, confidence: float
         raise ValueError(f"kl of point {point.id} has shape {kl.shape}; expected {prompts} finite numbers or None")
     samples = bootstrap_means(kl[None, :, None], resamples, seed)[:, 0, 0]
     return _estimate("mean", kl.mean(), samples, confidence)
+
+
+def _perplexity(point: Point, resamples: int, seed: int, confidence: float) -> dict[str, float] | None:
+    """Returns ``exp(sum of nats / sum of tokens)`` with its interval over control texts."""
+    if point.nats is None and point.text_tokens is None:
+        return None
+    nats, tokens = (np.asarray(values, dtype=np.float64) for values in (point.nats, point.text_tokens))
+    if nats.ndim != 1 or nats.shape != tokens.shape or nats.size == 0 or not (np.isfinite(nats) & (tokens > 0)).all():
+        raise ValueError(
+            f"point {point.id} has nats of shape {nats.shape} and text_tokens of shape {tokens.shape}; expected a "
+            "finite number of nats and a positive number of tokens for every control text, or None for both"
+        )
+    samples = bootstrap_means(np.stack([nats, tokens], axis=-1)[None], resamples, seed)[:, 0]
+    return _estimate("mean", np.exp(nats.sum() / tokens.sum()), np.exp(samples[:, 0] / samples[:, 1]), confidence)

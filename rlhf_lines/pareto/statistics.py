@@ -5,6 +5,7 @@ prompts depend only on (P, resamples, seed), so all points see the same resample
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import moocore
@@ -24,10 +25,12 @@ class Estimate(NamedTuple):
     high: float
 
 
+@lru_cache(maxsize=2)  # of a run's prompts and of its control texts: every point asks for the same
 def bootstrap_counts(prompts: int, resamples: int, seed: int) -> NDArray[np.float64]:
     """Returns how often each prompt occurs in each resample, shape ``[R, P]``; every row sums to P.
 
-    Row r counts the r-th draw of P indices with replacement from ``Generator(PCG64(seed))``.
+    Row r counts the r-th draw of P indices with replacement from ``Generator(PCG64(seed))``. The array is shared by
+    equal calls and cannot be written to.
 
     Raises:
         ValueError: If ``prompts`` or ``resamples`` is below 1.
@@ -38,6 +41,7 @@ def bootstrap_counts(prompts: int, resamples: int, seed: int) -> NDArray[np.floa
     counts = np.empty((resamples, prompts))
     for row in counts:
         row[:] = np.bincount(generator.integers(prompts, size=prompts), minlength=prompts)
+    counts.flags.writeable = False
     return counts
 
 

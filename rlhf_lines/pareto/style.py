@@ -5,7 +5,8 @@ Okabe and Ito's (Color Universal Design, 2008), told apart under the common form
 groups are from Tol's muted scheme (SRON/EPS/TN/09-002).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 
@@ -57,6 +58,37 @@ def shortened(text: str, width: int = LABEL_WIDTH) -> str:
     """Returns ``text`` on one line with at most ``width`` characters."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def policy_names(front: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the policies of a front: those of their folders, with the parent's where they repeat.
+
+    The list is empty if the front does not say which policies were merged.
+
+    >>> policy_names({"policies": ["runs/helpful", "runs/harmless/"]})
+    ['helpful', 'harmless']
+    >>> policy_names({"policies": ["helpful/final", "harmless/final"]})
+    ['helpful/final', 'harmless/final']
+    """
+    paths = [PurePosixPath(str(path).replace("\\", "/")) for path in front.get("policies") or []]
+    repeated = len({path.name for path in paths}) < len(paths)
+    return [shortened("/".join(path.parts[-2:]) if repeated else path.name) for path in paths]
+
+
+def single_policy(front: Mapping[str, Any], point: Mapping[str, Any]) -> str | None:
+    """Returns the name of the policy that a point of the rewarded soup is, None if it is a mixture or of another group.
+
+    >>> front = {"policies": ["runs/helpful", "runs/harmless"]}
+    >>> single_policy(front, {"group": "rewarded_soup", "spec": {"weights": [0.0, 1.0]}})
+    'harmless'
+    >>> single_policy({}, {"group": "rewarded_soup", "spec": {"weights": [0.0, 1.0]}})
+    'policy 2'
+    """
+    weights = list(point["spec"].get("weights") or [])
+    if point["group"] != "rewarded_soup" or sorted(weights) != [0.0] * (len(weights) - 1) + [1.0]:
+        return None
+    k, names = weights.index(1.0), policy_names(front)
+    return names[k] if k < len(names) else f"policy {k + 1}"
 
 
 def ordered(groups: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """A front as plain text for the terminal."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -11,57 +12,83 @@ NAME_WIDTH = 20
 def front_table(front: Mapping[str, Any]) -> str:
     """Returns the front as aligned text of at most 110 columns, without a trailing newline.
 
-    First the hypervolume of each group, then the differences between groups, then one line per point; ``*`` marks the
-    points that no other point of their group dominates. Rewards that do not fit beside each other continue in a
-    further block.
+    First hypervolume and expected utility of each group, then the differences between groups, then one line per point;
+    ``*`` marks the points that no other point of their group dominates. A point that is one policy as it was trained
+    has that policy's name in place of weights. Columns that do not fit beside each other continue in a further block.
 
     Args:
         front: What `build_front` returns.
     """
     confidence = f"{100 * front['confidence']:g} % intervals" if "confidence" in front else "intervals"
     head = f"{front['split']} prompts, {confidence} over prompts, higher is better"
-    return "\n\n".join([head, *_hypervolumes(front), *_points(front)])
+    if any(point.get("perplexity") for point in front["points"]):
+        head += "\nppl: perplexity of the control texts, lower is better"
+    return "\n\n".join([head, *_groups(front), *_differences(front), *_points(front)])
 
 
-def _hypervolumes(front: Mapping[str, Any]) -> list[str]:
-    volumes = {group: entry["hypervolume"] for group, entry in front["fronts"].items()}
-    differences = [entry["hypervolume_difference"] for entry in front["comparisons"]]
-    estimates = [*volumes.values(), *differences]
+def single_policy(point: Mapping[str, Any]) -> int | None:
+    """Returns which policy a point is, as it was trained: one weight is 1, the others 0, nothing is scaled; or None.
+
+    >>> single_policy({"spec": {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0}})
+    1
+    """
+    spec = point["spec"]
+    weights = list(spec.get("weights") or [])
+    one_hot = sorted(weights) == [0.0] * (len(weights) - 1) + [1.0]
+    unscaled = spec.get("rule") in ("linear", "sum") and (spec.get("alpha"), spec.get("beta")) == (1.0, 0.0)
+    return weights.index(1.0) if one_hot and unscaled else None
+
+
+def policy_name(front: Mapping[str, Any], policy: int) -> str:
+    """Returns the name of a policy's folder, or its number where the front does not know it or names are shared."""
+    names = [Path(path).name for path in front.get("policies", ())]
+    unknown = policy >= len(names) or names.count(names[policy]) > 1
+    return f"policy {policy + 1}" if unknown else names[policy]
+
+
+def _groups(front: Mapping[str, Any]) -> list[str]:
+    if not front["fronts"]:
+        return []
+    schedules: dict[str, dict[str, None]] = {}
+    for point in front["points"]:
+        schedules.setdefault(point["group"], {})[point["spec"].get("schedule") or "linear"] = None
+    columns = [["group", *(_clip(group) for group in front["fronts"])]]
+    for measure in ("hypervolume", "expected_utility"):
+        columns.append(_estimates(measure, [entry[measure] for entry in front["fronts"].values()]))
+    sizes = [sum(point["group"] == group for point in front["points"]) for group in front["fronts"]]
+    columns.append(["points", *map(str, sizes)])
+    columns.append(["nondominated", *(str(len(entry["nondominated"])) for entry in front["fronts"].values())])
+    if any(list(schedules[group]) != ["linear"] for group in front["fronts"]):
+        columns.append(["schedule", *(_clip(", ".join(schedules[group])) for group in front["fronts"])])
+    return [_align(list(zip(*columns, strict=True)), left=1)]
+
+
+def _differences(front: Mapping[str, Any]) -> list[str]:
+    if not front["comparisons"]:
+        return []
+    columns = [["difference", *(f"{_clip(entry['a'])} - {_clip(entry['b'])}" for entry in front["comparisons"])]]
+    for measure in ("hypervolume", "expected_utility"):
+        differences = [entry[f"{measure}_difference"] for entry in front["comparisons"]]
+        columns.append(_estimates(measure, differences))
+        columns.append(["P(> 0)", *(f"{difference['probability_positive']:.3f}" for difference in differences)])
+    return [_align(list(zip(*columns, strict=True)), left=1)]
+
+
+def _estimates(measure: str, estimates: Sequence[Mapping[str, float]]) -> list[str]:
     digits = decimals([estimate["value"] for estimate in estimates])
-    sections = []
-    if volumes:
-        rows = [["hypervolume", "value", "points", "nondominated"]]
-        for group, volume in volumes.items():
-            size = sum(point["group"] == group for point in front["points"])
-            rows.append(
-                [
-                    _clip(group),
-                    estimate_text(volume, digits),
-                    str(size),
-                    str(len(front["fronts"][group]["nondominated"])),
-                ]
-            )
-        sections.append(_align(rows, left=1))
-    if differences:
-        rows = [["difference", "value", "P(> 0)"]]
-        for entry, difference in zip(front["comparisons"], differences, strict=True):
-            pair = f"{_clip(entry['a'])} - {_clip(entry['b'])}"
-            rows.append([pair, estimate_text(difference, digits), f"{difference['probability_positive']:.3f}"])
-        sections.append(_align(rows, left=1))
-    return sections
+    return [measure.replace("_", " "), *(estimate_text(estimate, digits) for estimate in estimates)]
 
 
 def _points(front: Mapping[str, Any]) -> list[str]:
     best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
-    fixed = [["", "id", "group", "weights", "alpha", "beta"]]
+    fixed = [[" id", "group", "weights", "alpha", "beta"]]
     for point in front["points"]:
         spec = point["spec"]
         fixed.append(
             [
-                "*" if point["id"] in best else "",
-                str(point["id"]),
+                f"{'*' if point['id'] in best else ' '}{point['id']}",
                 _clip(point["group"]),
-                " ".join(f"{weight:.2f}" for weight in spec.get("weights") or []) or "-",
+                _weights(front, point),
                 _plain(spec.get("alpha")),
                 _plain(spec.get("beta")),
             ]
@@ -71,14 +98,13 @@ def _points(front: Mapping[str, Any]) -> list[str]:
         scores = [point["scores"][reward] for point in front["points"]]
         digits = decimals([score["mean"] for score in scores])
         columns.append([_clip(reward), *(estimate_text(score, digits) for score in scores)])
-    if any(point["kl"] is not None for point in front["points"]):
-        known = [point["kl"]["mean"] for point in front["points"] if point["kl"] is not None]
-        digits = decimals(known)
-        columns.append(
-            ["kl", *("-" if point["kl"] is None else f"{point['kl']['mean']:.{digits}f}" for point in front["points"])]
-        )
+    for key, name in (("kl", "kl"), ("perplexity", "ppl")):
+        means = [point[key]["mean"] if point.get(key) else None for point in front["points"]]
+        digits = decimals([mean for mean in means if mean is not None])
+        if any(mean is not None for mean in means):
+            columns.append([name, *("-" if mean is None else f"{mean:.{digits}f}" for mean in means)])
     return [
-        _align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=4)
+        _align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=3)
         for block in _blocks(fixed, columns)
     ]
 
@@ -112,8 +138,17 @@ def decimals(values: Sequence[float]) -> int:
     return 3 if largest == 0.0 else 6
 
 
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _weights(front: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    policy = single_policy(point)
+    if policy is not None and "policies" in front:
+        return _clip(policy_name(front, policy))
+    return " ".join(f"{weight:.2f}" for weight in point["spec"].get("weights") or []) or "-"
+
+
+def _plain(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.2f}"
 
 
 def _clip(text: str) -> str:

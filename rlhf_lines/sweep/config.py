@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lines.merge.rules import LINEAR_RULES
-from rlhf_lines.suggestion import unknown_name
 from rlhf_lines.sweep.choices import GroupEntry, Scaling, candidates, group_entries, weight_vectors
-from rlhf_lines.task_rewards import reward_entries
+from rlhf_lines.task_rewards import raw_score_problems, reward_entries
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -189,9 +188,7 @@ class SweepConfig:
             problems.append(f"policies has {len(self.policies)} folder, expected two or more")
         if len(self.rewards) < 2:
             problems.append(f"rewards has {len(self.rewards)}, expected two or more")
-        for entry in reward_entries(self.rewards):
-            if (entry.weight, entry.normalize, entry.clip) != (1.0, False, None):
-                problems.append(f"rewards: {entry.model} has a weight, normalize or clip, but a sweep keeps raw scores")
+        problems += raw_score_problems(reward_entries(self.rewards))
         for read in ("scaling_candidates", "weight_vectors", "vllm_arguments", "group_entries"):
             try:
                 getattr(self, read)

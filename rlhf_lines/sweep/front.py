@@ -1,15 +1,23 @@
-"""From the run store of a sweep to ``front.json`` and ``front.png``."""
+"""From the run store of a sweep to ``front.json`` and the figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_lines.pareto import Point, build_front, plot_front, write_front
+import numpy as np
+
+from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.sweep.store import FILE, Store
 
 
+SUFFIXES = (".png", ".pdf")
+
+
 def trace_front(folder: str | Path, *, split: str = "test") -> dict:
-    """Write ``front.json`` and ``front.png`` from what the store holds, and return the front.
+    """Write ``front.json`` and the figures from what the store holds, and return the front.
+
+    The figures are ``front``, and, where there is something to draw, ``validation`` and ``forgetting``, each as .png
+    and .pdf.
 
     Raises:
         FileNotFoundError: the folder has no run store.
@@ -21,22 +29,48 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
     with Store(folder) as store:
         names, seed = store.recall("reward_names"), store.recall("seed")
         front = build_front(rewards=names, split=split, seed=seed, points=measured_points(store, split))
+        front |= {
+            "sft_model": store.recall("sft_model"),
+            "policies": [*store.recall("policies"), *store.recall("morlhf")],
+            "validation": store.recall("validation"),
+            "surrogate": store.recall("surrogate"),
+            "forgetting": _forgetting(store),
+        }
     write_front(folder, front)
-    plot_front(front, folder / "front.png")
+    for suffix in SUFFIXES:
+        plot_front(front, folder / f"front{suffix}")
+        if front["validation"] is not None:
+            plot_validation(front, folder / f"validation{suffix}")
+        if front["forgetting"] is not None:
+            plot_forgetting(front, folder / f"forgetting{suffix}")
     return front
+
+
+def _forgetting(store: Store) -> dict | None:
+    """Return what the control texts are, or None without any."""
+    tokens = store.control_tokens()
+    if len(tokens) == 0:
+        return None
+    return {"texts": len(tokens), "tokens": int(tokens.sum()), "source": store.recall("control")}
 
 
 def measured_points(store: Store, split: str) -> list[Point]:
     """Return every point of a split with its scores per prompt."""
-    names, samples = store.recall("reward_names"), store.recall("samples_per_prompt")
+    names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.control_tokens()
+
+    def control(spec: int) -> dict[str, np.ndarray]:
+        nats = store.nats(spec)
+        return {"nats": nats, "text_tokens": tokens} if len(nats) else {}
+
     return [
         Point(
-            id=point,
-            group=group,
-            spec=spec.to_dict(),
-            scores=store.scores(point, names),
-            kl=store.kl(point),
+            id=point.id,
+            group=point.group,
+            spec=point.spec.to_dict(),
+            scores=store.scores(point.spec_id, split, names),
+            kl=store.kl(point.spec_id, split),
             samples_per_prompt=samples,
+            **control(point.spec_id),
         )
-        for point, group, spec in store.points(split)
+        for point in store.points(split)
     ]

@@ -20,17 +20,6 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.low_rank import Stacked, coefficients, stack
 from rlhf_lines.merge.residuals import Adapter
-from rlhf_lines.merge.rules import LINEAR_RULES
-
-
-def check_mixable(spec: MergeSpec) -> None:
-    """Stop with a ValueError if a spec is not one coefficient per rank and block of the policies' factors."""
-    if spec.rule not in LINEAR_RULES or spec.alpha == "auto":
-        what = f"rule {spec.rule!r}" if spec.rule not in LINEAR_RULES else 'alpha "auto"'
-        raise ValueError(
-            f"{what} is not supported in a sweep yet, which mixes the factors of adapters on one loaded base: merge "
-            "with `rlhf-lines merge`, or sweep rule linear with alphas that are numbers"
-        )
 
 
 class Mixture:
@@ -38,7 +27,7 @@ class Mixture:
 
     Args:
         model: the SFT model; hooks are added to the adapted modules, its weights are not touched.
-        adapters: the policies, in the order of the specs' weights.
+        adapters: the policies, in the order of the specs' weights; a spec may have fewer weights, the rest are 0.
 
     Raises:
         ValueError: an adapter has a module that the model has not.
@@ -80,9 +69,9 @@ class Mixture:
 
     def _coefficients(self, spec: MergeSpec) -> Tensor:
         if spec not in self._cache:
-            check_mixable(spec)
-            per_block = [coefficients(spec, self._ranks, layer, self._num_layers) for layer in self._layers]
-            self._cache[spec] = torch.stack(per_block)
+            ranks = self._ranks[: len(spec.weights)]
+            per_block = torch.stack([coefficients(spec, ranks, layer, self._num_layers) for layer in self._layers])
+            self._cache[spec] = nn.functional.pad(per_block, (0, sum(self._ranks) - sum(ranks)))
         return self._cache[spec]
 
     def _attach(self, module: nn.Module, factors: Stacked, layer: int | None) -> None:

@@ -1,59 +1,43 @@
-"""Completions of many specs in one batch, and their KL to the SFT model."""
+"""Completions of many specs in one batch, their KL to the SFT model, and how well specs predict given texts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sampling import chosen_logprobs, left_pad, sample_tokens
+from rlhf_lines.sweep.engine import Completion, Request
 from rlhf_lines.sweep.mixture import Mixture
 
 
-KL_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Request:
-    """One completion to be sampled: which spec, which prompt (a number that names it), which sample of it."""
-
-    spec: MergeSpec
-    prompt_ids: tuple[int, ...]
-    prompt_key: int
-    sample: int = 0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The tokens of a completion, the end token included, and its KL to the SFT model.
-
-    ``kl`` is sum_t log pi(a_t|s_t) - log pi_SFT(a_t|s_t), in nats: an unbiased estimate from one sample.
-    """
-
-    token_ids: tuple[int, ...]
-    kl: float
+# Of one forward pass over given tokens: what a CPU's cache takes, and 512 MiB in float32 on a GPU; 8 rows at least.
+LOGITS_ON_CPU, LOGITS_ON_GPU, LEAST_ROWS = 1 << 20, 1 << 27, 8
 
 
 @torch.no_grad()
 def sample(
     mixture: Mixture,
-    requests: list[Request],
+    requests: Sequence[Request],
     *,
     max_new_tokens: int,
     temperature: float,
-    eos_token_ids: list[int],
+    eos_token_ids: Sequence[int],
     pad_token_id: int,
     seed: int,
+    policy: contextlib.AbstractContextManager | None = None,
 ) -> list[Completion]:
     """Return one completion per request, all in one batch. Specs share their noise, prompt by prompt.
 
     Args:
         temperature: of the softmax; 0 takes the most likely token.
+        policy: inside it the model is the merged policy of all requests; None: every row follows its spec.
     """
     prompts = [request.prompt_ids for request in requests]
-    with mixture.rows([request.spec for request in requests]):
+    by_spec = policy is None
+    with mixture.rows([request.spec for request in requests]) if by_spec else policy:
         tokens, lengths, logprobs = sample_tokens(
             mixture.model,
             prompts,
@@ -63,31 +47,79 @@ def sample(
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
             seed=seed,
-            keep_rows=mixture.select_rows,
+            keep_rows=mixture.select_rows if by_spec else lambda rows: None,
         )
-    token_mask = torch.arange(max_new_tokens, device=tokens.device) < lengths.unsqueeze(1)
-    reference = _sft_logprobs(mixture, prompts, tokens, token_mask, pad_token_id, temperature or 1.0)
-    kl = ((logprobs - reference) * token_mask).sum(dim=1, dtype=torch.float64)
+    completions = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    own = logprobs.double().sum(dim=1).tolist()
+    reference = sft_logprobs(mixture, list(zip(prompts, completions, strict=True)), pad_token_id, temperature or 1.0)
     return [
-        Completion(tuple(row[:length]), value)
-        for row, length, value in zip(tokens.tolist(), lengths.tolist(), kl.tolist(), strict=True)
+        Completion(completion, ours - theirs)
+        for completion, ours, theirs in zip(completions, own, reference, strict=True)
     ]
 
 
-def _sft_logprobs(mixture, prompts, tokens, token_mask, pad_token_id, temperature) -> Tensor:
-    """Return the log-probabilities of the sampled tokens under the SFT model, ``[rows, T]``."""
-    prompt_ids, prompt_mask = left_pad(prompts, pad_token_id, tokens.device)
-    inputs = torch.cat([prompt_ids, tokens], dim=1)
-    mask = torch.cat([prompt_mask, token_mask.long()], dim=1)
-    chunks = []
-    # A few rows at a time: logits of all rows, tokens and words at once are memory that nothing else here needs.
-    for rows in torch.arange(len(tokens), device=tokens.device).split(KL_ROWS):
+def sft_logprobs(
+    mixture: Mixture, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], pad_token_id: int, temperature: float
+) -> list[float]:
+    """Return the log-probability of each completion after its prompt under the SFT model.
+
+    Specs that share their noise often write the same: each pair is read once.
+    """
+    distinct = list(dict.fromkeys(pairs))
+    values = _logprobs(mixture, None, distinct, pad_token_id, temperature)
+    known = dict(zip(distinct, values, strict=True))
+    return [known[pair] for pair in pairs]
+
+
+@torch.no_grad()
+def text_nats(
+    mixture: Mixture, specs: Sequence[MergeSpec] | None, rows: Sequence[Sequence[int]], pad_token_id: int
+) -> list[float]:
+    """Return -sum_t log p(token_t | those before), t >= 1, of each row of token ids, in nats.
+
+    Args:
+        specs: of the rows; None reads all of them with the model as it is.
+    """
+    pairs = [(tuple(row[:1]), tuple(row[1:])) for row in rows]
+    return [-value for value in _logprobs(mixture, specs, pairs, pad_token_id, temperature=1.0)]
+
+
+def _logprobs(
+    mixture: Mixture,
+    specs: Sequence[MergeSpec] | None,
+    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    pad_token_id: int,
+    temperature: float,
+) -> list[float]:
+    """Return the summed log-probabilities of the second parts after the first, under specs or the SFT model."""
+    on_cpu = mixture.model.device.type == "cpu"
+    logits = (LOGITS_ON_CPU if on_cpu else LOGITS_ON_GPU) // mixture.model.config.get_text_config().vocab_size
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    found = [0.0] * len(pairs)
+    while order:
+        # The longest first: what does not fit into memory fails at once. Equal lengths need little padding.
+        rows = max(LEAST_ROWS, logits // (len(pairs[order[-1]][1]) + 1))
+        chunk, order = order[-rows:], order[:-rows]
+        of_rows = None if specs is None else [specs[i] for i in chunk]
+        values = _logprobs_of_batch(mixture, of_rows, [pairs[i] for i in chunk], pad_token_id, temperature)
+        for i, value in zip(chunk, values, strict=True):
+            found[i] = value
+    return found
+
+
+def _logprobs_of_batch(mixture, specs, pairs, pad_token_id, temperature) -> list[float]:
+    device = mixture.model.device
+    inputs, mask = left_pad([before + after for before, after in pairs], pad_token_id, device)
+    width = max(len(after) for _, after in pairs)
+    with contextlib.nullcontext() if specs is None else mixture.rows(specs):
         logits = mixture.model(
-            input_ids=inputs[rows],
-            attention_mask=mask[rows],
-            position_ids=(mask[rows].cumsum(1) - 1).clamp(min=0),
+            input_ids=inputs,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             use_cache=False,
-            logits_to_keep=tokens.shape[1] + 1,
+            logits_to_keep=width + 1,
         ).logits[:, :-1]
-        chunks.append(chosen_logprobs(logits, tokens[rows], temperature))
-    return torch.cat(chunks)
+    lengths = torch.tensor([len(after) for _, after in pairs], device=device)
+    is_after = torch.arange(width, 0, -1, device=device) <= lengths.unsqueeze(1)
+    logprobs = chosen_logprobs(logits, inputs[:, inputs.shape[1] - width :], temperature)
+    return (logprobs.double() * is_after).sum(dim=1).tolist()

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_lines.artifact import is_complete
 from rlhf_lines.merge import MergeSpec
 
 
 FILE = "run.sqlite"
 FORMAT = 2
+PAGE = 1024  # completions that are read at once
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS specs (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE);
@@ -49,6 +51,12 @@ CREATE TABLE IF NOT EXISTS control (
 """
 
 
+UNSCORED = (
+    "NOT EXISTS (SELECT 1 FROM scores s WHERE (s.spec, s.prompt, s.sample) = (c.spec, c.prompt, c.sample) "
+    "AND s.reward = ?)"
+)
+
+
 class StoredPoint(NamedTuple):
     """One point: its id, its group, its spec, and the id of the spec, under which its completions are."""
 
@@ -70,6 +78,31 @@ class Row(NamedTuple):
     scores: dict[str, float]
 
 
+class Unscored(NamedTuple):
+    """A completion without a certain score: its ids, what reward models are shown of its prompt, and its text."""
+
+    spec: int
+    prompt: int
+    sample: int
+    scored_text: str
+    text: str
+
+
+class StoredPrompt(NamedTuple):
+    """What the policy read, and what reward models are shown of it."""
+
+    text: str
+    scored_text: str
+
+
+class ControlText(NamedTuple):
+    """A text outside the task, and how many of its tokens are predicted."""
+
+    id: int
+    text: str
+    tokens: int
+
+
 class Store:
     """An open run store; a context manager.
 
@@ -88,7 +121,8 @@ class Store:
             tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if tables and found != FORMAT:
                 raise sqlite3.DatabaseError(f"format {found}, and this version reads format {FORMAT}")
-            self._db.executescript(SCHEMA + f"PRAGMA user_version = {FORMAT};")
+            if not tables:  # a store that is read is not written to
+                self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise ValueError(
@@ -194,23 +228,6 @@ class Store:
             for point, group, spec, spec_id in self._db.execute(query, (split,))
         ]
 
-    def prompts(self, split: str) -> list[tuple[int, str]]:
-        """Return (id, text) of every prompt of a split, in the order of their ids."""
-        return self._db.execute("SELECT id, text FROM prompts WHERE split = ? ORDER BY id", (split,)).fetchall()
-
-    def rows(self, spec: int, prompt: int) -> list[Row]:
-        """Return the completions of a prompt by a spec with all their scores, in the order of samples."""
-        key = (spec, prompt)
-        scores: dict[int, dict[str, float]] = {}
-        query = "SELECT sample, reward, score FROM scores WHERE spec = ? AND prompt = ?"
-        for sample, reward, score in self._db.execute(query, key):
-            scores.setdefault(sample, {})[reward] = score
-        query = "SELECT sample, text, token_ids, kl FROM completions WHERE spec = ? AND prompt = ? ORDER BY sample"
-        return [
-            Row(*key, sample, text, tuple(json.loads(token_ids)), kl, scores.get(sample, {}))
-            for sample, text, token_ids, kl in self._db.execute(query, key)
-        ]
-
     def scores(self, spec: int, split: str, rewards: Sequence[str]) -> np.ndarray:
         """Return the scores of a spec, mean over samples, ``[prompts, rewards]``, in the order of prompt ids."""
         query = (
@@ -227,5 +244,125 @@ class Store:
         )
         return self._column(query, spec, split)
 
+    def specs(self) -> dict[int, MergeSpec]:
+        """Return every spec by its id."""
+        query = "SELECT id, spec FROM specs ORDER BY id"
+        return {spec_id: MergeSpec.from_dict(json.loads(spec)) for spec_id, spec in self._db.execute(query)}
+
+    def splits(self) -> list[str]:
+        """Return the splits that have points, in the order of their first."""
+        return [split for (split,) in self._db.execute("SELECT split FROM points GROUP BY split ORDER BY MIN(id)")]
+
+    def prompts(self, split: str) -> dict[int, StoredPrompt]:
+        """Return the prompts of a split by their ids."""
+        query = "SELECT id, text, scored_text FROM prompts WHERE split = ? ORDER BY id"
+        return {prompt: StoredPrompt(*texts) for prompt, *texts in self._db.execute(query, (split,))}
+
+    def rows(self, split: str, rewards: Sequence[str]) -> Iterator[Row]:
+        """Yield every completion of a split with these scores, in the order of spec, prompt and sample.
+
+        A page is read at a time: memory does not grow with the run. A score that is missing is left out of its row.
+        """
+        columns = "".join(
+            ", (SELECT score FROM scores s WHERE (s.spec, s.prompt, s.sample) = (c.spec, c.prompt, c.sample) "
+            "AND reward = ?)"
+            for _ in rewards
+        )
+        found = self._pages(f"c.text, c.token_ids, c.kl{columns}", "p.split = ?", *rewards, split)
+        for *key, text, token_ids, kl, in_order in ((*row[:6], row[6:]) for row in found):
+            scores = {reward: score for reward, score in zip(rewards, in_order, strict=True) if score is not None}
+            yield Row(*key, text, tuple(json.loads(token_ids)), kl, scores)
+
+    def unscored(self, reward: str) -> Iterator[Unscored]:
+        """Yield every completion without this score, in the order of spec, prompt and sample; see ``rows``.
+
+        Scores may be added meanwhile.
+        """
+        return (Unscored(*row) for row in self._pages("p.scored_text, c.text", UNSCORED, reward))
+
+    def count_unscored(self, reward: str) -> int:
+        """Return how many completions have no such score."""
+        query = f"SELECT count(*) FROM completions c WHERE {UNSCORED}"
+        return self._db.execute(query, (reward,)).fetchone()[0]
+
+    def has_scores(self, reward: str) -> bool:
+        """Return whether any completion has this score."""
+        return self._db.execute("SELECT 1 FROM scores WHERE reward = ? LIMIT 1", (reward,)).fetchone() is not None
+
+    def add_scores(self, reward: str, scores: Iterable[tuple[int, int, int, float]]) -> None:
+        """Store one more score of completions, all or none.
+
+        Args:
+            scores: (spec, prompt, sample, score) of each.
+        """
+        with self._db:
+            self._add_scores((spec, prompt, sample, reward, score) for spec, prompt, sample, score in scores)
+
+    def add_control_texts(self, texts: Mapping[str, int]) -> list[int]:
+        """Return the ids of the control texts, in their order, adding those that are not there yet.
+
+        Args:
+            texts: from a text to how many of its tokens are predicted.
+        """
+        with self._db:
+            query = "INSERT OR IGNORE INTO control_texts (text, tokens) VALUES (?, ?)"
+            self._db.executemany(query, texts.items())
+        ids = {control.text: control.id for control in self.control_texts()}
+        return [ids[text] for text in texts]
+
+    def control_texts(self) -> list[ControlText]:
+        """Return the control texts, in the order of their ids."""
+        return [ControlText(*row) for row in self._db.execute("SELECT id, text, tokens FROM control_texts ORDER BY id")]
+
+    def control_tokens(self) -> np.ndarray:
+        """Return how many tokens of every control text are predicted, ``[texts]``, in the order of ids."""
+        return np.array([control.tokens for control in self.control_texts()], dtype=np.float64)
+
+    def finished_control(self) -> set[tuple[int, int]]:
+        """Return the (spec, text) whose nats are stored."""
+        return set(self._db.execute("SELECT spec, text FROM control"))
+
+    def add_nats(self, rows: Iterable[tuple[int, int, float]]) -> None:
+        """Store the (spec, text, nats) of control texts, all or none."""
+        with self._db:
+            self._db.executemany("INSERT INTO control VALUES (?, ?, ?)", rows)
+
+    def nats(self, spec: int) -> np.ndarray:
+        """Return -log p of every control text under a spec, ``[texts]``, in the order of text ids."""
+        return self._column("SELECT text, nats FROM control WHERE spec = ? ORDER BY text", spec)
+
+    def _pages(self, columns: str, condition: str, *values) -> Iterator[tuple]:
+        """Yield spec, prompt, sample and more columns of completions ``c`` and their prompts ``p``, by primary key.
+
+        No statement is left open between pages, which would keep other processes from writing.
+        """
+        # CROSS JOIN keeps completions outside, whose key is the order: nothing is sorted.
+        query = (
+            f"SELECT c.spec, c.prompt, c.sample, {columns} FROM completions c CROSS JOIN prompts p ON p.id = c.prompt "
+            f"WHERE {condition} AND (c.spec, c.prompt, c.sample) > (?, ?, ?) ORDER BY c.spec, c.prompt, c.sample "
+            f"LIMIT {PAGE}"
+        )
+        after = (-1, -1, -1)
+        while page := self._db.execute(query, (*values, *after)).fetchall():
+            yield from page
+            after = page[-1][:3]
+
     def _column(self, query: str, *keys) -> np.ndarray:
         return np.array([value for _, value in self._db.execute(query, keys)], dtype=np.float64)
+
+
+def open_finished(folder: str | Path) -> Store:
+    """Return the run store of a finished sweep.
+
+    Raises:
+        FileNotFoundError: the folder has no run store, or belongs to a sweep that has not finished.
+        ValueError: the file is no run store of this format.
+    """
+    folder = Path(folder)
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(f"{folder} has no {FILE}: expected the output_dir of rlhf-lines sweep")
+    if not is_complete(folder):
+        raise FileNotFoundError(
+            f"{folder} is of a sweep that has not finished: go on with it by rlhf-lines sweep --resume, with its config"
+        )
+    return Store(folder)

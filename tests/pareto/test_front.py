@@ -9,12 +9,17 @@ import pytest
 
 from rlhf_lines.pareto import (
     REFERENCE_POINT_RULE,
+    UTILITY_RULE,
     Point,
+    bootstrap_hypervolumes,
+    bootstrap_means,
     build_front,
+    expected_utility,
     hypervolume,
     nondominated,
     read_front,
     reference_point,
+    utilities,
     write_front,
 )
 
@@ -93,26 +98,32 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     front = json.loads(json.dumps(front_of(make_points()), allow_nan=False))
     assert set(front) == {
         *("format", "rewards", "split", "reference_point", "reference_point_rule", "seed", "resamples", "confidence"),
-        *("points", "fronts", "comparisons"),
+        *("points", "fronts", "comparisons", "ideal_point", "utility_rule"),
     }
     assert (front["format"], front["rewards"], front["split"], front["seed"]) == (1, ["a", "b"], "test", 7)
     assert front["reference_point_rule"] == REFERENCE_POINT_RULE
+    assert front["utility_rule"] == UTILITY_RULE
     for point in front["points"]:
-        assert set(point) == {"id", "group", "spec", "scores", "kl", "prompts", "samples_per_prompt"}
+        assert set(point) == {"id", "group", "spec", "scores", "kl", "prompts", "samples_per_prompt", "perplexity"}
         assert set(point["spec"]) == {"rule", "weights", "alpha", "beta", "schedule", "options"}
         assert list(point["scores"]) == ["a", "b"]
         assert all(set(score) == {"mean", "low", "high"} for score in point["scores"].values())
         assert (point["kl"] is None) == (point["group"] != "lines")
         assert point["kl"] is None or set(point["kl"]) == {"mean", "low", "high"}
         assert (point["prompts"], point["samples_per_prompt"]) == (40, 2)
+        assert point["perplexity"] is None
     assert set(front["fronts"]) == {"rewarded_soup", "lines"}
     for entry in front["fronts"].values():
-        assert set(entry) == {"hypervolume", "nondominated"}
-        assert set(entry["hypervolume"]) == {"value", "low", "high"}
+        assert set(entry) == {"hypervolume", "nondominated", "hull", "expected_utility", "attainment"}
+        for measure in ("hypervolume", "expected_utility"):
+            assert set(entry[measure]) == {"value", "low", "high"}
+        assert list(entry["attainment"]) == ["0.025", "0.5", "0.975"]
+        assert all(len(corner) == 2 for corners in entry["attainment"].values() for corner in corners)
     (comparison,) = front["comparisons"]
-    assert set(comparison) == {"a", "b", "hypervolume_difference"}
+    assert set(comparison) == {"a", "b", "hypervolume_difference", "expected_utility_difference"}
     assert (comparison["a"], comparison["b"]) == ("lines", "rewarded_soup")
-    assert set(comparison["hypervolume_difference"]) == {"value", "low", "high", "probability_positive"}
+    for measure in ("hypervolume", "expected_utility"):
+        assert set(comparison[f"{measure}_difference"]) == {"value", "low", "high", "probability_positive"}
 
 
 def test_the_numbers_of_a_front_are_those_of_its_parts(make_points):
@@ -136,6 +147,94 @@ def test_the_numbers_of_a_front_are_those_of_its_parts(make_points):
     assert difference["high"] - difference["low"] < 0.5 * (alone["high"] - alone["low"])
 
 
+@pytest.mark.parametrize("rewards", [2, 3, 4])
+def test_both_measures_are_of_the_same_resamples_and_fixed_points(make_points, rewards):
+    points = make_points(rewards=rewards)
+    front = front_of(points, rewards=[f"r{k}" for k in range(rewards)])
+    scores = np.stack([point["scores"] for point in points])
+    means, resampled = scores.mean(axis=1), bootstrap_means(scores, 200, 7)
+    reference, ideal = reference_point(means), means.max(axis=0)
+    assert front["ideal_point"] == ideal.tolist()
+    groups = {"lines": slice(6, 11), "rewarded_soup": slice(1, 6)}
+    for measure, of in (
+        ("hypervolume", lambda values: bootstrap_hypervolumes(values, reference)),
+        ("expected_utility", lambda values: expected_utility(utilities(values, reference, ideal))),
+    ):
+        value = {group: of(means[None, rows])[0] for group, rows in groups.items()}
+        samples = {group: of(resampled[:, rows]) for group, rows in groups.items()}
+        for group, entry in front["fronts"].items():
+            low, high = np.quantile(samples[group], [0.025, 0.975])
+            assert entry[measure] == pytest.approx({"value": value[group], "low": low, "high": high}, rel=1e-12)
+        difference = samples["lines"] - samples["rewarded_soup"]
+        low, high = np.quantile(difference, [0.025, 0.975])
+        assert front["comparisons"][0][f"{measure}_difference"] == pytest.approx(
+            {
+                "value": value["lines"] - value["rewarded_soup"],
+                "low": low,
+                "high": high,
+                "probability_positive": np.mean(difference > 0),
+            },
+            rel=1e-10,
+        )
+    assert (front["fronts"]["lines"]["attainment"] is None) == (rewards > 2)
+
+
+def test_the_hull_of_a_front_names_ids_and_leaves_out_dents():
+    def point(i, a, b, group="lines"):
+        return {"id": i, "group": group, "spec": {}, "scores": [[a, b]] * 3}
+
+    # 12 is nondominated, but 0.5 * (11 + 14) is better in both; 13 is dominated; 15 equals 14.
+    points = [point(11, 0.0, 4.0), point(12, 1.0, 1.5), point(13, 0.5, 1.0), point(14, 3.0, 2.0), point(15, 3.0, 2.0)]
+    front = front_of([*points, point(16, 4.0, 0.0), point(3, 9.0, 9.0, "sft")])
+    assert front["fronts"]["lines"]["nondominated"] == [11, 14, 15, 16]
+    points[1] = point(12, 1.0, 2.5)
+    front = front_of([*points, point(16, 4.0, 0.0), point(3, 9.0, 9.0, "sft")])
+    assert front["fronts"]["lines"]["nondominated"] == [11, 12, 14, 15, 16]
+    assert front["fronts"]["lines"]["hull"] == [11, 14, 16]
+
+
+def test_perplexity_weighs_tokens_and_resamples_texts(make_points):
+    points = make_points()
+    nats, tokens = [12.0, 30.0, 3.0, 9.0], [10, 20, 1, 4]
+    points[4] |= {"nats": nats, "text_tokens": tokens}
+    front = front_of(points)
+    assert [point["id"] for point in front["points"] if point["perplexity"] is not None] == [4]
+    # As a loop: each resample draws whole texts and divides sums, not a mean of four ratios.
+    generator = np.random.Generator(np.random.PCG64(7))
+    samples = []
+    for _ in range(200):
+        draw = generator.integers(4, size=4)
+        samples.append(np.exp(sum(nats[i] for i in draw) / sum(tokens[i] for i in draw)))
+    low, high = np.quantile(samples, [0.025, 0.975])
+    expected = {"mean": np.exp(54.0 / 35.0), "low": low, "high": high}
+    assert front["points"][4]["perplexity"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_reward_on_which_all_points_agree_says_nothing(make_points):
+    points = make_points()
+    for point in points:
+        point["scores"][:, 1] = points[0]["scores"][:, 1]
+    front = front_of(points)
+    best = max(front["points"][6:], key=lambda point: point["scores"]["a"]["mean"])
+    assert front["fronts"]["lines"]["hull"] == [best["id"]]
+    # The best point of the run has utility 1 in the reward that counts, whose mean weight is 1/2.
+    assert front["fronts"]["lines"]["expected_utility"]["value"] == pytest.approx(0.5, rel=1e-12)
+    json.dumps(front, allow_nan=False)
+
+
+def test_points_that_all_agree_have_a_front_without_size(make_points):
+    points = [{**point, "scores": make_points()[0]["scores"]} for point in make_points()]
+    front = front_of(points)
+    for group, ids in (("rewarded_soup", [1, 2, 3, 4, 5]), ("lines", [6, 7, 8, 9, 10])):
+        entry = front["fronts"][group]
+        assert entry["nondominated"] == ids and entry["hull"] == ids[:1]
+        assert entry["expected_utility"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        assert entry["hypervolume"]["value"] == 0.0
+    for measure in ("hypervolume", "expected_utility"):
+        assert front["comparisons"][0][f"{measure}_difference"]["probability_positive"] == 0.5
+    json.dumps(front, allow_nan=False)
+
+
 def test_a_front_does_not_depend_on_the_order_of_the_points(make_points):
     points = make_points()
     assert front_of(points) == front_of(points[::-1])
@@ -150,20 +249,27 @@ def test_a_front_accepts_points_and_does_not_change_its_input(make_points):
         np.testing.assert_array_equal(point["scores"], old["scores"])
 
 
-def test_every_group_with_a_front_is_compared_with_lines_and_rewarded_soup_comes_first(make_points):
+def test_all_groups_with_a_front_are_compared_and_lines_with_rewarded_soup_comes_first(make_points):
     points = make_points()
     for group in ("reversed", "averaged"):
         for point in make_points()[1:3]:
             points.append({**point, "id": len(points), "group": group})
     pairs = [(entry["a"], entry["b"]) for entry in front_of(points)["comparisons"]]
-    assert pairs == [("lines", "rewarded_soup"), ("lines", "averaged"), ("lines", "reversed")]
+    assert pairs == [
+        *(("lines", "rewarded_soup"), ("lines", "averaged"), ("lines", "reversed")),
+        *(("rewarded_soup", "averaged"), ("rewarded_soup", "reversed"), ("averaged", "reversed")),
+    ]
+    without_lines = front_of([point for point in points if point["group"] in ("sft", "reversed", "averaged")])
+    assert [(entry["a"], entry["b"]) for entry in without_lines["comparisons"]] == [("averaged", "reversed")]
 
 
 def test_identical_groups_do_not_differ(make_points):
     points = make_points()[:6]
     points += [{**point, "id": point["id"] + 5, "group": "lines"} for point in points[1:]]
-    difference = front_of(points)["comparisons"][0]["hypervolume_difference"]
-    assert difference == {"value": 0.0, "low": 0.0, "high": 0.0, "probability_positive": 0.5}
+    (comparison,) = front_of(points)["comparisons"]
+    for measure in ("hypervolume", "expected_utility"):
+        difference = comparison[f"{measure}_difference"]
+        assert difference == {"value": 0.0, "low": 0.0, "high": 0.0, "probability_positive": 0.5}
 
 
 def test_bad_input_is_named(make_points):
@@ -180,6 +286,9 @@ def test_bad_input_is_named(make_points):
         front_of(points, rewards=["a", "a"])
     with pytest.raises(ValueError, match=r"kl of point 6 has shape \(3,\)"):
         front_of([*points[:6], {**points[6], "kl": [0.0, 1.0, 2.0]}])
+    for nats, tokens in (([1.0], None), (None, [1]), ([1.0, 2.0], [1]), ([np.nan], [1]), ([1.0], [0]), ([], [])):
+        with pytest.raises(ValueError, match="point 2 has nats of shape"):
+            front_of([*points[:2], {**points[2], "nats": nats, "text_tokens": tokens}])
     points[2]["scores"][5, 1] = np.nan
     with pytest.raises(ValueError, match="point 2 has score nan for reward 'b' on prompt 5"):
         front_of(points)

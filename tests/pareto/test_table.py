@@ -1,8 +1,10 @@
 """The text table says what the front says, in 110 columns."""
 
+import doctest
+
 import pytest
 
-from rlhf_lines.pareto import build_front, front_table
+from rlhf_lines.pareto import build_front, front_table, table
 
 
 @pytest.fixture
@@ -31,16 +33,17 @@ def test_every_point_is_a_row_with_its_numbers(front):
 def test_groups_and_differences_come_with_intervals(front):
     lines = front_table(front).splitlines()
     assert lines[0] == "test prompts, 95 % intervals over prompts, higher is better"
-    volume = front["fronts"]["lines"]["hypervolume"]
     (row,) = [line for line in lines if line.startswith("lines  ")]
-    assert row.split()[1:] == [
-        *(f"{volume['value']:.3f}", f"[{volume['low']:.3f},", f"{volume['high']:.3f}]"),
-        *("5", "4"),
-    ]
-    difference = front["comparisons"][0]["hypervolume_difference"]
+    measures = [front["fronts"]["lines"][measure] for measure in ("hypervolume", "expected_utility")]
+    texts = [f"{measure['value']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]" for measure in measures]
+    assert row.split()[1:7] == f"{texts[0]} {texts[1]}".split()
+    assert row.split()[-2:] == ["5", "4"]
     (row,) = [line for line in lines if line.startswith("lines - rewarded_soup")]
-    assert f"{difference['value']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]" in row
-    assert row.endswith("1.000")
+    for measure in ("hypervolume", "expected_utility"):
+        difference = front["comparisons"][0][f"{measure}_difference"]
+        assert f"{difference['value']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]   1.000" in row
+    (heads,) = [line for line in lines if line.startswith("difference")]
+    assert heads.split() == ["difference", "hypervolume", "P(>", "0)", "expected", "utility", "P(>", "0)"]
 
 
 def test_a_front_without_kl_has_no_kl_column(make_points):
@@ -55,7 +58,7 @@ def test_the_table_fits_and_repeats_the_points_where_rewards_do_not(make_points,
     front = build_front(rewards=names, split="test", seed=0, points=make_points(rewards=rewards), resamples=20)
     table = front_table(front)
     assert max(map(len, table.splitlines())) <= 110
-    assert table.count("\n   0   sft") == blocks
+    assert table.count("\n 0  sft") == blocks
     assert [table.count(f"reward {i} with a l...") for i in range(rewards)] == [1] * rewards
 
 
@@ -70,3 +73,63 @@ def test_a_group_name_cannot_break_the_table(make_points):
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
     rows = [line for line in front_table(front).splitlines() if "two lines two lin..." in line]
     assert len(rows) == 3
+
+
+def test_perplexity_has_a_column_where_it_is_known(make_points):
+    points = make_points()
+    points[3] |= {"nats": [30.0, 20.0], "text_tokens": [10, 10]}  # exp(50 / 20)
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
+    text = front_table(front)
+    assert text.splitlines()[1] == "ppl: perplexity of the control texts, lower is better"
+    assert row_of(text, points[3]).endswith("     -  12.18") and row_of(text, points[4]).endswith("     -")
+
+
+def test_a_single_policy_is_named(make_points):
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=make_points(), resamples=20)
+    front["policies"] = ["outputs/policies/brief", "outputs/policies/specific/"]
+    text = front_table(front)
+    assert "  specific " in row_of(text, front["points"][1]) and "  brief " in row_of(text, front["points"][5])
+    assert text.count("specific") == text.count("brief") == 1  # LiNeS with the same weights is another model
+    front["policies"] = ["seed_0/final", "seed_1/final"]
+    text = front_table(front)
+    assert "  policy 2 " in row_of(text, front["points"][1]) and "final" not in text
+
+
+def test_an_alpha_that_is_measured_is_written_as_such(make_points):
+    points = make_points()
+    points[7]["spec"]["alpha"] = "auto"
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
+    assert " auto  1.00 " in row_of(front_table(front), points[7])
+
+
+def test_schedules_are_shown_where_one_is_not_linear(make_points, front):
+    assert "schedule" not in front_table(front)
+    points = make_points()
+    for point in points[6:]:
+        point["spec"]["schedule"] = "sqrt"
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
+    rows = [line.split() for line in front_table(front).splitlines()]
+    assert [row[-1] for row in rows if row[:1] in (["group"], ["rewarded_soup"], ["lines"]) and "-" not in row] == [
+        *("schedule", "linear", "sqrt")
+    ]
+
+
+def test_long_names_and_all_columns_fit(make_points):
+    points = make_points()
+    for group in ("a group with a long name", "another group with a long name"):
+        for point in make_points()[6:]:
+            points.append(
+                {**point, "id": len(points), "group": group, "spec": {**point["spec"], "schedule": "reversed"}}
+            )
+    for point in points:
+        point |= {"scores": point["scores"] - 5.0, "nats": [300.0], "text_tokens": [50], "kl": [0.5] * 40}
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
+    front["policies"] = ["policies/a policy with a long name", "policies/another policy with a long name"]
+    lines = front_table(front).splitlines()
+    assert max(map(len, lines)) <= 110
+    assert sum(line.startswith(("difference", "group")) for line in lines) == 2
+
+
+def test_examples_in_docstrings():
+    results = doctest.testmod(table)
+    assert results.attempted > 0 and results.failed == 0

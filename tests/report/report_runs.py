@@ -47,15 +47,17 @@ def make_front(
         centre = 5 + 0.4 * GAINS.get(point["group"], 0.0) * sum(w**2 for w in point["spec"]["weights"])
         point["perplexity"] = {"mean": centre, "low": centre - 0.05, "high": centre + 0.06}
     front["forgetting"] = {"texts": 50, "tokens": 2048, "source": "notes.txt"}
-    some = [point for point in front["points"] if point["group"] == "lines"][:5]
-    predicted = [
-        {"id": point["id"], "measured": {r: point["scores"][r]["mean"] for r in rewards}}
-        | {"predicted": {r: point["scores"][r]["mean"] + 0.05 for r in rewards}}
-        for point in some
-    ]
-    if some:
-        front["surrogate"] = {"sampled": [0, 3, 6], "predicted": predicted, "coefficients": {}, "monomials": []}
+    front["surrogate"] = {
+        group: {"sampled": [0, 3, 6], "predicted": [_predicted(point, rewards) for point in points[:3]]}
+        for group in front["fronts"]
+        for points in [[point for point in front["points"] if point["group"] == group]]
+    }
     return front
+
+
+def _predicted(point, rewards):
+    measured = {reward: point["scores"][reward]["mean"] for reward in rewards}
+    return {"id": point["id"], "measured": measured, "predicted": {r: value + 0.05 for r, value in measured.items()}}
 
 
 def add_validation(front):

@@ -55,7 +55,8 @@ def test_everything_is_on_the_page(page, front):
     assert page.locator("#points-table tbody tr").count() == len(front["points"]) == len(drawn_ids(page))
     assert page.locator("#volumes-table tbody tr").count() == 4
     assert page.locator("#validation-table tr.chosen").inner_text().split("\t")[:3] == ["1", "1", "linear"]
-    assert page.locator("#surrogate-table tbody tr").count() == 5
+    assert page.locator("#surrogate-table tbody tr").count() == 12
+    assert page.locator("#undone-table tbody tr").count() == 11
     assert "rlhf-lines pick" in page.locator("#made").inner_text()
     assert page.locator(".js-plotly-plot").count() == 4
 

@@ -230,18 +230,33 @@ class TestFacts:
         [fact] = self.compared(reversed=interval)
         assert fact["verdict"] == verdict
 
-    def test_what_was_chosen_and_forgotten(self):
-        front = make_front(groups=("lines", "rewarded_soup"))
-        front["comparisons"] = []
-        for point in front["points"]:
-            mean = {"sft": 4.0, "lines": 4.2, "rewarded_soup": 3.9}[point["group"]]
-            point["perplexity"] = {"mean": mean, "low": mean, "high": mean}
-        chosen, forgotten = facts(front)
+    def test_what_was_chosen(self):
+        front = make_front(groups=("lines",))
+        [chosen] = facts(front)
         assert chosen["title"] == "alpha 1, beta 1, schedule linear"
         assert "9 settings on 16 validation prompts" in chosen["text"]
-        assert forgotten["text"].endswith(f"LiNeS +5.00 % and rewarded soup {MINUS}2.50 %.")
         front["validation"]["chosen"]["beta"] = 0.0
         assert "LiNeS is plain scaling here" in facts(front)[0]["text"]
+
+    @pytest.mark.parametrize(
+        ("soup", "title"),
+        [
+            (5.0, "LiNeS undoes 75 % of what the rewarded soup forgets"),
+            (3.9, "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"),
+        ],
+    )
+    def test_what_is_forgotten(self, soup, title):
+        front = make_front(groups=("lines", "rewarded_soup"))
+        front["comparisons"], front["validation"] = [], None
+        for point in front["points"]:
+            mean = {"sft": 4.0, "lines": 4.25, "rewarded_soup": soup}[point["group"]]
+            score = {"sft": 1.0, "lines": 1.9, "rewarded_soup": 2.0}[point["group"]]
+            point["perplexity"] = {"mean": mean, "low": mean, "high": mean}
+            point["scores"] = {key: {"mean": score, "low": score, "high": score} for key in front["rewards"]}
+        [forgotten] = facts(front)
+        assert forgotten["title"] == title
+        if soup == 5.0:
+            assert forgotten["text"].endswith("LiNeS keeps 90 % of the gain in brief and 90 % of the gain in faithful.")
 
     def test_what_was_swept(self):
         front = make_front(groups=("lines",), rewards=("a", "b", "c"))

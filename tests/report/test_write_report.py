@@ -1,10 +1,14 @@
 """From a run folder to ``report.html``."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 from test_report import Scripts
 
+from rlhf_lines import __version__
+from rlhf_lines.artifact import write_record
 from rlhf_lines.cli import main
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import build_front, write_front
@@ -37,7 +41,8 @@ def run(tmp_path):
             )
         write_front(
             folder,
-            build_front(
+            {"sft_model": "base", "policies": ["one", "two </script>"]}
+            | build_front(
                 rewards=REWARDS,
                 split="test",
                 seed=3,
@@ -49,7 +54,7 @@ def run(tmp_path):
                 ],
             ),
         )
-    (folder / "config.yaml").write_text("seed: 3 # <script>\n")
+    write_record(folder, "sweep", {"seed": 3, "note": "</script>"})
     return folder
 
 
@@ -65,7 +70,7 @@ def test_the_report_holds_what_the_store_holds(run):
     assert found["prompts"] == [f"prompt {i} <b>" for i in range(6)]
     specs = {str(p["id"]): k for k, p in enumerate(data["front"]["points"])}
     with Store(run) as store:
-        points, prompts = store.points("test"), [i for i, _ in store.prompts("test")]
+        points, prompts = store.points("test"), list(store.prompts("test"))
     assert len(specs) == 5 and len(found["written"]) == 4
     for point in points:
         spec = found["spec_of"][str(point.id)]
@@ -78,9 +83,22 @@ def test_the_report_holds_what_the_store_holds(run):
 def test_how_it_was_made_is_said(run):
     made = data_of(write_report(run))["made"]
     assert made["title"].endswith("/my run")
-    assert made["config"] == "seed: 3 # <script>\n"
+    assert made["config"] == "seed: 3\nnote: </script>\n"
+    assert made["versions"]["rlhf_lines"] == __version__
     assert ["seed", "3"] in made["facts"] and ["samples per prompt", "2"] in made["facts"]
-    assert any(command == f"rlhf-lines pick '{run}' --preference 0.50 0.50" for _, command in made["commands"])
+    assert any(command == f"rlhf-lines pick '{run}' --preference 1 1 --scale range" for _, command in made["commands"])
+
+
+def test_every_point_says_how_to_make_its_policy(run):
+    merges = data_of(write_report(run))["made"]["merges"]
+    points = json.loads((run / "front.json").read_text())["points"]
+    assert sorted(merges, key=int) == [str(p["id"]) for p in points if p["group"] != "sft"]
+    command = merges[str(points[2]["id"])]
+    words = shlex.split(command)
+    assert words[:2] == ["rlhf-lines", "merge"]
+    assert words[words.index("--policies") + 1 :][:2] == ["one", "two </script>"]
+    assert words[words.index("--weights") + 1 :][:2] == ["0.5", "0.5"]
+    assert Path(words[-1]).parent == run
 
 
 def test_a_missing_sample_is_none(run):

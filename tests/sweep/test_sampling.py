@@ -7,7 +7,8 @@ import torch
 from splitmix import noise_by_hand
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.sweep.sampling import Completion, Request, sample
+from rlhf_lines.sweep.engine import Completion, Request
+from rlhf_lines.sweep.sampling import sample
 
 
 PAD, EOS = 0, 1

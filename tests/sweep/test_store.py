@@ -7,8 +7,10 @@ import sqlite3
 import numpy as np
 import pytest
 
+from rlhf_lines.artifact import write_record
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.sweep.store import FILE, Row, Store
+from rlhf_lines.sweep import store as stores
+from rlhf_lines.sweep.store import FILE, ControlText, Row, Store, StoredPoint, StoredPrompt, Unscored, open_finished
 
 
 SPECS = [MergeSpec("linear", (1.0, 0.0)), MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0)]
@@ -30,43 +32,58 @@ def store(tmp_path):
         yield store
 
 
-def row(point: int, prompt: int, sample: int, **changes) -> Row:
-    values = {"text": "text", "tokens": 3, "kl": 0.5, "scores": {"short": 1.0, "kind": -2.0}, **changes}
-    return Row(point, prompt, sample, **values)
+def row(spec: int, prompt: int, sample: int, **changes) -> Row:
+    values = {"text": "text", "token_ids": (5, 3, 1), "kl": 0.5, "scores": {"short": 1.0, "kind": -2.0}, **changes}
+    return Row(spec, prompt, sample, **values)
+
+
+def shown(texts) -> dict[str, str]:
+    """Prompts with what reward models are shown of them."""
+    return {text: f"shown {text}" for text in texts}
 
 
 def test_texts_and_numbers_are_stored_verbatim(store, tmp_path):
     kl, score = 0.1 + 0.2, 1e-17
-    store.add(row(1, i, 0, text=text, tokens=i, kl=kl + i, scores={"r": score * i}) for i, text in enumerate(TEXTS))
+    store.add(
+        row(1, i, 0, text=text, token_ids=(7,) * i, kl=kl + i, scores={"r": score * i}) for i, text in enumerate(TEXTS)
+    )
     # Read by a connection of its own: what another script sees.
     with sqlite3.connect(tmp_path / FILE) as database:
-        found = database.execute("SELECT prompt, text, tokens, kl FROM completions ORDER BY prompt").fetchall()
+        found = database.execute("SELECT prompt, text, tokens, token_ids, kl FROM completions").fetchall()
         scores = database.execute("SELECT prompt, reward, score FROM scores ORDER BY prompt").fetchall()
     database.close()
-    assert found == [(i, text, i, kl + i) for i, text in enumerate(TEXTS)]
+    assert found == [(i, text, i, str([7] * i), kl + i) for i, text in enumerate(TEXTS)]
     assert scores == [(i, "r", score * i) for i in range(len(TEXTS))]
 
 
 def test_prompts_and_rewards_are_stored_verbatim(store, tmp_path):
-    ids = store.add_prompts("test", TEXTS)
+    ids = store.add_prompts("test", shown(TEXTS))
     store.add([row(1, ids[0], 0, scores={text: float(i) for i, text in enumerate(TEXTS)})])
-    assert store.scores(1, TEXTS).tolist() == [[float(i) for i in range(len(TEXTS))]]
+    assert store.scores(1, "test", TEXTS).tolist() == [[float(i) for i in range(len(TEXTS))]]
     with Store(tmp_path) as again:
-        assert again.add_prompts("test", list(reversed(TEXTS))) == list(reversed(ids))
+        assert again.add_prompts("test", shown(reversed(TEXTS))) == list(reversed(ids))
+        assert again.add_prompts("validation", shown(TEXTS[:1])) == [len(TEXTS) + 1]
+        assert again.prompts("test") == {
+            i: StoredPrompt(*pair) for i, pair in zip(ids, shown(TEXTS).items(), strict=True)
+        }
 
 
-def test_points_keep_their_ids_and_specs(store, tmp_path):
+def test_points_share_specs_and_keep_their_ids(store, tmp_path):
     first = store.add_points("test", "lines", SPECS)
     soup = store.add_points("test", "rewarded_soup", SPECS[:1])
     validation = store.add_points("validation", "lines", SPECS[:1])
-    ids = [point for point, _ in first + soup + validation]
-    assert len(set(ids)) == 4
-    assert [spec for _, spec in first] == SPECS
+    assert len({point.id for point in first + soup + validation}) == 4
+    assert [(point.group, point.spec) for point in first + soup] == [
+        ("lines", SPECS[0]), ("lines", SPECS[1]), ("rewarded_soup", SPECS[0]),
+    ]  # fmt: skip
+    assert first[0].spec_id == soup[0].spec_id == validation[0].spec_id != first[1].spec_id
     with Store(tmp_path) as again:  # a resumed run asks again, in another order
         assert again.add_points("test", "lines", reversed(SPECS)) == list(reversed(first))
-        assert again.points("test") == [(i, "lines", s) for i, s in first] + [(soup[0][0], "rewarded_soup", SPECS[0])]
-        assert again.points("validation") == [(validation[0][0], "lines", SPECS[0])]
+        assert again.points("test") == [*first, StoredPoint(soup[0].id, "rewarded_soup", SPECS[0], first[0].spec_id)]
+        assert again.points("validation") == validation
         assert again.points("train") == []
+        assert again.specs() == {point.spec_id: point.spec for point in first}
+        assert again.splits() == ["test", "validation"]
 
 
 def test_finished_rows_survive_a_killed_run(tmp_path):
@@ -100,21 +117,102 @@ def test_rows_are_added_all_or_none(tmp_path, rows, error):
         with pytest.raises(error):
             store.add(rows)
     with sqlite3.connect(tmp_path / FILE) as database:
-        assert database.execute("SELECT point, prompt, sample FROM completions").fetchall() == [(1, 1, 0)]
+        assert database.execute("SELECT spec, prompt, sample FROM completions").fetchall() == [(1, 1, 0)]
         assert database.execute("SELECT reward, score FROM scores").fetchall() == [("kind", -2.0), ("short", 1.0)]
     database.close()
 
 
-def test_scores_and_kl_are_means_over_samples_in_the_order_of_prompts(store):
-    # Stored in another order than that of the prompts; another point has other numbers.
-    store.add([row(1, 20, 1, kl=3.0, scores={"b": 6.0, "a": 0.5}), row(1, 10, 0, kl=1.0, scores={"a": 1.0, "b": -1.0})])
-    store.add([row(2, 10, 0, kl=9.0, scores={"a": 99.0, "b": 99.0})])
-    store.add([row(1, 10, 1, kl=0.5, scores={"a": 2.0, "b": 3.0}), row(1, 20, 0, kl=4.0, scores={"a": 0.0, "b": 4.0})])
-    # Prompt 10: a (1 + 2) / 2, b (-1 + 3) / 2, kl (1 + 0.5) / 2. Prompt 20: a 0.5 / 2, b (6 + 4) / 2, kl (3 + 4) / 2.
-    np.testing.assert_array_equal(store.scores(1, ["a", "b"]), [[1.5, 1.0], [0.25, 5.0]])
-    np.testing.assert_array_equal(store.scores(1, ["b", "a"]), [[1.0, 1.5], [5.0, 0.25]])
-    np.testing.assert_array_equal(store.kl(1), [0.75, 3.5])
-    np.testing.assert_array_equal(store.scores(2, ["a"]), [[99.0]])
+@pytest.fixture
+def two_splits(store) -> dict[str, int]:
+    """Two specs with two test prompts of two samples, stored in another order, and a validation prompt."""
+    first = dict(zip("ab", store.add_prompts("test", shown("ab")), strict=True))
+    ids = {**first, "v": store.add_prompts("validation", shown("v"))[0]}
+    a, b, v = ids.values()
+    store.add([row(1, b, 1, kl=3.0, scores={"b": 6.0, "a": 0.5}), row(1, a, 0, kl=1.0, scores={"a": 1.0, "b": -1.0})])
+    store.add([row(2, a, 0, kl=9.0, scores={"a": 99.0, "b": 99.0}), row(1, v, 0, kl=8.0, scores={"a": 7.0, "b": 7.5})])
+    store.add([row(1, a, 1, kl=0.5, scores={"a": 2.0, "b": 3.0}), row(1, b, 0, kl=4.0, scores={"a": 0.0, "b": 4.0})])
+    return ids
+
+
+def test_scores_and_kl_are_means_over_samples_in_the_order_of_prompts(store, two_splits):
+    # Prompt a: a (1 + 2) / 2, b (-1 + 3) / 2, kl (1 + 0.5) / 2. Prompt b: a 0.5 / 2, b (6 + 4) / 2, kl (3 + 4) / 2.
+    np.testing.assert_array_equal(store.scores(1, "test", ["a", "b"]), [[1.5, 1.0], [0.25, 5.0]])
+    np.testing.assert_array_equal(store.scores(1, "test", ["b", "a"]), [[1.0, 1.5], [5.0, 0.25]])
+    np.testing.assert_array_equal(store.kl(1, "test"), [0.75, 3.5])
+    np.testing.assert_array_equal(store.scores(2, "test", ["a"]), [[99.0]])
+    np.testing.assert_array_equal(store.scores(1, "validation", ["b", "a"]), [[7.5, 7.0]])
+    np.testing.assert_array_equal(store.kl(1, "validation"), [8.0])
+
+
+@pytest.mark.parametrize("page", [1, 2, 1000])
+def test_rows_come_back_in_order_whatever_the_page(store, two_splits, monkeypatch, page):
+    monkeypatch.setattr(stores, "PAGE", page)
+    a, b, v = two_splits.values()
+    assert list(store.rows("test", ["b", "nobody's", "a"])) == [
+        row(1, a, 0, kl=1.0, scores={"a": 1.0, "b": -1.0}),
+        row(1, a, 1, kl=0.5, scores={"a": 2.0, "b": 3.0}),
+        row(1, b, 0, kl=4.0, scores={"a": 0.0, "b": 4.0}),
+        row(1, b, 1, kl=3.0, scores={"b": 6.0, "a": 0.5}),
+        row(2, a, 0, kl=9.0, scores={"a": 99.0, "b": 99.0}),
+    ]
+    assert list(store.rows("validation", [])) == [row(1, v, 0, kl=8.0, scores={})]
+
+
+@pytest.mark.parametrize("page", [1, 2, 1000])
+def test_scores_are_added_while_what_lacks_them_is_read(store, two_splits, tmp_path, monkeypatch, page):
+    monkeypatch.setattr(stores, "PAGE", page)
+    a, b, v = two_splits.values()
+    keys = [(1, a, 0), (1, a, 1), (1, b, 0), (1, b, 1), (1, v, 0), (2, a, 0)]
+    texts = {a: "shown a", b: "shown b", v: "shown v"}
+    store.add_scores("new", [(*keys[1], 5.0)])
+    left = [key for key in keys if key != keys[1]]
+    assert store.count_unscored("new") == 5
+    seen = []
+    for number, found in enumerate(store.unscored("new")):
+        seen.append(found)
+        with Store(tmp_path) as other:  # another process can write: no read is left open
+            other.add_scores("other", [(*found[:3], 0.0)])
+        store.add_scores("new", [(*found[:3], float(number))])
+    assert seen == [Unscored(*key, texts[key[1]], "text") for key in left]
+    assert (store.count_unscored("new"), list(store.unscored("new"))) == (0, [])
+    assert [r.scores["new"] for split in ("test", "validation") for r in store.rows(split, ["new"])] == [
+        0.0, 5.0, 1.0, 2.0, 4.0, 3.0,
+    ]  # fmt: skip
+    assert store.count_unscored("a") == 0 and store.count_unscored("other") == 1
+
+
+def test_further_scores_are_added_all_or_none(store, two_splits):
+    a = two_splits["a"]
+    with pytest.raises(sqlite3.IntegrityError):
+        store.add_scores("new", [(1, a, 0, 1.0), (1, a, 0, 2.0)])
+    assert store.count_unscored("new") == 6
+
+
+def test_control_texts_and_their_nats(store, tmp_path):
+    texts = {text: 1 + i for i, text in enumerate(TEXTS)}
+    ids = store.add_control_texts(texts)
+    assert store.add_control_texts(dict(reversed(texts.items()))) == list(reversed(ids))
+    assert store.control_texts() == [ControlText(i, *item) for i, item in zip(ids, texts.items(), strict=True)]
+    np.testing.assert_array_equal(store.control_tokens(), np.arange(1, len(TEXTS) + 1))
+    store.add_nats([(2, ids[2], 0.1 + 0.2), (2, ids[0], 4.0)])
+    store.add_nats([(1, ids[0], 7.0)])
+    np.testing.assert_array_equal(store.nats(2), [4.0, 0.1 + 0.2])
+    with pytest.raises(sqlite3.IntegrityError):
+        store.add_nats([(2, ids[1], 1.0), (2, ids[0], 1.0)])
+    with Store(tmp_path) as again:
+        assert again.finished_control() == {(2, ids[2]), (2, ids[0]), (1, ids[0])}
+        assert again.nats(3).tolist() == []
+
+
+def test_only_a_finished_run_is_opened(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no run\.sqlite: expected the output_dir of rlhf-lines sweep"):
+        open_finished(tmp_path)
+    Store(tmp_path).__exit__()
+    with pytest.raises(FileNotFoundError, match="of a sweep that has not finished: go on with it"):
+        open_finished(tmp_path)
+    write_record(tmp_path, "sweep", {})
+    with open_finished(tmp_path) as store:
+        assert store.splits() == []
 
 
 def test_facts_are_remembered_and_may_not_change(store, tmp_path):

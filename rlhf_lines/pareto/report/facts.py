@@ -1,8 +1,10 @@
 """What a front says, in plain sentences."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
+from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.style import label, ordered
 from rlhf_lines.pareto.table import decimals, estimate_text
 
@@ -112,22 +114,24 @@ def _chosen(front: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
-    known: dict[str, list[float]] = {}
-    for point in front["points"]:
-        if point.get("perplexity"):
-            known.setdefault(point["group"], []).append(point["perplexity"]["mean"])
-    if not known.get("sft"):
+    rows = damage_undone(front)
+    shares = [row["damage_undone"] for row in rows if row["damage_undone"] is not None]
+    if not rows:
         return []
-    before = known["sft"][0]
-    changes = [
-        f"{label(group)} {100 * (sum(known[group]) / len(known[group]) / before - 1):+.2f} %".replace("-", MINUS)
-        for group in ordered(known)
-        if group != "sft"
-    ]
-    if not changes:
-        return []
-    text = f"Change of the perplexity of control texts against the SFT model ({before:.4g}), mean over the points: "
-    return [{"title": "Forgetting", "text": text + _list(changes) + ".", "verdict": ""}]
+    if not shares:
+        title = "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"
+        return [{"title": title, "text": "Its perplexity is not above that of the SFT model.", "verdict": ""}]
+    title = f"LiNeS undoes {_percent(shares)} of what the rewarded soup forgets"
+    kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["rewards"]}
+    kept = {reward: [share for share in values if share is not None] for reward, values in kept.items()}
+    texts = [f"{_percent(values)} of the gain in {reward}" for reward, values in kept.items() if values]
+    text = "Medians over the same weights, by the perplexity of control texts"
+    text += f"; LiNeS keeps {_list(texts)}." if texts else "."
+    return [{"title": title, "text": text, "verdict": ""}]
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{100 * median(shares):.0f} %".replace("-", MINUS)
 
 
 def _comparison(front: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:

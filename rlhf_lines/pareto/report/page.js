@@ -85,8 +85,7 @@ function groupLabel(name) {
 }
 
 function policyName(index) {
-  const path = front.policies?.[index];
-  return path === undefined ? `policy ${index + 1}` : String(path).replace(/\/+$/, "").split("/").pop() || String(path);
+  return data.policies[index] ?? `policy ${index + 1}`;
 }
 
 // The weights without the zeros at the end: a spec may have fewer weights than there are policies.
@@ -180,7 +179,8 @@ function options(select, entries, chosen) {
 
 function symbol(group) {
   const node = element("span", { class: "symbol", "aria-hidden": "true" }, group.character);
-  node.style.setProperty("color", ink(group));
+  node.style.setProperty("--light", group.colour);
+  node.style.setProperty("--dark", group.dark_colour);
   return node;
 }
 
@@ -407,6 +407,7 @@ function setUpFront() {
     layers.push(checkbox("where resampled fronts lie", state.bands, (on) => { state.bands = on; }));
   }
   byId("layers").append(...layers);
+  drawGroupBoxes();
   if (flat) byId("axes").remove();
   else for (const [key, id] of [["x", "axis-x"], ["y", "axis-y"]]) {
     options(byId(id), rewards.map((reward, i) => [i, reward]), rewards.indexOf(state[key]));
@@ -429,8 +430,7 @@ function pointsAtWeight() {
 
 function drawWeight() {
   const [, weights] = sweptWeights[state.weight];
-  const policies = front.policies?.length ?? 0;
-  const shown = Array.from({ length: Math.max(weights.length, Math.min(policies, longestWeights)) }, (_, k) => weights[k] ?? 0);
+  const shown = Array.from({ length: longestWeights }, (_, k) => weights[k] ?? 0);
   const text = shown.map((weight, k) => `${share(weight)} ${policyName(k)}`).join(" · ");
   write("weight-text", text);
   byId("weight").setAttribute("aria-valuetext", visible(text));
@@ -538,7 +538,14 @@ function side(id, otherId) {
     element("p", { class: "text", dir: "auto" }, index === null ? "(not sampled)" : completions.texts[index] || "(empty)"),
     scoresOf(spec, state.prompt, sample, other)));
   return element("article", { class: "side", "aria-label": visible(pointLabel(point)) },
-    element("h3", {}, symbol(groupByName.get(point.group)), " ", element("bdi", {}, pointLabel(point))), ...samples);
+    element("h3", {}, symbol(groupByName.get(point.group)), " ", element("bdi", {}, pointLabel(point))),
+    ...samples, ...mergeCommand(id));
+}
+
+function mergeCommand(id) {
+  const command = made.merges?.[id];
+  if (command === undefined) return [];
+  return [element("details", {}, element("summary", {}, "Make this policy"), element("pre", {}, command))];
 }
 
 function drawComparison() {
@@ -704,44 +711,62 @@ function setUpForgetting() {
   write("forgetting-text", `Perplexity of ${counted}${source ? ` from ${source}` : ""} under every point, against its reward: ` +
     "up is more reward, left is less forgotten. The groups are those that are switched on above.");
   rewardChooser("forgetting-reward", "forgettingReward", drawForgetting);
+  if (data.undone.length) drawUndone();
   return undefined;
+}
+
+function percent(share) {
+  return share === null ? "–" : `${number(100 * share, 0)} %`;
+}
+
+function drawUndone() {
+  const columns = [{ head: "weights" }, { head: "policy", start: true }, { head: "damage undone" },
+    ...rewards.map((reward) => ({ head: element("span", {}, "kept of ", name(reward)) }))];
+  show("undone-table",
+    element("h3", {}, "LiNeS beside the rewarded soup at the same weights"),
+    table("Damage undone and reward kept by LiNeS", columns, data.undone.map((row) => [row.weights.map(share).join(" / "),
+      row.policy === null ? "" : name(row.policy), percent(row.damage_undone),
+      ...rewards.map((reward) => percent(row.reward_kept[reward]))])),
+    element("p", { class: "caption" }, "Damage: the rise of the perplexity over the SFT model. Kept: of the gain in mean " +
+      "score over the SFT model. – where the soup did no damage or gained nothing."));
 }
 
 function rewardChooser(id, key, redraw) {
   options(byId(id), rewards.map((reward, i) => [i, reward]), rewards.indexOf(state[key]));
   byId(id).addEventListener("change", (event) => { state[key] = rewards[event.target.value]; redraw(); });
-  redraw();
 }
 
 // ---- Predicted and measured
 
+// What was predicted and measured, of all groups.
+const predictions = Object.values(front.surrogate ?? {}).flatMap((report) => report.predicted);
+
 function drawSurrogate() {
-  if (!front.surrogate) return;
+  if (!predictions.length) return;
   const reward = state.surrogateReward;
-  const entries = front.surrogate.predicted.filter((entry) => reward in entry.predicted);
-  const traces = groups.map((group) => {
-    const some = entries.filter((entry) => pointById.get(entry.id)?.group === group.name);
-    const of = new Map(some.map((entry) => [entry.id, entry]));
-    return cloud(some.map((entry) => pointById.get(entry.id)), (point) => of.get(point.id).predicted[reward],
-      (point) => of.get(point.id).measured[reward], group, {});
-  });
-  const values = entries.flatMap((entry) => [entry.predicted[reward], entry.measured[reward]]);
+  const of = new Map(predictions.map((entry) => [entry.id, entry]));
+  const traces = groups.map((group) => cloud(
+    front.points.filter((point) => point.group === group.name && of.has(point.id)),
+    (point) => of.get(point.id).predicted[reward], (point) => of.get(point.id).measured[reward], group, {}));
+  const values = predictions.flatMap((entry) => [entry.predicted[reward], entry.measured[reward]]);
   const ends = [Math.min(...values), Math.max(...values)];
-  const diagonal = { type: "scatter", mode: "lines", x: ends, y: ends, hoverinfo: "skip", line: { color: style("--faint"), dash: "dot", width: 1 } };
-  draw("surrogate-figure", [diagonal, ...traces], layout(plain(`predicted mean score ${shortened(reward, 30)}`), plain(`measured mean score ${shortened(reward, 30)}`)));
+  const diagonal = { type: "scatter", mode: "lines", x: ends, y: ends, hoverinfo: "skip",
+    line: { color: style("--faint"), dash: "dot", width: 1 } };
+  const title = (what) => plain(`${shortened(reward, 30)}: ${what} mean score`);
+  draw("surrogate-figure", [diagonal, ...traces], layout(title("predicted"), title("measured")));
 }
 
 function setUpSurrogate() {
-  const surrogate = front.surrogate;
-  if (!surrogate) return byId("surrogate")?.remove();
-  write("surrogate-text", `A quadratic per reward was fitted to ${surrogate.sampled.length} measured points; the ` +
-    `${surrogate.predicted.length} points of the front that it predicts were measured too. On the dotted line both agree.`);
+  if (!predictions.length) return byId("surrogate")?.remove();
+  const fitted = Object.values(front.surrogate).reduce((sum, report) => sum + report.sampled.length, 0);
+  write("surrogate-text", `A quadratic per reward and group was fitted to ${fitted} measured points; the ` +
+    `${predictions.length} points that it predicts to be on the front were measured too. On the dotted line both agree.`);
   rewardChooser("surrogate-reward", "surrogateReward", drawSurrogate);
   const columns = [{ head: "id" }, { head: "group", start: true }, { head: "weights" },
     ...rewards.flatMap((reward) => [{ head: element("span", {}, name(reward), " predicted") }, { head: "measured" }])];
-  show("surrogate-table", table("Predicted and measured scores", columns, surrogate.predicted.map((entry) => {
+  show("surrogate-table", table("Predicted and measured scores", columns, predictions.map((entry) => {
     const point = pointById.get(entry.id);
-    return [String(entry.id), point ? groupName(point.group) : "–", point ? weightsText(point) : "–",
+    return [String(entry.id), groupName(point.group), weightsText(point),
       ...rewards.flatMap((reward) => [entry.predicted, entry.measured].map((of) => number(of[reward], digitsOf[reward])))];
   })));
   return undefined;
@@ -776,26 +801,23 @@ function drawContents() {
   show("contents", ...sections.map((section) => element("a", { href: `#${section.id}` }, section.dataset.name)));
 }
 
-// Everything that has colours of its own.
-function drawColours() {
-  drawGroupBoxes();
+// What has colours that no style sheet reaches.
+function drawFigures() {
   drawFront();
-  if (sweptWeights.length > 1) drawWeight();
-  drawPoints();
-  drawVolumes();
   drawValidation();
   drawForgetting();
   drawSurrogate();
-  if (state.left !== null) drawComparison();
 }
 
 drawHead();
 setUpFront();
 setUpWeights();
+drawVolumes();
 setUpForgetting();
 setUpSurrogate();
+drawPoints();
 drawMade();
-drawColours();
+drawFigures();
 setUpComparison();
 drawContents();
-for (const screen of [darkScreen, narrowScreen]) screen.addEventListener("change", drawColours);
+for (const screen of [darkScreen, narrowScreen]) screen.addEventListener("change", drawFigures);

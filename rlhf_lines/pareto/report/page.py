@@ -9,9 +9,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting
 from rlhf_lines.pareto.report.facts import facts, swept
-from rlhf_lines.pareto.style import colour, dashes, label, marker, ordered
+from rlhf_lines.pareto.style import colour, dashes, label, marker, ordered, policy_names
 
 
 MAX_BYTES = 8_000_000
@@ -47,7 +48,8 @@ def report_html(
         front: What `build_front` returns; keys that it may lack leave out their section.
         completions: What the points wrote; None leaves out the comparison.
         made: How it was made, all optional: ``title``, ``facts`` (pairs of name and text), ``versions`` (name to
-            version), ``commands`` (pairs of purpose and command) and ``config`` (text of ``config.yaml``).
+            version), ``commands`` (pairs of purpose and command), ``merges`` (id of a point to the command that makes
+            its policy) and ``config`` (text of ``config.yaml``).
         max_bytes: Size of the page.
 
     Raises:
@@ -56,6 +58,8 @@ def report_html(
     data = {
         "front": front,
         "groups": _groups(front),
+        "policies": policy_names(front),
+        "undone": damage_undone(front),
         "swept": swept(front),
         "facts": facts(front),
         "made": made,

@@ -1,0 +1,108 @@
+"""Picking one point of a front: by preference, or by a minimum for some rewards."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_lines.pareto.front import nondominated
+from rlhf_lines.pareto.utility import ideal_point, utilities
+from rlhf_lines.suggestion import unknown_name
+
+
+SCALES = ("raw", "range")
+
+
+def pick_point(
+    front: Mapping[str, Any],
+    *,
+    preference: Sequence[float] | None = None,
+    scale: str = "raw",
+    minimum: Mapping[str, float] | None = None,
+    maximize: str | None = None,
+) -> dict[str, Any]:
+    """Returns the entry of ``front["points"]`` that is best under a preference, or above a minimum.
+
+    The points of all groups are candidates, as far as no other point of the file dominates them. Of several that are
+    equally good, the one with the lowest id is returned.
+
+    With ``preference`` w, one number per reward: the point with the highest ``w . s``, where s is its mean score, or,
+    with ``scale="range"``, ``(s - reference) / (ideal - reference)`` per reward, so that rewards of different units
+    weigh alike. The sum of w does not matter. With ``minimum`` and ``maximize``: the point with the highest mean score
+    in one reward among those whose mean scores are at least the minima.
+
+    Args:
+        front: What `build_front` returns, or `read_front` reads.
+        preference: K numbers of at least 0, not all 0, in the order of ``front["rewards"]``.
+        scale: ``raw`` or ``range``; for ``preference``.
+        minimum: Lowest mean score by the name of a reward.
+        maximize: Name of a reward.
+
+    Raises:
+        ValueError: If neither or both ways are asked for, a reward or scale is unknown, a number is not as described,
+            or no point reaches the minima.
+    """
+    if preference is not None and (minimum is not None or maximize is not None):
+        raise ValueError("both a preference and a minimum are given; pick by one of them")
+    if preference is None and (not minimum or maximize is None):
+        raise ValueError(
+            "a point is picked by a preference (such as --preference 0.7 0.3), or by a minimum and the reward to "
+            "maximize (such as --min r2=0.4 --maximize r1); give one of the two"
+        )
+    points = sorted(front["points"], key=lambda point: point["id"])
+    means = np.array([[point["scores"][reward]["mean"] for reward in front["rewards"]] for point in points])
+    candidates = nondominated(means)
+    if preference is not None:
+        worth = _worth(front, means, preference, scale)
+    else:
+        columns = {reward: k for k, reward in enumerate(front["rewards"])}
+        for reward in (*minimum, maximize):
+            if reward not in columns:
+                raise ValueError(unknown_name("reward", reward, columns))
+        _check_minima(points, means, minimum, columns)
+        candidates = [i for i in candidates if all(means[i, columns[name]] >= low for name, low in minimum.items())]
+        worth = means[:, columns[maximize]]
+    return points[max(candidates, key=lambda i: worth[i])]  # of equals, max returns the first
+
+
+def _worth(
+    front: Mapping[str, Any], means: NDArray[np.float64], preference: Sequence[float], scale: str
+) -> NDArray[np.float64]:
+    weights = np.asarray(preference, dtype=np.float64)
+    rewards = list(front["rewards"])
+    if weights.shape != (len(rewards),):
+        raise ValueError(
+            f"the preference has {weights.size} numbers; expected {len(rewards)}, one for each of {', '.join(rewards)}"
+        )
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
+        raise ValueError(f"the preference is {weights.tolist()}; expected finite numbers of at least 0, not all 0")
+    if scale not in SCALES:
+        raise ValueError(unknown_name("scale", scale, SCALES))
+    if scale == "range":
+        means = utilities(means, front["reference_point"], ideal_point(means))
+    return means @ (weights / weights.sum())
+
+
+def _check_minima(
+    points: Sequence[Mapping[str, Any]],
+    means: NDArray[np.float64],
+    minimum: Mapping[str, float],
+    columns: Mapping[str, int],
+) -> None:
+    """Stops at the first minimum that no point reaches which reaches those before it."""
+    left, before = list(range(len(points))), []
+    for reward, low in minimum.items():
+        if not math.isfinite(low):
+            raise ValueError(f"the minimum of {reward} is {low}; expected a finite number")
+        scores = means[:, columns[reward]]
+        highest = max(left, key=lambda i: scores[i])
+        left = [i for i in left if scores[i] >= low]
+        if not left:
+            among = f" among the points with {' and '.join(before)}" if before else ""
+            raise ValueError(
+                f"no point has a mean {reward} of at least {low:g}{among}: the highest is {float(scores[highest])!r} "
+                f"(point {points[highest]['id']}); ask for at most that"
+            )
+        before.append(f"{reward} of at least {low:g}")

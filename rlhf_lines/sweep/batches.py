@@ -1,0 +1,61 @@
+"""How many completions one batch holds: found from memory, and halved where that was too much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+
+S, T = TypeVar("S"), TypeVar("T")
+SHARE = 0.6  # of what is free: the rest is for activations, and for reward models on the same device
+MOST_ON_CPU, MOST_ON_GPU = 384, 1024  # larger ones took longer on a CPU whose cache they left; see docs/benchmarks.md
+SAMPLING_BYTES = 32  # of one row and token of the vocabulary: logits, their float64 copy, noise, their sum
+
+
+def rows_in_memory(model: nn.Module, length: int) -> int:
+    """Return how many rows of at most `length` tokens fit beside what is in memory already.
+
+    A row takes keys and values of every block and token, and its logits while a token is drawn:
+
+        rows = SHARE free / (2 L h d length bytes + 32 V)
+
+    with L blocks, h heads of keys, d numbers each, V tokens of the vocabulary.
+    """
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    bytes_per_number = model.dtype.itemsize
+    cache = 2 * text.num_hidden_layers * heads * head_dim * length * bytes_per_number
+    fitting = int(SHARE * free_bytes(model.device) / (cache + SAMPLING_BYTES * text.vocab_size))
+    return max(1, min(fitting, MOST_ON_CPU if model.device.type == "cpu" else MOST_ON_GPU))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a GPU, or of this machine for one of its processes."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    import os
+
+    import psutil
+
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def in_halves(work: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> list[T]:
+    """Return ``work(items)``, done in halves where a GPU's memory is too small for all of them.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: one item alone does not fit.
+    """
+    try:
+        return work(items)
+    except torch.cuda.OutOfMemoryError:
+        if len(items) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(items) // 2
+    return in_halves(work, items[:half]) + in_halves(work, items[half:])

@@ -1,0 +1,132 @@
+"""Texts outside the task, and how well every spec predicts them: what a merge forgets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from tqdm.auto import tqdm
+
+from rlhf_lines import data
+from rlhf_lines.data import files
+from rlhf_lines.data.splits import SPLITS
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.sweep.store import Store, StoredPoint
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 256  # texts per commit
+
+
+class ControlRow(NamedTuple):
+    """A text and the tokens of it that are read."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class Reader(Protocol):
+    """What measures texts: an engine, or the processes that share one."""
+
+    def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
+        """Return, for each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec."""
+        ...
+
+
+def load_control(source: str, count: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[ControlRow]:
+    """Return the first texts of a source with two tokens or more, each once, as their first ``max_tokens`` tokens.
+
+    Args:
+        source: a task that has texts; a file, a folder or a Hub id with a column ``text``; or a ``.txt`` file, in which
+            empty lines separate texts. Of several splits, test is read, else validation, else train.
+        count: how many texts; a source may have fewer.
+        max_tokens: of each text, special tokens included.
+        tokenizer: the SFT model's.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: it has no column ``text``, or fewer than two texts.
+    """
+    rows: dict[tuple[int, ...], ControlRow] = {}
+    for text in _texts(source):
+        # Not by truncation, which would keep the end: prompts are cut on the left.
+        token_ids = tuple(tokenizer(text, verbose=False)["input_ids"][:max_tokens])
+        if len(token_ids) >= 2:
+            rows.setdefault(token_ids, ControlRow(text, token_ids))
+        if len(rows) == count:
+            break
+    if len(rows) < 2:
+        raise ValueError(
+            f"control {source} has {len(rows)} different texts of two tokens or more, expected at least 2: give a "
+            "larger source"
+        )
+    return list(rows.values())
+
+
+def measure_control(store: Store, reader: Reader, points: Sequence[StoredPoint], rows: Sequence[ControlRow]) -> None:
+    """Store -log p of every text under every spec of the points, in nats: of all its tokens but the first.
+
+    What is stored already is not measured again; the rest is committed in chunks.
+
+    Raises:
+        ValueError: the store has other control texts.
+    """
+    text_ids = _add_texts(store, rows)
+    finished = store.finished_control()
+    specs = {point.spec_id: point.spec for point in points}
+    missing = [
+        (spec_id, text_id, row)
+        for together in _together(specs)
+        for text_id, row in sorted(zip(text_ids, rows, strict=True), key=lambda pair: -len(pair[1].token_ids))
+        for spec_id in together
+        if (spec_id, text_id) not in finished
+    ]
+    total = len(specs) * len(rows)
+    with tqdm(total=total, initial=total - len(missing), desc="sweep, control texts", unit="texts") as bar:
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            nats = reader.nats([specs[spec_id] for spec_id, _, _ in chunk], [row.token_ids for _, _, row in chunk])
+            store.add_nats((spec_id, text_id, value) for (spec_id, text_id, _), value in zip(chunk, nats, strict=True))
+            bar.update(len(chunk))
+
+
+def _together(specs: dict[int, MergeSpec]) -> list[list[int]]:
+    """Return the ids of linear specs, which a batch may mix, then each other one: its residual is loaded in place."""
+    linear = [spec_id for spec_id, spec in specs.items() if spec.rule in LINEAR_RULES]
+    return [linear, *([spec_id] for spec_id in specs if spec_id not in linear)]
+
+
+def _add_texts(store: Store, rows: Sequence[ControlRow]) -> list[int]:
+    ids = store.add_control_texts({row.text: len(row.token_ids) - 1 for row in rows})
+    stored = {text.id: text.tokens for text in store.control_texts()}
+    if stored != {text_id: len(row.token_ids) - 1 for text_id, row in zip(ids, rows, strict=True)}:
+        raise ValueError(
+            f"the run to be resumed has {len(stored)} control texts, and the source now gives others: give the source "
+            "of that run, or start again without --resume"
+        )
+    return ids
+
+
+def _texts(source: str) -> Iterator[str]:
+    if source in data.TASKS:
+        return iter(data.load(source, "text", "test")["text"])
+    if source.endswith(".txt"):
+        return _paragraphs(Path(source))
+    splits = files.read(source)
+    split = next(name for name in reversed(SPLITS) if name in splits)
+    return (row["text"] for row in files.texts_of(splits[split], files.COLUMNS["text"], "control", source))
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"control file {path} does not exist")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"control file {path} is not UTF-8 ({error}): convert it") from None
+    return (part.strip() for part in re.split(r"\n\s*\n", content) if part.strip())

@@ -1,0 +1,155 @@
+"""What a sweep reads, and which specs it measures."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from rlhf_lines.config import DataConfig
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
+from rlhf_lines.merge.provenance import load_adapters
+from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter
+from rlhf_lines.merge.statistics_files import statistics_sha256
+from rlhf_lines.models import load_tokenizer, local_folder
+from rlhf_lines.pareto.surrogate import design
+from rlhf_lines.sweep import groups
+from rlhf_lines.sweep.choices import Scaling
+from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.control import load_control
+from rlhf_lines.sweep.dense import measured_alpha
+from rlhf_lines.sweep.engine import Engine
+from rlhf_lines.sweep.groups import LINES, MORLHF, REVERSED, SFT, SOUP, UNIFORM, Weights
+from rlhf_lines.task_rewards import load_reward_models, reward_entries
+
+
+CHANGEABLE = ("output_dir", "batch_size", "vllm")  # what a resumed sweep may have otherwise
+REWARD_BATCH = 32  # texts in one pass of a reward model, where batch_size is left out
+
+
+class Inputs:
+    """What a sweep reads, checked before its folder is made.
+
+    Attributes:
+        config: the settings.
+        sft: folder of the SFT model.
+        policies: folders of the policies.
+        morlhf: folders of the MORLHF runs.
+        adapters: of the policies, then of the MORLHF runs.
+        reward_models: that score.
+        tokenizer: the SFT model's.
+        prompts: by split, from what the policy reads to what reward models are shown.
+        control: texts outside the task with their tokens.
+        num_layers: blocks of the SFT model.
+    """
+
+    def __init__(self, data_config: DataConfig, config: SweepConfig) -> None:
+        self.config, self.dataset_name = config, data_config.dataset_name
+        self.sft = local_folder(config.sft_model, what="SFT model")
+        self.policies = [local_folder(policy, what="policy") for policy in config.policies]
+        self.morlhf = [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
+        self.adapters: list[Adapter] = load_adapters([*self.policies, *self.morlhf], self.sft)
+        self.reward_models = load_reward_models(
+            reward_entries(config.rewards), batch_size=config.batch_size or REWARD_BATCH
+        )
+        self.tokenizer = load_tokenizer(self.sft)
+        self.prompts = {
+            split: _distinct(data_config.load("prompts", split, self.tokenizer), count)
+            for split, count in (("validation", config.validation_prompts), ("test", config.test_prompts))
+        }
+        self.control = (
+            load_control(config.control, config.control_texts, config.control_tokens, self.tokenizer)
+            if config.control
+            else []
+        )
+        with Checkpoint(self.sft) as checkpoint:
+            self.num_layers = checkpoint.num_layers()
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of the rewards."""
+        return [model.name for model in self.reward_models]
+
+    @cached_property
+    def weights(self) -> list[Weights]:
+        """The weights of every group, but for sampler map, which begins with these."""
+        config, count = self.config, len(self.policies)
+        if config.sampler == "list":
+            return groups.with_single_policies(config.weight_vectors)
+        if config.sampler == "dirichlet":
+            return groups.dirichlet(count, config.num_weights, config.seed)
+        if config.sampler == "map":
+            return [tuple(row) for row in design(count, config.num_weights)]
+        return groups.simplex(count, config.num_weights)
+
+    def engine(self, folder: Path) -> Engine:
+        """Return who generates."""
+        if self.config.engine == "vllm":
+            from rlhf_lines.sweep.vllm import VllmEngine
+
+            return VllmEngine(self.config, self.sft, self.adapters, folder)
+        from rlhf_lines.sweep.local import LocalEngine
+
+        return LocalEngine(self.config, self.sft, self.adapters)
+
+    def facts(self) -> dict:
+        """Return what a resumed run must share with the one that was stopped."""
+        settings = {key: value for key, value in vars(self.config).items() if key not in CHANGEABLE}
+        return {
+            **settings,
+            "dataset_name": self.dataset_name,
+            "reward_names": self.rewards,
+            "reward_models": {
+                name: entry.identity()
+                for name, entry in zip(self.rewards, reward_entries(self.config.rewards), strict=True)
+            },
+            "prompts_sha256": _sha256(self.prompts),
+            "control_sha256": _sha256([text for text, _ in self.control]),
+            "sft_sha256": checkpoint_sha256(self.sft),
+            "policies_sha256": [sha256_of([path / WEIGHTS_FILE]) for path in [*self.policies, *self.morlhf]],
+            "statistics_sha256": {
+                entry.name: [statistics_sha256(entry.rule, path) for path in entry.statistics]
+                for entry in self.config.group_entries
+            },
+        }
+
+    @lru_cache  # noqa: B019 - lives as long as the run
+    def resolve(self, spec: MergeSpec) -> MergeSpec:
+        """Return the spec with the number that alpha "auto" stands for."""
+        statistics = {entry.rule: entry.statistics for entry in self.config.group_entries}
+        return measured_alpha(self.sft, self.policies, spec, statistics.get(spec.rule, ()))
+
+    def makers(self, chosen: Scaling) -> dict[str, Callable[[Weights], MergeSpec]]:
+        """Return, for every group that is swept over weights, the function from weights to its spec."""
+        lines = groups.scaled(chosen)
+        makers = {SOUP: groups.scaled(Scaling(1.0, 0.0)), LINES: lines}
+        if self.config.controls:
+            makers[UNIFORM] = lambda weights: groups.uniform_control(self.resolve(lines(weights)), self.num_layers)
+            makers[REVERSED] = lambda weights: groups.reversed_control(self.resolve(lines(weights)))
+        makers |= {entry.name: entry.spec for entry in self.config.group_entries}
+        return {name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()}
+
+    def fixed(self) -> dict[str, list[MergeSpec]]:
+        """Return the groups whose points are no matter of weights: the SFT model and the MORLHF runs."""
+        count = len(self.policies)
+        fixed = {SFT: [MergeSpec("linear", (0.0,) * count)]}
+        if self.morlhf:
+            fixed[MORLHF] = [MergeSpec("linear", row) for row in groups.one_hot(count + len(self.morlhf))[count:]]
+        return fixed
+
+
+def _distinct(rows: Iterable[dict], count: int) -> dict[str, str]:
+    """Return the first so many prompts, each once and in their order, with what reward models are shown of them.
+
+    A prompt is one unit of the bootstrap.
+    """
+    prompts = {row["prompt"]: row["scored_prompt"] for row in rows}
+    return dict(itertools.islice(prompts.items(), count))
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""From specs and prompts to stored completions and scores: what is missing, in batches, shared by all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from tqdm.auto import tqdm
+
+from reward_models import RewardModel
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.sampling import prompt_key
+from rlhf_lines.sweep.engine import Engine, Request
+from rlhf_lines.sweep.processes import Processes
+from rlhf_lines.sweep.store import Row, Store, StoredPoint
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Task(NamedTuple):
+    """One completion that is missing: what to ask for, what reward models are shown, and its place in the store."""
+
+    request: Request
+    scored_prompt: str
+    spec_id: int
+    prompt_id: int
+
+
+class Worker:
+    """What every process does: generate and score a batch, or read texts.
+
+    Args:
+        engine: generates.
+        reward_models: score the completions.
+        tokenizer: the SFT model's.
+    """
+
+    def __init__(
+        self, engine: Engine, reward_models: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.engine, self._reward_models, self._tokenizer = engine, reward_models, tokenizer
+
+    def __call__(self, job: list[Task] | tuple[list[MergeSpec], list[Sequence[int]]]) -> list:
+        """Return the rows of a batch of tasks, or the nats of specs and texts."""
+        return self.engine.nats(*job) if isinstance(job, tuple) else self._rows(job)
+
+    def _rows(self, tasks: list[Task]) -> list[Row]:
+        completions = self.engine.complete([task.request for task in tasks])
+        texts = self._tokenizer.batch_decode(
+            [completion.token_ids for completion in completions], skip_special_tokens=True
+        )
+        asked = [task.scored_prompt for task in tasks]
+        scores = {model.name: model.score(asked, texts) for model in self._reward_models}
+        return [
+            Row(
+                task.spec_id,
+                task.prompt_id,
+                task.request.sample,
+                text,
+                completion.token_ids,
+                completion.kl,
+                {name: values[i] for name, values in scores.items()},
+            )
+            for i, (task, text, completion) in enumerate(zip(tasks, texts, completions, strict=True))
+        ]
+
+
+class Measurement:
+    """Fills the store with what it does not hold yet; for the process that leads.
+
+    Args:
+        store: where completions and scores go.
+        worker: what this process does, as the others do.
+        processes: who shares the work.
+        tokenizer: the SFT model's.
+        samples_per_prompt: completions per prompt and spec.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        worker: Worker,
+        processes: Processes,
+        tokenizer: PreTrainedTokenizerBase,
+        samples_per_prompt: int,
+    ) -> None:
+        self.store, self._worker, self._processes = store, worker, processes
+        self._tokenizer, self._samples = tokenizer, range(samples_per_prompt)
+
+    def points(
+        self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, str]
+    ) -> list[StoredPoint]:
+        """Sample and score every spec of every group on the prompts, and return the points.
+
+        Args:
+            split: what the prompts are of.
+            groups: the specs by the name of their group.
+            prompts: from what the policy reads to what reward models are shown.
+        """
+        points = [point for group, specs in groups.items() for point in self.store.add_points(split, group, specs)]
+        specs = {point.spec_id: point.spec for point in points}  # two groups may share a spec
+        tasks = self._missing(split, specs, prompts)
+        total = len(specs) * len(prompts) * len(self._samples)
+        with tqdm(total=total, initial=total - len(tasks), desc=f"sweep, {split} prompts", unit="completions") as bar:
+            for batches in self._rounds(tasks):
+                for rows in self._processes.map(self._worker, batches):
+                    self.store.add(rows)
+                    bar.update(len(rows))
+        return points
+
+    def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
+        """Return what `Engine.nats` does, the rows shared by all processes."""
+        part = -(-len(rows) // self._processes.count)
+        jobs = [(list(specs[i : i + part]), list(rows[i : i + part])) for i in range(0, len(rows), part)]
+        return [value for values in self._processes.map(self._worker, jobs) for value in values]
+
+    def _missing(self, split: str, specs: Mapping[int, MergeSpec], prompts: Mapping[str, str]) -> list[Task]:
+        """Return the tasks that are left: linear specs together, then each other one; the longest prompts first.
+
+        The specs of one prompt stay together: they share their noise, and equal lengths need no padding.
+        """
+        finished = self.store.finished()
+        prompt_ids = self.store.add_prompts(split, prompts)
+        tokens = [tuple(self._tokenizer(text)["input_ids"]) for text in prompts]
+        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
+        linear = {i: spec for i, spec in specs.items() if spec.rule in LINEAR_RULES}
+        alone = [{i: spec} for i, spec in specs.items() if i not in linear]
+        asked = list(prompts.values())
+        return [
+            Task(Request(spec, tokens[i], prompt_key(tokens[i]), sample), asked[i], spec_id, prompt_ids[i])
+            for together in (linear, *alone)
+            for i in order
+            for sample in self._samples
+            for spec_id, spec in together.items()
+            if (spec_id, prompt_ids[i], sample) not in finished
+        ]
+
+    def _rounds(self, tasks: list[Task]) -> Iterator[list[list[Task]]]:
+        """Yield a batch for every process, until no task is left."""
+        start = 0
+        while start < len(tasks):
+            batches = []
+            while start < len(tasks) and len(batches) < self._processes.count:
+                stop = start + self._worker.engine.rows(len(tasks[start].request.prompt_ids))
+                batches.append(tasks[start:stop])
+                start = stop
+            yield batches

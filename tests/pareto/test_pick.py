@@ -1,0 +1,103 @@
+"""Picking against a loop over the points, and every way to ask for what cannot be picked."""
+
+import numpy as np
+import pytest
+
+from rlhf_lines.pareto import build_front, pick_point
+
+
+def front_of(means, groups=None):
+    points = [
+        {"id": 10 + i, "group": groups[i] if groups else "lines", "spec": {"weights": [0.5, 0.5]}, "scores": [row] * 3}
+        for i, row in enumerate(means)
+    ]
+    rewards = [f"r{k + 1}" for k in range(len(means[0]))]
+    return build_front(rewards=rewards, split="test", seed=0, points=points, resamples=5)
+
+
+@pytest.mark.parametrize("rewards", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_preference_picks_the_best_of_all_groups(rewards, seed):
+    generator = np.random.default_rng(seed)
+    means = generator.normal(size=(20, rewards)) * ([1.0, 10.0] * 2)[:rewards]
+    front = front_of(means.tolist(), groups=["sft", *["lines"] * 9, *["ties"] * 10])
+    low, high = means.min(axis=0), means.max(axis=0)
+    for preference in generator.dirichlet(np.ones(rewards), size=5).tolist():
+        raw = max(range(20), key=lambda i: sum(w * s for w, s in zip(preference, means[i], strict=True)))
+        assert pick_point(front, preference=preference)["id"] == 10 + raw
+        # Any sum will do, and a constant added to a reward moves no one ahead.
+        assert pick_point(front, preference=[50 * w for w in preference])["id"] == 10 + raw
+        shares = (means - low) / (1.1 * (high - low))
+        ranged = max(range(20), key=lambda i: sum(w * s for w, s in zip(preference, shares[i], strict=True)))
+        assert pick_point(front, preference=preference, scale="range")["id"] == 10 + ranged
+
+
+def test_the_two_scales_can_differ():
+    front = front_of([[0.0, 100.0], [1.0, 0.0], [0.9, 50.0]])
+    assert pick_point(front, preference=[0.5, 0.5])["id"] == 10
+    assert pick_point(front, preference=[0.5, 0.5], scale="range")["id"] == 12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_minimum_picks_the_best_of_those_above_it(seed):
+    means = np.random.default_rng(seed).normal(size=(15, 3)).tolist()
+    front = front_of(means)
+    for low in (-0.5, 0.0, 0.5):
+        for minimum in ({"r2": low}, {"r2": low, "r3": -0.5}):
+            columns = {"r2": 1, "r3": 2}
+            allowed = [i for i in range(15) if all(means[i][columns[name]] >= at for name, at in minimum.items())]
+            best = max(allowed, key=lambda i: means[i][0])
+            assert pick_point(front, minimum=minimum, maximize="r1")["id"] == 10 + best
+
+
+def test_a_score_equal_to_the_minimum_reaches_it():
+    front = front_of([[0.1, 0.7], [0.9, 0.3]])
+    assert pick_point(front, minimum={"r2": front["points"][0]["scores"]["r2"]["mean"]}, maximize="r1")["id"] == 10
+
+
+def test_what_is_picked_is_not_dominated_and_ties_go_to_the_lowest_id():
+    # 10 ties with 11 and 12 in r1, but 11 and 12 have more of r2; they are equal.
+    front = front_of([[2.0, 0.0], [2.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
+    assert pick_point(front, preference=[1, 0])["id"] == 11
+    assert pick_point(front, minimum={"r2": 0.0}, maximize="r1")["id"] == 11
+    front["points"].reverse()
+    assert pick_point(front, preference=[1, 0])["id"] == 11
+    # Equal worth at different places: 0.5 * 2 + 0.5 * 1 = 0.5 * 0 + 0.5 * 3.
+    assert pick_point(front, preference=[1, 1])["id"] == 11
+
+
+def test_a_reward_without_range_does_not_decide():
+    front = front_of([[0.0, 5.0], [1.0, 5.0]])
+    assert pick_point(front, preference=[0.1, 0.9], scale="range")["id"] == 11
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({}, "picked by a preference"),
+        ({"maximize": "r1"}, "picked by a preference"),
+        ({"minimum": {"r2": 0.0}}, "and the reward to maximize"),
+        ({"minimum": {}, "maximize": "r1"}, "picked by a preference"),
+        ({"preference": [1, 1], "maximize": "r1"}, "pick by one of them"),
+        ({"preference": [1, 1], "minimum": {"r1": 0.0}}, "pick by one of them"),
+        ({"preference": [1, 1, 1]}, "has 3 numbers; expected 2, one for each of r1, r2"),
+        ({"preference": [0.5]}, "has 1 numbers; expected 2"),
+        ({"preference": [0, 0]}, "at least 0, not all 0"),
+        ({"preference": [1, -0.1]}, r"\[1.0, -0.1\]; expected finite numbers of at least 0"),
+        ({"preference": [1, float("nan")]}, "expected finite numbers"),
+        ({"preference": [1, float("inf")]}, "expected finite numbers"),
+        ({"preference": [1, 1], "scale": "rang"}, "unknown scale 'rang'; known: range, raw; did you mean 'range'?"),
+        ({"minimum": {"r3": 0.0}, "maximize": "r1"}, "unknown reward 'r3'; known: r1, r2"),
+        ({"minimum": {"r1": 0.0}, "maximize": "R2"}, "unknown reward 'R2'"),
+        ({"minimum": {"r1": float("nan")}, "maximize": "r2"}, "minimum of r1 is nan; expected a finite number"),
+        ({"minimum": {"r2": 4}, "maximize": "r1"},
+         r"no point has a mean r2 of at least 4: the highest is 3.0 \(point 13\); ask for at most that"),
+        ({"minimum": {"r2": 2, "r1": 1}, "maximize": "r1"},
+         r"at least 1 among the points with r2 of at least 2: the highest is 0.0 \(point 13\)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_picked_is_one_sentence(question, words):
+    front = front_of([[2.0, 0.0], [2.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
+    with pytest.raises(ValueError, match=words) as error:
+        pick_point(front, **question)
+    assert "\n" not in str(error.value)
