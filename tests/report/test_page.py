@@ -88,6 +88,24 @@ def test_intervals_can_be_switched_off(page):
     page.get_by_label("intervals").check()
 
 
+def test_hulls_and_bands_can_be_switched_on(page, front):
+    lines = f"{DRAWN}.data.filter(trace => trace.mode === 'lines' && trace.line.shape !== 'vh')"
+    assert page.evaluate(f"{lines}.length") == 0
+    page.get_by_label("convex hull").check()
+    hulls = page.evaluate(f"{lines}.map(trace => [trace.x, trace.y])")
+    by_id = {point["id"]: [point["scores"][r]["mean"] for r in front["rewards"]] for point in front["points"]}
+    expected = [[list(x) for x in zip(*map(by_id.get, f["hull"]), strict=True)] for f in front["fronts"].values()]
+    assert sorted(hulls) == sorted(expected)
+    page.get_by_label("convex hull").uncheck()
+    page.get_by_label("where resampled fronts lie").check()
+    bands = page.evaluate(f"{lines}.map(trace => trace.x.map((x, i) => [x, trace.y[i]]))")
+    assert len(bands) == len(front["fronts"])
+    corners = [{tuple(corner) for level in ("0.025", "0.975") for corner in f["attainment"][level]}
+               for f in front["fronts"].values()]  # fmt: skip
+    assert all(any(wanted <= set(map(tuple, band)) for band in bands) for wanted in corners)
+    page.get_by_label("where resampled fronts lie").uncheck()
+
+
 def test_the_staircase_joins_nondominated_points_only(page, front):
     lines = page.evaluate(f"{DRAWN}.data.filter(trace => trace.line?.shape === 'vh').map(trace => [trace.x, trace.y])")
     by_id = {point["id"]: [point["scores"][r]["mean"] for r in front["rewards"]] for point in front["points"]}

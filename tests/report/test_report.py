@@ -202,9 +202,8 @@ class TestFacts:
         assert (fact["verdict"], fact["title"]) == (verdict, title)
         value = f"{sum(interval) / 2:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]".replace("-", MINUS)
         assert fact["text"] == (
-            f"Hypervolume, LiNeS {MINUS} rewarded soup: {value}; above zero with probability 0.250. "
-            f"Expected utility, LiNeS {MINUS} rewarded soup: 0.100 [{MINUS}0.200, 0.400]; "
-            "above zero with probability 0.700."
+            f"LiNeS {MINUS} rewarded soup: hypervolume {value}, above zero with probability 0.250 and "
+            f"expected utility 0.100 [{MINUS}0.200, 0.400], above zero with probability 0.700."
         )
 
     @pytest.mark.parametrize("against_reversed", [(1, 2), (-2, -1), (-1, 1), None])
@@ -242,6 +241,7 @@ class TestFacts:
         ("soup", "title"),
         [
             (5.0, "LiNeS undoes 75 % of what the rewarded soup forgets"),
+            (4.2, "LiNeS forgets more than the rewarded soup: 25 % more"),
             (3.9, "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"),
         ],
     )

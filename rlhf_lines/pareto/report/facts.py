@@ -121,17 +121,19 @@ def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
     if not shares:
         title = "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"
         return [{"title": title, "text": "Its perplexity is not above that of the SFT model.", "verdict": ""}]
-    title = f"LiNeS undoes {_percent(shares)} of what the rewarded soup forgets"
+    title = f"LiNeS undoes {_percent(median(shares))} of what the rewarded soup forgets"
+    if median(shares) < 0:
+        title = f"LiNeS forgets more than the rewarded soup: {_percent(-median(shares))} more"
     kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["rewards"]}
     kept = {reward: [share for share in values if share is not None] for reward, values in kept.items()}
-    texts = [f"{_percent(values)} of the gain in {reward}" for reward, values in kept.items() if values]
+    texts = [f"{_percent(median(values))} of the gain in {reward}" for reward, values in kept.items() if values]
     text = "Medians over the same weights, by the perplexity of control texts"
     text += f"; LiNeS keeps {_list(texts)}." if texts else "."
     return [{"title": title, "text": text, "verdict": ""}]
 
 
-def _percent(shares: Sequence[float]) -> str:
-    return f"{100 * median(shares):.0f} %".replace("-", MINUS)
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %".replace("-", MINUS)
 
 
 def _comparison(front: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
@@ -139,17 +141,20 @@ def _comparison(front: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] |
 
 
 def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    parts = [_estimate(front, "hypervolume_difference", entry, "hypervolume")]
-    if "expected_utility_difference" in entry:
-        parts.append(_estimate(front, "expected_utility_difference", entry, "expected utility"))
-    return " ".join(parts)
+    parts = [
+        _estimate(front, entry, key, name)
+        for key, name in (
+            ("hypervolume_difference", "hypervolume"),
+            ("expected_utility_difference", "expected utility"),
+        )
+    ]
+    return f"{label(entry['a'])} {MINUS} {label(entry['b'])}: {_list(parts)}."
 
 
-def _estimate(front: Mapping[str, Any], key: str, entry: Mapping[str, Any], name: str) -> str:
-    digits = decimals([other[key]["value"] for other in front["comparisons"] if key in other])
+def _estimate(front: Mapping[str, Any], entry: Mapping[str, Any], key: str, name: str) -> str:
+    digits = decimals([other[key]["value"] for other in front["comparisons"]])
     text = estimate_text(entry[key], digits).replace("-", MINUS)
-    pair = f"{label(entry['a'])} {MINUS} {label(entry['b'])}"
-    return f"{name.capitalize()}, {pair}: {text}; above zero with probability {entry[key]['probability_positive']:.3f}."
+    return f"{name} {text}, above zero with probability {entry[key]['probability_positive']:.3f}"
 
 
 def plain(value: object) -> str:

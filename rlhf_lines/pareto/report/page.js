@@ -497,7 +497,7 @@ function drawVolumes() {
   ])));
   drawDifferences(hasUtility);
   const rules = [`Reference point: ${front.reference_point.map((value) => setting(value)).join(", ")} (${front.reference_point_rule}).`];
-  if (front.utility_rule) rules.push(`Expected utility: ${front.utility_rule}`);
+  if (front.utility_rule) rules.push(`Expected utility: ${front.utility_rule}.`);
   rules.push("P(> 0) is the share of resamples of the prompts in which the first group is ahead.");
   write("volumes-caption", rules.join(" "));
   return undefined;
@@ -662,7 +662,6 @@ function drawMap(id, grid, chosen, schedule) {
     y: alphas.map((alpha) => plain(setting(alpha))),
     z: rows.map((row) => row.map((entry) => entry?.hypervolume.value ?? null)),
     text: rows.map((row) => row.map((entry) => (entry ? number(entry.hypervolume.value, digits) : ""))),
-    texttemplate: "%{text}",
     hovertemplate: "alpha %{y}, beta %{x}: %{text}<extra></extra>",
     colorscale: "Cividis",
     zmin: Math.min(...values),
@@ -675,9 +674,18 @@ function drawMap(id, grid, chosen, schedule) {
   const frame = { type: "rect", x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5,
     line: { color: style("--ink"), width: 4 } };
   const titles = [`beta${grid.some((entry) => entry.schedule !== schedule) ? ` (schedule ${plain(schedule)})` : ""}`, "alpha"];
-  const arrangement = layout(...titles, { shapes: schedule === chosen.schedule && column >= 0 && row >= 0 ? [frame] : [] });
+  const written = rows.flatMap((cells, y) => cells.flatMap((entry, x) => (entry ? [cellText(entry, x, y, values, digits)] : [])));
+  const arrangement = layout(...titles, { annotations: written, shapes: schedule === chosen.schedule && column >= 0 && row >= 0 ? [frame] : [] });
   for (const side of [arrangement.xaxis, arrangement.yaxis]) Object.assign(side, { type: "category", showgrid: false });
   draw(id, [map], arrangement);
+}
+
+// On Cividis, white can be read on the darker half and black on the lighter one.
+function cellText(entry, x, y, values, digits) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const value = entry.hypervolume.value;
+  const color = value - low > 0.45 * (high - low) ? "#000000" : "#ffffff";
+  return { x, y, text: number(value, digits), showarrow: false, font: { color } };
 }
 
 function distinct(values) {
