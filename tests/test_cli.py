@@ -306,7 +306,13 @@ def test_every_verb_has_help(folder, capsys, verb):
     assert stop.value.code == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"usage: rlhf-lines {verb}") and err == ""
-    shown = {"front": "RUN_DIR", "pick": "--preference", "report": "RUN_DIR", "score": "RUN_DIR", "plan": "--base_model"}
+    shown = {
+        "front": "RUN_DIR",
+        "pick": "--preference",
+        "report": "RUN_DIR",
+        "score": "RUN_DIR",
+        "plan": "--base_model",
+    }
     assert shown.get(verb, "--output_dir") in out
     assert everything(folder) == before
 

@@ -26,7 +26,8 @@ def run(tmp_path):
     folder = tmp_path / "my run"
     folder.mkdir()
     with Store(folder) as store:
-        store.remember(reward_names=REWARDS, samples_per_prompt=2, seed=3)
+        store.remember(reward_names=REWARDS, samples_per_prompt=2, seed=3, validation=None, surrogate=None)
+        store.remember(sft_model="base", policies=["one", "two </script>"], morlhf=[])
         store.add_prompts("validation", {"not in the report": "x"})
         prompts = store.add_prompts("test", {f"prompt {i} <b>": f"shown {i}" for i in range(6)})
         points = store.add_points("test", "sft", [MergeSpec("linear", (0.0, 0.0))])
@@ -117,6 +118,23 @@ def test_of_many_prompts_some_are_read(run):
         found = read_completions(store, json.loads((run / "front.json").read_text()), limit=3)
     assert found.prompts == ["prompt 1 <b>", "prompt 3 <b>", "prompt 5 <b>"]
     assert found.total == 6
+
+
+def test_a_front_that_is_missing_is_traced(run):
+    with_front = data_of(write_report(run))
+    (run / "front.json").unlink()
+    traced = data_of(write_report(run))
+    assert (run / "front.json").is_file()
+    assert traced["completions"] == with_front["completions"]
+    means = [[p["scores"][r]["mean"] for r in REWARDS] for p in traced["front"]["points"]]
+    assert means == [[p["scores"][r]["mean"] for r in REWARDS] for p in with_front["front"]["points"]]
+
+
+def test_a_sweep_that_has_not_finished_is_refused(run, capsys):
+    (run / "rlhf_lines.json").unlink()
+    assert main(["report", str(run)]) == 2
+    assert "has not finished" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
 
 
 def test_an_old_report_is_replaced_and_nothing_else_is_left(run):
