@@ -205,4 +205,4 @@ def test_a_front_below_the_reference_point_has_no_staircase(front):
     panel = Panel()
     front = {**front, "reference_point": [100.0, 100.0]}
     plot._draw_group(panel, front, "rewarded_soup", ("a", "b"), 3, staircase=True)
-    assert panel.steps == [] and len(panel.lines) == 2
+    assert panel.steps == [] and len(panel.lines) == 3  # hull, dominated, nondominated
