@@ -255,6 +255,32 @@ def test_more_than_two_rewards_are_chosen_for_the_axes(open_page):
     assert "three" in page.locator("#front-figure .ytitle").text_content()
 
 
+def test_the_slider_goes_up_in_the_weight_of_the_first_policy_and_leaves_morlhf_out(open_page):
+    front = make_front(groups=("lines", "morlhf"))
+    front["policies"] = ["one", "two", "first run", "second run"]
+    points = [point for point in front["points"] if point["group"] == "lines"]
+    for point, weights in zip(points, [(1.0, 0.0), (0.2, 0.8), (0.0, 1.0), (0.7, 0.3)], strict=False):
+        point["spec"]["weights"] = weights
+    runs = [point for point in front["points"] if point["group"] == "morlhf"]
+    for k, point in enumerate(runs):
+        point["spec"]["weights"] = [0.0, 0.0, 1.0 - k % 2, float(k % 2)]
+    front["points"] = [front["points"][0], *points[:4], *runs[:2]]
+    front["fronts"] = {
+        group: front["fronts"][group] | {"nondominated": [p["id"] for p in some], "hull": []}
+        for group, some in (("lines", points[:4]), ("morlhf", runs[:2]))
+    }
+    front["surrogate"] = None
+    page = open_page(report_html(front, make_completions(front), {}))
+    page.locator("#weight").focus()
+    page.keyboard.press("Home")
+    texts = [page.locator("#weight-text").inner_text()]
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+        texts.append(page.locator("#weight-text").inner_text())
+    assert texts == ["0 one · 1 two", "0.2 one · 0.8 two", "0.7 one · 0.3 two", *["1 one · 0 two"] * 2]
+    assert "MORLHF, first run alone" in page.locator("#left").inner_text()
+
+
 def test_what_is_not_known_is_left_out(open_page):
     front = make_front(groups=())
     for key in ("validation", "surrogate", "forgetting", "policies", "sft_model"):

@@ -419,15 +419,20 @@ function setUpFront() {
 
 // ---- The slider
 
-// The distinct weights of the groups that have a front, in the order in which they were swept.
-const sweptWeights = [...new Map(front.points
-  .filter((point) => front.fronts[point.group] && weightsOf(point).length)
-  .map((point) => [weightsOf(point).join(), weightsOf(point)])).entries()];
+// Points at weights of their group's choosing. Those of MORLHF runs only say which run it is.
+const sweptPoints = front.points.filter((point) => front.fronts[point.group] && point.group !== "morlhf" && weightsOf(point).length);
+
+// The distinct weights, from the first policy's lowest to its highest.
+const sweptWeights = [...new Map(sweptPoints.map((point) => [weightsOf(point).join(), weightsOf(point)])).entries()]
+  .sort(([, a], [, b]) => {
+    const k = a.findIndex((weight, i) => weight !== (b[i] ?? 0));
+    return k < 0 ? a.length - b.length : a[k] - (b[k] ?? 0);
+  });
 
 function pointsAtWeight() {
   if (!sweptWeights.length) return [];
   const [key] = sweptWeights[state.weight];
-  return front.points.filter((point) => front.fronts[point.group] && weightsOf(point).join() === key);
+  return sweptPoints.filter((point) => weightsOf(point).join() === key);
 }
 
 function drawWeight() {
@@ -442,9 +447,7 @@ function drawWeight() {
   show("weight-table", pointTable("Scores at these weights", rows, false));
 }
 
-const longestWeights = Math.max(0, ...front.points
-  .filter((point) => front.fronts[point.group])
-  .map((point) => (point.spec.weights ?? []).length));
+const longestWeights = Math.max(0, ...sweptPoints.map((point) => point.spec.weights.length));
 
 function setUpWeights() {
   if (sweptWeights.length < 2) return byId("weights")?.remove();
