@@ -397,7 +397,7 @@ def test_the_command_that_pick_prints_makes_the_picked_policy(folder, capsys):
     assert "run it again with: rlhf-lines front ./my run" in refused(capsys, folder, question)
     write_front(folder / "my run", front | {"sft_model": "./sft", "policies": ["./brief", "./kind"]})
     for question, picked, file in (
-        (["--preference", "0.1", "0.9"], points[1], "adapter_model.safetensors"),
+        (["--preference", "0.4", "0.6", "--scale", "range"], points[1], "adapter_model.safetensors"),
         (["--min", "r=2=0.5", "--maximize", "r1"], points[2], "model.safetensors"),
     ):
         assert cli.main(["pick", "./my run", *question]) == 0

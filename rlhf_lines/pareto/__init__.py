@@ -1,6 +1,7 @@
 """Fronts: which merged policies are worth choosing, how sure we are, and how two methods compare."""
 
 from rlhf_lines.pareto.attainment import attained_regions
+from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.front import (
     REFERENCE_POINT_RULE,
     Point,
@@ -15,6 +16,8 @@ from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.pick import pick_point
 from rlhf_lines.pareto.picked import merge_arguments, picked_text
 from rlhf_lines.pareto.plot import plot_front
+from rlhf_lines.pareto.plot_forgetting import plot_forgetting
+from rlhf_lines.pareto.plot_validation import plot_validation
 from rlhf_lines.pareto.statistics import (
     Estimate,
     bootstrap_hypervolumes,
@@ -22,6 +25,14 @@ from rlhf_lines.pareto.statistics import (
     interval,
     paired_difference,
     probability_positive,
+)
+from rlhf_lines.pareto.surrogate import (
+    Surrogate,
+    design,
+    fit_surrogate,
+    predict,
+    predicted_front,
+    surrogate_report,
 )
 from rlhf_lines.pareto.table import front_table
 from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, preferences, utilities
@@ -32,11 +43,15 @@ __all__ = [
     "UTILITY_RULE",
     "Estimate",
     "Point",
+    "Surrogate",
     "attained_regions",
     "bootstrap_hypervolumes",
     "bootstrap_means",
     "build_front",
+    "damage_undone",
+    "design",
     "expected_utility",
+    "fit_surrogate",
     "front_table",
     "hull_vertices",
     "hypervolume",
@@ -47,11 +62,16 @@ __all__ = [
     "paired_difference",
     "pick_point",
     "picked_text",
+    "plot_forgetting",
     "plot_front",
+    "plot_validation",
+    "predict",
+    "predicted_front",
     "preferences",
     "probability_positive",
     "read_front",
     "reference_point",
+    "surrogate_report",
     "utilities",
     "write_front",
 ]

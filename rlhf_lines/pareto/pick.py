@@ -82,7 +82,7 @@ def _worth(
         raise ValueError(unknown_name("scale", scale, SCALES))
     if scale == "range":
         means = utilities(means, front["reference_point"], ideal_point(means))
-    return means @ (weights / weights.sum())
+    return means @ weights
 
 
 def _check_minima(

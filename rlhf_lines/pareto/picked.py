@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.pareto.table import decimals, estimate_text, single_policy
+from rlhf_lines.pareto.table import decimals, estimate_text, trained_policy
 
 
 # Their merged policy is an adapter exactly (``rlhf_lines.merge.rules``, which imports torch).
@@ -64,7 +64,7 @@ def picked_text(front: Mapping[str, Any], point: Mapping[str, Any], run_dir: str
     if not any(spec["weights"]):
         return "\n".join([*lines, "", f"It is the SFT model itself, no merge is needed: {front['sft_model']}"])
     arguments = merge_arguments(front, point, Path(run_dir) / f"point_{point['id']}")
-    policy = single_policy(point)
+    policy = trained_policy(point)
     lines += [f"  it is one policy as it was trained: {front['policies'][policy]}"] if policy is not None else []
     return "\n".join([*lines, "", shlex.join(["rlhf-lines", "merge", *arguments])])
 

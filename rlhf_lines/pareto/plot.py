@@ -21,6 +21,9 @@ BAND = ("0.025", "0.975")
 PANEL_INCHES = (8.75, 6.25)  # 1400 x 1000 pixels
 SMALL_PANEL_INCHES = (5.5, 4.6)
 LEGEND_ROW_INCHES = 0.24
+_LEGEND = {"alignment": "left", "frameon": False, "labelcolor": INK}
+UPPER_LEGEND = {**_LEGEND, "loc": "outside upper left", "fontsize": 10.5, "title_fontsize": 10.5, "handlelength": 3.4}
+LOWER_LEGEND = {**_LEGEND, "loc": "outside lower left", "fontsize": 9}
 
 
 def plot_front(front: Mapping[str, Any], path: str | Path) -> Path:
@@ -150,7 +153,7 @@ def _draw_staircase(
         return
     x = [reference[0], *(x for x, _ in corners), corners[-1][0]]
     y = [corners[0][1], *(y for _, y in corners), reference[1]]
-    panel.step(x, y, where="pre", color=colour, linewidth=2.0, zorder=depth, linestyle=_line(dashes))
+    panel.step(x, y, where="pre", color=colour, linewidth=2.0, zorder=depth, linestyle=line_style(dashes))
 
 
 def _draw_band(panel: Any, attainment: Mapping[str, Any], reference: Sequence[float], colour: str) -> None:
@@ -167,10 +170,10 @@ def _draw_hull(
     """Joins the points that are best for some preference, in ascending order of the first reward."""
     by_id = {point["id"]: point for point in points}
     x, y = _means([by_id[i] for i in hull], pair)
-    panel.plot(x, y, color=colour, linewidth=0.9, linestyle=_line((3.0, 2.0)), marker="none", zorder=depth + 0.1)
+    panel.plot(x, y, color=colour, linewidth=0.9, linestyle=line_style((3.0, 2.0)), marker="none", zorder=depth + 0.1)
 
 
-def _line(dashes: tuple[float, ...]) -> Any:
+def line_style(dashes: tuple[float, ...]) -> Any:
     return (0, dashes) if dashes else "solid"
 
 
@@ -198,28 +201,44 @@ def bar_lengths(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
 
 def _label_policies(panel: Any, front: Mapping[str, Any], pair: tuple[str, str]) -> None:
     """Names the points that are one policy, towards the dominated side, where the front itself is not."""
+    for point in front["points"]:
+        name = style.single_policy(front, point)
+        if name is not None:
+            x, y = (point["scores"][reward]["mean"] for reward in pair)
+            low, high = panel.get_xlim()
+            place = ((-26, -14), "right") if x > (low + high) / 2 else ((20, -46), "left")
+            annotate(panel, name, (x, y), *place)
+
+
+def annotate(
+    panel: Any,
+    text: str,
+    point: tuple[float, float],
+    place: tuple[float, float],
+    align: str,
+    of: Any = "offset points",
+) -> Any:
+    """Writes ``text`` about a point of the rewarded soup at ``place``, on a white halo, joins the two, and returns it.
+
+    ``of`` says of which coordinates ``place`` is, as matplotlib takes them; by default points from the point.
+    """
     from matplotlib.patheffects import withStroke
 
     colour = style.COLOURS["rewarded_soup"]
-    for point in front["points"]:
-        name = style.single_policy(front, point)
-        if name is None:
-            continue
-        x, y = (point["scores"][reward]["mean"] for reward in pair)
-        low, high = panel.get_xlim()
-        on_the_right = x > (low + high) / 2
-        panel.annotate(
-            name,
-            (x, y),
-            xytext=(-26, -14) if on_the_right else (20, -46),
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 5},
-            textcoords="offset points",
-            ha="right" if on_the_right else "left",
-            fontsize=10,
-            color=colour,
-            zorder=20,
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )
+    from_the_point = of == "offset points"
+    corner = (0.5, 0.5) if from_the_point else (1.0 if align == "right" else 0.0, 0.0)
+    return panel.annotate(
+        text,
+        point,
+        xytext=place,
+        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 5, "relpos": corner},
+        textcoords=of,
+        ha=align,
+        fontsize=10,
+        color=colour,
+        zorder=20,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )
 
 
 def _draw_legend(
@@ -233,32 +252,28 @@ def _draw_legend(
     digits = decimals([entry["hypervolume"]["value"] for entry in fronts.values()])
     handles = []
     for group in groups:
-        marker, text = style.marker(group, groups), style.label(group)
-        line = {"linestyle": "none"}
+        text, joined = style.label(group), group in fronts and staircase
         if group in fronts:
             text += f"  {estimate_text(fronts[group]['hypervolume'], digits)}"
-            line = {"linestyle": _line(style.dashes(group, groups)), "linewidth": 2.0} if staircase else line
-        colour = style.colour(group, groups)
-        handles.append(Line2D([], [], color=colour, marker=marker, **solid_marker(marker), **line, label=text))
+        handles.append(group_handle(group, groups, text, joined=joined))
     title = f"hypervolume, {100 * front['confidence']:g} % interval" if "confidence" in front else "hypervolume"
-    shared = {"alignment": "left", "frameon": False, "labelcolor": INK}
-    figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=columns,
-        title=title,
-        title_fontsize=10.5,
-        fontsize=10.5,
-        handlelength=3.4,
-        **shared,
-    )
+    figure.legend(handles=handles, **UPPER_LEGEND, ncols=columns, title=title)
 
     grey = {"color": FAINT_INK}
     hollow = Line2D([], [], **grey, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6, markersize=5.5)
     keys = {"dominated within its group": hollow}
     compared = [fronts[group] for group in COMPARED if group in fronts and staircase]
     if any(entry.get("hull") for entry in compared):
-        keys["convex hull"] = Line2D([], [], **grey, linewidth=0.9, linestyle=_line((3.0, 2.0)))
+        keys["convex hull"] = Line2D([], [], **grey, linewidth=0.9, linestyle=line_style((3.0, 2.0)))
     if any(entry.get("attainment") for entry in compared):
         keys["where 95 % of the resampled fronts run"] = Patch(**grey, alpha=0.25, linewidth=0)
-    figure.legend(keys.values(), keys.keys(), loc="outside lower left", ncols=3, fontsize=9, **shared)
+    figure.legend(keys.values(), keys.keys(), **LOWER_LEGEND, ncols=3)
+
+
+def group_handle(group: str, groups: Sequence[str], text: str, *, joined: bool) -> Any:
+    """Returns the entry of a group in a legend: its marker, with its line if its points are joined."""
+    from matplotlib.lines import Line2D
+
+    marker = style.marker(group, groups)
+    line = {"linestyle": line_style(style.dashes(group, groups)) if joined else "none", "linewidth": 2.0}
+    return Line2D([], [], color=style.colour(group, groups), marker=marker, **solid_marker(marker), **line, label=text)

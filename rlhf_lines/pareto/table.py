@@ -1,8 +1,9 @@
 """A front as plain text for the terminal."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from rlhf_lines.pareto.style import policy_names
 
 
 WIDTH = 110
@@ -26,10 +27,10 @@ def front_table(front: Mapping[str, Any]) -> str:
     return "\n\n".join([head, *_groups(front), *_differences(front), *_points(front)])
 
 
-def single_policy(point: Mapping[str, Any]) -> int | None:
+def trained_policy(point: Mapping[str, Any]) -> int | None:
     """Returns which policy a point is, as it was trained: one weight is 1, the others 0, nothing is scaled; or None.
 
-    >>> single_policy({"spec": {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0}})
+    >>> trained_policy({"spec": {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0}})
     1
     """
     spec = point["spec"]
@@ -37,13 +38,6 @@ def single_policy(point: Mapping[str, Any]) -> int | None:
     one_hot = sorted(weights) == [0.0] * (len(weights) - 1) + [1.0]
     unscaled = spec.get("rule") in ("linear", "sum") and (spec.get("alpha"), spec.get("beta")) == (1.0, 0.0)
     return weights.index(1.0) if one_hot and unscaled else None
-
-
-def policy_name(front: Mapping[str, Any], policy: int) -> str:
-    """Returns the name of a policy's folder, or its number where the front does not know it or names are shared."""
-    names = [Path(path).name for path in front.get("policies", ())]
-    unknown = policy >= len(names) or names.count(names[policy]) > 1
-    return f"policy {policy + 1}" if unknown else names[policy]
 
 
 def _groups(front: Mapping[str, Any]) -> list[str]:
@@ -139,9 +133,9 @@ def decimals(values: Sequence[float]) -> int:
 
 
 def _weights(front: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    policy = single_policy(point)
-    if policy is not None and "policies" in front:
-        return _clip(policy_name(front, policy))
+    policy, names = trained_policy(point), policy_names(front)
+    if policy is not None and policy < len(names):
+        return _clip(names[policy])
     return " ".join(f"{weight:.2f}" for weight in point["spec"].get("weights") or []) or "-"
 
 

@@ -100,8 +100,7 @@ def _integral_of_envelope(heights: NDArray[np.float64], slopes: NDArray[np.float
     whatever the rounding.
     """
     rows = np.arange(len(heights))
-    highest = heights == heights.max(axis=1, keepdims=True)
-    line = np.where(highest, slopes, -np.inf).argmax(axis=1)
+    line = heights.argmax(axis=1)
     position, total = np.zeros(len(heights)), np.zeros(len(heights))
     while (position < 1.0).any():
         height, slope = heights[rows, line], slopes[rows, line]
@@ -111,8 +110,7 @@ def _integral_of_envelope(heights: NDArray[np.float64], slopes: NDArray[np.float
         crossings = np.clip(crossings, position[:, None], 1.0)
         end = crossings.min(axis=1)
         total += (end - position) * (height + slope * (position + end) / 2)
-        first = steeper & (crossings == end[:, None])
-        line = np.where(first.any(axis=1), np.where(first, slopes, -np.inf).argmax(axis=1), line)
+        line = np.where(steeper.any(axis=1), np.where(steeper, crossings, np.inf).argmin(axis=1), line)
         position = end
     return total
 

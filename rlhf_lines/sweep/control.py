@@ -102,14 +102,14 @@ def _together(specs: dict[int, MergeSpec]) -> list[list[int]]:
 
 
 def _add_texts(store: Store, rows: Sequence[ControlRow]) -> list[int]:
-    ids = store.add_control_texts({row.text: len(row.token_ids) - 1 for row in rows})
-    stored = {text.id: text.tokens for text in store.control_texts()}
-    if stored != {text_id: len(row.token_ids) - 1 for text_id, row in zip(ids, rows, strict=True)}:
+    texts = {row.text: len(row.token_ids) - 1 for row in rows}
+    stored = {text.text: text.tokens for text in store.control_texts()}
+    if stored and stored != texts:
         raise ValueError(
             f"the run to be resumed has {len(stored)} control texts, and the source now gives others: give the source "
             "of that run, or start again without --resume"
         )
-    return ids
+    return store.add_control_texts(texts)
 
 
 def _texts(source: str) -> Iterator[str]:

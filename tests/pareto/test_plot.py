@@ -8,6 +8,7 @@ from itertools import combinations
 import moocore
 import numpy as np
 import pytest
+from figures import assert_texts_are_whole_and_apart, saved_figure_of
 
 from rlhf_lines.pareto import build_front, hypervolume, plot, plot_front
 from rlhf_lines.pareto.style import COLOURS, DASHES, MARKERS
@@ -53,17 +54,6 @@ class Panel:
 
     def fill_between(self, *args, **style):
         self.bands.append((style, *(np.asarray(arg) for arg in args)))
-
-
-def figure_of(front, monkeypatch, tmp_path):
-    """The figure as matplotlib holds it when it is saved, drawn once so that every text has its place."""
-    from matplotlib.figure import Figure
-
-    kept = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (save(self, *args, **kw), kept.append(self)))
-    plot_front(front, tmp_path / "kept.png")
-    return kept[0]
 
 
 def png_size(path):
@@ -176,7 +166,7 @@ def test_groups_differ_in_colour_marker_and_line(front_of_six):
 
 
 def test_the_legend_says_the_hypervolumes_with_their_intervals(front_of_six, monkeypatch, tmp_path):
-    figure = figure_of(front_of_six, monkeypatch, tmp_path)
+    figure = saved_figure_of(plot_front, front_of_six, tmp_path / "front.png", monkeypatch)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     volume = front_of_six["fronts"]["lines"]["hypervolume"]
     assert texts[0] == f"LiNeS  {volume['value']:.3f} [{volume['low']:.3f}, {volume['high']:.3f}]"
@@ -195,19 +185,13 @@ def test_no_text_is_cut_or_covers_another(make_points, rewards, monkeypatch, tmp
             points.append({**point, "id": len(points), "group": group})
     names = [f"a reward model with quite a long name {k}" for k in range(rewards)]
     front = build_front(rewards=names, split="test", seed=0, points=points, resamples=20)
-    figure = figure_of(front, monkeypatch, tmp_path)
-    boxes = [legend.get_window_extent() for legend in figure.legends]
-    for panel in figure.axes:
-        boxes += [panel.xaxis.label.get_window_extent(), panel.yaxis.label.get_window_extent()]
-    width, height = figure.canvas.get_width_height()
-    for box in boxes:
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
-    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    figure = saved_figure_of(plot_front, front, tmp_path / "front.png", monkeypatch)
+    assert_texts_are_whole_and_apart(figure)
 
 
 def test_single_policies_are_named_by_their_folders(front, monkeypatch, tmp_path):
     def names(front):
-        (panel,) = figure_of(front, monkeypatch, tmp_path).axes
+        (panel,) = saved_figure_of(plot_front, front, tmp_path / "front.png", monkeypatch).axes
         return {text.get_text(): text.xy for text in panel.texts}
 
     ends = {point["id"]: tuple(score["mean"] for score in point["scores"].values()) for point in front["points"]}
@@ -221,4 +205,4 @@ def test_a_front_below_the_reference_point_has_no_staircase(front):
     panel = Panel()
     front = {**front, "reference_point": [100.0, 100.0]}
     plot._draw_group(panel, front, "rewarded_soup", ("a", "b"), 3, staircase=True)
-    assert panel.steps == [] and len(panel.lines) == 2
+    assert panel.steps == [] and len(panel.lines) == 3  # hull, dominated, nondominated

@@ -101,6 +101,11 @@ def test_scores_of_other_prompts_cannot_be_paired():
         bootstrap_means(np.zeros((2, 0, 2)))
 
 
+def test_shared_counts_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        statistics.bootstrap_counts(5, 3, 0)[0, 0] = 9.0
+
+
 def test_inputs_are_not_changed(scores):
     frozen = scores.copy()
     means = bootstrap_means(scores, resamples=5, seed=0)

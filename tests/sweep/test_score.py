@@ -11,6 +11,7 @@ import pytest
 from small_run import ROWS, write_run
 
 from rlhf_lines import cli
+from rlhf_lines.stages import run_stage
 from rlhf_lines.sweep import score as verb
 from rlhf_lines.sweep.score import score
 from rlhf_lines.sweep.store import Store
@@ -205,3 +206,56 @@ def test_mistakes_are_told_in_one_sentence(run, rewards, capsys, arguments, word
 def test_a_sweep_that_has_not_finished_is_refused(run, rewards, capsys):
     (run / "rlhf_lines.json").unlink()
     assert "of a sweep that has not finished" in refused(capsys, run, "--rewards", LATE)
+
+
+def test_a_real_sweep_gets_the_scores_that_it_would_have_had(sft, policies, rewards, tmp_path):
+    """The stage itself, with control texts and predicted points: once with two rewards and then ``score``, once with
+    all three."""
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{a}{b}"}}\n' for a in "abcdefgh" for b in "uvwxyz"))
+    (tmp_path / "control.txt").write_text("a text.\n\nanother one.\n\nand the third")
+    flags = [
+        *("--sft_model", sft, "--policies", *policies[:2], "--dataset_name", tmp_path / "prompts.jsonl"),
+        *(
+            "--scalings",
+            "0.5 0.5",
+            "--sampler",
+            "map",
+            "--num_weights",
+            5,
+            "--map_points",
+            1,
+            "--validation_weights",
+            3,
+        ),
+        *("--validation_prompts", 2, "--test_prompts", 3, "--samples_per_prompt", 2, "--max_new_tokens", 5),
+        *("--control", tmp_path / "control.txt", "--control_texts", 3, "--batch_size", 64),
+    ]
+    folders = {"later": FIRST, "at_once": [*FIRST, LATE]}
+    for name, models in folders.items():
+        run_stage("sweep", [str(x) for x in (*flags, "--rewards", *models, "--output_dir", tmp_path / name)])
+    later, at_once = (everything(tmp_path / name) for name in folders)
+    shared = len(later["scores"]) // 2
+    rewards.SCORED.clear()
+    outcome = score(tmp_path / "later", [LATE])
+    assert (
+        outcome.scored == {"late": len(rewards.SCORED)} and len(rewards.SCORED) == len(later["completions"]) == shared
+    )
+    assert outcome.front["rewards"] == ["long", "digits", "late"]
+    # The third reward moves the points that are predicted: the others are the same, completions and scores.
+    later = everything(tmp_path / "later")
+    both = {row[1] for row in later["specs"]} & {row[1] for row in at_once["specs"]}
+    assert len(both) > 10
+
+    def named(tables: dict) -> dict:
+        specs, prompts = dict(tables["specs"]), {row[0]: row[1:3] for row in tables["prompts"]}
+        rows = ((specs[spec], prompts[prompt], *row) for spec, prompt, *row in tables["scores"])
+        return {tuple(row[:-1]): row[-1] for row in rows if row[0] in both}
+
+    assert named(later) == named(at_once)
+    assert {key[3] for key in named(later)} == {"long", "digits", "late"}
+    front = {json.dumps([p["group"], p["spec"]]): p for p in at_once["front"]["points"]}
+    for point in outcome.front["points"]:
+        if json.dumps([point["group"], point["spec"]]) in front:
+            other = front[json.dumps([point["group"], point["spec"]])]
+            assert {**point, "id": None} == {**other, "id": None} and point["perplexity"] is not None
+    assert outcome.front["forgetting"]["texts"] == 3
