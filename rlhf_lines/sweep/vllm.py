@@ -206,7 +206,8 @@ def _check_installed() -> None:
         from vllm import LLM  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"engine vllm cannot be used here ({error}): pip install 'rlhf-lines[vllm]', or use engine local"
+            f"engine vllm needs the extra rlhf-lines[vllm] ({error}): install it as docs/sweep.md says, or use engine "
+            "local"
         ) from error
 
 

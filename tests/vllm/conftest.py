@@ -22,7 +22,7 @@ ENDS = [1, 37]  # the tokenizer's end token, and the one of the generation confi
 @pytest.fixture(scope="session")
 def sft(tmp_path_factory) -> Path:
     """The folder of a float32 Llama of four blocks, whose logits react to every matrix, with its tokenizer."""
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("models") / "sft"
@@ -49,7 +49,10 @@ def sft(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     vocabulary = {"<pad>": PAD, "<eos>": ENDS[0], "<unk>": 2} | {f"w{i}": i for i in range(3, WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
     return folder
 
 
