@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -44,10 +45,11 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     """
     processes = Processes()
     inputs = Inputs(data_config, config)
-    with new_folder(
+    partial = new_folder(
         config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
-    ) as folder:
-        worker = Worker(inputs.engine(folder), inputs.reward_models, inputs.tokenizer)
+    )
+    with partial as folder, contextlib.closing(inputs.engine(folder)) as engine:
+        worker = Worker(engine, inputs.reward_models, inputs.tokenizer)
         if not processes.leads:
             processes.follow(worker)
         else:
