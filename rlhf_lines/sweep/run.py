@@ -19,6 +19,7 @@ from rlhf_lines.sweep.groups import SFT, SOUP, Weights
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.processes import Processes
+from rlhf_lines.sweep.report import write_report
 from rlhf_lines.sweep.select import choose_scaling
 from rlhf_lines.sweep.store import Store, StoredPoint
 
@@ -59,6 +60,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                 done = True
             finally:
                 processes.dismiss(done)
+    if processes.leads:
+        write_report(config.output_dir)  # its commands name the folder as it is called now
     return Path(config.output_dir)
 
 
