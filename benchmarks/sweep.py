@@ -29,6 +29,7 @@ import torch
 from peer import machine, met, note
 from torch import nn
 from transformers import AutoModelForCausalLM, LogitsProcessor
+from transformers.utils import logging
 
 from rlhf_lines import data
 from rlhf_lines.artifact import versions
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, help="of a mixed batch; found from memory if not given")
     parser.add_argument("--rounds", type=int, default=3, help="of all ways but the adapter per point, which has one")
     options = parser.parse_args()
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         task = _task(options, Path(scratch))
         _compare(task, options)
@@ -256,6 +258,8 @@ def _task(options: argparse.Namespace, scratch: Path) -> Task:
     else:
         from random_llama import write_random_llama
 
+        if not torch.cuda.is_available():
+            sys.exit("--shape llama2_7b needs a GPU")
         sft, policies = write_random_llama(scratch, rank=64)
         dtype = "bfloat16"
     tokenizer = load_tokenizer(sft)
