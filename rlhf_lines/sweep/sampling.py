@@ -92,19 +92,24 @@ def _logprobs(
     temperature: float,
 ) -> list[float]:
     """Return the summed log-probabilities of the second parts after the first, under specs or the SFT model."""
-    on_cpu = mixture.model.device.type == "cpu"
-    logits = (LOGITS_ON_CPU if on_cpu else LOGITS_ON_GPU) // mixture.model.config.get_text_config().vocab_size
+    device, vocab_size = mixture.model.device.type, mixture.model.config.get_text_config().vocab_size
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = [0.0] * len(pairs)
     while order:
         # The longest first: what does not fit into memory fails at once. Equal lengths need little padding.
-        rows = max(LEAST_ROWS, logits // (len(pairs[order[-1]][1]) + 1))
+        rows = rows_of_logits(len(pairs[order[-1]][1]), vocab_size, device)
         chunk, order = order[-rows:], order[:-rows]
         of_rows = None if specs is None else [specs[i] for i in chunk]
         values = _logprobs_of_batch(mixture, of_rows, [pairs[i] for i in chunk], pad_token_id, temperature)
         for i, value in zip(chunk, values, strict=True):
             found[i] = value
     return found
+
+
+def rows_of_logits(tokens: int, vocab_size: int, device: str) -> int:
+    """Return how many rows, of which so many tokens are judged, one forward pass reads."""
+    logits = LOGITS_ON_CPU if device == "cpu" else LOGITS_ON_GPU
+    return max(LEAST_ROWS, logits // vocab_size // (tokens + 1))
 
 
 def _logprobs_of_batch(mixture, specs, pairs, pad_token_id, temperature) -> list[float]:
