@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 from pathlib import Path
 
+import of_a_run
 import pytest
 import torch
 
@@ -136,3 +140,69 @@ def dense_model(sft, policies, tmp_path_factory):
         return models[spec]
 
     return load
+
+
+@pytest.fixture
+def rewards(tmp_path_factory, monkeypatch):
+    """The module of the reward functions, fresh for every test."""
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "tiny_rewards.py").write_text(of_a_run.REWARDS)
+    monkeypatch.syspath_prepend(folder)
+    sys.modules.pop("tiny_rewards", None)
+    yield importlib.import_module("tiny_rewards")
+    sys.modules.pop("tiny_rewards", None)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """A JSONL file of 200 different prompts of one to five characters."""
+    prompts = ["abcdefghijklmnopqrstuvwxyz"[i % 26] * (1 + i % 4) + "xyz'\n .<"[i // 26] for i in range(200)]
+    assert len(set(prompts)) == 200
+    path = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return path
+
+
+@pytest.fixture
+def flags(sft, policies, dataset, rewards):
+    """A function from an output folder and changes to the flags of a sweep without controls."""
+
+    def make(output_dir: Path, **changes) -> list[str]:
+        settings = {
+            "sft_model": sft,
+            "policies": policies[:2],
+            "rewards": ["tiny_rewards:short", "tiny_rewards:early"],
+            "dataset_name": dataset,
+            "output_dir": output_dir,
+            "alphas": of_a_run.ALPHAS,
+            "betas": of_a_run.BETAS,
+            "controls": "false",
+            "num_weights": of_a_run.WEIGHTS,
+            "validation_weights": 3,
+            "validation_prompts": of_a_run.VALIDATION,
+            "test_prompts": of_a_run.TEST,
+            "max_new_tokens": 8,
+            "batch_size": 32,
+            **changes,
+        }
+        return of_a_run.words(settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> dict:
+    """Where a finished sweep is kept for the tests that only read it."""
+    return {"folder": tmp_path_factory.mktemp("sweeps") / "sweep"}
+
+
+@pytest.fixture
+def sweep(finished, flags, rewards) -> Path:
+    """A finished sweep, made by the first test that asks for it."""
+    from rlhf_lines.stages import run_stage
+
+    if not finished["folder"].exists():
+        run_stage("sweep", flags(finished["folder"]))
+        assert sum(map(len, rewards.SCORED)) == of_a_run.ROWS
+        rewards.SCORED.clear()
+    return finished["folder"]
