@@ -103,7 +103,14 @@ def policies(sft) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def load_mixture(sft, policies):
+def four_policies(sft, policies) -> list[Path]:
+    """These three, and a fourth of rank 5."""
+    options = {"r": 5, "lora_alpha": 4, "target_modules": ["v_proj", "up_proj"]}
+    return [*policies, _save_policy(sft, sft.parent / "fourth", seed=4, **options)]
+
+
+@pytest.fixture(scope="session")
+def load_mixture(sft, four_policies):
     """A function from the number of policies to a mixture on a freshly loaded SFT model."""
     from transformers import AutoModelForCausalLM
 
@@ -112,7 +119,7 @@ def load_mixture(sft, policies):
 
     def load(num_policies: int) -> Mixture:
         model = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval()
-        return Mixture(model, [load_adapter(policy) for policy in policies[:num_policies]])
+        return Mixture(model, [load_adapter(policy) for policy in four_policies[:num_policies]])
 
     return load
 
@@ -124,7 +131,7 @@ def mixture(load_mixture):
 
 
 @pytest.fixture(scope="session")
-def dense_model(sft, policies, tmp_path_factory):
+def dense_model(sft, four_policies, tmp_path_factory):
     """A function from a spec to the model that `merge_policies` wrote for it, the weights added up one by one."""
     from transformers import AutoModelForCausalLM
 
@@ -135,7 +142,7 @@ def dense_model(sft, policies, tmp_path_factory):
     def load(spec):
         if spec not in models:
             folder = root / spec.digest()
-            merge_policies(sft, policies[: len(spec.weights)], spec, save="dense", output_dir=folder)
+            merge_policies(sft, four_policies[: len(spec.weights)], spec, save="dense", output_dir=folder)
             models[spec] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         return models[spec]
 
