@@ -28,20 +28,16 @@ def _tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def _save_sft(folder: Path, *, seed: int = 0) -> Path:
+def _save_sft(folder: Path, *, seed: int = 0, **sizes) -> Path:
     """Save a float32 Llama of four blocks whose logits react to every matrix."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
+        **{**small, "num_key_value_heads": 2, "max_position_embeddings": 64, **sizes},
         bos_token_id=None,
         eos_token_id=EOS,
         pad_token_id=PAD,
