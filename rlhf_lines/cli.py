@@ -28,6 +28,7 @@ VERBS = {
     "sweep": "merge, sample and score many weights, and trace the fronts",
     "front": "the front of a finished sweep, computed again from its run store",
     "pick": "the best point of a front for a preference, with the command that merges it",
+    "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
     "score": "scores of further reward models for the completions of a finished sweep",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
     "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
@@ -89,6 +90,8 @@ def _run(verb: str, arguments: list[str]) -> None:
         return _front(arguments)
     if verb == "pick":
         return _pick(arguments)
+    if verb == "report":
+        return _report(arguments)
     if verb == "plan":
         return _plan(arguments)
     if verb == "score":
@@ -175,6 +178,16 @@ def _minimum(text: str) -> tuple[str, float]:
     if low is None or not name:
         raise ValueError(f"--min has {text!r}, expected NAME=SCORE, such as r2=0.4")
     return name, low
+
+
+def _report(arguments: list[str]) -> None:
+    parser = _Parser(prog="rlhf-lines report", description=VERBS["report"], allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep; report.html is written there")
+    folder = parser.parse_args(arguments).run_dir
+    from rlhf_lines.sweep.report import write_report
+
+    path = write_report(folder)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
 
 
 def _score(arguments: list[str]) -> None:

@@ -60,7 +60,20 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
 
 def end_token_ids(model, tokenizer) -> list[int]:
     """Return the ids of the tokens that end a completion: those of the generation config, and the tokenizer's."""
-    declared = model.generation_config.eos_token_id
+    return _end_token_ids(model.generation_config, tokenizer)
+
+
+def checkpoint_end_token_ids(folder: str | Path, tokenizer) -> list[int]:
+    """Return what ``end_token_ids`` returns for the model in a folder, without loading it."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (Path(folder) / "generation_config.json").is_file():
+        return _end_token_ids(GenerationConfig.from_pretrained(folder), tokenizer)
+    return _end_token_ids(GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder)), tokenizer)
+
+
+def _end_token_ids(generation_config, tokenizer) -> list[int]:
+    declared = generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
     return sorted({i for i in (*declared, tokenizer.eos_token_id) if i is not None})
 

@@ -31,8 +31,8 @@ def summary(verb: str, folder: Path) -> str:
         lines += _statistics(verb, record)
     elif verb == "sweep":
         lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
-        lines.append(f"alpha {record['alpha']} and beta {record['beta']} of LiNeS were chosen on validation prompts")
-        lines.append(f"wrote {folder}: front.json, front.png, run.sqlite")
+        lines.append(_chosen(record))
+        lines.append(f"wrote {folder}: report.html, front.json, figures (.png, .pdf), run.sqlite")
     return "\n".join(lines)
 
 
@@ -44,6 +44,13 @@ def _statistics(verb: str, record: dict) -> list[str]:
         lost = record["lost_residual"]["relative_l2"]
         lines.append(f"{record['dtype']} lost {lost:.1%} of the policy's residual (relative L2)")
     return lines
+
+
+def _chosen(record: dict) -> str:
+    scaling = f"alpha {record['alpha']}, beta {record['beta']} and schedule {record['schedule']} of LiNeS"
+    if record["validation"] is None:
+        return f"{scaling} were given"
+    return f"{scaling} were chosen on validation prompts, of {len(record['validation']['grid'])}"
 
 
 def _gains_table(gains: list[dict]) -> str:

@@ -19,7 +19,8 @@ from rlhf_lines.stages import MODULES
 
 
 VERBS = (
-    "demo", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "score", "export", "plan",
+    "demo", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "report", "score", "export",
+    "plan",
 )  # fmt: skip
 
 
@@ -291,7 +292,7 @@ def test_help_and_version_import_no_library():
 
 
 def test_the_verbs_are_those_of_the_stages(capsys):
-    assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "front", "pick", "score", "export", "plan"}
+    assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "front", "pick", "report", "score", "export", "plan"}
     assert cli.main([]) == 2
     assert cli.main(["-h"]) == 0
     assert capsys.readouterr().err == ""
@@ -305,7 +306,13 @@ def test_every_verb_has_help(folder, capsys, verb):
     assert stop.value.code == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"usage: rlhf-lines {verb}") and err == ""
-    shown = {"front": "RUN_DIR", "pick": "--preference", "score": "RUN_DIR", "plan": "--base_model"}
+    shown = {
+        "front": "RUN_DIR",
+        "pick": "--preference",
+        "report": "RUN_DIR",
+        "score": "RUN_DIR",
+        "plan": "--base_model",
+    }
     assert shown.get(verb, "--output_dir") in out
     assert everything(folder) == before
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 
-# The values of vLLM's --max-lora-rank (MaxLoRARanks in vllm/config/lora.py, 0.14 to 0.27).
+# The values of vLLM's --max-lora-rank (MaxLoRARanks in vllm/config/lora.py, 0.14 to 0.32).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 

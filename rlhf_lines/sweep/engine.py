@@ -47,3 +47,7 @@ class Engine(Protocol):
     def rows(self, prompt_tokens: int) -> int:
         """Return how many requests with prompts of at most so many tokens one call should hold."""
         ...
+
+    def close(self) -> None:
+        """End the processes that the engine has started, if any."""
+        ...

@@ -57,6 +57,9 @@ class LocalEngine:
         self._load()
         return rows_in_memory(self._mixture.model, prompt_tokens + self._config.max_new_tokens)
 
+    def close(self) -> None:
+        """Do nothing: there are no processes to end."""
+
     def _complete(self, spec: MergeSpec | None, requests: Sequence[Request]) -> list[Completion]:
         def work(part: Sequence[Request]) -> list[Completion]:
             return sample(

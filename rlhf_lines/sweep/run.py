@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rlhf_lines.sweep.groups import SFT, SOUP, Weights
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.processes import Processes
+from rlhf_lines.sweep.report import write_report
 from rlhf_lines.sweep.select import choose_scaling
 from rlhf_lines.sweep.store import Store, StoredPoint
 
@@ -44,10 +46,11 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     """
     processes = Processes()
     inputs = Inputs(data_config, config)
-    with new_folder(
+    partial = new_folder(
         config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
-    ) as folder:
-        worker = Worker(inputs.engine(folder), inputs.reward_models, inputs.tokenizer)
+    )
+    with partial as folder, contextlib.closing(inputs.engine(folder)) as engine:
+        worker = Worker(engine, inputs.reward_models, inputs.tokenizer)
         if not processes.leads:
             processes.follow(worker)
         else:
@@ -57,6 +60,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                 done = True
             finally:
                 processes.dismiss(done)
+    if processes.leads:
+        write_report(config.output_dir)  # its commands name the folder as it is called now
     return Path(config.output_dir)
 
 

@@ -11,6 +11,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sampling import chosen_logprobs, left_pad, sample_tokens
 from rlhf_lines.sweep.engine import Completion, Request
 from rlhf_lines.sweep.mixture import Mixture
+from rlhf_lines.sweep.prefix_tree import takes_trees, tree_logprobs, trees_of
 
 
 # Of one forward pass over given tokens: what a CPU's cache takes, and 512 MiB in float32 on a GPU; 8 rows at least.
@@ -63,11 +64,22 @@ def sft_logprobs(
 ) -> list[float]:
     """Return the log-probability of each completion after its prompt under the SFT model.
 
-    Specs that share their noise often write the same: each pair is read once.
+    Each pair is read once, and, where the architecture allows, each prefix.
     """
     distinct = list(dict.fromkeys(pairs))
-    values = _logprobs(mixture, None, distinct, pad_token_id, temperature)
-    known = dict(zip(distinct, values, strict=True))
+    if not takes_trees(mixture.model):
+        values = _logprobs(mixture, None, distinct, pad_token_id, temperature)
+        known = dict(zip(distinct, values, strict=True))
+        return [known[pair] for pair in pairs]
+    known, batch = {}, []
+    most = _positions(mixture)
+    # Trees of one size together; a batch is as large as its logits, padding included, may be.
+    for tree in sorted(trees_of(distinct), key=lambda tree: len(tree.tokens)):
+        if batch and (len(batch) + 1) * (len(tree.tokens) + 1) > most:
+            known |= tree_logprobs(mixture.model, batch, pad_token_id, temperature)
+            batch = []
+        batch.append(tree)
+    known |= tree_logprobs(mixture.model, batch, pad_token_id, temperature)
     return [known[pair] for pair in pairs]
 
 
@@ -92,12 +104,12 @@ def _logprobs(
     temperature: float,
 ) -> list[float]:
     """Return the summed log-probabilities of the second parts after the first, under specs or the SFT model."""
-    device, vocab_size = mixture.model.device.type, mixture.model.config.get_text_config().vocab_size
+    most = _positions(mixture)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = [0.0] * len(pairs)
     while order:
         # The longest first: what does not fit into memory fails at once. Equal lengths need little padding.
-        rows = rows_of_logits(len(pairs[order[-1]][1]), vocab_size, device)
+        rows = max(LEAST_ROWS, most // (len(pairs[order[-1]][1]) + 1))
         chunk, order = order[-rows:], order[:-rows]
         of_rows = None if specs is None else [specs[i] for i in chunk]
         values = _logprobs_of_batch(mixture, of_rows, [pairs[i] for i in chunk], pad_token_id, temperature)
@@ -106,10 +118,13 @@ def _logprobs(
     return found
 
 
-def rows_of_logits(tokens: int, vocab_size: int, device: str) -> int:
-    """Return how many rows, of which so many tokens are judged, one forward pass reads."""
-    logits = LOGITS_ON_CPU if device == "cpu" else LOGITS_ON_GPU
-    return max(LEAST_ROWS, logits // vocab_size // (tokens + 1))
+def most_positions(vocab_size: int, device: str) -> int:
+    """Return how many positions of one forward pass may have logits."""
+    return (LOGITS_ON_CPU if device == "cpu" else LOGITS_ON_GPU) // vocab_size
+
+
+def _positions(mixture: Mixture) -> int:
+    return most_positions(mixture.model.config.get_text_config().vocab_size, mixture.model.device.type)
 
 
 def _logprobs_of_batch(mixture, specs, pairs, pad_token_id, temperature) -> list[float]:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from reward_models import RewardModel
 from rlhf_lines.pareto.front import FILE_NAME
 from rlhf_lines.sweep.front import trace_front
+from rlhf_lines.sweep.report import write_report
 from rlhf_lines.sweep.store import Store, open_finished
 from rlhf_lines.task_rewards import load_reward_models, raw_score_problems, reward_entries
 
@@ -65,7 +66,10 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
                 store.replace(reward_names=[*names, model.name])
         names = store.recall("reward_names")
     front = _front_of(folder)
-    return Outcome(scored, front if front.get("rewards") == names else trace_front(folder))
+    if front.get("rewards") != names:
+        front = trace_front(folder)
+        write_report(folder)
+    return Outcome(scored, front)
 
 
 def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> None:

@@ -165,6 +165,8 @@ def test_scores_are_added_while_what_lacks_them_is_read(store, two_splits, tmp_p
     keys = [(1, a, 0), (1, a, 1), (1, b, 0), (1, b, 1), (1, v, 0), (2, a, 0)]
     texts = {a: "shown a", b: "shown b", v: "shown v"}
     store.add_scores("new", [(*keys[1], 5.0)])
+    for name in ("New", "newer", "zzz"):  # other rewards
+        store.add_scores(name, [(*key, 8.0) for key in keys])
     left = [key for key in keys if key != keys[1]]
     assert store.count_unscored("new") == 5
     seen = []
@@ -202,6 +204,13 @@ def test_control_texts_and_their_nats(store, tmp_path):
     with Store(tmp_path) as again:
         assert again.finished_control() == {(2, ids[2]), (2, ids[0]), (1, ids[0])}
         assert again.nats(3).tolist() == []
+
+
+def test_a_store_that_is_read_stays_as_it_is(store, two_splits, tmp_path):
+    before = (tmp_path / FILE).read_bytes()
+    with Store(tmp_path) as again:
+        assert len(list(again.rows("test", ["a"]))) == 5
+    assert (tmp_path / FILE).read_bytes() == before
 
 
 def test_only_a_finished_run_is_opened(tmp_path):

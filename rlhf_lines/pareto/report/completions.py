@@ -1,0 +1,98 @@
+"""What the points wrote, in columns, and the prompts of it that fit into so many bytes."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Completions of the same prompts by every spec, with their scores.
+
+    Letters: P prompts, S samples of each. Points that share a spec share its completions. A sample that is not there
+    is None.
+
+    Attributes:
+        prompts: P texts.
+        total: How many prompts the run has; these are some of them.
+        spec_of: From the id of a point to the spec whose completions are its own.
+        texts: From spec to P lists of S texts.
+        kl: From spec to P lists of S values, in nats.
+        scores: From reward to spec to P lists of S values.
+    """
+
+    prompts: Sequence[str]
+    total: int
+    spec_of: Mapping[int, int]
+    texts: Mapping[int, Sequence[Sequence[str | None]]]
+    kl: Mapping[int, Sequence[Sequence[float | None]]]
+    scores: Mapping[str, Mapping[int, Sequence[Sequence[float | None]]]]
+
+    def some(self, indices: Sequence[int]) -> "Completions":
+        """Returns the completions of the prompts at ``indices`` alone."""
+
+        def rows(by_spec: Mapping[int, Sequence[Any]]) -> dict[int, list[Any]]:
+            return {spec: [values[i] for i in indices] for spec, values in by_spec.items()}
+
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in indices],
+            texts=rows(self.texts),
+            kl=rows(self.kl),
+            scores={reward: rows(by_spec) for reward, by_spec in self.scores.items()},
+        )
+
+
+def columns(completions: Completions) -> dict[str, Any]:
+    """Returns the completions as JSON values in which every text occurs once.
+
+    ``texts`` lists the distinct texts, and ``written[spec][prompt][sample]`` is an index into it; scores and KL have
+    the shape of ``written`` and four significant digits. Specs that no point has are left out.
+    """
+    number: dict[str, int] = {}
+    specs = sorted(set(completions.spec_of.values()))
+
+    def index(text: str | None) -> int | None:
+        return None if text is None else number.setdefault(text, len(number))
+
+    def values(by_spec: Mapping[int, Sequence[Sequence[float | None]]]) -> list[Any]:
+        return [[[_short(value) for value in row] for row in by_spec[spec]] for spec in specs]
+
+    written = [[[index(text) for text in row] for row in completions.texts[spec]] for spec in specs]
+    return {
+        "total": completions.total,
+        "prompts": list(completions.prompts),
+        "spec_of": {str(point): specs.index(spec) for point, spec in completions.spec_of.items()},
+        "texts": list(number),
+        "written": written,
+        "kl": values(completions.kl),
+        "scores": {reward: values(by_spec) for reward, by_spec in completions.scores.items()},
+    }
+
+
+def fitting(completions: Completions, size: Callable[[Completions], int], room: int) -> Completions:
+    """Returns the completions of as many evenly spaced prompts as fit into ``room``, by ``size`` of the result."""
+    total = len(completions.prompts)
+    if size(completions) <= room:
+        return completions
+    low, high = 0, total  # low prompts fit (none of them always does), high ones do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = size(completions.some(evenly_spaced(total, middle))) <= room
+        low, high = (middle, high) if fits else (low, middle)
+    return completions.some(evenly_spaced(total, low))
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Returns ``count`` of the indices below ``total``, each in the middle of its share of them.
+
+    >>> evenly_spaced(10, 5), evenly_spaced(3, 7)
+    ([1, 3, 5, 7, 9], [0, 1, 2])
+    """
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

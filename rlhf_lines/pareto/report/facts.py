@@ -1,0 +1,176 @@
+"""What a front says, in plain sentences."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from rlhf_lines.pareto.forgetting import damage_undone
+from rlhf_lines.pareto.style import label, ordered
+from rlhf_lines.pareto.table import decimals, estimate_text
+
+
+BETTER, WORSE, UNCLEAR = "better", "worse", "unclear"
+MINUS = "\u2212"
+
+
+def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns what the front says, most important first, each with ``title``, ``text`` and ``verdict``.
+
+    A verdict is ``better`` or ``worse`` where the interval of the difference lies on one side of zero, else
+    ``unclear``; a statement that compares nothing has the verdict ``""``.
+
+    Args:
+        front: What `build_front` returns.
+    """
+    return [*_beats_soup(front), *_depth(front), *_chosen(front), *_forgetting(front)]
+
+
+def swept(front: Mapping[str, Any]) -> str:
+    """Returns one sentence on what was measured."""
+    points = front["points"]
+    groups = ordered(point["group"] for point in points)
+    counts = [f"{label(group)} ({_count(sum(p['group'] == group for p in points), 'point')})" for group in groups]
+    prompts, samples = points[0]["prompts"], points[0]["samples_per_prompt"]
+    return (
+        f"{_count(len(points), 'merged policy', 'merged policies')}: {_list(counts)}; each measured on "
+        f"{_count(prompts, front['split'] + ' prompt')} with {_count(samples, 'completion')} per prompt, "
+        f"scored by {_list(front['rewards'])}. Higher scores are better."
+    )
+
+
+def verdict(difference: Mapping[str, float]) -> str:
+    """Returns on which side of zero the interval lies.
+
+    >>> verdict({"low": 0.1, "high": 0.3}), verdict({"low": -0.1, "high": 0.3})
+    ('better', 'unclear')
+    """
+    if difference["low"] > 0:
+        return BETTER
+    return WORSE if difference["high"] < 0 else UNCLEAR
+
+
+def _beats_soup(front: Mapping[str, Any]) -> list[dict[str, str]]:
+    entry = _comparison(front, "lines", "rewarded_soup")
+    if entry is None:
+        return []
+    found = verdict(entry["hypervolume_difference"])
+    title = {
+        BETTER: "LiNeS beats the rewarded soup",
+        WORSE: "LiNeS does worse than the rewarded soup",
+        UNCLEAR: "LiNeS and the rewarded soup cannot be told apart",
+    }[found]
+    return [{"title": title, "text": _difference(front, entry), "verdict": found}]
+
+
+def _depth(front: Mapping[str, Any]) -> list[dict[str, str]]:
+    entries = {group: _comparison(front, "lines", group) for group in ("uniform", "reversed")}
+    entries = {group: entry for group, entry in entries.items() if entry is not None}
+    if not entries:
+        return []
+    found = {group: verdict(entry["hypervolume_difference"]) for group, entry in entries.items()}
+    texts = [_difference(front, entry) for entry in entries.values()]
+    return [
+        {
+            "title": _depth_title(found),
+            "text": " ".join(texts),
+            "verdict": found.get("uniform", found.get("reversed", UNCLEAR)),
+        }
+    ]
+
+
+def _depth_title(found: Mapping[str, str]) -> str:
+    against_uniform, against_reversed = found.get("uniform"), found.get("reversed")
+    if against_uniform is None:
+        return {
+            BETTER: "The direction of the schedule matters: reversed, it does worse",
+            WORSE: "Reversed, the schedule does better than LiNeS",
+            UNCLEAR: "LiNeS and its reversal cannot be told apart",
+        }[against_reversed]
+    title = {
+        BETTER: "Depth matters, not only length: LiNeS beats uniform scaling with the same mean factor",
+        WORSE: "Depth does not help: uniform scaling with the same mean factor beats LiNeS",
+        UNCLEAR: "Depth is not seen to matter, only length: LiNeS and uniform scaling with the same mean factor "
+        "cannot be told apart",
+    }[against_uniform]
+    addition = {BETTER: "reversed, it does worse", WORSE: "reversed, it does better", None: None}.get(
+        against_reversed, "nor its reversal from LiNeS" if against_uniform == UNCLEAR else "its reversal is not clear"
+    )
+    return title if addition is None else f"{title}; {addition}"
+
+
+def _chosen(front: Mapping[str, Any]) -> list[dict[str, str]]:
+    validation = front.get("validation")
+    if not validation:
+        return []
+    chosen = validation["chosen"]
+    text = (
+        f"Chosen among {_count(len(validation['grid']), 'setting')} on {validation['prompts']} validation prompts at "
+        f"{_count(validation['weights'], 'weight')}, and used for all test points of LiNeS."
+    )
+    if chosen["beta"] == 0:
+        text += " With beta 0 every layer has the same factor, so that LiNeS is plain scaling here."
+    title = f"alpha {plain(chosen['alpha'])}, beta {plain(chosen['beta'])}, schedule {chosen['schedule']}"
+    return [{"title": title, "text": text, "verdict": ""}]
+
+
+def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
+    rows = damage_undone(front)
+    shares = [row["damage_undone"] for row in rows if row["damage_undone"] is not None]
+    if not rows:
+        return []
+    if not shares:
+        title = "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"
+        return [{"title": title, "text": "Its perplexity is not above that of the SFT model.", "verdict": ""}]
+    title = f"LiNeS undoes {_percent(median(shares))} of what the rewarded soup forgets"
+    if median(shares) < 0:
+        title = f"LiNeS forgets more than the rewarded soup: {_percent(-median(shares))} more"
+    kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["rewards"]}
+    kept = {reward: [share for share in values if share is not None] for reward, values in kept.items()}
+    texts = [f"{_percent(median(values))} of the gain in {reward}" for reward, values in kept.items() if values]
+    text = "Medians over the same weights, by the perplexity of control texts"
+    text += f"; LiNeS keeps {_list(texts)}." if texts else "."
+    return [{"title": title, "text": text, "verdict": ""}]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %".replace("-", MINUS)
+
+
+def _comparison(front: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
+    return next((entry for entry in front["comparisons"] if (entry["a"], entry["b"]) == (a, b)), None)
+
+
+def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    parts = [
+        _estimate(front, entry, key, name)
+        for key, name in (
+            ("hypervolume_difference", "hypervolume"),
+            ("expected_utility_difference", "expected utility"),
+        )
+    ]
+    return f"{label(entry['a'])} {MINUS} {label(entry['b'])}: {_list(parts)}."
+
+
+def _estimate(front: Mapping[str, Any], entry: Mapping[str, Any], key: str, name: str) -> str:
+    digits = decimals([other[key]["value"] for other in front["comparisons"]])
+    text = estimate_text(entry[key], digits).replace("-", MINUS)
+    return f"{name} {text}, above zero with probability {entry[key]['probability_positive']:.3f}"
+
+
+def plain(value: object) -> str:
+    """Returns a setting as people write it.
+
+    >>> plain(1.0), plain("auto"), plain(None)
+    ('1', 'auto', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _list(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,89 @@
+"""What a sweep hands to vLLM: the arguments of its engine, and those of one request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_lines.merge.serving import VLLM_RANKS, max_lora_rank
+
+
+MAX_LORAS = 8
+
+
+def engine_arguments(
+    given: Mapping[str, Any], *, sft: str | Path, dtype: str, seed: int, rank: int, modules: Sequence[str]
+) -> dict[str, Any]:
+    """Return the arguments of ``vllm.LLM``.
+
+    Prompts are token ids and nothing is detokenised, so vLLM loads no tokenizer. Log-probabilities are "processed":
+    those of softmax(logits / temperature), as the local engine has them. vLLM's default leaves the temperature out.
+
+    Args:
+        given: what the config holds under ``vllm``.
+        sft: the SFT model.
+        dtype: of its weights.
+        seed: of the sweep.
+        rank: the largest rank of an adapter.
+        modules: the last part of the names of adapted modules; vLLM has room for adapters nowhere else.
+
+    Raises:
+        ValueError: an argument that is not free, or a rank that vLLM does not take.
+    """
+    fixed = {
+        "model": str(sft),
+        "dtype": dtype,
+        "seed": seed,
+        "enable_lora": True,
+        "lora_target_modules": list(modules),
+        "max_lora_rank": max_lora_rank(rank),
+        "skip_tokenizer_init": True,
+        "logprobs_mode": "processed_logprobs",
+    }
+    if taken := sorted(fixed.keys() & given.keys()):
+        raise ValueError(f"vllm holds {', '.join(taken)}, which the sweep sets itself: leave it out there")
+    if fixed["max_lora_rank"] is None:
+        raise ValueError(
+            f"the policies need an adapter of rank {rank}, the sum of theirs, but vLLM takes {VLLM_RANKS[-1]} at most: "
+            "use engine local, or policies of a smaller rank"
+        )
+    return {"max_loras": MAX_LORAS, **given, **fixed}
+
+
+def sampling_arguments(
+    *, temperature: float, max_new_tokens: int, end_tokens: Sequence[int], seed: int
+) -> dict[str, Any]:
+    """Return the arguments of ``vllm.SamplingParams`` for one completion, the log-probability of each token included.
+
+    It ends with one of ``end_tokens``, which is part of it, and with nothing else. Greedy requests have no seed.
+    """
+    return {
+        "temperature": temperature,
+        "max_tokens": max_new_tokens,
+        "stop_token_ids": list(end_tokens),
+        "ignore_eos": True,  # what vLLM itself takes for the end token
+        "logprobs": 0,  # of the chosen token alone
+        "detokenize": False,
+        **({"seed": seed} if temperature > 0 else {}),
+    }
+
+
+def reading_arguments() -> dict[str, Any]:
+    """Return the arguments of ``vllm.SamplingParams`` that give log softmax(logits) of the tokens of a prompt.
+
+    vLLM has to write one token, which is not looked at.
+    """
+    return {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+
+
+def next_token_arguments(token: int, *, temperature: float) -> dict[str, Any]:
+    """Return the arguments of ``vllm.SamplingParams`` that give log softmax(logits / temperature) of one next token."""
+    return {"temperature": temperature, "max_tokens": 1, "logprob_token_ids": [token], "detokenize": False}
+
+
+def request_seed(seed: int, prompt_key: int, sample: int) -> int:
+    """Return the seed of one completion, 63 bits: the same for every spec, so that specs share their noise."""
+    digest = hashlib.sha256(f"{seed} {prompt_key} {sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
