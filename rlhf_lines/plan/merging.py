@@ -1,4 +1,4 @@
-"""Plans of the stages that merge: merge, sweep."""
+"""The plan of a merge, and the sizes of policies before they are read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from trl import ModelConfig, get_peft_config
 
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.prepare import not_an_adapter
 from rlhf_lines.merge.residuals import WEIGHTS_FILE
 from rlhf_lines.merge.rules import LINEAR_RULES
@@ -21,20 +20,10 @@ from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
 from rlhf_lines.merge.statistics_files import FILES, open_statistics
 from rlhf_lines.plan import merge_memory, skeleton
 from rlhf_lines.plan.config import of_type
-from rlhf_lines.plan.memory import FLOAT32, LIBRARIES_PART, Phase, gumbel_bytes, kv_cache_bytes
+from rlhf_lines.plan.memory import FLOAT32, LIBRARIES_PART, Phase
 from rlhf_lines.plan.merge_work import SEARCHING, add_merge_work, check_disk, check_merge
-from rlhf_lines.plan.rehearsal import Rehearsal
-from rlhf_lines.plan.rewards import plan_rewards
-from rlhf_lines.plan.rows import look_at
 from rlhf_lines.plan.shapes import Shape, find_shape, makers
 from rlhf_lines.plan.stage import Options, Plan
-from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.run import simplex
-from rlhf_lines.sweep.sampling import KL_ROWS
-from rlhf_lines.task_rewards import reward_entries
-
-
-BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
 
 
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
@@ -48,7 +37,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
         check_same_merge(config)
     check_merge(config, overwrite=run_config.overwrite or kept)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
-    adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
+    adapters = [adapter_sizes(policy, shape, beside) for policy in config.policies]
     if config.save == "adapter":
         for policy, adapter in zip(config.policies, adapters, strict=True):
             if adapter.count is None:
@@ -72,7 +61,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
 
 
 def _merge_parts(
-    config: MergeConfig, shape: Shape, adapters: list[_Adapter], *, merged: int, passes: int
+    config: MergeConfig, shape: Shape, adapters: list[AdapterSizes], *, merged: int, passes: int
 ) -> dict[str, int]:
     """Return what a merge holds at its peak; see `merge_memory`."""
     factors = sum(adapter.count for adapter in adapters if adapter.count) * FLOAT32
@@ -98,78 +87,7 @@ def _merge_parts(
     return parts
 
 
-def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """Return the plan of a sweep: one base and all adapters in memory, a batch of any specs, all reward models."""
-    config = of_type(configs, SweepConfig)
-    data = of_type(configs, DataConfig)
-    shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
-    adapters = [_adapter_parameters(policy, shape, beside) for policy in config.policies]
-    for policy, adapter in zip(config.policies, adapters, strict=True):
-        if adapter.count is None:
-            raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
-    rows = look_at(
-        data,
-        "prompts",
-        columns=(("prompt",),),
-        tokenizer_from=config.sft_model,
-        split="test",
-        given=options.prompt_tokens,
-    )
-    rewards = plan_rewards(reward_entries(config.rewards), beside=beside, batch_size=config.batch_size)
-    device = options.device or ("cuda" if torch.cuda.is_available() or config.dtype != "float32" else "cpu")
-    model = skeleton.causal_lm(shape.config, dtype=config.dtype)
-    plan = Plan("sweep", device, skeleton.count(model))
-    plan.models.append((config.sft_model, shape.source))
-    plan.models += [(policy, adapter.source) for policy, adapter in zip(config.policies, adapters, strict=True)]
-    plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
-    held = {
-        "weights": skeleton.frozen_bytes(model.requires_grad_(False)),
-        "adapters": sum(adapter.count for adapter in adapters) * FLOAT32,
-        "reward models": sum(reward.weights for reward in rewards),
-    }
-    batch, length = config.batch_size, rows.longest + config.max_new_tokens
-    text = shape.config.get_text_config()
-    heads, size = text.num_attention_heads, getattr(torch, config.dtype).itemsize
-    of_length = kv_cache_bytes(
-        layers=text.num_hidden_layers,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        length=1,
-        batch=batch,
-        dtype_bytes=size,
-    )
-    # Beside the model's own activations, a hook holds input and residual of one module in float32.
-    hook = 3 * batch * rows.longest * max(text.hidden_size, getattr(text, "intermediate_size", 0) or 0) * FLOAT32
-    prefill = Rehearsal(model).forward(batch, rows.longest, use_cache=True) - of_length * rows.longest + hook
-    noise = gumbel_bytes(batch, text.vocab_size)
-    cache = of_length * length
-    plan.phases.append(Phase("generation", {**held, "KV cache": cache, "activations": max(prefill, noise)}))
-    few = min(KL_ROWS, batch)
-    again = skeleton.causal_lm(shape.config, dtype=config.dtype)
-    logits = few * (config.max_new_tokens + 1) * text.vocab_size * (size + 3 * FLOAT32)
-    passes = Rehearsal(again).forward(few, length)
-    plan.phases.append(Phase("reference", {**held, "activations": passes, "logits": logits}))
-    scoring = max((reward.forward(batch, length) for reward in rewards), default=0)
-    plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
-    _add_work(plan, config, rows)
-    return plan
-
-
-def _add_work(plan: Plan, config: SweepConfig, rows) -> None:
-    policies = len(config.policies)
-    validation = len(config.alphas) * len(config.betas) * len(simplex(policies, config.validation_weights))
-    test = 1 + 2 * len(simplex(policies, config.num_weights))
-    samples = config.samples_per_prompt
-    completions = samples * (validation * config.validation_prompts + test * config.test_prompts)
-    plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
-    plan.work.append(("points", f"{validation:,} on validation prompts, {test:,} on test prompts"))
-    plan.work.append(("completions to generate", f"at most {completions:,}"))
-    plan.work.append(("tokens to generate", f"at most {completions * config.max_new_tokens:,}"))
-    plan.work.append(("batches", f"{math.ceil(completions / config.batch_size):,} of {config.batch_size:,}"))
-    plan.disk["run store"] = completions * BYTES_PER_COMPLETION
-
-
-def _changed(config: MergeConfig, adapters: list[_Adapter], shapes: Mapping[str, object]) -> set[str]:
+def _changed(config: MergeConfig, adapters: list[AdapterSizes], shapes: Mapping[str, object]) -> set[str]:
     """Return the parameters that the policies may change, and of which there are statistics where those are here."""
     names = set(shapes)
     if all(adapter.count is not None for adapter in adapters):
@@ -183,7 +101,7 @@ def _changed(config: MergeConfig, adapters: list[_Adapter], shapes: Mapping[str,
 
 
 @dataclass(frozen=True)
-class _Adapter:
+class AdapterSizes:
     """What is known about a policy before it is read.
 
     Attributes:
@@ -199,7 +117,7 @@ class _Adapter:
     widths: Mapping[str, int] = field(default_factory=dict)
 
 
-def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> _Adapter:
+def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSizes:
     """Return the sizes of an adapter, or that a policy is dense.
 
     Raises:
@@ -211,7 +129,7 @@ def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> _Adap
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         return _sizes(shapes, str(folder / WEIGHTS_FILE))
     if (folder / "config.json").is_file():
-        return _Adapter(None, f"{folder / 'config.json'}")
+        return AdapterSizes(None, f"{folder / 'config.json'}")
     if folder.is_dir():
         raise FileNotFoundError(f"policy {policy} has no {WEIGHTS_FILE}: expected an adapter or a checkpoint")
     for path, content in makers(policy, beside):
@@ -226,7 +144,7 @@ def _adapter_parameters(policy: str, shape: Shape, beside: Path | None) -> _Adap
     )
 
 
-def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> _Adapter:
+def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> AdapterSizes:
     """The sizes of factors A ``[r, in]`` and B ``[out, r]`` by their names."""
     count = sum(map(math.prod, shapes.values()))
     ranks = [shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items()]
@@ -234,4 +152,4 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> _Adapter:
     for rank, (name, shape) in zip(ranks, shapes.items(), strict=True):
         module = name.partition(".lora_")[0]
         widths[module] = widths.get(module, 0) + math.prod(shape) // rank
-    return _Adapter(count, f"{count:,} parameters; {source}", max(ranks), widths)
+    return AdapterSizes(count, f"{count:,} parameters; {source}", max(ranks), widths)

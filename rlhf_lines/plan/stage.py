@@ -67,7 +67,7 @@ def plan(arguments: list[str], options: Options | None = None) -> Plan:
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the stage could not run; the message is one sentence.
     """
-    from rlhf_lines.plan import merging, training
+    from rlhf_lines.plan import merging, sweeping, training
 
     options = options or Options()
     path = Path(arguments[arguments.index("--config") + 1]) if "--config" in arguments[:-1] else None
@@ -77,7 +77,7 @@ def plan(arguments: list[str], options: Options | None = None) -> Plan:
         "reward": training.plan_reward,
         "ppo": training.plan_ppo,
         "merge": merging.plan_merge,
-        "sweep": merging.plan_sweep,
+        "sweep": sweeping.plan_sweep,
     }
     if stage in MODULES and stage not in plans:
         raise ValueError(f"stage {stage} has no plan, only {', '.join(plans)} have one")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 S, T = TypeVar("S"), TypeVar("T")
 SHARE = 0.6  # of what is free: the rest is for activations, and for reward models on the same device
@@ -16,21 +19,37 @@ SAMPLING_BYTES = 32  # of one row and token of the vocabulary: logits, their flo
 
 
 def rows_in_memory(model: nn.Module, length: int) -> int:
-    """Return how many rows of at most `length` tokens fit beside what is in memory already.
+    """Return how many rows of at most `length` tokens fit beside what is in memory already; see `rows_that_fit`."""
+    device = model.device
+    return rows_that_fit(
+        model.config.get_text_config(), length, model.dtype.itemsize, free=free_bytes(device), device=device.type
+    )
+
+
+def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *, free: int, device: str) -> int:
+    """Return how many rows of at most `length` tokens fit into so many free bytes: one at least.
 
     A row takes keys and values of every block and token, and its logits while a token is drawn:
 
         rows = SHARE free / (2 L h d length bytes + 32 V)
 
-    with L blocks, h heads of keys, d numbers each, V tokens of the vocabulary.
+    with L blocks, h heads of keys, d numbers each, V tokens of the vocabulary; and no more than `most_rows`.
+
+    Args:
+        text: config of the language model.
+        bytes_per_number: of its dtype.
+        device: ``cuda`` or ``cpu``.
     """
-    text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    bytes_per_number = model.dtype.itemsize
     cache = 2 * text.num_hidden_layers * heads * head_dim * length * bytes_per_number
-    fitting = int(SHARE * free_bytes(model.device) / (cache + SAMPLING_BYTES * text.vocab_size))
-    return max(1, min(fitting, MOST_ON_CPU if model.device.type == "cpu" else MOST_ON_GPU))
+    fitting = int(SHARE * free / (cache + SAMPLING_BYTES * text.vocab_size))
+    return max(1, min(fitting, most_rows(device)))
+
+
+def most_rows(device: str) -> int:
+    """Return the largest batch that is worth while on a kind of device."""
+    return MOST_ON_CPU if device == "cpu" else MOST_ON_GPU
 
 
 def free_bytes(device: torch.device) -> int:

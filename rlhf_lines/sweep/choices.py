@@ -46,7 +46,7 @@ class GroupEntry:
 
     def spec(self, weights: tuple[float, ...]) -> MergeSpec:
         """The spec at some weights."""
-        return MergeSpec(self.rule, weights, self.alpha, self.beta, self.schedule, dict(self.options))
+        return MergeSpec(self.rule, weights, self.alpha, self.beta, self.schedule, self.options)
 
 
 def group_entries(items: Sequence[str | Mapping[str, Any]]) -> list[GroupEntry]:
@@ -113,7 +113,7 @@ def candidates(
 
 
 def _scaling(item: str | Sequence) -> Scaling:
-    parts = item.split() if isinstance(item, str) else list(item)
+    parts = item.split() if isinstance(item, str) else list(item) if isinstance(item, Sequence) else []
     if not 2 <= len(parts) <= 3:
         raise ValueError(f"scalings holds {item!r}, expected alpha, beta and, if not linear, a schedule")
     alpha, beta, schedule = _alpha(parts[0]), parts[1], parts[2] if len(parts) == 3 else "linear"
@@ -152,7 +152,12 @@ def _group_entry(item: str | Mapping[str, Any]) -> GroupEntry:
     for key in item:
         if key not in known:
             raise ValueError(f"groups: {item['name']}: {unknown_name('key', key, known)}")
-    entry = GroupEntry(**{**item, "statistics": tuple(item.get("statistics", ()))})
+    statistics = item.get("statistics", ())
+    if isinstance(statistics, str) or not isinstance(statistics, Sequence):
+        raise ValueError(
+            f"groups: {item['name']}: statistics is {statistics!r}, expected a list of folders, one per policy"
+        )
+    entry = GroupEntry(**{**item, "statistics": tuple(statistics)})
     try:
         entry.spec((1.0,))
     except ValueError as error:

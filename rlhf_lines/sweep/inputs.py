@@ -77,14 +77,7 @@ class Inputs:
     @cached_property
     def weights(self) -> list[Weights]:
         """The weights of every group, but for sampler map, which begins with these."""
-        config, count = self.config, len(self.policies)
-        if config.sampler == "list":
-            return groups.with_single_policies(config.weight_vectors)
-        if config.sampler == "dirichlet":
-            return groups.dirichlet(count, config.num_weights, config.seed)
-        if config.sampler == "map":
-            return [tuple(row) for row in design(count, config.num_weights)]
-        return groups.simplex(count, config.num_weights)
+        return first_weights(self.config)
 
     def engine(self, folder: Path) -> Engine:
         """Return who generates."""
@@ -140,6 +133,18 @@ class Inputs:
         if self.morlhf:
             fixed[MORLHF] = [MergeSpec("linear", row) for row in groups.one_hot(count + len(self.morlhf))[count:]]
         return fixed
+
+
+def first_weights(config: SweepConfig) -> list[Weights]:
+    """Return the weights of every group; of sampler map those before the fit."""
+    count = len(config.policies)
+    if config.sampler == "list":
+        return groups.with_single_policies(config.weight_vectors)
+    if config.sampler == "dirichlet":
+        return groups.dirichlet(count, config.num_weights, config.seed)
+    if config.sampler == "map":
+        return [tuple(row) for row in design(count, config.num_weights)]
+    return groups.simplex(count, config.num_weights)
 
 
 def _distinct(rows: Iterable[dict], count: int) -> dict[str, str]:

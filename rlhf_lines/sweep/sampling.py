@@ -118,10 +118,13 @@ def _logprobs(
     return found
 
 
-def _positions(mixture: Mixture) -> int:
+def most_positions(vocab_size: int, device: str) -> int:
     """Return how many positions of one forward pass may have logits."""
-    on_cpu = mixture.model.device.type == "cpu"
-    return (LOGITS_ON_CPU if on_cpu else LOGITS_ON_GPU) // mixture.model.config.get_text_config().vocab_size
+    return (LOGITS_ON_CPU if device == "cpu" else LOGITS_ON_GPU) // vocab_size
+
+
+def _positions(mixture: Mixture) -> int:
+    return most_positions(mixture.model.config.get_text_config().vocab_size, mixture.model.device.type)
 
 
 def _logprobs_of_batch(mixture, specs, pairs, pad_token_id, temperature) -> list[float]:

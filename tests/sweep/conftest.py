@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 from pathlib import Path
 
+import of_a_run
 import pytest
 import torch
 
@@ -24,20 +28,16 @@ def _tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def _save_sft(folder: Path, *, seed: int = 0) -> Path:
+def _save_sft(folder: Path, *, seed: int = 0, **sizes) -> Path:
     """Save a float32 Llama of four blocks whose logits react to every matrix."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
+        **{**small, "num_key_value_heads": 2, "max_position_embeddings": 64, **sizes},
         bos_token_id=None,
         eos_token_id=EOS,
         pad_token_id=PAD,
@@ -99,7 +99,14 @@ def policies(sft) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def load_mixture(sft, policies):
+def four_policies(sft, policies) -> list[Path]:
+    """These three, and a fourth of rank 5."""
+    options = {"r": 5, "lora_alpha": 4, "target_modules": ["v_proj", "up_proj"]}
+    return [*policies, _save_policy(sft, sft.parent / "fourth", seed=4, **options)]
+
+
+@pytest.fixture(scope="session")
+def load_mixture(sft, four_policies):
     """A function from the number of policies to a mixture on a freshly loaded SFT model."""
     from transformers import AutoModelForCausalLM
 
@@ -108,7 +115,7 @@ def load_mixture(sft, policies):
 
     def load(num_policies: int) -> Mixture:
         model = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval()
-        return Mixture(model, [load_adapter(policy) for policy in policies[:num_policies]])
+        return Mixture(model, [load_adapter(policy) for policy in four_policies[:num_policies]])
 
     return load
 
@@ -120,7 +127,7 @@ def mixture(load_mixture):
 
 
 @pytest.fixture(scope="session")
-def dense_model(sft, policies, tmp_path_factory):
+def dense_model(sft, four_policies, tmp_path_factory):
     """A function from a spec to the model that `merge_policies` wrote for it, the weights added up one by one."""
     from transformers import AutoModelForCausalLM
 
@@ -131,8 +138,74 @@ def dense_model(sft, policies, tmp_path_factory):
     def load(spec):
         if spec not in models:
             folder = root / spec.digest()
-            merge_policies(sft, policies[: len(spec.weights)], spec, save="dense", output_dir=folder)
+            merge_policies(sft, four_policies[: len(spec.weights)], spec, save="dense", output_dir=folder)
             models[spec] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         return models[spec]
 
     return load
+
+
+@pytest.fixture
+def rewards(tmp_path_factory, monkeypatch):
+    """The module of the reward functions, fresh for every test."""
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "tiny_rewards.py").write_text(of_a_run.REWARDS)
+    monkeypatch.syspath_prepend(folder)
+    sys.modules.pop("tiny_rewards", None)
+    yield importlib.import_module("tiny_rewards")
+    sys.modules.pop("tiny_rewards", None)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """A JSONL file of 200 different prompts of one to five characters."""
+    prompts = ["abcdefghijklmnopqrstuvwxyz"[i % 26] * (1 + i % 4) + "xyz'\n .<"[i // 26] for i in range(200)]
+    assert len(set(prompts)) == 200
+    path = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return path
+
+
+@pytest.fixture
+def flags(sft, policies, dataset, rewards):
+    """A function from an output folder and changes to the flags of a sweep without controls."""
+
+    def make(output_dir: Path, **changes) -> list[str]:
+        settings = {
+            "sft_model": sft,
+            "policies": policies[:2],
+            "rewards": ["tiny_rewards:short", "tiny_rewards:early"],
+            "dataset_name": dataset,
+            "output_dir": output_dir,
+            "alphas": of_a_run.ALPHAS,
+            "betas": of_a_run.BETAS,
+            "controls": "false",
+            "num_weights": of_a_run.WEIGHTS,
+            "validation_weights": 3,
+            "validation_prompts": of_a_run.VALIDATION,
+            "test_prompts": of_a_run.TEST,
+            "max_new_tokens": 8,
+            "batch_size": 32,
+            **changes,
+        }
+        return of_a_run.words(settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> dict:
+    """Where a finished sweep is kept for the tests that only read it."""
+    return {"folder": tmp_path_factory.mktemp("sweeps") / "sweep"}
+
+
+@pytest.fixture
+def sweep(finished, flags, rewards) -> Path:
+    """A finished sweep, made by the first test that asks for it."""
+    from rlhf_lines.stages import run_stage
+
+    if not finished["folder"].exists():
+        run_stage("sweep", flags(finished["folder"]))
+        assert sum(map(len, rewards.SCORED)) == of_a_run.ROWS
+        rewards.SCORED.clear()
+    return finished["folder"]

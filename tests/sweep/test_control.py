@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from by_hand import cross_entropy
 from small_run import write_run
 
 from rlhf_lines import data
@@ -65,13 +65,6 @@ class Counting:
             raise KeyboardInterrupt
         self.calls.append(list(zip(specs, map(tuple, rows), strict=True)))
         return self.reader.nats(specs, rows)
-
-
-def cross_entropy(model, ids) -> float:
-    """-sum_t log p(token_t | those before) of the tokens but the first, alone in its batch, in float64."""
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits[0].double()
-    return -sum(float(logits[t - 1, ids[t]] - logits[t - 1].logsumexp(0)) for t in range(1, len(ids)))
 
 
 # --- what is measured ---

@@ -30,6 +30,13 @@ THREE = [
     MergeSpec("linear", (0.6, 0.4, 0.0), alpha=0.0, beta=2.0),
     MergeSpec("sum", (0.2, 0.3, 0.5), alpha=0.7, beta=0.3),
 ]
+FOUR = [
+    MergeSpec("linear", (0.1, 0.2, 0.3, 0.4)),
+    MergeSpec("linear", (0.0, 0.0, 0.0, 0.0)),
+    MergeSpec("linear", (0.0, 0.0, 0.0, 1.0), alpha=0.5, beta=1.0, schedule="sqrt"),
+    MergeSpec("linear", (0.25, 0.25, 0.25, 0.25), beta=-0.5, schedule="reversed_quadratic"),
+    MergeSpec("sum", (0.7, -0.2, 0.1, 0.4), alpha=0.2),
+]
 
 
 def batch_logits(model, prompts: list[list[int]]) -> list[torch.Tensor]:
@@ -48,7 +55,7 @@ def plain_logits(model, prompt: list[int]) -> torch.Tensor:
         return model(input_ids=torch.tensor([prompt])).logits[0]
 
 
-@pytest.mark.parametrize("specs", [TWO, THREE], ids=["two policies", "three policies"])
+@pytest.mark.parametrize("specs", [TWO, THREE, FOUR], ids=["two policies", "three policies", "four policies"])
 def test_each_row_is_the_dense_merge_of_its_spec(load_mixture, dense_model, specs):
     mixture = load_mixture(len(specs[0].weights))
     prompts = PROMPTS[: len(specs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from by_hand import kl_by_hand
 from splitmix import noise_by_hand
 
 from rlhf_lines.merge import MergeSpec
@@ -131,19 +132,6 @@ def test_greedy_is_generate(mixture, dense_model, spec):
 
 
 # --- the KL ---
-
-
-def kl_by_hand(policy, sft, request: Request, token_ids: tuple[int, ...], temperature: float) -> float:
-    """sum_t log pi(a_t|s_t) - log pi_SFT(a_t|s_t) of one unpadded sequence, softmax in float64."""
-    ids = torch.tensor([[*request.prompt_ids, *token_ids]])
-    start, total = len(request.prompt_ids), 0.0
-    for sign, model in ((1, policy), (-1, sft)):
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[0].double() / temperature
-        for t, token in enumerate(token_ids):
-            row = logits[start + t - 1]
-            total += sign * (row[token] - row.exp().sum().log()).item()
-    return total
 
 
 @pytest.mark.parametrize(("temperature", "of_softmax"), [(1.0, 1.0), (0.7, 0.7), (0.0, 1.0)])

@@ -1,0 +1,168 @@
+"""The plan of a sweep: one base and all adapters in memory, batches of any specs, all reward models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlhf_lines.config import DataConfig
+from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.plan import skeleton
+from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
+from rlhf_lines.plan.merging import AdapterSizes, adapter_sizes
+from rlhf_lines.plan.rehearsal import Rehearsal
+from rlhf_lines.plan.rewards import plan_rewards
+from rlhf_lines.plan.rows import Rows, look_at
+from rlhf_lines.plan.shapes import find_shape
+from rlhf_lines.plan.stage import Options, Plan
+from rlhf_lines.sweep.batches import free_bytes, most_rows, rows_that_fit
+from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.control import CHUNK
+from rlhf_lines.sweep.groups import simplex
+from rlhf_lines.sweep.inputs import REWARD_BATCH, first_weights
+from rlhf_lines.sweep.sampling import LEAST_ROWS, most_positions
+from rlhf_lines.task_rewards import reward_entries
+
+
+BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
+BYTES_PER_NATS = 30  # a row of a control text under a spec
+
+
+def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
+    """Return the plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
+    config = of_type(configs, SweepConfig)
+    shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
+    policies = [*config.policies, *config.morlhf]
+    adapters = [adapter_sizes(policy, shape, beside) for policy in policies]
+    for policy, adapter in zip(policies, adapters, strict=True):
+        if adapter.count is None:
+            raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
+    rows = look_at(
+        of_type(configs, DataConfig),
+        "prompts",
+        columns=(("prompt",),),
+        tokenizer_from=config.sft_model,
+        split="test",
+        given=options.prompt_tokens,
+    )
+    rewards = plan_rewards(reward_entries(config.rewards), beside=beside, batch_size=config.batch_size or REWARD_BATCH)
+    bits = 8 if config.load_in_8bit else 4 if config.load_in_4bit else 16
+    model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
+    plan = Plan("sweep", options.device or _device(config), skeleton.count(model))
+    plan.models.append((config.sft_model, shape.source))
+    plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
+    plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
+    held = {
+        "weights": skeleton.frozen_bytes(model, bits=bits),
+        "adapters": _stacked(adapters) * FLOAT32,
+        "reward models": sum(reward.weights for reward in rewards),
+    }
+    if any(entry.rule not in LINEAR_RULES for entry in config.group_entries):
+        held["merged weights of one spec"] = _changed_bytes(model, adapters)
+    unpacked = skeleton.largest_quantised(model) if bits != 16 else 0
+    text, size, length = shape.config.get_text_config(), model.dtype.itemsize, rows.longest + config.max_new_tokens
+    batch = _batch(plan, config, text, length, held=sum(held.values()))
+
+    heads = text.num_attention_heads
+    of_length = kv_cache_bytes(
+        layers=text.num_hidden_layers,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        length=1,
+        batch=batch,
+        dtype_bytes=size,
+    )
+    # Beside the model's own activations, a hook holds input and residual of one module in float32.
+    hook = 3 * batch * rows.longest * max(text.hidden_size, getattr(text, "intermediate_size", 0) or 0) * FLOAT32
+    prefill = Rehearsal(model).forward(batch, rows.longest, use_cache=True) - of_length * rows.longest + hook
+    generating = max(prefill + unpacked, gumbel_bytes(batch, text.vocab_size))
+    plan.phases.append(Phase("generation", {**held, "KV cache": of_length * length, "activations": generating}))
+
+    def reading(name: str, most: int, length: int, judged: int) -> Phase:
+        """The pass over given tokens of which some are judged."""
+        few = min(most, max(LEAST_ROWS, most_positions(text.vocab_size, plan.device) // (judged + 1)))
+        logits = few * (judged + 1) * text.vocab_size * (size + 3 * FLOAT32)
+        passes = Rehearsal(skeleton.causal_lm(shape.config, dtype=config.dtype)).forward(few, length)
+        return Phase(name, {**held, "activations": passes + unpacked, "logits": logits})
+
+    plan.phases.append(reading("reference", batch, length, config.max_new_tokens))
+    if config.control:
+        plan.phases.append(reading("control texts", CHUNK, config.control_tokens, config.control_tokens - 1))
+    scoring = max((reward.forward(batch, length) for reward in rewards), default=0)
+    plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
+    _add_work(plan, config, rows, batch, adapters, size)
+    return plan
+
+
+def _device(config: SweepConfig) -> str:
+    elsewhere = config.dtype != "float32" or config.quantized or config.engine == "vllm"
+    return "cuda" if torch.cuda.is_available() or elsewhere else "cpu"
+
+
+def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> int:
+    """Return the completions in one batch: as given, or as the sweep would find it from this machine's memory."""
+    if config.batch_size is not None:
+        return config.batch_size
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        most = most_rows(plan.device)
+        plan.notes.append(
+            f"batch_size is left out and no GPU is here: planned for {most:,} rows, the most that a sweep takes; where "
+            "less memory is free it takes fewer"
+        )
+        return most
+    free = free_bytes(torch.device(plan.device)) - held
+    rows = rows_that_fit(text, length, getattr(torch, config.dtype).itemsize, free=max(free, 0), device=plan.device)
+    plan.notes.append(
+        f"batch_size is left out: {rows:,} rows of the longest prompt, by the memory that is free here, "
+        f"{max(free, 0) / 2**30:,.1f} GiB beside the models"
+    )
+    return rows
+
+
+def _add_work(
+    plan: Plan, config: SweepConfig, rows: Rows, batch: int, adapters: Sequence[AdapterSizes], size: int
+) -> None:
+    scalings = len(config.scaling_candidates)
+    validation = scalings * len(simplex(len(config.policies), config.validation_weights)) if scalings > 1 else 0
+    entries = config.group_entries
+    of_weights = 2 + 2 * config.controls + len(entries)  # the soup, LiNeS, its controls, further groups
+    weights = len(first_weights(config)) + (config.map_points if config.sampler == "map" else 0)
+    test = 1 + of_weights * weights + len(config.morlhf)
+    completions = config.samples_per_prompt * (validation * config.validation_prompts + test * config.test_prompts)
+    chosen = f"{validation:,} on validation prompts, " if validation else "none on validation prompts (one scaling), "
+    plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
+    plan.work.append(("points", f"{chosen}{test:,} on test prompts"))
+    plan.work.append(("completions to generate", f"at most {completions:,}"))
+    plan.work.append(("tokens to generate", f"at most {completions * config.max_new_tokens:,}"))
+    plan.work.append(("batches", f"{math.ceil(completions / batch):,} of {batch:,}"))
+    plan.disk["run store"] = completions * BYTES_PER_COMPLETION
+    if config.control:
+        texts = test * config.control_texts
+        plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
+        plan.disk["run store"] += texts * BYTES_PER_NATS
+    alone = sum(entry.rule not in LINEAR_RULES for entry in entries) * weights
+    if alone:
+        plan.work.append(("points merged one by one", f"{alone:,}: their rules are not linear"))
+    if config.engine == "vllm":
+        plan.disk["adapters for vLLM"] = (validation + test) * _stacked(adapters) * size
+        plan.notes.append(
+            "engine vllm: what vLLM holds is its own to plan (gpu_memory_utilization, tensor_parallel_size); the "
+            "memory above is that of engine local"
+        )
+
+
+def _stacked(adapters: Sequence[AdapterSizes]) -> int:
+    """Return the numbers of all factors stacked: every module that any adapter has, at the sum of their ranks."""
+    widths = {module: width for adapter in adapters for module, width in adapter.widths.items()}
+    return sum(adapter.rank for adapter in adapters) * sum(widths.values())
+
+
+def _changed_bytes(model: nn.Module, adapters: Sequence[AdapterSizes]) -> int:
+    """Return the bytes of the weights that the adapters change."""
+    modules = {module.removeprefix("base_model.model.") for adapter in adapters for module in adapter.widths}
+    return sum(p.nbytes for name, p in model.named_parameters() if name.removesuffix(".weight") in modules)

@@ -1,0 +1,174 @@
+"""The plan of a sweep: what is counted, by hand, and how many rows a batch has that is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rlhf_lines.plan import Options, plan
+from rlhf_lines.plan import sweeping as of_sweep
+
+
+WIDTHS = 2 * ((16 + 16) + (16 + 8))  # two blocks, in + out of q_proj and v_proj
+ROWS = 8  # prompts; they count as 11 tokens
+
+
+@pytest.fixture
+def policies(folder):
+    """Two policies of ranks 2 and 3 and a MORLHF run, as files."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for name, rank in (("a", 2), ("b", 3), ("both", 1)):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("sft"))
+        config = LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        get_peft_model(model, config).save_pretrained(name)
+    return ["a", "b"]
+
+
+@pytest.fixture
+def planned(policies):
+    """A function from changes of a small config to its plan."""
+
+    def make(options: Options | None = None, **changes):
+        content = {
+            "sft_model": "sft",
+            "policies": policies,
+            "rewards": ["string:capwords", "rule:length"],
+            "output_dir": "out",
+            "dataset_name": "data",
+            "num_weights": 5,
+            "alphas": [0.5, 1.0],
+            "betas": [0.5, 1.0, 1.5],
+            "validation_weights": 3,
+            "validation_prompts": 6,
+            "test_prompts": 8,
+            "max_new_tokens": 7,
+            "batch_size": 16,
+            **changes,
+        }
+        with Path("sweep.yaml").open("w") as file:
+            yaml.safe_dump(content, file)
+        return plan(["--config", "sweep.yaml"], options or Options())
+
+    return make
+
+
+def work(result) -> dict[str, str]:
+    return dict(result.work)
+
+
+def test_a_grid_by_hand(planned):
+    result = planned()
+    # 6 scalings at 3 weights; the SFT model, and soup, LiNeS and two controls at 5 weights.
+    completions = 6 * 3 * 6 + (1 + 4 * 5) * 8
+    assert work(result)["points"] == "18 on validation prompts, 21 on test prompts"
+    assert work(result)["completions to generate"] == f"at most {completions}"
+    assert work(result)["tokens to generate"] == f"at most {completions * 7:,}"
+    assert work(result)["batches"] == f"{-(-completions // 16)} of 16"
+    assert result.disk == {"run store": completions * of_sweep.BYTES_PER_COMPLETION} and result.notes == []
+    assert [phase.name for phase in result.phases] == ["generation", "reference", "scoring"]
+    for phase in result.phases:
+        assert phase.parts["adapters"] == (2 + 3) * WIDTHS * 4
+    # Keys and values of 2 blocks, 2 heads of 4 numbers, 16 rows of 11 + 7 tokens.
+    assert result.phases[0].parts["KV cache"] == 2 * 2 * 2 * 4 * 16 * (11 + 7) * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "validation", "test"),
+    [
+        ({"controls": False}, 18, 1 + 2 * 5),
+        ({"alphas": ["auto"], "betas": [1.0]}, 0, 21),
+        ({"scalings": ["1 0.5", "auto 1 sqrt"]}, 2 * 3, 21),
+        ({"schedules": ["linear", "sqrt"]}, 36, 21),
+        ({"morlhf": ["both"]}, 18, 22),
+        ({"sampler": "list", "weights": ["0.3 0.7"]}, 18, 1 + 4 * 3),  # and the single policies
+        ({"sampler": "dirichlet"}, 18, 1 + 4 * (2 + 5)),
+        ({"sampler": "map", "map_points": 2}, 18, 1 + 4 * (5 + 2)),
+        ({"groups": [{"name": "sum", "rule": "sum"}]}, 18, 1 + 5 * 5),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_points_and_completions_of_every_choice(planned, changes, validation, test):
+    result = planned(samples_per_prompt=2, **changes)
+    text = f"{validation:,} on" if validation else "none on validation prompts (one scaling),"
+    assert work(result)["points"].startswith(text)
+    assert work(result)["points"].endswith(f"{test} on test prompts")
+    assert work(result)["completions to generate"] == f"at most {2 * (validation * 6 + test * 8)}"
+    assert "points merged one by one" not in work(result)
+
+
+def test_the_plan_counts_what_the_sweep_makes(planned):
+    """Of sampler map, whose weights are those of a design; the soup of three policies has six numbers."""
+    from rlhf_lines.pareto.surrogate import design
+
+    result = planned(policies=["a", "b", "a"], sampler="map", num_weights=9, controls=False, scalings=["1 1"])
+    assert work(result)["points"].endswith(f"{1 + 2 * (len(design(3, 9)) + 4)} on test prompts")
+
+
+def test_control_texts_are_read_by_every_spec_of_the_test_prompts(planned):
+    result = planned(control="data", control_texts=10, control_tokens=20)
+    assert work(result)["control texts to read"] == f"at most {21 * 10}, {21 * 10 * 20:,} tokens"
+    plain = planned()
+    extra = 210 * of_sweep.BYTES_PER_NATS
+    assert result.disk["run store"] == plain.disk["run store"] + extra
+    (phase,) = [phase for phase in result.phases if phase.name == "control texts"]
+    # 256 texts at a time: 20 tokens each, of a vocabulary of 64, in float32 and three copies of it.
+    assert phase.parts["logits"] == 256 * 20 * 64 * (4 + 12)
+
+
+def test_rules_that_are_not_linear_take_weights_of_their_own(planned):
+    result = planned(groups=[{"name": "ties", "rule": "ties"}], dtype="bfloat16", morlhf=["both"])
+    assert work(result)["points merged one by one"] == "5: their rules are not linear"
+    changed = 2 * (16 * 16 + 16 * 8) * 2  # q_proj and v_proj of two blocks, bfloat16
+    for phase in result.phases:
+        assert phase.parts["merged weights of one spec"] == changed
+        assert phase.parts["adapters"] == (2 + 3 + 1) * WIDTHS * 4
+
+
+def test_a_quantised_base_takes_less(planned):
+    def weights(**changes):
+        return planned(dtype="bfloat16", **changes).phases[0].parts["weights"]
+
+    assert weights() > weights(load_in_8bit=True) > weights(load_in_4bit=True)
+    assert planned(load_in_8bit=True).device == "cuda"
+
+
+def test_vllm_writes_every_spec_as_an_adapter(planned):
+    result = planned(engine="vllm", dtype="bfloat16")
+    assert result.disk["adapters for vLLM"] == (18 + 21) * (2 + 3) * WIDTHS * 2
+    assert any("engine vllm: what vLLM holds is its own to plan" in note for note in result.notes)
+
+
+# --- a batch size that is left out ---
+
+
+def test_rows_are_those_of_the_sweep_for_the_memory_that_is_free(planned, monkeypatch):
+    held = sum(value for name, value in planned().phases[0].parts.items() if name not in ("KV cache", "activations"))
+    row = 2 * 2 * 2 * 4 * (11 + 7) * 4 + 32 * 64  # cache of a row, and what a token is drawn from
+    monkeypatch.setattr(of_sweep, "free_bytes", lambda device: held + 100 * row)
+    result = planned(Options(device="cpu"), batch_size=None)
+    assert work(result)["batches"].endswith(" of 60")  # six tenths of what is free
+    assert "60 rows of the longest prompt" in result.notes[0]
+    monkeypatch.setattr(of_sweep, "free_bytes", lambda device: 2**50)
+    assert work(planned(Options(device="cpu"), batch_size=None))["batches"].endswith(" of 384")
+    monkeypatch.setattr(of_sweep, "free_bytes", lambda device: 0)
+    assert work(planned(Options(device="cpu"), batch_size=None))["batches"].endswith(" of 1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is what is tested")
+def test_without_the_gpu_the_most_rows_are_planned(planned):
+    result = planned(Options(device="cuda"), batch_size=None)
+    assert work(result)["batches"].endswith(" of 1,024")
+    assert "no GPU is here: planned for 1,024 rows, the most that a sweep takes" in result.notes[0]
+
+
+def test_a_dense_policy_is_refused(planned, policies):
+    Path("dense").mkdir()
+    Path("dense/config.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="policy dense is a dense checkpoint, and a sweep mixes adapters"):
+        planned(morlhf=["dense"])

@@ -1,0 +1,246 @@
+"""What a config of a sweep may say, and the one sentence about what it may not."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from rlhf_lines.config import parse
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.sweep.choices import GroupEntry, Scaling, candidates, group_entries, weight_vectors
+from rlhf_lines.sweep.config import SweepConfig
+
+
+NEEDED = {"sft_model": "sft", "policies": ["a", "b"], "rewards": ["rule:length", "m:f"], "output_dir": "out"}
+
+
+def config(**changes) -> SweepConfig:
+    return SweepConfig(**{**NEEDED, **changes})
+
+
+# --- scalings ---
+
+
+def test_the_grid_is_every_alpha_with_every_beta_and_schedule():
+    assert candidates([], ["0.5", 1], [0.0, 2.0], ["linear", "sqrt"]) == [
+        Scaling(0.5, 0.0, "linear"),
+        Scaling(0.5, 0.0, "sqrt"),
+        Scaling(0.5, 2.0, "linear"),
+        Scaling(0.5, 2.0, "sqrt"),
+        Scaling(1.0, 0.0, "linear"),
+        Scaling(1.0, 0.0, "sqrt"),
+        Scaling(1.0, 2.0, "linear"),
+        Scaling(1.0, 2.0, "sqrt"),
+    ]
+
+
+def test_alpha_may_be_auto():
+    assert candidates([], ["auto", "1"], [0.5], ["linear"]) == [Scaling("auto", 0.5), Scaling(1.0, 0.5)]
+    assert candidates(["auto 1"], [], [], []) == [Scaling("auto", 1.0)]
+
+
+def test_a_list_takes_the_place_of_the_grid():
+    listed = ["1 0.5", "0.25 2 sqrt", ["auto", 1], [1, 1.5, "quadratic"]]
+    assert candidates(listed, ["7"], [7.0], ["linear"]) == [
+        Scaling(1.0, 0.5),
+        Scaling(0.25, 2.0, "sqrt"),
+        Scaling("auto", 1.0),
+        Scaling(1.0, 1.5, "quadratic"),
+    ]
+
+
+def test_the_default_grid():
+    assert config().scaling_candidates == [Scaling(a, b) for a in (0.5, 1.0) for b in (0.5, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"alphas": ["high"]}, "alphas or scalings hold alpha 'high', expected finite numbers or auto"),
+        ({"alphas": ["nan"]}, "alphas or scalings hold alpha 'nan', expected finite numbers or auto"),
+        ({"alphas": []}, "alphas is empty, expected one value or more"),
+        ({"betas": []}, "betas is empty, expected one value or more"),
+        ({"schedules": []}, "schedules is empty, expected one value or more"),
+        ({"alphas": ["1", "1.0"]}, "alphas is [1.0, 1.0], expected every value once"),
+        ({"betas": [0.5, 0.5]}, "betas is [0.5, 0.5], expected every value once"),
+        ({"schedules": ["sqrt", "sqrt"]}, "schedules is ['sqrt', 'sqrt'], expected every value once"),
+        ({"betas": [float("inf")]}, "betas or scalings hold beta inf, expected finite numbers"),
+        ({"schedules": ["square"]}, "unknown schedule 'square'"),
+        ({"scalings": ["1"]}, "scalings holds '1', expected alpha, beta and, if not linear, a schedule"),
+        ({"scalings": ["1 1 sqrt 2"]}, "scalings holds '1 1 sqrt 2', expected alpha, beta and"),
+        ({"scalings": [1.0]}, "scalings holds 1.0, expected alpha, beta and"),
+        ({"scalings": ["1 one"]}, "betas or scalings hold beta 'one', expected finite numbers"),
+        ({"scalings": ["1 1", "1.0 1.0 linear"]}, "expected every one once"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_mistakes_in_scalings(changes, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        config(**changes)
+    assert "\n" not in str(error.value)
+
+
+# --- weights ---
+
+
+def test_weights_are_texts_or_lists():
+    expected = [(0.3, 0.7), (1.0, 0.0), (0.5, 0.5), (1.5, -0.5)]
+    assert weight_vectors(["0.3 0.7", "1,0", [0.5, 0.5], (1.5, -0.5)], 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("items", "sentence"),
+    [
+        (["0.3 0.7 0"], "weights holds '0.3 0.7 0', expected 2 numbers, one per policy"),
+        (["0.3"], "weights holds '0.3', expected 2 numbers"),
+        (["a b"], "weights holds 'a b', expected 2 numbers"),
+        ([["0.3", None]], "expected 2 numbers"),
+        (["nan 1"], "weights holds 'nan 1', expected 2 numbers"),
+        ([[float("inf"), 1]], "expected 2 numbers"),
+        (["0.3 0.7", [0.3, 0.7]], "weights holds [0.3, 0.7] twice: give every point once"),
+    ],
+)
+def test_mistakes_in_weights(items, sentence):
+    with pytest.raises(ValueError, match="weights holds") as error:
+        config(sampler="list", weights=items)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+# --- groups ---
+
+
+def test_a_group_is_a_mapping_or_json():
+    given = {"name": "sparse", "rule": "ties", "options": {"density": 0.3}, "alpha": "auto", "beta": 1.0}
+    (one,) = group_entries([given])
+    assert group_entries([json.dumps(given)]) == [one]
+    assert one.spec((0.2, 0.8)) == MergeSpec("ties", (0.2, 0.8), "auto", 1.0, options={"density": 0.3})
+    (plain,) = group_entries([{"name": "plain", "schedule": "sqrt", "beta": 2}])
+    assert plain == GroupEntry("plain", beta=2, schedule="sqrt")
+    (fisher,) = group_entries([{"name": "f", "rule": "fisher", "statistics": ["x", "y"]}])
+    assert fisher.statistics == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("items", "sentence"),
+    [
+        (["ties"], "groups holds 'ties', which is no valid JSON"),
+        (["[1]"], "groups holds [1], expected a mapping with the key name"),
+        ([{"rule": "ties"}], "expected a mapping with the key name"),
+        ([{"name": "a", "rul": "ties"}], "groups: a: unknown key 'rul'; known: alpha, beta, name, options, rule,"),
+        ([{"name": "a", "rule": "tees"}], "groups: a: unknown rule 'tees'"),
+        ([{"name": "a", "rule": "ties", "options": {"densty": 0.3}}], "groups: a: "),
+        ([{"name": "a", "alpha": "much"}], "groups: a: alpha is 'much'"),
+        ([{"name": "a", "options": None}], "groups: a: options is None, expected a mapping"),
+        ([{"name": "a", "statistics": 3}], "groups: a: statistics is 3, expected a list of folders, one per policy"),
+        ([{"name": "a", "statistics": "x"}], "groups: a: statistics is 'x', expected a list of folders"),
+        ([{"name": "a", "schedule": "square"}], "groups: a: unknown schedule 'square'"),
+        ([{"name": "lines"}], "groups: 'lines' is the name of a group that a sweep has anyway: choose another one"),
+        ([{"name": "uniform"}], "groups: 'uniform' is the name of a group that a sweep has anyway"),
+        (
+            [{"name": "a"}, {"name": "a", "rule": "ties"}],
+            "groups: 'a' occurs twice: give every group a name of its own",
+        ),
+        (
+            [{"name": n, "rule": "fisher", "statistics": [n, "y"]} for n in "ab"],
+            "groups: rule 'fisher' has different statistics: give all of its groups the same",
+        ),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, list) else "",
+)
+def test_mistakes_in_groups(items, sentence):
+    with pytest.raises(ValueError, match="groups") as error:
+        config(groups=items)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+# --- from files and flags ---
+
+
+def test_flags_and_files_say_the_same(tmp_path):
+    content = {
+        **NEEDED,
+        "sampler": "list",
+        "weights": [[0.3, 0.7], "0.5 0.5"],
+        "scalings": [[1.0, 0.5, "sqrt"], "auto 1"],
+        "groups": [{"name": "sum", "rule": "sum", "alpha": 0.5}],
+        "controls": False,
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content))
+    (from_file,), given = parse((SweepConfig,), ["--config", str(path)], prog="sweep")
+    flags = "--sft_model sft --policies a b --rewards rule:length m:f --output_dir out --sampler list --controls false"
+    listed = ["--weights", "0.3 0.7", "0.5 0.5", "--scalings", "1.0 0.5 sqrt", "auto 1"]
+    group = ["--groups", '{"name": "sum", "rule": "sum", "alpha": 0.5}']
+    (from_flags,), _ = parse((SweepConfig,), [*flags.split(), *listed, *group], prog="sweep")
+    for found in (from_file, from_flags):
+        assert found.weight_vectors == [(0.3, 0.7), (0.5, 0.5)]
+        assert found.scaling_candidates == [Scaling(1.0, 0.5, "sqrt"), Scaling("auto", 1.0)]
+        assert found.group_entries == [GroupEntry("sum", "sum", alpha=0.5)]
+        assert found.controls is False
+    assert given == content
+    config_of_numbers = tmp_path / "numbers.yaml"
+    config_of_numbers.write_text(yaml.safe_dump({**NEEDED, "alphas": [0.5, "auto"], "vllm": {"tensor_parallel_size": 2},
+                                                 "engine": "vllm"}))  # fmt: skip
+    (found,), _ = parse((SweepConfig,), ["--config", str(config_of_numbers)], prog="sweep")
+    assert [scaling.alpha for scaling in found.scaling_candidates] == [0.5, 0.5, "auto", "auto"]
+    assert found.vllm_arguments == {"tensor_parallel_size": 2}
+    (found,), _ = parse(
+        (SweepConfig,),
+        [*flags.replace(" --sampler list", "").split(), "--engine", "vllm", "--vllm", '{"tensor_parallel_size": 2}'],
+        prog="sweep",
+    )
+    assert found.vllm_arguments == {"tensor_parallel_size": 2}
+
+
+# --- what does not go together ---
+
+TIES = {"name": "t", "rule": "ties"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"engine": "vlm"}, "engine is 'vlm', expected local or vllm"),
+        ({"sampler": "random"}, "sampler is 'random', expected grid, list, dirichlet or map"),
+        ({"dtype": "int8"}, "dtype is 'int8', expected float32, bfloat16 or float16"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_8bit and load_in_4bit are both given: keep one"),
+        ({"sampler": "list"}, "sampler is list, but no weights are given"),
+        ({"weights": ["1 0"]}, "weights are given, but sampler is grid: use sampler list, or leave them out"),
+        ({"vllm": "{}"}, "vllm is given, but engine is local: leave it out, or use engine vllm"),
+        ({"engine": "vllm", "vllm": "[2]"}, "vllm holds [2], expected a mapping"),
+        ({"engine": "vllm", "vllm": "{2"}, "vllm holds '{2', which is no valid JSON"),
+        ({"engine": "vllm", "load_in_8bit": True}, "load_in_8bit and load_in_4bit are of engine local"),
+        ({"engine": "vllm", "groups": [TIES]}, "group t has rule ties, which no adapter holds: use engine local"),
+        ({"load_in_8bit": True, "groups": [TIES]}, "group t has rule ties, which needs the weights of the SFT model"),
+        ({"load_in_4bit": True, "groups": [TIES]}, "leave out load_in_8bit and load_in_4bit, or the group"),
+        ({"policies": ["a"]}, "policies has 1 folder, expected two or more"),
+        ({"rewards": ["rule:length"]}, "rewards has 1, expected two or more"),
+        ({"temperature": -1.0}, "temperature is -1.0, expected a number >= 0"),
+        *(
+            ({name: least - 1}, f"{name} is {least - 1}, expected at least {least}")
+            for name, least in {
+                "num_weights": 2, "map_points": 1, "control_texts": 2, "control_tokens": 2, "validation_weights": 2,
+                "validation_prompts": 2, "test_prompts": 2, "samples_per_prompt": 1, "max_new_tokens": 1,
+                "batch_size": 1,
+            }.items()
+        ),
+    ],
+    ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_what_does_not_go_together(changes, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        config(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ValueError, match=r"num_weights is 1.*; temperature is -1.*; engine is 'x'.*; policies has 1"):
+        config(num_weights=1, temperature=-1.0, engine="x", policies=["a"])
+
+
+def test_linear_groups_go_with_everything():
+    for changes in ({"engine": "vllm"}, {"load_in_8bit": True}):
+        assert config(groups=[{"name": "sum", "rule": "sum"}], **changes).group_entries
