@@ -25,6 +25,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.control import CHUNK
 from rlhf_lines.sweep.groups import simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH, first_weights
+from rlhf_lines.sweep.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.sampling import LEAST_ROWS, most_positions
 from rlhf_lines.task_rewards import reward_entries
 
@@ -84,14 +85,15 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     generating = max(prefill + unpacked, gumbel_bytes(batch, text.vocab_size))
     plan.phases.append(Phase("generation", {**held, "KV cache": of_length * length, "activations": generating}))
 
-    def reading(name: str, most: int, length: int, judged: int) -> Phase:
+    def reading(name: str, most: int, length: int, judged: int, *, of_one_tree: int = 0) -> Phase:
         """The pass over given tokens of which some are judged."""
         few = min(most, max(LEAST_ROWS, most_positions(text.vocab_size, plan.device) // (judged + 1)))
-        logits = few * (judged + 1) * text.vocab_size * (size + 3 * FLOAT32)
+        logits = max(few * (judged + 1), of_one_tree) * text.vocab_size * (size + 3 * FLOAT32)
         passes = Rehearsal(skeleton.causal_lm(shape.config, dtype=config.dtype)).forward(few, length)
         return Phase(name, {**held, "activations": passes + unpacked, "logits": logits})
 
-    plan.phases.append(reading("reference", batch, length, config.max_new_tokens))
+    tree = min(MOST_NODES, batch * config.max_new_tokens)  # completions of one prompt are read together
+    plan.phases.append(reading("reference", batch, length, config.max_new_tokens, of_one_tree=tree))
     if config.control:
         plan.phases.append(reading("control texts", CHUNK, config.control_tokens, config.control_tokens - 1))
     scoring = max((reward.forward(batch, length) for reward in rewards), default=0)

@@ -74,6 +74,8 @@ def test_a_grid_by_hand(planned):
     assert [phase.name for phase in result.phases] == ["generation", "reference", "scoring"]
     for phase in result.phases:
         assert phase.parts["adapters"] == (2 + 3) * WIDTHS * 4
+    # Logits of 16 rows of 7 tokens and the one before, in float32 and three copies.
+    assert result.phases[1].parts["logits"] == 16 * 8 * 64 * (4 + 12)
     # Keys and values of 2 blocks, 2 heads of 4 numbers, 16 rows of 11 + 7 tokens.
     assert result.phases[0].parts["KV cache"] == 2 * 2 * 2 * 4 * 16 * (11 + 7) * 4
 
@@ -119,6 +121,12 @@ def test_control_texts_are_read_by_every_spec_of_the_test_prompts(planned):
     (phase,) = [phase for phase in result.phases if phase.name == "control texts"]
     # 256 texts at a time: 20 tokens each, of a vocabulary of 64, in float32 and three copies of it.
     assert phase.parts["logits"] == 256 * 20 * 64 * (4 + 12)
+
+
+def test_completions_of_a_prompt_are_read_together_even_where_few_logits_fit(planned, monkeypatch):
+    monkeypatch.setattr("rlhf_lines.sweep.sampling.LOGITS_ON_CPU", 64)
+    assert planned().phases[1].parts["logits"] == 16 * 7 * 64 * (4 + 12)  # 8 rows of 8 are fewer
+    assert planned(batch_size=500).phases[1].parts["logits"] == 1024 * 64 * (4 + 12)
 
 
 def test_rules_that_are_not_linear_take_weights_of_their_own(planned):
