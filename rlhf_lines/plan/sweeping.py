@@ -20,7 +20,7 @@ from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.plan.stage import Options, Plan
-from rlhf_lines.sweep.batches import free_bytes, most_rows, rows_that_fit
+from rlhf_lines.sweep.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.control import CHUNK
 from rlhf_lines.sweep.groups import simplex
@@ -31,6 +31,7 @@ from rlhf_lines.task_rewards import reward_entries
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
+ASSUMED_GPU = 80 * 2**30  # bytes, where the plan is for a GPU and none is here
 BYTES_PER_NATS = 30  # a row of a control text under a spec
 
 
@@ -107,21 +108,16 @@ def _device(config: SweepConfig) -> str:
 
 
 def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> int:
-    """Return the completions in one batch: as given, or as the sweep would find it from this machine's memory."""
+    """Return the completions in one batch: as given, or as a sweep finds it from memory."""
     if config.batch_size is not None:
         return config.batch_size
-    if plan.device == "cuda" and not torch.cuda.is_available():
-        most = most_rows(plan.device)
-        plan.notes.append(
-            f"batch_size is left out and no GPU is here: planned for {most:,} rows, the most that a sweep takes; where "
-            "less memory is free it takes fewer"
-        )
-        return most
-    free = free_bytes(torch.device(plan.device)) - held
-    rows = rows_that_fit(text, length, getattr(torch, config.dtype).itemsize, free=max(free, 0), device=plan.device)
+    elsewhere = plan.device == "cuda" and not torch.cuda.is_available()
+    free = max(0, (ASSUMED_GPU if elsewhere else free_bytes(torch.device(plan.device))) - held)
+    rows = rows_that_fit(text, length, getattr(torch, config.dtype).itemsize, free=free, device=plan.device)
+    memory = "of a GPU of 80 GiB (none is here)" if elsewhere else "that is free here"
     plan.notes.append(
-        f"batch_size is left out: {rows:,} rows of the longest prompt, by the memory that is free here, "
-        f"{max(free, 0) / 2**30:,.1f} GiB beside the models"
+        f"batch_size is left out: {rows:,} rows of the longest prompt, by the memory {memory}, "
+        f"{free / 2**30:,.1f} GiB beside the models"
     )
     return rows
 

@@ -169,10 +169,13 @@ def test_rows_are_those_of_the_sweep_for_the_memory_that_is_free(planned, monkey
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is what is tested")
-def test_without_the_gpu_the_most_rows_are_planned(planned):
+def test_without_the_gpu_one_of_80_gib_is_planned(planned, monkeypatch):
     result = planned(Options(device="cuda"), batch_size=None)
-    assert work(result)["batches"].endswith(" of 1,024")
-    assert "no GPU is here: planned for 1,024 rows, the most that a sweep takes" in result.notes[0]
+    assert work(result)["batches"].endswith(" of 1,024")  # no more on any GPU
+    assert "by the memory of a GPU of 80 GiB (none is here), 80.0 GiB beside the models" in result.notes[0]
+    held = sum(value for name, value in result.phases[0].parts.items() if name not in ("KV cache", "activations"))
+    monkeypatch.setattr(of_sweep, "ASSUMED_GPU", held + 100 * (2 * 2 * 2 * 4 * (11 + 7) * 4 + 32 * 64))
+    assert work(planned(Options(device="cuda"), batch_size=None))["batches"].endswith(" of 60")
 
 
 def test_a_dense_policy_is_refused(planned, policies):
