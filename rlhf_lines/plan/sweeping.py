@@ -31,8 +31,8 @@ from rlhf_lines.task_rewards import reward_entries
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
-ASSUMED_GPU = 80 * 2**30  # bytes, where the plan is for a GPU and none is here
 BYTES_PER_NATS = 30  # a row of a control text under a spec
+USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 
 def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
@@ -108,15 +108,15 @@ def _device(config: SweepConfig) -> str:
 
 
 def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> int:
-    """Return the completions in one batch: as given, or as a sweep finds it from memory."""
+    """Return the completions in one batch: as given, or as the sweep would find it from this machine's memory."""
     if config.batch_size is not None:
         return config.batch_size
     elsewhere = plan.device == "cuda" and not torch.cuda.is_available()
-    free = max(0, (ASSUMED_GPU if elsewhere else free_bytes(torch.device(plan.device))) - held)
+    free = max((USUAL_GPU if elsewhere else free_bytes(torch.device(plan.device))) - held, 0)
     rows = rows_that_fit(text, length, getattr(torch, config.dtype).itemsize, free=free, device=plan.device)
-    memory = "of a GPU of 80 GiB (none is here)" if elsewhere else "that is free here"
+    where = f"of a GPU of {USUAL_GPU // 10**9} GB (none is here)" if elsewhere else "that is free here"
     plan.notes.append(
-        f"batch_size is left out: {rows:,} rows of the longest prompt, by the memory {memory}, "
+        f"batch_size is left out: {rows:,} rows of the longest prompt, by the memory {where}, "
         f"{free / 2**30:,.1f} GiB beside the models"
     )
     return rows
