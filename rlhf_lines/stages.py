@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -37,11 +38,21 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     module, configs, given = read_stage(verb, arguments)
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
+    if run_config.resume:
+        _start_processes()
     if run_config.resume and _is_done(Path(output_dir), given, overwrite=run_config.overwrite):
         if hasattr(module, "finish"):
             module.finish(Path(output_dir))
         return Path(output_dir)
     return module.run(*configs, given)
+
+
+def _start_processes() -> None:
+    """Let several processes wait for each other: one renames a folder. Training has started them by now."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState()
 
 
 def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
