@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -35,12 +36,14 @@ def new_folder(
 
     Raises:
         FileExistsError: ``output_dir`` exists and ``overwrite`` is false; raised before the block runs.
+        ValueError: the folder above cannot be made or written.
     """
     final = Path(output_dir)
     if _is_main_process():
         _bring_back(final)
     _wait_for_everyone()
     refuse_existing(final, overwrite=overwrite)
+    check_place(final)
     partial = partial_folder(final)
     if _is_main_process():
         if not keep_partial:
@@ -94,6 +97,20 @@ def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
     home = Path.home().resolve()
     if output.resolve() in (Path.cwd(), *Path.cwd().parents, home, *home.parents):
         raise FileExistsError(f"output_dir {output} holds the current or the home folder: choose another folder")
+
+
+def check_place(output_dir: str | Path) -> None:
+    """Stop where the folder above cannot be made or written.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    output = Path(output_dir)
+    above = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ValueError(f"output_dir {output} cannot be made, because {above} is not a folder: choose another one")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir {output} cannot be made, because {above} may not be written: choose another one")
 
 
 def refuse_replacing(output_dir: str | Path, inputs: Iterable[str | Path]) -> None:

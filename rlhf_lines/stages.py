@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +11,8 @@ from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, p
 from rlhf_lines.config import RunConfig, parse
 
 
-# Each module has CONFIGS, the dataclasses it is configured by, and run(*configs, given) -> folder.
+# Each module has CONFIGS, the dataclasses it is configured by, and run(*configs, given) -> folder; one that has
+# finish(folder) writes there what a killed run may not have written after the folder got its name.
 MODULES = {
     "sft": "rlhf_lines.train.sft",
     "reward": "rlhf_lines.train.reward",
@@ -20,6 +22,7 @@ MODULES = {
     "merge": "rlhf_lines.merge.stage",
     "sweep": "rlhf_lines.sweep.run",
 }
+GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep
 
 
 def run_stage(verb: str, arguments: list[str]) -> Path:
@@ -35,9 +38,21 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     module, configs, given = read_stage(verb, arguments)
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
+    if run_config.resume:
+        _start_processes()
     if run_config.resume and _is_done(Path(output_dir), given, overwrite=run_config.overwrite):
+        if hasattr(module, "finish"):
+            module.finish(Path(output_dir))
         return Path(output_dir)
     return module.run(*configs, given)
+
+
+def _start_processes() -> None:
+    """Let several processes wait for each other: one renames a folder. Training has started them by now."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState()
 
 
 def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
@@ -54,7 +69,7 @@ def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
         return True
     if not is_complete(output_dir):
         return False
-    begun = next(partial.glob("**/checkpoint-*"), None)
+    begun = next((path for left in GOES_ON_FROM for path in partial.glob(f"**/{left}")), None)
     if begun is not None and not overwrite:
         raise FileExistsError(
             f"output_dir {output_dir} is complete, and a run that was to replace it stopped after {begun.name}: add "

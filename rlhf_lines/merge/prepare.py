@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lines.artifact import refuse_existing, refuse_replacing
+from rlhf_lines.artifact import check_place, refuse_existing, refuse_replacing
 from rlhf_lines.merge.checkpoint import Checkpoint
 from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.low_rank import not_linear
@@ -81,7 +80,7 @@ def check_settings(
     _check_device(device)
     refuse_existing(output_dir, overwrite=overwrite)
     refuse_replacing(output_dir, [*inputs, *statistics])
-    _check_place(Path(output_dir))
+    check_place(Path(output_dir))
 
 
 def open_merge(
@@ -154,15 +153,6 @@ def _check_device(device: str | torch.device) -> None:
         raise ValueError(
             f"device is {str(device)!r}, but torch sees {torch.cuda.device_count()} GPUs here, counted from 0"
         )
-
-
-def _check_place(output: Path) -> None:
-    """Stop where the folder above cannot be made or written."""
-    above = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
-    if not above.is_dir():
-        raise ValueError(f"output_dir {output} cannot be made, because {above} is not a folder: choose another one")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"output_dir {output} cannot be made, because {above} may not be written: choose another one")
 
 
 def _check_all_adapters(loaded: Sequence[Adapter | Checkpoint], spec: MergeSpec) -> None:

@@ -239,7 +239,7 @@ def read_front(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist; make it with: rlhf-lines front {folder}")
     try:
         front = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{path} is not valid JSON ({error}); make it again with: rlhf-lines front {folder}") from None
     found = front.get("format") if isinstance(front, dict) else None
     if found != FORMAT:

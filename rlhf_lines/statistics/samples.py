@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lines.config import DataConfig
 from rlhf_lines.models import end_token_ids
-from rlhf_lines.sampling import prompt_key, sample_tokens
+from rlhf_lines.sampling import check_positions, prompt_key, sample_tokens
 
 
 class Sample(NamedTuple):
@@ -54,13 +54,7 @@ def sample_completions(
     Raises:
         ValueError: prompt and completion may not fit the model's positions.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts))
-    if positions is not None and longest + max_new_tokens > positions:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but the model has "
-            f"{positions} positions: set max_prompt_length, or fewer max_new_tokens"
-        )
+    check_positions(model.config, prompts, max_new_tokens)
     samples = []
     with tqdm(total=len(prompts), desc=description, unit="completions") as bar:
         for batch in batches(prompts, batch_size):

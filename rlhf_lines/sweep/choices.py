@@ -146,7 +146,7 @@ def _group_entry(item: str | Mapping[str, Any]) -> GroupEntry:
             item = json.loads(item)
         except json.JSONDecodeError as error:
             raise ValueError(f"groups holds {item!r}, which is no valid JSON: {error}") from None
-    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+    if not isinstance(item, Mapping) or not (isinstance(item.get("name"), str) and item["name"].strip()):
         raise ValueError(f"groups holds {item!r}, expected a mapping with the key name")
     known = [entry.name for entry in dataclasses.fields(GroupEntry)]
     for key in item:

@@ -154,6 +154,8 @@ class SweepConfig:
             for name, least in numbers.items()
             if given[name] is not None and given[name] < least
         ]
+        if not 0 <= self.seed < 2**63:
+            problems.append(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature is {self.temperature}, expected a number >= 0")
         return problems

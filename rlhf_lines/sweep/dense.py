@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -75,6 +76,21 @@ class DenseSpecs:
                 of_model = self._parameters[name]
                 merged[name] = tensor.to(of_model.device, of_model.dtype)
         return merged
+
+
+def check_merge(sft: Path, policies: Sequence[Path], spec: MergeSpec, statistics: Sequence[str] = ()) -> None:
+    """Stop where these policies cannot be merged so: one tensor is merged, and no alpha is measured.
+
+    Raises:
+        ValueError: the rule does not take these policies or these statistics.
+        FileNotFoundError: there are no such statistics.
+    """
+    spec = dataclasses.replace(spec, alpha=1.0)
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        prepared = open_merge(
+            [sft, *policies], spec, stack, save="dense", rank=None, device="cpu", statistics=statistics
+        )
+        next(prepared.merge.tensors())
 
 
 def measured_alpha(sft: Path, policies: Sequence[Path], spec: MergeSpec, statistics: Sequence[str] = ()) -> MergeSpec:

@@ -69,8 +69,9 @@ def export(
 
 
 def _check_free(target: Path, paths: list[Path], *, overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"output_dir {target} is a file: give a folder")
+    above = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise FileExistsError(f"output_dir {target} cannot be made, because {above} is a file: give a folder")
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{existing[0]} exists: choose another output_dir, or add --overwrite to replace it")

@@ -36,13 +36,13 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
             "surrogate": store.recall("surrogate"),
             "forgetting": _forgetting(store),
         }
-    write_front(folder, front)
     for suffix in SUFFIXES:
         plot_front(front, folder / f"front{suffix}")
         if front["validation"] is not None:
             plot_validation(front, folder / f"validation{suffix}")
         if front["forgetting"] is not None:
             plot_forgetting(front, folder / f"forgetting{suffix}")
+    write_front(folder, front)  # last: where it is new, so are the figures
     return front
 
 

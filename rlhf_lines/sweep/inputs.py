@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.config import DataConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
@@ -17,11 +18,12 @@ from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.statistics_files import statistics_sha256
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto.surrogate import design
+from rlhf_lines.sampling import check_positions
 from rlhf_lines.sweep import groups
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.control import load_control
-from rlhf_lines.sweep.dense import measured_alpha
+from rlhf_lines.sweep.dense import check_merge, measured_alpha
 from rlhf_lines.sweep.engine import Engine
 from rlhf_lines.sweep.groups import LINES, MORLHF, REVERSED, SFT, SOUP, UNIFORM, Weights
 from rlhf_lines.task_rewards import load_reward_models, reward_entries
@@ -68,6 +70,24 @@ class Inputs:
         )
         with Checkpoint(self.sft) as checkpoint:
             self.num_layers = checkpoint.num_layers()
+        self._check()
+
+    def _check(self) -> None:
+        """Stop where the work would, but before it: the first to need a group is the end of choosing."""
+        from transformers import AutoConfig
+
+        statistics = itertools.chain.from_iterable(entry.statistics for entry in self.config.group_entries)
+        refuse_replacing(self.config.output_dir, [self.sft, *self.policies, *self.morlhf, *statistics])
+        of_model = AutoConfig.from_pretrained(self.sft)
+        prompts = [self.tokenizer(text)["input_ids"] for texts in self.prompts.values() for text in texts]
+        check_positions(of_model, prompts, self.config.max_new_tokens)
+        positions = getattr(of_model.get_text_config(), "max_position_embeddings", None)
+        longest = max((len(row.token_ids) for row in self.control), default=0)
+        if positions is not None and longest > positions:
+            raise ValueError(f"control_tokens is {self.config.control_tokens}, but the model has {positions} positions")
+        first = self.weights[0]
+        for entry in self.config.group_entries:
+            check_merge(self.sft, self.policies, entry.spec(first), entry.statistics)
 
     @property
     def rewards(self) -> list[str]:

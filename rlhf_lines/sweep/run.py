@@ -19,6 +19,7 @@ from rlhf_lines.sweep.groups import SFT, SOUP, Weights
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.processes import Processes
+from rlhf_lines.sweep.report import NAME as REPORT
 from rlhf_lines.sweep.report import write_report
 from rlhf_lines.sweep.select import choose_scaling
 from rlhf_lines.sweep.store import Store, StoredPoint
@@ -61,8 +62,14 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
             finally:
                 processes.dismiss(done)
     if processes.leads:
-        write_report(config.output_dir)  # its commands name the folder as it is called now
+        finish(Path(config.output_dir))
     return Path(config.output_dir)
+
+
+def finish(folder: Path) -> None:
+    """Write the report, whose commands tell the name that the folder has got, unless it is there."""
+    if not (folder / REPORT).is_file():
+        write_report(folder)
 
 
 def _lead(folder: Path, inputs: Inputs, worker: Worker, processes: Processes, given: dict) -> None:

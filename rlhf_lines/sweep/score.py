@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from reward_models import RewardModel
 from rlhf_lines.pareto.front import FILE_NAME
 from rlhf_lines.sweep.front import trace_front
+from rlhf_lines.sweep.report import NAME as REPORT
 from rlhf_lines.sweep.report import write_report
 from rlhf_lines.sweep.store import Store, open_finished
 from rlhf_lines.task_rewards import load_reward_models, raw_score_problems, reward_entries
@@ -68,6 +69,7 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
     front = _front_of(folder)
     if front.get("rewards") != names:
         front = trace_front(folder)
+    if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
         write_report(folder)
     return Outcome(scored, front)
 
@@ -98,6 +100,10 @@ def _score_all(store: Store, model: RewardModel, size: int) -> int:
             store.add_scores(model.name, ((row.spec, row.prompt, row.sample, value) for row, value in pairs))
             bar.update(len(chunk))
     return missing
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
 def _front_of(folder: str | Path) -> dict[str, Any]:

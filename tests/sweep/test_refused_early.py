@@ -1,0 +1,60 @@
+"""What cannot be swept is refused in one sentence before anything is sampled, and nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlhf_lines import cli
+from rlhf_lines.stages import run_stage
+
+
+def group(**keys) -> list[str]:
+    return [json.dumps({"name": "mine", **keys})]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "map", "num_weights": 2}, "count of 2 weights for 2 policies; expected 3"),
+        ({"groups": group(rule="factor_average")}, "factor_average averages tensors of one name"),
+        ({"groups": group(rule="ties", options={"density": 7})}, "density is 7, expected a number between 0 and 1"),
+        ({"groups": group(rule="fisher")}, "rule 'fisher' needs the statistics of each policy, got 0"),
+        ({"groups": group(rule="fisher", statistics=["no", "no"])}, "'no' has no fisher.safetensors"),
+        ({"groups": group(rule="ties", statistics=["no", "no"])}, "statistics are given, but rule 'ties' uses none"),
+        ({"groups": group(name=" ")}, "expected a mapping with the key name"),
+        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"seed": 2**63}, "expected a whole number from 0"),
+        ({"max_new_tokens": 60}, "the longest prompt has 5 tokens and max_new_tokens is 60, but the model has 64"),
+        ({"control": "{control}"}, "control_tokens is 256, but the model has 64 positions"),
+        ({"output_dir": "{control}/sweep"}, "cannot be made, because .*control.txt is not a folder"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_it_is_refused_before_the_work(flags, rewards, tmp_path, capsys, changes, message):
+    control = tmp_path / "control.txt"
+    control.write_text("ab\n\n" + 100 * "x")
+    changes = {
+        key: value.format(control=control) if isinstance(value, str) else value for key, value in changes.items()
+    }
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
+        run_stage("sweep", flags(changes.pop("output_dir", tmp_path / "sweep"), **changes))
+    assert cli._is_about_input(refusal.value)
+    assert rewards.SCORED == []
+    assert [path.name for path in tmp_path.iterdir() if path.name != "control.txt"] == []
+
+
+def test_a_rule_of_two_policies_is_refused_for_three(flags, policies, rewards, tmp_path):
+    with pytest.raises(ValueError, match="slerp merges two policies, got 3"):
+        run_stage("sweep", flags(tmp_path / "sweep", policies=policies, groups=group(rule="slerp")))
+    assert rewards.SCORED == []
+
+
+def test_a_folder_that_holds_a_policy_is_not_replaced(flags, policies, rewards, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(policies[0], tmp_path / "runs" / "brief")
+    with pytest.raises(FileExistsError, match=r"runs contains .*brief, which --overwrite would delete"):
+        run_stage("sweep", [*flags(tmp_path / "runs", policies=[copy, policies[1]]), "--overwrite"])
+    assert copy.is_dir() and rewards.SCORED == []
