@@ -1,6 +1,6 @@
 """Figures that are drawn without pyplot and its global state, and saved as PNG or PDF, the same bytes every time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,32 @@ SETTINGS = {"font.family": "DejaVu Sans", "font.size": 11, "text.parse_math": Fa
 
 
 @contextmanager
-def saved_figure(path: str | Path, inches: tuple[float, float]) -> Iterator[Any]:
+def saved_figure(paths: Sequence[str | Path], inches: tuple[float, float]) -> Iterator[Any]:
     """Yields an empty matplotlib figure of this width and height, and saves it when the block ends without an error.
 
-    The suffix of ``path`` says the format. The file holds no date.
+    The suffix of each path says its format. The files hold no date.
 
     Raises:
-        ValueError: If the suffix is neither ``.png`` nor ``.pdf``.
-        FileNotFoundError: If the folder of ``path`` does not exist.
+        ValueError: If a suffix is neither ``.png`` nor ``.pdf``.
+        FileNotFoundError: If the folder of a path does not exist.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"cannot draw {path}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot draw {path}: {path.parent} is not a folder; create it or check the path")
+    paths = [Path(path) for path in paths]
+    for path in paths:
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"cannot draw {path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"cannot draw {path}: {path.parent} is not a folder; create it or check the path")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(SETTINGS):
         figure = Figure(figsize=inches, dpi=DPI, facecolor="white", layout="constrained")
         yield figure
-        dates = {"CreationDate": None} if suffix == ".pdf" else {}
-        figure.savefig(path, format=suffix[1:], dpi=DPI, metadata=dates)
+        for path in paths:
+            suffix = path.suffix.lower()
+            dates = {"CreationDate": None} if suffix == ".pdf" else {}
+            figure.savefig(path, format=suffix[1:], dpi=DPI, metadata=dates)
+            figure.set_layout_engine("none")  # the next format keeps the places that were found for the first
 
 
 def plain_axes(panel: Any) -> None:

@@ -26,7 +26,7 @@ UPPER_LEGEND = {**_LEGEND, "loc": "outside upper left", "fontsize": 10.5, "title
 LOWER_LEGEND = {**_LEGEND, "loc": "outside lower left", "fontsize": 9}
 
 
-def plot_front(front: Mapping[str, Any], path: str | Path) -> Path:
+def plot_front(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
     """Writes the picture of a front as PNG or PDF, as the suffix of ``path`` says, and returns its path.
 
     Two rewards give one panel, more give one panel for each pair. Only points that no other point of their group
@@ -38,6 +38,7 @@ def plot_front(front: Mapping[str, Any], path: str | Path) -> Path:
     Args:
         front: What `build_front` returns.
         path: File to write; its folder must exist.
+        others: Further files of the same picture, such as a PDF beside a PNG.
 
     Raises:
         ValueError: If the front has fewer than two rewards or the suffix is another one.
@@ -55,7 +56,7 @@ def plot_front(front: Mapping[str, Any], path: str | Path) -> Path:
     # An entry takes about four inches. A panel loses no height to a legend of more than two rows.
     legend_columns = min(len(groups), max(2, int(width / 4)))
     height += LEGEND_ROW_INCHES * max(0, math.ceil(len(groups) / legend_columns) - 2)
-    with saved_figure(path, (width, height)) as figure:
+    with saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, pair in zip(panels, pairs, strict=False):
             _draw_panel(panel, front, pair, staircase=len(rewards) == 2)

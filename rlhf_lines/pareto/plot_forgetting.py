@@ -31,7 +31,7 @@ from rlhf_lines.pareto.style import FAINT_INK
 KEY_WIDTH = 80  # characters of one line of the key below the panels
 
 
-def plot_forgetting(front: Mapping[str, Any], path: str | Path) -> Path:
+def plot_forgetting(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
     """Writes the picture of forgetting as PNG or PDF, as the suffix of ``path`` says, and returns its path.
 
     One panel per reward: mean score to the right, perplexity of the control texts upwards, one marker per point; the
@@ -43,6 +43,7 @@ def plot_forgetting(front: Mapping[str, Any], path: str | Path) -> Path:
     Args:
         front: What `build_front` returns, with perplexities of some points.
         path: File to write; its folder must exist.
+        others: Further files of the same picture, such as a PDF beside a PNG.
 
     Raises:
         ValueError: If no point has a perplexity or the suffix is another one.
@@ -61,7 +62,7 @@ def plot_forgetting(front: Mapping[str, Any], path: str | Path) -> Path:
     width = max(PANEL_INCHES[0], SMALL_PANEL_INCHES[0] * columns)
     legend_columns = min(len(groups), 6 if columns > 2 else 3)
     height = SMALL_PANEL_INCHES[1] * lines + 0.9 + LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
-    with saved_figure(path, (width, height)) as figure:
+    with saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel, reward in zip(panels, rewards, strict=False):
             _draw_panel(panel, front, points, groups, rows, reward)

@@ -18,7 +18,7 @@ LEAST_PANEL_INCHES = 3.4
 HIGH_INCHES = 2.2
 
 
-def plot_validation(front: Mapping[str, Any], path: str | Path) -> Path:
+def plot_validation(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
     """Writes the heat map of the validation hypervolume as PNG or PDF, as the suffix says, and returns its path.
 
     One panel per schedule, beta to the right and alpha upwards, each in ascending order with ``auto`` last. Every cell
@@ -28,6 +28,7 @@ def plot_validation(front: Mapping[str, Any], path: str | Path) -> Path:
     Args:
         front: What `build_front` returns, with ``validation``.
         path: File to write; its folder must exist.
+        others: Further files of the same picture, such as a PDF beside a PNG.
 
     Raises:
         ValueError: If the front has no validation results or the suffix is another one.
@@ -48,7 +49,7 @@ def plot_validation(front: Mapping[str, Any], path: str | Path) -> Path:
     colours = Normalize(min(values), max(values))
     width = max(LEAST_PANEL_INCHES, SIDE_INCHES + CELL_INCHES[0] * len(betas)) * len(schedules) + SIDE_INCHES
     height = HIGH_INCHES + CELL_INCHES[1] * max(2, len(alphas))
-    with saved_figure(path, (width, height)) as figure:
+    with saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(1, len(schedules), squeeze=False).ravel()
         for panel, schedule in zip(panels, schedules, strict=True):
             rows = [row for row in grid if row["schedule"] == schedule]

@@ -36,14 +36,16 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
             "surrogate": store.recall("surrogate"),
             "forgetting": _forgetting(store),
         }
-    for suffix in SUFFIXES:
-        plot_front(front, folder / f"front{suffix}")
-        if front["validation"] is not None:
-            plot_validation(front, folder / f"validation{suffix}")
-        if front["forgetting"] is not None:
-            plot_forgetting(front, folder / f"forgetting{suffix}")
-    write_front(folder, front)  # last: where it is new, so are the figures
+    plot_front(front, *_files(folder, "front"))
+    if front["validation"] is not None:
+        plot_validation(front, *_files(folder, "validation"))
+    if front["forgetting"] is not None:
+        plot_forgetting(front, *_files(folder, "forgetting"))
     return front
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}{suffix}" for suffix in SUFFIXES]
 
 
 def _forgetting(store: Store) -> dict | None:
