@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
+from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation
 from rlhf_lines.sweep.store import FILE, Store
 
 
