@@ -1,4 +1,4 @@
-"""A random model of LLaMA-2-7B's shape with two random adapters: what a benchmark needs where nothing can be fetched."""
+"""A random model of LLaMA-2-7B's shape and two random adapters, for benchmarks where nothing can be fetched."""
 
 from __future__ import annotations
 

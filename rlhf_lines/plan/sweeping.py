@@ -20,17 +20,19 @@ from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.plan.stage import Options, Plan
-from rlhf_lines.sweep.batches import free_bytes, most_rows, rows_that_fit
+from rlhf_lines.sweep.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.control import CHUNK
 from rlhf_lines.sweep.groups import simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH, first_weights
+from rlhf_lines.sweep.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.sampling import most_positions, rows_of_pass
 from rlhf_lines.task_rewards import reward_entries
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
 BYTES_PER_NATS = 30  # a row of a control text under a spec
+USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 
 def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
@@ -83,14 +85,15 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     generating = max(prefill + unpacked, gumbel_bytes(batch, text.vocab_size))
     plan.phases.append(Phase("generation", {**held, "KV cache": of_length * length, "activations": generating}))
 
-    def reading(name: str, most: int, length: int, judged: int) -> Phase:
+    def reading(name: str, most: int, length: int, judged: int, *, of_one_tree: int = 0) -> Phase:
         """The pass over given tokens of which some are judged."""
         few = min(most, rows_of_pass(most_positions(text.vocab_size, plan.device), length, judged))
-        logits = few * (judged + 1) * text.vocab_size * (size + 3 * FLOAT32)
+        logits = max(few * (judged + 1), of_one_tree) * text.vocab_size * (size + 3 * FLOAT32)
         passes = Rehearsal(skeleton.causal_lm(shape.config, dtype=config.dtype)).forward(few, length)
         return Phase(name, {**held, "activations": passes + unpacked, "logits": logits})
 
-    plan.phases.append(reading("reference", batch, length, config.max_new_tokens))
+    tree = min(MOST_NODES, batch * config.max_new_tokens)  # completions of one prompt are read together
+    plan.phases.append(reading("reference", batch, length, config.max_new_tokens, of_one_tree=tree))
     if config.control:
         plan.phases.append(reading("control texts", CHUNK, config.control_tokens, config.control_tokens - 1))
     scoring = max((reward.forward(batch, length) for reward in rewards), default=0)
@@ -108,18 +111,13 @@ def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> 
     """Return the completions in one batch: as given, or as the sweep would find it from this machine's memory."""
     if config.batch_size is not None:
         return config.batch_size
-    if plan.device == "cuda" and not torch.cuda.is_available():
-        most = most_rows(plan.device)
-        plan.notes.append(
-            f"batch_size is left out and no GPU is here: planned for {most:,} rows, the most that a sweep takes; where "
-            "less memory is free it takes fewer"
-        )
-        return most
-    free = free_bytes(torch.device(plan.device)) - held
-    rows = rows_that_fit(text, length, getattr(torch, config.dtype).itemsize, free=max(free, 0), device=plan.device)
+    elsewhere = plan.device == "cuda" and not torch.cuda.is_available()
+    free = max((USUAL_GPU if elsewhere else free_bytes(torch.device(plan.device))) - held, 0)
+    rows = rows_that_fit(text, length, getattr(torch, config.dtype).itemsize, free=free, device=plan.device)
+    where = f"of a GPU of {USUAL_GPU // 10**9} GB (none is here)" if elsewhere else "that is free here"
     plan.notes.append(
-        f"batch_size is left out: {rows:,} rows of the longest prompt, by the memory that is free here, "
-        f"{max(free, 0) / 2**30:,.1f} GiB beside the models"
+        f"batch_size is left out: {rows:,} rows of the longest prompt, by the memory {where}, "
+        f"{free / 2**30:,.1f} GiB beside the models"
     )
     return rows
 

@@ -33,7 +33,8 @@ def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *,
 
         rows = SHARE free / (2 L h d length bytes + 32 V)
 
-    with L blocks, h heads of keys, d numbers each, V tokens of the vocabulary; and no more than `most_rows`.
+    with L blocks, h heads of keys, d numbers each, V tokens of the vocabulary; no more than `MOST_ON_CPU` or
+    `MOST_ON_GPU`.
 
     Args:
         text: config of the language model.
@@ -44,12 +45,7 @@ def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *,
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * heads * head_dim * length * bytes_per_number
     fitting = int(SHARE * free / (cache + SAMPLING_BYTES * text.vocab_size))
-    return max(1, min(fitting, most_rows(device)))
-
-
-def most_rows(device: str) -> int:
-    """Return the largest batch that is worth while on a kind of device."""
-    return MOST_ON_CPU if device == "cpu" else MOST_ON_GPU
+    return max(1, min(fitting, MOST_ON_CPU if device == "cpu" else MOST_ON_GPU))
 
 
 def free_bytes(device: torch.device) -> int:

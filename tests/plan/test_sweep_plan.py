@@ -74,6 +74,8 @@ def test_a_grid_by_hand(planned):
     assert [phase.name for phase in result.phases] == ["generation", "reference", "scoring"]
     for phase in result.phases:
         assert phase.parts["adapters"] == (2 + 3) * WIDTHS * 4
+    # Logits of 16 rows of 7 tokens and the one before, in float32 and three copies.
+    assert result.phases[1].parts["logits"] == 16 * 8 * 64 * (4 + 12)
     # Keys and values of 2 blocks, 2 heads of 4 numbers, 16 rows of 11 + 7 tokens.
     assert result.phases[0].parts["KV cache"] == 2 * 2 * 2 * 4 * 16 * (11 + 7) * 4
 
@@ -121,6 +123,12 @@ def test_control_texts_are_read_by_every_spec_of_the_test_prompts(planned):
     assert phase.parts["logits"] == 256 * 20 * 64 * (4 + 12)
 
 
+def test_completions_of_a_prompt_are_read_together_even_where_few_logits_fit(planned, monkeypatch):
+    monkeypatch.setattr("rlhf_lines.sweep.sampling.LOGITS_ON_CPU", 64)
+    assert planned().phases[1].parts["logits"] == 16 * 7 * 64 * (4 + 12)  # 8 rows of 8 are fewer
+    assert planned(batch_size=500).phases[1].parts["logits"] == 1024 * 64 * (4 + 12)
+
+
 def test_rules_that_are_not_linear_take_weights_of_their_own(planned):
     result = planned(groups=[{"name": "ties", "rule": "ties"}], dtype="bfloat16", morlhf=["both"])
     assert work(result)["points merged one by one"] == "5: their rules are not linear"
@@ -161,10 +169,14 @@ def test_rows_are_those_of_the_sweep_for_the_memory_that_is_free(planned, monkey
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is what is tested")
-def test_without_the_gpu_the_most_rows_are_planned(planned):
+def test_without_a_gpu_one_of_80_gigabytes_is_planned_for(planned, monkeypatch):
     result = planned(Options(device="cuda"), batch_size=None)
-    assert work(result)["batches"].endswith(" of 1,024")
-    assert "no GPU is here: planned for 1,024 rows, the most that a sweep takes" in result.notes[0]
+    assert work(result)["batches"].endswith(" of 1,024")  # the most that a sweep takes
+    assert "by the memory of a GPU of 80 GB (none is here)" in result.notes[0]
+    held = sum(value for name, value in planned().phases[0].parts.items() if name not in ("KV cache", "activations"))
+    row = 2 * 2 * 2 * 4 * (11 + 7) * 4 + 32 * 64
+    monkeypatch.setattr(of_sweep, "USUAL_GPU", held + 50 * row)
+    assert work(planned(Options(device="cuda"), batch_size=None))["batches"].endswith(" of 30")
 
 
 def test_a_dense_policy_is_refused(planned, policies):

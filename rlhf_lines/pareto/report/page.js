@@ -129,6 +129,7 @@ const digitsOf = Object.fromEntries(
   rewards.map((reward) => [reward, decimals(front.points.map((point) => point.scores[reward].mean))]));
 const klDigits = decimals(front.points.flatMap((point) => point.kl ? [point.kl.mean] : []));
 const perplexityDigits = decimals(front.points.flatMap((point) => point.perplexity ? [point.perplexity.mean] : []));
+const hasSchedules = front.points.some((point) => (point.spec.schedule ?? "linear") !== "linear");
 const hasKl = front.points.some((point) => point.kl);
 const hasPerplexity = front.points.some((point) => point.perplexity);
 
@@ -470,6 +471,7 @@ function pointTable(label, points, all) {
   const columns = [
     ...(all ? [{ head: "" }, { head: "id" }] : []),
     { head: "group", start: true }, ...(all ? [{ head: "weights" }] : []), { head: "alpha" }, { head: "beta" },
+    ...(hasSchedules ? [{ head: "schedule", start: true }] : []),
     ...rewards.map((reward) => ({ head: name(reward) })),
     ...(hasKl ? [{ head: "KL to SFT, nats" }] : []),
     ...(hasPerplexity ? [{ head: "perplexity" }] : []),
@@ -477,6 +479,7 @@ function pointTable(label, points, all) {
   const rows = points.map((point) => [
     ...(all ? [nondominated.has(point.id) ? "★" : "", String(point.id)] : []),
     groupName(point.group), ...(all ? [weightsText(point)] : []), setting(point.spec.alpha), setting(point.spec.beta),
+    ...(hasSchedules ? [name(point.spec.schedule ?? "linear")] : []),
     ...rewards.map((reward) => estimateCell(point.scores[reward], digitsOf[reward])),
     ...(hasKl ? [estimateCell(point.kl, klDigits)] : []),
     ...(hasPerplexity ? [estimateCell(point.perplexity, perplexityDigits)] : []),

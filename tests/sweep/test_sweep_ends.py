@@ -1,0 +1,217 @@
+"""Whole sweeps with every sampler, with further groups, MORLHF runs, control texts, and other ways to sample."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from by_hand import complete_by_hand, cross_entropy
+from of_a_run import TEST, VALIDATION, assert_same_store, means_by_hand, read, strict_json
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.lines import lines_scales
+from rlhf_lines.models import load_tokenizer
+from rlhf_lines.pareto.surrogate import design
+from rlhf_lines.sampling import prompt_key
+from rlhf_lines.stages import run_stage
+from rlhf_lines.sweep.engine import Request
+
+
+ONE = {"scalings": ["0.5 1.5"]}  # nothing to choose
+
+
+@pytest.fixture
+def run(flags, tmp_path):
+    """A function from changes of the small sweep to the folder and the front."""
+
+    def make(name: str = "sweep", **changes):
+        folder = run_stage(
+            "sweep", flags(tmp_path / name, **{**ONE, "test_prompts": 4, "max_new_tokens": 4, **changes})
+        )
+        return folder, strict_json(folder / "front.json")
+
+    return make
+
+
+def groups_of(front) -> dict[str, list[dict]]:
+    found: dict[str, list[dict]] = {}
+    for point in front["points"]:
+        found.setdefault(point["group"], []).append(point)
+    return found
+
+
+def weights_of(points) -> list[list[float]]:
+    return [point["spec"]["weights"] for point in points]
+
+
+# --- samplers ---
+
+
+def test_a_list_is_swept_with_the_single_policies(run):
+    _, front = run(sampler="list", weights=["0.3 0.7", "1.5 -0.5"])
+    groups = groups_of(front)
+    expected = [[1.0, 0.0], [0.0, 1.0], [0.3, 0.7], [1.5, -0.5]]
+    assert groups.keys() == {"sft", "rewarded_soup", "lines"}
+    assert weights_of(groups["rewarded_soup"]) == weights_of(groups["lines"]) == expected
+    assert front["validation"] is None  # one scaling: chosen without validation prompts
+    assert {(p["spec"]["alpha"], p["spec"]["beta"]) for p in groups["lines"]} == {(0.5, 1.5)}
+
+
+def test_dirichlet_weights_are_those_of_the_seed(run):
+    folder, front = run(sampler="dirichlet", num_weights=3, seed=5)
+    drawn = np.random.Generator(np.random.PCG64(5)).dirichlet([1.0, 1.0], size=3).tolist()
+    groups = groups_of(front)
+    assert weights_of(groups["lines"]) == weights_of(groups["rewarded_soup"]) == [[1.0, 0.0], [0.0, 1.0], *drawn]
+    assert read(folder, "SELECT COUNT(*) FROM points WHERE split = 'validation'") == [(0,)]
+
+
+def test_map_measures_what_a_quadratic_predicts(run, rewards):
+    folder, front = run(sampler="map", num_weights=4, map_points=3, test_prompts=6)
+    means, groups, names = means_by_hand(folder, "test", rewards), groups_of(front), ["short", "early"]
+    sampled_weights = [list(row) for row in design(2, 4)]
+    assert front["surrogate"].keys() == {"rewarded_soup", "lines"}
+    for name, report in front["surrogate"].items():
+        specs = {point["id"]: point["spec"]["weights"] for point in groups[name]}
+        sampled, predicted = report["sampled"], report["predicted"]
+        assert [specs[i] for i in sampled] == sampled_weights
+        assert 1 <= len(predicted) <= 3 and len(specs) == 4 + len(predicted)
+        first = np.array([specs[i][0] for i in sampled])  # the last weight is one minus the first
+        fits = [np.polyfit(first, [means[i][j] for i in sampled], deg=2) for j in (0, 1)]
+        assert report["monomials"] == ["w1^2", "w1", "1"]
+        for j, reward in enumerate(names):
+            np.testing.assert_allclose(report["coefficients"][reward], fits[j], rtol=1e-6, atol=1e-9)
+        for entry in predicted:
+            w = specs[entry["id"]][0]
+            assert specs[entry["id"]] not in sampled_weights and 0 <= w <= 1
+            for j, reward in enumerate(names):
+                assert entry["predicted"][reward] == pytest.approx(np.polyval(fits[j], w), rel=1e-6, abs=1e-9)
+                assert entry["measured"][reward] == pytest.approx(means[entry["id"]][j], rel=1e-12)
+        found = {point["id"]: point for point in front["points"]}
+        for entry in predicted:
+            assert found[entry["id"]]["scores"]["short"]["mean"] == entry["measured"]["short"]
+
+
+# --- groups ---
+
+
+def test_controls_of_length_and_depth(run):
+    _, front = run(controls="true", num_weights=3)
+    groups = groups_of(front)
+    assert groups.keys() == {"sft", "rewarded_soup", "lines", "uniform", "reversed"}
+    mean = sum(0.5 + 1.5 * block / 3 for block in range(4)) / 4
+    for point, lines in zip(groups["uniform"], groups["lines"], strict=True):
+        assert point["spec"] == {**lines["spec"], "alpha": pytest.approx(mean, rel=1e-14), "beta": 0.0}
+    for point, lines in zip(groups["reversed"], groups["lines"], strict=True):
+        assert point["spec"] == {**lines["spec"], "schedule": "reversed"}
+    pairs = [(c["a"], c["b"]) for c in front["comparisons"]]
+    assert pairs[0] == ("lines", "rewarded_soup") and set(pairs[1:3]) == {("lines", "uniform"), ("lines", "reversed")}
+    assert len(pairs) == 6
+
+
+def test_alpha_auto_is_measured_at_every_weight(run, sft, policies):
+    from rlhf_lines.sweep.dense import measured_alpha
+
+    _, front = run(scalings=["auto 1"], num_weights=3, controls="true")
+    groups = groups_of(front)
+    alphas = []
+    for lines, uniform, upside_down in zip(groups["lines"], groups["uniform"], groups["reversed"], strict=True):
+        spec = MergeSpec("linear", tuple(lines["spec"]["weights"]), "auto", 1.0)
+        alphas.append(measured_alpha(sft, policies[:2], spec).alpha)
+        assert lines["spec"]["alpha"] == upside_down["spec"]["alpha"] == alphas[-1]
+        mean = lines_scales(4, alphas[-1], 1.0).mean().item()
+        assert uniform["spec"]["alpha"] == pytest.approx(mean, rel=1e-14)
+    assert len(set(alphas)) == 3
+
+
+def test_further_groups_and_morlhf_runs_are_those_of_the_merged_models(run, sft, policies, dense_model):
+    """Every stored completion of theirs, token by token from dense merges: ties, and the third policy as a run."""
+    ties = {"name": "sparse", "rule": "ties", "alpha": "auto", "beta": 1.0, "options": {"density": 0.4}}
+    folder, front = run(groups=[json.dumps(ties)], morlhf=[policies[2]], num_weights=3)
+    groups, tokenizer = groups_of(front), load_tokenizer(sft)
+    assert Counter(p["group"] for p in front["points"]) == {
+        "sft": 1, "morlhf": 1, "rewarded_soup": 3, "lines": 3, "sparse": 3,
+    }  # fmt: skip
+    assert [point["spec"]["weights"] for point in groups["morlhf"]] == [[0.0, 0.0, 1.0]]
+    assert front["policies"] == list(map(str, policies)) and "sparse" in front["fronts"]
+    assert {p["spec"]["options"]["density"] for p in groups["sparse"]} == {0.4}
+    assert all(isinstance(p["spec"]["alpha"], float) for p in groups["sparse"])
+    rows = read(
+        folder,
+        "SELECT s.spec, p.text, c.sample, c.token_ids FROM points o JOIN specs s ON s.id = o.spec "
+        "JOIN completions c ON c.spec = s.id JOIN prompts p ON p.id = c.prompt WHERE \"group\" IN ('sparse', 'morlhf')",
+    )
+    assert len(rows) == 4 * 4
+    for spec, prompt, sample, token_ids in rows:
+        ids = tuple(tokenizer(prompt)["input_ids"])
+        request = Request(MergeSpec.from_dict(json.loads(spec)), ids, prompt_key(ids), sample)
+        settings = {"eos": tokenizer.eos_token_id, "max_new_tokens": 4, "temperature": 1.0, "seed": 0}
+        assert tuple(json.loads(token_ids)) == complete_by_hand(dense_model(request.spec), request, **settings)
+
+
+# --- control texts ---
+
+
+def test_perplexity_of_control_texts_is_that_of_the_merged_models(run, sft, dense_model, tmp_path):
+    texts = ["the quick brown fox", "ab.", "zz top <and> below", "not read: only three are asked for"]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
+    ties = '{"name": "sparse", "rule": "ties"}'
+    folder, front = run(
+        control=tmp_path / "texts.txt", control_texts=3, control_tokens=12, num_weights=2, groups=[ties]
+    )
+    rows = [load_tokenizer(sft)(text)["input_ids"][:12] for text in texts[:3]]
+    tokens = sum(len(row) - 1 for row in rows)
+    assert front["forgetting"] == {"texts": 3, "tokens": tokens, "source": str(tmp_path / "texts.txt")}
+    found = []
+    for point in front["points"]:
+        model = dense_model(MergeSpec.from_dict(point["spec"]))
+        nats = sum(cross_entropy(model, row) for row in rows)
+        assert point["perplexity"]["mean"] == pytest.approx(np.exp(nats / tokens), rel=1e-5)
+        assert point["perplexity"]["low"] <= point["perplexity"]["mean"] <= point["perplexity"]["high"]
+        found.append(round(point["perplexity"]["mean"], 6))
+    assert len(set(found)) == len(found) == 7
+    assert {"forgetting.png", "forgetting.pdf"} < {path.name for path in folder.iterdir()}
+
+
+# --- completions do not depend on batches ---
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_batches_change_no_token(run, rewards, temperature):
+    """Two samples of a prompt; batches of five across specs, rules and lengths, against all at once."""
+    changes = {
+        "temperature": temperature,
+        "samples_per_prompt": 2,
+        "num_weights": 3,
+        "groups": ['{"name": "sparse", "rule": "ties"}'],
+        "scalings": ["0.5 1.5", "1 1 sqrt"],
+        "validation_weights": 2,
+        "validation_prompts": 3,
+    }
+    small, _ = run("small", batch_size=5, **changes)
+    assert max(map(len, rewards.SCORED)) == 5
+    rewards.SCORED.clear()
+    large, _ = run("large", batch_size=1000, **changes)
+    assert max(map(len, rewards.SCORED)) > 40
+    assert_same_store(small, large, kl=1e-4)
+    samples = read(small, "SELECT COUNT(DISTINCT token_ids) FROM completions GROUP BY spec, prompt")
+    assert max(count for (count,) in samples) == (1 if temperature == 0 else 2)
+
+
+def test_without_a_batch_size_memory_decides(flags, rewards, tmp_path, monkeypatch):
+    from rlhf_lines.sweep import batches
+
+    row = 2 * 4 * 2 * 4 * 6 * 4  # 4 blocks, 2 heads of 4 numbers, two tokens and four new ones
+    monkeypatch.setattr(batches, "free_bytes", lambda device: 20 * (row + 32 * 37))
+    arguments = flags(tmp_path / "sweep", **ONE, max_new_tokens=4, test_prompts=TEST, validation_prompts=VALIDATION)
+    position = arguments.index("--batch_size")
+    run_stage("sweep", arguments[:position] + arguments[position + 2 :])
+    lengths = {}
+    for batch in rewards.SCORED:
+        lengths.setdefault(max(len(prompt) for prompt, _ in batch), []).append(len(batch))
+    assert sum(map(len, rewards.SCORED)) == 11 * TEST
+    # Six tenths of what is free, by the longest prompt of a batch: shorter ones are more in a batch.
+    for length, sizes in lengths.items():
+        fitting = int(0.6 * 20 * (row + 32 * 37) / (2 * 4 * 2 * 4 * (length + 4) * 4 + 32 * 37))
+        assert max(sizes) <= fitting
