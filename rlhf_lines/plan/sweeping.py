@@ -26,7 +26,7 @@ from rlhf_lines.sweep.control import CHUNK
 from rlhf_lines.sweep.groups import simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH, first_weights
 from rlhf_lines.sweep.prefix_tree import MOST_NODES
-from rlhf_lines.sweep.sampling import LEAST_ROWS, most_positions
+from rlhf_lines.sweep.sampling import most_positions, rows_of_pass
 from rlhf_lines.task_rewards import reward_entries
 
 
@@ -87,7 +87,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
 
     def reading(name: str, most: int, length: int, judged: int, *, of_one_tree: int = 0) -> Phase:
         """The pass over given tokens of which some are judged."""
-        few = min(most, max(LEAST_ROWS, most_positions(text.vocab_size, plan.device) // (judged + 1)))
+        few = min(most, rows_of_pass(most_positions(text.vocab_size, plan.device), length, judged))
         logits = max(few * (judged + 1), of_one_tree) * text.vocab_size * (size + 3 * FLOAT32)
         passes = Rehearsal(skeleton.causal_lm(shape.config, dtype=config.dtype)).forward(few, length)
         return Phase(name, {**held, "activations": passes + unpacked, "logits": logits})

@@ -44,7 +44,8 @@ class Inputs:
         adapters: of the policies, then of the MORLHF runs.
         reward_models: that score.
         tokenizer: the SFT model's.
-        prompts: by split, from what the policy reads to what reward models are shown.
+        prompts: by split, from what the policy reads to what reward models are shown; of validation only where there
+            is something to choose.
         control: texts outside the task with their tokens.
         num_layers: blocks of the SFT model.
     """
@@ -59,9 +60,12 @@ class Inputs:
             reward_entries(config.rewards), batch_size=config.batch_size or REWARD_BATCH
         )
         self.tokenizer = load_tokenizer(self.sft)
+        counts = {"validation": config.validation_prompts, "test": config.test_prompts}
+        if len(config.scaling_candidates) == 1:  # nothing is chosen
+            del counts["validation"]
         self.prompts = {
             split: _distinct(data_config.load("prompts", split, self.tokenizer), count)
-            for split, count in (("validation", config.validation_prompts), ("test", config.test_prompts))
+            for split, count in counts.items()
         }
         self.control = (
             load_control(config.control, config.control_texts, config.control_tokens, self.tokenizer)
@@ -78,6 +82,12 @@ class Inputs:
 
         statistics = itertools.chain.from_iterable(entry.statistics for entry in self.config.group_entries)
         refuse_replacing(self.config.output_dir, [self.sft, *self.policies, *self.morlhf, *statistics])
+        for split, texts in self.prompts.items():
+            if len(texts) < 2:
+                raise ValueError(
+                    f"dataset {self.dataset_name} has 1 prompt in its {split} split, expected at least 2: intervals "
+                    "are a bootstrap over prompts"
+                )
         of_model = AutoConfig.from_pretrained(self.sft)
         prompts = [self.tokenizer(text)["input_ids"] for texts in self.prompts.values() for text in texts]
         check_positions(of_model, prompts, self.config.max_new_tokens)

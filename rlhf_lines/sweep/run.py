@@ -81,7 +81,7 @@ def _lead(folder: Path, inputs: Inputs, worker: Worker, processes: Processes, gi
             measurement,
             config.scaling_candidates,
             groups.simplex(len(inputs.policies), config.validation_weights),
-            inputs.prompts["validation"],
+            inputs.prompts.get("validation", {}),
             inputs.rewards,
             resolve=inputs.resolve,
             seed=config.seed,

@@ -16,6 +16,7 @@ from rlhf_lines.sweep.prefix_tree import takes_trees, tree_logprobs, trees_of
 
 # Of one forward pass over given tokens: what a CPU's cache takes, and 512 MiB in float32 on a GPU; 8 rows at least.
 LOGITS_ON_CPU, LOGITS_ON_GPU, LEAST_ROWS = 1 << 20, 1 << 27, 8
+MOST_TOKENS = 1 << 15  # of one such pass, prompts and padding included: few logits may follow long prompts
 
 
 @torch.no_grad()
@@ -71,13 +72,14 @@ def sft_logprobs(
         values = _logprobs(mixture, None, distinct, pad_token_id, temperature)
         known = dict(zip(distinct, values, strict=True))
         return [known[pair] for pair in pairs]
-    known, batch = {}, []
+    known, batch, roots = {}, [], 0
     most = _positions(mixture)
-    # Trees of one size together; a batch is as large as its logits, padding included, may be.
+    # Trees of one size together; a batch is as large as its logits and its tokens, padding included, may be.
     for tree in sorted(trees_of(distinct), key=lambda tree: len(tree.tokens)):
-        if batch and (len(batch) + 1) * (len(tree.tokens) + 1) > most:
+        rows, nodes, roots = len(batch) + 1, len(tree.tokens), max(roots, len(tree.prompt))
+        if batch and (rows * (nodes + 1) > most or rows * (roots + nodes) > MOST_TOKENS):
             known |= tree_logprobs(mixture.model, batch, pad_token_id, temperature)
-            batch = []
+            batch, roots = [], len(tree.prompt)
         batch.append(tree)
     known |= tree_logprobs(mixture.model, batch, pad_token_id, temperature)
     return [known[pair] for pair in pairs]
@@ -109,13 +111,23 @@ def _logprobs(
     found = [0.0] * len(pairs)
     while order:
         # The longest first: what does not fit into memory fails at once. Equal lengths need little padding.
-        rows = max(LEAST_ROWS, most // (len(pairs[order[-1]][1]) + 1))
+        before, after = pairs[order[-1]]
+        rows = rows_of_pass(most, len(before) + len(after), len(after))
         chunk, order = order[-rows:], order[:-rows]
         of_rows = None if specs is None else [specs[i] for i in chunk]
         values = _logprobs_of_batch(mixture, of_rows, [pairs[i] for i in chunk], pad_token_id, temperature)
         for i, value in zip(chunk, values, strict=True):
             found[i] = value
     return found
+
+
+def rows_of_pass(most: int, length: int, judged: int) -> int:
+    """Return how many rows of so many tokens one forward pass reads, of which the last so many are judged.
+
+    Args:
+        most: positions that may have logits; see `most_positions`.
+    """
+    return max(LEAST_ROWS, min(most // (judged + 1), MOST_TOKENS // length))
 
 
 def most_positions(vocab_size: int, device: str) -> int:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from rlhf_lines import cli
+from rlhf_lines.data.splits import SPLITS, split_of
 from rlhf_lines.stages import run_stage
 
 
@@ -28,6 +29,7 @@ def group(**keys) -> list[str]:
         ({"seed": 2**63}, "expected a whole number from 0"),
         ({"max_new_tokens": 60}, "the longest prompt has 5 tokens and max_new_tokens is 60, but the model has 64"),
         ({"control": "{control}"}, "control_tokens is 256, but the model has 64 positions"),
+        ({"dataset_name": "{control}.jsonl"}, "has 1 prompt in its validation split, expected at least 2"),
         ({"output_dir": "{control}/sweep"}, "cannot be made, because .*control.txt is not a folder"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -35,6 +37,10 @@ def group(**keys) -> list[str]:
 def test_it_is_refused_before_the_work(flags, rewards, tmp_path, capsys, changes, message):
     control = tmp_path / "control.txt"
     control.write_text("ab\n\n" + 100 * "x")
+    of_splits = {split_of(text): text for text in "abcdefghijklmnop"}
+    (tmp_path / "control.txt.jsonl").write_text(
+        "".join(json.dumps({"prompt": of_splits[split]}) + "\n" for split in SPLITS)
+    )
     changes = {
         key: value.format(control=control) if isinstance(value, str) else value for key, value in changes.items()
     }
@@ -42,7 +48,7 @@ def test_it_is_refused_before_the_work(flags, rewards, tmp_path, capsys, changes
         run_stage("sweep", flags(changes.pop("output_dir", tmp_path / "sweep"), **changes))
     assert cli._is_about_input(refusal.value)
     assert rewards.SCORED == []
-    assert [path.name for path in tmp_path.iterdir() if path.name != "control.txt"] == []
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("control")] == []
 
 
 def test_a_rule_of_two_policies_is_refused_for_three(flags, policies, rewards, tmp_path):
