@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,9 @@ MODULES = {
     "sweep": "rlhf_lines.sweep.run",
 }
 GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep
+
+
+UNFINISHED, UNNAMED, COMPLETE = "unfinished", "unnamed", "complete"  # an output_dir, to a run that resumes
 
 
 def run_stage(verb: str, arguments: list[str]) -> Path:
@@ -62,13 +66,19 @@ def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
         ValueError: the folder is of other settings.
         FileExistsError: it is complete, and a run that was to replace it can go on, but may not replace it.
     """
+    state = _as_the_first_process_sees(lambda: _state(output_dir, given, overwrite=overwrite))
+    if state == UNNAMED:
+        finish_folder(output_dir, overwrite=overwrite)
+    return state != UNFINISHED
+
+
+def _state(output_dir: Path, given: dict, *, overwrite: bool) -> str:
     partial = partial_folder(output_dir)
     if is_complete(partial):  # killed between its record and its name
         check_same_config(partial, given, name=output_dir)
-        finish_folder(output_dir, overwrite=overwrite)
-        return True
+        return UNNAMED
     if not is_complete(output_dir):
-        return False
+        return UNFINISHED
     begun = next((path for left in GOES_ON_FROM for path in partial.glob(f"**/{left}")), None)
     if begun is not None and not overwrite:
         raise FileExistsError(
@@ -77,7 +87,28 @@ def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
         )
     if begun is None:
         check_same_config(output_dir, given)
-    return begun is None
+    return COMPLETE if begun is None else UNFINISHED
+
+
+def _as_the_first_process_sees(look: Callable[[], str]) -> str:
+    """Return what ``look`` gives in the first of several processes, or raise what it raises there.
+
+    The others may be on machines that have no such folder, and must not go another way.
+    """
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return look()
+    seen: list[str | Exception | None] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            seen = [look()]
+        except (ValueError, FileExistsError) as error:
+            seen = [error]
+    distributed.broadcast_object_list(seen, src=0)
+    if isinstance(seen[0], Exception):
+        raise seen[0]
+    return seen[0]
 
 
 def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict]:

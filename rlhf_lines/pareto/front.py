@@ -31,6 +31,7 @@ from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_poin
 
 FORMAT = 1
 FILE_NAME = "front.json"
+KEYS = ("rewards", "split", "reference_point", "ideal_point", "seed", "points", "fronts", "comparisons")
 MARGIN = 0.1
 REFERENCE_POINT_RULE = (
     "per reward: the lowest mean score of any point, minus 10 % of the range of mean scores over all points"
@@ -246,6 +247,9 @@ def read_front(folder: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has format {found!r}; expected {FORMAT}; make it again with: rlhf-lines front {folder}"
         )
+    missing = [key for key in KEYS if key not in front]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}; make it again with: rlhf-lines front {folder}")
     return front
 
 

@@ -137,7 +137,7 @@ class SweepConfig:
 
     def _numbers(self) -> list[str]:
         numbers = {
-            "num_weights": 2,
+            "num_weights": 1 if self.sampler == "dirichlet" else 2,  # the single policies come beside random ones
             "map_points": 1,
             "control_texts": 2,
             "control_tokens": 2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -31,6 +32,8 @@ from rlhf_lines.task_rewards import load_reward_models, reward_entries
 
 CHANGEABLE = ("output_dir", "batch_size", "vllm")  # what a resumed sweep may have otherwise
 REWARD_BATCH = 32  # texts in one pass of a reward model, where batch_size is left out
+
+logger = logging.getLogger(__name__)
 
 
 class Inputs:
@@ -88,8 +91,16 @@ class Inputs:
                     f"dataset {self.dataset_name} has 1 prompt in its {split} split, expected at least 2: intervals "
                     "are a bootstrap over prompts"
                 )
+            asked = getattr(self.config, f"{split}_prompts")
+            if len(texts) < asked:
+                logger.warning("%s has %d different %s prompts, not %d", self.dataset_name, len(texts), split, asked)
         of_model = AutoConfig.from_pretrained(self.sft)
         prompts = [self.tokenizer(text)["input_ids"] for texts in self.prompts.values() for text in texts]
+        if not all(prompts):
+            raise ValueError(
+                f"dataset {self.dataset_name} has a prompt without tokens, and the first word of a completion needs "
+                "one before it: leave it out, or give the data another prompt_template"
+            )
         check_positions(of_model, prompts, self.config.max_new_tokens)
         positions = getattr(of_model.get_text_config(), "max_position_embeddings", None)
         longest = max((len(row.token_ids) for row in self.control), default=0)
