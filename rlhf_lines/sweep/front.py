@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation
+from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.sweep.store import FILE, Store
 
 
@@ -41,6 +41,7 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
         plot_validation(front, *_files(folder, "validation"))
     if front["forgetting"] is not None:
         plot_forgetting(front, *_files(folder, "forgetting"))
+    write_front(folder, front)  # last: who finds it finds the figures too
     return front
 
 

@@ -326,6 +326,9 @@ def test_a_missing_or_foreign_front_is_named(tmp_path):
     (tmp_path / "front.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="has format 2; expected 1"):
         read_front(tmp_path)
+    (tmp_path / "front.json").write_text('{"format": 1, "rewards": []}')
+    with pytest.raises(ValueError, match="has no split, reference_point, .*; make it again with: rlhf-lines front"):
+        read_front(tmp_path)
     (tmp_path / "front.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         read_front(tmp_path)

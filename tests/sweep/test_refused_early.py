@@ -51,6 +51,15 @@ def test_it_is_refused_before_the_work(flags, rewards, tmp_path, capsys, changes
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("control")] == []
 
 
+def test_a_prompt_without_tokens_is_refused(flags, rewards, tmp_path):
+    for split in SPLITS:
+        rows = [f"{split[0]}{letter}" for letter in "abc"] + [""] * (split == "test")
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="has a prompt without tokens"):
+        run_stage("sweep", flags(tmp_path / "sweep", dataset_name=tmp_path))
+    assert rewards.SCORED == []
+
+
 def test_a_rule_of_two_policies_is_refused_for_three(flags, policies, rewards, tmp_path):
     with pytest.raises(ValueError, match="slerp merges two policies, got 3"):
         run_stage("sweep", flags(tmp_path / "sweep", policies=policies, groups=group(rule="slerp")))
