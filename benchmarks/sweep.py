@@ -115,6 +115,7 @@ def mixed(task: Task, *, kl: bool = True) -> Way:
         dtype=task.dtype,
     )
     engine = LocalEngine(config, task.sft, way.timed("load", lambda: load_adapters(task.policies, task.sft)))
+    way.timed("load", engine._load)
     todo = task.requests()
     size = way.timed("load", lambda: engine.rows(len(todo[0].prompt_ids)))
     for part in _parts(todo, size):

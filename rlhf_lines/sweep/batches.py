@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 S, T = TypeVar("S"), TypeVar("T")
 SHARE = 0.6  # of what is free: the rest is for activations, and for reward models on the same device
-MOST_ON_CPU, MOST_ON_GPU = 384, 1024  # larger ones took longer on a CPU whose cache they left; see docs/benchmarks.md
+MOST_ON_CPU, MOST_ON_GPU = 768, 1024  # on two cores larger batches were no faster; a GPU has not been measured
 SAMPLING_BYTES = 32  # of one row and token of the vocabulary: logits, their float64 copy, noise, their sum
 
 

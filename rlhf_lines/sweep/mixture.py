@@ -11,15 +11,18 @@ all policies are loaded once, nothing is merged into W, and a quantised base sta
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.layers import block_indices
-from rlhf_lines.merge.low_rank import Stacked, coefficients, stack
+from rlhf_lines.merge.low_rank import coefficients, stack
 from rlhf_lines.merge.residuals import Adapter
+
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of Llama and its relatives
 
 
 class Mixture:
@@ -43,10 +46,16 @@ class Mixture:
         modules = dict(model.named_modules())
         layers = block_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
         self._layers = sorted(set(layers.values()), key=lambda layer: -1 if layer is None else layer)
-        for name, factors in stacked.items():
+        for name in stacked:
             if name not in modules:
                 raise ValueError(f"the adapters change the module {name!r}, which the SFT model has not")
-            self._attach(modules[name], factors, layers[f"{name}.weight"])
+        for names in _readers_of_one_input(stacked):
+            device = next(modules[names[0]].parameters()).device
+            narrow = _Narrow([stacked[name].A.T.float().to(device) for name in names])
+            for place, name in enumerate(names):
+                self._attach(
+                    modules[name], stacked[name].B.T.float().to(device), narrow, place, layers[f"{name}.weight"]
+                )
 
     @contextlib.contextmanager
     def rows(self, specs: Sequence[MergeSpec]) -> Iterator[None]:
@@ -74,15 +83,53 @@ class Mixture:
             self._cache[spec] = nn.functional.pad(per_block, (0, sum(self._ranks) - sum(ranks)))
         return self._cache[spec]
 
-    def _attach(self, module: nn.Module, factors: Stacked, layer: int | None) -> None:
-        device = next(module.parameters()).device
-        down, up = factors.A.T.float().to(device), factors.B.T.float().to(device)  # [in, R], [R, out]
+    def _attach(self, module: nn.Module, up: Tensor, narrow: _Narrow, place: int, layer: int | None) -> None:
+        """Let a module add its residual; ``up`` is its B, ``[R, out]``."""
 
         def add_residual(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             diagonal = self._diagonals.get(layer)
             if diagonal is None:
                 return output
-            residual = ((inputs[0].float() @ down) * diagonal) @ up
-            return output + residual.to(output.dtype)
+            scaled = narrow(inputs[0], diagonal, place)
+            if (
+                output.dtype == torch.float32
+            ):  # one operation in place of two: small ones cost most where rows are short
+                output.view(-1, up.shape[1]).addmm_(scaled, up)
+                return output
+            return output + (scaled @ up).view(output.shape).to(output.dtype)
 
         module.register_forward_hook(add_residual)
+
+
+class _Narrow:
+    """c * (A x) of the modules that read one tensor, all in one product when the first of them asks.
+
+    Args:
+        downs: A of each module, ``[in, R]``.
+    """
+
+    def __init__(self, downs: Sequence[Tensor]) -> None:
+        self._down, self._count, self._rank = torch.cat(list(downs), dim=1), len(downs), downs[0].shape[1]
+        self._input = self._found = None
+        self._unread = 0
+
+    def __call__(self, x: Tensor, diagonal: Tensor, place: int) -> Tensor:
+        """Return what the module at a place gets, ``[rows T, R]``, for x ``[rows, T, in]`` and c ``[rows, 1, R]``."""
+        if x is not self._input:
+            wide = (x.float() @ self._down).unflatten(-1, (self._count, self._rank)) * diagonal.unsqueeze(2)
+            self._input, self._found, self._unread = x, wide.flatten(2).flatten(0, 1), self._count
+        found = self._found[:, place * self._rank : (place + 1) * self._rank]
+        self._unread -= 1
+        if self._unread == 0:  # keep no activations
+            self._input = self._found = None
+        return found
+
+
+def _readers_of_one_input(modules: Iterable[str]) -> list[list[str]]:
+    """Return the modules in groups that may read one tensor: siblings whose names say so, each other one alone."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in modules:
+        parent, _, own = name.rpartition(".")
+        shared = next((names[0] for names in SAME_INPUT if own in names), own)
+        groups.setdefault((parent, shared), []).append(name)
+    return list(groups.values())

@@ -15,7 +15,7 @@ from rlhf_lines.sweep.prefix_tree import takes_trees, tree_logprobs, trees_of
 
 
 # Of one forward pass over given tokens: what a CPU's cache takes, and 512 MiB in float32 on a GPU; 8 rows at least.
-LOGITS_ON_CPU, LOGITS_ON_GPU, LEAST_ROWS = 1 << 20, 1 << 27, 8
+LOGITS_ON_CPU, LOGITS_ON_GPU, LEAST_ROWS = 1 << 21, 1 << 27, 8
 MOST_TOKENS = 1 << 15  # of one such pass, prompts and padding included: few logits may follow long prompts
 
 

@@ -163,7 +163,7 @@ def test_rows_are_those_of_the_sweep_for_the_memory_that_is_free(planned, monkey
     assert work(result)["batches"].endswith(" of 60")  # six tenths of what is free
     assert "60 rows of the longest prompt" in result.notes[0]
     monkeypatch.setattr(of_sweep, "free_bytes", lambda device: 2**50)
-    assert work(planned(Options(device="cpu"), batch_size=None))["batches"].endswith(" of 384")
+    assert work(planned(Options(device="cpu"), batch_size=None))["batches"].endswith(" of 768")
     monkeypatch.setattr(of_sweep, "free_bytes", lambda device: 0)
     assert work(planned(Options(device="cpu"), batch_size=None))["batches"].endswith(" of 1")
 

@@ -29,7 +29,7 @@ SIZES = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 8, "num_hidde
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)], ids=str)
 def test_rows_follow_the_formula(monkeypatch, model, numbers, dtype, size):
     row = numbers * 10 * size + 32 * 50
-    for free, rows in ((100 * row, 60), (row, 1), (0, 1), (2**60, 384)):
+    for free, rows in ((100 * row, 60), (row, 1), (0, 1), (2**60, 768)):
         monkeypatch.setattr(batches, "free_bytes", lambda device, free=free: free)
         assert rows_in_memory(model.to(dtype), 10) == rows
     monkeypatch.setattr(batches, "free_bytes", lambda device: 100 * row)
