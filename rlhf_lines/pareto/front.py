@@ -237,7 +237,10 @@ def read_front(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / FILE_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; make it with: rlhf-lines front {folder}")
+        raise FileNotFoundError(
+            f"{path} does not exist: expected the folder of a finished sweep; if {folder} is one, make the file with: "
+            f"rlhf-lines front {folder}"
+        )
     try:
         front = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no UTF-8

@@ -21,7 +21,7 @@ def front_table(front: Mapping[str, Any]) -> str:
         front: What `build_front` returns.
     """
     confidence = f"{100 * front['confidence']:g} % intervals" if "confidence" in front else "intervals"
-    head = f"{front['split']} prompts, {confidence} over prompts, higher is better"
+    head = f"{front['points'][0]['prompts']} {front['split']} prompts, {confidence} over prompts, higher is better"
     if any(point.get("perplexity") for point in front["points"]):
         head += "\nppl: perplexity of the control texts, lower is better"
     return "\n\n".join([head, *_groups(front), *_differences(front), *_points(front)])

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rlhf_lines.artifact import new_folder, write_record
+from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import Point, paired_difference
@@ -22,7 +22,7 @@ from rlhf_lines.sweep.processes import Processes
 from rlhf_lines.sweep.report import NAME as REPORT
 from rlhf_lines.sweep.report import write_report
 from rlhf_lines.sweep.select import choose_scaling
-from rlhf_lines.sweep.store import Store, StoredPoint
+from rlhf_lines.sweep.store import FILE, Store, StoredPoint
 
 
 CONFIGS = (RunConfig, DataConfig, SweepConfig)
@@ -42,10 +42,14 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
 
     Raises:
         FileNotFoundError: a model, policy or reward model does not exist.
-        FileExistsError: ``output_dir`` exists.
+        FileExistsError: ``output_dir`` exists, or a stopped sweep left completions and neither ``resume`` nor
+            ``overwrite`` is given.
         ValueError: a policy belongs to another SFT model, two reward models have one name, or a setting does not fit.
     """
     processes = Processes()
+    refuse_existing(config.output_dir, overwrite=run_config.overwrite)
+    if not (run_config.resume or run_config.overwrite):
+        _refuse_stopped(config.output_dir)
     inputs = Inputs(data_config, config)
     partial = new_folder(
         config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
@@ -70,6 +74,20 @@ def finish(folder: Path) -> None:
     """Write the report, whose commands tell the name that the folder has got, unless it is there."""
     if not (folder / REPORT).is_file():
         write_report(folder)
+
+
+def _refuse_stopped(output_dir: str) -> None:
+    """Raise FileExistsError where a stopped sweep has completions, which a new one would throw away."""
+    partial = partial_folder(output_dir)
+    if not (partial / FILE).is_file():
+        return
+    with Store(partial) as store:
+        finished = len(store.finished())
+    if finished:
+        raise FileExistsError(
+            f"a sweep into {output_dir} was stopped after {finished:,} completions: add --resume to go on with it, or "
+            "--overwrite to begin again"
+        )
 
 
 def _lead(folder: Path, inputs: Inputs, worker: Worker, processes: Processes, given: dict) -> None:

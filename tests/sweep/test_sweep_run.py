@@ -288,14 +288,17 @@ def test_a_sweep_does_not_go_on_with_other_prompts(flags, dataset, rewards, tmp_
         run_stage("sweep", [*flags(tmp_path / "sweep", dataset_name=copy), "--resume"])
 
 
-def test_without_resume_a_sweep_starts_again(sweep, flags, rewards, tmp_path):
+def test_a_stopped_sweep_is_not_thrown_away_unless_asked(sweep, flags, rewards, tmp_path):
     final = tmp_path / "sweep"
     rewards.FAIL_AT, rewards.ERROR = 3, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         run_stage("sweep", flags(final, seed=1))
     rewards.FAIL_AT = None
     rewards.SCORED.clear()
-    run_stage("sweep", flags(final))
+    with pytest.raises(FileExistsError, match=r"was stopped after \d+ completions: add --resume .*, or --overwrite"):
+        run_stage("sweep", flags(final))
+    assert rewards.SCORED == []
+    run_stage("sweep", flags(final, overwrite="true"))
     assert sum(map(len, rewards.SCORED)) == ROWS
     assert (final / "front.json").read_bytes() == (sweep / "front.json").read_bytes()
 
