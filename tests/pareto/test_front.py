@@ -327,7 +327,7 @@ def test_a_missing_or_foreign_front_is_named(tmp_path):
     with pytest.raises(ValueError, match="has format 2; expected 1"):
         read_front(tmp_path)
     (tmp_path / "front.json").write_text('{"format": 1, "rewards": []}')
-    with pytest.raises(ValueError, match="has no split, reference_point, .*; make it again with: rlhf-lines front"):
+    with pytest.raises(ValueError, match=r"has no split, reference_point, .*; make it again with: rlhf-lines front"):
         read_front(tmp_path)
     (tmp_path / "front.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
