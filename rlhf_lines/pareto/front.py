@@ -238,7 +238,7 @@ def read_front(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist: expected the folder of a finished sweep; if {folder} is one, make the file with: "
+            f"{path} does not exist: expected the folder of a finished sweep; where it is one, make it with: "
             f"rlhf-lines front {folder}"
         )
     try:

@@ -102,7 +102,7 @@ def _check_minima(
         if not left:
             among = f" among the points with {' and '.join(before)}" if before else ""
             raise ValueError(
-                f"no point has a mean {reward} of at least {low:g}{among}: the highest is {float(scores[highest]):.4g} "
+                f"no point has a mean {reward} of at least {low:g}{among}: the highest is {float(scores[highest])!r} "
                 f"(point {points[highest]['id']}); ask for at most that"
             )
         before.append(f"{reward} of at least {low:g}")

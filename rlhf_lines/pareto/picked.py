@@ -45,7 +45,7 @@ def merge_arguments(front: Mapping[str, Any], point: Mapping[str, Any], output_d
 def picked_text(front: Mapping[str, Any], point: Mapping[str, Any], run_dir: str | Path) -> str:
     """Returns what to tell about a picked point, without a trailing newline; its last line is the merge command.
 
-    The SFT model and the policies themselves need no merge, and the last line says so.
+    The SFT model needs no merge, and the last line says so.
 
     Raises:
         ValueError: If the front does not know its policies.
@@ -63,12 +63,9 @@ def picked_text(front: Mapping[str, Any], point: Mapping[str, Any], run_dir: str
     lines.append(f"  mean [{100 * front['confidence']:g} % interval] over {point['prompts']} {front['split']} prompts")
     if not any(spec["weights"]):
         return "\n".join([*lines, "", f"It is the SFT model itself, no merge is needed: {front['sft_model']}"])
-    policy = trained_policy(point)
-    if policy is not None:
-        return "\n".join(
-            [*lines, "", f"It is one policy as it was trained, no merge is needed: {front['policies'][policy]}"]
-        )
     arguments = merge_arguments(front, point, Path(run_dir) / f"point_{point['id']}")
+    policy = trained_policy(point)
+    lines += [f"  it is one policy as it was trained: {front['policies'][policy]}"] if policy is not None else []
     return "\n".join([*lines, "", shlex.join(["rlhf-lines", "merge", *arguments])])
 
 

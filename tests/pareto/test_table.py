@@ -32,7 +32,7 @@ def test_every_point_is_a_row_with_its_numbers(front):
 
 def test_groups_and_differences_come_with_intervals(front):
     lines = front_table(front).splitlines()
-    assert lines[0] == "test prompts, 95 % intervals over prompts, higher is better"
+    assert lines[0] == "40 test prompts, 95 % intervals over prompts, higher is better"
     (row,) = [line for line in lines if line.startswith("lines  ")]
     measures = [front["fronts"]["lines"][measure] for measure in ("hypervolume", "expected_utility")]
     texts = [f"{measure['value']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]" for measure in measures]
