@@ -199,7 +199,7 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
         (["front", "--run"], ["RUN_DIR"]),
         (["front", "./sft"], ["sft has no run.sqlite: expected the output_dir of rlhf-lines sweep"]),
         (["front", "./no"], ["no has no run.sqlite"]),
-        (["pick", "./no", "--preference", "1", "1"], ["no/front.json does not exist: expected the folder of a finished sweep"]),
+        (["pick", "./no", "--preference", "1", "1"], ["no/front.json does not exist: expected the folder"]),
         (["pick", "--preference", "1", "1"], ["required: RUN_DIR"]),
         (["pick", "./no", "--preference", "x"], ["--preference: invalid float value: 'x'"]),
         (["pick", "./no", "--min", "r2", "--maximize", "r1"], ["--min has 'r2', expected NAME=SCORE, such as r2=0.4"]),
