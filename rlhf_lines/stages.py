@@ -45,7 +45,7 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     if run_config.resume:
         _start_processes()
     if run_config.resume and _is_done(Path(output_dir), given, overwrite=run_config.overwrite):
-        if hasattr(module, "finish"):
+        if hasattr(module, "finish") and os.environ.get("RANK", "0") == "0":  # the others may not have the folder
             module.finish(Path(output_dir))
         return Path(output_dir)
     return module.run(*configs, given)
