@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -175,6 +176,20 @@ def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     unfinished = folder / f".{RECORD}"
     unfinished.write_text(json.dumps(record, indent=2) + "\n")
     unfinished.replace(folder / RECORD)  # the last of a folder's files: with it the folder is complete
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all, in an existing folder."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        # mkstemp makes the file private to its owner; this one is for others too.
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def remove_working_files(folder: Path) -> None:

@@ -4,8 +4,6 @@ Letters: n points, P prompts, K rewards.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +14,7 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_lines.artifact import write_whole
 from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.statistics import (
@@ -215,16 +214,7 @@ def write_front(folder: str | Path, front: Mapping[str, Any]) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"cannot write {FILE_NAME}: {folder} is not a folder; create it or check the path")
     text = json.dumps(front, indent=2, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE_NAME}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes the file private to its owner; a front is an ordinary result.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(folder / FILE_NAME)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(folder / FILE_NAME, text)
     return folder / FILE_NAME
 
 

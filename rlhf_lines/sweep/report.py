@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.artifact import CONFIG, read_record
+from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.front import FILE_NAME as FRONT
 from rlhf_lines.pareto.picked import merge_arguments
@@ -35,7 +33,7 @@ def write_report(folder: str | Path) -> Path:
     with open_finished(folder) as store:
         front = read_front(folder) if (folder / FRONT).is_file() else trace_front(folder)
         page = report_html(front, read_completions(store, front), how_it_was_made(folder, front))
-    _write_whole(folder / NAME, page)
+    write_whole(folder / NAME, page)
     return folder / NAME
 
 
@@ -114,16 +112,3 @@ def _by_sample(rows: list[Row], value: Callable[[Row], Any]) -> list[Any]:
     """Return one value per sample, None where there is no such sample."""
     found = {row.sample: value(row) for row in rows}
     return [found.get(sample) for sample in range(max(found, default=-1) + 1)]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # mkstemp makes the file private to its owner; a report is for others too.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
