@@ -34,14 +34,14 @@ from transformers.utils import logging
 from rlhf_lines import data
 from rlhf_lines.artifact import versions
 from rlhf_lines.merge import MergeSpec, merge_policies
+from rlhf_lines.merge.inputs.provenance import load_adapters
 from rlhf_lines.merge.lines import lines_scales
-from rlhf_lines.merge.provenance import load_adapters
 from rlhf_lines.models import end_token_ids, load_tokenizer
 from rlhf_lines.sampling import gumbel, prompt_key, sample_tokens
 from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.engine import Request
+from rlhf_lines.sweep.engines.local import LocalEngine
+from rlhf_lines.sweep.engines.protocol import Request
 from rlhf_lines.sweep.groups import simplex
-from rlhf_lines.sweep.local import LocalEngine
 
 
 SPECS = [MergeSpec("linear", w, 1.0, beta) for beta in (0.0, 1.0) for w in simplex(2, 11)]

@@ -135,7 +135,7 @@ def _front(arguments: list[str]) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
     folder = parser.parse_args(arguments).run_dir
     from rlhf_lines.pareto import front_table
-    from rlhf_lines.sweep.front import trace_front
+    from rlhf_lines.sweep.finished.front import trace_front
 
     print(front_table(trace_front(folder)))
 
@@ -184,7 +184,7 @@ def _report(arguments: list[str]) -> None:
     parser = _Parser(prog="rlhf-lines report", description=VERBS["report"], allow_abbrev=False)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep; report.html is written there")
     folder = parser.parse_args(arguments).run_dir
-    from rlhf_lines.sweep.report import write_report
+    from rlhf_lines.sweep.finished.report import write_report
 
     path = write_report(folder)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
@@ -198,7 +198,7 @@ def _score(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     _quiet_libraries("score")
     from rlhf_lines.pareto import front_table
-    from rlhf_lines.sweep.score import score
+    from rlhf_lines.sweep.finished.score import score
 
     outcome = score(options.run_dir, options.rewards, batch_size=options.batch_size)
     for name, count in outcome.scored.items():
@@ -213,7 +213,7 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("--output_dir", help="where to write (default: RUN_DIR/export)")
     parser.add_argument("--overwrite", action="store_true", help="replace files of these names")
     options = parser.parse_args(arguments)
-    from rlhf_lines.sweep.export import export
+    from rlhf_lines.sweep.finished.export import export
 
     for path in export(options.run_dir, options.output_dir, format=options.format, overwrite=options.overwrite):
         print(f"wrote {path}")

@@ -178,7 +178,7 @@ def _one_value(action: argparse.Action, value):
 def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
     """Return the mapping in the file that ``--config`` names, and its path; ``({}, None)`` without one.
 
-    A ``merge_spec.json`` is read as the settings that repeat its merge; see ``rlhf_lines.merge.repeat``.
+    A ``merge_spec.json`` is read as the settings that repeat its merge; see ``rlhf_lines.merge.output.record``.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -201,7 +201,7 @@ def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
     if not isinstance(config, dict):
         raise ValueError(f"config file {path} must be a mapping of keys to values, not {type(config).__name__}")
     if config.keys() >= RECORD_KEYS:
-        from rlhf_lines.merge.repeat import settings
+        from rlhf_lines.merge.output.record import settings
 
         config = settings(config, path)
     return config, path

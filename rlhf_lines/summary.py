@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from rlhf_lines.artifact import read_record
-from rlhf_lines.merge.outcome import outcome_lines
-from rlhf_lines.merge.provenance import MERGE_RECORD
+from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
+from rlhf_lines.merge.output.summary import outcome_lines
 from rlhf_lines.pareto import front_table, read_front
 
 

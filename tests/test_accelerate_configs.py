@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from launched import CONFIGS, launched
+
+from tests.launched import CONFIGS, launched
 
 
 ZERO = {

@@ -247,7 +247,7 @@ def test_the_process_exits_with_2_and_one_line(folder, arguments):
 
 def test_an_error_of_a_library_is_not_taken_for_a_mistake_of_the_user(folder, capsys, monkeypatch):
     # safetensors cannot read what it is given: raised below our packages, and nothing that a sentence of ours explains.
-    monkeypatch.setattr("rlhf_lines.merge.adapter_folder.save_file", lambda *_, **__: json.loads("{"))
+    monkeypatch.setattr("rlhf_lines.merge.output.adapter.save_file", lambda *_, **__: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):
         cli.main(["merge", *merge_flags()])
     assert capsys.readouterr().err == ""
@@ -268,7 +268,7 @@ def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlhf_lines.merge.adapter_folder.save_file", interrupt)
+    monkeypatch.setattr("rlhf_lines.merge.output.adapter.save_file", interrupt)
     before = everything(folder)
     assert cli.main(["merge", *merge_flags()]) == 130
     assert capsys.readouterr().err.startswith("rlhf-lines merge: interrupted")

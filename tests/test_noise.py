@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from splitmix import GAMMA, MASK, mix, noise_by_hand, signed, unmix
 
 from rlhf_lines.sampling import gumbel, prompt_key
+from tests.splitmix import GAMMA, MASK, mix, noise_by_hand, signed, unmix
 
 
 def test_the_oracle_is_splitmix64():

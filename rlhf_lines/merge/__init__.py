@@ -1,8 +1,8 @@
 """Merging aligned policies in weight space: residuals, rules, LiNeS, and the folders that hold the result."""
 
-from rlhf_lines.merge.checkpoint import checkpoint_sha256
-from rlhf_lines.merge.export import merge_policies
+from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.lines import apply_lines, lines_alpha, lines_scales
+from rlhf_lines.merge.policies import merge_policies
 from rlhf_lines.merge.rules import merge_residuals
 from rlhf_lines.merge.rules.consensus import tall_masks
 from rlhf_lines.merge.soups import greedy_soup, metric_weights, uniform_soup, wise_ft

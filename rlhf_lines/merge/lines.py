@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import block_indices
-from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
-from rlhf_lines.merge.precision import LARGEST, wide
 from rlhf_lines.merge.rules.addition import total
-from rlhf_lines.merge.sums import parameter_sums
+from rlhf_lines.merge.tensors.precision import LARGEST, wide
+from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_memory
+from rlhf_lines.merge.tensors.sums import parameter_sums
 from rlhf_lines.suggestion import unknown_name
 
 

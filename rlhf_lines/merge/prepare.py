@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from rlhf_lines.artifact import check_place, refuse_existing, refuse_replacing
-from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.dense import DenseMerge
-from rlhf_lines.merge.low_rank import not_linear
-from rlhf_lines.merge.precision import DTYPES
-from rlhf_lines.merge.provenance import load_inputs
-from rlhf_lines.merge.residuals import Adapter
+from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.provenance import load_inputs
+from rlhf_lines.merge.inputs.statistics_files import check_statistics, coverage_warnings, open_statistics
+from rlhf_lines.merge.lora.low_rank import not_linear
+from rlhf_lines.merge.lora.truncate import check_rank
+from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.statistics_files import check_statistics, coverage_warnings, open_statistics
-from rlhf_lines.merge.truncate import check_rank
+from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.writing import PolicyMerge
 from rlhf_lines.suggestion import unknown_name
 

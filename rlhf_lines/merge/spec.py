@@ -10,8 +10,8 @@ from numbers import Real
 from typing import Any, Literal
 
 from rlhf_lines.merge.lines import SCHEDULES
-from rlhf_lines.merge.precision import LARGEST
 from rlhf_lines.merge.rules import check_rule
+from rlhf_lines.merge.tensors.precision import LARGEST
 from rlhf_lines.suggestion import unknown_name
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from rlhf_lines.merge.spans import ELEMENTS, Span
+from rlhf_lines.merge.tensors.spans import ELEMENTS, Span
 
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 
-from rlhf_lines.merge.checkpoint import read_json
+from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.soups import metric_weights
 from rlhf_lines.suggestion import unknown_name
 

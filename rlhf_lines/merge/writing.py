@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.adapter_folder import write_adapter
-from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.dense import DenseMerge
-from rlhf_lines.merge.low_rank import merge_adapters
-from rlhf_lines.merge.pieces import Tensors
-from rlhf_lines.merge.precision import LostResidual
-from rlhf_lines.merge.residuals import Adapter, Factors, parameters_of
+from rlhf_lines.merge.inputs.adapter import Adapter, Factors, parameters_of
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.policies import AdapterPolicy, DensePolicy
+from rlhf_lines.merge.lora.low_rank import merge_adapters
+from rlhf_lines.merge.lora.truncate import Truncation, factorise_residuals, truncate_adapter
+from rlhf_lines.merge.output.adapter import write_adapter
+from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.streamed import AdapterPolicy, DensePolicy
-from rlhf_lines.merge.truncate import Truncation, factorise_residuals, truncate_adapter
+from rlhf_lines.merge.tensors.precision import LostResidual
+from rlhf_lines.merge.tensors.residuals import Tensors
 
 
 @dataclass(frozen=True)

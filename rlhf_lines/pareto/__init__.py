@@ -1,6 +1,17 @@
 """Fronts: which merged policies are worth choosing, how sure we are, and how two methods compare."""
 
 from rlhf_lines.pareto.attainment import attained_regions
+from rlhf_lines.pareto.bootstrap import (
+    Estimate,
+    bootstrap_hypervolumes,
+    bootstrap_means,
+    interval,
+    paired_difference,
+    probability_positive,
+)
+from rlhf_lines.pareto.figures.forgetting import plot_forgetting
+from rlhf_lines.pareto.figures.front import plot_front
+from rlhf_lines.pareto.figures.validation import plot_validation
 from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.front import (
     REFERENCE_POINT_RULE,
@@ -15,17 +26,6 @@ from rlhf_lines.pareto.front import (
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.pick import pick_point
 from rlhf_lines.pareto.picked import merge_arguments, picked_text
-from rlhf_lines.pareto.plot import plot_front
-from rlhf_lines.pareto.plot_forgetting import plot_forgetting
-from rlhf_lines.pareto.plot_validation import plot_validation
-from rlhf_lines.pareto.statistics import (
-    Estimate,
-    bootstrap_hypervolumes,
-    bootstrap_means,
-    interval,
-    paired_difference,
-    probability_positive,
-)
 from rlhf_lines.pareto.surrogate import (
     Surrogate,
     design,

@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.artifact import write_whole
 from rlhf_lines.pareto.attainment import attained_regions
-from rlhf_lines.pareto.hull import hull_vertices
-from rlhf_lines.pareto.statistics import (
+from rlhf_lines.pareto.bootstrap import (
     CONFIDENCE,
     RESAMPLES,
     bootstrap_hypervolumes,
@@ -25,6 +24,7 @@ from rlhf_lines.pareto.statistics import (
     interval,
     probability_positive,
 )
+from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, utilities
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 
 from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.order import AT_ONCE, DIGIT
-from rlhf_lines.merge.pieces import ELEMENTS
+from rlhf_lines.merge.tensors.order_statistics import AT_ONCE, DIGIT
+from rlhf_lines.merge.tensors.residuals import ELEMENTS
 from rlhf_lines.plan.memory import FLOAT32
 
 

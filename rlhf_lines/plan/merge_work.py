@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.dense import layout
-from rlhf_lines.merge.hub import check_hub
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.statistics_files import FILES
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
-from rlhf_lines.merge.order import DIRECT
-from rlhf_lines.merge.pieces import Piece, residuals_in_memory
-from rlhf_lines.merge.precision import DTYPES
+from rlhf_lines.merge.output.dense import layout
+from rlhf_lines.merge.output.hub import check_hub
+from rlhf_lines.merge.output.record import check_repeat
 from rlhf_lines.merge.prepare import check_settings, open_merge
-from rlhf_lines.merge.repeat import check_repeat
-from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES, merge_lazily
-from rlhf_lines.merge.spans import Span
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.statistics_files import FILES
+from rlhf_lines.merge.tensors.order_statistics import DIRECT
+from rlhf_lines.merge.tensors.precision import DTYPES
+from rlhf_lines.merge.tensors.residuals import Piece, residuals_in_memory
+from rlhf_lines.merge.tensors.spans import Span
 from rlhf_lines.sizes import parse_size
 
 

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from trl import ModelConfig, get_peft_config
 
 from rlhf_lines.config import RunConfig
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
+from rlhf_lines.merge.inputs.statistics_files import FILES, open_statistics
 from rlhf_lines.merge.prepare import not_an_adapter
-from rlhf_lines.merge.residuals import WEIGHTS_FILE
 from rlhf_lines.merge.rules import LINEAR_RULES
 from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
-from rlhf_lines.merge.statistics_files import FILES, open_statistics
 from rlhf_lines.plan import merge_memory, skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, LIBRARIES_PART, Phase

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_lines.merge.checkpoint import read_json
+from rlhf_lines.merge.inputs.checkpoint import read_json
 
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.plan.stage import Options, Plan
-from rlhf_lines.sweep.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.control import CHUNK
+from rlhf_lines.sweep.engines.batches import free_bytes, rows_that_fit
+from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
+from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
+from rlhf_lines.sweep.forgetting import CHUNK
 from rlhf_lines.sweep.groups import simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH, first_weights
-from rlhf_lines.sweep.prefix_tree import MOST_NODES
-from rlhf_lines.sweep.sampling import most_positions, rows_of_pass
 from rlhf_lines.task_rewards import reward_entries
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from rlhf_lines.merge.statistics_files import GRAM_FILE, SAME_INPUT, TRANSPOSED
-from rlhf_lines.merge.tensor_file import Entry, NewTensorFile
+from rlhf_lines.merge.inputs.statistics_files import GRAM_FILE, SAME_INPUT, TRANSPOSED
+from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
 from rlhf_lines.suggestion import unknown_name
 
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
-from rlhf_lines.merge.statistics_files import FISHER_FILE
+from rlhf_lines.merge.inputs.statistics_files import FISHER_FILE
 from rlhf_lines.sampling import chosen_logprobs
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
-from rlhf_lines.merge.statistics_files import GRAM_FILE, SAME_INPUT, TRANSPOSED
+from rlhf_lines.merge.inputs.statistics_files import GRAM_FILE, SAME_INPUT, TRANSPOSED
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
 from rlhf_lines.statistics.groups import in_groups

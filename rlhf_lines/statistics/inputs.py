@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.config import DataConfig, RunConfig
-from rlhf_lines.merge.checkpoint import checkpoint_sha256
-from rlhf_lines.merge.provenance import weights_sha256
-from rlhf_lines.merge.residuals import is_adapter
+from rlhf_lines.merge.inputs.adapter import is_adapter
+from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
+from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.policy import Policy, check_policy, load_policy

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.precision import DTYPES, Loss, LostResidual, cast_loss, wide
-from rlhf_lines.merge.provenance import check_same_base
-from rlhf_lines.merge.residuals import Adapter, dense_residual, is_adapter, load_adapter, parameters_of
-from rlhf_lines.merge.streamed import DensePolicy
+from rlhf_lines.merge.inputs.adapter import Adapter, dense_residual, is_adapter, load_adapter, parameters_of
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.policies import DensePolicy
+from rlhf_lines.merge.inputs.provenance import check_same_base
+from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, cast_loss, wide
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ from pathlib import Path
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.config import DataConfig
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
-from rlhf_lines.merge.provenance import load_adapters
-from rlhf_lines.merge.residuals import WEIGHTS_FILE, Adapter
-from rlhf_lines.merge.statistics_files import statistics_sha256
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
+from rlhf_lines.merge.inputs.provenance import load_adapters
+from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sampling import check_positions
 from rlhf_lines.sweep import groups
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.control import load_control
-from rlhf_lines.sweep.dense import check_merge, measured_alpha
-from rlhf_lines.sweep.engine import Engine
+from rlhf_lines.sweep.engines.merged_weights import check_merge, measured_alpha
+from rlhf_lines.sweep.engines.protocol import Engine
+from rlhf_lines.sweep.forgetting import load_control
 from rlhf_lines.sweep.groups import LINES, MORLHF, REVERSED, SFT, SOUP, UNIFORM, Weights
 from rlhf_lines.task_rewards import load_reward_models, reward_entries
 
@@ -123,10 +123,10 @@ class Inputs:
     def engine(self, folder: Path) -> Engine:
         """Return who generates."""
         if self.config.engine == "vllm":
-            from rlhf_lines.sweep.vllm import VllmEngine
+            from rlhf_lines.sweep.engines.vllm import VllmEngine
 
             return VllmEngine(self.config, self.sft, self.adapters, folder)
-        from rlhf_lines.sweep.local import LocalEngine
+        from rlhf_lines.sweep.engines.local import LocalEngine
 
         return LocalEngine(self.config, self.sft, self.adapters)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from tqdm.auto import tqdm
 
 from reward_models import RewardModel
+from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.rules import LINEAR_RULES
 from rlhf_lines.sampling import prompt_key
-from rlhf_lines.sweep.engine import Engine, Request
-from rlhf_lines.sweep.processes import Processes
+from rlhf_lines.sweep.engines.protocol import Engine, Request
 from rlhf_lines.sweep.store import Row, Store, StoredPoint
 
 

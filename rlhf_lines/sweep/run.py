@@ -8,19 +8,19 @@ from pathlib import Path
 
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
 from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.surrogate import fit_surrogate, predicted_front, surrogate_report
 from rlhf_lines.sweep import groups
 from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.control import measure_control
-from rlhf_lines.sweep.front import measured_points, trace_front
+from rlhf_lines.sweep.finished.front import measured_points, trace_front
+from rlhf_lines.sweep.finished.report import NAME as REPORT
+from rlhf_lines.sweep.finished.report import write_report
+from rlhf_lines.sweep.forgetting import measure_control
 from rlhf_lines.sweep.groups import SFT, SOUP, Weights
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
-from rlhf_lines.sweep.processes import Processes
-from rlhf_lines.sweep.report import NAME as REPORT
-from rlhf_lines.sweep.report import write_report
 from rlhf_lines.sweep.select import choose_scaling
 from rlhf_lines.sweep.store import FILE, Store, StoredPoint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_lines.merge.card import escape_markdown
+from rlhf_lines.merge.output.card import escape_markdown
 from rlhf_lines.task_rewards import RewardEntry
 
 

@@ -9,7 +9,7 @@ from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
-from rlhf_lines.merge.checkpoint import checkpoint_sha256
+from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.task_rewards import load_reward_models, reward_entries, reward_weights
 from rlhf_lines.train.card import policy_card

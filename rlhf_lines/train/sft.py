@@ -11,11 +11,11 @@ from trl import ModelConfig, SFTConfig, get_quantization_config
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.checkpoint import Checkpoint
-from rlhf_lines.merge.dense import DenseMerge
+from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.policies import AdapterPolicy
 from rlhf_lines.merge.layers import block_indices
-from rlhf_lines.merge.residuals import load_adapter
-from rlhf_lines.merge.streamed import AdapterPolicy
+from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.folder import training_folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlhf_lines.merge.residuals import Adapter, dense_residual
+from rlhf_lines.merge.inputs.adapter import Adapter, dense_residual
 
 
 def lora_residual(adapter: Adapter) -> dict[str, Tensor]:

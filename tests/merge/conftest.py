@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from every_rule import DENSE, Inputs, inputs_of, write_checkpoints
 from safetensors.torch import load_file, save_file
+
+from tests.merge.rules.every_rule import DENSE, Inputs, inputs_of, write_checkpoints
 
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

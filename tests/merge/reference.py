@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from rlhf_lines.merge.residuals import Adapter, load_adapter
+from rlhf_lines.merge.inputs.adapter import Adapter, load_adapter
 
 
 FOLDER = Path(__file__).parent.parent / "reference" / "merge"

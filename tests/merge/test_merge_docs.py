@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import ORIGIN
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec, merge_policies, merge_residuals, rules
 from rlhf_lines.merge.lines import SCHEDULES
-from rlhf_lines.merge.pieces import residuals_in_memory
 from rlhf_lines.merge.rules import ADAPTER_RULES, PYTHON_ONLY, RULES, merge_lazily
 from rlhf_lines.merge.serving import VLLM_RANKS
-from rlhf_lines.merge.spans import ELEMENTS
+from rlhf_lines.merge.tensors.residuals import residuals_in_memory
+from rlhf_lines.merge.tensors.spans import ELEMENTS
 from rlhf_lines.plan.merge_work import passes_over_inputs
+from tests.merge.reference import ORIGIN
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "merge.md").read_text(encoding="utf-8")

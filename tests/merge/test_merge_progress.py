@@ -7,10 +7,10 @@ import io
 
 import pytest
 import torch
-from every_rule import WEIGHTS
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines import cli
+from tests.merge.rules.every_rule import WEIGHTS
 
 
 class Terminal(io.StringIO):

@@ -20,7 +20,8 @@ SPEC = MergeSpec("ties", (0.5, 0.5), 0.5, 1.0)
 KILLED = """
 import os, signal, sys
 from rlhf_lines import artifact
-from rlhf_lines.merge import MergeSpec, merge_policies, tensor_file
+from rlhf_lines.merge.tensors import tensor_file
+from rlhf_lines.merge import MergeSpec, merge_policies
 
 moment, sft, output, *policies = sys.argv[1:]
 

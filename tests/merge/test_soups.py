@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from reference import CASES, FOLDER
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, apply_lines, greedy_soup, merge_residuals, metric_weights, uniform_soup, wise_ft
+from tests.merge.reference import CASES, FOLDER
 
 
 def theta(spec: MergeSpec, policies: list[str]) -> dict[str, torch.Tensor]:

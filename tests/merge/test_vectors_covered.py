@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from reference import COMPARED, FOLDER, ORIGIN
+
+from tests.merge.reference import COMPARED, FOLDER, ORIGIN
 
 
 # Every case of the shared manifest that is not in reference/merge/origin.json, with the reason.
@@ -32,8 +33,8 @@ def test_every_case_is_used_or_has_a_reason():
 
 def test_every_case_in_the_repository_was_compared_with(request):
     """Files run in the order of their names: the tests that use the vectors have run, unless they were not chosen."""
-    others = {path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)}
-    users = {path for path in others if "from reference import" in path.read_text()}
+    others = {path for path in Path(__file__).parent.rglob("test_*.py") if path != Path(__file__)}
+    users = {path for path in others if "from tests.merge.reference import" in path.read_text()}
     config, chosen = request.config, {item.path for item in request.session.items}
     if not users <= chosen or config.option.keyword or any("::" in argument for argument in config.args):
         pytest.skip("not all tests of the vectors were chosen")

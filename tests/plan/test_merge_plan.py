@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.pieces import residuals_in_memory
 from rlhf_lines.merge.rules import RULES, merge_lazily
+from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 from rlhf_lines.plan import Options, plan
 from rlhf_lines.plan.merge_memory import WHOLE
 from rlhf_lines.plan.merge_work import passes_over_inputs

@@ -124,7 +124,7 @@ def test_control_texts_are_read_by_every_spec_of_the_test_prompts(planned):
 
 
 def test_completions_of_a_prompt_are_read_together_even_where_few_logits_fit(planned, monkeypatch):
-    monkeypatch.setattr("rlhf_lines.sweep.sampling.LOGITS_ON_CPU", 64)
+    monkeypatch.setattr("rlhf_lines.sweep.engines.sampling.LOGITS_ON_CPU", 64)
     assert planned().phases[1].parts["logits"] == 16 * 7 * 64 * (4 + 12)  # 8 rows of 8 are fewer
     assert planned(batch_size=500).phases[1].parts["logits"] == 1024 * 64 * (4 + 12)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import CHARACTERS, EOS, PAD, PROMPTS
+
+from tests.statistics.oracle import CHARACTERS, EOS, PAD, PROMPTS
 
 
 def _tokenizer():

@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from oracle import made, policy_model, samples_of
 from safetensors.torch import load_file
 from torch import nn
 
 from rlhf_lines.statistics.fisher import diagonal_fisher
 from rlhf_lines.statistics.samples import Sample
+from tests.statistics.oracle import made, policy_model, samples_of
 
 
 def by_hand(model, samples) -> dict[str, torch.Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import made, policy_model, samples_of
 from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_lines.statistics import read_gram, stored_transposed
 from rlhf_lines.statistics.gram import input_grams, shared_inputs
+from tests.statistics.oracle import made, policy_model, samples_of
 
 
 FILE = "out/gram.safetensors"

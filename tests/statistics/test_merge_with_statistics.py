@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import made, policy_model
 from safetensors.torch import load_file
 
 from rlhf_lines import cli
 from rlhf_lines.merge import apply_lines, merge_residuals
+from tests.statistics.oracle import made, policy_model
 
 
 VERBS = {"fisher": "fisher", "regmean": "gram"}

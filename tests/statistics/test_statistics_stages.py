@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from oracle import made
 
 from rlhf_lines import cli
 from rlhf_lines.merge import checkpoint_sha256
+from tests.statistics.oracle import made
 
 
 VERBS = ("fisher", "gram")
@@ -117,7 +117,7 @@ def test_what_exists_is_kept_or_replaced_as_asked(folder, flags, capsys, verb):
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
 def test_a_run_that_fails_leaves_nothing(folder, flags, monkeypatch, verb, error):
-    from rlhf_lines.merge.tensor_file import NewTensorFile
+    from rlhf_lines.merge.tensors.tensor_file import NewTensorFile
 
     written, write = [], NewTensorFile.write
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_has_no_folder_under_its_name(folder, flags):
     script = (
         "import os, signal, sys\n"
         "from rlhf_lines import cli\n"
-        "from rlhf_lines.merge.tensor_file import NewTensorFile\n"
+        "from rlhf_lines.merge.tensors.tensor_file import NewTensorFile\n"
         "write = NewTensorFile.write\n"
         "def killed(self, name, start, tensor):\n"
         "    write(self, name, start, tensor)\n"

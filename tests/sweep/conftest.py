@@ -7,9 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-import of_a_run
 import pytest
 import torch
+
+from tests.sweep import of_a_run
 
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -110,8 +111,8 @@ def load_mixture(sft, four_policies):
     """A function from the number of policies to a mixture on a freshly loaded SFT model."""
     from transformers import AutoModelForCausalLM
 
-    from rlhf_lines.merge.residuals import load_adapter
-    from rlhf_lines.sweep.mixture import Mixture
+    from rlhf_lines.merge.inputs.adapter import load_adapter
+    from rlhf_lines.sweep.engines.multi_lora import Mixture
 
     def load(num_policies: int) -> Mixture:
         model = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_lines.artifact import write_record
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.sweep.front import trace_front
+from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import Row, Store
 from rlhf_lines.task_rewards import load_reward_models, reward_entries
 

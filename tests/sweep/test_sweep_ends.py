@@ -7,8 +7,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from by_hand import complete_by_hand, cross_entropy
-from of_a_run import TEST, VALIDATION, assert_same_store, means_by_hand, read, strict_json
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import lines_scales
@@ -16,7 +14,9 @@ from rlhf_lines.models import load_tokenizer
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.stages import run_stage
-from rlhf_lines.sweep.engine import Request
+from rlhf_lines.sweep.engines.protocol import Request
+from tests.sweep.by_hand import complete_by_hand, cross_entropy
+from tests.sweep.of_a_run import TEST, VALIDATION, assert_same_store, means_by_hand, read, strict_json
 
 
 ONE = {"scalings": ["0.5 1.5"]}  # nothing to choose
@@ -111,7 +111,7 @@ def test_controls_of_length_and_depth(run):
 
 
 def test_alpha_auto_is_measured_at_every_weight(run, sft, policies):
-    from rlhf_lines.sweep.dense import measured_alpha
+    from rlhf_lines.sweep.engines.merged_weights import measured_alpha
 
     _, front = run(scalings=["auto 1"], num_weights=3, controls="true")
     groups = groups_of(front)
@@ -200,7 +200,7 @@ def test_batches_change_no_token(run, rewards, temperature):
 
 
 def test_without_a_batch_size_memory_decides(flags, rewards, tmp_path, monkeypatch):
-    from rlhf_lines.sweep import batches
+    from rlhf_lines.sweep.engines import batches
 
     row = 2 * 4 * 2 * 4 * 6 * 4  # 4 blocks, 2 heads of 4 numbers, two tokens and four new ones
     monkeypatch.setattr(batches, "free_bytes", lambda device: 20 * (row + 32 * 37))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from of_a_run import assert_same_store, read, strict_json, words
 
 from rlhf_lines.stages import run_stage
+from tests.sweep.of_a_run import assert_same_store, read, strict_json, words
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sweep.py"

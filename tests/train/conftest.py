@@ -7,7 +7,8 @@ import json
 import os
 
 import pytest
-from tiny import QUIET, make_llama, make_tokenizer
+
+from tests.train.tiny import QUIET, make_llama, make_tokenizer
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

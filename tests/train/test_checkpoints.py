@@ -6,11 +6,11 @@ import json
 
 import pytest
 from safetensors.torch import load_file
-from tiny import WORDS
 from transformers import Trainer
 
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import UNFINISHED, newest_checkpoint
+from tests.train.tiny import WORDS
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny import QUIET, WORDS, make_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
@@ -21,6 +20,7 @@ from rlhf_lines.stages import run_stage
 from rlhf_lines.train.adapters import checkpoint_contexts, use_adapter
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import _VALUE_PARAMETER, PPOTrainer
+from tests.train.tiny import QUIET, WORDS, make_llama
 
 
 PROMPTS = [f"{x} {y}" for x in WORDS[:8] for y in WORDS[:4]]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny import WORDS
 
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train import ppo
 from rlhf_lines.train.ppo_trainer import PPOTrainer
+from tests.train.tiny import WORDS
 
 
 KILLED = Path(__file__).parent / "killed.py"

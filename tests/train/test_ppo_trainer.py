@@ -15,7 +15,6 @@ from accelerate import FullyShardedDataParallelPlugin
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from tiny import QUIET, WORDS
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
@@ -26,6 +25,7 @@ from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer, _keep_float32
+from tests.train.tiny import QUIET, WORDS
 
 
 EOS = 1

@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny import WORDS, make_llama, make_tokenizer
 
 import reward_models
 from reward_models import FunctionReward
@@ -17,6 +16,7 @@ from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
 from rlhf_lines.train import reward
+from tests.train.tiny import WORDS, make_llama, make_tokenizer
 
 
 def pairs(words, others):

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import launched
 from pytest import approx
 from safetensors.torch import load_file
-from tiny import WORDS
+
+from tests.launched import launched
+from tests.train.tiny import WORDS
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_ppo.py"

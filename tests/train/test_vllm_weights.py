@@ -6,13 +6,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import QUIET
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
 from reward_models import FunctionReward
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
+from tests.train.tiny import QUIET
 
 
 RANK, ALPHA = 3, 6

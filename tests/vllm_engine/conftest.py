@@ -62,7 +62,7 @@ def adapters(sft):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from rlhf_lines.merge.residuals import load_adapter
+    from rlhf_lines.merge.inputs.adapter import load_adapter
 
     loaded = []
     for seed, options in enumerate(
@@ -88,7 +88,7 @@ def mixture(sft, adapters):
     """The mixture of the local engine, of all three."""
     from transformers import AutoModelForCausalLM
 
-    from rlhf_lines.sweep.mixture import Mixture
+    from rlhf_lines.sweep.engines.multi_lora import Mixture
 
     return Mixture(AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval(), adapters)
 
@@ -96,7 +96,7 @@ def mixture(sft, adapters):
 @pytest.fixture(scope="session")
 def greedy(mixture):
     """A function from requests to what the local engine writes."""
-    from rlhf_lines.sweep.sampling import sample
+    from rlhf_lines.sweep.engines.sampling import sample
 
     def complete(requests):
         return sample(

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sampling import chosen_logprobs
-from rlhf_lines.sweep.engine import Request
-from rlhf_lines.sweep.vllm import VllmEngine
+from rlhf_lines.sweep.engines.protocol import Request
+from rlhf_lines.sweep.engines.vllm import VllmEngine
 
 
 PROMPTS = [(5, 9, 14, 3), (7,), (22, 30, 4, 11, 8, 19, 6, 25, 31, 12, 3, 9, 17, 28, 33, 21, 5), (12, 13)]

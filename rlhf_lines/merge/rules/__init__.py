@@ -1,8 +1,8 @@
 """Merge rules: how the residuals of K policies become one residual.
 
 A rule is a function `(residuals, weights, **options) -> merged`: `Residuals` in, `Merged` out, both read piece by piece
-(see `rlhf_lines.merge.pieces`). `weights` is None or one finite float per residual, options are keyword-only plain JSON
-values (except those in `PYTHON_ONLY`). To add a rule: write its file and enter it in `RULES`.
+(see `rlhf_lines.merge.tensors.residuals`). `weights` is None or one finite float per residual, options are keyword-only
+plain JSON values (except those in `PYTHON_ONLY`). To add a rule: write its file and enter it in `RULES`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rlhf_lines.merge.pieces import Merged, Residuals, residuals_in_memory
-from rlhf_lines.merge.precision import LARGEST
 from rlhf_lines.merge.rules.breadcrumbs import breadcrumbs
-from rlhf_lines.merge.rules.checks import known_options
+from rlhf_lines.merge.rules.common import known_options
 from rlhf_lines.merge.rules.consensus import consensus
 from rlhf_lines.merge.rules.dare import dare
 from rlhf_lines.merge.rules.fisher import fisher
@@ -27,6 +25,8 @@ from rlhf_lines.merge.rules.slerp import slerp
 from rlhf_lines.merge.rules.sum import sum_residuals
 from rlhf_lines.merge.rules.ties import ties
 from rlhf_lines.merge.rules.widen import widen
+from rlhf_lines.merge.tensors.precision import LARGEST
+from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_memory
 from rlhf_lines.suggestion import unknown_name
 
 

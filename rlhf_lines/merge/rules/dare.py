@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.pieces import Merged, Piece, Residuals
-from rlhf_lines.merge.rules import checks
-from rlhf_lines.merge.rules.checks import one_of, share, whole
+from rlhf_lines.merge.rules import common as checks
+from rlhf_lines.merge.rules.common import one_of, share, whole
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.ties import ties
-from rlhf_lines.merge.sums import parameter_sums
+from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.sums import parameter_sums
 from rlhf_lines.noise import GAMMA, mix
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_lines.merge.pieces import Merged, Residuals
 from rlhf_lines.merge.rules.addition import weighted_total
+from rlhf_lines.merge.tensors.residuals import Merged, Residuals
 
 
 def linear(residuals: Residuals, weights: Sequence[float] | None) -> Merged:

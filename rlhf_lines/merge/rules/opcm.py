@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 from rlhf_lines.merge.rules.addition import total
-from rlhf_lines.merge.rules.checks import share
+from rlhf_lines.merge.rules.common import share
 from rlhf_lines.merge.rules.preference import preference_factors
-from rlhf_lines.merge.sums import parameter_sums
+from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
 def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float = 0.5) -> Merged:

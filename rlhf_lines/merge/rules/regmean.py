@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 from rlhf_lines.merge.rules.addition import weighted_total
-from rlhf_lines.merge.rules.checks import share
+from rlhf_lines.merge.rules.common import share
 from rlhf_lines.merge.rules.preference import mean_shares
 from rlhf_lines.merge.rules.statistics import common_names
+from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 
 
 RIDGE = 1e-8  # of the mean diagonal of the summed Gram matrix, where that matrix is singular

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rlhf_lines.merge.pieces import Merged, Piece, Residuals
 from rlhf_lines.merge.rules.addition import weighted_total
-from rlhf_lines.merge.rules.checks import number, one_of
-from rlhf_lines.merge.sums import parameter_sums
+from rlhf_lines.merge.rules.common import number, one_of
+from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
 def slerp(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_lines.merge.pieces import Residuals
+from rlhf_lines.merge.tensors.residuals import Residuals
 
 
 VERBS = {"fisher": "fisher", "regmean": "gram"}  # that compute what a rule needs

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_lines.merge.pieces import Merged, Residuals
 from rlhf_lines.merge.rules.linear import weighted_sum
 from rlhf_lines.merge.rules.preference import preference_factors
+from rlhf_lines.merge.tensors.residuals import Merged, Residuals
 
 
 def sum_residuals(residuals: Residuals, weights: Sequence[float] | None) -> Merged:

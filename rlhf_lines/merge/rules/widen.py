@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.pieces import Merged, Piece, Residuals
-from rlhf_lines.merge.rules.checks import number
+from rlhf_lines.merge.rules.common import number
 from rlhf_lines.merge.rules.preference import preference_factors
-from rlhf_lines.merge.sums import SERIAL
+from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.sums import SERIAL
 
 
 def widen(

@@ -1,0 +1,225 @@
+"""LoRA adapters as residuals, read without a model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE, WAY_OUT, check_config
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint, read_json
+from rlhf_lines.merge.tensors.precision import wide
+
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+RECORD_FILE = "rlhf_lines.json"
+
+_CONV1D_MODELS = ("gpt2", "openai-gpt")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The residual s B A of one linear map.
+
+    Attributes:
+        A: ``[r, in]``, float32 or float64.
+        B: ``[out, r]``, same dtype.
+        scale: s.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA policy as read from its folder.
+
+    Attributes:
+        path: the folder, as given.
+        modules: module name (as in the Hugging Face model, without `base_model.model.`) to factors.
+        transposed: the weights are stored ``[in, out]`` (GPT-2's Conv1D; `fan_in_fan_out` in PEFT).
+        base: `base_model_name_or_path`, or None.
+        revision: the base's revision, or None.
+        task_type: PEFT's task type, or None.
+        sft_sha256: `checkpoint_sha256` of the SFT model it was trained on, if recorded.
+        copied: adapted modules whose base weight the file holds too, as PEFT saves embeddings and heads.
+    """
+
+    path: str
+    modules: dict[str, Factors]
+    transposed: bool = False
+    base: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    sft_sha256: str | None = None
+    copied: tuple[str, ...] = ()
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether the folder is a PEFT adapter rather than a dense checkpoint."""
+    return (Path(folder) / CONFIG_FILE).is_file()
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """The adapter in a PEFT folder, from `adapter_config.json` and `adapter_model.safetensors`.
+
+        s = lora_alpha / r,  with rsLoRA s = lora_alpha / sqrt(r)
+
+    where `rank_pattern` and `alpha_pattern` give a module its own r and lora_alpha, by the same rule as PEFT: the
+    first key that matches the module's name, or its end after a dot, as a regular expression. Factors are float32, or
+    float64 where the file is float64.
+
+    PEFT saves the base weight of an adapted head beside its factors. Whether it is that of the SFT model is for
+    `rlhf_lines.merge.inputs.provenance.check_same_base` to say.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: the adapter is more than s B A (DoRA, biases, saved modules, ...), with all reasons, or the file
+            does not fit the config.
+    """
+    folder = Path(path)
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(
+                f"{str(path)!r} has no {file}; expected the folder that model.save_pretrained of a PEFT model writes"
+            )
+    config = read_json(folder / CONFIG_FILE)
+    check_config(config, path)
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"cannot read {str(folder / WEIGHTS_FILE)!r} ({error}); save the adapter again") from error
+    record_file = folder / RECORD_FILE
+    record = read_json(record_file) if record_file.is_file() else {}
+    if not isinstance(record.get("sft_sha256"), str | None):
+        raise ValueError(
+            f"{str(record_file)!r} has sft_sha256 {record['sft_sha256']!r}, expected a hash; copy it again"
+        )
+    modules, copied = _factors(tensors, config, path)
+    return Adapter(
+        path=str(path),
+        modules=modules,
+        transposed=bool(config.get("fan_in_fan_out")),
+        base=config.get("base_model_name_or_path") or None,
+        revision=config.get("revision"),
+        task_type=config.get("task_type"),
+        sft_sha256=record.get("sft_sha256"),
+        copied=copied,
+    )
+
+
+def dense_residual(adapter: Adapter, module: str) -> Tensor:
+    """s B A of one module, ``[out, in]``, or ``[in, out]`` if the adapter is transposed."""
+    factors = adapter.modules[module]
+    residual = factors.scale * (factors.B @ factors.A)
+    return residual.T.contiguous() if adapter.transposed else residual
+
+
+def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
+    """The checkpoint's parameter name of every adapted module, to the module's name.
+
+    Raises:
+        ValueError: the checkpoint lacks a parameter, or its shape differs from that of s B A.
+    """
+    conv1d = checkpoint.config.get("model_type") in _CONV1D_MODELS
+    parameters = {}
+    for module, factors in adapter.modules.items():
+        name = checkpoint.parameter(f"{module}.weight")
+        if name is None:
+            tied = " (the SFT model ties it to the embedding)" if checkpoint.config.get("tie_word_embeddings") else ""
+            raise ValueError(
+                f"adapter {adapter.path!r} adapts {module!r}, but {str(checkpoint.folder)!r} holds no "
+                f"'{module}.weight'{tied}; give the SFT model that the adapter was trained on"
+            )
+        if conv1d and (not adapter.transposed or module == "lm_head"):
+            # PEFT stores one flag for all modules; where it is wrong a square weight would be transposed unnoticed.
+            raise ValueError(
+                f"adapter {adapter.path!r} adapts {module!r} of a {checkpoint.config['model_type']} with "
+                f"fan_in_fan_out={adapter.transposed}; expected only Conv1D modules and fan_in_fan_out=true in "
+                f"{CONFIG_FILE}"
+            )
+        shape = (factors.B.shape[0], factors.A.shape[1])
+        shape = shape[::-1] if adapter.transposed else shape
+        if checkpoint.shapes[name] != shape:
+            raise ValueError(
+                f"adapter {adapter.path!r} changes {name!r} by a residual of shape {shape}, but the SFT model "
+                f"{str(checkpoint.folder)!r} has shape {checkpoint.shapes[name]}; give the SFT model it was trained on"
+            )
+        parameters[name] = module
+    return parameters
+
+
+def conv1d_weights(checkpoint: Checkpoint) -> frozenset[str]:
+    """The checkpoint's matrices that are stored ``[in, out]``: those of GPT-2's blocks."""
+    if checkpoint.config.get("model_type") not in _CONV1D_MODELS:
+        return frozenset()
+    names = [name for name, shape in checkpoint.shapes.items() if len(shape) == 2]
+    return frozenset(name for name in names if re.match(r"(?:transformer\.)?h\.\d+\.", name))
+
+
+def copy_key(module: str) -> str:
+    """The name in an adapter's file of the base weight of a module that it adapts."""
+    return f"base_model.model.{module}.base_layer.weight"
+
+
+def _factors(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path
+) -> tuple[dict[str, Factors], tuple[str, ...]]:
+    """The factors of every module, and the adapted modules whose base weight is there too."""
+    halves: dict[str, dict[str, Tensor]] = {}
+    adapted = {key.removesuffix(".lora_A.weight").removeprefix("base_model.model.") for key in tensors}
+    copies = set(map(copy_key, adapted))
+    for key in sorted(tensors, key=lambda key: "lora_" not in key):  # what a layer is made of names a problem best
+        tensor = tensors[key]
+        if key in copies:
+            continue
+        match = re.fullmatch(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight", key)
+        if match is None or tensor.ndim != 2:
+            raise ValueError(
+                f"adapter {str(path)!r} holds {key!r} of shape {tuple(tensor.shape)}; only matrices named "
+                f"base_model.model.<module>.lora_A.weight and lora_B.weight can be merged exactly; {WAY_OUT}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"adapter {str(path)!r} holds values in {key!r} that are not finite; train it again")
+        halves.setdefault(match["module"], {})[match["half"]] = wide(tensor, key)
+    if not halves:
+        raise ValueError(f"adapter {str(path)!r} holds no tensors in {WEIGHTS_FILE}; save it again")
+    modules = {module: _factors_of(module, pair, config, path) for module, pair in sorted(halves.items())}
+    return modules, tuple(module for module in modules if copy_key(module) in tensors)
+
+
+def _factors_of(module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path) -> Factors:
+    for half in "AB":
+        if half not in pair:
+            raise ValueError(
+                f"adapter {str(path)!r} has no lora_{half} for {module!r}, only its partner; save it again"
+            )
+    rank = _of_module(config.get("rank_pattern"), module, config["r"])
+    lora_alpha = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
+    A, B = pair["A"], pair["B"]
+    if A.shape[0] != rank or B.shape[1] != rank:
+        raise ValueError(
+            f"adapter {str(path)!r} has ranks {A.shape[0]} (lora_A) and {B.shape[1]} (lora_B) for {module!r}, but "
+            f"{CONFIG_FILE} says {rank}; weights and config belong to different adapters"
+        )
+    dtype = torch.promote_types(A.dtype, B.dtype)
+    scale = lora_alpha / math.sqrt(rank) if config.get("use_rslora") else lora_alpha / rank
+    return Factors(A.to(dtype), B.to(dtype), scale)
+
+
+def _of_module(pattern: Mapping[str, float] | None, module: str, default: float) -> float:
+    """The value of the first key that matches the module's name or its end, as PEFT looks it up."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

@@ -1,0 +1,133 @@
+"""Configs of LoRA adapters: refused where s B A is not the whole difference to the SFT model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from rlhf_lines.errors import Problems
+
+
+CONFIG_FILE = "adapter_config.json"
+
+# Keys of a LoRA config whose value is looked at.
+_CHECKED = frozenset(["bias", "init_lora_weights", "lora_alpha", "peft_type", "r"])
+# Keys that leave the residual at s B A, whatever they hold.
+_HARMLESS = frozenset(
+    [
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    ]
+)
+# Keys that make a policy more than s B A, with the reason. With those above these are all fields of PEFT's LoraConfig.
+_REFUSED = {
+    "alora_invocation_tokens": "activated LoRA adds s B A only to the tokens after an invocation",
+    "arrow_config": "Arrow chooses among adapters token by token",
+    "kasa_config": "KaSA cuts singular values off the base weight and puts a diagonal between A and B",
+    "layer_replication": "the blocks are not those of the SFT model",
+    "lora_bias": "biases of LoRA factors are outside s B A",
+    "megatron_config": "the factors are shards of Megatron's parallel layers",
+    "modules_to_save": "whole modules are replaced, which an adapter of low rank cannot hold",
+    "monteclora_config": "MonteCLoRA saves a sampler of random factors beside A and B",
+    "target_parameters": "parameters without a module of their own are adapted",
+    "trainable_token_indices": "rows of the embedding are replaced",
+    "use_bdlora": "the factors of BD-LoRA are stored as blocks of a block-diagonal matrix",
+    "use_dora": "DoRA rescales the columns of the base weight, which is not a sum of residuals",
+    "use_qalora": "QA-LoRA averages inputs over groups of a quantised base, so A does not have the width of the weight",
+    "velora_config": "VeLoRA saves projections of activations beside A and B",
+}
+# Other initialisations change the base weights, so the difference to the SFT model is not s B A.
+_PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+WAY_OUT = "merge dense checkpoints of the policies instead (merge_and_unload in float32)"
+
+
+def check_config(config: Mapping[str, Any], path: str | Path) -> None:
+    """Stop unless a policy with this config is the SFT model plus s B A.
+
+    Args:
+        config: the content of `adapter_config.json`.
+        path: of the adapter, for errors.
+
+    Raises:
+        ValueError: it is more, with the reason; `InputProblems` with all of them if there are several.
+    """
+    problems = Problems()
+    for problem in _config_problems(config):
+        problems.add(f"adapter {str(path)!r} {problem}")
+    problems.check()
+
+
+def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("peft_type") != "LORA":
+        yield f"has peft_type {config.get('peft_type')!r}; only LORA can be merged exactly"
+        return  # the keys of another method mean other things
+    if config.get("bias", "none") != "none":
+        yield f"has bias {config['bias']!r}; biases are outside s B A, train with bias='none'"
+    for key in ("r", "lora_alpha"):
+        if not _is_number(config.get(key), positive=key == "r"):
+            yield f"has {key} {config.get(key)!r} in {CONFIG_FILE}, expected a number; save it again"
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not _is_pattern(config.get(key), positive=key == "rank_pattern"):
+            yield (
+                f"has {key} {config[key]!r} in {CONFIG_FILE}, expected numbers by regular expressions of module names; "
+                "save it again"
+            )
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            yield f"has {key} {config[key]!r} in {CONFIG_FILE}, expected a name; save it again"
+    name = config.get("init_lora_weights", True)
+    initialisation = name.lower() if isinstance(name, str) else name
+    if initialisation == "loftq":
+        yield (
+            "has init_lora_weights 'loftq', which puts the error of a quantised base into the factors, so s B A is not "
+            f"its difference to the SFT model; {WAY_OUT}"
+        )
+    elif initialisation not in _PLAIN_INITIALISATIONS:
+        yield (
+            f"has init_lora_weights {name!r}, which changes the base weights, so s B A is not its difference to the "
+            "SFT model; convert it with PEFT's path_initial_model_for_weight_conversion"
+        )
+    for key, value in config.items():
+        if value and key not in _HARMLESS and key not in _CHECKED:
+            reason = _REFUSED.get(key, "an option whose effect on the residual is not known here")
+            yield f"sets {key} in {CONFIG_FILE}: {reason}; {WAY_OUT}"
+
+
+def _is_number(value: object, *, positive: bool) -> bool:
+    return isinstance(value, Real) and math.isfinite(value) and (value > 0 or not positive)
+
+
+def _is_pattern(value: object, *, positive: bool) -> bool:
+    if not value:
+        return True
+    if not isinstance(value, Mapping) or not all(_is_number(number, positive=positive) for number in value.values()):
+        return False
+    try:
+        return all(re.compile(rf"(.*\.)?({key})$") for key in value)
+    except re.error:
+        return False

@@ -1,0 +1,242 @@
+"""Reading a dense checkpoint: one safetensors file, or shards with an index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lines.merge.tensors.precision import DTYPES
+from rlhf_lines.merge.tensors.spans import cut
+from rlhf_lines.merge.tensors.tensor_file import Entry, TensorFile
+
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_COMPARED = 1 << 20  # elements at once
+_TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
+
+
+class Checkpoint:
+    """A folder with `config.json` and safetensors weights, read in parts by position; threads may share it.
+
+    Attributes:
+        folder: where it lies.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(
+                f"{str(folder)!r} is not a folder; expected a local checkpoint with config.json and {_SINGLE} "
+                "(download a Hub model first: hf download ID --local-dir FOLDER)"
+            )
+        if not (self.folder / _SINGLE).is_file() and not (self.folder / _INDEX).is_file():
+            if (self.folder / "adapter_config.json").is_file():
+                raise FileNotFoundError(
+                    f"{str(folder)!r} is a PEFT adapter, expected a whole model: give the folder of the model that it "
+                    "was trained on"
+                )
+            raise FileNotFoundError(
+                f"{str(folder)!r} has neither {_SINGLE} nor {_INDEX}; save the model there with "
+                "model.save_pretrained(folder), which writes safetensors"
+            )
+        self._open: dict[str, TensorFile] = {}
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    @cached_property
+    def index(self) -> dict[str, Any] | None:
+        """The content of the shard index, or None for a single file."""
+        path = self.folder / _INDEX
+        if (self.folder / _SINGLE).is_file():
+            return None
+        index = read_json(path)
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError(f"{str(path)!r} has no weight_map from tensor names to files; copy or save it again")
+        return index
+
+    @cached_property
+    def files(self) -> dict[str, list[str]]:
+        """Weight file name to the tensor names in it, both in a stable order."""
+        files = [_SINGLE] if self.index is None else sorted(set(self.index["weight_map"].values()))
+        for file in files:
+            if Path(file).name != file or not (self.folder / file).is_file():
+                raise FileNotFoundError(f"{str(self.folder)!r} has no {file!r}, which {_INDEX} names; copy it there")
+        return {file: list(self._file(file).entries) for file in files}
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Tensor name to its dtype and shape, from the file headers."""
+        return {name: self._file(file).entries[name] for file, names in self.files.items() for name in names}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name to shape."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{str(self.folder)!r} has no config.json; save the model with save_pretrained")
+        return read_json(path)
+
+    @cached_property
+    def copies(self) -> dict[str, str]:
+        """Tensors that are stored a second time, to the name of the first: a head that is the embedding.
+
+        Older files hold both although the config ties them. Equal bytes decide: a head that differs is one of its own.
+        """
+        if not self.config.get("tie_word_embeddings", False):
+            return {}
+        embedding = next((name for name in self.entries if name.endswith(_INPUT_EMBEDDINGS)), None)
+        return {
+            name: embedding
+            for name in self.entries
+            if name in _HEADS and embedding is not None and self._equal(name, embedding)
+        }
+
+    @cached_property
+    def distinct(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name to shape, without the copies."""
+        return {name: shape for name, shape in self.shapes.items() if name not in self.copies}
+
+    def check_plain(self, names: Iterable[str]) -> None:
+        """Stop unless these tensors are plain floating-point values, of which a residual is a difference.
+
+        Raises:
+            ValueError: the checkpoint is quantised, or a tensor has another dtype.
+        """
+        if "quantization_config" in self.config:
+            raise ValueError(
+                f"{str(self.folder)!r} is quantised (quantization_config in config.json), but residuals are added to "
+                "plain weights: give the unquantised model"
+            )
+        for name in names:
+            dtype = self.entries[name].dtype
+            if dtype not in DTYPES.values():
+                raise ValueError(
+                    f"{name!r} has dtype {str(dtype).removeprefix('torch.')} in {str(self.folder)!r}, but a residual "
+                    f"needs one of {', '.join(DTYPES)}; dequantise the checkpoint or drop this tensor"
+                )
+
+    def num_layers(self) -> int:
+        """The number of transformer blocks that `config.json` states.
+
+        Raises:
+            ValueError: none of the usual keys is there.
+        """
+        for config in (self.config, self.config.get("text_config") or {}):
+            for key in _LAYER_KEYS:
+                if isinstance(config.get(key), int):
+                    return config[key]
+        raise ValueError(
+            f"{str(self.folder / 'config.json')!r} does not state the number of blocks; expected one of {_LAYER_KEYS}"
+        )
+
+    def parameter(self, name: str) -> str | None:
+        """The name under which the file holds a model's parameter, or None.
+
+        Checkpoints that were saved from the trunk alone (GPT-2's on the Hub) lack the trunk's prefix.
+        """
+        stripped = [name.removeprefix(prefix) for prefix in _TRUNK_PREFIXES]
+        return next((candidate for candidate in [name, *stripped] if candidate in self.shapes), None)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, as stored."""
+        entry = self.entries[name]
+        tensor = torch.empty(entry.size, dtype=entry.dtype)
+        self.read_into(tensor, name, 0)
+        return tensor.view(entry.shape)
+
+    def read_into(self, buffer: Tensor, name: str, start: int) -> None:
+        """Fill `buffer` (flat, of the stored dtype) with the elements of a tensor from `start` on."""
+        self._file(self._file_of[name]).read_into(buffer, name, start)
+
+    def metadata(self, file: str) -> dict[str, str]:
+        """The metadata in the header of one weight file."""
+        return self._file(file).metadata
+
+    def _equal(self, first: str, second: str) -> bool:
+        one, other = self.entries[first], self.entries[second]
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        for span in cut(first, one.shape, "element", _COMPARED):
+            parts = [torch.empty(span.stop - span.start, dtype=one.dtype) for _ in range(2)]
+            for part, name in zip(parts, (first, second), strict=True):
+                self.read_into(part, name, span.start)
+            if not torch.equal(*(part.view(torch.uint8) for part in parts)):
+                return False
+        return True
+
+    @cached_property
+    def _file_of(self) -> dict[str, str]:
+        return {name: file for file, names in self.files.items() for name in names}
+
+    def _file(self, file: str) -> TensorFile:
+        if file not in self._open:
+            self._open[file] = TensorFile(self.folder / file)
+        return self._open[file]
+
+
+def checkpoint_sha256(folder: str | Path) -> str:
+    """SHA-256 over the contents of a checkpoint's safetensors files, in the order of their names.
+
+    Depends on the bytes only, so it survives moving or renaming the folder. Written by the PPO stage into
+    `rlhf_lines.json` as `sft_sha256`, and compared when policies are merged.
+
+    Raises:
+        FileNotFoundError: the folder holds no such checkpoint.
+    """
+    with Checkpoint(folder) as checkpoint:
+        return sha256_of(checkpoint.folder / file for file in sorted(checkpoint.files))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: the file does not hold one.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON ({error}); copy or save it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, expected a JSON object; save it again")
+    return content
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """SHA-256 over the contents of files, one after the other; computed once for files that do not change."""
+    stats = [(path.resolve(), path.stat()) for path in paths]
+    return _sha256_of(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Size and time of change are part of the key, so that a file that was written again is read again."""
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,194 @@
+"""Policies on disk as residuals: dense checkpoints minus the SFT model, and adapters as s B A."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_lines.merge.inputs.adapter import Adapter, conv1d_weights, parameters_of
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.scratch import Scratch
+from rlhf_lines.merge.tensors.precision import is_finite
+from rlhf_lines.merge.tensors.residuals import Piece, Residuals, Tensors
+from rlhf_lines.merge.tensors.spans import ELEMENTS, Span
+
+
+GPU_ELEMENTS = 1 << 24  # of a piece on a GPU, which earns its keep on large ones
+
+
+class Policy(Protocol):
+    """A policy on disk, seen as its residual."""
+
+    path: str
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: torch.dtype
+
+    def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
+        """tau on one span, flat, in the dtype and on the device of `sft`, the SFT model's values there."""
+        ...
+
+
+class DensePolicy:
+    """A dense checkpoint seen as its difference to the SFT model.
+
+    Attributes:
+        path: its folder.
+        shapes: of the parameters that may differ: all that are floating-point.
+        dtype: float32, or float64 where the checkpoint holds float64.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, sft: Checkpoint) -> None:
+        """Check names, shapes and integers against `sft`.
+
+        Raises:
+            ValueError: a parameter is missing, extra, or of another shape, or an integer tensor differs.
+        """
+        self._checkpoint, self.path = checkpoint, str(checkpoint.folder)
+        difference = shape_difference(checkpoint, sft)
+        if difference:
+            raise ValueError(f"policy {str(checkpoint.folder)!r} {difference}")
+        self.shapes = {}
+        for name, shape in checkpoint.distinct.items():
+            if checkpoint.entries[name].dtype.is_floating_point or sft.entries[name].dtype.is_floating_point:
+                checkpoint.check_plain([name])
+                self.shapes[name] = shape
+            elif not torch.equal(checkpoint.read(name), sft.read(name)):
+                raise ValueError(
+                    f"{name!r} holds integers that differ between {str(checkpoint.folder)!r} and the SFT model; only "
+                    "floating-point parameters can be merged"
+                )
+        self.dtype = widest(checkpoint, self.shapes)
+
+    def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
+        """theta_k - theta_SFT on one span."""
+        return read_wide(self._checkpoint, span, scratch, (self, "policy"), sft.dtype, sft.device).sub_(sft)
+
+
+class AdapterPolicy:
+    """An adapter seen as dense residuals under the names of the SFT checkpoint.
+
+    Attributes:
+        path: its folder.
+        shapes: of the adapted parameters.
+        dtype: float32, or float64 for a float64 adapter.
+    """
+
+    def __init__(self, adapter: Adapter, sft: Checkpoint) -> None:
+        """Check that every adapted parameter exists in `sft` with the right shape."""
+        self.path = adapter.path
+        modules = parameters_of(adapter, sft)
+        self.shapes = {name: sft.shapes[name] for name in modules}
+        # The stored weight is left @ right: s B A, or its transpose.
+        self._factors = {}
+        for name, module in modules.items():
+            factors = adapter.modules[module]
+            left, right = factors.B * factors.scale, factors.A
+            self._factors[name] = (right.T.contiguous(), left.T.contiguous()) if adapter.transposed else (left, right)
+        self.dtype = next(iter(self._factors.values()))[0].dtype
+
+    def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
+        """s B A on one span: the rows that it touches are formed, and no others."""
+        left, right = (factor.to(sft) for factor in self._factors[span.name])
+        columns = right.shape[1]
+        first = span.start // columns
+        rows = left[first : -(-span.stop // columns)] @ right
+        return rows.view(-1)[span.start - first * columns : span.stop - first * columns]
+
+
+def streamed_residuals(
+    sft: Checkpoint,
+    policies: Sequence[Policy],
+    *,
+    not_finite: set[tuple[str, str]],
+    statistics: Sequence[Tensors] = (),
+    device: str = "cpu",
+    workers: int | None = None,
+    max_memory: int | None = None,
+    progress: Callable[[int], object] = lambda elements: None,
+) -> Residuals:
+    """K policies on disk as `Residuals`, read into buffers that are used again for every piece.
+
+    Args:
+        sft: the SFT model.
+        policies: K policies, checked against it.
+        not_finite: gets the path of a policy and the name of a parameter where a residual is not finite.
+        statistics: K sets of tensors that the rule needs.
+        device: where the arithmetic is done.
+        workers: threads; None is one per core (one on a GPU).
+        max_memory: bytes that the work on one parameter may take, for rules that need whole ones.
+        progress: told the number of elements that were read, in the thread that asked for them.
+    """
+    shapes = {name: policy.shapes[name] for policy in policies for name in policy.shapes}
+    # In the order of the SFT model's files: reads run forward.
+    shapes = {name: shapes[name] for name in sft.shapes if name in shapes}
+    dtype = widest(sft, shapes)
+    for policy in policies:
+        dtype = torch.promote_types(dtype, policy.dtype)
+    place = torch.device(device)
+    scratch = Scratch()
+
+    def read(span: Span) -> Piece:
+        values = read_wide(sft, span, scratch, "sft", dtype, place)
+        taus = [
+            policy.residual(span, values, scratch)
+            if span.name in policy.shapes
+            else scratch.take("zero", values.numel(), dtype).zero_().to(place)
+            for policy in policies
+        ]
+        for policy, tau in zip(policies, taus, strict=True):
+            if not is_finite(tau):
+                not_finite.add((policy.path, span.name))
+        return Piece(span, shapes[span.name], taus, values)
+
+    on_gpu = place.type != "cpu"
+    return Residuals(
+        count=len(policies),
+        shapes=shapes,
+        dtype=dtype,
+        read=read,
+        statistics=tuple(statistics),
+        workers=workers or (1 if on_gpu else len(os.sched_getaffinity(0))),
+        elements=GPU_ELEMENTS if on_gpu else ELEMENTS,
+        max_memory=max_memory,
+        progress=progress,
+        transposed=conv1d_weights(sft),
+    )
+
+
+def read_wide(
+    checkpoint: Checkpoint, span: Span, scratch: Scratch, key: object, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """One span of a checkpoint in a wide dtype, in scratch memory (on a CPU)."""
+    stored = checkpoint.entries[span.name].dtype
+    raw = scratch.take(("raw", key), span.stop - span.start, stored)
+    checkpoint.read_into(raw, span.name, span.start)
+    if device.type != "cpu":
+        return raw.to(device).to(dtype)
+    return raw if stored == dtype else scratch.take(("wide", key), raw.numel(), dtype).copy_(raw)
+
+
+def widest(checkpoint: Checkpoint, names: Mapping[str, object]) -> torch.dtype:
+    """float64 where the checkpoint holds one of these tensors in float64, else float32."""
+    wide = any(checkpoint.entries[name].dtype == torch.float64 for name in names if name in checkpoint.entries)
+    return torch.float64 if wide else torch.float32
+
+
+def shape_difference(policy: Checkpoint, sft: Checkpoint) -> str | None:
+    """In what the names and shapes of a policy differ from the SFT model's, as the end of a sentence, or None."""
+    theirs, ours = policy.distinct, sft.distinct
+    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    if not names:
+        return None
+    more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""
+    return (
+        f"has {_shape(theirs.get(names[0]))} for {names[0]!r}, but the SFT model {str(sft.folder)!r} has "
+        f"{_shape(ours.get(names[0]))}{more}; residuals need equal names and shapes"
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else f"shape {shape}"

@@ -1,0 +1,148 @@
+"""The model card that travels with a merged policy."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from rlhf_lines.merge.inputs.provenance import hub_id
+from rlhf_lines.merge.output.summary import loss_text, truncation_text
+from rlhf_lines.merge.serving import max_lora_rank, vllm_hint
+
+
+# Where each rule was published.
+PAPERS = {
+    "linear": "arXiv 2306.04488 (rewarded soups)",
+    "sum": "arXiv 2212.04089 (task arithmetic)",
+    "slerp": "arXiv 2406.16768 (WARP)",
+    "ties": "arXiv 2306.01708",
+    "dare": "arXiv 2311.03099",
+    "breadcrumbs": "arXiv 2312.06795",
+    "consensus": "arXiv 2405.07813",
+    "pcb": "arXiv 2410.02396",
+    "opcm": "arXiv 2501.09522",
+    "widen": "arXiv 2408.03092",
+    "fisher": "arXiv 2111.09832",
+    "regmean": "arXiv 2212.09849",
+    "factor_average": "the code of arXiv 2306.04488 (rewarded soups)",
+    "peft_linear": "PEFT, add_weighted_adapter",
+}
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """A README in Markdown from a merge's record: what was merged, how, how to load it, and how to repeat it.
+
+    Names that users chose are escaped. The header has what the Hub reads; models are named there only by a Hub id, the
+    one kind of name that it takes, and no license is claimed.
+    """
+    spec, adapter = record["spec"], record["save"] == "adapter"
+    rows = [("SFT model", "", record["sft_model"], record["sft_sha256"])]
+    rows += [
+        (f"policy {number}", f"{weight:g}", policy["path"], policy["sha256"])
+        for number, (policy, weight) in enumerate(zip(record["policies"], spec["weights"], strict=True), start=1)
+    ]
+    rows += [
+        (f"statistics of policy {number}", "", folder["path"], folder["sha256"])
+        for number, folder in enumerate(record["statistics"], start=1)
+    ]
+    inputs = "\n".join(f"| {what} | {escape_markdown(name)} | {weight} | `{sha}` |" for what, weight, name, sha in rows)
+    options = f", options {escape_markdown(json.dumps(spec['options'], sort_keys=True))}" if spec["options"] else ""
+    measured = " (measured on the residuals)" if spec["alpha"] == "auto" else ""
+    facts = [
+        f"rule: {spec['rule']}{options}",
+        f"alpha {record['alpha']:g}{measured}, beta {spec['beta']:g}, schedule {spec['schedule']}",
+        *([escape_markdown(truncation_text(record["truncation"]))] if "truncation" in record else []),
+        loss_text(record["dtype"], record["lost_residual"]),
+        "made with " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+    ]
+    listed = "\n".join(f"- {fact}" for fact in facts)
+    warned = "".join(f"- warning: {escape_markdown(warning)}\n" for warning in record["warnings"])
+    return f"""---
+{_header(record)}---
+
+# Merged policy
+
+{"A LoRA adapter" if adapter else "A full model"} made by adding residuals of aligned policies to one
+supervised (SFT) model:
+
+    theta = theta_SFT + LiNeS(tau_M),   tau_k = theta_k - theta_SFT
+    LiNeS: block l of L is multiplied by {_FACTORS[spec["schedule"]]}; parameters outside the blocks by alpha
+
+{listed}
+{warned}
+| input | path | weight | SHA-256 of its tensors |
+|---|---|---|---|
+{inputs}
+
+## Load
+
+{_load_adapter(record) if adapter else _LOAD_DENSE}
+## Repeat
+
+`merge_spec.json` holds the same facts for programs; this writes the same weights again, and refuses inputs whose
+weights have changed. Run it where the paths above lead to the inputs, or name them with `--sft_model` and `--policies`:
+
+```bash
+rlhf-lines merge --config merge_spec.json --output_dir repeated
+```
+
+Sources: rule {spec["rule"]}: {PAPERS[spec["rule"]]}; LiNeS: arXiv 2410.17146.
+"""
+
+
+def escape_markdown(text: str) -> str:
+    """`text` on one line, with every character that Markdown or HTML could read as markup made harmless."""
+    one_line = " ".join(text.split())
+    html = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html)
+
+
+def _header(record: Mapping[str, Any]) -> str:
+    names = [record["sft_model"], *(policy["path"] for policy in record["policies"])]
+    on_hub = [name for name in map(hub_id, names) if name is not None]
+    content = {
+        **({"base_model": on_hub, "base_model_relation": "merge"} if on_hub else {}),
+        "library_name": "peft" if record["save"] == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "rlhf-lines"],
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _load_adapter(record: Mapping[str, Any]) -> str:
+    serve = vllm_hint("path/to/the/sft/model", "path/to/this/folder", record["rank"])
+    if max_lora_rank(record["rank"]) is None:
+        return f"{_LOAD_ADAPTER}\n{serve}\n"
+    return f"{_LOAD_ADAPTER}\n```bash\n{serve}\n```\n"
+
+
+_FACTORS = {
+    "linear": "alpha + beta (l-1)/(L-1)",
+    "sqrt": "alpha + beta sqrt((l-1)/(L-1))",
+    "quadratic": "alpha + beta ((l-1)/(L-1))^2",
+    "reversed": "alpha + beta (1 - (l-1)/(L-1))",
+    "reversed_sqrt": "alpha + beta sqrt(1 - (l-1)/(L-1))",
+    "reversed_quadratic": "alpha + beta (1 - (l-1)/(L-1))^2",
+}
+
+_LOAD_ADAPTER = """```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+"""
+
+_LOAD_DENSE = """```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+```bash
+vllm serve path/to/this/folder
+```
+"""

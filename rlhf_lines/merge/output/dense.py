@@ -1,0 +1,297 @@
+"""A merged policy as a full checkpoint, written piece by piece, so that its size does not matter."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.policies import Policy, streamed_residuals
+from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.lines import lines_scales, streamed_alpha
+from rlhf_lines.merge.rules import merge_lazily
+from rlhf_lines.merge.scratch import Scratch
+from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, cast_loss, is_finite
+from rlhf_lines.merge.tensors.residuals import Merged, Piece, Tensors
+from rlhf_lines.merge.tensors.spans import Span, cut
+from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
+from rlhf_lines.merge.threads import in_threads
+
+
+# What else belongs to a model. Code files are left out on purpose.
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+class DenseMerge:
+    """A merge that is checked and ready to be written: theta = theta_SFT + LiNeS(tau_M).
+
+    Attributes:
+        residuals: of the policies.
+    """
+
+    def __init__(
+        self,
+        sft: Checkpoint,
+        policies: Sequence[Policy],
+        spec: MergeSpec,
+        *,
+        statistics: Sequence[Tensors] = (),
+        device: str = "cpu",
+        workers: int | None = None,
+        max_memory: int | None = None,
+        progress: Callable[[str, int, int | None], object] = lambda phase, elements, total: None,
+    ) -> None:
+        """Find the block of every parameter that may change.
+
+        Args:
+            sft: the SFT model.
+            policies: K policies, checked against it.
+            spec: what to merge how.
+            statistics: K sets of tensors that the rule needs.
+            device: where the arithmetic is done.
+            workers: threads; None is one per core.
+            max_memory: bytes that the work on one parameter may take, for rules that need whole ones; None is no bound.
+            progress: told the phase (`measure`, `write`), the elements done, and the total of the phase if known.
+
+        Raises:
+            ValueError: a parameter name whose block cannot be read.
+        """
+        self._sft, self._spec, self._progress = sft, spec, progress
+        self._not_finite: set[tuple[str, str]] = set()
+        self.residuals = streamed_residuals(
+            sft,
+            policies,
+            not_finite=self._not_finite,
+            statistics=statistics,
+            device=device,
+            workers=workers,
+            max_memory=max_memory,
+            progress=lambda elements: progress("measure", elements, None),
+        )
+        self._blocks = block_indices(sorted(self.residuals.shapes), num_layers=sft.num_layers())
+        self._scratch = Scratch()
+
+    @cached_property
+    def merged(self) -> Merged:
+        """tau_M, unscaled; measures what the rule has to know first.
+
+        Raises:
+            ValueError: values that are not finite; all that were met are named.
+        """
+        self._sft.check_plain(self.residuals.shapes)
+        for name in self.residuals.shapes.keys() & self._sft.copies.keys():
+            raise ValueError(
+                f"an adapter adapts {name!r}, which {str(self._sft.folder)!r} ties to {self._sft.copies[name]!r}: no "
+                "model holds this residual without the other; use --save adapter"
+            )
+        merged = merge_lazily(self.residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
+        self.check_inputs()
+        return merged
+
+    @cached_property
+    def alpha(self) -> float:
+        """alpha of the spec, or what `"auto"` stands for.
+
+        Raises:
+            ValueError: `"auto"`, and tau_M is zero everywhere.
+        """
+        if self._spec.alpha != "auto":
+            return self._spec.alpha
+        alpha = streamed_alpha(self.residuals, self.merged)
+        self.check_inputs()
+        return alpha
+
+    @cached_property
+    def scaled(self) -> Merged:
+        """LiNeS(tau_M)."""
+        factors = lines_scales(self._sft.num_layers(), self.alpha, self._spec.beta, self._spec.schedule).tolist()
+
+        def scale(piece: Piece, merged: Tensor) -> Tensor:
+            block = self._blocks[piece.name]
+            factor = self.alpha if block is None else factors[block]
+            return merged if factor == 1 else merged.mul_(factor)
+
+        return self.merged.then(scale)
+
+    def write(
+        self,
+        folder: Path,
+        *,
+        dtype: str | None = None,
+        max_shard_size: int | None = None,
+    ) -> LostResidual:
+        """Write weights, config, generation config and tokenizer into `folder`.
+
+        Only tensors that the SFT files hold are written, so tied weights stay tied.
+
+        Args:
+            folder: an existing, empty folder.
+            dtype: of the written floating-point tensors; None keeps the dtype of each.
+            max_shard_size: bytes of a weight file at most (one tensor may be larger); None shards as the SFT model is.
+
+        Returns:
+            What the last cast lost.
+
+        Raises:
+            ValueError: values that are not finite, in a policy, the SFT model or the merged model; all are named.
+            OSError: the disk is full.
+        """
+        entries, shards = layout(self._sft, dtype, max_shard_size)
+        merged = self.scaled
+        total = sum(entries[name].size for name in self._sft.distinct)
+        copies: dict[str, list[str]] = {}
+        for copy, name in self._sft.copies.items():
+            copies.setdefault(name, []).append(copy)
+        bad: set[str] = set()
+        loss = Loss()
+        with contextlib.ExitStack() as stack:
+            files: dict[str, NewTensorFile] = {}
+            for file, names in shards.items():
+                metadata = self._sft.metadata(next(iter(self._sft.files))) or {"format": "pt"}
+                opened = NewTensorFile(folder / file, {name: entries[name] for name in names}, metadata)
+                stack.callback(opened.close)
+                files |= dict.fromkeys(names, opened)
+
+            def work(span: Span) -> tuple[int, Loss | None]:
+                if span.name in merged.residuals.shapes:
+                    values, lost = self._merge(span, merged, entries[span.name].dtype, bad)
+                else:
+                    values, lost = self._cast(span, entries[span.name].dtype, bad), None
+                for name in (span.name, *copies.get(span.name, ())):
+                    files[name].write(name, span.start, values)
+                return span.stop - span.start, lost
+
+            for size, lost in in_threads(work, self._spans(merged), self.residuals.workers):
+                loss = loss if lost is None else loss + lost
+                self._progress("write", size, total)
+        self.check_inputs()
+        if bad:
+            names = _listed([repr(name) for name in sorted(bad)])
+            dtypes = {str(entries[name].dtype).removeprefix("torch.") for name in bad}
+            wider = "" if dtypes <= {"float32", "float64"} else ", or choose --dtype float32"
+            raise ValueError(
+                f"merged values of {names} are not finite in {' and '.join(sorted(dtypes))}; check alpha, beta and "
+                f"weights{wider}"
+            )
+        _write_index(self._sft, folder, shards, entries)
+        _write_companions(self._sft, folder, dtype)
+        return loss.shares()
+
+    def _spans(self, merged: Merged) -> Iterator[Span]:
+        for name in self._sft.distinct:
+            if name in merged.residuals.shapes:
+                yield from merged.residuals.spans(merged.unit, [name])
+            else:
+                yield from cut(name, self._sft.shapes[name], "element", self.residuals.elements)
+
+    def _merge(self, span: Span, merged: Merged, dtype: torch.dtype, bad: set[str]) -> tuple[Tensor, Loss]:
+        piece = merged.residuals.read(span)
+        tau = merged.compute(piece)
+        written = (piece.sft + tau).to(dtype)
+        loss = cast_loss(tau, piece.sft, written, self._sft.entries[span.name].dtype)
+        # The sums are not finite if one of the values is not, or if squares overflow.
+        if not (math.isfinite(loss.error) and math.isfinite(loss.total)) and not torch.isfinite(written).all():
+            bad.add(span.name)
+        return written.cpu(), loss
+
+    def _cast(self, span: Span, dtype: torch.dtype, bad: set[str]) -> Tensor:
+        """The values of the SFT model where no policy changes them."""
+        raw = self._scratch.take("raw", span.stop - span.start, self._sft.entries[span.name].dtype)
+        self._sft.read_into(raw, span.name, span.start)
+        written = raw.to(dtype)
+        if dtype.is_floating_point and not is_finite(written):
+            if is_finite(raw):
+                bad.add(span.name)
+            else:
+                self._not_finite.add((str(self._sft.folder), span.name))
+        return written
+
+    def check_inputs(self) -> None:
+        """Stop with a ValueError if a residual that was read is not finite; all that were met are named."""
+        if self._not_finite:
+            found = [f"{name!r} of {path!r}" for path, name in sorted(self._not_finite)]
+            raise ValueError(
+                f"{_listed(found)} has values that are not finite there or in the SFT model; train again"
+                if len(found) == 1
+                else f"these have values that are not finite, there or in the SFT model: {_listed(found)}; train again"
+            )
+
+
+def layout(
+    sft: Checkpoint, dtype: str | None, max_shard_size: int | None
+) -> tuple[dict[str, Entry], Mapping[str, Sequence[str]]]:
+    """What is written of every tensor, and which file gets which tensors; see `DenseMerge.write`."""
+    entries = {name: _target(entry, dtype) for name, entry in sft.entries.items()}
+    return entries, sft.files if max_shard_size is None else _shards(entries, max_shard_size)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _target(entry: Entry, dtype: str | None) -> Entry:
+    return replace(entry, dtype=DTYPES[dtype]) if dtype and entry.dtype.is_floating_point else entry
+
+
+def _shards(entries: Mapping[str, Entry], max_shard_size: int) -> dict[str, list[str]]:
+    """File names as transformers gives them to shards, to the tensors in each, in the order of the SFT files."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name, entry in entries.items():
+        if groups[-1] and held + entry.nbytes > max_shard_size:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += entry.nbytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, start=1)}
+
+
+def _write_index(
+    sft: Checkpoint, folder: Path, shards: Mapping[str, Sequence[str]], entries: Mapping[str, Entry]
+) -> None:
+    if list(shards) == ["model.safetensors"]:
+        return
+    metadata = {**(sft.index or {}).get("metadata", {}), "total_size": sum(entry.nbytes for entry in entries.values())}
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(entry.size for entry in entries.values())
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    index = {"metadata": metadata, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_companions(sft: Checkpoint, folder: Path, dtype: str | None) -> None:
+    config = dict(sft.config)
+    if dtype is not None:
+        # transformers 5 writes `dtype`, older versions `torch_dtype`; whichever is there must agree with the weights.
+        for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
+            config[key] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for pattern in _COMPANIONS:
+        for path in sorted(sft.folder.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)

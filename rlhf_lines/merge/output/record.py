@@ -1,0 +1,178 @@
+"""Repeating a merge from the `merge_spec.json` that it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rlhf_lines.artifact import versions
+from rlhf_lines.errors import Problems
+from rlhf_lines.merge.inputs.checkpoint import read_json
+from rlhf_lines.merge.inputs.provenance import weights_sha256
+from rlhf_lines.merge.inputs.statistics_files import FILES, statistics_sha256
+from rlhf_lines.merge.spec import MergeSpec
+
+
+FORMAT = 1
+KEYS = (
+    "spec",
+    "sft_model",
+    "sft_sha256",
+    "policies",
+    "statistics",
+    "save",
+    "asked_dtype",
+    "asked_rank",
+    "max_shard_size",
+    "device",
+    "versions",
+)
+
+
+def settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of stage `merge` that repeat a recorded merge; `output_dir` is not among them.
+
+    Folders are recorded as they were given. A relative one is looked for from the current folder, then from the folders
+    above the record, nearest first, so that a project may move as a whole; its hash is checked by `check_repeat`.
+
+    Args:
+        record: the content of `merge_spec.json`.
+        path: where that was read.
+
+    Raises:
+        ValueError: another format, a missing key, or values of another kind.
+    """
+    _check_record(record, path)
+    spec = record["spec"]
+    found = {
+        "sft_model": _find(record["sft_model"], path),
+        "policies": [_find(policy["path"], path) for policy in record["policies"]],
+        "weights": spec["weights"],
+        "rule": spec["rule"],
+        "rule_options": json.dumps(spec["options"]) if spec["options"] else None,
+        "alpha": spec["alpha"],
+        "beta": spec["beta"],
+        "schedule": spec["schedule"],
+        "save": record["save"],
+        "dtype": record["asked_dtype"],
+        "statistics": [_find(folder["path"], path) for folder in record["statistics"]] or None,
+        "max_shard_size": record["max_shard_size"],
+        "device": record["device"],
+        "rank": record["asked_rank"],
+        "repeats": str(path),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def read_merge_record(path: Path) -> dict[str, Any]:
+    """The content of a `merge_spec.json`, which has all of `KEYS`.
+
+    Raises:
+        ValueError: it is no JSON, or not as a merge writes it.
+    """
+    record = read_json(path)
+    _check_record(record, path)
+    return record
+
+
+def check_repeat(
+    path: str | Path,
+    sft: str | Path,
+    policies: Sequence[str | Path],
+    statistics: Sequence[str | Path] = (),
+    *,
+    way_out: str = "restore it, or name its copy with {flag}",
+) -> list[str]:
+    """What may differ from the merge that a record describes although its inputs are the same, as warnings.
+
+    Args:
+        path: the `merge_spec.json`.
+        sft: folder of the SFT model, as found now.
+        policies: folders of the policies.
+        statistics: folders of their statistics. Those that the record has none of are not compared.
+        way_out: what to do about an input that has changed; `{flag}` is the flag that names it.
+
+    Raises:
+        ValueError: an input has other weights than were recorded; `InputProblems` if several have.
+    """
+    record = read_merge_record(Path(path))
+    if len(policies) != len(record["policies"]):
+        raise ValueError(
+            f"{len(policies)} policies are given, but {path} was made from {len(record['policies'])}: give them all in "
+            "its order, or merge others without --config merge_spec.json"
+        )
+    recorded = [(record["sft_model"], record["sft_sha256"])]
+    recorded += [(policy["path"], policy["sha256"]) for policy in record["policies"]]
+    problems = Problems()
+    for number, (folder, (name, expected)) in enumerate(zip([sft, *policies], recorded, strict=True)):
+        what, flag = ("policy", "--policies") if number else ("SFT model", "--sft_model")
+        with problems.collect():
+            found = weights_sha256(folder)
+            if found != expected:
+                where = f"{str(folder)!r}" + ("" if str(folder) == name else f" (recorded as {name!r})")
+                problems.add(
+                    f"{what} {where} has changed since {path} was written: its weights have SHA-256 {found[:12]}, "
+                    f"recorded are {expected[:12]}; {way_out.format(flag=flag)}"
+                )
+    _check_statistics(problems, record, path, statistics, way_out)
+    problems.check()
+    return _version_warnings(record["versions"], path)
+
+
+def _check_statistics(
+    problems: Problems, record: Mapping[str, Any], path: str | Path, statistics: Sequence[str | Path], way_out: str
+) -> None:
+    rule = record["spec"]["rule"]
+    for folder, recorded in zip(statistics, record["statistics"], strict=False):
+        # A file that is missing is told when statistics are opened, with the verb that makes it.
+        if (Path(folder) / FILES[rule]).is_file() and statistics_sha256(rule, folder) != recorded["sha256"]:
+            problems.add(
+                f"the file of statistics in {str(folder)!r} has changed since {path} was written; "
+                f"{way_out.format(flag='--statistics')}"
+            )
+
+
+def _check_record(record: Mapping[str, Any], path: Path) -> None:
+    if record.get("format") != FORMAT:
+        raise ValueError(f"merge record {path} has format {record.get('format')!r}, expected {FORMAT}: merge again")
+    missing = [key for key in KEYS if key not in record]
+    if missing:
+        raise ValueError(f"merge record {path} lacks {', '.join(missing)}: give the settings by flags")
+    kinds = {"spec": dict, "sft_model": str, "sft_sha256": str, "policies": list, "statistics": list, "versions": dict}
+    damaged = [key for key, kind in kinds.items() if not isinstance(record[key], kind)]
+    damaged += [
+        key
+        for key in ("policies", "statistics")
+        if key not in damaged and not all(_is_folder(entry) for entry in record[key])
+    ]
+    if "spec" not in damaged and not record["spec"].keys() >= {entry.name for entry in fields(MergeSpec)}:
+        damaged.append("spec")
+    if damaged:
+        raise ValueError(f"merge record {path} is damaged in {', '.join(damaged)}: give the settings by flags")
+
+
+def _is_folder(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "sha256"))
+
+
+def _version_warnings(before: Mapping[str, str], path: str | Path) -> list[str]:
+    now = versions()
+    differing = [
+        f"{name} {before.get(name, 'missing')} (now {now.get(name, 'missing')})"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if not differing:
+        return []
+    return [f"{path} was written with {', '.join(differing)}: the repeated merge may differ in the last bits"]
+
+
+def _find(name: str, path: Path) -> str:
+    if Path(name).is_absolute() or Path(name).exists():
+        return name
+    above = path.resolve().parents
+    # Found nowhere, it is named as it was. With ./ in front, a folder that is gone is not taken for a model on the Hub.
+    return next((str(folder / name) for folder in above if (folder / name).is_dir()), f"./{name}")

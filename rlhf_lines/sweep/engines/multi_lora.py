@@ -1,0 +1,135 @@
+"""Many merged policies on one loaded base: every row of a batch may be another one.
+
+A merge that is linear in the residuals differs from the SFT model, in one module, by
+
+    h = W x + B (c * (A x)),   A = [A_1; A_2; ...], B = [s_1 B_1, s_2 B_2, ...]
+
+where c, one number per rank, is the only thing that depends on weights, alpha, beta and the block. So the factors of
+all policies are loaded once, nothing is merged into W, and a quantised base stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.lora.low_rank import coefficients, stack
+
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of Llama and its relatives
+
+
+class Mixture:
+    """A causal language model whose rows follow the spec that they are given.
+
+    Args:
+        model: the SFT model; hooks are added to the adapted modules, its weights are not touched.
+        adapters: the policies, in the order of the specs' weights; a spec may have fewer weights, the rest are 0.
+
+    Raises:
+        ValueError: an adapter has a module that the model has not.
+    """
+
+    def __init__(self, model: nn.Module, adapters: Sequence[Adapter]) -> None:
+        self.model = model
+        self._num_layers = model.config.get_text_config().num_hidden_layers
+        stacked = stack(adapters)
+        self._ranks = next(iter(stacked.values())).ranks
+        self._diagonals: dict[int | None, Tensor] = {}  # block -> [rows, 1, R]
+        self._cache: dict[MergeSpec, Tensor] = {}
+        modules = dict(model.named_modules())
+        layers = block_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
+        self._layers = sorted(set(layers.values()), key=lambda layer: -1 if layer is None else layer)
+        for name in stacked:
+            if name not in modules:
+                raise ValueError(f"the adapters change the module {name!r}, which the SFT model has not")
+        for names in _readers_of_one_input(stacked):
+            device = next(modules[names[0]].parameters()).device
+            narrow = _Narrow([stacked[name].A.T.float().to(device) for name in names])
+            for place, name in enumerate(names):
+                self._attach(
+                    modules[name], stacked[name].B.T.float().to(device), narrow, place, layers[f"{name}.weight"]
+                )
+
+    @contextlib.contextmanager
+    def rows(self, specs: Sequence[MergeSpec]) -> Iterator[None]:
+        """Inside, row i of every forward pass follows ``specs[i]``; outside, all rows are the SFT model."""
+        self.set_rows(torch.stack([self._coefficients(spec) for spec in specs]))
+        try:
+            yield
+        finally:
+            self._diagonals = {}
+
+    def set_rows(self, diagonals: Tensor) -> None:
+        """Give every row its coefficients, ``[rows, blocks, R]``, as ``select_rows`` returns them."""
+        device = self.model.device
+        self._current = diagonals.to(device)
+        self._diagonals = {layer: self._current[:, i].unsqueeze(1) for i, layer in enumerate(self._layers)}
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep only some of the current rows, by index: the others have left the batch."""
+        self.set_rows(self._current[rows])
+
+    def _coefficients(self, spec: MergeSpec) -> Tensor:
+        if spec not in self._cache:
+            ranks = self._ranks[: len(spec.weights)]
+            per_block = torch.stack([coefficients(spec, ranks, layer, self._num_layers) for layer in self._layers])
+            self._cache[spec] = nn.functional.pad(per_block, (0, sum(self._ranks) - sum(ranks)))
+        return self._cache[spec]
+
+    def _attach(self, module: nn.Module, up: Tensor, narrow: _Narrow, place: int, layer: int | None) -> None:
+        """Let a module add its residual; ``up`` is its B, ``[R, out]``."""
+
+        def add_residual(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            diagonal = self._diagonals.get(layer)
+            if diagonal is None:
+                return output
+            scaled = narrow(inputs[0], diagonal, place)
+            if (
+                output.dtype == torch.float32
+            ):  # one operation in place of two: small ones cost most where rows are short
+                output.view(-1, up.shape[1]).addmm_(scaled, up)
+                return output
+            return output + (scaled @ up).view(output.shape).to(output.dtype)
+
+        module.register_forward_hook(add_residual)
+
+
+class _Narrow:
+    """c * (A x) of the modules that read one tensor, all in one product when the first of them asks.
+
+    Args:
+        downs: A of each module, ``[in, R]``.
+    """
+
+    def __init__(self, downs: Sequence[Tensor]) -> None:
+        self._down, self._count, self._rank = torch.cat(list(downs), dim=1), len(downs), downs[0].shape[1]
+        self._input = self._found = None
+        self._unread = 0
+
+    def __call__(self, x: Tensor, diagonal: Tensor, place: int) -> Tensor:
+        """Return what the module at a place gets, ``[rows T, R]``, for x ``[rows, T, in]`` and c ``[rows, 1, R]``."""
+        if x is not self._input:
+            wide = (x.float() @ self._down).unflatten(-1, (self._count, self._rank)) * diagonal.unsqueeze(2)
+            self._input, self._found, self._unread = x, wide.flatten(2).flatten(0, 1), self._count
+        found = self._found[:, place * self._rank : (place + 1) * self._rank]
+        self._unread -= 1
+        if self._unread == 0:  # keep no activations
+            self._input = self._found = None
+        return found
+
+
+def _readers_of_one_input(modules: Iterable[str]) -> list[list[str]]:
+    """Return the modules in groups that may read one tensor: siblings whose names say so, each other one alone."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in modules:
+        parent, _, own = name.rpartition(".")
+        shared = next((names[0] for names in SAME_INPUT if own in names), own)
+        groups.setdefault((parent, shared), []).append(name)
+    return list(groups.values())

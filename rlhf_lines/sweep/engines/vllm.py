@@ -1,0 +1,215 @@
+"""The vLLM engine of a sweep: all specs as adapters of one vLLM engine."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.models import checkpoint_end_token_ids, load_tokenizer
+from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.engines.protocol import Completion, Request
+from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters, check_servable, largest_rank
+from rlhf_lines.sweep.engines.vllm_arguments import (
+    engine_arguments,
+    next_token_arguments,
+    reading_arguments,
+    request_seed,
+    sampling_arguments,
+)
+
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt, and those of a completion
+ROWS = 2048  # vLLM makes its own batches: many requests keep them full, and a killed run loses that many at most
+STEPS = 1 << 16  # requests for single tokens that are handed over at once
+
+
+class Job(NamedTuple):
+    """One request to vLLM: under which spec (None is the SFT model), after which tokens, with which settings."""
+
+    spec: MergeSpec | None
+    token_ids: Sequence[int]
+    arguments: dict[str, Any]
+
+
+class VllmEngine:
+    """Generates with vLLM, which is started by the first request and loads every spec as an adapter.
+
+    The noise is vLLM's own: completions at a temperature above 0 are not those of the local engine.
+
+    Args:
+        config: how to sample, and ``vllm``: the arguments of vLLM's engine.
+        sft: folder of the SFT model.
+        adapters: the policies, then the MORLHF runs, in the order of the specs' weights.
+        folder: of the run; adapters are written below it.
+
+    Raises:
+        ValueError: vLLM is not installed, an argument is not free, the ranks are too large, or several processes were
+            started.
+    """
+
+    def __init__(self, config: SweepConfig, sft: Path, adapters: Sequence[Adapter], folder: Path) -> None:
+        if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise ValueError(
+                f"engine vllm starts its own processes, but {processes} were started: leave out the launcher, and give "
+                "vllm a tensor_parallel_size"
+            )
+        self._config = config
+        modules = sorted({name.rpartition(".")[2] for adapter in adapters for name in adapter.modules})
+        self._adapt_head = "lm_head" in modules
+        self._arguments = engine_arguments(
+            config.vllm_arguments,
+            sft=sft,
+            dtype=config.dtype,
+            seed=config.seed,
+            rank=largest_rank(adapters, mixed=len(config.policies)),
+            modules=modules,
+        )
+        _check_installed()
+        self._end_tokens = checkpoint_end_token_ids(sft, load_tokenizer(sft))
+        self._adapters = SpecAdapters(folder, adapters, sft, config.dtype)
+        self._llm = None
+        self._numbers: dict[Path, int] = {}  # vLLM knows an adapter by a number from 1
+
+    def rows(self, prompt_tokens: int) -> int:
+        """Return how many requests one call should hold."""
+        return self._config.batch_size or ROWS
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Return one completion per request, in their order, which may mix any linear specs.
+
+        Raises:
+            ValueError: a spec that is not linear.
+        """
+        for request in requests:
+            check_servable(request.spec)
+        jobs = [Job(request.spec, request.prompt_ids, self._sampling(request)) for request in requests]
+        outputs = [output.outputs[0] for output in self._generate(jobs)]
+        tokens = [tuple(output.token_ids) for output in outputs]
+        own = [_sum_logprobs(output.logprobs, output.token_ids) for output in outputs]
+        reference = self.sft_logprobs([(r.prompt_ids, ids) for r, ids in zip(requests, tokens, strict=True)])
+        return [Completion(ids, ours - theirs) for ids, ours, theirs in zip(tokens, own, reference, strict=True)]
+
+    def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
+        """Return, for each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec.
+
+        Raises:
+            ValueError: a spec that is not linear.
+        """
+        for spec in specs:
+            check_servable(spec)
+        pairs = [(tuple(row[:1]), tuple(row[1:])) for row in rows]
+        return [-value for value in self._logprobs(specs, pairs, temperature=1.0)]
+
+    def sft_logprobs(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return the log-probability of each completion after its prompt under the SFT model, at the temperature.
+
+        Specs that share their noise often write the same: each pair is read once.
+        """
+        distinct = list(dict.fromkeys(pairs))
+        values = self._logprobs([None] * len(distinct), distinct, temperature=self._config.temperature or 1.0)
+        known = dict(zip(distinct, values, strict=True))
+        return [known[pair] for pair in pairs]
+
+    def close(self) -> None:
+        """End vLLM's processes and free its memory; the next request starts it again."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown(timeout=30)
+            self._llm = None
+
+    def _sampling(self, request: Request) -> dict[str, Any]:
+        return sampling_arguments(
+            temperature=self._config.temperature,
+            max_new_tokens=self._config.max_new_tokens,
+            end_tokens=self._end_tokens,
+            seed=request_seed(self._config.seed, request.prompt_key, request.sample),
+        )
+
+    def _logprobs(self, specs: Sequence[MergeSpec | None], pairs: Sequence[Pair], *, temperature: float) -> list[float]:
+        """Return the log-probability of each completion after its prompt under its spec.
+
+        vLLM reads given tokens in one pass at temperature 1 only, and leaves out what an adapter adds to the head
+        (vLLM's issue 51594). There, every token is asked for on its own, after those before it.
+        """
+        if temperature == 1 and not self._adapt_head:
+            jobs = [
+                Job(spec, prompt + completion, reading_arguments())
+                for spec, (prompt, completion) in zip(specs, pairs, strict=True)
+            ]
+            outputs = self._generate(jobs)
+            return [
+                _sum_logprobs(output.prompt_logprobs[len(prompt) :], completion)
+                for output, (prompt, completion) in zip(outputs, pairs, strict=True)
+            ]
+        steps = self._next_tokens(specs, pairs, temperature)
+        return [sum(itertools.islice(steps, len(completion))) for _, completion in pairs]
+
+    def _next_tokens(
+        self, specs: Sequence[MergeSpec | None], pairs: Sequence[Pair], temperature: float
+    ) -> Iterator[float]:
+        """Yield the log-probability of every token of every completion, one after the other."""
+        jobs = (
+            Job(spec, prompt + completion[:t], next_token_arguments(token, temperature=temperature))
+            for spec, (prompt, completion) in zip(specs, pairs, strict=True)
+            for t, token in enumerate(completion)
+        )
+        while some := list(itertools.islice(jobs, STEPS)):
+            for job, output in zip(some, self._generate(some), strict=True):
+                yield _sum_logprobs(output.outputs[0].logprobs, job.arguments["logprob_token_ids"])
+
+    def _generate(self, jobs: Sequence[Job]) -> list:
+        """Return vLLM's output of every job, in their order.
+
+        Jobs of one spec are neighbours, so that an adapter that has left memory is loaded again only once. Those of the
+        SFT model go first, on their own: where both are in one batch, vLLM's CPU kernels give a row that has no adapter
+        the last one (vLLM's pull request 48421).
+        """
+        from vllm import SamplingParams
+
+        loras = [self._lora(job.spec) for job in jobs]
+        plain = [i for i, lora in enumerate(loras) if lora is None]
+        adapted = sorted(set(range(len(jobs))) - set(plain), key=lambda i: (loras[i].lora_int_id, i))
+        outputs = {}
+        for some in filter(None, (plain, adapted)):
+            generated = self._start().generate(
+                [{"prompt_token_ids": list(jobs[i].token_ids)} for i in some],
+                [SamplingParams(**jobs[i].arguments) for i in some],
+                lora_request=[loras[i] for i in some],
+                use_tqdm=False,
+            )
+            outputs.update(zip(some, generated, strict=True))
+        return [outputs[i] for i in range(len(jobs))]
+
+    def _lora(self, spec: MergeSpec | None):
+        from vllm.lora.request import LoRARequest
+
+        path = self._adapters.path(spec) if spec is not None else None
+        if path is None:
+            return None
+        number = self._numbers.setdefault(path, len(self._numbers) + 1)
+        return LoRARequest(path.name, number, str(path.resolve()))
+
+    def _start(self):
+        if self._llm is None:
+            from vllm import LLM
+
+            self._llm = LLM(**self._arguments)
+        return self._llm
+
+
+def _check_installed() -> None:
+    try:
+        from vllm import LLM  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"engine vllm needs the extra rlhf-lines[vllm] ({error}): install it as docs/sweep.md says, or use engine "
+            "local"
+        ) from error
+
+
+def _sum_logprobs(logprobs, token_ids: Sequence[int]) -> float:
+    return sum(of_step[token].logprob for of_step, token in zip(logprobs, token_ids, strict=True))

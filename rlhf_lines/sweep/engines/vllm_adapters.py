@@ -1,0 +1,71 @@
+"""Merged policies as adapters on disk, each written once, for a server that loads them by path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rlhf_lines.artifact import new_folder
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.lora.low_rank import linear_weights, merge_adapters
+from rlhf_lines.merge.output.adapter import write_adapter
+from rlhf_lines.merge.rules import LINEAR_RULES
+
+
+def check_servable(spec: MergeSpec) -> None:
+    """Stop with a ValueError if no adapter is exactly the policy of this spec."""
+    if spec.rule not in LINEAR_RULES:
+        raise ValueError(f"rule {spec.rule!r} is not linear, so vLLM has no exact adapter for it: use engine local")
+    if spec.alpha == "auto":
+        raise ValueError('alpha "auto" is measured, so vLLM has no adapter for it yet: give the number')
+
+
+class SpecAdapters:
+    """The policies of linear specs as PEFT folders ``FOLDER/adapters/DIGEST``, for one SFT model.
+
+    A folder under its name is complete, so one that exists is used as it is: also after a run that was killed. It
+    belongs to these policies as long as ``folder`` does.
+
+    Args:
+        folder: of the run.
+        adapters: in the order of the specs' weights.
+        sft: folder of the SFT model.
+        dtype: of the written factors.
+    """
+
+    def __init__(self, folder: Path, adapters: Sequence[Adapter], sft: Path, dtype: str) -> None:
+        self._folder, self._adapters, self._sft, self._dtype = Path(folder) / "adapters", adapters, sft, dtype
+
+    def path(self, spec: MergeSpec) -> Path | None:
+        """Return the folder of a spec, written if it is not there yet; None for the SFT model itself.
+
+        Its rank is the sum of the ranks of those policies whose weight is not 0.
+
+        Raises:
+            ValueError: `check_servable`, or factors that are not finite in the dtype.
+        """
+        check_servable(spec)
+        weights = linear_weights(spec)
+        used = [k for k, weight in enumerate(weights) if weight]
+        if not used:
+            return None
+        path = self._folder / spec.digest()
+        if not path.is_dir():
+            adapters = [self._adapters[k] for k in used]
+            same = replace(spec, rule="linear", weights=tuple(weights[k] for k in used))
+            with Checkpoint(self._sft) as sft, new_folder(path) as partial:
+                merged = merge_adapters(adapters, same, num_layers=sft.num_layers())
+                write_adapter(partial, merged, adapters, sft, str(self._sft), self._dtype)
+        return path
+
+
+def largest_rank(adapters: Sequence[Adapter], *, mixed: int) -> int:
+    """Return the largest rank of a spec's adapter, where the first so many adapters are mixed and the rest stand alone.
+
+    That is the sum of the ranks of the first, or the rank of one of the rest.
+    """
+    ranks = [max(factors.A.shape[0] for factors in adapter.modules.values()) for adapter in adapters]
+    return max(sum(ranks[:mixed]), *ranks[mixed:], 0)

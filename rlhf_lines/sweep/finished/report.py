@@ -1,0 +1,114 @@
+"""From the run folder of a sweep to ``report.html``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_lines.artifact import CONFIG, read_record, write_whole
+from rlhf_lines.pareto import read_front
+from rlhf_lines.pareto.front import FILE_NAME as FRONT
+from rlhf_lines.pareto.picked import merge_arguments
+from rlhf_lines.pareto.report import Completions, evenly_spaced, report_html
+from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.store import Row, Store, open_finished
+
+
+NAME = "report.html"
+READ_PROMPTS = 2000  # more would not fit into the page with the completions of even a few points
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` from ``front.json`` and the run store, and return its path.
+
+    The file appears whole or not at all. A folder without ``front.json`` gets one first.
+
+    Raises:
+        FileNotFoundError: the folder has no run store, or belongs to a sweep that has not finished.
+        ValueError: the file is no run store, or ``front.json`` is not a front.
+    """
+    folder = Path(folder)
+    with open_finished(folder) as store:
+        front = read_front(folder) if (folder / FRONT).is_file() else trace_front(folder)
+        page = report_html(front, read_completions(store, front), how_it_was_made(folder, front))
+    write_whole(folder / NAME, page)
+    return folder / NAME
+
+
+def read_completions(store: Store, front: Mapping[str, Any], *, limit: int = READ_PROMPTS) -> Completions:
+    """Return what the points of a front wrote for the prompts of its split; beyond ``limit``, evenly spaced ones."""
+    split, ids = front["split"], {point["id"] for point in front["points"]}
+    spec_of = {point.id: point.spec_id for point in store.points(split) if point.id in ids}
+    prompts = list(store.prompts(split).items())
+    read = dict(prompts[i] for i in evenly_spaced(len(prompts), limit))
+    rows: dict[tuple[int, int], list[Row]] = {}
+    for row in store.rows(split, front["rewards"]):
+        if row.prompt in read:
+            rows.setdefault((row.spec, row.prompt), []).append(row)
+
+    def column(value: Callable[[Row], Any]) -> dict[int, list[list[Any]]]:
+        return {
+            spec: [_by_sample(rows.get((spec, prompt), []), value) for prompt in read]
+            for spec in sorted(set(spec_of.values()))
+        }
+
+    return Completions(
+        prompts=[prompt.text for prompt in read.values()],
+        total=len(prompts),
+        spec_of=spec_of,
+        texts=column(lambda row: row.text),
+        kl=column(lambda row: row.kl),
+        scores={reward: column(lambda row, name=reward: row.scores.get(name)) for reward in front["rewards"]},
+    )
+
+
+def how_it_was_made(folder: Path, front: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings, versions and commands that the report lists."""
+    config = folder / CONFIG
+    first = front["points"][0]
+    reference = ", ".join(f"{value:.4g}" for value in front["reference_point"])
+    facts = [
+        ("prompts", f"{first['prompts']}, of the split {front['split']}"),
+        ("samples per prompt", str(first["samples_per_prompt"])),
+        ("seed", str(front["seed"])),
+        ("intervals", f"{100 * front['confidence']:g} %, bootstrap over prompts, {front['resamples']} resamples"),
+        ("reference point", f"{reference}: {front['reference_point_rule']}"),
+        ("expected utility", front["utility_rule"]),
+    ]
+    if front.get("sft_model"):
+        facts.append(("SFT model", str(front["sft_model"])))
+    facts += [(f"policy {k + 1}", str(path)) for k, path in enumerate(front.get("policies") or [])]
+    run = shlex.quote(str(folder))
+    equal = " ".join("1" for _ in front["rewards"])
+    return {
+        "title": "/".join(folder.resolve().parts[-2:]).lstrip("/"),
+        "facts": facts,
+        "versions": read_record(folder).get("versions", {}),
+        "commands": [
+            ("Choose a point by preference", f"rlhf-lines pick {run} --preference {equal} --scale range"),
+            ("Compute the front and this page again", f"rlhf-lines front {run} && rlhf-lines report {run}"),
+        ],
+        "merges": _merges(folder, front),
+        "config": config.read_text(encoding="utf-8") if config.is_file() else None,
+    }
+
+
+def _merges(folder: Path, front: Mapping[str, Any]) -> dict[str, str]:
+    """Return the command that makes the policy of each point, by its id; the SFT model needs none."""
+    if "policies" not in front or "sft_model" not in front:
+        return {}
+    return {
+        str(point["id"]): shlex.join(
+            ["rlhf-lines", "merge", *merge_arguments(front, point, folder / f"point_{point['id']}")]
+        )
+        for point in front["points"]
+        if any(point["spec"]["weights"])
+    }
+
+
+def _by_sample(rows: list[Row], value: Callable[[Row], Any]) -> list[Any]:
+    """Return one value per sample, None where there is no such sample."""
+    found = {row.sample: value(row) for row in rows}
+    return [found.get(sample) for sample in range(max(found, default=-1) + 1)]

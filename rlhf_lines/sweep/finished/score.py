@@ -1,0 +1,111 @@
+"""Verb ``score``: scores of further reward models for the completions that a finished sweep has stored."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from reward_models import RewardModel
+from rlhf_lines.pareto.front import FILE_NAME
+from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.finished.report import NAME as REPORT
+from rlhf_lines.sweep.finished.report import write_report
+from rlhf_lines.sweep.store import Store, open_finished
+from rlhf_lines.task_rewards import load_reward_models, raw_score_problems, reward_entries
+
+
+CHUNK = 256  # completions per commit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``score`` did: per reward, how many completions it scored; and the front with all rewards."""
+
+    scored: Mapping[str, int]
+    front: dict[str, Any]
+
+
+def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, batch_size: int = 32) -> Outcome:
+    """Score every stored completion of a finished sweep by further reward models; nothing is generated.
+
+    Scores are committed in chunks. Killed and repeated, it goes on with the completions that have no score yet. A
+    reward belongs to the run once all completions have its score; then ``front.json`` and its figures are written
+    again.
+
+    Args:
+        folder: the ``output_dir`` of a sweep.
+        rewards: as in the config of a sweep.
+        batch_size: of a reward model that does not name its own.
+
+    Raises:
+        FileNotFoundError: there is no finished sweep, or no such reward model.
+        ValueError: an item is wrong, or the run has scores of this name by another reward model.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    entries = reward_entries(rewards)
+    if problems := raw_score_problems(entries):
+        raise ValueError("; ".join(problems))
+    with open_finished(folder) as store:
+        known = store.recall("reward_models")
+        models = load_reward_models(entries, batch_size=batch_size)
+        for model, entry in zip(models, entries, strict=True):
+            _check_same_model(store, known, model.name, entry.identity())
+        scored = {}
+        for model, entry in zip(models, entries, strict=True):
+            known[model.name] = entry.identity()
+            store.replace(reward_models=known)
+            scored[model.name] = _score_all(store, model, size=max(CHUNK, entry.batch_size or batch_size))
+            names = store.recall("reward_names")
+            if model.name not in names:
+                store.replace(reward_names=[*names, model.name])
+        names = store.recall("reward_names")
+    front = _front_of(folder)
+    if front.get("rewards") != names:
+        front = trace_front(folder)
+    if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
+        write_report(folder)
+    return Outcome(scored, front)
+
+
+def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> None:
+    if known.get(name, model) == model:
+        return
+    if name not in store.recall("reward_names") and not store.has_scores(name):
+        return  # the other one failed before its first chunk
+    raise ValueError(
+        f"the run has scores {name!r} by {_written(known[name])}, and now the reward model is {_written(model)}: "
+        'give it another name, as in {"model": ..., "name": ...}'
+    )
+
+
+def _written(model: Mapping[str, Any]) -> str:
+    return json.dumps({key: model[key] for key in ("model", "dtype", "options")})
+
+
+def _score_all(store: Store, model: RewardModel, size: int) -> int:
+    """Score what has no score yet, and return how many completions that were."""
+    missing = store.count_unscored(model.name)
+    with tqdm(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
+        rows = store.unscored(model.name)
+        while chunk := list(itertools.islice(rows, size)):
+            scores = model.score([row.scored_text for row in chunk], [row.text for row in chunk])
+            pairs = zip(chunk, scores, strict=True)
+            store.add_scores(model.name, ((row.spec, row.prompt, row.sample, value) for row, value in pairs))
+            bar.update(len(chunk))
+    return missing
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
+
+
+def _front_of(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / FILE_NAME
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,256 @@
+"""What is known, refuted or left open about the origin of policies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from rlhf_lines.errors import InputProblems
+from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.provenance import hub_id, load_inputs, loss_warnings, weights_sha256
+from rlhf_lines.merge.inputs.tokenizers import compare_tokenizers, vocabulary
+from rlhf_lines.merge.tensors.precision import LostResidual
+
+
+VOCABULARY = {"a": 0, "b": 1, "c": 2}
+
+
+def warnings_of(sft: Path, *policies: Path) -> list[str]:
+    with contextlib.ExitStack() as stack:
+        return load_inputs(stack.enter_context(Checkpoint(sft)), policies, stack)[1]
+
+
+def edit(path: Path, **changes) -> None:
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def tokenizer(folder: Path, vocab=None, **parts) -> Path:
+    folder.mkdir(exist_ok=True)
+    content = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocab or VOCABULARY}, **parts}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+# --- origin ---
+
+
+def test_an_adapter_with_the_hash_of_the_sft_model_is_known(sft, helpful, copy_of):
+    policy = copy_of(helpful)
+    edit(policy / "rlhf_lines.json", sft_sha256=checkpoint_sha256(sft))
+    assert warnings_of(sft, policy) == []
+
+
+def test_an_adapter_that_names_a_path_only_is_warned_of(sft, helpful):
+    (warning,) = warnings_of(sft, helpful)
+    assert str(helpful) in warning and "records no hash of it" in warning and "cannot be known" in warning
+
+
+def test_a_revision_of_the_hub_is_as_good_as_a_hash(sft, helpful, copy_of, edit_config, tmp_path):
+    cached = tmp_path / "models--org--sft" / "snapshots" / "9be4410"
+    cached.parent.mkdir(parents=True)
+    copy_of(sft, "sft").rename(cached)
+    policy = edit_config(copy_of(helpful), base_model_name_or_path="org/sft", revision="9be4410")
+    assert warnings_of(cached, policy) == []
+    assert len(warnings_of(cached, edit_config(policy, revision=None))) == 1
+    assert hub_id(cached) == "org/sft" and hub_id(sft) is None
+
+
+def test_one_wrong_hash_among_adapters_is_refused(sft, helpful, harmless, copy_of):
+    """Where some adapters record no hash, paths are compared; a hash that is there must still be right."""
+    policy = copy_of(harmless)
+    edit(policy / "rlhf_lines.json", sft_sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"trained on SFT weights 000000000000, but .* one base \(see sft_sha256"):
+        warnings_of(sft, helpful, policy)
+
+
+def test_a_checkpoint_without_a_record_is_warned_of(sft, copy_of):
+    (warning,) = warnings_of(sft, copy_of(sft))
+    assert "does not record which SFT model it was trained from" in warning
+
+
+@pytest.mark.parametrize("file", ["rlhf_lines.json", "merge_spec.json"])
+def test_the_record_of_a_checkpoint_decides(sft, copy_of, file):
+    policy = copy_of(sft)
+    edit(policy / file, sft_sha256=checkpoint_sha256(sft))
+    assert warnings_of(sft, policy) == []
+    edit(policy / file, sft_sha256="0" * 64)
+    with pytest.raises(ValueError, match=rf"trained on SFT weights 000000000000, but .*see sft_sha256 in {file}"):
+        warnings_of(sft, policy)
+
+
+@pytest.mark.parametrize("file", ["rlhf_lines.json", "merge_spec.json"])
+def test_a_hash_that_is_no_text_is_named(sft, copy_of, file):
+    policy = copy_of(sft)
+    edit(policy / file, sft_sha256=5)
+    with pytest.raises(ValueError, match=rf"{file}' has sft_sha256 5, expected a text"):
+        warnings_of(sft, policy)
+
+
+def test_a_merged_checkpoint_is_a_policy_of_known_origin(sft, helpful, copy_of, tmp_path):
+    merged = merge_policies(sft, [helpful], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "merged")
+    assert warnings_of(sft, merged) == []
+    other = copy_of(sft)
+    path = other / "model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"merged' was trained on SFT weights"):
+        warnings_of(other, merged)
+
+
+# --- architecture ---
+
+
+def test_another_architecture_is_one_sentence(sft, copy_of):
+    policy = copy_of(sft)
+    edit(policy / "config.json", model_type="mistral", num_key_value_heads=4)
+    with pytest.raises(ValueError) as caught:
+        warnings_of(sft, policy)
+    assert "has model_type 'mistral' (the SFT model 'llama'), num_key_value_heads 4 (the SFT model 2)" in str(
+        caught.value
+    )
+    assert "problems" not in str(caught.value)
+
+
+def test_names_and_shapes_are_counted(sft, copy_of):
+    policy = copy_of(sft)
+    path = policy / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].clone()
+    del tensors["model.norm.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"has shape \(31, 16\) for 'lm_head.weight', .* \(32, 16\) \(and 1 more differ"
+    ):
+        warnings_of(sft, policy)
+
+
+def test_settings_that_change_no_shape_are_a_warning(sft, copy_of):
+    policy = copy_of(sft)
+    edit(policy / "config.json", rms_norm_eps=0.5, transformers_version="4.0", new_key=1)
+    _, warning = sorted(warnings_of(sft, policy))
+    assert "rms_norm_eps 0.5 (the SFT model 1e-06) in config.json" in warning
+    assert "transformers_version" not in warning and "new_key" not in warning
+
+
+def test_all_problems_of_all_inputs_are_told_at_once(sft, helpful, copy_of, edit_config, tmp_path):
+    first = edit_config(copy_of(helpful, "a"), use_dora=True)
+    second = copy_of(sft, "b")
+    edit(second / "config.json", vocab_size=99)
+    tokenizer(second)
+    with pytest.raises(InputProblems) as caught:
+        merge_policies(
+            sft,
+            [first, second, tmp_path / "c"],
+            MergeSpec("linear", (1, 1, 1)),
+            save="dense",
+            output_dir=tmp_path / "o",
+        )
+    dora, missing, size, words = caught.value.problems
+    assert "use_dora" in dora and "c' is not a folder" in missing and "vocab_size 99" in size and "vocabulary" in words
+    assert not (tmp_path / "o").exists()
+
+
+# --- tokenizer ---
+
+
+def test_equal_vocabularies_need_not_be_equal_files(tmp_path):
+    sft = tokenizer(tmp_path / "sft")
+    policy = tokenizer(tmp_path / "policy", padding={"direction": "Left"}, truncation={"max_length": 5})
+    assert compare_tokenizers(policy, sft) == []
+    (tmp_path / "adapter").mkdir()
+    assert compare_tokenizers(tmp_path / "adapter", sft) == []
+
+
+@pytest.mark.parametrize(
+    ("vocab", "added", "words"),
+    [
+        ({"a": 0, "b": 2, "c": 1}, [], r"2 differ, such as 'b' \(id 2 there, 1 here\), 'c' \(id 1 there, 2 here\)"),
+        (VOCABULARY, [{"id": 3, "content": "<pad>"}], r"of 4 tokens .* of 3: 1 differ, .*'<pad>' \(id 3 there, none"),
+    ],
+)
+def test_another_vocabulary_is_refused(tmp_path, vocab, added, words):
+    sft = tokenizer(tmp_path / "sft")
+    with pytest.raises(ValueError, match=words):
+        compare_tokenizers(tokenizer(tmp_path / "policy", vocab, added_tokens=added), sft)
+
+
+def test_vocabularies_of_older_files_are_read_too(tmp_path):
+    fast = tokenizer(tmp_path / "fast", [["a", -1.0], ["b", -2.0]])  # Unigram
+    assert vocabulary(fast) == {"a": 0, "b": 1}
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "vocab.txt").write_text("a\nb\n")
+    assert vocabulary(slow) == {"a": 0, "b": 1}
+    (slow / "added_tokens.json").write_text('{"c": 2}')
+    assert vocabulary(slow) == VOCABULARY
+    assert vocabulary(tmp_path) is None
+
+
+def test_other_parts_of_a_tokenizer_are_warnings(tmp_path):
+    sft = tokenizer(tmp_path / "sft", pre_tokenizer={"type": "Whitespace"})
+    policy = tokenizer(tmp_path / "policy", pre_tokenizer={"type": "ByteLevel"})
+    edit(policy / "tokenizer_config.json", chat_template="{{ messages }}")
+    parts, template = compare_tokenizers(policy, sft)
+    assert "another pre_tokenizer than" in parts and "another chat template" in template
+    (sft / "chat_template.jinja").write_text("{{ messages }}")
+    assert len(compare_tokenizers(policy, sft)) == 1
+
+
+# --- hashes and losses ---
+
+
+def test_a_file_that_was_written_again_is_hashed_again(helpful, copy_of):
+    policy = copy_of(helpful)
+    path = policy / "adapter_model.safetensors"
+    before = weights_sha256(policy)
+    assert weights_sha256(helpful) == before
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 1))
+    assert weights_sha256(policy) != before
+
+
+def test_the_hash_of_a_checkpoint_is_that_of_the_ppo_stage(sft):
+    assert weights_sha256(sft) == checkpoint_sha256(sft)
+
+
+@pytest.mark.parametrize(
+    ("share", "dtype", "save", "adapters", "named", "unnamed"),
+    [
+        (0.101, "bfloat16", "dense", True, ["lost 10.1%", "--dtype float32", "--save adapter"], []),
+        (0.101, "bfloat16", "dense", False, ["--dtype float32"], ["--save adapter"]),
+        (0.5, "float16", "adapter", True, ["--dtype float32"], ["--save adapter"]),
+        (0.5, "float32", "dense", True, ["--save adapter"], ["--dtype"]),
+    ],
+)
+def test_a_large_loss_names_the_ways_out(share, dtype, save, adapters, named, unnamed):
+    (warning,) = loss_warnings(LostResidual(share, 0.5), dtype=dtype, save=save, adapters_only=adapters)
+    assert all(words in warning for words in named) and not any(words in warning for words in unnamed)
+
+
+def test_a_tenth_is_not_a_large_loss():
+    assert loss_warnings(LostResidual(0.1, 0.5), dtype="bfloat16", save="dense", adapters_only=True) == []
+
+
+def test_a_merge_that_loses_much_says_so_everywhere(sft, helpful, copy_of, edit_weights, tmp_path):
+    from rlhf_lines.summary import summary
+
+    policy = edit_weights(copy_of(helpful), lambda tensors: {name: 0.05 * tensor for name, tensor in tensors.items()})
+    out = merge_policies(
+        sft, [policy], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "out", dtype="bfloat16"
+    )
+    record = json.loads((out / "merge_spec.json").read_text())
+    lost = record["lost_residual"]
+    assert lost["relative_l2"] > 0.1 and lost["unchanged"] > 0.1
+    assert "--dtype float32" in record["warnings"][-1] and "--save adapter" in record["warnings"][-1]
+    text = summary("merge", out)
+    numbers = f"by {lost['relative_l2']:.2%} (relative L2); {lost['unchanged']:.1%} of the changed parameters"
+    assert numbers in text and f"warning: {record['warnings'][-1]}" in text
+    assert numbers in (out / "README.md").read_text()

@@ -1,0 +1,209 @@
+"""The picture is written, and draws as a front only what is one."""
+
+import os
+import subprocess
+import sys
+from itertools import combinations
+
+import moocore
+import numpy as np
+import pytest
+
+from rlhf_lines.pareto import build_front, hypervolume, plot_front
+from rlhf_lines.pareto.figures import front as plot
+from rlhf_lines.pareto.style import COLOURS, DASHES, MARKERS
+from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
+
+
+GROUPS = ("uniform", "reversed", "morlhf")
+
+
+@pytest.fixture
+def front(make_points):
+    """Two groups and the SFT model, with the keys that a front has beside those of `build_front`'s first version."""
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=make_points(), resamples=100)
+    front["policies"] = ["runs/helpful", "runs/harmless"]
+    front["fronts"]["lines"]["hull"] = [6, 9, 10]
+    inner, outer = [[0.2, 1.0], [1.0, 0.1]], [[0.3, 1.4], [0.9, 1.0], [1.5, 0.2]]
+    front["fronts"]["lines"]["attainment"] = {"0.025": outer, "0.5": inner, "0.975": inner}
+    return front
+
+
+@pytest.fixture
+def front_of_six(make_points):
+    points = make_points()
+    for group in GROUPS:
+        for point in make_points(seed=4)[1:6]:
+            points.append({**point, "id": len(points), "group": group})
+    return build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=50)
+
+
+class Panel:
+    """Records what would be drawn."""
+
+    def __init__(self):
+        self.steps, self.lines, self.bands = [], [], []
+
+    def step(self, x, y, **style):
+        self.steps.append((style, list(x), list(y)))
+
+    def plot(self, x, y, **style):
+        self.lines.append((style, list(x)))
+
+    def errorbar(self, **style):
+        pass
+
+    def fill_between(self, *args, **style):
+        self.bands.append((style, *(np.asarray(arg) for arg in args)))
+
+
+def png_size(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 10_000
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def test_two_rewards_give_one_picture_without_pyplot_and_its_global_state(front, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    assert png_size(plot_front(front, tmp_path / "front.png")) == (1400, 1000)
+
+
+def test_three_rewards_give_a_panel_for_each_pair(make_points, tmp_path):
+    front = build_front(rewards=["a", "b", "c"], split="test", seed=0, points=make_points(rewards=3), resamples=100)
+    width, height = png_size(plot_front(front, tmp_path / "front.png"))
+    assert width > 2.5 * height
+
+
+def test_what_cannot_be_drawn_is_named(front, tmp_path):
+    with pytest.raises(ValueError, match="at least two rewards"):
+        plot_front({**front, "rewards": ["a"]}, tmp_path / "front.png")
+    with pytest.raises(ValueError, match=r"front.svg: expected a name that ends in .png or .pdf"):
+        plot_front(front, tmp_path / "front.svg")
+    with pytest.raises(FileNotFoundError, match="absent is not a folder"):
+        plot_front(front, tmp_path / "absent" / "front.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_with_markup_are_drawn_as_they_are(make_points, tmp_path):
+    front = build_front(rewards=["$a_{$", "$^$"], split="test", seed=0, points=make_points(), resamples=100)
+    assert png_size(plot_front(front, tmp_path / "front.png")) == (1400, 1000)
+
+
+def test_a_pdf_embeds_its_letters_and_knows_no_date(front, tmp_path):
+    data = plot_front(front, tmp_path / "front.pdf").read_bytes()
+    assert data.startswith(b"%PDF")
+    assert b"/FontFile2" in data and b"/CIDFontType2" in data and b"/Type3" not in data
+    assert b"CreationDate" not in data and b"ModDate" not in data
+
+
+def test_the_same_front_gives_the_same_bytes_in_every_process(front, tmp_path):
+    import json
+
+    (tmp_path / "front.json").write_text(json.dumps(front))
+    code = (
+        "import json, sys; from rlhf_lines.pareto import plot_front\n"
+        "folder = sys.argv[1]; front = json.load(open(folder + '/front.json'))\n"
+        "[plot_front(front, f'{folder}/{sys.argv[2]}.{suffix}') for suffix in ('png', 'pdf')]"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), seed], check=True, env=environment)
+    for suffix in ("png", "pdf"):
+        first, second = ((tmp_path / f"{seed}.{suffix}").read_bytes() for seed in ("1", "2"))
+        assert first == second
+
+
+def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front):
+    means = {point["id"]: point["scores"]["a"]["mean"] for point in front["points"]}
+    assert front["fronts"]["lines"]["nondominated"] == [6, 7, 9, 10]
+    panel = Panel()
+    plot._draw_group(panel, front, "lines", ("a", "b"), 3, staircase=True)
+    (_, x, y) = panel.steps[0]
+    # From the reference point through the four points in order, then down to the reference point.
+    assert x == [front["reference_point"][0], means[6], means[7], means[9], means[10], means[10]]
+    assert y == sorted(y, reverse=True) and y[-1] == front["reference_point"][1]
+    hull, faint, strong = panel.lines
+    assert hull[1] == [means[6], means[9], means[10]] and hull[0]["linewidth"] < 1
+    assert faint[1] == [means[8]] and faint[0]["markerfacecolor"] == "white" and faint[0]["alpha"] < 0.5
+    assert strong[1] == [means[i] for i in (6, 7, 9, 10)] and "alpha" not in strong[0]
+
+
+def test_the_band_lies_between_the_attained_fronts(front):
+    panel = Panel()
+    front["reference_point"] = [0.0, 0.0]
+    plot._draw_group(panel, front, "lines", ("a", "b"), 3, staircase=True)
+    ((style, x, low, high),) = panel.bands
+    assert style["step"] == "pre" and x[0] == 0.0 and x[-1] == 1.5
+    # The area under a step function that keeps its value to the left of x is the hypervolume.
+    attainment = front["fronts"]["lines"]["attainment"]
+    for level, edge in (("0.975", low), ("0.025", high)):
+        area = float(np.sum(np.diff(x) * edge[1:]))
+        assert area == pytest.approx(hypervolume(attainment[level], [0.0, 0.0]), rel=1e-12)
+        inside = [[px - 1e-9, h] for px, h in zip(x[1:], edge[1:], strict=True) if h > 0]
+        assert moocore.hypervolume(np.array(inside), ref=[0, 0], maximise=True) == pytest.approx(area, abs=1e-6)
+
+
+def test_controls_have_neither_hull_nor_band(front_of_six):
+    for entry in front_of_six["fronts"].values():
+        entry["hull"] = entry["nondominated"]
+        entry["attainment"] = {"0.025": [[1.0, 1.0]], "0.975": [[0.5, 0.5]]}
+    for group, expected in (("lines", 1), ("rewarded_soup", 1), ("uniform", 0), ("morlhf", 0)):
+        panel = Panel()
+        plot._draw_group(panel, front_of_six, group, ("a", "b"), 3, staircase=True)
+        assert len(panel.steps) == 1 and len(panel.bands) == expected and len(panel.lines) == 2 + expected
+
+
+def test_groups_differ_in_colour_marker_and_line(front_of_six):
+    drawn = []
+    for group in ("lines", "rewarded_soup", *GROUPS):
+        panel = Panel()
+        plot._draw_group(panel, front_of_six, group, ("a", "b"), 3, staircase=True)
+        ((line, _, _),) = panel.steps
+        marks = panel.lines[-1][0]
+        assert line["color"] == marks["color"] == COLOURS[group] and marks["marker"] == MARKERS[group]
+        assert line["linestyle"] == ((0, DASHES[group]) if DASHES[group] else "solid")
+        drawn.append((line["color"], marks["marker"], line["linestyle"]))
+    assert all(a != b for pair in combinations(drawn, 2) for a, b in zip(*pair, strict=True))
+
+
+def test_the_legend_says_the_hypervolumes_with_their_intervals(front_of_six, monkeypatch, tmp_path):
+    figure = saved_figure_of(plot_front, front_of_six, tmp_path / "front.png", monkeypatch)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    volume = front_of_six["fronts"]["lines"]["hypervolume"]
+    assert texts[0] == f"LiNeS  {volume['value']:.3f} [{volume['low']:.3f}, {volume['high']:.3f}]"
+    names = ["LiNeS", "rewarded soup", "uniform scaling", "reversed LiNeS", "MORLHF", "SFT"]
+    assert [text.split("  ")[0] for text in texts] == names
+    (panel,) = figure.axes
+    for label, reward in ((panel.get_xlabel(), "a"), (panel.get_ylabel(), "b")):
+        assert label == f"{reward}\nmean score, higher is better\n95 % interval over 40 prompts"
+
+
+@pytest.mark.parametrize("rewards", [2, 3])
+def test_no_text_is_cut_or_covers_another(make_points, rewards, monkeypatch, tmp_path):
+    points = make_points(rewards=rewards)
+    for group in (*GROUPS, "a group of the user with a long name"):
+        for point in make_points(rewards=rewards, seed=4)[1:6]:
+            points.append({**point, "id": len(points), "group": group})
+    names = [f"a reward model with quite a long name {k}" for k in range(rewards)]
+    front = build_front(rewards=names, split="test", seed=0, points=points, resamples=20)
+    figure = saved_figure_of(plot_front, front, tmp_path / "front.png", monkeypatch)
+    assert_texts_are_whole_and_apart(figure)
+
+
+def test_single_policies_are_named_by_their_folders(front, monkeypatch, tmp_path):
+    def names(front):
+        (panel,) = saved_figure_of(plot_front, front, tmp_path / "front.png", monkeypatch).axes
+        return {text.get_text(): text.xy for text in panel.texts}
+
+    ends = {point["id"]: tuple(score["mean"] for score in point["scores"].values()) for point in front["points"]}
+    # Weights (0, 1) have id 1 and (1, 0) have id 5.
+    assert names(front) == {"harmless": ends[1], "helpful": ends[5]}
+    del front["policies"]
+    assert names(front) == {"policy 2": ends[1], "policy 1": ends[5]}
+
+
+def test_a_front_below_the_reference_point_has_no_staircase(front):
+    panel = Panel()
+    front = {**front, "reference_point": [100.0, 100.0]}
+    plot._draw_group(panel, front, "rewarded_soup", ("a", "b"), 3, staircase=True)
+    assert panel.steps == [] and len(panel.lines) == 3  # hull, dominated, nondominated

@@ -1,0 +1,153 @@
+"""Specs that are no row of coefficients: the loaded model is the merged one, and the SFT model again afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlhf_lines.merge import MergeSpec, lines_alpha, merge_policies, merge_residuals
+from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.sweep.engines import merged_weights as dense
+from rlhf_lines.sweep.engines.merged_weights import DenseSpecs, measured_alpha
+
+
+IDS = torch.tensor([[5, 9, 14, 3, 22, 30, 4], [7, 8, 8, 19, 6, 33, 12]])
+SPECS = [
+    MergeSpec("ties", (0.3, 0.7), alpha=0.5, beta=1.0, options={"density": 0.4}),
+    MergeSpec("dare", (0.5, 0.5), options={"drop_rate": 0.5, "seed": 7}),
+    MergeSpec("dare", (0.2, 0.3, 0.5), beta=0.5, options={"drop_rate": 0.5, "seed": 8}),
+    MergeSpec("slerp", (0.3, 0.7)),
+    MergeSpec("factor_average", (0.3, 0.7), beta=1.0),
+    MergeSpec("peft_linear", (0.3, 0.7), alpha=0.5, beta=1.0, schedule="sqrt"),
+]
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.fixture
+def model(sft):
+    return AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def equal(sft, save_policy):
+    """Policies of one rank and one set of modules, whose factors can be averaged."""
+    return [save_policy(sft, sft.parent / f"equal_{seed}", seed=seed) for seed in (11, 12, 13)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.rule} {len(spec.weights)}")
+def test_the_loaded_model_is_the_one_that_a_merge_writes(sft, equal, model, tmp_path, spec):
+    merge_policies(sft, equal[: len(spec.weights)], spec, save="dense", output_dir=tmp_path / "merged")
+    expected = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval())
+    before = logits(model)
+    assert (expected - before).abs().max() > 0.05
+    with DenseSpecs(model, sft, equal, {}).loaded(spec):
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+    assert torch.equal(logits(model), before)
+
+
+def test_policies_of_different_ranks_and_modules(sft, policies, model, dense_model):
+    """One adapts the head, which lies outside the blocks."""
+    spec = MergeSpec("ties", (0.2, 0.3, 0.5), alpha=0.5, beta=1.0)
+    with DenseSpecs(model, sft, policies, {}).loaded(spec):
+        torch.testing.assert_close(logits(model), logits(dense_model(spec)), rtol=0, atol=1e-5)
+
+
+def test_statistics_reach_their_rule(sft, policies, model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    sizes, folders = load_file(sft / "model.safetensors"), [tmp_path / "a", tmp_path / "b"]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        generator = torch.Generator().manual_seed(seed)
+        importance = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in sizes.items()}
+        save_file(importance, folder / "fisher.safetensors")
+    spec = MergeSpec("fisher", (0.5, 0.5))
+    merged = merge_policies(sft, policies[:2], spec, save="dense", output_dir=tmp_path / "m", statistics=folders)
+    expected = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval())
+    with DenseSpecs(model, sft, policies, {"fisher": folders}).loaded(spec):
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+    with (
+        pytest.raises(ValueError, match="needs the statistics of each policy"),
+        DenseSpecs(model, sft, policies, {}).loaded(spec),
+    ):
+        pass
+
+
+def test_outside_the_sft_model_is_back_bit_by_bit(sft, policies, model):
+    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
+    specs = DenseSpecs(model, sft, policies, {})
+    for spec in SPECS[:2]:
+        with specs.loaded(spec):
+            changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name][1])]
+            assert changed
+        with pytest.raises(KeyError, match="stop"), specs.loaded(spec):
+            raise KeyError("stop")
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before[name][1]) and parameter.data_ptr() == before[name][0]
+
+
+def test_a_spec_is_merged_once_for_its_batches(sft, policies, model, monkeypatch):
+    merged, original = [], dense.open_merge
+
+    def counting(folders, spec, *args, **kwargs):
+        merged.append(spec)
+        return original(folders, spec, *args, **kwargs)
+
+    monkeypatch.setattr(dense, "open_merge", counting)
+    specs = DenseSpecs(model, sft, policies, {})
+    found = []
+    for spec in (SPECS[0], SPECS[0], SPECS[0], SPECS[3], SPECS[0]):
+        with specs.loaded(spec):
+            found.append(logits(model))
+    assert merged == [SPECS[0], SPECS[3], SPECS[0]]  # one at a time is kept
+    assert all(torch.equal(found[0], found[i]) for i in (1, 2, 4)) and not torch.equal(found[0], found[3])
+
+
+def test_a_bfloat16_model_gets_weights_of_its_dtype(sft, policies, dense_model):
+    model = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.bfloat16).eval()
+    with DenseSpecs(model, sft, policies, {}).loaded(SPECS[0]):
+        for (name, parameter), merged in zip(model.named_parameters(), dense_model(SPECS[0]).parameters(), strict=True):
+            assert torch.equal(parameter, merged.to(torch.bfloat16)), name
+
+
+def test_mistakes_leave_the_sft_model(sft, policies, model):
+    before, specs = logits(model), DenseSpecs(model, sft, policies, {})
+    averaged = MergeSpec("peft_linear", (0.5, 0.5))
+    with pytest.raises(ValueError, match="adds up factors of equal shapes"), specs.loaded(averaged):
+        pass
+    assert torch.equal(logits(model), before)
+    with specs.loaded(SPECS[0]):
+        assert not torch.equal(logits(model), before)
+
+
+# --- alpha "auto" ---
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MergeSpec("linear", (0.3, 0.7), "auto", 1.0),
+        MergeSpec("linear", (0.2, 0.3, 0.5), "auto", 0.5, "sqrt"),
+        MergeSpec("sum", (0.5, 0.5), "auto"),
+        MergeSpec("ties", (0.3, 0.7), "auto", options={"density": 0.4}),
+    ],
+    ids=lambda spec: f"{spec.rule} {len(spec.weights)}",
+)
+def test_measured_alpha_is_lines_alpha_of_dense_residuals(sft, policies, spec):
+    adapters = [load_adapter(policy) for policy in policies[: len(spec.weights)]]
+    residuals = [
+        {name: f.scale * f.B.double() @ f.A.double() for name, f in adapter.modules.items()} for adapter in adapters
+    ]
+    shapes = {name: tau.shape for residual in residuals for name, tau in residual.items()}
+    zeros = {f"{name}.weight": torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    residuals = [zeros | {f"{name}.weight": tau for name, tau in residual.items()} for residual in residuals]
+    merged = merge_residuals(residuals, spec.rule, weights=spec.weights, **spec.options)
+    found = measured_alpha(sft, policies[: len(spec.weights)], spec)
+    assert found.alpha == pytest.approx(lines_alpha(residuals, merged), rel=1e-5)
+    assert found == MergeSpec(spec.rule, spec.weights, found.alpha, spec.beta, spec.schedule, spec.options)
+    assert measured_alpha(sft, policies, found) is found

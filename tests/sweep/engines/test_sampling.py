@@ -1,0 +1,151 @@
+"""Completions and their noise are functions of what was asked for, not of the batch that it was asked in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.sweep.engines.protocol import Completion, Request
+from rlhf_lines.sweep.engines.sampling import sample
+from tests.splitmix import noise_by_hand
+from tests.sweep.by_hand import kl_by_hand
+
+
+PAD, EOS = 0, 1
+SPECS = [
+    MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0),
+    MergeSpec("linear", (0.0, 0.0)),
+    MergeSpec("linear", (1.0, 0.0)),
+    MergeSpec("linear", (0.5, 0.5)),
+    MergeSpec("linear", (0.0, 1.0), alpha=1.5, beta=-1.0),
+]
+PROMPTS = {101: (5, 9, 14, 3), 7: (8,), 2**55 + 3: (22, 30, 4, 11, 8, 19, 6), 40: (12, 13)}
+SETTINGS = {"max_new_tokens": 16, "temperature": 1.0, "eos_token_ids": [EOS], "pad_token_id": PAD, "seed": 3}
+
+
+def all_requests(samples: int = 2) -> list[Request]:
+    """Every spec on every prompt, ``samples`` times: requests of many lengths and specs."""
+    return [
+        Request(spec, ids, key, number) for key, ids in PROMPTS.items() for number in range(samples) for spec in SPECS
+    ]
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    return all_requests()
+
+
+@pytest.fixture(scope="module")
+def completions(mixture, requests) -> list[Completion]:
+    """All requests in one batch."""
+    return sample(mixture, requests, **SETTINGS)
+
+
+def tokens(completions: list[Completion]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for completion in completions]
+
+
+def test_the_batch_is_worth_testing(completions):
+    lengths = [len(completion.token_ids) for completion in completions]
+    ended = [completion.token_ids[-1] == EOS for completion in completions]
+    assert len(set(lengths)) > 5 and any(ended) and not all(ended)
+    assert len(set(tokens(completions))) > len(completions) // 2
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_completions_do_not_depend_on_batch_size(mixture, requests, completions, size):
+    chunks = [requests[i : i + size] for i in range(0, len(requests), size)]
+    got = [completion for chunk in chunks for completion in sample(mixture, chunk, **SETTINGS)]
+    assert tokens(got) == tokens(completions)
+    for one, other in zip(got, completions, strict=True):
+        assert one.kl == pytest.approx(other.kl, abs=1e-4)
+
+
+def test_completions_do_not_depend_on_order(mixture, requests, completions):
+    order = torch.randperm(len(requests), generator=torch.Generator().manual_seed(0)).tolist()
+    got = sample(mixture, [requests[i] for i in order], **SETTINGS)
+    assert tokens(got) == [completions[i].token_ids for i in order]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_completions_do_not_depend_on_the_other_specs(mixture, requests, completions, spec):
+    rows = [i for i, request in enumerate(requests) if request.spec == spec]
+    got = sample(mixture, [requests[i] for i in rows], **SETTINGS)
+    assert tokens(got) == [completions[i].token_ids for i in rows]
+
+
+def test_a_completion_is_the_argmax_of_dense_logits_and_noise(dense_model, requests, completions):
+    """Token by token, without cache, batch or mixture, with the noise worked out by hand."""
+    for request, completion in list(zip(requests, completions, strict=True))[:: len(requests) // 8]:
+        ids, model = list(request.prompt_ids), dense_model(request.spec)
+        for step, token in enumerate(completion.token_ids):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0, -1].tolist()
+            numbers = (SETTINGS["seed"], request.prompt_key, request.sample, step)
+            sums = [logit + noise_by_hand(*numbers, v) for v, logit in enumerate(logits)]
+            assert token == max(range(len(sums)), key=sums.__getitem__)
+            ids.append(token)
+
+
+def test_completions_end_with_the_first_end_token_or_at_the_limit(completions):
+    for completion in completions:
+        assert EOS not in completion.token_ids[:-1]
+        assert completion.token_ids[-1] == EOS or len(completion.token_ids) == SETTINGS["max_new_tokens"]
+
+
+def test_a_shorter_limit_cuts_and_changes_nothing(mixture, requests, completions):
+    for limit in (1, 5):
+        got = sample(mixture, requests, **{**SETTINGS, "max_new_tokens": limit})
+        assert tokens(got) == [completion.token_ids[:limit] for completion in completions]
+
+
+def test_any_of_several_end_tokens_ends(mixture, requests, completions):
+    ends = [EOS, 7, 20]
+    got = sample(mixture, requests, **{**SETTINGS, "eos_token_ids": ends})
+    for one, longer in zip(got, completions, strict=True):
+        stop = next((i for i, token in enumerate(longer.token_ids) if token in ends), len(longer.token_ids) - 1)
+        assert one.token_ids == longer.token_ids[: stop + 1]
+
+
+def test_equal_specs_meet_the_same_noise_and_other_samples_do_not(mixture):
+    spec, twin = MergeSpec("linear", (0.3, 0.7)), MergeSpec("linear", (0.3, 0.7), alpha=1.0, beta=0.0)
+    requests = [Request(s, PROMPTS[101], 101, n) for n in range(4) for s in (spec, twin)]
+    got = sample(mixture, requests, **SETTINGS)
+    assert tokens(got[0::2]) == tokens(got[1::2])
+    assert len(set(tokens(got[0::2]))) == 4
+    other_seed = sample(mixture, requests, **{**SETTINGS, "seed": 4})
+    assert all(a != b for a, b in zip(tokens(got), tokens(other_seed), strict=True))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_greedy_is_generate(mixture, dense_model, spec):
+    others = [Request(SPECS[0], ids, key) for key, ids in PROMPTS.items()]
+    asked = [Request(spec, ids, key) for key, ids in PROMPTS.items()]
+    got = sample(mixture, others + asked, **{**SETTINGS, "temperature": 0.0})[len(others) :]
+    for request, completion in zip(asked, got, strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        generated = dense_model(spec).generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=SETTINGS["max_new_tokens"]
+        )
+        assert list(completion.token_ids) == generated[0, ids.shape[1] :].tolist()
+
+
+# --- the KL ---
+
+
+@pytest.mark.parametrize(("temperature", "of_softmax"), [(1.0, 1.0), (0.7, 0.7), (0.0, 1.0)])
+def test_kl_is_that_of_the_dense_models(mixture, dense_model, temperature, of_softmax):
+    requests = all_requests(samples=1)
+    got = sample(mixture, requests, **{**SETTINGS, "temperature": temperature})
+    sft = dense_model(SPECS[1])
+    expected = [
+        kl_by_hand(dense_model(request.spec), sft, request, completion.token_ids, of_softmax)
+        for request, completion in zip(requests, got, strict=True)
+    ]
+    for request, completion, want in zip(requests, got, expected, strict=True):
+        assert completion.kl == pytest.approx(want, abs=1e-4)
+        if request.spec == SPECS[1]:
+            # Not exactly 0: the policy is read while sampling with a cache, the SFT model in one pass.
+            assert completion.kl == pytest.approx(0.0, abs=1e-5)
+    assert max(map(abs, expected)) > 0.5

@@ -1,0 +1,100 @@
+"""What vLLM is told; vLLM itself is not needed for that."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.models import checkpoint_end_token_ids, end_token_ids
+from rlhf_lines.sampling import prompt_key
+from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.engines.vllm import VllmEngine
+from rlhf_lines.sweep.engines.vllm_arguments import engine_arguments, request_seed, sampling_arguments
+
+
+SWEEP = {"sft": "sft", "dtype": "bfloat16", "seed": 3, "rank": 10, "modules": ["q_proj"]}
+
+
+def test_the_engine_is_told_what_the_config_says():
+    arguments = engine_arguments({"tensor_parallel_size": 2, "max_loras": 4}, **SWEEP)
+    assert arguments == {
+        "model": "sft",
+        "dtype": "bfloat16",
+        "seed": 3,
+        "tensor_parallel_size": 2,
+        "max_loras": 4,
+        "max_lora_rank": 16,  # the next one that vLLM takes
+        "enable_lora": True,
+        "lora_target_modules": ["q_proj"],
+        "skip_tokenizer_init": True,
+        "logprobs_mode": "processed_logprobs",
+    }
+
+
+def test_arguments_of_the_sweep_are_refused():
+    with pytest.raises(ValueError, match="vllm holds dtype, model, which the sweep sets itself"):
+        engine_arguments({"model": "other", "dtype": "float16"}, **SWEEP)
+
+
+def test_ranks_that_vllm_does_not_take_are_refused():
+    assert engine_arguments({}, **{**SWEEP, "rank": 512})["max_lora_rank"] == 512
+    with pytest.raises(ValueError, match="adapter of rank 513, the sum of theirs, but vLLM takes 512 at most"):
+        engine_arguments({}, **{**SWEEP, "rank": 513})
+
+
+def test_greedy_requests_have_no_seed():
+    settings = {"max_new_tokens": 16, "end_tokens": [1, 37], "seed": 5}
+    greedy = sampling_arguments(temperature=0.0, **settings)
+    assert "seed" not in greedy
+    assert sampling_arguments(temperature=0.7, **settings) == {**greedy, "temperature": 0.7, "seed": 5}
+    assert greedy["stop_token_ids"] == [1, 37] and greedy["ignore_eos"] and not greedy["detokenize"]
+
+
+def test_seeds_are_placed():
+    """By hand: the first 8 bytes of sha256("0 5 1"), without the sign."""
+    assert request_seed(0, 5, 1) == int("5127d714a24f7c38", 16) >> 1
+    places = [(seed, prompt_key((prompt,)), sample) for seed in range(3) for prompt in range(3) for sample in range(3)]
+    seeds = {request_seed(*place) for place in places}
+    assert len(seeds) == len(places)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(("declared", "expected"), [(None, [1]), (5, [1, 5]), ([5, 7], [1, 5, 7])])
+def test_end_tokens_are_known_without_the_model(declared, expected, save_sft, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = save_sft(tmp_path / "sft")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    if declared is None:
+        (folder / "generation_config.json").unlink()
+    else:
+        model.generation_config.eos_token_id = declared
+        model.generation_config.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert checkpoint_end_token_ids(folder, tokenizer) == end_token_ids(model, tokenizer) == expected
+
+
+@pytest.fixture
+def config(sft, policies):
+    return SweepConfig(
+        sft_model=str(sft),
+        policies=[str(policy) for policy in policies],
+        rewards=["rule:length", "rule:words"],
+        output_dir="unused",
+        engine="vllm",
+    )
+
+
+def test_without_vllm_one_is_told_how_to_get_it(config, sft, policies, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ValueError, match=r"needs the extra rlhf-lines\[vllm\] .*, or use engine local"):
+        VllmEngine(config, sft, [load_adapter(policy) for policy in policies], tmp_path)
+
+
+def test_a_launcher_is_refused(config, sft, policies, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 were started: leave out the launcher"):
+        VllmEngine(config, sft, [load_adapter(policy) for policy in policies], tmp_path)

@@ -1,0 +1,230 @@
+"""Exported tables give back what the store holds, whatever the texts, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from rlhf_lines import cli
+from rlhf_lines.sweep.finished import export as verb
+from rlhf_lines.sweep.finished.export import export
+from rlhf_lines.sweep.store import Store
+from tests.sweep.small_run import GROUPS, HOSTILE, ROWS, write_run
+
+
+REWARDS = ["rule:length", {"model": "rule:length", "name": 'r "2", kl', "options": {"unit": "characters"}}]
+SCORES = ["score_length", 'score_r "2", kl']
+SPEC = ["rule", "weight_1", "weight_2", "weight_3", "alpha", "beta", "schedule", "options"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished sweep with control texts under every test spec."""
+    folder = write_run(tmp_path_factory.mktemp("export") / "run", REWARDS)
+    with Store(folder) as store:
+        texts = store.add_control_texts({text: 3 + i for i, text in enumerate(HOSTILE)})
+        specs = {point.spec_id for point in store.points("test")}
+        store.add_nats((spec, text, spec + text / 7) for spec in specs for text in texts)
+    return folder
+
+
+def tables(folder: Path, format: str) -> dict[str, list[dict]]:
+    """The rows of every table; those of CSV as the texts that any reader of the format sees."""
+    found = {}
+    for path in folder.glob(f"*.{format}"):
+        if format == "parquet":
+            found[path.stem] = parquet.read_table(path).to_pylist()
+            continue
+        with path.open(newline="", encoding="utf-8") as file:
+            found[path.stem] = list(csv.DictReader(file))
+    return found
+
+
+def read(run: Path, query: str) -> list[tuple]:
+    database = sqlite3.connect(run / "run.sqlite")
+    try:
+        return database.execute(query).fetchall()
+    finally:
+        database.close()
+
+
+def of_spec(text: str) -> dict:
+    """The columns of a spec, by hand."""
+    spec = json.loads(text)
+    weights = spec["weights"] + [0.0] * (3 - len(spec["weights"]))
+    return {
+        "rule": spec["rule"],
+        **{f"weight_{k + 1}": weights[k] for k in range(3)},
+        "alpha": None if spec["alpha"] == "auto" else spec["alpha"],
+        "beta": spec["beta"],
+        "schedule": spec["schedule"],
+        "options": json.dumps(spec["options"]),
+    }
+
+
+def completions_by_hand(run: Path) -> list[dict]:
+    scores = {tuple(key): score for *key, score in read(run, "SELECT spec, prompt, sample, reward, score FROM scores")}
+    rows = read(
+        run,
+        "SELECT p.split, c.spec, c.prompt, c.sample, p.text, c.text, c.tokens, c.token_ids, c.kl, s.spec "
+        "FROM completions c JOIN prompts p ON p.id = c.prompt JOIN specs s ON s.id = c.spec "
+        "ORDER BY p.split, c.spec, c.prompt, c.sample",
+    )
+    names = ["split", "spec", "prompt", "sample", "prompt_text", "completion", "tokens", "token_ids", "kl"]
+    found = []
+    for *values, spec in rows:
+        row = dict(zip(names, values, strict=True))
+        row["token_ids"] = json.loads(row["token_ids"])
+        ids = row["spec"], row["prompt"], row["sample"]
+        of_rewards = {name: scores[*ids, name.removeprefix("score_")] for name in SCORES}
+        found.append({**row, **of_rewards, **of_spec(spec)})
+    return found
+
+
+def points_by_hand(run: Path) -> list[dict]:
+    completions, found = completions_by_hand(run), []
+    query = 'SELECT p.id, p.split, p."group", p.spec, s.spec FROM points p JOIN specs s ON s.id = p.spec ORDER BY p.id'
+    for point, split, group, spec, text in read(run, query):
+        rows = [row for row in completions if (row["split"], row["spec"]) == (split, spec)]
+        means = {name: pytest.approx(np.mean([row[name] for row in rows]), rel=1e-12) for name in (*SCORES, "kl")}
+        prompts = len({row["prompt"] for row in rows})
+        ids = {"point": point, "split": split, "group": group, "spec": spec, "prompts": prompts}
+        found.append({**ids, **of_spec(text), **means})
+    return found
+
+
+def control_by_hand(run: Path) -> list[dict]:
+    rows = read(
+        run,
+        "SELECT c.spec, c.text, t.text, t.tokens, c.nats, s.spec FROM control c JOIN control_texts t ON t.id = c.text "
+        "JOIN specs s ON s.id = c.spec ORDER BY c.spec, c.text",
+    )
+    names = ["spec", "text", "control_text", "tokens", "nats"]
+    return [{**dict(zip(names, values, strict=True)), **of_spec(spec)} for *values, spec in rows]
+
+
+def key(row: dict) -> tuple:
+    """Which completion a row is."""
+    return row["split"], int(row["spec"]), int(row["prompt"]), int(row["sample"])
+
+
+def as_csv(row: dict) -> dict[str, str]:
+    """What a reader of CSV sees of a row: floats with all digits, lists as JSON, nothing for null."""
+
+    def text(value) -> str:
+        if isinstance(value, list):
+            return json.dumps(value)
+        return "" if value is None else value if isinstance(value, str) else repr(value)
+
+    return {name: text(value) for name, value in row.items()}
+
+
+@pytest.mark.parametrize("batch", [7, 4096])
+def test_parquet_gives_back_the_store(run, tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(verb, "BATCH", batch)
+    paths = export(run, tmp_path / "made" / "here")
+    assert {path.name for path in paths} == {"completions.parquet", "points.parquet", "control.parquet"}
+    assert {path.name for path in (tmp_path / "made" / "here").iterdir()} == {path.name for path in paths}
+    found = tables(tmp_path / "made" / "here", "parquet")
+    completions = sorted(found["completions"], key=key)
+    assert completions == completions_by_hand(run) and len(completions) == ROWS
+    assert found["points"] == points_by_hand(run)
+    assert len(found["points"]) == sum(len(specs) for groups in GROUPS.values() for specs in groups.values())
+    assert found["control"] == control_by_hand(run) and len(found["control"]) == 9 * len(HOSTILE)
+    of_row = ["split", "spec", "prompt", "sample", "prompt_text", "completion", "tokens", "token_ids", "kl"]
+    names = [*of_row, *SCORES, *SPEC]
+    schema = parquet.read_schema(tmp_path / "made" / "here" / "completions.parquet")
+    assert schema.names == names
+    types = dict(zip(names, map(str, schema.types), strict=True))
+    assert (types["token_ids"], types["kl"], types[SCORES[1]], types["alpha"]) == (
+        "list<element: int32>", "double", "double", "double",
+    )  # fmt: skip
+    # Texts that files find hard to hold are among them, letter by letter.
+    for text in HOSTILE:
+        assert any(text and row["completion"].startswith(text) for row in completions) or text == ""
+    assert any(row["completion"] == "" for row in completions)
+
+
+def test_csv_gives_back_the_store(run, tmp_path):
+    export(run, tmp_path, format="csv")
+    found = tables(tmp_path, "csv")
+    assert sorted(found["completions"], key=key) == [as_csv(row) for row in completions_by_hand(run)]
+    assert found["control"] == [as_csv(row) for row in control_by_hand(run)]
+    for row, expected in zip(found["points"], points_by_hand(run), strict=True):
+        numbers = {name: float(row.pop(name)) for name in (*SCORES, "kl")}
+        assert numbers == {name: expected.pop(name) for name in (*SCORES, "kl")}
+        assert row == as_csv(expected)
+    assert any(row["completion"].startswith("=SUM(A1)") for row in found["completions"])  # verbatim, no mark before it
+
+
+def test_points_are_those_of_the_front(run, tmp_path):
+    export(run, tmp_path)
+    front = json.loads((run / "front.json").read_text())
+    rows = {row["point"]: row for row in tables(tmp_path, "parquet")["points"] if row["split"] == "test"}
+    assert rows.keys() == {point["id"] for point in front["points"]}
+    for point in front["points"]:
+        row = rows[point["id"]]
+        assert row["group"] == point["group"]
+        assert {f"score_{name}": pytest.approx(s["mean"], rel=1e-12) for name, s in point["scores"].items()} == {
+            name: row[name] for name in SCORES
+        }
+
+
+def test_without_control_texts_there_is_no_such_table(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", REWARDS)
+    assert cli.main(["export", str(folder), "--format", "both"]) == 0
+    files = [f"{name}.{suffix}" for name in ("completions", "points") for suffix in ("parquet", "csv")]
+    assert capsys.readouterr().out.splitlines() == [f"wrote {folder / 'export' / file}" for file in files]
+    assert {path.name for path in (folder / "export").iterdir()} == set(files)
+
+
+def test_what_exists_is_refused_or_replaced(run, tmp_path, capsys):
+    (tmp_path / "points.csv").write_text("mine")
+    flags = ["export", str(run), "--format", "both", "--output_dir", str(tmp_path)]
+    assert cli.main(flags) == 2
+    assert "points.csv exists: choose another output_dir, or add --overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["points.csv"]
+    assert cli.main([*flags, "--overwrite"]) == 0
+    assert len(tables(tmp_path, "csv")["points"]) == len(points_by_hand(run))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_files_appear_whole_or_not_at_all(run, tmp_path, monkeypatch, error):
+    export(run, tmp_path, format="csv")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    rows, calls = Store.rows, []
+
+    def stops(self, *args):
+        for number, row in enumerate(rows(self, *args)):
+            calls.append(number)
+            if len(calls) > ROWS + 20:  # in the middle of the second file
+                raise error("stop")
+            yield row
+
+    monkeypatch.setattr(Store, "rows", stops)
+    with pytest.raises(error):
+        export(run, tmp_path, format="both", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{run}", "--format", "xlsx"], "format is 'xlsx', expected parquet, csv or both"),
+        (["{run}/nowhere"], "nowhere has no run.sqlite: expected the output_dir of rlhf-lines sweep"),
+        (["{run}", "--output_dir", "{run}/front.json"], "front.json is a file: give a folder"),
+        ([], "the following arguments are required: RUN_DIR"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(run, capsys, arguments, words):
+    before = sorted(run.rglob("*"))
+    assert cli.main(["export", *(argument.replace("{run}", str(run)) for argument in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and words in err and err.count("\n") == 1
+    assert sorted(run.rglob("*")) == before

@@ -1,0 +1,163 @@
+"""From a run folder to ``report.html``."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rlhf_lines import __version__
+from rlhf_lines.artifact import write_record
+from rlhf_lines.cli import main
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.pareto import build_front, write_front
+from rlhf_lines.sweep.finished.report import read_completions, write_report
+from rlhf_lines.sweep.store import Row, Store
+from tests.pareto.report.test_report import Scripts
+
+
+REWARDS = ["short", "kind </script>"]
+WEIGHTS = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder of five points, two of which share a spec, with two samples for each of six prompts."""
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    with Store(folder) as store:
+        store.remember(reward_names=REWARDS, samples_per_prompt=2, seed=3, validation=None, surrogate=None)
+        store.remember(sft_model="base", policies=["one", "two </script>"], morlhf=[])
+        store.add_prompts("validation", {"not in the report": "x"})
+        prompts = store.add_prompts("test", {f"prompt {i} <b>": f"shown {i}" for i in range(6)})
+        points = store.add_points("test", "sft", [MergeSpec("linear", (0.0, 0.0))])
+        points += store.add_points("test", "rewarded_soup", [MergeSpec("linear", w) for w in WEIGHTS])
+        points += store.add_points("test", "lines", [MergeSpec("linear", WEIGHTS[0])])
+        for spec in dict.fromkeys(point.spec_id for point in points):
+            store.add(
+                Row(spec, prompt, sample, f"{spec}/{prompt}/{sample}", (1, 2), 0.25 * sample, scores)
+                for prompt in prompts
+                for sample in (0, 1)
+                for scores in [{name: spec + 0.5 * sample + k for k, name in enumerate(REWARDS)}]
+            )
+        write_front(
+            folder,
+            {"sft_model": "base", "policies": ["one", "two </script>"]}
+            | build_front(
+                rewards=REWARDS,
+                split="test",
+                seed=3,
+                resamples=20,
+                points=[
+                    {"id": p.id, "group": p.group, "spec": p.spec.to_dict(), "samples_per_prompt": 2}
+                    | {"scores": store.scores(p.spec_id, "test", REWARDS), "kl": store.kl(p.spec_id, "test")}
+                    for p in points
+                ],
+            ),
+        )
+    write_record(folder, "sweep", {"seed": 3, "note": "</script>"})
+    return folder
+
+
+def data_of(path):
+    return json.loads(Scripts(path.read_text(encoding="utf-8")).scripts[0][1])
+
+
+def test_the_report_holds_what_the_store_holds(run):
+    path = write_report(run)
+    assert path == run / "report.html"
+    data = data_of(path)
+    found = data["completions"]
+    assert found["prompts"] == [f"prompt {i} <b>" for i in range(6)]
+    specs = {str(p["id"]): k for k, p in enumerate(data["front"]["points"])}
+    with Store(run) as store:
+        points, prompts = store.points("test"), list(store.prompts("test"))
+    assert len(specs) == 5 and len(found["written"]) == 4
+    for point in points:
+        spec = found["spec_of"][str(point.id)]
+        texts = [[found["texts"][i] for i in row] for row in found["written"][spec]]
+        assert texts == [[f"{point.spec_id}/{prompt}/{sample}" for sample in (0, 1)] for prompt in prompts]
+        assert found["kl"][spec] == [[0.0, 0.25]] * 6
+        assert found["scores"][REWARDS[1]][spec] == [[point.spec_id + 1, point.spec_id + 1.5]] * 6
+
+
+def test_how_it_was_made_is_said(run):
+    made = data_of(write_report(run))["made"]
+    assert made["title"].endswith("/my run")
+    assert made["config"] == "seed: 3\nnote: </script>\n"
+    assert made["versions"]["rlhf_lines"] == __version__
+    assert ["seed", "3"] in made["facts"] and ["samples per prompt", "2"] in made["facts"]
+    assert any(command == f"rlhf-lines pick '{run}' --preference 1 1 --scale range" for _, command in made["commands"])
+
+
+def test_every_point_says_how_to_make_its_policy(run):
+    merges = data_of(write_report(run))["made"]["merges"]
+    points = json.loads((run / "front.json").read_text())["points"]
+    assert sorted(merges, key=int) == [str(p["id"]) for p in points if p["group"] != "sft"]
+    command = merges[str(points[2]["id"])]
+    words = shlex.split(command)
+    assert words[:2] == ["rlhf-lines", "merge"]
+    assert words[words.index("--policies") + 1 :][:2] == ["one", "two </script>"]
+    assert words[words.index("--weights") + 1 :][:2] == ["0.5", "0.5"]
+    assert Path(words[-1]).parent == run
+
+
+def test_a_missing_sample_is_none(run):
+    with Store(run) as store:
+        [point] = store.points("test")[:1]
+        prompt = store.add_prompts("test", {"half": "half"})[0]
+        store.add([Row(point.spec_id, prompt, 1, "second", (1,), 0.0, {REWARDS[0]: 1.0})])
+        front = json.loads((run / "front.json").read_text())
+        found = read_completions(store, front)
+    assert found.texts[point.spec_id][-1] == [None, "second"]
+    assert found.scores[REWARDS[1]][point.spec_id][-1] == [None, None]
+
+
+def test_of_many_prompts_some_are_read(run):
+    with Store(run) as store:
+        found = read_completions(store, json.loads((run / "front.json").read_text()), limit=3)
+    assert found.prompts == ["prompt 1 <b>", "prompt 3 <b>", "prompt 5 <b>"]
+    assert found.total == 6
+
+
+def test_a_front_that_is_missing_is_traced(run):
+    with_front = data_of(write_report(run))
+    (run / "front.json").unlink()
+    traced = data_of(write_report(run))
+    assert (run / "front.json").is_file()
+    assert traced["completions"] == with_front["completions"]
+    means = [[p["scores"][r]["mean"] for r in REWARDS] for p in traced["front"]["points"]]
+    assert means == [[p["scores"][r]["mean"] for r in REWARDS] for p in with_front["front"]["points"]]
+
+
+def test_a_sweep_that_has_not_finished_is_refused(run, capsys):
+    (run / "rlhf_lines.json").unlink()
+    assert main(["report", str(run)]) == 2
+    assert "has not finished" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+
+
+def test_an_old_report_is_replaced_and_nothing_else_is_left(run):
+    before = {path.name for path in run.iterdir()}
+    (run / "report.html").write_text("old")
+    write_report(run)
+    assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert {path.name for path in run.iterdir()} == before | {"report.html"}
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(run):
+    (run / "report.html").mkdir()
+    before = {path.name for path in run.iterdir()}
+    with pytest.raises(IsADirectoryError):
+        write_report(run)
+    assert {path.name for path in run.iterdir()} == before
+
+
+def test_the_command_writes_it_and_says_where(run, capsys):
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.startswith(f"{run / 'report.html'}: 4.9 MB")
+
+
+def test_a_folder_without_a_store_is_refused_in_one_sentence(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"{tmp_path} has no run.sqlite" in capsys.readouterr().err
