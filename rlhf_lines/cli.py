@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from rlhf_lines.config import read_config
-from rlhf_lines.suggestion import unknown_name
+from rlhf_lines.errors import unknown_name
 
 
 VERBS = {

@@ -1,9 +1,10 @@
-"""All that is wrong with an input, told at once."""
+"""Mistakes of the input: told all at once, in sentences that suggest what was meant."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class InputProblems(ValueError):
@@ -60,3 +61,20 @@ class Problems:
             if len(distinct) == 1:
                 raise self._errors[0]
             raise InputProblems(distinct) from self._errors[0]
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """One sentence that lists the known names and suggests the closest.
+
+    >>> unknown_name("rule", "liner", ["linear", "sum"])
+    "unknown rule 'liner'; known: linear, sum; did you mean 'linear'?"
+    """
+    known = sorted(known)
+    sentence = f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}"
+    close = closest(name, known)
+    return f"{sentence}; did you mean {close!r}?" if close else sentence
+
+
+def closest(name: object, known: Iterable[str]) -> str | None:
+    """The known name that looks most like this one, or None."""
+    return next(iter(difflib.get_close_matches(str(name), known, n=1)), None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import reward_models
 from reward_models import RewardModel
-from rlhf_lines.suggestion import closest
+from rlhf_lines.errors import closest
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.sizes import parse_size
+from rlhf_lines.config import parse_size
 
 
 @pytest.mark.parametrize(

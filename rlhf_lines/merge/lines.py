@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.layers import block_indices
-from rlhf_lines.merge.rules.addition import total
+from rlhf_lines.merge.rules.common import total
 from rlhf_lines.merge.tensors.precision import LARGEST, wide
 from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_memory
 from rlhf_lines.merge.tensors.sums import parameter_sums
-from rlhf_lines.suggestion import unknown_name
 
 
 # The share of beta that a block at depth d in [0, 1] gets. Those that are reversed are controls: factors upside down.

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lines.artifact import check_place, refuse_existing, refuse_replacing
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.provenance import load_inputs
@@ -22,7 +23,6 @@ from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.writing import PolicyMerge
-from rlhf_lines.suggestion import unknown_name
 
 
 SAVES = ("adapter", "dense")

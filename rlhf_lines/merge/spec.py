@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, Literal
 
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import check_rule
 from rlhf_lines.merge.tensors.precision import LARGEST
-from rlhf_lines.suggestion import unknown_name
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,15 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import refuse_existing
-from rlhf_lines.config import RunConfig
+from rlhf_lines.config import RunConfig, parse_size
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.output.hub import check_hub, upload
 from rlhf_lines.merge.output.record import check_repeat, read_merge_record
 from rlhf_lines.merge.policies import MERGE_RECORD, merge_policies
 from rlhf_lines.merge.rules import ADAPTER_RULES, RULES
-from rlhf_lines.merge.soups import uniform_soup
+from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.trainer_state import checkpoint_weights
 from rlhf_lines.models import local_folder
-from rlhf_lines.sizes import parse_size
 
 
 @dataclass

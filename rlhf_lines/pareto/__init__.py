@@ -24,8 +24,7 @@ from rlhf_lines.pareto.front import (
     write_front,
 )
 from rlhf_lines.pareto.hull import hull_vertices
-from rlhf_lines.pareto.pick import pick_point
-from rlhf_lines.pareto.picked import merge_arguments, picked_text
+from rlhf_lines.pareto.pick import merge_arguments, pick_point, picked_text
 from rlhf_lines.pareto.surrogate import (
     Surrogate,
     design,

@@ -7,8 +7,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from rlhf_lines.config import given_keys
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.stages import MODULES, read_stage
-from rlhf_lines.suggestion import unknown_name
 
 
 def stage_of(arguments: list[str], path: Path) -> str:

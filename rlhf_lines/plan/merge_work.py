@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlhf_lines.config import parse_size
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.statistics_files import FILES
@@ -27,7 +28,6 @@ from rlhf_lines.merge.tensors.order_statistics import DIRECT
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.residuals import Piece, residuals_in_memory
 from rlhf_lines.merge.tensors.spans import Span
-from rlhf_lines.sizes import parse_size
 
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from rlhf_lines.config import parse_size
 from rlhf_lines.data.splits import SPLITS
-from rlhf_lines.sizes import parse_size
-from rlhf_lines.suggestion import unknown_name
+from rlhf_lines.errors import unknown_name
 
 
 PARAMETERS = ("adapted", "all")

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.statistics_files import GRAM_FILE, SAME_INPUT, TRANSPOSED
 from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
-from rlhf_lines.suggestion import unknown_name
 
 
 def new_statistics_file(path: Path, shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> NewTensorFile:

@@ -18,8 +18,7 @@ from rlhf_lines.merge.inputs.statistics_files import FISHER_FILE
 from rlhf_lines.sampling import chosen_logprobs
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
-from rlhf_lines.statistics.groups import in_groups
-from rlhf_lines.statistics.inputs import read_inputs
+from rlhf_lines.statistics.inputs import in_groups, read_inputs
 from rlhf_lines.statistics.samples import Sample
 
 

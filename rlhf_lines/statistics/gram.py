@@ -15,14 +15,13 @@ from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.statistics_files import GRAM_FILE, SAME_INPUT, TRANSPOSED
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
-from rlhf_lines.statistics.groups import in_groups
-from rlhf_lines.statistics.inputs import read_inputs
+from rlhf_lines.statistics.inputs import in_groups, read_inputs
 from rlhf_lines.statistics.policy import Policy
 from rlhf_lines.statistics.samples import Sample, batches
-from rlhf_lines.suggestion import unknown_name
 
 
 FLOAT64 = 8  # bytes

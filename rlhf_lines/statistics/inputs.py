@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,3 +86,27 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
     tokenizer = load_tokenizer(sft)
     prompts = read_prompts(data_config, config.split, config.num_prompts, tokenizer)
     return Inputs(config, sft, policy, tokenizer, prompts)
+
+
+def in_groups(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Return the names in their order, in as few consecutive groups of at most ``limit`` bytes as fit.
+
+    >>> in_groups({"a": 3, "b": 2, "c": 4}, 5)
+    [['a', 'b'], ['c']]
+
+    Raises:
+        ValueError: one name alone is larger than the limit.
+    """
+    groups: list[list[str]] = []
+    used = limit
+    for name, size in sizes.items():
+        if size > limit:
+            raise ValueError(
+                f"max_memory is {limit:,} bytes, but what is summed up for {name!r} takes {size:,}: give more"
+            )
+        if used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups

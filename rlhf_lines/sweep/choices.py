@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES
-from rlhf_lines.suggestion import unknown_name
 
 
 RESERVED = ("sft", "rewarded_soup", "lines", "uniform", "reversed", "morlhf")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import distributed
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from rlhf_lines.artifact import BEGUN, check_same_config, new_folder, partial_folder, write_config
+from rlhf_lines.config import RunConfig
 
 
 UNFINISHED = ".unfinished"
@@ -55,3 +63,78 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     """Return the complete checkpoint of the highest step in the folder of a run, or None."""
     found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
     return Path(found) if found else None
+
+
+TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are named like their module
+
+
+@contextlib.contextmanager
+def training_folder(
+    training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = "."
+) -> Iterator[Path]:
+    """Yield the hidden folder of ``new_folder`` for ``training.output_dir``.
+
+    A stopped run leaves its checkpoints there. ``--resume`` sets ``training.resume_from_checkpoint`` to the newest one,
+    if there is any; a checkpoint of the user's own choice stays.
+
+    Args:
+        given: the settings of the run; ``--resume`` goes on only with the same ones.
+        trained: the folder of the trainer, with its checkpoints, inside the one that is made.
+
+    Raises:
+        FileNotFoundError: ``resume_from_checkpoint`` is no folder.
+        FileExistsError: ``output_dir`` exists, or a stopped run left checkpoints and neither ``resume`` nor
+            ``overwrite`` was given.
+        ValueError: the checkpoints are of a run with other settings, or a tracker is not installed.
+    """
+    check_trackers(training)
+    choose_checkpoint(training, run_config, given, trained=trained)
+    resumes, is_main = bool(training.resume_from_checkpoint), training.process_index == 0
+    with new_folder(
+        training.output_dir, overwrite=run_config.overwrite, keep_partial=resumes, leave_partial=True
+    ) as folder:
+        if is_main:
+            write_config(folder, given)
+            (folder / BEGUN).write_text(json.dumps({"sequences_at_once": _sequences_at_once(training)}))
+        try:
+            yield folder
+        except BaseException:
+            if is_main and not newest_checkpoint(folder / trained):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:
+    """Set ``training.resume_from_checkpoint`` to what ``--resume`` goes on from; see ``training_folder``."""
+    final, partial = training.output_dir, partial_folder(training.output_dir)
+    chosen, newest = training.resume_from_checkpoint, newest_checkpoint(partial / trained)
+    if chosen and not (isinstance(chosen, str) and Path(chosen).is_dir()):
+        raise FileNotFoundError(
+            f"resume_from_checkpoint {chosen} does not exist: expected a checkpoint folder; --resume finds the newest"
+        )
+    if newest and run_config.resume and not chosen:
+        check_same_config(partial, given, name=final, may_differ=["per_device_train_batch_size"])
+        before, now = json.loads((partial / BEGUN).read_text())["sequences_at_once"], _sequences_at_once(training)
+        if before != now:
+            raise ValueError(
+                f"output_dir {final} was begun with {before} sequences at once on all processes together, now it is "
+                f"{now}: set per_device_train_batch_size to {before} divided by the number of processes"
+            )
+        training.resume_from_checkpoint = str(newest)
+    elif newest and not (chosen or run_config.overwrite):
+        again = " --overwrite" if Path(final).exists() else ""
+        raise FileExistsError(
+            f"output_dir {final} was begun by a run that stopped after {newest.name}: add --resume{again} to go on "
+            "from there, or --overwrite to start again"
+        )
+
+
+def check_trackers(training: TrainingArguments) -> None:
+    """Raise ValueError for a tracker of ``report_to`` that is not installed."""
+    for name in training.report_to or ():
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
+
+
+def _sequences_at_once(training: TrainingArguments) -> int:
+    return training.per_device_train_batch_size * training.world_size

@@ -13,7 +13,7 @@ from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.task_rewards import load_reward_models, reward_entries, reward_weights
 from rlhf_lines.train.card import policy_card
-from rlhf_lines.train.folder import training_folder
+from rlhf_lines.train.checkpoints import training_folder
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer

@@ -32,7 +32,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import disable_dropout_in_model
+from trl.trainer.utils import RepeatSampler, disable_dropout_in_model
 
 from reward_models import RewardModel
 from reward_models.base import checked_scores
@@ -50,7 +50,6 @@ from rlhf_lines.train.advantages import (
 )
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
-from rlhf_lines.train.sampler import EpochSampler
 
 
 POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
@@ -561,3 +560,16 @@ def _reward_function(reward_model: RewardModel):
 
     score.__name__ = reward_model.name
     return score
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's RepeatSampler, with the order of every epoch drawn from ``seed + epoch``.
+
+    TRL draws the epochs' orders from one generator, one after the other: a run that goes on in its second epoch meets
+    the prompts in the order of the first.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer calls this before every epoch."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)

@@ -12,8 +12,7 @@ from reward_models.classifier import Classifier, longest_input
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
-from rlhf_lines.train.checkpoints import WholeCheckpoints
-from rlhf_lines.train.folder import training_folder
+from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
 
 

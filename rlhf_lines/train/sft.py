@@ -17,8 +17,7 @@ from rlhf_lines.merge.inputs.policies import AdapterPolicy
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
-from rlhf_lines.train.checkpoints import WholeCheckpoints
-from rlhf_lines.train.folder import training_folder
+from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
 
 

@@ -14,8 +14,8 @@ import torch
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec, merge_policies, merge_residuals, rules
 from rlhf_lines.merge.lines import SCHEDULES
+from rlhf_lines.merge.output.summary import VLLM_RANKS
 from rlhf_lines.merge.rules import ADAPTER_RULES, PYTHON_ONLY, RULES, merge_lazily
-from rlhf_lines.merge.serving import VLLM_RANKS
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 from rlhf_lines.merge.tensors.spans import ELEMENTS
 from rlhf_lines.plan.merge_work import passes_over_inputs

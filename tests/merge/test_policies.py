@@ -333,7 +333,7 @@ def test_a_failing_write_leaves_no_folder(sft, helpful, tmp_path, monkeypatch, s
         assert any(path.name == ".out.partial" for path in tmp_path.iterdir())
         raise error
 
-    writes = "adapter_folder.save_file" if save == "adapter" else "tensor_file.NewTensorFile.write"
+    writes = "output.adapter.save_file" if save == "adapter" else "tensors.tensor_file.NewTensorFile.write"
     monkeypatch.setattr(f"rlhf_lines.merge.{writes}", fail)
     with pytest.raises(type(error)):
         merge_policies(sft, [helpful], MergeSpec("linear", (1,)), save=save, output_dir=tmp_path / "out")

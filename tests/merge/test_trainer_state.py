@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from rlhf_lines.merge.trainer_state import checkpoint_weights
+from rlhf_lines.merge.soups import checkpoint_weights
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_inputs_are_not_changed(scores):
     np.testing.assert_array_equal(means, means_before)
 
 
-@pytest.mark.parametrize("module", [front, statistics])
+@pytest.mark.parametrize("module", [front, bootstrap])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(module)
     assert results.attempted > 0 and results.failed == 0

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rlhf_lines.statistics import read_gram, stored_transposed
-from rlhf_lines.statistics.groups import in_groups
+from rlhf_lines.statistics.inputs import in_groups
 
 
 def test_a_gram_matrix_is_found_by_the_name_of_every_layer_that_shares_it(tmp_path):

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.adapter import Adapter, conv1d_weights, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.scratch import Scratch
 from rlhf_lines.merge.tensors.precision import is_finite
 from rlhf_lines.merge.tensors.residuals import Piece, Residuals, Tensors
-from rlhf_lines.merge.tensors.spans import ELEMENTS, Span
+from rlhf_lines.merge.tensors.spans import ELEMENTS, Scratch, Span
 
 
 GPU_ELEMENTS = 1 << 24  # of a piece on a GPU, which earns its keep on large ones

@@ -17,7 +17,7 @@ from rlhf_lines.merge.inputs.adapter import RECORD_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.rules.statistics import VERBS
+from rlhf_lines.merge.rules.common import VERBS
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.residuals import Tensors
 from rlhf_lines.merge.tensors.tensor_file import TensorFile

@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from rlhf_lines.merge.inputs.provenance import hub_id
-from rlhf_lines.merge.output.summary import loss_text, truncation_text
-from rlhf_lines.merge.serving import max_lora_rank, vllm_hint
+from rlhf_lines.merge.output.summary import loss_text, max_lora_rank, truncation_text, vllm_hint
 
 
 # Where each rule was published.

@@ -19,13 +19,11 @@ from rlhf_lines.merge.inputs.policies import Policy, streamed_residuals
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.rules import merge_lazily
-from rlhf_lines.merge.scratch import Scratch
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, cast_loss, is_finite
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Tensors
-from rlhf_lines.merge.tensors.spans import Span, cut
+from rlhf_lines.merge.tensors.spans import Scratch, Span, cut, in_threads
 from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
-from rlhf_lines.merge.threads import in_threads
 
 
 # What else belongs to a model. Code files are left out on purpose.

@@ -11,7 +11,7 @@ import yaml
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.lora.low_rank import linear_weights
-from rlhf_lines.merge.rules.preference import preference_factors
+from rlhf_lines.merge.rules.common import preference_factors
 from rlhf_lines.merge.spec import MergeSpec
 
 

@@ -12,22 +12,21 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.rules.breadcrumbs import breadcrumbs
 from rlhf_lines.merge.rules.common import known_options
 from rlhf_lines.merge.rules.consensus import consensus
 from rlhf_lines.merge.rules.dare import dare
 from rlhf_lines.merge.rules.fisher import fisher
-from rlhf_lines.merge.rules.linear import linear
+from rlhf_lines.merge.rules.linear import linear, sum_residuals
 from rlhf_lines.merge.rules.opcm import opcm
 from rlhf_lines.merge.rules.pcb import pcb
 from rlhf_lines.merge.rules.regmean import regmean
 from rlhf_lines.merge.rules.slerp import slerp
-from rlhf_lines.merge.rules.sum import sum_residuals
 from rlhf_lines.merge.rules.ties import ties
 from rlhf_lines.merge.rules.widen import widen
 from rlhf_lines.merge.tensors.precision import LARGEST
 from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_memory
-from rlhf_lines.suggestion import unknown_name
 
 
 RULES: dict[str, Callable[..., Merged]] = {

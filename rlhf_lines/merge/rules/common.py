@@ -1,4 +1,4 @@
-"""Checks of the options of rules, each with the sentence that a wrong one gets."""
+"""What several rules share: checks of options, sums, preference weights, parameters that statistics cover."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 
+from torch import Tensor
+
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.tensors.precision import LARGEST
-from rlhf_lines.suggestion import unknown_name
+from rlhf_lines.merge.tensors.residuals import Residuals
 
 
 def share(name: str, value: object) -> None:
@@ -63,3 +66,81 @@ def ties_options(options: Mapping[str, object] | None, ties: Callable, chosen: s
         raise ValueError(f'ties_options is {dict(options)!r}, which only {chosen}="ties" uses; {chosen} is {value!r}')
     known_options("ties", ties, options)
     return dict(options)
+
+
+def total(taus: Sequence[Tensor]) -> Tensor:
+    """sum_k tau_k, a new tensor."""
+    summed = taus[0].clone()
+    for tau in taus[1:]:
+        summed += tau
+    return summed
+
+
+def weighted_total(taus: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    """sum_k f_k tau_k, a new tensor."""
+    summed = taus[0] * factors[0]
+    for tau, factor in zip(taus[1:], factors[1:], strict=True):
+        summed.add_(tau, alpha=factor)
+    return summed
+
+
+def preference_factors(count: int, weights: Sequence[float] | None) -> list[float]:
+    """The factors K w_k that scale tau_k before a rule, so that equal weights 1/K change nothing; ones without weights.
+
+    Args:
+        count: K.
+        weights: K floats, or None.
+    """
+    return [1.0] * count if weights is None else [count * weight for weight in weights]
+
+
+def mean_shares(rule: str, count: int, weights: Sequence[float] | None) -> list[float]:
+    """The shares w_k / sum_j w_j of a weighted mean, 1/K each without weights; zeros if all weights are zero.
+
+    Args:
+        rule: named in the error.
+        count: K.
+        weights: K floats, or None.
+
+    Raises:
+        ValueError: a negative weight, which can make the denominator of such a rule vanish.
+    """
+    weights = [1.0] * count if weights is None else list(weights)
+    if min(weights) < 0:
+        raise ValueError(
+            f"weights are {weights}, but rule {rule!r} is a weighted mean and needs weights of at least 0; "
+            "extrapolate with `linear`"
+        )
+    total = sum(weights)
+    return [weight / total if total else 0.0 for weight in weights]
+
+
+VERBS = {"fisher": "fisher", "regmean": "gram"}  # that compute what a rule needs
+
+
+def common_names(residuals: Residuals, rule: str, kind: str) -> list[str]:
+    """The parameters that every policy has statistics of, in the order of the residuals.
+
+    Args:
+        residuals: K residuals with their statistics.
+        rule: a name in `VERBS`.
+        kind: what they are, for errors.
+
+    Raises:
+        ValueError: not one set per policy, or no parameter in common.
+    """
+    sets = residuals.statistics
+    if len(sets) != residuals.count:
+        raise ValueError(
+            f"rule {rule!r} needs {kind} of each policy, got {len(sets)} sets for {residuals.count} policies; "
+            f"compute them with `rlhf-lines {VERBS[rule]}`"
+        )
+    names = [name for name in residuals.shapes if all(name in tensors.shapes for tensors in sets)]
+    if residuals.shapes and not names:
+        known = next((name for tensors in sets for name in tensors.shapes), None)
+        raise ValueError(
+            f"no parameter has {kind} from every policy: the residuals have names such as "
+            f"{next(iter(residuals.shapes))!r}, the statistics {repr(known) if known else 'none'}; "
+            f"compute them for these policies with `rlhf-lines {VERBS[rule]}`"
+        )
+    return names

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.rules import common as checks
-from rlhf_lines.merge.rules.common import number, one_of, whole
-from rlhf_lines.merge.rules.preference import preference_factors
-from rlhf_lines.merge.rules.sum import sum_residuals
+from rlhf_lines.merge.rules.common import number, one_of, preference_factors, whole
+from rlhf_lines.merge.rules.linear import sum_residuals
 from rlhf_lines.merge.rules.ties import ties
 from rlhf_lines.merge.tensors.precision import wide
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.addition import total, weighted_total
-from rlhf_lines.merge.rules.common import number, one_of, yes_or_no
-from rlhf_lines.merge.rules.preference import mean_shares
-from rlhf_lines.merge.rules.statistics import common_names
+from rlhf_lines.merge.rules.common import common_names, mean_shares, number, one_of, total, weighted_total, yes_or_no
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums

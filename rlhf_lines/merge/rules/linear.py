@@ -1,10 +1,10 @@
-"""Linear interpolation of residuals."""
+"""The weighted sums of residuals: rewarded soups and task arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_lines.merge.rules.addition import weighted_total
+from rlhf_lines.merge.rules.common import preference_factors, weighted_total
 from rlhf_lines.merge.tensors.residuals import Merged, Residuals
 
 
@@ -24,3 +24,16 @@ def weighted_sum(residuals: Residuals, factors: Sequence[float]) -> Merged:
     """The sum of f_k tau_k."""
 
     return Merged(residuals, lambda piece: weighted_total(piece.residuals, factors))
+
+
+def sum_residuals(residuals: Residuals, weights: Sequence[float] | None) -> Merged:
+    """The plain sum, or the sum of preference-scaled residuals.
+
+        tau_M = sum_k tau_k                 (no weights)
+        tau_M = sum_k K w_k tau_k           (weights; equal weights 1/K give the plain sum)
+
+    The coefficient of task arithmetic comes afterwards, as `alpha` with `beta=0`.
+
+    Source: arXiv 2212.04089, task addition.
+    """
+    return weighted_sum(residuals, preference_factors(residuals.count, weights))

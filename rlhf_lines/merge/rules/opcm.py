@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.rules.addition import total
-from rlhf_lines.merge.rules.common import share
-from rlhf_lines.merge.rules.preference import preference_factors
+from rlhf_lines.merge.rules.common import preference_factors, share, total
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.addition import total
-from rlhf_lines.merge.rules.common import number, one_of, share
-from rlhf_lines.merge.rules.preference import preference_factors
+from rlhf_lines.merge.rules.common import number, one_of, preference_factors, share, total
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.addition import weighted_total
-from rlhf_lines.merge.rules.common import share
-from rlhf_lines.merge.rules.preference import mean_shares
-from rlhf_lines.merge.rules.statistics import common_names
+from rlhf_lines.merge.rules.common import common_names, mean_shares, share, weighted_total
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rlhf_lines.merge.rules.addition import weighted_total
-from rlhf_lines.merge.rules.common import number, one_of
+from rlhf_lines.merge.rules.common import number, one_of, weighted_total
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 

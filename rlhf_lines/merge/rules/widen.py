@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.rules.common import number
-from rlhf_lines.merge.rules.preference import preference_factors
+from rlhf_lines.merge.rules.common import number, preference_factors
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 from rlhf_lines.merge.tensors.sums import SERIAL
 

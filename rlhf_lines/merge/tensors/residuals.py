@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.tensors.precision import wide
-from rlhf_lines.merge.tensors.spans import ELEMENTS, Span, cut
-from rlhf_lines.merge.threads import in_threads
+from rlhf_lines.merge.tensors.spans import ELEMENTS, Span, cut, in_threads
 
 
 T = TypeVar("T")

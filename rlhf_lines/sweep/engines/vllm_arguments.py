@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.merge.serving import VLLM_RANKS, max_lora_rank
+from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank
 
 
 MAX_LORAS = 8

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.front import FILE_NAME as FRONT
-from rlhf_lines.pareto.picked import merge_arguments
+from rlhf_lines.pareto.pick import merge_arguments
 from rlhf_lines.pareto.report import Completions, evenly_spaced, report_html
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import Row, Store, open_finished

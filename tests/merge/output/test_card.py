@@ -11,8 +11,8 @@ import yaml
 
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.output.card import PAPERS, model_card
+from rlhf_lines.merge.output.summary import vllm_hint
 from rlhf_lines.merge.rules import ADAPTER_RULES, RULES
-from rlhf_lines.merge.serving import vllm_hint
 
 
 SPEC = MergeSpec("linear", (0.25, 0.75), 0.5, 1.0, "quadratic")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.merge.serving import VLLM_RANKS, max_lora_rank, vllm_hint
+from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank, vllm_hint
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.tensors import order_statistics as order
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
-from rlhf_lines.merge.tensors.spans import Span, cut
-from rlhf_lines.merge.threads import in_threads
+from rlhf_lines.merge.tensors.spans import Span, cut, in_threads
 
 
 @pytest.mark.parametrize(
