@@ -5,7 +5,7 @@
 
 It makes a second environment with mergekit 0.1.5 (otherwise the same versions) and three random checkpoints, each of
 them once. Then, for every merge, it asserts that both sides write the same model, runs them in turn, each in a process
-of its own that finds its inputs in the page cache, and prints a table in Markdown. The parts are in ``merge_sides/``.
+of its own that finds its inputs in the page cache, and prints a table in Markdown. The parts are in `merge_sides/`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ sys.path[:0] = [str(ROOT), str(SIDES)]
 class Case:
     """One merge of two policies, as each side is asked for it.
 
-    ``recipe`` is mergekit's configuration of the SFT model and the policies; None takes the ``mergekit.yaml`` that our
-    merge writes. Without ``peer``, mergekit cannot express the merge.
+    `recipe` is mergekit's configuration of the SFT model and the policies; None takes the `mergekit.yaml` that our
+    merge writes. Without `peer`, mergekit cannot express the merge.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Case:
 
 
 def ties_recipe(sft: Path, policies: Sequence[Path]) -> str:
-    """Return TIES as mergekit does it, per tensor; its weights of 1 are our weights of 1/K."""
+    """TIES as mergekit does it, per tensor; its weights of 1 are our weights of 1/K."""
     models = [{"model": str(policy), "parameters": {"weight": 1.0, "density": 0.2}} for policy in policies]
     recipe = {
         "merge_method": "ties",
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def checkpoints(folder: Path, size: str) -> list[Path]:
-    """Return the SFT model and the two policies, made if not there."""
+    """The SFT model and the two policies, made if not there."""
     from inputs import CHECKPOINTS, write_inputs
 
     from rlhf_lines.artifact import new_folder
@@ -127,7 +127,7 @@ def checkpoints(folder: Path, size: str) -> list[Path]:
 
 
 class Bench:
-    """Runs merges of one set of models; ``floors`` are the seconds of each ``cat`` of the inputs and of the output."""
+    """Run merges of one set of models; `floors` are the seconds of each `cat` of the inputs and of the output."""
 
     def __init__(self, pythons: dict[str, Path], models: Sequence[Path], output_dir: Path, threads: int) -> None:
         self._pythons, self._models, self._output_dir, self._threads = pythons, models, output_dir, threads
@@ -155,7 +155,7 @@ class Bench:
         return found
 
     def time(self, case: Case, repeats: int) -> dict[str, list[dict]]:
-        """Return what each side took, one entry per repeat; the sides take turns in being first."""
+        """What each side took, one entry per repeat; the sides take turns in being first."""
         measured: dict[str, list[dict]] = {side: [] for side in (["ours", "theirs"] if case.peer else ["ours"])}
         for turn in range(repeats):
             for side in list(measured)[:: 1 if turn % 2 == 0 else -1]:
@@ -207,7 +207,7 @@ class Bench:
         return time.perf_counter() - start
 
     def _write_output(self) -> float:
-        """Return the seconds to write as many bytes as a merge writes into a new file, left to the kernel to flush."""
+        """The seconds to write as many bytes as a merge writes into a new file, left to the kernel to flush."""
         path = self._output_dir / "floor.bin"
         os.sync()
         start = time.perf_counter()
@@ -223,7 +223,7 @@ class Bench:
 
 
 def report(agreements: dict, results: dict, floors: dict, options: argparse.Namespace, pythons: dict) -> str:
-    """Return the table in Markdown, how far the sides agree, whether the goals are met, and what it was measured on."""
+    """The table in Markdown, how far the sides agree, whether the goals are met, and what it was measured on."""
     lines = [
         "| merge | by | seconds: median (range) | CPU seconds | peak memory, GB | without pages of files, GB |",
         "|---|---|---|---|---|---|",

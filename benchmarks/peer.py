@@ -16,9 +16,9 @@ ENVIRONMENTS = Path(__file__).parent / ".environments"
 
 
 def peer_python(environment: Path, package: str, version: str, *, needs: Sequence[str]) -> Path:
-    """Return the interpreter of an environment with one version of one package, which is made if it is not there.
+    """The interpreter of an environment with one version of one package, which is made if it is not there.
 
-    All but that package comes in the versions of ``constraints.txt``, so that it is all that differs between the sides.
+    All but that package comes in the versions of `constraints.txt`, so that it is all that differs between the sides.
 
     Args:
         environment: the folder of the environment.
@@ -50,17 +50,17 @@ def note(text: str) -> None:
 
 
 def met(holds: bool) -> str:
-    """Return how a goal ended, in words."""
+    """How a goal ended, in words."""
     return "met" if holds else "NOT met"
 
 
 def machine() -> str:
-    """Return the processor, its cores, the system and Python's version."""
+    """The processor, its cores, the system and Python's version."""
     return f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def versions(python: str | Path, names: Sequence[str]) -> str:
-    """Return the installed versions of packages in an interpreter's environment."""
+    """The installed versions of packages in an interpreter's environment."""
     code = f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in {list(names)}))"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 

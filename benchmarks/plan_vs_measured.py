@@ -1,4 +1,4 @@
-"""What ``rlhf-lines plan`` estimates, beside what the stage took.
+"""What `rlhf-lines plan` estimates, beside what the stage took.
 
     python benchmarks/plan_vs_measured.py            all settings of this machine; on an idle CPU a few minutes
     python benchmarks/plan_vs_measured.py --few      the first two
@@ -92,7 +92,7 @@ def _mib(size: int) -> str:
 
 
 def score_length(prompts: list[str], completions: list[str]) -> list[float]:
-    """Return the reward of the benchmark, which costs no memory."""
+    """The reward of the benchmark, which costs no memory."""
     return [float(len(completion)) for completion in completions]
 
 
@@ -215,7 +215,7 @@ def _arguments(root: Path, setting: dict, gpu: bool) -> list[str]:
 
 
 def _status(field: str) -> int:
-    """Return a field of /proc/self/status in bytes."""
+    """A field of /proc/self/status in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 

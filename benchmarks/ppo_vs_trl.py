@@ -5,7 +5,7 @@
 It makes a second environment with TRL 1.12.0 (and otherwise the same versions), the demo's SFT model, and a reward
 model with the policy's tokenizer, the only kind that TRL's PPO can use; each of them once. Then it asserts that both
 sides start from the same policy and score the same completions equally, runs them in turn, each in a process of its
-own, and prints tables in Markdown. The runs are in ``ppo_sides/``.
+own, and prints tables in Markdown. The runs are in `ppo_sides/`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def call(*command: object, log: Path, threads: int) -> None:
 
 
 def models(folder: Path) -> tuple[Path, Path]:
-    """Return the SFT model of the demo and a reward model of the demo's preference ``brief``, made if not there.
+    """The SFT model of the demo and a reward model of the demo's preference `brief`, made if not there.
 
     The reward model is trained on the demo's base: a Llama with the tokenizer of the policy.
     """
@@ -140,7 +140,7 @@ def make_task(sft_model: Path, reward_model: Path, options: argparse.Namespace):
 
 
 def make_checks(sft_model: Path, length: int) -> list[list[str]]:
-    """Return pairs of a prompt and a completion: half of them ended before ``length`` tokens, half were cut there."""
+    """Pairs of a prompt and a completion: half of them ended before `length` tokens, half were cut there."""
     from rlhf_lines import data
     from rlhf_lines.models import load_tokenizer
 
@@ -167,7 +167,7 @@ def assert_agreement(ours: dict, theirs: dict) -> None:
 
 
 def report(task, results: dict, start: dict, options: argparse.Namespace, pythons: dict) -> str:
-    """Return the tables in Markdown, what they were measured on, and whether the goals are met."""
+    """The tables in Markdown, what they were measured on, and whether the goals are met."""
     rows = {
         "seconds per rollout": [[statistics.median(r["seconds"][1:]) for r in results[s]] for s in pythons],
         "CPU seconds per rollout": [[statistics.median(r["cpu_seconds"][1:]) for r in results[s]] for s in pythons],

@@ -176,7 +176,7 @@ def _generate(model: nn.Module, task: Task, prompt: tuple[int, ...], ends: list[
 
 
 class _SharedNoise(LogitsProcessor):
-    """Adds the noise of a sweep's sampling, sample 0."""
+    """Add the noise of a sweep's sampling, sample 0."""
 
     def __init__(self, prompt: tuple[int, ...]) -> None:
         self._key, self._length = torch.tensor([prompt_key(prompt)]), len(prompt)

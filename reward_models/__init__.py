@@ -1,8 +1,10 @@
 """Reward models: anything that scores a completion of a prompt, as text. Higher is better.
 
 A reward model has its own tokenizer and its own text format, so it can be of another family than the policy. This
-package imports nothing of ``rlhf_lines``.
+package imports nothing of `rlhf_lines`.
 """
+
+from __future__ import annotations
 
 from reward_models.base import FunctionReward, RewardModel
 from reward_models.classifier import Classifier

@@ -1,5 +1,7 @@
 """What every reward model is: a name, and a function from texts to numbers."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -10,19 +12,19 @@ EXCERPT = 80
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Scores completions; higher is better.
+    """Score completions; higher is better.
 
-    A reward model that may cut texts counts them in an attribute ``truncated``, the number of texts cut since it was
-    made. One that never cuts needs none: ask with ``getattr(model, "truncated", 0)``.
+    A reward model that may cut texts counts them in an attribute `truncated`, the number of texts cut since it was
+    made. One that never cuts needs none: ask with `getattr(model, "truncated", 0)`.
 
     Attributes:
-        name: What the score is called in files, tables and figures.
+        name: what the score is called in files, tables and figures.
     """
 
     name: str
 
     def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Returns one finite score per pair of prompt and completion, in order.
+        """One finite score per pair of prompt and completion, in order.
 
         The score of a pair depends on nothing but the pair: not on its neighbours, their number or their order.
         """
@@ -42,17 +44,17 @@ class FunctionReward:
         self.name = name or function.__name__
 
     def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Returns the function's values as floats.
+        """The function's values as floats.
 
         Raises:
-            ValueError: If the lists differ in length, or the function returns too few, too many or non-finite values.
+            ValueError: the lists differ in length, or the function returns too few, too many or non-finite values.
         """
         check_lengths(self.name, prompts, completions)
         return checked_scores(self.name, self.function(prompts, completions), prompts)
 
 
 def check_lengths(name: str, prompts: Sequence[str], completions: Sequence[str]) -> None:
-    """Raises ValueError unless there is one completion per prompt and both are lists of texts."""
+    """Raise ValueError unless there is one completion per prompt and both are lists of texts."""
     if isinstance(prompts, str) or isinstance(completions, str):
         raise ValueError(
             f"reward model {name!r} got a single string; expected a list of prompts and one of completions"
@@ -72,10 +74,10 @@ def check_lengths(name: str, prompts: Sequence[str], completions: Sequence[str])
 
 
 def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -> list[float]:
-    """Returns ``scores`` as floats.
+    """`scores` as floats.
 
     Raises:
-        ValueError: If there is not one score per prompt, or a score is no finite number; names the prompt.
+        ValueError: there is not one score per prompt, or a score is no finite number; names the prompt.
     """
     try:
         scores = [float(score) for score in scores]
@@ -97,7 +99,7 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
 
 
 def excerpt(value: object) -> str:
-    """Returns a text quoted, or anything else as Python writes it, shortened and on one line for an error message."""
+    """A text quoted, or anything else as Python writes it, shortened and on one line for an error message."""
     if isinstance(value, str):
         return repr(value if len(value) <= EXCERPT else value[:EXCERPT] + "...")
     written = " ".join(repr(value).split())

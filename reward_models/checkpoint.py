@@ -1,5 +1,7 @@
 """Opens a classifier and its tokenizer from a folder, a PEFT adapter folder or the Hub, strictly."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
@@ -12,20 +14,20 @@ HEADS = ("score", "classifier", "classification_head")
 
 
 def open_checkpoint(source: str, *, dtype: Any, device: Any, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Returns ``(model, tokenizer)``, the model in evaluation mode on ``device``.
+    """`(model, tokenizer)`, the model in evaluation mode on `device`.
 
-    An adapter folder is loaded on the base that it names and merged in float32 before the cast to ``dtype``. Only
+    An adapter folder is loaded on the base that it names and merged in float32 before the cast to `dtype`. Only
     safetensors are read. A head that the files do not hold is an error: it would be random.
 
     Args:
-        source: Folder or Hub id.
-        dtype: Torch dtype of the weights.
-        device: Torch device.
-        trust_remote_code: Whether code from the source may run.
+        source: folder or Hub id.
+        dtype: torch dtype of the weights.
+        device: torch device.
+        trust_remote_code: whether code from the source may run.
 
     Raises:
-        FileNotFoundError: If the base of an adapter is a folder that does not exist.
-        ValueError: If weights are missing from the files or an adapter does not fit its base.
+        FileNotFoundError: the base of an adapter is a folder that does not exist.
+        ValueError: weights are missing from the files or an adapter does not fit its base.
     """
     from transformers import AutoTokenizer
 

@@ -1,5 +1,7 @@
 """A sequence classification model as a reward model."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ OFFSET_POSITIONS = frozenset({"camembert", "roberta", "xlm-roberta"})
 
 
 class Classifier:
-    """Scores text with any `AutoModelForSequenceClassification`: decoder, encoder or encoder-decoder.
+    """Score text with any `AutoModelForSequenceClassification`: decoder, encoder or encoder-decoder.
 
         score = sign * output[label]    or    sign * (output[a] - output[b])
 
@@ -24,19 +26,19 @@ class Classifier:
     neighbours (up to rounding) and are neither rounded nor squashed.
 
     Attributes:
-        name: What the score is called.
-        format: Text format and label.
-        max_length: Longest input in tokens, or None for no limit.
-        truncated: How many pairs were cut so far.
+        name: what the score is called.
+        format: text format and label.
+        max_length: longest input in tokens, or None for no limit.
+        truncated: how many pairs were cut so far.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, format: Format | None = None, *, name: str, batch_size: int = 32
     ) -> None:
-        """Makes a reward model of a loaded classifier, which is put into evaluation mode.
+        """Make a reward model of a loaded classifier, which is put into evaluation mode.
 
         Raises:
-            ValueError: If the model has fewer outputs than the format's label needs.
+            ValueError: the model has fewer outputs than the format's label needs.
         """
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -68,17 +70,17 @@ class Classifier:
         dtype: Any = None,
         batch_size: int = 32,
         trust_remote_code: bool = False,
-    ) -> "Classifier":
-        """Returns the classifier in a folder, in a PEFT adapter folder or on the Hub.
+    ) -> Classifier:
+        """The classifier in a folder, in a PEFT adapter folder or on the Hub.
 
         Args:
-            source: Folder or Hub id.
-            format: Text format; None is what ``reward_model.json`` in the folder says, or else the default `Format`.
-            name: What the score is called; None is the last part of ``source``.
-            device: Torch device; None is the current CUDA device, or the CPU if there is none.
-            dtype: Torch dtype or its name; None is float32.
-            batch_size: Most texts in one forward pass.
-            trust_remote_code: Whether code from the source may run.
+            source: folder or Hub id.
+            format: text format; None is what `reward_model.json` in the folder says, or else the default `Format`.
+            name: what the score is called; None is the last part of `source`.
+            device: torch device; None is the current CUDA device, or the CPU if there is none.
+            dtype: torch dtype or its name; None is float32.
+            batch_size: most texts in one forward pass.
+            trust_remote_code: whether code from the source may run.
         """
         import torch
 
@@ -96,11 +98,11 @@ class Classifier:
         return cls(model, tokenizer, format, name=name or Path(source).name, batch_size=batch_size)
 
     def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Returns one score per pair, in order.
+        """One score per pair, in order.
 
         Raises:
-            ValueError: If the lists differ in length, a score is not finite (names the prompt), or the template and
-                special tokens alone exceed ``max_length``.
+            ValueError: the lists differ in length, a score is not finite (names the prompt), or the template and
+                special tokens alone exceed `max_length`.
         """
         from reward_models import forward
 
@@ -114,7 +116,7 @@ class Classifier:
         return checked_scores(self.name, (self.format.sign * scores).tolist(), prompts)
 
     def encode(self, prompt: str, completion: str) -> dict[str, list[int]]:
-        """Returns the tokens of one pair without padding, cut to ``max_length`` if need be.
+        """The tokens of one pair without padding, cut to `max_length` if need be.
 
         Cutting shortens the prompt as text and tokenizes again, so template, special tokens and completion stay whole.
         """
@@ -153,7 +155,7 @@ class Classifier:
 
 
 def _longest(size: int, fits: Callable[[int], bool]) -> int:
-    """Returns a size up to ``size`` that fits while one more does not, by bisection; 0 is known to fit."""
+    """A size up to `size` that fits while one more does not, by bisection; 0 is known to fit."""
     fitting, too_long = 0, size
     while too_long - fitting > 1:
         middle = (fitting + too_long) // 2
@@ -165,11 +167,11 @@ def _longest(size: int, fits: Callable[[int], bool]) -> int:
 
 
 def longest_input(config: Any, tokenizer: Any) -> int | None:
-    """Returns the longest input in tokens that tokenizer and position embeddings allow, or None without a limit.
+    """The longest input in tokens that tokenizer and position embeddings allow, or None without a limit.
 
     Args:
-        config: Config of a transformers model.
-        tokenizer: Its tokenizer.
+        config: config of a transformers model.
+        tokenizer: its tokenizer.
     """
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT

@@ -1,5 +1,7 @@
 """How prompt and completion become the text that a classifier reads, and which of its outputs is the score."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping
@@ -19,17 +21,17 @@ class Format:
     """Text format and label of a classifier that is used as a reward model.
 
     Attributes:
-        template: One text, or two texts (text, text_pair) that the tokenizer joins in its own way. ``{prompt}`` and
-            ``{completion}`` stand for the texts; ``{bos_token}``, ``{eos_token}`` and ``{sep_token}`` are the
+        template: one text, or two texts (text, text_pair) that the tokenizer joins in its own way. `{prompt}` and
+            `{completion}` stand for the texts; `{bos_token}`, `{eos_token}` and `{sep_token}` are the
             tokenizer's.
-        append_eos: Add the tokenizer's EOS to the end of the text unless it ends with it, as TRL's RewardTrainer does
+        append_eos: add the tokenizer's EOS to the end of the text unless it ends with it, as TRL's RewardTrainer does
             in training.
-        add_special_tokens: Let the tokenizer add its special tokens, such as BOS or [CLS].
-        label: Index of the output that is the score, or two indices (a, b) for ``output[a] - output[b]``. Outputs are
+        add_special_tokens: let the tokenizer add its special tokens, such as BOS or [CLS].
+        label: index of the output that is the score, or two indices (a, b) for `output[a] - output[b]`. Outputs are
             taken before any softmax or sigmoid.
         sign: 1, or -1 for an output that is a cost.
-        max_length: Longest input in tokens, where tokenizer and model allow more; None is the longest they allow.
-        cut: Which end of the prompt is cut when the input is too long. The completion is cut, at its end, only when
+        max_length: longest input in tokens, where tokenizer and model allow more; None is the longest they allow.
+        cut: which end of the prompt is cut when the input is too long. The completion is cut, at its end, only when
             nothing is left of the prompt.
     """
 
@@ -68,15 +70,15 @@ class Format:
             raise ValueError(f"cut is {self.cut!r}; expected 'left' or 'right', the end of the prompt that is cut")
 
     def texts(self) -> tuple[str, ...]:
-        """Returns the template as one or two texts."""
+        """The template as one or two texts."""
         return (self.template,) if isinstance(self.template, str) else tuple(self.template)
 
     def labels(self) -> tuple[int, ...]:
-        """Returns the label as one or two indices."""
+        """The label as one or two indices."""
         return (self.label,) if isinstance(self.label, int) else tuple(self.label)
 
     def render(self, prompt: str, completion: str, special_tokens: Mapping[str, str | None]) -> tuple[str, ...]:
-        """Returns the one or two texts to tokenize.
+        """The one or two texts to tokenize.
 
         The template is filled in one pass, so braces inside the texts are just characters.
 
@@ -84,12 +86,12 @@ class Format:
         ('Q: {completion} A: x',)
 
         Args:
-            prompt: Any text.
-            completion: Any text.
-            special_tokens: The tokenizer's tokens by the names in ``SPECIAL_TOKENS``; None where it has none.
+            prompt: any text.
+            completion: any text.
+            special_tokens: the tokenizer's tokens by the names in `SPECIAL_TOKENS`; None where it has none.
 
         Raises:
-            ValueError: If the format needs a special token that the tokenizer does not have.
+            ValueError: the format needs a special token that the tokenizer does not have.
         """
         values = {**special_tokens, "prompt": prompt, "completion": completion}
         texts = [_PLACEHOLDER.sub(lambda match: _required(values, match[1]), text) for text in self.texts()]
@@ -99,7 +101,7 @@ class Format:
 
 
 def write_settings(folder: str | Path, settings: Format) -> Path:
-    """Writes ``reward_model.json`` beside a model, so that it is scored as it was trained; returns the file's path."""
+    """Write `reward_model.json` beside a model, so that it is scored as it was trained; returns the file's path."""
     path = Path(folder) / SETTINGS_FILE
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: {folder} is not a folder; save the model there first")
@@ -108,10 +110,10 @@ def write_settings(folder: str | Path, settings: Format) -> Path:
 
 
 def read_settings(folder: str | Path) -> Format | None:
-    """Returns what ``reward_model.json`` in ``folder`` says, or None if there is no such file.
+    """What `reward_model.json` in `folder` says, or None if there is no such file.
 
     Raises:
-        ValueError: If the file is not JSON, of another format, or has unknown keys or bad values.
+        ValueError: the file is not JSON, of another format, or has unknown keys or bad values.
     """
     path = Path(folder) / SETTINGS_FILE
     if not path.is_file():

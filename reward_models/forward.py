@@ -1,10 +1,12 @@
 """Logits of many texts that do not depend on how the texts are batched.
 
 The definition is the model's own forward of one unpadded text. What stands between that and a padded batch is where
-a model looks: a decoder's head reads the last token that is not ``config.pad_token_id``, whatever the tokenizer pads
+a model looks: a decoder's head reads the last token that is not `config.pad_token_id`, whatever the tokenizer pads
 with; BART reads the last EOS; an encoder reads the first token, or pools under its mask. So there are three ways here,
 and each model gets the fastest one that is exact for it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,13 +38,13 @@ Row = dict[str, list[int]]
 
 @torch.no_grad()
 def logits(model: Any, rows: Sequence[Row], *, pad_token_id: int | None, batch_size: int) -> torch.Tensor:
-    """Returns float32 logits ``[N, labels]`` on the CPU for tokenized texts, in their order.
+    """Float32 logits `[N, labels]` on the CPU for tokenized texts, in their order.
 
     Args:
         model: A sequence classification model in evaluation mode.
-        rows: N texts as the tokenizer returned them without padding: ``input_ids`` and perhaps ``token_type_ids``.
-        pad_token_id: The tokenizer's pad token, or None if it has none.
-        batch_size: Most texts in one forward pass.
+        rows: n texts as the tokenizer returned them without padding: `input_ids` and perhaps `token_type_ids`.
+        pad_token_id: the tokenizer's pad token, or None if it has none.
+        batch_size: most texts in one forward pass.
     """
     model_type = model.config.model_type
     if _reads_last_token(model):
@@ -70,14 +72,14 @@ def _reads_last_token(model: Any) -> bool:
 
 
 def _by_length(group: Sequence[int], rows: Sequence[Row], batch_size: int) -> Iterator[list[int]]:
-    """Yields batches of indices, longest texts first, so that a batch that does not fit in memory fails at once."""
+    """Yield batches of indices, longest texts first, so that a batch that does not fit in memory fails at once."""
     order = sorted(group, key=lambda i: -len(rows[i]["input_ids"]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
 def _same_shape(model: Any, rows: Sequence[Row]) -> list[list[int]]:
-    """Returns groups of indices of equal length and number of EOS, because BART's head counts EOS across the batch."""
+    """Groups of indices of equal length and number of EOS, because BART's head counts EOS across the batch."""
     eos = model.config.get_text_config().eos_token_id
     groups: dict[tuple[int, int], list[int]] = {}
     for i, row in enumerate(rows):
@@ -97,9 +99,9 @@ def _mask(model: Any, rows: Sequence[Row]) -> torch.Tensor:
 
 
 def _last_token_logits(model: Any, rows: Sequence[Row], pad_token_id: int | None) -> torch.Tensor:
-    """Returns the head at the position where the model itself would read each text alone.
+    """The head at the position where the model itself would read each text alone.
 
-    Alone, that is the last token that differs from ``config.pad_token_id``, or the last token if that is None. So where
+    Alone, that is the last token that differs from `config.pad_token_id`, or the last token if that is None. So where
     the pad token is EOS and a text ends with EOS, the model reads the token before, in training and here.
     Padding stands to the right of a causal model, which never looks there; its token does not matter.
     """
@@ -112,7 +114,7 @@ def _last_token_logits(model: Any, rows: Sequence[Row], pad_token_id: int | None
 
 
 def _last_other(ids: Sequence[int], pad_token_id: int | None) -> int:
-    """Returns the last position whose token is not the pad token; 0 if there is none, as transformers does."""
+    """The last position whose token is not the pad token; 0 if there is none, as transformers does."""
     return next((i for i in reversed(range(len(ids))) if ids[i] != pad_token_id), 0)
 
 

@@ -1,5 +1,7 @@
 """From what a config file says to a reward model."""
 
+from __future__ import annotations
+
 import difflib
 import functools
 import importlib
@@ -28,27 +30,27 @@ def load(
     trust_remote_code: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> RewardModel:
-    """Returns the reward model that ``source`` names, tried in this order.
+    """The reward model that `source` names, tried in this order.
 
-    1. ``rule:length``, ``rule:format`` or ``rule:lexical``, a rule of `reward_models.rules`.
+    1. `rule:length`, `rule:format` or `rule:lexical`, a rule of `reward_models.rules`.
     2. The name or Hub id of a preset, with the preset's text format.
-    3. A folder with a classifier or a PEFT adapter of one; ``reward_model.json`` there says the text format.
-    4. ``package.module:function`` or ``package.module.function``, a function of (prompts, completions).
-    5. A Hub id ``owner/model``, read as a classifier with the text ``{prompt}{completion}`` and output 0. A classifier
-       with another text format needs a folder with a ``reward_model.json``.
+    3. A folder with a classifier or a PEFT adapter of one; `reward_model.json` there says the text format.
+    4. `package.module:function` or `package.module.function`, a function of (prompts, completions).
+    5. A Hub id `owner/model`, read as a classifier with the text `{prompt}{completion}` and output 0. A classifier
+       with another text format needs a folder with a `reward_model.json`.
 
     Args:
-        source: What to load; a folder named like a preset is written with ``./`` before it.
-        name: What the score is called; None is the preset, the folder, the function or the model.
-        device: Torch device of a classifier; None is the current CUDA device, or the CPU.
-        dtype: Torch dtype of a classifier or its name; None is float32.
-        batch_size: Most texts in one forward pass of a classifier.
-        trust_remote_code: Whether code that comes with a classifier may run.
-        options: Attributes of a rule, or keyword arguments of a function; a classifier has none.
+        source: what to load; a folder named like a preset is written with `./` before it.
+        name: what the score is called; None is the preset, the folder, the function or the model.
+        device: torch device of a classifier; None is the current CUDA device, or the CPU.
+        dtype: torch dtype of a classifier or its name; None is float32.
+        batch_size: most texts in one forward pass of a classifier.
+        trust_remote_code: whether code that comes with a classifier may run.
+        options: attributes of a rule, or keyword arguments of a function; a classifier has none.
 
     Raises:
-        FileNotFoundError: If ``source`` looks like a folder that does not exist, or is one without a model.
-        ValueError: If it is nothing of the above (lists the presets and the closest name), or does not take an option.
+        FileNotFoundError: `source` looks like a folder that does not exist, or is one without a model.
+        ValueError: it is nothing of the above (lists the presets and the closest name), or does not take an option.
     """
     text = str(source)
     options = {} if options is None else options
@@ -78,7 +80,7 @@ def load(
 
 
 def _folder(text: str) -> Path:
-    """Returns the folder, after a look at what it holds."""
+    """The folder, after a look at what it holds."""
     folder = Path(text)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -136,7 +138,7 @@ def _from_function(text: str, options: Mapping[str, Any], *, name: str | None) -
 
 
 def _function(text: str) -> tuple[Any, str]:
-    """Returns the function that the text names, and its name in its module."""
+    """The function that the text names, and its name in its module."""
     module_name, _, attribute = text.partition(":") if ":" in text else text.rpartition(".")
     try:
         module = importlib.import_module(module_name)

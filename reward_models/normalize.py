@@ -1,4 +1,6 @@
-"""Scores of different reward models on one scale: mean and standard deviation, measured once and then kept."""
+"""Score of different reward models on one scale: mean and standard deviation, measured once and then kept."""
+
+from __future__ import annotations
 
 import math
 import statistics
@@ -19,9 +21,9 @@ class Normalization:
     [-0.5, 0.5, 1.5]
 
     Attributes:
-        mean: The score that becomes 0.
-        std: The difference of scores that becomes 1.
-        clip: The largest absolute value after that, or None for no limit.
+        mean: the score that becomes 0.
+        std: the difference of scores that becomes 1.
+        clip: the largest absolute value after that, or None for no limit.
     """
 
     mean: float = 0.0
@@ -38,18 +40,18 @@ class Normalization:
                 raise ValueError(f"{name} of a normalisation is {value!r}; expected {expected}")
 
     @classmethod
-    def measure(cls, scores: Any, *, name: str, clip: float | None = None) -> "Normalization":
-        """Returns the normalisation after which these scores have mean 0 and standard deviation 1 before clipping.
+    def measure(cls, scores: Any, *, name: str, clip: float | None = None) -> Normalization:
+        """The normalisation after which these scores have mean 0 and standard deviation 1 before clipping.
 
         Both are computed in float64, the standard deviation with divisor n - 1.
 
         Args:
-            scores: At least two raw scores, in a sequence or a one-dimensional tensor.
-            name: Name of the reward model, for error messages.
-            clip: As the attribute.
+            scores: at least two raw scores, in a sequence or a one-dimensional tensor.
+            name: name of the reward model, for error messages.
+            clip: as the attribute.
 
         Raises:
-            ValueError: If there are fewer than two scores, one is not finite, or all are equal.
+            ValueError: there are fewer than two scores, one is not finite, or all are equal.
         """
         values = [float(score) for score in scores]
         if len(values) < 2:
@@ -71,22 +73,22 @@ class Normalization:
         return cls(mean=statistics.fmean(values), std=statistics.stdev(values), clip=clip)
 
     def apply(self, scores: Any) -> Any:
-        """Returns the normalised scores, in a list for a sequence, or in a tensor of the same shape and dtype."""
+        """The normalised scores, in a list for a sequence, or in a tensor of the same shape and dtype."""
         if isinstance(scores, Sequence):
             return [self._one(score) for score in scores]
         normalised = (scores - self.mean) / self.std
         return normalised if self.clip is None else normalised.clamp(-self.clip, self.clip)
 
     def to_dict(self) -> dict[str, float | None]:
-        """Returns what ``from_dict`` reads, for a JSON file."""
+        """What `from_dict` reads, for a JSON file."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Normalization":
-        """Returns what ``to_dict`` wrote.
+    def from_dict(cls, values: Mapping[str, Any]) -> Normalization:
+        """What `to_dict` wrote.
 
         Raises:
-            ValueError: If a key is missing or unknown, or a value is wrong.
+            ValueError: a key is missing or unknown, or a value is wrong.
         """
         known = [field.name for field in fields(cls)]
         if not isinstance(values, Mapping) or sorted(values) != sorted(known):

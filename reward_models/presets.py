@@ -7,6 +7,8 @@ prompt a model expects is part of its format: pass that, not the prompt of the p
 Sources: rewarded soups, arXiv 2306.04488; rewards-in-context, arXiv 2402.10207; pages per preset.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from reward_models.format import Format
@@ -21,11 +23,11 @@ class Preset:
     """A public classifier with the format it is used with.
 
     Attributes:
-        model: Hub id.
-        format: Text format and label.
-        prompt: What to pass as the prompt.
-        meaning: What a higher score means.
-        sources: Pages that state the format.
+        model: hub id.
+        format: text format and label.
+        prompt: what to pass as the prompt.
+        meaning: what a higher score means.
+        sources: pages that state the format.
     """
 
     model: str

@@ -4,6 +4,8 @@ Texts are read as they are: nothing is stripped, cut or rounded before a rule lo
 the same score. Higher is better.
 """
 
+from __future__ import annotations
+
 import difflib
 import math
 import re
@@ -22,7 +24,7 @@ PREFIX = "rule:"
 
 @dataclass(frozen=True)
 class LengthRule:
-    """Scores how long a completion is.
+    """Score how long a completion is.
 
         target = "shorter":   -length / scale
         target = "longer":     length / scale
@@ -34,9 +36,9 @@ class LengthRule:
     Attributes:
         unit: "words", which are what whitespace separates, or "characters", which are Unicode code points. Languages
             that are written without spaces need "characters".
-        target: The length that is wanted, or whether less or more is better.
-        scale: How many units are worth 1.
-        name: What the score is called.
+        target: the length that is wanted, or whether less or more is better.
+        scale: how many units are worth 1.
+        name: what the score is called.
     """
 
     unit: str = "words"
@@ -54,7 +56,7 @@ class LengthRule:
         _require(_is_number(self.scale) and self.scale > 0, "rule:length", "scale", self.scale, "a positive number")
 
     def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Returns one score per pair; the prompts are not read."""
+        """One score per pair; the prompts are not read."""
         check_lengths(self.name, prompts, completions)
         return checked_scores(self.name, [self._one(text) for text in completions], prompts)
 
@@ -68,17 +70,17 @@ class LengthRule:
 
 @dataclass(frozen=True)
 class FormatRule:
-    r"""Scores 1 where a completion has a format and 0 where it has not.
+    r"""Score 1 where a completion has a format and 0 where it has not.
 
     >>> FormatRule(r"(?s)<think>.*</think>.+").score(["p", "p"], ["<think>a</think> b", "b"])
     [1.0, 0.0]
 
     Attributes:
-        pattern: A regular expression of Python's `re`. Its flags are written inside, such as ``(?s)``, with which a dot
+        pattern: A regular expression of Python's `re`. Its flags are written inside, such as `(?s)`, with which a dot
             stands for a line break, too.
         match: "whole", the pattern describes the completion from its first to its last character, or "anywhere".
-        absent: Score 1 where the pattern does not match.
-        name: What the score is called.
+        absent: score 1 where the pattern does not match.
+        name: what the score is called.
     """
 
     pattern: str
@@ -100,7 +102,7 @@ class FormatRule:
             ) from None
 
     def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Returns one score per pair; the prompts are not read."""
+        """One score per pair; the prompts are not read."""
         check_lengths(self.name, prompts, completions)
         matches = re.compile(self.pattern).fullmatch if self.match == "whole" else re.compile(self.pattern).search
         return [float((matches(text) is None) == self.absent) for text in completions]
@@ -108,14 +110,14 @@ class FormatRule:
 
 @dataclass(frozen=True)
 class LexicalRule:
-    """Scores which words a completion shares with its prompt, or with a list of words (ROUGE-1).
+    """Score which words a completion shares with its prompt, or with a list of words (ROUGE-1).
 
         shared    = sum over words of min(count in the completion, count in the reference)
         precision = shared / words of the completion       how much of the completion comes from the reference
         recall    = shared / words of the reference        how much of the reference the completion mentions
         f1        = 2 shared / (words of the completion + words of the reference)
 
-    A share of no words is 0. With ``absent`` the score is 1 minus that. A word is a run of letters, marks and digits of
+    A share of no words is 0. With `absent` the score is 1 minus that. A word is a run of letters, marks and digits of
     any script, compared without case and in Unicode's NFKC form; there is no stemming.
 
     >>> LexicalRule(measure="precision").score(["the cat sat"], ["The cat slept."])
@@ -127,9 +129,9 @@ class LexicalRule:
 
     Attributes:
         measure: "precision", "recall" or "f1".
-        words: The reference, each word once; None is the prompt of each pair.
-        absent: Score the words that are missing.
-        name: What the score is called.
+        words: the reference, each word once; None is the prompt of each pair.
+        absent: score the words that are missing.
+        name: what the score is called.
     """
 
     measure: str = "recall"
@@ -150,7 +152,7 @@ class LexicalRule:
             )  # fmt: skip
 
     def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Returns one score between 0 and 1 per pair."""
+        """One score between 0 and 1 per pair."""
         check_lengths(self.name, prompts, completions)
         listed = None if self.words is None else Counter({word for text in self.words for word in folded_words(text)})
         shares = [
@@ -171,15 +173,15 @@ RULES: dict[str, type] = {"length": LengthRule, "format": FormatRule, "lexical":
 
 
 def make_rule(source: str, options: Mapping[str, Any], *, name: str | None = None) -> RewardModel:
-    """Returns the rule that ``source`` names.
+    """The rule that `source` names.
 
     Args:
-        source: ``rule:`` and a key of ``RULES``.
-        options: The rule's attributes, as a config file states them.
-        name: What the score is called; None is the rule's own name.
+        source: `rule:` and a key of `RULES`.
+        options: the rule's attributes, as a config file states them.
+        name: what the score is called; None is the rule's own name.
 
     Raises:
-        ValueError: If there is no such rule or option, a value is wrong, or a required option is missing.
+        ValueError: there is no such rule or option, a value is wrong, or a required option is missing.
     """
     rule = RULES.get(source.removeprefix(PREFIX))
     if rule is None:
@@ -195,7 +197,7 @@ def make_rule(source: str, options: Mapping[str, Any], *, name: str | None = Non
 
 
 def folded_words(text: str) -> list[str]:
-    """Returns the words of a text, folded: runs of letters, marks and digits.
+    """The words of a text, folded: runs of letters, marks and digits.
 
     >>> folded_words("Don't STOP, Élan!")
     ['don', 't', 'stop', 'élan']

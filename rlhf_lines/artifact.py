@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "s
 def new_folder(
     output_dir: str | Path, *, overwrite: bool = False, keep_partial: bool = False, leave_partial: bool = False
 ) -> Iterator[Path]:
-    """Yield a hidden folder beside ``output_dir``, which takes that name when the block ends without an error.
+    """Yield a hidden folder beside `output_dir`, which takes that name when the block ends without an error.
 
     A block that fails or is killed leaves nothing under the final name. Of several processes, every one gets the same
     hidden folder and the main one renames it, after all have left the block.
@@ -33,10 +33,10 @@ def new_folder(
         overwrite: replace an existing folder, once the new one is complete.
         keep_partial: keep what an earlier, killed block left in the hidden folder, for a block that can go on from it.
         leave_partial: leave the hidden folder of a block that fails, so that a later one can go on from it; implied by
-            ``keep_partial``.
+            `keep_partial`.
 
     Raises:
-        FileExistsError: ``output_dir`` exists and ``overwrite`` is false; raised before the block runs.
+        FileExistsError: `output_dir` exists and `overwrite` is false; raised before the block runs.
         ValueError: the folder above cannot be made or written.
     """
     final = Path(output_dir)
@@ -64,7 +64,7 @@ def new_folder(
 
 
 def partial_folder(output_dir: str | Path) -> Path:
-    """Return the hidden folder in which ``output_dir`` is made."""
+    """The hidden folder in which `output_dir` is made."""
     final = Path(output_dir)
     return final.with_name(f".{final.name}.partial")
 
@@ -73,7 +73,7 @@ def finish_folder(output_dir: str | Path, *, overwrite: bool) -> None:
     """Give a folder that is complete but for its name the name: its process was killed just before.
 
     Raises:
-        FileExistsError: ``output_dir`` exists and ``overwrite`` is false.
+        FileExistsError: `output_dir` exists and `overwrite` is false.
     """
     final = Path(output_dir)
     refuse_existing(final, overwrite=overwrite)
@@ -85,7 +85,7 @@ def finish_folder(output_dir: str | Path, *, overwrite: bool) -> None:
 
 
 def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError when ``output_dir`` exists and may not be replaced."""
+    """Raise FileExistsError when `output_dir` exists and may not be replaced."""
     output = Path(output_dir)
     if not output.name:
         raise ValueError(f"output_dir {str(output_dir)!r} has no name of its own: give a folder that can be made")
@@ -115,7 +115,7 @@ def check_place(output_dir: str | Path) -> None:
 
 
 def refuse_replacing(output_dir: str | Path, inputs: Iterable[str | Path]) -> None:
-    """Raise FileExistsError when ``--overwrite`` of ``output_dir`` would delete a folder that the stage reads."""
+    """Raise FileExistsError when `--overwrite` of `output_dir` would delete a folder that the stage reads."""
     output = Path(output_dir)
     for needed in map(Path, inputs):
         if output.exists() and output.resolve() in (needed.resolve(), *needed.resolve().parents):
@@ -125,7 +125,7 @@ def refuse_replacing(output_dir: str | Path, inputs: Iterable[str | Path]) -> No
 
 
 def is_complete(output_dir: str | Path) -> bool:
-    """Return whether the folder is the finished result of a stage that writes a record."""
+    """Whether the folder is the finished result of a stage that writes a record."""
     return all((Path(output_dir) / file).is_file() for file in (RECORD, CONFIG))
 
 
@@ -135,13 +135,13 @@ def check_same_config(
     """Refuse to take a folder, finished or stopped, for the result of other settings.
 
     Args:
-        folder: holds the ``config.yaml`` of the settings that made it.
+        folder: holds the `config.yaml` of the settings that made it.
         given: the settings now.
         name: what to call the folder; None is its own name.
         may_differ: keys that do not matter.
 
     Raises:
-        ValueError: ``config.yaml`` in the folder differs from what is given now; names the first key.
+        ValueError: `config.yaml` in the folder differs from what is given now; names the first key.
     """
     import yaml
 
@@ -162,7 +162,7 @@ def check_same_config(
 
 
 def write_config(folder: Path, config: dict) -> None:
-    """Write ``config.yaml``, what ``--config`` accepts again: the settings, not how the run was started."""
+    """Write `config.yaml`, what `--config` accepts again: the settings, not how the run was started."""
     import yaml
 
     settings = {key: value for key, value in config.items() if key not in ("overwrite", "resume")}
@@ -170,7 +170,7 @@ def write_config(folder: Path, config: dict) -> None:
 
 
 def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
-    """Write ``config.yaml`` (what ``--config`` accepts again) and ``rlhf_lines.json`` (stage, versions, facts)."""
+    """Write `config.yaml` (what `--config` accepts again) and `rlhf_lines.json` (stage, versions, facts)."""
     write_config(folder, config)
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
     unfinished = folder / f".{RECORD}"
@@ -202,13 +202,13 @@ def remove_working_files(folder: Path) -> None:
 
 
 def read_record(folder: str | Path) -> dict:
-    """Return what ``write_record`` wrote, or an empty mapping for a folder that this package did not make."""
+    """What `write_record` wrote, or an empty mapping for a folder that this package did not make."""
     path = Path(folder) / RECORD
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, this package and the libraries that its numbers depend on."""
+    """The versions of Python, this package and the libraries that its numbers depend on."""
     from rlhf_lines import __version__
 
     found = {"python": platform.python_version(), "rlhf_lines": __version__}

@@ -1,4 +1,4 @@
-"""The command ``rlhf-lines``: a verb, then ``--config FILE`` and ``--flag value``.
+"""The command `rlhf-lines`: a verb, then `--config FILE` and `--flag value`.
 
 Exit status: 0 done; 2 the input is wrong (one sentence on stderr); 1 anything else; 130 interrupted.
 """
@@ -254,7 +254,7 @@ def _usage() -> str:
 
 
 def _is_about_input(error: BaseException) -> bool:
-    """Return whether our own checks raised the error; one that a library raised is a bug, and shows its traceback."""
+    """Whether our own checks raised the error; one that a library raised is a bug, and shows its traceback."""
     traceback = error.__traceback__
     while traceback.tb_next is not None:
         traceback = traceback.tb_next

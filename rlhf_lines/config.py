@@ -51,7 +51,7 @@ class DataConfig:
     )
 
     def load(self, kind: str, split: str, tokenizer):
-        """Return the rows that the settings describe; see ``rlhf_lines.data.load``."""
+        """The rows that the settings describe; see `rlhf_lines.data.load`."""
         from rlhf_lines import data
 
         return data.load(kind=kind, split=split, tokenizer=tokenizer, **vars(self))
@@ -78,7 +78,7 @@ class PreferenceDataConfig(TrainingDataConfig):
 
 
 def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str) -> tuple[tuple, dict]:
-    """Return the filled dataclasses, and the mapping of everything that was given (file, overridden by flags).
+    """The filled dataclasses, and the mapping of everything that was given (file, overridden by flags).
 
     Raises:
         FileNotFoundError: the config file does not exist.
@@ -103,7 +103,7 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
 
 
 def given_keys(arguments: list[str]) -> set[str]:
-    """Return the names of the keys and flags that are given, known or not.
+    """The names of the keys and flags that are given, known or not.
 
     Raises:
         FileNotFoundError: the config file does not exist.
@@ -115,7 +115,7 @@ def given_keys(arguments: list[str]) -> set[str]:
 
 
 def _flags(dataclass_types: tuple[type, ...], arguments: list[str], prog: str) -> dict:
-    """Return what the command line gave, without the defaults."""
+    """What the command line gave, without the defaults."""
     parser = _parser(dataclass_types, prog)
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
@@ -147,7 +147,7 @@ def _parser(dataclass_types: tuple[type, ...], prog: str):
 
 
 def _from_yaml(action: argparse.Action, value):
-    """Return what the flag would have made of the value: argparse converts texts only, and no parts of a list."""
+    """What the flag would have made of the value: argparse converts texts only, and no parts of a list."""
     if value is None:
         if action.required:
             raise ValueError(f"{action.dest} is empty, expected a value")
@@ -177,9 +177,9 @@ def _one_value(action: argparse.Action, value):
 
 
 def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
-    """Return the mapping in the file that ``--config`` names, and its path; ``({}, None)`` without one.
+    """The mapping in the file that `--config` names, and its path; `({}, None)` without one.
 
-    A ``merge_spec.json`` is read as the settings that repeat its merge; see ``rlhf_lines.merge.output.record``.
+    A `merge_spec.json` is read as the settings that repeat its merge; see `rlhf_lines.merge.output.record`.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -219,7 +219,7 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def parse_size(text: str | int) -> int:
-    """Return a size in bytes: a number, alone or with KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (of 1024).
+    """A size in bytes: a number, alone or with KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (of 1024).
 
     >>> parse_size("1.5GB"), parse_size("2 KiB"), parse_size(300)
     (1500000000, 2048, 300)

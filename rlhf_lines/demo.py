@@ -1,4 +1,4 @@
-"""``rlhf-lines demo``: the whole pipeline on a tiny model, by the same stages and configs as a real run.
+"""`rlhf-lines demo`: the whole pipeline on a tiny model, by the same stages and configs as a real run.
 
 Only the start differs: where a real run downloads a base and reward models, the demo writes untrained ones and trains
 the base too. A stage that is complete is skipped, so a killed demo goes on where it was.
@@ -28,11 +28,11 @@ STAGES = (
 
 
 def run(output_dir: str = ROOT, config_dir: str | Path | None = None) -> Iterator[str]:
-    """Run all stages into ``output_dir`` and yield what each one came to, as a text.
+    """Run all stages into `output_dir` and yield what each one came to, as a text.
 
     Args:
         output_dir: the folder of the demo.
-        config_dir: the folder of ``base.yaml`` ... ``sweep.yaml``; None is the one that comes with the package.
+        config_dir: the folder of `base.yaml` ... `sweep.yaml`; None is the one that comes with the package.
 
     Raises:
         FileNotFoundError: a config is missing.
@@ -54,13 +54,13 @@ def run(output_dir: str = ROOT, config_dir: str | Path | None = None) -> Iterato
 
 
 def _config_dir() -> Path:
-    """Return the demo's configs: in the package where it was installed from a wheel, else in the checkout."""
+    """The demo's configs: in the package where it was installed from a wheel, else in the checkout."""
     packaged = Path(__file__).parent / "demo_configs"
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs" / "demo"
 
 
 def _moved(config: Path, output_dir: str) -> list[str]:
-    """Return the flags that move every path of a config from ``outputs/demo`` to ``output_dir``."""
+    """The flags that move every path of a config from `outputs/demo` to `output_dir`."""
     import yaml
 
     if output_dir == ROOT:

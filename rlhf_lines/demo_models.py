@@ -57,7 +57,7 @@ UNTRAINED = {
 
 
 def write_untrained_models(output_dir: str | Path) -> Path:
-    """Write ``llama/``, ``gpt2/`` and ``bert/`` under ``output_dir`` and return it."""
+    """Write `llama/`, `gpt2/` and `bert/` under `output_dir` and return it."""
     texts = [row["text"] for row in docstrings.text("train")]
     with new_folder(output_dir) as folder:
         for name, make in (("llama", _llama), ("gpt2", _gpt2), ("bert", _bert)):

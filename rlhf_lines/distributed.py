@@ -40,7 +40,7 @@ class Processes:
         return self.rank == 0
 
     def map(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """Return ``work(item)`` of at most one item per process, computed at the same time; for the leader only.
+        """`work(item)` of at most one item per process, computed at the same time; for the leader only.
 
         Raises:
             RuntimeError: another process failed; its traceback is in the message.

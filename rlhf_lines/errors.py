@@ -24,7 +24,7 @@ class InputProblems(ValueError):
 
 
 class Problems:
-    """Collects mistakes of the input while checks go on, so that a user hears of all of them in one go."""
+    """Collect mistakes of the input while checks go on, so that a user hears of all of them in one go."""
 
     def __init__(self) -> None:
         self._errors: list[ValueError | FileNotFoundError] = []

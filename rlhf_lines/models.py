@@ -11,7 +11,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 
 
 def local_folder(name_or_path: str, *, revision: str | None = None, what: str = "model") -> Path:
-    """Return the folder of a checkpoint: the path itself, or the local snapshot of a Hub id (downloaded if needed).
+    """The folder of a checkpoint: the path itself, or the local snapshot of a Hub id (downloaded if needed).
 
     Raises:
         FileNotFoundError: a local path does not exist, or the Hub has no such model or cannot be reached.
@@ -38,7 +38,7 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
-    """Return the tokenizer of a checkpoint, padding on the left, with eos as pad token where it has none.
+    """The tokenizer of a checkpoint, padding on the left, with eos as pad token where it has none.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
@@ -59,12 +59,12 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
 
 
 def end_token_ids(model, tokenizer) -> list[int]:
-    """Return the ids of the tokens that end a completion: those of the generation config, and the tokenizer's."""
+    """The ids of the tokens that end a completion: those of the generation config, and the tokenizer's."""
     return _end_token_ids(model.generation_config, tokenizer)
 
 
 def checkpoint_end_token_ids(folder: str | Path, tokenizer) -> list[int]:
-    """Return what ``end_token_ids`` returns for the model in a folder, without loading it."""
+    """What `end_token_ids` returns for the model in a folder, without loading it."""
     from transformers import AutoConfig, GenerationConfig
 
     if (Path(folder) / "generation_config.json").is_file():
@@ -79,14 +79,14 @@ def _end_token_ids(generation_config, tokenizer) -> list[int]:
 
 
 def init_kwargs(model_config) -> dict:
-    """Return what ``from_pretrained`` needs of a TRL ``ModelConfig`` (all but the quantisation)."""
+    """What `from_pretrained` needs of a TRL `ModelConfig` (all but the quantisation)."""
     return {"dtype": model_config.dtype, "attn_implementation": model_config.attn_implementation}
 
 
 def lora_config(model_config):
-    """Return PEFT's LoRA config of a TRL ``ModelConfig``, or None without ``use_peft``.
+    """PEFT's LoRA config of a TRL `ModelConfig`, or None without `use_peft`.
 
-    TRL makes a text of a list of one module, and PEFT reads a text as a pattern of whole names: ``q_proj`` would match
+    TRL makes a text of a list of one module, and PEFT reads a text as a pattern of whole names: `q_proj` would match
     nothing.
     """
     from trl import get_peft_config

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Sampled(NamedTuple):
     """N completions of at most T tokens.
 
-    ``tokens`` ``[N, T]``, the end token included, padding after it; ``lengths`` ``[N]``; ``logprobs`` ``[N, T]`` of the
+    `tokens` `[N, T]`, the end token included, padding after it; `lengths` `[N]`; `logprobs` `[N, T]` of the
     tokens under softmax(logits / temperature) (under softmax(logits) for greedy sampling), zero on padding.
     """
 
@@ -35,7 +35,7 @@ class Sampled(NamedTuple):
 
 
 def prompt_key(token_ids: Sequence[int]) -> int:
-    """Return a signed 64-bit number that names a prompt: the start of the SHA-256 of its tokens."""
+    """A signed 64-bit number that names a prompt: the start of the SHA-256 of its tokens."""
     digest = hashlib.sha256(" ".join(map(str, token_ids)).encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
@@ -60,14 +60,14 @@ def check_positions(config: PreTrainedConfig, prompts: Sequence[Sequence[int]], 
 
 
 def gumbel(seed: int, prompt_keys: Tensor, samples: Tensor, step: int, vocab_size: int) -> Tensor:
-    """Return Gumbel noise ``[rows, vocab_size]``, float64, a pure function of its arguments.
+    """Gumbel noise `[rows, vocab_size]`, float64, a pure function of its arguments.
 
     A chain of 64-bit mixes (splitmix64) of seed, prompt, sample and step gives a key per row; mixing it with the token
     gives 53 random bits, u in (0, 1), and g = -log(-log(u)).
 
     Args:
-        prompt_keys: ``[rows]``, int64.
-        samples: ``[rows]``, int64.
+        prompt_keys: `[rows]`, int64.
+        samples: `[rows]`, int64.
     """
     key = mix(torch.full_like(prompt_keys, seed))
     key = mix(key ^ prompt_keys)
@@ -93,11 +93,11 @@ def sample_tokens(
     seed: int,
     keep_rows: Callable[[Tensor], None] = lambda rows: None,
 ) -> Sampled:
-    """Return one completion per prompt, all in one batch; rows that have ended leave it.
+    """One completion per prompt, all in one batch; rows that have ended leave it.
 
     Args:
         model: a causal language model.
-        prompts: N lists of token ids.
+        prompts: n lists of token ids.
         keys: (prompt, sample) of every row, which place its noise; rows with equal keys meet equal noise.
         temperature: of the softmax; 0 takes the most likely token.
         keep_rows: called with the indices, among the rows of the last pass, of those that go on.
@@ -145,13 +145,13 @@ def sample_tokens(
 
 
 def chosen_logprobs(logits: Tensor, chosen: Tensor, temperature: float) -> Tensor:
-    """Return log softmax(logits / temperature) of the chosen tokens: ``[..., V]`` and ``[...]`` to ``[...]``."""
+    """Log softmax(logits / temperature) of the chosen tokens: `[..., V]` and `[...]` to `[...]`."""
     logits = logits.float() / temperature
     return logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, both ``[N, longest row]``, padded on the left."""
+    """Token ids and attention mask, both `[N, longest row]`, padded on the left."""
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)

@@ -30,11 +30,11 @@ UNFINISHED, UNNAMED, COMPLETE = "unfinished", "unnamed", "complete"  # an output
 
 
 def run_stage(verb: str, arguments: list[str]) -> Path:
-    """Run one stage and return the folder it made, or that was complete already (``--resume``).
+    """Run one stage and return the folder it made, or that was complete already (`--resume`).
 
     Args:
-        verb: a key of ``MODULES``.
-        arguments: ``--config FILE`` and ``--flag value`` pairs.
+        verb: a key of `MODULES`.
+        arguments: `--config FILE` and `--flag value` pairs.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the input is wrong; the message is one sentence.
@@ -60,7 +60,7 @@ def _start_processes() -> None:
 
 
 def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
-    """Return whether ``--resume`` has nothing left to run; a folder that only lacked its name gets it.
+    """Whether `--resume` has nothing left to run; a folder that only lacked its name gets it.
 
     Raises:
         ValueError: the folder is of other settings.
@@ -91,7 +91,7 @@ def _state(output_dir: Path, given: dict, *, overwrite: bool) -> str:
 
 
 def _as_the_first_process_sees(look: Callable[[], str]) -> str:
-    """Return what ``look`` gives in the first of several processes, or raise what it raises there.
+    """What `look` gives in the first of several processes, or raise what it raises there.
 
     The others may be on machines that have no such folder, and must not go another way.
     """
@@ -112,7 +112,7 @@ def _as_the_first_process_sees(look: Callable[[], str]) -> str:
 
 
 def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict]:
-    """Return the module of a stage, its filled dataclasses, and the mapping of everything that was given.
+    """The module of a stage, its filled dataclasses, and the mapping of everything that was given.
 
     Raises:
         ValueError, FileNotFoundError: the input is wrong; the message is one sentence.

@@ -12,7 +12,7 @@ from rlhf_lines.pareto import front_table, read_front
 
 
 def summary(verb: str, folder: Path) -> str:
-    """Return what a user wants to know about a finished stage."""
+    """What a user wants to know about a finished stage."""
     record = read_record(folder)
     lines = [f"wrote {folder}"]
     if verb == "reward":

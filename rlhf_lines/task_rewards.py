@@ -17,16 +17,16 @@ from rlhf_lines.errors import closest
 
 @dataclass(frozen=True)
 class RewardEntry:
-    """One item of ``rewards`` in a config.
+    """One item of `rewards` in a config.
 
     Inside PPO the reward of a completion is
 
         sum_i weight_i clip((score_i - mean_i) / std_i, -clip_i, clip_i) - kl_coef KL
 
-    with mean 0 and standard deviation 1 where ``normalize`` is false, and no limit where ``clip`` is absent.
+    with mean 0 and standard deviation 1 where `normalize` is false, and no limit where `clip` is absent.
 
     Attributes:
-        model: what to load: a folder of the reward stage, a preset, a Hub id, ``module:function`` or ``rule:name``.
+        model: what to load: a folder of the reward stage, a preset, a Hub id, `module:function` or `rule:name`.
         name: what the score is called; None is the folder, preset, model, function or rule.
         weight: factor in the sum (mu of MORLHF).
         normalize: whether mean and standard deviation are measured on samples of the SFT model before training.
@@ -47,7 +47,7 @@ class RewardEntry:
 
     @classmethod
     def of(cls, item: str | Mapping[str, Any]) -> RewardEntry:
-        """Return the entry that an item of a config stands for: a text names the model; a mapping, also as JSON, all.
+        """The entry that an item of a config stands for: a text names the model; a mapping, also as JSON, all.
 
         Raises:
             ValueError: a key is unknown, the model is missing, or a value is wrong.
@@ -70,7 +70,7 @@ class RewardEntry:
         return cls(**item)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the scores depend on: the model, a folder by its absolute path, its dtype and its options."""
+        """What the scores depend on: the model, a folder by its absolute path, its dtype and its options."""
         model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
         return {"model": model, "dtype": self.dtype or "float32", "options": dict(self.options)}
 
@@ -89,7 +89,7 @@ class RewardEntry:
 
 
 def reward_entries(items: Sequence[str | Mapping[str, Any]]) -> list[RewardEntry]:
-    """Return what the items of ``rewards`` in a config stand for.
+    """What the items of `rewards` in a config stand for.
 
     Raises:
         ValueError: there is none, or one is wrong.
@@ -102,7 +102,7 @@ def reward_entries(items: Sequence[str | Mapping[str, Any]]) -> list[RewardEntry
 def load_reward_models(
     entries: Sequence[RewardEntry], *, batch_size: int = 32, trust_remote_code: bool = False
 ) -> list[RewardModel]:
-    """Return the reward models that the entries name, in their order.
+    """The reward models that the entries name, in their order.
 
     Args:
         batch_size: of an entry that does not name its own.
@@ -133,7 +133,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def raw_score_problems(entries: Sequence[RewardEntry]) -> list[str]:
-    """Return what is wrong with entries where raw scores are kept: they have no weight, normalize or clip."""
+    """What is wrong with entries where raw scores are kept: they have no weight, normalize or clip."""
     return [
         f"rewards: {entry.model} has a weight, normalize or clip, but a sweep keeps raw scores"
         for entry in entries
@@ -142,7 +142,7 @@ def raw_score_problems(entries: Sequence[RewardEntry]) -> list[str]:
 
 
 def reward_weights(entries: Sequence[RewardEntry], given: Sequence[float] | None) -> list[float]:
-    """Return the weight of every reward: of its entry, or of TRL's flag ``reward_weights``, not of both."""
+    """The weight of every reward: of its entry, or of TRL's flag `reward_weights`, not of both."""
     if given is None:
         return [entry.weight for entry in entries]
     if len(given) != len(entries):

@@ -1,4 +1,6 @@
-"""Stage ``sweep`` as a script: python scripts/sweep.py --config FILE [--flag value ...]"""
+"""Stage `sweep` as a script: python scripts/sweep.py --config FILE [--flag value ...]."""
+
+from __future__ import annotations
 
 import sys
 

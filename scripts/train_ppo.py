@@ -1,4 +1,6 @@
-"""Stage ``ppo`` for accelerate: accelerate launch scripts/train_ppo.py --config FILE [--flag value ...]"""
+"""Stage `ppo` for accelerate: accelerate launch scripts/train_ppo.py --config FILE [--flag value ...]."""
+
+from __future__ import annotations
 
 import sys
 

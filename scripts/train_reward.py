@@ -1,4 +1,6 @@
-"""Stage ``reward`` for accelerate: accelerate launch scripts/train_reward.py --config FILE [--flag value ...]"""
+"""Stage `reward` for accelerate: accelerate launch scripts/train_reward.py --config FILE [--flag value ...]."""
+
+from __future__ import annotations
 
 import sys
 

@@ -1,4 +1,6 @@
-"""Stage ``sft`` for accelerate: accelerate launch scripts/train_sft.py --config FILE [--flag value ...]"""
+"""Stage `sft` for accelerate: accelerate launch scripts/train_sft.py --config FILE [--flag value ...]."""
+
+from __future__ import annotations
 
 import sys
 

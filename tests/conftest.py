@@ -1,5 +1,7 @@
 """Before anything imports torch."""
 
+from __future__ import annotations
+
 import os
 
 

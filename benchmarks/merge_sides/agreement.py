@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass
 class Agreement:
-    """Counts of elements; ``cancelled`` and ``at_threshold`` are those more than one unit in the last place apart.
+    """Counts of elements; `cancelled` and `at_threshold` are those more than one unit in the last place apart.
 
-    ``cancelled``: the merged value is so much smaller than what it is the sum of that float32 rounding shows.
-    ``at_threshold``: a residual that is as large as the threshold of TIES, where the number to keep cuts through equal
+    `cancelled`: the merged value is so much smaller than what it is the sum of that float32 rounding shows.
+    `at_threshold`: a residual that is as large as the threshold of TIES, where the number to keep cuts through equal
     magnitudes.
     """
 

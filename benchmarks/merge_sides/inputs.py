@@ -36,10 +36,10 @@ RESIDUAL = 0.03  # relative size of a residual in the middle of the model
 
 
 def write_inputs(folder: Path, size: str, *, seed: int = 0) -> None:
-    """Write ``sft``, ``policy_1`` and ``policy_2`` into an empty folder, in bfloat16, one file of weights each.
+    """Write `sft`, `policy_1` and `policy_2` into an empty folder, in bfloat16, one file of weights each.
 
     Residuals are independent of each other; their size relative to the weight grows with depth, from half of
-    ``RESIDUAL`` in the first block to one and a half of it in the last. Only one tensor is in memory at a time.
+    `RESIDUAL` in the first block to one and a half of it in the last. Only one tensor is in memory at a time.
     """
     shapes = _shapes(SIZES[size])
     files = []
@@ -96,7 +96,7 @@ def _shapes(sizes: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _write_header(file: BinaryIO, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Write the head of a safetensors file of bfloat16 tensors, which follow in the order of ``shapes``."""
+    """Write the head of a safetensors file of bfloat16 tensors, which follow in the order of `shapes`."""
     entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():

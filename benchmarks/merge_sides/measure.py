@@ -44,7 +44,7 @@ def main() -> None:
 class Watch(threading.Thread):
     """Looks at the memory of a process and all its descendants until it is stopped.
 
-    ``resident`` is the largest sum of their resident sets; pages that two processes share count twice. ``anonymous`` is
+    `resident` is the largest sum of their resident sets; pages that two processes share count twice. `anonymous` is
     that without pages of files, which the kernel can drop.
     """
 
@@ -75,7 +75,7 @@ def _tree(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> dict[str, int]:
-    """Return the memory fields of /proc/pid/status in bytes; empty for a process that has ended."""
+    """The memory fields of /proc/pid/status in bytes; empty for a process that has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):

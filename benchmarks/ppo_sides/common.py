@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 class Task:
     """One PPO task in numbers that both trainers have a setting for.
 
-    ``minibatches`` are the updates of one epoch over a rollout of ``completions``. The learning rate is that of all
+    `minibatches` are the updates of one epoch over a rollout of `completions`. The learning rate is that of all
     that is trained, the critic included: TRL 1.12 has only one.
     """
 
@@ -50,7 +50,7 @@ class Task:
 
 
 def shared_arguments(task: Task, seed: int, output_dir: str) -> dict:
-    """Return the settings that both config classes inherit from transformers' TrainingArguments."""
+    """The settings that both config classes inherit from transformers' TrainingArguments."""
     return {
         "output_dir": output_dir,
         "seed": seed,
@@ -85,7 +85,7 @@ def lora_config(task: Task):
 
 
 class RolloutClock(TrainerCallback):
-    """Reads the clocks when training begins and whenever the updates of one more rollout are done."""
+    """Read the clocks when training begins and whenever the updates of one more rollout are done."""
 
     def __init__(self, steps_per_rollout: int) -> None:
         self._steps = steps_per_rollout
@@ -104,7 +104,7 @@ class RolloutClock(TrainerCallback):
         self._cpu.append(time.process_time())
 
     def seconds(self) -> dict[str, list[float]]:
-        """Return the seconds of each rollout with its updates: by the clock on the wall, and of the processor."""
+        """The seconds of each rollout with its updates: by the clock on the wall, and of the processor."""
         return {
             "seconds": [after - before for before, after in pairwise(self._wall)],
             "cpu_seconds": [after - before for before, after in pairwise(self._cpu)],
@@ -112,19 +112,19 @@ class RolloutClock(TrainerCallback):
 
 
 def resident_mib() -> float:
-    """Return the memory of this process that is in RAM now, in MiB."""
+    """The memory of this process that is in RAM now, in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def peak_resident_mib() -> float:
-    """Return the most memory of this process that was ever in RAM, in MiB."""
+    """The most memory of this process that was ever in RAM, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 @torch.no_grad()
 def completion_logprobs(model, tokenizer, pairs: list[list[str]]) -> list[float]:
-    """Return log pi(completion and its end token | prompt) of each pair, in nats, one unpadded text at a time."""
+    """Log pi(completion and its end token | prompt) of each pair, in nats, one unpadded text at a time."""
     result = []
     for prompt, completion in pairs:
         start = len(tokenizer(prompt).input_ids)
@@ -144,14 +144,14 @@ def arguments() -> argparse.Namespace:
 
 
 def write_checks(output_dir: str, *, logprobs: list[float], scores: list[float]) -> None:
-    """Write ``checks.json``: what both sides must agree on before anything is timed, for each of the task's checks."""
+    """Write `checks.json`: what both sides must agree on before anything is timed, for each of the task's checks."""
     Path(output_dir, "checks.json").write_text(json.dumps({"logprobs": logprobs, "scores": scores}))
 
 
 def write_result(
     output_dir: str, *, clock: RolloutClock, imports_mib: float, scores: list[float], kl: list[float]
 ) -> None:
-    """Write ``result.json``: memory, and of each rollout its seconds, its mean raw score and its mean KL in nats."""
+    """Write `result.json`: memory, and of each rollout its seconds, its mean raw score and its mean KL in nats."""
     result = {
         **clock.seconds(),
         "imports_mib": imports_mib,

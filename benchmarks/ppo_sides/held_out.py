@@ -1,4 +1,4 @@
-"""Scores every policy of ppo_vs_trl.py on prompts that none was trained on, all by the same code."""
+"""Score every policy of ppo_vs_trl.py on prompts that none was trained on, all by the same code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(policy, sft, tokenizer, reward_model, prompts: list[str], max_new_tokens: int) -> tuple[float, float]:
-    """Return the mean score of one sample per prompt, and its mean KL to the SFT model in nats per completion.
+    """The mean score of one sample per prompt, and its mean KL to the SFT model in nats per completion.
 
     The KL is sum_t KL(pi(.|s_t) || pi_SFT(.|s_t)) over the states of the samples, each term exact over the vocabulary.
     """

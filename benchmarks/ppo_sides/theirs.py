@@ -109,9 +109,9 @@ def main() -> None:
 
 @torch.no_grad()
 def scores(reward_model, tokenizer, pairs: list[list[str]], length: int) -> list[float]:
-    """Return the scores as the trainer computes them: prompts padded on the left, responses on the right to a length.
+    """The scores as the trainer computes them: prompts padded on the left, responses on the right to a length.
 
-    A completion of fewer tokens than ``length`` has ended, and the others were cut there.
+    A completion of fewer tokens than `length` has ended, and the others were cut there.
     """
     queries = tokenizer([prompt for prompt, _ in pairs], padding=True, return_tensors="pt").input_ids
     responses = torch.full((len(pairs), length), tokenizer.pad_token_id)

@@ -25,7 +25,7 @@ def load(
     max_prompt_length: int | None = None,
     max_samples: int | None = None,
 ):
-    """Return the ``datasets.Dataset`` of one kind of rows of one split.
+    """The `datasets.Dataset` of one kind of rows of one split.
 
     | kind | columns |
     |---|---|
@@ -39,13 +39,13 @@ def load(
     data, and for summaries it is the post or article alone.
 
     Args:
-        dataset_name: a task of this package (a key of ``TASKS``), a local file or folder, or a Hub id.
-        kind: ``"text"``, ``"demonstrations"``, ``"prompts"`` or ``"preferences"``.
-        split: ``"train"``, ``"validation"`` or ``"test"``; see ``splits.rows_of``.
+        dataset_name: a task of this package (a key of `TASKS`), a local file or folder, or a Hub id.
+        kind: `"text"`, `"demonstrations"`, `"prompts"` or `"preferences"`.
+        split: `"train"`, `"validation"` or `"test"`; see `splits.rows_of`.
         tokenizer: the policy's.
         dataset_path: where a task's rows are, in place of its own Hub id: a local file or folder, or a Hub id.
-        prompt_template: a key of ``templates.TEMPLATES`` for a source that is no task; see ``files.rows``.
-        preference: which preference of the task, for kind ``"preferences"``; None where a source has only one.
+        prompt_template: a key of `templates.TEMPLATES` for a source that is no task; see `files.rows`.
+        preference: which preference of the task, for kind `"preferences"`; None where a source has only one.
         max_prompt_length: leave out rows whose prompt has more tokens; their number is logged. Needs a tokenizer.
         max_samples: keep the first so many rows; None keeps all.
 
@@ -93,7 +93,7 @@ def _rows_of_task(name: str, kind: str, split: str, preference: str | None, path
 
 
 def _row(row: dict, kind: str, template: templates.Template, scored_prompt, tokenizer) -> dict:
-    """Return the row as the stages read it."""
+    """The row as the stages read it."""
     if kind == "preferences":
         return {"prompt": scored_prompt(row["prompt"]), "chosen": row["chosen"], "rejected": row["rejected"]}
     prompt, completion = row["prompt"], row.get("completion")
@@ -109,7 +109,7 @@ def _row(row: dict, kind: str, template: templates.Template, scored_prompt, toke
 
 
 def _short(rows: list[dict], longest: int, tokenizer, source: str) -> list[dict]:
-    """Return the rows whose prompt has no more tokens."""
+    """The rows whose prompt has no more tokens."""
     if tokenizer is None:
         raise ValueError(f"max_prompt_length is {longest}, but there is no tokenizer to count with")
     if not rows:

@@ -1,7 +1,7 @@
-"""Pairs of dialogues that share their beginning: the prompt is implicit, as in HH-RLHF.
+r"""Pairs of dialogues that share their beginning: the prompt is implicit, as in HH-RLHF.
 
-chosen    "\\n\\nHuman: Are drag queens men?\\n\\nAssistant: No."
-rejected  "\\n\\nHuman: Are drag queens men?\\n\\nAssistant: Yes."
+chosen    "\n\nHuman: Are drag queens men?\n\nAssistant: No."
+rejected  "\n\nHuman: Are drag queens men?\n\nAssistant: Yes."
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 def divide(chosen: str, rejected: str) -> dict[str, str] | None:
-    """Return ``{"prompt", "chosen", "rejected"}``, or None where the two share no turn of the assistant.
+    r"""`{"prompt", "chosen", "rejected"}`, or None where the two share no turn of the assistant.
 
-    The prompt ends with the last ``"\\n\\nAssistant:"`` up to which both texts are equal, and the rest of each text is
+    The prompt ends with the last `"\n\nAssistant:"` up to which both texts are equal, and the rest of each text is
     its reply: prompt + reply is the text, to the character. A reply may be empty, or go on with turns of its own.
 
-    >>> divide("\\n\\nHuman: 1+1?\\n\\nAssistant: 2", "\\n\\nHuman: 1+1?\\n\\nAssistant: 3")
-    {'prompt': '\\n\\nHuman: 1+1?\\n\\nAssistant:', 'chosen': ' 2', 'rejected': ' 3'}
+    >>> divide("\n\nHuman: 1+1?\n\nAssistant: 2", "\n\nHuman: 1+1?\n\nAssistant: 3")
+    {'prompt': '\n\nHuman: 1+1?\n\nAssistant:', 'chosen': ' 2', 'rejected': ' 3'}
     """
     start = chosen.rfind(REPLY)
     while start >= 0:
@@ -34,7 +34,7 @@ def divide(chosen: str, rejected: str) -> dict[str, str] | None:
 
 
 def rows(pairs: Iterable[dict], kind: str, source: str) -> list[dict]:
-    """Return the rows of one kind from pairs ``{"chosen", "rejected"}``.
+    """The rows of one kind from pairs `{"chosen", "rejected"}`.
 
     A demonstration is the chosen reply, unless it is empty: an annotator may well prefer silence, but nobody learns to
     speak from it. Pairs that cannot be divided are left out, and their number is logged.

@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 
 
 def specificity(summary: str) -> int:
-    """Return how many words of a summary name something or state a condition.
+    """How many words of a summary name something or state a condition.
 
     Counted are identifiers, constants, quoted names, numbers, types, quantities and words of condition. The first word
     is left out: its capital says nothing.
@@ -71,7 +71,7 @@ def specificity(summary: str) -> int:
 
 @functools.cache
 def corpus() -> tuple[Entry, ...]:
-    """Return every documented function and class of the standard library, one per name, sorted by name."""
+    """Every documented function and class of the standard library, one per name, sorted by name."""
     entries = {}
     for name, docstring in [*_from_source(), *_from_builtins()]:
         summary = " ".join(docstring.strip().split("\n\n")[0].split())
@@ -90,25 +90,25 @@ def completion(entry: Entry) -> str:
 
 
 def text(split: str) -> list[dict[str, str]]:
-    """Return rows ``{"text"}``: name and the start of the docstring, as a language model reads them in pre-training."""
+    """Rows `{"text"}`: name and the start of the docstring, as a language model reads them in pre-training."""
     return [{"text": f"{prompt(e)} {' '.join(e.docstring.split())[:LONGEST_TEXT]}"} for e in _of(split)]
 
 
 def demonstrations(split: str) -> list[dict[str, str]]:
-    """Return rows ``{"prompt", "completion"}`` for supervised fine-tuning."""
+    """Rows `{"prompt", "completion"}` for supervised fine-tuning."""
     return [{"prompt": prompt(e), "completion": completion(e)} for e in _of(split)]
 
 
 def prompts(split: str) -> list[dict[str, str]]:
-    """Return rows ``{"prompt"}``."""
+    """Rows `{"prompt"}`."""
     return [{"prompt": prompt(e)} for e in _of(split)]
 
 
 def preferences(split: str, preference: str, *, seed: int = 0) -> list[dict[str, str]]:
-    """Return rows ``{"prompt", "chosen", "rejected"}`` of two real summaries, the better one by a wish being chosen.
+    """Rows `{"prompt", "chosen", "rejected"}` of two real summaries, the better one by a wish being chosen.
 
-    Each name meets its own summary and, twice, the one of another name of the same split. ``brief`` chooses the one of
-    fewer words (a difference of at least 3), ``specific`` the one with more specific words (at least 2). Pairs that
+    Each name meets its own summary and, twice, the one of another name of the same split. `brief` chooses the one of
+    fewer words (a difference of at least 3), `specific` the one with more specific words (at least 2). Pairs that
     are closer than this are left out: a reward model of such a pair would guess.
 
     Raises:

@@ -27,20 +27,20 @@ COLUMNS = {
 
 
 def rows(source: str, kind: str, split: str, *, template: str | None = None) -> tuple[list[dict], Template]:
-    """Return the rows of one kind of one split (see ``splits.rows_of``), and the template of their prompts.
+    """The rows of one kind of one split (see `splits.rows_of`), and the template of their prompts.
 
     A prompt is one of three:
 
-    1. a column ``prompt`` of texts, read as they are, or as what the user says in ``template``;
-    2. a column ``prompt`` of messages ``[{"role", "content"}, ...]``, written by ``template`` (default ``hh``); the
-       other columns then hold texts or lists of one message, and the rows keep their ``messages``;
-    3. without such a column, what the dialogues ``chosen`` and ``rejected`` have in common (see ``dialogues``), as it
-       is, or written by ``template``. The chosen replies are demonstrations, too.
+    1. a column `prompt` of texts, read as they are, or as what the user says in `template`;
+    2. a column `prompt` of messages `[{"role", "content"}, ...]`, written by `template` (default `hh`); the
+       other columns then hold texts or lists of one message, and the rows keep their `messages`;
+    3. without such a column, what the dialogues `chosen` and `rejected` have in common (see `dialogues`), as it
+       is, or written by `template`. The chosen replies are demonstrations, too.
 
     Args:
-        source: a file, a folder, or a Hub id ``owner/name``.
-        kind: ``"text"``, ``"demonstrations"``, ``"prompts"`` or ``"preferences"``; it names the columns that are kept.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
+        source: a file, a folder, or a Hub id `owner/name`.
+        kind: `"text"`, `"demonstrations"`, `"prompts"` or `"preferences"`; it names the columns that are kept.
+        split: `"train"`, `"validation"` or `"test"`.
         template: the name of a template.
 
     Raises:
@@ -67,7 +67,7 @@ def rows(source: str, kind: str, split: str, *, template: str | None = None) -> 
 def split_rows(
     own_splits: Mapping[str, Any], split: str, convert: Callable[[str, str], list[dict]], kind: str, source: str
 ) -> list[dict]:
-    """Return the rows of one kind of one split: of the other splits, only the prompts are converted.
+    """The rows of one kind of one split: of the other splits, only the prompts are converted.
 
     Args:
         own_splits: what the source has, by split.
@@ -85,13 +85,13 @@ def split_rows(
 
 
 def read(source: str, *, subset: str | None = None, revision: str | None = None) -> dict[str, Any]:
-    """Return the data sets of a file, a folder or a Hub id, by the splits that it has.
+    """The data sets of a file, a folder or a Hub id, by the splits that it has.
 
-    A file is one split, ``"train"``. A folder holds a split as ``train.jsonl``, as shards ``train-*.parquet``, or as a
-    folder ``train/`` of shards, itself or in ``data/``: so does a downloaded data set of the Hub.
+    A file is one split, `"train"`. A folder holds a split as `train.jsonl`, as shards `train-*.parquet`, or as a
+    folder `train/` of shards, itself or in `data/`: so does a downloaded data set of the Hub.
 
     Args:
-        source: a file, a folder, or a Hub id ``owner/name``.
+        source: a file, a folder, or a Hub id `owner/name`.
         subset: a folder inside a folder or Hub data set; a local source may be that folder itself.
         revision: of a Hub data set.
 
@@ -114,7 +114,7 @@ def read(source: str, *, subset: str | None = None, revision: str | None = None)
 
 
 def columns_of(dataset, columns: Sequence[str], purpose: str, source: str) -> list[dict]:
-    """Return the rows of a ``datasets.Dataset`` with these columns.
+    """The rows of a `datasets.Dataset` with these columns.
 
     Raises:
         ValueError: one is missing.
@@ -129,7 +129,7 @@ def columns_of(dataset, columns: Sequence[str], purpose: str, source: str) -> li
 
 
 def texts_of(dataset, columns: Sequence[str], purpose: str, source: str) -> list[dict]:
-    """Return the rows of a ``datasets.Dataset`` with these columns of texts or messages.
+    """The rows of a `datasets.Dataset` with these columns of texts or messages.
 
     Raises:
         ValueError: one is missing, is of another type, or is empty (null) in a row.
@@ -146,7 +146,7 @@ def texts_of(dataset, columns: Sequence[str], purpose: str, source: str) -> list
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
-    """Return the files of a split in the first place that has any, in one format."""
+    """The files of a split in the first place that has any, in one format."""
     for place in (folder, folder / "data"):
         for suffix in FORMATS:
             for pattern in (f"{split}{suffix}", f"{split}-*{suffix}", f"{split}/*{suffix}"):
@@ -202,7 +202,7 @@ def _holds_messages(dataset, column: str) -> bool:
 
 
 def _written(row: dict, template: Template, native: str) -> dict:
-    """Return the row with its prompt as a text of the template, and every other column as a text."""
+    """The row with its prompt as a text of the template, and every other column as a text."""
     prompt = row["prompt"]
     if not isinstance(prompt, str):
         messages = [{"role": m["role"], "content": m["content"]} for m in prompt]

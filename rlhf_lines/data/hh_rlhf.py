@@ -1,9 +1,9 @@
-"""Helpful and harmless dialogues: rows of the Hub data set ``Anthropic/hh-rlhf``.
+"""Helpful and harmless dialogues: rows of the Hub data set `Anthropic/hh-rlhf`.
 
-A row of the data set is two dialogues that differ in their last reply; see ``dialogues``. It has four subsets, which
+A row of the data set is two dialogues that differ in their last reply; see `dialogues`. It has four subsets, which
 are the preferences of this task, train and test splits, and no validation split: that comes out of train.
 
-``path`` may be a copy of the data set (``harmless-base/train.jsonl.gz``, ...), the folder of one subset, or one file.
+`path` may be a copy of the data set (`harmless-base/train.jsonl.gz`, ...), the folder of one subset, or one file.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ PREFERENCES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejec
 
 
 def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
-    """Return rows ``{"prompt", "completion"}``: the chosen replies that are not empty."""
+    """Rows `{"prompt", "completion"}`: the chosen replies that are not empty."""
     return _rows("demonstrations", split, path)
 
 
 def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
-    """Return rows ``{"prompt"}``: dialogues up to ``"\\n\\nAssistant:"``."""
+    r"""Rows `{"prompt"}`: dialogues up to `"\n\nAssistant:"`."""
     return _rows("prompts", split, path)
 
 
 def preferences(split: str, preference: str | None = None, *, path: str = HUB_ID) -> list[dict[str, str]]:
-    """Return rows ``{"prompt", "chosen", "rejected"}``, of one subset, or of all where the preference is None.
+    """Rows `{"prompt", "chosen", "rejected"}`, of one subset, or of all where the preference is None.
 
     Raises:
         ValueError: there is no such subset.
@@ -53,7 +53,7 @@ def _rows(kind: str, split: str, path: str, preference: str | None = None) -> li
 
 
 def _subsets(path: str, preference: str | None) -> tuple[str | None, ...]:
-    """Return the folders to read: those of the preference or of all; none in a source that is one subset by itself."""
+    """The folders to read: those of the preference or of all; none in a source that is one subset by itself."""
     wanted = PREFERENCES if preference is None else (preference,)
     if not Path(path).exists():
         return wanted

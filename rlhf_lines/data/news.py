@@ -1,9 +1,9 @@
-"""News: given an article, write its summary in one sentence. Rows of the Hub data set ``argilla/news-summary``.
+"""News: given an article, write its summary in one sentence. Rows of the Hub data set `argilla/news-summary`.
 
-An article is the column ``text``, without the place and agency that open it (``"WASHINGTON (Reuters) - "``); its
-summaries are the column ``prediction``, a list of ``{"text", "score"}`` with the best first. The data set has 1,000
+An article is the column `text`, without the place and agency that open it (`"WASHINGTON (Reuters) - "`); its
+summaries are the column `prediction`, a list of `{"text", "score"}` with the best first. The data set has 1,000
 rows in train and 20,417 in test: as rewarded soups do (arXiv 2306.04488, llama/tasks/summary.py), the two are swapped.
-A ``path`` to rows of these columns is read alike, but its splits are what they are called.
+A `path` to rows of these columns is read alike, but its splits are what they are called.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ SWAPPED = {"train": "test", "test": "train"}
 
 
 def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
-    """Return rows ``{"prompt", "completion"}``: articles that have a summary."""
+    """Rows `{"prompt", "completion"}`: articles that have a summary."""
     return _rows("demonstrations", split, path)
 
 
 def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
-    """Return rows ``{"prompt"}``."""
+    """Rows `{"prompt"}`."""
     return _rows("prompts", split, path)
 
 
 def scored_prompt(prompt: str) -> str:
-    """Return what a reward model of summaries is shown in place of the prompt: the article alone."""
+    """What a reward model of summaries is shown in place of the prompt: the article alone."""
     return TEMPLATES[TEMPLATE].messages(prompt)[0]["content"]
 
 
 def article(text: str) -> str:
-    """Return the text of an article in one line, without place and agency.
+    r"""The text of an article in one line, without place and agency.
 
-    >>> article("WASHINGTON (Reuters) - The senate\\nvoted.")
+    >>> article("WASHINGTON (Reuters) - The senate\nvoted.")
     'The senate voted.'
     """
     return " ".join(text.partition("(Reuters) -")[2].split() or text.split())

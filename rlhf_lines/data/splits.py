@@ -12,7 +12,7 @@ TEST_SHARE = 0.1
 
 
 def split_of(prompt: str) -> str:
-    """Return ``"train"``, ``"validation"`` or ``"test"`` for a prompt.
+    """`"train"`, `"validation"` or `"test"` for a prompt.
 
     A hash of the text decides, so that a prompt is in one split only, whatever the order or the size of the corpus.
     """
@@ -24,15 +24,15 @@ def split_of(prompt: str) -> str:
 
 
 def rows_of(own_splits: Mapping[str, Sequence[dict]], split: str, *, key: str = "prompt") -> list[dict]:
-    """Return the rows of one split, each once, in their order; no prompt of it is in another split.
+    """The rows of one split, each once, in their order; no prompt of it is in another split.
 
-    1. A validation or test split that the source lacks is taken out of its train split, by ``split_of``.
+    1. A validation or test split that the source lacks is taken out of its train split, by `split_of`.
     2. A prompt that is then in several splits stays in test, else in validation: its other rows are left out.
     3. Of equal rows the first is kept.
 
     Args:
-        own_splits: the rows by the splits of the source; a source without splits has all its rows in ``"train"``.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
+        own_splits: the rows by the splits of the source; a source without splits has all its rows in `"train"`.
+        split: `"train"`, `"validation"` or `"test"`.
         key: the column that is the prompt.
     """
     placed: dict[str, list[dict]] = {name: [] for name in SPLITS}

@@ -18,10 +18,10 @@ class Template:
     """A plain-text form of conversations.
 
     Attributes:
-        user: A turn of the user (or of the system); ``{content}`` stands for what was said.
+        user: A turn of the user (or of the system); `{content}` stands for what was said.
         assistant: A turn of the assistant.
-        reply: What opens the reply, at the end of a prompt.
-        chat: What the user says when a tokenizer's own chat template writes the turns.
+        reply: what opens the reply, at the end of a prompt.
+        chat: what the user says when a tokenizer's own chat template writes the turns.
     """
 
     user: str = "{content}"
@@ -30,20 +30,20 @@ class Template:
     chat: str = "{content}"
 
     def text(self, messages: Messages) -> str:
-        """Return the prompt that asks for the next turn.
+        r"""The prompt that asks for the next turn.
 
         >>> TEMPLATES["hh"].text([{"role": "user", "content": "Hi."}])
-        '\\n\\nHuman: Hi.\\n\\nAssistant:'
+        '\n\nHuman: Hi.\n\nAssistant:'
         """
         turns = [(self.assistant if m["role"] == "assistant" else self.user).format_map(m) for m in messages]
         return "".join(turns) + self.reply
 
     def messages(self, text: str) -> Messages:
-        """Return the turns of a prompt of this form, the opened reply left out; other text is one turn of the user.
+        r"""The turns of a prompt of this form, the opened reply left out; other text is one turn of the user.
 
         Turns of one role in a row become one, because chat templates ask for turns that alternate.
 
-        >>> TEMPLATES["hh"].messages("\\n\\nHuman: Hi.\\n\\nAssistant:")
+        >>> TEMPLATES["hh"].messages("\n\nHuman: Hi.\n\nAssistant:")
         [{'role': 'user', 'content': 'Hi.'}]
         """
         roles = {self._mark(self.user): "user", self._mark(self.assistant): "assistant", self.reply: "assistant"}
@@ -64,7 +64,7 @@ class Template:
         return messages
 
     def asked(self, messages: Messages) -> Messages:
-        """Return the messages as a chat model is asked: ``chat`` around every turn of the user."""
+        """The messages as a chat model is asked: `chat` around every turn of the user."""
         return [
             {"role": m["role"], "content": self.chat.format_map(m) if m["role"] == "user" else m["content"]}
             for m in messages
@@ -90,7 +90,7 @@ TEMPLATES = {
 
 
 def find(name: str) -> Template:
-    """Return the template of a name.
+    """The template of a name.
 
     Raises:
         ValueError: there is none.
@@ -101,15 +101,15 @@ def find(name: str) -> Template:
 
 
 def has_chat_template(tokenizer) -> bool:
-    """Return whether a tokenizer (or None) writes conversations its own way."""
+    """Whether a tokenizer (or None) writes conversations its own way."""
     return getattr(tokenizer, "chat_template", None) is not None
 
 
 def chat_text(messages: Messages, tokenizer) -> str:
-    """Return the prompt as the tokenizer's chat template writes it, up to where the reply starts.
+    """The prompt as the tokenizer's chat template writes it, up to where the reply starts.
 
     A BOS token that the tokenizer will add itself is left out, so that the tokens of the text are those of
-    ``apply_chat_template(messages, add_generation_prompt=True)``.
+    `apply_chat_template(messages, add_generation_prompt=True)`.
     """
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     bos = tokenizer.bos_token

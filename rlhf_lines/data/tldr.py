@@ -1,11 +1,11 @@
 """Reddit TL;DR: given a post, write its summary.
 
-A prompt reads ``SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:`` and a completion is the summary that follows. The rows
-come from the Hub data sets ``trl-lib/tldr`` (posts with their authors' summaries) and ``trl-lib/tldr-preference``
-(pairs of summaries that people compared), or from ``path``, which may hold
+A prompt reads `SUBREDDIT: r/... TITLE: ... POST: ... TL;DR:` and a completion is the summary that follows. The rows
+come from the Hub data sets `trl-lib/tldr` (posts with their authors' summaries) and `trl-lib/tldr-preference`
+(pairs of summaries that people compared), or from `path`, which may hold
 
 - rows with the columns of these two, or
-- comparisons as ``openai/summarize_from_feedback`` has them, with the columns ``info``, ``summaries`` and ``choice``
+- comparisons as `openai/summarize_from_feedback` has them, with the columns `info`, `summaries` and `choice`
   (arXiv 2009.01325). The demonstrations are then the summaries that people chose. Comparisons of news articles, which
   that data set holds besides, are left out.
 """
@@ -23,26 +23,26 @@ COMPARISON = ("info", "summaries", "choice")
 
 
 def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
-    """Return rows ``{"prompt", "completion"}``."""
+    """Rows `{"prompt", "completion"}`."""
     return _rows("demonstrations", split, path)
 
 
 def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
-    """Return rows ``{"prompt"}``."""
+    """Rows `{"prompt"}`."""
     return _rows("prompts", split, path)
 
 
 def preferences(split: str, preference: str | None = None, *, path: str = PREFERENCE_HUB_ID) -> list[dict[str, str]]:
-    """Return rows ``{"prompt", "chosen", "rejected"}``, as humans compared summaries."""
+    """Rows `{"prompt", "chosen", "rejected"}`, as humans compared summaries."""
     if preference is not None:
         raise ValueError(f"preference {preference!r} was given, but the tldr task has one preference: leave it out")
     return _rows("preferences", split, path)
 
 
 def scored_prompt(prompt: str) -> str:
-    """Return what a reward model of summaries is shown in place of the prompt: the post alone.
+    r"""What a reward model of summaries is shown in place of the prompt: the post alone.
 
-    >>> scored_prompt("SUBREDDIT: r/cats\\n\\nTITLE: Late\\n\\nPOST: My cat came home late.\\n\\nTL;DR:")
+    >>> scored_prompt("SUBREDDIT: r/cats\n\nTITLE: Late\n\nPOST: My cat came home late.\n\nTL;DR:")
     'My cat came home late.'
     """
     _, mark, post = prompt.partition("POST:")
@@ -50,7 +50,7 @@ def scored_prompt(prompt: str) -> str:
 
 
 def comparison(info: dict, summaries: list[dict], choice: int) -> dict[str, str]:
-    """Return ``{"prompt", "chosen", "rejected"}`` of one comparison of two summaries of a post."""
+    """`{"prompt", "chosen", "rejected"}` of one comparison of two summaries of a post."""
     post = f"SUBREDDIT: r/{info['subreddit']}\n\nTITLE: {info['title']}\n\nPOST: {info['post']}\n\nTL;DR:"
     texts = [summary["text"] for summary in summaries]
     chosen, rejected = (text if text[:1].isspace() else f" {text}" for text in (texts[choice], texts[1 - choice]))

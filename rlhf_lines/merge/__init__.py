@@ -1,5 +1,7 @@
 """Merging aligned policies in weight space: residuals, rules, LiNeS, and the folders that hold the result."""
 
+from __future__ import annotations
+
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.lines import apply_lines, lines_alpha, lines_scales
 from rlhf_lines.merge.policies import merge_policies

@@ -32,7 +32,7 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "linear") -> Tensor:
-    """The factor of every block, float64 ``[num_layers]``.
+    """The factor of every block, float64 `[num_layers]`.
 
         lambda(l) = alpha + beta f(d),   d = (l - 1) / (L - 1),  l = 1..L       (entry i is l = i + 1)
         f(d) = d (linear), sqrt(d) (sqrt), d^2 (quadratic); f(1 - d) where it is reversed: 1 - d (reversed),

@@ -1,4 +1,4 @@
-"""Stage ``merge``: one merged policy, as an adapter or as a dense checkpoint."""
+"""Stage `merge`: one merged policy, as an adapter or as a dense checkpoint."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class MergeConfig:
     )
 
     def spec(self) -> MergeSpec:
-        """Return the merge as a value."""
+        """The merge as a value."""
         options = self.rule_options or {}
         if isinstance(options, str):
             try:
@@ -106,7 +106,7 @@ class MergeConfig:
             raise ValueError(f"alpha is {self.alpha!r}, expected a number or auto") from None
 
     def shard_bytes(self) -> int | None:
-        """Return the most bytes of a written weight file, or None.
+        """The most bytes of a written weight file, or None.
 
         Raises:
             ValueError: it is no size, zero, or of an adapter, which is one file.
@@ -121,7 +121,7 @@ class MergeConfig:
         return size
 
     def folders(self) -> tuple[Path, list[Path]]:
-        """Return the folders of the SFT model and of the policies; all that are missing are told at once."""
+        """The folders of the SFT model and of the policies; all that are missing are told at once."""
         problems = Problems()
         found = []
         for name, what in ((self.sft_model, "SFT model"), *((policy, "policy") for policy in self.policies)):
@@ -145,7 +145,7 @@ CONFIGS = (RunConfig, MergeConfig)
 
 
 def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
-    """Write the merged policy, upload it if asked to, and return its folder; see ``merge_policies``."""
+    """Write the merged policy, upload it if asked to, and return its folder; see `merge_policies`."""
     if config.plan:
         raise ValueError("plan is for the command: rlhf-lines merge --plan, or rlhf-lines plan --config FILE")
     if config.push_to_hub:
@@ -210,7 +210,7 @@ class _Bars:
 
 
 def is_kept(run_config: RunConfig, config: MergeConfig) -> bool:
-    """Return whether ``--resume`` finds a finished merge, which is not made again."""
+    """Whether `--resume` finds a finished merge, which is not made again."""
     return run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file()
 
 

@@ -137,7 +137,7 @@ class PolicyMerge:
         return merge_adapters(self.adapters, self.resolved, num_layers=self._sft.num_layers())
 
     def _module_residuals(self) -> Iterator[tuple[str, Tensor]]:
-        """Every adapted module with its merged residual ``[out, in]``, one at a time."""
+        """Every adapted module with its merged residual `[out, in]`, one at a time."""
         modules = {name: module for one in self.adapters for name, module in parameters_of(one, self._sft).items()}
         for name, module in modules.items():
             residual = self._dense.scaled.tensor(name)

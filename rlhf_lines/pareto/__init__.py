@@ -1,5 +1,7 @@
 """Fronts: which merged policies are worth choosing, how sure we are, and how two methods compare."""
 
+from __future__ import annotations
+
 from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.bootstrap import (
     Estimate,

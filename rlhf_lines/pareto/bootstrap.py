@@ -4,6 +4,8 @@ Letters: R resamples, n points, P prompts, K rewards. Every function is a pure f
 prompts depend only on (P, resamples, seed), so all points see the same resamples (paired) in whatever order they come.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,13 +29,13 @@ class Estimate(NamedTuple):
 
 @lru_cache(maxsize=2)  # of a run's prompts and of its control texts: every point asks for the same
 def bootstrap_counts(prompts: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """Returns how often each prompt occurs in each resample, shape ``[R, P]``; every row sums to P.
+    """How often each prompt occurs in each resample, shape `[R, P]`; every row sums to P.
 
-    Row r counts the r-th draw of P indices with replacement from ``Generator(PCG64(seed))``. The array is shared by
+    Row r counts the r-th draw of P indices with replacement from `Generator(PCG64(seed))`. The array is shared by
     equal calls and cannot be written to.
 
     Raises:
-        ValueError: If ``prompts`` or ``resamples`` is below 1.
+        ValueError: `prompts` or `resamples` is below 1.
     """
     if prompts < 1 or resamples < 1:
         raise ValueError(f"got {prompts} prompts and {resamples} resamples; the bootstrap needs at least one of each")
@@ -46,17 +48,17 @@ def bootstrap_counts(prompts: int, resamples: int, seed: int) -> NDArray[np.floa
 
 
 def bootstrap_means(scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
-    """Returns mean scores under resampled prompts, shape ``[R, n, K]``, in float64.
+    """Mean scores under resampled prompts, shape `[R, n, K]`, in float64.
 
-    ``means[r, i, k] = (1/P) sum_p counts[r, p] scores[i, p, k]``: one matrix product, the same counts for all points.
+    `means[r, i, k] = (1/P) sum_p counts[r, p] scores[i, p, k]`: one matrix product, the same counts for all points.
 
     Args:
-        scores: ``[n, P, K]``, one score per point, prompt and reward (averaged over samples of the prompt).
+        scores: `[n, P, K]`, one score per point, prompt and reward (averaged over samples of the prompt).
         resamples: R.
-        seed: Seed of the resampled prompts.
+        seed: seed of the resampled prompts.
 
     Raises:
-        ValueError: If ``scores`` does not have three axes.
+        ValueError: `scores` does not have three axes.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 3:
@@ -68,7 +70,7 @@ def bootstrap_means(scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
 
 
 def bootstrap_hypervolumes(means: ArrayLike, reference_point: Sequence[float]) -> NDArray[np.float64]:
-    """Returns the hypervolume of each resample, shape ``[R]``, for mean scores ``[R, n, K]`` of one group of points.
+    """The hypervolume of each resample, shape `[R]`, for mean scores `[R, n, K]` of one group of points.
 
     The reference point stays fixed, so that differences between resamples come from the scores alone. A maximum over
     noisy points is biased upwards, and the bootstrap repeats that bias: compare hypervolumes of two groups by their
@@ -79,15 +81,15 @@ def bootstrap_hypervolumes(means: ArrayLike, reference_point: Sequence[float]) -
 
 
 def interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Returns the percentile interval ``(low, high)`` of ``samples`` ``[R]``.
+    """The percentile interval `(low, high)` of `samples` `[R]`.
 
-    Cuts ``(1 - confidence) / 2`` from each end, with linear interpolation between order statistics.
+    Cuts `(1 - confidence) / 2` from each end, with linear interpolation between order statistics.
 
     >>> interval([0.0, 1.0, 2.0, 3.0, 4.0], confidence=0.5)
     (1.0, 3.0)
 
     Raises:
-        ValueError: If ``confidence`` is not inside (0, 1).
+        ValueError: `confidence` is not inside (0, 1).
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1, for example 0.95")
@@ -97,7 +99,7 @@ def interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float,
 
 
 def probability_positive(samples: ArrayLike) -> float:
-    """Returns the share of ``samples`` above zero; a sample of exactly zero counts half.
+    """The share of `samples` above zero; a sample of exactly zero counts half.
 
     >>> probability_positive([-1.0, 0.0, 1.0, 2.0])
     0.625
@@ -109,7 +111,7 @@ def probability_positive(samples: ArrayLike) -> float:
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Estimate:
-    """Returns ``mean(a - b)`` with its bootstrap interval over prompts.
+    """`mean(a - b)` with its bootstrap interval over prompts.
 
     Pairing removes the part of the noise that comes from some prompts being easier than others.
 
@@ -117,14 +119,14 @@ def paired_difference(
     Estimate(value=1.0, low=1.0, high=1.0)
 
     Args:
-        a: ``[P]``, scores of one policy, one per prompt.
-        b: ``[P]``, scores of the other policy on the same prompts in the same order.
+        a: `[P]`, scores of one policy, one per prompt.
+        b: `[P]`, scores of the other policy on the same prompts in the same order.
         resamples: R.
-        seed: Seed of the resampled prompts.
-        confidence: Coverage of the interval.
+        seed: seed of the resampled prompts.
+        confidence: coverage of the interval.
 
     Raises:
-        ValueError: If the two vectors do not have the same length.
+        ValueError: the two vectors do not have the same length.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape:

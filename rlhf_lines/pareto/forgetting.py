@@ -1,5 +1,7 @@
 """How much of what the policies forgot a scaled merge brings back, and how much of their reward it keeps."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,14 +9,14 @@ from rlhf_lines.pareto.style import single_policy
 
 
 def sft_point(front: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns the point of the SFT model, None if the front has none."""
+    """The point of the SFT model, None if the front has none."""
     return next((point for point in front["points"] if point["group"] == "sft"), None)
 
 
 def damage_undone(front: Mapping[str, Any], group: str = "lines") -> list[dict[str, Any]]:
-    """Returns, for every weight, what ``group`` undoes of the damage and keeps of the reward of the rewarded soup.
+    """Returns, for every weight, what `group` undoes of the damage and keeps of the reward of the rewarded soup.
 
-    With p the perplexity of the control texts and r the mean score, of the SFT model, of the soup and of ``group`` at
+    With p the perplexity of the control texts and r the mean score, of the SFT model, of the soup and of `group` at
     the same weights::
 
         damage_undone = (p_soup - p_group) / (p_soup - p_sft)
@@ -24,12 +26,12 @@ def damage_undone(front: Mapping[str, Any], group: str = "lines") -> list[dict[s
     there is nothing to undo or keep.
 
     Args:
-        front: What `build_front` returns, with perplexities; weights without them are left out.
-        group: The group that is compared with ``rewarded_soup``.
+        front: what `build_front` returns, with perplexities; weights without them are left out.
+        group: the group that is compared with `rewarded_soup`.
 
     Returns:
-        Mappings with ``weights``, ``policy`` (its name if the weights are those of a single policy, else None),
-        ``soup`` and ``point`` (ids), ``damage_undone`` and ``reward_kept`` (reward to share), in the order of the
+        Mappings with `weights`, `policy` (its name if the weights are those of a single policy, else None),
+        `soup` and `point` (ids), `damage_undone` and `reward_kept` (reward to share), in the order of the
         points of the soup. The list is empty without an SFT point.
     """
     sft = sft_point(front)

@@ -1,7 +1,9 @@
-"""Dominance, hypervolume and ``front.json``. Higher scores are better everywhere.
+"""Dominance, hypervolume and `front.json`. Higher scores are better everywhere.
 
 Letters: n points, P prompts, K rewards.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,14 +44,14 @@ class Point:
     """One merged policy with its scores.
 
     Attributes:
-        id: Number of the point in its run; unique.
-        group: ``sft``, ``rewarded_soup``, ``lines`` or any other name; groups are what is compared.
-        spec: The merge that made the policy: rule, weights, alpha, beta, schedule, options.
-        scores: ``[P, K]``, averaged over the samples of a prompt.
-        kl: ``[P]``, estimated KL to the SFT model, or None when it was not measured.
-        samples_per_prompt: How many completions were averaged for each prompt.
-        nats: ``[T]``, minus the log-probability of each of T control texts, or None when it was not measured.
-        text_tokens: ``[T]``, how many tokens of each control text the nats are summed over, or None.
+        id: number of the point in its run; unique.
+        group: `sft`, `rewarded_soup`, `lines` or any other name; groups are what is compared.
+        spec: the merge that made the policy: rule, weights, alpha, beta, schedule, options.
+        scores: `[P, K]`, averaged over the samples of a prompt.
+        kl: `[P]`, estimated KL to the SFT model, or None when it was not measured.
+        samples_per_prompt: how many completions were averaged for each prompt.
+        nats: `[T]`, minus the log-probability of each of T control texts, or None when it was not measured.
+        text_tokens: `[T]`, how many tokens of each control text the nats are summed over, or None.
     """
 
     id: int
@@ -63,7 +65,7 @@ class Point:
 
 
 def nondominated(scores: ArrayLike) -> list[int]:
-    """Returns the indices of the rows of ``scores`` ``[n, K]`` that no other row dominates, in ascending order.
+    """The indices of the rows of `scores` `[n, K]` that no other row dominates, in ascending order.
 
     Row a dominates row b if it is at least as high everywhere and higher somewhere. Equal rows do not dominate each
     other, so duplicates stay or go together.
@@ -76,7 +78,7 @@ def nondominated(scores: ArrayLike) -> list[int]:
 
 
 def hypervolume(scores: ArrayLike, reference_point: Sequence[float]) -> float:
-    """Returns the volume of the region that lies below some row of ``scores`` ``[n, K]`` and above the reference point.
+    """The volume of the region that lies below some row of `scores` `[n, K]` and above the reference point.
 
     A row that does not exceed the reference point in every reward adds nothing, and neither does a dominated row.
 
@@ -91,7 +93,7 @@ def hypervolume(scores: ArrayLike, reference_point: Sequence[float]) -> float:
 
 
 def reference_point(scores: ArrayLike) -> list[float]:
-    """Returns the reference point for mean scores ``[n, K]`` of all points: see ``REFERENCE_POINT_RULE``.
+    """The reference point for mean scores `[n, K]` of all points: see `REFERENCE_POINT_RULE`.
 
     The margin gives the ends of a front a volume of their own. A reward on which all points agree has no range, and
     every hypervolume is then zero.
@@ -113,23 +115,23 @@ def build_front(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Any]:
-    """Returns the content of ``front.json``: points with intervals, one front per group, and paired comparisons.
+    """The content of `front.json`: points with intervals, one front per group, and paired comparisons.
 
-    Points are listed by id, so the result does not depend on the order they come in. A group with one point (``sft``)
-    gets no front. All groups with a front are compared with each other: ``lines`` with ``rewarded_soup`` first, then
-    ``lines`` with the others by name, then the rest. Reference and ideal point are those of the mean scores, also in
+    Points are listed by id, so the result does not depend on the order they come in. A group with one point (`sft`)
+    gets no front. All groups with a front are compared with each other: `lines` with `rewarded_soup` first, then
+    `lines` with the others by name, then the rest. Reference and ideal point are those of the mean scores, also in
     the resamples.
 
     Args:
-        rewards: K names, in the order of the columns of ``Point.scores``.
-        split: The prompts that were scored, such as ``test``.
-        seed: Seed of the resampled prompts.
-        points: Points scored on the same prompts in the same order; a mapping with the fields of `Point` will do.
-        resamples: Number of bootstrap resamples.
-        confidence: Coverage of all intervals.
+        rewards: K names, in the order of the columns of `Point.scores`.
+        split: the prompts that were scored, such as `test`.
+        seed: seed of the resampled prompts.
+        points: points scored on the same prompts in the same order; a mapping with the fields of `Point` will do.
+        resamples: number of bootstrap resamples.
+        confidence: coverage of all intervals.
 
     Raises:
-        ValueError: If there are no points, an id occurs twice, shapes differ or a score is not finite.
+        ValueError: there are no points, an id occurs twice, shapes differ or a score is not finite.
     """
     rewards = list(rewards)
     points = [Point(**point) if isinstance(point, Mapping) else point for point in points]
@@ -204,11 +206,11 @@ def build_front(
 
 
 def write_front(folder: str | Path, front: Mapping[str, Any]) -> Path:
-    """Writes ``front.json`` into ``folder`` and returns its path; the file appears whole or not at all.
+    """Write `front.json` into `folder` and returns its path; the file appears whole or not at all.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If a number is not finite, which JSON cannot hold.
+        FileNotFoundError: the folder does not exist.
+        ValueError: a number is not finite, which JSON cannot hold.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -219,11 +221,11 @@ def write_front(folder: str | Path, front: Mapping[str, Any]) -> Path:
 
 
 def read_front(folder: str | Path) -> dict[str, Any]:
-    """Returns the content of ``front.json`` in ``folder``.
+    """The content of `front.json` in `folder`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a front of format 1.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a front of format 1.
     """
     path = Path(folder) / FILE_NAME
     if not path.is_file():
@@ -311,7 +313,7 @@ def _kl(point: Point, prompts: int, resamples: int, seed: int, confidence: float
 
 
 def _perplexity(point: Point, resamples: int, seed: int, confidence: float) -> dict[str, float] | None:
-    """Returns ``exp(sum of nats / sum of tokens)`` with its interval over control texts."""
+    """`exp(sum of nats / sum of tokens)` with its interval over control texts."""
     if point.nats is None and point.text_tokens is None:
         return None
     nats, tokens = (np.asarray(values, dtype=np.float64) for values in (point.nats, point.text_tokens))

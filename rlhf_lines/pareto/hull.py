@@ -3,6 +3,8 @@
 Letters: n points, K rewards.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -11,9 +13,9 @@ TOLERANCE = 1e-12  # of the range of a reward
 
 
 def hull_vertices(scores: ArrayLike) -> list[int]:
-    """Returns the rows of ``scores`` ``[n, K]`` that are best for some preference, ascending in the first reward.
+    """The rows of `scores` `[n, K]` that are best for some preference, ascending in the first reward.
 
-    Row i stays if there is a preference w (at least 0, sum 1) with ``w . s_i > w . s_j`` for all rows j that stay: the
+    Row i stays if there is a preference w (at least 0, sum 1) with `w . s_i > w . s_j` for all rows j that stay: the
     vertices of the upper convex hull. A nondominated row that lies in a dent of the front, or on the line between two
     others, is not among them. Of equal rows the first stays.
 
@@ -35,10 +37,10 @@ def hull_vertices(scores: ArrayLike) -> list[int]:
 
 
 def _advantage(differences: NDArray[np.float64]) -> float:
-    """Returns ``max_w min_j w . d_j`` over preferences w, for rows d_j of ``differences`` ``[m, K]``.
+    """`max_w min_j w . d_j` over preferences w, for rows d_j of `differences` `[m, K]`.
 
-    That is the value of a matrix game. With all payoffs made positive by a shift, ``1 / value`` is the highest sum of
-    z >= 0 with ``B^T z <= 1``: a linear programme that starts at z = 0 and is solved by the simplex method.
+    That is the value of a matrix game. With all payoffs made positive by a shift, `1 / value` is the highest sum of
+    z >= 0 with `B^T z <= 1`: a linear programme that starts at z = 0 and is solved by the simplex method.
 
     Source: Dantzig, Linear Programming and Extensions (1963), ch. 13 (the game); Bland, Mathematics of Operations
     Research 2 (1977), 103-107 (the order of pivots, which cannot cycle).

@@ -1,5 +1,7 @@
 """Picking one point of a front: by preference, or by a minimum for some rewards."""
 
+from __future__ import annotations
+
 import json
 import math
 import shlex
@@ -28,25 +30,25 @@ def pick_point(
     minimum: Mapping[str, float] | None = None,
     maximize: str | None = None,
 ) -> dict[str, Any]:
-    """Returns the entry of ``front["points"]`` that is best under a preference, or above a minimum.
+    """The entry of `front["points"]` that is best under a preference, or above a minimum.
 
     The points of all groups are candidates, as far as no other point of the file dominates them. Of several that are
     equally good, the one with the lowest id is returned.
 
-    With ``preference`` w, one number per reward: the point with the highest ``w . s``, where s is its mean score, or,
-    with ``scale="range"``, ``(s - reference) / (ideal - reference)`` per reward, so that rewards of different units
-    weigh alike. The sum of w does not matter. With ``minimum`` and ``maximize``: the point with the highest mean score
+    With `preference` w, one number per reward: the point with the highest `w . s`, where s is its mean score, or,
+    with `scale="range"`, `(s - reference) / (ideal - reference)` per reward, so that rewards of different units
+    weigh alike. The sum of w does not matter. With `minimum` and `maximize`: the point with the highest mean score
     in one reward among those whose mean scores are at least the minima.
 
     Args:
-        front: What `build_front` returns, or `read_front` reads.
-        preference: K numbers of at least 0, not all 0, in the order of ``front["rewards"]``.
-        scale: ``raw`` or ``range``; for ``preference``.
-        minimum: Lowest mean score by the name of a reward.
-        maximize: Name of a reward.
+        front: what `build_front` returns, or `read_front` reads.
+        preference: K numbers of at least 0, not all 0, in the order of `front["rewards"]`.
+        scale: `raw` or `range`; for `preference`.
+        minimum: lowest mean score by the name of a reward.
+        maximize: name of a reward.
 
     Raises:
-        ValueError: If neither or both ways are asked for, a reward or scale is unknown, a number is not as described,
+        ValueError: neither or both ways are asked for, a reward or scale is unknown, a number is not as described,
             or no point reaches the minima.
     """
     if preference is not None and (minimum is not None or maximize is not None):
@@ -96,7 +98,7 @@ def _check_minima(
     minimum: Mapping[str, float],
     columns: Mapping[str, int],
 ) -> None:
-    """Stops at the first minimum that no point reaches which reaches those before it."""
+    """Stop at the first minimum that no point reaches which reaches those before it."""
     left, before = list(range(len(points))), []
     for reward, low in minimum.items():
         if not math.isfinite(low):
@@ -118,13 +120,13 @@ ADAPTER_RULES = ("linear", "sum", "factor_average", "peft_linear")
 
 
 def merge_arguments(front: Mapping[str, Any], point: Mapping[str, Any], output_dir: str | Path) -> list[str]:
-    """Returns the arguments of ``rlhf-lines merge`` that make the policy of a point; every setting is written.
+    """The arguments of `rlhf-lines merge` that make the policy of a point; every setting is written.
 
     The spec's weights belong to the first policies of the front. A linear rule gives an adapter, any other a dense
     checkpoint.
 
     Raises:
-        ValueError: If the front does not know its policies, or the point is the SFT model, which is not merged.
+        ValueError: the front does not know its policies, or the point is the SFT model, which is not merged.
     """
     _check_sources(front, "RUN_DIR")
     spec = point["spec"]
@@ -146,12 +148,12 @@ def merge_arguments(front: Mapping[str, Any], point: Mapping[str, Any], output_d
 
 
 def picked_text(front: Mapping[str, Any], point: Mapping[str, Any], run_dir: str | Path) -> str:
-    """Returns what to tell about a picked point, without a trailing newline; its last line is the merge command.
+    """What to tell about a picked point, without a trailing newline; its last line is the merge command.
 
     The SFT model needs no merge, and the last line says so.
 
     Raises:
-        ValueError: If the front does not know its policies.
+        ValueError: the front does not know its policies.
     """
     _check_sources(front, run_dir)
     spec = point["spec"]
@@ -180,7 +182,7 @@ def _check_sources(front: Mapping[str, Any], run_dir: str | Path) -> None:
 
 
 def _plain(number: float) -> str:
-    """Returns all digits of a number without an exponent: argparse takes ``-1e-05`` for a flag."""
+    """All digits of a number without an exponent: argparse takes `-1e-05` for a flag."""
     return format(Decimal(repr(float(number))), "f")
 
 

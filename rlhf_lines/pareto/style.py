@@ -5,6 +5,8 @@ Okabe and Ito's (Color Universal Design, 2008), told apart under the common form
 groups are from Tol's muted scheme (SRON/EPS/TN/09-002).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -46,7 +48,7 @@ INK, FAINT_INK, GRID = "#222222", "#666666", "#E4E4E4"
 
 
 def label(group: str) -> str:
-    """Returns what people read for a group: its name, on one line and shortened, if it is none of ours.
+    """What people read for a group: its name, on one line and shortened, if it is none of ours.
 
     >>> label("lines"), label("ties")
     ('LiNeS', 'ties')
@@ -55,13 +57,13 @@ def label(group: str) -> str:
 
 
 def shortened(text: str, width: int = LABEL_WIDTH) -> str:
-    """Returns ``text`` on one line with at most ``width`` characters."""
+    """`text` on one line with at most `width` characters."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def policy_names(front: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the policies of a front: those of their folders, with the parent's where they repeat.
+    """The names of the policies of a front: those of their folders, with the parent's where they repeat.
 
     The list is empty if the front does not say which policies were merged.
 
@@ -76,7 +78,7 @@ def policy_names(front: Mapping[str, Any]) -> list[str]:
 
 
 def single_policy(front: Mapping[str, Any], point: Mapping[str, Any]) -> str | None:
-    """Returns the name of the policy that a point of the rewarded soup is, None if it is a mixture or of another group.
+    """The name of the policy that a point of the rewarded soup is, None if it is a mixture or of another group.
 
     >>> front = {"policies": ["runs/helpful", "runs/harmless"]}
     >>> single_policy(front, {"group": "rewarded_soup", "spec": {"weights": [0.0, 1.0]}})
@@ -92,7 +94,7 @@ def single_policy(front: Mapping[str, Any], point: Mapping[str, Any]) -> str | N
 
 
 def ordered(groups: Iterable[str]) -> list[str]:
-    """Returns the distinct groups in the order in which they are listed.
+    """The distinct groups in the order in which they are listed.
 
     >>> ordered(["sft", "ties", "lines", "ties"])
     ['lines', 'sft', 'ties']
@@ -101,17 +103,17 @@ def ordered(groups: Iterable[str]) -> list[str]:
 
 
 def colour(group: str, groups: Iterable[str]) -> str:
-    """Returns the colour of ``group`` as ``#RRGGBB``; a group that is none of ours takes its turn among ``groups``."""
+    """The colour of `group` as `#RRGGBB`; a group that is none of ours takes its turn among `groups`."""
     return _own_or_next(group, groups, COLOURS, OTHER_COLOURS)
 
 
 def marker(group: str, groups: Iterable[str]) -> str:
-    """Returns the marker of ``group``, as matplotlib names it; see `colour`."""
+    """The marker of `group`, as matplotlib names it; see `colour`."""
     return _own_or_next(group, groups, MARKERS, OTHER_MARKERS)
 
 
 def dashes(group: str, groups: Iterable[str]) -> tuple[float, ...]:
-    """Returns lengths on and off along the lines of ``group``, in points; none is a solid line; see `colour`."""
+    """Lengths on and off along the lines of `group`, in points; none is a solid line; see `colour`."""
     return _own_or_next(group, groups, DASHES, OTHER_DASHES)
 
 

@@ -8,6 +8,8 @@ simplex. MAP passes the quadratic through a sigmoid, because accuracies are boun
 identity and the fit is ordinary least squares.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +37,8 @@ class Surrogate:
     """Predicted mean scores of every weight on the simplex.
 
     Attributes:
-        coefficients: ``[K (K + 1) / 2, R]``, one for each of `monomials`, in units of the rewards.
-        r2: ``[R]``, the share of the variance of the scores that the fit explains, 1 - residual / total sum of squares;
+        coefficients: `[K (K + 1) / 2, R]`, one for each of `monomials`, in units of the rewards.
+        r2: `[R]`, the share of the variance of the scores that the fit explains, 1 - residual / total sum of squares;
             NaN where all scores are equal. It is 1 by construction if there are as many weights as coefficients.
         num_policies: K.
     """
@@ -47,7 +49,7 @@ class Surrogate:
 
 
 def num_coefficients(num_policies: int) -> int:
-    """Returns how many numbers a quadratic on the simplex of K policies has, the least number of evaluations.
+    """How many numbers a quadratic on the simplex of K policies has, the least number of evaluations.
 
     >>> [num_coefficients(k) for k in (2, 3, 4, 5)]
     [3, 6, 10, 15]
@@ -56,9 +58,9 @@ def num_coefficients(num_policies: int) -> int:
 
 
 def quadratic_terms(variables: ArrayLike) -> NDArray[np.float64]:
-    """Returns all products of at most two of V variables, ``[n, V]`` to ``[n, (V + 1)(V + 2) / 2]``.
+    """All products of at most two of V variables, `[n, V]` to `[n, (V + 1)(V + 2) / 2]`.
 
-    Squares, products of two, the variables, one; the order of MAP's code (luli-git/MAP, ``fit_quadratic_from_json``).
+    Squares, products of two, the variables, one; the order of MAP's code (luli-git/MAP, `fit_quadratic_from_json`).
 
     >>> quadratic_terms([[2.0, 3.0]]).tolist()
     [[4.0, 9.0, 6.0, 2.0, 3.0, 1.0]]
@@ -69,7 +71,7 @@ def quadratic_terms(variables: ArrayLike) -> NDArray[np.float64]:
 
 
 def monomials(num_policies: int) -> list[str]:
-    """Returns the names of the terms of a quadratic on the simplex; ``w1`` is the weight of the first policy.
+    """The names of the terms of a quadratic on the simplex; `w1` is the weight of the first policy.
 
     >>> monomials(3)
     ['w1^2', 'w2^2', 'w1 w2', 'w1', 'w2', '1']
@@ -79,17 +81,17 @@ def monomials(num_policies: int) -> list[str]:
 
 
 def fit_quadratic(variables: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
-    """Returns the coefficients of the quadratics nearest to ``values`` in the sum of squares, in float64.
+    """The coefficients of the quadratics nearest to `values` in the sum of squares, in float64.
 
     Args:
-        variables: ``[n, V]``, free of each other: not all weights of a simplex.
-        values: ``[n]`` or ``[n, R]``.
+        variables: `[n, V]`, free of each other: not all weights of a simplex.
+        values: `[n]` or `[n, R]`.
 
     Returns:
-        ``[(V + 1)(V + 2) / 2]`` or ``[(V + 1)(V + 2) / 2, R]``, in the order of `quadratic_terms`.
+        `[(V + 1)(V + 2) / 2]` or `[(V + 1)(V + 2) / 2, R]`, in the order of `quadratic_terms`.
 
     Raises:
-        ValueError: If there are fewer points than coefficients, or the points do not determine them.
+        ValueError: there are fewer points than coefficients, or the points do not determine them.
     """
     terms = quadratic_terms(variables)
     points, coefficients = terms.shape
@@ -108,14 +110,14 @@ def fit_quadratic(variables: ArrayLike, values: ArrayLike) -> NDArray[np.float64
 
 
 def fit_surrogate(weights: ArrayLike, scores: ArrayLike) -> Surrogate:
-    """Returns the quadratic of the weights for every reward, by ordinary least squares.
+    """The quadratic of the weights for every reward, by ordinary least squares.
 
     Args:
-        weights: ``[n, K]`` on the simplex, K at least 2.
-        scores: ``[n, R]``, mean scores of the policies merged with these weights.
+        weights: `[n, K]` on the simplex, K at least 2.
+        scores: `[n, R]`, mean scores of the policies merged with these weights.
 
     Raises:
-        ValueError: If a weight is off the simplex, a score is not finite, shapes do not fit, or the weights are too few
+        ValueError: a weight is off the simplex, a score is not finite, shapes do not fit, or the weights are too few
             or too special to determine the quadratic.
     """
     weights = np.asarray(weights, dtype=np.float64)
@@ -136,10 +138,10 @@ def fit_surrogate(weights: ArrayLike, scores: ArrayLike) -> Surrogate:
 
 
 def predict(surrogate: Surrogate, weights: ArrayLike) -> NDArray[np.float64]:
-    """Returns the predicted mean scores ``[m, R]`` of weights ``[m, K]``.
+    """The predicted mean scores `[m, R]` of weights `[m, K]`.
 
     Raises:
-        ValueError: If weights are off the simplex, where a quadratic through points inside says nothing.
+        ValueError: weights are off the simplex, where a quadratic through points inside says nothing.
     """
     weights = np.asarray(weights, dtype=np.float64)
     _check_simplex(weights, surrogate.num_policies)
@@ -147,7 +149,7 @@ def predict(surrogate: Surrogate, weights: ArrayLike) -> NDArray[np.float64]:
 
 
 def predicted_front(surrogate: Surrogate, count: int, sampled: ArrayLike) -> list[list[float]]:
-    """Returns up to ``count`` weights, spread over the predicted front, that are worth an evaluation.
+    """Up to `count` weights, spread over the predicted front, that are worth an evaluation.
 
     The predicted front is the nondominated set of the predictions on `simplex_grid`. First come its ends, the weights
     with the highest prediction of each reward; then, one after the other, the weight whose predicted scores are
@@ -156,12 +158,12 @@ def predicted_front(surrogate: Surrogate, count: int, sampled: ArrayLike) -> lis
     Deterministic; of equally far weights the first in the grid's order is taken.
 
     Args:
-        surrogate: What `fit_surrogate` returned.
-        count: Largest number of weights to return; there are fewer if the predicted front has no more.
-        sampled: ``[n, K]``, weights that were evaluated.
+        surrogate: what `fit_surrogate` returned.
+        count: largest number of weights to return; there are fewer if the predicted front has no more.
+        sampled: `[n, K]`, weights that were evaluated.
 
     Raises:
-        ValueError: If ``count`` is below 1 or a sampled weight is off the simplex.
+        ValueError: `count` is below 1 or a sampled weight is off the simplex.
     """
     if count < 1:
         raise ValueError(f"got a count of {count} predicted weights; expected at least 1")
@@ -190,7 +192,7 @@ def predicted_front(surrogate: Surrogate, count: int, sampled: ArrayLike) -> lis
 
 
 def design(num_policies: int, count: int) -> list[list[float]]:
-    """Returns ``count`` weights to evaluate first, each ``[K]``.
+    """`count` weights to evaluate first, each `[K]`.
 
     The K policies themselves and the midpoints of all pairs: together the {K, 2} simplex lattice of Scheffé (1958),
     which determines every quadratic on the simplex. Then the centroid, and then the weights of `simplex_grid` that are
@@ -200,7 +202,7 @@ def design(num_policies: int, count: int) -> list[list[float]]:
     [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.75, 0.25], [0.25, 0.75]]
 
     Raises:
-        ValueError: If there are fewer than two policies, or ``count`` is less than the K (K + 1) / 2 coefficients of a
+        ValueError: there are fewer than two policies, or `count` is less than the K (K + 1) / 2 coefficients of a
             quadratic or more than the weights of the grid.
     """
     if num_policies < 2:
@@ -226,7 +228,7 @@ def design(num_policies: int, count: int) -> list[list[float]]:
 
 
 def simplex_grid(num_policies: int) -> NDArray[np.float64]:
-    """Returns all weights on the simplex that are multiples of 1 / `grid_steps`, ``[m, K]``, the first falling.
+    """All weights on the simplex that are multiples of 1 / `grid_steps`, `[m, K]`, the first falling.
 
     m is 1001, 5151, 12341 and 10626 for 2, 3, 4 and 5 policies.
     """
@@ -238,7 +240,7 @@ def simplex_grid(num_policies: int) -> NDArray[np.float64]:
 
 
 def grid_steps(num_policies: int) -> int:
-    """Returns how many steps the grid takes from one policy to another."""
+    """How many steps the grid takes from one policy to another."""
     if num_policies in GRID_STEPS:
         return GRID_STEPS[num_policies]
     steps = 1
@@ -255,14 +257,14 @@ def surrogate_report(
     weights: Mapping[int, Sequence[float]],
     measured: Mapping[int, Sequence[float]],
 ) -> dict[str, Any]:
-    """Returns the value of ``surrogate`` in ``front.json``.
+    """The value of `surrogate` in `front.json`.
 
     Args:
-        surrogate: What `fit_surrogate` returned.
-        rewards: R names.
-        sampled: Ids of the points that were fitted.
-        weights: Id of each point that was evaluated because of the prediction, and its weights.
-        measured: Id of each such point, and its R mean scores.
+        surrogate: what `fit_surrogate` returned.
+        rewards: r names.
+        sampled: ids of the points that were fitted.
+        weights: id of each point that was evaluated because of the prediction, and its weights.
+        measured: id of each such point, and its R mean scores.
     """
     predicted = predict(surrogate, [weights[i] for i in weights]) if weights else []
     named = [(i, dict(zip(rewards, map(float, row), strict=True))) for i, row in zip(weights, predicted, strict=True)]
@@ -284,9 +286,9 @@ def surrogate_report(
 
 
 def _farthest(places: NDArray[np.float64], far: NDArray[np.float64], first: Sequence[int] | Mapping) -> Iterator[int]:
-    """Yields rows of ``places``: those of ``first``, then again and again the one farthest from all before.
+    """Yield rows of `places`: those of `first`, then again and again the one farthest from all before.
 
-    ``far`` is the distance of each row to what is already there; a row at distance 0 is never yielded after ``first``.
+    `far` is the distance of each row to what is already there; a row at distance 0 is never yielded after `first`.
     """
     far = far.copy()
     for i in first:

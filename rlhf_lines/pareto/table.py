@@ -1,5 +1,7 @@
 """A front as plain text for the terminal."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +13,14 @@ NAME_WIDTH = 20
 
 
 def front_table(front: Mapping[str, Any]) -> str:
-    """Returns the front as aligned text of at most 110 columns, without a trailing newline.
+    """The front as aligned text of at most 110 columns, without a trailing newline.
 
     First hypervolume and expected utility of each group, then the differences between groups, then one line per point;
-    ``*`` marks the points that no other point of their group dominates. A point that is one policy as it was trained
+    `*` marks the points that no other point of their group dominates. A point that is one policy as it was trained
     has that policy's name in place of weights. Columns that do not fit beside each other continue in a further block.
 
     Args:
-        front: What `build_front` returns.
+        front: what `build_front` returns.
     """
     confidence = f"{100 * front['confidence']:g} % intervals" if "confidence" in front else "intervals"
     head = f"{front['points'][0]['prompts']} {front['split']} prompts, {confidence} over prompts, higher is better"
@@ -28,7 +30,7 @@ def front_table(front: Mapping[str, Any]) -> str:
 
 
 def trained_policy(point: Mapping[str, Any]) -> int | None:
-    """Returns which policy a point is, as it was trained: one weight is 1, the others 0, nothing is scaled; or None.
+    """Which policy a point is, as it was trained: one weight is 1, the others 0, nothing is scaled; or None.
 
     >>> trained_policy({"spec": {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0}})
     1
@@ -104,7 +106,7 @@ def _points(front: Mapping[str, Any]) -> list[str]:
 
 
 def _blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:
-    """Returns the columns in groups that fit beside the fixed columns; a group has at least one column."""
+    """The columns in groups that fit beside the fixed columns; a group has at least one column."""
     used = sum(2 + max(len(row[i]) for row in fixed) for i in range(len(fixed[0]))) - 2
     blocks: list[list[Sequence[str]]] = [[]]
     free = WIDTH - used
@@ -124,7 +126,7 @@ def estimate_text(estimate: Mapping[str, float], digits: int) -> str:
 
 
 def decimals(values: Sequence[float]) -> int:
-    """Returns how many decimals show about four significant digits of the largest value."""
+    """How many decimals show about four significant digits of the largest value."""
     largest = max((abs(value) for value in values), default=0.0)
     for digits, bound in ((1, 100.0), (2, 10.0), (3, 0.1), (4, 0.01)):
         if largest >= bound:
@@ -146,13 +148,13 @@ def _plain(value: float | str | None) -> str:
 
 
 def _clip(text: str) -> str:
-    """Returns the text on one line, shortened to the column."""
+    """The text on one line, shortened to the column."""
     text = " ".join(text.split())
     return text if len(text) <= NAME_WIDTH else text[: NAME_WIDTH - 3] + "..."
 
 
 def _align(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Returns the rows with columns aligned: the first ``left`` columns to the left, the others to the right."""
+    """The rows with columns aligned: the first `left` columns to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

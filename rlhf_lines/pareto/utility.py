@@ -3,6 +3,8 @@
 Letters: n points, K rewards, M preferences, R resamples.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import islice
 
@@ -21,7 +23,7 @@ UTILITY_RULE = (
 
 
 def ideal_point(scores: ArrayLike) -> list[float]:
-    """Returns the highest mean score of any point per reward, for mean scores ``[n, K]`` of all points.
+    """The highest mean score of any point per reward, for mean scores `[n, K]` of all points.
 
     >>> ideal_point([[0.0, 30.0], [1.0, 10.0]])
     [1.0, 30.0]
@@ -30,9 +32,9 @@ def ideal_point(scores: ArrayLike) -> list[float]:
 
 
 def utilities(scores: ArrayLike, reference_point: Sequence[float], ideal_point: Sequence[float]) -> NDArray[np.float64]:
-    """Returns scores ``[..., K]`` in units of the range of their reward: 0 at the reference point, 1 at the ideal.
+    """Score `[..., K]` in units of the range of their reward: 0 at the reference point, 1 at the ideal.
 
-    ``u = (score - reference) / (ideal - reference)``. A reward on which all points agree cannot tell them apart; its
+    `u = (score - reference) / (ideal - reference)`. A reward on which all points agree cannot tell them apart; its
     utility is 0 everywhere.
 
     >>> utilities([[0.0, 20.0], [1.0, 25.0]], [-1.0, 10.0], [1.0, 30.0]).tolist()
@@ -45,7 +47,7 @@ def utilities(scores: ArrayLike, reference_point: Sequence[float], ideal_point: 
 
 
 def preferences(rewards: int, count: int = PREFERENCES) -> NDArray[np.float64]:
-    """Returns preferences spread evenly over the simplex, shape ``[M, K]``: at least 0, every row sums to 1.
+    """Preferences spread evenly over the simplex, shape `[M, K]`: at least 0, every row sums to 1.
 
     Halton's sequence in K - 1 dimensions, sorted within each row, cuts [0, 1] into K gaps; the gaps of sorted uniform
     numbers are uniform on the simplex (Dirichlet with all parameters 1). The set does not depend on a seed, so that
@@ -60,9 +62,9 @@ def preferences(rewards: int, count: int = PREFERENCES) -> NDArray[np.float64]:
 
 
 def expected_utility(utilities: ArrayLike) -> NDArray[np.float64]:
-    """Returns the mean over preferences of the utility of the best point, shape ``[R]``.
+    """The mean over preferences of the utility of the best point, shape `[R]`.
 
-    ``EU = mean_w max_i w . u_i`` with w uniform on the simplex: a user who has the preference w takes the point that is
+    `EU = mean_w max_i w . u_i` with w uniform on the simplex: a user who has the preference w takes the point that is
     best under it. For two rewards this is the exact integral of the upper envelope of n lines over [0, 1]; for more it
     is the mean over `preferences`.
 
@@ -72,13 +74,13 @@ def expected_utility(utilities: ArrayLike) -> NDArray[np.float64]:
     [0.75]
 
     Args:
-        utilities: ``[R, n, K]``, from `utilities`.
+        utilities: `[R, n, K]`, from `utilities`.
 
     Source: Zintgraf, Kanters, Roijers, Oliehoek and Beau, Quality assessment of MORL algorithms: a utility-based
     approach, Benelearn 2015 (the expected utility metric).
 
     Raises:
-        ValueError: If the array does not have three axes or one of them is empty.
+        ValueError: the array does not have three axes or one of them is empty.
     """
     utilities = np.asarray(utilities, dtype=np.float64)
     if utilities.ndim != 3 or 0 in utilities.shape:
@@ -93,7 +95,7 @@ def expected_utility(utilities: ArrayLike) -> NDArray[np.float64]:
 
 
 def _integral_of_envelope(heights: NDArray[np.float64], slopes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns ``integral_0^1 max_i (heights_i + slopes_i w) dw``, shape ``[R]``, for ``[R, n]`` lines.
+    """`integral_0^1 max_i (heights_i + slopes_i w) dw`, shape `[R]`, for `[R, n]` lines.
 
     Walks along the envelope from w = 0, in all rows at once: the next line is the one of those steeper than the current
     that crosses it first. Slopes grow with each step, so there are at most n, and the pieces cover [0, 1] without a gap
@@ -116,7 +118,7 @@ def _integral_of_envelope(heights: NDArray[np.float64], slopes: NDArray[np.float
 
 
 def _radical_inverse(count: int, base: int) -> NDArray[np.float64]:
-    """Returns the numbers 1..count with their digits in a base mirrored at the point: 6 = 110b gives 0.011b = 0.375."""
+    """The numbers 1..count with their digits in a base mirrored at the point: 6 = 110b gives 0.011b = 0.375."""
     rest, unit, mirrored = np.arange(1, count + 1), 1.0, np.zeros(count)
     while rest.any():
         unit /= base

@@ -12,7 +12,7 @@ from rlhf_lines.stages import MODULES, read_stage
 
 
 def stage_of(arguments: list[str], path: Path) -> str:
-    """Return the stage whose keys the config and the flags are; of several, the one that the file is named after.
+    """The stage whose keys the config and the flags are; of several, the one that the file is named after.
 
     Raises:
         ValueError: no stage has all keys, or several have them and the file's name does not decide.
@@ -42,9 +42,9 @@ def stage_of(arguments: list[str], path: Path) -> str:
 
 
 def read_config(stage: str, arguments: list[str]) -> tuple[dict[type, object], dict]:
-    """Return the dataclasses of a stage by their type, and what was given.
+    """The dataclasses of a stage by their type, and what was given.
 
-    A config for a GPU can be planned where there is none: transformers then accepts ``bf16`` only for a CPU, which
+    A config for a GPU can be planned where there is none: transformers then accepts `bf16` only for a CPU, which
     changes nothing else here.
 
     Raises:
@@ -62,12 +62,12 @@ def read_config(stage: str, arguments: list[str]) -> tuple[dict[type, object], d
 
 
 def of_type(configs: dict[type, object], wanted: type):
-    """Return the config of a type or of a subclass of it, or None."""
+    """The config of a type or of a subclass of it, or None."""
     return next((config for kind, config in configs.items() if issubclass(kind, wanted)), None)
 
 
 def _fields(stage: str) -> dict[str, bool]:
-    """Return the keys of a stage, and whether they are required."""
+    """The keys of a stage, and whether they are required."""
     configs = importlib.import_module(MODULES[stage]).CONFIGS
     return {
         entry.name: entry.default is MISSING and entry.default_factory is MISSING

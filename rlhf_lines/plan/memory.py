@@ -36,12 +36,12 @@ class Phase:
 
 
 def peak(phases: list[Phase]) -> Phase:
-    """Return the phase with the largest total: phases follow one another, so their memory does not add up."""
+    """The phase with the largest total: phases follow one another, so their memory does not add up."""
     return max(phases, key=lambda phase: phase.total)
 
 
 def linear_bytes(out_features: int, in_features: int, *, bits: int, dtype_bytes: int = 2, nested: bool = False) -> int:
-    """Return the bytes of the weight of one linear map, without its bias.
+    """The bytes of the weight of one linear map, without its bias.
 
         16 or 32 bits   out in dtype_bytes
         8 bits          out in + 4 out                              (LLM.int8, arXiv 2208.07339)
@@ -64,7 +64,7 @@ def linear_bytes(out_features: int, in_features: int, *, bits: int, dtype_bytes:
 
 
 def optimizer_bytes(trainable: int, trainable_bytes: int, optimizer: str) -> int:
-    """Return the bytes of the optimizer's state: two moments per trainable parameter (Adam, arXiv 1412.6980).
+    """The bytes of the optimizer's state: two moments per trainable parameter (Adam, arXiv 1412.6980).
 
     adamw_*            2 of the parameter's own dtype
     *8bit*             2 bytes, one per moment (arXiv 2110.02861)
@@ -78,12 +78,12 @@ def optimizer_bytes(trainable: int, trainable_bytes: int, optimizer: str) -> int
 
 
 def kv_cache_bytes(*, layers: int, kv_heads: int, head_dim: int, length: int, batch: int, dtype_bytes: int) -> int:
-    """Return the bytes of keys and values of all positions: 2 layers kv_heads head_dim length batch dtype_bytes."""
+    """The bytes of keys and values of all positions: 2 layers kv_heads head_dim length batch dtype_bytes."""
     return 2 * layers * kv_heads * head_dim * length * batch * dtype_bytes
 
 
 def head_bytes(positions: int, vocab: int, hidden: int, *, compute_bytes: int, kernel: bool, backward: bool) -> int:
-    """Return what the output head adds while logits exist: TRL computes them in tiles and keeps none.
+    """What the output head adds while logits exist: TRL computes them in tiles and keeps none.
 
         n = min(N, 4096),  v = min(V, 32768)
         tile        32768 n compute_bytes
@@ -102,8 +102,8 @@ def head_bytes(positions: int, vocab: int, hidden: int, *, compute_bytes: int, k
 
 
 def gumbel_bytes(batch: int, vocab: int) -> int:
-    """Return the bytes around one sampled token: its noise, scores and their 64-bit integers, ``[rows, V]``.
+    """The bytes around one sampled token: its noise, scores and their 64-bit integers, `[rows, V]`.
 
-    Six at a time: of ``rlhf_lines.sampling.gumbel`` (key, shifted key, bits, u, noise) and the perturbed logits.
+    Six at a time: of `rlhf_lines.sampling.gumbel` (key, shifted key, bits, u, noise) and the perturbed logits.
     """
     return 6 * batch * vocab * 8

@@ -21,7 +21,7 @@ _OF_A_RULE = 3  # pieces that a rule makes of K residuals, and that the last cas
 
 
 def piece_bytes(policies: int, stored: int, threads: int, elements: int = ELEMENTS) -> int:
-    """Return the bytes of the pieces that all threads hold: K policies and the SFT model, and what is made of them.
+    """The bytes of the pieces that all threads hold: K policies and the SFT model, and what is made of them.
 
         threads elements [(K + 1) r + 4 (K + 3)],   r = stored bytes, and 4 more where those are not float32
 
@@ -33,7 +33,7 @@ def piece_bytes(policies: int, stored: int, threads: int, elements: int = ELEMEN
 
 
 def count_bytes(policies: int, threads: int) -> int:
-    """Return the bytes in which the digits of K policies wait to be counted, in a search for quantiles.
+    """The bytes in which the digits of K policies wait to be counted, in a search for quantiles.
 
     Two digits, whose tables follow one another, are in memory at a time: 2 threads K (4 2^18 + 8 2^16).
     """
@@ -41,7 +41,7 @@ def count_bytes(policies: int, threads: int) -> int:
 
 
 def whole_bytes(rule: str, shapes: Mapping[str, tuple[int, ...]], policies: int, stored: int) -> int:
-    """Return the bytes of the largest linear map of a rule that takes them whole, 0 for other rules.
+    """The bytes of the largest linear map of a rule that takes them whole, 0 for other rules.
 
     n [(K + 1) r + 8 a] + 8 b in^2     for a weight [out, in] of n elements; a and b are those of `WHOLE`
     """
@@ -57,7 +57,7 @@ def whole_bytes(rule: str, shapes: Mapping[str, tuple[int, ...]], policies: int,
 
 
 def module_bytes(shape: tuple[int, ...]) -> int:
-    """Return the bytes of one merged module while it is factorised: 4 n + 3 (8 n) + 4 (8 m^2), m its shorter side."""
+    """The bytes of one merged module while it is factorised: 4 n + 3 (8 n) + 4 (8 m^2), m its shorter side."""
     elements = math.prod(shape)
     return elements * (FLOAT32 + 3 * FLOAT64) + 4 * FLOAT64 * min(shape) ** 2
 

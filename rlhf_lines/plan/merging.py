@@ -27,7 +27,7 @@ from rlhf_lines.plan.stage import Options, Plan
 
 
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """Return the plan of a merge: factors of adapters, and the pieces of checkpoints that are read at a time."""
+    """The plan of a merge: factors of adapters, and the pieces of checkpoints that are read at a time."""
     config = of_type(configs, MergeConfig)
     if options.device is not None:  # planned for a machine that is named: the devices of this one do not matter
         config = replace(config, device="cpu")
@@ -63,7 +63,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
 def _merge_parts(
     config: MergeConfig, shape: Shape, adapters: list[AdapterSizes], *, merged: int, passes: int
 ) -> dict[str, int]:
-    """Return what a merge holds at its peak; see `merge_memory`."""
+    """What a merge holds at its peak; see `merge_memory`."""
     factors = sum(adapter.count for adapter in adapters if adapter.count) * FLOAT32
     parts = {LIBRARIES_PART: merge_memory.LIBRARIES[config.save], "adapters": factors}
     if config.save == "adapter":
@@ -88,7 +88,7 @@ def _merge_parts(
 
 
 def _changed(config: MergeConfig, adapters: list[AdapterSizes], shapes: Mapping[str, object]) -> set[str]:
-    """Return the parameters that the policies may change, and of which there are statistics where those are here."""
+    """The parameters that the policies may change, and of which there are statistics where those are here."""
     names = set(shapes)
     if all(adapter.count is not None for adapter in adapters):
         modules = {module for adapter in adapters for module in adapter.widths}
@@ -118,7 +118,7 @@ class AdapterSizes:
 
 
 def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSizes:
-    """Return the sizes of an adapter, or that a policy is dense.
+    """The sizes of an adapter, or that a policy is dense.
 
     Raises:
         FileNotFoundError: the folder does not exist, and no config beside this one makes it.
@@ -145,7 +145,7 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> AdapterSizes:
-    """The sizes of factors A ``[r, in]`` and B ``[out, r]`` by their names."""
+    """The sizes of factors A `[r, in]` and B `[out, r]` by their names."""
     count = sum(map(math.prod, shapes.values()))
     ranks = [shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items()]
     widths: dict[str, int] = {}

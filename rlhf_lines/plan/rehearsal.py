@@ -25,8 +25,8 @@ class Step(NamedTuple):
 
     Attributes:
         kept: alive between the two, for the backward pass; the activations.
-        forward: most beside ``kept`` during the forward pass.
-        backward: most beside ``kept`` during the backward pass, gradients of parameters not counted.
+        forward: most beside `kept` during the forward pass.
+        backward: most beside `kept` during the backward pass, gradients of parameters not counted.
     """
 
     kept: int
@@ -70,7 +70,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class Rehearsal:
-    """Runs the trunk of a model that has no weights.
+    """Run the trunk of a model that has no weights.
 
     Args:
         model: on the meta device, with its adapter; it is placed on a fake CPU.
@@ -85,7 +85,7 @@ class Rehearsal:
             _leave_meta(model)
 
     def forward(self, batch: int, length: int, *, use_cache: bool = False, train: bool = False) -> int:
-        """Return the most bytes that a pass without gradient holds beside the weights."""
+        """The most bytes that a pass without gradient holds beside the weights."""
         self._model.train(train)
         live = LiveBytes()
         with self._fake, torch.no_grad(), self._casts(), live:
@@ -94,7 +94,7 @@ class Rehearsal:
         return live.peak
 
     def step(self, batch: int, length: int, *, checkpointing: dict | None = None) -> Step:
-        """Return what a forward and a backward pass hold beside the weights.
+        """What a forward and a backward pass hold beside the weights.
 
         Args:
             checkpointing: arguments of gradient checkpointing, or None where activations are kept.

@@ -42,7 +42,7 @@ class RewardPlan:
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
 
     def forward(self, texts: int, length: int) -> int:
-        """Return the bytes of scoring so many texts of so many of the policy's tokens."""
+        """The bytes of scoring so many texts of so many of the policy's tokens."""
         if self.model is None:
             return 0
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length
@@ -50,10 +50,10 @@ class RewardPlan:
 
 
 def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_size: int = 32) -> list[RewardPlan]:
-    """Return the plans of the rewards, in their order.
+    """The plans of the rewards, in their order.
 
     Raises:
-        FileNotFoundError, ValueError: a source is nothing that can be loaded, as ``reward_models.load`` says it.
+        FileNotFoundError, ValueError: a source is nothing that can be loaded, as `reward_models.load` says it.
     """
     return [_plan(entry, beside, batch_size) for entry in entries]
 
@@ -82,6 +82,6 @@ _MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 def _copy(reward: RewardPlan):
-    """Return another model without weights: a rehearsal changes the one that it is given."""
+    """Another model without weights: a rehearsal changes the one that it is given."""
     dtype = str(next(reward.model.parameters()).dtype).removeprefix("torch.")
     return skeleton.classifier(reward.model.config, dtype=dtype)

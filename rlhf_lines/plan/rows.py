@@ -41,7 +41,7 @@ def look_at(
     split: str = "train",
     given: int | None = None,
 ) -> Rows:
-    """Return what is known about the rows of a stage, by the stage's own loading where the data set is local.
+    """What is known about the rows of a stage, by the stage's own loading where the data set is local.
 
     Args:
         columns: which columns make one text; with several such tuples, the longest counts.
@@ -49,7 +49,7 @@ def look_at(
         given: tokens of the longest text, as the user says.
 
     Raises:
-        FileNotFoundError, ValueError: as ``data.load``.
+        FileNotFoundError, ValueError: as `data.load`.
     """
     limit = config.max_prompt_length if columns == (("prompt",),) else None
     if not _is_local(config):

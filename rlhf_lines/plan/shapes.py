@@ -88,12 +88,12 @@ class Shape:
 
 
 def find_shape(name: str, *, beside: Path | None = None, base_model: str | None = None, what: str = "model") -> Shape:
-    """Return the shape of a model, from the first of these that knows it.
+    """The shape of a model, from the first of these that knows it.
 
-    1. ``config.json`` in the folder ``name``; of an adapter's folder, the shape of its base.
-    2. ``base_model``, for a folder that does not exist yet.
-    3. A config beside the one that is planned, whose ``output_dir`` is the folder: the shape of what it starts from.
-    4. The Hub's ``config.json``, from the cache; the demo's models and ``KNOWN``; then from the Hub itself.
+    1. `config.json` in the folder `name`; of an adapter's folder, the shape of its base.
+    2. `base_model`, for a folder that does not exist yet.
+    3. A config beside the one that is planned, whose `output_dir` is the folder: the shape of what it starts from.
+    4. The Hub's `config.json`, from the cache; the demo's models and `KNOWN`; then from the Hub itself.
 
     Args:
         name: folder or Hub id.
@@ -132,7 +132,7 @@ def find_shape(name: str, *, beside: Path | None = None, base_model: str | None 
 
 
 def makers(output_dir: str, beside: Path | None) -> Iterator[tuple[Path, dict]]:
-    """Yield path and content of the configs in ``beside`` that make the folder ``output_dir``."""
+    """Yield path and content of the configs in `beside` that make the folder `output_dir`."""
     import yaml
 
     for path in sorted(beside.glob("*.yaml")) if beside else ():

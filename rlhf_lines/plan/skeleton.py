@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def causal_lm(config: PreTrainedConfig, *, dtype: str | None = None, attention: str | None = None) -> PreTrainedModel:
-    """Return a causal language model without weights."""
+    """A causal language model without weights."""
     from transformers import AutoModelForCausalLM
 
     return _build(AutoModelForCausalLM, config, dtype, attention)
 
 
 def classifier(config: PreTrainedConfig, *, dtype: str | None = None, attention: str | None = None) -> PreTrainedModel:
-    """Return a sequence classifier without weights."""
+    """A sequence classifier without weights."""
     from transformers import AutoModelForSequenceClassification
 
     return _build(AutoModelForSequenceClassification, config, dtype, attention)
 
 
 def adapt(model: PreTrainedModel, peft_config: PeftConfig):
-    """Return the model with its adapter.
+    """The model with its adapter.
 
     Raises:
         ValueError: the adapter's target modules are not in the model.
@@ -49,17 +49,17 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig):
 
 
 def count(model: nn.Module, *, trainable: bool = False) -> int:
-    """Return the number of parameters, tied ones once."""
+    """The number of parameters, tied ones once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
 def trainable_bytes(model: nn.Module, *, bits: int = 16) -> int:
-    """Return the bytes of the trainable parameters; TRL holds the adapter of a quantised base in bfloat16."""
+    """The bytes of the trainable parameters; TRL holds the adapter of a quantised base in bfloat16."""
     return sum(p.numel() * (2 if bits in (4, 8) else p.element_size()) for p in model.parameters() if p.requires_grad)
 
 
 def frozen_bytes(model: nn.Module, *, bits: int = 16, nested: bool = False) -> int:
-    """Return the bytes of the frozen parameters and of the buffers.
+    """The bytes of the frozen parameters and of the buffers.
 
     Args:
         bits: 8 or 4 where bitsandbytes holds the linear modules inside the blocks; the head and all else stay.
@@ -73,7 +73,7 @@ def frozen_bytes(model: nn.Module, *, bits: int = 16, nested: bool = False) -> i
 
 
 def largest_quantised(model: nn.Module) -> int:
-    """Return the bytes of the largest quantised weight in the model's dtype: one at a time is unpacked to compute."""
+    """The bytes of the largest quantised weight in the model's dtype: one at a time is unpacked to compute."""
     return max((weight.nbytes for weight in _quantised(model)), default=0)
 
 

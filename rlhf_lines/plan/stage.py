@@ -20,7 +20,7 @@ class Options:
         stage: the verb, where the config's keys fit several.
         base_model: whose shape a model has that does not exist yet.
         prompt_tokens: the longest prompt (of sft and reward: text), where the data set is not here or takes long.
-        device: ``cuda`` or ``cpu``; None is the GPU that there is, or that the config needs.
+        device: `cuda` or `cpu`; None is the GPU that there is, or that the config needs.
     """
 
     stage: str | None = None
@@ -35,7 +35,7 @@ class Plan:
 
     Attributes:
         stage: the verb.
-        device: ``cuda`` or ``cpu``: whose memory the phases are in.
+        device: `cuda` or `cpu`: whose memory the phases are in.
         models: (which, where its shape is from).
         parameters: of the model, without adapter.
         trainable: that the optimizer changes; 0 where nothing is trained.
@@ -59,10 +59,10 @@ class Plan:
 
 
 def plan(arguments: list[str], options: Options | None = None) -> Plan:
-    """Return the plan of the stage that a config is of, or refuse it as the stage would.
+    """The plan of the stage that a config is of, or refuse it as the stage would.
 
     Args:
-        arguments: ``--config FILE`` and ``--flag value`` pairs, as for the stage.
+        arguments: `--config FILE` and `--flag value` pairs, as for the stage.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the stage could not run; the message is one sentence.

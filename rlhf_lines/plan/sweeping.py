@@ -36,7 +36,7 @@ USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 
 def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """Return the plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
+    """The plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
     config = of_type(configs, SweepConfig)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     policies = [*config.policies, *config.morlhf]
@@ -108,7 +108,7 @@ def _device(config: SweepConfig) -> str:
 
 
 def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> int:
-    """Return the completions in one batch: as given, or as the sweep would find it from this machine's memory."""
+    """The completions in one batch: as given, or as the sweep would find it from this machine's memory."""
     if config.batch_size is not None:
         return config.batch_size
     elsewhere = plan.device == "cuda" and not torch.cuda.is_available()
@@ -155,12 +155,12 @@ def _add_work(
 
 
 def _stacked(adapters: Sequence[AdapterSizes]) -> int:
-    """Return the numbers of all factors stacked: every module that any adapter has, at the sum of their ranks."""
+    """The numbers of all factors stacked: every module that any adapter has, at the sum of their ranks."""
     widths = {module: width for adapter in adapters for module, width in adapter.widths.items()}
     return sum(adapter.rank for adapter in adapters) * sum(widths.values())
 
 
 def _changed_bytes(model: nn.Module, adapters: Sequence[AdapterSizes]) -> int:
-    """Return the bytes of the weights that the adapters change."""
+    """The bytes of the weights that the adapters change."""
     modules = {module.removeprefix("base_model.model.") for adapter in adapters for module in adapter.widths}
     return sum(p.nbytes for name, p in model.named_parameters() if name.removesuffix(".weight") in modules)

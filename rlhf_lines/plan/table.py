@@ -12,7 +12,7 @@ DEVICES = {"cuda": "GPU", "cpu": "CPU process"}
 
 
 def plan_table(plan: Plan, config: str | Path | None = None) -> str:
-    """Return the plan as a table: models, memory by part and phase, work, disk."""
+    """The plan as a table: models, memory by part and phase, work, disk."""
     lines = [f"plan of stage {plan.stage}" + (f", {config}" if config else ""), ""]
     lines += [f"  {name}: {source}" for name, source in plan.models]
     lines.append(f"  parameters            {plan.parameters:>16,}")

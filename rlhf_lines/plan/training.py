@@ -29,7 +29,7 @@ from rlhf_lines.train.sft import ADAPTER
 
 
 def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """Return the plan of supervised fine-tuning; the merge of the adapter after it takes a few buffers and no phase."""
+    """The plan of supervised fine-tuning; the merge of the adapter after it takes a few buffers and no phase."""
     run = _Training(configs, given, beside, options, kind="causal")
     kind, columns = ("text", (("text",),)) if run.args.packing else ("demonstrations", (("prompt", "completion"),))
     rows = run.look_at(kind, columns)
@@ -47,7 +47,7 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
 
 
 def plan_reward(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """Return the plan of a reward model: chosen and rejected texts go through the model in one batch."""
+    """The plan of a reward model: chosen and rejected texts go through the model in one batch."""
     run = _Training(configs, given, beside, options, kind="classifier")
     columns = (("prompt", "chosen"), ("prompt", "rejected"))
     rows = run.look_at("preferences", columns)
@@ -60,10 +60,10 @@ def plan_reward(configs: dict, given: dict, beside: Path | None, options: Option
 
 
 def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """Return the plan of PPO: rollouts, their scores and log-probabilities, and updates.
+    """The plan of PPO: rollouts, their scores and log-probabilities, and updates.
 
-    Completions are sampled ``sampling_batch_size`` at a time, or all at once; everything after that goes by
-    ``per_device_train_batch_size``.
+    Completions are sampled `sampling_batch_size` at a time, or all at once; everything after that goes by
+    `per_device_train_batch_size`.
     """
     run = _Training(configs, given, beside, options, kind="causal")
     args = run.args
@@ -158,20 +158,20 @@ class _Training:
         )
 
     def length(self, rows: Rows, *, filled: bool = False) -> int:
-        """Return the tokens of the longest sequence, which ``max_length`` bounds, and sets where nothing is known."""
+        """The tokens of the longest sequence, which `max_length` bounds, and sets where nothing is known."""
         limit = self.args.max_length
         unknown = rows.count is None and self.options.prompt_tokens is None
         return limit if limit and (filled or unknown) else min(limit or rows.longest, rows.longest)
 
     def held(self) -> dict[str, int]:
-        """Return what every phase holds from the first update on."""
+        """What every phase holds from the first update on."""
         trained = "adapters" if self.peft_config is not None else "trained weights"
         optimizer = str(getattr(self.args.optim, "value", self.args.optim))
         state = optimizer_bytes(self.trainable, self.trainable_bytes, optimizer)
         return {"weights": self.weights, trained: self.trainable_bytes, "optimizer": state}
 
     def update_phase(self, batch: int, length: int, *, head: int) -> Phase:
-        """Return the phase that trains on a microbatch, of which ``head`` positions go through the output head."""
+        """The phase that trains on a microbatch, of which `head` positions go through the output head."""
         checkpointing = None
         if self.args.gradient_checkpointing:
             checkpointing = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
@@ -192,7 +192,7 @@ class _Training:
         )
 
     def kv_cache(self, batch: int, length: int) -> tuple[int, int]:
-        """Return the bytes of the cache, and those of one layer's."""
+        """The bytes of the cache, and those of one layer's."""
         config = self.shape.config.get_text_config()
         heads = config.num_attention_heads
         size = kv_cache_bytes(
@@ -231,7 +231,7 @@ class _Training:
 
 
 def _device(given: dict, bits: int) -> str:
-    """Return where the stage would run: on the GPU, unless the config or this machine says otherwise."""
+    """Where the stage would run: on the GPU, unless the config or this machine says otherwise."""
     if given.get("use_cpu"):
         return "cpu"
     return "cuda" if torch.cuda.is_available() or bits != 16 or given.get("bf16", True) or given.get("fp16") else "cpu"

@@ -17,18 +17,18 @@ from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
 
 
 def new_statistics_file(path: Path, shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> NewTensorFile:
-    """Return a file of float32 tensors that is written one tensor after the other, so that no two are in memory."""
+    """A file of float32 tensors that is written one tensor after the other, so that no two are in memory."""
     entries = {name: Entry(torch.float32, tuple(shape)) for name, shape in shapes.items()}
     return NewTensorFile(path, entries, {"format": "pt", **metadata})
 
 
 def read_gram(file: Any, name: str) -> Tensor:
-    """Return X^T X / n of the inputs of one linear layer, ``[in, in]``, float32.
+    """X^T X / n of the inputs of one linear layer, `[in, in]`, float32.
 
     Layers that read the same input (q, k and v; gate and up) share one stored matrix.
 
     Args:
-        file: the path of ``gram.safetensors``, or what ``safetensors.safe_open(path, "pt")`` gave.
+        file: the path of `gram.safetensors`, or what `safetensors.safe_open(path, "pt")` gave.
         name: of the layer's weight, as the dense SFT checkpoint names it.
 
     Raises:
@@ -44,10 +44,10 @@ def read_gram(file: Any, name: str) -> Tensor:
 
 
 def stored_transposed(file: Any) -> frozenset[str]:
-    """Return the names of the weights that the checkpoint stores as ``[in, out]`` (GPT-2's Conv1D).
+    """The names of the weights that the checkpoint stores as `[in, out]` (GPT-2's Conv1D).
 
     Args:
-        file: as for ``read_gram``.
+        file: as for `read_gram`.
     """
     if isinstance(file, (str, Path)):
         with safe_open(file, framework="pt") as handle:

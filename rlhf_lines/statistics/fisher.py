@@ -1,4 +1,4 @@
-"""Stage ``fisher``: the diagonal Fisher information of one policy over its own samples."""
+"""Stage `fisher`: the diagonal Fisher information of one policy over its own samples."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CONFIGS = (RunConfig, DataConfig, FisherConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: FisherConfig, given: dict) -> Path:
-    """Write ``fisher.safetensors`` and return its folder.
+    """Write `fisher.safetensors` and return its folder.
 
     The file maps the name that the SFT model's files give a parameter to its diagonal Fisher, float32, of its shape.
     Of an adapter theta is the dense weight W + s B A: the Fisher of the factors does not give that of the residual.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: as ``read_inputs``; or ``max_memory`` is less than one parameter
+        FileNotFoundError, FileExistsError, ValueError: as `read_inputs`; or `max_memory` is less than one parameter
             takes, or a value is not finite.
     """
     inputs = read_inputs(run_config, data_config, config, "fisher")
@@ -86,7 +86,7 @@ def diagonal_fisher(
         model: a causal language model; afterwards none of its parameters asks for a gradient.
         parameters: name to a parameter of the model; one that is used in several places counts once, with the sum of
             its gradients.
-        samples: N prompts with completions of this model.
+        samples: n prompts with completions of this model.
         groups: the names, in parts that are summed up in one pass over the samples.
         advance: called after every sequence of every pass.
 
@@ -110,7 +110,7 @@ def diagonal_fisher(
 
 
 def completion_logprob(model: nn.Module, sample: Sample) -> Tensor:
-    """Return log pi(y|x) of one completion, the end token included, a scalar with a graph."""
+    """Log pi(y|x) of one completion, the end token included, a scalar with a graph."""
     device = next(model.parameters()).device
     tokens = torch.tensor([sample.prompt + sample.completion], device=device)
     length = len(sample.completion)

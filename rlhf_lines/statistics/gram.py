@@ -1,4 +1,4 @@
-"""Stage ``gram``: the Gram matrices of the inputs of one policy's linear layers."""
+"""Stage `gram`: the Gram matrices of the inputs of one policy's linear layers."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ CONFIGS = (RunConfig, DataConfig, GramConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, given: dict) -> Path:
-    """Write ``gram.safetensors`` and return its folder; ``read_gram`` reads a matrix by the name of a weight.
+    """Write `gram.safetensors` and return its folder; `read_gram` reads a matrix by the name of a weight.
 
-    The file holds one matrix per distinct input. Its metadata have, as JSON, ``same_input``: the name of every weight
-    to that of the stored matrix; and ``transposed``: the names of weights that are stored as ``[in, out]``.
+    The file holds one matrix per distinct input. Its metadata have, as JSON, `same_input`: the name of every weight
+    to that of the stored matrix; and `transposed`: the names of weights that are stored as `[in, out]`.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: as ``read_inputs``; or ``max_memory`` is less than one matrix
+        FileNotFoundError, FileExistsError, ValueError: as `read_inputs`; or `max_memory` is less than one matrix
             takes, a layer is not linear or does not see every token, or a value is not finite.
     """
     inputs = read_inputs(run_config, data_config, config, "gram")
@@ -87,12 +87,12 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
 
 
 def linear_layers(policy: Policy, parameters: str) -> dict[str, nn.Module]:
-    """Return the linear layers of a policy by the names of their weights.
+    """The linear layers of a policy by the names of their weights.
 
     A weight that is tied (an output head that is the embedding) is no layer of its own, and left out.
 
     Args:
-        parameters: ``adapted`` or ``all``.
+        parameters: `adapted` or `all`.
     """
     names = {policy.parameters[name]: name for name in policy.selected(parameters) if name not in policy.tied}
     return {
@@ -104,7 +104,7 @@ def linear_layers(policy: Policy, parameters: str) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def shared_inputs(model: nn.Module, layers: Mapping[str, nn.Module], token_ids: Sequence[int]) -> dict[str, str]:
-    """Return the name of every layer to that of the first layer that reads the same tensor, in the order of the calls.
+    """The name of every layer to that of the first layer that reads the same tensor, in the order of the calls.
 
     Args:
         layers: weight name to linear layer of the model.
@@ -143,9 +143,9 @@ def input_grams(
     batch_size: int,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every layer's name and G = X^T X / n, ``[in, in]``, float32, group by group.
+    """Yield every layer's name and G = X^T X / n, `[in, in]`, float32, group by group.
 
-    X, ``[n, in]``, are the inputs of the layer at all tokens of all sequences; padding is left out. The products over
+    X, `[n, in]`, are the inputs of the layer at all tokens of all sequences; padding is left out. The products over
     one batch are taken in float32, which is fast everywhere; the sum over batches in float64, in which its error does
     not grow with their number (a float32 sum of 4,000 batches was off by 1e-5); the result is rounded to float32.
 
@@ -199,7 +199,7 @@ class _Enough(Exception):
 
 @contextlib.contextmanager
 def _inputs_of(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside, ``see(name, input)`` is called before each of the layers runs."""
+    """Inside, `see(name, input)` is called before each of the layers runs."""
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
         for name, layer in layers.items()
@@ -212,7 +212,7 @@ def _inputs_of(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], Non
 
 
 def _right_pad(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
-    """Return token ids and which of them are real, both ``[N, longest row]``.
+    """Token ids and which of them are real, both `[N, longest row]`.
 
     Padding after the end: a causal model's real tokens do not see it, and their positions count from zero.
     """

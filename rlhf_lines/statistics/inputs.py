@@ -30,15 +30,15 @@ class Inputs:
 
     @property
     def parameters(self) -> str:
-        """``adapted`` or ``all``."""
+        """`adapted` or `all`."""
         return self.config.parameters or ("adapted" if is_adapter(self.policy) else "all")
 
     def load_policy(self) -> Policy:
-        """Return the policy as a dense model."""
+        """The policy as a dense model."""
         return load_policy(self.sft, self.policy, dtype=self.config.dtype)
 
     def sample(self, policy: Policy, description: str) -> list[Sample]:
-        """Return one completion of the policy for every prompt."""
+        """One completion of the policy for every prompt."""
         return sample_completions(
             policy.model,
             self.tokenizer,
@@ -50,7 +50,7 @@ class Inputs:
         )
 
     def record(self, policy: Policy, samples: list[Sample]) -> dict:
-        """Return the facts that tell what the statistics are of."""
+        """The facts that tell what the statistics are of."""
         return {
             "seed": self.config.seed,
             "sft_model": self.config.sft_model,
@@ -68,11 +68,11 @@ class Inputs:
 
 
 def read_inputs(run_config: RunConfig, data_config: DataConfig, config: StatisticsConfig, verb: str) -> Inputs:
-    """Return what the stage reads.
+    """What the stage reads.
 
     Raises:
         FileNotFoundError: a model, the policy or the data does not exist.
-        FileExistsError: ``output_dir`` exists, or replacing it would delete an input.
+        FileExistsError: `output_dir` exists, or replacing it would delete an input.
         ValueError: several processes were started, the policy belongs to another SFT model, or there are no prompts.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,7 +89,7 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
 
 
 def in_groups(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Return the names in their order, in as few consecutive groups of at most ``limit`` bytes as fit.
+    """The names in their order, in as few consecutive groups of at most `limit` bytes as fit.
 
     >>> in_groups({"a": 3, "b": 2, "c": 4}, 5)
     [['a', 'b'], ['c']]

@@ -35,7 +35,7 @@ class Policy:
     lost: LostResidual | None
 
     def selected(self, parameters: str) -> list[str]:
-        """Return the names that the policy changes (``adapted``; of a dense policy, every one), or ``all``."""
+        """The names that the policy changes (`adapted`; of a dense policy, every one), or `all`."""
         changed = self.parameters.keys() if parameters == "all" or self.adapted is None else self.adapted
         return [name for name in self.parameters if name in changed]
 
@@ -57,7 +57,7 @@ def check_policy(sft: Path, policy: Path) -> None:
 
 
 def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:
-    """Return the policy with theta = theta_SFT + s B A in its weights, added in float32 or wider and cast once.
+    """The policy with theta = theta_SFT + s B A in its weights, added in float32 or wider and cast once.
 
     Raises:
         ValueError: the model has a parameter that the files have not, or an adapted weight is tied to another.
@@ -84,7 +84,7 @@ def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:
 
 
 def _named(model: nn.Module, checkpoint: Checkpoint) -> tuple[dict[str, nn.Parameter], frozenset[str]]:
-    """Return the parameters by their names in the files, and the names of those that are tied."""
+    """The parameters by their names in the files, and the names of those that are tied."""
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)

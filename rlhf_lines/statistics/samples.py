@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
 
 def read_prompts(data_config: DataConfig, split: str, num_prompts: int, tokenizer) -> list[tuple[int, ...]]:
-    """Return the first so many prompts of a split as token ids, the shortest first.
+    """The first so many prompts of a split as token ids, the shortest first.
 
     Raises:
         ValueError: there is no prompt, or one without tokens.
@@ -46,7 +46,7 @@ def sample_completions(
     seed: int,
     description: str,
 ) -> list[Sample]:
-    """Return one completion of every prompt, y ~ pi(.|x), at temperature 1, in the order of the prompts.
+    """One completion of every prompt, y ~ pi(.|x), at temperature 1, in the order of the prompts.
 
     The noise of a token is placed by prompt and step, so the batch size can change a token only where rounding decides
     between two.
@@ -75,10 +75,10 @@ def sample_completions(
 
 
 def samples_sha256(samples: Sequence[Sample]) -> str:
-    """Return a hash of the token ids of all prompts and completions."""
+    """A hash of the token ids of all prompts and completions."""
     return hashlib.sha256(repr([tuple(sample) for sample in samples]).encode()).hexdigest()
 
 
 def batches(rows: Sequence, size: int) -> Iterator[Sequence]:
-    """Yield consecutive parts of at most ``size`` rows."""
+    """Yield consecutive parts of at most `size` rows."""
     return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -28,12 +28,12 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True)
 class GroupEntry:
-    """One item of ``groups`` in a config: a merge at all weights of the sweep.
+    """One item of `groups` in a config: a merge at all weights of the sweep.
 
     Attributes:
         name: what the group is called in the front.
         rule, options, alpha, beta, schedule: as in `MergeSpec`.
-        statistics: folders of ``rlhf-lines fisher`` or ``gram``, one per policy, for the rules of these names.
+        statistics: folders of `rlhf-lines fisher` or `gram`, one per policy, for the rules of these names.
     """
 
     name: str
@@ -50,7 +50,7 @@ class GroupEntry:
 
 
 def group_entries(items: Sequence[str | Mapping[str, Any]]) -> list[GroupEntry]:
-    """Return what the items of ``groups`` stand for: mappings, also as JSON.
+    """What the items of `groups` stand for: mappings, also as JSON.
 
     Raises:
         ValueError: a key is unknown, the name is missing or taken, or a value is wrong.
@@ -70,7 +70,7 @@ def group_entries(items: Sequence[str | Mapping[str, Any]]) -> list[GroupEntry]:
 
 
 def weight_vectors(items: Iterable[str | Sequence[float]], num_policies: int) -> list[tuple[float, ...]]:
-    """Return the weights that texts as ``0.3 0.7``, or lists of numbers, stand for.
+    """The weights that texts as `0.3 0.7`, or lists of numbers, stand for.
 
     Raises:
         ValueError: not one finite number per policy.
@@ -93,7 +93,7 @@ def weight_vectors(items: Iterable[str | Sequence[float]], num_policies: int) ->
 def candidates(
     scalings: Iterable[str | Sequence], alphas: Sequence, betas: Sequence[float], schedules: Sequence[str]
 ) -> list[Scaling]:
-    """Return the scalings to choose from: those of the list, or, without one, all of the grid.
+    """The scalings to choose from: those of the list, or, without one, all of the grid.
 
     Raises:
         ValueError: a value is wrong or occurs twice.

@@ -39,10 +39,10 @@ class Reader(Protocol):
 
 
 def load_control(source: str, count: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[ControlRow]:
-    """Return the first texts of a source with two tokens or more, each once, as their first ``max_tokens`` tokens.
+    """The first texts of a source with two tokens or more, each once, as their first `max_tokens` tokens.
 
     Args:
-        source: a task that has texts; a file, a folder or a Hub id with a column ``text``; or a ``.txt`` file, in which
+        source: a task that has texts; a file, a folder or a Hub id with a column `text`; or a `.txt` file, in which
             empty lines separate texts. Of several splits, test is read, else validation, else train.
         count: how many texts; a source may have fewer.
         max_tokens: of each text, special tokens included.
@@ -50,7 +50,7 @@ def load_control(source: str, count: int, max_tokens: int, tokenizer: PreTrained
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: it has no column ``text``, or fewer than two texts.
+        ValueError: it has no column `text`, or fewer than two texts.
     """
     rows: dict[tuple[int, ...], ControlRow] = {}
     for text in _texts(source):
@@ -96,7 +96,7 @@ def measure_control(store: Store, reader: Reader, points: Sequence[StoredPoint],
 
 
 def _together(specs: dict[int, MergeSpec]) -> list[list[int]]:
-    """Return the ids of linear specs, which a batch may mix, then each other one: its residual is loaded in place."""
+    """The ids of linear specs, which a batch may mix, then each other one: its residual is loaded in place."""
     linear = [spec_id for spec_id, spec in specs.items() if spec.rule in LINEAR_RULES]
     return [linear, *([spec_id] for spec_id in specs if spec_id not in linear)]
 

@@ -18,7 +18,7 @@ Weights = tuple[float, ...]
 
 
 def simplex(num_policies: int, num_weights: int) -> list[Weights]:
-    """Return all weights >= 0 that sum to 1, in steps of 1 / (num_weights - 1) per axis, last policy first to grow.
+    """All weights >= 0 that sum to 1, in steps of 1 / (num_weights - 1) per axis, last policy first to grow.
 
     >>> simplex(2, 3)
     [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
@@ -29,29 +29,29 @@ def simplex(num_policies: int, num_weights: int) -> list[Weights]:
 
 
 def one_hot(num_policies: int) -> list[Weights]:
-    """Return the weights of the single policies."""
+    """The weights of the single policies."""
     return simplex(num_policies, 2)
 
 
 def dirichlet(num_policies: int, count: int, seed: int) -> list[Weights]:
-    """Return the single policies, and `count` weights drawn uniformly on the simplex: Dirichlet(1, .., 1)."""
+    """The single policies, and `count` weights drawn uniformly on the simplex: Dirichlet(1, .., 1)."""
     drawn = np.random.Generator(np.random.PCG64(seed)).dirichlet(np.ones(num_policies), size=count)
     return one_hot(num_policies) + [tuple(row) for row in drawn.tolist()]
 
 
 def with_single_policies(weights: Sequence[Weights]) -> list[Weights]:
-    """Return the weights with those of the single policies that are not among them, which come first."""
+    """The weights with those of the single policies that are not among them, which come first."""
     single = [row for row in one_hot(len(weights[0])) if row not in weights]
     return single + list(weights)
 
 
 def scaled(scaling: Scaling) -> Callable[[Weights], MergeSpec]:
-    """Return the function from weights to the rewarded soup with this LiNeS scaling."""
+    """The function from weights to the rewarded soup with this LiNeS scaling."""
     return lambda weights: MergeSpec("linear", weights, *scaling)
 
 
 def uniform_control(spec: MergeSpec, num_layers: int) -> MergeSpec:
-    """Return the control for length: every block scaled by the mean of the spec's factors over the blocks.
+    """The control for length: every block scaled by the mean of the spec's factors over the blocks.
 
         alpha' = (1/L) sum_l lambda(l),   beta' = 0
 
@@ -62,12 +62,12 @@ def uniform_control(spec: MergeSpec, num_layers: int) -> MergeSpec:
 
 
 def reversed_control(spec: MergeSpec) -> MergeSpec:
-    """Return the control for depth: the spec's factors upside down, the last block's first."""
+    """The control for depth: the spec's factors upside down, the last block's first."""
     return MergeSpec(spec.rule, spec.weights, spec.alpha, spec.beta, upside_down(spec.schedule), spec.options)
 
 
 def upside_down(schedule: str) -> str:
-    """Return the schedule with the same factors in the other order.
+    """The schedule with the same factors in the other order.
 
     >>> upside_down("linear"), upside_down("reversed"), upside_down("sqrt")
     ('reversed', 'linear', 'reversed_sqrt')

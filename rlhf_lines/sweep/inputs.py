@@ -121,7 +121,7 @@ class Inputs:
         return first_weights(self.config)
 
     def engine(self, folder: Path) -> Engine:
-        """Return who generates."""
+        """Who generates."""
         if self.config.engine == "vllm":
             from rlhf_lines.sweep.engines.vllm import VllmEngine
 
@@ -131,7 +131,7 @@ class Inputs:
         return LocalEngine(self.config, self.sft, self.adapters)
 
     def facts(self) -> dict:
-        """Return what a resumed run must share with the one that was stopped."""
+        """What a resumed run must share with the one that was stopped."""
         settings = {key: value for key, value in vars(self.config).items() if key not in CHANGEABLE}
         return {
             **settings,
@@ -153,7 +153,7 @@ class Inputs:
 
     @lru_cache  # noqa: B019 - lives as long as the run
     def resolve(self, spec: MergeSpec) -> MergeSpec:
-        """Return the spec with the number that alpha "auto" stands for."""
+        """The spec with the number that alpha "auto" stands for."""
         statistics = {entry.rule: entry.statistics for entry in self.config.group_entries}
         return measured_alpha(self.sft, self.policies, spec, statistics.get(spec.rule, ()))
 
@@ -168,7 +168,7 @@ class Inputs:
         return {name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()}
 
     def fixed(self) -> dict[str, list[MergeSpec]]:
-        """Return the groups whose points are no matter of weights: the SFT model and the MORLHF runs."""
+        """The groups whose points are no matter of weights: the SFT model and the MORLHF runs."""
         count = len(self.policies)
         fixed = {SFT: [MergeSpec("linear", (0.0,) * count)]}
         if self.morlhf:
@@ -177,7 +177,7 @@ class Inputs:
 
 
 def first_weights(config: SweepConfig) -> list[Weights]:
-    """Return the weights of every group; of sampler map those before the fit."""
+    """The weights of every group; of sampler map those before the fit."""
     count = len(config.policies)
     if config.sampler == "list":
         return groups.with_single_policies(config.weight_vectors)
@@ -189,7 +189,7 @@ def first_weights(config: SweepConfig) -> list[Weights]:
 
 
 def _distinct(rows: Iterable[dict], count: int) -> dict[str, str]:
-    """Return the first so many prompts, each once and in their order, with what reward models are shown of them.
+    """The first so many prompts, each once and in their order, with what reward models are shown of them.
 
     A prompt is one unit of the bootstrap.
     """

@@ -44,7 +44,7 @@ class Worker:
         self.engine, self._reward_models, self._tokenizer = engine, reward_models, tokenizer
 
     def __call__(self, job: list[Task] | tuple[list[MergeSpec], list[Sequence[int]]]) -> list:
-        """Return the rows of a batch of tasks, or the nats of specs and texts."""
+        """The rows of a batch of tasks, or the nats of specs and texts."""
         return self.engine.nats(*job) if isinstance(job, tuple) else self._rows(job)
 
     def _rows(self, tasks: list[Task]) -> list[Row]:
@@ -112,13 +112,13 @@ class Measurement:
         return points
 
     def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
-        """Return what `Engine.nats` does, the rows shared by all processes."""
+        """What `Engine.nats` does, the rows shared by all processes."""
         part = -(-len(rows) // self._processes.count)
         jobs = [(list(specs[i : i + part]), list(rows[i : i + part])) for i in range(0, len(rows), part)]
         return [value for values in self._processes.map(self._worker, jobs) for value in values]
 
     def _missing(self, split: str, specs: Mapping[int, MergeSpec], prompts: Mapping[str, str]) -> list[Task]:
-        """Return the tasks that are left: linear specs together, then each other one; the longest prompts first.
+        """The tasks that are left: linear specs together, then each other one; the longest prompts first.
 
         The specs of one prompt stay together: they share their noise, and equal lengths need no padding.
         """

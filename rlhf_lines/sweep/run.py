@@ -1,4 +1,4 @@
-"""Stage ``sweep``: merge, sample and score many specs, choose the scaling, and trace the fronts."""
+"""Stage `sweep`: merge, sample and score many specs, choose the scaling, and trace the fronts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONFIGS = (RunConfig, DataConfig, SweepConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, given: dict) -> Path:
-    """Sweep, and return the folder with the run store, ``front.json``, figures and the report.
+    """Sweep, and return the folder with the run store, `front.json`, figures and the report.
 
     1. On validation prompts, every candidate for alpha, beta and schedule is sampled at a few weights; the one whose
        front has the largest hypervolume is chosen.
@@ -47,13 +47,13 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
        and further groups are sampled at all weights and scored by all reward models.
     3. Texts outside the task, if any, are read by every spec.
 
-    With ``--resume`` a killed sweep goes on: finished completions are not sampled again. Of several processes the first
+    With `--resume` a killed sweep goes on: finished completions are not sampled again. Of several processes the first
     has the run store; the others generate with it.
 
     Raises:
         FileNotFoundError: a model, policy or reward model does not exist.
-        FileExistsError: ``output_dir`` exists, or a stopped sweep left completions and neither ``resume`` nor
-            ``overwrite`` is given.
+        FileExistsError: `output_dir` exists, or a stopped sweep left completions and neither `resume` nor
+            `overwrite` is given.
         ValueError: a policy belongs to another SFT model, two reward models have one name, or a setting does not fit.
     """
     processes = Processes()
@@ -188,7 +188,7 @@ def choose_scaling(
     resolve: Callable[[MergeSpec], MergeSpec],
     seed: int,
 ) -> tuple[Scaling, dict | None]:
-    """Return the scaling whose front has the largest hypervolume, and the hypervolume of every candidate.
+    """The scaling whose front has the largest hypervolume, and the hypervolume of every candidate.
 
     A single candidate is chosen without measuring: the second value is then None.
 

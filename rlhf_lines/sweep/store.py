@@ -1,7 +1,7 @@
 """The run store: every completion of a sweep with its scores, in one SQLite file.
 
 A point is a spec in a group on a split; two points with one spec share its completions. There is one row per (spec,
-prompt, sample) in ``completions``, and one per reward in ``scores``. Rows are committed in chunks, so a killed sweep
+prompt, sample) in `completions`, and one per reward in `scores`. Rows are committed in chunks, so a killed sweep
 goes on where it was.
 """
 
@@ -107,7 +107,7 @@ class Store:
     """An open run store; a context manager.
 
     Args:
-        folder: where ``run.sqlite`` is or will be.
+        folder: where `run.sqlite` is or will be.
 
     Raises:
         ValueError: the file is there and is no run store of this format.
@@ -161,7 +161,7 @@ class Store:
             )
 
     def recall(self, key: str):
-        """Return a fact that ``remember`` kept.
+        """A fact that `remember` kept.
 
         Raises:
             ValueError: there is no such fact, so no sweep has begun here.
@@ -172,7 +172,7 @@ class Store:
         return json.loads(row[0])
 
     def add_points(self, split: str, group: str, specs: Iterable[MergeSpec]) -> list[StoredPoint]:
-        """Return the points of a group, in the order of the specs, adding those that are not there yet."""
+        """The points of a group, in the order of the specs, adding those that are not there yet."""
         added = []
         for spec in specs:
             text = json.dumps(spec.to_dict(), sort_keys=True)
@@ -186,7 +186,7 @@ class Store:
         return added
 
     def add_prompts(self, split: str, prompts: Mapping[str, str]) -> list[int]:
-        """Return the ids of the prompts, in their order, adding those that are not there yet.
+        """The ids of the prompts, in their order, adding those that are not there yet.
 
         Args:
             split: which prompts these are.
@@ -201,7 +201,7 @@ class Store:
         return [ids[text] for text in prompts]
 
     def finished(self) -> set[tuple[int, int, int]]:
-        """Return the (spec, prompt, sample) that are stored."""
+        """The (spec, prompt, sample) that are stored."""
         return set(self._db.execute("SELECT spec, prompt, sample FROM completions"))
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -218,7 +218,7 @@ class Store:
         self._db.executemany("INSERT INTO scores VALUES (?, ?, ?, ?, ?)", scores)
 
     def points(self, split: str) -> list[StoredPoint]:
-        """Return every point of a split, in the order of their ids."""
+        """Every point of a split, in the order of their ids."""
         query = (
             'SELECT points.id, "group", specs.spec, specs.id FROM points JOIN specs ON specs.id = points.spec '
             "WHERE split = ? ORDER BY points.id"
@@ -229,7 +229,7 @@ class Store:
         ]
 
     def scores(self, spec: int, split: str, rewards: Sequence[str]) -> np.ndarray:
-        """Return the scores of a spec, mean over samples, ``[prompts, rewards]``, in the order of prompt ids."""
+        """The scores of a spec, mean over samples, `[prompts, rewards]`, in the order of prompt ids."""
         query = (
             "SELECT prompt, AVG(score) FROM scores JOIN prompts ON prompts.id = prompt "
             "WHERE spec = ? AND split = ? AND reward = ? GROUP BY prompt ORDER BY prompt"
@@ -237,7 +237,7 @@ class Store:
         return np.stack([self._column(query, spec, split, reward) for reward in rewards], axis=1)
 
     def kl(self, spec: int, split: str) -> np.ndarray:
-        """Return the KL to the SFT model of a spec, mean over samples, ``[prompts]``."""
+        """The KL to the SFT model of a spec, mean over samples, `[prompts]`."""
         query = (
             "SELECT prompt, AVG(kl) FROM completions JOIN prompts ON prompts.id = prompt "
             "WHERE spec = ? AND split = ? GROUP BY prompt ORDER BY prompt"
@@ -245,16 +245,16 @@ class Store:
         return self._column(query, spec, split)
 
     def specs(self) -> dict[int, MergeSpec]:
-        """Return every spec by its id."""
+        """Every spec by its id."""
         query = "SELECT id, spec FROM specs ORDER BY id"
         return {spec_id: MergeSpec.from_dict(json.loads(spec)) for spec_id, spec in self._db.execute(query)}
 
     def splits(self) -> list[str]:
-        """Return the splits that have points, in the order of their first."""
+        """The splits that have points, in the order of their first."""
         return [split for (split,) in self._db.execute("SELECT split FROM points GROUP BY split ORDER BY MIN(id)")]
 
     def prompts(self, split: str) -> dict[int, StoredPrompt]:
-        """Return the prompts of a split by their ids."""
+        """The prompts of a split by their ids."""
         query = "SELECT id, text, scored_text FROM prompts WHERE split = ? ORDER BY id"
         return {prompt: StoredPrompt(*texts) for prompt, *texts in self._db.execute(query, (split,))}
 
@@ -274,19 +274,19 @@ class Store:
             yield Row(*key, text, tuple(json.loads(token_ids)), kl, scores)
 
     def unscored(self, reward: str) -> Iterator[Unscored]:
-        """Yield every completion without this score, in the order of spec, prompt and sample; see ``rows``.
+        """Yield every completion without this score, in the order of spec, prompt and sample; see `rows`.
 
         Scores may be added meanwhile.
         """
         return (Unscored(*row) for row in self._pages("p.scored_text, c.text", UNSCORED, reward))
 
     def count_unscored(self, reward: str) -> int:
-        """Return how many completions have no such score."""
+        """How many completions have no such score."""
         query = f"SELECT count(*) FROM completions c WHERE {UNSCORED}"
         return self._db.execute(query, (reward,)).fetchone()[0]
 
     def has_scores(self, reward: str) -> bool:
-        """Return whether any completion has this score."""
+        """Whether any completion has this score."""
         return self._db.execute("SELECT 1 FROM scores WHERE reward = ? LIMIT 1", (reward,)).fetchone() is not None
 
     def add_scores(self, reward: str, scores: Iterable[tuple[int, int, int, float]]) -> None:
@@ -299,7 +299,7 @@ class Store:
             self._add_scores((spec, prompt, sample, reward, score) for spec, prompt, sample, score in scores)
 
     def add_control_texts(self, texts: Mapping[str, int]) -> list[int]:
-        """Return the ids of the control texts, in their order, adding those that are not there yet.
+        """The ids of the control texts, in their order, adding those that are not there yet.
 
         Args:
             texts: from a text to how many of its tokens are predicted.
@@ -311,15 +311,15 @@ class Store:
         return [ids[text] for text in texts]
 
     def control_texts(self) -> list[ControlText]:
-        """Return the control texts, in the order of their ids."""
+        """The control texts, in the order of their ids."""
         return [ControlText(*row) for row in self._db.execute("SELECT id, text, tokens FROM control_texts ORDER BY id")]
 
     def control_tokens(self) -> np.ndarray:
-        """Return how many tokens of every control text are predicted, ``[texts]``, in the order of ids."""
+        """How many tokens of every control text are predicted, `[texts]`, in the order of ids."""
         return np.array([control.tokens for control in self.control_texts()], dtype=np.float64)
 
     def finished_control(self) -> set[tuple[int, int]]:
-        """Return the (spec, text) whose nats are stored."""
+        """The (spec, text) whose nats are stored."""
         return set(self._db.execute("SELECT spec, text FROM control"))
 
     def add_nats(self, rows: Iterable[tuple[int, int, float]]) -> None:
@@ -328,11 +328,11 @@ class Store:
             self._db.executemany("INSERT INTO control VALUES (?, ?, ?)", rows)
 
     def nats(self, spec: int) -> np.ndarray:
-        """Return -log p of every control text under a spec, ``[texts]``, in the order of text ids."""
+        """-log p of every control text under a spec, `[texts]`, in the order of text ids."""
         return self._column("SELECT text, nats FROM control WHERE spec = ? ORDER BY text", spec)
 
     def _pages(self, columns: str, condition: str, *values) -> Iterator[tuple]:
-        """Yield spec, prompt, sample and more columns of completions ``c`` and their prompts ``p``, by primary key.
+        """Yield spec, prompt, sample and more columns of completions `c` and their prompts `p`, by primary key.
 
         No statement is left open between pages, which would keep other processes from writing.
         """
@@ -352,7 +352,7 @@ class Store:
 
 
 def open_finished(folder: str | Path) -> Store:
-    """Return the run store of a finished sweep.
+    """The run store of a finished sweep.
 
     Raises:
         FileNotFoundError: the folder has no run store, or belongs to a sweep that has not finished.

@@ -1,6 +1,6 @@
 """Which adapter the layers of a PEFT model apply, without touching what is trained.
 
-PEFT's ``set_adapter`` and ``disable_adapter`` flip ``requires_grad`` of every adapter that is not active: gradients of
+PEFT's `set_adapter` and `disable_adapter` flip `requires_grad` of every adapter that is not active: gradients of
 a graph that is already built are then lost. Here only the choice of the layers changes.
 """
 
@@ -21,7 +21,7 @@ _chosen: ContextVar[tuple[nn.Module, str | None] | None] = ContextVar("chosen", 
 
 @contextlib.contextmanager
 def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Inside, the layers of ``model`` apply the adapter ``name``; None is the base alone."""
+    """Inside, the layers of `model` apply the adapter `name`; None is the base alone."""
     layers = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     token = _chosen.set((model, name))
@@ -38,9 +38,9 @@ def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    """Return the contexts of torch.utils.checkpoint (``context_fn``) for the forward pass and for its repetition.
+    """The contexts of torch.utils.checkpoint (`context_fn`) for the forward pass and for its repetition.
 
-    The repetition runs in the backward pass, after ``use_adapter`` has been left, and must apply the same adapter.
+    The repetition runs in the backward pass, after `use_adapter` has been left, and must apply the same adapter.
     """
     chosen = _chosen.get()
     repeated = contextlib.nullcontext() if chosen is None else use_adapter(*chosen)
@@ -48,10 +48,10 @@ def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, contextlib
 
 
 def merged_weights(model: PeftModel, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and weights of the base with ``adapter`` merged, as they are in the base's own state dict.
+    """Yield names and weights of the base with `adapter` merged, as they are in the base's own state dict.
 
-    A weight is valid until the next one is asked for; after the last one ``model`` is what it was, bit by bit. PEFT's
-    ``merge_adapter`` and ``unmerge_adapter`` add and subtract in place: in bfloat16 each pair rounds some entries of
+    A weight is valid until the next one is asked for; after the last one `model` is what it was, bit by bit. PEFT's
+    `merge_adapter` and `unmerge_adapter` add and subtract in place: in bfloat16 each pair rounds some entries of
     the frozen base to their neighbours, which adds up over a run.
     """
     base, merged = model.get_base_model(), []

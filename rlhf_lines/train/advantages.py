@@ -1,6 +1,6 @@
 """The arithmetic of PPO for language models: pure functions of tensors.
 
-Notation: B completions of at most T tokens; ``mask`` is 1 on tokens of the completion (its end token included) and 0
+Notation: B completions of at most T tokens; `mask` is 1 on tokens of the completion (its end token included) and 0
 on padding, which is on the right. Time t runs over tokens: state s_t is the prompt and the tokens before t, action a_t
 is token t.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") -> Tensor:
-    """Return the per-token estimate ``[B, T]`` of KL(policy || reference) from sampled tokens, in nats.
+    """The per-token estimate `[B, T]` of KL(policy || reference) from sampled tokens, in nats.
 
     With d = log pi(a_t|s_t) - log pi_ref(a_t|s_t) under samples of pi:
 
@@ -35,7 +35,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") 
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> float:
-    """Return the KL coefficient of the next rollout, given the KL of this one, in nats per completion.
+    """The KL coefficient of the next rollout, given the KL of this one, in nats per completion.
 
         kl_coef (1 + gain e),   e = clip(kl / target - 1, -0.2, 0.2)
 
@@ -46,16 +46,16 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> fl
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Return the rewards ``[B, T]`` of every token: the KL cost everywhere, the score on the last token.
+    """The rewards `[B, T]` of every token: the KL cost everywhere, the score on the last token.
 
         r_t = -kl_coef * kl_t + [t is the last token] * score
 
     Source: arXiv 1909.08593, section 2; arXiv 2009.01325, section 3.4.
 
     Args:
-        scores: ``[B]``, one per completion.
-        kl: ``[B, T]``.
-        mask: ``[B, T]``; every row has at least one token.
+        scores: `[B]`, one per completion.
+        kl: `[B, T]`.
+        mask: `[B, T]`; every row has at least one token.
     """
     rewards = -kl_coef * kl * mask
     last = mask.sum(dim=1, keepdim=True).long() - 1
@@ -63,7 +63,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Return advantages and returns, both ``[B, T]``, zero on padding.
+    """Advantages and returns, both `[B, T]`, zero on padding.
 
         delta_t = r_t + gamma V(s_{t+1}) - V(s_t),   V = 0 after the last token
         A_t     = delta_t + gamma lam A_{t+1}
@@ -85,7 +85,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 
 def whiten(x: Tensor, mask: Tensor, *, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:
-    """Return ``x`` with mean 0 and variance 1 over the tokens of the mask, zero on padding.
+    """`x` with mean 0 and variance 1 over the tokens of the mask, zero on padding.
 
         (x - mean) / sqrt(var + 1e-8),   var with the divisor n
 
@@ -99,7 +99,7 @@ def whiten(x: Tensor, mask: Tensor, *, reduce: Callable[[Tensor], Tensor] = lamb
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
-    """Return the clipped loss of the value head per token, ``[B, T]``.
+    """The clipped loss of the value head per token, `[B, T]`.
 
         0.5 max((V - R)^2, (V_clip - R)^2),   V_clip = V_old + clamp(V - V_old, -clip_range, clip_range)
 
@@ -112,7 +112,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: 
 def explained_variance(
     values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Callable[[Tensor], Tensor] = lambda sums: sums
 ) -> Tensor:
-    """Return 1 - Var(R - V) / Var(R) over the mask: 1 is a perfect value head, 0 one that knows only the mean.
+    """1 - Var(R - V) / Var(R) over the mask: 1 is a perfect value head, 0 one that knows only the mean.
 
     Args:
         reduce: turns sums over this process into sums over all processes.

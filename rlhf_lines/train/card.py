@@ -9,7 +9,7 @@ from rlhf_lines.task_rewards import RewardEntry
 
 
 def policy_card(sft_model: str, entries: Sequence[RewardEntry], weights: Sequence[float], versions: dict) -> str:
-    """Return a model card in Markdown: what the policy was trained from and for, and how to load it."""
+    """A model card in Markdown: what the policy was trained from and for, and how to load it."""
     rows = "\n".join(
         f"| {escape_markdown(entry.name or entry.model)} | {weight:g} | {'yes' if entry.normalize else 'no'} |"
         for entry, weight in zip(entries, weights, strict=True)

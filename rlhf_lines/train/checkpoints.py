@@ -60,7 +60,7 @@ class WholeCheckpoints:
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """Return the complete checkpoint of the highest step in the folder of a run, or None."""
+    """The complete checkpoint of the highest step in the folder of a run, or None."""
     found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
     return Path(found) if found else None
 
@@ -72,19 +72,19 @@ TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are
 def training_folder(
     training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = "."
 ) -> Iterator[Path]:
-    """Yield the hidden folder of ``new_folder`` for ``training.output_dir``.
+    """Yield the hidden folder of `new_folder` for `training.output_dir`.
 
-    A stopped run leaves its checkpoints there. ``--resume`` sets ``training.resume_from_checkpoint`` to the newest one,
+    A stopped run leaves its checkpoints there. `--resume` sets `training.resume_from_checkpoint` to the newest one,
     if there is any; a checkpoint of the user's own choice stays.
 
     Args:
-        given: the settings of the run; ``--resume`` goes on only with the same ones.
+        given: the settings of the run; `--resume` goes on only with the same ones.
         trained: the folder of the trainer, with its checkpoints, inside the one that is made.
 
     Raises:
-        FileNotFoundError: ``resume_from_checkpoint`` is no folder.
-        FileExistsError: ``output_dir`` exists, or a stopped run left checkpoints and neither ``resume`` nor
-            ``overwrite`` was given.
+        FileNotFoundError: `resume_from_checkpoint` is no folder.
+        FileExistsError: `output_dir` exists, or a stopped run left checkpoints and neither `resume` nor
+            `overwrite` was given.
         ValueError: the checkpoints are of a run with other settings, or a tracker is not installed.
     """
     check_trackers(training)
@@ -105,7 +105,7 @@ def training_folder(
 
 
 def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:
-    """Set ``training.resume_from_checkpoint`` to what ``--resume`` goes on from; see ``training_folder``."""
+    """Set `training.resume_from_checkpoint` to what `--resume` goes on from; see `training_folder`."""
     final, partial = training.output_dir, partial_folder(training.output_dir)
     chosen, newest = training.resume_from_checkpoint, newest_checkpoint(partial / trained)
     if chosen and not (isinstance(chosen, str) and Path(chosen).is_dir()):
@@ -130,7 +130,7 @@ def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given:
 
 
 def check_trackers(training: TrainingArguments) -> None:
-    """Raise ValueError for a tracker of ``report_to`` that is not installed."""
+    """Raise ValueError for a tracker of `report_to` that is not installed."""
     for name in training.report_to or ():
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")

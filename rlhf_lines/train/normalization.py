@@ -22,10 +22,10 @@ SAMPLE = -(2**32)  # its noise is that of no rollout and no evaluation
 def normalizations(
     trainer: PPOTrainer, entries: Sequence[RewardEntry], models: Sequence[RewardModel], folder: Path
 ) -> list[Normalization]:
-    """Return what the scores of each reward go through before they are weighed and added.
+    """What the scores of each reward go through before they are weighed and added.
 
-    The first ``normalization_samples`` prompts of the training data are completed by the SFT model and scored. The
-    result is kept in ``normalization.json`` of the run, from which a resumed run reads it.
+    The first `normalization_samples` prompts of the training data are completed by the SFT model and scored. The
+    result is kept in `normalization.json` of the run, from which a resumed run reads it.
 
     Raises:
         ValueError: all samples have one score under a reward model.
@@ -62,7 +62,7 @@ def normalizations(
 
 
 def _sft_samples(trainer: PPOTrainer) -> tuple[list[str], list[str]]:
-    """Return what reward models are shown as prompts and the completions, of all processes, in the data's order."""
+    """What reward models are shown as prompts and the completions, of all processes, in the data's order."""
     rows = trainer.train_dataset[: trainer.args.normalization_samples]
     prompts = rows["prompt"]
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes

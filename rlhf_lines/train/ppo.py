@@ -1,4 +1,4 @@
-"""Stage ``ppo``: one LoRA policy from the SFT model, against one reward model or a weighted sum of several."""
+"""Stage `ppo`: one LoRA policy from the SFT model, against one reward model or a weighted sum of several."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def run(
 
     Raises:
         FileNotFoundError: the SFT model or a reward model does not exist.
-        FileExistsError: ``output_dir`` exists.
-        ValueError: the number of reward weights does not match, or ``use_peft`` is false.
+        FileExistsError: `output_dir` exists.
+        ValueError: the number of reward weights does not match, or `use_peft` is false.
     """
     sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
     entries = rewards_config.entries

@@ -19,10 +19,10 @@ PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty":
 class PPOConfig(GRPOConfig):
     """TRL's GRPOConfig with the settings of PPO; a field that TRL names keeps its name.
 
-    ``num_iterations`` is the number of epochs over a rollout, ``per_device_train_batch_size *
-    gradient_accumulation_steps`` the minibatch of one update, ``steps_per_generation *
-    per_device_train_batch_size`` the rollout, ``epsilon`` the clip range of the policy ratio, and ``max_steps`` counts
-    updates. ``beta``, the KL term in GRPO's loss, stays 0: here the KL cost is part of the reward.
+    `num_iterations` is the number of epochs over a rollout, `per_device_train_batch_size *
+    gradient_accumulation_steps` the minibatch of one update, `steps_per_generation *
+    per_device_train_batch_size` the rollout, `epsilon` the clip range of the policy ratio, and `max_steps` counts
+    updates. `beta`, the KL term in GRPO's loss, stays 0: here the KL cost is part of the reward.
     """
 
     num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt."})
@@ -126,11 +126,11 @@ class PPOConfig(GRPOConfig):
 
     @property
     def steps_per_rollout(self) -> int:
-        """Return the number of forward and backward passes that one rollout is used for."""
+        """The number of forward and backward passes that one rollout is used for."""
         return self.steps_per_generation * self.num_iterations
 
     def _checks(self) -> list[tuple[str, str, bool]]:
-        """Return (setting, what is expected of it, whether it holds)."""
+        """(setting, what is expected of it, whether it holds)."""
         sampling = "{}: samples of another distribution than the policy's make the KL estimate wrong, even negative"
         passes, of_update = max(self.steps_per_rollout, 1), self.gradient_accumulation_steps
         updates = math.lcm(passes, of_update) // of_update
@@ -197,5 +197,5 @@ def _absent_or(value: float | None, holds: Callable[[float], bool]) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Return the value as a config says it: transformers turns some texts into members of an enumeration."""
+    """The value as a config says it: transformers turns some texts into members of an enumeration."""
     return value.value if isinstance(value, Enum) else value

@@ -1,11 +1,11 @@
 """PPO for LoRA policies, on the text rewards, checkpoints, logging and distributed code of TRL's GRPOTrainer.
 
-GRPOTrainer computes one advantage per completion and documents that subclasses may give one per token, ``[B, T]``.
+GRPOTrainer computes one advantage per completion and documents that subclasses may give one per token, `[B, T]`.
 That is the seam: everything around the rollout and everything after the advantages is TRL's, and this file adds
 
 1. rollouts whose noise is placed by position, so that they depend on neither batches, processes nor a resume;
 2. a value function: a head on the last hidden state of the trunk, read by a forward hook, so that it costs no forward
-   pass, or (``value_lora``) on the trunk with an adapter of its own;
+   pass, or (`value_lora`) on the trunk with an adapter of its own;
 3. the reference log-probabilities: the same base with its adapter disabled;
 4. the reward per token (score at the end, KL cost everywhere), generalised advantage estimation and whitening;
 5. the value loss, and control of the KL.
@@ -60,7 +60,7 @@ _VALUE_PARAMETER = re.compile(rf"^value_head\.|\.lora_\w+\.{VALUE}(\.|$)")
 
 
 class _Reading(NamedTuple):
-    """What a model says of completions: each ``[B, T]``, zero on padding."""
+    """What a model says of completions: each `[B, T]`, zero on padding."""
 
     logprobs: Tensor
     entropies: Tensor
@@ -75,15 +75,15 @@ class ValueHead(nn.Linear):
 
 
 class PPOTrainer(WholeCheckpoints, GRPOTrainer):
-    """Trains a LoRA policy and a value function on one frozen base.
+    """Train a LoRA policy and a value function on one frozen base.
 
     Args:
-        model: the SFT model, a path or a loaded model; it gets the adapter of ``peft_config``.
-        reward_models: score text; with several, ``args.reward_weights`` weighs them (default 1 each).
+        model: the SFT model, a path or a loaded model; it gets the adapter of `peft_config`.
+        reward_models: score text; with several, `args.reward_weights` weighs them (default 1 each).
         args: the settings.
-        peft_config: the LoRA of the policy, and of the value function with ``args.value_lora``.
-        **kwargs: everything else goes to GRPOTrainer (``train_dataset`` with a column ``prompt`` and perhaps
-            ``scored_prompt``, ``processing_class``, ``quantization_config``, ``callbacks``, ...).
+        peft_config: the LoRA of the policy, and of the value function with `args.value_lora`.
+        **kwargs: everything else goes to GRPOTrainer (`train_dataset` with a column `prompt` and perhaps
+            `scored_prompt`, `processing_class`, `quantization_config`, `callbacks`, ...).
 
     Attributes:
         normalizations: one per reward model: what its scores go through before they are weighed and added.
@@ -91,7 +91,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         is_sharded: whether FSDP or DeepSpeed shares out the model.
 
     Raises:
-        ValueError: there is no ``peft_config``: the reference is the base without its adapter. Or there are fewer
+        ValueError: there is no `peft_config`: the reference is the base without its adapter. Or there are fewer
             prompts than one rollout takes.
     """
 
@@ -227,7 +227,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         return ((name, weight) for name, weight in named if not name.startswith("value_head."))
 
     def sample(self, prompt_ids: Sequence[Sequence[int]], samples: Sequence[int]) -> list[list[int]]:
-        """Return the token ids of one completion per prompt, the end token included, from the adapter in use.
+        """The token ids of one completion per prompt, the end token included, from the adapter in use.
 
         Args:
             prompt_ids: token ids of the prompts.
@@ -282,7 +282,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         return {**rollout, "advantages": advantages, "returns": returns, "old_values": old_values}
 
     def _total_scores(self) -> Tensor:
-        """Return the weighted sum of the normalised scores of all processes, ``[all processes' B]``."""
+        """The weighted sum of the normalised scores of all processes, `[all processes' B]`."""
         columns = [
             normalization.apply(column)
             for normalization, column in zip(self.normalizations, self._scores.unbind(1), strict=True)
@@ -294,7 +294,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         return x[start : start + count]
 
     def _has_end(self, rollout) -> Tensor:
-        """Return whether the completions ``[B]`` end in an end token."""
+        """Whether the completions `[B]` end in an end token."""
         last = rollout["completion_mask"].sum(dim=1, keepdim=True).long() - 1
         last_token = rollout["completion_ids"].gather(1, last).squeeze(1)
         return torch.isin(last_token, torch.tensor(self.eos_token_ids, device=last_token.device))
@@ -312,7 +312,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         compute_aux_loss=False,
         **images,
     ):
-        """As GRPOTrainer's, and leaves the values of the same states in ``self._values``, ``[B, T]``."""
+        """As GRPOTrainer's, and leaves the values of the same states in `self._values`, `[B, T]`."""
         reading = self._read(model, input_ids, attention_mask, logits_to_keep, batch_size)
         self._logprobs, self._values = reading.logprobs.detach(), reading.values
         if self.args.value_lora:
@@ -326,7 +326,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         return _Reading(*(torch.cat(column) for column in zip(*readings, strict=True)))
 
     def _read_chunk(self, model, input_ids: Tensor, attention_mask: Tensor, length: int) -> _Reading:
-        """Return what the model says of the last ``length`` tokens, reading only those that are no padding.
+        """What the model says of the last `length` tokens, reading only those that are no padding.
 
         On its way from the trunk to the head, the hidden state is reduced to the states in which those tokens are
         chosen: prompts and padding cost no logits.
@@ -364,14 +364,14 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             return self.model.value_head(hidden_states).squeeze(-1)
 
     def _score_policy(self, rollout) -> None:
-        """Set the log-probabilities of the rollout and ``self._values``, where GRPOTrainer had no need of them."""
+        """Set the log-probabilities of the rollout and `self._values`, where GRPOTrainer had no need of them."""
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             rollout["old_per_token_logps"] = self._get_per_token_logps_and_entropies(
                 self.model, *self._sequences(rollout), batch_size=self._forward_batch_size()
             )[0]
 
     def _reference_logprobs(self, rollout) -> Tensor:
-        """Return the log-probabilities of the sampled tokens under the SFT model, ``[B, T]``."""
+        """The log-probabilities of the sampled tokens under the SFT model, `[B, T]`."""
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
@@ -506,7 +506,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
 
 def _deal(rollout: dict, count: int) -> list[dict]:
-    """Return ``count`` minibatches: minibatch m holds the rows m, m + count, m + 2 count, ...
+    """`count` minibatches: minibatch m holds the rows m, m + count, m + 2 count, ...
 
     Prompts come in random order, so that no shuffle is needed; and this way a minibatch holds the same rows whether
     the rollout lies on one process or, in contiguous parts, on several.
@@ -515,7 +515,7 @@ def _deal(rollout: dict, count: int) -> list[dict]:
 
 
 def _states(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Return the hidden states ``[n, H]`` in which the n tokens of the mask ``[B, T]`` are chosen.
+    """The hidden states `[n, H]` in which the n tokens of the mask `[B, T]` are chosen.
 
     The state at position j of the sequence has read tokens 0 to j: token j + 1 is chosen in it.
     """
@@ -523,7 +523,7 @@ def _states(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _spread(x: Tensor, mask: Tensor) -> Tensor:
-    """Return ``[B, T]`` with the n numbers of ``x`` where the mask is, and zero elsewhere."""
+    """`[B, T]` with the n numbers of `x` where the mask is, and zero elsewhere."""
     x = x.to(mask.device)  # a model on several devices ends on another one than it begins
     return x.new_zeros(mask.shape).masked_scatter(mask, x)
 
@@ -550,9 +550,9 @@ def _keep_float32(fsdp_plugin) -> None:
 
 
 def _reward_function(reward_model: RewardModel):
-    """Return a reward function of TRL's form, which stops at a score that is no number.
+    """A reward function of TRL's form, which stops at a score that is no number.
 
-    A column ``scored_prompt`` of the data is what reward models are shown in place of the policy's prompt.
+    A column `scored_prompt` of the data is what reward models are shown in place of the policy's prompt.
     """
 
     def score(prompts, completions, scored_prompt=None, **_):
@@ -563,7 +563,7 @@ def _reward_function(reward_model: RewardModel):
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's RepeatSampler, with the order of every epoch drawn from ``seed + epoch``.
+    """TRL's RepeatSampler, with the order of every epoch drawn from `seed + epoch`.
 
     TRL draws the epochs' orders from one generator, one after the other: a run that goes on in its second epoch meets
     the prompts in the order of the first.

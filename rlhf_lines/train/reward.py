@@ -1,4 +1,4 @@
-"""Stage ``reward``: a reward model from pairs of a better and a worse completion."""
+"""Stage `reward`: a reward model from pairs of a better and a worse completion."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def run(
     """Train and return the folder of a sequence classifier with one label, and its accuracy on held-out pairs.
 
     The accuracy is that of the saved folder, read back as any later stage reads it: a head that was lost on the way
-    would show. Training leaves out a pair with a text longer than ``max_length`` or than the base reads; of a held-out
+    would show. Training leaves out a pair with a text longer than `max_length` or than the base reads; of a held-out
     pair the prompt is cut instead. The record counts both.
 
     Raises:
         FileNotFoundError: the base does not exist.
-        FileExistsError: ``output_dir`` exists.
+        FileExistsError: `output_dir` exists.
         ValueError: the task has no such preference, or every training pair is too long.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -100,14 +100,14 @@ def run(
 
 
 def _accuracy(reward_model, pairs) -> float:
-    """Return the share of pairs whose chosen completion scores higher; a tie counts as half."""
+    """The share of pairs whose chosen completion scores higher; a tie counts as half."""
     chosen = reward_model.score(pairs["prompt"], pairs["chosen"])
     rejected = reward_model.score(pairs["prompt"], pairs["rejected"])
     return sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True)) / len(chosen)
 
 
 def _cut_pairs(reward_model: Classifier, pairs) -> int:
-    """Return the number of pairs of which a text is longer than the reward model reads."""
+    """The number of pairs of which a text is longer than the reward model reads."""
     cut = 0
     for pair in pairs:
         before = reward_model.truncated

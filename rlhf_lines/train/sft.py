@@ -1,4 +1,4 @@
-"""Stage ``sft``: supervised fine-tuning, with LoRA merged into a dense checkpoint, or in full."""
+"""Stage `sft`: supervised fine-tuning, with LoRA merged into a dense checkpoint, or in full."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def run(
 ) -> Path:
     """Train and return the folder of a dense checkpoint: theta_SFT, from which all policies start.
 
-    Rows with ``prompt`` and ``completion`` are trained on the completion only, in the tokenizer's chat template where
-    it has one. With ``use_peft`` the adapter is kept in ``adapter/`` and merged into the unquantised base in float32
-    (one cast at the end, to ``dtype``), also when training held the base in 8 or 4 bits. A data set of ``text`` rows is
+    Rows with `prompt` and `completion` are trained on the completion only, in the tokenizer's chat template where
+    it has one. With `use_peft` the adapter is kept in `adapter/` and merged into the unquantised base in float32
+    (one cast at the end, to `dtype`), also when training held the base in 8 or 4 bits. A data set of `text` rows is
     trained on as plain text.
 
     Raises:
         FileNotFoundError: the base does not exist.
-        FileExistsError: ``output_dir`` exists.
-        ValueError: ``chat_template_path`` is given: the chat template is the tokenizer's.
+        FileExistsError: `output_dir` exists.
+        ValueError: `chat_template_path` is given: the chat template is the tokenizer's.
     """
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     kind = "text" if training.packing else "demonstrations"
@@ -95,7 +95,7 @@ def _check_mergeable(base: Path) -> None:
 
 
 def _merge(base: Path, folder: Path, dtype: str) -> dict:
-    """Write base + adapter as a dense checkpoint into ``folder``; return what the cast to the dtype lost."""
+    """Write base + adapter as a dense checkpoint into `folder`; return what the cast to the dtype lost."""
     with Checkpoint(base) as theta:
         policy = AdapterPolicy(load_adapter(folder / ADAPTER), theta)
         return dataclasses.asdict(

@@ -1,5 +1,7 @@
 """A prompt belongs to one split for ever."""
 
+from __future__ import annotations
+
 import hashlib
 
 import pytest

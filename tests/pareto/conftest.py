@@ -1,5 +1,7 @@
 """Synthetic points: two groups of five on the same prompts, and the SFT model."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

@@ -1,5 +1,7 @@
 """A figure as matplotlib holds it when it is saved, for tests of what is drawn and where."""
 
+from __future__ import annotations
+
 from itertools import combinations
 
 

@@ -1,5 +1,7 @@
 """Regions of attainment against a count of the resamples that attain a pair of scores."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

@@ -1,5 +1,7 @@
 """The bootstrap against a plain loop over the same resampled prompts."""
 
+from __future__ import annotations
+
 import doctest
 
 import numpy as np

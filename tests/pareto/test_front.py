@@ -1,5 +1,7 @@
 """Dominance and hypervolume against their definitions; ``front.json`` against its contract."""
 
+from __future__ import annotations
+
 import copy
 import json
 from itertools import combinations

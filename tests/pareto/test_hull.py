@@ -1,5 +1,7 @@
 """The hull against geometry in the plane, and against many random preferences for more rewards."""
 
+from __future__ import annotations
+
 import doctest
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Picking against a loop over the points, and every way to ask for what cannot be picked."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

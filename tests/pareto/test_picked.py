@@ -1,5 +1,7 @@
 """The printed command is read by the project's own parser, and gives back the spec of the point."""
 
+from __future__ import annotations
+
 import shlex
 import subprocess
 import sys

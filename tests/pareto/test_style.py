@@ -1,5 +1,7 @@
 """Colours that stay apart when red, green or blue is not seen, and names for people."""
 
+from __future__ import annotations
+
 import doctest
 from itertools import combinations
 

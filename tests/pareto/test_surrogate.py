@@ -1,5 +1,7 @@
 """The quadratic of the weights against MAP's own fit and numpy's; the predicted front by brute force."""
 
+from __future__ import annotations
+
 import doctest
 import json
 import math

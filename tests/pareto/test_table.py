@@ -1,5 +1,7 @@
 """The text table says what the front says, in 110 columns."""
 
+from __future__ import annotations
+
 import doctest
 
 import pytest

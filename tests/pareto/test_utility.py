@@ -1,5 +1,7 @@
 """Expected utility against closed forms, and against a sum over all the corners of the envelope."""
 
+from __future__ import annotations
+
 import doctest
 from itertools import combinations
 

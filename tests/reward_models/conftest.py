@@ -1,5 +1,7 @@
 """Tiny random classifiers of many architectures, with tokenizers trained here."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """The score of a pair is the model's own forward of its unpadded text, whatever the batch."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

@@ -1,5 +1,7 @@
 """One scale for scores: measured once, kept exactly."""
 
+from __future__ import annotations
+
 import doctest
 import json
 

@@ -1,5 +1,7 @@
 """docs/reward_models.md: its examples run, and its tables say what the code does."""
 
+from __future__ import annotations
+
 import inspect
 import re
 from pathlib import Path

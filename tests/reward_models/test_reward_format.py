@@ -1,5 +1,7 @@
 """Templates are filled in one pass; settings survive the disk."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

@@ -1,5 +1,7 @@
 """From a folder, an adapter, a preset or a function to a reward model."""
 
+from __future__ import annotations
+
 import doctest
 import json
 

@@ -1,5 +1,7 @@
 """The presets say what the models' cards and the papers' code say."""
 
+from __future__ import annotations
+
 import pytest
 
 from reward_models import PRESETS, Classifier

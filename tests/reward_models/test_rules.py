@@ -1,5 +1,7 @@
 """Scores of rules by hand, and by a second way of counting."""
 
+from __future__ import annotations
+
 import doctest
 import random
 import re

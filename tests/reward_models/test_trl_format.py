@@ -1,5 +1,7 @@
 """A folder written after TRL's RewardTrainer is scored on the tokens and at the position that it was trained on."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -3,6 +3,8 @@
 SIGKILL comes at the end of the COUNT-th call of PPOTrainer.METHOD: nothing can be caught, flushed or cleaned up.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys

@@ -8,6 +8,8 @@ Where nothing is shared out, rollouts come from the generation of transformers, 
 runs differ in nothing but the sharing.
 """
 
+from __future__ import annotations
+
 import os
 import runpy
 import sys

@@ -1,5 +1,7 @@
 """PPO's arithmetic against numbers worked by hand and against plain Python loops in double precision."""
 
+from __future__ import annotations
+
 import math
 import random
 

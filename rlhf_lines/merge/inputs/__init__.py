@@ -1,0 +1,1 @@
+"""What a merge reads: the SFT model, adapters, dense checkpoints, tokenizers and statistics."""

@@ -30,8 +30,8 @@ class Factors:
     """The residual s B A of one linear map.
 
     Attributes:
-        A: ``[r, in]``, float32 or float64.
-        B: ``[out, r]``, same dtype.
+        A: `[r, in]`, float32 or float64.
+        B: `[out, r]`, same dtype.
         scale: s.
     """
 
@@ -47,7 +47,7 @@ class Adapter:
     Attributes:
         path: the folder, as given.
         modules: module name (as in the Hugging Face model, without `base_model.model.`) to factors.
-        transposed: the weights are stored ``[in, out]`` (GPT-2's Conv1D; `fan_in_fan_out` in PEFT).
+        transposed: the weights are stored `[in, out]` (GPT-2's Conv1D; `fan_in_fan_out` in PEFT).
         base: `base_model_name_or_path`, or None.
         revision: the base's revision, or None.
         task_type: PEFT's task type, or None.
@@ -119,7 +119,7 @@ def load_adapter(path: str | Path) -> Adapter:
 
 
 def dense_residual(adapter: Adapter, module: str) -> Tensor:
-    """s B A of one module, ``[out, in]``, or ``[in, out]`` if the adapter is transposed."""
+    """S B A of one module, `[out, in]`, or `[in, out]` if the adapter is transposed."""
     factors = adapter.modules[module]
     residual = factors.scale * (factors.B @ factors.A)
     return residual.T.contiguous() if adapter.transposed else residual
@@ -160,7 +160,7 @@ def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def conv1d_weights(checkpoint: Checkpoint) -> frozenset[str]:
-    """The checkpoint's matrices that are stored ``[in, out]``: those of GPT-2's blocks."""
+    """The checkpoint's matrices that are stored `[in, out]`: those of GPT-2's blocks."""
     if checkpoint.config.get("model_type") not in _CONV1D_MODELS:
         return frozenset()
     names = [name for name, shape in checkpoint.shapes.items() if len(shape) == 2]

@@ -26,13 +26,13 @@ from rlhf_lines.merge.spec import MergeSpec
 class Stacked:
     """The factors of all policies for one module; R is the sum of `ranks`.
 
-    The merged residual is ``B diag(c) A`` with c from `coefficients`. All modules have the same `ranks`: where a
+    The merged residual is `B diag(c) A` with c from `coefficients`. All modules have the same `ranks`: where a
     policy has a smaller rank, or does not adapt the module, its segment is filled with zeros. So one diagonal serves a
     whole block, and the saved adapter has one rank, which every server takes (some ignore or refuse `rank_pattern`).
 
     Attributes:
-        A: ``[R, in]``.
-        B: ``[out, R]``, LoRA scales included, weights not.
+        A: `[R, in]`.
+        B: `[out, R]`, LoRA scales included, weights not.
         ranks: the width of each policy's segment.
     """
 
@@ -62,7 +62,7 @@ def coefficients(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The diagonal c of a spec in one block, ``[R]``: lambda(layer) w_k, repeated r_k times.
+    """The diagonal c of a spec in one block, `[R]`: lambda(layer) w_k, repeated r_k times.
 
         linear: c_k = lambda w_k          sum: c_k = lambda K w_k
 

@@ -21,7 +21,7 @@ class Truncated:
     """One residual of rank R, and how much of the given one it is not.
 
     Attributes:
-        factors: A ``[R, in]``, B ``[out, R]``, scale 1, in the dtype of the input. Each gets the square root of the
+        factors: A `[R, in]`, B `[out, R]`, scale 1, in the dtype of the input. Each gets the square root of the
             singular values, so that neither leaves the range of half precision; zero beyond the rank that is there.
         dropped: ||tau - tau_R||_F^2.
         total: ||tau||_F^2.
@@ -81,7 +81,7 @@ def truncate(factors: Factors, rank: int) -> Truncated:
 
 
 def factorise(residual: Tensor, rank: int) -> Truncated:
-    """The nearest residual of rank `rank` to a dense one, ``[out, in]``.
+    """The nearest residual of rank `rank` to a dense one, `[out, in]`.
 
     With G = tau tau^T for out <= in (else G = tau^T tau) and U its first R eigenvectors, the projection U U^T tau is
     that residual: A' = U^T tau with rows of norm s_i. In float64, O(min(out, in)^2 max(out, in)), exact: no random
@@ -116,8 +116,8 @@ def factorise_residuals(residuals: Iterable[tuple[str, Tensor]], rank: int) -> t
     This is how a rule that is not linear in the residuals becomes an adapter.
 
     Args:
-        residuals: module name and merged, LiNeS-scaled residual ``[out, in]`` (transposed where the checkpoint stores
-            ``[in, out]``), on any device.
+        residuals: module name and merged, LiNeS-scaled residual `[out, in]` (transposed where the checkpoint stores
+            `[in, out]`), on any device.
         rank: R.
 
     Returns:

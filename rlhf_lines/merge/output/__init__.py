@@ -1,0 +1,1 @@
+"""What a merge writes: weights, record, model card, mergekit config."""

@@ -111,7 +111,7 @@ class DenseMerge:
 
     @cached_property
     def alpha(self) -> float:
-        """alpha of the spec, or what `"auto"` stands for.
+        """Alpha of the spec, or what `"auto"` stands for.
 
         Raises:
             ValueError: `"auto"`, and tau_M is zero everywhere.

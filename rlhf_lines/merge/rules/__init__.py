@@ -93,7 +93,7 @@ def merge_residuals(
         sft: parameter name to the SFT model's tensor, for rules that look at it (`widen`, `slerp` of whole weights).
         statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name) and
             `regmean` (Gram matrices by parameter name).
-        transposed: names of matrices that are stored ``[in, out]`` (Conv1D of GPT-2), for rules that look at columns
+        transposed: names of matrices that are stored `[in, out]` (Conv1D of GPT-2), for rules that look at columns
             (`widen`).
         **options: options of the rule.
 

@@ -83,7 +83,7 @@ def _row_mask(ranks: Callable[[int], tuple[int, int]]) -> Callable[[Piece], list
 
 
 def _ranked_between(sizes: Tensor, first: int, stop: int) -> Tensor:
-    """True for the entries of ``[rows, n]`` whose rank in their row, from 0 for the largest, is in [first, stop)."""
+    """True for the entries of `[rows, n]` whose rank in their row, from 0 for the largest, is in [first, stop)."""
     if first >= stop:
         return torch.zeros_like(sizes, dtype=torch.bool)
     # numpy sorts floats with vector instructions: 0.2 ms for 2^16 of them, where torch takes 5.

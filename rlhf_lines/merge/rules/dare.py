@@ -96,7 +96,7 @@ class _Random:
         self._first_kept = int(drop_rate * 2**64) - 2**63
 
     def of(self, piece: Piece, k: int) -> Tensor:
-        """True where policy k loses an entry, ``[n]``."""
+        """True where policy k loses an entry, `[n]`."""
         span = piece.span
         places = torch.arange(span.start + 1, span.stop + 1, device=piece.residuals[k].device)
         return mix(places.mul_(GAMMA).add_(self._keys[span.name][k])) < self._first_kept

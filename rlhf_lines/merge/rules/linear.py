@@ -22,7 +22,6 @@ def linear(residuals: Residuals, weights: Sequence[float] | None) -> Merged:
 
 def weighted_sum(residuals: Residuals, factors: Sequence[float]) -> Merged:
     """The sum of f_k tau_k."""
-
     return Merged(residuals, lambda piece: weighted_total(piece.residuals, factors))
 
 

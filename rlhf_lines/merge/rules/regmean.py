@@ -20,7 +20,7 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
 
         tau_M^T = (sum_k c_k G'_k)^-1 sum_k c_k G'_k tau_k^T,     G'_k = reduce G_k + (1 - reduce) diag(G_k)
 
-    with tau ``[out, in]`` and G_k = X^T X / n ``[in, in]`` of the inputs X that the map sees in policy k
+    with tau `[out, in]` and G_k = X^T X / n `[in, in]` of the inputs X that the map sees in policy k
     (`rlhf-lines gram`). c_k are the preference weights, equal without weights; only their ratios count. All other
     parameters get the weighted mean. Identical G_k give the weighted mean too.
 
@@ -34,7 +34,7 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
     MergeBench a pseudo-inverse.
 
     Memory: a linear map with a Gram matrix is read whole. Per thread K + 1 such tensors in the residuals' dtype, three
-    of them in float64, and three matrices ``[in, in]`` in float64: 14336 inputs take 1.6 GB each.
+    of them in float64, and three matrices `[in, in]` in float64: 14336 inputs take 1.6 GB each.
 
     Args:
         residuals: K residuals with their Gram matrices, under the name of the weight.
@@ -43,7 +43,7 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
 
     Raises:
         ValueError: an option outside its range, a negative weight, statistics that are missing or do not fit, or
-            weights that are stored ``[in, out]`` (Conv1D of GPT-2).
+            weights that are stored `[in, out]` (Conv1D of GPT-2).
     """
     share("reduce", reduce)
     shares = mean_shares("regmean", residuals.count, weights)

@@ -21,15 +21,15 @@ def widen(
 ) -> Merged:
     """The sum of the residuals, column by column with the scores of how much each policy changed the column.
 
-    For a matrix ``[out, in]`` whose columns are w_0 in the SFT model and w_k = w_0 + t_k in policy k:
+    For a matrix `[out, in]` whose columns are w_0 in the SFT model and w_k = w_0 + t_k in policy k:
 
         m_k = | ||w_k|| - ||w_0|| |,   d_k = 1 - cos(w_k, w_0)
         p_k = position of m_k among the columns of policy k, ascending, over their number       (q_k alike from d_k)
         s(p)_k = calibration where p_k > ratio mean(p_k), else exp(p_k) / sum_j exp(p_j)
         tau_M = sum_k t_k (s(p)_k + s(q)_k) / 2
 
-    The columns of an embedding ``[vocabulary, hidden]`` are its rows, and so are those of a matrix that is stored
-    ``[in, out]`` (Conv1D of GPT-2; the authors' code takes stored columns). Vectors are scored entry by entry with p_k
+    The columns of an embedding `[vocabulary, hidden]` are its rows, and so are those of a matrix that is stored
+    `[in, out]` (Conv1D of GPT-2; the authors' code takes stored columns). Vectors are scored entry by entry with p_k
     = |tau_k|; a parameter of three or more dimensions is a matrix of its last one. Scores do not sum to one. Preference
     weights scale tau_k by K w_k first.
 
@@ -85,7 +85,7 @@ def widen(
 
 
 def _products(piece: Piece, by_row: Set[str]) -> tuple[str, Tensor]:
-    """<w_0, w_0>, <w_0, t_k>, <t_k, t_k> of a piece's columns, ``[3, K, columns]``; see `widen`."""
+    """<w_0, w_0>, <w_0, t_k>, <t_k, t_k> of a piece's columns, `[3, K, columns]`; see `widen`."""
     if piece.sft is None:
         raise ValueError(
             f"rule 'widen' compares the columns of {piece.name!r} with those of the SFT model, but got residuals "
@@ -110,7 +110,7 @@ def _joined(parts: Iterable[Tensor], *, per_row: bool) -> Tensor:
 
 
 def _changes(products: Tensor) -> tuple[Tensor, Tensor]:
-    """m and d of every column from its products ``[3, K, n]``, both ``[K, n]``; see `widen`."""
+    """M and d of every column from its products `[3, K, n]`, both `[K, n]`; see `widen`."""
     before, mixed, change = products
     after = (before + 2 * mixed + change).clamp(min=0)
     magnitude = (2 * mixed + change).abs() / (before.sqrt() + after.sqrt())
@@ -125,7 +125,7 @@ def _changes(products: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _column_scores(values: Tensor, ratio: float, calibration: float) -> Tensor:
-    """The scores of columns from their changes m or d, ``[K, n]``; see `widen`."""
+    """The scores of columns from their changes m or d, `[K, n]`; see `widen`."""
     count = values.shape[1]
     order = values.argsort(dim=1, stable=True)
     positions = torch.arange(count, dtype=values.dtype, device=values.device).expand_as(values)
@@ -135,7 +135,7 @@ def _column_scores(values: Tensor, ratio: float, calibration: float) -> Tensor:
 
 
 def _entry_scores(values: Tensor, ratio: float, calibration: float) -> Tensor:
-    """The scores of a vector's entries from |tau_k|, ``[K, 1, n]``; see `widen`."""
+    """The scores of a vector's entries from |tau_k|, `[K, 1, n]`; see `widen`."""
     return _scores(values, values > ratio * values.mean(-1, keepdim=True), calibration)
 
 

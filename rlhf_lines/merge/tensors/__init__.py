@@ -1,0 +1,1 @@
+"""Residuals read part by part: files, spans, precision, sums and order statistics."""

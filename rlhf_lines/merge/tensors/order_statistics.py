@@ -110,7 +110,7 @@ class _Counters:
 
 
 class _Table:
-    """How often each digit was added; ``counts()`` is ``[2^16]``, int64."""
+    """How often each digit was added; `counts()` is `[2^16]`, int64."""
 
     def __init__(self) -> None:
         # Copied into memory of its own: many small tensors that stay would tear the heap into pieces, which grows then.

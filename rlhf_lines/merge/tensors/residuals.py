@@ -39,8 +39,8 @@ class Piece:
     Attributes:
         span: where it is.
         shape: of the whole parameter.
-        residuals: K tensors ``[n]``; they must not be changed.
-        sft: the SFT model's values ``[n]``, or None where no one gave them.
+        residuals: K tensors `[n]`; they must not be changed.
+        sft: the SFT model's values `[n]`, or None where no one gave them.
     """
 
     span: Span
@@ -54,7 +54,7 @@ class Piece:
         return self.span.name
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """`tensor` ``[n]`` as whole rows of the last dimension, ``[n / columns, columns]``; a vector is one row."""
+        """`tensor` `[n]` as whole rows of the last dimension, `[n / columns, columns]`; a vector is one row."""
         return tensor.view(-1, self.shape[-1]) if self.shape else tensor.view(1, 1)
 
 
@@ -72,7 +72,7 @@ class Residuals:
         elements: of a piece at most, where the unit allows.
         max_memory: bytes that a piece and the work on it may take, or None.
         progress: told the number of elements of every piece that `map` has gone over.
-        transposed: the matrices that are stored ``[in, out]``.
+        transposed: the matrices that are stored `[in, out]`.
     """
 
     count: int
@@ -153,7 +153,7 @@ class Merged:
 
     Attributes:
         residuals: what it is computed from.
-        compute: the function from a piece to tau_M on its span, flat ``[n]``; a new tensor.
+        compute: the function from a piece to tau_M on its span, flat `[n]`; a new tensor.
         unit: what a piece must hold whole: an `element`, a `row` of the last dimension, or the `tensor`; or a function
             from a parameter's name to one of them, so that only the parameters that must be read whole are.
     """

@@ -55,7 +55,7 @@ class Scratch(threading.local):
         self._held: dict[tuple[object, torch.dtype], Tensor] = {}
 
     def take(self, key: object, size: int, dtype: torch.dtype) -> Tensor:
-        """A tensor ``[size]`` with anything in it; the next call with this key may return the same memory."""
+        """A tensor `[size]` with anything in it; the next call with this key may return the same memory."""
         held = self._held.get((key, dtype))
         if held is None or held.numel() < size:
             held = self._held[key, dtype] = torch.empty(size, dtype=dtype)

@@ -1,0 +1,1 @@
+"""Fronts as figures, drawn with matplotlib."""

@@ -1,5 +1,7 @@
 """Figures that are drawn without pyplot and its global state, and saved as PNG or PDF, the same bytes every time."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +18,13 @@ SETTINGS = {"font.family": "DejaVu Sans", "font.size": 11, "text.parse_math": Fa
 
 @contextmanager
 def saved_figure(paths: Sequence[str | Path], inches: tuple[float, float]) -> Iterator[Any]:
-    """Yields an empty matplotlib figure of this width and height, and saves it when the block ends without an error.
+    """Yield an empty matplotlib figure of this width and height, and saves it when the block ends without an error.
 
     The suffix of each path says its format. The files hold no date.
 
     Raises:
-        ValueError: If a suffix is neither ``.png`` nor ``.pdf``.
-        FileNotFoundError: If the folder of a path does not exist.
+        ValueError: a suffix is neither `.png` nor `.pdf`.
+        FileNotFoundError: the folder of a path does not exist.
     """
     paths = [Path(path) for path in paths]
     for path in paths:
@@ -44,7 +46,7 @@ def saved_figure(paths: Sequence[str | Path], inches: tuple[float, float]) -> It
 
 
 def plain_axes(panel: Any) -> None:
-    """Gives a panel the look that all panels share: a faint grid behind the data and only two spines."""
+    """Give a panel the look that all panels share: a faint grid behind the data and only two spines."""
     panel.grid(color=GRID, linewidth=0.8)
     panel.set_axisbelow(True)
     panel.tick_params(colors=FAINT_INK, labelsize=10)

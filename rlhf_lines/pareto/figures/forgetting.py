@@ -1,5 +1,7 @@
 """The picture of forgetting: perplexity of texts outside the task against each reward."""
 
+from __future__ import annotations
+
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,7 @@ KEY_WIDTH = 80  # characters of one line of the key below the panels
 
 
 def plot_forgetting(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
-    """Writes the picture of forgetting as PNG or PDF, as the suffix of ``path`` says, and returns its path.
+    """Write the picture of forgetting as PNG or PDF, as the suffix of `path` says, and returns its path.
 
     One panel per reward: mean score to the right, perplexity of the control texts upwards, one marker per point; the
     SFT model's perplexity is a line across. Arrows lead from each point of the rewarded soup to LiNeS at the same
@@ -41,13 +43,13 @@ def plot_forgetting(front: Mapping[str, Any], path: str | Path, *others: str | P
     of their group dominates in the rewards are faint and hollow.
 
     Args:
-        front: What `build_front` returns, with perplexities of some points.
-        path: File to write; its folder must exist.
-        others: Further files of the same picture, such as a PDF beside a PNG.
+        front: what `build_front` returns, with perplexities of some points.
+        path: file to write; its folder must exist.
+        others: further files of the same picture, such as a PDF beside a PNG.
 
     Raises:
-        ValueError: If no point has a perplexity or the suffix is another one.
-        FileNotFoundError: If the folder of ``path`` does not exist.
+        ValueError: no point has a perplexity or the suffix is another one.
+        FileNotFoundError: the folder of `path` does not exist.
     """
     points = [point for point in front["points"] if point.get("perplexity")]
     if not points:
@@ -73,7 +75,7 @@ def plot_forgetting(front: Mapping[str, Any], path: str | Path, *others: str | P
 
 
 def perplexity_label(front: Mapping[str, Any]) -> str:
-    """Returns the label of the axis of perplexities, in three lines."""
+    """The label of the axis of perplexities, in three lines."""
     about = front.get("forgetting") or {}
     texts = f"{about['texts']} control texts" if "texts" in about else "control texts"
     source = f"{style.shortened(about['source'], 40)}, " if about.get("source") else ""

@@ -1,4 +1,6 @@
-"""The picture of a front: ``front.png`` and ``front.pdf``."""
+"""The picture of a front: `front.png` and `front.pdf`."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,7 @@ LOWER_LEGEND = {**_LEGEND, "loc": "outside lower left", "fontsize": 9}
 
 
 def plot_front(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
-    """Writes the picture of a front as PNG or PDF, as the suffix of ``path`` says, and returns its path.
+    """Write the picture of a front as PNG or PDF, as the suffix of `path` says, and returns its path.
 
     Two rewards give one panel, more give one panel for each pair. Only points that no other point of their group
     dominates are joined: the staircase is the edge of the region whose area is the hypervolume. Dominated points are
@@ -36,13 +38,13 @@ def plot_front(front: Mapping[str, Any], path: str | Path, *others: str | Path) 
     more than two rewards a nondominated point can lie anywhere in a panel, so panels of pairs show points alone.
 
     Args:
-        front: What `build_front` returns.
-        path: File to write; its folder must exist.
-        others: Further files of the same picture, such as a PDF beside a PNG.
+        front: what `build_front` returns.
+        path: file to write; its folder must exist.
+        others: further files of the same picture, such as a PDF beside a PNG.
 
     Raises:
-        ValueError: If the front has fewer than two rewards or the suffix is another one.
-        FileNotFoundError: If the folder of ``path`` does not exist.
+        ValueError: the front has fewer than two rewards or the suffix is another one.
+        FileNotFoundError: the folder of `path` does not exist.
     """
     rewards = list(front["rewards"])
     if len(rewards) < 2:
@@ -67,7 +69,7 @@ def plot_front(front: Mapping[str, Any], path: str | Path, *others: str | Path) 
 
 
 def staircase_height(corners: Sequence[Sequence[float]], x: ArrayLike, floor: float) -> NDArray[np.float64]:
-    """Returns the upper edge at ``x`` ``[m]`` of the region below some corner ``(x, y)``, and ``floor`` where none is.
+    """The upper edge at `x` `[m]` of the region below some corner `(x, y)`, and `floor` where none is.
 
     >>> staircase_height([(1.0, 3.0), (2.0, 1.0)], [0.5, 1.0, 1.5, 2.0, 2.5], floor=0.0).tolist()
     [3.0, 3.0, 1.0, 1.0, 0.0]
@@ -91,7 +93,7 @@ def _draw_panel(panel: Any, front: Mapping[str, Any], pair: tuple[str, str], *, 
 
 
 def score_label(front: Mapping[str, Any], reward: str) -> str:
-    """Returns the label of an axis of scores in three lines: the reward, what the numbers are, what their bars are."""
+    """The label of an axis of scores in three lines: the reward, what the numbers are, what their bars are."""
     prompts = max(point["prompts"] for point in front["points"])
     interval = f"{100 * front['confidence']:g} % interval" if "confidence" in front else "interval"
     return f"{style.shortened(reward, 48)}\nmean score, higher is better\n{interval} over {prompts} prompts"
@@ -128,7 +130,7 @@ def solid_marker(marker: str) -> dict[str, Any]:
 def split_dominated(
     front: Mapping[str, Any], points: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Returns the points that no point of their group dominates, and the others; a group without a front has none."""
+    """The points that no point of their group dominates, and the others; a group without a front has none."""
     best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
     alone = {point["id"] for point in points if point["group"] not in front["fronts"]}
     return (
@@ -146,7 +148,7 @@ def _draw_staircase(
     dashes: tuple[float, ...],
     depth: int,
 ) -> None:
-    """Draws the edge of what the points dominate, down to the reference point: the area inside is the hypervolume."""
+    """Draw the edge of what the points dominate, down to the reference point: the area inside is the hypervolume."""
     corners = sorted(zip(*_means(best, pair), strict=True))
     # A point that does not exceed the reference point in both rewards adds no area.
     corners = [(x, y) for x, y in corners if x > reference[0] and y > reference[1]]
@@ -184,7 +186,7 @@ def _means(points: Sequence[Mapping[str, Any]], pair: tuple[str, str]) -> tuple[
 
 
 def coordinates(points: Sequence[Mapping[str, Any]], pair: tuple[str, str]) -> dict[str, list[Any]]:
-    """Returns positions and bar lengths for matplotlib; an interval that misses its own mean has a bar of length 0."""
+    """Positions and bar lengths for matplotlib; an interval that misses its own mean has a bar of length 0."""
     drawn: dict[str, list[Any]] = {}
     drawn["x"], drawn["y"] = _means(points, pair)
     for axis, reward in zip("xy", pair, strict=True):
@@ -193,7 +195,7 @@ def coordinates(points: Sequence[Mapping[str, Any]], pair: tuple[str, str]) -> d
 
 
 def bar_lengths(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
-    """Returns the lengths of interval bars below and above the means, as matplotlib takes them."""
+    """The lengths of interval bars below and above the means, as matplotlib takes them."""
     return [
         [max(0.0, estimate["mean"] - estimate["low"]) for estimate in estimates],
         [max(0.0, estimate["high"] - estimate["mean"]) for estimate in estimates],
@@ -219,9 +221,9 @@ def annotate(
     align: str,
     of: Any = "offset points",
 ) -> Any:
-    """Writes ``text`` about a point of the rewarded soup at ``place``, on a white halo, joins the two, and returns it.
+    """Write `text` about a point of the rewarded soup at `place`, on a white halo, joins the two, and returns it.
 
-    ``of`` says of which coordinates ``place`` is, as matplotlib takes them; by default points from the point.
+    `of` says of which coordinates `place` is, as matplotlib takes them; by default points from the point.
     """
     from matplotlib.patheffects import withStroke
 
@@ -245,7 +247,7 @@ def annotate(
 def _draw_legend(
     figure: Any, front: Mapping[str, Any], groups: Sequence[str], columns: int, *, staircase: bool
 ) -> None:
-    """Draws the groups with their hypervolumes above the panels, and what the other marks mean below them."""
+    """Draw the groups with their hypervolumes above the panels, and what the other marks mean below them."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -272,7 +274,7 @@ def _draw_legend(
 
 
 def group_handle(group: str, groups: Sequence[str], text: str, *, joined: bool) -> Any:
-    """Returns the entry of a group in a legend: its marker, with its line if its points are joined."""
+    """The entry of a group in a legend: its marker, with its line if its points are joined."""
     from matplotlib.lines import Line2D
 
     marker = style.marker(group, groups)

@@ -1,5 +1,7 @@
 """The heat map from which alpha, beta and the schedule were chosen."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,20 @@ HIGH_INCHES = 2.2
 
 
 def plot_validation(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
-    """Writes the heat map of the validation hypervolume as PNG or PDF, as the suffix says, and returns its path.
+    """Write the heat map of the validation hypervolume as PNG or PDF, as the suffix says, and returns its path.
 
-    One panel per schedule, beta to the right and alpha upwards, each in ascending order with ``auto`` last. Every cell
+    One panel per schedule, beta to the right and alpha upwards, each in ascending order with `auto` last. Every cell
     says its value and the interval over prompts; pairs that were not tried are empty. The chosen cell has a frame. All
     panels share the colours.
 
     Args:
-        front: What `build_front` returns, with ``validation``.
-        path: File to write; its folder must exist.
-        others: Further files of the same picture, such as a PDF beside a PNG.
+        front: what `build_front` returns, with `validation`.
+        path: file to write; its folder must exist.
+        others: further files of the same picture, such as a PDF beside a PNG.
 
     Raises:
-        ValueError: If the front has no validation results or the suffix is another one.
-        FileNotFoundError: If the folder of ``path`` does not exist.
+        ValueError: the front has no validation results or the suffix is another one.
+        FileNotFoundError: the folder of `path` does not exist.
     """
     validation = front.get("validation")
     if not validation or not validation["grid"]:
@@ -71,7 +73,7 @@ def plot_validation(front: Mapping[str, Any], path: str | Path, *others: str | P
 
 
 def in_order(values: set[float | str]) -> list[float | str]:
-    """Returns numbers in ascending order, then words.
+    """Numbers in ascending order, then words.
 
     >>> in_order({"auto", 1.0, 0.5})
     [0.5, 1.0, 'auto']

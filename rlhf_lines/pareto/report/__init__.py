@@ -1,8 +1,10 @@
 """The report of a sweep: one HTML file that works offline, with everything that was measured.
 
-``page.html``, ``page.css`` and ``page.js`` are the page; Python only fills in data. The page makes no request: scripts
+`page.html`, `page.css` and `page.js` are the page; Python only fills in data. The page makes no request: scripts
 are named by their hash in its Content-Security-Policy, and nothing else may run or load.
 """
+
+from __future__ import annotations
 
 from rlhf_lines.pareto.report.completions import Completions, evenly_spaced
 from rlhf_lines.pareto.report.page import MAX_BYTES, report_html

@@ -1,5 +1,7 @@
 """What the points wrote, in columns, and the prompts of it that fit into so many bytes."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +17,11 @@ class Completions:
 
     Attributes:
         prompts: P texts.
-        total: How many prompts the run has; these are some of them.
-        spec_of: From the id of a point to the spec whose completions are its own.
-        texts: From spec to P lists of S texts.
-        kl: From spec to P lists of S values, in nats.
-        scores: From reward to spec to P lists of S values.
+        total: how many prompts the run has; these are some of them.
+        spec_of: from the id of a point to the spec whose completions are its own.
+        texts: from spec to P lists of S texts.
+        kl: from spec to P lists of S values, in nats.
+        scores: from reward to spec to P lists of S values.
     """
 
     prompts: Sequence[str]
@@ -29,8 +31,8 @@ class Completions:
     kl: Mapping[int, Sequence[Sequence[float | None]]]
     scores: Mapping[str, Mapping[int, Sequence[Sequence[float | None]]]]
 
-    def some(self, indices: Sequence[int]) -> "Completions":
-        """Returns the completions of the prompts at ``indices`` alone."""
+    def some(self, indices: Sequence[int]) -> Completions:
+        """The completions of the prompts at `indices` alone."""
 
         def rows(by_spec: Mapping[int, Sequence[Any]]) -> dict[int, list[Any]]:
             return {spec: [values[i] for i in indices] for spec, values in by_spec.items()}
@@ -45,10 +47,10 @@ class Completions:
 
 
 def columns(completions: Completions) -> dict[str, Any]:
-    """Returns the completions as JSON values in which every text occurs once.
+    """The completions as JSON values in which every text occurs once.
 
-    ``texts`` lists the distinct texts, and ``written[spec][prompt][sample]`` is an index into it; scores and KL have
-    the shape of ``written`` and four significant digits. Specs that no point has are left out.
+    `texts` lists the distinct texts, and `written[spec][prompt][sample]` is an index into it; scores and KL have
+    the shape of `written` and four significant digits. Specs that no point has are left out.
     """
     number: dict[str, int] = {}
     specs = sorted(set(completions.spec_of.values()))
@@ -72,7 +74,7 @@ def columns(completions: Completions) -> dict[str, Any]:
 
 
 def fitting(completions: Completions, size: Callable[[Completions], int], room: int) -> Completions:
-    """Returns the completions of as many evenly spaced prompts as fit into ``room``, by ``size`` of the result."""
+    """The completions of as many evenly spaced prompts as fit into `room`, by `size` of the result."""
     total = len(completions.prompts)
     if size(completions) <= room:
         return completions
@@ -85,7 +87,7 @@ def fitting(completions: Completions, size: Callable[[Completions], int], room: 
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Returns ``count`` of the indices below ``total``, each in the middle of its share of them.
+    """`count` of the indices below `total`, each in the middle of its share of them.
 
     >>> evenly_spaced(10, 5), evenly_spaced(3, 7)
     ([1, 3, 5, 7, 9], [0, 1, 2])

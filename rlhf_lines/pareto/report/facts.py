@@ -1,5 +1,7 @@
 """What a front says, in plain sentences."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -14,19 +16,19 @@ MINUS = "\u2212"
 
 
 def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns what the front says, most important first, each with ``title``, ``text`` and ``verdict``.
+    """What the front says, most important first, each with `title`, `text` and `verdict`.
 
-    A verdict is ``better`` or ``worse`` where the interval of the difference lies on one side of zero, else
-    ``unclear``; a statement that compares nothing has the verdict ``""``.
+    A verdict is `better` or `worse` where the interval of the difference lies on one side of zero, else
+    `unclear`; a statement that compares nothing has the verdict `""`.
 
     Args:
-        front: What `build_front` returns.
+        front: what `build_front` returns.
     """
     return [*_beats_soup(front), *_depth(front), *_chosen(front), *_forgetting(front)]
 
 
 def swept(front: Mapping[str, Any]) -> str:
-    """Returns one sentence on what was measured."""
+    """One sentence on what was measured."""
     points = front["points"]
     groups = ordered(point["group"] for point in points)
     counts = [f"{label(group)} ({_count(sum(p['group'] == group for p in points), 'point')})" for group in groups]
@@ -39,7 +41,7 @@ def swept(front: Mapping[str, Any]) -> str:
 
 
 def verdict(difference: Mapping[str, float]) -> str:
-    """Returns on which side of zero the interval lies.
+    """On which side of zero the interval lies.
 
     >>> verdict({"low": 0.1, "high": 0.3}), verdict({"low": -0.1, "high": 0.3})
     ('better', 'unclear')
@@ -158,7 +160,7 @@ def _estimate(front: Mapping[str, Any], entry: Mapping[str, Any], key: str, name
 
 
 def plain(value: object) -> str:
-    """Returns a setting as people write it.
+    """A setting as people write it.
 
     >>> plain(1.0), plain("auto"), plain(None)
     ('1', 'auto', '-')

@@ -1,5 +1,7 @@
 """The page as a string."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
@@ -39,21 +41,21 @@ def report_html(
     *,
     max_bytes: int = MAX_BYTES,
 ) -> str:
-    """Returns the report as one HTML page that needs no other file; the same arguments give the same page.
+    """The report as one HTML page that needs no other file; the same arguments give the same page.
 
-    Prompts that do not fit into ``max_bytes`` (UTF-8) are left out, evenly spaced, and the page says how many. About
+    Prompts that do not fit into `max_bytes` (UTF-8) are left out, evenly spaced, and the page says how many. About
     4.9 MB are the page itself with plotly.
 
     Args:
-        front: What `build_front` returns; keys that it may lack leave out their section.
-        completions: What the points wrote; None leaves out the comparison.
-        made: How it was made, all optional: ``title``, ``facts`` (pairs of name and text), ``versions`` (name to
-            version), ``commands`` (pairs of purpose and command), ``merges`` (id of a point to the command that makes
-            its policy) and ``config`` (text of ``config.yaml``).
-        max_bytes: Size of the page.
+        front: what `build_front` returns; keys that it may lack leave out their section.
+        completions: what the points wrote; None leaves out the comparison.
+        made: how it was made, all optional: `title`, `facts` (pairs of name and text), `versions` (name to
+            version), `commands` (pairs of purpose and command), `merges` (id of a point to the command that makes
+            its policy) and `config` (text of `config.yaml`).
+        max_bytes: size of the page.
 
     Raises:
-        ValueError: If a number of ``front`` is not finite.
+        ValueError: a number of `front` is not finite.
     """
     data = {
         "front": front,
@@ -74,20 +76,20 @@ def report_html(
 
 
 def in_script(value: Any) -> str:
-    """Returns ``value`` as JSON that can stand inside a script element and means the same.
+    r"""`value` as JSON that can stand inside a script element and means the same.
 
-    No ``<``, ``>`` or ``&`` is left, so nothing in it can end the element or begin a comment, nor a line separator that
+    No `<`, `>` or `&` is left, so nothing in it can end the element or begin a comment, nor a line separator that
     older JavaScript refuses, nor half of a surrogate pair, which UTF-8 cannot hold.
 
     >>> in_script("</script>")
-    '"\\\\u003c/script\\\\u003e"'
+    '"\\u003c/script\\u003e"'
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def on_dark(colour: str) -> str:
-    """Returns the colour (``#RRGGBB``), mixed with so much white that it can be told from a dark page.
+    """The colour (`#RRGGBB`), mixed with so much white that it can be told from a dark page.
 
     >>> on_dark("#000000"), on_dark("#56B4E9")
     ('#999999', '#56B4E9')
@@ -101,7 +103,7 @@ def on_dark(colour: str) -> str:
 
 
 def luminance(channels: list[int]) -> float:
-    """Returns the relative luminance of red, green and blue of 0 to 255 (WCAG 2.2, "relative luminance")."""
+    """The relative luminance of red, green and blue of 0 to 255 (WCAG 2.2, "relative luminance")."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in channels)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -140,7 +142,7 @@ def _page(data: Mapping[str, Any]) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """Returns the Content-Security-Policy: these scripts, the page's own styles and drawn images, nothing else."""
+    """The Content-Security-Policy: these scripts, the page's own styles and drawn images, nothing else."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "

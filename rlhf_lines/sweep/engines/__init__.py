@@ -1,0 +1,1 @@
+"""Who generates: specs on one loaded base, or in vLLM."""

@@ -19,7 +19,7 @@ SAMPLING_BYTES = 32  # of one row and token of the vocabulary: logits, their flo
 
 
 def rows_in_memory(model: nn.Module, length: int) -> int:
-    """Return how many rows of at most `length` tokens fit beside what is in memory already; see `rows_that_fit`."""
+    """How many rows of at most `length` tokens fit beside what is in memory already; see `rows_that_fit`."""
     device = model.device
     return rows_that_fit(
         model.config.get_text_config(), length, model.dtype.itemsize, free=free_bytes(device), device=device.type
@@ -27,7 +27,7 @@ def rows_in_memory(model: nn.Module, length: int) -> int:
 
 
 def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *, free: int, device: str) -> int:
-    """Return how many rows of at most `length` tokens fit into so many free bytes: one at least.
+    """How many rows of at most `length` tokens fit into so many free bytes: one at least.
 
     A row takes keys and values of every block and token, and its logits while a token is drawn:
 
@@ -39,7 +39,7 @@ def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *,
     Args:
         text: config of the language model.
         bytes_per_number: of its dtype.
-        device: ``cuda`` or ``cpu``.
+        device: `cuda` or `cpu`.
     """
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -49,7 +49,7 @@ def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *,
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU, or of this machine for one of its processes."""
+    """The free memory of a GPU, or of this machine for one of its processes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -61,7 +61,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def in_halves(work: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> list[T]:
-    """Return ``work(items)``, done in halves where a GPU's memory is too small for all of them.
+    """`work(items)`, done in halves where a GPU's memory is too small for all of them.
 
     Raises:
         torch.cuda.OutOfMemoryError: one item alone does not fit.

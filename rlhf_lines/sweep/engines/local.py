@@ -25,7 +25,7 @@ S, T = TypeVar("S"), TypeVar("T")
 
 
 class LocalEngine:
-    """Samples with one loaded base: linear specs as rows of one batch, others one spec at a time.
+    """Sample with one loaded base: linear specs as rows of one batch, others one spec at a time.
 
     Args:
         config: how to load and sample.
@@ -38,7 +38,7 @@ class LocalEngine:
         self._mixture: Mixture | None = None
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Return one completion per request, in their order, which may mix any specs.
+        """One completion per request, in their order, which may mix any specs.
 
         A batch that does not fit into the memory of a GPU is halved: completions do not depend on batches.
         """
@@ -51,7 +51,7 @@ class LocalEngine:
         return _by_rule(list(zip(specs, rows, strict=True)), specs, self._nats)
 
     def rows(self, prompt_tokens: int) -> int:
-        """Return the batch size that is given, or the one that free memory allows."""
+        """The batch size that is given, or the one that free memory allows."""
         if self._config.batch_size is not None:
             return self._config.batch_size
         self._load()
@@ -98,7 +98,7 @@ class LocalEngine:
 
 
 def load_base(config: SweepConfig, sft: Path) -> nn.Module:
-    """Return the SFT model as the config loads it, on the GPU of this process where there is one."""
+    """The SFT model as the config loads it, on the GPU of this process where there is one."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -118,7 +118,7 @@ def load_base(config: SweepConfig, sft: Path) -> nn.Module:
 def _by_rule(
     items: Sequence[S], specs: Sequence[MergeSpec], work: Callable[[MergeSpec | None, Sequence[S]], list[T]]
 ) -> list[T]:
-    """Return `work` of the items of linear specs together (spec None), and of each other spec alone, in their order."""
+    """`work` of the items of linear specs together (spec None), and of each other spec alone, in their order."""
     parts: dict[MergeSpec | None, list[int]] = {}
     for i, spec in enumerate(specs):
         parts.setdefault(None if spec.rule in LINEAR_RULES else spec, []).append(i)

@@ -94,7 +94,7 @@ def check_merge(sft: Path, policies: Sequence[Path], spec: MergeSpec, statistics
 
 
 def measured_alpha(sft: Path, policies: Sequence[Path], spec: MergeSpec, statistics: Sequence[str] = ()) -> MergeSpec:
-    """Return the spec with the number that ``"auto"`` stands for; see `lines_alpha`."""
+    """The spec with the number that `"auto"` stands for; see `lines_alpha`."""
     if spec.alpha != "auto":
         return spec
     with contextlib.ExitStack() as stack, torch.no_grad():

@@ -59,7 +59,7 @@ class Mixture:
 
     @contextlib.contextmanager
     def rows(self, specs: Sequence[MergeSpec]) -> Iterator[None]:
-        """Inside, row i of every forward pass follows ``specs[i]``; outside, all rows are the SFT model."""
+        """Inside, row i of every forward pass follows `specs[i]`; outside, all rows are the SFT model."""
         self.set_rows(torch.stack([self._coefficients(spec) for spec in specs]))
         try:
             yield
@@ -67,7 +67,7 @@ class Mixture:
             self._diagonals = {}
 
     def set_rows(self, diagonals: Tensor) -> None:
-        """Give every row its coefficients, ``[rows, blocks, R]``, as ``select_rows`` returns them."""
+        """Give every row its coefficients, `[rows, blocks, R]`, as `select_rows` returns them."""
         device = self.model.device
         self._current = diagonals.to(device)
         self._diagonals = {layer: self._current[:, i].unsqueeze(1) for i, layer in enumerate(self._layers)}
@@ -84,7 +84,7 @@ class Mixture:
         return self._cache[spec]
 
     def _attach(self, module: nn.Module, up: Tensor, narrow: _Narrow, place: int, layer: int | None) -> None:
-        """Let a module add its residual; ``up`` is its B, ``[R, out]``."""
+        """Let a module add its residual; `up` is its B, `[R, out]`."""
 
         def add_residual(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             diagonal = self._diagonals.get(layer)
@@ -105,7 +105,7 @@ class _Narrow:
     """c * (A x) of the modules that read one tensor, all in one product when the first of them asks.
 
     Args:
-        downs: A of each module, ``[in, R]``.
+        downs: A of each module, `[in, R]`.
     """
 
     def __init__(self, downs: Sequence[Tensor]) -> None:
@@ -114,7 +114,7 @@ class _Narrow:
         self._unread = 0
 
     def __call__(self, x: Tensor, diagonal: Tensor, place: int) -> Tensor:
-        """Return what the module at a place gets, ``[rows T, R]``, for x ``[rows, T, in]`` and c ``[rows, 1, R]``."""
+        """What the module at a place gets, `[rows T, R]`, for x `[rows, T, in]` and c `[rows, 1, R]`."""
         if x is not self._input:
             wide = (x.float() @ self._down).unflatten(-1, (self._count, self._rank)) * diagonal.unsqueeze(2)
             self._input, self._found, self._unread = x, wide.flatten(2).flatten(0, 1), self._count
@@ -126,7 +126,7 @@ class _Narrow:
 
 
 def _readers_of_one_input(modules: Iterable[str]) -> list[list[str]]:
-    """Return the modules in groups that may read one tensor: siblings whose names say so, each other one alone."""
+    """The modules in groups that may read one tensor: siblings whose names say so, each other one alone."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name in modules:
         parent, _, own = name.rpartition(".")

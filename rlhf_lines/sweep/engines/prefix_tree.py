@@ -51,7 +51,7 @@ class Tree:
 
 
 def trees_of(pairs: Iterable[tuple[Tokens, Tokens]]) -> list[Tree]:
-    """Return trees that hold every pair of prompt and completion, few enough nodes in each."""
+    """Trees that hold every pair of prompt and completion, few enough nodes in each."""
     trees, growing = [], {}
     for prompt, completion in pairs:
         tree = growing.get(prompt)
@@ -63,7 +63,7 @@ def trees_of(pairs: Iterable[tuple[Tokens, Tokens]]) -> list[Tree]:
 
 
 def takes_trees(model: nn.Module) -> bool:
-    """Return whether the model's attention may be given as a mask over nodes."""
+    """Whether the model's attention may be given as a mask over nodes."""
     text = model.config.get_text_config()
     return (
         text.model_type in ARCHITECTURES
@@ -77,7 +77,7 @@ def takes_trees(model: nn.Module) -> bool:
 def tree_logprobs(
     model: nn.Module, trees: Sequence[Tree], pad_token_id: int, temperature: float
 ) -> Mapping[tuple[Tokens, Tokens], float]:
-    """Return log p(completion | prompt) of every pair in the trees, under softmax(logits / temperature).
+    """Log p(completion | prompt) of every pair in the trees, under softmax(logits / temperature).
 
     Args:
         model: a causal language model for which `takes_trees` holds.
@@ -116,9 +116,9 @@ def tree_logprobs(
 
 
 def _lay_out(tree: Tree, ids: Tensor, positions: Tensor, sees: Tensor, parents: Tensor, roots: int) -> None:
-    """Write a tree into its row of a batch: the prompt ends at column ``roots``, the nodes follow.
+    """Write a tree into its row of a batch: the prompt ends at column `roots`, the nodes follow.
 
-    ``parents`` gets, for each node, the index of its parent among the kept logits: 0 is the end of the prompt.
+    `parents` gets, for each node, the index of its parent among the kept logits: 0 is the end of the prompt.
     """
     first, last = roots - len(tree.prompt), roots + len(tree.tokens)
     ids[first:last] = torch.tensor(tree.prompt + tuple(tree.tokens))

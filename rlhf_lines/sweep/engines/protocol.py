@@ -26,7 +26,7 @@ class Request:
 class Completion:
     """The tokens of a completion, the end token included, and its KL to the SFT model.
 
-    ``kl`` is sum_t log pi(a_t|s_t) - log pi_SFT(a_t|s_t), in nats: an unbiased estimate from one sample.
+    `kl` is sum_t log pi(a_t|s_t) - log pi_SFT(a_t|s_t), in nats: an unbiased estimate from one sample.
     """
 
     token_ids: tuple[int, ...]
@@ -37,7 +37,7 @@ class Engine(Protocol):
     """Generates for a sweep; `LocalEngine` and `VllmEngine` are the two kinds."""
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Return one completion per request, in their order, which may mix any specs."""
+        """One completion per request, in their order, which may mix any specs."""
         ...
 
     def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
@@ -45,7 +45,7 @@ class Engine(Protocol):
         ...
 
     def rows(self, prompt_tokens: int) -> int:
-        """Return how many requests with prompts of at most so many tokens one call should hold."""
+        """How many requests with prompts of at most so many tokens one call should hold."""
         ...
 
     def close(self) -> None:

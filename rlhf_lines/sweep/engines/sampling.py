@@ -31,7 +31,7 @@ def sample(
     seed: int,
     policy: contextlib.AbstractContextManager | None = None,
 ) -> list[Completion]:
-    """Return one completion per request, all in one batch. Specs share their noise, prompt by prompt.
+    """One completion per request, all in one batch. Specs share their noise, prompt by prompt.
 
     Args:
         temperature: of the softmax; 0 takes the most likely token.
@@ -63,7 +63,7 @@ def sample(
 def sft_logprobs(
     mixture: Mixture, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], pad_token_id: int, temperature: float
 ) -> list[float]:
-    """Return the log-probability of each completion after its prompt under the SFT model.
+    """The log-probability of each completion after its prompt under the SFT model.
 
     Each pair is read once, and, where the architecture allows, each prefix.
     """
@@ -89,7 +89,7 @@ def sft_logprobs(
 def text_nats(
     mixture: Mixture, specs: Sequence[MergeSpec] | None, rows: Sequence[Sequence[int]], pad_token_id: int
 ) -> list[float]:
-    """Return -sum_t log p(token_t | those before), t >= 1, of each row of token ids, in nats.
+    """-sum_t log p(token_t | those before), t >= 1, of each row of token ids, in nats.
 
     Args:
         specs: of the rows; None reads all of them with the model as it is.
@@ -105,7 +105,7 @@ def _logprobs(
     pad_token_id: int,
     temperature: float,
 ) -> list[float]:
-    """Return the summed log-probabilities of the second parts after the first, under specs or the SFT model."""
+    """The summed log-probabilities of the second parts after the first, under specs or the SFT model."""
     most = _positions(mixture)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = [0.0] * len(pairs)
@@ -122,7 +122,7 @@ def _logprobs(
 
 
 def rows_of_pass(most: int, length: int, judged: int) -> int:
-    """Return how many rows of so many tokens one forward pass reads, of which the last so many are judged.
+    """How many rows of so many tokens one forward pass reads, of which the last so many are judged.
 
     Args:
         most: positions that may have logits; see `most_positions`.
@@ -131,7 +131,7 @@ def rows_of_pass(most: int, length: int, judged: int) -> int:
 
 
 def most_positions(vocab_size: int, device: str) -> int:
-    """Return how many positions of one forward pass may have logits."""
+    """How many positions of one forward pass may have logits."""
     return (LOGITS_ON_CPU if device == "cpu" else LOGITS_ON_GPU) // vocab_size
 
 

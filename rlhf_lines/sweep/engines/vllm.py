@@ -42,7 +42,7 @@ class VllmEngine:
     The noise is vLLM's own: completions at a temperature above 0 are not those of the local engine.
 
     Args:
-        config: how to sample, and ``vllm``: the arguments of vLLM's engine.
+        config: how to sample, and `vllm`: the arguments of vLLM's engine.
         sft: folder of the SFT model.
         adapters: the policies, then the MORLHF runs, in the order of the specs' weights.
         folder: of the run; adapters are written below it.
@@ -76,11 +76,11 @@ class VllmEngine:
         self._numbers: dict[Path, int] = {}  # vLLM knows an adapter by a number from 1
 
     def rows(self, prompt_tokens: int) -> int:
-        """Return how many requests one call should hold."""
+        """How many requests one call should hold."""
         return self._config.batch_size or ROWS
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Return one completion per request, in their order, which may mix any linear specs.
+        """One completion per request, in their order, which may mix any linear specs.
 
         Raises:
             ValueError: a spec that is not linear.
@@ -106,7 +106,7 @@ class VllmEngine:
         return [-value for value in self._logprobs(specs, pairs, temperature=1.0)]
 
     def sft_logprobs(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return the log-probability of each completion after its prompt under the SFT model, at the temperature.
+        """The log-probability of each completion after its prompt under the SFT model, at the temperature.
 
         Specs that share their noise often write the same: each pair is read once.
         """
@@ -130,7 +130,7 @@ class VllmEngine:
         )
 
     def _logprobs(self, specs: Sequence[MergeSpec | None], pairs: Sequence[Pair], *, temperature: float) -> list[float]:
-        """Return the log-probability of each completion after its prompt under its spec.
+        """The log-probability of each completion after its prompt under its spec.
 
         vLLM reads given tokens in one pass at temperature 1 only, and leaves out what an adapter adds to the head
         (vLLM's issue 51594). There, every token is asked for on its own, after those before it.
@@ -162,7 +162,7 @@ class VllmEngine:
                 yield _sum_logprobs(output.outputs[0].logprobs, job.arguments["logprob_token_ids"])
 
     def _generate(self, jobs: Sequence[Job]) -> list:
-        """Return vLLM's output of every job, in their order.
+        """VLLM's output of every job, in their order.
 
         Jobs of one spec are neighbours, so that an adapter that has left memory is loaded again only once. Those of the
         SFT model go first, on their own: where both are in one batch, vLLM's CPU kernels give a row that has no adapter

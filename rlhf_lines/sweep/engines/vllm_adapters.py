@@ -24,10 +24,10 @@ def check_servable(spec: MergeSpec) -> None:
 
 
 class SpecAdapters:
-    """The policies of linear specs as PEFT folders ``FOLDER/adapters/DIGEST``, for one SFT model.
+    """The policies of linear specs as PEFT folders `FOLDER/adapters/DIGEST`, for one SFT model.
 
     A folder under its name is complete, so one that exists is used as it is: also after a run that was killed. It
-    belongs to these policies as long as ``folder`` does.
+    belongs to these policies as long as `folder` does.
 
     Args:
         folder: of the run.
@@ -40,7 +40,7 @@ class SpecAdapters:
         self._folder, self._adapters, self._sft, self._dtype = Path(folder) / "adapters", adapters, sft, dtype
 
     def path(self, spec: MergeSpec) -> Path | None:
-        """Return the folder of a spec, written if it is not there yet; None for the SFT model itself.
+        """The folder of a spec, written if it is not there yet; None for the SFT model itself.
 
         Its rank is the sum of the ranks of those policies whose weight is not 0.
 
@@ -63,7 +63,7 @@ class SpecAdapters:
 
 
 def largest_rank(adapters: Sequence[Adapter], *, mixed: int) -> int:
-    """Return the largest rank of a spec's adapter, where the first so many adapters are mixed and the rest stand alone.
+    """The largest rank of a spec's adapter, where the first so many adapters are mixed and the rest stand alone.
 
     That is the sum of the ranks of the first, or the rank of one of the rest.
     """

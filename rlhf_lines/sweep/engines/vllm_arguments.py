@@ -16,13 +16,13 @@ MAX_LORAS = 8
 def engine_arguments(
     given: Mapping[str, Any], *, sft: str | Path, dtype: str, seed: int, rank: int, modules: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the arguments of ``vllm.LLM``.
+    """The arguments of `vllm.LLM`.
 
     Prompts are token ids and nothing is detokenised, so vLLM loads no tokenizer. Log-probabilities are "processed":
     those of softmax(logits / temperature), as the local engine has them. vLLM's default leaves the temperature out.
 
     Args:
-        given: what the config holds under ``vllm``.
+        given: what the config holds under `vllm`.
         sft: the SFT model.
         dtype: of its weights.
         seed: of the sweep.
@@ -55,9 +55,9 @@ def engine_arguments(
 def sampling_arguments(
     *, temperature: float, max_new_tokens: int, end_tokens: Sequence[int], seed: int
 ) -> dict[str, Any]:
-    """Return the arguments of ``vllm.SamplingParams`` for one completion, the log-probability of each token included.
+    """The arguments of `vllm.SamplingParams` for one completion, the log-probability of each token included.
 
-    It ends with one of ``end_tokens``, which is part of it, and with nothing else. Greedy requests have no seed.
+    It ends with one of `end_tokens`, which is part of it, and with nothing else. Greedy requests have no seed.
     """
     return {
         "temperature": temperature,
@@ -71,7 +71,7 @@ def sampling_arguments(
 
 
 def reading_arguments() -> dict[str, Any]:
-    """Return the arguments of ``vllm.SamplingParams`` that give log softmax(logits) of the tokens of a prompt.
+    """The arguments of `vllm.SamplingParams` that give log softmax(logits) of the tokens of a prompt.
 
     vLLM has to write one token, which is not looked at.
     """
@@ -79,11 +79,11 @@ def reading_arguments() -> dict[str, Any]:
 
 
 def next_token_arguments(token: int, *, temperature: float) -> dict[str, Any]:
-    """Return the arguments of ``vllm.SamplingParams`` that give log softmax(logits / temperature) of one next token."""
+    """The arguments of `vllm.SamplingParams` that give log softmax(logits / temperature) of one next token."""
     return {"temperature": temperature, "max_tokens": 1, "logprob_token_ids": [token], "detokenize": False}
 
 
 def request_seed(seed: int, prompt_key: int, sample: int) -> int:
-    """Return the seed of one completion, 63 bits: the same for every spec, so that specs share their noise."""
+    """The seed of one completion, 63 bits: the same for every spec, so that specs share their noise."""
     digest = hashlib.sha256(f"{seed} {prompt_key} {sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,1 @@
+"""What is done with a finished sweep: its front, its report, further scores, export."""

@@ -1,4 +1,4 @@
-"""Verb ``export``: the run store of a finished sweep as tables, in Parquet or CSV."""
+"""Verb `export`: the run store of a finished sweep as tables, in Parquet or CSV."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def export(
 ) -> list[Path]:
     """Write the tables of a finished sweep, and return their paths.
 
-    ``completions`` has a row per (split, spec, prompt, sample), ``points`` one per point, and ``control``, where texts
+    `completions` has a row per (split, spec, prompt, sample), `points` one per point, and `control`, where texts
     outside the task were measured, one per (spec, text). All files are complete before the first takes its name; memory
     does not grow with the run.
 
     Args:
-        folder: the ``output_dir`` of a sweep.
-        output_dir: where to write; None is ``export`` in that folder.
-        format: ``"parquet"``, ``"csv"`` or ``"both"``.
+        folder: the `output_dir` of a sweep.
+        output_dir: where to write; None is `export` in that folder.
+        format: `"parquet"`, `"csv"` or `"both"`.
         overwrite: replace files of these names.
 
     Raises:
         FileNotFoundError: there is no finished sweep.
-        FileExistsError: a file is there already and ``overwrite`` is false.
+        FileExistsError: a file is there already and `overwrite` is false.
         ValueError: the format is unknown.
     """
     if format not in FORMATS:
@@ -78,7 +78,7 @@ def _check_free(target: Path, paths: list[Path], *, overwrite: bool) -> None:
 
 
 def _tables(store: Store) -> dict[str, Any]:
-    """Return functions that make the tables, by name."""
+    """Functions that make the tables, by name."""
     tables = {"completions": lambda: _completions(store), "points": lambda: _points(store)}
     if store.finished_control():
         tables["control"] = lambda: _control(store)
@@ -205,7 +205,7 @@ def _spec_columns(num_policies: int) -> dict[str, str]:
 
 
 def _spec_values(spec: MergeSpec, num_policies: int) -> dict[str, Any]:
-    """Return the columns of a spec: missing weights are 0; alpha is null where it is ``auto``."""
+    """The columns of a spec: missing weights are 0; alpha is null where it is `auto`."""
     weights = (*spec.weights, *(0.0,) * (num_policies - len(spec.weights)))
     return {
         "rule": spec.rule,

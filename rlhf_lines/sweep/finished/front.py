@@ -1,4 +1,4 @@
-"""From the run store of a sweep to ``front.json`` and the figures."""
+"""From the run store of a sweep to `front.json` and the figures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SUFFIXES = (".png", ".pdf")
 
 
 def trace_front(folder: str | Path, *, split: str = "test") -> dict:
-    """Write ``front.json`` and the figures from what the store holds, and return the front.
+    """Write `front.json` and the figures from what the store holds, and return the front.
 
-    The figures are ``front``, and, where there is something to draw, ``validation`` and ``forgetting``, each as .png
+    The figures are `front`, and, where there is something to draw, `validation` and `forgetting`, each as .png
     and .pdf.
 
     Raises:
@@ -50,7 +50,7 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 
 def _forgetting(store: Store) -> dict | None:
-    """Return what the control texts are, or None without any."""
+    """What the control texts are, or None without any."""
     tokens = store.control_tokens()
     if len(tokens) == 0:
         return None
@@ -58,7 +58,7 @@ def _forgetting(store: Store) -> dict | None:
 
 
 def measured_points(store: Store, split: str) -> list[Point]:
-    """Return every point of a split with its scores per prompt."""
+    """Every point of a split with its scores per prompt."""
     names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.control_tokens()
 
     def control(spec: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""From the run folder of a sweep to ``report.html``."""
+"""From the run folder of a sweep to `report.html`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ READ_PROMPTS = 2000  # more would not fit into the page with the completions of 
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write ``report.html`` from ``front.json`` and the run store, and return its path.
+    """Write `report.html` from `front.json` and the run store, and return its path.
 
-    The file appears whole or not at all. A folder without ``front.json`` gets one first.
+    The file appears whole or not at all. A folder without `front.json` gets one first.
 
     Raises:
         FileNotFoundError: the folder has no run store, or belongs to a sweep that has not finished.
-        ValueError: the file is no run store, or ``front.json`` is not a front.
+        ValueError: the file is no run store, or `front.json` is not a front.
     """
     folder = Path(folder)
     with open_finished(folder) as store:
@@ -38,7 +38,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def read_completions(store: Store, front: Mapping[str, Any], *, limit: int = READ_PROMPTS) -> Completions:
-    """Return what the points of a front wrote for the prompts of its split; beyond ``limit``, evenly spaced ones."""
+    """What the points of a front wrote for the prompts of its split; beyond `limit`, evenly spaced ones."""
     split, ids = front["split"], {point["id"] for point in front["points"]}
     spec_of = {point.id: point.spec_id for point in store.points(split) if point.id in ids}
     prompts = list(store.prompts(split).items())
@@ -65,7 +65,7 @@ def read_completions(store: Store, front: Mapping[str, Any], *, limit: int = REA
 
 
 def how_it_was_made(folder: Path, front: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, versions and commands that the report lists."""
+    """The settings, versions and commands that the report lists."""
     config = folder / CONFIG
     first = front["points"][0]
     reference = ", ".join(f"{value:.4g}" for value in front["reference_point"])
@@ -96,7 +96,7 @@ def how_it_was_made(folder: Path, front: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merges(folder: Path, front: Mapping[str, Any]) -> dict[str, str]:
-    """Return the command that makes the policy of each point, by its id; the SFT model needs none."""
+    """The command that makes the policy of each point, by its id; the SFT model needs none."""
     if "policies" not in front or "sft_model" not in front:
         return {}
     return {
@@ -109,6 +109,6 @@ def _merges(folder: Path, front: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _by_sample(rows: list[Row], value: Callable[[Row], Any]) -> list[Any]:
-    """Return one value per sample, None where there is no such sample."""
+    """One value per sample, None where there is no such sample."""
     found = {row.sample: value(row) for row in rows}
     return [found.get(sample) for sample in range(max(found, default=-1) + 1)]

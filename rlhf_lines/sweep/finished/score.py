@@ -1,4 +1,4 @@
-"""Verb ``score``: scores of further reward models for the completions that a finished sweep has stored."""
+"""Verb `score`: scores of further reward models for the completions that a finished sweep has stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHUNK = 256  # completions per commit
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``score`` did: per reward, how many completions it scored; and the front with all rewards."""
+    """What `score` did: per reward, how many completions it scored; and the front with all rewards."""
 
     scored: Mapping[str, int]
     front: dict[str, Any]
@@ -35,11 +35,11 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
     """Score every stored completion of a finished sweep by further reward models; nothing is generated.
 
     Scores are committed in chunks. Killed and repeated, it goes on with the completions that have no score yet. A
-    reward belongs to the run once all completions have its score; then ``front.json`` and its figures are written
+    reward belongs to the run once all completions have its score; then `front.json` and its figures are written
     again.
 
     Args:
-        folder: the ``output_dir`` of a sweep.
+        folder: the `output_dir` of a sweep.
         rewards: as in the config of a sweep.
         batch_size: of a reward model that does not name its own.
 

@@ -1,5 +1,7 @@
 """What is undone and kept against its formula; the picture through what matplotlib was told to draw."""
 
+from __future__ import annotations
+
 import sys
 
 import pytest

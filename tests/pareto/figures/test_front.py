@@ -1,5 +1,7 @@
 """The picture is written, and draws as a front only what is one."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

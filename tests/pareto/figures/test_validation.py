@@ -1,5 +1,7 @@
 """The heat map through what matplotlib was told to draw: places, texts, colours, frame."""
 
+from __future__ import annotations
+
 import doctest
 import sys
 from itertools import product

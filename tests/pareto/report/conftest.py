@@ -1,5 +1,7 @@
 """One headless Chromium for all tests of the page, and a watch over everything that it opens."""
 
+from __future__ import annotations
+
 import os
 import shutil
 

@@ -1,5 +1,7 @@
 """Synthetic sweeps for the report: fronts with every key, completions, and texts that try to get out of their place."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from rlhf_lines.pareto import build_front

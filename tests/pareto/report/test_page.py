@@ -1,5 +1,7 @@
 """The page in a browser: what a reader does with a mouse, a finger or a keyboard, and what hostile texts do to it."""
 
+from __future__ import annotations
+
 import re
 
 import pytest

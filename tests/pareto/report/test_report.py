@@ -1,5 +1,7 @@
 """The page as a string: what is in it, how large it is, and that nothing in it ends where it should not."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import itertools

@@ -1,5 +1,7 @@
 """From a run folder to ``report.html``."""
 
+from __future__ import annotations
+
 import json
 import shlex
 from pathlib import Path
