@@ -7,12 +7,12 @@ from statistics import median
 from typing import Any
 
 from rlhf_lines.pareto.forgetting import damage_undone
+from rlhf_lines.pareto.report.words import MINUS, estimated, number, percent, setting
 from rlhf_lines.pareto.style import label, ordered
-from rlhf_lines.pareto.table import decimals, estimate_text
+from rlhf_lines.pareto.table import decimals
 
 
 BETTER, WORSE, UNCLEAR = "better", "worse", "unclear"
-MINUS = "\u2212"
 
 
 def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -111,7 +111,7 @@ def _chosen(front: Mapping[str, Any]) -> list[dict[str, str]]:
     )
     if chosen["beta"] == 0:
         text += " With beta 0 every layer has the same factor, so that LiNeS is plain scaling here."
-    title = f"alpha {plain(chosen['alpha'])}, beta {plain(chosen['beta'])}, schedule {chosen['schedule']}"
+    title = f"alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}, schedule {chosen['schedule']}"
     return [{"title": title, "text": text, "verdict": ""}]
 
 
@@ -123,19 +123,15 @@ def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
     if not shares:
         title = "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"
         return [{"title": title, "text": "Its perplexity is not above that of the SFT model.", "verdict": ""}]
-    title = f"LiNeS undoes {_percent(median(shares))} of what the rewarded soup forgets"
+    title = f"LiNeS undoes {percent(median(shares))} of what the rewarded soup forgets"
     if median(shares) < 0:
-        title = f"LiNeS forgets more than the rewarded soup: {_percent(-median(shares))} more"
+        title = f"LiNeS forgets more than the rewarded soup: {percent(-median(shares))} more"
     kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["rewards"]}
     kept = {reward: [share for share in values if share is not None] for reward, values in kept.items()}
-    texts = [f"{_percent(median(values))} of the gain in {reward}" for reward, values in kept.items() if values]
+    texts = [f"{percent(median(values))} of the gain in {reward}" for reward, values in kept.items() if values]
     text = "Medians over the same weights, by the perplexity of control texts"
     text += f"; LiNeS keeps {_list(texts)}." if texts else "."
     return [{"title": title, "text": text, "verdict": ""}]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %".replace("-", MINUS)
 
 
 def _comparison(front: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
@@ -155,19 +151,8 @@ def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
 
 def _estimate(front: Mapping[str, Any], entry: Mapping[str, Any], key: str, name: str) -> str:
     digits = decimals([other[key]["value"] for other in front["comparisons"]])
-    text = estimate_text(entry[key], digits).replace("-", MINUS)
-    return f"{name} {text}, above zero with probability {entry[key]['probability_positive']:.3f}"
-
-
-def plain(value: object) -> str:
-    """A setting as people write it.
-
-    >>> plain(1.0), plain("auto"), plain(None)
-    ('1', 'auto', '-')
-    """
-    if value is None:
-        return "-"
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    above = number(entry[key]["probability_positive"], 3)
+    return f"{name} {estimated(entry[key], digits)}, above zero with probability {above}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -6,32 +6,25 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
-from rlhf_lines.pareto.forgetting import damage_undone
+from jinja2 import Environment, Template
+from markupsafe import Markup
+
+from rlhf_lines.pareto.report import tables
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting
 from rlhf_lines.pareto.report.facts import facts, swept
-from rlhf_lines.pareto.style import colour, dashes, label, marker, ordered, policy_names
+from rlhf_lines.pareto.report.figures import page_figures, schedules
+from rlhf_lines.pareto.report.groups import page_groups, palette
+from rlhf_lines.pareto.report.words import measures, point_label, setting, visible, weight_steps
+from rlhf_lines.pareto.table import decimals
 
 
 MAX_BYTES = 8_000_000
-# From matplotlib's names of markers to plotly's, with a character that looks like it.
-SYMBOLS = {
-    "o": ("circle", "●"),
-    "s": ("square", "■"),
-    "^": ("triangle-up", "▲"),
-    "v": ("triangle-down", "▼"),
-    "D": ("diamond", "◆"),
-    "*": ("star", "★"),
-    "P": ("cross", "✚"),
-    "X": ("x", "✖"),
-    "p": ("pentagon", "⬟"),
-    "<": ("triangle-left", "◀"),
-}
-DARK_LUMINANCE = 0.3  # on the dark page (#14171c, luminance 0.009) a contrast of 6
 
 
 def report_html(
@@ -57,22 +50,10 @@ def report_html(
     Raises:
         ValueError: a number of `front` is not finite.
     """
-    data = {
-        "front": front,
-        "groups": _groups(front),
-        "policies": policy_names(front),
-        "undone": damage_undone(front),
-        "swept": swept(front),
-        "facts": facts(front),
-        "made": made,
-        "completions": None,
-    }
-    page = _page(data)
+    content = _content(front, made)
     if completions is None:
-        return page
-    room = max_bytes - _size(page)
-    data["completions"] = columns(fitting(completions, lambda some: _size(in_script(columns(some))), room))
-    return _page(data)
+        return _page(content, None)
+    return _page(content, fitting(completions, lambda some: len(_page(content, some).encode()), max_bytes))
 
 
 def in_script(value: Any) -> str:
@@ -88,57 +69,84 @@ def in_script(value: Any) -> str:
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def on_dark(colour: str) -> str:
-    """The colour (`#RRGGBB`), mixed with so much white that it can be told from a dark page.
-
-    >>> on_dark("#000000"), on_dark("#56B4E9")
-    ('#999999', '#56B4E9')
-    """
-    channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    for white in range(0, 101, 5):
-        mixed = [round(c + (255 - c) * white / 100) for c in channels]
-        if luminance(mixed) >= DARK_LUMINANCE:
-            break
-    return "#" + "".join(f"{c:02X}" for c in mixed)
-
-
-def luminance(channels: list[int]) -> float:
-    """The relative luminance of red, green and blue of 0 to 255 (WCAG 2.2, "relative luminance")."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in channels)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _groups(front: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = ordered(point["group"] for point in front["points"])
-    groups = []
-    for name in names:
-        symbol, character = SYMBOLS[marker(name, names)]
-        ink = colour(name, names)
-        groups.append(
-            {
-                "name": name,
-                "label": label(name),
-                "colour": ink,
-                "dark_colour": on_dark(ink),
-                "symbol": symbol,
-                "character": character,
-                "dash": ",".join(f"{length * 1.5:g}px" for length in dashes(name, names)) or "solid",
-            }
-        )
-    return groups
-
-
-def _page(data: Mapping[str, Any]) -> str:
-    plotly, script = _plotly(), _part("page.js")
-    parts = {
-        "policy": _policy(plotly, script),
-        "style": _part("page.css"),
-        "data": in_script(data),
-        "plotly": plotly,
-        "script": script,
+def _content(front: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template is filled with, except for the completions."""
+    groups, steps, fronts = page_groups(front), weight_steps(front), front["fronts"].values()
+    surrogates = (front.get("surrogate") or {}).values()
+    predictions = [entry for surrogate in surrogates for entry in surrogate["predicted"]]
+    return {
+        "front": front,
+        "made": made,
+        "groups": groups,
+        "steps": steps,
+        "swept": swept(front),
+        "facts": facts(front),
+        "figures": page_figures(front, groups, predictions),
+        "flat": len(front["rewards"]) == 2,
+        "hulls": any(entry.get("hull") for entry in fronts),
+        "bands": any(entry.get("attainment") for entry in fronts),
+        "schedules": schedules(front),
+        "predicted": len(predictions),
+        "fitted": sum(len(surrogate["sampled"]) for surrogate in surrogates),
+        "points_table": tables.points_table(front, groups),
+        "weight_table": tables.weight_table(front, groups, steps),
+        "volumes_table": tables.volumes_table(front, groups),
+        "differences_table": tables.differences_table(front),
+        "validation_table": tables.validation_table(front["validation"]) if front.get("validation") else None,
+        "undone_table": tables.undone_table(front),
+        "surrogate_table": tables.surrogate_table(front, groups, predictions),
+        "style": Markup(_part("page.css") + palette(groups.values())),
+        "label_of": partial(point_label, front),
     }
-    # In one pass, so that what a part contains is never taken for the name of another.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("page.html"))
+
+
+def _page(content: Mapping[str, Any], completions: Completions | None) -> str:
+    """The page with these completions."""
+    front, steps = content["front"], content["steps"]
+    data = {"figures": content["figures"], "steps": [asdict(step) for step in steps], "completions": None}
+    read, compared = [], None
+    if completions is not None and completions.prompts:
+        read = [point for point in front["points"] if point["id"] in completions.spec_of]
+    if read:
+        digits = {reward: measure.digits for reward, measure in zip(front["rewards"], measures(front), strict=False)}
+        kl_digits = decimals([point["kl"]["mean"] for point in front["points"] if point.get("kl")])
+        data["completions"] = columns(completions, digits, kl_digits)
+        compared = _first_compared(read, steps[len(steps) // 2].points if steps else [])
+    return _template().render(
+        content,
+        completions=completions,
+        read=read,
+        compared=compared,
+        policy=_policy(_plotly(), _part("page.js")),
+        data=Markup(in_script(data)),
+        plotly=Markup(_plotly()),
+        script=Markup(_part("page.js")),
+    )
+
+
+def _first_compared(read: Sequence[Mapping[str, Any]], ringed: Sequence[int]) -> tuple[int, int]:
+    """The ids of the points whose completions are side by side at first: the soup and LiNeS at the slider's weights."""
+    of = {point["group"]: point["id"] for point in reversed(read) if point["id"] in ringed}
+    ids = [point["id"] for point in read]
+    right = of.get("lines", next((i for i in ids if i in ringed), ids[-1]))
+    left = of.get("rewarded_soup", next((i for i in ids if i != right), right))
+    return left, right
+
+
+@cache
+def _template() -> Template:
+    """The page's template, in which every value is escaped that is not markup of our own."""
+    environment = Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+    )
+    environment.filters["setting"] = setting
+    return environment.from_string(
+        _part("page.html"),
+        globals={"mark": tables.mark, "name": tables.name, "pairs_table": tables.pairs_table},
+    )
 
 
 def _policy(*scripts: str) -> str:
@@ -160,7 +168,3 @@ def _plotly() -> str:
 @cache
 def _part(name: str) -> str:
     return files("rlhf_lines.pareto.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _size(text: str) -> int:
-    return len(text.encode())

@@ -202,14 +202,6 @@ def test_a_keyboard_is_enough(open_page, report, front):
     assert page.locator("#prompt-number").input_value() == "2"
 
 
-@pytest.mark.parametrize(
-    ("value", "digits", "text"),
-    [(-0.004, 2, "0.00"), (-0.006, 2, f"{MINUS}0.01"), (1234.5678, 1, "1234.6"), (None, 2, "\u2013")],
-)
-def test_numbers_are_written_for_people(page, value, digits, text):
-    assert page.evaluate("([value, digits]) => number(value, digits)", [value, digits]) == text
-
-
 def test_every_control_and_figure_has_a_name(page):
     unnamed = """[...document.querySelectorAll('select, input')].filter(c => !c.labels.length).map(c => c.outerHTML)"""
     assert page.evaluate(unnamed) == []
