@@ -12,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from reward_models import RewardModel
-from rlhf_lines.pareto.front import FILE_NAME
+from rlhf_lines.pareto.schema import FILE_NAME
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.report import NAME as REPORT
 from rlhf_lines.sweep.finished.report import write_report
