@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES
-
-
-RESERVED = ("sft", "rewarded_soup", "lines", "uniform", "reversed", "morlhf")
+from rlhf_lines.pareto.schema import GROUPS
 
 
 class Scaling(NamedTuple):
@@ -58,7 +56,7 @@ def group_entries(items: Sequence[str | Mapping[str, Any]]) -> list[GroupEntry]:
     entries = [_group_entry(item) for item in items]
     names = [entry.name for entry in entries]
     for name in names:
-        if name in RESERVED:
+        if name in GROUPS:
             raise ValueError(f"groups: {name!r} is the name of a group that a sweep has anyway: choose another one")
         if names.count(name) > 1:
             raise ValueError(f"groups: {name!r} occurs twice: give every group a name of its own")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.pareto.figures.canvas import saved_figure
-from rlhf_lines.pareto.style import COLOURS, FAINT_INK, INK
-from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.figures.canvas import FAINT_INK, INK, saved_figure
+from rlhf_lines.pareto.schema import GROUPS, SOUP, Front, GridEntry, ScalingEntry
+from rlhf_lines.pareto.table import decimals, estimate_text, setting
 
 
 # Even in lightness, and told apart by eyes without red or green cones.
@@ -20,8 +20,8 @@ LEAST_PANEL_INCHES = 3.4
 HIGH_INCHES = 2.2
 
 
-def plot_validation(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
-    """Write the heat map of the validation hypervolume as PNG or PDF, as the suffix says, and returns its path.
+def plot_validation(front: Front, path: str | Path, *others: str | Path) -> Path:
+    """Write the heat map of the validation hypervolume as PNG or PDF, as the suffix says, and return its path.
 
     One panel per schedule, beta to the right and alpha upwards, each in ascending order with `auto` last. Every cell
     says its value and the interval over prompts; pairs that were not tried are empty. The chosen cell has a frame. All
@@ -36,8 +36,8 @@ def plot_validation(front: Mapping[str, Any], path: str | Path, *others: str | P
         ValueError: the front has no validation results or the suffix is another one.
         FileNotFoundError: the folder of `path` does not exist.
     """
-    validation = front.get("validation")
-    if not validation or not validation["grid"]:
+    validation = front["validation"]
+    if validation is None or not validation["grid"]:
         raise ValueError(
             "the front has no validation results to draw; "
             "a sweep has them when its config gives several values of alpha, beta or schedule"
@@ -81,13 +81,9 @@ def in_order(values: set[float | str]) -> list[float | str]:
     return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
-def _text(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
-
-
 def _draw_panel(
     panel: Any,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[GridEntry],
     alphas: Sequence[float | str],
     betas: Sequence[float | str],
     colours: Any,
@@ -102,12 +98,12 @@ def _draw_panel(
     image = panel.imshow(np.ma.masked_invalid(values), COLOUR_MAP, norm=colours, origin="lower", aspect="auto")
     for row in rows:
         i, j, volume = alphas.index(row["alpha"]), betas.index(row["beta"]), row["hypervolume"]
-        text = f"{volume['value']:.{digits}f}\n[{volume['low']:.{digits}f}, {volume['high']:.{digits}f}]"
+        text = estimate_text(volume, digits).replace(" [", "\n[")
         red, green, blue, _ = image.cmap(colours(volume["value"]))
         dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.46  # where black and white are equally readable
         panel.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
-    panel.set_xticks(range(len(betas)), [_text(beta) for beta in betas])
-    panel.set_yticks(range(len(alphas)), [_text(alpha) for alpha in alphas])
+    panel.set_xticks(range(len(betas)), [setting(beta) for beta in betas])
+    panel.set_yticks(range(len(alphas)), [setting(alpha) for alpha in alphas])
     panel.set_xlabel("beta (added to the factor\nup to the last block)", color=INK, fontsize=10)
     panel.set_ylabel("alpha (factor\nof the first block)", color=INK, fontsize=10)
     panel.tick_params(colors=FAINT_INK, labelsize=10, length=0)
@@ -122,13 +118,13 @@ def _mark_chosen(
     schedules: Sequence[str],
     alphas: Sequence[float | str],
     betas: Sequence[float | str],
-    chosen: Mapping[str, Any],
+    chosen: ScalingEntry,
 ) -> None:
     from matplotlib.patches import Rectangle
 
     corner = (betas.index(chosen["beta"]) - 0.5, alphas.index(chosen["alpha"]) - 0.5)
-    frame = {"fill": False, "edgecolor": COLOURS["rewarded_soup"], "linewidth": 3.0}
+    frame = {"fill": False, "edgecolor": GROUPS[SOUP].colour, "linewidth": 3.0}
     panels[schedules.index(chosen["schedule"])].add_patch(Rectangle(corner, 1, 1, **frame, clip_on=False, zorder=5))
-    text = f"chosen: alpha {_text(chosen['alpha'])}, beta {_text(chosen['beta'])}, schedule {chosen['schedule']}"
+    text = f"chosen: alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}, schedule {chosen['schedule']}"
     handles = [Rectangle((0, 0), 1, 1, **frame)]
     figure.legend(handles, [text], loc="outside lower left", frameon=False, fontsize=10, labelcolor=INK)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.report.words import MINUS, estimated, number, percent, setting
-from rlhf_lines.pareto.style import label, ordered
+from rlhf_lines.pareto.schema import Comparison, Front, label, looks
 from rlhf_lines.pareto.table import decimals
 
 
 BETTER, WORSE, UNCLEAR = "better", "worse", "unclear"
 
 
-def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
+def facts(front: Front) -> list[dict[str, str]]:
     """What the front says, most important first, each with `title`, `text` and `verdict`.
 
     A verdict is `better` or `worse` where the interval of the difference lies on one side of zero, else
@@ -27,10 +26,10 @@ def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
     return [*_beats_soup(front), *_depth(front), *_chosen(front), *_forgetting(front)]
 
 
-def swept(front: Mapping[str, Any]) -> str:
+def swept(front: Front) -> str:
     """One sentence on what was measured."""
     points = front["points"]
-    groups = ordered(point["group"] for point in points)
+    groups = looks(point["group"] for point in points)
     counts = [f"{label(group)} ({_count(sum(p['group'] == group for p in points), 'point')})" for group in groups]
     prompts, samples = points[0]["prompts"], points[0]["samples_per_prompt"]
     return (
@@ -51,7 +50,7 @@ def verdict(difference: Mapping[str, float]) -> str:
     return WORSE if difference["high"] < 0 else UNCLEAR
 
 
-def _beats_soup(front: Mapping[str, Any]) -> list[dict[str, str]]:
+def _beats_soup(front: Front) -> list[dict[str, str]]:
     entry = _comparison(front, "lines", "rewarded_soup")
     if entry is None:
         return []
@@ -64,7 +63,7 @@ def _beats_soup(front: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"title": title, "text": _difference(front, entry), "verdict": found}]
 
 
-def _depth(front: Mapping[str, Any]) -> list[dict[str, str]]:
+def _depth(front: Front) -> list[dict[str, str]]:
     entries = {group: _comparison(front, "lines", group) for group in ("uniform", "reversed")}
     entries = {group: entry for group, entry in entries.items() if entry is not None}
     if not entries:
@@ -100,8 +99,8 @@ def _depth_title(found: Mapping[str, str]) -> str:
     return title if addition is None else f"{title}; {addition}"
 
 
-def _chosen(front: Mapping[str, Any]) -> list[dict[str, str]]:
-    validation = front.get("validation")
+def _chosen(front: Front) -> list[dict[str, str]]:
+    validation = front["validation"]
     if not validation:
         return []
     chosen = validation["chosen"]
@@ -115,7 +114,7 @@ def _chosen(front: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"title": title, "text": text, "verdict": ""}]
 
 
-def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
+def _forgetting(front: Front) -> list[dict[str, str]]:
     rows = damage_undone(front)
     shares = [row["damage_undone"] for row in rows if row["damage_undone"] is not None]
     if not rows:
@@ -134,11 +133,11 @@ def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"title": title, "text": text, "verdict": ""}]
 
 
-def _comparison(front: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
+def _comparison(front: Front, a: str, b: str) -> Comparison | None:
     return next((entry for entry in front["comparisons"] if (entry["a"], entry["b"]) == (a, b)), None)
 
 
-def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+def _difference(front: Front, entry: Comparison) -> str:
     parts = [
         _estimate(front, entry, key, name)
         for key, name in (
@@ -149,10 +148,10 @@ def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     return f"{label(entry['a'])} {MINUS} {label(entry['b'])}: {_list(parts)}."
 
 
-def _estimate(front: Mapping[str, Any], entry: Mapping[str, Any], key: str, name: str) -> str:
+def _estimate(front: Front, entry: Comparison, key: str, name: str) -> str:
     digits = decimals([other[key]["value"] for other in front["comparisons"]])
     above = number(entry[key]["probability_positive"], 3)
-    return f"{name} {estimated(entry[key], digits)}, above zero with probability {above}"
+    return f"{name} {' '.join(estimated(entry[key], digits))}, above zero with probability {above}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -8,57 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from html import escape
 from itertools import pairwise
 from typing import Any
 
 from plotly import graph_objects as go
 
-from rlhf_lines.pareto.figures.front import bar_lengths, split_dominated
+from rlhf_lines.pareto.figures.canvas import bar_lengths, split_dominated
+from rlhf_lines.pareto.figures.front import BAND
 from rlhf_lines.pareto.figures.validation import in_order
-from rlhf_lines.pareto.report.groups import Group
-from rlhf_lines.pareto.report.words import measures, number, policy_alone, setting, settings, visible
-from rlhf_lines.pareto.style import shortened
+from rlhf_lines.pareto.report.content import Content
+from rlhf_lines.pareto.report.groups import Mark
+from rlhf_lines.pareto.report.words import estimated, isolated, number, setting, settings, visible
+from rlhf_lines.pareto.schema import Mean, PointEntry, shortened
 from rlhf_lines.pareto.table import decimals
 
 
-Estimates = Sequence[Mapping[str, float]]
 RING = "ring"  # the meta of the trace of the points at the slider's weights, which the page fills
-PERPLEXITY = ("perplexity of control texts", "lower: less forgotten")
 
 
-def page_figures(
-    front: Mapping[str, Any], groups: Mapping[str, Group], predictions: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def page_figures(content: Content) -> dict[str, dict[str, Any]]:
     """By the id of its element, every figure as JSON values.
 
     `figure` is what plotly draws at first on a wide screen, and `narrow` has the parts of its traces and of its layout
     that are others on a narrow one. `choices` has those that a control changes, by its id and by its value (that of a
     select, or 0 and 1 of a box), first on a wide and then on a narrow screen.
     """
-    rewards = range(len(front["rewards"]))
-    boxes = {"intervals": [{"intervals": False}, {}]}
-    axes = {} if _flat(front) else {"axis-x": [{"x": k} for k in rewards], "axis-y": [{"y": k} for k in rewards]}
-    chosen = {"front-figure": (partial(front_figure, front, groups), axes | boxes)}
-    if any(point.get("perplexity") for point in front["points"]):
-        choices = {"forgetting-reward": [{"reward": reward} for reward in front["rewards"]]}
-        chosen["forgetting-figure"] = (partial(forgetting_figure, front, groups), choices)
-    if predictions:
-        choices = {"surrogate-reward": [{"reward": reward} for reward in front["rewards"]]}
-        chosen["surrogate-figure"] = (partial(surrogate_figure, front, groups, predictions), choices)
-    for i, schedule in enumerate(schedules(front)):
-        chosen[f"validation-figure-{i}"] = (partial(validation_figure, front, schedule), {})
-    return {key: _with_choices(draw, choices) for key, (draw, choices) in chosen.items()}
-
-
-def schedules(front: Mapping[str, Any]) -> list[str]:
-    """The schedules that were tried, each of which has a map."""
-    return list(dict.fromkeys(entry["schedule"] for entry in (front.get("validation") or {"grid": []})["grid"]))
-
-
-def _flat(front: Mapping[str, Any]) -> bool:
-    """Whether fronts are lines in a plane."""
-    return len(front["rewards"]) == 2
+    rewards = content.front["rewards"]
+    figures = {"front-figure": (front_figure, {"intervals": [{"intervals": False}, {}]})}
+    if not content.flat:
+        axes = {f"axis-{axis}": [{axis: reward} for reward in rewards] for axis in "xy"}
+        figures["front-figure"] = (front_figure, axes | figures["front-figure"][1])
+    if any(point["perplexity"] for point in content.front["points"]):
+        figures["forgetting-figure"] = (forgetting_figure, {"forgetting-reward": [{"reward": r} for r in rewards]})
+    if content.predictions:
+        figures["surrogate-figure"] = (surrogate_figure, {"surrogate-reward": [{"reward": r} for r in rewards]})
+    for i, schedule in enumerate(content.schedules):
+        figures[f"validation-figure-{i}"] = (partial(validation_figure, schedule=schedule), {})
+    return {key: _with_choices(partial(draw, content), choices) for key, (draw, choices) in figures.items()}
 
 
 def _with_choices(draw: Callable[..., go.Figure], choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -85,77 +71,61 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
 
 
 def front_figure(
-    front: Mapping[str, Any],
-    groups: Mapping[str, Group],
-    x: int = 0,
-    y: int | None = None,
-    *,
-    intervals: bool = True,
-    narrow: bool = False,
+    content: Content, x: str | None = None, y: str | None = None, *, intervals: bool = True, narrow: bool = False
 ) -> go.Figure:
-    """Mean scores in two rewards, by their indices: points, intervals, and for two rewards all about the front."""
-    rewards = [front["rewards"][k] for k in (x, min(1, len(front["rewards"]) - 1) if y is None else y)]
+    """Mean scores in two rewards: points, intervals, and for two rewards all about the front."""
+    rewards = content.front["rewards"]
+    pair = (x or rewards[0], y or rewards[:2][-1])
 
-    def cloud(points: Sequence[Mapping[str, Any]], group: Group, opacity: float, **look: Any) -> go.Scatter:
-        estimates = ([point["scores"][reward] for point in points] for reward in rewards)
-        cloud = _cloud(front, points, group, *map(_means, estimates), narrow=narrow, **look)
-        for axis, reward in zip("xy", rewards, strict=True):
-            bars = _bars([point["scores"][reward] for point in points], group.ink(opacity))
-            cloud[f"error_{axis}"] = bars if intervals else {"visible": False}
-        return cloud
+    def cloud(points: Sequence[PointEntry], group: Mark, opacity: float, **look: Any) -> go.Scatter:
+        scores = [[point["scores"][reward] for point in points] for reward in pair]
+        bars = [_bars(each, group.ink(opacity)) if intervals else {"visible": False} for each in scores]
+        look |= {"error_x": bars[0], "error_y": bars[1]}
+        return _cloud(content, points, group, *map(_means, scores), narrow=narrow, **look)
 
     traces = []
-    for group in reversed(groups.values()):
-        points = [point for point in front["points"] if point["group"] == group.name]
-        best, dominated = split_dominated(front, points)
-        if _flat(front) and group.name in front["fronts"]:
-            traces += [*_band(front, group), *_staircase(front, group, best), *_hull(front, group)]
+    for group in reversed(content.groups.values()):
+        best, dominated = split_dominated(content.front, content.points_of(group.name))
+        if content.flat and group.name in content.front["fronts"]:
+            traces += [*_band(content, group), *_staircase(content, group, best), *_hull(content, group)]
         hollow = {"symbol": f"{group.symbol}-open", "color": group.ink(0.5), "size": 8}
         traces += [cloud(dominated, group, 0.2, marker=hollow), cloud(best, group, 0.45)]
     ring = {"symbol": "circle-open", "size": 15 if narrow else 20, "color": "var(--ink)", "line": {"width": 2}}
     traces.append(go.Scatter(mode="markers", x=[], y=[], marker=ring, hoverinfo="skip", meta=[RING]))
-    return go.Figure(traces, _layout(*(_score_title(reward, narrow) for reward in rewards)))
+    return go.Figure(traces, _layout(*(_score_title(reward, narrow) for reward in pair)))
 
 
-def forgetting_figure(
-    front: Mapping[str, Any], groups: Mapping[str, Group], reward: str | None = None, *, narrow: bool = False
-) -> go.Figure:
+def forgetting_figure(content: Content, reward: str | None = None, *, narrow: bool = False) -> go.Figure:
     """Perplexity to the right and the mean score in a reward upwards."""
-    reward = reward or front["rewards"][0]
+    reward = reward or content.front["rewards"][0]
     traces = []
-    for group in reversed(groups.values()):
-        points = [point for point in front["points"] if point["group"] == group.name and point.get("perplexity")]
+    for group in reversed(content.groups.values()):
+        points = [point for point in content.points_of(group.name) if point["perplexity"]]
         scores, perplexities = [p["scores"][reward] for p in points], [p["perplexity"] for p in points]
         bars = {"error_y": _bars(scores, group.ink(0.45)), "error_x": _bars(perplexities, group.ink(0.2))}
-        traces.append(_cloud(front, points, group, _means(perplexities), _means(scores), narrow=narrow, **bars))
-    return go.Figure(traces, _layout(_axis_title(*PERPLEXITY, narrow), _score_title(reward, narrow)))
+        traces.append(_cloud(content, points, group, _means(perplexities), _means(scores), narrow=narrow, **bars))
+    title = _axis_title("perplexity of control texts", "lower: less forgotten", narrow)
+    return go.Figure(traces, _layout(title, _score_title(reward, narrow)))
 
 
-def surrogate_figure(
-    front: Mapping[str, Any],
-    groups: Mapping[str, Group],
-    predictions: Sequence[Mapping[str, Any]],
-    reward: str | None = None,
-    *,
-    narrow: bool = False,
-) -> go.Figure:
+def surrogate_figure(content: Content, reward: str | None = None, *, narrow: bool = False) -> go.Figure:
     """Predicted to the right and measured upwards, with the line on which both agree."""
-    reward = reward or front["rewards"][0]
-    of = {entry["id"]: entry for entry in predictions}
-    values = [entry[key][reward] for entry in predictions for key in ("predicted", "measured")]
-    ends, dots = [min(values), max(values)], {"color": "var(--faint)", "dash": "dot", "width": 1}
+    reward = reward or content.front["rewards"][0]
+    of = {entry["id"]: (entry["predicted"][reward], entry["measured"][reward]) for entry in content.predictions}
+    ends = [limit(value for pair in of.values() for value in pair) for limit in (min, max)]
+    dots = {"color": "var(--faint)", "dash": "dot", "width": 1}
     traces = [go.Scatter(mode="lines", x=ends, y=ends, hoverinfo="skip", line=dots)]
-    for group in groups.values():
-        points = [point for point in front["points"] if point["group"] == group.name and point["id"] in of]
-        x, y = ([of[point["id"]][key][reward] for point in points] for key in ("predicted", "measured"))
-        traces.append(_cloud(front, points, group, x, y, narrow=narrow, meta=[]))
+    for group in content.groups.values():
+        points = [point for point in content.points_of(group.name) if point["id"] in of]
+        x, y = ([of[point["id"]][k] for point in points] for k in (0, 1))
+        traces.append(_cloud(content, points, group, x, y, narrow=narrow, meta=[]))
     short = shortened(visible(reward), 30)
     return go.Figure(traces, _layout(*(isolated(f"{short}: {key} mean score") for key in ("predicted", "measured"))))
 
 
-def validation_figure(front: Mapping[str, Any], schedule: str, *, narrow: bool = False) -> go.Figure:
+def validation_figure(content: Content, schedule: str, *, narrow: bool = False) -> go.Figure:
     """The validation hypervolume over alpha and beta for one schedule, with a frame around what was chosen."""
-    grid, chosen = front["validation"]["grid"], front["validation"]["chosen"]
+    grid, chosen = content.front["validation"]["grid"], content.front["validation"]["chosen"]
     entries = {(e["alpha"], e["beta"]): e["hypervolume"]["value"] for e in grid if e["schedule"] == schedule}
     alphas, betas = (in_order({pair[k] for pair in entries}) for k in (0, 1))
     values = [entry["hypervolume"]["value"] for entry in grid]
@@ -188,19 +158,11 @@ def validation_figure(front: Mapping[str, Any], schedule: str, *, narrow: bool =
         i, j = betas.index(chosen["beta"]), alphas.index(chosen["alpha"])
         frames = [{"type": "rect", "x0": i - 0.5, "x1": i + 0.5, "y0": j - 0.5, "y1": j + 0.5}]
         frames[0]["line"] = {"color": "var(--ink)", "width": 4}
-    several = f" (schedule {isolated(schedule)})" if len(schedules(front)) > 1 else ""
+    several = f" (schedule {isolated(schedule)})" if len(content.schedules) > 1 else ""
     layout = _layout(f"beta{several}", "alpha", annotations=texts, shapes=frames)
     for axis in (layout.xaxis, layout.yaxis):
         axis.update(type="category", showgrid=False)
     return go.Figure(heat, layout)
-
-
-def isolated(text: str, width: int = 60) -> str:
-    """`text` on one line for plotly, which reads a few tags and entities in its texts; this leaves none to read.
-
-    Text that runs from right to left does not turn its neighbours around.
-    """
-    return f"\u2068{escape(shortened(visible(text), width), quote=False)}\u2069"
 
 
 def _axis_title(quantity: str, note: str, narrow: bool) -> str:
@@ -231,9 +193,9 @@ def _layout(x: str, y: str, **more: Any) -> go.Layout:
 
 
 def _cloud(
-    front: Mapping[str, Any],
-    points: Sequence[Mapping[str, Any]],
-    group: Group,
+    content: Content,
+    points: Sequence[PointEntry],
+    group: Mark,
     x: Sequence[float],
     y: Sequence[float],
     *,
@@ -244,68 +206,67 @@ def _cloud(
     usual = {
         "marker": {"color": group.ink(), "symbol": group.symbol, "size": size},
         "customdata": [point["id"] for point in points],
-        "text": [_hover_text(front, point, group) for point in points],
+        "text": [_hover_text(content, point) for point in points],
         "hovertemplate": "%{text}<extra></extra>",
         "meta": [group.key],
     }
     return go.Scatter(mode="markers", x=x, y=y, **usual | look)
 
 
-def _hover_text(front: Mapping[str, Any], point: Mapping[str, Any], group: Group) -> str:
-    policy = policy_alone(front, point)
-    lines = [f"<b>{isolated(group.label if policy is None else f'{group.label}: {policy}')}</b>"]
-    lines.append(isolated(settings(point), 90))
-    for measure in measures(front):
-        if measure.of(point):
-            lines.append(f"{isolated(measure.name, 30)} {measure.text(point)} {measure.unit}".rstrip())
+def _hover_text(content: Content, point: PointEntry) -> str:
+    lines = [f"<b>{isolated(': '.join(content.names(point)))}</b>", isolated(settings(point["spec"]), 90)]
+    for measure in content.measures:
+        if found := measure.of(point):
+            parts = [isolated(measure.name, 30), *estimated(found, measure.digits), measure.unit]
+            lines.append(" ".join(parts).rstrip())
     return "<br>".join(lines)
 
 
-def _means(estimates: Estimates) -> list[float]:
+def _means(estimates: Sequence[Mean]) -> list[float]:
     return [estimate["mean"] for estimate in estimates]
 
 
-def _bars(estimates: Estimates, colour: str) -> dict[str, Any]:
+def _bars(estimates: Sequence[Mean], colour: str) -> dict[str, Any]:
     below, above = bar_lengths(estimates)
     lengths = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
     return lengths | {"thickness": 1, "width": 0, "color": colour}
 
 
-def _line(x: Sequence[float], y: Sequence[float], group: Group, *boxes: str, **look: Any) -> list[go.Scatter]:
-    return [go.Scatter(mode="lines", x=x, y=y, hoverinfo="skip", meta=[group.key, *boxes], **look)] if x else []
-
-
-def _places(front: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
-    return [tuple(point["scores"][reward]["mean"] for reward in front["rewards"]) for point in points]
-
-
-def _staircase(front: Mapping[str, Any], group: Group, best: Sequence[Mapping[str, Any]]) -> list[go.Scatter]:
-    """The edge of what the points dominate, down to the reference point: the area inside is the hypervolume."""
-    low, floor = front["reference_point"]
-    corners = [(x, y) for x, y in sorted(_places(front, best)) if x > low and y > floor]
-    if not corners:
+def _line(places: Sequence[Sequence[float]], group: Mark, *boxes: str, **look: Any) -> list[go.Scatter]:
+    if not places:
         return []
-    x, y = ([corner[k] for corner in corners] for k in (0, 1))
-    look = {"shape": "vh", "color": group.ink(), "dash": group.dash, "width": 2}
-    return _line([low, *x, x[-1]], [y[0], *y, floor], group, line=look)
+    x, y = zip(*places, strict=True)
+    return [go.Scatter(mode="lines", x=x, y=y, hoverinfo="skip", meta=[group.key, *boxes], **look)]
 
 
-def _hull(front: Mapping[str, Any], group: Group) -> list[go.Scatter]:
-    by_id = {point["id"]: point for point in front["points"]}
-    hull = _places(front, [by_id[i] for i in front["fronts"][group.name].get("hull") or []])
-    look = {"color": group.ink(), "width": 1, "dash": "dot"}
-    return _line([x for x, _ in hull], [y for _, y in hull], group, "hulls", line=look)
+def _places(content: Content, points: Sequence[PointEntry]) -> list[tuple[float, ...]]:
+    return [tuple(point["scores"][reward]["mean"] for reward in content.front["rewards"]) for point in points]
 
 
-def _band(front: Mapping[str, Any], group: Group) -> list[go.Scatter]:
+def _staircase(content: Content, group: Mark, best: Sequence[PointEntry]) -> list[go.Scatter]:
+    """The edge of what the points dominate, down to the reference point: the area inside is the hypervolume."""
+    low, floor = content.front["reference_point"]
+    corners = [(x, y) for x, y in sorted(_places(content, best)) if x > low and y > floor]
+    ends = [[(low, corners[0][1])], [(corners[-1][0], floor)]] if corners else [[], []]
+    dash = ",".join(f"{length * 1.5:g}px" for length in group.dashes) or "solid"
+    look = {"shape": "vh", "color": group.ink(), "dash": dash, "width": 2}
+    return _line([*ends[0], *corners, *ends[1]], group, line=look)
+
+
+def _hull(content: Content, group: Mark) -> list[go.Scatter]:
+    by_id = {point["id"]: point for point in content.points_of(group.name)}
+    hull = _places(content, [by_id[i] for i in content.front["fronts"][group.name]["hull"]])
+    return _line(hull, group, "hulls", line={"color": group.ink(), "width": 1, "dash": "dot"})
+
+
+def _band(content: Content, group: Mark) -> list[go.Scatter]:
     """The edge of what 2.5 % of the resampled fronts attain, and back along the edge of what 97.5 % attain."""
-    attainment = front["fronts"][group.name].get("attainment")
+    attainment = content.front["fronts"][group.name]["attainment"]
     if not attainment:
         return []
-    outer, inner = (_steps(attainment[level]) for level in ("0.025", "0.975"))
-    edge = [*outer, *reversed(inner)]
+    outer, inner = (_steps(attainment[level]) for level in BAND)
     look = {"fill": "toself", "fillcolor": group.ink(0.13), "line": {"width": 0}}
-    return _line([x for x, _ in edge], [y for _, y in edge], group, "bands", **look)
+    return _line([*outer, *reversed(inner)], group, "bands", **look)
 
 
 def _steps(corners: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

@@ -8,27 +8,27 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, Template
 from markupsafe import Markup
 
-from rlhf_lines.pareto.report import tables
+from rlhf_lines.pareto.report import facts, tables
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting
-from rlhf_lines.pareto.report.facts import facts, swept
-from rlhf_lines.pareto.report.figures import page_figures, schedules
-from rlhf_lines.pareto.report.groups import page_groups, palette
-from rlhf_lines.pareto.report.words import measures, point_label, setting, visible, weight_steps
-from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.report.content import Content
+from rlhf_lines.pareto.report.figures import page_figures
+from rlhf_lines.pareto.report.groups import palette
+from rlhf_lines.pareto.report.words import setting, visible
+from rlhf_lines.pareto.schema import LINES, SOUP, Front, PointEntry
 
 
 MAX_BYTES = 8_000_000
 
 
 def report_html(
-    front: Mapping[str, Any],
+    front: Front,
     completions: Completions | None,
     made: Mapping[str, Any],
     *,
@@ -40,7 +40,7 @@ def report_html(
     4.9 MB are the page itself with plotly.
 
     Args:
-        front: what `build_front` returns; keys that it may lack leave out their section.
+        front: what `build_front` returns; what it does not know leaves out its section.
         completions: what the points wrote; None leaves out the comparison.
         made: how it was made, all optional: `title`, `facts` (pairs of name and text), `versions` (name to
             version), `commands` (pairs of purpose and command), `merges` (id of a point to the command that makes
@@ -50,10 +50,15 @@ def report_html(
     Raises:
         ValueError: a number of `front` is not finite.
     """
-    content = _content(front, made)
+    content = Content(front)
+    figures = page_figures(content)
+
+    def page(some: Completions | None) -> str:
+        return _page(content, figures, made, some)
+
     if completions is None:
-        return _page(content, None)
-    return _page(content, fitting(completions, lambda some: len(_page(content, some).encode()), max_bytes))
+        return page(None)
+    return page(fitting(completions, lambda some: len(page(some).encode()), max_bytes))
 
 
 def in_script(value: Any) -> str:
@@ -69,54 +74,26 @@ def in_script(value: Any) -> str:
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _content(front: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template is filled with, except for the completions."""
-    groups, steps, fronts = page_groups(front), weight_steps(front), front["fronts"].values()
-    surrogates = (front.get("surrogate") or {}).values()
-    predictions = [entry for surrogate in surrogates for entry in surrogate["predicted"]]
-    return {
-        "front": front,
-        "made": made,
-        "groups": groups,
-        "steps": steps,
-        "swept": swept(front),
-        "facts": facts(front),
-        "figures": page_figures(front, groups, predictions),
-        "flat": len(front["rewards"]) == 2,
-        "hulls": any(entry.get("hull") for entry in fronts),
-        "bands": any(entry.get("attainment") for entry in fronts),
-        "schedules": schedules(front),
-        "predicted": len(predictions),
-        "fitted": sum(len(surrogate["sampled"]) for surrogate in surrogates),
-        "points_table": tables.points_table(front, groups),
-        "weight_table": tables.weight_table(front, groups, steps),
-        "volumes_table": tables.volumes_table(front, groups),
-        "differences_table": tables.differences_table(front),
-        "validation_table": tables.validation_table(front["validation"]) if front.get("validation") else None,
-        "undone_table": tables.undone_table(front),
-        "surrogate_table": tables.surrogate_table(front, groups, predictions),
-        "style": Markup(_part("page.css") + palette(groups.values())),
-        "label_of": partial(point_label, front),
-    }
-
-
-def _page(content: Mapping[str, Any], completions: Completions | None) -> str:
-    """The page with these completions."""
-    front, steps = content["front"], content["steps"]
-    data = {"figures": content["figures"], "steps": [asdict(step) for step in steps], "completions": None}
+def _page(
+    content: Content, figures: Mapping[str, Any], made: Mapping[str, Any], completions: Completions | None
+) -> str:
+    data = {"figures": figures, "steps": [asdict(step) for step in content.steps], "completions": None}
     read, compared = [], None
     if completions is not None and completions.prompts:
-        read = [point for point in front["points"] if point["id"] in completions.spec_of]
+        read = [point for point in content.front["points"] if point["id"] in completions.spec_of]
     if read:
-        digits = {reward: measure.digits for reward, measure in zip(front["rewards"], measures(front), strict=False)}
-        kl_digits = decimals([point["kl"]["mean"] for point in front["points"] if point.get("kl")])
-        data["completions"] = columns(completions, digits, kl_digits)
-        compared = _first_compared(read, steps[len(steps) // 2].points if steps else [])
+        digits = {reward: measure.digits for reward, measure in content.rewards.items()}
+        data["completions"] = columns(completions, digits, content.kl.digits)
+        compared = _first_compared(read, content.steps[len(content.steps) // 2].points if content.steps else [])
     return _template().render(
-        content,
+        content=content,
+        front=content.front,
+        figures=figures,
+        made=made,
         completions=completions,
         read=read,
         compared=compared,
+        style=Markup(_part("page.css") + palette(content.groups.values())),
         policy=_policy(_plotly(), _part("page.js")),
         data=Markup(in_script(data)),
         plotly=Markup(_plotly()),
@@ -124,12 +101,12 @@ def _page(content: Mapping[str, Any], completions: Completions | None) -> str:
     )
 
 
-def _first_compared(read: Sequence[Mapping[str, Any]], ringed: Sequence[int]) -> tuple[int, int]:
+def _first_compared(read: Sequence[PointEntry], ringed: Sequence[int]) -> tuple[int, int]:
     """The ids of the points whose completions are side by side at first: the soup and LiNeS at the slider's weights."""
     of = {point["group"]: point["id"] for point in reversed(read) if point["id"] in ringed}
     ids = [point["id"] for point in read]
-    right = of.get("lines", next((i for i in ids if i in ringed), ids[-1]))
-    left = of.get("rewarded_soup", next((i for i in ids if i != right), right))
+    right = of.get(LINES, next((i for i in ids if i in ringed), ids[-1]))
+    left = of.get(SOUP, next((i for i in ids if i != right), right))
     return left, right
 
 
@@ -143,10 +120,7 @@ def _template() -> Template:
         finalize=lambda value: value if isinstance(value, Markup) else visible(value),
     )
     environment.filters["setting"] = setting
-    return environment.from_string(
-        _part("page.html"),
-        globals={"mark": tables.mark, "name": tables.name, "pairs_table": tables.pairs_table},
-    )
+    return environment.from_string(_part("page.html"), globals={"facts": facts, "tables": tables})
 
 
 def _policy(*scripts: str) -> str:

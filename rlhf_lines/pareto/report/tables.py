@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from rlhf_lines.pareto.forgetting import damage_undone
-from rlhf_lines.pareto.report.groups import Group
-from rlhf_lines.pareto.report.words import (
-    MINUS,
-    NOTHING,
-    Step,
-    centre,
-    interval,
-    measures,
-    number,
-    percent,
-    setting,
-    share,
-    visible,
-    weights,
-)
-from rlhf_lines.pareto.style import label
-from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.report.content import Content
+from rlhf_lines.pareto.report.groups import Mark
+from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, visible, weights
+from rlhf_lines.pareto.schema import SFT, Mean, PointEntry, Value
+from rlhf_lines.pareto.table import MEASURES, decimals
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A head and a cell for each row; `start` says whether they are set to the left."""
 
     head: str
@@ -43,13 +30,12 @@ class Table:
 
     label: str
     columns: Sequence[Column]
-    attributes: Sequence[Mapping[str, str]] = field(default_factory=list)
+    attributes: Sequence[Mapping[str, str]] = ()
 
-    def rows(self) -> Iterator[tuple[Mapping[str, str], list[str]]]:
-        """The attributes and the cells of each row."""
-        cells = zip(*(column.cells for column in self.columns), strict=True)
-        for i, row in enumerate(cells):
-            yield (self.attributes[i] if self.attributes else {}), list(row)
+    def rows(self) -> Iterator[tuple[Mapping[str, str], Sequence[str]]]:
+        """Yield the attributes and the cells of each row."""
+        for i, row in enumerate(zip(*(column.cells for column in self.columns), strict=True)):
+            yield self.attributes[i] if self.attributes else {}, row
 
 
 def name(text: str) -> Markup:
@@ -57,146 +43,134 @@ def name(text: str) -> Markup:
     return Markup('<bdi title="{0}">{0}</bdi>').format(visible(text))
 
 
-def mark(group: Group) -> Markup:
+def symbol(group: Mark) -> Markup:
     """The character of a group in its colour."""
-    return Markup('<span class="symbol" aria-hidden="true" style="color:{}">{}</span>').format(
-        group.ink(), group.character
-    )
+    span = Markup('<span class="symbol" aria-hidden="true" style="color:{}">{}</span>')
+    return span.format(group.ink(), group.character)
 
 
-def estimate_cell(estimate: Mapping[str, float] | None, digits: int) -> str:
-    """An estimate with its interval, which is fainter."""
-    if estimate is None:
-        return NOTHING
-    return Markup('<span>{}<span class="range"> {}</span></span>').format(
-        number(centre(estimate), digits), interval(estimate, digits)
-    )
-
-
-def points_table(front: Mapping[str, Any], groups: Mapping[str, Group]) -> Table:
+def points_table(content: Content) -> Table:
     """All points, with what tells those of one group apart."""
-    points = front["points"]
-    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
-    group, *others = _settings_and_scores(front, points, groups)
+    points = content.front["points"]
+    best = {i for entry in content.front["fronts"].values() for i in entry["nondominated"]}
+    group, *others = _settings_and_scores(content, points)
     columns = [
         Column("", ["★" if point["id"] in best else "" for point in points]),
         Column("id", [str(point["id"]) for point in points]),
         group,
-        Column("weights", [weights(point) for point in points]),
+        Column("weights", [weights(point["spec"]["weights"]) for point in points]),
         *others,
     ]
     return Table("All points", columns)
 
 
-def weight_table(front: Mapping[str, Any], groups: Mapping[str, Group], steps: Sequence[Step]) -> Table:
+def weight_table(content: Content) -> Table:
     """The points of every step of the slider, group by group, and the SFT model, which is in all of them."""
-    step_of = {i: {"data-step": str(k)} for k, step in enumerate(steps) for i in step.points}
-    points = [point for point in front["points"] if point["id"] in step_of or point["group"] == "sft"]
-    points.sort(key=lambda point: list(groups).index(point["group"]))
-    columns = _settings_and_scores(front, points, groups)
-    return Table("Scores at these weights", columns, [step_of.get(point["id"], {}) for point in points])
+    steps = {i: {"data-step": str(k)} for k, step in enumerate(content.steps) for i in step.points}
+    points = [p for group in content.groups for p in content.points_of(group) if group == SFT or p["id"] in steps]
+    columns = _settings_and_scores(content, points)
+    return Table("Scores at these weights", columns, [steps.get(point["id"], {}) for point in points])
 
 
-def _settings_and_scores(
-    front: Mapping[str, Any], points: Sequence[Mapping[str, Any]], groups: Mapping[str, Group]
-) -> list[Column]:
-    specs = [point["spec"] for point in points]
-    columns = [_group_column(points, groups)]
-    columns += [Column(key, [setting(spec.get(key)) for spec in specs]) for key in ("alpha", "beta")]
-    if any(point["spec"].get("schedule", "linear") != "linear" for point in front["points"]):
-        columns.append(Column("schedule", [name(spec.get("schedule", "linear")) for spec in specs], start=True))
-    for measure in measures(front):
-        head = name(measure.name) if measure.name in front["rewards"] else measure.name
-        head = f"{head}, {measure.unit}" if measure.unit else head
-        columns.append(Column(head, [estimate_cell(measure.of(point), measure.digits) for point in points]))
-    return columns
-
-
-def _group_column(points: Sequence[Mapping[str, Any]], groups: Mapping[str, Group]) -> Column:
-    cells = [
-        Markup("<span>{} {}</span>").format(mark(group), name(group.label))
-        for group in (groups[point["group"]] for point in points)
-    ]
-    return Column("group", cells, start=True)
-
-
-def volumes_table(front: Mapping[str, Any], groups: Mapping[str, Group]) -> Table:
+def volumes_table(content: Content) -> Table:
     """The measures of every group."""
-    entries = {group: front["fronts"][group] for group in groups if group in front["fronts"]}
-    digits = decimals([entry["hypervolume"]["value"] for entry in entries.values()])
+    fronts = {group: content.front["fronts"][group] for group in content.groups if group in content.front["fronts"]}
+    digits = (decimals(entry["hypervolume"]["value"] for entry in fronts.values()), 4)
     columns = [
-        _group_column([{"group": group} for group in entries], groups),
-        Column("hypervolume", [estimate_cell(entry["hypervolume"], digits) for entry in entries.values()]),
-        Column("expected utility", [estimate_cell(entry["expected_utility"], 4) for entry in entries.values()]),
-        Column("points", [str(sum(p["group"] == group for p in front["points"])) for group in entries]),
-        Column("not dominated", [str(len(entry["nondominated"])) for entry in entries.values()]),
+        _groups(content, fronts),
+        *(
+            Column(measure.replace("_", " "), [_estimate(entry[measure], places) for entry in fronts.values()])
+            for measure, places in zip(MEASURES, digits, strict=True)
+        ),
+        Column("points", [str(len(content.points_of(group))) for group in fronts]),
+        Column("not dominated", [str(len(entry["nondominated"])) for entry in fronts.values()]),
     ]
     return Table("Hypervolumes", columns)
 
 
-def differences_table(front: Mapping[str, Any]) -> Table:
+def differences_table(content: Content) -> Table:
     """The measures of one group minus those of another."""
-    entries = front["comparisons"]
-    pairs = [
-        Markup(f"<span>{{}} {MINUS} {{}}</span>").format(*(name(label(entry[k])) for k in "ab")) for entry in entries
-    ]
+    entries = content.front["comparisons"]
+    names = [[name(content.groups[entry[k]].label) for k in "ab"] for entry in entries]
+    pairs = [Markup("<span>{} {} {}</span>").format(a, MINUS, b) for a, b in names]
     columns = [Column("difference", pairs, start=True)]
-    for head in ("hypervolume", "expected utility"):
-        differences = [entry[f"{head.replace(' ', '_')}_difference"] for entry in entries]
-        digits = decimals([difference["value"] for difference in differences])
-        columns.append(Column(head, [estimate_cell(difference, digits) for difference in differences]))
-        columns.append(Column("P(> 0)", [number(difference["probability_positive"], 3) for difference in differences]))
+    for measure in MEASURES:
+        differences = [entry[f"{measure}_difference"] for entry in entries]
+        digits = decimals(difference["value"] for difference in differences)
+        columns += [
+            Column(measure.replace("_", " "), [_estimate(difference, digits) for difference in differences]),
+            Column("P(> 0)", [number(difference["probability_positive"], 3) for difference in differences]),
+        ]
     return Table("Differences between groups", columns)
 
 
-def validation_table(validation: Mapping[str, Any]) -> Table:
+def validation_table(content: Content) -> Table:
     """Every setting that was tried."""
-    grid, chosen = validation["grid"], validation["chosen"]
-    digits = decimals([entry["hypervolume"]["value"] for entry in grid])
-    is_chosen = [all(entry[key] == chosen[key] for key in ("alpha", "beta", "schedule")) for entry in grid]
+    grid, chosen = content.front["validation"]["grid"], content.front["validation"]["chosen"]
+    digits = decimals(entry["hypervolume"]["value"] for entry in grid)
+    is_chosen = [all(entry[key] == chosen[key] for key in chosen) for entry in grid]
     columns = [
-        Column("alpha", [setting(entry["alpha"]) for entry in grid]),
-        Column("beta", [setting(entry["beta"]) for entry in grid]),
+        *(Column(key, [setting(entry[key]) for entry in grid]) for key in ("alpha", "beta")),
         Column("schedule", [name(entry["schedule"]) for entry in grid], start=True),
-        Column("hypervolume", [estimate_cell(entry["hypervolume"], digits) for entry in grid]),
+        Column("hypervolume", [_estimate(entry["hypervolume"], digits) for entry in grid]),
         Column("", ["chosen" if found else "" for found in is_chosen], start=True),
     ]
     return Table("Validation hypervolumes", columns, [{"class": "chosen"} if found else {} for found in is_chosen])
 
 
-def undone_table(front: Mapping[str, Any]) -> Table | None:
+def undone_table(content: Content) -> Table | None:
     """LiNeS beside the rewarded soup at the same weights; None if no weights have both."""
-    rows = damage_undone(front)
+    rows = damage_undone(content.front)
     columns = [
-        Column("weights", [" / ".join(map(share, row["weights"])) for row in rows]),
+        Column("weights", [weights(row["weights"]) for row in rows]),
         Column("policy", ["" if row["policy"] is None else name(row["policy"]) for row in rows], start=True),
         Column("damage undone", [percent(row["damage_undone"]) for row in rows]),
     ]
-    for reward in front["rewards"]:
+    for reward in content.front["rewards"]:
         head = Markup("<span>kept of {}</span>").format(name(reward))
         columns.append(Column(head, [percent(row["reward_kept"][reward]) for row in rows]))
     return Table("Damage undone and reward kept by LiNeS", columns) if rows else None
 
 
-def surrogate_table(
-    front: Mapping[str, Any], groups: Mapping[str, Group], predictions: Sequence[Mapping[str, Any]]
-) -> Table:
-    """What was predicted and measured, of all groups."""
-    by_id = {point["id"]: point for point in front["points"]}
+def predictions_table(content: Content) -> Table:
+    """What was predicted and measured."""
+    predictions, by_id = content.predictions, {point["id"]: point for point in content.front["points"]}
     points = [by_id[entry["id"]] for entry in predictions]
     columns = [
         Column("id", [str(point["id"]) for point in points]),
-        _group_column(points, groups),
-        Column("weights", [weights(point) for point in points]),
+        _groups(content, [point["group"] for point in points]),
+        Column("weights", [weights(point["spec"]["weights"]) for point in points]),
     ]
-    for reward, measure in zip(front["rewards"], measures(front), strict=False):
-        heads = (Markup("<span>{} predicted</span>").format(name(reward)), "measured")
-        for head, key in zip(heads, ("predicted", "measured"), strict=True):
+    for reward, measure in content.rewards.items():
+        for head, key in ((Markup("<span>{} predicted</span>").format(name(reward)), "predicted"), ("measured",) * 2):
             columns.append(Column(head, [number(entry[key][reward], measure.digits) for entry in predictions]))
     return Table("Predicted and measured scores", columns)
 
 
 def pairs_table(head: str, pairs: Sequence[tuple[str, str]]) -> Table:
     """Names beside their values."""
-    keys, values = ([name(pair[k]) for pair in pairs] for k in (0, 1))
-    return Table(head, [Column(head, keys, start=True), Column("", values, start=True)])
+    return Table(head, [Column(top, [name(pair[k]) for pair in pairs], start=True) for k, top in enumerate((head, ""))])
+
+
+def _settings_and_scores(content: Content, points: Sequence[PointEntry]) -> list[Column]:
+    specs = [point["spec"] for point in points]
+    columns = [_groups(content, [point["group"] for point in points])]
+    columns += [Column(key, [setting(spec[key]) for spec in specs]) for key in ("alpha", "beta")]
+    if any(point["spec"]["schedule"] != "linear" for point in content.front["points"]):
+        columns.append(Column("schedule", [name(spec["schedule"]) for spec in specs], start=True))
+    for measure in content.measures:
+        head = f"{measure.name}, {measure.unit}" if measure.unit else name(measure.name)
+        columns.append(Column(head, [_estimate(measure.of(point), measure.digits) for point in points]))
+    return columns
+
+
+def _groups(content: Content, names: Sequence[str]) -> Column:
+    groups = [content.groups[name] for name in names]
+    cells = [Markup("<span>{} {}</span>").format(symbol(group), name(group.label)) for group in groups]
+    return Column("group", cells, start=True)
+
+
+def _estimate(estimate: Mean | Value | None, digits: int) -> str:
+    """An estimate with its interval, which is fainter."""
+    cell = Markup('<span>{}<span class="range"> {}</span></span>')
+    return NOTHING if estimate is None else cell.format(*estimated(estimate, digits))

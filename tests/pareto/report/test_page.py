@@ -258,6 +258,7 @@ def test_the_slider_goes_up_in_the_weight_of_the_first_policy_and_leaves_morlhf_
     runs = [point for point in front["points"] if point["group"] == "morlhf"]
     for k, point in enumerate(runs):
         point["spec"]["weights"] = [0.0, 0.0, 1.0 - k % 2, float(k % 2)]
+        point |= {"single_policy": 2 + k % 2, "label": front["policies"][2 + k % 2]}
     front["points"] = [front["points"][0], *points[:4], *runs[:2]]
     front["fronts"] = {
         group: front["fronts"][group] | {"nondominated": [p["id"] for p in some], "hull": []}
@@ -277,8 +278,7 @@ def test_the_slider_goes_up_in_the_weight_of_the_first_policy_and_leaves_morlhf_
 
 def test_what_is_not_known_is_left_out(open_page):
     front = make_front(groups=())
-    for key in ("validation", "surrogate", "forgetting", "policies", "sft_model"):
-        front.pop(key, None)
+    front |= {"validation": None, "surrogate": None, "forgetting": None, "policies": [], "sft_model": None}
     for point in front["points"]:
         point["kl"] = point["perplexity"] = None
     page = open_page(report_html(front, None, {}))
