@@ -53,7 +53,7 @@ def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str
     """
     if sft_model is None or not policies or not any(spec["weights"]):
         return None
-    from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES  # torch, which no reader of a front needs
+    from rlhf_lines.merge.rules import RULES  # with torch, which no reader of a front needs
 
     options = ["--rule_options", json.dumps(spec["options"])] if spec["options"] else []
     return [
@@ -63,7 +63,7 @@ def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str
         *("--rule", spec["rule"], *options),
         *("--alpha", spec["alpha"] if spec["alpha"] == "auto" else _plain(spec["alpha"])),
         *("--beta", _plain(spec["beta"]), "--schedule", spec["schedule"]),
-        *("--save", "adapter" if spec["rule"] in (*LINEAR_RULES, *ADAPTER_RULES) else "dense"),
+        *("--save", "adapter" if RULES[spec["rule"]].makes_adapter else "dense"),
     ]
 
 

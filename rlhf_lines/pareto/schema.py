@@ -214,14 +214,14 @@ def faults(value: Any, kind: Any = Front, key: str = "") -> Iterator[tuple[str, 
     >>> list(faults({"mean": 1.0, "low": "0", "hi": 2.0}, Mean))
     [('missing', 'high'), ('unknown', 'hi'), ('wrong', 'low')]
     """
-    outside, of = (dict if is_typeddict(kind) else get_origin(kind) or kind), get_args(kind)
-    if outside in (Union, types.UnionType):
-        each = [list(faults(value, one, key)) for one in of]
-        yield from min(each, key=lambda found: (("wrong", key) in found, len(found)))
-    elif outside is Literal:
-        yield from () if value in of else [("wrong", key)]
-    elif outside is not Any and (
-        isinstance(value, bool) or not isinstance(value, (int, float) if outside is float else outside)
+    container, parts = (dict if is_typeddict(kind) else get_origin(kind) or kind), get_args(kind)
+    if container in (Union, types.UnionType):
+        each = [list(faults(value, part, key)) for part in parts]
+        yield from min(each, key=lambda found: (("wrong", key) in found, len(found)))  # those of the likeliest part
+    elif container is Literal:
+        yield from () if value in parts else [("wrong", key)]
+    elif container is not Any and (
+        isinstance(value, bool) or not isinstance(value, (int, float) if container is float else container)
     ):
         yield "wrong", key
     elif is_typeddict(kind):
@@ -230,9 +230,9 @@ def faults(value: Any, kind: Any = Front, key: str = "") -> Iterator[tuple[str, 
         yield from (("unknown", start + name) for name in value if name not in known)
         for name in filter(value.__contains__, known):
             yield from faults(value[name], known[name], start + name)
-    elif outside in (list, dict):
-        for place, item in enumerate(value) if outside is list else value.items():
-            yield from faults(item, of[-1], f"{key}[{place}]")
+    elif container in (list, dict):
+        for place, item in enumerate(value) if container is list else value.items():
+            yield from faults(item, parts[-1], f"{key}[{place}]")
 
 
 _hints = cache(get_type_hints)

@@ -15,6 +15,7 @@ from rlhf_lines.pareto.table import interval_name
 
 
 INK, FAINT_INK, GRID = "#222222", "#666666", "#E4E4E4"
+GREY = {"color": FAINT_INK}  # of marks that belong to no group
 COMPARED = (SOUP, LINES)  # hulls and bands of the ablations too would cover them
 PANEL_INCHES = (8.75, 6.25)  # 1400 x 1000 pixels
 SMALL_PANEL_INCHES = (5.5, 4.6)

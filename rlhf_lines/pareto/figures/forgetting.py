@@ -9,30 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rlhf_lines.pareto.figures.canvas import (
-    COMPARED,
-    FAINT_INK,
-    LEGEND_ROW_INCHES,
-    LOWER_LEGEND,
-    PANEL_INCHES,
-    SMALL_PANEL_INCHES,
-    UPPER_LEGEND,
-    annotate,
-    bar_lengths,
-    group_handle,
-    line_style,
-    plain_axes,
-    saved_figure,
-    score_label,
-    solid_marker,
-    split_dominated,
-)
+from rlhf_lines.pareto.figures import canvas
 from rlhf_lines.pareto.forgetting import Undone, damage_undone, sft_point
 from rlhf_lines.pareto.schema import GROUPS, SFT, Front, Group, PointEntry, looks, shortened
 from rlhf_lines.pareto.table import interval_name
 
 
-SFT_LINE = {"color": GROUPS[SFT].colour, "linewidth": 1.0, "linestyle": line_style(GROUPS[SFT].dashes)}
+SFT_LINE = {"color": GROUPS[SFT].colour, "linewidth": 1.0, "linestyle": canvas.line_style(GROUPS[SFT].dashes)}
 KEY_WIDTH = 80  # characters of one line of the key below the panels
 
 
@@ -64,10 +47,11 @@ def plot_forgetting(front: Front, path: str | Path, *others: str | Path) -> Path
     groups = list(looks(point["group"] for point in points).values())
     columns = min(len(rewards), 3)
     lines = math.ceil(len(rewards) / columns)
-    width = max(PANEL_INCHES[0], SMALL_PANEL_INCHES[0] * columns)
+    width = max(canvas.PANEL_INCHES[0], canvas.SMALL_PANEL_INCHES[0] * columns)
     legend_columns = min(len(groups), 6 if columns > 2 else 3)
-    height = SMALL_PANEL_INCHES[1] * lines + 0.9 + LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
-    with saved_figure([path, *others], (width, height)) as figure:
+    height = canvas.SMALL_PANEL_INCHES[1] * lines + 0.9
+    height += canvas.LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
+    with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel, reward in zip(panels, rewards, strict=False):
             _draw_panel(panel, front, points, groups, rows, reward)
@@ -97,15 +81,15 @@ def _draw_panel(
         panel.axhline(sft["perplexity"]["mean"], **SFT_LINE, zorder=2)
     places = {point["id"]: (point["scores"][reward]["mean"], point["perplexity"]["mean"]) for point in points}
     for row in rows:
-        arrow = {"arrowstyle": "-|>", "color": FAINT_INK, "linewidth": 0.8, "shrinkA": 4, "shrinkB": 4, "alpha": 0.7}
+        arrow = {"arrowstyle": "-|>", **canvas.GREY, "linewidth": 0.8, "shrinkA": 4, "shrinkB": 4, "alpha": 0.7}
         panel.annotate("", places[row["point"]], xytext=places[row["soup"]], arrowprops=arrow, zorder=2.5)
     for depth, group in enumerate(reversed(groups)):
         _draw_group(panel, front, [point for point in points if point["group"] == group.name], group, reward, 3 + depth)
     panel.margins(0.09)
     _label_best_policy(panel, rows, places)
-    panel.set_xlabel(score_label(front, reward))
+    panel.set_xlabel(canvas.score_label(front, reward))
     panel.set_ylabel(perplexity_label(front))
-    plain_axes(panel)
+    canvas.plain_axes(panel)
 
 
 def _label_best_policy(panel: Any, rows: Sequence[Undone], places: Mapping[int, tuple[float, float]]) -> None:
@@ -119,21 +103,21 @@ def _label_best_policy(panel: Any, rows: Sequence[Undone], places: Mapping[int, 
     align = "right" if x > (low + high) / 2 else "left"
     share = row["damage_undone"]
     text = f"{row['policy']} alone" if share is None else f"{row['policy']} alone: {100 * share:.0f} % undone"
-    label = annotate(panel, text, (x, y), (x, 1.02), align, of=panel.get_xaxis_transform())
+    label = canvas.annotate(panel, text, (x, y), (x, 1.02), align, of=panel.get_xaxis_transform())
     label.arrow_patch.set_zorder(2.4)  # below the points
 
 
 def _draw_group(panel: Any, front: Front, points: Sequence[PointEntry], group: Group, reward: str, depth: int) -> None:
     dots = {"linestyle": "none", "marker": group.marker, "color": group.colour}
     hollow = {"markersize": 5.5, "markerfacecolor": "white", "alpha": 0.4}
-    best, dominated = split_dominated(front, points)
+    best, dominated = canvas.split_dominated(front, points)
     for drawn, look, strength in (
         (dominated, hollow, 0.12),
-        (best, solid_marker(group), 0.4 if group.name in COMPARED else 0.25),
+        (best, canvas.solid_marker(group), 0.4 if group.name in canvas.COMPARED else 0.25),
     ):
         scores, perplexities = [point["scores"][reward] for point in drawn], [point["perplexity"] for point in drawn]
         x, y = ([estimate["mean"] for estimate in estimates] for estimates in (scores, perplexities))
-        bars = {"xerr": bar_lengths(scores), "yerr": bar_lengths(perplexities), "ecolor": group.colour}
+        bars = {"xerr": canvas.bar_lengths(scores), "yerr": canvas.bar_lengths(perplexities), "ecolor": group.colour}
         panel.errorbar(x, y, **bars, elinewidth=1.0, linestyle="none", alpha=strength, zorder=depth + 0.2)
         panel.plot(x, y, **dots, **look, zorder=depth + 0.4)
 
@@ -141,9 +125,8 @@ def _draw_group(panel: Any, front: Front, points: Sequence[PointEntry], group: G
 def _draw_legend(figure: Any, groups: Sequence[Group], rows: Sequence[Undone], columns: int) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [group_handle(group, group.label, joined=False) for group in groups]
-    figure.legend(handles=handles, **UPPER_LEGEND, ncols=columns)
-    grey = {"color": FAINT_INK}
+    handles = [canvas.group_handle(group, group.label, joined=False) for group in groups]
+    figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=columns)
     keys = {}
     shares = [row["damage_undone"] for row in rows if row["damage_undone"] is not None]
     if shares:
@@ -154,8 +137,8 @@ def _draw_legend(figure: Any, groups: Sequence[Group], rows: Sequence[Undone], c
         if single:
             alone = ", ".join(f"{row['policy']} {100 * row['damage_undone']:.0f} %" for row in single)
             text += "\n" + textwrap.fill(f"single policies: {alone}", KEY_WIDTH)
-        keys[text] = Line2D([], [], **grey, linewidth=0.8, marker=">", markersize=5)
+        keys[text] = Line2D([], [], **canvas.GREY, linewidth=0.8, marker=">", markersize=5)
     if GROUPS[SFT] in groups:
         keys["SFT's perplexity"] = Line2D([], [], **SFT_LINE)
-    keys["dominated"] = Line2D([], [], **grey, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6)
-    figure.legend(keys.values(), keys.keys(), **LOWER_LEGEND, ncols=3)
+    keys["dominated"] = Line2D([], [], **canvas.GREY, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6)
+    figure.legend(keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=3)

@@ -11,24 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_lines.pareto.figures.canvas import (
-    COMPARED,
-    FAINT_INK,
-    LEGEND_ROW_INCHES,
-    LOWER_LEGEND,
-    PANEL_INCHES,
-    SMALL_PANEL_INCHES,
-    UPPER_LEGEND,
-    annotate,
-    bar_lengths,
-    group_handle,
-    line_style,
-    plain_axes,
-    saved_figure,
-    score_label,
-    solid_marker,
-    split_dominated,
-)
+from rlhf_lines.pareto.figures import canvas
 from rlhf_lines.pareto.schema import SOUP, Front, Group, PointEntry, looks
 from rlhf_lines.pareto.table import decimals, estimate_text, interval_name
 
@@ -62,12 +45,12 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     columns = min(len(pairs), 3)
     rows = math.ceil(len(pairs) / columns)
     groups = list(looks(point["group"] for point in front["points"]).values())
-    width = PANEL_INCHES[0] if columns == 1 else SMALL_PANEL_INCHES[0] * columns
-    height = PANEL_INCHES[1] if columns == 1 else SMALL_PANEL_INCHES[1] * rows + 1.2
+    width = canvas.PANEL_INCHES[0] if columns == 1 else canvas.SMALL_PANEL_INCHES[0] * columns
+    height = canvas.PANEL_INCHES[1] if columns == 1 else canvas.SMALL_PANEL_INCHES[1] * rows + 1.2
     # An entry takes about four inches. A panel loses no height to a legend of more than two rows.
     legend_columns = min(len(groups), max(2, int(width / 4)))
-    height += LEGEND_ROW_INCHES * max(0, math.ceil(len(groups) / legend_columns) - 2)
-    with saved_figure([path, *others], (width, height)) as figure:
+    height += canvas.LEGEND_ROW_INCHES * max(0, math.ceil(len(groups) / legend_columns) - 2)
+    with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, pair in zip(panels, pairs, strict=False):
             _draw_panel(panel, front, groups, pair, staircase=len(rewards) == 2)
@@ -95,15 +78,15 @@ def _draw_panel(panel: Any, front: Front, groups: Sequence[Group], pair: tuple[s
         _draw_group(panel, front, group, pair, 3 + depth, staircase=staircase)
     panel.margins(0.09)
     _label_policies(panel, front, pair)
-    panel.set_xlabel(score_label(front, pair[0]))
-    panel.set_ylabel(score_label(front, pair[1]))
-    plain_axes(panel)
+    panel.set_xlabel(canvas.score_label(front, pair[0]))
+    panel.set_ylabel(canvas.score_label(front, pair[1]))
+    canvas.plain_axes(panel)
 
 
 def _draw_group(panel: Any, front: Front, group: Group, pair: tuple[str, str], depth: int, *, staircase: bool) -> None:
-    compared = group.name in COMPARED
+    compared = group.name in canvas.COMPARED
     points = [point for point in front["points"] if point["group"] == group.name]
-    best, dominated = split_dominated(front, points)
+    best, dominated = canvas.split_dominated(front, points)
     entry = front["fronts"].get(group.name)
     if entry is not None and staircase:
         if compared and entry["attainment"]:
@@ -118,7 +101,7 @@ def _draw_group(panel: Any, front: Front, group: Group, pair: tuple[str, str], d
     x, y = _means(dominated, pair)
     panel.plot(x, y, **dots, markersize=5.5, markerfacecolor="white", alpha=0.4, zorder=depth + 0.3)
     x, y = _means(best, pair)
-    panel.plot(x, y, **dots, **solid_marker(group), zorder=depth + 0.4)
+    panel.plot(x, y, **dots, **canvas.solid_marker(group), zorder=depth + 0.4)
 
 
 def _draw_staircase(
@@ -137,7 +120,7 @@ def _draw_staircase(
         return
     x = [reference[0], *(x for x, _ in corners), corners[-1][0]]
     y = [corners[0][1], *(y for _, y in corners), reference[1]]
-    line = {"color": group.colour, "linewidth": 2.0, "linestyle": line_style(group.dashes)}
+    line = {"color": group.colour, "linewidth": 2.0, "linestyle": canvas.line_style(group.dashes)}
     panel.step(x, y, where="pre", **line, zorder=depth)
 
 
@@ -157,7 +140,7 @@ def _draw_hull(
     """Join the points that are best for some preference, in ascending order of the first reward."""
     by_id = {point["id"]: point for point in points}
     x, y = _means([by_id[i] for i in hull], pair)
-    line = {"color": colour, "linewidth": 0.9, "linestyle": line_style(HULL_DASHES)}
+    line = {"color": colour, "linewidth": 0.9, "linestyle": canvas.line_style(HULL_DASHES)}
     panel.plot(x, y, **line, marker="none", zorder=depth + 0.1)
 
 
@@ -169,7 +152,7 @@ def _means(points: Sequence[PointEntry], pair: tuple[str, str]) -> tuple[list[fl
 def _with_bars(points: Sequence[PointEntry], pair: tuple[str, str]) -> dict[str, list[Any]]:
     """Positions and bar lengths for matplotlib."""
     x, y = _means(points, pair)
-    xerr, yerr = (bar_lengths([point["scores"][reward] for point in points]) for reward in pair)
+    xerr, yerr = (canvas.bar_lengths([point["scores"][reward] for point in points]) for reward in pair)
     return {"x": x, "y": y, "xerr": xerr, "yerr": yerr}
 
 
@@ -180,7 +163,7 @@ def _label_policies(panel: Any, front: Front, pair: tuple[str, str]) -> None:
             x, y = (point["scores"][reward]["mean"] for reward in pair)
             low, high = panel.get_xlim()
             place = ((-26, -14), "right") if x > (low + high) / 2 else ((20, -46), "left")
-            annotate(panel, point["label"], (x, y), *place)
+            canvas.annotate(panel, point["label"], (x, y), *place)
 
 
 def _draw_legend(figure: Any, front: Front, groups: Sequence[Group], columns: int, *, staircase: bool) -> None:
@@ -195,15 +178,16 @@ def _draw_legend(figure: Any, front: Front, groups: Sequence[Group], columns: in
         text, joined = group.label, group.name in fronts and staircase
         if group.name in fronts:
             text += f"  {estimate_text(fronts[group.name]['hypervolume'], digits)}"
-        handles.append(group_handle(group, text, joined=joined))
-    figure.legend(handles=handles, **UPPER_LEGEND, ncols=columns, title=f"hypervolume, {interval_name(front)}")
+        handles.append(canvas.group_handle(group, text, joined=joined))
+    figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=columns, title=f"hypervolume, {interval_name(front)}")
 
-    grey = {"color": FAINT_INK}
-    hollow = Line2D([], [], **grey, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6, markersize=5.5)
+    hollow = Line2D(
+        [], [], **canvas.GREY, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6, markersize=5.5
+    )
     keys = {"dominated within its group": hollow}
-    compared = [fronts[group] for group in COMPARED if group in fronts and staircase]
+    compared = [fronts[group] for group in canvas.COMPARED if group in fronts and staircase]
     if compared:
-        keys["convex hull"] = Line2D([], [], **grey, linewidth=0.9, linestyle=line_style(HULL_DASHES))
+        keys["convex hull"] = Line2D([], [], **canvas.GREY, linewidth=0.9, linestyle=canvas.line_style(HULL_DASHES))
     if any(entry["attainment"] for entry in compared):
-        keys["where 95 % of the resampled fronts run"] = Patch(**grey, alpha=0.25, linewidth=0)
-    figure.legend(keys.values(), keys.keys(), **LOWER_LEGEND, ncols=3)
+        keys["where 95 % of the resampled fronts run"] = Patch(**canvas.GREY, alpha=0.25, linewidth=0)
+    figure.legend(keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=3)

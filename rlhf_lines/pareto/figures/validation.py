@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.pareto.figures.canvas import FAINT_INK, INK, saved_figure
+from rlhf_lines.pareto.figures import canvas
 from rlhf_lines.pareto.schema import GROUPS, SOUP, Front, GridEntry, ScalingEntry
 from rlhf_lines.pareto.table import decimals, estimate_text, setting
 
@@ -51,23 +51,23 @@ def plot_validation(front: Front, path: str | Path, *others: str | Path) -> Path
     colours = Normalize(min(values), max(values))
     width = max(LEAST_PANEL_INCHES, SIDE_INCHES + CELL_INCHES[0] * len(betas)) * len(schedules) + SIDE_INCHES
     height = HIGH_INCHES + CELL_INCHES[1] * max(2, len(alphas))
-    with saved_figure([path, *others], (width, height)) as figure:
+    with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(1, len(schedules), squeeze=False).ravel()
         for panel, schedule in zip(panels, schedules, strict=True):
             rows = [row for row in grid if row["schedule"] == schedule]
             image = _draw_panel(panel, rows, alphas, betas, colours, decimals(values))
-            panel.set_title(f"schedule: {schedule}", loc="left", fontsize=11, color=INK)
+            panel.set_title(f"schedule: {schedule}", loc="left", fontsize=11, color=canvas.INK)
         _mark_chosen(figure, panels, schedules, alphas, betas, validation["chosen"])
         bar = figure.colorbar(image, ax=list(panels), shrink=0.9)
-        bar.set_label("hypervolume\n(product of scores)", color=INK, fontsize=10, linespacing=1.3)
-        bar.ax.tick_params(colors=FAINT_INK, labelsize=9)
+        bar.set_label("hypervolume\n(product of scores)", color=canvas.INK, fontsize=10, linespacing=1.3)
+        bar.ax.tick_params(colors=canvas.FAINT_INK, labelsize=9)
         bar.outline.set_visible(False)
         figure.suptitle(
             f"{validation['prompts']} validation prompts, {validation['weights']} weights, higher is better",
             x=0.01,
             ha="left",
             fontsize=10.5,
-            color=INK,
+            color=canvas.INK,
         )
     return Path(path)
 
@@ -104,9 +104,9 @@ def _draw_panel(
         panel.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
     panel.set_xticks(range(len(betas)), [setting(beta) for beta in betas])
     panel.set_yticks(range(len(alphas)), [setting(alpha) for alpha in alphas])
-    panel.set_xlabel("beta (added to the factor\nup to the last block)", color=INK, fontsize=10)
-    panel.set_ylabel("alpha (factor\nof the first block)", color=INK, fontsize=10)
-    panel.tick_params(colors=FAINT_INK, labelsize=10, length=0)
+    panel.set_xlabel("beta (added to the factor\nup to the last block)", color=canvas.INK, fontsize=10)
+    panel.set_ylabel("alpha (factor\nof the first block)", color=canvas.INK, fontsize=10)
+    panel.tick_params(colors=canvas.FAINT_INK, labelsize=10, length=0)
     for spine in panel.spines.values():
         spine.set_visible(False)
     return image
@@ -127,4 +127,4 @@ def _mark_chosen(
     panels[schedules.index(chosen["schedule"])].add_patch(Rectangle(corner, 1, 1, **frame, clip_on=False, zorder=5))
     text = f"chosen: alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}, schedule {chosen['schedule']}"
     handles = [Rectangle((0, 0), 1, 1, **frame)]
-    figure.legend(handles, [text], loc="outside lower left", frameon=False, fontsize=10, labelcolor=INK)
+    figure.legend(handles, [text], loc="outside lower left", frameon=False, fontsize=10, labelcolor=canvas.INK)
