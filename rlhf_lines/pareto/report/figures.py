@@ -48,18 +48,15 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
 
 
 def _with_choices(draw: Callable[..., go.Figure], choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    def drawn(**values: Any) -> dict[str, Any]:
-        return draw(**values).to_plotly_json()
+    def drawn(narrow: bool, **values: Any) -> dict[str, Any]:
+        return draw(narrow=narrow, **values).to_plotly_json()
 
-    def choices_on(narrow: bool) -> dict[str, Any]:
-        first = drawn(narrow=narrow)
-        return {
-            control: [_changes(first, drawn(narrow=narrow, **values)) for values in options]
-            for control, options in choices.items()
-        }
-
-    narrow = _changes(drawn(), drawn(narrow=True))
-    return {"figure": drawn(), "narrow": narrow, "choices": [choices_on(False), choices_on(True)]}
+    first = [drawn(narrow) for narrow in (False, True)]
+    others = [
+        {key: [_changes(first[narrow], drawn(narrow, **values)) for values in each] for key, each in choices.items()}
+        for narrow in (False, True)
+    ]
+    return {"figure": first[False], "narrow": _changes(*first), "choices": others}
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

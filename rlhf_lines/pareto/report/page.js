@@ -18,15 +18,13 @@ function coloured(value) {
     (typeof part === "string" && part.startsWith("var(--") ? style.getPropertyValue(part.slice(4, -1)).trim() : part));
 }
 
-function chosen(control) {
-  return control.type === "checkbox" ? Number(control.checked) : control.value;
-}
-
 function draw(id) {
-  const isNarrow = narrowScreen.matches;
   const { figure, narrow, choices } = coloured(data.figures[id]);
-  const changes = Object.entries(choices[Number(isNarrow)]).map(([control, options]) => options[chosen(byId(control))]);
-  for (const change of isNarrow ? [narrow, ...changes] : changes) {
+  const changes = Object.entries(choices[Number(narrowScreen.matches)]).map(([control, options]) => {
+    const { type, checked, value } = byId(control);
+    return options[type === "checkbox" ? Number(checked) : value];
+  });
+  for (const change of narrowScreen.matches ? [narrow, ...changes] : changes) {
     change.data.forEach((changed, i) => Object.assign(figure.data[i], changed));
     Object.assign(figure.layout, change.layout);
   }
@@ -54,7 +52,7 @@ function drawAll() {
 function setUpWeights() {
   const slider = byId("weight");
   if (!slider) return;
-  const body = byId("weight-table").querySelector("tbody");
+  const [body] = byId("weight-table").querySelector("table").tBodies;
   const rows = [...body.rows];
   const show = () => {
     const { text } = data.steps[slider.value];

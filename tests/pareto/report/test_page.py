@@ -224,15 +224,20 @@ def test_a_phone_scrolls_down_only(open_page, report):
 def test_dark_mode_changes_page_and_figures(page):
     page.emulate_media(color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
-    colours = f"[{DRAWN}.layout.font.color, {DRAWN}.data.at(-2).marker.color]"
+    colours = f"[{DRAWN}.layout.font.color, {DRAWN}.data.at(-2).marker.color].join()"
+
+    def are_drawn_in(ink, lines):
+        """Figures are drawn anew when the browser tells the page, which is not at once."""
+        page.wait_for_function(f"expected => {colours} === expected", arg=f"{ink},{lines}")
+
     assert page.evaluate(background) == "rgb(20, 23, 28)"
-    assert page.evaluate(colours) == ["#e7eaee", "#59A3CD"]
+    are_drawn_in("#e7eaee", "#59A3CD")
     page.emulate_media(color_scheme="light")
     assert page.evaluate(background) == "rgb(255, 255, 255)"
-    assert page.evaluate(colours) == ["#1d2127", "#0072B2"]
+    are_drawn_in("#1d2127", "#0072B2")
     page.emulate_media(color_scheme="dark", media="print")  # paper is white
     assert page.evaluate(background) == "rgb(255, 255, 255)"
-    assert page.evaluate(colours) == ["#1d2127", "#0072B2"]
+    are_drawn_in("#1d2127", "#0072B2")
     assert page.locator("nav").is_hidden()
     assert page.locator("#weight").is_hidden() and page.locator("#groups label").first.is_visible()  # the legend
     page.emulate_media(color_scheme="light", media="screen")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -99,6 +100,14 @@ def test_only_the_two_scripts_of_the_page_may_run(report):
     assert rules["default-src"] == "'none'"
     assert rules["script-src"] == " ".join(f"'sha256-{text}'" for text in hashes)
     assert "unsafe-eval" not in page.policy and "http" not in page.policy
+
+
+def test_the_script_formats_shortens_colours_and_chooses_nothing(report):
+    _, script = Page(report).scripts[-1]
+    rules = (
+        r"toFixed|toPrecision|slice\(0|…|#[0-9a-fA-F]{6}|rgba?\(|\.sort\(|Math\.(abs|round)|nondominated|alpha|policy"
+    )
+    assert re.findall(rules, script) == []
 
 
 def test_the_page_names_no_other_file(report):
