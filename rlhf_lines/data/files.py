@@ -67,11 +67,14 @@ def rows(source: str, kind: str, split: str, *, template: str | None = None) -> 
 def split_rows(
     own_splits: Mapping[str, Any], split: str, convert: Callable[[str, str], list[dict]], kind: str, source: str
 ) -> list[dict]:
-    """The rows of one kind of one split: of the other splits, only the prompts are converted.
+    """The rows of one kind of one split; of the other splits only the prompts are converted.
 
     Args:
         own_splits: what the source has, by split.
+        split: `"train"`, `"validation"` or `"test"`.
         convert: from the name of an own split and a kind of rows to these rows.
+        kind: a key of `COLUMNS`.
+        source: its name, for errors.
 
     Raises:
         FileNotFoundError: the source has neither the split nor a train split to take it from.
