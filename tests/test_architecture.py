@@ -34,10 +34,10 @@ merge.__init__    merge.stage
 merge
 merge.output
 merge.lora
-merge.inputs
 merge.spec
 merge.lines
 merge.rules
+merge.inputs
 merge.tensors     merge.layers
 demo_models       task_rewards
 artifact          config         data           models        sampling
