@@ -180,9 +180,7 @@ def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     """Write `config.yaml` (what `--config` accepts again) and `rlhf_lines.json` (stage, versions, facts)."""
     write_config(folder, config)
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
-    unfinished = folder / f".{RECORD}"
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.replace(folder / RECORD)  # the last of a folder's files: with it the folder is complete
+    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")  # the last file: with it the folder is complete
 
 
 def write_whole(path: Path, text: str) -> None:

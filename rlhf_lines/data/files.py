@@ -186,8 +186,8 @@ def _read(paths: list[Path]):
     if not any(path.stat().st_size for path in paths):
         raise ValueError(f"dataset file {paths[0]} is empty, expected rows")
     # Not load_dataset(), which reports every use to the Hub, also of a local file, and waits where there is none.
-    read = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[format]
-    return read([str(path) for path in paths])
+    from_files = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[format]
+    return from_files([str(path) for path in paths])
 
 
 def _format_of(path: Path) -> str | None:
