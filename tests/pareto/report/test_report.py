@@ -123,6 +123,17 @@ def test_the_same_arguments_give_the_same_page():
     assert page() == page()
 
 
+def test_a_reward_that_was_added_later_has_no_predictions():
+    front = make_front()
+    for surrogate in front["surrogate"].values():
+        for entry in surrogate["predicted"]:
+            entry["predicted"].pop("faithful"), entry["measured"].pop("faithful")
+    change = Page(report_html(front, None, MADE)).data["figures"]["surrogate-figure"]["choices"][0]["surrogate-reward"][
+        1
+    ]
+    assert {value for trace in change["data"] for value in (*trace["x"], *trace["y"])} == {None}
+
+
 def test_a_run_of_45_points_and_400_prompts_fits_whole():
     front = make_front()
     assert len(front["points"]) == 45
