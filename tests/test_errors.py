@@ -40,7 +40,7 @@ def test_errors_of_ours_are_not_collected():
 
 def test_sentences_that_are_known_are_told_together():
     Problems(sentence for sentence in ()).check()
-    with pytest.raises(ValueError, match="^a is 1$"):
+    with pytest.raises(ValueError, match=r"^a is 1$"):
         Problems(["a is 1"]).check()
     with pytest.raises(InputProblems, match=r"^2 problems: \(1\) a is 1; \(2\) b is 2$"):
         Problems(["a is 1", "b is 2"]).check()
