@@ -12,7 +12,7 @@ from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.config import RunConfig, parse_size
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.output.hub import check_hub, upload
-from rlhf_lines.merge.output.record import check_repeat, read_merge_record
+from rlhf_lines.merge.output.record import check_repeat, is_record, read_merge_record, settings
 from rlhf_lines.merge.policies import MERGE_RECORD, merge_policies
 from rlhf_lines.merge.rules import ADAPTER_RULES, RULES
 from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
@@ -88,6 +88,11 @@ class MergeConfig:
             "merge_spec.json sets it, with all settings of that merge but output_dir."
         },
     )
+
+    @staticmethod
+    def settings(content: dict, path: Path) -> dict:
+        """What a config file sets; a `merge_spec.json` sets all that repeats its merge."""
+        return settings(content, path) if is_record(content) else content
 
     def spec(self) -> MergeSpec:
         """The merge as a value."""
