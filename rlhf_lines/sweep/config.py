@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rlhf_lines.config import read_fields
 from rlhf_lines.errors import Problems
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.sweep.choices import (
     GroupEntry,
     Scaling,
@@ -216,7 +216,7 @@ class SweepConfig:
             *group_problems(self.groups),
         ]
         for entry in self.groups:
-            if entry.rule in LINEAR_RULES:
+            if RULES[entry.rule].is_linear:
                 continue
             if self.engine == "vllm":
                 problems.append(f"group {entry.name} has rule {entry.rule}, which no adapter holds: use engine local")
