@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import yaml
 from rlhf_lines.artifact import write_record
 from rlhf_lines.config import RunConfig, parse
 from rlhf_lines.data.config import DataConfig
-from rlhf_lines.stages import MODULES
+from rlhf_lines.stages import configs_of
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -22,10 +21,6 @@ VERB_OF = {"base": "sft", "sft": "sft", "reward": "reward", "ppo": "ppo", "sweep
 
 def verb_of(path: Path) -> str:
     return VERB_OF[path.stem.split("_")[0]]
-
-
-def dataclasses_of(verb: str) -> tuple[type, ...]:
-    return importlib.import_module(MODULES[verb]).CONFIGS
 
 
 def values_of(configs: tuple) -> dict:
@@ -79,7 +74,7 @@ def test_a_shipped_config_fits_its_stage(path, tmp_path):
     verb, content = verb_of(path), yaml.safe_load(path.read_text())
     # transformers refuses bf16 where there is no accelerator; every other key and value is checked here.
     flags = ["--bf16", "false"] if content.get("bf16") else []
-    configs, given = parse(dataclasses_of(verb), ["--config", str(path), *flags], prog=f"rlhf-lines {verb}")
+    configs, given = parse(configs_of(verb), ["--config", str(path), *flags], prog=f"rlhf-lines {verb}")
     assert given == {**content, **({"bf16": False} if flags else {})}
     values = values_of(configs)
     for key, value in given.items():
@@ -90,7 +85,7 @@ def test_a_shipped_config_fits_its_stage(path, tmp_path):
     # What is written beside the artifact says the same.
     write_record(tmp_path, verb, given)
     written = str(tmp_path / "config.yaml")
-    again, given_again = parse(dataclasses_of(verb), ["--config", written], prog=f"rlhf-lines {verb}")
+    again, given_again = parse(configs_of(verb), ["--config", written], prog=f"rlhf-lines {verb}")
     assert given_again == given
     # TRL's configs name a run after the time where no name is given.
     for one, other in zip(configs, again, strict=True):
@@ -223,6 +218,6 @@ def test_every_stage_names_its_data_alike_and_takes_no_setting_that_it_ignores()
         "sweep": everywhere,
     }
     for verb, names in expected.items():
-        data = next(config for config in dataclasses_of(verb) if issubclass(config, DataConfig))
+        data = next(config for config in configs_of(verb) if issubclass(config, DataConfig))
         assert {entry.name for entry in fields(data)} == names
-        assert RunConfig in dataclasses_of(verb)
+        assert RunConfig in configs_of(verb)

@@ -24,7 +24,7 @@ from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.plan.stage import Options, Plan
 from rlhf_lines.task_rewards import check_names, reward_weights
 from rlhf_lines.train.checkpoints import choose_checkpoint
-from rlhf_lines.train.ppo import RewardsConfig
+from rlhf_lines.train.config import RewardsConfig
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.sft import ADAPTER
 

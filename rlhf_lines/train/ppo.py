@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
-from rlhf_lines.config import RunConfig, read_fields
+from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
-from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_weights
+from rlhf_lines.task_rewards import load_reward_models, reward_weights
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
+from rlhf_lines.train.config import RewardsConfig
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
 from rlhf_lines.train.progress import show_progress
-
-
-@dataclass
-class RewardsConfig:
-    """What the policy is trained to please."""
-
-    rewards: list[RewardEntry] = field(
-        metadata={
-            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
-            "mappings with model, name, weight, normalize, clip, dtype, batch_size and options.",
-            "parse": RewardEntry.of,
-        }
-    )
-
-    def __post_init__(self) -> None:
-        read_fields(self)
-        if not self.rewards:
-            raise ValueError("rewards is empty, expected one reward model or more")
-
-
-CONFIGS = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, ModelConfig)
 
 
 def run(

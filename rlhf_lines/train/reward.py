@@ -18,9 +18,6 @@ from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
 
 
-CONFIGS = (RunConfig, PreferenceDataConfig, RewardConfig, ModelConfig)
-
-
 class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 

@@ -23,7 +23,6 @@ from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
 
 
-CONFIGS = (RunConfig, TrainingDataConfig, SFTConfig, ModelConfig)
 ADAPTER = "adapter"
 
 
