@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlhf_lines.artifact import write_record
-from rlhf_lines.config import RunConfig, parse
+from rlhf_lines.config import RunConfig, parse, parse_size, read_fields
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.stages import configs_of
 
@@ -90,6 +90,53 @@ def test_a_shipped_config_fits_its_stage(path, tmp_path):
     # TRL's configs name a run after the time where no name is given.
     for one, other in zip(configs, again, strict=True):
         assert {**asdict(one), "logging_dir": None} == {**asdict(other), "logging_dir": None}
+
+
+# --- what a field accepts ---
+
+
+def halves(item: str | list) -> tuple[str, str]:
+    """What an item of `pairs` below means: the parts of `a/b`, or of a list."""
+    parts = tuple(item.split("/") if isinstance(item, str) else item)
+    if len(parts) != 2:
+        raise ValueError(f"pairs holds {item!r}, expected two parts")
+    return parts
+
+
+@dataclass
+class PairsConfig:
+    """Fields of other types than texts and numbers."""
+
+    pairs: list[tuple[str, str]] = field(metadata={"help": "Several.", "parse": halves})
+    room: int | None = field(default="2KB", metadata={"help": "One.", "parse": parse_size})
+    given: dict = field(init=False)
+
+    def __post_init__(self):
+        self.given = read_fields(self)
+
+
+def test_a_field_holds_what_its_annotation_says_wherever_its_value_is_from(tmp_path):
+    path = tmp_path / "pairs.yaml"
+    path.write_text("pairs: [a/b, [c, d]]\nroom: null\n")
+    (config,), given = parse((PairsConfig,), ["--config", str(path)], prog="pairs")
+    assert (config.pairs, config.room) == ([("a", "b"), ("c", "d")], None)
+    assert given == config.given == {"pairs": ["a/b", ["c", "d"]], "room": None}
+    (config,), given = parse((PairsConfig,), ["--pairs", "a/b", "c/d", "--room", "1KB"], prog="pairs")
+    assert (config.pairs, config.room) == ([("a", "b"), ("c", "d")], 1000)
+    assert given == {"pairs": ["a/b", "c/d"], "room": "1KB"}
+    path.write_text("pairs: a/b\n")  # one is a list of one
+    (config,), given = parse((PairsConfig,), ["--config", str(path)], prog="pairs")
+    assert (config.pairs, config.room, given) == ([("a", "b")], 2000, {"pairs": "a/b"})
+    assert PairsConfig([["a", "b"]]).pairs == [("a", "b")]
+
+
+def test_all_fields_that_mean_nothing_are_told():
+    with pytest.raises(
+        ValueError, match=r"2 problems: \(1\) pairs holds 'a', expected two parts; \(2\) 'x' is not a size"
+    ):
+        PairsConfig(["a"], "x")
+    with pytest.raises(ValueError, match=r"^pairs is empty, expected a value$"):
+        PairsConfig(None)
 
 
 # --- files and flags ---
@@ -207,6 +254,15 @@ def test_mistakes_on_the_command_line_are_named(flags, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"config file {tmp_path / 'no.yaml'} does not exist"):
         parse(TYPES, ["--config", str(tmp_path / "no.yaml")], prog="rlhf-lines thing")
+
+
+def test_a_merge_record_is_a_config_of_stage_merge_alone(tmp_path):
+    path = tmp_path / "merge_spec.json"
+    path.write_text('{"format": 1, "spec": {}, "policies": []}')
+    with pytest.raises(ValueError, match=f"merge record {path} lacks sft_model"):
+        parse(configs_of("merge"), ["--config", str(path)], prog="rlhf-lines merge")
+    with pytest.raises(ValueError, match="has the unknown key 'format'"):
+        parse(TYPES, ["--config", str(path)], prog="rlhf-lines thing")
 
 
 def test_every_stage_names_its_data_alike_and_takes_no_setting_that_it_ignores():
