@@ -334,7 +334,7 @@ def test_the_help_of_a_stage_has_our_options_first_then_those_of_the_libraries(c
         (
             ours,
             ["resume", "dataset_name", "rewards", "kl_coef", "num_generations"],
-        ),  # the last is also a field of TRL's
+        ),  # the last is also of TRL
         (of_trl, ["max_completion_length", "lora_r"]),
         (of_transformers, ["warmup_steps", "output_dir"]),
     ):
