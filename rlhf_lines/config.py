@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Sequence
 from copy import copy
@@ -59,6 +60,18 @@ def read_fields(config: object) -> dict[str, Any]:
                 setattr(config, entry.name, [read(item) for item in value] if _is_list(hint) else read(value))
     problems.check()
     return given
+
+
+def from_json(key: str, value: object) -> object:
+    """What a text is the JSON of; a value that is no text as it is.
+
+    Raises:
+        ValueError: the text is no JSON.
+    """
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{key} holds {value!r}, which is no valid JSON: {error}") from None
 
 
 def _is_list(annotation: Any) -> bool:

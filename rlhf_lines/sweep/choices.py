@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
+from rlhf_lines.config import from_json
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES
@@ -114,11 +114,7 @@ class GroupEntry:
         Raises:
             ValueError: a key is unknown, the name is missing, or a value is wrong.
         """
-        if isinstance(item, str):
-            try:
-                item = json.loads(item)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"groups holds {item!r}, which is no valid JSON: {error}") from None
+        item = from_json("groups", item)
         if not isinstance(item, Mapping) or not (isinstance(item.get("name"), str) and item["name"].strip()):
             raise ValueError(f"groups holds {item!r}, expected a mapping with the key name")
         name, statistics = item["name"], item.get("statistics", ())

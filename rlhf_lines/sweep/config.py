@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf_lines.config import read_fields
+from rlhf_lines.config import from_json, read_fields
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.sweep.choices import (
@@ -30,11 +29,7 @@ SAMPLERS = ("grid", "list", "dirichlet", "map")
 
 def _mapping(value: object) -> dict[str, Any]:
     """The arguments of vllm.LLM, from a mapping or the JSON of one."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"vllm holds {value!r}, which is no valid JSON: {error}") from None
+    value = from_json("vllm", value)
     if not isinstance(value, dict):
         raise ValueError(f"vllm holds {value!r}, expected a mapping")
     return value
