@@ -13,11 +13,11 @@ from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.config import RunConfig, parse_size
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.output.hub import check_hub, upload
-from rlhf_lines.merge.output.record import check_repeat, read_merge_record
+from rlhf_lines.merge.output.record import check_repeat, is_record, read_merge_record, settings
 from rlhf_lines.merge.policies import MERGE_RECORD, merge_policies
 from rlhf_lines.merge.rules import RULES, Rule
 from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
-from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.models import local_folder
 
 
@@ -98,6 +98,11 @@ class MergeConfig:
         },
     )
 
+    @staticmethod
+    def settings(content: dict, path: Path) -> dict:
+        """What a config file sets; a `merge_spec.json` sets all that repeats its merge."""
+        return settings(content, path) if is_record(content) else content
+
     def spec(self) -> MergeSpec:
         """The merge as a value."""
         options = self.rule_options or {}
@@ -106,13 +111,8 @@ class MergeConfig:
                 options = json.loads(options)
             except json.JSONDecodeError as error:
                 raise ValueError(f"rule_options {options!r} is not JSON ({error.msg} at {error.pos})") from error
-        return MergeSpec(self.rule, self._weights(), self._alpha(), self.beta, self.schedule, options)
-
-    def _alpha(self) -> float | str:
-        try:
-            return "auto" if self.alpha == "auto" else float(self.alpha)
-        except (TypeError, ValueError):
-            raise ValueError(f"alpha is {self.alpha!r}, expected a number or auto") from None
+        alpha = number_or_auto("alpha", self.alpha)
+        return MergeSpec(self.rule, self._weights(), alpha, self.beta, self.schedule, options)
 
     def shard_bytes(self) -> int | None:
         """The most bytes of a written weight file, or None.
