@@ -16,7 +16,7 @@ from rlhf_lines.merge.output.record import check_repeat, read_merge_record
 from rlhf_lines.merge.policies import MERGE_RECORD, merge_policies
 from rlhf_lines.merge.rules import ADAPTER_RULES, RULES
 from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
-from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.models import local_folder
 
 
@@ -97,13 +97,8 @@ class MergeConfig:
                 options = json.loads(options)
             except json.JSONDecodeError as error:
                 raise ValueError(f"rule_options {options!r} is not JSON ({error.msg} at {error.pos})") from error
-        return MergeSpec(self.rule, self._weights(), self._alpha(), self.beta, self.schedule, options)
-
-    def _alpha(self) -> float | str:
-        try:
-            return "auto" if self.alpha == "auto" else float(self.alpha)
-        except (TypeError, ValueError):
-            raise ValueError(f"alpha is {self.alpha!r}, expected a number or auto") from None
+        alpha = number_or_auto("alpha", self.alpha)
+        return MergeSpec(self.rule, self._weights(), alpha, self.beta, self.schedule, options)
 
     def shard_bytes(self) -> int | None:
         """The most bytes of a written weight file, or None.
