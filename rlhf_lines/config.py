@@ -204,7 +204,7 @@ def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
     if config.keys() >= RECORD_KEYS:
         from rlhf_lines.merge.output.record import settings
 
-        config = settings(config, path)
+        config = settings(path)
     return config, path
 
 

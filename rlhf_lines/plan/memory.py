@@ -1,20 +1,32 @@
 """The arithmetic of memory: pure functions from sizes to bytes.
 
-Notation: B sequences of S tokens, V words in the vocabulary, H hidden sizes, N = B S positions.
+Notation: B sequences of S tokens, V words in the vocabulary, H hidden sizes, N = B S positions; K policies.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rlhf_lines.merge.layers import is_embedding
+from rlhf_lines.merge.tensors.order_statistics import AT_ONCE, DIGIT
+from rlhf_lines.merge.tensors.spans import ELEMENTS
 
-FLOAT32 = 4  # bytes
+
+FLOAT32, FLOAT64 = 4, 8  # bytes
 LIBRARIES_PART = "Python and libraries"  # of a phase that counts them, as those of a merge do
 # TRL's fused head (trl/kernels/chunked_logprob.py) never holds logits of more positions and words than this.
 TILE_POSITIONS, TILE_WORDS = 4096, 32768
 # bitsandbytes: one float32 per output row (8-bit); one per 64 weights, or one byte and a 256th of it (4-bit).
 BLOCK_4BIT, NESTED_BLOCK = 64, 256
+# Resident after the imports of a merge, measured on Linux with torch 2.13 for CPUs. PEFT, and transformers with it, is
+# imported to write an adapter.
+MERGE_LIBRARIES = {"dense": 250 * 10**6, "adapter": 450 * 10**6}
+# Of a merge: tensors in float64 of the size of a linear map that a rule works on whole, and matrices [in, in] beside
+# them; pieces that a rule makes of K residuals, and that the last cast is measured with.
+WHOLE = {"opcm": (5, 0), "regmean": (4, 5)}
+PIECES_OF_A_RULE = 3
 
 
 @dataclass(frozen=True)
@@ -107,3 +119,51 @@ def gumbel_bytes(batch: int, vocab: int) -> int:
     Six at a time: of `rlhf_lines.sampling.gumbel` (key, shifted key, bits, u, noise) and the perturbed logits.
     """
     return 6 * batch * vocab * 8
+
+
+def piece_bytes(policies: int, stored: int, threads: int, elements: int = ELEMENTS) -> int:
+    """The bytes of the pieces that all threads of a merge hold: K policies, the SFT model, and what is made of them.
+
+        threads elements [(K + 1) r + 4 (K + 3)],   r = stored bytes, and 4 more where those are not float32
+
+    Args:
+        policies: K.
+        stored: bytes of an element in the files.
+        threads: that work at a time.
+        elements: of a piece.
+    """
+    return threads * elements * ((policies + 1) * _read_bytes(stored) + (policies + PIECES_OF_A_RULE) * FLOAT32)
+
+
+def count_bytes(policies: int, threads: int) -> int:
+    """The bytes in which the digits of K policies wait to be counted, in a search for quantiles.
+
+    Two digits, whose tables follow one another, are in memory at a time: 2 threads K (4 2^18 + 8 2^16).
+    """
+    return 2 * threads * policies * (FLOAT32 * AT_ONCE + 8 * 2**DIGIT)
+
+
+def whole_bytes(rule: str, shapes: Mapping[str, tuple[int, ...]], policies: int, stored: int) -> int:
+    """The bytes of the largest linear map of a rule that takes them whole, 0 for other rules.
+
+    n [(K + 1) r + 8 a] + 8 b in^2     for a weight [out, in] of n elements; a and b are those of `WHOLE`
+    """
+    if rule not in WHOLE:
+        return 0
+    tensors, squares = WHOLE[rule]
+
+    def size(shape: tuple[int, ...]) -> int:
+        elements = math.prod(shape) * ((policies + 1) * _read_bytes(stored) + tensors * FLOAT64)
+        return elements + squares * FLOAT64 * shape[1] ** 2
+
+    return max((size(shape) for name, shape in shapes.items() if len(shape) == 2 and not is_embedding(name)), default=0)
+
+
+def module_bytes(shape: tuple[int, ...]) -> int:
+    """The bytes of one merged module while it is factorised: 4 n + 3 (8 n) + 4 (8 m^2), m its shorter side."""
+    elements = math.prod(shape)
+    return elements * (FLOAT32 + 3 * FLOAT64) + 4 * FLOAT64 * min(shape) ** 2
+
+
+def _read_bytes(stored: int) -> int:
+    return stored if stored >= FLOAT32 else stored + FLOAT32

@@ -12,14 +12,14 @@ from torch import nn
 from rlhf_lines.config import DataConfig
 from rlhf_lines.merge.rules import LINEAR_RULES
 from rlhf_lines.plan import skeleton
+from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
-from rlhf_lines.plan.merging import AdapterSizes, adapter_sizes
+from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
-from rlhf_lines.plan.stage import Options, Plan
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES

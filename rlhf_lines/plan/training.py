@@ -16,11 +16,11 @@ from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import Phase, gumbel_bytes, head_bytes, kv_cache_bytes, optimizer_bytes
+from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
-from rlhf_lines.plan.stage import Options, Plan
 from rlhf_lines.task_rewards import check_names, reward_weights
 from rlhf_lines.train.checkpoints import choose_checkpoint
 from rlhf_lines.train.ppo import RewardsConfig

@@ -18,7 +18,7 @@ from rlhf_lines.merge.output.summary import VLLM_RANKS
 from rlhf_lines.merge.rules import ADAPTER_RULES, PYTHON_ONLY, RULES, merge_lazily
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 from rlhf_lines.merge.tensors.spans import ELEMENTS
-from rlhf_lines.plan.merge_work import passes_over_inputs
+from rlhf_lines.plan.merging import passes_over_inputs
 from tests.merge.reference import ORIGIN
 
 

@@ -15,8 +15,8 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.rules import RULES, merge_lazily
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 from rlhf_lines.plan import Options, plan
-from rlhf_lines.plan.merge_memory import WHOLE
-from rlhf_lines.plan.merge_work import passes_over_inputs
+from rlhf_lines.plan.memory import WHOLE
+from rlhf_lines.plan.merging import passes_over_inputs
 
 
 @pytest.fixture
