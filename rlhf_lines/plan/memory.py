@@ -61,6 +61,8 @@ def linear_bytes(out_features: int, in_features: int, *, bits: int, dtype_bytes:
         4 bits, nested  out in / 2 + (out in / 64) + 4 (out in / 64 / 256)
 
     Args:
+        out_features: rows.
+        in_features: columns.
         bits: 8, 4, or anything else for an unquantised weight.
         dtype_bytes: of an unquantised weight.
         nested: 4-bit with double quantisation.
@@ -103,6 +105,10 @@ def head_bytes(positions: int, vocab: int, hidden: int, *, compute_bytes: int, k
         backward    7 float32 copies [n, v] likewise, and the float32 gradient of the hidden states [N, H]
 
     Args:
+        positions: N.
+        vocab: V.
+        hidden: H.
+        compute_bytes: of a number of the tile.
         kernel: a GPU with Triton, where the tile is read and overwritten in place.
         backward: the pass that trains; it dominates its own forward pass.
     """

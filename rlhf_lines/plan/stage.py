@@ -22,10 +22,11 @@ PLANS = {
 
 
 def plan(arguments: list[str], options: Options | None = None) -> Plan:
-    """The plan of the stage that a config is of, or refuse it as the stage would.
+    """The plan of the stage that a config is of; what the stage would refuse is refused.
 
     Args:
         arguments: `--config FILE` and `--flag value` pairs, as for the stage.
+        options: what is asked beside the config.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the stage could not run; the message is one sentence.
