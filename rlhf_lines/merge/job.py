@@ -13,7 +13,7 @@ from rlhf_lines.artifact import versions
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.lora.low_rank import not_linear
 from rlhf_lines.merge.lora.truncate import Truncation, check_rank
-from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
+from rlhf_lines.merge.rules import RULES, Rule
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import DTYPES, LostResidual
 
@@ -85,6 +85,11 @@ class Merge:
         """The folders of the SFT model and of the policies."""
         return (self.sft_model, *self.policies)
 
+    @property
+    def rule(self) -> Rule:
+        """What is known about the rule of the spec."""
+        return RULES[self.spec.rule]
+
     def check(self) -> None:
         """Stop where settings are unknown, do not fit one another, or cannot be had on this machine.
 
@@ -106,7 +111,7 @@ class Merge:
                 raise ValueError(
                     f"rank is {self.rank}, but a dense checkpoint has none; leave it out, or use --save adapter"
                 )
-        elif self.save == "adapter" and self.spec.rule not in (*LINEAR_RULES, *ADAPTER_RULES):
+        elif self.save == "adapter" and not self.rule.makes_adapter:
             raise ValueError(not_linear(self.spec.rule))
         _check_device(self.device)
 

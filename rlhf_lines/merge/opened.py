@@ -21,7 +21,6 @@ from rlhf_lines.merge.lora.low_rank import merge_adapters
 from rlhf_lines.merge.lora.truncate import factorise_residuals, truncate_adapter
 from rlhf_lines.merge.output.adapter import write_adapter
 from rlhf_lines.merge.output.dense import DenseMerge
-from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.residuals import Tensors
 
@@ -44,12 +43,12 @@ def open_merge(
         ValueError: anything that cannot be merged exactly, with the reason.
         FileNotFoundError: a folder or file is missing.
     """
-    rule = merge.spec.rule
+    needed = merge.rule.statistics
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(merge.sft_model))
         policies, warnings = load_inputs(sft, merge.policies, stack)
-        check_statistics(rule, merge.statistics, merge.policies)
-        statistics = open_statistics(rule, merge.statistics, stack)
+        check_statistics(merge.spec.rule, needed, merge.statistics, merge.policies)
+        statistics = open_statistics(needed, merge.statistics, stack)
         opened = OpenMerge(merge, sft, policies, statistics, max_memory=max_memory, progress=progress)
         opened.warnings[:0] = warnings
         yield opened
@@ -94,9 +93,9 @@ class OpenMerge:
         self._make_dense = partial(DenseMerge, sft, device=merge.device, max_memory=max_memory, progress=progress)
         self._dense = None
         spec = merge.spec
-        if merge.save == "adapter" or spec.rule in ADAPTER_RULES:
+        if merge.save == "adapter" or merge.rule.on_factors:
             self._check_all_adapters()
-        if spec.rule in ADAPTER_RULES:
+        if merge.rule.on_factors:
             if spec.alpha == "auto":
                 raise ValueError(
                     f'alpha "auto" is measured on residuals, rule {spec.rule!r} has factors; give a number'
@@ -107,7 +106,7 @@ class OpenMerge:
                 AdapterPolicy(one, sft) if isinstance(one, Adapter) else DensePolicy(one, sft) for one in policies
             ]
             self._dense = self._make_dense(residuals, spec, statistics=statistics)
-        self.warnings = coverage_warnings(spec.rule, statistics, self.shapes)
+        self.warnings = coverage_warnings(merge.rule.statistics, statistics, self.shapes)
         if self.rank is not None and self.rank > self._full_rank():
             self.rank = self._full_rank()
             self.warnings.append(
@@ -130,7 +129,7 @@ class OpenMerge:
     def stored_rank(self) -> int:
         """The rank of the adapter that is exact where the rule is linear: the policies' factors beside one another."""
         ranks = [max(factors.A.shape[0] for factors in one.modules.values()) for one in self.adapters]
-        return max(ranks) if self.merge.spec.rule in ADAPTER_RULES else sum(ranks)
+        return max(ranks) if self.merge.rule.on_factors else sum(ranks)
 
     def write(self, folder: Path) -> Written:
         """Write the merged weights with their config into an existing, empty folder.
@@ -145,12 +144,12 @@ class OpenMerge:
             lost = self._as_dense().write(folder, dtype=self.merge.dtype, max_shard_size=self.merge.max_shard_size)
             return Written(self.spec.alpha, lost, self.merge.dtype or _stored_dtype(self.sft))
         truncation = None
-        if not self._has_factors():
-            factors, truncation = factorise_residuals(self._module_residuals(), self.rank)
-        else:
+        if self.merge.rule.makes_adapter:
             factors = self._factors()
             if self.rank is not None:
                 factors, truncation = truncate_adapter(factors, self.rank)
+        else:
+            factors, truncation = factorise_residuals(self._module_residuals(), self.rank)
         lost, dtype = write_adapter(folder, factors, self.adapters, self.sft, self.merge.sft_model, self.merge.dtype)
         return Written(self.spec.alpha, lost, dtype, next(iter(factors.values())).A.shape[0], truncation)
 
@@ -168,7 +167,7 @@ class OpenMerge:
 
     def _check_all_adapters(self) -> None:
         dense = next((str(policy.folder) for policy in self.policies if isinstance(policy, Checkpoint)), None)
-        if dense is not None and self.merge.spec.rule in ADAPTER_RULES:
+        if dense is not None and self.merge.rule.on_factors:
             raise ValueError(
                 f"rule {self.merge.spec.rule!r} combines the factors of adapters, but policy {dense!r} is a dense "
                 "checkpoint; use rule linear"
@@ -176,15 +175,11 @@ class OpenMerge:
         if dense is not None:
             raise ValueError(not_an_adapter(dense))
 
-    def _has_factors(self) -> bool:
-        """Whether the merged residual is a product of the policies' factors."""
-        return self.merge.spec.rule in (*LINEAR_RULES, *ADAPTER_RULES)
-
     def _full_rank(self) -> int:
         """The rank that holds the merged residual of every module, whatever the values are."""
         modules = [factors for one in self.adapters for factors in one.modules.values()]
         narrow = max(min(factors.B.shape[0], factors.A.shape[1]) for factors in modules)
-        return min(self.stored_rank, narrow) if self._has_factors() else narrow
+        return min(self.stored_rank, narrow) if self.merge.rule.makes_adapter else narrow
 
     def _as_dense(self) -> DenseMerge:
         if self._dense is not None:

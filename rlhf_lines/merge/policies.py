@@ -18,7 +18,7 @@ from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.job import Merge, Written
 from rlhf_lines.merge.opened import OpenMerge, Progress, open_merge
 from rlhf_lines.merge.output.card import model_card
-from rlhf_lines.merge.output.mergekit import mergekit_recipe
+from rlhf_lines.merge.output.mergekit import mergekit_config
 from rlhf_lines.merge.spec import MergeSpec
 
 
@@ -109,8 +109,8 @@ def write_merge(
             record = merge.to_record(sha256.result(), written, found)
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
             (folder / "README.md").write_text(model_card(record))
-            if written.truncation is None and (recipe := _recipe(opened, written)) is not None:
-                (folder / "mergekit.yaml").write_text(recipe)
+            if written.truncation is None and (config := _mergekit_config(opened, written)) is not None:
+                (folder / "mergekit.yaml").write_text(config)
     return output
 
 
@@ -146,17 +146,17 @@ def loss_warnings(written: Written, *, fits_adapter: bool) -> list[str]:
 
 def _hashes(merge: Merge) -> list[str]:
     """The hashes of the inputs, in the order of `Merge.to_record`."""
-    statistics = [statistics_sha256(merge.spec.rule, folder) for folder in merge.statistics]
+    statistics = [statistics_sha256(merge.rule.statistics, folder) for folder in merge.statistics]
     return [*map(weights_sha256, merge.models), *statistics]
 
 
-def _recipe(opened: OpenMerge, written: Written) -> str | None:
+def _mergekit_config(opened: OpenMerge, written: Written) -> str | None:
     """The same merge for mergekit, where mergekit can express it."""
     policies = [
         one if isinstance(one, Adapter) else path
         for one, path in zip(opened.policies, opened.merge.policies, strict=True)
     ]
-    return mergekit_recipe(
+    return mergekit_config(
         opened.spec,
         opened.merge.sft_model,
         policies,

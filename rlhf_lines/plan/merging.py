@@ -19,7 +19,7 @@ import torch
 from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.statistics_files import FILES, open_statistics
+from rlhf_lines.merge.inputs.statistics_files import open_statistics
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.opened import not_an_adapter, open_merge
@@ -27,7 +27,7 @@ from rlhf_lines.merge.output.dense import layout
 from rlhf_lines.merge.output.hub import check_hub
 from rlhf_lines.merge.output.record import check_repeat
 from rlhf_lines.merge.policies import check_output
-from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES, merge_lazily
+from rlhf_lines.merge.rules import RULES, merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
 from rlhf_lines.merge.tensors.order_statistics import DIRECT
@@ -92,8 +92,8 @@ def passes_over_inputs(spec: MergeSpec) -> int:
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
     noise = [{_NAME: torch.randn(shape, generator=generator)} for _ in spec.weights]
-    of_rule = {"fisher": lambda tau: tau.square(), "regmean": lambda tau: tau.T @ tau}.get(spec.rule)
-    statistics = [{_NAME: of_rule(tau[_NAME])} for tau in noise] if of_rule else []
+    needed = RULES[spec.rule].statistics
+    statistics = [{_NAME: needed.example(tau[_NAME])} for tau in noise] if needed else []
     residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics)
     read = 0
 
@@ -113,9 +113,9 @@ def passes_over_inputs(spec: MergeSpec) -> int:
 
 def _passes(merge: Merge) -> int:
     """How often the merge reads residuals; 0 where it only combines the factors of adapters."""
-    if merge.spec.rule in ADAPTER_RULES:
+    if merge.rule.on_factors:
         return int(merge.save == "dense")  # the residual of the adapter that the factors make is written
-    if merge.save == "adapter" and merge.spec.rule in LINEAR_RULES:
+    if merge.save == "adapter" and merge.rule.is_linear:
         return 2 * (merge.spec.alpha == "auto")  # over the residuals, and over the merged one
     return passes_over_inputs(merge.spec)
 
@@ -149,7 +149,7 @@ def _look_at_inputs(plan: Plan, merge: Merge, config: MergeConfig) -> None:
         repeated = check_repeat(config.repeats, merge) if config.repeats else []
         plan.notes += [f"warning: {warning}" for warning in [*repeated, *opened.warnings]]
         files = [path for folder in merge.models for path in _weight_files(folder)]
-        files += [Path(folder) / FILES[merge.spec.rule] for folder in merge.statistics]
+        files += [Path(folder) / merge.rule.statistics.file for folder in merge.statistics]
         plan.read |= {str(path): path.stat().st_size for path in files}
         sft = opened.sft
         sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
@@ -213,9 +213,9 @@ def _parts(
     parts["pieces"] = memory.piece_bytes(policies, stored, threads)
     if passes >= SEARCHING:
         parts["counts for quantiles"] = memory.count_bytes(policies, threads)
-    if whole := memory.whole_bytes(merge.spec.rule, shapes, policies, stored):
+    if whole := memory.whole_bytes(merge.rule.whole, shapes, policies, stored):
         parts["one whole parameter"] = whole
-    if merge.save == "adapter" and merge.spec.rule not in LINEAR_RULES:
+    if merge.save == "adapter" and not merge.rule.is_linear:
         largest = max((found for found in shapes.values() if len(found) == 2), key=math.prod, default=(0, 0))
         parts["one module"] = memory.module_bytes(largest)
     return parts
@@ -228,8 +228,9 @@ def _changed(merge: Merge, adapters: Sequence[AdapterSizes], shapes: Mapping[str
         modules = {module for adapter in adapters for module in adapter.widths}
         names &= {f"{module.removeprefix('base_model.model.')}.weight" for module in modules}
     with ExitStack() as stack:
-        folders = [folder for folder in merge.statistics if (Path(folder) / FILES[merge.spec.rule]).is_file()]
-        for statistics in open_statistics(merge.spec.rule, folders, stack):
+        needed = merge.rule.statistics
+        folders = [folder for folder in merge.statistics if needed and (Path(folder) / needed.file).is_file()]
+        for statistics in open_statistics(needed, folders, stack):
             names &= statistics.shapes.keys()
     return names
 
