@@ -81,6 +81,11 @@ def _state(output_dir: Path, given: dict, *, overwrite: bool) -> str:
     return COMPLETE if begun is None else UNFINISHED
 
 
+def configs_of(verb: str) -> tuple[type, ...]:
+    """The dataclasses that a stage is configured by."""
+    return importlib.import_module(MODULES[verb]).CONFIGS
+
+
 def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict]:
     """The module of a stage, its filled dataclasses, and the mapping of everything that was given.
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import refuse_existing
-from rlhf_lines.config import RunConfig, parse_size
+from rlhf_lines.config import RunConfig, parse_size, read_fields
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.output.hub import check_hub, upload
-from rlhf_lines.merge.output.record import check_repeat, read_merge
+from rlhf_lines.merge.output.record import check_repeat, is_record, read_merge, settings
 from rlhf_lines.merge.policies import MERGE_RECORD, write_merge
 from rlhf_lines.merge.rules import RULES, Rule
 from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
@@ -26,6 +27,33 @@ from rlhf_lines.models import local_folder
 def _rules(chosen: Callable[[Rule], object], joint: str = ", ") -> str:
     """The names of some rules, for help texts."""
     return joint.join(name for name, rule in RULES.items() if chosen(rule))
+
+
+def rule_options(value: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a rule, from a mapping or its JSON.
+
+    Raises:
+        ValueError: the text is not JSON, or the value no mapping.
+    """
+    try:
+        options = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"rule_options {value!r} is not JSON ({error.msg} at {error.pos})") from error
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options is {options!r}, expected a mapping from option name to value")
+    return options
+
+
+def shard_size(value: str | int) -> int:
+    """The most bytes of a written weight file.
+
+    Raises:
+        ValueError: no size, or zero.
+    """
+    size = parse_size(value)
+    if size == 0:
+        raise ValueError(f"max_shard_size is {value}, expected a size such as 5GB")
+    return size
 
 
 @dataclass
@@ -56,17 +84,22 @@ class MergeConfig:
             f"other codes, on adapters: {_rules(lambda rule: rule.on_factors)}."
         },
     )
-    rule_options: str | None = field(default=None, metadata={"help": "Options of the rule, as JSON."})
-    statistics: list[str] = field(
-        default_factory=list,
+    rule_options: Mapping[str, Any] | None = field(
+        default=None, metadata={"help": "Options of the rule, as JSON.", "parse": rule_options}
+    )
+    statistics: list[str] | None = field(
+        default=None,
         metadata={
             "help": f"Of each policy, for rules {_rules(lambda rule: rule.statistics, ' and ')}: folders of rlhf-lines "
             f"{' or '.join(rule.statistics.verb for rule in RULES.values() if rule.statistics)}."
         },
     )
-    alpha: str = field(
-        default="1.0",
-        metadata={"help": "LiNeS factor of the first block; auto gives tau_M the L1 norm of the mean residual."},
+    alpha: float | Literal["auto"] = field(
+        default=1.0,
+        metadata={
+            "help": "LiNeS factor of the first block; auto gives tau_M the L1 norm of the mean residual.",
+            "parse": partial(number_or_auto, "alpha"),
+        },
     )
     beta: float = field(default=0.0, metadata={"help": "What the factor of the last block is more than alpha."})
     schedule: str = field(
@@ -79,11 +112,19 @@ class MergeConfig:
     dtype: str | None = field(
         default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}
     )
-    max_shard_size: str | None = field(
-        default=None, metadata={"help": "Of a written weight file, such as 5GB; as the SFT model is if not given."}
+    max_shard_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Of a written weight file, such as 5GB; as the SFT model is if not given.",
+            "parse": shard_size,
+        },
     )
-    max_memory: str = field(
-        default="4GB", metadata={"help": "What the work on one parameter may take, for rules that need whole ones."}
+    max_memory: int = field(
+        default="4GB",
+        metadata={
+            "help": "What the work on one parameter may take, for rules that need whole ones.",
+            "parse": parse_size,
+        },
     )
     device: str = field(default="cpu", metadata={"help": "Where the arithmetic is done: cpu or cuda."})
     plan: bool = field(
@@ -101,20 +142,23 @@ class MergeConfig:
     )
 
     def __post_init__(self) -> None:
-        self.rule_options = rule_options(self.rule_options)
-        self.alpha = number_or_auto("alpha", self.alpha)
-        self.max_shard_size = shard_size(self.max_shard_size)
-        self.max_memory = parse_size(self.max_memory)
+        given = read_fields(self)
+        if self.max_shard_size is not None and self.save == "adapter":
+            size = given["max_shard_size"]
+            raise ValueError(f"max_shard_size is {size}, but an adapter is one file; leave it out")
+
+    @staticmethod
+    def settings(content: dict, path: Path) -> dict:
+        """What a config file sets; a `merge_spec.json` sets all that repeats its merge."""
+        return settings(path) if is_record(content) else content
 
     def merge(self) -> Merge:
         """The merge as a value, folders as they are named.
 
         Raises:
-            ValueError: settings that do not fit one another, or a spec that does not exist.
+            ValueError: weights that are given twice, or a spec that does not exist.
         """
-        if self.max_shard_size is not None and self.save == "adapter":
-            raise ValueError(f"max_shard_size is {self.max_shard_size}, but an adapter is one file; leave it out")
-        spec = MergeSpec(self.rule, self._weights(), self.alpha, self.beta, self.schedule, self.rule_options)
+        spec = MergeSpec(self.rule, self._weights(), self.alpha, self.beta, self.schedule, self.rule_options or {})
         return Merge(
             self.sft_model,
             self.policies,
@@ -122,7 +166,7 @@ class MergeConfig:
             self.save,
             rank=self.rank,
             dtype=self.dtype,
-            statistics=self.statistics,
+            statistics=self.statistics or (),
             max_shard_size=self.max_shard_size,
             device=self.device,
         )
@@ -136,35 +180,6 @@ class MergeConfig:
             raise ValueError("weights and weights_by are both given; keep one of them")
         _, *policies = _folders([self.sft_model, *self.policies])
         return checkpoint_weights(policies, self.weights_by, power=1.0 if self.power is None else self.power)
-
-
-def rule_options(value: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The options of a rule, from a mapping or its JSON.
-
-    Raises:
-        ValueError: the text is not JSON, or the value no mapping.
-    """
-    options = value or {}
-    if isinstance(options, str):
-        try:
-            options = json.loads(options)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"rule_options {options!r} is not JSON ({error.msg} at {error.pos})") from error
-    if not isinstance(options, Mapping):
-        raise ValueError(f"options is {options!r}, expected a mapping from option name to value")
-    return options
-
-
-def shard_size(value: str | int | None) -> int | None:
-    """The most bytes of a written weight file.
-
-    Raises:
-        ValueError: no size, or zero.
-    """
-    size = None if value is None else parse_size(value)
-    if size == 0:
-        raise ValueError(f"max_shard_size is {value}, expected a size such as 5GB")
-    return size
 
 
 CONFIGS = (RunConfig, MergeConfig)

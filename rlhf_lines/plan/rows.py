@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lines import data
-from rlhf_lines.config import DataConfig
+from rlhf_lines.data.config import DataConfig
 
 
 OFFLINE_TASKS = ("docstrings",)

@@ -10,7 +10,8 @@ import torch
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from rlhf_lines.config import RunConfig, TrainingDataConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
@@ -71,7 +72,7 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     rollout = args.per_device_train_batch_size * args.steps_per_generation
     prompts = args.generation_batch_size // args.num_generations
     args.check_run(has_lora=run.peft_config is not None, prompts=rows.count)
-    entries = of_type(configs, RewardsConfig).entries
+    entries = of_type(configs, RewardsConfig).rewards
     reward_weights(entries, args.reward_weights)  # which refuses what does not fit
     rewards = plan_rewards(entries, beside=beside)
     check_names([reward.name for reward in rewards])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from reward_models import FunctionReward
-from rlhf_lines.config import TrainingDataConfig
+from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
 from tests.train.test_sft import ONE_STEP, descended
