@@ -259,7 +259,7 @@ def test_other_errors_show_their_traceback(folder, monkeypatch, error):
     def fail(*_, **__):
         raise error("a bug")
 
-    monkeypatch.setattr("rlhf_lines.merge.stage.write_merge", fail)
+    monkeypatch.setattr("rlhf_lines.merge.stage.merge_policies", fail)
     with pytest.raises(error, match="a bug"):
         cli.main(["merge", *merge_flags()])
 

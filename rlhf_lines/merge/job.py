@@ -43,7 +43,9 @@ class Written:
 
 @dataclass(frozen=True)
 class Merge:
-    """One merge. Two that are equal, of inputs that are equal, write the same bytes.
+    """One merge: the arguments of `merge_policies` that decide what is written.
+
+    Two that are equal, of inputs that are equal, write the same bytes.
 
     >>> merge = Merge("sft", ["helpful", "harmless"], MergeSpec("linear", (0.3, 0.7)), "adapter")
     >>> merge.policies, merge.device

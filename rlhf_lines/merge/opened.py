@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,8 +61,9 @@ class OpenMerge:
         merge: the settings.
         sft: the SFT model.
         policies: K policies.
+        adapters: those that are.
         rank: to which the adapter is truncated; None for the exact one and for a dense checkpoint.
-        warnings: what is not done as asked, or for want of statistics.
+        warnings: what cannot be known, or is not done as asked.
     """
 
     def __init__(
@@ -91,8 +92,7 @@ class OpenMerge:
         self.merge, self.sft, self.policies, self.rank = merge, sft, policies, merge.rank
         self.adapters = [policy for policy in policies if isinstance(policy, Adapter)]
         self._make_dense = partial(DenseMerge, sft, device=merge.device, max_memory=max_memory, progress=progress)
-        self._dense = None
-        spec = merge.spec
+        self._dense, spec = None, merge.spec
         if merge.save == "adapter" or merge.rule.on_factors:
             self._check_all_adapters()
         if merge.rule.on_factors:
@@ -106,18 +106,14 @@ class OpenMerge:
                 AdapterPolicy(one, sft) if isinstance(one, Adapter) else DensePolicy(one, sft) for one in policies
             ]
             self._dense = self._make_dense(residuals, spec, statistics=statistics)
-        self.warnings = coverage_warnings(merge.rule.statistics, statistics, self.shapes)
+        shapes = self._dense.residuals.shapes if self._dense else {}
+        self.warnings = coverage_warnings(merge.rule.statistics, statistics, shapes)
         if self.rank is not None and self.rank > self._full_rank():
             self.rank = self._full_rank()
             self.warnings.append(
                 f"rank {merge.rank} is more than the merged residual has: the adapter gets rank {self.rank}, which "
                 "holds all of it"
             )
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of the parameters that a policy changes; nothing for rules that combine factors."""
-        return self._dense.residuals.shapes if self._dense else {}
 
     @property
     def spec(self) -> MergeSpec:

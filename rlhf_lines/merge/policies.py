@@ -76,26 +76,7 @@ def merge_policies(
         FileExistsError: `output_dir` exists and `overwrite` is False.
         OSError: the disk is full.
     """
-    return write_merge(
-        Merge(sft_model, policies, spec, save, rank, dtype, statistics, max_shard_size, device),
-        output_dir,
-        max_memory=max_memory,
-        overwrite=overwrite,
-        warnings=warnings,
-        progress=progress,
-    )
-
-
-def write_merge(
-    merge: Merge,
-    output_dir: str | Path,
-    *,
-    max_memory: int | None = None,
-    overwrite: bool = False,
-    warnings: Sequence[str] = (),
-    progress: Progress = lambda phase, elements, total: None,
-) -> Path:
-    """Write the folder of a merge and return it; see `merge_policies`."""
+    merge = Merge(sft_model, policies, spec, save, rank, dtype, statistics, max_shard_size, device)
     output = Path(output_dir)
     merge.check()
     check_output(merge, output, overwrite=overwrite)

@@ -17,7 +17,7 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.output.hub import check_hub, upload
 from rlhf_lines.merge.output.record import check_repeat, is_record, read_merge, settings
-from rlhf_lines.merge.policies import MERGE_RECORD, write_merge
+from rlhf_lines.merge.policies import MERGE_RECORD, merge_policies
 from rlhf_lines.merge.rules import RULES, Rule
 from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
@@ -206,9 +206,9 @@ def _merge(config: MergeConfig, *, overwrite: bool) -> None:
     merge = with_folders(config.merge())
     warnings = check_repeat(config.repeats, merge) if config.repeats else ()
     with _Bars() as progress:
-        write_merge(
-            merge,
-            config.output_dir,
+        merge_policies(
+            **vars(merge),
+            output_dir=config.output_dir,
             max_memory=config.max_memory,
             overwrite=overwrite,
             warnings=warnings,
