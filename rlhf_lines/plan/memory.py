@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rlhf_lines.merge.layers import is_linear_map
 from rlhf_lines.merge.tensors.order_statistics import AT_ONCE, DIGIT
 from rlhf_lines.merge.tensors.spans import ELEMENTS
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FLOAT32, FLOAT64 = 4, 8  # bytes
 LIBRARIES_PART = "Python and libraries"  # of a phase that counts them, as those of a merge do
@@ -86,6 +90,16 @@ def optimizer_bytes(trainable: int, trainable_bytes: int, optimizer: str) -> int
     if optimizer in ("sgd", "adafactor"):
         return 0
     return 2 * trainable_bytes
+
+
+def cache_sizes(config: PreTrainedConfig) -> dict[str, int]:
+    """What `kv_cache_bytes` has to know about a model, from the config of its language model."""
+    heads = config.num_attention_heads
+    return {
+        "layers": config.num_hidden_layers,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+    }
 
 
 def kv_cache_bytes(*, layers: int, kv_heads: int, head_dim: int, length: int, batch: int, dtype_bytes: int) -> int:
