@@ -12,14 +12,14 @@ from torch import nn
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import skeleton
+from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes
 from rlhf_lines.plan.config import of_type
-from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
-from rlhf_lines.plan.merging import AdapterSizes, adapter_sizes
+from rlhf_lines.plan.memory import FLOAT32, Phase, cache_sizes, gumbel_bytes, kv_cache_bytes
+from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
-from rlhf_lines.plan.stage import Options, Plan
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
@@ -69,15 +69,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     text, size, length = shape.config.get_text_config(), model.dtype.itemsize, rows.longest + config.max_new_tokens
     batch = _batch(plan, config, text, length, held=sum(held.values()))
 
-    heads = text.num_attention_heads
-    of_length = kv_cache_bytes(
-        layers=text.num_hidden_layers,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        length=1,
-        batch=batch,
-        dtype_bytes=size,
-    )
+    of_length = kv_cache_bytes(**cache_sizes(text), length=1, batch=batch, dtype_bytes=size)
     # Beside the model's own activations, a hook holds input and residual of one module in float32.
     hook = 3 * batch * rows.longest * max(text.hidden_size, getattr(text, "intermediate_size", 0) or 0) * FLOAT32
     prefill = Rehearsal(model).forward(batch, rows.longest, use_cache=True) - of_length * rows.longest + hook
