@@ -449,12 +449,12 @@ def test_the_command_that_pick_prints_makes_the_picked_policy(folder, capsys):
         point(1, "lines", [1.0, 2.0]),
         point(2, "ties", [3.0, 1.0], rule="ties", alpha=1.0, options={"density": 0.5}),
     ]
-    front = build_front(rewards=["r1", "r=2"], split="test", seed=0, points=points, resamples=10)
+    about = {"rewards": ["r1", "r=2"], "split": "test", "seed": 0, "points": points, "resamples": 10}
     (folder / "my run").mkdir()
-    write_front(folder / "my run", front)
+    write_front(folder / "my run", build_front(**about))
     question = ["pick", "./my run", "--preference", "0.1", "0.9"]
     assert "run it again with: rlhf-lines front ./my run" in refused(capsys, folder, question)
-    write_front(folder / "my run", front | {"sft_model": "./sft", "policies": ["./brief", "./kind"]})
+    write_front(folder / "my run", build_front(**about, sft_model="./sft", policies=["./brief", "./kind"]))
     for question, picked, file in (
         (["--preference", "0.4", "0.6", "--scale", "range"], points[1], "adapter_model.safetensors"),
         (["--min", "r=2=0.5", "--maximize", "r1"], points[2], "model.safetensors"),

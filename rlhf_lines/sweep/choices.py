@@ -13,9 +13,7 @@ from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.spec import number_or_auto
-
-
-RESERVED = ("sft", "rewarded_soup", "lines", "uniform", "reversed", "morlhf")
+from rlhf_lines.pareto.schema import GROUPS
 
 
 class Scaling(NamedTuple):
@@ -142,7 +140,7 @@ def group_problems(entries: Sequence[GroupEntry]) -> Iterator[str]:
     """What is wrong with groups beside one another: a name that is taken, statistics that differ for one rule."""
     names = [entry.name for entry in entries]
     for name in dict.fromkeys(names):
-        if name in RESERVED:
+        if name in GROUPS:
             yield f"groups: {name!r} is the name of a group that a sweep has anyway: choose another one"
         if names.count(name) > 1:
             yield f"groups: {name!r} occurs twice: give every group a name of its own"

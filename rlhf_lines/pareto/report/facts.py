@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from rlhf_lines.pareto.forgetting import damage_undone
-from rlhf_lines.pareto.style import label, ordered
+from rlhf_lines.pareto.schema import label, looks
 from rlhf_lines.pareto.table import decimals, estimate_text
 
 
@@ -30,7 +30,7 @@ def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
 def swept(front: Mapping[str, Any]) -> str:
     """One sentence on what was measured."""
     points = front["points"]
-    groups = ordered(point["group"] for point in points)
+    groups = looks(point["group"] for point in points)
     counts = [f"{label(group)} ({_count(sum(p['group'] == group for p in points), 'point')})" for group in groups]
     prompts, samples = points[0]["prompts"], points[0]["samples_per_prompt"]
     return (

@@ -12,9 +12,10 @@ from importlib.resources import files
 from typing import Any
 
 from rlhf_lines.pareto.forgetting import damage_undone
+from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting
 from rlhf_lines.pareto.report.facts import facts, swept
-from rlhf_lines.pareto.style import colour, dashes, label, marker, ordered, policy_names
+from rlhf_lines.pareto.schema import looks
 
 
 MAX_BYTES = 8_000_000
@@ -60,7 +61,7 @@ def report_html(
     data = {
         "front": front,
         "groups": _groups(front),
-        "policies": policy_names(front),
+        "policies": policy_names(front["policies"]),
         "undone": damage_undone(front),
         "swept": swept(front),
         "facts": facts(front),
@@ -109,20 +110,18 @@ def luminance(channels: list[int]) -> float:
 
 
 def _groups(front: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = ordered(point["group"] for point in front["points"])
     groups = []
-    for name in names:
-        symbol, character = SYMBOLS[marker(name, names)]
-        ink = colour(name, names)
+    for group in looks(point["group"] for point in front["points"]).values():
+        symbol, character = SYMBOLS[group.marker]
         groups.append(
             {
-                "name": name,
-                "label": label(name),
-                "colour": ink,
-                "dark_colour": on_dark(ink),
+                "name": group.name,
+                "label": group.label,
+                "colour": group.colour,
+                "dark_colour": on_dark(group.colour),
                 "symbol": symbol,
                 "character": character,
-                "dash": ",".join(f"{length * 1.5:g}px" for length in dashes(name, names)) or "solid",
+                "dash": ",".join(f"{length * 1.5:g}px" for length in group.dashes) or "solid",
             }
         )
     return groups

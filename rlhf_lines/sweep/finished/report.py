@@ -9,9 +9,9 @@ from typing import Any
 
 from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.pareto import read_front
-from rlhf_lines.pareto.front import FILE_NAME as FRONT
 from rlhf_lines.pareto.pick import merge_arguments
 from rlhf_lines.pareto.report import Completions, evenly_spaced, report_html
+from rlhf_lines.pareto.schema import FILE_NAME as FRONT
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
@@ -97,14 +97,12 @@ def how_it_was_made(folder: Path, front: Mapping[str, Any]) -> dict[str, Any]:
 
 def _merges(folder: Path, front: Mapping[str, Any]) -> dict[str, str]:
     """The command that makes the policy of each point, by its id; the SFT model needs none."""
-    if "policies" not in front or "sft_model" not in front:
-        return {}
     return {
         str(point["id"]): shlex.join(
             ["rlhf-lines", "merge", *merge_arguments(front, point, folder / f"point_{point['id']}")]
         )
         for point in front["points"]
-        if any(point["spec"]["weights"])
+        if point["merge_arguments"] is not None
     }
 
 

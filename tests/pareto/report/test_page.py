@@ -285,8 +285,7 @@ def test_the_slider_goes_up_in_the_weight_of_the_first_policy_and_leaves_morlhf_
 
 def test_what_is_not_known_is_left_out(open_page):
     front = make_front(groups=())
-    for key in ("validation", "surrogate", "forgetting", "policies", "sft_model"):
-        front.pop(key, None)
+    front |= {"validation": None, "surrogate": None, "forgetting": None, "policies": [], "sft_model": None}
     for point in front["points"]:
         point["kl"] = point["perplexity"] = None
     page = open_page(report_html(front, None, {}))

@@ -14,7 +14,7 @@ from rlhf_lines.pareto.report import MAX_BYTES, Completions, evenly_spaced, repo
 from rlhf_lines.pareto.report.completions import columns, fitting
 from rlhf_lines.pareto.report.facts import facts, swept
 from rlhf_lines.pareto.report.page import in_script, luminance, on_dark
-from rlhf_lines.pareto.style import COLOURS, OTHER_COLOURS
+from rlhf_lines.pareto.schema import GROUPS, OTHER_LOOKS
 from tests.pareto.report.report_runs import HOSTILE, MADE, MINUS, make_completions, make_front
 
 
@@ -161,7 +161,7 @@ def test_a_text_is_stored_once_and_points_share_their_spec():
     }
 
 
-@pytest.mark.parametrize("colour", [*COLOURS.values(), *OTHER_COLOURS])
+@pytest.mark.parametrize("colour", [*(group.colour for group in GROUPS.values()), *(look[0] for look in OTHER_LOOKS)])
 def test_colours_can_be_told_from_a_dark_page(colour):
     page = luminance([0x14, 0x17, 0x1C])
     lighter = luminance([int(on_dark(colour)[i : i + 2], 16) for i in (1, 3, 5)])

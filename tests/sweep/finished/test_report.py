@@ -44,9 +44,10 @@ def run(tmp_path):
             )
         write_front(
             folder,
-            {"sft_model": "base", "policies": ["one", "two </script>"]}
-            | build_front(
+            build_front(
                 rewards=REWARDS,
+                sft_model="base",
+                policies=["one", "two </script>"],
                 split="test",
                 seed=3,
                 resamples=20,
