@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import LINEAR_RULES, RULES
+from tests.merge.rules.cases import OPTIONS
 from tests.merge.rules.every_rule import (
     KINDS,
     NUM_LAYERS,
-    OPTIONS,
     WEIGHTS,
     inputs_of,
     merged_residual,
