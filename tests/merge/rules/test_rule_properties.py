@@ -109,15 +109,11 @@ def test_pieces_of_seven_do_not_change_a_bit(case, dtype, monkeypatch):
 
 
 @of_cases("threads")
-def test_threads_of_torch_do_not_change_a_bit(case):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        expected = merged_by(case, given(case))
-        torch.set_num_threads(4)
-        assert_same(merged_by(case, given(case)), expected)
-    finally:
-        torch.set_num_threads(before)
+def test_threads_of_torch_do_not_change_a_bit(case, set_threads):
+    set_threads(1)
+    expected = merged_by(case, given(case))
+    set_threads(4)
+    assert_same(merged_by(case, given(case)), expected)
 
 
 @of_cases()
