@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
 from rlhf_lines.config import DataConfig, RunConfig
-from rlhf_lines.distributed import Processes
+from rlhf_lines.distributed import Processes, leads
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import (
     Point,
@@ -66,7 +66,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     )
     with partial as folder, contextlib.closing(inputs.engine(folder)) as engine:
         worker = Worker(engine, inputs.reward_models, inputs.tokenizer)
-        if not processes.leads:
+        if not leads():
             processes.follow(worker)
         else:
             done = False
@@ -75,7 +75,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                 done = True
             finally:
                 processes.dismiss(done)
-    if processes.leads:
+    if leads():
         finish(Path(config.output_dir))
     return Path(config.output_dir)
 
