@@ -13,7 +13,7 @@ from rlhf_lines import data
 from rlhf_lines.data import files
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.sweep.store import Store, StoredPoint
 
 
@@ -97,7 +97,7 @@ def measure_control(store: Store, reader: Reader, points: Sequence[StoredPoint],
 
 def _together(specs: dict[int, MergeSpec]) -> list[list[int]]:
     """The ids of linear specs, which a batch may mix, then each other one: its residual is loaded in place."""
-    linear = [spec_id for spec_id, spec in specs.items() if spec.rule in LINEAR_RULES]
+    linear = [spec_id for spec_id, spec in specs.items() if RULES[spec.rule].is_linear]
     return [linear, *([spec_id] for spec_id in specs if spec_id not in linear)]
 
 

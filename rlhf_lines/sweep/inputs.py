@@ -17,6 +17,7 @@ from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
 from rlhf_lines.merge.inputs.provenance import load_adapters
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sampling import check_positions
@@ -146,7 +147,7 @@ class Inputs:
             "sft_sha256": checkpoint_sha256(self.sft),
             "policies_sha256": [sha256_of([path / WEIGHTS_FILE]) for path in [*self.policies, *self.morlhf]],
             "statistics_sha256": {
-                entry.name: [statistics_sha256(entry.rule, path) for path in entry.statistics]
+                entry.name: [statistics_sha256(RULES[entry.rule].statistics, path) for path in entry.statistics]
                 for entry in self.config.group_entries
             },
         }

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from reward_models import RewardModel
 from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.engines.protocol import Engine, Request
 from rlhf_lines.sweep.store import Row, Store, StoredPoint
@@ -126,7 +126,7 @@ class Measurement:
         prompt_ids = self.store.add_prompts(split, prompts)
         tokens = [tuple(self._tokenizer(text)["input_ids"]) for text in prompts]
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
-        linear = {i: spec for i, spec in specs.items() if spec.rule in LINEAR_RULES}
+        linear = {i: spec for i, spec in specs.items() if RULES[spec.rule].is_linear}
         alone = [{i: spec} for i, spec in specs.items() if i not in linear]
         asked = list(prompts.values())
         return [

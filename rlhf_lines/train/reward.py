@@ -31,7 +31,7 @@ def run(
     model_config: ModelConfig,
     given: dict,
 ) -> Path:
-    """Train and return the folder of a sequence classifier with one label, and its accuracy on held-out pairs.
+    """Train a sequence classifier with one label and return its folder; the record has its accuracy on held-out pairs.
 
     The accuracy is that of the saved folder, read back as any later stage reads it: a head that was lost on the way
     would show. Training leaves out a pair with a text longer than `max_length` or than the base reads; of a held-out
@@ -50,7 +50,6 @@ def run(
     validate = training.eval_strategy != "no"
     final = Path(training.output_dir)
     with training_folder(training, run_config, given) as folder:
-        training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token

@@ -43,7 +43,8 @@ def names_in(source: str) -> set[str]:
 
 def test_every_case_in_the_repository_is_compared_with():
     """Read off the sources, so that it does not matter which tests run, in which order and in which process."""
-    sources = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py") if path != Path(__file__)]
+    tables = ("test_vectors_covered.py", "test_registry.py")  # which only name them
+    sources = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py") if path.name not in tables]
     compared = set().union(*(names_in(source) for source in sources if "from tests.merge.reference import" in source))
     assert ORIGIN["cases"].keys() - compared == set()
 

@@ -80,5 +80,6 @@ CASES = [
     Case("regmean", {"reduce": 0.7}, one_hot="close", but_not=("threads",)),
     Case("regmean", {"reduce": 0.5}, one_hot="close", but_not=("threads",)),
 ]
-# Of each rule the options of its first line.
-OPTIONS = {case.rule: case.options for case in reversed(CASES)}
+OPTIONS: dict[str, dict[str, Any]] = {}  # of each rule those of its first line
+for case in CASES:
+    OPTIONS.setdefault(case.rule, case.options)
