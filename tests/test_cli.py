@@ -17,6 +17,7 @@ import yaml
 
 from rlhf_lines import __version__, cli, demo
 from rlhf_lines.stages import MODULES
+from tests import tiny
 
 
 VERBS = (
@@ -28,23 +29,13 @@ VERBS = (
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """A folder with ``sft``, two policies of it, and another model with a policy of its own."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-
     root = tmp_path_factory.mktemp("models")
-    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
-    torch.manual_seed(0)
-    for name, policies in (("sft", ("brief", "kind")), ("other", ("stranger",))):
-        LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.3)).save_pretrained(root / name)
-        for policy in policies:
-            config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-            model = get_peft_model(AutoModelForCausalLM.from_pretrained(root / name), config)
-            with torch.no_grad():
-                for key, parameter in model.named_parameters():
-                    if "lora_B" in key:
-                        parameter.normal_(0, 0.3)
-            model.save_pretrained(root / policy)
+    sizes = {"vocab_size": 24, "num_hidden_layers": 3, "max_position_embeddings": 32}
+    adapter = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+    for seed, (name, policies) in enumerate({"sft": ("brief", "kind"), "other": ("stranger",)}.items()):
+        tiny.llama(seed=seed, **sizes).save_pretrained(root / name)
+        for k, policy in enumerate(policies):
+            tiny.save_adapter(root / name, root / policy, seed=10 * seed + k, **adapter)
     return root
 
 
