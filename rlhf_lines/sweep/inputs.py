@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from rlhf_lines.artifact import refuse_replacing
-from rlhf_lines.config import DataConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
@@ -28,7 +28,7 @@ from rlhf_lines.sweep.engines.merged_weights import check_merge, measured_alpha
 from rlhf_lines.sweep.engines.protocol import Engine
 from rlhf_lines.sweep.forgetting import load_control
 from rlhf_lines.sweep.groups import LINES, MORLHF, REVERSED, SFT, SOUP, UNIFORM, Weights
-from rlhf_lines.task_rewards import load_reward_models, reward_entries
+from rlhf_lines.task_rewards import load_reward_models
 
 
 CHANGEABLE = ("output_dir", "batch_size", "vllm")  # what a resumed sweep may have otherwise
@@ -60,12 +60,10 @@ class Inputs:
         self.policies = [local_folder(policy, what="policy") for policy in config.policies]
         self.morlhf = [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
         self.adapters: list[Adapter] = load_adapters([*self.policies, *self.morlhf], self.sft)
-        self.reward_models = load_reward_models(
-            reward_entries(config.rewards), batch_size=config.batch_size or REWARD_BATCH
-        )
+        self.reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
         self.tokenizer = load_tokenizer(self.sft)
         counts = {"validation": config.validation_prompts, "test": config.test_prompts}
-        if len(config.scaling_candidates) == 1:  # nothing is chosen
+        if len(config.candidates) == 1:  # nothing is chosen
             del counts["validation"]
         self.prompts = {
             split: _distinct(data_config.load("prompts", split, self.tokenizer), count)
@@ -84,7 +82,7 @@ class Inputs:
         """Stop where the work would, but before it: the first to need a group is the end of choosing."""
         from transformers import AutoConfig
 
-        statistics = itertools.chain.from_iterable(entry.statistics for entry in self.config.group_entries)
+        statistics = itertools.chain.from_iterable(entry.statistics for entry in self.config.groups)
         refuse_replacing(self.config.output_dir, [self.sft, *self.policies, *self.morlhf, *statistics])
         for split, texts in self.prompts.items():
             if len(texts) < 2:
@@ -108,7 +106,7 @@ class Inputs:
         if positions is not None and longest > positions:
             raise ValueError(f"control_tokens is {self.config.control_tokens}, but the model has {positions} positions")
         first = self.weights[0]
-        for entry in self.config.group_entries:
+        for entry in self.config.groups:
             check_merge(self.sft, self.policies, entry.spec(first), entry.statistics)
 
     @property
@@ -133,14 +131,13 @@ class Inputs:
 
     def facts(self) -> dict:
         """What a resumed run must share with the one that was stopped."""
-        settings = {key: value for key, value in vars(self.config).items() if key not in CHANGEABLE}
+        settings = {key: value for key, value in self.config.given.items() if key not in CHANGEABLE}
         return {
             **settings,
             "dataset_name": self.dataset_name,
             "reward_names": self.rewards,
             "reward_models": {
-                name: entry.identity()
-                for name, entry in zip(self.rewards, reward_entries(self.config.rewards), strict=True)
+                name: entry.identity() for name, entry in zip(self.rewards, self.config.rewards, strict=True)
             },
             "prompts_sha256": _sha256(self.prompts),
             "control_sha256": _sha256([text for text, _ in self.control]),
@@ -148,14 +145,14 @@ class Inputs:
             "policies_sha256": [sha256_of([path / WEIGHTS_FILE]) for path in [*self.policies, *self.morlhf]],
             "statistics_sha256": {
                 entry.name: [statistics_sha256(RULES[entry.rule].statistics, path) for path in entry.statistics]
-                for entry in self.config.group_entries
+                for entry in self.config.groups
             },
         }
 
     @lru_cache  # noqa: B019 - lives as long as the run
     def resolve(self, spec: MergeSpec) -> MergeSpec:
         """The spec with the number that alpha "auto" stands for."""
-        statistics = {entry.rule: entry.statistics for entry in self.config.group_entries}
+        statistics = {entry.rule: entry.statistics for entry in self.config.groups}
         return measured_alpha(self.sft, self.policies, spec, statistics.get(spec.rule, ()))
 
     def makers(self, chosen: Scaling) -> dict[str, Callable[[Weights], MergeSpec]]:
@@ -165,7 +162,7 @@ class Inputs:
         if self.config.controls:
             makers[UNIFORM] = lambda weights: groups.uniform_control(self.resolve(lines(weights)), self.num_layers)
             makers[REVERSED] = lambda weights: groups.reversed_control(self.resolve(lines(weights)))
-        makers |= {entry.name: entry.spec for entry in self.config.group_entries}
+        makers |= {entry.name: entry.spec for entry in self.config.groups}
         return {name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()}
 
     def fixed(self) -> dict[str, list[MergeSpec]]:
@@ -181,7 +178,7 @@ def first_weights(config: SweepConfig) -> list[Weights]:
     """The weights of every group; of sampler map those before the fit."""
     count = len(config.policies)
     if config.sampler == "list":
-        return groups.with_single_policies(config.weight_vectors)
+        return groups.with_single_policies(config.weights)
     if config.sampler == "dirichlet":
         return groups.dirichlet(count, config.num_weights, config.seed)
     if config.sampler == "map":

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, leads
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import (
@@ -107,7 +108,7 @@ def _lead(folder: Path, inputs: Inputs, worker: Worker, processes: Processes, gi
         measurement = Measurement(store, worker, processes, inputs.tokenizer, config.samples_per_prompt)
         chosen, validation = choose_scaling(
             measurement,
-            config.scaling_candidates,
+            config.candidates,
             groups.simplex(len(inputs.policies), config.validation_weights),
             inputs.prompts.get("validation", {}),
             inputs.rewards,

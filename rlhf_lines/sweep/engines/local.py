@@ -90,7 +90,7 @@ class LocalEngine:
             return
         model = load_base(self._config, self._sft)
         policies = [Path(adapter.path) for adapter in self._adapters]
-        statistics = {entry.rule: entry.statistics for entry in self._config.group_entries}
+        statistics = {entry.rule: entry.statistics for entry in self._config.groups}
         self._tokenizer = load_tokenizer(self._sft)
         self._ends = end_token_ids(model, self._tokenizer)
         self._dense = DenseSpecs(model, self._sft, policies, statistics)

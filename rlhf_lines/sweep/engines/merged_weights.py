@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.prepare import open_merge
+from rlhf_lines.merge.job import Merge
+from rlhf_lines.merge.opened import open_merge
 
 
 class DenseSpecs:
@@ -57,17 +58,9 @@ class DenseSpecs:
 
     def _merge(self, spec: MergeSpec) -> dict[str, Tensor]:
         merged = {}
-        with contextlib.ExitStack() as stack:
-            prepared = open_merge(
-                [self._sft, *self._policies[: len(spec.weights)]],
-                spec,
-                stack,
-                save="dense",
-                rank=None,
-                device="cpu",
-                statistics=self._statistics.get(spec.rule, ()),
-            )
-            for name, tensor in prepared.merge.tensors():
+        policies, statistics = self._policies[: len(spec.weights)], self._statistics.get(spec.rule, ())
+        with open_merge(Merge(self._sft, policies, spec, "dense", statistics=statistics)) as opened:
+            for name, tensor in opened.tensors():
                 if name not in self._parameters:
                     raise ValueError(
                         f"the SFT model {self._sft} holds {name!r}, which the loaded model calls otherwise: rule "
@@ -86,19 +79,13 @@ def check_merge(sft: Path, policies: Sequence[Path], spec: MergeSpec, statistics
         FileNotFoundError: there are no such statistics.
     """
     spec = dataclasses.replace(spec, alpha=1.0)
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        prepared = open_merge(
-            [sft, *policies], spec, stack, save="dense", rank=None, device="cpu", statistics=statistics
-        )
-        next(prepared.merge.tensors())
+    with open_merge(Merge(sft, policies, spec, "dense", statistics=statistics)) as opened, torch.no_grad():
+        next(opened.tensors())
 
 
 def measured_alpha(sft: Path, policies: Sequence[Path], spec: MergeSpec, statistics: Sequence[str] = ()) -> MergeSpec:
     """The spec with the number that `"auto"` stands for; see `lines_alpha`."""
     if spec.alpha != "auto":
         return spec
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        prepared = open_merge(
-            [sft, *policies], spec, stack, save="dense", rank=None, device="cpu", statistics=statistics
-        )
-        return prepared.merge.resolved
+    with open_merge(Merge(sft, policies, spec, "dense", statistics=statistics)) as opened, torch.no_grad():
+        return opened.spec

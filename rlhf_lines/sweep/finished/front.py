@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
+from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
+from rlhf_lines.pareto.schema import Forgetting
 from rlhf_lines.sweep.store import FILE, Store
 
 
 SUFFIXES = (".png", ".pdf")
 
 
-def trace_front(folder: str | Path, *, split: str = "test") -> dict:
+def trace_front(folder: str | Path, *, split: str = "test") -> Front:
     """Write `front.json` and the figures from what the store holds, and return the front.
 
     The figures are `front`, and, where there is something to draw, `validation` and `forgetting`, each as .png
@@ -27,15 +28,17 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}: expected the output_dir of rlhf-lines sweep")
     with Store(folder) as store:
-        names, seed = store.recall("reward_names"), store.recall("seed")
-        front = build_front(rewards=names, split=split, seed=seed, points=measured_points(store, split))
-        front |= {
-            "sft_model": store.recall("sft_model"),
-            "policies": [*store.recall("policies"), *store.recall("morlhf")],
-            "validation": store.recall("validation"),
-            "surrogate": store.recall("surrogate"),
-            "forgetting": _forgetting(store),
-        }
+        front = build_front(
+            rewards=store.recall("reward_names"),
+            split=split,
+            seed=store.recall("seed"),
+            points=measured_points(store, split),
+            sft_model=store.recall("sft_model"),
+            policies=[*store.recall("policies"), *store.recall("morlhf")],
+            validation=store.recall("validation"),
+            surrogate=store.recall("surrogate"),
+            forgetting=_forgetting(store),
+        )
     plot_front(front, *_files(folder, "front"))
     if front["validation"] is not None:
         plot_validation(front, *_files(folder, "validation"))
@@ -49,8 +52,8 @@ def _files(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}{suffix}" for suffix in SUFFIXES]
 
 
-def _forgetting(store: Store) -> dict | None:
-    """What the control texts are, or None without any."""
+def _forgetting(store: Store) -> Forgetting | None:
+    """What the texts outside the task are, or None without any."""
     tokens = store.control_tokens()
     if len(tokens) == 0:
         return None
@@ -61,9 +64,9 @@ def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
     names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.control_tokens()
 
-    def control(spec: int) -> dict[str, np.ndarray]:
-        nats = store.nats(spec)
-        return {"nats": nats, "text_tokens": tokens} if len(nats) else {}
+    def forgetting(spec: int) -> dict[str, np.ndarray]:
+        nll = store.nats(spec)
+        return {"nll": nll, "text_tokens": tokens} if len(nll) else {}
 
     return [
         Point(
@@ -73,7 +76,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
             scores=store.scores(point.spec_id, split, names),
             kl=store.kl(point.spec_id, split),
             samples_per_prompt=samples,
-            **control(point.spec_id),
+            **forgetting(point.spec_id),
         )
         for point in store.points(split)
     ]

@@ -94,9 +94,9 @@ def test_outside_the_sft_model_is_back_bit_by_bit(sft, policies, model):
 def test_a_spec_is_merged_once_for_its_batches(sft, policies, model, monkeypatch):
     merged, original = [], dense.open_merge
 
-    def counting(folders, spec, *args, **kwargs):
-        merged.append(spec)
-        return original(folders, spec, *args, **kwargs)
+    def counting(merge):
+        merged.append(merge.spec)
+        return original(merge)
 
     monkeypatch.setattr(dense, "open_merge", counting)
     specs = DenseSpecs(model, sft, policies, {})
