@@ -96,7 +96,17 @@ def test_nothing_that_was_written_is_invisible(text, shown):
 def test_only_the_two_scripts_of_the_page_may_run(report):
     page = Page(report)
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for _, text in page.scripts[1:]]
-    rules = r"toFixed|toPrecision|slice\(0|…|#[0-9a-fA-F]{6}|rgba?\(|\.sort\(|Math\.(abs|round)|nondominated|alpha"
+    rules = dict(rule.strip().split(" ", 1) for rule in page.policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == " ".join(f"'sha256-{text}'" for text in hashes)
+    assert "unsafe-eval" not in page.policy and "http" not in page.policy
+
+
+def test_the_script_formats_shortens_colours_and_chooses_nothing(report):
+    _, script = Page(report).scripts[-1]
+    rules = (
+        r"toFixed|toPrecision|slice\(0|…|#[0-9a-fA-F]{6}|rgba?\(|\.sort\(|Math\.(abs|round)|nondominated|alpha|policy"
+    )
     assert re.findall(rules, script) == []
 
 
