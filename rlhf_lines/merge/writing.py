@@ -18,7 +18,7 @@ from rlhf_lines.merge.output.adapter import write_adapter
 from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.tensors.precision import LostResidual
+from rlhf_lines.merge.tensors.precision import LostResidual, add_residual
 from rlhf_lines.merge.tensors.residuals import Tensors
 
 
@@ -123,7 +123,7 @@ class PolicyMerge:
         dense = self._as_dense()
         for name in dense.residuals.shapes:
             residual = dense.scaled.tensor(name)
-            yield name, residual.add_(self._sft.read(name))
+            yield name, add_residual(self._sft.read(name), residual, residual.dtype)
         dense.check_inputs()
 
     def _as_dense(self) -> DenseMerge:

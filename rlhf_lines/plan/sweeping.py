@@ -25,8 +25,8 @@ from rlhf_lines.sweep.engines.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
-from rlhf_lines.sweep.groups import simplex
-from rlhf_lines.sweep.inputs import REWARD_BATCH, first_weights
+from rlhf_lines.sweep.groups import first_weights, simplex
+from rlhf_lines.sweep.inputs import REWARD_BATCH
 from rlhf_lines.task_rewards import reward_entries
 
 

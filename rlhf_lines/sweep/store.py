@@ -95,8 +95,8 @@ class StoredPrompt(NamedTuple):
     scored_text: str
 
 
-class ControlText(NamedTuple):
-    """A text outside the task, and how many of its tokens are predicted."""
+class StoredText(NamedTuple):
+    """A text outside the task: its id, itself, and how many of its tokens are predicted."""
 
     id: int
     text: str
@@ -293,13 +293,14 @@ class Store:
         """Store one more score of completions, all or none.
 
         Args:
+            reward: its name.
             scores: (spec, prompt, sample, score) of each.
         """
         with self._db:
             self._add_scores((spec, prompt, sample, reward, score) for spec, prompt, sample, score in scores)
 
-    def add_control_texts(self, texts: Mapping[str, int]) -> list[int]:
-        """The ids of the control texts, in their order, adding those that are not there yet.
+    def add_forgetting_texts(self, texts: Mapping[str, int]) -> list[int]:
+        """The ids of texts outside the task, in their order, adding those that are not there yet.
 
         Args:
             texts: from a text to how many of its tokens are predicted.
@@ -307,28 +308,28 @@ class Store:
         with self._db:
             query = "INSERT OR IGNORE INTO control_texts (text, tokens) VALUES (?, ?)"
             self._db.executemany(query, texts.items())
-        ids = {control.text: control.id for control in self.control_texts()}
+        ids = {stored.text: stored.id for stored in self.forgetting_texts()}
         return [ids[text] for text in texts]
 
-    def control_texts(self) -> list[ControlText]:
-        """The control texts, in the order of their ids."""
-        return [ControlText(*row) for row in self._db.execute("SELECT id, text, tokens FROM control_texts ORDER BY id")]
+    def forgetting_texts(self) -> list[StoredText]:
+        """The texts outside the task, in the order of their ids."""
+        return [StoredText(*row) for row in self._db.execute("SELECT id, text, tokens FROM control_texts ORDER BY id")]
 
-    def control_tokens(self) -> np.ndarray:
-        """How many tokens of every control text are predicted, `[texts]`, in the order of ids."""
-        return np.array([control.tokens for control in self.control_texts()], dtype=np.float64)
+    def forgetting_tokens(self) -> np.ndarray:
+        """How many tokens of every text outside the task are predicted, `[texts]`, in the order of ids."""
+        return np.array([stored.tokens for stored in self.forgetting_texts()], dtype=np.float64)
 
-    def finished_control(self) -> set[tuple[int, int]]:
-        """The (spec, text) whose nats are stored."""
+    def finished_forgetting(self) -> set[tuple[int, int]]:
+        """The (spec, text) whose -log p is stored."""
         return set(self._db.execute("SELECT spec, text FROM control"))
 
-    def add_nats(self, rows: Iterable[tuple[int, int, float]]) -> None:
-        """Store the (spec, text, nats) of control texts, all or none."""
+    def add_nll(self, rows: Iterable[tuple[int, int, float]]) -> None:
+        """Store the (spec, text, -log p in nats) of texts outside the task, all or none."""
         with self._db:
             self._db.executemany("INSERT INTO control VALUES (?, ?, ?)", rows)
 
-    def nats(self, spec: int) -> np.ndarray:
-        """-log p of every control text under a spec, `[texts]`, in the order of text ids."""
+    def nll(self, spec: int) -> np.ndarray:
+        """-log p of every text outside the task under a spec, in nats, `[texts]`, in the order of text ids."""
         return self._column("SELECT text, nats FROM control WHERE spec = ? ORDER BY text", spec)
 
     def _pages(self, columns: str, condition: str, *values) -> Iterator[tuple]:

@@ -80,8 +80,8 @@ def _check_free(target: Path, paths: list[Path], *, overwrite: bool) -> None:
 def _tables(store: Store) -> dict[str, Any]:
     """Functions that make the tables, by name."""
     tables = {"completions": lambda: _completions(store), "points": lambda: _points(store)}
-    if store.finished_control():
-        tables["control"] = lambda: _control(store)
+    if store.finished_forgetting():
+        tables["control"] = lambda: _forgetting(store)
     return tables
 
 
@@ -157,7 +157,7 @@ def _points(store: Store) -> Table:
     return Table("points", columns, rows())
 
 
-def _control(store: Store) -> Table:
+def _forgetting(store: Store) -> Table:
     num_policies = _num_policies(store)
     columns = {
         "spec": INTEGER,
@@ -169,12 +169,12 @@ def _control(store: Store) -> Table:
     }
 
     def rows() -> Iterator[dict[str, Any]]:
-        texts = store.control_texts()
+        texts = store.forgetting_texts()
         for spec_id, spec in store.specs().items():
-            nats = store.nats(spec_id).tolist()
-            if not nats:  # a spec that only validation has is not measured
+            nll = store.nll(spec_id).tolist()
+            if not nll:  # a spec that only validation has is not measured
                 continue
-            for text, value in zip(texts, nats, strict=True):
+            for text, value in zip(texts, nll, strict=True):
                 yield {
                     "spec": spec_id,
                     "text": text.id,

@@ -50,8 +50,8 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 
 def _forgetting(store: Store) -> dict | None:
-    """What the control texts are, or None without any."""
-    tokens = store.control_tokens()
+    """What the texts outside the task are, or None without any."""
+    tokens = store.forgetting_tokens()
     if len(tokens) == 0:
         return None
     return {"texts": len(tokens), "tokens": int(tokens.sum()), "source": store.recall("control")}
@@ -59,11 +59,11 @@ def _forgetting(store: Store) -> dict | None:
 
 def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
-    names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.control_tokens()
+    names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.forgetting_tokens()
 
-    def control(spec: int) -> dict[str, np.ndarray]:
-        nats = store.nats(spec)
-        return {"nats": nats, "text_tokens": tokens} if len(nats) else {}
+    def forgetting(spec: int) -> dict[str, np.ndarray]:
+        nll = store.nll(spec)
+        return {"nats": nll, "text_tokens": tokens} if len(nll) else {}
 
     return [
         Point(
@@ -73,7 +73,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
             scores=store.scores(point.spec_id, split, names),
             kl=store.kl(point.spec_id, split),
             samples_per_prompt=samples,
-            **control(point.spec_id),
+            **forgetting(point.spec_id),
         )
         for point in store.points(split)
     ]
