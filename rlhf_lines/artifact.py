@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from rlhf_lines.distributed import leads, wait
+
 
 RECORD = "rlhf_lines.json"
 CONFIG = "config.yaml"
@@ -40,25 +42,25 @@ def new_folder(
         ValueError: the folder above cannot be made or written.
     """
     final = Path(output_dir)
-    if _is_main_process():
+    if leads():
         _bring_back(final)
-    _wait_for_everyone()
+    wait()
     refuse_existing(final, overwrite=overwrite)
     check_place(final)
     partial = partial_folder(final)
-    if _is_main_process():
+    if leads():
         if not keep_partial:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
-    _wait_for_everyone()
+    wait()
     try:
         yield partial
-        _wait_for_everyone()
-        if _is_main_process():
+        wait()
+        if leads():
             _take_name(partial, final, overwrite=overwrite)
-        _wait_for_everyone()
+        wait()
     except BaseException:
-        if _is_main_process() and not (keep_partial or leave_partial):
+        if leads() and not (keep_partial or leave_partial):
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -77,11 +79,11 @@ def finish_folder(output_dir: str | Path, *, overwrite: bool) -> None:
     """
     final = Path(output_dir)
     refuse_existing(final, overwrite=overwrite)
-    _wait_for_everyone()  # until every process has seen the folder under its hidden name
-    if _is_main_process():
+    wait()  # until every process has seen the folder under its hidden name
+    if leads():
         remove_working_files(partial_folder(final))
         _take_name(partial_folder(final), final, overwrite=overwrite)
-    _wait_for_everyone()
+    wait()
 
 
 def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
@@ -253,16 +255,3 @@ def _bring_back(final: Path) -> None:
     if replaced.is_dir() and not final.exists() and not final.is_symlink():
         replaced.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _is_main_process() -> bool:
-    from torch import distributed
-
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-
-
-def _wait_for_everyone() -> None:
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()

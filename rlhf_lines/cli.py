@@ -13,6 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from rlhf_lines import distributed
 from rlhf_lines.config import read_config
 from rlhf_lines.errors import unknown_name
 
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rlhf-lines {verb}: interrupted; {left}", file=sys.stderr)
         return 130
     finally:
-        _leave_process_group()
+        distributed.leave()
     return 0
 
 
@@ -111,7 +112,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         print(plan_table(plan(arguments, Options(stage=verb))))
         return None
     folder = run_stage(verb, arguments)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if distributed.leads():  # of several processes, one speaks
         print(summary(verb, folder))
     return None
 
@@ -259,15 +260,6 @@ def _is_about_input(error: BaseException) -> bool:
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback.tb_frame.f_globals.get("__name__", "").split(".")[0] in OWN_PACKAGES
-
-
-def _leave_process_group() -> None:
-    """End the threads of torch.distributed: an interpreter that exits while they run may abort (exit status -6)."""
-    if "vllm" in sys.modules:  # ends them itself when the interpreter exits, and stumbles if they are gone
-        return
-    distributed = sys.modules.get("torch.distributed")  # a verb that never imported torch has none
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _quiet_libraries(verb: str) -> None:

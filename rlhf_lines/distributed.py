@@ -1,43 +1,112 @@
-"""One process leads a sweep and others generate with it, on one machine or several (accelerate launch, torchrun).
+"""Which process is this, how many are there, and how they wait, share and lead (accelerate launch, torchrun).
 
-The leader keeps the run store and hands out batches; so only its machine needs the run folder, and what is stored does
-not depend on how many processes there are.
+The state is accelerate's; without a launcher nothing here imports torch. Training has its processes started by
+transformers, a sweep by `Processes`; a process that nothing has started works alone, and leads.
+
+In a sweep the leader keeps the run store and hands out batches; so only its machine needs the run folder, and what is
+stored does not depend on how many processes there are.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
+import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from torch import distributed
+from typing import Any, TypeVar
 
 
+T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)  # for the leader, who may be computing a front
 
 
+def count() -> int:
+    """The number of processes that the launcher made; without one, 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def count_here() -> int:
+    """The number of them on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def start() -> None:
+    """Let the processes hear each other, if there are several, and take this one's GPU."""
+    if count() > 1:
+        _state()
+
+
+def leads() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return not _can_hear() or _state().is_main_process
+
+
+def wait() -> None:
+    """Go on when every process has come this far."""
+    if _can_hear():
+        _state().wait_for_everyone()
+
+
+def from_leader(work: Callable[[], T]) -> T:
+    """What `work()` gives in the leading process; the others, perhaps on machines without its files, only hear of it.
+
+    Raises:
+        ValueError, OSError: as `work`, in every process.
+    """
+    if not _can_hear():
+        return work()
+    from accelerate.utils import broadcast_object_list
+
+    told: list[tuple[Any, Exception | None]] = [(None, None)]
+    if leads():
+        try:
+            told = [(work(), None)]
+        except (ValueError, OSError) as error:
+            told = [(None, error)]
+    ((result, error),) = broadcast_object_list(told)
+    if error is not None:
+        raise error
+    return result
+
+
+def leave() -> None:
+    """End the threads of torch.distributed: an interpreter that exits while they run may abort (exit status -6)."""
+    if "vllm" in sys.modules:  # ends them itself when the interpreter exits, and stumbles if they are gone
+        return
+    distributed = sys.modules.get("torch.distributed")  # a verb that never imported torch has none
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _can_hear() -> bool:
+    if count() == 1:
+        return False
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _state():
+    from accelerate import PartialState
+
+    return PartialState()
+
+
 class Processes:
-    """The processes of this run; without a launcher, one.
+    """The processes of a sweep, started: the leader has `map`, the others `follow` it.
 
     Attributes:
-        count: how many there are.
-        rank: the number of this one; 0 leads.
+        count: how many there are; without a launcher, one.
     """
 
     def __init__(self) -> None:
-        self.count, self.rank, self._group = int(os.environ.get("WORLD_SIZE", "1")), 0, None
+        start()
+        self.count, self._group = count(), None
         if self.count > 1:
-            from accelerate import PartialState
+            from torch import distributed
 
-            PartialState()  # starts the process group, and takes this process's GPU
-            self.rank = distributed.get_rank()
             self._group = distributed.new_group(backend="gloo", timeout=WAIT)  # for batches and results
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the process that has the run store."""
-        return self.rank == 0
 
     def map(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """`work(item)` of at most one item per process, computed at the same time; for the leader only.
@@ -48,8 +117,7 @@ class Processes:
         if self.count == 1:
             return [work(item) for item in items]
         self._broadcast(list(items))
-        answers: list[Any] = [None] * self.count
-        distributed.gather_object(_attempt(work, items[0]), answers, group=self._group)
+        answers = self._gather(_attempt(work, items[0]))
         failed = [(rank, error) for rank, (_, error) in enumerate(answers) if error is not None]
         if failed:
             rank, error = failed[0]
@@ -62,9 +130,10 @@ class Processes:
         Raises:
             SystemExit: the leader failed, and has said why.
         """
+        rank = _state().process_index
         while not isinstance(items := self._broadcast(None), bool):
-            answer = _attempt(work, items[self.rank]) if self.rank < len(items) else (None, None)
-            distributed.gather_object(_portable(answer), None, group=self._group)
+            result, error = _attempt(work, items[rank]) if rank < len(items) else (None, None)
+            self._gather((result, error and "".join(traceback.format_exception(error))))
         if not items:
             raise SystemExit(1)
 
@@ -74,20 +143,23 @@ class Processes:
             self._broadcast(done)
 
     def _broadcast(self, items: list | bool | None) -> list | bool:
+        from torch import distributed
+
         held = [items]
         distributed.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
 
+    def _gather(self, answer: tuple[Any, Any]) -> list[tuple[Any, Any]] | None:
+        """The answers of all processes, in the leader; None in the others."""
+        from torch import distributed
 
-def _attempt(work: Callable[[Any], Any], item: Any) -> tuple[Any, BaseException | None]:
+        answers = [None] * self.count if leads() else None
+        distributed.gather_object(answer, answers, group=self._group)
+        return answers
+
+
+def _attempt(work: Callable[[Any], Any], item: Any) -> tuple[Any, Exception | None]:
     try:
         return work(item), None
     except Exception as error:
         return None, error
-
-
-def _portable(answer: tuple[Any, BaseException | None]) -> tuple[Any, str | None]:
-    import traceback
-
-    result, error = answer
-    return result, None if error is None else "".join(traceback.format_exception(error))

@@ -24,10 +24,14 @@ class InputProblems(ValueError):
 
 
 class Problems:
-    """Collect mistakes of the input while checks go on, so that a user hears of all of them in one go."""
+    """Collect mistakes of the input while checks go on, so that a user hears of all of them in one go.
 
-    def __init__(self) -> None:
-        self._errors: list[ValueError | FileNotFoundError] = []
+    Args:
+        sentences: what is known to be wrong.
+    """
+
+    def __init__(self, sentences: Iterable[str] = ()) -> None:
+        self._errors: list[ValueError | FileNotFoundError] = [ValueError(sentence) for sentence in sentences]
 
     def add(self, sentence: str) -> None:
         """Keep a sentence for `check`."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from rlhf_lines import distributed
 from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder
 from rlhf_lines.config import RunConfig, parse
 
@@ -43,20 +42,12 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
     if run_config.resume:
-        _start_processes()
+        distributed.start()  # one renames a folder, the others wait; training has started them by now
     if run_config.resume and _is_done(Path(output_dir), given, overwrite=run_config.overwrite):
-        if hasattr(module, "finish") and os.environ.get("RANK", "0") == "0":  # the others may not have the folder
+        if hasattr(module, "finish") and distributed.leads():  # the others may not have the folder
             module.finish(Path(output_dir))
         return Path(output_dir)
     return module.run(*configs, given)
-
-
-def _start_processes() -> None:
-    """Let several processes wait for each other: one renames a folder. Training has started them by now."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState()
 
 
 def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
@@ -66,7 +57,7 @@ def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
         ValueError: the folder is of other settings.
         FileExistsError: it is complete, and a run that was to replace it can go on, but may not replace it.
     """
-    state = _as_the_first_process_sees(lambda: _state(output_dir, given, overwrite=overwrite))
+    state = distributed.from_leader(lambda: _state(output_dir, given, overwrite=overwrite))
     if state == UNNAMED:
         finish_folder(output_dir, overwrite=overwrite)
     return state != UNFINISHED
@@ -88,27 +79,6 @@ def _state(output_dir: Path, given: dict, *, overwrite: bool) -> str:
     if begun is None:
         check_same_config(output_dir, given)
     return COMPLETE if begun is None else UNFINISHED
-
-
-def _as_the_first_process_sees(look: Callable[[], str]) -> str:
-    """What `look` gives in the first of several processes, or raise what it raises there.
-
-    The others may be on machines that have no such folder, and must not go another way.
-    """
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return look()
-    seen: list[str | Exception | None] = [None]
-    if distributed.get_rank() == 0:
-        try:
-            seen = [look()]
-        except (ValueError, FileExistsError) as error:
-            seen = [error]
-    distributed.broadcast_object_list(seen, src=0)
-    if isinstance(seen[0], Exception):
-        raise seen[0]
-    return seen[0]
 
 
 def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rlhf_lines.config import parse_size
 from rlhf_lines.data.splits import SPLITS
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import Problems, unknown_name
 
 
 PARAMETERS = ("adapted", "all")
@@ -52,5 +52,4 @@ class StatisticsConfig:
             self.max_bytes = parse_size(self.max_memory)
         except ValueError as error:
             problems.append(f"max_memory {error}")
-        if problems:
-            raise ValueError("; ".join(problems))
+        Problems(problems).check()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlhf_lines import distributed
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.merge.inputs.adapter import is_adapter
@@ -75,8 +75,7 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
         FileExistsError: `output_dir` exists, or replacing it would delete an input.
         ValueError: several processes were started, the policy belongs to another SFT model, or there are no prompts.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    if (processes := distributed.count()) > 1:
         raise ValueError(f"{verb} runs in one process, but {processes} were started: leave out the launcher")
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
     sft = local_folder(config.sft_model, what="SFT model")

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_lines.errors import Problems
 from rlhf_lines.merge.rules import LINEAR_RULES
 from rlhf_lines.sweep.choices import GroupEntry, Scaling, candidates, group_entries, weight_vectors
 from rlhf_lines.task_rewards import raw_score_problems, reward_entries
@@ -106,9 +107,7 @@ class SweepConfig:
     )
 
     def __post_init__(self) -> None:
-        problems = [*self._numbers(), *self._names(), *self._inputs()]
-        if problems:
-            raise ValueError("; ".join(problems))
+        Problems([*self._numbers(), *self._names(), *self._inputs()]).check()
 
     @property
     def scaling_candidates(self) -> list[Scaling]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
 from rlhf_lines.config import DataConfig, RunConfig
-from rlhf_lines.distributed import Processes
+from rlhf_lines.distributed import Processes, leads
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
@@ -52,29 +52,31 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     if not (run_config.resume or run_config.overwrite):
         _refuse_stopped(config.output_dir)
     inputs = read_inputs(data_config, config)
-    with Merges(inputs.sft, inputs.adapters[: len(inputs.policies)], config.group_entries) as merges:
+    with contextlib.ExitStack() as stack:
+        merges = stack.enter_context(Merges(inputs.sft, inputs.adapters[: len(inputs.policies)], config.group_entries))
         specs = Specs(config, merges, inputs.num_layers)
-        specs.check()
+        specs.check()  # the end of choosing would be the first to need a further group
         partial = new_folder(
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
         )
-        with partial as folder, contextlib.closing(make_engine(config, inputs.sft, inputs.adapters, folder)) as engine:
-            worker = Worker(engine, inputs.reward_models, inputs.tokenizer)
-            if not processes.leads:
-                processes.follow(worker)
-            else:
-                done = False
-                try:
-                    with Store(folder) as store:
-                        store.remember(**facts(inputs, data_config, config))
-                        measurement = Measurement(store, worker, processes, config.samples_per_prompt)
-                        found = _measure(config, inputs, specs, measurement)
-                    trace_front(folder)
-                    write_record(folder, "sweep", given, seed=config.seed, **found)
-                    done = True
-                finally:
-                    processes.dismiss(done)
-    if processes.leads:
+        folder = stack.enter_context(partial)
+        engine = stack.enter_context(contextlib.closing(make_engine(config, inputs.sft, inputs.adapters, folder)))
+        worker = Worker(engine, inputs.reward_models, inputs.tokenizer)
+        if not leads():
+            processes.follow(worker)
+        else:
+            done = False
+            try:
+                with Store(folder) as store:
+                    store.remember(**facts(inputs, data_config, config))
+                    measurement = Measurement(store, worker, processes, config.samples_per_prompt)
+                    found = _measure(config, inputs, specs, measurement)
+                trace_front(folder)
+                write_record(folder, "sweep", given, seed=config.seed, **found)
+                done = True
+            finally:
+                processes.dismiss(done)
+    if leads():
         finish(Path(config.output_dir))
     return Path(config.output_dir)
 

@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import distributed
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from rlhf_lines.artifact import BEGUN, check_same_config, new_folder, partial_folder, write_config
 from rlhf_lines.config import RunConfig
+from rlhf_lines.distributed import leads, wait
 
 
 UNFINISHED = ".unfinished"
@@ -42,8 +42,7 @@ class WholeCheckpoints:
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent == hidden:
             self.state.best_model_checkpoint = str(run_dir / Path(best).name)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()
+        wait()
         if self.args.should_save:
             (written,) = hidden.iterdir()
             self.state.save_to_json(str(written / "trainer_state.json"))
@@ -89,17 +88,17 @@ def training_folder(
     """
     check_trackers(training)
     choose_checkpoint(training, run_config, given, trained=trained)
-    resumes, is_main = bool(training.resume_from_checkpoint), training.process_index == 0
+    resumes = bool(training.resume_from_checkpoint)
     with new_folder(
         training.output_dir, overwrite=run_config.overwrite, keep_partial=resumes, leave_partial=True
     ) as folder:
-        if is_main:
+        if leads():
             write_config(folder, given)
             (folder / BEGUN).write_text(json.dumps({"sequences_at_once": _sequences_at_once(training)}))
         try:
             yield folder
         except BaseException:
-            if is_main and not newest_checkpoint(folder / trained):
+            if leads() and not newest_checkpoint(folder / trained):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 

@@ -9,6 +9,7 @@ from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
+from rlhf_lines.distributed import leads
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.task_rewards import load_reward_models, reward_entries, reward_weights
@@ -79,7 +80,7 @@ def run(
         show_progress(trainer, f"ppo {Path(final).name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
-        if trainer.accelerator.is_main_process:
+        if leads():
             card = policy_card(model_config.model_name_or_path, entries, training.reward_weights, versions())
             (folder / "README.md").write_text(card)
             history = [row for row in trainer.state.log_history if "reward" in row]

@@ -9,6 +9,8 @@ from enum import Enum
 
 from trl import GRPOConfig
 
+from rlhf_lines.errors import Problems
+
 
 KL_ESTIMATORS = ("k1", "k3")
 # What makes generation draw from another distribution than the one whose log-probabilities are computed.
@@ -92,10 +94,9 @@ class PPOConfig(GRPOConfig):
             # gradient.
             self.ddp_find_unused_parameters = False
         self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
-        if problems := [
+        Problems(
             f"{name} is {_plain(getattr(self, name))}, expected {text}" for name, text, ok in self._checks() if not ok
-        ]:
-            raise ValueError("; ".join(problems))
+        ).check()
 
     def to_dict(self) -> dict:
         """As TRL's, for trackers and files: without the function that switches adapters under checkpointing."""

@@ -6,6 +6,8 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from rlhf_lines.distributed import leads
+
 
 SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl": "kl"}
 
@@ -18,7 +20,7 @@ class StageProgress(TrainerCallback):
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
+        if leads():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._description, unit="update")
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -11,6 +11,7 @@ import reward_models
 from reward_models.classifier import Classifier, longest_input
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import PreferenceDataConfig, RunConfig
+from rlhf_lines.distributed import leads
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
@@ -79,9 +80,8 @@ def run(
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
-        is_main_process = trainer.accelerator.is_main_process
         del trainer  # before its model is read back a second time
-        if is_main_process:
+        if leads():
             reward_models.write_settings(folder, reward_models.Format(append_eos=True, max_length=training.max_length))
             saved = reward_models.load(str(folder), trust_remote_code=training.trust_remote_code)
             write_record(

@@ -10,6 +10,7 @@ from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig, TrainingDataConfig
+from rlhf_lines.distributed import leads
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
@@ -78,7 +79,7 @@ def run(
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
-        if trainer.accelerator.is_main_process:
+        if leads():
             lost = _merge(base, folder, model_config.dtype) if model_config.use_peft else None
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

@@ -237,7 +237,10 @@ def test_what_does_not_go_together(changes, sentence):
 
 
 def test_all_problems_are_told_at_once():
-    with pytest.raises(ValueError, match=r"num_weights is 1.*; temperature is -1.*; engine is 'x'.*; policies has 1"):
+    told = (
+        r"4 problems: \(1\) num_weights is 1.*; \(2\) temperature is -1.*; \(3\) engine is 'x'.*; \(4\) policies has 1"
+    )
+    with pytest.raises(ValueError, match=told):
         config(num_weights=1, temperature=-1.0, engine="x", policies=["a"])
 
 

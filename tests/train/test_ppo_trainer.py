@@ -657,7 +657,7 @@ REFUSED = {
         "per_device_train_batch_size": 6,
         "num_generations": 4,
     },
-    "kl_estimator is k2, expected k1 or k3; gamma is 2, expected a number in [0, 1]": {
+    "2 problems: (1) kl_estimator is k2, expected k1 or k3; (2) gamma is 2, expected a number in [0, 1]": {
         "kl_estimator": "k2",
         "gamma": 2,
     },

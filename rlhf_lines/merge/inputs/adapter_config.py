@@ -76,10 +76,7 @@ def check_config(config: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         ValueError: it is more, with the reason; `InputProblems` with all of them if there are several.
     """
-    problems = Problems()
-    for problem in _config_problems(config):
-        problems.add(f"adapter {str(path)!r} {problem}")
-    problems.check()
+    Problems(f"adapter {str(path)!r} {problem}" for problem in _config_problems(config)).check()
 
 
 def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:

@@ -41,8 +41,8 @@ def wide(tensor: Tensor, name: str) -> Tensor:
 def add_residual(sft: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
     """theta_SFT + tau: added in the wider of their dtypes, float32 at least, and cast once.
 
-    Every merged weight comes from here: those in files, those that a sweep lends to its model, and those of the policies
-    whose statistics are taken.
+    Every merged weight comes from here: those in files, those that a sweep lends to its model, and those of the
+    policies whose statistics are taken.
 
     Args:
         sft: theta_SFT, in float32 or wider, or as it is stored.

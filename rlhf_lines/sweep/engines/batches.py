@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
+from rlhf_lines.distributed import count_here
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -55,11 +57,9 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    import os
-
     import psutil
 
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return psutil.virtual_memory().available // count_here()
 
 
 def in_halves(work: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> list[T]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_lines import distributed
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.models import checkpoint_end_token_ids, load_tokenizer
@@ -52,7 +52,7 @@ class VllmEngine:
     """
 
     def __init__(self, config: SweepConfig, sft: Path, adapters: Sequence[Adapter], folder: Path) -> None:
-        if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        if (processes := distributed.count()) > 1:
             raise ValueError(
                 f"engine vllm starts its own processes, but {processes} were started: leave out the launcher, and give "
                 "vllm a tensor_parallel_size"

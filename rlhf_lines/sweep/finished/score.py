@@ -12,6 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from reward_models import RewardModel
+from rlhf_lines.errors import Problems
 from rlhf_lines.pareto.front import FILE_NAME
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.report import NAME as REPORT
@@ -50,8 +51,7 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     entries = reward_entries(rewards)
-    if problems := raw_score_problems(entries):
-        raise ValueError("; ".join(problems))
+    Problems(raw_score_problems(entries)).check()
     with open_finished(folder) as store:
         known = store.recall("reward_models")
         models = load_reward_models(entries, batch_size=batch_size)
