@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_lines.merge import MergeSpec, lines_alpha, merge_policies, merge_residuals
+from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.sweep.choices import GroupEntry
 from rlhf_lines.sweep.engines.merged_weights import MergedWeights
@@ -29,12 +29,8 @@ def logits(model) -> torch.Tensor:
         return model(input_ids=IDS).logits
 
 
-def merges_of(sft, policies, groups=()) -> Merges:
-    return Merges(sft, [load_adapter(policy) for policy in policies], groups)
-
-
 def merged_weights(model, sft, policies, groups=()) -> MergedWeights:
-    return MergedWeights(model, merges_of(sft, policies, groups))
+    return MergedWeights(model, Merges(sft, [load_adapter(policy) for policy in policies], groups))
 
 
 @pytest.fixture
@@ -132,32 +128,3 @@ def test_mistakes_leave_the_sft_model(sft, policies, model):
     assert torch.equal(logits(model), before)
     with specs.loaded(SPECS[0]):
         assert not torch.equal(logits(model), before)
-
-
-# --- alpha "auto" ---
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        MergeSpec("linear", (0.3, 0.7), "auto", 1.0),
-        MergeSpec("linear", (0.2, 0.3, 0.5), "auto", 0.5, "sqrt"),
-        MergeSpec("sum", (0.5, 0.5), "auto"),
-        MergeSpec("ties", (0.3, 0.7), "auto", options={"density": 0.4}),
-    ],
-    ids=lambda spec: f"{spec.rule} {len(spec.weights)}",
-)
-def test_measured_alpha_is_lines_alpha_of_dense_residuals(sft, policies, spec):
-    adapters = [load_adapter(policy) for policy in policies[: len(spec.weights)]]
-    residuals = [
-        {name: f.scale * f.B.double() @ f.A.double() for name, f in adapter.modules.items()} for adapter in adapters
-    ]
-    shapes = {name: tau.shape for residual in residuals for name, tau in residual.items()}
-    zeros = {f"{name}.weight": torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    residuals = [zeros | {f"{name}.weight": tau for name, tau in residual.items()} for residual in residuals]
-    merged = merge_residuals(residuals, spec.rule, weights=spec.weights, **spec.options)
-    merges = merges_of(sft, policies[: len(spec.weights)])
-    found = merges.resolved(spec)
-    assert found.alpha == pytest.approx(lines_alpha(residuals, merged), rel=1e-5)
-    assert found == MergeSpec(spec.rule, spec.weights, found.alpha, spec.beta, spec.schedule, spec.options)
-    assert merges.resolved(found) is found
