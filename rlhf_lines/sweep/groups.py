@@ -11,12 +11,12 @@ import numpy as np
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.pareto.surrogate import design
-from rlhf_lines.sweep.choices import Scaling
+from rlhf_lines.sweep.choices import RESERVED, Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.merges import Merges
 
 
-SFT, SOUP, LINES, UNIFORM, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "uniform", "reversed", "morlhf"
+SFT, SOUP, LINES, UNIFORM, REVERSED, MORLHF = RESERVED
 
 Weights = tuple[float, ...]
 

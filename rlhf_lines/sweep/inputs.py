@@ -40,8 +40,6 @@ class Inputs:
 
     Attributes:
         sft: folder of the SFT model.
-        policies: folders of the policies.
-        morlhf: folders of the MORLHF runs.
         adapters: of the policies, then of the MORLHF runs.
         reward_models: that score.
         tokenizer: the SFT model's.
@@ -52,8 +50,6 @@ class Inputs:
     """
 
     sft: Path
-    policies: list[Path]
-    morlhf: list[Path]
     adapters: list[Adapter]
     reward_models: list[RewardModel]
     tokenizer: PreTrainedTokenizerBase
@@ -77,8 +73,8 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     """
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
-    morlhf = [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
-    adapters = load_adapters([*policies, *morlhf], sft)
+    policies += [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
+    adapters = load_adapters(policies, sft)
     reward_models = load_reward_models(reward_entries(config.rewards), batch_size=config.batch_size or REWARD_BATCH)
     tokenizer = load_tokenizer(sft)
     counts = {"validation": config.validation_prompts, "test": config.test_prompts}
@@ -95,9 +91,10 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers()
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.group_entries)
-    refuse_replacing(config.output_dir, [sft, *policies, *morlhf, *statistics])
-    _check_counts(prompts, counts, data_config.dataset_name)
-    inputs = Inputs(sft, policies, morlhf, adapters, reward_models, tokenizer, prompts, forgetting, num_layers)
+    refuse_replacing(config.output_dir, [sft, *policies, *statistics])
+    for split, texts in prompts.items():
+        _check_count(len(texts), counts[split], split, data_config.dataset_name)
+    inputs = Inputs(sft, adapters, reward_models, tokenizer, prompts, forgetting, num_layers)
     _check_lengths(inputs, config, data_config.dataset_name)
     return inputs
 
@@ -115,7 +112,7 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
         "prompts_sha256": _sha256(inputs.prompts),
         "control_sha256": _sha256([text for text, _ in inputs.forgetting]),
         "sft_sha256": checkpoint_sha256(inputs.sft),
-        "policies_sha256": [sha256_of([path / WEIGHTS_FILE]) for path in [*inputs.policies, *inputs.morlhf]],
+        "policies_sha256": [sha256_of([Path(adapter.path) / WEIGHTS_FILE]) for adapter in inputs.adapters],
         "statistics_sha256": {
             entry.name: [statistics_sha256(entry.rule, path) for path in entry.statistics]
             for entry in config.group_entries
@@ -123,15 +120,14 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
     }
 
 
-def _check_counts(prompts: dict[str, dict[str, str]], asked: dict[str, int], dataset: str) -> None:
-    for split, texts in prompts.items():
-        if len(texts) < 2:
-            raise ValueError(
-                f"dataset {dataset} has 1 prompt in its {split} split, expected at least 2: intervals are a bootstrap "
-                "over prompts"
-            )
-        if len(texts) < asked[split]:
-            logger.warning("%s has %d different %s prompts, not %d", dataset, len(texts), split, asked[split])
+def _check_count(found: int, asked: int, split: str, dataset: str) -> None:
+    if found < 2:
+        raise ValueError(
+            f"dataset {dataset} has 1 prompt in its {split} split, expected at least 2: intervals are a bootstrap over "
+            "prompts"
+        )
+    if found < asked:
+        logger.warning("%s has %d different %s prompts, not %d", dataset, found, split, asked)
 
 
 def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:

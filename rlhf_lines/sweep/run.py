@@ -53,7 +53,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         _refuse_stopped(config.output_dir)
     inputs = read_inputs(data_config, config)
     with contextlib.ExitStack() as stack:
-        merges = stack.enter_context(Merges(inputs.sft, inputs.adapters[: len(inputs.policies)], config.group_entries))
+        merges = stack.enter_context(Merges(inputs.sft, inputs.adapters[: len(config.policies)], config.group_entries))
         specs = Specs(config, merges, inputs.num_layers)
         specs.check()  # the end of choosing would be the first to need a further group
         partial = new_folder(

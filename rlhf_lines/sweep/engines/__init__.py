@@ -14,14 +14,7 @@ if TYPE_CHECKING:
 
 
 def make_engine(config: SweepConfig, sft: Path, adapters: Sequence[Adapter], folder: Path) -> Engine:
-    """The engine that the config names.
-
-    Args:
-        config: the settings.
-        sft: folder of the SFT model.
-        adapters: the policies, then the MORLHF runs, in the order of the specs' weights.
-        folder: of the run; what the engine writes goes below it.
-    """
+    """The engine that the config names; what it writes goes below the folder of the run."""
     if config.engine == "vllm":
         from rlhf_lines.sweep.engines.vllm import VllmEngine
 

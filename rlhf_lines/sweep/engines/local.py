@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -76,29 +77,21 @@ class LocalEngine:
         self._merges.close()
 
     def _complete(self, spec: MergeSpec | None, requests: Sequence[Request]) -> list[Completion]:
-        def work(part: Sequence[Request]) -> list[Completion]:
-            return sample(
-                self._multi_lora,
-                part,
-                max_new_tokens=self._config.max_new_tokens,
-                temperature=self._config.temperature,
-                eos_token_ids=end_token_ids(self._multi_lora.model, self._tokenizer),
-                pad_token_id=self._tokenizer.pad_token_id,
-                seed=self._config.seed,
-                policy=None if spec is None else self._merged.loaded(spec),
-            )
-
-        return in_halves(work, requests)
+        return sample(
+            self._multi_lora,
+            requests,
+            max_new_tokens=self._config.max_new_tokens,
+            temperature=self._config.temperature,
+            eos_token_ids=end_token_ids(self._multi_lora.model, self._tokenizer),
+            pad_token_id=self._tokenizer.pad_token_id,
+            seed=self._config.seed,
+            policy=None if spec is None else self._merged.loaded(spec),
+        )
 
     def _nll(self, spec: MergeSpec | None, rows: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
-        def work(part: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
-            texts = [text for _, text in part]
-            if spec is None:
-                return text_nll(self._multi_lora, [spec for spec, _ in part], texts, self._tokenizer.pad_token_id)
-            with self._merged.loaded(spec):
-                return text_nll(self._multi_lora, None, texts, self._tokenizer.pad_token_id)
-
-        return in_halves(work, rows)
+        specs, texts = zip(*rows, strict=True)
+        with contextlib.nullcontext() if spec is None else self._merged.loaded(spec):
+            return text_nll(self._multi_lora, specs if spec is None else None, texts, self._tokenizer.pad_token_id)
 
 
 def load_base(config: SweepConfig, sft: Path) -> nn.Module:
@@ -128,5 +121,5 @@ def _by_rule(
         parts.setdefault(None if spec.rule in LINEAR_RULES else spec, []).append(i)
     found: dict[int, T] = {}
     for spec, indices in parts.items():
-        found |= zip(indices, work(spec, [items[i] for i in indices]), strict=True)
+        found |= zip(indices, in_halves(partial(work, spec), [items[i] for i in indices]), strict=True)
     return [found[i] for i in range(len(items))]
