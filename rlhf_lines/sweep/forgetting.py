@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -28,14 +28,6 @@ class ForgettingText(NamedTuple):
 
     text: str
     token_ids: tuple[int, ...]
-
-
-class Reader(Protocol):
-    """What measures texts: an engine, or the processes that share one."""
-
-    def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
-        """Of each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec."""
-        ...
 
 
 def load_forgetting_texts(
@@ -71,11 +63,20 @@ def load_forgetting_texts(
 
 
 def measure_forgetting(
-    store: Store, reader: Reader, points: Sequence[StoredPoint], texts: Sequence[ForgettingText]
+    store: Store,
+    nll: Callable[[Sequence[MergeSpec], Sequence[Sequence[int]]], list[float]],
+    points: Sequence[StoredPoint],
+    texts: Sequence[ForgettingText],
 ) -> None:
     """Store -log p of every text under every spec of the points, in nats: of all its tokens but the first.
 
     What is stored already is not measured again; the rest is committed in chunks.
+
+    Args:
+        store: where it goes.
+        nll: as `Engine.nll`.
+        points: whose specs are measured.
+        texts: outside the task.
 
     Raises:
         ValueError: the store has other texts.
@@ -95,8 +96,8 @@ def measure_forgetting(
     with tqdm(total=total, initial=total - len(missing), desc="sweep, control texts", unit="texts") as bar:
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            nll = reader.nll([specs[spec_id] for spec_id, _, _ in chunk], [text.token_ids for _, _, text in chunk])
-            store.add_nll((spec_id, text_id, value) for (spec_id, text_id, _), value in zip(chunk, nll, strict=True))
+            values = nll([specs[spec_id] for spec_id, _, _ in chunk], [text.token_ids for _, _, text in chunk])
+            store.add_nll((spec, text, value) for (spec, text, _), value in zip(chunk, values, strict=True))
             bar.update(len(chunk))
 
 

@@ -112,7 +112,7 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         surrogate, predicted = measure_predicted(inputs, makers, measurement, points, count=config.map_points)
         points += predicted
     if inputs.forgetting:
-        measure_forgetting(store, measurement, points, inputs.forgetting)
+        measure_forgetting(store, measurement.nll, points, inputs.forgetting)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate)
     gains = _gains(measured_points(store, "test"), config.policies, inputs.rewards, seed=config.seed)
     return {**chosen._asdict(), "validation": validation, "gains": gains}

@@ -73,7 +73,7 @@ class Counting:
 def test_nats_are_the_cross_entropy_of_the_merged_models(store, rows, engine, dense_model):
     points = store.add_points("test", "mixed", [SFT, SOUP, LINES, THREE, TIES])
     points += store.add_points("test", "again", [LINES])  # shares its spec
-    measure_forgetting(store, engine, points, rows)
+    measure_forgetting(store, engine.nll, points, rows)
     assert store.forgetting_tokens().tolist() == [min(len(text), 20) - 1 for text in TEXTS]
     assert len(store.finished_forgetting()) == 5 * len(TEXTS)
     found = {point.spec: store.nll(point.spec_id) for point in points}
@@ -97,10 +97,10 @@ def test_what_was_stopped_goes_on_without_repeating_texts(tmp_path, rows, engine
                 reader = Counting(engine, stop)
                 points = store.add_points("test", "lines", specs)
                 if stop is None:
-                    measure_forgetting(store, reader, points, rows)
+                    measure_forgetting(store, reader.nll, points, rows)
                 else:
                     with pytest.raises(KeyboardInterrupt):
-                        measure_forgetting(store, reader, points, rows)
+                        measure_forgetting(store, reader.nll, points, rows)
                 calls += reader.calls
         asked = [pair for call in calls for pair in call]
         assert len(asked) == len(set(asked)) == len(specs) * len(rows)
@@ -110,14 +110,14 @@ def test_what_was_stopped_goes_on_without_repeating_texts(tmp_path, rows, engine
             # Batches differ after a stop, and so does the last bit of a float32 sum.
             np.testing.assert_allclose(stopped.nll(spec_id), whole.nll(spec_id), rtol=1e-5)
         reader = Counting(engine)
-        measure_forgetting(stopped, reader, points, rows)
+        measure_forgetting(stopped, reader.nll, points, rows)
         assert reader.calls == []
 
 
 def test_linear_specs_are_mixed_and_each_other_one_is_read_at_once(store, rows, engine):
     points = store.add_points("test", "mixed", [TIES, SOUP, SFT])
     reader = Counting(engine)
-    measure_forgetting(store, reader, points, rows)
+    measure_forgetting(store, reader.nll, points, rows)
     specs = [spec for call in reader.calls for spec, _ in call]
     assert set(specs[:4]) == {SOUP, SFT} and specs[-len(rows) :] == [TIES] * len(rows)
     lengths = [len(ids) for call in reader.calls for spec, ids in call if spec != TIES]
@@ -126,11 +126,11 @@ def test_linear_specs_are_mixed_and_each_other_one_is_read_at_once(store, rows, 
 
 def test_a_resumed_run_has_the_same_texts(store, rows, engine):
     points = store.add_points("test", "lines", [SOUP])
-    measure_forgetting(store, engine, points, rows[:3])
+    measure_forgetting(store, engine.nll, points, rows[:3])
     shorter = rows[0]._replace(token_ids=rows[0].token_ids[:5])
     for others in (rows, rows[:2], [shorter, *rows[1:3]]):
         with pytest.raises(ValueError, match=r"control texts, and the source now gives others: give the source of"):
-            measure_forgetting(store, engine, points, others)
+            measure_forgetting(store, engine.nll, points, others)
 
 
 def test_points_have_the_perplexity_of_the_texts(tmp_path, rows):
@@ -143,7 +143,7 @@ def test_points_have_the_perplexity_of_the_texts(tmp_path, rows):
                 ids = {point.spec: point.spec_id for point in points}
                 return [len(row) * 1.5 + ids[spec] / 8 for spec, row in zip(specs, rows, strict=True)]
 
-        measure_forgetting(store, Known(), points, rows)
+        measure_forgetting(store, Known().nll, points, rows)
     front = trace_front(folder)
     lengths = [len(row.token_ids) for row in rows]
     for point, found in zip(points, front["points"], strict=True):
