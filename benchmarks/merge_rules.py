@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from rlhf_lines.merge.rules import LINEAR_RULES, RULES
+from rlhf_lines.merge.rules import RULES
 
 
 def main() -> None:
@@ -48,12 +48,14 @@ def main() -> None:
         print("\n| rule | checkpoint, s | adapter, s | distance to linear | rank | lost by truncation | logits |")
         print("|---|---|---|---|---|---|---|")
         linear = None
-        for rule in RULES:
+        for rule, entry in RULES.items():
+            if entry.on_factors:
+                continue
             flags = ["--sft_model", sft, "--policies", *policies, "--rule", rule]
             flags += ["--statistics", *statistics[rule]] if rule in statistics else []
             dense, adapter = folder / f"{rule} dense", folder / f"{rule} adapter"
             of_dense, _ = _run("merge", *flags, "--save", "dense", "--dtype", "float32", "--output_dir", dense)
-            rank = [] if rule in LINEAR_RULES else ["--rank", options.rank]
+            rank = [] if entry.is_linear else ["--rank", options.rank]
             of_adapter, _ = _run("merge", *flags, "--save", "adapter", *rank, "--output_dir", adapter)
             written = load_file(dense / "model.safetensors")
             tau = torch.cat([(written[name].double() - base[name].double()).flatten() for name in base])

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf_lines.artifact import is_complete
+from rlhf_lines.demo_models import ROOT, write_untrained_models
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
 
 
-ROOT = "outputs/demo"  # where the configs write
 STAGES = (
     ("sft", "base"),
     ("sft", "sft"),
@@ -41,8 +41,6 @@ def run(output_dir: str = ROOT, config_dir: str | Path | None = None) -> Iterato
     start = time.monotonic()
     untrained = Path(output_dir) / "untrained"
     if not is_complete(untrained):
-        from rlhf_lines.demo_models import write_untrained_models
-
         write_untrained_models(untrained)
     for number, (verb, name) in enumerate(STAGES, 1):
         config = configs / f"{name}.yaml"

@@ -9,24 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from typing import TYPE_CHECKING
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.data import docstrings
-from rlhf_lines.demo import ROOT
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+ROOT = "outputs/demo"  # where the demo's configs write
 SEED = 0
 # Shapes. Vocabularies are at most so large; the corpus fills them.
 LLAMA = {
@@ -58,6 +50,8 @@ UNTRAINED = {
 
 def write_untrained_models(output_dir: str | Path) -> Path:
     """Write `llama/`, `gpt2/` and `bert/` under `output_dir` and return it."""
+    import torch
+
     texts = [row["text"] for row in docstrings.text("train")]
     with new_folder(output_dir) as folder:
         for name, make in (("llama", _llama), ("gpt2", _gpt2), ("bert", _bert)):
@@ -70,6 +64,8 @@ def write_untrained_models(output_dir: str | Path) -> Path:
 
 
 def _llama(texts: list[str]):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     tokenizer = _byte_pair_tokenizer(texts, vocab_size=LLAMA["vocab_size"])
     config = LlamaConfig(
         **{**LLAMA, "vocab_size": len(tokenizer)},
@@ -82,6 +78,8 @@ def _llama(texts: list[str]):
 
 
 def _gpt2(texts: list[str]):
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
     tokenizer = _byte_pair_tokenizer(texts, vocab_size=GPT2["vocab_size"])
     config = GPT2Config(
         **{**GPT2, "vocab_size": len(tokenizer)},
@@ -93,6 +91,8 @@ def _gpt2(texts: list[str]):
 
 
 def _bert(texts: list[str]):
+    from transformers import BertConfig, BertForSequenceClassification
+
     tokenizer = _word_piece_tokenizer(texts, vocab_size=BERT["vocab_size"])
     config = BertConfig(
         **{**BERT, "vocab_size": len(tokenizer)},
@@ -102,6 +102,9 @@ def _bert(texts: list[str]):
 
 
 def _byte_pair_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -117,6 +120,9 @@ def _byte_pair_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedToke
 
 
 def _word_piece_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     # The library's WordPiece trainer breaks ties by hash order, so two runs give two vocabularies. Whole frequent words
     # and single characters are all that this reward model needs.
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

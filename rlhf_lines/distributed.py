@@ -1,7 +1,8 @@
 """Which process is this, how many are there, and how they wait, share and lead (accelerate launch, torchrun).
 
-The state is accelerate's; without a launcher nothing here imports torch. Training has its processes started by
-transformers, a sweep by `Processes`; a process that nothing has started works alone, and leads.
+accelerate starts the processes (for training, transformers lets it; for a sweep, `Processes` does), and a process that
+nothing has started works alone, and leads. Who is who is asked of torch: on a machine without a GPU, accelerate's state
+may call every process the only one. Without a launcher nothing here imports either.
 
 In a sweep the leader keeps the run store and hands out batches; so only its machine needs the run folder, and what is
 stored does not depend on how many processes there are.
@@ -34,18 +35,22 @@ def count_here() -> int:
 def start() -> None:
     """Let the processes hear each other, if there are several, and take this one's GPU."""
     if count() > 1:
-        _state()
+        from accelerate import PartialState
+
+        PartialState()
 
 
 def leads() -> bool:
     """Whether this is the process that writes and speaks."""
-    return not _can_hear() or _state().is_main_process
+    group = _started()
+    return group is None or group.get_rank() == 0
 
 
 def wait() -> None:
     """Go on when every process has come this far."""
-    if _can_hear():
-        _state().wait_for_everyone()
+    group = _started()
+    if group is not None:
+        group.barrier()
 
 
 def from_leader(work: Callable[[], T]) -> T:
@@ -54,17 +59,17 @@ def from_leader(work: Callable[[], T]) -> T:
     Raises:
         ValueError, OSError: as `work`, in every process.
     """
-    if not _can_hear():
+    group = _started()
+    if group is None:
         return work()
-    from accelerate.utils import broadcast_object_list
-
     told: list[tuple[Any, Exception | None]] = [(None, None)]
     if leads():
         try:
             told = [(work(), None)]
         except (ValueError, OSError) as error:
             told = [(None, error)]
-    ((result, error),) = broadcast_object_list(told)
+    group.broadcast_object_list(told, src=0)
+    ((result, error),) = told
     if error is not None:
         raise error
     return result
@@ -79,18 +84,13 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def _can_hear() -> bool:
+def _started():
+    """torch.distributed, or None for a process that is alone."""
     if count() == 1:
-        return False
+        return None
     from torch import distributed
 
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _state():
-    from accelerate import PartialState
-
-    return PartialState()
+    return distributed if distributed.is_available() and distributed.is_initialized() else None
 
 
 class Processes:
@@ -102,11 +102,9 @@ class Processes:
 
     def __init__(self) -> None:
         start()
-        self.count, self._group = count(), None
+        self.count, self._torch = count(), _started()
         if self.count > 1:
-            from torch import distributed
-
-            self._group = distributed.new_group(backend="gloo", timeout=WAIT)  # for batches and results
+            self._group = self._torch.new_group(backend="gloo", timeout=WAIT)  # for batches and results
 
     def map(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """`work(item)` of at most one item per process, computed at the same time; for the leader only.
@@ -130,7 +128,7 @@ class Processes:
         Raises:
             SystemExit: the leader failed, and has said why.
         """
-        rank = _state().process_index
+        rank = self._torch.get_rank()
         while not isinstance(items := self._broadcast(None), bool):
             result, error = _attempt(work, items[rank]) if rank < len(items) else (None, None)
             self._gather((result, error and "".join(traceback.format_exception(error))))
@@ -143,18 +141,14 @@ class Processes:
             self._broadcast(done)
 
     def _broadcast(self, items: list | bool | None) -> list | bool:
-        from torch import distributed
-
         held = [items]
-        distributed.broadcast_object_list(held, src=0, group=self._group)
+        self._torch.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
 
     def _gather(self, answer: tuple[Any, Any]) -> list[tuple[Any, Any]] | None:
         """The answers of all processes, in the leader; None in the others."""
-        from torch import distributed
-
         answers = [None] * self.count if leads() else None
-        distributed.gather_object(answer, answers, group=self._group)
+        self._torch.gather_object(answer, answers, group=self._group)
         return answers
 
 

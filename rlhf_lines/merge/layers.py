@@ -7,7 +7,7 @@ The index is read at one fixed place of the name, per architecture. A search for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -129,6 +129,15 @@ def is_embedding(name: str) -> bool:
     [True, True, False]
     """
     return any(family.is_embedding(name) for family in FAMILIES)
+
+
+def is_linear_map(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter is the matrix of a linear map: of two dimensions, and no embedding.
+
+    >>> is_linear_map("model.norm.weight", (8,)), is_linear_map("lm_head.weight", (32, 8))
+    (False, True)
+    """
+    return len(shape) == 2 and not is_embedding(name)
 
 
 def _knows(family: Family, name: str) -> bool:

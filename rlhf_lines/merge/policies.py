@@ -17,8 +17,9 @@ from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, loss_warnings, weights_sha256
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.output.card import model_card
-from rlhf_lines.merge.output.mergekit import mergekit_recipe
+from rlhf_lines.merge.output.mergekit import mergekit_config
 from rlhf_lines.merge.prepare import check_settings, open_merge
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 
 
@@ -124,7 +125,8 @@ def merge_policies(
                     {"path": str(path), "sha256": known} for path, known in zip(policies, sha256, strict=True)
                 ],
                 "statistics": [
-                    {"path": str(path), "sha256": statistics_sha256(spec.rule, path)} for path in statistics
+                    {"path": str(path), "sha256": statistics_sha256(RULES[spec.rule].statistics, path)}
+                    for path in statistics
                 ],
                 "save": save,
                 "dtype": written.dtype,
@@ -142,7 +144,7 @@ def merge_policies(
                 record["truncation"] = asdict(written.truncation)
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
             (folder / "README.md").write_text(model_card(record))
-            recipe = mergekit_recipe(
+            recipe = mergekit_config(
                 merge.resolved,
                 str(sft_model),
                 [

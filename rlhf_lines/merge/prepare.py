@@ -19,7 +19,7 @@ from rlhf_lines.merge.inputs.statistics_files import check_statistics, coverage_
 from rlhf_lines.merge.lora.low_rank import not_linear
 from rlhf_lines.merge.lora.truncate import check_rank
 from rlhf_lines.merge.output.dense import DenseMerge
-from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.writing import PolicyMerge
@@ -109,13 +109,14 @@ def open_merge(
     sft_model, *policies = inputs
     sft = stack.enter_context(Checkpoint(sft_model))
     loaded, warnings = load_inputs(sft, policies, stack)
-    check_statistics(spec.rule, statistics, policies)
-    if save == "adapter" or spec.rule in ADAPTER_RULES:
+    needed = RULES[spec.rule].statistics
+    check_statistics(spec.rule, needed, statistics, policies)
+    if save == "adapter" or RULES[spec.rule].on_factors:
         _check_all_adapters(loaded, spec)
     make_dense = partial(DenseMerge, sft, device=str(device), max_memory=max_memory, progress=progress)
-    opened = open_statistics(spec.rule, statistics, stack)
+    opened = open_statistics(needed, statistics, stack)
     merge = PolicyMerge(spec, sft, loaded, opened, make_dense)
-    warnings += coverage_warnings(spec.rule, opened, merge.shapes)
+    warnings += coverage_warnings(needed, opened, merge.shapes)
     if rank is not None and rank > merge.full_rank:
         warnings.append(
             f"rank {rank} is more than the merged residual has: the adapter gets rank {merge.full_rank}, which holds "
@@ -132,7 +133,7 @@ def not_an_adapter(policy: str | Path) -> str:
 
 def _check_rank(rank: int | None, save: str, spec: MergeSpec) -> None:
     if rank is None:
-        if save == "adapter" and spec.rule not in (*LINEAR_RULES, *ADAPTER_RULES):
+        if save == "adapter" and not RULES[spec.rule].makes_adapter:
             raise ValueError(not_linear(spec.rule))
         return
     check_rank(rank)
@@ -159,7 +160,7 @@ def _check_all_adapters(loaded: Sequence[Adapter | Checkpoint], spec: MergeSpec)
     dense = next((policy for policy in loaded if isinstance(policy, Checkpoint)), None)
     if dense is None:
         return
-    if spec.rule in ADAPTER_RULES:
+    if RULES[spec.rule].on_factors:
         raise ValueError(
             f"rule {spec.rule!r} combines the factors of adapters, but policy {str(dense.folder)!r} is a dense "
             "checkpoint; use rule linear"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +15,15 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.merge.output.hub import check_hub, upload
 from rlhf_lines.merge.output.record import check_repeat, read_merge_record
 from rlhf_lines.merge.policies import MERGE_RECORD, merge_policies
-from rlhf_lines.merge.rules import ADAPTER_RULES, RULES
+from rlhf_lines.merge.rules import RULES, Rule
 from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.models import local_folder
+
+
+def _rules(chosen: Callable[[Rule], object], joint: str = ", ") -> str:
+    """The names of some rules, for help texts."""
+    return joint.join(name for name, rule in RULES.items() if chosen(rule))
 
 
 @dataclass
@@ -44,14 +50,17 @@ class MergeConfig:
     rule: str = field(
         default="linear",
         metadata={
-            "help": f"How residuals are combined: {', '.join(RULES)}; for comparison with other codes, on adapters: "
-            f"{', '.join(ADAPTER_RULES)}."
+            "help": f"How residuals are combined: {_rules(lambda rule: not rule.on_factors)}; for comparison with "
+            f"other codes, on adapters: {_rules(lambda rule: rule.on_factors)}."
         },
     )
     rule_options: str | None = field(default=None, metadata={"help": "Options of the rule, as JSON."})
     statistics: list[str] | None = field(
         default=None,
-        metadata={"help": "Of each policy, for rules fisher and regmean: folders of rlhf-lines fisher or gram."},
+        metadata={
+            "help": f"Of each policy, for rules {_rules(lambda rule: rule.statistics, ' and ')}: folders of rlhf-lines "
+            f"{' or '.join(rule.statistics.verb for rule in RULES.values() if rule.statistics)}."
+        },
     )
     alpha: str = field(
         default="1.0",

@@ -16,7 +16,7 @@ from rlhf_lines.merge.lora.low_rank import merge_adapters
 from rlhf_lines.merge.lora.truncate import Truncation, factorise_residuals, truncate_adapter
 from rlhf_lines.merge.output.adapter import write_adapter
 from rlhf_lines.merge.output.dense import DenseMerge
-from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import LostResidual, add_residual
 from rlhf_lines.merge.tensors.residuals import Tensors
@@ -55,12 +55,12 @@ class PolicyMerge:
         Raises:
             ValueError: a policy does not fit the SFT model, or alpha cannot be measured.
         """
-        if spec.rule in ADAPTER_RULES and spec.alpha == "auto":
+        if RULES[spec.rule].on_factors and spec.alpha == "auto":
             raise ValueError(f'alpha "auto" is measured on residuals, rule {spec.rule!r} has factors; give a number')
         self._spec, self._sft, self._make_dense = spec, sft, make_dense
         self.adapters = [policy for policy in loaded if isinstance(policy, Adapter)]
         self._dense = None
-        if spec.rule not in ADAPTER_RULES:
+        if not RULES[spec.rule].on_factors:
             policies = [
                 AdapterPolicy(one, sft) if isinstance(one, Adapter) else DensePolicy(one, sft) for one in loaded
             ]
@@ -87,20 +87,20 @@ class PolicyMerge:
     def stored_rank(self) -> int:
         """The rank of the adapter that is exact where the rule is linear: the policies' factors beside one another."""
         ranks = [max(factors.A.shape[0] for factors in one.modules.values()) for one in self.adapters]
-        return max(ranks) if self._spec.rule in ADAPTER_RULES else sum(ranks)
+        return max(ranks) if RULES[self._spec.rule].on_factors else sum(ranks)
 
     @property
     def full_rank(self) -> int:
         """The rank that holds the merged residual of every module, whatever the values are."""
         modules = [factors for one in self.adapters for factors in one.modules.values()]
         narrow = max(min(factors.B.shape[0], factors.A.shape[1]) for factors in modules)
-        linear = self._spec.rule in (*LINEAR_RULES, *ADAPTER_RULES)
+        linear = RULES[self._spec.rule].makes_adapter
         return min(self.stored_rank, narrow) if linear else narrow
 
     def write_adapter(self, folder: Path, sft_model: str, *, rank: int | None, dtype: str | None) -> Written:
         """Write a PEFT folder: exact where the rule is linear and `rank` is None, else the nearest of that rank."""
         truncation = None
-        if self._spec.rule in (*LINEAR_RULES, *ADAPTER_RULES):
+        if RULES[self._spec.rule].makes_adapter:
             factors = self._factors()
             if rank is not None:
                 factors, truncation = truncate_adapter(factors, rank)

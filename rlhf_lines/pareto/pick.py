@@ -115,10 +115,6 @@ def _check_minima(
         before.append(f"{reward} of at least {low:g}")
 
 
-# Their merged policy is an adapter exactly (``rlhf_lines.merge.rules``, which imports torch).
-ADAPTER_RULES = ("linear", "sum", "factor_average", "peft_linear")
-
-
 def merge_arguments(front: Mapping[str, Any], point: Mapping[str, Any], output_dir: str | Path) -> list[str]:
     """The arguments of `rlhf-lines merge` that make the policy of a point; every setting is written.
 
@@ -128,6 +124,8 @@ def merge_arguments(front: Mapping[str, Any], point: Mapping[str, Any], output_d
     Raises:
         ValueError: the front does not know its policies, or the point is the SFT model, which is not merged.
     """
+    from rlhf_lines.merge.rules import RULES  # with torch, which nothing else here needs
+
     _check_sources(front, "RUN_DIR")
     spec = point["spec"]
     if not any(spec["weights"]):
@@ -142,7 +140,7 @@ def merge_arguments(front: Mapping[str, Any], point: Mapping[str, Any], output_d
         *("--rule", spec["rule"], *options),
         *("--alpha", spec["alpha"] if spec["alpha"] == "auto" else _plain(spec["alpha"])),
         *("--beta", _plain(spec["beta"]), "--schedule", spec["schedule"]),
-        *("--save", "adapter" if spec["rule"] in ADAPTER_RULES else "dense"),
+        *("--save", "adapter" if RULES[spec["rule"]].makes_adapter else "dense"),
         *("--output_dir", str(output_dir)),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from rlhf_lines.merge.layers import is_embedding
+from rlhf_lines.merge.layers import is_linear_map
 from rlhf_lines.merge.tensors.order_statistics import AT_ONCE, DIGIT
 from rlhf_lines.merge.tensors.residuals import ELEMENTS
 from rlhf_lines.plan.memory import FLOAT32
@@ -15,8 +15,6 @@ FLOAT64 = 8
 # Resident after the imports of a merge, measured on Linux with torch 2.13 for CPUs. PEFT, and transformers with it, is
 # imported to write an adapter.
 LIBRARIES = {"dense": 250 * 10**6, "adapter": 450 * 10**6}
-# Tensors in float64 of the size of a linear map that a rule works on whole, and matrices [in, in] beside them.
-WHOLE = {"opcm": (5, 0), "regmean": (4, 5)}
 _OF_A_RULE = 3  # pieces that a rule makes of K residuals, and that the last cast is measured with
 
 
@@ -40,20 +38,22 @@ def count_bytes(policies: int, threads: int) -> int:
     return 2 * threads * policies * (FLOAT32 * AT_ONCE + 8 * 2**DIGIT)
 
 
-def whole_bytes(rule: str, shapes: Mapping[str, tuple[int, ...]], policies: int, stored: int) -> int:
+def whole_bytes(
+    whole: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], policies: int, stored: int
+) -> int:
     """The bytes of the largest linear map of a rule that takes them whole, 0 for other rules.
 
-    n [(K + 1) r + 8 a] + 8 b in^2     for a weight [out, in] of n elements; a and b are those of `WHOLE`
+    n [(K + 1) r + 8 a] + 8 b in^2     for a weight [out, in] of n elements; a and b are `whole` of the rule
     """
-    if rule not in WHOLE:
+    if whole is None:
         return 0
-    tensors, squares = WHOLE[rule]
+    tensors, squares = whole
 
     def size(shape: tuple[int, ...]) -> int:
         elements = math.prod(shape) * ((policies + 1) * _read_bytes(stored) + tensors * FLOAT64)
         return elements + squares * FLOAT64 * shape[1] ** 2
 
-    return max((size(shape) for name, shape in shapes.items() if len(shape) == 2 and not is_embedding(name)), default=0)
+    return max((size(shape) for name, shape in shapes.items() if is_linear_map(name, shape)), default=0)
 
 
 def module_bytes(shape: tuple[int, ...]) -> int:

@@ -16,13 +16,12 @@ import torch
 from rlhf_lines.config import parse_size
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.statistics_files import FILES
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.output.dense import layout
 from rlhf_lines.merge.output.hub import check_hub
 from rlhf_lines.merge.output.record import check_repeat
 from rlhf_lines.merge.prepare import check_settings, open_merge
-from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES, merge_lazily
+from rlhf_lines.merge.rules import RULES, merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.order_statistics import DIRECT
 from rlhf_lines.merge.tensors.precision import DTYPES
@@ -71,9 +70,9 @@ def add_merge_work(plan: Plan, config: MergeConfig, *, num_layers: int) -> int:
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     plan.work.append(("factors of LiNeS", _factors_text(spec, num_layers)))
-    if spec.rule in ADAPTER_RULES:
+    if RULES[spec.rule].on_factors:
         passes = int(config.save == "dense")  # combined as factors; the residual of the adapter they make is written
-    elif config.save == "adapter" and spec.rule in LINEAR_RULES:
+    elif config.save == "adapter" and RULES[spec.rule].is_linear:
         passes = 2 * (spec.alpha == "auto")  # over the residuals, and over the merged one
     else:
         passes = passes_over_inputs(spec)
@@ -109,8 +108,8 @@ def passes_over_inputs(spec: MergeSpec) -> int:
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
     noise = [{_NAME: torch.randn(shape, generator=generator)} for _ in spec.weights]
-    of_rule = {"fisher": lambda tau: tau.square(), "regmean": lambda tau: tau.T @ tau}.get(spec.rule)
-    statistics = [{_NAME: of_rule(tau[_NAME])} for tau in noise] if of_rule else []
+    needed = RULES[spec.rule].statistics
+    statistics = [{_NAME: needed.example(tau[_NAME])} for tau in noise] if needed else []
     residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics)
     read = 0
 
@@ -146,7 +145,7 @@ def _look_at_inputs(plan: Plan, config: MergeConfig, folders: list[str]) -> None
             warnings = [*check_repeat(config.repeats, folders[0], folders[1:], statistics), *warnings]
         plan.notes += [f"warning: {warning}" for warning in warnings]
         files = [path for folder in folders for path in _weight_files(folder)]
-        files += [Path(folder) / FILES[spec.rule] for folder in statistics]
+        files += [Path(folder) / RULES[spec.rule].statistics.file for folder in statistics]
         plan.read |= {str(path): path.stat().st_size for path in files}
         sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
         changed = set().union(

@@ -14,9 +14,9 @@ from trl import ModelConfig, get_peft_config
 
 from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
-from rlhf_lines.merge.inputs.statistics_files import FILES, open_statistics
+from rlhf_lines.merge.inputs.statistics_files import open_statistics
 from rlhf_lines.merge.prepare import not_an_adapter
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
 from rlhf_lines.plan import merge_memory, skeleton
 from rlhf_lines.plan.config import of_type
@@ -79,9 +79,9 @@ def _merge_parts(
     parts["pieces"] = merge_memory.piece_bytes(policies, stored, threads)
     if passes >= SEARCHING:
         parts["counts for quantiles"] = merge_memory.count_bytes(policies, threads)
-    if whole := merge_memory.whole_bytes(config.rule, shapes, policies, stored):
+    if whole := merge_memory.whole_bytes(RULES[config.rule].whole, shapes, policies, stored):
         parts["one whole parameter"] = whole
-    if config.save == "adapter" and config.rule not in LINEAR_RULES:
+    if config.save == "adapter" and not RULES[config.rule].is_linear:
         largest = max((found for found in shapes.values() if len(found) == 2), key=math.prod, default=(0, 0))
         parts["one module"] = merge_memory.module_bytes(largest)
     return parts
@@ -94,8 +94,9 @@ def _changed(config: MergeConfig, adapters: list[AdapterSizes], shapes: Mapping[
         modules = {module for adapter in adapters for module in adapter.widths}
         names &= {f"{module.removeprefix('base_model.model.')}.weight" for module in modules}
     with contextlib.ExitStack() as stack:
-        folders = [folder for folder in config.statistics or () if (Path(folder) / FILES[config.rule]).is_file()]
-        for statistics in open_statistics(config.rule, folders, stack):
+        needed = RULES[config.rule].statistics
+        folders = [folder for folder in config.statistics or () if needed and (Path(folder) / needed.file).is_file()]
+        for statistics in open_statistics(needed, folders, stack):
             names &= statistics.shapes.keys()
     return names
 

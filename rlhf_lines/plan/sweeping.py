@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rlhf_lines.config import DataConfig
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
@@ -64,7 +64,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         "adapters": _stacked(adapters) * FLOAT32,
         "reward models": sum(reward.weights for reward in rewards),
     }
-    if any(entry.rule not in LINEAR_RULES for entry in config.group_entries):
+    if any(not RULES[entry.rule].is_linear for entry in config.group_entries):
         held["merged weights of one spec"] = _changed_bytes(model, adapters)
     unpacked = skeleton.largest_quantised(model) if bits != 16 else 0
     text, size, length = shape.config.get_text_config(), model.dtype.itemsize, rows.longest + config.max_new_tokens
@@ -143,7 +143,7 @@ def _add_work(
         texts = test * config.control_texts
         plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
         plan.disk["run store"] += texts * BYTES_PER_NATS
-    alone = sum(entry.rule not in LINEAR_RULES for entry in entries) * weights
+    alone = sum(not RULES[entry.rule].is_linear for entry in entries) * weights
     if alone:
         plan.work.append(("points merged one by one", f"{alone:,}: their rules are not linear"))
     if config.engine == "vllm":

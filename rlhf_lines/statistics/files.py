@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.inputs.statistics_files import GRAM_FILE, SAME_INPUT, TRANSPOSED
+from rlhf_lines.merge.inputs.statistics_files import GRAM, SAME_INPUT, TRANSPOSED
 from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
 
 
@@ -58,5 +58,5 @@ def stored_transposed(file: Any) -> frozenset[str]:
 def _metadata(handle: Any, key: str) -> Any:
     metadata = handle.metadata() or {}
     if key not in metadata:
-        raise ValueError(f"the file has no {key!r} in its header, expected the {GRAM_FILE} of rlhf-lines gram")
+        raise ValueError(f"the file has no {key!r} in its header, expected the {GRAM.file} of rlhf-lines gram")
     return json.loads(metadata[key])

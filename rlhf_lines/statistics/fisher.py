@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
-from rlhf_lines.merge.inputs.statistics_files import FISHER_FILE
+from rlhf_lines.merge.inputs.statistics_files import FISHER
 from rlhf_lines.sampling import chosen_logprobs
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
@@ -52,7 +52,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: FisherConfig, gi
         samples = inputs.sample(policy, "fisher, samples")
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         with (
-            new_statistics_file(folder / FISHER_FILE, shapes, {}) as file,
+            new_statistics_file(folder / FISHER.file, shapes, {}) as file,
             tqdm(total=len(groups) * len(samples), desc="fisher", unit="sequences") as bar,
         ):
             for name, fisher in diagonal_fisher(policy.model, parameters, samples, groups, advance=bar.update):

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import DataConfig, RunConfig
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.inputs.statistics_files import GRAM_FILE, SAME_INPUT, TRANSPOSED
+from rlhf_lines.merge.inputs.statistics_files import GRAM, SAME_INPUT, TRANSPOSED
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
 from rlhf_lines.statistics.inputs import in_groups, read_inputs
@@ -70,7 +70,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
         metadata = {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if _is_conv1d(layers[name])]}
         with (
             new_statistics_file(
-                folder / GRAM_FILE,
+                folder / GRAM.file,
                 {name: (width, width) for name, width in widths.items()},
                 {key: json.dumps(value) for key, value in metadata.items()},
             ) as file,

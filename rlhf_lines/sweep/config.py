@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lines.errors import Problems
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.sweep.choices import GroupEntry, Scaling, candidates, group_entries, weight_vectors
 from rlhf_lines.task_rewards import raw_score_problems, reward_entries
 
@@ -197,7 +197,7 @@ class SweepConfig:
                 problems.append(str(error))
                 return problems
         for entry in self.group_entries:
-            if entry.rule in LINEAR_RULES:
+            if RULES[entry.rule].is_linear:
                 continue
             if self.engine == "vllm":
                 problems.append(f"group {entry.name} has rule {entry.rule}, which no adapter holds: use engine local")

@@ -18,6 +18,7 @@ from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
 from rlhf_lines.merge.inputs.provenance import load_adapters
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.sampling import check_positions
 from rlhf_lines.sweep.config import SweepConfig
@@ -114,7 +115,7 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
         "sft_sha256": checkpoint_sha256(inputs.sft),
         "policies_sha256": [sha256_of([Path(adapter.path) / WEIGHTS_FILE]) for adapter in inputs.adapters],
         "statistics_sha256": {
-            entry.name: [statistics_sha256(entry.rule, path) for path in entry.statistics]
+            entry.name: [statistics_sha256(RULES[entry.rule].statistics, path) for path in entry.statistics]
             for entry in config.group_entries
         },
     }

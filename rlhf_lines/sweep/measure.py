@@ -110,7 +110,7 @@ class Measurement:
         return points
 
     def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
-        """What `Engine.nats` does, the rows shared by all processes."""
+        """What `Engine.nll` does, the rows shared by all processes."""
         part = -(-len(rows) // self._processes.count)
         jobs = [Reading(list(specs[i : i + part]), list(rows[i : i + part])) for i in range(0, len(rows), part)]
         return [value for values in self._processes.map(self._worker, jobs) for value in values]

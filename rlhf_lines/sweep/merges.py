@@ -16,6 +16,7 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.provenance import check_inputs
 from rlhf_lines.merge.inputs.statistics_files import check_statistics, open_statistics
 from rlhf_lines.merge.output.dense import DenseMerge
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.tensors.residuals import Tensors
 from rlhf_lines.merge.writing import PolicyMerge
 from rlhf_lines.sweep.choices import GroupEntry
@@ -76,7 +77,7 @@ class Merges:
 
     def _statistics_of(self, rule: str) -> list[Tensors]:
         if rule not in self._statistics:
-            folders = self._folders.get(rule, ())
-            check_statistics(rule, folders, [adapter.path for adapter in self._adapters])
-            self._statistics[rule] = open_statistics(rule, folders, self._files)
+            folders, needed = self._folders.get(rule, ()), RULES[rule].statistics
+            check_statistics(rule, needed, folders, [adapter.path for adapter in self._adapters])
+            self._statistics[rule] = open_statistics(needed, folders, self._files)
         return self._statistics[rule]

@@ -56,6 +56,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
         scores: `[B]`, one per completion.
         kl: `[B, T]`.
         mask: `[B, T]`; every row has at least one token.
+        kl_coef: the cost of one nat, in units of score.
     """
     rewards = -kl_coef * kl * mask
     last = mask.sum(dim=1, keepdim=True).long() - 1
@@ -90,6 +91,8 @@ def whiten(x: Tensor, mask: Tensor, *, reduce: Callable[[Tensor], Tensor] = lamb
         (x - mean) / sqrt(var + 1e-8),   var with the divisor n
 
     Args:
+        x: `[B, T]`.
+        mask: `[B, T]`.
         reduce: turns sums over this process into sums over all processes, so that every process uses the same numbers.
     """
     total, count = reduce(torch.stack([(x * mask).sum(), mask.sum().to(x.dtype)]))
@@ -115,6 +118,9 @@ def explained_variance(
     """1 - Var(R - V) / Var(R) over the mask: 1 is a perfect value head, 0 one that knows only the mean.
 
     Args:
+        values: `[B, T]`, V.
+        returns: `[B, T]`, R.
+        mask: `[B, T]`.
         reduce: turns sums over this process into sums over all processes.
     """
     pair = torch.stack([returns - values, returns]) * mask

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: visible when complete, and the newest one found again."""
+"""The folder of a training run and its checkpoints: each is visible when complete, the newest is found again."""
 
 from __future__ import annotations
 
@@ -18,6 +18,89 @@ from rlhf_lines.distributed import leads, wait
 
 
 UNFINISHED = ".unfinished"
+TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are named like their module
+
+
+@contextlib.contextmanager
+def training_folder(
+    training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = "."
+) -> Iterator[Path]:
+    """Yield the hidden folder of `new_folder` for `training.output_dir`, and let `training` write into it.
+
+    A stopped run leaves its checkpoints there, from which `--resume` goes on.
+
+    Args:
+        training: its `output_dir` becomes the folder of the trainer, and its `resume_from_checkpoint` what
+            `choose_checkpoint` says.
+        run_config: whether to resume or overwrite.
+        given: the settings of the run; `--resume` goes on only with the same ones.
+        trained: the folder of the trainer, with its checkpoints, inside the one that is made.
+
+    Raises:
+        FileNotFoundError: `resume_from_checkpoint` is no folder.
+        FileExistsError: `output_dir` exists, or a stopped run left checkpoints and neither `resume` nor
+            `overwrite` was given.
+        ValueError: the checkpoints are of a run with other settings, or a tracker is not installed.
+    """
+    for name in training.report_to or ():
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
+    choose_checkpoint(training, run_config, given, trained=trained)
+    with new_folder(
+        training.output_dir,
+        overwrite=run_config.overwrite,
+        keep_partial=bool(training.resume_from_checkpoint),
+        leave_partial=True,
+    ) as folder:
+        training.output_dir = str(folder / trained)
+        if leads():
+            write_config(folder, given)
+            (folder / BEGUN).write_text(json.dumps({"sequences_at_once": _sequences_at_once(training)}))
+        try:
+            yield folder
+        except BaseException:
+            if leads() and not newest_checkpoint(folder / trained):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:
+    """Set `training.resume_from_checkpoint` to the newest checkpoint with `--resume`; one of the user's choice stays.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: as `training_folder`.
+    """
+    final, partial = training.output_dir, partial_folder(training.output_dir)
+    chosen, newest = training.resume_from_checkpoint, newest_checkpoint(partial / trained)
+    if chosen and not (isinstance(chosen, str) and Path(chosen).is_dir()):
+        raise FileNotFoundError(
+            f"resume_from_checkpoint {chosen} does not exist: expected a checkpoint folder; --resume finds the newest"
+        )
+    if newest and run_config.resume and not chosen:
+        check_same_config(partial, given, name=final, may_differ=["per_device_train_batch_size"])
+        before, now = json.loads((partial / BEGUN).read_text())["sequences_at_once"], _sequences_at_once(training)
+        if before != now:
+            raise ValueError(
+                f"output_dir {final} was begun with {before} sequences at once on all processes together, now it is "
+                f"{now}: set per_device_train_batch_size to {before} divided by the number of processes"
+            )
+        training.resume_from_checkpoint = str(newest)
+    elif newest and not (chosen or run_config.overwrite):
+        again = " --overwrite" if Path(final).exists() else ""
+        raise FileExistsError(
+            f"output_dir {final} was begun by a run that stopped after {newest.name}: add --resume{again} to go on "
+            "from there, or --overwrite to start again"
+        )
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The complete checkpoint of the highest step in the folder of a trainer, or None."""
+    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+    return Path(found) if found else None
+
+
+def _sequences_at_once(training: TrainingArguments) -> int:
+    return training.per_device_train_batch_size * training.world_size
 
 
 class WholeCheckpoints:
@@ -56,84 +139,3 @@ class WholeCheckpoints:
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
-
-
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step in the folder of a run, or None."""
-    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-    return Path(found) if found else None
-
-
-TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are named like their module
-
-
-@contextlib.contextmanager
-def training_folder(
-    training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = "."
-) -> Iterator[Path]:
-    """Yield the hidden folder of `new_folder` for `training.output_dir`.
-
-    A stopped run leaves its checkpoints there. `--resume` sets `training.resume_from_checkpoint` to the newest one,
-    if there is any; a checkpoint of the user's own choice stays.
-
-    Args:
-        given: the settings of the run; `--resume` goes on only with the same ones.
-        trained: the folder of the trainer, with its checkpoints, inside the one that is made.
-
-    Raises:
-        FileNotFoundError: `resume_from_checkpoint` is no folder.
-        FileExistsError: `output_dir` exists, or a stopped run left checkpoints and neither `resume` nor
-            `overwrite` was given.
-        ValueError: the checkpoints are of a run with other settings, or a tracker is not installed.
-    """
-    check_trackers(training)
-    choose_checkpoint(training, run_config, given, trained=trained)
-    resumes = bool(training.resume_from_checkpoint)
-    with new_folder(
-        training.output_dir, overwrite=run_config.overwrite, keep_partial=resumes, leave_partial=True
-    ) as folder:
-        if leads():
-            write_config(folder, given)
-            (folder / BEGUN).write_text(json.dumps({"sequences_at_once": _sequences_at_once(training)}))
-        try:
-            yield folder
-        except BaseException:
-            if leads() and not newest_checkpoint(folder / trained):
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:
-    """Set `training.resume_from_checkpoint` to what `--resume` goes on from; see `training_folder`."""
-    final, partial = training.output_dir, partial_folder(training.output_dir)
-    chosen, newest = training.resume_from_checkpoint, newest_checkpoint(partial / trained)
-    if chosen and not (isinstance(chosen, str) and Path(chosen).is_dir()):
-        raise FileNotFoundError(
-            f"resume_from_checkpoint {chosen} does not exist: expected a checkpoint folder; --resume finds the newest"
-        )
-    if newest and run_config.resume and not chosen:
-        check_same_config(partial, given, name=final, may_differ=["per_device_train_batch_size"])
-        before, now = json.loads((partial / BEGUN).read_text())["sequences_at_once"], _sequences_at_once(training)
-        if before != now:
-            raise ValueError(
-                f"output_dir {final} was begun with {before} sequences at once on all processes together, now it is "
-                f"{now}: set per_device_train_batch_size to {before} divided by the number of processes"
-            )
-        training.resume_from_checkpoint = str(newest)
-    elif newest and not (chosen or run_config.overwrite):
-        again = " --overwrite" if Path(final).exists() else ""
-        raise FileExistsError(
-            f"output_dir {final} was begun by a run that stopped after {newest.name}: add --resume{again} to go on "
-            "from there, or --overwrite to start again"
-        )
-
-
-def check_trackers(training: TrainingArguments) -> None:
-    """Raise ValueError for a tracker of `report_to` that is not installed."""
-    for name in training.report_to or ():
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
-            raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
-
-
-def _sequences_at_once(training: TrainingArguments) -> int:
-    return training.per_device_train_batch_size * training.world_size

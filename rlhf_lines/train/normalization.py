@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from reward_models import RewardModel
 from reward_models.normalize import Normalization
+from rlhf_lines.artifact import write_whole
+from rlhf_lines.distributed import from_leader
 from rlhf_lines.task_rewards import RewardEntry
 from rlhf_lines.train.adapters import use_adapter
 from rlhf_lines.train.ppo_trainer import PPOTrainer
@@ -30,35 +32,35 @@ def normalizations(
     Raises:
         ValueError: all samples have one score under a reward model.
     """
-    fixed = {model.name: Normalization(clip=entry.clip) for entry, model in zip(entries, models, strict=True)}
-    if trainer.is_sharded and any(entry.normalize for entry in entries):
+    wanted = [(entry, model) for entry, model in zip(entries, models, strict=True) if entry.normalize]
+    if wanted and trainer.is_sharded:
         raise ValueError(
             "rewards are normalised on samples of the SFT model, which no process holds whole under FSDP and "
             "DeepSpeed: leave out normalize, or run without them"
         )
-    wanted = [(entry, model) for entry, model in zip(entries, models, strict=True) if entry.normalize]
-    path = folder / FILE
-    if wanted and path.is_file():
-        saved = json.loads(path.read_text())
-        fixed |= {name: Normalization.from_dict(values) for name, values in saved.items()}
-    elif wanted:
-        prompts, completions = _sft_samples(trainer)
-        measured = [None]
-        if trainer.accelerator.is_main_process:
-            measured = [
-                {
-                    model.name: Normalization.measure(
-                        model.score(prompts, completions), name=model.name, clip=entry.clip
-                    ).to_dict()
-                    for entry, model in wanted
-                }
-            ]
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(measured[0], indent=2) + "\n")
-            unfinished.replace(path)
-        (saved,) = broadcast_object_list(measured)
-        fixed |= {name: Normalization.from_dict(values) for name, values in saved.items()}
-    return [fixed[model.name] for model in models]
+    measured = {}
+    if wanted:
+        path = folder / FILE
+        measured = from_leader(lambda: json.loads(path.read_text()) if path.is_file() else None)
+        if measured is None:
+            samples = _sft_samples(trainer)
+            measured = from_leader(lambda: _measure(wanted, *samples, path))
+    return [
+        Normalization.from_dict(measured[model.name]) if entry.normalize else Normalization(clip=entry.clip)
+        for entry, model in zip(entries, models, strict=True)
+    ]
+
+
+def _measure(
+    wanted: Sequence[tuple[RewardEntry, RewardModel]], prompts: list[str], completions: list[str], path: Path
+) -> dict[str, dict]:
+    """The normalisation of every reward model by its name, as the file holds them after this."""
+    measured = {}
+    for entry, model in wanted:
+        scores = model.score(prompts, completions)
+        measured[model.name] = Normalization.measure(scores, name=model.name, clip=entry.clip).to_dict()
+    write_whole(path, json.dumps(measured, indent=2) + "\n")
+    return measured
 
 
 def _sft_samples(trainer: PPOTrainer) -> tuple[list[str], list[str]]:

@@ -59,10 +59,9 @@ def run(
     training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
-    final, validate = training.output_dir, training.eval_strategy != "no"
+    final, validate = Path(training.output_dir), training.eval_strategy != "no"
     sft_sha256 = checkpoint_sha256(sft)
     with training_folder(training, run_config, given) as folder:
-        training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         with named_targets(model_config):
             trainer = PPOTrainer(
@@ -77,7 +76,7 @@ def run(
             )
         name_base(trainer.model, model_config.model_name_or_path)
         trainer.normalizations = normalizations(trainer, entries, reward_models, folder)
-        show_progress(trainer, f"ppo {Path(final).name}")
+        show_progress(trainer, f"ppo {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
         if leads():
@@ -97,4 +96,4 @@ def run(
                 history=history,
             )
             remove_working_files(folder)
-    return Path(final)
+    return final

@@ -71,7 +71,21 @@ class ValueHead(nn.Linear):
     """A linear layer that computes in float32, also where FSDP or DeepSpeed hands it its weights in bfloat16."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """The values `[..., 1]` of hidden states `[..., H]`."""
         return functional.linear(hidden_states.float(), self.weight.float(), self.bias.float())
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's RepeatSampler, with the order of every epoch drawn from `seed + epoch`.
+
+    TRL draws the epochs' orders from one generator, one after the other: a run that goes on in its second epoch meets
+    the prompts in the order of the first.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch; Trainer calls this before every one."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
 
 
 class PPOTrainer(WholeCheckpoints, GRPOTrainer):
@@ -172,16 +186,16 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             parameter.requires_grad_(True)
 
     def create_optimizer(self, model=None):
-        if self.optimizer is None and self.args.value_learning_rate is not None:
-            own = self._value_parameters()
-            for parameter in own:
-                parameter.requires_grad_(False)  # keeps them out of the groups that Trainer makes
-            super().create_optimizer(model)
-            for parameter in own:
-                parameter.requires_grad_(True)
-            self.optimizer.add_param_group({"params": own, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
-            return self.optimizer
-        return super().create_optimizer(model)
+        """Trainer's optimizer, with the value function in a group of its own if it has a learning rate of its own."""
+        if self.optimizer is not None or self.args.value_learning_rate is None:
+            return super().create_optimizer(model)
+        own = self._value_parameters()
+        for parameter in own:
+            parameter.requires_grad_(False)  # keeps them out of the groups that Trainer makes
+        super().create_optimizer(model)
+        self._train_value_function()
+        self.optimizer.add_param_group({"params": own, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
+        return self.optimizer
 
     # --- rollouts
 
@@ -257,11 +271,11 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         return completions
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._scores = scores
-        return scores
+        self._scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._scores
 
     def _generate_and_score_completions(self, inputs):
+        """As GRPOTrainer's, with advantages per token, `[B, T]`, and what the value loss needs."""
         rollout = super()._generate_and_score_completions(inputs)
         mask = rollout["completion_mask"]
         if "old_per_token_logps" not in rollout:
@@ -275,10 +289,14 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         scores = self._local(total, len(inputs)) - (~ends).float() * (self.args.missing_eos_penalty or 0.0)
         rewards = token_rewards(scores, kl, mask, self.kl_coef)
         advantages, returns = gae(rewards, old_values, mask, gamma=self.args.gamma, lam=self.args.lam)
-        self._log_rollout(total, kl, rewards, old_values, returns, mask, ends)
+        kl_of_completions = self.accelerator.gather(kl.sum(dim=1))
+        explained = explained_variance(old_values, returns, mask, reduce=self._sum_over_processes)
+        self._log_rollout(total, kl_of_completions, rewards.sum(dim=1), ends, explained)
+        if self.model.training:
+            self._control_kl(kl_of_completions.mean().item())
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, reduce=self._sum_over_processes)
-        self._log_completions(total, kl, advantages.sum(dim=1) / mask.sum(dim=1))
+        self._log_completions(total, kl_of_completions, advantages.sum(dim=1) / mask.sum(dim=1))
         return {**rollout, "advantages": advantages, "returns": returns, "old_values": old_values}
 
     def _total_scores(self) -> Tensor:
@@ -391,6 +409,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     # --- updates
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        """As Trainer's, or nothing where the rest of a rollout's updates is left out."""
         if self._leaves_out_updates and self._step % self.args.steps_per_rollout != 0:
             # No gradient: the optimizer leaves every parameter as it is.
             self._step += 1
@@ -398,48 +417,54 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _compute_loss(self, model, inputs):
+        """GRPOTrainer's loss of the policy plus `vf_coef` times the loss of the value function."""
         policy_loss = super()._compute_loss(model, inputs)
-        mode, mask = "train" if self.model.training else "eval", inputs["completion_mask"]
         loss = value_loss(self._values, inputs["old_values"], inputs["returns"], self.args.value_clip_range)
+        total = (loss * inputs["completion_mask"]).sum()
         # The divisor of GRPOTrainer's policy loss: mean tokens of one update on one process. It is the same for every
         # microbatch, so that neither their number nor the number of processes changes the gradient.
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-        if mode == "train":
+        if self.model.training:
             tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        total = (loss * mask).sum()
-        self._log_update(mode, total.detach(), inputs)
+        update_kl = self._log_update(total.detach(), inputs)
+        if self.model.training and self.args.max_update_kl is not None:
+            self._control_update_kl(update_kl)
         return policy_loss + self.args.vf_coef * total / tokens
 
-    def _log_update(self, mode: str, value_loss_sum: Tensor, inputs) -> None:
-        mask = inputs["completion_mask"]
-        moved = (self._values.detach() - inputs["old_values"]).abs() > self.args.value_clip_range
-        update_kl = kl_estimate(inputs["old_per_token_logps"], self._logprobs, "k3")
-        local = torch.stack([value_loss_sum, *((x * mask).sum() for x in (moved, update_kl)), mask.sum()])
-        sums = self._sum_over_processes(local.float())
-        for name, x in zip(("value_loss", "value_clip_ratio", "update_kl"), sums[:3] / sums[3], strict=True):
-            self._metrics[mode][name].append(x.item())
-        if mode == "train" and self.args.max_update_kl is not None:
-            self._update_kl.append(sums[2:])
-            if self.accelerator.sync_gradients:  # the last minibatch of an update
-                kl, tokens = torch.stack(self._update_kl).sum(dim=0)
-                self._leaves_out_updates = bool(kl / tokens > self.args.max_update_kl)
-                self._update_kl = []
+    def _control_kl(self, kl: float) -> None:
+        """Adapt the KL coefficient to a rollout's KL per completion, and stop the run where that is too large."""
+        if self.args.kl_target is not None:
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.args.kl_target, self.args.kl_gain)
+        if self.args.max_kl is not None and kl > self.args.max_kl:
+            self.control.should_training_stop = True
 
-    def _log_rollout(self, total, kl, rewards, old_values, returns, mask, ends) -> None:
-        mode = "train" if self.model.training else "eval"
-        metrics, gather = self._metrics[mode], self.accelerator.gather
+    def _control_update_kl(self, of_minibatch: Tensor) -> None:
+        """Leave out the rest of the rollout's updates once the policy is too far from the one that sampled it."""
+        self._update_kl.append(of_minibatch)
+        if self.accelerator.sync_gradients:  # the last minibatch of an update
+            kl, tokens = torch.stack(self._update_kl).sum(dim=0)
+            self._leaves_out_updates = bool(kl / tokens > self.args.max_update_kl)
+            self._update_kl = []
+
+    # --- logs
+
+    def _own_metrics(self) -> dict[str, list[float]]:
+        return self._metrics["train" if self.model.training else "eval"]
+
+    def _log_rollout(self, total: Tensor, kl: Tensor, rewards: Tensor, ends: Tensor, explained: Tensor) -> None:
+        """Log a rollout: `total` and `kl` of the completions of all processes, `rewards` and `ends` of this one."""
+        metrics, gather = self._own_metrics(), self.accelerator.gather
         metrics["reward"][-1], metrics["reward_std"][-1] = total.mean().item(), total.std(correction=1).item()
-        mean_kl = gather(kl.sum(dim=1)).mean().item()
-        metrics["kl"].append(mean_kl)
+        metrics["kl"].append(kl.mean().item())
         metrics["kl_coef"].append(self.kl_coef)
-        metrics["reward_minus_kl"].append(gather(rewards.sum(dim=1)).mean().item())
+        metrics["reward_minus_kl"].append(gather(rewards).mean().item())
         metrics["eos_rate"].append(gather(ends.float()).mean().item())
-        variance = explained_variance(old_values, returns, mask, reduce=self._sum_over_processes)
-        metrics["explained_variance"].append(variance.item())
+        metrics["explained_variance"].append(explained.item())
         metrics.pop("frac_reward_zero_std", None)  # speaks of groups of completions, which PPO has not
-        self._log_truncation(metrics, gather)
-        if mode == "train":
-            self._control_kl(mean_kl)
+        for i, model in enumerate(self._reward_models):  # how many texts each one cut to its longest input
+            before, self._truncated[i] = self._truncated[i], getattr(model, "truncated", 0)
+            cut = torch.tensor([float(self._truncated[i] - before)], device=self.accelerator.device)
+            metrics[f"rewards/{model.name}/truncated"].append(gather(cut).sum().item())
 
     def _log_completions(self, total: Tensor, kl: Tensor, advantages: Tensor) -> None:
         """Complete the rows of this rollout in the table of completions; GRPO's advantages are those of groups."""
@@ -448,20 +473,18 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             self._logs["advantages"].pop()
         self._logs["advantages"].extend(gathered)
         self._logs["extra"]["reward"].extend(total.tolist())
-        self._logs["extra"]["kl"].extend(self.accelerator.gather(kl.sum(dim=1)).tolist())
+        self._logs["extra"]["kl"].extend(kl.tolist())
 
-    def _log_truncation(self, metrics, gather) -> None:
-        """Log how many texts of this rollout each reward model cut to its longest input."""
-        for i, model in enumerate(self._reward_models):
-            before, self._truncated[i] = self._truncated[i], getattr(model, "truncated", 0)
-            cut = torch.tensor([float(self._truncated[i] - before)], device=self.accelerator.device)
-            metrics[f"rewards/{model.name}/truncated"].append(gather(cut).sum().item())
-
-    def _control_kl(self, kl: float) -> None:
-        if self.args.kl_target is not None:
-            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.args.kl_target, self.args.kl_gain)
-        if self.args.max_kl is not None and kl > self.args.max_kl:
-            self.control.should_training_stop = True
+    def _log_update(self, value_loss_sum: Tensor, inputs) -> Tensor:
+        """Log one minibatch of all processes; returns its KL to the policy that sampled it, as (sum, tokens)."""
+        mask = inputs["completion_mask"]
+        moved = (self._values.detach() - inputs["old_values"]).abs() > self.args.value_clip_range
+        update_kl = kl_estimate(inputs["old_per_token_logps"], self._logprobs, "k3")
+        local = torch.stack([value_loss_sum, *((x * mask).sum() for x in (moved, update_kl)), mask.sum()])
+        sums = self._sum_over_processes(local.float())
+        for name, x in zip(("value_loss", "value_clip_ratio", "update_kl"), sums[:3] / sums[3], strict=True):
+            self._own_metrics()[name].append(x.item())
+        return sums[2:]
 
     def _log_speed(self) -> None:
         """Log generated tokens per second of a whole rollout, from its first prompt to its last update."""
@@ -560,16 +583,3 @@ def _reward_function(reward_model: RewardModel):
 
     score.__name__ = reward_model.name
     return score
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's RepeatSampler, with the order of every epoch drawn from `seed + epoch`.
-
-    TRL draws the epochs' orders from one generator, one after the other: a run that goes on in its second epoch meets
-    the prompts in the order of the first.
-    """
-
-    def set_epoch(self, epoch: int) -> None:
-        """Trainer calls this before every epoch."""
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)

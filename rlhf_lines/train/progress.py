@@ -9,7 +9,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from rlhf_lines.distributed import leads
 
 
-SHOWN = {"loss": "loss", "accuracy": "accuracy", "reward": "reward", "kl": "kl"}
+SHOWN = ("loss", "accuracy", "reward", "kl")
 
 
 class StageProgress(TrainerCallback):
@@ -20,20 +20,24 @@ class StageProgress(TrainerCallback):
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar, in the process that speaks."""
         if leads():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._description, unit="update")
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Move the bar to the update that is done."""
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the numbers of `SHOWN` that are logged."""
         if self._bar is not None:
             # A policy's loss says nothing; its reward does.
             names = [name for name in SHOWN if name in logs and not (name == "loss" and "reward" in logs)]
-            self._bar.set_postfix({SHOWN[name]: f"{logs[name]:.3g}" for name in names})
+            self._bar.set_postfix({name: f"{logs[name]:.3g}" for name in names})
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -50,7 +50,6 @@ def run(
     validate = training.eval_strategy != "no"
     final = Path(training.output_dir)
     with training_folder(training, run_config, given) as folder:
-        training.output_dir = str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token

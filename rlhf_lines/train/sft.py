@@ -63,7 +63,6 @@ def run(
     if model_config.use_peft:
         _check_mergeable(base)
     with training_folder(training, run_config, given, trained=ADAPTER if model_config.use_peft else ".") as folder:
-        training.output_dir = str(folder / ADAPTER) if model_config.use_peft else str(folder)
         training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
         with named_targets(model_config):
             trainer = SFTTrainer(

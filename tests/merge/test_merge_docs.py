@@ -1,8 +1,7 @@
-"""docs/merge.md: its commands and examples run, and its tables say what the code does."""
+"""docs/merge.md: its commands and examples run, and it says what the code does (rules: `rules/test_registry.py`)."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shlex
@@ -15,26 +14,13 @@ from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec, merge_policies, merge_residuals, rules
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.output.summary import VLLM_RANKS
-from rlhf_lines.merge.rules import ADAPTER_RULES, PYTHON_ONLY, RULES, merge_lazily
-from rlhf_lines.merge.tensors.residuals import residuals_in_memory
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.tensors.spans import ELEMENTS
-from rlhf_lines.plan.merge_work import passes_over_inputs
+from tests.merge.merge_page import PAGE, blocks, table
 from tests.merge.reference import ORIGIN
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "merge.md").read_text(encoding="utf-8")
 WORDS = ("why", "how", "a story", "the news", "more")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-
-
-def table(heading: str) -> list[list[str]]:
-    """The rows of the table whose first line starts so, without backticks around a cell."""
-    (rows,) = re.findall(rf"^{re.escape(heading)}.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
-    cells = [re.split(r"(?<!\\)\|", row.strip("|")) for row in rows.splitlines()]
-    return [[re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in row] for row in cells]
 
 
 @pytest.fixture
@@ -96,37 +82,6 @@ def test_the_examples_run_in_their_order(project, monkeypatch):
     torch.testing.assert_close(defined["whole"]["model.layers.0.a.weight"], values.sort(dim=0).values[1])
 
 
-def test_the_table_of_rules_is_that_of_the_code():
-    rows = {row[0]: row for row in table("| `rule` |")}
-    assert list(rows) == list(RULES)
-    for rule, row in rows.items():
-        weights = (0.5, 0.5)
-        assert row[3] == str(passes_over_inputs(MergeSpec(rule, weights))), rule
-        assert row[4] == _unit(rule), rule
-        assert re.fullmatch(r"\d{4}\.\d{5}", row[5])
-
-
-def _unit(rule: str) -> str:
-    """What the rule reads whole of a linear map, with default options."""
-    taus = [{"model.layers.0.weight": torch.eye(4) * factor} for factor in (1.0, 2.0)]
-    statistics = taus if rule in ("fisher", "regmean") else ()
-    merged = merge_lazily(residuals_in_memory(taus, sft=taus[0], statistics=statistics), rule)
-    return merged.unit if isinstance(merged.unit, str) else merged.unit("model.layers.0.weight")
-
-
-def test_the_table_of_options_is_that_of_the_code():
-    rows = table("| rule | option |")
-    in_code = {
-        (rule, parameter.name): parameter.default
-        for rule, function in RULES.items()
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    assert {(rule, option): json.loads(default) for rule, option, default, _ in rows} == in_code
-    assert len(rows) == len(in_code)
-    assert {option for _, option, _, meaning in rows if meaning.startswith("Python only")} == set(PYTHON_ONLY)
-
-
 def _of_other_codes() -> list[tuple[str, str]]:
     """Rule and options of every braced text in the table of public codes."""
     found = []
@@ -142,7 +97,7 @@ def test_the_options_of_other_codes_are_accepted(rule, options):
         options = re.sub(rf'(?<!"){word}(?!")', number, options)
     options = json.loads(options.replace("1 - 0.5", "0.5"))
     taus = [{"model.layers.0.weight": torch.eye(4) * factor} for factor in (1.0, 2.0)]
-    statistics = taus if rule in ("fisher", "regmean") else ()
+    statistics = taus if RULES[rule].statistics else ()
     assert merge_residuals(taus, rule, sft=taus[0], statistics=statistics, **options)
 
 
@@ -176,5 +131,4 @@ def test_the_counts_and_lists_in_the_text_are_those_of_the_code():
     *others, last = VLLM_RANKS
     assert f"takes {', '.join(map(str, others))} or {last}" in text
     assert f"of {len(ORIGIN['cases'])} cases" in text
-    assert all(f"`{rule}`" in text for rule in ADAPTER_RULES)
     assert f"buffers of {ELEMENTS:,} elements" in text

@@ -208,7 +208,7 @@ def test_a_narrow_adapter_reports_what_the_cast_lost(sft, helpful, harmless, tmp
     assert lost["unchanged"] is None
 
 
-def test_mergekit_recipe_is_the_same_merge(sft, helpful, harmless, tmp_path):
+def test_mergekit_config_is_the_same_merge(sft, helpful, harmless, tmp_path):
     out = merge_policies(sft, [helpful, harmless], SPEC, save="dense", output_dir=tmp_path / "out")
     assert yaml.safe_load((out / "mergekit.yaml").read_text()) == {
         "merge_method": "task_arithmetic",
@@ -224,7 +224,7 @@ def test_mergekit_recipe_is_the_same_merge(sft, helpful, harmless, tmp_path):
     }
 
 
-def test_no_recipe_where_mergekit_would_misread_a_path(sft, helpful, tmp_path):
+def test_no_config_where_mergekit_would_misread_a_path(sft, helpful, tmp_path):
     policy = shutil.copytree(helpful, tmp_path / "a+b")
     out = merge_policies(sft, [policy], MergeSpec("linear", (1,)), save="adapter", output_dir=tmp_path / "out")
     assert not (out / "mergekit.yaml").exists()

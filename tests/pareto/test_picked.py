@@ -8,9 +8,8 @@ import sys
 
 import pytest
 
-from rlhf_lines.merge.rules import ADAPTER_RULES, LINEAR_RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.pareto import build_front, merge_arguments, pick, picked_text
+from rlhf_lines.pareto import build_front, merge_arguments, picked_text
 from rlhf_lines.stages import read_stage
 
 
@@ -54,10 +53,6 @@ def test_the_command_is_the_merge_of_the_point(front, spec):
     # Every setting is written: nothing rests on the defaults of another version.
     arguments = merge_arguments(front, point, "out")
     assert {"--rule", "--alpha", "--beta", "--schedule", "--save"} <= set(arguments)
-
-
-def test_rules_that_give_an_adapter_are_those_of_merge():
-    assert set(pick.ADAPTER_RULES) == {*LINEAR_RULES, *ADAPTER_RULES}
 
 
 def test_the_text_has_scores_with_intervals_and_what_else_is_known(front):

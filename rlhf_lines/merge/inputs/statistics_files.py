@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +16,39 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
 from rlhf_lines.merge.inputs.provenance import weights_sha256
-from rlhf_lines.merge.layers import is_embedding
-from rlhf_lines.merge.rules.common import VERBS
+from rlhf_lines.merge.layers import is_linear_map
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.residuals import Tensors
 from rlhf_lines.merge.tensors.tensor_file import TensorFile
 
 
-FISHER_FILE = "fisher.safetensors"
-GRAM_FILE = "gram.safetensors"
-# Keys of the metadata of GRAM_FILE, both JSON: which layers share a matrix, which weights are stored [in, out].
+@dataclass(frozen=True)
+class Statistics:
+    """One kind of statistics that a rule may need of each policy.
+
+    Attributes:
+        verb: of `rlhf-lines`, which makes a folder of them.
+        text: what they are, for errors.
+        of_linear_maps: whether only linear maps have any; else all parameters may.
+        example: a matrix `[out, in]` of noise to statistics of this kind, on which a rule is rehearsed.
+    """
+
+    verb: str
+    text: str
+    of_linear_maps: bool
+    example: Callable[[Tensor], Tensor]
+
+    @property
+    def file(self) -> str:
+        """The file in such a folder."""
+        return f"{self.verb}.safetensors"
+
+
+FISHER = Statistics("fisher", "the Fisher diagonal", of_linear_maps=False, example=lambda tau: tau.square())
+GRAM = Statistics("gram", "Gram matrices", of_linear_maps=True, example=lambda tau: tau.T @ tau)
+# Keys of the metadata of Gram matrices, both JSON: which layers share one, which weights are stored [in, out].
 SAME_INPUT = "same_input"
 TRANSPOSED = "transposed"
-FILES = {"fisher": FISHER_FILE, "regmean": GRAM_FILE}  # by rule
 
 
 class StatisticsFile:
@@ -52,104 +72,94 @@ class StatisticsFile:
         return buffer if buffer.dtype == torch.float64 else buffer.to(torch.float32)
 
 
-def open_statistics(rule: str, folders: Sequence[str | Path], stack: contextlib.ExitStack) -> list[Tensors]:
-    """The statistics in the folders, open until `stack` closes; none for a rule that needs none."""
-    if rule not in FILES:
+def open_statistics(
+    kind: Statistics | None, folders: Sequence[str | Path], stack: contextlib.ExitStack
+) -> list[Tensors]:
+    """The statistics in the folders, open until `stack` closes; none where `kind` is None."""
+    if kind is None:
         return []
     opened = []
     for folder in folders:
-        file = TensorFile(Path(folder) / FILES[rule])
+        file = TensorFile(Path(folder) / kind.file)
         stack.callback(file.close)
         opened.append(StatisticsFile(file))
     return opened
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How much of what a rule could weigh has statistics from every policy.
-
-    Attributes:
-        parameters: their number.
-        of: how many there could be: of `fisher` all parameters that a policy changes, of `regmean` the linear maps.
-        elements: the share of the elements of those.
-    """
-
-    parameters: int
-    of: int
-    elements: float
-
-
-def coverage(rule: str, statistics: Sequence[Tensors], shapes: Mapping[str, tuple[int, ...]]) -> Coverage | None:
-    """What the statistics cover; None for a rule that needs none.
+def coverage_warnings(
+    kind: Statistics | None, statistics: Sequence[Tensors], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """One warning where parameters get the weighted mean because some policy has no statistics of them.
 
     Args:
-        rule: its name.
+        kind: what the rule needs, None if nothing.
         statistics: K sets, from `open_statistics`.
         shapes: of the parameters that a policy changes.
     """
-    if rule not in FILES:
-        return None
-    could = [name for name, shape in shapes.items() if rule == "fisher" or (len(shape) == 2 and not is_embedding(name))]
-    have = [name for name in could if all(name in tensors.shapes for tensors in statistics)]
-    covered, size = (sum(math.prod(shapes[name]) for name in names) for names in (have, could))
-    return Coverage(len(have), len(could), covered / size if size else 1.0)
-
-
-def coverage_warnings(rule: str, statistics: Sequence[Tensors], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """One warning where parameters get the weighted mean because some policy has no statistics of them."""
-    covered = coverage(rule, statistics, shapes)
-    if covered is None or covered.parameters == covered.of:
+    if kind is None:
         return []
-    kind = "linear maps" if rule == "regmean" else "parameters"
+    could = [name for name, shape in shapes.items() if not kind.of_linear_maps or is_linear_map(name, shape)]
+    have = [name for name in could if all(name in tensors.shapes for tensors in statistics)]
+    if have == could:
+        return []
+    covered, size = (sum(math.prod(shapes[name]) for name in names) for names in (have, could))
     return [
-        f"the statistics cover {covered.parameters} of {covered.of} {kind} that the policies change "
-        f"({covered.elements:.1%} of their elements); the rest gets the weighted mean (policies that adapt different "
-        f"modules need `rlhf-lines {VERBS[rule]} --parameters all`)"
+        f"the statistics cover {len(have)} of {len(could)} {'linear maps' if kind.of_linear_maps else 'parameters'} "
+        f"that the policies change ({covered / size if size else 1:.1%} of their elements); the rest gets the weighted "
+        f"mean (policies that adapt different modules need `rlhf-lines {kind.verb} --parameters all`)"
     ]
 
 
-def statistics_sha256(rule: str, folder: str | Path) -> str:
+def statistics_sha256(kind: Statistics, folder: str | Path) -> str:
     """SHA-256 over the file of statistics in a folder."""
-    return sha256_of([Path(folder) / FILES[rule]])
+    return sha256_of([Path(folder) / kind.file])
 
 
-def check_statistics(rule: str, folders: Sequence[str | Path], policies: Sequence[str | Path]) -> None:
+def check_statistics(
+    rule: str, kind: Statistics | None, folders: Sequence[str | Path], policies: Sequence[str | Path]
+) -> None:
     """Stop unless there is one folder of the right kind per policy, made of that policy; all problems are told at once.
+
+    Args:
+        rule: named in the errors.
+        kind: what the rule needs, None if nothing.
+        folders: of statistics.
+        policies: their folders, in the same order.
 
     Raises:
         ValueError: a number that does not fit, statistics of another policy, weights stored the other way round.
         FileNotFoundError: a folder lacks the file.
     """
-    if rule not in FILES:
+    if kind is None:
         if folders:
             raise ValueError(f"statistics are given, but rule {rule!r} uses none; leave them out")
         return
     if len(folders) != len(policies):
         raise ValueError(
             f"rule {rule!r} needs the statistics of each policy, got {len(folders)} for {len(policies)} policies; make "
-            f"them with `rlhf-lines {VERBS[rule]}` and give the folders with --statistics, in the order of the policies"
+            f"them with `rlhf-lines {kind.verb}` and give the folders with --statistics, in the order of the policies"
         )
     problems = Problems()
     for folder, policy in zip(folders, policies, strict=True):
         with problems.collect():
-            _check_folder(rule, Path(folder), policy)
+            _check_folder(rule, kind, Path(folder), policy)
     problems.check()
 
 
-def _check_folder(rule: str, folder: Path, policy: str | Path) -> None:
-    path = folder / FILES[rule]
+def _check_folder(rule: str, kind: Statistics, folder: Path, policy: str | Path) -> None:
+    path = folder / kind.file
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} has no {FILES[rule]}; expected the folder that `rlhf-lines {VERBS[rule]}` makes"
+            f"{str(folder)!r} has no {kind.file}; expected the folder that `rlhf-lines {kind.verb}` makes"
         )
     file = TensorFile(path)
     file.close()
     if not all(entry.dtype in DTYPES.values() for entry in file.entries.values()):
         raise ValueError(f"{str(path)!r} holds tensors that are not floating-point; make it again")
     transposed = json.loads(file.metadata.get(TRANSPOSED, "[]"))
-    if rule == "regmean" and transposed:
+    if transposed:
         raise ValueError(
-            f"{str(path)!r} is of a model whose weights are stored [in, out] ({transposed[0]!r}), which rule 'regmean' "
+            f"{str(path)!r} is of a model whose weights are stored [in, out] ({transposed[0]!r}), which rule {rule!r} "
             "does not take; use another rule"
         )
     record = folder / RECORD_FILE

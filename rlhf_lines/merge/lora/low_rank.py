@@ -18,7 +18,7 @@ from torch import Tensor
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.lines import lines_scales
-from rlhf_lines.merge.lora.factor_rules import FACTOR_RULES, one_rank
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 
 
@@ -87,11 +87,10 @@ def linear_weights(spec: MergeSpec) -> tuple[float, ...]:
     Raises:
         ValueError: the rule is not linear in the residuals, so there is no such factor.
     """
-    if spec.rule == "linear":
-        return spec.weights
-    if spec.rule == "sum":
-        return tuple(len(spec.weights) * weight for weight in spec.weights)
-    raise ValueError(not_linear(spec.rule))
+    coefficients_of = RULES[spec.rule].coefficients
+    if coefficients_of is None:
+        raise ValueError(not_linear(spec.rule))
+    return tuple(coefficients_of(len(spec.weights), spec.weights))
 
 
 def not_linear(rule: str) -> str:
@@ -107,18 +106,18 @@ def merge_adapters(adapters: Sequence[Adapter], spec: MergeSpec, *, num_layers: 
 
         A' = [A_1; A_2; ...],   B' = lambda(l) [w_1 s_1 B_1, w_2 s_2 B_2, ...]
 
-    where R is the sum of the ranks. The rules in `FACTOR_RULES`, which exist for comparison, keep the rank of the
-    policies instead. LiNeS multiplies B only; on both factors it would be squared.
+    where R is the sum of the ranks. Rules on factors, which exist for comparison, keep the rank of the policies
+    instead. LiNeS multiplies B only; on both factors it would be squared.
 
     Args:
         adapters: K policies on one base (see `check_same_base`).
-        spec: a spec with a rule that is linear in the residuals, or one in `FACTOR_RULES`.
+        spec: a spec with a rule that is linear in the residuals, or one on factors.
         num_layers: the model's number of blocks.
 
     Raises:
         ValueError: another rule, weights that do not fit, or module names without a block index.
     """
-    if spec.rule in FACTOR_RULES:
+    if RULES[spec.rule].on_factors:
         return _merge_factors(adapters, spec, num_layers)
     stacked = stack(adapters)
     layers = block_indices([f"{module}.weight" for module in stacked], num_layers=num_layers)
@@ -142,7 +141,7 @@ def difference(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> flo
 
 def _merge_factors(adapters: Sequence[Adapter], spec: MergeSpec, num_layers: int) -> dict[str, Factors]:
     _check_count(spec, len(adapters))
-    combined = one_rank(FACTOR_RULES[spec.rule](adapters, spec.weights))
+    combined = _one_rank(RULES[spec.rule].combine(adapters, spec.weights))
     layers = block_indices([f"{module}.weight" for module in combined], num_layers=num_layers)
     return {
         module: Factors(
@@ -152,6 +151,18 @@ def _merge_factors(adapters: Sequence[Adapter], spec: MergeSpec, num_layers: int
         )
         for module, factors in combined.items()
     }
+
+
+def _one_rank(modules: dict[str, Factors]) -> dict[str, Factors]:
+    """The same residuals with zeros added, so that all modules have the largest rank."""
+    rank = max(factors.A.shape[0] for factors in modules.values())
+    return {module: _with_rank(factors, rank) for module, factors in modules.items()}
+
+
+def _with_rank(factors: Factors, rank: int) -> Factors:
+    missing = rank - factors.A.shape[0]
+    pad = torch.nn.functional.pad
+    return Factors(pad(factors.A, (0, 0, 0, missing)), pad(factors.B, (0, missing)), factors.scale)
 
 
 def _lines_factor(spec: MergeSpec, layer: int | None, num_layers: int) -> float:

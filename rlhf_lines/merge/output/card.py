@@ -11,25 +11,7 @@ import yaml
 
 from rlhf_lines.merge.inputs.provenance import hub_id
 from rlhf_lines.merge.output.summary import loss_text, max_lora_rank, truncation_text, vllm_hint
-
-
-# Where each rule was published.
-PAPERS = {
-    "linear": "arXiv 2306.04488 (rewarded soups)",
-    "sum": "arXiv 2212.04089 (task arithmetic)",
-    "slerp": "arXiv 2406.16768 (WARP)",
-    "ties": "arXiv 2306.01708",
-    "dare": "arXiv 2311.03099",
-    "breadcrumbs": "arXiv 2312.06795",
-    "consensus": "arXiv 2405.07813",
-    "pcb": "arXiv 2410.02396",
-    "opcm": "arXiv 2501.09522",
-    "widen": "arXiv 2408.03092",
-    "fisher": "arXiv 2111.09832",
-    "regmean": "arXiv 2212.09849",
-    "factor_average": "the code of arXiv 2306.04488 (rewarded soups)",
-    "peft_linear": "PEFT, add_weighted_adapter",
-}
+from rlhf_lines.merge.rules import RULES
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -89,7 +71,7 @@ weights have changed. Run it where the paths above lead to the inputs, or name t
 rlhf-lines merge --config merge_spec.json --output_dir repeated
 ```
 
-Sources: rule {spec["rule"]}: {PAPERS[spec["rule"]]}; LiNeS: arXiv 2410.17146.
+Sources: rule {spec["rule"]}: {RULES[spec["rule"]].source}; LiNeS: arXiv 2410.17146.
 """
 
 

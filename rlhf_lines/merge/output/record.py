@@ -12,7 +12,8 @@ from rlhf_lines.artifact import versions
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.provenance import weights_sha256
-from rlhf_lines.merge.inputs.statistics_files import FILES, statistics_sha256
+from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 
 
@@ -125,10 +126,10 @@ def check_repeat(
 def _check_statistics(
     problems: Problems, record: Mapping[str, Any], path: str | Path, statistics: Sequence[str | Path], way_out: str
 ) -> None:
-    rule = record["spec"]["rule"]
+    kind = RULES[record["spec"]["rule"]].statistics
     for folder, recorded in zip(statistics, record["statistics"], strict=False):
         # A file that is missing is told when statistics are opened, with the verb that makes it.
-        if (Path(folder) / FILES[rule]).is_file() and statistics_sha256(rule, folder) != recorded["sha256"]:
+        if (Path(folder) / kind.file).is_file() and statistics_sha256(kind, folder) != recorded["sha256"]:
             problems.add(
                 f"the file of statistics in {str(folder)!r} has changed since {path} was written; "
                 f"{way_out.format(flag='--statistics')}"

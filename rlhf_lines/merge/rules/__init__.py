@@ -1,27 +1,31 @@
 """Merge rules: how the residuals of K policies become one residual.
 
 A rule is a function `(residuals, weights, **options) -> merged`: `Residuals` in, `Merged` out, both read piece by piece
-(see `rlhf_lines.merge.tensors.residuals`). `weights` is None or one finite float per residual, options are keyword-only
-plain JSON values (except those in `PYTHON_ONLY`). To add a rule: write its file and enter it in `RULES`.
+(see `rlhf_lines.merge.tensors.residuals`). `weights` is None or one finite float per residual. All else that the
+package knows about a rule stands in its entry of `RULES`, a `Rule`. To add one: write its file and enter it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from rlhf_lines.errors import unknown_name
+from rlhf_lines.merge.inputs.statistics_files import FISHER, GRAM
+from rlhf_lines.merge.rules import mergekit
 from rlhf_lines.merge.rules.breadcrumbs import breadcrumbs
-from rlhf_lines.merge.rules.common import known_options
+from rlhf_lines.merge.rules.common import check_options, mean_factors, preference_factors
 from rlhf_lines.merge.rules.consensus import consensus
 from rlhf_lines.merge.rules.dare import dare
+from rlhf_lines.merge.rules.factors import factor_average, peft_linear
 from rlhf_lines.merge.rules.fisher import fisher
 from rlhf_lines.merge.rules.linear import linear, sum_residuals
 from rlhf_lines.merge.rules.opcm import opcm
 from rlhf_lines.merge.rules.pcb import pcb
 from rlhf_lines.merge.rules.regmean import regmean
+from rlhf_lines.merge.rules.rule import Rule
 from rlhf_lines.merge.rules.slerp import slerp
 from rlhf_lines.merge.rules.ties import ties
 from rlhf_lines.merge.rules.widen import widen
@@ -29,34 +33,34 @@ from rlhf_lines.merge.tensors.precision import LARGEST
 from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_memory
 
 
-RULES: dict[str, Callable[..., Merged]] = {
-    "linear": linear,  # arXiv 2306.04488, rewarded soups
-    "sum": sum_residuals,  # arXiv 2212.04089, task arithmetic
-    "slerp": slerp,  # arXiv 2406.16768 (WARP)
-    "ties": ties,  # arXiv 2306.01708
-    "dare": dare,  # arXiv 2311.03099
-    "breadcrumbs": breadcrumbs,  # arXiv 2312.06795
-    "consensus": consensus,  # arXiv 2405.07813
-    "pcb": pcb,  # arXiv 2410.02396
-    "opcm": opcm,  # arXiv 2501.09522
-    "widen": widen,  # arXiv 2408.03092
-    "fisher": fisher,  # arXiv 2111.09832
-    "regmean": regmean,  # arXiv 2212.09849
+RULES: dict[str, Rule] = {
+    "linear": Rule(linear, "arXiv 2306.04488 (rewarded soups)", coefficients=mean_factors, mergekit=mergekit.linear),
+    "sum": Rule(
+        sum_residuals,
+        "arXiv 2212.04089 (task arithmetic)",
+        coefficients=preference_factors,
+        mergekit=mergekit.sum_residuals,
+    ),
+    "slerp": Rule(slerp, "arXiv 2406.16768 (WARP)", mergekit=mergekit.slerp),
+    "ties": Rule(ties, "arXiv 2306.01708", mergekit=mergekit.ties),
+    "dare": Rule(dare, "arXiv 2311.03099", python_only=("masks", "generator")),
+    "breadcrumbs": Rule(breadcrumbs, "arXiv 2312.06795", mergekit=mergekit.breadcrumbs),
+    "consensus": Rule(consensus, "arXiv 2405.07813"),
+    "pcb": Rule(pcb, "arXiv 2410.02396"),
+    "opcm": Rule(opcm, "arXiv 2501.09522", whole=(5, 0)),
+    "widen": Rule(widen, "arXiv 2408.03092"),
+    "fisher": Rule(fisher, "arXiv 2111.09832", statistics=FISHER),
+    "regmean": Rule(regmean, "arXiv 2212.09849", statistics=GRAM, whole=(4, 5)),
+    "factor_average": Rule(factor_average, "the code of arXiv 2306.04488 (rewarded soups)", on_factors=True),
+    "peft_linear": Rule(peft_linear, "PEFT, add_weighted_adapter", on_factors=True),
 }
-
-LINEAR_RULES = ("linear", "sum")  # tau_M is a weighted sum of the tau_k: an adapter holds it exactly
-
-# These combine the factors of adapters (merge/factor_rules.py) and have no options; no residual shows A and B.
-ADAPTER_RULES = ("factor_average", "peft_linear")
-
-PYTHON_ONLY = ("masks", "generator")  # options that no file can hold
 
 
 def check_rule(rule: str, options: Mapping[str, object]) -> None:
     """Stop with a ValueError if the rule or one of its options is unknown, or is not for specs."""
     _check_names(rule, options)
     for option in options:
-        if option in PYTHON_ONLY:
+        if option in RULES[rule].python_only:
             raise ValueError(
                 f"option {option!r} of rule {rule!r} is for merge_residuals in Python and cannot be written into a "
                 "merge spec; give a seed instead"
@@ -64,9 +68,9 @@ def check_rule(rule: str, options: Mapping[str, object]) -> None:
 
 
 def _check_names(rule: str, options: Mapping[str, object]) -> None:
-    if rule not in (*RULES, *ADAPTER_RULES):
-        raise ValueError(unknown_name("rule", rule, (*RULES, *ADAPTER_RULES)))
-    known_options(rule, RULES.get(rule), options)
+    if rule not in RULES:
+        raise ValueError(unknown_name("rule", rule, RULES))
+    check_options(rule, RULES[rule].options, options)
 
 
 def merge_residuals(
@@ -88,7 +92,7 @@ def merge_residuals(
 
     Args:
         residuals: one mapping from parameter name to tensor per policy; a missing name counts as zero.
-        rule: a name in `RULES`.
+        rule: a name in `RULES`, of a rule on residuals.
         weights: one per residual.
         sft: parameter name to the SFT model's tensor, for rules that look at it (`widen`, `slerp` of whole weights).
         statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name) and
@@ -115,7 +119,7 @@ def merge_lazily(
 ) -> Merged:
     """The merged residual of residuals that are read piece by piece; see `merge_residuals`."""
     _check_names(rule, options)
-    if rule in ADAPTER_RULES:
+    if RULES[rule].on_factors:
         raise ValueError(f"rule {rule!r} combines the factors of adapters, which residuals do not show; use linear")
     if weights is not None:
         weights = [float(weight) for weight in weights]
@@ -126,4 +130,4 @@ def merge_lazily(
                 raise ValueError(
                     f"weights are {weights}, expected finite numbers of at most {LARGEST / residuals.count:.2g} in size"
                 )
-    return RULES[rule](residuals, weights, **options)
+    return RULES[rule].combine(residuals, weights, **options)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
 from rlhf_lines.errors import unknown_name
+from rlhf_lines.merge.inputs.statistics_files import Statistics
 from rlhf_lines.merge.tensors.precision import LARGEST
 from rlhf_lines.merge.tensors.residuals import Residuals
 
@@ -43,29 +45,17 @@ def whole(name: str, value: object, *, low: int, high: int) -> None:
         raise ValueError(f"{name} is {value!r}, expected a whole number between {low} and {high}")
 
 
-def known_options(rule: str, function: Callable | None, options: Mapping[str, object]) -> None:
-    """Stop with a ValueError at the first option that the rule has not; `function` is the rule, None takes none."""
-    parameters = inspect.signature(function).parameters.values() if function else ()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+def options_of(function: Callable) -> dict[str, Any]:
+    """Every keyword-only parameter of a function with its default."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def check_options(rule: str, known: Collection[str], options: Iterable[str]) -> None:
+    """Stop with a ValueError at the first option that is not known; the rule is named in the error."""
     for option in options:
         if option not in known:
             raise ValueError(unknown_name(f"option of rule {rule!r}", option, known))
-
-
-def ties_options(options: Mapping[str, object] | None, ties: Callable, chosen: str, value: str) -> dict[str, object]:
-    """The options for TIES inside another rule, checked; `chosen` is that rule's option which may name TIES.
-
-    Raises:
-        ValueError: no mapping, an option that TIES does not have, or options although `value` is another rule.
-    """
-    if options is None:
-        return {}
-    if not isinstance(options, Mapping):
-        raise ValueError(f"ties_options is {options!r}, expected a mapping from an option of ties to its value")
-    if options and value != "ties":
-        raise ValueError(f'ties_options is {dict(options)!r}, which only {chosen}="ties" uses; {chosen} is {value!r}')
-    known_options("ties", ties, options)
-    return dict(options)
 
 
 def total(taus: Sequence[Tensor]) -> Tensor:
@@ -82,6 +72,16 @@ def weighted_total(taus: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     for tau, factor in zip(taus[1:], factors[1:], strict=True):
         summed.add_(tau, alpha=factor)
     return summed
+
+
+def mean_factors(count: int, weights: Sequence[float] | None) -> list[float]:
+    """The weights w_k as they are, 1/K each without weights.
+
+    Args:
+        count: K.
+        weights: K floats, or None.
+    """
+    return [1 / count] * count if weights is None else list(weights)
 
 
 def preference_factors(count: int, weights: Sequence[float] | None) -> list[float]:
@@ -115,16 +115,13 @@ def mean_shares(rule: str, count: int, weights: Sequence[float] | None) -> list[
     return [weight / total if total else 0.0 for weight in weights]
 
 
-VERBS = {"fisher": "fisher", "regmean": "gram"}  # that compute what a rule needs
-
-
-def common_names(residuals: Residuals, rule: str, kind: str) -> list[str]:
+def common_names(residuals: Residuals, rule: str, kind: Statistics) -> list[str]:
     """The parameters that every policy has statistics of, in the order of the residuals.
 
     Args:
         residuals: K residuals with their statistics.
-        rule: a name in `VERBS`.
-        kind: what they are, for errors.
+        rule: named in the error.
+        kind: what the rule needs.
 
     Raises:
         ValueError: not one set per policy, or no parameter in common.
@@ -132,15 +129,15 @@ def common_names(residuals: Residuals, rule: str, kind: str) -> list[str]:
     sets = residuals.statistics
     if len(sets) != residuals.count:
         raise ValueError(
-            f"rule {rule!r} needs {kind} of each policy, got {len(sets)} sets for {residuals.count} policies; "
-            f"compute them with `rlhf-lines {VERBS[rule]}`"
+            f"rule {rule!r} needs {kind.text} of each policy, got {len(sets)} sets for {residuals.count} policies; "
+            f"compute them with `rlhf-lines {kind.verb}`"
         )
     names = [name for name in residuals.shapes if all(name in tensors.shapes for tensors in sets)]
     if residuals.shapes and not names:
         known = next((name for tensors in sets for name in tensors.shapes), None)
         raise ValueError(
-            f"no parameter has {kind} from every policy: the residuals have names such as "
+            f"no parameter has {kind.text} from every policy: the residuals have names such as "
             f"{next(iter(residuals.shapes))!r}, the statistics {repr(known) if known else 'none'}; "
-            f"compute them for these policies with `rlhf-lines {VERBS[rule]}`"
+            f"compute them for these policies with `rlhf-lines {kind.verb}`"
         )
     return names

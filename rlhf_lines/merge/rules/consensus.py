@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules import common as checks
 from rlhf_lines.merge.rules.common import number, one_of, preference_factors, whole
 from rlhf_lines.merge.rules.linear import sum_residuals
-from rlhf_lines.merge.rules.ties import ties
+from rlhf_lines.merge.rules.ties import nested_options, ties
 from rlhf_lines.merge.tensors.precision import wide
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 
@@ -54,7 +53,7 @@ def consensus(
         raise ValueError("consensus is of two or more policies, got 1; use rule linear")
     whole("k", k, low=0, high=residuals.count)
     lams = _one_per_policy(thresholds, residuals.count)
-    of_ties = checks.ties_options(ties_options, ties, "of", of)
+    of_ties = nested_options(ties_options, "of", of)
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     if of == "ties":
         merged = ties(residuals, None, **{"reduction": "sum", **of_ties})

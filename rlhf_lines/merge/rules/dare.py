@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules import common as checks
 from rlhf_lines.merge.rules.common import one_of, share, whole
 from rlhf_lines.merge.rules.linear import linear
-from rlhf_lines.merge.rules.ties import ties
+from rlhf_lines.merge.rules.ties import nested_options, ties
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 from rlhf_lines.noise import GAMMA, mix
@@ -37,8 +36,8 @@ def dare(
     The weights are those of the second rule: without any, `linear` takes 1/K each. Whether an entry is kept depends on
     (seed, number of the policy, name of the parameter, index of the element) and on nothing else, by a chain of
     splitmix64 mixes; so the mask is the same for sharded files and reordered parameters. Policies in another order get
-    other masks, since the number goes with the place. With TIES, drop rate and
-    density together matter: an entry that was dropped is zero, so a density above 1 - p trims nothing.
+    other masks, since the number goes with the place. With TIES, drop rate and density together matter: an entry
+    that was dropped is zero, so a density above 1 - p trims nothing.
 
     LiNeS's alpha heuristic takes the residuals before the mask.
 
@@ -67,7 +66,7 @@ def dare(
     one_of("then", then, ("linear", "ties"))
     one_of("rescale", rescale, ("drop_rate", "l1"))
     whole("seed", seed, low=-(2**63), high=2**63 - 1)
-    of_ties = checks.ties_options(ties_options, ties, "then", then)
+    of_ties = nested_options(ties_options, "then", then)
     if (seed != 0) + (masks is not None) + (generator is not None) > 1:
         raise ValueError("masks, a generator and a seed were given, or two of them; give the one that places the masks")
     if generator is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_lines.merge.inputs.statistics_files import FISHER
 from rlhf_lines.merge.rules.common import common_names, mean_shares, number, one_of, total, weighted_total, yes_or_no
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
@@ -71,7 +72,7 @@ def fisher(
     if normalize is not None:
         one_of("normalize", normalize, ("model", "tensor"))
     coefficients = mean_shares("fisher", residuals.count, weights)
-    names = common_names(residuals, "fisher", "the Fisher diagonal")
+    names = common_names(residuals, "fisher", FISHER)
     _check_shapes(residuals, names)
     measured = _measure(residuals, names)
     if relative and (floor or add):

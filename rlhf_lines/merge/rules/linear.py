@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_lines.merge.rules.common import preference_factors, weighted_total
+from rlhf_lines.merge.rules.common import mean_factors, preference_factors, weighted_total
 from rlhf_lines.merge.tensors.residuals import Merged, Residuals
 
 
@@ -17,7 +17,7 @@ def linear(residuals: Residuals, weights: Sequence[float] | None) -> Merged:
 
     Source: arXiv 2306.04488, the weight interpolation of rewarded soups.
     """
-    return weighted_sum(residuals, weights or [1 / residuals.count] * residuals.count)
+    return weighted_sum(residuals, mean_factors(residuals.count, weights))
 
 
 def weighted_sum(residuals: Residuals, factors: Sequence[float]) -> Merged:

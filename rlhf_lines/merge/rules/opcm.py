@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.layers import is_embedding
+from rlhf_lines.merge.layers import is_linear_map
 from rlhf_lines.merge.rules.common import preference_factors, share, total
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
@@ -55,15 +55,15 @@ def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float
     share("energy", energy)
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     for name, shape in residuals.shapes.items():
-        if _is_linear(name, shape):
+        if is_linear_map(name, shape):
             size = math.prod(shape)
             residuals.check_memory(name, size, beside=5 * torch.float64.itemsize * size)
 
     def unit(name: str) -> str:
-        return "tensor" if _is_linear(name, residuals.shapes[name]) else "element"
+        return "tensor" if is_linear_map(name, residuals.shapes[name]) else "element"
 
     def accumulate(piece: Piece) -> Tensor:
-        if not _is_linear(piece.name, piece.shape):
+        if not is_linear_map(piece.name, piece.shape):
             return total(piece.residuals)
         if not all(bool(torch.isfinite(tau).all()) for tau in piece.residuals):
             # Nothing to decompose; whoever reads the residuals tells whose they are.
@@ -82,10 +82,6 @@ def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float
     *norms, merged_norm = [math.sqrt(math.fsum(column)) for column in zip(*sums, strict=True)] or [0.0]
     factor = math.fsum(norms) / residuals.count / merged_norm if merged_norm else 0.0
     return Merged(residuals, lambda piece: accumulate(piece).mul_(factor), unit)
-
-
-def _is_linear(name: str, shape: Sequence[int]) -> bool:
-    return len(shape) == 2 and not is_embedding(name)
 
 
 def _without_repetition(tau: Tensor, merged: Tensor, energy: float, rounding: float) -> Tensor:

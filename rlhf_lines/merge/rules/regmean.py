@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlhf_lines.merge.inputs.statistics_files import GRAM
 from rlhf_lines.merge.rules.common import common_names, mean_shares, share, weighted_total
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 
@@ -47,7 +48,7 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
     """
     share("reduce", reduce)
     shares = mean_shares("regmean", residuals.count, weights)
-    names = set(common_names(residuals, "regmean", "Gram matrices"))
+    names = set(common_names(residuals, "regmean", GRAM))
     for name in names:
         _check_shapes(residuals, name)
         outputs, inputs = residuals.shapes[name]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.common import one_of, preference_factors, share, total
+from rlhf_lines.merge.rules.common import check_options, one_of, options_of, preference_factors, share, total
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
 
@@ -75,6 +75,27 @@ def ties(
         return merged.mul_(sign)
 
     return Merged(residuals, compute)
+
+
+def nested_options(options: Mapping[str, object] | None, chosen: str, value: str) -> dict[str, object]:
+    """The options for TIES inside another rule, checked.
+
+    Args:
+        options: what that rule was given for TIES, or None.
+        chosen: the option of that rule which may name TIES.
+        value: what it says.
+
+    Raises:
+        ValueError: no mapping, an option that TIES does not have, or options although `value` is another rule.
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"ties_options is {options!r}, expected a mapping from an option of ties to its value")
+    if options and value != "ties":
+        raise ValueError(f'ties_options is {dict(options)!r}, which only {chosen}="ties" uses; {chosen} is {value!r}')
+    check_options("ties", options_of(ties), options)
+    return dict(options)
 
 
 def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import end_token_ids, load_tokenizer
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory
@@ -118,7 +118,7 @@ def _by_rule(
     """`work` of the items of linear specs together (spec None), and of each other spec alone, in their order."""
     parts: dict[MergeSpec | None, list[int]] = {}
     for i, spec in enumerate(specs):
-        parts.setdefault(None if spec.rule in LINEAR_RULES else spec, []).append(i)
+        parts.setdefault(None if RULES[spec.rule].is_linear else spec, []).append(i)
     found: dict[int, T] = {}
     for spec, indices in parts.items():
         found |= zip(indices, in_halves(partial(work, spec), [items[i] for i in indices]), strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 
 
 Tokens = tuple[int, ...]
@@ -63,5 +63,5 @@ def mixable(specs: Mapping[int, MergeSpec]) -> list[dict[int, MergeSpec]]:
 
     The weights of the others are loaded in place, one spec at a time.
     """
-    linear = {spec_id: spec for spec_id, spec in specs.items() if spec.rule in LINEAR_RULES}
+    linear = {spec_id: spec for spec_id, spec in specs.items() if RULES[spec.rule].is_linear}
     return [linear, *({spec_id: spec} for spec_id, spec in specs.items() if spec_id not in linear)]

@@ -12,12 +12,12 @@ from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.lora.low_rank import linear_weights, merge_adapters
 from rlhf_lines.merge.output.adapter import write_adapter
-from rlhf_lines.merge.rules import LINEAR_RULES
+from rlhf_lines.merge.rules import RULES
 
 
 def check_servable(spec: MergeSpec) -> None:
     """Stop with a ValueError if no adapter is exactly the policy of this spec."""
-    if spec.rule not in LINEAR_RULES:
+    if not RULES[spec.rule].is_linear:
         raise ValueError(f"rule {spec.rule!r} is not linear, so vLLM has no exact adapter for it: use engine local")
     if spec.alpha == "auto":
         raise ValueError('alpha "auto" is measured, so vLLM has no adapter for it yet: give the number')

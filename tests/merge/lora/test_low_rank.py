@@ -141,7 +141,5 @@ def test_mistakes_are_named(adapters, monkeypatch):
     small = Adapter("small", {"model.layers.0.self_attn.q_proj": Factors(torch.ones(2, 3), torch.ones(5, 2), 1.0)})
     with pytest.raises(ValueError, match=r"'model.layers.0.self_attn.q_proj' has shapes \[\(5, 3\), \(16, 16\)\]"):
         stack([adapters[0], small])
-    spec = MergeSpec("linear", (0.5, 0.5))
-    object.__setattr__(spec, "rule", "other")
-    with pytest.raises(ValueError, match="rule 'other' is not linear in the residuals"):
-        coefficients(spec, (1, 1), 0, 4)
+    with pytest.raises(ValueError, match="rule 'ties' is not linear in the residuals"):
+        coefficients(MergeSpec("ties", (0.5, 0.5)), (1, 1), 0, 4)

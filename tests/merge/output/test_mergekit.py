@@ -1,4 +1,4 @@
-"""The mergekit recipe: what it says, and that mergekit, where it is installed, writes the same tensors from it."""
+"""mergekit's configuration of a merge: what it says, and that mergekit, where installed, writes the same from it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies
-from rlhf_lines.merge.output.mergekit import mergekit_recipe
-from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.output.mergekit import mergekit_config
 
 
 NUM_LAYERS = 4
@@ -45,33 +44,27 @@ EXPRESSIBLE = [
 ]
 
 
-def recipe(spec: MergeSpec, num_layers: int = NUM_LAYERS) -> dict | None:
+def config(spec: MergeSpec, num_layers: int = NUM_LAYERS) -> dict | None:
     policies = [f"p{k}" for k in range(len(spec.weights))]
-    text = mergekit_recipe(spec, "sft", policies, num_layers=num_layers, out_dtype="bfloat16")
+    text = mergekit_config(spec, "sft", policies, num_layers=num_layers, out_dtype="bfloat16")
     return None if text is None else yaml.safe_load(text)
-
-
-def spec_of(rule: str, *args, **kwargs) -> MergeSpec:
-    if rule not in RULES:
-        pytest.skip(f"there is no rule {rule}")
-    return MergeSpec(rule, *args, **kwargs)
 
 
 def test_other_schedules_have_a_value_for_every_block():
     # Depths 0, 1/3, 2/3, 1; of block l the factor is 0.5 + depth^2.
     weights = [0.25 * (0.5 + depth**2) for depth in (0, 1 / 3, 2 / 3, 1)]
-    found = recipe(MergeSpec("linear", (0.25,), 0.5, 1.0, "quadratic"))
+    found = config(MergeSpec("linear", (0.25,), 0.5, 1.0, "quadratic"))
     assert found["models"][0]["parameters"]["weight"] == pytest.approx(weights, rel=1e-15)
-    assert len(recipe(MergeSpec("linear", (1,), 0.5, 1.0, "sqrt"))["models"][0]["parameters"]["weight"]) == NUM_LAYERS
+    assert len(config(MergeSpec("linear", (1,), 0.5, 1.0, "sqrt"))["models"][0]["parameters"]["weight"]) == NUM_LAYERS
 
 
 def test_ties_has_lines_in_lambda():
     spec = MergeSpec("ties", (1.0, 1.0), 0.5, 1.0, options={"density": 0.5, **PER_TENSOR})
-    found = recipe(spec)
+    found = config(spec)
     assert found["merge_method"] == "ties" and found["base_model"] == "sft"
     assert [model["parameters"] for model in found["models"]] == [{"weight": 1.0, "density": 0.5}] * 2
     assert found["parameters"] == {"lambda": [2 * 0.5, 2 * 1.5], "normalize": True}  # K w = 2
-    added = recipe(MergeSpec("ties", (0.3, 0.7), options={"reduction": "sum", **PER_TENSOR}))
+    added = config(MergeSpec("ties", (0.3, 0.7), options={"reduction": "sum", **PER_TENSOR}))
     assert [model["parameters"]["weight"] for model in added["models"]] == [2 * 0.3, 2 * 0.7]
     assert added["parameters"] == {"lambda": [1.0, 1.0], "normalize": False}
 
@@ -89,13 +82,13 @@ def test_ties_has_lines_in_lambda():
     ],
     ids=str,
 )
-def test_what_mergekit_computes_differently_has_no_recipe(spec):
-    assert recipe(spec) is None
+def test_what_mergekit_computes_differently_has_no_config(spec):
+    assert config(spec) is None
 
 
 def test_reversed_without_a_slope_or_with_one_block_is_expressible():
-    assert recipe(MergeSpec("linear", (1,), 0.5, 0.0, "reversed")) is not None
-    assert recipe(MergeSpec("linear", (1,), 0.5, 1.0, "reversed"), num_layers=1) is not None
+    assert config(MergeSpec("linear", (1,), 0.5, 0.0, "reversed")) is not None
+    assert config(MergeSpec("linear", (1,), 0.5, 1.0, "reversed"), num_layers=1) is not None
 
 
 @pytest.mark.parametrize(
@@ -108,8 +101,8 @@ def test_reversed_without_a_slope_or_with_one_block_is_expressible():
         ("slerp", (0.5, 0.6), {"of": "weights"}),
     ],
 )
-def test_other_rules_that_mergekit_computes_differently_have_no_recipe(rule, weights, options):
-    assert recipe(spec_of(rule, weights, options=options)) is None
+def test_other_rules_that_mergekit_computes_differently_have_no_config(rule, weights, options):
+    assert config(MergeSpec(rule, weights, options=options)) is None
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +126,7 @@ def dense_policies(sft, tmp_path_factory) -> list[Path]:
 @pytest.mark.skipif(not MERGEKIT.is_file(), reason="mergekit is not installed (set MERGEKIT_PYTHON to its Python)")
 def test_mergekit_writes_the_same_tensors(sft, helpful, harmless, dense_policies, tmp_path):
     """All merges in one process of mergekit, which takes seconds to start."""
-    specs = [MergeSpec(rule, *rest) for rule, *rest in EXPRESSIBLE if rule in RULES]
+    specs = [MergeSpec(*each) for each in EXPRESSIBLE]
     merges = [(spec, dense_policies) for spec in specs] + [(specs[1], [helpful, harmless])]
     made = [
         merge_policies(sft, policies, spec, save="dense", output_dir=tmp_path / f"ours{number}")

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import MergeSpec, apply_lines, lines_alpha, merge_residuals
+from rlhf_lines.merge.rules import RULES
 
 
+ON_RESIDUALS = [rule for rule, entry in RULES.items() if not entry.on_factors]
 OPTIONS: dict[str, dict[str, Any]] = {
     "linear": {},
     "sum": {},
@@ -120,7 +122,8 @@ def statistics_of(rule: str, inputs: Inputs, folder: Path) -> tuple[list[Path], 
 
     One parameter has none.
     """
-    if rule not in ("fisher", "regmean"):
+    kind = RULES[rule].statistics
+    if kind is None:
         return [], []
     names = sorted({name for residual in inputs.residuals for name in residual})
     skipped = next(name for name in names if name.endswith("v_proj.weight"))
@@ -130,7 +133,7 @@ def statistics_of(rule: str, inputs: Inputs, folder: Path) -> tuple[list[Path], 
         tensors = {}
         for name in names:
             shape = inputs.theta[name].shape
-            if rule == "fisher":
+            if not kind.of_linear_maps:
                 tensors[name] = torch.rand(shape, generator=generator) * 1e-6
             elif len(shape) == 2 and "embed" not in name:
                 tokens = torch.randn(3 * shape[1], shape[1], generator=generator)
@@ -138,7 +141,7 @@ def statistics_of(rule: str, inputs: Inputs, folder: Path) -> tuple[list[Path], 
         tensors.pop(skipped)
         path = folder / f"{rule} of {policy.name}"
         path.mkdir(exist_ok=True)
-        save_file(tensors, path / {"fisher": "fisher.safetensors", "regmean": "gram.safetensors"}[rule])
+        save_file(tensors, path / kind.file)
         folders.append(path)
         held.append({name: tensor.double() for name, tensor in tensors.items()})
     return folders, held

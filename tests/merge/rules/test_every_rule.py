@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.lines import SCHEDULES
-from rlhf_lines.merge.rules import LINEAR_RULES, RULES
+from rlhf_lines.merge.rules import RULES
 from tests.merge.rules.every_rule import (
     KINDS,
     NUM_LAYERS,
+    ON_RESIDUALS,
     OPTIONS,
     WEIGHTS,
     inputs_of,
@@ -37,11 +38,11 @@ def record_of(folder: Path) -> dict:
 
 
 def test_no_rule_is_left_out():
-    assert OPTIONS.keys() == RULES.keys()
+    assert list(OPTIONS) == ON_RESIDUALS
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_what_is_written_is_the_sft_model_plus_the_merged_residual(rule, kind, inputs, tmp_path):
     given, spec = inputs(kind), spec_of(rule)
     folders, statistics = statistics_of(rule, given, tmp_path)
@@ -68,7 +69,7 @@ def test_what_is_written_is_the_sft_model_plus_the_merged_residual(rule, kind, i
 
 
 @pytest.mark.parametrize("kind", ["float32", "adapters"])
-@pytest.mark.parametrize(("rule", "schedule"), zip(RULES, itertools.cycle(SCHEDULES), strict=False))
+@pytest.mark.parametrize(("rule", "schedule"), zip(ON_RESIDUALS, itertools.cycle(SCHEDULES), strict=False))
 def test_alpha_auto_is_measured_on_the_residuals_before_the_rule(kind, rule, schedule, inputs, tmp_path):
     """Also where a rule masks or scales what it merges, and where the merge stays an adapter."""
     given, spec = inputs(kind), spec_of(rule, alpha="auto", beta=0.7, schedule=schedule)
@@ -79,7 +80,7 @@ def test_alpha_auto_is_measured_on_the_residuals_before_the_rule(kind, rule, sch
         given.policies,
         spec,
         save="adapter" if adapter else "dense",
-        rank=16 if adapter and rule not in LINEAR_RULES else None,  # the width of the model, so nothing is truncated
+        rank=16 if adapter and not RULES[rule].is_linear else None,  # the width of the model, so nothing is truncated
         output_dir=tmp_path / "out",
         statistics=folders,
     )
@@ -92,7 +93,7 @@ def test_alpha_auto_is_measured_on_the_residuals_before_the_rule(kind, rule, sch
 
 
 @pytest.mark.parametrize("rank", [2, 16])
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in LINEAR_RULES])
+@pytest.mark.parametrize("rule", [rule for rule in ON_RESIDUALS if not RULES[rule].is_linear])
 def test_an_adapter_of_a_rank_is_the_truncated_svd_of_every_module(rule, rank, inputs, tmp_path, peft_logits, logits):
     from transformers import AutoModelForCausalLM
 
@@ -122,7 +123,7 @@ def test_an_adapter_of_a_rank_is_the_truncated_svd_of_every_module(rule, rank, i
     torch.testing.assert_close(peft_logits(given.sft, out).double(), logits(model), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_the_order_of_policies_matters_only_where_a_rule_says_so(rule, inputs, tmp_path):
     given, spec = inputs("float32"), spec_of(rule)
     other = given.backwards()
@@ -146,7 +147,7 @@ def test_names_of_blocks_are_those_of_the_model(inputs):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_values_that_are_not_finite_are_refused_with_their_place(rule, value, inputs, copy_of, tmp_path):
     """Also where the rule decomposes what is not finite."""
     given = inputs("float32")

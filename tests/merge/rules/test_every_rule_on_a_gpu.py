@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from rlhf_lines.merge import merge_policies
-from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.tensors import order_statistics as order
-from tests.merge.rules.every_rule import spec_of, statistics_of, stored
+from tests.merge.rules.every_rule import ON_RESIDUALS, spec_of, statistics_of, stored
 
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -19,7 +18,7 @@ DEVICE = "cuda"
 
 @pytest.mark.parametrize("searched", [False, True], ids=["sorted", "searched"])
 @pytest.mark.parametrize("kind", ["float32", "float64", "adapters"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_the_gpu_writes_what_the_cpu_writes(rule, kind, searched, inputs, tmp_path, monkeypatch):
     """Up to the order of sums; alpha is measured, which takes sums over all of them."""
     if searched:

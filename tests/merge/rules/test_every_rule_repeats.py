@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines import cli
-from rlhf_lines.merge.rules import LINEAR_RULES, RULES
-from tests.merge.rules.every_rule import WEIGHTS, spec_of, statistics_of
+from rlhf_lines.merge.rules import RULES
+from tests.merge.rules.every_rule import ON_RESIDUALS, WEIGHTS, spec_of, statistics_of
 
 
 def merge(rule: str, given, statistics: list[Path], *flags: str) -> list[str]:
@@ -37,7 +37,7 @@ def assert_repeats(command: list[str]) -> dict:
     return json.loads(Path("first/merge_spec.json").read_text())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_a_dense_merge_repeats(rule, inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = inputs("mixed")
@@ -48,13 +48,13 @@ def test_a_dense_merge_repeats(rule, inputs, tmp_path, monkeypatch):
     assert len(record["statistics"]) == len(folders)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_an_adapter_repeats(rule, inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = inputs("adapters")
     folders, _ = statistics_of(rule, given, tmp_path)
     for name, rank in (("cut", ["--rank", "3"]), ("exact", [])):
-        if rank or rule in LINEAR_RULES:
+        if rank or RULES[rule].is_linear:
             (tmp_path / name).mkdir()
             monkeypatch.chdir(tmp_path / name)
             flags = ["--save", "adapter", "--alpha", "auto", "--beta", "1", *rank]

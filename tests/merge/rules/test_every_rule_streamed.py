@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import merge_policies
 from rlhf_lines.merge.inputs import policies as streamed
-from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.tensors import order_statistics as order
-from tests.merge.rules.every_rule import Inputs, inputs_of, spec_of, statistics_of, stored
+from tests.merge.rules.every_rule import ON_RESIDUALS, Inputs, inputs_of, spec_of, statistics_of, stored
 
 
 INDEX = "model.safetensors.index.json"
@@ -39,7 +38,7 @@ def assert_same_bits(got: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "an adapter and a checkpoint"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_pieces_and_threads_change_no_bit(rule, kind, inputs, tmp_path, monkeypatch):
     given = inputs(kind)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
@@ -66,7 +65,7 @@ def shard(folder: Path, out: Path, files: int) -> Path:
     return out
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_files_of_inputs_and_output_change_no_bit(rule, inputs, tmp_path):
     given = inputs("float32")
     expected = merge(rule, given, tmp_path / "one file")

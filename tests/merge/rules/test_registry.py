@@ -1,12 +1,106 @@
-"""Rules on residuals: values by hand, inputs untouched, mistakes named."""
+"""Every entry of the registry has its page, vector, source, plan; rules by hand, inputs untouched, mistakes named."""
 
 from __future__ import annotations
+
+import json
+import re
 
 import pytest
 import torch
 
-from rlhf_lines.merge import merge_residuals, tall_masks
-from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge import MergeSpec, merge_residuals, tall_masks
+from rlhf_lines.merge.rules import RULES, merge_lazily
+from rlhf_lines.merge.tensors.residuals import residuals_in_memory
+from rlhf_lines.plan import Options, plan
+from rlhf_lines.plan.merge_work import passes_over_inputs
+from tests.merge.merge_page import PAGE, table
+from tests.merge.reference import ORIGIN
+from tests.merge.rules.every_rule import ON_RESIDUALS, statistics_of
+
+
+# The numbers of a public code that a rule is compared with; `test_vectors_covered.py` sees that it is.
+REFERENCE = {
+    "linear": "linear_interp_ft0_ft1_l0.3",
+    "sum": "task_arithmetic_sum_n3_lam0.4",
+    "slerp": "slerp_residual_per_tensor_n2_t0.3",
+    "ties": "ties_mean_n3_k20",
+    "dare": "dare_ta_n3_p0.8_lam0.5",
+    "breadcrumbs": "breadcrumbs_n3_keep0.5_remove0.125",
+    "consensus": "consensus_ta_n3_k2",
+    "pcb": "pcb_n3_r0.1",
+    "opcm": "opcm_n2_a0.5",
+    "widen": "widen_n3_r1_c1",
+    "fisher": "fisher_n3",
+    "regmean": "regmean_n3",
+    "factor_average": "rs_lora_factor_average_n2_l0.3",
+    "peft_linear": "peft_linear_n2_l0.3_delta",
+}
+
+
+def test_the_page_has_every_rule():
+    assert [row[0] for row in table("| `rule` |")] == ON_RESIDUALS
+    below_adapters = PAGE.partition("\n## Adapters\n")[2].partition("\n## ")[0]
+    assert all(f"`{rule}` (" in below_adapters for rule in RULES if rule not in ON_RESIDUALS)
+
+
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
+def test_the_row_of_a_rule_is_what_the_code_does(rule):
+    (row,) = [row for row in table("| `rule` |") if row[0] == rule]
+    *_, passes, in_memory, source = row
+    assert passes == str(passes_over_inputs(MergeSpec(rule, (0.5, 0.5))))
+    assert (in_memory == "tensor") == (RULES[rule].whole is not None)
+    assert in_memory == unit_of_a_linear_map(rule)
+    assert re.fullmatch(r"\d{4}\.\d{5}", source) and f"arXiv {source}" in RULES[rule].source
+
+
+def unit_of_a_linear_map(rule: str) -> str:
+    """What the rule reads whole of a linear map, with default options."""
+    name = "model.layers.0.weight"
+    taus = [{name: torch.eye(4) * factor} for factor in (1.0, 2.0)]
+    statistics = taus if RULES[rule].statistics else ()
+    unit = merge_lazily(residuals_in_memory(taus, sft=taus[0], statistics=statistics), rule).unit
+    return unit if isinstance(unit, str) else unit(name)
+
+
+def test_the_options_of_the_page_are_those_of_the_code():
+    rows = table("| rule | option |")
+    defaults = {(name, option): default for name, rule in RULES.items() for option, default in rule.options.items()}
+    assert {(rule, option): json.loads(default) for rule, option, default, _ in rows} == defaults
+    assert len(rows) == len(defaults)
+    python_only = {(rule, option) for rule, option, _, meaning in rows if meaning.startswith("Python only")}
+    assert python_only == {(name, option) for name, rule in RULES.items() for option in rule.python_only}
+
+
+def test_every_rule_has_a_reference_vector():
+    assert list(REFERENCE) == list(RULES)
+    assert set(REFERENCE.values()) <= ORIGIN["cases"].keys()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_source_in_the_card_is_that_of_the_docstring(rule):
+    named = re.search(r"arXiv \d{4}\.\d{5}|PEFT", RULES[rule].source)
+    assert named[0] in RULES[rule].combine.__doc__
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_a_plan(rule, inputs, tmp_path):
+    given = inputs("adapters")
+    folders, _ = statistics_of(rule, given, tmp_path)
+    policies = [given.policies[0]] * 2 if RULES[rule].on_factors else given.policies  # factors of one rank
+    planned = plan(
+        [
+            *("--sft_model", str(given.sft), "--policies", *map(str, policies)),
+            *("--rule", rule, *(["--statistics", *map(str, folders)] if folders else [])),
+            *("--save", "adapter" if RULES[rule].makes_adapter else "dense", "--output_dir", str(tmp_path / "out")),
+        ],
+        Options("merge"),
+    )
+    work, (phase,) = dict(planned.work), planned.phases
+    assert work["rule"] == rule
+    # What stays in factors reads no residual.
+    assert ("passes over the inputs" in work) != RULES[rule].makes_adapter
+    assert (f"statistics for {rule}" in work) == (RULES[rule].statistics is not None)
+    assert ("one whole parameter" in phase.parts) == (RULES[rule].whole is not None)
 
 
 def two_residuals(dtype=torch.float64):
@@ -39,7 +133,7 @@ def test_values_by_hand(rule, weights, expected):
         assert all(torch.equal(residual[name], fresh[name]) for name in fresh)
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_the_result_shares_no_memory_with_the_inputs(rule):
     residuals = two_residuals()
     # What some rules need, and the others do not look at; [[1.0]] is a Fisher diagonal and a Gram matrix alike.
@@ -125,9 +219,9 @@ def test_consensus_is_of_two_or_more_policies():
             merge_residuals([{"a": torch.ones(2)}], "consensus", **k)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_residuals_without_parameters_give_none(rule):
-    statistics = [{}, {}] if rule in ("fisher", "regmean") else []
+    statistics = [{}, {}] if RULES[rule].statistics else []
     assert merge_residuals([{}, {}], rule, statistics=statistics) == {}
 
 

@@ -9,9 +9,7 @@ with. They equal the merge of residuals only where one weight is not zero, or wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-
-import torch
+from collections.abc import Sequence
 
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors
 
@@ -70,24 +68,6 @@ def peft_linear(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[s
             1.0,
         )
     return combined
-
-
-FACTOR_RULES: dict[str, Callable[[Sequence[Adapter], Sequence[float]], dict[str, Factors]]] = {
-    "factor_average": factor_average,
-    "peft_linear": peft_linear,
-}
-
-
-def one_rank(modules: dict[str, Factors]) -> dict[str, Factors]:
-    """The same residuals with zeros added, so that all modules have the largest rank."""
-    rank = max(factors.A.shape[0] for factors in modules.values())
-    return {module: _with_rank(factors, rank) for module, factors in modules.items()}
-
-
-def _with_rank(factors: Factors, rank: int) -> Factors:
-    missing = rank - factors.A.shape[0]
-    pad = torch.nn.functional.pad
-    return Factors(pad(factors.A, (0, 0, 0, missing)), pad(factors.B, (0, missing)), factors.scale)
 
 
 def _check_equal(adapters: Sequence[Adapter]) -> None:

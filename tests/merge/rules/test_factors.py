@@ -8,13 +8,15 @@ from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, merge_residuals
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, load_adapter
-from rlhf_lines.merge.lora.factor_rules import FACTOR_RULES, factor_average, peft_linear
 from rlhf_lines.merge.lora.low_rank import merge_adapters
+from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.rules.factors import factor_average, peft_linear
 from tests.merge.adapters import lora_residual
 from tests.merge.reference import CASES, FOLDER, reference_adapters
 
 
 WEIGHTS = (0.7, 0.3)
+ON_FACTORS = {rule: entry.combine for rule, entry in RULES.items() if entry.on_factors}
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_residuals_are_those_of_the_reference(adapters, rule, case, distance):
     assert (error / size).item() == pytest.approx(distance, abs=0.01)
 
 
-@pytest.mark.parametrize("rule", FACTOR_RULES)
+@pytest.mark.parametrize("rule", ON_FACTORS)
 def test_lines_scales_the_residual_once(adapters, rule):
     plain = merge_adapters(adapters, MergeSpec(rule, WEIGHTS), num_layers=6)
     scaled = merge_adapters(adapters, MergeSpec(rule, WEIGHTS, alpha=0.5, beta=1.0), num_layers=6)
@@ -78,7 +80,7 @@ def test_lines_scales_the_residual_once(adapters, rule):
         torch.testing.assert_close(residual(scaled[module]), (0.5 + layer / 5) * residual(factors))
 
 
-@pytest.mark.parametrize("rule", FACTOR_RULES)
+@pytest.mark.parametrize("rule", ON_FACTORS)
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
 def test_one_hot_weights_return_the_policy(adapters, rule, weights):
     merged = merge_adapters(adapters, MergeSpec(rule, weights), num_layers=6)
@@ -110,7 +112,7 @@ def test_peft_linear_with_weights_of_both_signs_is_that_of_peft(sft, helpful, tm
 def test_ranks_that_differ_between_modules_are_filled_with_zeros(sft, tmp_path, save_adapter):
     options = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}
     policies = [load_adapter(save_adapter(sft, tmp_path / f"p{k}", seed=k, **options)) for k in range(2)]
-    for rule, combine in FACTOR_RULES.items():
+    for rule, combine in ON_FACTORS.items():
         merged = merge_adapters(policies, MergeSpec(rule, (0.5, 0.5)), num_layers=4)
         assert {factors.A.shape[0] for factors in merged.values()} == {4}
         for module, factors in combine(policies, (0.5, 0.5)).items():
@@ -133,7 +135,7 @@ def test_adapters_that_do_not_fit_are_named(adapters):
         factor_average([changed(adapters[0], k=None), adapters[1]], WEIGHTS)
     with pytest.raises(ValueError, match=r"equal scales, but .*q_proj' has 2 in .* and 3 in 'other'; use rule linear"):
         factor_average([adapters[0], changed(adapters[1], q=louder)], WEIGHTS)
-    for rule, combine in FACTOR_RULES.items():
+    for rule, combine in ON_FACTORS.items():
         with pytest.raises(ValueError, match=rf"{rule} adds up .*q_proj' has rank 4 .* and rank 2 .* in 'other'"):
             combine([adapters[0], changed(adapters[1], q=thin)], WEIGHTS)
         with pytest.raises(ValueError, match="3 weights for 2 policies"):
@@ -141,7 +143,7 @@ def test_adapters_that_do_not_fit_are_named(adapters):
 
 
 def test_they_are_rules_of_adapters_without_options():
-    for rule in FACTOR_RULES:
+    for rule in ON_FACTORS:
         with pytest.raises(ValueError, match=f"unknown option of rule '{rule}' 'density'"):
             MergeSpec(rule, (1,), options={"density": 0.2})
         with pytest.raises(ValueError, match="combines the factors of adapters, which residuals do not show"):

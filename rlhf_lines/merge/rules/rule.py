@@ -1,0 +1,55 @@
+"""What a merge rule is: the one place where everything about it that is no arithmetic is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_lines.merge.inputs.statistics_files import Statistics
+from rlhf_lines.merge.rules.common import options_of
+from rlhf_lines.merge.rules.mergekit import Method
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to combine K policies.
+
+    Attributes:
+        combine: `(residuals, weights, **options)` to the merged residual; where `on_factors`, `(adapters, weights)` to
+            the factors of the merged adapter. Options are keyword-only, plain JSON values unless `python_only`.
+        source: where it was published, as a model card says it.
+        coefficients: of a rule that is a weighted sum of the residuals, `(K, weights)` to the f_k in
+            tau_M = sum_k f_k tau_k; None for other rules.
+        on_factors: whether it combines the factors A and B of adapters, which no residual shows.
+        python_only: options that no file can hold.
+        statistics: what it needs of each policy.
+        whole: of a rule that works on whole linear maps, what one takes beside the residuals: tensors of its size in
+            float64, and matrices `[in, in]`. None if pieces are enough.
+        mergekit: `(weights, options, scales)` to the same merge as a method of mergekit, None where that has none;
+            `scales` are the factors of LiNeS. None if mergekit has no such rule.
+    """
+
+    combine: Callable[..., Any]
+    source: str
+    coefficients: Callable[[int, Sequence[float] | None], list[float]] | None = None
+    on_factors: bool = False
+    python_only: tuple[str, ...] = ()
+    statistics: Statistics | None = None
+    whole: tuple[int, int] | None = None
+    mergekit: Callable[[Sequence[float], Mapping[str, Any], Sequence[float]], Method | None] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option with its default."""
+        return options_of(self.combine)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether tau_M is a weighted sum of the tau_k, so that specs differ only by coefficients."""
+        return self.coefficients is not None
+
+    @property
+    def makes_adapter(self) -> bool:
+        """Whether the merge of adapters is an adapter exactly."""
+        return self.is_linear or self.on_factors
