@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 
@@ -54,7 +55,7 @@ class FunctionReward:
 
 
 def check_lengths(name: str, prompts: Sequence[str], completions: Sequence[str]) -> None:
-    """Raise ValueError unless there is one completion per prompt and both are lists of texts."""
+    """Stop with a ValueError unless there is one completion per prompt and both are lists of texts."""
     if isinstance(prompts, str) or isinstance(completions, str):
         raise ValueError(
             f"reward model {name!r} got a single string; expected a list of prompts and one of completions"
@@ -99,8 +100,18 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
 
 
 def excerpt(value: object) -> str:
-    """A text quoted, or anything else as Python writes it, shortened and on one line for an error message."""
+    """A text in quotes, anything else as Python writes it; shortened, and on one line, for an error message."""
     if isinstance(value, str):
         return repr(value if len(value) <= EXCERPT else value[:EXCERPT] + "...")
     written = " ".join(repr(value).split())
     return written if len(written) <= EXCERPT else written[:EXCERPT] + "..."
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """A question that names the closest of the known names, with a blank after it; empty if none is close.
+
+    >>> did_you_mean("rule:lenght", ["rule:length", "rule:format"])
+    "did you mean 'rule:length'? "
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {close[0]!r}? " if close else ""

@@ -1,4 +1,4 @@
-"""Opens a classifier and its tokenizer from a folder, a PEFT adapter folder or the Hub, strictly."""
+"""A classifier and its tokenizer out of a folder, a PEFT adapter folder or the Hub, opened strictly."""
 
 from __future__ import annotations
 

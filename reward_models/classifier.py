@@ -81,6 +81,10 @@ class Classifier:
             dtype: torch dtype or its name; None is float32.
             batch_size: most texts in one forward pass.
             trust_remote_code: whether code from the source may run.
+
+        Raises:
+            FileNotFoundError: as `open_checkpoint`.
+            ValueError: as `open_checkpoint` and `read_settings`; or torch has no such floating-point dtype.
         """
         import torch
 
@@ -119,6 +123,9 @@ class Classifier:
         """The tokens of one pair without padding, cut to `max_length` if need be.
 
         Cutting shortens the prompt as text and tokenizes again, so template, special tokens and completion stay whole.
+
+        Raises:
+            ValueError: there is no token at all, or the template alone exceeds `max_length`.
         """
         row = self._tokenize(prompt, completion)
         if not row["input_ids"]:
@@ -170,8 +177,8 @@ def longest_input(config: Any, tokenizer: Any) -> int | None:
     """The longest input in tokens that tokenizer and position embeddings allow, or None without a limit.
 
     Args:
-        config: config of a transformers model.
-        tokenizer: its tokenizer.
+        config: of a transformers model.
+        tokenizer: of the same model.
     """
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT

@@ -41,7 +41,7 @@ def logits(model: Any, rows: Sequence[Row], *, pad_token_id: int | None, batch_s
     """Float32 logits `[N, labels]` on the CPU for tokenized texts, in their order.
 
     Args:
-        model: A sequence classification model in evaluation mode.
+        model: a sequence classification model in evaluation mode.
         rows: n texts as the tokenizer returned them without padding: `input_ids` and perhaps `token_type_ids`.
         pad_token_id: the tokenizer's pad token, or None if it has none.
         batch_size: most texts in one forward pass.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reward_models.base import FunctionReward, RewardModel
+from reward_models.base import FunctionReward, RewardModel, did_you_mean
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.classifier import Classifier
 from reward_models.presets import PRESETS
@@ -80,7 +79,11 @@ def load(
 
 
 def _folder(text: str) -> Path:
-    """The folder, after a look at what it holds."""
+    """The folder that the text names, absolute.
+
+    Raises:
+        FileNotFoundError: there is none, or none with a model in safetensors.
+    """
     folder = Path(text)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -161,9 +164,7 @@ def _function(text: str) -> tuple[Any, str]:
 def _known(text: str) -> str:
     rules = [PREFIX + rule for rule in RULES]
     names = [*PRESETS, *(preset.model for preset in PRESETS.values()), *rules]
-    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
-    suggestion = f"did you mean {close[0]!r}? " if close else ""
     return (
-        f"{suggestion}expected a folder, a function as 'module:function', a Hub id, or one of "
-        f"{', '.join([*PRESETS, *rules])}"
+        f"{did_you_mean(text, names, cutoff=0.5)}expected a folder, a function as 'module:function', a Hub id, or one "
+        f"of {', '.join([*PRESETS, *rules])}"
     )

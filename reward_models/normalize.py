@@ -1,4 +1,4 @@
-"""Score of different reward models on one scale: mean and standard deviation, measured once and then kept."""
+"""Scores of different reward models on one scale: mean and standard deviation, measured once and then kept."""
 
 from __future__ import annotations
 

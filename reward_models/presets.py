@@ -23,7 +23,7 @@ class Preset:
     """A public classifier with the format it is used with.
 
     Attributes:
-        model: hub id.
+        model: its Hub id.
         format: text format and label.
         prompt: what to pass as the prompt.
         meaning: what a higher score means.

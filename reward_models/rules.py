@@ -6,7 +6,6 @@ the same score. Higher is better.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import unicodedata
@@ -16,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Real
 from typing import Any
 
-from reward_models.base import RewardModel, check_lengths, checked_scores
+from reward_models.base import RewardModel, check_lengths, checked_scores, did_you_mean
 
 
 PREFIX = "rule:"
@@ -76,7 +75,7 @@ class FormatRule:
     [1.0, 0.0]
 
     Attributes:
-        pattern: A regular expression of Python's `re`. Its flags are written inside, such as `(?s)`, with which a dot
+        pattern: a regular expression of Python's `re`. Its flags are written inside, such as `(?s)`, with which a dot
             stands for a line break, too.
         match: "whole", the pattern describes the completion from its first to its last character, or "anywhere".
         absent: score 1 where the pattern does not match.
@@ -216,5 +215,4 @@ def _require(holds: bool, rule: str, option: str, value: object, expected: str) 
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
+    return f"{did_you_mean(name, known)}known: {', '.join(known)}"

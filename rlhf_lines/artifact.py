@@ -87,7 +87,12 @@ def finish_folder(output_dir: str | Path, *, overwrite: bool) -> None:
 
 
 def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError when `output_dir` exists and may not be replaced."""
+    """Stop where `output_dir` exists and may not be replaced.
+
+    Raises:
+        FileExistsError: it does.
+        ValueError: it is no name that a folder can have.
+    """
     output = Path(output_dir)
     if not output.name:
         raise ValueError(f"output_dir {str(output_dir)!r} has no name of its own: give a folder that can be made")
@@ -117,7 +122,7 @@ def check_place(output_dir: str | Path) -> None:
 
 
 def refuse_replacing(output_dir: str | Path, inputs: Iterable[str | Path]) -> None:
-    """Raise FileExistsError when `--overwrite` of `output_dir` would delete a folder that the stage reads."""
+    """Stop with a FileExistsError where `--overwrite` of `output_dir` would delete a folder that the stage reads."""
     output = Path(output_dir)
     for needed in map(Path, inputs):
         if output.exists() and output.resolve() in (needed.resolve(), *needed.resolve().parents):
@@ -175,9 +180,7 @@ def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     """Write `config.yaml` (what `--config` accepts again) and `rlhf_lines.json` (stage, versions, facts)."""
     write_config(folder, config)
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
-    unfinished = folder / f".{RECORD}"
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.replace(folder / RECORD)  # the last of a folder's files: with it the folder is complete
+    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")  # the last file: with it the folder is complete
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 class Sampled(NamedTuple):
     """N completions of at most T tokens.
 
-    `tokens` `[N, T]`, the end token included, padding after it; `lengths` `[N]`; `logprobs` `[N, T]` of the
-    tokens under softmax(logits / temperature) (under softmax(logits) for greedy sampling), zero on padding.
+    Attributes:
+        tokens: `[N, T]`, the end token included, padding after it.
+        lengths: `[N]`, the number of tokens of each.
+        logprobs: `[N, T]`, of the tokens under softmax(logits / temperature) (under softmax(logits) for greedy
+            sampling), zero on padding.
     """
 
     tokens: Tensor
@@ -46,6 +49,7 @@ def check_positions(config: PreTrainedConfig, prompts: Sequence[Sequence[int]], 
     Args:
         config: of the model.
         prompts: token ids of each.
+        max_new_tokens: of the longest completion.
 
     Raises:
         ValueError: they may not.
@@ -66,8 +70,11 @@ def gumbel(seed: int, prompt_keys: Tensor, samples: Tensor, step: int, vocab_siz
     gives 53 random bits, u in (0, 1), and g = -log(-log(u)).
 
     Args:
-        prompt_keys: `[rows]`, int64.
-        samples: `[rows]`, int64.
+        seed: of the run.
+        prompt_keys: `[rows]`, int64, as `prompt_key` gives them.
+        samples: `[rows]`, int64; which completion of its prompt a row is.
+        step: the position of the token in the completion, from 0.
+        vocab_size: the number of tokens.
     """
     key = mix(torch.full_like(prompt_keys, seed))
     key = mix(key ^ prompt_keys)
@@ -99,7 +106,11 @@ def sample_tokens(
         model: a causal language model.
         prompts: n lists of token ids.
         keys: (prompt, sample) of every row, which place its noise; rows with equal keys meet equal noise.
+        max_new_tokens: of the longest completion.
         temperature: of the softmax; 0 takes the most likely token.
+        eos_token_ids: the tokens that end a completion.
+        pad_token_id: what fills the rows of shorter prompts and completions.
+        seed: of the noise.
         keep_rows: called with the indices, among the rows of the last pass, of those that go on.
     """
     device = next(model.parameters()).device

@@ -19,12 +19,11 @@ FLOORS = """
 scripts
 cli
 demo
-summary
+summary           plan
 stages
-plan
 sweep
 sweep.finished    sweep.engines
-sweep.config      sweep.merges    sweep.store
+sweep.config      sweep.store    sweep.merges
 sweep.choices
 pareto.report     statistics     train
 pareto.__init__
@@ -33,14 +32,16 @@ pareto
 merge.__init__    merge.stage
 merge
 merge.output
+merge.job
 merge.lora
-merge.inputs
 merge.spec
 merge.lines
 merge.rules
+merge.inputs
 merge.tensors     merge.layers
-demo_models       task_rewards
-artifact          config         data           models        sampling
+demo_models
+data              task_rewards
+artifact          config         models         sampling
 __init__          distributed    errors         noise         reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
@@ -112,12 +113,16 @@ def imports_of(importer: str, tree: ast.Module) -> list[Import]:
                 if (module := module_of(alias.name)) is not None:
                     found.append(Import(importer, module, None, node.lineno))
                     aliases[alias.asname or alias.name] = module
-        elif isinstance(node, ast.Constant) and (module := module_of(str(node.value))) is not None:
+        elif (
+            isinstance(node, ast.Constant)
+            and (module := module_of(str(node.value))) is not None
+            and not importer.startswith(module.removesuffix("__init__"))  # its own package, where its data files are
+        ):
             found.append(Import(importer, module, None, node.lineno))  # a text, as in stages.MODULES
     for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
             found.append(Import(importer, aliases[node.value.id], node.attr, node.lineno))
-    return [found_import for found_import in found if found_import.imported != importer]
+    return found
 
 
 def room_of(module: str) -> str:

@@ -82,10 +82,12 @@ def corpus() -> tuple[Entry, ...]:
 
 
 def prompt(entry: Entry) -> str:
+    """What the policy reads: the name and a colon."""
     return f"{entry.name}:"
 
 
 def completion(entry: Entry) -> str:
+    """What the policy is to write: a blank and the summary."""
     return f" {entry.summary}"
 
 

@@ -67,11 +67,14 @@ def rows(source: str, kind: str, split: str, *, template: str | None = None) -> 
 def split_rows(
     own_splits: Mapping[str, Any], split: str, convert: Callable[[str, str], list[dict]], kind: str, source: str
 ) -> list[dict]:
-    """The rows of one kind of one split: of the other splits, only the prompts are converted.
+    """The rows of one kind of one split; of the other splits only the prompts are converted.
 
     Args:
         own_splits: what the source has, by split.
+        split: `"train"`, `"validation"` or `"test"`.
         convert: from the name of an own split and a kind of rows to these rows.
+        kind: a key of `COLUMNS`.
+        source: its name, for errors.
 
     Raises:
         FileNotFoundError: the source has neither the split nor a train split to take it from.
@@ -183,8 +186,8 @@ def _read(paths: list[Path]):
     if not any(path.stat().st_size for path in paths):
         raise ValueError(f"dataset file {paths[0]} is empty, expected rows")
     # Not load_dataset(), which reports every use to the Hub, also of a local file, and waits where there is none.
-    read = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[format]
-    return read([str(path) for path in paths])
+    from_files = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[format]
+    return from_files([str(path) for path in paths])
 
 
 def _format_of(path: Path) -> str | None:

@@ -18,8 +18,8 @@ class Template:
     """A plain-text form of conversations.
 
     Attributes:
-        user: A turn of the user (or of the system); `{content}` stands for what was said.
-        assistant: A turn of the assistant.
+        user: a turn of the user (or of the system); `{content}` stands for what was said.
+        assistant: a turn of the assistant.
         reply: what opens the reply, at the end of a prompt.
         chat: what the user says when a tokenizer's own chat template writes the turns.
     """

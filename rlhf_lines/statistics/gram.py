@@ -92,6 +92,7 @@ def linear_layers(policy: Policy, parameters: str) -> dict[str, nn.Module]:
     A weight that is tied (an output head that is the embedding) is no layer of its own, and left out.
 
     Args:
+        policy: the policy, loaded.
         parameters: `adapted` or `all`.
     """
     names = {policy.parameters[name]: name for name in policy.selected(parameters) if name not in policy.tied}
@@ -104,9 +105,10 @@ def linear_layers(policy: Policy, parameters: str) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def shared_inputs(model: nn.Module, layers: Mapping[str, nn.Module], token_ids: Sequence[int]) -> dict[str, str]:
-    """The name of every layer to that of the first layer that reads the same tensor, in the order of the calls.
+    """From the name of every layer to that of the first layer that reads the same tensor, in the order of the calls.
 
     Args:
+        model: a causal language model.
         layers: weight name to linear layer of the model.
         token_ids: any sequence; one forward pass runs on its start.
 

@@ -1,4 +1,4 @@
-"""What every statistics stage reads: the SFT model, one policy of it, and prompts; checked before a model is loaded."""
+"""What the two stages share: their inputs, checked before a model is loaded, and how many sums fit into memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from rlhf_lines.statistics.samples import Sample, read_prompts, sample_completio
 
 @dataclass(frozen=True)
 class Inputs:
-    """The folders of the SFT model and of the policy, the tokenizer, and the prompts as token ids."""
+    """What a stage reads.
+
+    Attributes:
+        config: of which policy, on which texts.
+        sft: the folder of the SFT model.
+        policy: the folder of the policy.
+        tokenizer: the SFT model's.
+        prompts: token ids of each, the shortest first.
+    """
 
     config: StatisticsConfig
     sft: Path
@@ -68,7 +76,7 @@ class Inputs:
 
 
 def read_inputs(run_config: RunConfig, data_config: DataConfig, config: StatisticsConfig, verb: str) -> Inputs:
-    """What the stage reads.
+    """What the stage reads, with the settings of the data and of the run applied.
 
     Raises:
         FileNotFoundError: a model, the policy or the data does not exist.
@@ -88,7 +96,9 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
 
 
 def in_groups(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """The names in their order, in as few consecutive groups of at most `limit` bytes as fit.
+    """The names in their order, in as few consecutive groups as there can be of at most `limit` bytes each.
+
+    What is summed up for one group is in memory during one pass over the samples.
 
     >>> in_groups({"a": 3, "b": 2, "c": 4}, 5)
     [['a', 'b'], ['c']]

@@ -31,7 +31,7 @@ def run(
     model_config: ModelConfig,
     given: dict,
 ) -> Path:
-    """Train and return the folder of a sequence classifier with one label, and its accuracy on held-out pairs.
+    """Train a sequence classifier with one label and return its folder; the record has its accuracy on held-out pairs.
 
     The accuracy is that of the saved folder, read back as any later stage reads it: a head that was lost on the way
     would show. Training leaves out a pair with a text longer than `max_length` or than the base reads; of a held-out

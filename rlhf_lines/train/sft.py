@@ -37,7 +37,7 @@ def run(
     model_config: ModelConfig,
     given: dict,
 ) -> Path:
-    """Train and return the folder of a dense checkpoint: theta_SFT, from which all policies start.
+    """Train theta_SFT, from which all policies start, and return its folder: a dense checkpoint.
 
     Rows with `prompt` and `completion` are trained on the completion only, in the tokenizer's chat template where
     it has one. With `use_peft` the adapter is kept in `adapter/` and merged into the unquantised base in float32

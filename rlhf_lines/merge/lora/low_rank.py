@@ -156,13 +156,11 @@ def _merge_factors(adapters: Sequence[Adapter], spec: MergeSpec, num_layers: int
 def _one_rank(modules: dict[str, Factors]) -> dict[str, Factors]:
     """The same residuals with zeros added, so that all modules have the largest rank."""
     rank = max(factors.A.shape[0] for factors in modules.values())
-    return {module: _with_rank(factors, rank) for module, factors in modules.items()}
-
-
-def _with_rank(factors: Factors, rank: int) -> Factors:
-    missing = rank - factors.A.shape[0]
-    pad = torch.nn.functional.pad
-    return Factors(pad(factors.A, (0, 0, 0, missing)), pad(factors.B, (0, missing)), factors.scale)
+    pad, padded = torch.nn.functional.pad, {}
+    for module, factors in modules.items():
+        missing = rank - factors.A.shape[0]
+        padded[module] = Factors(pad(factors.A, (0, 0, 0, missing)), pad(factors.B, (0, missing)), factors.scale)
+    return padded
 
 
 def _lines_factor(spec: MergeSpec, layer: int | None, num_layers: int) -> float:

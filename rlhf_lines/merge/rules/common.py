@@ -75,22 +75,12 @@ def weighted_total(taus: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
 
 
 def mean_factors(count: int, weights: Sequence[float] | None) -> list[float]:
-    """The weights w_k as they are, 1/K each without weights.
-
-    Args:
-        count: K.
-        weights: K floats, or None.
-    """
+    """The K weights w_k as they are, 1/K each without weights."""
     return [1 / count] * count if weights is None else list(weights)
 
 
 def preference_factors(count: int, weights: Sequence[float] | None) -> list[float]:
-    """The factors K w_k that scale tau_k before a rule, so that equal weights 1/K change nothing; ones without weights.
-
-    Args:
-        count: K.
-        weights: K floats, or None.
-    """
+    """The K factors K w_k that scale tau_k before a rule: equal weights 1/K change nothing, nor do no weights."""
     return [1.0] * count if weights is None else [count * weight for weight in weights]
 
 

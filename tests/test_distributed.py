@@ -1,0 +1,78 @@
+"""Which process this is: asked in one place, without torch where there is one process, and alike in all of several."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_lines import distributed
+
+
+ROOT = Path(__file__).parents[1]
+QUESTIONS = re.compile(
+    r"""["'](LOCAL_)?(RANK|WORLD_SIZE)["']|from torch import distributed|torch\.distributed\.(get|is)_|PartialState"""
+    r"""|is_main_process|is_world_process_zero"""
+)
+TWO = """
+from rlhf_lines import distributed
+
+processes = distributed.Processes()
+assert (distributed.count(), distributed.count_here(), processes.count) == (2, 2, 2)
+
+def work(item):
+    return 2 * item
+
+if distributed.leads():
+    assert (processes.map(work, [1, 2]), processes.map(work, [5])) == ([2, 4], [10])
+    processes.dismiss(True)
+else:
+    processes.follow(work)
+distributed.wait()
+assert distributed.from_leader(distributed.leads) is True
+try:
+    distributed.from_leader(lambda: int("no number"))
+except ValueError as error:
+    assert "no number" in str(error)
+    print(f"leads {distributed.leads()}\\n", end="", flush=True)
+distributed.leave()
+"""
+
+
+def run(*command: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_no_other_module_asks():
+    asking = {
+        str(path.relative_to(ROOT))
+        for package in ("rlhf_lines", "reward_models", "scripts")
+        for path in ROOT.glob(f"{package}/**/*.py")
+        if QUESTIONS.search(path.read_text())
+    }
+    assert asking == {"rlhf_lines/distributed.py"}
+
+
+def test_one_process_leads_and_imports_no_torch():
+    script = (
+        "import sys; from rlhf_lines import artifact, distributed; distributed.start(); distributed.wait(); "
+        "assert distributed.leads() and distributed.count() == distributed.count_here() == 1; "
+        "assert distributed.from_leader(lambda: 3) == 3; distributed.leave(); "
+        "print(sorted({'torch', 'accelerate', 'numpy'} & set(sys.modules)))"
+    )
+    assert run(sys.executable, "-c", script) == "[]\n"
+    with pytest.raises(KeyError):
+        distributed.from_leader(lambda: {}["missing"])
+
+
+def test_two_processes_share_work_and_hear_the_same(tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "two.py"))
+    assert sorted(run(sys.executable, *command).split("\n")) == ["", "leads False", "leads True"]
