@@ -31,7 +31,7 @@ from rlhf_lines.task_rewards import reward_entries
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
-BYTES_PER_NATS = 30  # a row of a control text under a spec
+BYTES_PER_NLL = 30  # a row of a control text under a spec
 USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 
@@ -142,7 +142,7 @@ def _add_work(
     if config.control:
         texts = test * config.control_texts
         plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
-        plan.disk["run store"] += texts * BYTES_PER_NATS
+        plan.disk["run store"] += texts * BYTES_PER_NLL
     alone = sum(not RULES[entry.rule].is_linear for entry in entries) * weights
     if alone:
         plan.work.append(("points merged one by one", f"{alone:,}: their rules are not linear"))

@@ -190,7 +190,7 @@ def test_further_scores_are_added_all_or_none(store, two_splits):
     assert store.count_unscored("new") == 6
 
 
-def test_control_texts_and_their_nll(store, tmp_path):
+def test_forgetting_texts_and_their_nll(store, tmp_path):
     texts = {text: 1 + i for i, text in enumerate(TEXTS)}
     ids = store.add_forgetting_texts(texts)
     assert store.add_forgetting_texts(dict(reversed(texts.items()))) == list(reversed(ids))

@@ -77,7 +77,7 @@ def check_nll(engine, multi_lora, specs):
         assert value == pytest.approx(-sum(logprobs[t - 1, row[t]].item() for t in range(1, len(row))), abs=1e-3)
 
 
-def test_nats_are_those_of_the_merged_models(engine, multi_lora):
+def test_nll_is_that_of_the_merged_models(engine, multi_lora):
     check_nll(engine, multi_lora, SPECS)
 
 
