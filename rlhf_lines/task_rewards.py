@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import reward_models
 from reward_models import RewardModel
+from rlhf_lines.config import from_json
 from rlhf_lines.errors import closest
 
 
@@ -53,10 +53,7 @@ class RewardEntry:
             ValueError: a key is unknown, the model is missing, or a value is wrong.
         """
         if isinstance(item, str) and item.lstrip().startswith("{"):
-            try:
-                item = json.loads(item)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"rewards holds {item!r}, which is no valid JSON: {error}") from error
+            item = from_json("rewards", item)
         if isinstance(item, str):
             return cls(item)
         if not isinstance(item, Mapping) or not isinstance(item.get("model"), str):
@@ -105,7 +102,9 @@ def load_reward_models(
     """The reward models that the entries name, in their order.
 
     Args:
+        entries: of a config.
         batch_size: of an entry that does not name its own.
+        trust_remote_code: whether a model may bring code of its own.
 
     Raises:
         FileNotFoundError: a folder does not exist.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 import torch
 import yaml
 
-from rlhf_lines import __version__, cli
+from rlhf_lines import __version__, cli, demo
 from rlhf_lines.stages import MODULES
+from tests import tiny
 
 
 VERBS = (
@@ -27,23 +29,13 @@ VERBS = (
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """A folder with ``sft``, two policies of it, and another model with a policy of its own."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-
     root = tmp_path_factory.mktemp("models")
-    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
-    torch.manual_seed(0)
-    for name, policies in (("sft", ("brief", "kind")), ("other", ("stranger",))):
-        LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.3)).save_pretrained(root / name)
-        for policy in policies:
-            config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-            model = get_peft_model(AutoModelForCausalLM.from_pretrained(root / name), config)
-            with torch.no_grad():
-                for key, parameter in model.named_parameters():
-                    if "lora_B" in key:
-                        parameter.normal_(0, 0.3)
-            model.save_pretrained(root / policy)
+    sizes = {"vocab_size": 24, "num_hidden_layers": 3, "max_position_embeddings": 32}
+    adapter = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+    for seed, (name, policies) in enumerate({"sft": ("brief", "kind"), "other": ("stranger",)}.items()):
+        tiny.llama(seed=seed, **sizes).save_pretrained(root / name)
+        for k, policy in enumerate(policies):
+            tiny.save_adapter(root / name, root / policy, seed=10 * seed + k, **adapter)
     return root
 
 
@@ -291,6 +283,57 @@ def test_help_and_version_import_no_library():
     assert [line.split()[0] for line in usage if line.startswith("  ")] == list(VERBS)
 
 
+def test_only_the_help_of_stages_imports_libraries():
+    script = (
+        "import contextlib, sys; from rlhf_lines import cli\n"
+        "for verb in sys.argv[1:]:\n"
+        "    with contextlib.suppress(SystemExit): cli.main([verb, '--help'])\n"
+        "sys.exit(' '.join({'torch', 'transformers', 'trl', 'datasets', 'numpy'} & set(sys.modules)) or 0)"
+    )
+    verbs = [verb for verb in VERBS if verb not in MODULES]
+    done = subprocess.run([sys.executable, "-c", script, *verbs], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith("usage: rlhf-lines")] == verbs
+    assert f"(default: {demo.ROOT})" in " ".join(done.stdout.split())
+
+
+def test_the_help_of_merge_and_sweep_imports_neither_models_nor_trainers():
+    script = (
+        "import contextlib, sys; from rlhf_lines import cli\n"
+        "for verb in ('merge', 'sweep', 'fisher', 'gram'):\n"
+        "    with contextlib.suppress(SystemExit): cli.main([verb, '--help'])\n"
+        "sys.exit(' '.join({'transformers', 'trl.trainer', 'peft', 'datasets'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_help_of_a_stage_has_our_options_first_then_those_of_the_libraries(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["ppo", "--help"])
+    ours, of_trl, of_transformers = re.split("^options of (?:TRL|transformers):$", capsys.readouterr().out, flags=re.M)
+    headings = [line for line in ours.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [
+        "options:",
+        "What every stage understands:",
+        "Where rows come from; docs/data.md has the sources and their columns:",
+        "Which rows a training stage reads:",
+        "What the policy is trained to please:",
+        "The settings of PPO beside those of TRL's GRPOConfig; a field that TRL names keeps its name:",
+    ]
+    for part, flags in (
+        (
+            ours,
+            ["resume", "dataset_name", "rewards", "kl_coef", "num_generations"],
+        ),  # the last is also of TRL
+        (of_trl, ["max_completion_length", "lora_r"]),
+        (of_transformers, ["warmup_steps", "output_dir"]),
+    ):
+        for flag in flags:
+            found = [text for text in (ours, of_trl, of_transformers) if re.search(rf"^  --{flag}\b", text, flags=re.M)]
+            assert found == [part], flag
+
+
 def test_the_verbs_are_those_of_the_stages(capsys):
     assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "front", "pick", "report", "score", "export", "plan"}
     assert cli.main([]) == 2
@@ -397,12 +440,12 @@ def test_the_command_that_pick_prints_makes_the_picked_policy(folder, capsys):
         point(1, "lines", [1.0, 2.0]),
         point(2, "ties", [3.0, 1.0], rule="ties", alpha=1.0, options={"density": 0.5}),
     ]
-    front = build_front(rewards=["r1", "r=2"], split="test", seed=0, points=points, resamples=10)
+    about = {"rewards": ["r1", "r=2"], "split": "test", "seed": 0, "points": points, "resamples": 10}
     (folder / "my run").mkdir()
-    write_front(folder / "my run", front)
+    write_front(folder / "my run", build_front(**about))
     question = ["pick", "./my run", "--preference", "0.1", "0.9"]
     assert "run it again with: rlhf-lines front ./my run" in refused(capsys, folder, question)
-    write_front(folder / "my run", front | {"sft_model": "./sft", "policies": ["./brief", "./kind"]})
+    write_front(folder / "my run", build_front(**about, sft_model="./sft", policies=["./brief", "./kind"]))
     for question, picked, file in (
         (["--preference", "0.4", "0.6", "--scale", "range"], points[1], "adapter_model.safetensors"),
         (["--min", "r=2=0.5", "--maximize", "r1"], points[2], "model.safetensors"),

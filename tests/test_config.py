@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import pytest
 import yaml
 
 from rlhf_lines.artifact import write_record
-from rlhf_lines.config import DataConfig, RunConfig, parse
-from rlhf_lines.stages import MODULES
+from rlhf_lines.config import RunConfig, parse, parse_size, read_fields
+from rlhf_lines.data.config import DataConfig
+from rlhf_lines.stages import configs_of
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -23,12 +23,13 @@ def verb_of(path: Path) -> str:
     return VERB_OF[path.stem.split("_")[0]]
 
 
-def dataclasses_of(verb: str) -> tuple[type, ...]:
-    return importlib.import_module(MODULES[verb]).CONFIGS
-
-
 def values_of(configs: tuple) -> dict:
-    return {entry.name: getattr(config, entry.name) for config in configs for entry in fields(config)}
+    """The value of every key, and the function from what a file says of a key to its value, where there is one."""
+    return {
+        entry.name: (getattr(config, entry.name), entry.metadata.get("parse"))
+        for config in configs
+        for entry in fields(config)
+    }
 
 
 @dataclass
@@ -73,22 +74,67 @@ def test_a_shipped_config_fits_its_stage(path, tmp_path):
     verb, content = verb_of(path), yaml.safe_load(path.read_text())
     # transformers refuses bf16 where there is no accelerator; every other key and value is checked here.
     flags = ["--bf16", "false"] if content.get("bf16") else []
-    configs, given = parse(dataclasses_of(verb), ["--config", str(path), *flags], prog=f"rlhf-lines {verb}")
+    configs, given = parse(configs_of(verb), ["--config", str(path), *flags], prog=f"rlhf-lines {verb}")
     assert given == {**content, **({"bf16": False} if flags else {})}
     values = values_of(configs)
     for key, value in given.items():
-        got = values[key]
+        got, read = values[key]
         # transformers reads report_to: none as an empty list, and holds enums whose value is what the file says.
-        expected = [] if (key, value) == ("report_to", "none") else value
+        expected = [] if (key, value) == ("report_to", "none") else list(map(read, value)) if read else value
         assert getattr(got, "value", got) == expected, key
     # What is written beside the artifact says the same.
     write_record(tmp_path, verb, given)
     written = str(tmp_path / "config.yaml")
-    again, given_again = parse(dataclasses_of(verb), ["--config", written], prog=f"rlhf-lines {verb}")
+    again, given_again = parse(configs_of(verb), ["--config", written], prog=f"rlhf-lines {verb}")
     assert given_again == given
     # TRL's configs name a run after the time where no name is given.
     for one, other in zip(configs, again, strict=True):
         assert {**asdict(one), "logging_dir": None} == {**asdict(other), "logging_dir": None}
+
+
+# --- what a field accepts ---
+
+
+def halves(item: str | list) -> tuple[str, str]:
+    """What an item of `pairs` below means: the parts of `a/b`, or of a list."""
+    parts = tuple(item.split("/") if isinstance(item, str) else item)
+    if len(parts) != 2:
+        raise ValueError(f"pairs holds {item!r}, expected two parts")
+    return parts
+
+
+@dataclass
+class PairsConfig:
+    """Fields of other types than texts and numbers."""
+
+    pairs: list[tuple[str, str]] = field(metadata={"help": "Several.", "parse": halves})
+    room: int | None = field(default="2KB", metadata={"help": "One.", "parse": parse_size})
+    given: dict = field(init=False)
+
+    def __post_init__(self):
+        self.given = read_fields(self)
+
+
+def test_a_field_holds_what_its_annotation_says_wherever_its_value_is_from(tmp_path):
+    path = tmp_path / "pairs.yaml"
+    path.write_text("pairs: [a/b, [c, d]]\nroom: null\n")
+    (config,), given = parse((PairsConfig,), ["--config", str(path)], prog="pairs")
+    assert (config.pairs, config.room) == ([("a", "b"), ("c", "d")], None)
+    assert given == config.given == {"pairs": ["a/b", ["c", "d"]], "room": None}
+    (config,), given = parse((PairsConfig,), ["--pairs", "a/b", "c/d", "--room", "1KB"], prog="pairs")
+    assert (config.pairs, config.room) == ([("a", "b"), ("c", "d")], 1000)
+    assert given == {"pairs": ["a/b", "c/d"], "room": "1KB"}
+    path.write_text("pairs: a/b\n")  # one is a list of one
+    (config,), given = parse((PairsConfig,), ["--config", str(path)], prog="pairs")
+    assert (config.pairs, config.room, given) == ([("a", "b")], 2000, {"pairs": "a/b"})
+    assert PairsConfig([["a", "b"]]).pairs == [("a", "b")]
+
+
+def test_all_fields_that_mean_nothing_are_told():
+    with pytest.raises(ValueError, match=r"2 problems: \(1\) pairs holds 'a', expected two parts; \(2\) 'x' is no"):
+        PairsConfig(["a"], "x")
+    with pytest.raises(ValueError, match=r"^pairs is empty, expected a value$"):
+        PairsConfig(None)
 
 
 # --- files and flags ---
@@ -208,6 +254,15 @@ def test_a_missing_file_is_named(tmp_path):
         parse(TYPES, ["--config", str(tmp_path / "no.yaml")], prog="rlhf-lines thing")
 
 
+def test_a_merge_record_is_a_config_of_stage_merge_alone(tmp_path):
+    path = tmp_path / "merge_spec.json"
+    path.write_text('{"format": 1, "spec": {}, "policies": []}')
+    with pytest.raises(ValueError, match=f"merge record {path} lacks sft_model"):
+        parse(configs_of("merge"), ["--config", str(path)], prog="rlhf-lines merge")
+    with pytest.raises(ValueError, match="has the unknown key 'format'"):
+        parse(TYPES, ["--config", str(path)], prog="rlhf-lines thing")
+
+
 def test_every_stage_names_its_data_alike_and_takes_no_setting_that_it_ignores():
     everywhere = {"dataset_name", "dataset_path", "prompt_template", "max_prompt_length"}
     expected = {
@@ -217,6 +272,20 @@ def test_every_stage_names_its_data_alike_and_takes_no_setting_that_it_ignores()
         "sweep": everywhere,
     }
     for verb, names in expected.items():
-        data = next(config for config in dataclasses_of(verb) if issubclass(config, DataConfig))
+        data = next(config for config in configs_of(verb) if issubclass(config, DataConfig))
         assert {entry.name for entry in fields(data)} == names
-        assert RunConfig in dataclasses_of(verb)
+        assert RunConfig in configs_of(verb)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4 * 10**9), ("512MiB", 2**29), ("1.5 KB", 1500), ("2TiB", 2**41), ("77", 77), (77, 77), ("8B", 8)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "4 gigabytes", "-1GB", "4G", "1e9", "4iB", None])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is not a size: expected a number with a unit"):
+        parse_size(text)

@@ -36,3 +36,11 @@ def test_several_are_numbered_on_one_line_each_told_once():
 def test_errors_of_ours_are_not_collected():
     with pytest.raises(KeyError):
         collected(KeyError("a"))
+
+
+def test_sentences_that_are_known_are_told_together():
+    Problems(sentence for sentence in ()).check()
+    with pytest.raises(ValueError, match=r"^a is 1$"):
+        Problems(["a is 1"]).check()
+    with pytest.raises(InputProblems, match=r"^2 problems: \(1\) a is 1; \(2\) b is 2$"):
+        Problems(["a is 1", "b is 2"]).check()

@@ -5,24 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from rlhf_lines.artifact import new_folder, versions
+from rlhf_lines.artifact import check_place, new_folder, refuse_existing, refuse_replacing
 from rlhf_lines.merge.inputs.adapter import Adapter
-from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, loss_warnings, weights_sha256
+from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, weights_sha256
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
+from rlhf_lines.merge.job import Merge, Written
+from rlhf_lines.merge.opened import OpenMerge, Progress, open_merge
 from rlhf_lines.merge.output.card import model_card
 from rlhf_lines.merge.output.mergekit import mergekit_config
-from rlhf_lines.merge.prepare import check_settings, open_merge
-from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 
 
+MUCH_LOST = 0.1  # of the merged residual, above which a merge warns
 NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -41,7 +41,7 @@ def merge_policies(
     device: str | torch.device = "cpu",
     overwrite: bool = False,
     warnings: Sequence[str] = (),
-    progress: Callable[[str, int, int | None], object] = lambda phase, elements, total: None,
+    progress: Progress = lambda phase, elements, total: None,
 ) -> Path:
     """Write the merged policy theta_SFT + LiNeS(rule(tau_1..tau_K)) and return its folder.
 
@@ -66,7 +66,7 @@ def merge_policies(
         max_memory: bytes that the work on one parameter may take, for rules that need whole ones; None is no bound.
         device: where the arithmetic on dense residuals is done.
         overwrite: replace an existing `output_dir`, once the new one is complete.
-        warnings: what the record and the card should say beside the warnings of `check_inputs`.
+        warnings: what the record and the card should say beside the warnings of the inputs.
         progress: told the phase (`measure`, `write`), the number of elements done since the last call, and the total
             of the phase where it is known.
 
@@ -76,87 +76,74 @@ def merge_policies(
         FileExistsError: `output_dir` exists and `overwrite` is False.
         OSError: the disk is full.
     """
-    if not policies or isinstance(policies, (str, Path)):
-        raise ValueError(f"policies is {policies!r}, expected a list of one or more folders")
-    output, inputs = Path(output_dir), [sft_model, *policies]
-    check_settings(
-        inputs,
-        spec,
-        save=save,
-        output_dir=output,
-        rank=rank,
-        dtype=dtype,
-        device=device,
-        overwrite=overwrite,
-        statistics=statistics,
-    )
-    with contextlib.ExitStack() as stack:
-        prepared = open_merge(
-            inputs,
-            spec,
-            stack,
-            save=save,
-            rank=rank,
-            device=device,
-            statistics=statistics,
-            max_memory=max_memory,
-            progress=progress,
-        )
-        merge, found = prepared.merge, prepared.warnings
-        # Hashing takes a core, so it goes on beside the merge.
-        hashing = stack.enter_context(ThreadPoolExecutor(1))
-        hashes = hashing.map(weights_sha256, inputs)
+    merge = Merge(sft_model, policies, spec, save, rank, dtype, statistics, max_shard_size, device)
+    output = Path(output_dir)
+    merge.check()
+    check_output(merge, output, overwrite=overwrite)
+    # Hashing takes a core, so it goes on beside the merge.
+    with open_merge(merge, max_memory=max_memory, progress=progress) as opened, ThreadPoolExecutor(1) as hashing:
+        sha256 = hashing.submit(_hashes, merge)
         with _new_folder(output, overwrite=overwrite) as folder:
-            if save == "adapter":
-                written = merge.write_adapter(folder, str(sft_model), rank=prepared.rank, dtype=dtype)
-            else:
-                written = merge.write_dense(folder, dtype=dtype, max_shard_size=max_shard_size)
-            found += loss_warnings(
-                written.lost, dtype=written.dtype, save=save, adapters_only=len(merge.adapters) == len(policies)
-            )
-            sft_sha256, *sha256 = hashes
-            record = {
-                "format": 1,
-                "spec": spec.to_dict(),
-                "alpha": merge.alpha,
-                "sft_model": str(sft_model),
-                "sft_sha256": sft_sha256,
-                "policies": [
-                    {"path": str(path), "sha256": known} for path, known in zip(policies, sha256, strict=True)
-                ],
-                "statistics": [
-                    {"path": str(path), "sha256": statistics_sha256(RULES[spec.rule].statistics, path)}
-                    for path in statistics
-                ],
-                "save": save,
-                "dtype": written.dtype,
-                "asked_dtype": dtype,
-                "asked_rank": rank,
-                "max_shard_size": max_shard_size,
-                "device": str(device),
-                "versions": versions(),
-                "lost_residual": asdict(written.lost),
-                "warnings": [*warnings, *found],
-            }
-            if save == "adapter":
-                record["rank"] = written.rank
-            if written.truncation is not None:
-                record["truncation"] = asdict(written.truncation)
+            written = opened.write(folder)
+            fits_adapter = merge.save == "dense" and len(opened.adapters) == len(merge.policies)
+            found = [*warnings, *opened.warnings, *loss_warnings(written, fits_adapter=fits_adapter)]
+            record = merge.to_record(sha256.result(), written, found)
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
             (folder / "README.md").write_text(model_card(record))
-            recipe = mergekit_config(
-                merge.resolved,
-                str(sft_model),
-                [
-                    one if isinstance(one, Adapter) else str(path)
-                    for one, path in zip(prepared.policies, policies, strict=True)
-                ],
-                num_layers=prepared.sft.num_layers(),
-                out_dtype=written.dtype,
-            )
-            if recipe is not None and written.truncation is None:
-                (folder / "mergekit.yaml").write_text(recipe)
+            if written.truncation is None and (config := _mergekit_config(opened, written)) is not None:
+                (folder / "mergekit.yaml").write_text(config)
     return output
+
+
+def check_output(merge: Merge, output_dir: str | Path, *, overwrite: bool) -> None:
+    """Stop where the folder of a merge cannot be made.
+
+    Raises:
+        ValueError: the folder above cannot be made or written.
+        FileExistsError: it exists and `overwrite` is False, or is needed.
+    """
+    refuse_existing(output_dir, overwrite=overwrite)
+    refuse_replacing(output_dir, [*merge.models, *merge.statistics])
+    check_place(output_dir)
+
+
+def loss_warnings(written: Written, *, fits_adapter: bool) -> list[str]:
+    """One warning where the output dtype lost more than a tenth of the merged residual, with the ways out.
+
+    Args:
+        written: what came of the merge.
+        fits_adapter: whether an adapter, which keeps the residual apart from the weights, could have been saved.
+    """
+    if written.lost.relative_l2 <= MUCH_LOST:
+        return []
+    ways = [] if written.dtype in ("float32", "float64") else ["write float32 (--dtype float32)"]
+    if fits_adapter:
+        ways.append("save an adapter, which keeps the residual apart from the weights (--save adapter)")
+    return [
+        f"{written.dtype} lost {written.lost.relative_l2:.1%} of the merged residual (relative L2): "
+        + (" or ".join(ways) or "the residual is tiny beside the weights, look at alpha, beta and the weights")
+    ]
+
+
+def _hashes(merge: Merge) -> list[str]:
+    """The hashes of the inputs, in the order of `Merge.to_record`."""
+    statistics = [statistics_sha256(merge.rule.statistics, folder) for folder in merge.statistics]
+    return [*map(weights_sha256, merge.models), *statistics]
+
+
+def _mergekit_config(opened: OpenMerge, written: Written) -> str | None:
+    """The same merge for mergekit, where mergekit can express it."""
+    policies = [
+        one if isinstance(one, Adapter) else path
+        for one, path in zip(opened.policies, opened.merge.policies, strict=True)
+    ]
+    return mergekit_config(
+        opened.spec,
+        opened.merge.sft_model,
+        policies,
+        num_layers=opened.sft.num_layers(),
+        out_dtype=written.dtype,
+    )
 
 
 @contextlib.contextmanager

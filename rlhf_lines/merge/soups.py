@@ -1,4 +1,8 @@
-"""Soups: weights of the rule `linear` that come from a recipe rather than from a preference."""
+"""Soups: weights of the rule `linear` that come from a recipe rather than from a preference.
+
+A recipe needs nothing (`uniform_soup`, `wise_ft`), validation scores (`greedy_soup`), or what a trainer has written
+beside the checkpoints of one run (`checkpoint_weights`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,10 @@ from pathlib import Path
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.spec import MergeSpec
+
+
+STATE_FILE = "trainer_state.json"
+METRICS = ("step", "loss")  # of a checkpoint, in that file
 
 
 def uniform_soup(count: int) -> MergeSpec:
@@ -91,14 +99,6 @@ def metric_weights(values: Sequence[float], *, power: float = 1.0, lower_is_bett
     return tuple(share / math.fsum(shares) for share in shares)
 
 
-def _mean_of(chosen: Sequence[int], count: int) -> tuple[float, ...]:
-    return tuple(1 / len(chosen) if k in chosen else 0.0 for k in range(count))
-
-
-STATE_FILE = "trainer_state.json"
-METRICS = ("step", "loss")
-
-
 def checkpoint_weights(checkpoints: Sequence[str | Path], by: str, *, power: float = 1.0) -> tuple[float, ...]:
     """The weights of the checkpoints of one run, from their `trainer_state.json`; see `metric_weights`.
 
@@ -115,6 +115,10 @@ def checkpoint_weights(checkpoints: Sequence[str | Path], by: str, *, power: flo
         raise ValueError(unknown_name("weights_by", by, METRICS))
     values = [_metric(Path(folder), by) for folder in checkpoints]
     return metric_weights(values, power=power, lower_is_better=by == "loss")
+
+
+def _mean_of(chosen: Sequence[int], count: int) -> tuple[float, ...]:
+    return tuple(1 / len(chosen) if k in chosen else 0.0 for k in range(count))
 
 
 def _metric(folder: Path, by: str) -> float:

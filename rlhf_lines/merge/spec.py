@@ -105,6 +105,18 @@ class MergeSpec:
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
 
+def number_or_auto(name: str, value: object) -> float | Literal["auto"]:
+    """The alpha that a flag or a config file gives; whether the number is finite is for `MergeSpec` to say.
+
+    Raises:
+        ValueError: neither a number nor `auto`; `name` says where.
+    """
+    try:
+        return "auto" if value == "auto" else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}, expected a number or auto") from None
+
+
 def _finite(name: str, value: object, *, expected: str = "a finite number that float32 holds") -> float:
     if not isinstance(value, Real) or not abs(value) <= LARGEST:
         raise ValueError(f"{name} is {value!r}, expected {expected}")

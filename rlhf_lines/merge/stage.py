@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import refuse_existing
-from rlhf_lines.config import RunConfig, parse_size
+from rlhf_lines.config import RunConfig, parse_size, read_fields
 from rlhf_lines.errors import Problems
+from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.output.hub import check_hub, upload
-from rlhf_lines.merge.output.record import check_repeat, read_merge_record
+from rlhf_lines.merge.output.record import check_repeat, is_record, read_merge, settings
 from rlhf_lines.merge.policies import MERGE_RECORD, merge_policies
 from rlhf_lines.merge.rules import RULES, Rule
 from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
-from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.models import local_folder
 
 
 def _rules(chosen: Callable[[Rule], object], joint: str = ", ") -> str:
     """The names of some rules, for help texts."""
     return joint.join(name for name, rule in RULES.items() if chosen(rule))
+
+
+def rule_options(value: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a rule, from a mapping or its JSON.
+
+    Raises:
+        ValueError: the text is not JSON, or the value no mapping.
+    """
+    try:
+        options = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"rule_options {value!r} is not JSON ({error.msg} at {error.pos})") from error
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options is {options!r}, expected a mapping from option name to value")
+    return options
+
+
+def shard_size(value: str | int) -> int:
+    """The most bytes of a written weight file.
+
+    Raises:
+        ValueError: no size, or zero.
+    """
+    size = parse_size(value)
+    if size == 0:
+        raise ValueError(f"max_shard_size is {value}, expected a size such as 5GB")
+    return size
 
 
 @dataclass
@@ -54,7 +84,9 @@ class MergeConfig:
             f"other codes, on adapters: {_rules(lambda rule: rule.on_factors)}."
         },
     )
-    rule_options: str | None = field(default=None, metadata={"help": "Options of the rule, as JSON."})
+    rule_options: Mapping[str, Any] | None = field(
+        default=None, metadata={"help": "Options of the rule, as JSON.", "parse": rule_options}
+    )
     statistics: list[str] | None = field(
         default=None,
         metadata={
@@ -62,9 +94,12 @@ class MergeConfig:
             f"{' or '.join(rule.statistics.verb for rule in RULES.values() if rule.statistics)}."
         },
     )
-    alpha: str = field(
-        default="1.0",
-        metadata={"help": "LiNeS factor of the first block; auto gives tau_M the L1 norm of the mean residual."},
+    alpha: float | Literal["auto"] = field(
+        default=1.0,
+        metadata={
+            "help": "LiNeS factor of the first block; auto gives tau_M the L1 norm of the mean residual.",
+            "parse": partial(number_or_auto, "alpha"),
+        },
     )
     beta: float = field(default=0.0, metadata={"help": "What the factor of the last block is more than alpha."})
     schedule: str = field(
@@ -77,11 +112,19 @@ class MergeConfig:
     dtype: str | None = field(
         default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}
     )
-    max_shard_size: str | None = field(
-        default=None, metadata={"help": "Of a written weight file, such as 5GB; as the SFT model is if not given."}
+    max_shard_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Of a written weight file, such as 5GB; as the SFT model is if not given.",
+            "parse": shard_size,
+        },
     )
-    max_memory: str = field(
-        default="4GB", metadata={"help": "What the work on one parameter may take, for rules that need whole ones."}
+    max_memory: int = field(
+        default="4GB",
+        metadata={
+            "help": "What the work on one parameter may take, for rules that need whole ones.",
+            "parse": parse_size,
+        },
     )
     device: str = field(default="cpu", metadata={"help": "Where the arithmetic is done: cpu or cuda."})
     plan: bool = field(
@@ -98,46 +141,35 @@ class MergeConfig:
         },
     )
 
-    def spec(self) -> MergeSpec:
-        """The merge as a value."""
-        options = self.rule_options or {}
-        if isinstance(options, str):
-            try:
-                options = json.loads(options)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"rule_options {options!r} is not JSON ({error.msg} at {error.pos})") from error
-        return MergeSpec(self.rule, self._weights(), self._alpha(), self.beta, self.schedule, options)
+    def __post_init__(self) -> None:
+        given = read_fields(self)
+        if self.max_shard_size is not None and self.save == "adapter":
+            size = given["max_shard_size"]
+            raise ValueError(f"max_shard_size is {size}, but an adapter is one file; leave it out")
 
-    def _alpha(self) -> float | str:
-        try:
-            return "auto" if self.alpha == "auto" else float(self.alpha)
-        except (TypeError, ValueError):
-            raise ValueError(f"alpha is {self.alpha!r}, expected a number or auto") from None
+    @staticmethod
+    def settings(content: dict, path: Path) -> dict:
+        """What a config file sets; a `merge_spec.json` sets all that repeats its merge."""
+        return settings(path) if is_record(content) else content
 
-    def shard_bytes(self) -> int | None:
-        """The most bytes of a written weight file, or None.
+    def merge(self) -> Merge:
+        """The merge as a value, folders as they are named.
 
         Raises:
-            ValueError: it is no size, zero, or of an adapter, which is one file.
+            ValueError: weights that are given twice, or a spec that does not exist.
         """
-        if self.max_shard_size is None:
-            return None
-        size = parse_size(self.max_shard_size)
-        if size < 1:
-            raise ValueError(f"max_shard_size is {self.max_shard_size}, expected a size such as 5GB")
-        if self.save == "adapter":
-            raise ValueError(f"max_shard_size is {self.max_shard_size}, but an adapter is one file; leave it out")
-        return size
-
-    def folders(self) -> tuple[Path, list[Path]]:
-        """The folders of the SFT model and of the policies; all that are missing are told at once."""
-        problems = Problems()
-        found = []
-        for name, what in ((self.sft_model, "SFT model"), *((policy, "policy") for policy in self.policies)):
-            with problems.collect():
-                found.append(local_folder(name, what=what))
-        problems.check()
-        return found[0], found[1:]
+        spec = MergeSpec(self.rule, self._weights(), self.alpha, self.beta, self.schedule, self.rule_options or {})
+        return Merge(
+            self.sft_model,
+            self.policies,
+            spec,
+            self.save,
+            rank=self.rank,
+            dtype=self.dtype,
+            statistics=self.statistics or (),
+            max_shard_size=self.max_shard_size,
+            device=self.device,
+        )
 
     def _weights(self) -> tuple[float, ...]:
         if self.weights_by is None:
@@ -146,8 +178,8 @@ class MergeConfig:
             return uniform_soup(len(self.policies)).weights if self.weights is None else tuple(self.weights)
         if self.weights is not None:
             raise ValueError("weights and weights_by are both given; keep one of them")
-        _, folders = self.folders()
-        return checkpoint_weights(folders, self.weights_by, power=1.0 if self.power is None else self.power)
+        _, *policies = _folders([self.sft_model, *self.policies])
+        return checkpoint_weights(policies, self.weights_by, power=1.0 if self.power is None else self.power)
 
 
 CONFIGS = (RunConfig, MergeConfig)
@@ -160,34 +192,25 @@ def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
     if config.push_to_hub:
         check_hub(config.hub_model_id)
     if is_kept(run_config, config):
-        check_same_merge(config)
-        folder = Path(config.output_dir)
+        check_same_merge(config.output_dir, config.merge())
     else:
-        folder = _merge(run_config, config)
+        _merge(config, overwrite=run_config.overwrite)
+    folder = Path(config.output_dir)
     if config.push_to_hub:
         upload(folder, config.hub_model_id, private=config.hub_private_repo)
     return folder
 
 
-def _merge(run_config: RunConfig, config: MergeConfig) -> Path:
-    refuse_existing(config.output_dir, overwrite=run_config.overwrite)  # before gigabytes are hashed
-    sft, policies = config.folders()
-    statistics = config.statistics or ()
-    warnings = check_repeat(config.repeats, sft, policies, statistics) if config.repeats else ()
+def _merge(config: MergeConfig, *, overwrite: bool) -> None:
+    refuse_existing(config.output_dir, overwrite=overwrite)  # before gigabytes are hashed
+    merge = with_folders(config.merge())
+    warnings = check_repeat(config.repeats, merge) if config.repeats else ()
     with _Bars() as progress:
-        return merge_policies(
-            sft,
-            policies,
-            config.spec(),
-            save=config.save,
+        merge_policies(
+            **vars(merge),
             output_dir=config.output_dir,
-            rank=config.rank,
-            dtype=config.dtype,
-            overwrite=run_config.overwrite,
-            statistics=statistics,
-            max_shard_size=config.shard_bytes(),
-            max_memory=parse_size(config.max_memory),
-            device=config.device,
+            max_memory=config.max_memory,
+            overwrite=overwrite,
             warnings=warnings,
             progress=progress,
         )
@@ -223,38 +246,28 @@ def is_kept(run_config: RunConfig, config: MergeConfig) -> bool:
     return run_config.resume and (Path(config.output_dir) / MERGE_RECORD).is_file()
 
 
-def check_same_merge(config: MergeConfig) -> None:
+def check_same_merge(output_dir: str | Path, merge: Merge) -> None:
     """Raise ValueError when the folder to be kept holds another merge, or one of inputs that have changed since."""
-    path = Path(config.output_dir) / MERGE_RECORD
-    made = read_merge_record(path)
-    sft, policies = config.folders()
-    statistics = config.statistics or []
-    before = {
-        "spec": made["spec"],
-        "save": made["save"],
-        "sft_model": made["sft_model"],
-        "policies": [policy["path"] for policy in made["policies"]],
-        "dtype": made["asked_dtype"],
-        "rank": made["asked_rank"],
-        "max_shard_size": made["max_shard_size"],
-        "statistics": [folder["path"] for folder in made["statistics"]],
-        "device": made["device"],
-    }
-    now = {
-        "spec": config.spec().to_dict(),
-        "save": config.save,
-        "sft_model": str(sft),
-        "policies": [str(policy) for policy in policies],
-        "dtype": config.dtype,
-        "rank": config.rank,
-        "max_shard_size": config.shard_bytes(),
-        "statistics": statistics,
-        "device": config.device,
-    }
+    path, merge = Path(output_dir) / MERGE_RECORD, with_folders(merge)
     way_out = "choose another folder, or replace it with --overwrite in place of --resume"
-    for key, value in now.items():
-        if before[key] != value:
-            raise ValueError(
-                f"output_dir {config.output_dir} was made with {key} {before[key]}, now it is {value}: {way_out}"
-            )
-    check_repeat(path, sft, policies, statistics, way_out=way_out)
+    if differing := read_merge(path).difference(merge):
+        key, before, now = differing
+        raise ValueError(f"output_dir {output_dir} was made with {key} {before}, now it is {now}: {way_out}")
+    check_repeat(path, merge, way_out=way_out)
+
+
+def with_folders(merge: Merge) -> Merge:
+    """The merge with the local folders of its models; all that are missing are told at once."""
+    sft, *policies = _folders(merge.models)
+    return replace(merge, sft_model=sft, policies=policies)
+
+
+def _folders(models: Sequence[str]) -> list[Path]:
+    """The local folders of the SFT model and of the policies."""
+    problems = Problems()
+    folders = []
+    for number, name in enumerate(models):
+        with problems.collect():
+            folders.append(local_folder(name, what="policy" if number else "SFT model"))
+    problems.check()
+    return folders

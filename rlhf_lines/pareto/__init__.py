@@ -15,18 +15,11 @@ from rlhf_lines.pareto.figures.forgetting import plot_forgetting
 from rlhf_lines.pareto.figures.front import plot_front
 from rlhf_lines.pareto.figures.validation import plot_validation
 from rlhf_lines.pareto.forgetting import damage_undone
-from rlhf_lines.pareto.front import (
-    REFERENCE_POINT_RULE,
-    Point,
-    build_front,
-    hypervolume,
-    nondominated,
-    read_front,
-    reference_point,
-    write_front,
-)
+from rlhf_lines.pareto.front import Point, build_front
 from rlhf_lines.pareto.hull import hull_vertices
+from rlhf_lines.pareto.measures import REFERENCE_POINT_RULE, hypervolume, nondominated, reference_point
 from rlhf_lines.pareto.pick import merge_arguments, pick_point, picked_text
+from rlhf_lines.pareto.schema import Front, read_front, write_front
 from rlhf_lines.pareto.surrogate import (
     Surrogate,
     design,
@@ -43,6 +36,7 @@ __all__ = [
     "REFERENCE_POINT_RULE",
     "UTILITY_RULE",
     "Estimate",
+    "Front",
     "Point",
     "Surrogate",
     "attained_regions",

@@ -1,22 +1,18 @@
-"""Dominance, hypervolume and `front.json`. Higher scores are better everywhere.
+"""From points with their scores to the content of `front.json`. Higher scores are better everywhere.
 
-Letters: n points, P prompts, K rewards.
+Letters: n points, P prompts, K rewards, T texts.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_lines.artifact import write_whole
 from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.bootstrap import (
     CONFIDENCE,
@@ -27,16 +23,21 @@ from rlhf_lines.pareto.bootstrap import (
     probability_positive,
 )
 from rlhf_lines.pareto.hull import hull_vertices
-from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, utilities
-
-
-FORMAT = 1
-FILE_NAME = "front.json"
-KEYS = ("rewards", "split", "reference_point", "ideal_point", "seed", "points", "fronts", "comparisons")
-MARGIN = 0.1
-REFERENCE_POINT_RULE = (
-    "per reward: the lowest mean score of any point, minus 10 % of the range of mean scores over all points"
+from rlhf_lines.pareto.measures import REFERENCE_POINT_RULE, hypervolume, nondominated, reference_point
+from rlhf_lines.pareto.origin import arguments_to_merge, point_label, single_policy
+from rlhf_lines.pareto.schema import (
+    FORMAT,
+    LINES,
+    SOUP,
+    Difference,
+    Forgetting,
+    Front,
+    Mean,
+    Spec,
+    SurrogateEntry,
+    Validation,
 )
+from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, utilities
 
 
 @dataclass(frozen=True)
@@ -50,60 +51,23 @@ class Point:
         scores: `[P, K]`, averaged over the samples of a prompt.
         kl: `[P]`, estimated KL to the SFT model, or None when it was not measured.
         samples_per_prompt: how many completions were averaged for each prompt.
-        nats: `[T]`, minus the log-probability of each of T control texts, or None when it was not measured.
-        text_tokens: `[T]`, how many tokens of each control text the nats are summed over, or None.
+        nll: `[T]`, minus the log-probability of each text outside the task, or None when it was not measured.
+        text_tokens: `[T]`, how many tokens of each text the `nll` is summed over, or None.
     """
 
     id: int
     group: str
-    spec: Mapping[str, Any]
+    spec: Spec
     scores: ArrayLike
     kl: ArrayLike | None = None
     samples_per_prompt: int = 1
-    nats: ArrayLike | None = None
+    nll: ArrayLike | None = None
     text_tokens: ArrayLike | None = None
 
-
-def nondominated(scores: ArrayLike) -> list[int]:
-    """The indices of the rows of `scores` `[n, K]` that no other row dominates, in ascending order.
-
-    Row a dominates row b if it is at least as high everywhere and higher somewhere. Equal rows do not dominate each
-    other, so duplicates stay or go together.
-
-    >>> nondominated([[1, 3], [3, 1], [2, 2], [1, 1], [2, 2]])
-    [0, 1, 2, 4]
-    """
-    scores = _as_matrix(scores)
-    return [int(i) for i in np.flatnonzero(moocore.is_nondominated(scores, maximise=True, keep_weakly=True))]
-
-
-def hypervolume(scores: ArrayLike, reference_point: Sequence[float]) -> float:
-    """The volume of the region that lies below some row of `scores` `[n, K]` and above the reference point.
-
-    A row that does not exceed the reference point in every reward adds nothing, and neither does a dominated row.
-
-    Two unit-wide boxes, 1 x 3 and 3 x 1, that share the unit square: 3 + 3 - 1.
-
-    >>> hypervolume([[1, 3], [3, 1]], [0, 0])
-    5.0
-
-    Source: Zitzler and Thiele, PPSN 1998 (the measure); computed by moocore.
-    """
-    return float(moocore.hypervolume(_as_matrix(scores), ref=np.asarray(reference_point, float), maximise=True))
-
-
-def reference_point(scores: ArrayLike) -> list[float]:
-    """The reference point for mean scores `[n, K]` of all points: see `REFERENCE_POINT_RULE`.
-
-    The margin gives the ends of a front a volume of their own. A reward on which all points agree has no range, and
-    every hypervolume is then zero.
-
-    >>> reference_point([[0.0, 10.0], [1.0, 30.0]])
-    [-0.1, 8.0]
-    """
-    scores = _as_matrix(scores)
-    low, high = scores.min(axis=0), scores.max(axis=0)
-    return [float(value) for value in low - MARGIN * (high - low)]
+    def __post_init__(self) -> None:
+        missing = [key for key in Spec.__annotations__ if key not in self.spec]
+        if missing:
+            raise ValueError(f"the spec of point {self.id} has no {', '.join(missing)}; expected what MergeSpec holds")
 
 
 def build_front(
@@ -112,9 +76,14 @@ def build_front(
     split: str,
     seed: int,
     points: Sequence[Point | Mapping[str, Any]],
+    sft_model: str | None = None,
+    policies: Sequence[str] = (),
+    validation: Validation | None = None,
+    surrogate: dict[str, SurrogateEntry] | None = None,
+    forgetting: Forgetting | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
-) -> dict[str, Any]:
+) -> Front:
     """The content of `front.json`: points with intervals, one front per group, and paired comparisons.
 
     Points are listed by id, so the result does not depend on the order they come in. A group with one point (`sft`)
@@ -127,13 +96,18 @@ def build_front(
         split: the prompts that were scored, such as `test`.
         seed: seed of the resampled prompts.
         points: points scored on the same prompts in the same order; a mapping with the fields of `Point` will do.
+        sft_model: what the policies were trained from; without it no point says how it is made.
+        policies: those that were merged, then the MORLHF runs; the weights of a spec belong to the first of them.
+        validation: how alpha, beta and schedule were chosen; None, as for the next two, where there is nothing to say.
+        surrogate: by group, what a fit predicted.
+        forgetting: what the texts outside the task were.
         resamples: number of bootstrap resamples.
         confidence: coverage of all intervals.
 
     Raises:
         ValueError: there are no points, an id occurs twice, shapes differ or a score is not finite.
     """
-    rewards = list(rewards)
+    rewards, policies = list(rewards), list(policies)
     points = [Point(**point) if isinstance(point, Mapping) else point for point in points]
     points = sorted(points, key=lambda point: point.id)
     scores = _stack_scores(points, rewards)  # [n, P, K]
@@ -187,6 +161,9 @@ def build_front(
                 "prompts": scores.shape[1],
                 "samples_per_prompt": point.samples_per_prompt,
                 "perplexity": _perplexity(point, resamples, seed, confidence),
+                "label": point_label(point.spec, policies),
+                "single_policy": single_policy(point.spec, policies),
+                "merge_arguments": arguments_to_merge(point.spec, sft_model, policies),
             }
             for row, point in enumerate(points)
         ],
@@ -202,60 +179,12 @@ def build_front(
             }
             for a, b in _pairs(fronts)
         ],
+        "sft_model": sft_model,
+        "policies": policies,
+        "validation": validation,
+        "surrogate": surrogate,
+        "forgetting": forgetting,
     }
-
-
-def write_front(folder: str | Path, front: Mapping[str, Any]) -> Path:
-    """Write `front.json` into `folder` and returns its path; the file appears whole or not at all.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-        ValueError: a number is not finite, which JSON cannot hold.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"cannot write {FILE_NAME}: {folder} is not a folder; create it or check the path")
-    text = json.dumps(front, indent=2, allow_nan=False) + "\n"
-    write_whole(folder / FILE_NAME, text)
-    return folder / FILE_NAME
-
-
-def read_front(folder: str | Path) -> dict[str, Any]:
-    """The content of `front.json` in `folder`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a front of format 1.
-    """
-    path = Path(folder) / FILE_NAME
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: expected the folder of a finished sweep; where it is one, make it with: "
-            f"rlhf-lines front {folder}"
-        )
-    try:
-        front = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{path} is not valid JSON ({error}); make it again with: rlhf-lines front {folder}") from None
-    found = front.get("format") if isinstance(front, dict) else None
-    if found != FORMAT:
-        raise ValueError(
-            f"{path} has format {found!r}; expected {FORMAT}; make it again with: rlhf-lines front {folder}"
-        )
-    missing = [key for key in KEYS if key not in front]
-    if missing:
-        raise ValueError(f"{path} has no {', '.join(missing)}; make it again with: rlhf-lines front {folder}")
-    return front
-
-
-def _as_matrix(scores: ArrayLike) -> NDArray[np.float64]:
-    scores = np.asarray(scores, dtype=np.float64)
-    if scores.ndim != 2 or 0 in scores.shape:
-        raise ValueError(f"scores have shape {scores.shape}; expected [points, rewards] with at least one of each")
-    if not np.isfinite(scores).all():
-        row = int(np.argwhere(~np.isfinite(scores))[0, 0])
-        raise ValueError(f"the scores of point {row} are {scores[row].tolist()}; expected finite numbers")
-    return scores
 
 
 def _stack_scores(points: Sequence[Point], rewards: Sequence[str]) -> NDArray[np.float64]:
@@ -285,13 +214,13 @@ def _stack_scores(points: Sequence[Point], rewards: Sequence[str]) -> NDArray[np
 
 
 def _pairs(groups: Iterable[str]) -> list[tuple[str, str]]:
-    first = {"lines": 0, "rewarded_soup": 1}
+    first = {LINES: 0, SOUP: 1}
     return list(combinations(sorted(groups, key=lambda group: (first.get(group, 2), group)), 2))
 
 
 def _difference(
     a: tuple[float, NDArray[np.float64]], b: tuple[float, NDArray[np.float64]], confidence: float
-) -> dict[str, float]:
+) -> Difference:
     (value_a, samples_a), (value_b, samples_b) = a, b
     difference = _estimate("value", value_a - value_b, samples_a - samples_b, confidence)
     return {**difference, "probability_positive": probability_positive(samples_a - samples_b)}
@@ -302,7 +231,7 @@ def _estimate(key: str, value: float, samples: NDArray[np.float64], confidence: 
     return {key: float(value), "low": low, "high": high}
 
 
-def _kl(point: Point, prompts: int, resamples: int, seed: int, confidence: float) -> dict[str, float] | None:
+def _kl(point: Point, prompts: int, resamples: int, seed: int, confidence: float) -> Mean | None:
     if point.kl is None:
         return None
     kl = np.asarray(point.kl, dtype=np.float64)
@@ -312,15 +241,15 @@ def _kl(point: Point, prompts: int, resamples: int, seed: int, confidence: float
     return _estimate("mean", kl.mean(), samples, confidence)
 
 
-def _perplexity(point: Point, resamples: int, seed: int, confidence: float) -> dict[str, float] | None:
-    """`exp(sum of nats / sum of tokens)` with its interval over control texts."""
-    if point.nats is None and point.text_tokens is None:
+def _perplexity(point: Point, resamples: int, seed: int, confidence: float) -> Mean | None:
+    """`exp(sum of nll / sum of tokens)` with its interval over texts."""
+    if point.nll is None and point.text_tokens is None:
         return None
-    nats, tokens = (np.asarray(values, dtype=np.float64) for values in (point.nats, point.text_tokens))
-    if nats.ndim != 1 or nats.shape != tokens.shape or nats.size == 0 or not (np.isfinite(nats) & (tokens > 0)).all():
+    nll, tokens = (np.asarray(values, dtype=np.float64) for values in (point.nll, point.text_tokens))
+    if nll.ndim != 1 or nll.shape != tokens.shape or nll.size == 0 or not (np.isfinite(nll) & (tokens > 0)).all():
         raise ValueError(
-            f"point {point.id} has nats of shape {nats.shape} and text_tokens of shape {tokens.shape}; expected a "
-            "finite number of nats and a positive number of tokens for every control text, or None for both"
+            f"point {point.id} has nll of shape {nll.shape} and text_tokens of shape {tokens.shape}; expected a "
+            "finite nll and a positive number of tokens for every text outside the task, or None for both"
         )
-    samples = bootstrap_means(np.stack([nats, tokens], axis=-1)[None], resamples, seed)[:, 0]
-    return _estimate("mean", np.exp(nats.sum() / tokens.sum()), np.exp(samples[:, 0] / samples[:, 1]), confidence)
+    samples = bootstrap_means(np.stack([nll, tokens], axis=-1)[None], resamples, seed)[:, 0]
+    return _estimate("mean", np.exp(nll.sum() / tokens.sum()), np.exp(samples[:, 0] / samples[:, 1]), confidence)

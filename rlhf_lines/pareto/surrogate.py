@@ -14,12 +14,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_lines.pareto.front import nondominated
+from rlhf_lines.pareto.measures import nondominated
+from rlhf_lines.pareto.schema import SurrogateEntry
 
 
 # Round steps with 1001, 5151, 12341 and 10626 weights; for more policies, the finest grid below LARGEST_GRID.
@@ -256,31 +256,32 @@ def surrogate_report(
     sampled: Sequence[int],
     weights: Mapping[int, Sequence[float]],
     measured: Mapping[int, Sequence[float]],
-) -> dict[str, Any]:
+) -> SurrogateEntry:
     """The value of `surrogate` in `front.json`.
 
     Args:
         surrogate: what `fit_surrogate` returned.
-        rewards: r names.
+        rewards: R names.
         sampled: ids of the points that were fitted.
         weights: id of each point that was evaluated because of the prediction, and its weights.
         measured: id of each such point, and its R mean scores.
     """
-    predicted = predict(surrogate, [weights[i] for i in weights]) if weights else []
-    named = [(i, dict(zip(rewards, map(float, row), strict=True))) for i, row in zip(weights, predicted, strict=True)]
+    predicted = predict(surrogate, list(weights.values())) if weights else []
+
+    def by_reward(scores: ArrayLike) -> dict[str, float]:
+        return dict(zip(rewards, map(float, scores), strict=True))
+
     return {
         "sampled": list(sampled),
         "predicted": [
-            {"id": i, "predicted": row, "measured": dict(zip(rewards, map(float, measured[i]), strict=True))}
-            for i, row in named
+            {"id": i, "predicted": by_reward(row), "measured": by_reward(measured[i])}
+            for i, row in zip(weights, predicted, strict=True)
         ],
         "monomials": monomials(surrogate.num_policies),
-        "coefficients": {
-            reward: [float(value) for value in surrogate.coefficients[:, k]] for k, reward in enumerate(rewards)
-        },
+        "coefficients": dict(zip(rewards, surrogate.coefficients.T.tolist(), strict=True)),
         "r2": {
-            reward: None if math.isnan(value) else float(value)
-            for reward, value in zip(rewards, surrogate.r2, strict=True)
+            reward: None if math.isnan(value) else value
+            for reward, value in zip(rewards, surrogate.r2.tolist(), strict=True)
         },
     }
 

@@ -1,18 +1,18 @@
-"""A front as plain text for the terminal."""
+"""A front as plain text for the terminal, and its numbers as texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from rlhf_lines.pareto.style import policy_names
+from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Value
 
 
 WIDTH = 110
 NAME_WIDTH = 20
+MEASURES = ("hypervolume", "expected_utility")
 
 
-def front_table(front: Mapping[str, Any]) -> str:
+def front_table(front: Front) -> str:
     """The front as aligned text of at most 110 columns, without a trailing newline.
 
     First hypervolume and expected utility of each group, then the differences between groups, then one line per point;
@@ -22,86 +22,102 @@ def front_table(front: Mapping[str, Any]) -> str:
     Args:
         front: what `build_front` returns.
     """
-    confidence = f"{100 * front['confidence']:g} % intervals" if "confidence" in front else "intervals"
-    head = f"{front['points'][0]['prompts']} {front['split']} prompts, {confidence} over prompts, higher is better"
-    if any(point.get("perplexity") for point in front["points"]):
+    prompts = f"{front['points'][0]['prompts']} {front['split']} prompts"
+    head = f"{prompts}, {interval_name(front)}s over prompts, higher is better"
+    if any(point["perplexity"] for point in front["points"]):
         head += "\nppl: perplexity of the control texts, lower is better"
     return "\n\n".join([head, *_groups(front), *_differences(front), *_points(front)])
 
 
-def trained_policy(point: Mapping[str, Any]) -> int | None:
-    """Which policy a point is, as it was trained: one weight is 1, the others 0, nothing is scaled; or None.
+def estimate_text(estimate: Mean | Value, digits: int) -> str:
+    """A mean or another measure with the ends of its interval.
 
-    >>> trained_policy({"spec": {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0}})
-    1
+    >>> estimate_text({"value": 1.0, "low": 0.25, "high": 2.0}, 2)
+    '1.00 [0.25, 2.00]'
     """
-    spec = point["spec"]
-    weights = list(spec.get("weights") or [])
-    one_hot = sorted(weights) == [0.0] * (len(weights) - 1) + [1.0]
-    unscaled = spec.get("rule") in ("linear", "sum") and (spec.get("alpha"), spec.get("beta")) == (1.0, 0.0)
-    return weights.index(1.0) if one_hot and unscaled else None
+    value = estimate["mean"] if "mean" in estimate else estimate["value"]
+    return f"{value:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
 
 
-def _groups(front: Mapping[str, Any]) -> list[str]:
-    if not front["fronts"]:
+def decimals(values: Iterable[float]) -> int:
+    """How many decimals show about four significant digits of the largest value."""
+    largest = max(map(abs, values), default=0.0)
+    for digits, bound in ((1, 100.0), (2, 10.0), (3, 0.1), (4, 0.01)):
+        if largest >= bound:
+            return digits
+    return 3 if largest == 0.0 else 6
+
+
+def setting(value: float | str) -> str:
+    """A setting as people write it.
+
+    >>> setting(1.0), setting("auto")
+    ('1', 'auto')
+    """
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def interval_name(front: Front) -> str:
+    """What the intervals of a front are called, such as `95 % interval`."""
+    return f"{100 * front['confidence']:g} % interval"
+
+
+def _groups(front: Front) -> list[str]:
+    fronts = front["fronts"]
+    if not fronts:
         return []
-    schedules: dict[str, dict[str, None]] = {}
-    for point in front["points"]:
-        schedules.setdefault(point["group"], {})[point["spec"].get("schedule") or "linear"] = None
-    columns = [["group", *(_clip(group) for group in front["fronts"])]]
-    for measure in ("hypervolume", "expected_utility"):
-        columns.append(_estimates(measure, [entry[measure] for entry in front["fronts"].values()]))
-    sizes = [sum(point["group"] == group for point in front["points"]) for group in front["fronts"]]
-    columns.append(["points", *map(str, sizes)])
-    columns.append(["nondominated", *(str(len(entry["nondominated"])) for entry in front["fronts"].values())])
-    if any(list(schedules[group]) != ["linear"] for group in front["fronts"]):
-        columns.append(["schedule", *(_clip(", ".join(schedules[group])) for group in front["fronts"])])
+    of_group = {name: [point for point in front["points"] if point["group"] == name] for name in fronts}
+    schedules = {name: list(dict.fromkeys(p["spec"]["schedule"] for p in some)) for name, some in of_group.items()}
+    columns = [
+        ["group", *map(_clip, fronts)],
+        *(_estimates(measure, [entry[measure] for entry in fronts.values()]) for measure in MEASURES),
+        ["points", *(str(len(points)) for points in of_group.values())],
+        ["nondominated", *(str(len(entry["nondominated"])) for entry in fronts.values())],
+    ]
+    if any(names != ["linear"] for names in schedules.values()):
+        columns.append(["schedule", *(_clip(", ".join(names)) for names in schedules.values())])
     return [_align(list(zip(*columns, strict=True)), left=1)]
 
 
-def _differences(front: Mapping[str, Any]) -> list[str]:
+def _differences(front: Front) -> list[str]:
     if not front["comparisons"]:
         return []
     columns = [["difference", *(f"{_clip(entry['a'])} - {_clip(entry['b'])}" for entry in front["comparisons"])]]
-    for measure in ("hypervolume", "expected_utility"):
+    for measure in MEASURES:
         differences = [entry[f"{measure}_difference"] for entry in front["comparisons"]]
         columns.append(_estimates(measure, differences))
         columns.append(["P(> 0)", *(f"{difference['probability_positive']:.3f}" for difference in differences)])
     return [_align(list(zip(*columns, strict=True)), left=1)]
 
 
-def _estimates(measure: str, estimates: Sequence[Mapping[str, float]]) -> list[str]:
-    digits = decimals([estimate["value"] for estimate in estimates])
-    return [measure.replace("_", " "), *(estimate_text(estimate, digits) for estimate in estimates)]
-
-
-def _points(front: Mapping[str, Any]) -> list[str]:
+def _points(front: Front) -> list[str]:
+    points = front["points"]
     best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
-    fixed = [[" id", "group", "weights", "alpha", "beta"]]
-    for point in front["points"]:
-        spec = point["spec"]
-        fixed.append(
-            [
-                f"{'*' if point['id'] in best else ' '}{point['id']}",
-                _clip(point["group"]),
-                _weights(front, point),
-                _plain(spec.get("alpha")),
-                _plain(spec.get("beta")),
-            ]
-        )
+    fixed = [[" id", "group", "weights", "alpha", "beta"], *(_fixed(point, point["id"] in best) for point in points)]
     columns = []
     for reward in front["rewards"]:
-        scores = [point["scores"][reward] for point in front["points"]]
-        digits = decimals([score["mean"] for score in scores])
-        columns.append([_clip(reward), *(estimate_text(score, digits) for score in scores)])
+        scores = [point["scores"][reward] for point in points]
+        columns.append([_clip(reward), *_texts(scores)])
     for key, name in (("kl", "kl"), ("perplexity", "ppl")):
-        means = [point[key]["mean"] if point.get(key) else None for point in front["points"]]
-        digits = decimals([mean for mean in means if mean is not None])
+        means = [point[key]["mean"] if point[key] else None for point in points]
+        digits = decimals(mean for mean in means if mean is not None)
         if any(mean is not None for mean in means):
             columns.append([name, *("-" if mean is None else f"{mean:.{digits}f}" for mean in means)])
     return [
         _align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=3)
         for block in _blocks(fixed, columns)
+    ]
+
+
+def _fixed(point: PointEntry, best: bool) -> list[str]:
+    """What every block says of a point."""
+    scaling = (point["spec"]["alpha"], point["spec"]["beta"])
+    label = point["label"]
+    return [
+        f"{'*' if best else ' '}{point['id']}",
+        _clip(point["group"]),
+        label if point["single_policy"] is None else _clip(label),
+        *(value if isinstance(value, str) else f"{value:.2f}" for value in scaling),
     ]
 
 
@@ -120,31 +136,14 @@ def _blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]]) ->
     return blocks
 
 
-def estimate_text(estimate: Mapping[str, float], digits: int) -> str:
-    value = estimate["mean"] if "mean" in estimate else estimate["value"]
-    return f"{value:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+def _estimates(measure: str, estimates: Sequence[Value]) -> list[str]:
+    return [measure.replace("_", " "), *_texts(estimates)]
 
 
-def decimals(values: Sequence[float]) -> int:
-    """How many decimals show about four significant digits of the largest value."""
-    largest = max((abs(value) for value in values), default=0.0)
-    for digits, bound in ((1, 100.0), (2, 10.0), (3, 0.1), (4, 0.01)):
-        if largest >= bound:
-            return digits
-    return 3 if largest == 0.0 else 6
-
-
-def _weights(front: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    policy, names = trained_policy(point), policy_names(front)
-    if policy is not None and policy < len(names):
-        return _clip(names[policy])
-    return " ".join(f"{weight:.2f}" for weight in point["spec"].get("weights") or []) or "-"
-
-
-def _plain(value: float | str | None) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else f"{value:.2f}"
+def _texts(estimates: Sequence[Mean | Value]) -> list[str]:
+    """Estimates with as many decimals each."""
+    digits = decimals(estimate["mean"] if "mean" in estimate else estimate["value"] for estimate in estimates)
+    return [estimate_text(estimate, digits) for estimate in estimates]
 
 
 def _clip(text: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_lines.plan.stage import Options, Plan, plan
-from rlhf_lines.plan.table import plan_table
+from rlhf_lines.plan.plan import Options, Plan, plan_table
+from rlhf_lines.plan.stage import plan
 
 
 __all__ = ["Options", "Plan", "plan", "plan_table"]

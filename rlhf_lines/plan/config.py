@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 from rlhf_lines.config import given_keys
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.stages import MODULES, read_stage
+from rlhf_lines.stages import MODULES, configs_of, read_stage
 
 
 def stage_of(arguments: list[str], path: Path) -> str:
@@ -17,12 +16,12 @@ def stage_of(arguments: list[str], path: Path) -> str:
     Raises:
         ValueError: no stage has all keys, or several have them and the file's name does not decide.
     """
-    keys = given_keys(arguments)
     known = {stage: _fields(stage) for stage in MODULES}
+    given = {stage: given_keys(arguments, configs_of(stage)) for stage in MODULES}
     fitting = [
         stage
         for stage, names in known.items()
-        if keys <= names.keys() and {name for name, required in names.items() if required} <= keys
+        if {name for name, required in names.items() if required} <= given[stage] <= names.keys()
     ]
     if len(fitting) == 1:
         return fitting[0]
@@ -31,7 +30,8 @@ def stage_of(arguments: list[str], path: Path) -> str:
         if not named:
             raise ValueError(f"config file {path} fits the stages {', '.join(fitting)}: say which with --stage")
         return named[0]
-    nearest = max(known, key=lambda stage: len(keys & known[stage].keys()))
+    nearest = max(known, key=lambda stage: len(given[stage] & known[stage].keys()))
+    keys = given[nearest]
     unknown = sorted(keys - known[nearest].keys())
     missing = sorted(name for name, required in known[nearest].items() if required and name not in keys)
     reason = f"unknown there: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
@@ -68,10 +68,9 @@ def of_type(configs: dict[type, object], wanted: type):
 
 def _fields(stage: str) -> dict[str, bool]:
     """The keys of a stage, and whether they are required."""
-    configs = importlib.import_module(MODULES[stage]).CONFIGS
     return {
         entry.name: entry.default is MISSING and entry.default_factory is MISSING
-        for config in configs
+        for config in configs_of(stage)
         for entry in fields(config)
         if entry.init
     }

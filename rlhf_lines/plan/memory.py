@@ -1,20 +1,33 @@
 """The arithmetic of memory: pure functions from sizes to bytes.
 
-Notation: B sequences of S tokens, V words in the vocabulary, H hidden sizes, N = B S positions.
+Notation: B sequences of S tokens, V words in the vocabulary, H hidden sizes, N = B S positions; K policies.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlhf_lines.merge.layers import is_linear_map
+from rlhf_lines.merge.tensors.order_statistics import AT_ONCE, DIGIT
+from rlhf_lines.merge.tensors.spans import ELEMENTS
 
 
-FLOAT32 = 4  # bytes
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+FLOAT32, FLOAT64 = 4, 8  # bytes
 LIBRARIES_PART = "Python and libraries"  # of a phase that counts them, as those of a merge do
 # TRL's fused head (trl/kernels/chunked_logprob.py) never holds logits of more positions and words than this.
 TILE_POSITIONS, TILE_WORDS = 4096, 32768
 # bitsandbytes: one float32 per output row (8-bit); one per 64 weights, or one byte and a 256th of it (4-bit).
 BLOCK_4BIT, NESTED_BLOCK = 64, 256
+# Resident after the imports of a merge, measured on Linux with torch 2.13 for CPUs. PEFT, and transformers with it, is
+# imported to write an adapter.
+MERGE_LIBRARIES = {"dense": 250 * 10**6, "adapter": 450 * 10**6}
+PIECES_OF_A_RULE = 3  # that it makes of K residuals, and that the last cast is measured with
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ def linear_bytes(out_features: int, in_features: int, *, bits: int, dtype_bytes:
         4 bits, nested  out in / 2 + (out in / 64) + 4 (out in / 64 / 256)
 
     Args:
+        out_features: rows.
+        in_features: columns.
         bits: 8, 4, or anything else for an unquantised weight.
         dtype_bytes: of an unquantised weight.
         nested: 4-bit with double quantisation.
@@ -77,6 +92,16 @@ def optimizer_bytes(trainable: int, trainable_bytes: int, optimizer: str) -> int
     return 2 * trainable_bytes
 
 
+def cache_sizes(config: PreTrainedConfig) -> dict[str, int]:
+    """What `kv_cache_bytes` has to know about a model, from the config of its language model."""
+    heads = config.num_attention_heads
+    return {
+        "layers": config.num_hidden_layers,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+    }
+
+
 def kv_cache_bytes(*, layers: int, kv_heads: int, head_dim: int, length: int, batch: int, dtype_bytes: int) -> int:
     """The bytes of keys and values of all positions: 2 layers kv_heads head_dim length batch dtype_bytes."""
     return 2 * layers * kv_heads * head_dim * length * batch * dtype_bytes
@@ -91,6 +116,10 @@ def head_bytes(positions: int, vocab: int, hidden: int, *, compute_bytes: int, k
         backward    7 float32 copies [n, v] likewise, and the float32 gradient of the hidden states [N, H]
 
     Args:
+        positions: N.
+        vocab: V.
+        hidden: H.
+        compute_bytes: of a number of the tile.
         kernel: a GPU with Triton, where the tile is read and overwritten in place.
         backward: the pass that trains; it dominates its own forward pass.
     """
@@ -107,3 +136,53 @@ def gumbel_bytes(batch: int, vocab: int) -> int:
     Six at a time: of `rlhf_lines.sampling.gumbel` (key, shifted key, bits, u, noise) and the perturbed logits.
     """
     return 6 * batch * vocab * 8
+
+
+def piece_bytes(policies: int, stored: int, threads: int, elements: int = ELEMENTS) -> int:
+    """The bytes of the pieces that all threads of a merge hold: K policies, the SFT model, and what is made of them.
+
+        threads elements [(K + 1) r + 4 (K + 3)],   r = stored bytes, and 4 more where those are not float32
+
+    Args:
+        policies: K.
+        stored: bytes of an element in the files.
+        threads: that work at a time.
+        elements: of a piece.
+    """
+    return threads * elements * ((policies + 1) * _read_bytes(stored) + (policies + PIECES_OF_A_RULE) * FLOAT32)
+
+
+def count_bytes(policies: int, threads: int) -> int:
+    """The bytes in which the digits of K policies wait to be counted, in a search for quantiles.
+
+    Two digits, whose tables follow one another, are in memory at a time: 2 threads K (4 2^18 + 8 2^16).
+    """
+    return 2 * threads * policies * (FLOAT32 * AT_ONCE + 8 * 2**DIGIT)
+
+
+def whole_bytes(
+    whole: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], policies: int, stored: int
+) -> int:
+    """The bytes of the largest linear map of a rule that takes them whole, 0 for other rules.
+
+    n [(K + 1) r + 8 a] + 8 b in^2     for a weight [out, in] of n elements; a and b are `whole` of the rule
+    """
+    if whole is None:
+        return 0
+    tensors, squares = whole
+
+    def size(shape: tuple[int, ...]) -> int:
+        elements = math.prod(shape) * ((policies + 1) * _read_bytes(stored) + tensors * FLOAT64)
+        return elements + squares * FLOAT64 * shape[1] ** 2
+
+    return max((size(shape) for name, shape in shapes.items() if is_linear_map(name, shape)), default=0)
+
+
+def module_bytes(shape: tuple[int, ...]) -> int:
+    """The bytes of one merged module while it is factorised: 4 n + 3 (8 n) + 4 (8 m^2), m its shorter side."""
+    elements = math.prod(shape)
+    return elements * (FLOAT32 + 3 * FLOAT64) + 4 * FLOAT64 * min(shape) ** 2
+
+
+def _read_bytes(stored: int) -> int:
+    return stored if stored >= FLOAT32 else stored + FLOAT32

@@ -1,156 +1,249 @@
-"""The plan of a merge, and the sizes of policies before they are read."""
+"""The plan of a merge: what it reads, computes, holds and writes.
+
+Settings are refused as the merge refuses them; inputs that exist are opened and checked as it would.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from safetensors import safe_open
-from trl import ModelConfig, get_peft_config
+import torch
 
 from rlhf_lines.config import RunConfig
-from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.statistics_files import open_statistics
-from rlhf_lines.merge.prepare import not_an_adapter
-from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.job import Merge
+from rlhf_lines.merge.lines import lines_scales, streamed_alpha
+from rlhf_lines.merge.opened import not_an_adapter, open_merge
+from rlhf_lines.merge.output.dense import layout
+from rlhf_lines.merge.output.hub import check_hub
+from rlhf_lines.merge.output.record import check_repeat
+from rlhf_lines.merge.policies import check_output
+from rlhf_lines.merge.rules import RULES, merge_lazily
+from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
-from rlhf_lines.plan import merge_memory, skeleton
+from rlhf_lines.merge.tensors.order_statistics import DIRECT
+from rlhf_lines.merge.tensors.precision import DTYPES
+from rlhf_lines.merge.tensors.residuals import Piece, residuals_in_memory
+from rlhf_lines.merge.tensors.spans import Span
+from rlhf_lines.plan import memory, skeleton
+from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes
 from rlhf_lines.plan.config import of_type
-from rlhf_lines.plan.memory import FLOAT32, LIBRARIES_PART, Phase
-from rlhf_lines.plan.merge_work import SEARCHING, add_merge_work, check_disk, check_merge
-from rlhf_lines.plan.shapes import Shape, find_shape, makers
-from rlhf_lines.plan.stage import Options, Plan
+from rlhf_lines.plan.plan import Options, Plan
+from rlhf_lines.plan.shapes import Shape, find_shape
+
+
+SEARCHING = 3  # passes: two digits of a quantile, and the merge
+_NAME, _COLUMNS = "model.layers.0.weight", 64  # of what a rule is rehearsed on
 
 
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """The plan of a merge: factors of adapters, and the pieces of checkpoints that are read at a time."""
-    config = of_type(configs, MergeConfig)
+    run_config, config = of_type(configs, RunConfig), of_type(configs, MergeConfig)
+    merge = config.merge()
     if options.device is not None:  # planned for a machine that is named: the devices of this one do not matter
-        config = replace(config, device="cpu")
-    run_config = of_type(configs, RunConfig)
+        merge = replace(merge, device="cpu")
     kept = is_kept(run_config, config)
     if kept:
-        check_same_merge(config)
-    check_merge(config, overwrite=run_config.overwrite or kept)
-    shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
-    adapters = [adapter_sizes(policy, shape, beside) for policy in config.policies]
-    if config.save == "adapter":
-        for policy, adapter in zip(config.policies, adapters, strict=True):
-            if adapter.count is None:
-                raise ValueError(not_an_adapter(policy))
-    model = skeleton.causal_lm(shape.config, dtype=config.dtype or "auto")
+        check_same_merge(config.output_dir, merge)
+    if config.push_to_hub:
+        check_hub(config.hub_model_id)
+    merge.check()
+    check_output(merge, config.output_dir, overwrite=run_config.overwrite or kept)
+    shape = find_shape(merge.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
+    adapters = [adapter_sizes(policy, shape, beside) for policy in merge.policies]
+    for policy, adapter in zip(merge.policies, adapters, strict=True):
+        if merge.save == "adapter" and adapter.count is None:
+            raise ValueError(not_an_adapter(policy))
+    model = skeleton.causal_lm(shape.config, dtype=merge.dtype or "auto")
     plan = Plan("merge", "cpu", skeleton.count(model))
-    plan.models.append((config.sft_model, shape.source))
-    plan.models += [(policy, adapter.source) for policy, adapter in zip(config.policies, adapters, strict=True)]
+    plan.models.append((merge.sft_model, shape.source))
+    plan.models += [(policy, adapter.source) for policy, adapter in zip(merge.policies, adapters, strict=True)]
+    passes = _passes(merge)
+    _add_work(plan, merge, passes, shape)
+    if all(is_adapter(folder) or any(Path(folder).glob("model*.safetensors*")) for folder in merge.models):
+        _look_at_inputs(plan, merge, config)
     widths = {module: width for adapter in adapters for module, width in adapter.widths.items()}
-    rank = config.rank or sum(adapter.rank for adapter in adapters)
-    merged = rank * sum(widths.values()) * FLOAT32
-    passes = add_merge_work(plan, config, num_layers=shape.config.get_text_config().num_hidden_layers)
-    plan.phases.append(Phase("merge", _merge_parts(config, shape, adapters, merged=merged, passes=passes)))
+    rank = merge.rank or sum(adapter.rank for adapter in adapters)
+    written = rank * sum(widths.values()) * memory.FLOAT32
+    plan.phases.append(memory.Phase("merge", _parts(merge, shape, adapters, written=written, passes=passes)))
     if not plan.disk:  # the files of the SFT model are not here
         dense = sum(p.nbytes for p in model.parameters())
-        plan.disk |= {"merged adapter": merged} if config.save == "adapter" else {"merged model": dense}
-    check_disk(plan, config.output_dir)
+        plan.disk |= {"merged adapter": written} if merge.save == "adapter" else {"merged model": dense}
+    _check_disk(plan, config.output_dir)
     if kept:
         plan.notes.append(f"{config.output_dir} holds this merge and is kept (--resume)")
     return plan
 
 
-def _merge_parts(
-    config: MergeConfig, shape: Shape, adapters: list[AdapterSizes], *, merged: int, passes: int
+def passes_over_inputs(spec: MergeSpec) -> int:
+    """How often a merge reads all residuals: counted while it merges noise that is too large to be sorted at once.
+
+    The measurements of the rule (quantiles, norms) and of alpha, and the merge itself, rounded up to whole passes.
+    """
+    shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
+    generator = torch.Generator().manual_seed(0)
+    noise = [{_NAME: torch.randn(shape, generator=generator)} for _ in spec.weights]
+    needed = RULES[spec.rule].statistics
+    statistics = [{_NAME: needed.example(tau[_NAME])} for tau in noise] if needed else []
+    residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics)
+    read = 0
+
+    def counted(span: Span) -> Piece:
+        nonlocal read
+        read += span.stop - span.start
+        return residuals.read(span)
+
+    residuals_read = replace(residuals, read=counted)
+    merged = merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
+    if spec.alpha == "auto":
+        streamed_alpha(residuals_read, merged)
+    for _ in merged.residuals.map(lambda piece: merged.compute(piece).numel(), merged.unit):
+        pass
+    return math.ceil(read / math.prod(shape))
+
+
+def _passes(merge: Merge) -> int:
+    """How often the merge reads residuals; 0 where it only combines the factors of adapters."""
+    if merge.rule.on_factors:
+        return int(merge.save == "dense")  # the residual of the adapter that the factors make is written
+    if merge.save == "adapter" and merge.rule.is_linear:
+        return 2 * (merge.spec.alpha == "auto")  # over the residuals, and over the merged one
+    return passes_over_inputs(merge.spec)
+
+
+def _add_work(plan: Plan, merge: Merge, passes: int, shape: Shape) -> None:
+    spec, num_layers = merge.spec, shape.config.get_text_config().num_hidden_layers
+    options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
+    plan.work.append(("rule", f"{spec.rule}{options}"))
+    if spec.alpha == "auto":
+        factors = f"alpha measured on the residuals, beta {spec.beta:g}, schedule {spec.schedule}"
+    else:
+        scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
+        factors = f"block 1: {scales[0]:g}, block {num_layers}: {scales[-1]:g}, outside the blocks: {spec.alpha:g}"
+    plan.work.append(("factors of LiNeS", factors))
+    if passes:
+        plan.work.append(("passes over the inputs", str(passes)))
+        plan.work.append(("arithmetic on dense residuals", f"float32 or wider, on {merge.device}"))
+    if merge.rank is not None:
+        plan.work.append(("truncated to rank", f"{merge.rank}; what that loses is told"))
+    if merge.statistics:
+        plan.work.append((f"statistics for {spec.rule}", ", ".join(merge.statistics)))
+
+
+def _look_at_inputs(plan: Plan, merge: Merge, config: MergeConfig) -> None:
+    """Fill in what only the inputs tell: files that are read and written, parameters, warnings.
+
+    Raises:
+        ValueError, FileNotFoundError: they do not fit together.
+    """
+    with open_merge(merge, max_memory=config.max_memory) as opened:
+        repeated = check_repeat(config.repeats, merge) if config.repeats else []
+        plan.notes += [f"warning: {warning}" for warning in [*repeated, *opened.warnings]]
+        files = [path for folder in merge.models for path in _weight_files(folder)]
+        files += [Path(folder) / merge.rule.statistics.file for folder in merge.statistics]
+        plan.read |= {str(path): path.stat().st_size for path in files}
+        sft = opened.sft
+        sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
+        changed = {
+            name
+            for policy in opened.policies
+            for name in (parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes)
+        }
+        count = sum(sizes[name] for name in changed)
+        share = count / sum(sizes.values())
+        plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(changed)} tensors"))
+        if merge.save == "dense":
+            entries, files = layout(sft, merge.dtype, merge.max_shard_size)
+            plan.disk |= {file: sum(entries[name].nbytes for name in names) for file, names in files.items()}
+            plan.work.append(("written dtype", merge.dtype or "that of each tensor of the SFT model"))
+        else:
+            rank = opened.rank or opened.stored_rank
+            plan.disk["merged adapter"] = _adapter_bytes(opened.adapters, rank, merge.dtype)
+            plan.work.append(("rank of the adapter", str(rank)))
+
+
+def _weight_files(folder: str) -> list[Path]:
+    if is_adapter(folder):
+        return [Path(folder) / WEIGHTS_FILE]
+    with Checkpoint(folder) as checkpoint:
+        return [checkpoint.folder / file for file in checkpoint.files]
+
+
+def _adapter_bytes(adapters: Sequence[Adapter], rank: int, dtype: str | None) -> int:
+    """Bytes of the factors of all adapted modules, of one rank."""
+    modules = {module: factors for one in adapters for module, factors in one.modules.items()}
+    widths = sum(factors.B.shape[0] + factors.A.shape[1] for factors in modules.values())
+    widest = max(factors.A.element_size() for factors in modules.values())
+    return rank * widths * (DTYPES[dtype].itemsize if dtype else widest)
+
+
+def _parts(
+    merge: Merge, shape: Shape, adapters: Sequence[AdapterSizes], *, written: int, passes: int
 ) -> dict[str, int]:
-    """What a merge holds at its peak; see `merge_memory`."""
-    factors = sum(adapter.count for adapter in adapters if adapter.count) * FLOAT32
-    parts = {LIBRARIES_PART: merge_memory.LIBRARIES[config.save], "adapters": factors}
-    if config.save == "adapter":
-        parts["merged adapter"] = 2 * merged  # and cast to be written
+    """What a merge holds at its peak, in bytes by part.
+
+    Args:
+        merge: the settings.
+        shape: of the SFT model.
+        adapters: the sizes of the policies.
+        written: bytes of the merged adapter.
+        passes: over the residuals.
+    """
+    factors = sum(adapter.count for adapter in adapters if adapter.count) * memory.FLOAT32
+    parts = {memory.LIBRARIES_PART: memory.MERGE_LIBRARIES[merge.save], "adapters": factors}
+    if merge.save == "adapter":
+        parts["merged adapter"] = 2 * written  # and cast to be written
     if passes == 0:
         return parts
     as_stored = skeleton.causal_lm(shape.config, dtype="auto")
     shapes = {name: tuple(parameter.shape) for name, parameter in as_stored.named_parameters()}
-    shapes = {name: shape for name, shape in shapes.items() if name in _changed(config, adapters, shapes)}
+    shapes = {name: shape for name, shape in shapes.items() if name in _changed(merge, adapters, shapes)}
     stored = next(as_stored.parameters()).element_size()
-    threads, policies = len(os.sched_getaffinity(0)), len(config.policies)
+    threads, policies = len(os.sched_getaffinity(0)), len(merge.policies)
     parts["adapters"] += factors  # with their scale
-    parts["pieces"] = merge_memory.piece_bytes(policies, stored, threads)
+    parts["pieces"] = memory.piece_bytes(policies, stored, threads)
     if passes >= SEARCHING:
-        parts["counts for quantiles"] = merge_memory.count_bytes(policies, threads)
-    if whole := merge_memory.whole_bytes(RULES[config.rule].whole, shapes, policies, stored):
+        parts["counts for quantiles"] = memory.count_bytes(policies, threads)
+    if whole := memory.whole_bytes(merge.rule.whole, shapes, policies, stored):
         parts["one whole parameter"] = whole
-    if config.save == "adapter" and not RULES[config.rule].is_linear:
+    if merge.save == "adapter" and not merge.rule.is_linear:
         largest = max((found for found in shapes.values() if len(found) == 2), key=math.prod, default=(0, 0))
-        parts["one module"] = merge_memory.module_bytes(largest)
+        parts["one module"] = memory.module_bytes(largest)
     return parts
 
 
-def _changed(config: MergeConfig, adapters: list[AdapterSizes], shapes: Mapping[str, object]) -> set[str]:
+def _changed(merge: Merge, adapters: Sequence[AdapterSizes], shapes: Mapping[str, object]) -> set[str]:
     """The parameters that the policies may change, and of which there are statistics where those are here."""
     names = set(shapes)
     if all(adapter.count is not None for adapter in adapters):
         modules = {module for adapter in adapters for module in adapter.widths}
         names &= {f"{module.removeprefix('base_model.model.')}.weight" for module in modules}
-    with contextlib.ExitStack() as stack:
-        needed = RULES[config.rule].statistics
-        folders = [folder for folder in config.statistics or () if needed and (Path(folder) / needed.file).is_file()]
+    with ExitStack() as stack:
+        needed = merge.rule.statistics
+        folders = [folder for folder in merge.statistics if needed and (Path(folder) / needed.file).is_file()]
         for statistics in open_statistics(needed, folders, stack):
             names &= statistics.shapes.keys()
     return names
 
 
-@dataclass(frozen=True)
-class AdapterSizes:
-    """What is known about a policy before it is read.
-
-    Attributes:
-        count: parameters of an adapter; None for a dense policy.
-        source: where that was read.
-        rank: the largest of its modules.
-        widths: in + out by module: so many parameters each rank has.
-    """
-
-    count: int | None
-    source: str
-    rank: int = 0
-    widths: Mapping[str, int] = field(default_factory=dict)
-
-
-def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSizes:
-    """The sizes of an adapter, or that a policy is dense.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, and no config beside this one makes it.
-    """
-    folder = Path(policy)
-    if (folder / WEIGHTS_FILE).is_file():
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return _sizes(shapes, str(folder / WEIGHTS_FILE))
-    if (folder / "config.json").is_file():
-        return AdapterSizes(None, f"{folder / 'config.json'}")
-    if folder.is_dir():
-        raise FileNotFoundError(f"policy {policy} has no {WEIGHTS_FILE}: expected an adapter or a checkpoint")
-    for path, content in makers(policy, beside):
-        if content.get("use_peft"):
-            names = ModelConfig.__dataclass_fields__
-            peft_config = get_peft_config(ModelConfig(**{k: v for k, v in content.items() if k in names}))
-            model = skeleton.adapt(skeleton.causal_lm(shape.config), peft_config)
-            shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-            return _sizes(shapes, f"{path}, which makes it")
-    raise FileNotFoundError(
-        f"policy {policy} does not exist, and no config beside this one makes it; make it with: rlhf-lines ppo"
-    )
-
-
-def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> AdapterSizes:
-    """The sizes of factors A `[r, in]` and B `[out, r]` by their names."""
-    count = sum(map(math.prod, shapes.values()))
-    ranks = [shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items()]
-    widths: dict[str, int] = {}
-    for rank, (name, shape) in zip(ranks, shapes.items(), strict=True):
-        module = name.partition(".lora_")[0]
-        widths[module] = widths.get(module, 0) + math.prod(shape) // rank
-    return AdapterSizes(count, f"{count:,} parameters; {source}", max(ranks), widths)
+def _check_disk(plan: Plan, output_dir: str) -> None:
+    """Say how much is free where a merge writes, and stop with a ValueError if that is less than it needs."""
+    folder = Path(output_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free, needed = shutil.disk_usage(folder).free, sum(plan.disk.values())
+    plan.work.append(("free where it is written", f"{free / 2**30:,.2f} GiB"))
+    if needed > free:
+        raise ValueError(
+            f"output_dir {output_dir} needs {needed / 2**30:,.2f} GiB, but {free / 2**30:,.2f} GiB are free "
+            "there: choose another disk, a narrower --dtype, or --save adapter"
+        )

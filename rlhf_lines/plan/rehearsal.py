@@ -97,6 +97,8 @@ class Rehearsal:
         """What a forward and a backward pass hold beside the weights.
 
         Args:
+            batch: sequences.
+            length: their tokens.
             checkpointing: arguments of gradient checkpointing, or None where activations are kept.
         """
         model = self._model.train()

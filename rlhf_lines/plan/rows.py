@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lines import data
-from rlhf_lines.config import DataConfig
+from rlhf_lines.data.config import DataConfig
 
 
 OFFLINE_TASKS = ("docstrings",)
@@ -44,8 +44,11 @@ def look_at(
     """What is known about the rows of a stage, by the stage's own loading where the data set is local.
 
     Args:
+        config: where rows come from.
+        kind: of rows, as `data.load` calls it.
         columns: which columns make one text; with several such tuples, the longest counts.
         tokenizer_from: folder of the model, for its tokenizer; without one, 4 characters are taken for a token.
+        split: which rows.
         given: tokens of the longest text, as the user says.
 
     Raises:

@@ -62,6 +62,7 @@ def frozen_bytes(model: nn.Module, *, bits: int = 16, nested: bool = False) -> i
     """The bytes of the frozen parameters and of the buffers.
 
     Args:
+        model: without weights.
         bits: 8 or 4 where bitsandbytes holds the linear modules inside the blocks; the head and all else stay.
         nested: 4-bit with double quantisation.
     """

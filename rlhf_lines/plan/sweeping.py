@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rlhf_lines.config import DataConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import skeleton
+from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes
 from rlhf_lines.plan.config import of_type
-from rlhf_lines.plan.memory import FLOAT32, Phase, gumbel_bytes, kv_cache_bytes
-from rlhf_lines.plan.merging import AdapterSizes, adapter_sizes
+from rlhf_lines.plan.memory import FLOAT32, Phase, cache_sizes, gumbel_bytes, kv_cache_bytes
+from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
-from rlhf_lines.plan.stage import Options, Plan
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
@@ -27,7 +27,6 @@ from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
 from rlhf_lines.sweep.groups import first_weights, simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH
-from rlhf_lines.task_rewards import reward_entries
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
@@ -52,7 +51,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         split="test",
         given=options.prompt_tokens,
     )
-    rewards = plan_rewards(reward_entries(config.rewards), beside=beside, batch_size=config.batch_size or REWARD_BATCH)
+    rewards = plan_rewards(config.rewards, beside=beside, batch_size=config.batch_size or REWARD_BATCH)
     bits = 8 if config.load_in_8bit else 4 if config.load_in_4bit else 16
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
     plan = Plan("sweep", options.device or _device(config), skeleton.count(model))
@@ -64,21 +63,13 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         "adapters": _stacked(adapters) * FLOAT32,
         "reward models": sum(reward.weights for reward in rewards),
     }
-    if any(not RULES[entry.rule].is_linear for entry in config.group_entries):
+    if any(not RULES[entry.rule].is_linear for entry in config.groups):
         held["merged weights of one spec"] = _changed_bytes(model, adapters)
     unpacked = skeleton.largest_quantised(model) if bits != 16 else 0
     text, size, length = shape.config.get_text_config(), model.dtype.itemsize, rows.longest + config.max_new_tokens
     batch = _batch(plan, config, text, length, held=sum(held.values()))
 
-    heads = text.num_attention_heads
-    of_length = kv_cache_bytes(
-        layers=text.num_hidden_layers,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        length=1,
-        batch=batch,
-        dtype_bytes=size,
-    )
+    of_length = kv_cache_bytes(**cache_sizes(text), length=1, batch=batch, dtype_bytes=size)
     # Beside the model's own activations, a hook holds input and residual of one module in float32.
     hook = 3 * batch * rows.longest * max(text.hidden_size, getattr(text, "intermediate_size", 0) or 0) * FLOAT32
     prefill = Rehearsal(model).forward(batch, rows.longest, use_cache=True) - of_length * rows.longest + hook
@@ -125,9 +116,9 @@ def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> 
 def _add_work(
     plan: Plan, config: SweepConfig, rows: Rows, batch: int, adapters: Sequence[AdapterSizes], size: int
 ) -> None:
-    scalings = len(config.scaling_candidates)
+    scalings = len(config.candidates)
     validation = scalings * len(simplex(len(config.policies), config.validation_weights)) if scalings > 1 else 0
-    entries = config.group_entries
+    entries = config.groups
     of_weights = 2 + 2 * config.controls + len(entries)  # the soup, LiNeS, its controls, further groups
     weights = len(first_weights(config)) + (config.map_points if config.sampler == "map" else 0)
     test = 1 + of_weights * weights + len(config.morlhf)

@@ -10,20 +10,21 @@ import torch
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from rlhf_lines.config import RunConfig, TrainingDataConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
-from rlhf_lines.plan.memory import Phase, gumbel_bytes, head_bytes, kv_cache_bytes, optimizer_bytes
+from rlhf_lines.plan.memory import Phase, cache_sizes, gumbel_bytes, head_bytes, kv_cache_bytes, optimizer_bytes
+from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
-from rlhf_lines.plan.stage import Options, Plan
 from rlhf_lines.task_rewards import check_names, reward_weights
 from rlhf_lines.train.checkpoints import choose_checkpoint
-from rlhf_lines.train.ppo import RewardsConfig
+from rlhf_lines.train.config import RewardsConfig
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.sft import ADAPTER
 
@@ -71,7 +72,7 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     rollout = args.per_device_train_batch_size * args.steps_per_generation
     prompts = args.generation_batch_size // args.num_generations
     args.check_run(has_lora=run.peft_config is not None, prompts=rows.count)
-    entries = of_type(configs, RewardsConfig).entries
+    entries = of_type(configs, RewardsConfig).rewards
     reward_weights(entries, args.reward_weights)  # which refuses what does not fit
     rewards = plan_rewards(entries, beside=beside)
     check_names([reward.name for reward in rewards])
@@ -193,17 +194,9 @@ class _Training:
 
     def kv_cache(self, batch: int, length: int) -> tuple[int, int]:
         """The bytes of the cache, and those of one layer's."""
-        config = self.shape.config.get_text_config()
-        heads = config.num_attention_heads
-        size = kv_cache_bytes(
-            layers=1,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            length=length,
-            batch=batch,
-            dtype_bytes=self._dtype().itemsize,
-        )
-        return size * config.num_hidden_layers, size
+        sizes = cache_sizes(self.shape.config.get_text_config())
+        size = kv_cache_bytes(**sizes, length=length, batch=batch, dtype_bytes=self._dtype().itemsize)
+        return size, size // sizes["layers"]
 
     def rehearsal(self) -> Rehearsal:
         return Rehearsal(self._skeleton(), autocast=self._autocast())

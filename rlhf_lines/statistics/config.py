@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from rlhf_lines.config import parse_size
+from rlhf_lines.config import parse_size, read_fields
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.errors import Problems, unknown_name
 
 
 PARAMETERS = ("adapted", "all")
+
+
+def _memory(value: str | int) -> int:
+    """A size in bytes."""
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise ValueError(f"max_memory {error}") from None
 
 
 @dataclass
@@ -26,9 +34,12 @@ class StatisticsConfig:
     batch_size: int = field(default=32, metadata={"help": "Sequences in one batch, where batches are used."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling noise."})
     dtype: str = field(default="float32", metadata={"help": "Of the loaded policy; float32 merges an adapter exactly."})
-    max_memory: str = field(
+    max_memory: int = field(
         default="4GB",
-        metadata={"help": "Of the sums that are in memory at a time, beside the policy; less takes more passes."},
+        metadata={
+            "help": "Of the sums that are in memory at a time, beside the policy; less takes more passes.",
+            "parse": _memory,
+        },
     )
     parameters: str | None = field(
         default=None,
@@ -48,8 +59,7 @@ class StatisticsConfig:
             problems.append(unknown_name("parameters", self.parameters, PARAMETERS))
         if self.dtype not in self.dtypes:
             problems.append(f"dtype is {self.dtype!r}, expected {' or '.join(self.dtypes)}")
-        try:
-            self.max_bytes = parse_size(self.max_memory)
-        except ValueError as error:
-            problems.append(f"max_memory {error}")
-        Problems(problems).check()
+        told = Problems(problems)
+        with told.collect():
+            read_fields(self)
+        told.check()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import new_folder, write_record
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.statistics_files import FISHER
 from rlhf_lines.sampling import chosen_logprobs
 from rlhf_lines.statistics.config import StatisticsConfig
@@ -47,7 +48,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: FisherConfig, gi
         policy = inputs.load_policy()
         parameters = {name: policy.parameters[name] for name in policy.selected(inputs.parameters)}
         groups = in_groups(
-            {name: torch.float32.itemsize * entry.numel() for name, entry in parameters.items()}, config.max_bytes
+            {name: torch.float32.itemsize * entry.numel() for name, entry in parameters.items()}, config.max_memory
         )
         samples = inputs.sample(policy, "fisher, samples")
         shapes = {name: parameter.shape for name, parameter in parameters.items()}

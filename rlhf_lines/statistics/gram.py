@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import new_folder, write_record
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.statistics_files import GRAM, SAME_INPUT, TRANSPOSED
 from rlhf_lines.statistics.config import StatisticsConfig
@@ -62,7 +63,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
         layers = linear_layers(policy, inputs.parameters)
         same_input = shared_inputs(policy.model, layers, inputs.prompts[0])
         widths = {name: _width(layers[name]) for name in dict.fromkeys(same_input.values())}
-        groups = in_groups({name: FLOAT64 * width**2 for name, width in widths.items()}, config.max_bytes)
+        groups = in_groups({name: FLOAT64 * width**2 for name, width in widths.items()}, config.max_memory)
         if config.inputs == "samples":
             samples = inputs.sample(policy, "gram, samples")
         else:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rlhf_lines import distributed
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.provenance import weights_sha256

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 from tqdm.auto import tqdm
 
-from rlhf_lines.config import DataConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.models import end_token_ids
 from rlhf_lines.sampling import check_positions, prompt_key, sample_tokens
 

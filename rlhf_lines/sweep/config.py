@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from rlhf_lines.config import from_json, read_fields
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.rules import RULES
-from rlhf_lines.sweep.choices import GroupEntry, Scaling, candidates, group_entries, weight_vectors
-from rlhf_lines.task_rewards import raw_score_problems, reward_entries
+from rlhf_lines.sweep.choices import (
+    GroupEntry,
+    Scaling,
+    group_problems,
+    read_alpha,
+    read_weights,
+    scaling_problems,
+    weights_problems,
+)
+from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
 
 DTYPES = ("float32", "bfloat16", "float16")
 ENGINES = ("local", "vllm")
 SAMPLERS = ("grid", "list", "dirichlet", "map")
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """The arguments of vllm.LLM, from a mapping or the JSON of one."""
+    value = from_json("vllm", value)
+    if not isinstance(value, dict):
+        raise ValueError(f"vllm holds {value!r}, expected a mapping")
+    return value
 
 
 @dataclass
@@ -23,10 +41,11 @@ class SweepConfig:
 
     sft_model: str = field(metadata={"help": "The SFT model that all policies were trained from."})
     policies: list[str] = field(metadata={"help": "PEFT folders, one per policy."})
-    rewards: list[str] = field(
+    rewards: list[RewardEntry] = field(
         metadata={
             "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
-            "mappings with model, name, dtype, batch_size and options."
+            "mappings with model, name, dtype, batch_size and options.",
+            "parse": RewardEntry.of,
         }
     )
     output_dir: str = field(metadata={"help": "The folder to make: run.sqlite, front.json, figures, report.html."})
@@ -48,13 +67,14 @@ class SweepConfig:
             "single policies. Of map: how many before the fit."
         },
     )
-    weights: list[str] = field(
-        default_factory=list, metadata={"help": "Of list: one text per point, a number per policy: '0.3 0.7'."}
+    weights: list[tuple[float, ...]] = field(
+        default_factory=list,
+        metadata={"help": "Of list: one text per point, a number per policy: '0.3 0.7'.", "parse": read_weights},
     )
     map_points: int = field(default=4, metadata={"help": "Of map: how many predicted weights are measured."})
-    alphas: list[str] = field(
+    alphas: list[float | Literal["auto"]] = field(
         default_factory=lambda: ["0.5", "1.0"],
-        metadata={"help": "LiNeS alphas to choose from on validation prompts: numbers, or auto."},
+        metadata={"help": "LiNeS alphas to choose from on validation prompts: numbers, or auto.", "parse": read_alpha},
     )
     betas: list[float] = field(
         default_factory=lambda: [0.5, 1.0], metadata={"help": "LiNeS betas to choose from on validation prompts."}
@@ -63,19 +83,23 @@ class SweepConfig:
         default_factory=lambda: ["linear"],
         metadata={"help": "Schedules to choose from on validation prompts: linear, sqrt, quadratic."},
     )
-    scalings: list[str] = field(
+    scalings: list[Scaling] = field(
         default_factory=list,
-        metadata={"help": "In place of alphas, betas and schedules, what to choose from: '1.0 0.5 linear' each."},
+        metadata={
+            "help": "In place of alphas, betas and schedules, what to choose from: '1.0 0.5 linear' each.",
+            "parse": Scaling.of,
+        },
     )
     controls: bool = field(
         default=True,
         metadata={"help": "Also sweep a uniform factor with the mean of LiNeS' factors, and LiNeS upside down."},
     )
-    groups: list[str] = field(
+    groups: list[GroupEntry] = field(
         default_factory=list,
         metadata={
             "help": "Further groups to compare: mappings with name, rule, and options, alpha, beta, schedule, "
-            "statistics as a merge has them."
+            "statistics as a merge has them.",
+            "parse": GroupEntry.of,
         },
     )
     control: str | None = field(
@@ -102,32 +126,24 @@ class SweepConfig:
     load_in_8bit: bool = field(default=False, metadata={"help": "Load the SFT model in 8 bits (bitsandbytes)."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Load the SFT model in 4 bits (bitsandbytes)."})
     engine: str = field(default="local", metadata={"help": "Who generates: local, or vllm."})
-    vllm: dict | str | None = field(
-        default=None, metadata={"help": "Arguments of vllm.LLM, as a mapping: {tensor_parallel_size: 2}."}
+    vllm: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Arguments of vllm.LLM, as a mapping: {tensor_parallel_size: 2}.", "parse": _mapping},
     )
+    given: dict[str, Any] = field(init=False, repr=False, compare=False)  # as in the file, which the run store keeps
 
     def __post_init__(self) -> None:
-        Problems([*self._numbers(), *self._names(), *self._inputs()]).check()
+        problems = Problems([*self._numbers(), *self._names()])
+        with problems.collect():
+            self.given = read_fields(self)
+            Problems(self._choices()).check()
+        problems.check()
 
     @property
-    def scaling_candidates(self) -> list[Scaling]:
-        """The (alpha, beta, schedule) to choose from."""
-        return candidates(self.scalings, self.alphas, self.betas, self.schedules)
-
-    @property
-    def group_entries(self) -> list[GroupEntry]:
-        """The further groups."""
-        return group_entries(self.groups)
-
-    @property
-    def weight_vectors(self) -> list[tuple[float, ...]]:
-        """The weights of sampler list."""
-        return weight_vectors(self.weights, len(self.policies))
-
-    @property
-    def vllm_arguments(self) -> dict[str, Any]:
-        """The arguments of vllm.LLM."""
-        return _mapping("vllm", self.vllm or {})
+    def candidates(self) -> list[Scaling]:
+        """The scalings to choose from: those of the list, or, without one, all of the grid."""
+        grid = itertools.product(self.alphas, self.betas, self.schedules)
+        return self.scalings or [Scaling(*scaling) for scaling in grid]
 
     @property
     def quantized(self) -> bool:
@@ -181,22 +197,20 @@ class SweepConfig:
             problems.append(f"vllm is given, but engine is {self.engine}: leave it out, or use engine vllm")
         if self.engine == "vllm" and self.quantized:
             problems.append("load_in_8bit and load_in_4bit are of engine local: give vllm {quantization: ...} instead")
-        return problems
-
-    def _inputs(self) -> list[str]:
-        problems = []
         if len(self.policies) < 2:
             problems.append(f"policies has {len(self.policies)} folder, expected two or more")
         if len(self.rewards) < 2:
             problems.append(f"rewards has {len(self.rewards)}, expected two or more")
-        problems += raw_score_problems(reward_entries(self.rewards))
-        for read in ("scaling_candidates", "weight_vectors", "vllm_arguments", "group_entries"):
-            try:
-                getattr(self, read)
-            except ValueError as error:
-                problems.append(str(error))
-                return problems
-        for entry in self.group_entries:
+        return problems
+
+    def _choices(self) -> list[str]:
+        problems = [
+            *raw_score_problems(self.rewards),
+            *scaling_problems(self.scalings, self.alphas, self.betas, self.schedules, given=self.given["scalings"]),
+            *weights_problems(self.weights, len(self.policies), given=self.given["weights"]),
+            *group_problems(self.groups),
+        ]
+        for entry in self.groups:
             if RULES[entry.rule].is_linear:
                 continue
             if self.engine == "vllm":
@@ -207,16 +221,3 @@ class SweepConfig:
                     "load_in_8bit and load_in_4bit, or the group"
                 )
         return problems
-
-
-def _mapping(name: str, value: dict | str) -> dict[str, Any]:
-    import json
-
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name} holds {value!r}, which is no valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} holds {value!r}, expected a mapping")
-    return value

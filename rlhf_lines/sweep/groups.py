@@ -10,13 +10,12 @@ import numpy as np
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import lines_scales
+from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SFT, SOUP, UNIFORM
 from rlhf_lines.pareto.surrogate import design
-from rlhf_lines.sweep.choices import RESERVED, Scaling
+from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.merges import Merges
 
-
-SFT, SOUP, LINES, UNIFORM, REVERSED, MORLHF = RESERVED
 
 Weights = tuple[float, ...]
 
@@ -40,7 +39,7 @@ class Specs:
 
     def check(self) -> None:
         """Stop where the policies cannot be merged as a further group has it; see `Merges.check`."""
-        for entry in self._config.group_entries:
+        for entry in self._config.groups:
             self._merges.check(entry.spec(self.weights[0]))
 
     def makers(self, chosen: Scaling) -> dict[str, Callable[[Weights], MergeSpec]]:
@@ -50,7 +49,7 @@ class Specs:
         if self._config.controls:
             makers[UNIFORM] = lambda weights: uniform_ablation(self.resolve(lines(weights)), self._num_layers)
             makers[REVERSED] = lambda weights: reversed_ablation(self.resolve(lines(weights)))
-        makers |= {entry.name: entry.spec for entry in self._config.group_entries}
+        makers |= {entry.name: entry.spec for entry in self._config.groups}
         return {name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()}
 
     def fixed(self) -> dict[str, list[MergeSpec]]:
@@ -66,7 +65,7 @@ def first_weights(config: SweepConfig) -> list[Weights]:
     """The weights of every group; of sampler map those before the fit."""
     count = len(config.policies)
     if config.sampler == "list":
-        return with_single_policies(config.weight_vectors)
+        return with_single_policies(config.weights)
     if config.sampler == "dirichlet":
         return dirichlet(count, config.num_weights, config.seed)
     if config.sampler == "map":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from reward_models import RewardModel
 from rlhf_lines.artifact import refuse_replacing
-from rlhf_lines.config import DataConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
 from rlhf_lines.merge.inputs.provenance import load_adapters
@@ -23,7 +23,7 @@ from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.sampling import check_positions
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
-from rlhf_lines.task_rewards import load_reward_models, reward_entries
+from rlhf_lines.task_rewards import load_reward_models
 
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     policies += [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
     adapters = load_adapters(policies, sft)
-    reward_models = load_reward_models(reward_entries(config.rewards), batch_size=config.batch_size or REWARD_BATCH)
+    reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
     tokenizer = load_tokenizer(sft)
     counts = {"validation": config.validation_prompts, "test": config.test_prompts}
-    if len(config.scaling_candidates) == 1:  # nothing is chosen
+    if len(config.candidates) == 1:  # nothing is chosen
         del counts["validation"]
     prompts = {
         split: _distinct(data_config.load("prompts", split, tokenizer), count) for split, count in counts.items()
@@ -91,7 +91,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     )
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers()
-    statistics = itertools.chain.from_iterable(entry.statistics for entry in config.group_entries)
+    statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
     refuse_replacing(config.output_dir, [sft, *policies, *statistics])
     for split, texts in prompts.items():
         _check_count(len(texts), counts[split], split, data_config.dataset_name)
@@ -102,21 +102,19 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
 
 def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
     """What a resumed run must share with the one that was stopped."""
-    settings = {key: value for key, value in vars(config).items() if key not in CHANGEABLE}
+    settings = {key: value for key, value in config.given.items() if key not in CHANGEABLE}
     return {
         **settings,
         "dataset_name": data_config.dataset_name,
         "reward_names": inputs.rewards,
-        "reward_models": {
-            name: entry.identity() for name, entry in zip(inputs.rewards, reward_entries(config.rewards), strict=True)
-        },
+        "reward_models": {name: entry.identity() for name, entry in zip(inputs.rewards, config.rewards, strict=True)},
         "prompts_sha256": _sha256(inputs.prompts),
         "control_sha256": _sha256([text for text, _ in inputs.forgetting]),
         "sft_sha256": checkpoint_sha256(inputs.sft),
         "policies_sha256": [sha256_of([Path(adapter.path) / WEIGHTS_FILE]) for adapter in inputs.adapters],
         "statistics_sha256": {
             entry.name: [statistics_sha256(RULES[entry.rule].statistics, path) for path in entry.statistics]
-            for entry in config.group_entries
+            for entry in config.groups
         },
     }
 

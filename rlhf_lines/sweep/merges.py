@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -15,10 +15,10 @@ from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.provenance import check_inputs
 from rlhf_lines.merge.inputs.statistics_files import check_statistics, open_statistics
-from rlhf_lines.merge.output.dense import DenseMerge
+from rlhf_lines.merge.job import Merge
+from rlhf_lines.merge.opened import OpenMerge
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.tensors.residuals import Tensors
-from rlhf_lines.merge.writing import PolicyMerge
 from rlhf_lines.sweep.choices import GroupEntry
 
 
@@ -57,16 +57,17 @@ class Merges:
 
     def resolved(self, spec: MergeSpec) -> MergeSpec:
         """The spec with the number that alpha `"auto"` stands for; see `lines_alpha`."""
-        return self._merge(spec).resolved if spec.alpha == "auto" else spec
+        return self._merge(spec).spec if spec.alpha == "auto" else spec
 
     def weights(self, spec: MergeSpec) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter that the policies change, with its merged values, one at a time; see `PolicyMerge`."""
+        """Every parameter that the policies change, with its merged values, one at a time; see `OpenMerge.tensors`."""
         return self._merge(spec).tensors()
 
-    def _merge(self, spec: MergeSpec) -> PolicyMerge:
-        sft, count = self._checkpoint, len(spec.weights)
+    def _merge(self, spec: MergeSpec) -> OpenMerge:
+        sft, adapters = self._checkpoint, self._adapters[: len(spec.weights)]
         statistics = self._statistics_of(spec.rule)
-        return PolicyMerge(spec, sft, self._adapters[:count], statistics, partial(DenseMerge, sft))
+        merge = Merge(self.sft, [adapter.path for adapter in adapters], spec, "dense")
+        return OpenMerge(merge, sft, adapters, statistics)
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
-from rlhf_lines.config import DataConfig, RunConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, leads
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.sweep.config import SweepConfig
@@ -53,7 +54,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         _refuse_stopped(config.output_dir)
     inputs = read_inputs(data_config, config)
     with contextlib.ExitStack() as stack:
-        merges = stack.enter_context(Merges(inputs.sft, inputs.adapters[: len(config.policies)], config.group_entries))
+        merges = stack.enter_context(Merges(inputs.sft, inputs.adapters[: len(config.policies)], config.groups))
         specs = Specs(config, merges, inputs.num_layers)
         specs.check()  # the end of choosing would be the first to need a further group
         partial = new_folder(

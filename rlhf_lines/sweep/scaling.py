@@ -19,7 +19,7 @@ def choose_scaling(
 
     A single candidate is chosen without measuring: the second value is then None.
     """
-    candidates = config.scaling_candidates
+    candidates = config.candidates
     if len(candidates) == 1:
         return candidates[0], None
     prompts, weights = inputs.prompts["validation"], simplex(len(config.policies), config.validation_weights)

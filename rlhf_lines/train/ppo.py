@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
-from rlhf_lines.config import RunConfig, TrainingDataConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
-from rlhf_lines.task_rewards import load_reward_models, reward_entries, reward_weights
+from rlhf_lines.task_rewards import load_reward_models, reward_weights
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
+from rlhf_lines.train.config import RewardsConfig
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
 from rlhf_lines.train.progress import show_progress
-
-
-@dataclass
-class RewardsConfig:
-    """What the policy is trained to please."""
-
-    rewards: list[str] = field(
-        metadata={
-            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
-            "mappings with model, name, weight, normalize, clip, dtype, batch_size and options."
-        }
-    )
-
-    def __post_init__(self) -> None:
-        self.entries = reward_entries(self.rewards)
-
-
-CONFIGS = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, ModelConfig)
 
 
 def run(
@@ -55,7 +38,7 @@ def run(
         ValueError: the number of reward weights does not match, or `use_peft` is false.
     """
     sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
-    entries = rewards_config.entries
+    entries = rewards_config.rewards
     training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)

@@ -19,7 +19,7 @@ PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty":
 
 @dataclass
 class PPOConfig(GRPOConfig):
-    """TRL's GRPOConfig with the settings of PPO; a field that TRL names keeps its name.
+    """The settings of PPO beside those of TRL's GRPOConfig; a field that TRL names keeps its name.
 
     `num_iterations` is the number of epochs over a rollout, `per_device_train_batch_size *
     gradient_accumulation_steps` the minibatch of one update, `steps_per_generation *

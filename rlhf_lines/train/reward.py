@@ -10,14 +10,12 @@ from trl import ModelConfig, RewardConfig, get_quantization_config
 import reward_models
 from reward_models.classifier import Classifier, longest_input
 from rlhf_lines.artifact import remove_working_files, write_record
-from rlhf_lines.config import PreferenceDataConfig, RunConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import leads
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
-
-
-CONFIGS = (RunConfig, PreferenceDataConfig, RewardConfig, ModelConfig)
 
 
 class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):

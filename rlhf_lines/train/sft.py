@@ -9,7 +9,8 @@ import trl
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, write_record
-from rlhf_lines.config import RunConfig, TrainingDataConfig
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import load_adapter
@@ -22,7 +23,6 @@ from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
 
 
-CONFIGS = (RunConfig, TrainingDataConfig, SFTConfig, ModelConfig)
 ADAPTER = "adapter"
 
 

@@ -4,56 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import tiny
 from tests.merge.rules.every_rule import DENSE, Inputs, inputs_of, write_checkpoints
-
-
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-NUM_LAYERS = 4
-
-
-def _build_llama(**changes):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 32,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": NUM_LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})).float().eval()
-    with torch.no_grad():
-        # Larger weights than the default initialisation, so that logits react to every matrix.
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.25)
-    return model
-
-
-def _save_adapter(sft: Path, folder: Path, *, seed: int, **options) -> Path:
-    """Save a LoRA adapter with random factors, written by PEFT itself."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, "task_type": "CAUSAL_LM", **options}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(sft), LoraConfig(**settings))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    return folder
 
 
 def _edit_config(folder: Path, **changes) -> Path:
@@ -94,8 +53,8 @@ def _dense_logits(folder: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def save_adapter():
-    """The function that saves an adapter with random factors."""
-    return _save_adapter
+    """The function that saves an adapter with random factors, as PEFT does by default."""
+    return partial(tiny.save_adapter, std=0.15, save_embedding_layers="auto")
 
 
 @pytest.fixture(scope="session")
@@ -132,21 +91,21 @@ def dense_logits():
 def sft(tmp_path_factory) -> Path:
     """A float32 Llama of four blocks, with a file that looks like a tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "sft"
-    _build_llama().save_pretrained(folder)
+    tiny.llama(vocab_size=32, max_position_embeddings=32).save_pretrained(folder)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     return folder
 
 
 @pytest.fixture(scope="session")
-def helpful(sft) -> Path:
+def helpful(sft, save_adapter) -> Path:
     """A policy of rank 4 on attention, scale 8 / 4."""
-    return _save_adapter(sft, sft.parent / "helpful", seed=1)
+    return save_adapter(sft, sft.parent / "helpful", seed=1)
 
 
 @pytest.fixture(scope="session")
-def harmless(sft) -> Path:
+def harmless(sft, save_adapter) -> Path:
     """A policy with another rank, rsLoRA, other modules, and a rank and an alpha of its own for some modules."""
-    return _save_adapter(
+    return save_adapter(
         sft,
         sft.parent / "harmless",
         seed=2,
@@ -160,7 +119,7 @@ def harmless(sft) -> Path:
 
 
 @pytest.fixture(scope="session")
-def inputs(sft, tmp_path_factory):
+def inputs(sft, save_adapter, tmp_path_factory):
     """A function from one of `every_rule.KINDS` to such inputs, two policies each."""
     root = tmp_path_factory.mktemp("every_rule")
     made: dict[str, Inputs] = {}
@@ -168,8 +127,8 @@ def inputs(sft, tmp_path_factory):
     def adapters() -> list[Path]:
         wide = {"r": 5, "lora_alpha": 3, "use_rslora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]}
         return [
-            _save_adapter(sft, root / "narrow", seed=1, r=3),
-            _save_adapter(sft, root / "wide", seed=2, **wide),
+            save_adapter(sft, root / "narrow", seed=1, r=3),
+            save_adapter(sft, root / "wide", seed=2, **wide),
         ]
 
     def make(kind: str) -> Inputs:

@@ -13,30 +13,14 @@ from rlhf_lines.merge.inputs.adapter import Adapter, load_adapter
 
 FOLDER = Path(__file__).parent.parent / "reference" / "merge"
 ORIGIN = json.loads((FOLDER / "origin.json").read_text())
-COMPARED: set[str] = set()  # the cases whose tensors, tolerance or numbers a test has asked for
-
-
-class _Case(dict):
-    """A case of origin.json that knows whether something was compared with it."""
-
-    def __init__(self, name: str, entries: dict) -> None:
-        super().__init__(entries)
-        self._name = name
-
-    def __getitem__(self, key: str):
-        if key in ("tol", "scalars"):
-            COMPARED.add(self._name)
-        return super().__getitem__(key)
-
-
-CASES = {name: _Case(name, entries) for name, entries in ORIGIN["cases"].items()}
+CASES = ORIGIN["cases"]
 NUM_LAYERS = 6
 WIDTHS = [torch.float64, torch.float32]
+TALL_THRESHOLDS = [0.4, 0.2, 0.6]
 
 
 def tensors(name: str, dtype=torch.float64) -> dict[str, torch.Tensor]:
     """The tensors of one file."""
-    COMPARED.add(name)
     return {key: tensor.to(dtype) for key, tensor in load_file(FOLDER / f"{name}.safetensors").items()}
 
 
@@ -45,6 +29,12 @@ def task_vectors(count: int, dtype) -> list[dict[str, torch.Tensor]]:
     base = tensors("model_base")
     policies = [tensors(f"model_ft{i}") for i in range(count)]
     return [{name: (policy[name] - base[name]).to(dtype) for name in base} for policy in policies]
+
+
+def of_each_policy(masks: dict[str, torch.Tensor], count: int) -> list[dict[str, torch.Tensor]]:
+    """The masks of a file, whose keys are task{k}.{parameter}."""
+    split = [key.split(".", 1) for key in masks]
+    return [{name: masks[f"{task}.{name}"] for task, name in split if task == f"task{k}"} for k in range(count)]
 
 
 def plus_base(residual: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

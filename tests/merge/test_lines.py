@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_lines.merge import apply_lines, lines_alpha, lines_scales
+from rlhf_lines.merge import apply_lines, lines_alpha, lines_scales, merge_residuals
+from tests.merge.reference import CASES, TALL_THRESHOLDS, WIDTHS, assert_case, task_vectors, tensors
 
 
 def residual_of(layers: int, *, dtype=torch.float64) -> dict[str, torch.Tensor]:
@@ -118,3 +119,62 @@ def test_factors_beyond_float32_are_refused():
         lines_scales(3, 3e38, 1e38)
     with pytest.raises(ValueError, match="give a factor"):
         lines_scales(1, 1e39, 0.0)
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_lines_on_one_residual(dtype):
+    (residual,) = task_vectors(1, dtype)
+    assert_case("lines_single_a0.1_b0.9", apply_lines(residual, 0.1, 0.9))
+    assert_case("lines_single_a1.0_b1.0", apply_lines(residual, 1.0, 1.0))
+
+
+def test_scale_of_every_parameter_on_a_grid():
+    case = CASES["lines_scale_grid"]
+    expected = tensors("lines_scale_grid")
+    names = case["params"]["column_order"]
+    ones = {name: torch.ones((), dtype=torch.float64) for name in names}
+    rows = []
+    for alpha, beta in expected["alpha_beta"].tolist():
+        scaled = apply_lines(ones, alpha, beta)
+        rows.append(torch.stack([scaled[name] for name in names]))
+    torch.testing.assert_close(torch.stack(rows), expected["factors"], **case["tol"])
+
+
+@pytest.mark.parametrize("num_layers", [2, 6, 12, 24, 28, 32, 80])
+def test_scales_of_common_depths(num_layers):
+    # Stored as [embed_tokens, norm, lm_head, block 0 .. block L-1] at alpha 0.2, beta 0.7.
+    expected = tensors("lines_scale_grid")[f"factors_L{num_layers}_a0.2_b0.7"]
+    got = torch.cat([torch.full((3,), 0.2, dtype=torch.float64), lines_scales(num_layers, 0.2, 0.7)])
+    torch.testing.assert_close(got, expected, **CASES["lines_scale_grid"]["tol"])
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_lines_on_the_sum_of_three(dtype):
+    residuals = task_vectors(3, dtype)
+    merged = merge_residuals(residuals, "sum")
+    alpha = lines_alpha(residuals, merged)
+    assert alpha == pytest.approx(CASES["lines_merged_sum_n3_b0.4"]["scalars"]["alpha"], rel=1e-6)
+    assert_case("lines_merged_sum_n3_b0.4", apply_lines(merged, alpha, 0.4))
+
+
+def l1(residual: dict[str, torch.Tensor]) -> float:
+    return sum(tensor.double().abs().sum().item() for tensor in residual.values())
+
+
+def table_row(row: dict) -> str:
+    return "-".join(str(value) for key, value in row.items() if key in ("method", "N", "k", "agg", "prun_thre_k"))
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+@pytest.mark.parametrize("row", CASES["lines_alpha_table"]["table"], ids=table_row)
+def test_alpha_heuristic(row, dtype):
+    options = {
+        "sum": lambda: {},
+        "ties": lambda: {"density": row["k"] / 100, "reduction": row["agg"]},
+        "consensus": lambda: {"k": row["prun_thre_k"], "thresholds": TALL_THRESHOLDS[: row["N"]]},
+    }[row["method"]]()
+    residuals = task_vectors(row["N"], dtype)
+    merged = merge_residuals(residuals, row["method"], **options)
+    rtol = CASES["lines_alpha_table"]["tol"]["rtol"] if dtype == torch.float64 else 1e-5
+    assert lines_alpha(residuals, merged) == pytest.approx(row["alpha"], rel=rtol)
+    assert l1(merged) == pytest.approx(row["l1_mtv"], rel=rtol)

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.merge.job import Written
 from rlhf_lines.merge.output.card import escape_markdown
+from rlhf_lines.merge.policies import loss_warnings
+from rlhf_lines.merge.tensors.precision import LostResidual
 from tests.merge.adapters import lora_residual
 
 
@@ -338,6 +341,24 @@ def test_a_failing_write_leaves_no_folder(sft, helpful, tmp_path, monkeypatch, s
     with pytest.raises(type(error)):
         merge_policies(sft, [helpful], MergeSpec("linear", (1,)), save=save, output_dir=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("share", "dtype", "fits", "named", "unnamed"),
+    [
+        (0.101, "bfloat16", True, ["lost 10.1%", "--dtype float32", "--save adapter"], []),
+        (0.101, "bfloat16", False, ["--dtype float32"], ["--save adapter"]),
+        (0.5, "float16", False, ["--dtype float32"], ["--save adapter"]),
+        (0.5, "float32", True, ["--save adapter"], ["--dtype"]),
+    ],
+)
+def test_a_large_loss_names_the_ways_out(share, dtype, fits, named, unnamed):
+    (warning,) = loss_warnings(Written(1.0, LostResidual(share, 0.5), dtype), fits_adapter=fits)
+    assert all(words in warning for words in named) and not any(words in warning for words in unnamed)
+
+
+def test_a_tenth_is_not_a_large_loss():
+    assert loss_warnings(Written(1.0, LostResidual(0.1, 0.5), "bfloat16"), fits_adapter=True) == []
 
 
 def test_importing_the_package_loads_no_trainer():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 from pathlib import Path
 
-import pytest
-
-from tests.merge.reference import COMPARED, FOLDER, ORIGIN
+from rlhf_lines.merge.layers import block_indices
+from tests.merge.reference import FOLDER, ORIGIN, tensors
 
 
 # Every case of the shared manifest that is not in reference/merge/origin.json, with the reason.
@@ -31,11 +32,30 @@ def test_every_case_is_used_or_has_a_reason():
     assert len(ORIGIN["cases"]) + len(OF_FRONTS) + len(NOT_COVERED) == IN_THE_MANIFEST
 
 
-def test_every_case_in_the_repository_was_compared_with(request):
-    """Files run in the order of their names: the tests that use the vectors have run, unless they were not chosen."""
-    others = {path for path in Path(__file__).parent.rglob("test_*.py") if path != Path(__file__)}
-    users = {path for path in others if "from tests.merge.reference import" in path.read_text()}
-    config, chosen = request.config, {item.path for item in request.session.items}
-    if not users <= chosen or config.option.keyword or any("::" in argument for argument in config.args):
-        pytest.skip("not all tests of the vectors were chosen")
-    assert ORIGIN["cases"].keys() - COMPARED == set()
+def names_in(source: str) -> set[str]:
+    """The cases that strings of a test's source name, as they are or as files."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value.removesuffix(".safetensors"))
+    return ORIGIN["cases"].keys() & found
+
+
+def test_every_case_in_the_repository_is_compared_with():
+    """Read off the sources, so that it does not matter which tests run, in which order and in which process."""
+    tables = ("test_vectors_covered.py", "test_registry.py")  # which only name them
+    sources = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py") if path.name not in tables]
+    compared = set().union(*(names_in(source) for source in sources if "from tests.merge.reference import" in source))
+    assert ORIGIN["cases"].keys() - compared == set()
+
+
+def test_reference_files_are_the_recorded_ones():
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FOLDER.glob("*.safetensors")}
+    assert found == ORIGIN["sha256"]
+
+
+def test_the_reference_model_is_read_whole():
+    indices = block_indices(tensors("model_base"))
+    outside = {name for name, layer in indices.items() if layer is None}
+    assert len(indices) == 57
+    assert outside == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}

@@ -79,7 +79,7 @@ def test_a_group_name_cannot_break_the_table(make_points):
 
 def test_perplexity_has_a_column_where_it_is_known(make_points):
     points = make_points()
-    points[3] |= {"nats": [30.0, 20.0], "text_tokens": [10, 10]}  # exp(50 / 20)
+    points[3] |= {"nll": [30.0, 20.0], "text_tokens": [10, 10]}  # exp(50 / 20)
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
     text = front_table(front)
     assert text.splitlines()[1] == "ppl: perplexity of the control texts, lower is better"
@@ -87,15 +87,28 @@ def test_perplexity_has_a_column_where_it_is_known(make_points):
 
 
 def test_a_single_policy_is_named(make_points):
-    front = build_front(rewards=["a", "b"], split="test", seed=0, points=make_points(), resamples=20)
-    front["policies"] = ["outputs/policies/brief", "outputs/policies/specific/", "outputs/policies/both"]
-    front["points"][7] |= {"group": "morlhf", "spec": {**front["points"][1]["spec"], "weights": [0.0, 0.0, 1.0]}}
-    text = front_table(front)
-    assert "  specific " in row_of(text, front["points"][1]) and "  brief " in row_of(text, front["points"][5])
-    assert "  both " in row_of(text, front["points"][7])
+    def table_of(points, policies):
+        return front_table(
+            build_front(rewards=["a", "b"], split="test", seed=0, points=points, policies=policies, resamples=20)
+        )
+
+    points = make_points()
+    points[7] |= {"group": "morlhf", "spec": {**points[1]["spec"], "weights": [0.0, 0.0, 1.0]}}
+    text = table_of(points, ["outputs/policies/brief", "outputs/policies/specific/", "outputs/policies/both"])
+    assert "  specific " in row_of(text, points[1]) and "  brief " in row_of(text, points[5])
+    assert "  both " in row_of(text, points[7])
     assert text.count("specific") == text.count("brief") == 1  # LiNeS with the same weights is another model
-    front["policies"] = ["seed_0/final", "seed_1/final"]
-    assert "  seed_1/final " in row_of(front_table(front), front["points"][1])
+    assert "  seed_1/final " in row_of(table_of(points, ["seed_0/final", "seed_1/final"]), points[1])
+
+
+def test_twice_a_policy_is_shown_by_its_weights(make_points):
+    points = make_points()
+    points[1]["spec"]["rule"] = "sum"  # K times the policy
+    policies = ["policies/brief", "policies/specific"]
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, policies=policies, resamples=20)
+    text = front_table(front)
+    assert "rewarded_soup  0.00 1.00   1.00  0.00 " in row_of(text, points[1])
+    assert "specific" not in text and text.count("brief") == 1
 
 
 def test_an_alpha_that_is_measured_is_written_as_such(make_points):
@@ -125,9 +138,9 @@ def test_long_names_and_all_columns_fit(make_points):
                 {**point, "id": len(points), "group": group, "spec": {**point["spec"], "schedule": "reversed"}}
             )
     for point in points:
-        point |= {"scores": point["scores"] - 5.0, "nats": [300.0], "text_tokens": [50], "kl": [0.5] * 40}
-    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
-    front["policies"] = ["policies/a policy with a long name", "policies/another policy with a long name"]
+        point |= {"scores": point["scores"] - 5.0, "nll": [300.0], "text_tokens": [50], "kl": [0.5] * 40}
+    policies = ["policies/a policy with a long name", "policies/another policy with a long name"]
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, policies=policies, resamples=20)
     lines = front_table(front).splitlines()
     assert max(map(len, lines)) <= 110
     assert sum(line.startswith(("difference", "group")) for line in lines) == 2

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.plan import Options, plan
-from rlhf_lines.plan.merge_work import passes_over_inputs
+from rlhf_lines.plan.merging import passes_over_inputs
 
 
 @pytest.fixture

@@ -8,77 +8,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import tiny
 from tests.statistics.oracle import CHARACTERS, EOS, PAD, PROMPTS
 
 
-def _tokenizer():
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-
-
-def _save_llama(folder: Path, *, seed: int = 0, **changes) -> Path:
-    """Save a float32 Llama of three blocks whose logits react to every matrix."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _tokenizer()
-    settings = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 40,
-        "bos_token_id": None,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
-        **changes,
-    }
-    torch.manual_seed(seed)
-    return _save(LlamaForCausalLM(LlamaConfig(**settings)), tokenizer, folder)
+def _save_llama(folder: Path, **changes) -> Path:
+    tokenizer = tiny.character_tokenizer(CHARACTERS)
+    model = tiny.llama(tokenizer, **{"num_hidden_layers": 3, "max_position_embeddings": 40, **changes})
+    return tiny.save(model, tokenizer, folder)
 
 
 def _save_gpt2(folder: Path) -> Path:
     """Save a GPT-2 of two blocks: weights of Conv1D, biases, a tied head."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    tokenizer = _tokenizer()
+    tokenizer = tiny.character_tokenizer(CHARACTERS)
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD))
-    return _save(model, tokenizer, folder)
-
-
-def _save(model, tokenizer, folder: Path) -> Path:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.25)
-    model.float().eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.save(tiny.widened(model), tokenizer, folder)
 
 
 def _save_adapter(sft: Path, folder: Path, **options) -> Path:
-    """Save a LoRA policy with random factors, written by PEFT itself."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     settings = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"], **options}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(sft), LoraConfig(task_type="CAUSAL_LM", **settings))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return folder
+    return tiny.save_adapter(sft, folder, seed=1, **settings)
 
 
 @pytest.fixture(scope="session")

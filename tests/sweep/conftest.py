@@ -10,64 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import tiny
 from tests.sweep import of_a_run
 
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz '\"<>&.\n"
-PAD, EOS = 0, 1
 
 
-def _tokenizer():
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-
-
-def _save_sft(folder: Path, *, seed: int = 0, **sizes) -> Path:
-    """Save a float32 Llama of four blocks whose logits react to every matrix."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    tokenizer = _tokenizer()
-    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        **{**small, "num_key_value_heads": 2, "max_position_embeddings": 64, **sizes},
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    model = LlamaForCausalLM(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.25)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def _save_policy(sft: Path, folder: Path, *, seed: int, **options) -> Path:
-    """Save a LoRA adapter with random factors, written by PEFT itself."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, "task_type": "CAUSAL_LM", **options}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(sft), LoraConfig(**settings))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    # An adapted head would otherwise bring a copy of the base's.
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return folder
+def _save_sft(folder: Path, **changes) -> Path:
+    tokenizer = tiny.character_tokenizer(CHARACTERS)
+    return tiny.save(tiny.llama(tokenizer, **changes), tokenizer, folder)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +31,7 @@ def save_sft():
 @pytest.fixture(scope="session")
 def save_policy():
     """The function that saves a policy with random factors."""
-    return _save_policy
+    return tiny.save_adapter
 
 
 @pytest.fixture(scope="session")
@@ -93,9 +45,9 @@ def policies(sft) -> list[Path]:
     """Three policies: ranks 4, 3 and 2, one with rsLoRA, one that adapts the head, which lies outside the blocks."""
     modules = ["q_proj", "v_proj", "down_proj"]
     return [
-        _save_policy(sft, sft.parent / "brief", seed=1),
-        _save_policy(sft, sft.parent / "kind", seed=2, r=3, lora_alpha=5, use_rslora=True, target_modules=modules),
-        _save_policy(sft, sft.parent / "plain", seed=3, r=2, lora_alpha=3, target_modules=["up_proj", "lm_head"]),
+        tiny.save_adapter(sft, sft.parent / "brief", seed=1),
+        tiny.save_adapter(sft, sft.parent / "kind", seed=2, r=3, lora_alpha=5, use_rslora=True, target_modules=modules),
+        tiny.save_adapter(sft, sft.parent / "plain", seed=3, r=2, lora_alpha=3, target_modules=["up_proj", "lm_head"]),
     ]
 
 
@@ -103,7 +55,7 @@ def policies(sft) -> list[Path]:
 def four_policies(sft, policies) -> list[Path]:
     """These three, and a fourth of rank 5."""
     options = {"r": 5, "lora_alpha": 4, "target_modules": ["v_proj", "up_proj"]}
-    return [*policies, _save_policy(sft, sft.parent / "fourth", seed=4, **options)]
+    return [*policies, tiny.save_adapter(sft, sft.parent / "fourth", seed=4, **options)]
 
 
 @pytest.fixture(scope="session")

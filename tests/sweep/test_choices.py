@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 
 import pytest
 import yaml
 
 from rlhf_lines.config import parse
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.sweep.choices import GroupEntry, Scaling, candidates, group_entries, weight_vectors
+from rlhf_lines.sweep.choices import GroupEntry, Scaling
 from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.task_rewards import RewardEntry
 
 
 NEEDED = {"sft_model": "sft", "policies": ["a", "b"], "rewards": ["rule:length", "m:f"], "output_dir": "out"}
@@ -25,7 +27,7 @@ def config(**changes) -> SweepConfig:
 
 
 def test_the_grid_is_every_alpha_with_every_beta_and_schedule():
-    assert candidates([], ["0.5", 1], [0.0, 2.0], ["linear", "sqrt"]) == [
+    assert config(alphas=["0.5", 1], betas=[0.0, 2.0], schedules=["linear", "sqrt"]).candidates == [
         Scaling(0.5, 0.0, "linear"),
         Scaling(0.5, 0.0, "sqrt"),
         Scaling(0.5, 2.0, "linear"),
@@ -38,13 +40,13 @@ def test_the_grid_is_every_alpha_with_every_beta_and_schedule():
 
 
 def test_alpha_may_be_auto():
-    assert candidates([], ["auto", "1"], [0.5], ["linear"]) == [Scaling("auto", 0.5), Scaling(1.0, 0.5)]
-    assert candidates(["auto 1"], [], [], []) == [Scaling("auto", 1.0)]
+    assert config(alphas=["auto", "1"], betas=[0.5]).candidates == [Scaling("auto", 0.5), Scaling(1.0, 0.5)]
+    assert config(scalings=["auto 1"], alphas=[], betas=[], schedules=[]).candidates == [Scaling("auto", 1.0)]
 
 
 def test_a_list_takes_the_place_of_the_grid():
     listed = ["1 0.5", "0.25 2 sqrt", ["auto", 1], [1, 1.5, "quadratic"]]
-    assert candidates(listed, ["7"], [7.0], ["linear"]) == [
+    assert config(scalings=listed, alphas=["7"], betas=[7.0]).candidates == [
         Scaling(1.0, 0.5),
         Scaling(0.25, 2.0, "sqrt"),
         Scaling("auto", 1.0),
@@ -53,7 +55,7 @@ def test_a_list_takes_the_place_of_the_grid():
 
 
 def test_the_default_grid():
-    assert config().scaling_candidates == [Scaling(a, b) for a in (0.5, 1.0) for b in (0.5, 1.0)]
+    assert config().candidates == [Scaling(a, b) for a in (0.5, 1.0) for b in (0.5, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_mistakes_in_scalings(changes, sentence):
 
 def test_weights_are_texts_or_lists():
     expected = [(0.3, 0.7), (1.0, 0.0), (0.5, 0.5), (1.5, -0.5)]
-    assert weight_vectors(["0.3 0.7", "1,0", [0.5, 0.5], (1.5, -0.5)], 2) == expected
+    assert config(sampler="list", weights=["0.3 0.7", "1,0", [0.5, 0.5], (1.5, -0.5)]).weights == expected
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,7 @@ def test_weights_are_texts_or_lists():
         (["0.3"], "weights holds '0.3', expected 2 numbers"),
         (["a b"], "weights holds 'a b', expected 2 numbers"),
         ([["0.3", None]], "expected 2 numbers"),
+        ([0.3, 0.7], "weights holds 0.3, expected 2 numbers"),
         (["nan 1"], "weights holds 'nan 1', expected 2 numbers"),
         ([[float("inf"), 1]], "expected 2 numbers"),
         (["0.3 0.7", [0.3, 0.7]], "weights holds [0.3, 0.7] twice: give every point once"),
@@ -114,12 +117,12 @@ def test_mistakes_in_weights(items, sentence):
 
 def test_a_group_is_a_mapping_or_json():
     given = {"name": "sparse", "rule": "ties", "options": {"density": 0.3}, "alpha": "auto", "beta": 1.0}
-    (one,) = group_entries([given])
-    assert group_entries([json.dumps(given)]) == [one]
+    (one,) = config(groups=[given]).groups
+    assert config(groups=[json.dumps(given)]).groups == [one]
     assert one.spec((0.2, 0.8)) == MergeSpec("ties", (0.2, 0.8), "auto", 1.0, options={"density": 0.3})
-    (plain,) = group_entries([{"name": "plain", "schedule": "sqrt", "beta": 2}])
+    (plain,) = config(groups=[{"name": "plain", "schedule": "sqrt", "beta": 2}]).groups
     assert plain == GroupEntry("plain", beta=2, schedule="sqrt")
-    (fisher,) = group_entries([{"name": "f", "rule": "fisher", "statistics": ["x", "y"]}])
+    (fisher,) = config(groups=[{"name": "f", "rule": "fisher", "statistics": ["x", "y"]}]).groups
     assert fisher.statistics == ("x", "y")
 
 
@@ -176,23 +179,42 @@ def test_flags_and_files_say_the_same(tmp_path):
     group = ["--groups", '{"name": "sum", "rule": "sum", "alpha": 0.5}']
     (from_flags,), _ = parse((SweepConfig,), [*flags.split(), *listed, *group], prog="sweep")
     for found in (from_file, from_flags):
-        assert found.weight_vectors == [(0.3, 0.7), (0.5, 0.5)]
-        assert found.scaling_candidates == [Scaling(1.0, 0.5, "sqrt"), Scaling("auto", 1.0)]
-        assert found.group_entries == [GroupEntry("sum", "sum", alpha=0.5)]
+        assert found.weights == [(0.3, 0.7), (0.5, 0.5)]
+        assert found.candidates == found.scalings == [Scaling(1.0, 0.5, "sqrt"), Scaling("auto", 1.0)]
+        assert found.groups == [GroupEntry("sum", "sum", alpha=0.5)]
+        assert found.rewards == [RewardEntry("rule:length"), RewardEntry("m:f")]
         assert found.controls is False
     assert given == content
     config_of_numbers = tmp_path / "numbers.yaml"
     config_of_numbers.write_text(yaml.safe_dump({**NEEDED, "alphas": [0.5, "auto"], "vllm": {"tensor_parallel_size": 2},
                                                  "engine": "vllm"}))  # fmt: skip
     (found,), _ = parse((SweepConfig,), ["--config", str(config_of_numbers)], prog="sweep")
-    assert [scaling.alpha for scaling in found.scaling_candidates] == [0.5, 0.5, "auto", "auto"]
-    assert found.vllm_arguments == {"tensor_parallel_size": 2}
+    assert [scaling.alpha for scaling in found.candidates] == [0.5, 0.5, "auto", "auto"]
+    assert found.vllm == {"tensor_parallel_size": 2}
     (found,), _ = parse(
         (SweepConfig,),
         [*flags.replace(" --sampler list", "").split(), "--engine", "vllm", "--vllm", '{"tensor_parallel_size": 2}'],
         prog="sweep",
     )
-    assert found.vllm_arguments == {"tensor_parallel_size": 2}
+    assert found.vllm == {"tensor_parallel_size": 2}
+
+
+def test_what_the_run_store_keeps_is_what_was_written(tmp_path):
+    """A sweep that another version began goes on only where the facts in its store are these, letter by letter."""
+    written = {
+        "sampler": "list",
+        "weights": [[0.3, 0.7], "0.5 0.5"],
+        "scalings": [[1.0, 0.5, "sqrt"], "auto 1"],
+        "groups": [{"name": "sum", "rule": "sum"}, '{"name": "t", "rule": "ties"}'],
+        "rewards": ["rule:length", {"model": "m:f", "name": "f"}],
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**NEEDED, **written, "morlhf": "c", "temperature": 1}))
+    (found,), _ = parse((SweepConfig,), ["--config", str(path)], prog="sweep")
+    assert {key: found.given[key] for key in written} == written
+    defaults = {"alphas": ["0.5", "1.0"], "betas": [0.5, 1.0], "schedules": ["linear"], "vllm": None}
+    assert found.given.items() >= {"morlhf": ["c"], "temperature": 1.0, "batch_size": None, **defaults}.items()
+    assert found.given.keys() == {entry.name for entry in fields(SweepConfig)} - {"given"}
 
 
 # --- what does not go together ---
@@ -244,6 +266,15 @@ def test_all_problems_are_told_at_once():
         config(num_weights=1, temperature=-1.0, engine="x", policies=["a"])
 
 
+def test_mistakes_of_several_keys_are_told_at_once():
+    with pytest.raises(ValueError, match=r"4 problems: \(1\) num_weights is 1.*'high'.*\(3\) groups holds.*vllm holds"):
+        config(num_weights=1, alphas=["high"], groups=["x"], engine="vllm", vllm="[2]")
+    with pytest.raises(ValueError, match=r"2 problems: \(1\) alphas is \[1.0, 1.0\].*; \(2\) groups: 'lines' is"):
+        config(alphas=["1", "1.0"], groups=[{"name": "lines"}])
+    with pytest.raises(ValueError, match=r"^betas is empty, expected a value$"):
+        config(betas=None)
+
+
 def test_linear_groups_go_with_everything():
     for changes in ({"engine": "vllm"}, {"load_in_8bit": True}):
-        assert config(groups=[{"name": "sum", "rule": "sum"}], **changes).group_entries
+        assert config(groups=[{"name": "sum", "rule": "sum"}], **changes).groups

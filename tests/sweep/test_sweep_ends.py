@@ -11,6 +11,7 @@ import pytest
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.models import load_tokenizer
+from rlhf_lines.pareto.schema import faults
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.stages import run_stage
@@ -30,7 +31,9 @@ def run(flags, tmp_path):
         folder = run_stage(
             "sweep", flags(tmp_path / name, **{**ONE, "test_prompts": 4, "max_new_tokens": 4, **changes})
         )
-        return folder, strict_json(folder / "front.json")
+        front = strict_json(folder / "front.json")
+        assert list(faults(front)) == []  # no key more or less than the schema has
+        return folder, front
 
     return make
 
@@ -137,6 +140,8 @@ def test_further_groups_and_morlhf_runs_are_those_of_the_merged_models(run, sft,
     }  # fmt: skip
     assert [point["spec"]["weights"] for point in groups["morlhf"]] == [[0.0, 0.0, 1.0]]
     assert front["policies"] == list(map(str, policies)) and "sparse" in front["fronts"]
+    single = {(p["group"], p["single_policy"], p["label"]) for p in front["points"] if p["single_policy"] is not None}
+    assert single == {("rewarded_soup", 0, "brief"), ("rewarded_soup", 1, "kind"), ("morlhf", 2, "plain")}
     assert {p["spec"]["options"]["density"] for p in groups["sparse"]} == {0.4}
     assert all(isinstance(p["spec"]["alpha"], float) for p in groups["sparse"])
     rows = read(

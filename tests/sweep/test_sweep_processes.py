@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from rlhf_lines.stages import run_stage
 from tests.sweep.of_a_run import assert_same_store, read, strict_json, words
@@ -47,15 +46,6 @@ def short(prompts, completions):
 def vowels(prompts, completions):
     return [float(sum(c in "aeiou" for c in text) - (prompt[0] in text)) for prompt, text in zip(prompts, completions)]
 '''
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes that are started have: two threads add up in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import os
 
 import pytest
 
-from tests.train.tiny import QUIET, make_llama, make_tokenizer
+from tests import tiny
+from tests.tiny import QUIET, TWO_BLOCKS, word_tokenizer
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,23 +26,20 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return make_tokenizer(padding_side="left")
+    return word_tokenizer(padding_side="left")
 
 
 @pytest.fixture(scope="session")
 def llama():
     """Return a maker of copies of one tiny random Llama."""
-    model = make_llama()
+    model = tiny.llama(word_tokenizer(), **TWO_BLOCKS)
     return lambda: copy.deepcopy(model)
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory, tokenizer, llama):
     """Return the folder of the tiny Llama and its tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "base"
-    llama().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.save(llama(), tokenizer, tmp_path_factory.mktemp("models") / "base")
 
 
 @pytest.fixture

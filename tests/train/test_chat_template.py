@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from reward_models import FunctionReward
-from rlhf_lines.config import TrainingDataConfig
+from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.ppo_trainer import PPOConfig, PPOTrainer
+from tests.tiny import QUIET
 from tests.train.test_sft import ONE_STEP, descended
-from tests.train.tiny import QUIET
 
 
 # Words that the tiny tokenizer knows: a turn of the user is "i ... ", a reply is "j ... <eos>".

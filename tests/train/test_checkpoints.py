@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import UNFINISHED, newest_checkpoint
-from tests.train.tiny import WORDS
+from tests.tiny import WORDS
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from rlhf_lines.stages import run_stage
 from rlhf_lines.train.advantages import adapted_kl_coef
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
-from tests.train.tiny import QUIET, WORDS
+from tests.tiny import QUIET, WORDS
 
 
 PROMPTS = [f"{x} {y}" for x in WORDS for y in WORDS]

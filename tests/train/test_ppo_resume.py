@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train import ppo
 from rlhf_lines.train.ppo_trainer import PPOTrainer
-from tests.train.tiny import WORDS
+from tests.tiny import WORDS
 
 
 KILLED = Path(__file__).parent / "killed.py"

@@ -25,7 +25,7 @@ from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer, _keep_float32
-from tests.train.tiny import QUIET, WORDS
+from tests.tiny import QUIET, WORDS
 
 
 EOS = 1

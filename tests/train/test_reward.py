@@ -16,7 +16,7 @@ from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
 from rlhf_lines.train import reward
-from tests.train.tiny import WORDS, make_llama, make_tokenizer
+from tests.tiny import TWO_BLOCKS, WORDS, llama, save, widened, word_tokenizer
 
 
 def pairs(words, others):
@@ -33,7 +33,7 @@ def write_encoder(folder):
     from transformers import BertConfig, BertForSequenceClassification
 
     names = {"eos_token": None, "cls_token": "<cls>", "sep_token": "<sep>"}
-    tokenizer = make_tokenizer(**names)
+    tokenizer = word_tokenizer(**names)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     tokenizer.backend_tokenizer.post_processor = processors.BertProcessing(("<sep>", sep), ("<cls>", cls))
     torch.manual_seed(0)
@@ -41,20 +41,12 @@ def write_encoder(folder):
         **{"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
         **{"intermediate_size": 24, "max_position_embeddings": 32, "num_labels": 1, "pad_token_id": 0},
     )
-    model = BertForSequenceClassification(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.25)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save(widened(BertForSequenceClassification(config)), tokenizer, folder)
 
 
 def write_decoder(folder):
     """Write a causal language model without a score head, which is what users start from."""
-    make_llama().save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    save(llama(word_tokenizer(), **TWO_BLOCKS), word_tokenizer(), folder)
     return folder
 
 
@@ -201,7 +193,7 @@ def test_the_folder_says_how_texts_are_scored(run_reward, tmp_path):
     assert load_file(out / "model.safetensors")["score.weight"].shape == (1, 16)
     judge = reward_models.load(out)
     assert judge.name == "letters"
-    assert judge.encode("a b", " c")["input_ids"] == [*make_tokenizer()("a b c")["input_ids"], 1]
+    assert judge.encode("a b", " c")["input_ids"] == [*word_tokenizer()("a b c")["input_ids"], 1]
     assert all(math.isfinite(score) for score in judge.score(["a " * 40], [" b"]))
 
 

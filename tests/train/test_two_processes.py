@@ -14,7 +14,7 @@ from pytest import approx
 from safetensors.torch import load_file
 
 from tests.launched import launched
-from tests.train.tiny import WORDS
+from tests.tiny import WORDS
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_ppo.py"

@@ -12,7 +12,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from reward_models import FunctionReward
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
-from tests.train.tiny import QUIET
+from tests.tiny import QUIET
 
 
 RANK, ALPHA = 3, 6

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import tiny
+
 
 # Before vLLM is imported: a small cache, no threads pinned to cores that others use, warnings only.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
@@ -23,30 +25,12 @@ ENDS = [1, 37]  # the tokenizer's end token, and the one of the generation confi
 def sft(tmp_path_factory) -> Path:
     """The folder of a float32 Llama of four blocks, whose logits react to every matrix, with its tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("models") / "sft"
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=WORDS,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=32,
-            max_position_embeddings=64,
-            bos_token_id=None,
-            eos_token_id=ENDS[1],
-            pad_token_id=PAD,
-        )
-    ).float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.25)
-    model.save_pretrained(folder)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    tokens = {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": ENDS[1], "pad_token_id": PAD}
+    tiny.llama(hidden_size=32, intermediate_size=48, **heads, **tokens).save_pretrained(folder)
     vocabulary = {"<pad>": PAD, "<eos>": ENDS[0], "<unk>": 2} | {f"w{i}": i for i in range(3, WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -59,9 +43,6 @@ def sft(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def adapters(sft):
     """Policies of ranks 4, 3 and 2 on different modules, one with rsLoRA, the last on the head, as PEFT wrote them."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     from rlhf_lines.merge.inputs.adapter import load_adapter
 
     loaded = []
@@ -72,14 +53,8 @@ def adapters(sft):
             {"r": 2, "lora_alpha": 3, "target_modules": ["up_proj", "lm_head"]},
         )
     ):
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(sft), LoraConfig(task_type="CAUSAL_LM", **options))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "lora_" in name:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-        model.save_pretrained(sft.parent / str(seed), save_embedding_layers=False)
-        loaded.append(load_adapter(sft.parent / str(seed)))
+        folder = tiny.save_adapter(sft, sft.parent / str(seed), seed=seed, **options)
+        loaded.append(load_adapter(folder))
     return loaded
 
 

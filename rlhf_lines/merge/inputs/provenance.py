@@ -25,11 +25,9 @@ from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE, WAY_OUT
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, read_json, sha256_of
 from rlhf_lines.merge.inputs.policies import shape_difference
 from rlhf_lines.merge.inputs.tokenizers import compare_tokenizers
-from rlhf_lines.merge.tensors.precision import LostResidual
 
 
 MERGE_RECORD = "merge_spec.json"
-MUCH_LOST = 0.1  # of the merged residual, above which a merge warns
 # Keys of config.json that say what the parameters are, in the words of Llama's and GPT-2's relatives.
 _SIZES = (
     "model_type",
@@ -153,19 +151,6 @@ def hub_id(folder: str | Path) -> str | None:
     """
     cached = re.search(r"(?:^|/)models--([^/]+)/snapshots/[^/]+/?$", str(folder))
     return cached[1].replace("--", "/") if cached else None
-
-
-def loss_warnings(lost: LostResidual, *, dtype: str, save: str, adapters_only: bool) -> list[str]:
-    """One warning where the output dtype lost more than a tenth of the merged residual, with the ways out."""
-    if lost.relative_l2 <= MUCH_LOST:
-        return []
-    ways = [] if dtype in ("float32", "float64") else ["write float32 (--dtype float32)"]
-    if save == "dense" and adapters_only:
-        ways.append("save an adapter, which keeps the residual apart from the weights (--save adapter)")
-    return [
-        f"{dtype} lost {lost.relative_l2:.1%} of the merged residual (relative L2): "
-        + (" or ".join(ways) or "the residual is tiny beside the weights, look at alpha, beta and the weights")
-    ]
 
 
 def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
+from rlhf_lines.merge.job import FORMAT, Merge
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 
 
-FORMAT = 1
 KEYS = (
     "spec",
     "sft_model",
@@ -33,110 +32,88 @@ KEYS = (
 )
 
 
-def settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def is_record(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a file is that of a `merge_spec.json`, of any format."""
+    return content.keys() >= {"format", "spec", "policies"}
+
+
+def settings(path: Path) -> dict[str, Any]:
     """The settings of stage `merge` that repeat a recorded merge; `output_dir` is not among them.
 
     Folders are recorded as they were given. A relative one is looked for from the current folder, then from the folders
     above the record, nearest first, so that a project may move as a whole; its hash is checked by `check_repeat`.
 
     Args:
-        record: the content of `merge_spec.json`.
-        path: where that was read.
+        path: the `merge_spec.json`.
 
     Raises:
         ValueError: another format, a missing key, or values of another kind.
     """
-    _check_record(record, path)
-    spec = record["spec"]
-    found = {
-        "sft_model": _find(record["sft_model"], path),
-        "policies": [_find(policy["path"], path) for policy in record["policies"]],
-        "weights": spec["weights"],
-        "rule": spec["rule"],
-        "rule_options": json.dumps(spec["options"]) if spec["options"] else None,
-        "alpha": spec["alpha"],
-        "beta": spec["beta"],
-        "schedule": spec["schedule"],
-        "save": record["save"],
-        "dtype": record["asked_dtype"],
-        "statistics": [_find(folder["path"], path) for folder in record["statistics"]] or None,
-        "max_shard_size": record["max_shard_size"],
-        "device": record["device"],
-        "rank": record["asked_rank"],
-        "repeats": str(path),
-    }
+    merge = read_merge(path)
+    found = {**vars(merge), **merge.spec.to_dict(), "repeats": str(path), "sft_model": _find(merge.sft_model, path)}
+    del found["spec"]
+    for name in ("policies", "statistics"):
+        found[name] = [_find(folder, path) for folder in found[name]] or None
+    found["rule_options"] = found.pop("options") or None
     return {key: value for key, value in found.items() if value is not None}
 
 
-def read_merge_record(path: Path) -> dict[str, Any]:
-    """The content of a `merge_spec.json`, which has all of `KEYS`.
+def read_merge(path: str | Path) -> Merge:
+    """The merge that a `merge_spec.json` describes, folders as they were named then.
 
     Raises:
         ValueError: it is no JSON, or not as a merge writes it.
     """
-    record = read_json(path)
-    _check_record(record, path)
-    return record
+    return Merge.from_record(_read(path))
 
 
 def check_repeat(
-    path: str | Path,
-    sft: str | Path,
-    policies: Sequence[str | Path],
-    statistics: Sequence[str | Path] = (),
-    *,
-    way_out: str = "restore it, or name its copy with {flag}",
+    path: str | Path, merge: Merge, *, way_out: str = "restore it, or name its copy with {flag}"
 ) -> list[str]:
-    """What may differ from the merge that a record describes although its inputs are the same, as warnings.
+    """What may differ from the merge that a record describes although the inputs are the same, as warnings.
+
+    Statistics that the record has none of are not compared.
 
     Args:
         path: the `merge_spec.json`.
-        sft: folder of the SFT model, as found now.
-        policies: folders of the policies.
-        statistics: folders of their statistics. Those that the record has none of are not compared.
+        merge: the merge now, with folders that exist.
         way_out: what to do about an input that has changed; `{flag}` is the flag that names it.
 
     Raises:
         ValueError: an input has other weights than were recorded; `InputProblems` if several have.
     """
-    record = read_merge_record(Path(path))
-    if len(policies) != len(record["policies"]):
+    record = _read(path)
+    if len(merge.policies) != len(record["policies"]):
         raise ValueError(
-            f"{len(policies)} policies are given, but {path} was made from {len(record['policies'])}: give them all in "
-            "its order, or merge others without --config merge_spec.json"
+            f"{len(merge.policies)} policies are given, but {path} was made from {len(record['policies'])}: give them "
+            "all in its order, or merge others without --config merge_spec.json"
         )
-    recorded = [(record["sft_model"], record["sft_sha256"])]
-    recorded += [(policy["path"], policy["sha256"]) for policy in record["policies"]]
+    recorded = [{"path": record["sft_model"], "sha256": record["sft_sha256"]}, *record["policies"]]
     problems = Problems()
-    for number, (folder, (name, expected)) in enumerate(zip([sft, *policies], recorded, strict=True)):
+    for number, (folder, known) in enumerate(zip(merge.models, recorded, strict=True)):
         what, flag = ("policy", "--policies") if number else ("SFT model", "--sft_model")
         with problems.collect():
             found = weights_sha256(folder)
-            if found != expected:
-                where = f"{str(folder)!r}" + ("" if str(folder) == name else f" (recorded as {name!r})")
+            if found != known["sha256"]:
+                where = repr(folder) + ("" if folder == known["path"] else f" (recorded as {known['path']!r})")
                 problems.add(
                     f"{what} {where} has changed since {path} was written: its weights have SHA-256 {found[:12]}, "
-                    f"recorded are {expected[:12]}; {way_out.format(flag=flag)}"
+                    f"recorded are {known['sha256'][:12]}; {way_out.format(flag=flag)}"
                 )
-    _check_statistics(problems, record, path, statistics, way_out)
+    kind = RULES[record["spec"]["rule"]].statistics
+    for folder, known in zip(merge.statistics, record["statistics"], strict=False):
+        # A file that is missing is told when statistics are opened, with the verb that makes it.
+        if (Path(folder) / kind.file).is_file() and statistics_sha256(kind, folder) != known["sha256"]:
+            problems.add(
+                f"the file of statistics in {folder!r} has changed since {path} was written; "
+                f"{way_out.format(flag='--statistics')}"
+            )
     problems.check()
     return _version_warnings(record["versions"], path)
 
 
-def _check_statistics(
-    problems: Problems, record: Mapping[str, Any], path: str | Path, statistics: Sequence[str | Path], way_out: str
-) -> None:
-    kind = RULES[record["spec"]["rule"]].statistics
-    for folder, recorded in zip(statistics, record["statistics"], strict=False):
-        # A file that is missing is told when statistics are opened, with the verb that makes it.
-        if (Path(folder) / kind.file).is_file() and statistics_sha256(kind, folder) != recorded["sha256"]:
-            problems.add(
-                f"the file of statistics in {str(folder)!r} has changed since {path} was written; "
-                f"{way_out.format(flag='--statistics')}"
-            )
-
-
-def _check_record(record: Mapping[str, Any], path: Path) -> None:
+def _read(path: str | Path) -> dict[str, Any]:
+    record = read_json(Path(path))
     if record.get("format") != FORMAT:
         raise ValueError(f"merge record {path} has format {record.get('format')!r}, expected {FORMAT}: merge again")
     missing = [key for key in KEYS if key not in record]
@@ -153,6 +130,7 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
         damaged.append("spec")
     if damaged:
         raise ValueError(f"merge record {path} is damaged in {', '.join(damaged)}: give the settings by flags")
+    return record
 
 
 def _is_folder(entry: object) -> bool:

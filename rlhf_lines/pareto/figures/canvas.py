@@ -1,4 +1,7 @@
-"""Figures that are drawn without pyplot and its global state, and saved as PNG or PDF, the same bytes every time."""
+"""What all figures share: how they are saved, and the looks of marks, labels and legends.
+
+They are drawn without pyplot and its global state, and saved as PNG or PDF, the same bytes every time.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.pareto.style import FAINT_INK, GRID, INK
+from rlhf_lines.pareto.schema import GROUPS, LINES, SOUP, Front, Group, Mean, PointEntry, shortened
+from rlhf_lines.pareto.table import interval_name
 
 
+INK, FAINT_INK, GRID = "#222222", "#666666", "#E4E4E4"
+GREY = {"color": FAINT_INK}  # of marks that belong to no group
+COMPARED = (SOUP, LINES)  # hulls and bands of the ablations too would cover them
+PANEL_INCHES = (8.75, 6.25)  # 1400 x 1000 pixels
+SMALL_PANEL_INCHES = (5.5, 4.6)
+LEGEND_ROW_INCHES = 0.24
+_LEGEND = {"alignment": "left", "frameon": False, "labelcolor": INK}
+UPPER_LEGEND = {**_LEGEND, "loc": "outside upper left", "fontsize": 10.5, "title_fontsize": 10.5, "handlelength": 3.4}
+LOWER_LEGEND = {**_LEGEND, "loc": "outside lower left", "fontsize": 9}
 SUFFIXES = (".png", ".pdf")
 DPI = 160
 # A name with dollar signs is a name, not a formula. Type 42 keeps text in a PDF selectable, as journals ask.
@@ -18,7 +31,7 @@ SETTINGS = {"font.family": "DejaVu Sans", "font.size": 11, "text.parse_math": Fa
 
 @contextmanager
 def saved_figure(paths: Sequence[str | Path], inches: tuple[float, float]) -> Iterator[Any]:
-    """Yield an empty matplotlib figure of this width and height, and saves it when the block ends without an error.
+    """Yield an empty matplotlib figure of this width and height, and save it when the block ends without an error.
 
     The suffix of each path says its format. The files hold no date.
 
@@ -56,3 +69,73 @@ def plain_axes(panel: Any) -> None:
         panel.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         panel.spines[side].set_color("#AAAAAA")
+
+
+def score_label(front: Front, reward: str) -> str:
+    """The label of an axis of scores in three lines: the reward, what the numbers are, what their bars are."""
+    prompts = max(point["prompts"] for point in front["points"])
+    return f"{shortened(reward, 48)}\nmean score, higher is better\n{interval_name(front)} over {prompts} prompts"
+
+
+def split_dominated(front: Front, points: Sequence[PointEntry]) -> tuple[list[PointEntry], list[PointEntry]]:
+    """The points that no point of their group dominates, and the others; a group without a front has none."""
+    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    best |= {point["id"] for point in points if point["group"] not in front["fronts"]}
+    return [point for point in points if point["id"] in best], [point for point in points if point["id"] not in best]
+
+
+def bar_lengths(estimates: Sequence[Mean]) -> list[list[float]]:
+    """The lengths of bars below and above the means; an interval that misses its own mean has a bar of length 0."""
+    return [
+        [max(0.0, estimate["mean"] - estimate["low"]) for estimate in estimates],
+        [max(0.0, estimate["high"] - estimate["mean"]) for estimate in estimates],
+    ]
+
+
+def line_style(dashes: tuple[float, ...]) -> Any:
+    """The style of a line, as matplotlib takes it."""
+    return (0, dashes) if dashes else "solid"
+
+
+def solid_marker(group: Group) -> dict[str, Any]:
+    """The size and edge of the marker of a nondominated point; a star looks smaller than it is."""
+    return {"markersize": 13 if group.marker == "*" else 7.5, "markeredgecolor": "white", "markeredgewidth": 0.9}
+
+
+def group_handle(group: Group, text: str, *, joined: bool) -> Any:
+    """The entry of a group in a legend: its marker, with its line if its points are joined."""
+    from matplotlib.lines import Line2D
+
+    line = {"linestyle": line_style(group.dashes) if joined else "none", "linewidth": 2.0}
+    return Line2D([], [], color=group.colour, marker=group.marker, **solid_marker(group), **line, label=text)
+
+
+def annotate(
+    panel: Any,
+    text: str,
+    point: tuple[float, float],
+    place: tuple[float, float],
+    align: str,
+    of: Any = "offset points",
+) -> Any:
+    """Write `text` about a point of the rewarded soup at `place`, on a white halo, join the two, and return it.
+
+    `of` says of which coordinates `place` is, as matplotlib takes them; by default points from the point.
+    """
+    from matplotlib.patheffects import withStroke
+
+    colour = GROUPS[SOUP].colour
+    from_the_point = of == "offset points"
+    corner = (0.5, 0.5) if from_the_point else (1.0 if align == "right" else 0.0, 0.0)
+    return panel.annotate(
+        text,
+        point,
+        xytext=place,
+        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 5, "relpos": corner},
+        textcoords=of,
+        ha=align,
+        fontsize=10,
+        color=colour,
+        zorder=20,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )

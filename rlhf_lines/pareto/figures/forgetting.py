@@ -9,32 +9,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rlhf_lines.pareto import style
-from rlhf_lines.pareto.figures.canvas import plain_axes, saved_figure
-from rlhf_lines.pareto.figures.front import (
-    COMPARED,
-    LEGEND_ROW_INCHES,
-    LOWER_LEGEND,
-    PANEL_INCHES,
-    SMALL_PANEL_INCHES,
-    UPPER_LEGEND,
-    annotate,
-    bar_lengths,
-    group_handle,
-    line_style,
-    score_label,
-    solid_marker,
-    split_dominated,
-)
-from rlhf_lines.pareto.forgetting import damage_undone, sft_point
-from rlhf_lines.pareto.style import FAINT_INK
+from rlhf_lines.pareto.figures import canvas
+from rlhf_lines.pareto.forgetting import Undone, damage_undone, sft_point
+from rlhf_lines.pareto.schema import GROUPS, SFT, Front, Group, PointEntry, looks, shortened
+from rlhf_lines.pareto.table import interval_name
 
 
+SFT_LINE = {"color": GROUPS[SFT].colour, "linewidth": 1.0, "linestyle": canvas.line_style(GROUPS[SFT].dashes)}
 KEY_WIDTH = 80  # characters of one line of the key below the panels
 
 
-def plot_forgetting(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
-    """Write the picture of forgetting as PNG or PDF, as the suffix of `path` says, and returns its path.
+def plot_forgetting(front: Front, path: str | Path, *others: str | Path) -> Path:
+    """Write the picture of forgetting as PNG or PDF, as the suffix of `path` says, and return its path.
 
     One panel per reward: mean score to the right, perplexity of the control texts upwards, one marker per point; the
     SFT model's perplexity is a line across. Arrows lead from each point of the rewarded soup to LiNeS at the same
@@ -51,20 +37,21 @@ def plot_forgetting(front: Mapping[str, Any], path: str | Path, *others: str | P
         ValueError: no point has a perplexity or the suffix is another one.
         FileNotFoundError: the folder of `path` does not exist.
     """
-    points = [point for point in front["points"] if point.get("perplexity")]
+    points = [point for point in front["points"] if point["perplexity"] is not None]
     if not points:
         raise ValueError(
             "no point of the front has a perplexity, so there is no forgetting to draw; "
             "name texts outside the task under control: in the sweep's config and sweep again"
         )
-    rewards, rows = list(front["rewards"]), damage_undone(front)
-    groups = style.ordered(point["group"] for point in points)
+    rewards, rows = front["rewards"], damage_undone(front)
+    groups = list(looks(point["group"] for point in points).values())
     columns = min(len(rewards), 3)
     lines = math.ceil(len(rewards) / columns)
-    width = max(PANEL_INCHES[0], SMALL_PANEL_INCHES[0] * columns)
+    width = max(canvas.PANEL_INCHES[0], canvas.SMALL_PANEL_INCHES[0] * columns)
     legend_columns = min(len(groups), 6 if columns > 2 else 3)
-    height = SMALL_PANEL_INCHES[1] * lines + 0.9 + LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
-    with saved_figure([path, *others], (width, height)) as figure:
+    height = canvas.SMALL_PANEL_INCHES[1] * lines + 0.9
+    height += canvas.LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
+    with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel, reward in zip(panels, rewards, strict=False):
             _draw_panel(panel, front, points, groups, rows, reward)
@@ -74,45 +61,39 @@ def plot_forgetting(front: Mapping[str, Any], path: str | Path, *others: str | P
     return Path(path)
 
 
-def perplexity_label(front: Mapping[str, Any]) -> str:
+def perplexity_label(front: Front) -> str:
     """The label of the axis of perplexities, in three lines."""
-    about = front.get("forgetting") or {}
-    texts = f"{about['texts']} control texts" if "texts" in about else "control texts"
-    source = f"{style.shortened(about['source'], 40)}, " if about.get("source") else ""
-    interval = f"{100 * front['confidence']:g} % interval" if "confidence" in front else "interval"
-    return f"perplexity of {texts}\n{source}lower is better\n{interval} over texts"
+    about = front["forgetting"]
+    texts, source = (f"{about['texts']} ", f"{shortened(about['source'], 40)}, ") if about else ("", "")
+    return f"perplexity of {texts}control texts\n{source}lower is better\n{interval_name(front)} over texts"
 
 
 def _draw_panel(
     panel: Any,
-    front: Mapping[str, Any],
-    points: Sequence[Mapping[str, Any]],
-    groups: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
+    front: Front,
+    points: Sequence[PointEntry],
+    groups: Sequence[Group],
+    rows: Sequence[Undone],
     reward: str,
 ) -> None:
     sft = sft_point(front)
-    if sft is not None and sft.get("perplexity"):
-        height = sft["perplexity"]["mean"]
-        dashes = line_style(style.DASHES["sft"])
-        panel.axhline(height, color=style.COLOURS["sft"], linewidth=1.0, linestyle=dashes, zorder=2)
+    if sft is not None and sft["perplexity"] is not None:
+        panel.axhline(sft["perplexity"]["mean"], **SFT_LINE, zorder=2)
     places = {point["id"]: (point["scores"][reward]["mean"], point["perplexity"]["mean"]) for point in points}
     for row in rows:
-        arrow = {"arrowstyle": "-|>", "color": FAINT_INK, "linewidth": 0.8, "shrinkA": 4, "shrinkB": 4, "alpha": 0.7}
+        arrow = {"arrowstyle": "-|>", **canvas.GREY, "linewidth": 0.8, "shrinkA": 4, "shrinkB": 4, "alpha": 0.7}
         panel.annotate("", places[row["point"]], xytext=places[row["soup"]], arrowprops=arrow, zorder=2.5)
     for depth, group in enumerate(reversed(groups)):
-        _draw_group(panel, front, [point for point in points if point["group"] == group], groups, reward, 3 + depth)
+        _draw_group(panel, front, [point for point in points if point["group"] == group.name], group, reward, 3 + depth)
     panel.margins(0.09)
     _label_best_policy(panel, rows, places)
-    panel.set_xlabel(score_label(front, reward))
+    panel.set_xlabel(canvas.score_label(front, reward))
     panel.set_ylabel(perplexity_label(front))
-    plain_axes(panel)
+    canvas.plain_axes(panel)
 
 
-def _label_best_policy(
-    panel: Any, rows: Sequence[Mapping[str, Any]], places: Mapping[int, tuple[float, float]]
-) -> None:
-    """Names the single policy with the highest score, above the panel, where no points are; others may be crowded."""
+def _label_best_policy(panel: Any, rows: Sequence[Undone], places: Mapping[int, tuple[float, float]]) -> None:
+    """Name the single policy with the highest score, above the panel, where no points are; others may be crowded."""
     single = [row for row in rows if row["policy"] is not None]
     if not single:
         return
@@ -122,40 +103,30 @@ def _label_best_policy(
     align = "right" if x > (low + high) / 2 else "left"
     share = row["damage_undone"]
     text = f"{row['policy']} alone" if share is None else f"{row['policy']} alone: {100 * share:.0f} % undone"
-    label = annotate(panel, text, (x, y), (x, 1.02), align, of=panel.get_xaxis_transform())
+    label = canvas.annotate(panel, text, (x, y), (x, 1.02), align, of=panel.get_xaxis_transform())
     label.arrow_patch.set_zorder(2.4)  # below the points
 
 
-def _draw_group(
-    panel: Any,
-    front: Mapping[str, Any],
-    points: Sequence[Mapping[str, Any]],
-    groups: Sequence[str],
-    reward: str,
-    depth: int,
-) -> None:
-    group = points[0]["group"]
-    colour, marker = style.colour(group, groups), style.marker(group, groups)
-    dots = {"linestyle": "none", "marker": marker, "color": colour}
+def _draw_group(panel: Any, front: Front, points: Sequence[PointEntry], group: Group, reward: str, depth: int) -> None:
+    dots = {"linestyle": "none", "marker": group.marker, "color": group.colour}
     hollow = {"markersize": 5.5, "markerfacecolor": "white", "alpha": 0.4}
-    best, dominated = split_dominated(front, points)
+    best, dominated = canvas.split_dominated(front, points)
     for drawn, look, strength in (
         (dominated, hollow, 0.12),
-        (best, solid_marker(marker), 0.4 if group in COMPARED else 0.25),
+        (best, canvas.solid_marker(group), 0.4 if group.name in canvas.COMPARED else 0.25),
     ):
         scores, perplexities = [point["scores"][reward] for point in drawn], [point["perplexity"] for point in drawn]
         x, y = ([estimate["mean"] for estimate in estimates] for estimates in (scores, perplexities))
-        bars = {"xerr": bar_lengths(scores), "yerr": bar_lengths(perplexities), "ecolor": colour, "elinewidth": 1.0}
-        panel.errorbar(x, y, **bars, linestyle="none", alpha=strength, zorder=depth + 0.2)
+        bars = {"xerr": canvas.bar_lengths(scores), "yerr": canvas.bar_lengths(perplexities), "ecolor": group.colour}
+        panel.errorbar(x, y, **bars, elinewidth=1.0, linestyle="none", alpha=strength, zorder=depth + 0.2)
         panel.plot(x, y, **dots, **look, zorder=depth + 0.4)
 
 
-def _draw_legend(figure: Any, groups: Sequence[str], rows: Sequence[Mapping[str, Any]], columns: int) -> None:
+def _draw_legend(figure: Any, groups: Sequence[Group], rows: Sequence[Undone], columns: int) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [group_handle(group, groups, style.label(group), joined=False) for group in groups]
-    figure.legend(handles=handles, **UPPER_LEGEND, ncols=columns)
-    grey = {"color": FAINT_INK}
+    handles = [canvas.group_handle(group, group.label, joined=False) for group in groups]
+    figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=columns)
     keys = {}
     shares = [row["damage_undone"] for row in rows if row["damage_undone"] is not None]
     if shares:
@@ -166,10 +137,8 @@ def _draw_legend(figure: Any, groups: Sequence[str], rows: Sequence[Mapping[str,
         if single:
             alone = ", ".join(f"{row['policy']} {100 * row['damage_undone']:.0f} %" for row in single)
             text += "\n" + textwrap.fill(f"single policies: {alone}", KEY_WIDTH)
-        keys[text] = Line2D([], [], **grey, linewidth=0.8, marker=">", markersize=5)
-    if "sft" in groups:
-        keys["SFT's perplexity"] = Line2D(
-            [], [], color=style.COLOURS["sft"], linewidth=1.0, linestyle=line_style(style.DASHES["sft"])
-        )
-    keys["dominated"] = Line2D([], [], **grey, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6)
-    figure.legend(keys.values(), keys.keys(), **LOWER_LEGEND, ncols=3)
+        keys[text] = Line2D([], [], **canvas.GREY, linewidth=0.8, marker=">", markersize=5)
+    if GROUPS[SFT] in groups:
+        keys["SFT's perplexity"] = Line2D([], [], **SFT_LINE)
+    keys["dominated"] = Line2D([], [], **canvas.GREY, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6)
+    figure.legend(keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=3)

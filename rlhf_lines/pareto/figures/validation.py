@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.pareto.figures.canvas import saved_figure
-from rlhf_lines.pareto.style import COLOURS, FAINT_INK, INK
-from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.figures import canvas
+from rlhf_lines.pareto.schema import GROUPS, SOUP, Front, GridEntry, ScalingEntry
+from rlhf_lines.pareto.table import decimals, estimate_text, setting
 
 
 # Even in lightness, and told apart by eyes without red or green cones.
@@ -20,8 +20,8 @@ LEAST_PANEL_INCHES = 3.4
 HIGH_INCHES = 2.2
 
 
-def plot_validation(front: Mapping[str, Any], path: str | Path, *others: str | Path) -> Path:
-    """Write the heat map of the validation hypervolume as PNG or PDF, as the suffix says, and returns its path.
+def plot_validation(front: Front, path: str | Path, *others: str | Path) -> Path:
+    """Write the heat map of the validation hypervolume as PNG or PDF, as the suffix says, and return its path.
 
     One panel per schedule, beta to the right and alpha upwards, each in ascending order with `auto` last. Every cell
     says its value and the interval over prompts; pairs that were not tried are empty. The chosen cell has a frame. All
@@ -36,8 +36,8 @@ def plot_validation(front: Mapping[str, Any], path: str | Path, *others: str | P
         ValueError: the front has no validation results or the suffix is another one.
         FileNotFoundError: the folder of `path` does not exist.
     """
-    validation = front.get("validation")
-    if not validation or not validation["grid"]:
+    validation = front["validation"]
+    if validation is None or not validation["grid"]:
         raise ValueError(
             "the front has no validation results to draw; "
             "a sweep has them when its config gives several values of alpha, beta or schedule"
@@ -51,23 +51,23 @@ def plot_validation(front: Mapping[str, Any], path: str | Path, *others: str | P
     colours = Normalize(min(values), max(values))
     width = max(LEAST_PANEL_INCHES, SIDE_INCHES + CELL_INCHES[0] * len(betas)) * len(schedules) + SIDE_INCHES
     height = HIGH_INCHES + CELL_INCHES[1] * max(2, len(alphas))
-    with saved_figure([path, *others], (width, height)) as figure:
+    with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(1, len(schedules), squeeze=False).ravel()
         for panel, schedule in zip(panels, schedules, strict=True):
             rows = [row for row in grid if row["schedule"] == schedule]
             image = _draw_panel(panel, rows, alphas, betas, colours, decimals(values))
-            panel.set_title(f"schedule: {schedule}", loc="left", fontsize=11, color=INK)
+            panel.set_title(f"schedule: {schedule}", loc="left", fontsize=11, color=canvas.INK)
         _mark_chosen(figure, panels, schedules, alphas, betas, validation["chosen"])
         bar = figure.colorbar(image, ax=list(panels), shrink=0.9)
-        bar.set_label("hypervolume\n(product of scores)", color=INK, fontsize=10, linespacing=1.3)
-        bar.ax.tick_params(colors=FAINT_INK, labelsize=9)
+        bar.set_label("hypervolume\n(product of scores)", color=canvas.INK, fontsize=10, linespacing=1.3)
+        bar.ax.tick_params(colors=canvas.FAINT_INK, labelsize=9)
         bar.outline.set_visible(False)
         figure.suptitle(
             f"{validation['prompts']} validation prompts, {validation['weights']} weights, higher is better",
             x=0.01,
             ha="left",
             fontsize=10.5,
-            color=INK,
+            color=canvas.INK,
         )
     return Path(path)
 
@@ -81,13 +81,9 @@ def in_order(values: set[float | str]) -> list[float | str]:
     return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
-def _text(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
-
-
 def _draw_panel(
     panel: Any,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[GridEntry],
     alphas: Sequence[float | str],
     betas: Sequence[float | str],
     colours: Any,
@@ -102,15 +98,15 @@ def _draw_panel(
     image = panel.imshow(np.ma.masked_invalid(values), COLOUR_MAP, norm=colours, origin="lower", aspect="auto")
     for row in rows:
         i, j, volume = alphas.index(row["alpha"]), betas.index(row["beta"]), row["hypervolume"]
-        text = f"{volume['value']:.{digits}f}\n[{volume['low']:.{digits}f}, {volume['high']:.{digits}f}]"
+        text = estimate_text(volume, digits).replace(" [", "\n[")
         red, green, blue, _ = image.cmap(colours(volume["value"]))
         dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.46  # where black and white are equally readable
         panel.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
-    panel.set_xticks(range(len(betas)), [_text(beta) for beta in betas])
-    panel.set_yticks(range(len(alphas)), [_text(alpha) for alpha in alphas])
-    panel.set_xlabel("beta (added to the factor\nup to the last block)", color=INK, fontsize=10)
-    panel.set_ylabel("alpha (factor\nof the first block)", color=INK, fontsize=10)
-    panel.tick_params(colors=FAINT_INK, labelsize=10, length=0)
+    panel.set_xticks(range(len(betas)), [setting(beta) for beta in betas])
+    panel.set_yticks(range(len(alphas)), [setting(alpha) for alpha in alphas])
+    panel.set_xlabel("beta (added to the factor\nup to the last block)", color=canvas.INK, fontsize=10)
+    panel.set_ylabel("alpha (factor\nof the first block)", color=canvas.INK, fontsize=10)
+    panel.tick_params(colors=canvas.FAINT_INK, labelsize=10, length=0)
     for spine in panel.spines.values():
         spine.set_visible(False)
     return image
@@ -122,13 +118,13 @@ def _mark_chosen(
     schedules: Sequence[str],
     alphas: Sequence[float | str],
     betas: Sequence[float | str],
-    chosen: Mapping[str, Any],
+    chosen: ScalingEntry,
 ) -> None:
     from matplotlib.patches import Rectangle
 
     corner = (betas.index(chosen["beta"]) - 0.5, alphas.index(chosen["alpha"]) - 0.5)
-    frame = {"fill": False, "edgecolor": COLOURS["rewarded_soup"], "linewidth": 3.0}
+    frame = {"fill": False, "edgecolor": GROUPS[SOUP].colour, "linewidth": 3.0}
     panels[schedules.index(chosen["schedule"])].add_patch(Rectangle(corner, 1, 1, **frame, clip_on=False, zorder=5))
-    text = f"chosen: alpha {_text(chosen['alpha'])}, beta {_text(chosen['beta'])}, schedule {chosen['schedule']}"
+    text = f"chosen: alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}, schedule {chosen['schedule']}"
     handles = [Rectangle((0, 0), 1, 1, **frame)]
-    figure.legend(handles, [text], loc="outside lower left", frameon=False, fontsize=10, labelcolor=INK)
+    figure.legend(handles, [text], loc="outside lower left", frameon=False, fontsize=10, labelcolor=canvas.INK)

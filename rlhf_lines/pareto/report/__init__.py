@@ -1,7 +1,8 @@
 """The report of a sweep: one HTML file that works offline, with everything that was measured.
 
-`page.html`, `page.css` and `page.js` are the page; Python only fills in data. The page makes no request: scripts
-are named by their hash in its Content-Security-Policy, and nothing else may run or load.
+Every text, table and trace of it is made here, by `words`, `tables` and `figures`; `page.html` is the template and
+`page.js` only reacts to its reader. The page makes no request: scripts are named by their hash in its
+Content-Security-Policy, and nothing else may run or load.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlhf_lines.pareto.report.words import number, visible
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -46,30 +48,43 @@ class Completions:
         )
 
 
-def columns(completions: Completions) -> dict[str, Any]:
+def columns(completions: Completions, digits: Mapping[str, int], kl_digits: int) -> dict[str, Any]:
     """The completions as JSON values in which every text occurs once.
 
-    `texts` lists the distinct texts, and `written[spec][prompt][sample]` is an index into it; scores and KL have
-    the shape of `written` and four significant digits. Specs that no point has are left out.
+    `texts` lists the distinct texts, and `written[spec][prompt][sample]` is an index into it, or None. `measures` has
+    one entry for each of the rewards in `digits` and a last one for the KL: `texts`, the distinct numbers as they are
+    shown, in ascending order, and `ranks`, indices into them in the shape of `written`. Of two scores, the one with the
+    higher rank is higher. Specs that no point has are left out.
+
+    Args:
+        completions: what the points wrote.
+        digits: the decimals of each reward's scores; rewards that were not read are left out.
+        kl_digits: the decimals of the KL.
     """
-    number: dict[str, int] = {}
+    number_of: dict[str, int] = {}
     specs = sorted(set(completions.spec_of.values()))
 
     def index(text: str | None) -> int | None:
-        return None if text is None else number.setdefault(text, len(number))
+        return None if text is None else number_of.setdefault(visible(text), len(number_of))
 
-    def values(by_spec: Mapping[int, Sequence[Sequence[float | None]]]) -> list[Any]:
-        return [[[_short(value) for value in row] for row in by_spec[spec]] for spec in specs]
+    def ranked(by_spec: Mapping[int, Sequence[Sequence[float | None]]], digits: int) -> dict[str, Any]:
+        values = [[[_shown(value, digits) for value in row] for row in by_spec[spec]] for spec in specs]
+        ascending = sorted({value for rows in values for row in rows for value in row} - {None})
+        rank = {value: i for i, value in enumerate(ascending)}
+        ranks = [[[rank.get(value) for value in row] for row in rows] for rows in values]
+        return {"texts": [number(value, digits) for value in ascending], "ranks": ranks}
 
     written = [[[index(text) for text in row] for row in completions.texts[spec]] for spec in specs]
+    scores = completions.scores
     return {
-        "total": completions.total,
-        "prompts": list(completions.prompts),
+        "prompts": [visible(prompt) for prompt in completions.prompts],
         "spec_of": {str(point): specs.index(spec) for point, spec in completions.spec_of.items()},
-        "texts": list(number),
+        "texts": list(number_of),
         "written": written,
-        "kl": values(completions.kl),
-        "scores": {reward: values(by_spec) for reward, by_spec in completions.scores.items()},
+        "measures": [
+            *(ranked(scores[reward], places) for reward, places in digits.items() if reward in scores),
+            ranked(completions.kl, kl_digits),
+        ],
     }
 
 
@@ -96,5 +111,6 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+def _shown(value: float | None, digits: int) -> float | None:
+    """The value with four significant digits and no more than so many decimals."""
+    return None if value is None or not math.isfinite(value) else round(float(f"{value:.4g}"), digits)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from rlhf_lines.pareto.forgetting import damage_undone
-from rlhf_lines.pareto.style import label, ordered
-from rlhf_lines.pareto.table import decimals, estimate_text
+from rlhf_lines.pareto.report.words import MINUS, estimated, number, percent, setting
+from rlhf_lines.pareto.schema import Comparison, Front, label, looks
+from rlhf_lines.pareto.table import decimals
 
 
 BETTER, WORSE, UNCLEAR = "better", "worse", "unclear"
-MINUS = "\u2212"
 
 
-def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
+def facts(front: Front) -> list[dict[str, str]]:
     """What the front says, most important first, each with `title`, `text` and `verdict`.
 
     A verdict is `better` or `worse` where the interval of the difference lies on one side of zero, else
@@ -27,10 +26,10 @@ def facts(front: Mapping[str, Any]) -> list[dict[str, str]]:
     return [*_beats_soup(front), *_depth(front), *_chosen(front), *_forgetting(front)]
 
 
-def swept(front: Mapping[str, Any]) -> str:
+def swept(front: Front) -> str:
     """One sentence on what was measured."""
     points = front["points"]
-    groups = ordered(point["group"] for point in points)
+    groups = looks(point["group"] for point in points)
     counts = [f"{label(group)} ({_count(sum(p['group'] == group for p in points), 'point')})" for group in groups]
     prompts, samples = points[0]["prompts"], points[0]["samples_per_prompt"]
     return (
@@ -51,7 +50,7 @@ def verdict(difference: Mapping[str, float]) -> str:
     return WORSE if difference["high"] < 0 else UNCLEAR
 
 
-def _beats_soup(front: Mapping[str, Any]) -> list[dict[str, str]]:
+def _beats_soup(front: Front) -> list[dict[str, str]]:
     entry = _comparison(front, "lines", "rewarded_soup")
     if entry is None:
         return []
@@ -64,7 +63,7 @@ def _beats_soup(front: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"title": title, "text": _difference(front, entry), "verdict": found}]
 
 
-def _depth(front: Mapping[str, Any]) -> list[dict[str, str]]:
+def _depth(front: Front) -> list[dict[str, str]]:
     entries = {group: _comparison(front, "lines", group) for group in ("uniform", "reversed")}
     entries = {group: entry for group, entry in entries.items() if entry is not None}
     if not entries:
@@ -100,8 +99,8 @@ def _depth_title(found: Mapping[str, str]) -> str:
     return title if addition is None else f"{title}; {addition}"
 
 
-def _chosen(front: Mapping[str, Any]) -> list[dict[str, str]]:
-    validation = front.get("validation")
+def _chosen(front: Front) -> list[dict[str, str]]:
+    validation = front["validation"]
     if not validation:
         return []
     chosen = validation["chosen"]
@@ -111,11 +110,11 @@ def _chosen(front: Mapping[str, Any]) -> list[dict[str, str]]:
     )
     if chosen["beta"] == 0:
         text += " With beta 0 every layer has the same factor, so that LiNeS is plain scaling here."
-    title = f"alpha {plain(chosen['alpha'])}, beta {plain(chosen['beta'])}, schedule {chosen['schedule']}"
+    title = f"alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}, schedule {chosen['schedule']}"
     return [{"title": title, "text": text, "verdict": ""}]
 
 
-def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
+def _forgetting(front: Front) -> list[dict[str, str]]:
     rows = damage_undone(front)
     shares = [row["damage_undone"] for row in rows if row["damage_undone"] is not None]
     if not rows:
@@ -123,26 +122,22 @@ def _forgetting(front: Mapping[str, Any]) -> list[dict[str, str]]:
     if not shares:
         title = "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"
         return [{"title": title, "text": "Its perplexity is not above that of the SFT model.", "verdict": ""}]
-    title = f"LiNeS undoes {_percent(median(shares))} of what the rewarded soup forgets"
+    title = f"LiNeS undoes {percent(median(shares))} of what the rewarded soup forgets"
     if median(shares) < 0:
-        title = f"LiNeS forgets more than the rewarded soup: {_percent(-median(shares))} more"
+        title = f"LiNeS forgets more than the rewarded soup: {percent(-median(shares))} more"
     kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["rewards"]}
     kept = {reward: [share for share in values if share is not None] for reward, values in kept.items()}
-    texts = [f"{_percent(median(values))} of the gain in {reward}" for reward, values in kept.items() if values]
+    texts = [f"{percent(median(values))} of the gain in {reward}" for reward, values in kept.items() if values]
     text = "Medians over the same weights, by the perplexity of control texts"
     text += f"; LiNeS keeps {_list(texts)}." if texts else "."
     return [{"title": title, "text": text, "verdict": ""}]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %".replace("-", MINUS)
-
-
-def _comparison(front: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
+def _comparison(front: Front, a: str, b: str) -> Comparison | None:
     return next((entry for entry in front["comparisons"] if (entry["a"], entry["b"]) == (a, b)), None)
 
 
-def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+def _difference(front: Front, entry: Comparison) -> str:
     parts = [
         _estimate(front, entry, key, name)
         for key, name in (
@@ -153,21 +148,10 @@ def _difference(front: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     return f"{label(entry['a'])} {MINUS} {label(entry['b'])}: {_list(parts)}."
 
 
-def _estimate(front: Mapping[str, Any], entry: Mapping[str, Any], key: str, name: str) -> str:
+def _estimate(front: Front, entry: Comparison, key: str, name: str) -> str:
     digits = decimals([other[key]["value"] for other in front["comparisons"]])
-    text = estimate_text(entry[key], digits).replace("-", MINUS)
-    return f"{name} {text}, above zero with probability {entry[key]['probability_positive']:.3f}"
-
-
-def plain(value: object) -> str:
-    """A setting as people write it.
-
-    >>> plain(1.0), plain("auto"), plain(None)
-    ('1', 'auto', '-')
-    """
-    if value is None:
-        return "-"
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    above = number(entry[key]["probability_positive"], 3)
+    return f"{name} {' '.join(estimated(entry[key], digits))}, above zero with probability {above}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

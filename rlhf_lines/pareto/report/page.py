@@ -6,36 +6,29 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rlhf_lines.pareto.forgetting import damage_undone
+from jinja2 import Environment, Template
+from markupsafe import Markup
+
+from rlhf_lines.pareto.report import facts, tables
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting
-from rlhf_lines.pareto.report.facts import facts, swept
-from rlhf_lines.pareto.style import colour, dashes, label, marker, ordered, policy_names
+from rlhf_lines.pareto.report.content import Content
+from rlhf_lines.pareto.report.figures import page_figures
+from rlhf_lines.pareto.report.groups import palette
+from rlhf_lines.pareto.report.words import setting, visible
+from rlhf_lines.pareto.schema import LINES, SOUP, Front, PointEntry
 
 
 MAX_BYTES = 8_000_000
-# From matplotlib's names of markers to plotly's, with a character that looks like it.
-SYMBOLS = {
-    "o": ("circle", "●"),
-    "s": ("square", "■"),
-    "^": ("triangle-up", "▲"),
-    "v": ("triangle-down", "▼"),
-    "D": ("diamond", "◆"),
-    "*": ("star", "★"),
-    "P": ("cross", "✚"),
-    "X": ("x", "✖"),
-    "p": ("pentagon", "⬟"),
-    "<": ("triangle-left", "◀"),
-}
-DARK_LUMINANCE = 0.3  # on the dark page (#14171c, luminance 0.009) a contrast of 6
 
 
 def report_html(
-    front: Mapping[str, Any],
+    front: Front,
     completions: Completions | None,
     made: Mapping[str, Any],
     *,
@@ -47,7 +40,7 @@ def report_html(
     4.9 MB are the page itself with plotly.
 
     Args:
-        front: what `build_front` returns; keys that it may lack leave out their section.
+        front: what `build_front` returns; what it does not know leaves out its section.
         completions: what the points wrote; None leaves out the comparison.
         made: how it was made, all optional: `title`, `facts` (pairs of name and text), `versions` (name to
             version), `commands` (pairs of purpose and command), `merges` (id of a point to the command that makes
@@ -57,22 +50,15 @@ def report_html(
     Raises:
         ValueError: a number of `front` is not finite.
     """
-    data = {
-        "front": front,
-        "groups": _groups(front),
-        "policies": policy_names(front),
-        "undone": damage_undone(front),
-        "swept": swept(front),
-        "facts": facts(front),
-        "made": made,
-        "completions": None,
-    }
-    page = _page(data)
+    content = Content(front)
+    figures = page_figures(content)
+
+    def page(some: Completions | None) -> str:
+        return _page(content, figures, made, some)
+
     if completions is None:
-        return page
-    room = max_bytes - _size(page)
-    data["completions"] = columns(fitting(completions, lambda some: _size(in_script(columns(some))), room))
-    return _page(data)
+        return page(None)
+    return page(fitting(completions, lambda some: len(page(some).encode()), max_bytes))
 
 
 def in_script(value: Any) -> str:
@@ -88,57 +74,53 @@ def in_script(value: Any) -> str:
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def on_dark(colour: str) -> str:
-    """The colour (`#RRGGBB`), mixed with so much white that it can be told from a dark page.
-
-    >>> on_dark("#000000"), on_dark("#56B4E9")
-    ('#999999', '#56B4E9')
-    """
-    channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    for white in range(0, 101, 5):
-        mixed = [round(c + (255 - c) * white / 100) for c in channels]
-        if luminance(mixed) >= DARK_LUMINANCE:
-            break
-    return "#" + "".join(f"{c:02X}" for c in mixed)
-
-
-def luminance(channels: list[int]) -> float:
-    """The relative luminance of red, green and blue of 0 to 255 (WCAG 2.2, "relative luminance")."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in channels)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _groups(front: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = ordered(point["group"] for point in front["points"])
-    groups = []
-    for name in names:
-        symbol, character = SYMBOLS[marker(name, names)]
-        ink = colour(name, names)
-        groups.append(
-            {
-                "name": name,
-                "label": label(name),
-                "colour": ink,
-                "dark_colour": on_dark(ink),
-                "symbol": symbol,
-                "character": character,
-                "dash": ",".join(f"{length * 1.5:g}px" for length in dashes(name, names)) or "solid",
-            }
-        )
-    return groups
+def _page(
+    content: Content, figures: Mapping[str, Any], made: Mapping[str, Any], completions: Completions | None
+) -> str:
+    data = {"figures": figures, "steps": [asdict(step) for step in content.steps], "completions": None}
+    read, compared = [], None
+    if completions is not None and completions.prompts:
+        read = [point for point in content.front["points"] if point["id"] in completions.spec_of]
+    if read:
+        digits = {reward: measure.digits for reward, measure in content.rewards.items()}
+        data["completions"] = columns(completions, digits, content.kl.digits)
+        compared = _first_compared(read, content.steps[len(content.steps) // 2].points if content.steps else [])
+    return _template().render(
+        content=content,
+        front=content.front,
+        figures=figures,
+        made=made,
+        completions=completions,
+        read=read,
+        compared=compared,
+        style=Markup(_part("page.css") + palette(content.groups.values())),
+        policy=_policy(_plotly(), _part("page.js")),
+        data=Markup(in_script(data)),
+        plotly=Markup(_plotly()),
+        script=Markup(_part("page.js")),
+    )
 
 
-def _page(data: Mapping[str, Any]) -> str:
-    plotly, script = _plotly(), _part("page.js")
-    parts = {
-        "policy": _policy(plotly, script),
-        "style": _part("page.css"),
-        "data": in_script(data),
-        "plotly": plotly,
-        "script": script,
-    }
-    # In one pass, so that what a part contains is never taken for the name of another.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("page.html"))
+def _first_compared(read: Sequence[PointEntry], ringed: Sequence[int]) -> tuple[int, int]:
+    """The ids of the points whose completions are side by side at first: the soup and LiNeS at the slider's weights."""
+    of = {point["group"]: point["id"] for point in reversed(read) if point["id"] in ringed}
+    ids = [point["id"] for point in read]
+    right = of.get(LINES, next((i for i in ids if i in ringed), ids[-1]))
+    left = of.get(SOUP, next((i for i in ids if i != right), right))
+    return left, right
+
+
+@cache
+def _template() -> Template:
+    """The page's template, in which every value is escaped that is not markup of our own."""
+    environment = Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+    )
+    environment.filters["setting"] = setting
+    return environment.from_string(_part("page.html"), globals={"facts": facts, "tables": tables})
 
 
 def _policy(*scripts: str) -> str:
@@ -160,7 +142,3 @@ def _plotly() -> str:
 @cache
 def _part(name: str) -> str:
     return files("rlhf_lines.pareto.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _size(text: str) -> int:
-    return len(text.encode())

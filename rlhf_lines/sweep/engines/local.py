@@ -41,7 +41,7 @@ class LocalEngine:
 
     def __init__(self, config: SweepConfig, sft: Path, adapters: Sequence[Adapter]) -> None:
         self._config, self._sft, self._adapters = config, sft, adapters
-        self._merges = Merges(sft, adapters[: len(config.policies)], config.group_entries)
+        self._merges = Merges(sft, adapters[: len(config.policies)], config.groups)
 
     @cached_property
     def _multi_lora(self) -> MultiLoRA:

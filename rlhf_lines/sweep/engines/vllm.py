@@ -61,7 +61,7 @@ class VllmEngine:
         modules = sorted({name.rpartition(".")[2] for adapter in adapters for name in adapter.modules})
         self._adapt_head = "lm_head" in modules
         self._arguments = engine_arguments(
-            config.vllm_arguments,
+            config.vllm or {},
             sft=sft,
             dtype=config.dtype,
             seed=config.seed,

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_lines.pareto import Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
+from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
+from rlhf_lines.pareto.schema import Forgetting
 from rlhf_lines.sweep.store import FILE, Store
 
 
 SUFFIXES = (".png", ".pdf")
 
 
-def trace_front(folder: str | Path, *, split: str = "test") -> dict:
+def trace_front(folder: str | Path, *, split: str = "test") -> Front:
     """Write `front.json` and the figures from what the store holds, and return the front.
 
     The figures are `front`, and, where there is something to draw, `validation` and `forgetting`, each as .png
@@ -27,15 +28,17 @@ def trace_front(folder: str | Path, *, split: str = "test") -> dict:
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}: expected the output_dir of rlhf-lines sweep")
     with Store(folder) as store:
-        names, seed = store.recall("reward_names"), store.recall("seed")
-        front = build_front(rewards=names, split=split, seed=seed, points=measured_points(store, split))
-        front |= {
-            "sft_model": store.recall("sft_model"),
-            "policies": [*store.recall("policies"), *store.recall("morlhf")],
-            "validation": store.recall("validation"),
-            "surrogate": store.recall("surrogate"),
-            "forgetting": _forgetting(store),
-        }
+        front = build_front(
+            rewards=store.recall("reward_names"),
+            split=split,
+            seed=store.recall("seed"),
+            points=measured_points(store, split),
+            sft_model=store.recall("sft_model"),
+            policies=[*store.recall("policies"), *store.recall("morlhf")],
+            validation=store.recall("validation"),
+            surrogate=store.recall("surrogate"),
+            forgetting=_forgetting(store),
+        )
     plot_front(front, *_files(folder, "front"))
     if front["validation"] is not None:
         plot_validation(front, *_files(folder, "validation"))
@@ -49,7 +52,7 @@ def _files(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}{suffix}" for suffix in SUFFIXES]
 
 
-def _forgetting(store: Store) -> dict | None:
+def _forgetting(store: Store) -> Forgetting | None:
     """What the texts outside the task are, or None without any."""
     tokens = store.forgetting_tokens()
     if len(tokens) == 0:
@@ -63,7 +66,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
 
     def forgetting(spec: int) -> dict[str, np.ndarray]:
         nll = store.nll(spec)
-        return {"nats": nll, "text_tokens": tokens} if len(nll) else {}
+        return {"nll": nll, "text_tokens": tokens} if len(nll) else {}
 
     return [
         Point(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.pareto import read_front
-from rlhf_lines.pareto.front import FILE_NAME as FRONT
 from rlhf_lines.pareto.pick import merge_arguments
 from rlhf_lines.pareto.report import Completions, evenly_spaced, report_html
+from rlhf_lines.pareto.schema import FILE_NAME, Front
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
@@ -31,13 +31,13 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     with open_finished(folder) as store:
-        front = read_front(folder) if (folder / FRONT).is_file() else trace_front(folder)
+        front = read_front(folder) if (folder / FILE_NAME).is_file() else trace_front(folder)
         page = report_html(front, read_completions(store, front), how_it_was_made(folder, front))
     write_whole(folder / NAME, page)
     return folder / NAME
 
 
-def read_completions(store: Store, front: Mapping[str, Any], *, limit: int = READ_PROMPTS) -> Completions:
+def read_completions(store: Store, front: Front, *, limit: int = READ_PROMPTS) -> Completions:
     """What the points of a front wrote for the prompts of its split; beyond `limit`, evenly spaced ones."""
     split, ids = front["split"], {point["id"] for point in front["points"]}
     spec_of = {point.id: point.spec_id for point in store.points(split) if point.id in ids}
@@ -64,7 +64,7 @@ def read_completions(store: Store, front: Mapping[str, Any], *, limit: int = REA
     )
 
 
-def how_it_was_made(folder: Path, front: Mapping[str, Any]) -> dict[str, Any]:
+def how_it_was_made(folder: Path, front: Front) -> dict[str, Any]:
     """The settings, versions and commands that the report lists."""
     config = folder / CONFIG
     first = front["points"][0]
@@ -77,9 +77,8 @@ def how_it_was_made(folder: Path, front: Mapping[str, Any]) -> dict[str, Any]:
         ("reference point", f"{reference}: {front['reference_point_rule']}"),
         ("expected utility", front["utility_rule"]),
     ]
-    if front.get("sft_model"):
-        facts.append(("SFT model", str(front["sft_model"])))
-    facts += [(f"policy {k + 1}", str(path)) for k, path in enumerate(front.get("policies") or [])]
+    facts += [("SFT model", front["sft_model"])] if front["sft_model"] else []
+    facts += [(f"policy {k}", path) for k, path in enumerate(front["policies"], 1)]
     run = shlex.quote(str(folder))
     equal = " ".join("1" for _ in front["rewards"])
     return {
@@ -90,21 +89,13 @@ def how_it_was_made(folder: Path, front: Mapping[str, Any]) -> dict[str, Any]:
             ("Choose a point by preference", f"rlhf-lines pick {run} --preference {equal} --scale range"),
             ("Compute the front and this page again", f"rlhf-lines front {run} && rlhf-lines report {run}"),
         ],
-        "merges": _merges(folder, front),
+        "merges": {
+            str(point["id"]): shlex.join(["rlhf-lines", "merge", *merge_arguments(front, point, output)])
+            for point in front["points"]
+            if point["merge_arguments"] is not None  # the SFT model is not merged
+            for output in [folder / f"point_{point['id']}"]
+        },
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
-    }
-
-
-def _merges(folder: Path, front: Mapping[str, Any]) -> dict[str, str]:
-    """The command that makes the policy of each point, by its id; the SFT model needs none."""
-    if "policies" not in front or "sft_model" not in front:
-        return {}
-    return {
-        str(point["id"]): shlex.join(
-            ["rlhf-lines", "merge", *merge_arguments(front, point, folder / f"point_{point['id']}")]
-        )
-        for point in front["points"]
-        if any(point["spec"]["weights"])
     }
 
 

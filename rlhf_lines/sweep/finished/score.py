@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
-from rlhf_lines.pareto.front import FILE_NAME
+from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.report import NAME as REPORT
 from rlhf_lines.sweep.finished.report import write_report
@@ -29,7 +29,7 @@ class Outcome:
     """What `score` did: per reward, how many completions it scored; and the front with all rewards."""
 
     scored: Mapping[str, int]
-    front: dict[str, Any]
+    front: Front
 
 
 def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, batch_size: int = 32) -> Outcome:
@@ -66,9 +66,7 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
             if model.name not in names:
                 store.replace(reward_names=[*names, model.name])
         names = store.recall("reward_names")
-    front = _front_of(folder)
-    if front.get("rewards") != names:
-        front = trace_front(folder)
+    front = _front_of(folder, names) or trace_front(folder)
     if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
         write_report(folder)
     return Outcome(scored, front)
@@ -106,6 +104,10 @@ def _is_newer(path: Path, than: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
-def _front_of(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / FILE_NAME
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _front_of(folder: str | Path, rewards: Sequence[str]) -> Front | None:
+    """The front of these rewards; None where the file has others, is none or that of an older version."""
+    try:
+        front = read_front(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+    return front if front["rewards"] == rewards else None

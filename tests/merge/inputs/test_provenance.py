@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from rlhf_lines.errors import InputProblems
 from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.provenance import hub_id, load_inputs, loss_warnings, weights_sha256
+from rlhf_lines.merge.inputs.provenance import hub_id, load_inputs, weights_sha256
 from rlhf_lines.merge.inputs.tokenizers import compare_tokenizers, vocabulary
-from rlhf_lines.merge.tensors.precision import LostResidual
 
 
 VOCABULARY = {"a": 0, "b": 1, "c": 2}
@@ -219,24 +218,6 @@ def test_a_file_that_was_written_again_is_hashed_again(helpful, copy_of):
 
 def test_the_hash_of_a_checkpoint_is_that_of_the_ppo_stage(sft):
     assert weights_sha256(sft) == checkpoint_sha256(sft)
-
-
-@pytest.mark.parametrize(
-    ("share", "dtype", "save", "adapters", "named", "unnamed"),
-    [
-        (0.101, "bfloat16", "dense", True, ["lost 10.1%", "--dtype float32", "--save adapter"], []),
-        (0.101, "bfloat16", "dense", False, ["--dtype float32"], ["--save adapter"]),
-        (0.5, "float16", "adapter", True, ["--dtype float32"], ["--save adapter"]),
-        (0.5, "float32", "dense", True, ["--save adapter"], ["--dtype"]),
-    ],
-)
-def test_a_large_loss_names_the_ways_out(share, dtype, save, adapters, named, unnamed):
-    (warning,) = loss_warnings(LostResidual(share, 0.5), dtype=dtype, save=save, adapters_only=adapters)
-    assert all(words in warning for words in named) and not any(words in warning for words in unnamed)
-
-
-def test_a_tenth_is_not_a_large_loss():
-    assert loss_warnings(LostResidual(0.1, 0.5), dtype="bfloat16", save="dense", adapters_only=True) == []
 
 
 def test_a_merge_that_loses_much_says_so_everywhere(sft, helpful, copy_of, edit_weights, tmp_path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_lines.merge import MergeSpec, apply_lines, merge_residuals
+from rlhf_lines.merge import MergeSpec, apply_lines, lines_alpha, merge_residuals
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, load_adapter
 from rlhf_lines.merge.lora.low_rank import coefficients, difference, merge_adapters, stack
 from tests.merge.adapters import lora_residual
+from tests.merge.reference import WIDTHS, assert_case, reference_adapters
 
 
 NUM_LAYERS = 4
@@ -143,3 +144,47 @@ def test_mistakes_are_named(adapters, monkeypatch):
         stack([adapters[0], small])
     with pytest.raises(ValueError, match="rule 'ties' is not linear in the residuals"):
         coefficients(MergeSpec("ties", (0.5, 0.5)), (1, 1), 0, 4)
+
+
+@pytest.fixture
+def published(tmp_path) -> list[Adapter]:
+    """The two LoRA policies of the reference vectors, in float64."""
+    return reference_adapters(tmp_path)
+
+
+def residuals_of(adapters: list[Adapter], dtype) -> list[dict[str, torch.Tensor]]:
+    return [{name: t.to(dtype) for name, t in lora_residual(adapter).items()} for adapter in adapters]
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_lora_residuals(published, dtype):
+    first, second = residuals_of(published, dtype)
+    assert_case("lora_residual0", first)
+    assert_case("lora_residual1", second)
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_lines_on_lora_residuals(published, dtype):
+    residuals = residuals_of(published, dtype)
+    soup = merge_residuals(residuals, weights=[0.7, 0.3])
+    assert_case("peft_cat_n2_l0.3_delta", soup)
+    assert_case("lines_rewarded_soup_lora_n2_l0.3_a0.5_b0.5", apply_lines(soup, 0.5, 0.5))
+    summed = merge_residuals(residuals, "sum")
+    assert_case("lines_lora_sum_n2_b0.5", apply_lines(summed, lines_alpha(residuals, summed), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("case", "spec"),
+    [
+        ("peft_cat_n2_l0.3_delta", MergeSpec("linear", (0.7, 0.3))),
+        ("lines_rewarded_soup_lora_n2_l0.3_a0.5_b0.5", MergeSpec("linear", (0.7, 0.3), 0.5, 0.5)),
+        ("lines_lora_sum_n2_b0.5", MergeSpec("sum", (0.5, 0.5), 0.5, 0.5)),
+        ("lora_residual1", MergeSpec("linear", (0, 1))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_stacked_factors_give_the_same_residual(published, case, spec):
+    merged = merge_adapters(published, spec, num_layers=6)
+    assert {factors.A.shape[0] for factors in merged.values()} == {8}
+    assert {factors.scale for factors in merged.values()} == {1.0}
+    assert_case(case, {f"{module}.weight": factors.B @ factors.A for module, factors in merged.items()})

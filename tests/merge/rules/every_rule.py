@@ -1,4 +1,4 @@
-"""Every rule with options that make it act on a tiny model, and what it should write, worked out in float64."""
+"""Inputs on disk for a merge with every rule of `cases.py`, and what it should write, worked out in float64."""
 
 from __future__ import annotations
 
@@ -8,30 +8,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import MergeSpec, apply_lines, lines_alpha, merge_residuals
 from rlhf_lines.merge.rules import RULES
+from tests.merge.rules.cases import OPTIONS
 
 
 ON_RESIDUALS = [rule for rule, entry in RULES.items() if not entry.on_factors]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "linear": {},
-    "sum": {},
-    "slerp": {},
-    "ties": {"density": 0.3},
-    "dare": {"drop_rate": 0.5, "then": "ties", "seed": 3, "ties_options": {"density": 0.4}},
-    "breadcrumbs": {"keep": 0.4},
-    "consensus": {"thresholds": 0.3},
-    "pcb": {"ratio": 0.4},
-    "opcm": {},
-    "widen": {},
-    "fisher": {},
-    "regmean": {"reduce": 0.7},
-}
 # Of bfloat16 residuals, multiples in a simple ratio would cancel in float64 and not in float32.
 WEIGHTS = (0.6180339, 0.3819661)
 NUM_LAYERS = 4
@@ -62,7 +48,7 @@ class Inputs:
 
 
 def spec_of(rule: str, alpha: float | str = 0.5, beta: float = 1.0, schedule: str = "linear") -> MergeSpec:
-    """A spec of the rule with the options above."""
+    """A spec of the rule with the options of its first case."""
     return MergeSpec(rule, WEIGHTS, alpha, beta, schedule, OPTIONS[rule])
 
 

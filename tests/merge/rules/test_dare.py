@@ -11,9 +11,10 @@ from fractions import Fraction
 import pytest
 import torch
 
-from rlhf_lines.merge import MergeSpec, lines_alpha, merge_residuals
+from rlhf_lines.merge import MergeSpec, apply_lines, lines_alpha, merge_residuals
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
+from tests.merge.reference import WIDTHS, assert_case, of_each_policy, plus_base, task_vectors, tensors
 from tests.splitmix import GAMMA, MASK, mix
 
 
@@ -180,3 +181,23 @@ def test_given_masks_are_read_in_pieces():
     expected = sum(0.5 * (2 * r["a"]) * m["a"] for r, m in zip(residuals, masks, strict=True))
     held = residuals_in_memory(residuals, elements=7)
     assert torch.equal(merge_lazily(held, "dare", drop_rate=0.5, masks=masks).tensor("a"), expected)
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_dare_with_the_masks_of_the_reference(dtype):
+    residuals = task_vectors(3, dtype)
+    masks = of_each_policy(tensors("dare_masks_n3_p0.8", torch.bool), 3)
+    merged = merge_residuals(residuals, "dare", drop_rate=0.8, masks=masks)
+    # The reference multiplies the sum by 0.5, `linear` is the mean of three.
+    assert_case("dare_ta_n3_p0.8_lam0.5", plus_base(apply_lines(merged, 1.5, 0.0)))
+    weighted = merge_residuals(residuals, "dare", weights=[0.5, 0.5, 0.5], drop_rate=0.8, masks=masks)
+    assert_case("dare_ta_n3_p0.8_lam0.5", plus_base(weighted))
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_dare_rescaled_by_l1_norms_is_mergekits(dtype):
+    # Kept are the entries that differ from the base: visible in float64 only.
+    output, base = tensors("mergekit_dare_linear_n1_d0.2"), tensors("model_base")
+    masks = [{name: output[name] != base[name] for name in base}]
+    merged = merge_residuals(task_vectors(1, dtype), "dare", drop_rate=0.8, rescale="l1", masks=masks)
+    assert_case("mergekit_dare_linear_n1_d0.2", plus_base(merged))

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import RULES
+from tests.merge.rules.cases import OPTIONS
 from tests.merge.rules.every_rule import (
     KINDS,
     NUM_LAYERS,
     ON_RESIDUALS,
-    OPTIONS,
     WEIGHTS,
     inputs_of,
     merged_residual,

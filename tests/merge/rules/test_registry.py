@@ -12,7 +12,7 @@ from rlhf_lines.merge import MergeSpec, merge_residuals, tall_masks
 from rlhf_lines.merge.rules import RULES, merge_lazily
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 from rlhf_lines.plan import Options, plan
-from rlhf_lines.plan.merge_work import passes_over_inputs
+from rlhf_lines.plan.merging import passes_over_inputs
 from tests.merge.merge_page import PAGE, table
 from tests.merge.reference import ORIGIN
 from tests.merge.rules.every_rule import ON_RESIDUALS, statistics_of

@@ -34,8 +34,8 @@ def test_cuts_by_hand(shape, unit, elements, ends):
     assert list(cut("w", shape, unit, elements)) == [Span("w", a, b) for a, b in zip(starts, ends, strict=bool(ends))]
 
 
-def test_results_come_in_order_from_threads_that_do_not_share_torch():
-    before = torch.get_num_threads()
+def test_results_come_in_order_from_threads_that_do_not_share_torch(set_threads):
+    set_threads(2)
     seen = set()
 
     def work(span: Span) -> int:
@@ -46,7 +46,7 @@ def test_results_come_in_order_from_threads_that_do_not_share_torch():
     assert list(in_threads(work, iter(spans), 3)) == list(range(500))
     assert threading.get_ident() not in {thread for thread, _ in seen}
     assert {count for _, count in seen} == {1}
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
 
 
 def test_an_error_in_a_thread_reaches_the_caller():

@@ -36,18 +36,14 @@ def test_sums_are_those_of_float64(residuals):
             assert got == pytest.approx(exact, abs=1e-14 * size)
 
 
-def test_how_residuals_are_read_does_not_change_a_bit(residuals):
+def test_how_residuals_are_read_does_not_change_a_bit(residuals, set_threads):
     held = residuals_in_memory(residuals)
     expected = parameter_sums(held, themselves)
     assert parameter_sums(replace(held, elements=1000), themselves) == expected
     assert parameter_sums(replace(held, elements=10 * ELEMENTS, workers=3), themselves) == expected
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            assert parameter_sums(held, themselves) == expected
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        assert parameter_sums(held, themselves) == expected
 
 
 def test_large_parts_that_cancel_leave_the_small_one():

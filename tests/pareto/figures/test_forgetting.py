@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_lines.pareto import build_front, damage_undone, plot_forgetting
 from rlhf_lines.pareto.figures.forgetting import perplexity_label
-from rlhf_lines.pareto.style import COLOURS
+from rlhf_lines.pareto.schema import GROUPS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
 
 
@@ -17,19 +17,28 @@ SFT = 12.0
 SOUP, LINES = SFT + 3.0, [SFT + 1.0, SFT + 1.0, SFT + 4.5, SFT + 1.0, SFT + 1.0]
 
 
-def with_perplexities(front):
+def front_of(points, rewards, resamples):
+    policies = ["runs/helpful", "runs/harmless", "runs/brief"][: len(rewards)]
+    about = {"texts": 50, "tokens": 6400, "source": "a public corpus"}
+    front = build_front(
+        rewards=rewards,
+        split="test",
+        seed=0,
+        points=points,
+        resamples=resamples,
+        policies=policies,
+        forgetting=about,
+    )
     heights = {"sft": [SFT], "rewarded_soup": [SOUP] * 5, "lines": LINES}
     for group, values in heights.items():
         for point, value in zip((p for p in front["points"] if p["group"] == group), values, strict=True):
             point["perplexity"] = {"mean": value, "low": value - 0.25, "high": value + 0.5}
-    front["policies"] = ["runs/helpful", "runs/harmless", "runs/brief"][: len(front["rewards"])]
-    front["forgetting"] = {"texts": 50, "tokens": 6400, "source": "a public corpus"}
     return front
 
 
 @pytest.fixture
 def front(make_points):
-    return with_perplexities(build_front(rewards=["a", "b"], split="test", seed=0, points=make_points(), resamples=50))
+    return front_of(make_points(), ["a", "b"], 50)
 
 
 def test_the_share_undone_and_the_reward_kept_follow_their_formulas(front):
@@ -50,7 +59,7 @@ def test_the_share_undone_and_the_reward_kept_follow_their_formulas(front):
 def test_without_damage_there_is_no_share_and_without_sft_nothing_to_compare_with(front):
     front["points"][1]["perplexity"]["mean"] = SFT - 0.5
     assert damage_undone(front)[0]["damage_undone"] is None
-    del front["points"][2]["perplexity"]
+    front["points"][2]["perplexity"] = None
     assert [row["soup"] for row in damage_undone(front)] == [1, 3, 4, 5]
     assert damage_undone(front, "reversed") == []
     del front["points"][0]
@@ -68,7 +77,7 @@ def test_every_point_an_arrow_for_every_weight_and_a_line_for_sft(front, tmp_pat
         arrows = {(text.xyann, text.xy) for text in panel.texts if not text.get_text()}
         assert arrows == {(places[i], places[i + 5]) for i in range(1, 6)}
         (across,) = [line for line in panel.lines if list(line.get_ydata()) == [SFT, SFT]]
-        assert across.get_color() == COLOURS["sft"] and list(across.get_xdata()) == [0, 1]
+        assert across.get_color() == GROUPS["sft"].colour and list(across.get_xdata()) == [0, 1]
         assert panel.get_xlabel().startswith(f"{reward}\nmean score, higher is better")
         assert panel.get_ylabel() == perplexity_label(front)
     assert perplexity_label(front) == (
@@ -78,7 +87,9 @@ def test_every_point_an_arrow_for_every_weight_and_a_line_for_sft(front, tmp_pat
 
 def test_a_dominated_point_is_faint_and_hollow(front, tmp_path, monkeypatch):
     figure = saved_figure_of(plot_forgetting, front, tmp_path / "forgetting.png", monkeypatch)
-    hollow = [line for line in figure.axes[0].lines if line.get_color() == COLOURS["lines"] and line.get_alpha() == 0.4]
+    hollow = [
+        line for line in figure.axes[0].lines if line.get_color() == GROUPS["lines"].colour and line.get_alpha() == 0.4
+    ]
     (line,) = [line for line in hollow if line.get_markerfacecolor() == "white"]
     assert front["fronts"]["lines"]["nondominated"] == [6, 7, 9, 10]
     assert list(line.get_ydata()) == [LINES[2]]
@@ -97,8 +108,7 @@ def test_the_shares_are_said_beside_the_best_policy_and_below_the_panels(front, 
 @pytest.mark.parametrize("rewards", [2, 3, 4])
 def test_no_text_is_cut_or_covers_another(make_points, rewards, tmp_path, monkeypatch):
     names = [f"a reward model with quite a long name {k}" for k in range(rewards)]
-    points = make_points(rewards=rewards)
-    front = with_perplexities(build_front(rewards=names, split="test", seed=0, points=points, resamples=20))
+    front = front_of(make_points(rewards=rewards), names, 20)
     for group in ("uniform", "reversed", "morlhf", "a group of the user with a long name"):
         for point in front["points"][1:4]:
             front["points"].append({**point, "id": len(front["points"]), "group": group})

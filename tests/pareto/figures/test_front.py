@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_lines.pareto import build_front, hypervolume, plot_front
 from rlhf_lines.pareto.figures import front as plot
-from rlhf_lines.pareto.style import COLOURS, DASHES, MARKERS
+from rlhf_lines.pareto.schema import GROUPS as LOOKS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
 
 
@@ -22,9 +22,11 @@ GROUPS = ("uniform", "reversed", "morlhf")
 
 @pytest.fixture
 def front(make_points):
-    """Two groups and the SFT model, with the keys that a front has beside those of `build_front`'s first version."""
-    front = build_front(rewards=["a", "b"], split="test", seed=0, points=make_points(), resamples=100)
-    front["policies"] = ["runs/helpful", "runs/harmless"]
+    """Two groups and the SFT model, with a hull and regions that are easy to follow."""
+    policies = ["runs/helpful", "runs/harmless"]
+    front = build_front(
+        rewards=["a", "b"], split="test", seed=0, points=make_points(), policies=policies, resamples=100
+    )
     front["fronts"]["lines"]["hull"] = [6, 9, 10]
     inner, outer = [[0.2, 1.0], [1.0, 0.1]], [[0.3, 1.4], [0.9, 1.0], [1.5, 0.2]]
     front["fronts"]["lines"]["attainment"] = {"0.025": outer, "0.5": inner, "0.975": inner}
@@ -119,7 +121,7 @@ def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front):
     means = {point["id"]: point["scores"]["a"]["mean"] for point in front["points"]}
     assert front["fronts"]["lines"]["nondominated"] == [6, 7, 9, 10]
     panel = Panel()
-    plot._draw_group(panel, front, "lines", ("a", "b"), 3, staircase=True)
+    plot._draw_group(panel, front, LOOKS["lines"], ("a", "b"), 3, staircase=True)
     (_, x, y) = panel.steps[0]
     # From the reference point through the four points in order, then down to the reference point.
     assert x == [front["reference_point"][0], means[6], means[7], means[9], means[10], means[10]]
@@ -133,7 +135,7 @@ def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front):
 def test_the_band_lies_between_the_attained_fronts(front):
     panel = Panel()
     front["reference_point"] = [0.0, 0.0]
-    plot._draw_group(panel, front, "lines", ("a", "b"), 3, staircase=True)
+    plot._draw_group(panel, front, LOOKS["lines"], ("a", "b"), 3, staircase=True)
     ((style, x, low, high),) = panel.bands
     assert style["step"] == "pre" and x[0] == 0.0 and x[-1] == 1.5
     # The area under a step function that keeps its value to the left of x is the hypervolume.
@@ -151,7 +153,7 @@ def test_controls_have_neither_hull_nor_band(front_of_six):
         entry["attainment"] = {"0.025": [[1.0, 1.0]], "0.975": [[0.5, 0.5]]}
     for group, expected in (("lines", 1), ("rewarded_soup", 1), ("uniform", 0), ("morlhf", 0)):
         panel = Panel()
-        plot._draw_group(panel, front_of_six, group, ("a", "b"), 3, staircase=True)
+        plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, staircase=True)
         assert len(panel.steps) == 1 and len(panel.bands) == expected and len(panel.lines) == 2 + expected
 
 
@@ -159,11 +161,12 @@ def test_groups_differ_in_colour_marker_and_line(front_of_six):
     drawn = []
     for group in ("lines", "rewarded_soup", *GROUPS):
         panel = Panel()
-        plot._draw_group(panel, front_of_six, group, ("a", "b"), 3, staircase=True)
+        plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, staircase=True)
         ((line, _, _),) = panel.steps
         marks = panel.lines[-1][0]
-        assert line["color"] == marks["color"] == COLOURS[group] and marks["marker"] == MARKERS[group]
-        assert line["linestyle"] == ((0, DASHES[group]) if DASHES[group] else "solid")
+        look = LOOKS[group]
+        assert line["color"] == marks["color"] == look.colour and marks["marker"] == look.marker
+        assert line["linestyle"] == ((0, look.dashes) if look.dashes else "solid")
         drawn.append((line["color"], marks["marker"], line["linestyle"]))
     assert all(a != b for pair in combinations(drawn, 2) for a, b in zip(*pair, strict=True))
 
@@ -192,7 +195,7 @@ def test_no_text_is_cut_or_covers_another(make_points, rewards, monkeypatch, tmp
     assert_texts_are_whole_and_apart(figure)
 
 
-def test_single_policies_are_named_by_their_folders(front, monkeypatch, tmp_path):
+def test_single_policies_are_named_by_their_folders(front, make_points, monkeypatch, tmp_path):
     def names(front):
         (panel,) = saved_figure_of(plot_front, front, tmp_path / "front.png", monkeypatch).axes
         return {text.get_text(): text.xy for text in panel.texts}
@@ -200,12 +203,14 @@ def test_single_policies_are_named_by_their_folders(front, monkeypatch, tmp_path
     ends = {point["id"]: tuple(score["mean"] for score in point["scores"].values()) for point in front["points"]}
     # Weights (0, 1) have id 1 and (1, 0) have id 5.
     assert names(front) == {"harmless": ends[1], "helpful": ends[5]}
-    del front["policies"]
-    assert names(front) == {"policy 2": ends[1], "policy 1": ends[5]}
+    points = make_points()
+    points[1]["spec"]["rule"] = "sum"  # two times the policy
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, policies=front["policies"])
+    assert names(front) == {"helpful": ends[5]}
 
 
 def test_a_front_below_the_reference_point_has_no_staircase(front):
     panel = Panel()
     front = {**front, "reference_point": [100.0, 100.0]}
-    plot._draw_group(panel, front, "rewarded_soup", ("a", "b"), 3, staircase=True)
+    plot._draw_group(panel, front, LOOKS["rewarded_soup"], ("a", "b"), 3, staircase=True)
     assert panel.steps == [] and len(panel.lines) == 3  # hull, dominated, nondominated

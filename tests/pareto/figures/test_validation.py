@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 
 from rlhf_lines.pareto import plot_validation
-from rlhf_lines.pareto.style import COLOURS
+from rlhf_lines.pareto.schema import GROUPS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
 
 
@@ -65,7 +65,7 @@ def test_the_chosen_cell_alone_has_a_frame(front, tmp_path, monkeypatch):
     assert list(first.patches) == []
     (frame,) = second.patches
     assert frame.get_xy() == (0.5, 1.5) and (frame.get_width(), frame.get_height()) == (1, 1)
-    assert to_hex(frame.get_edgecolor()).upper() == COLOURS["rewarded_soup"] and not frame.get_fill()
+    assert to_hex(frame.get_edgecolor()).upper() == GROUPS["rewarded_soup"].colour and not frame.get_fill()
     (text,) = figure.legends[0].get_texts()
     assert text.get_text() == "chosen: alpha auto, beta 0.25, schedule sqrt"
     assert figure.get_suptitle() == "30 validation prompts, 5 weights, higher is better"

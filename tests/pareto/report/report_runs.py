@@ -41,16 +41,24 @@ def make_front(
     points = [point("sft", (0.0, 0.0), 0.0)]
     points += [point(group, w, GAINS.get(group, 0.9)) for group in groups for w in WEIGHTS]
     points = [{"id": 3 * i, **fields} for i, fields in enumerate(points)]
-    front = build_front(rewards=rewards, split="test", seed=0, points=points, resamples=50)
-    front["policies"] = [f"outputs/ppo-{name}" for name in ("first", "second")]
-    front["sft_model"] = "outputs/sft"
+    front = build_front(
+        rewards=rewards,
+        split="test",
+        seed=0,
+        points=points,
+        resamples=50,
+        sft_model="outputs/sft",
+        policies=[f"outputs/ppo-{name}" for name in ("first", "second")],
+        forgetting={"texts": 50, "tokens": 2048, "source": "notes.txt"},
+    )
     add_validation(front)
     for point in front["points"]:
         centre = 5 + 0.4 * GAINS.get(point["group"], 0.0) * sum(w**2 for w in point["spec"]["weights"])
         point["perplexity"] = {"mean": centre, "low": centre - 0.05, "high": centre + 0.06}
-    front["forgetting"] = {"texts": 50, "tokens": 2048, "source": "notes.txt"}
+    quadratic = {"monomials": ["w1^2", "w1", "1"], "coefficients": {reward: [-1.0, 1.0, 0.5] for reward in rewards}}
     front["surrogate"] = {
         group: {"sampled": [0, 3, 6], "predicted": [_predicted(point, rewards) for point in points[:3]]}
+        | {**quadratic, "r2": dict.fromkeys(rewards, 1.0)}
         for group in front["fronts"]
         for points in [[point for point in front["points"] if point["group"] == group]]
     }

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -13,18 +14,21 @@ import pytest
 from rlhf_lines.pareto.report import MAX_BYTES, Completions, evenly_spaced, report_html
 from rlhf_lines.pareto.report.completions import columns, fitting
 from rlhf_lines.pareto.report.facts import facts, swept
-from rlhf_lines.pareto.report.page import in_script, luminance, on_dark
-from rlhf_lines.pareto.style import COLOURS, OTHER_COLOURS
+from rlhf_lines.pareto.report.groups import luminance, on_dark
+from rlhf_lines.pareto.report.page import in_script
+from rlhf_lines.pareto.report.words import number, visible
+from rlhf_lines.pareto.schema import GROUPS, OTHER_LOOKS
 from tests.pareto.report.report_runs import HOSTILE, MADE, MINUS, make_completions, make_front
 
 
-class Scripts(HTMLParser):
-    """Reads a page as a browser does, and keeps its tags, script elements and policy."""
+class Page(HTMLParser):
+    """Reads a page as a browser does, and keeps its tags, texts, script elements and policy."""
 
     def __init__(self, html):
         super().__init__()
-        self.tags, self.scripts, self.policy = [], [], None
+        self.tags, self.texts, self.scripts, self.policy = [], [], [], None
         self.feed(html)
+        self.data = json.loads(self.scripts[0][1])
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
@@ -37,16 +41,14 @@ class Scripts(HTMLParser):
     def handle_data(self, data):
         if self.cdata_elem == "script":  # inside such an element the parser looks for nothing but its end
             self.scripts[-1][1] += data
+        else:
+            self.texts.append(data)
 
 
 @pytest.fixture(scope="module")
 def hostile():
     front = make_front(rewards=(HOSTILE[0], HOSTILE[5]), rename=lambda group: HOSTILE[2] + group)
     return front, report_html(front, make_completions(front, hostile=True), MADE | {"config": "\n".join(HOSTILE)})
-
-
-def data_of(html):
-    return json.loads(Scripts(html).scripts[0][1])
 
 
 @pytest.mark.parametrize("value", [*HOSTILE, "\ud800 alone", {"</script>": ["<!--", 1.5, None]}])
@@ -57,35 +59,45 @@ def test_json_in_a_script_element_means_the_same_and_ends_nothing(value):
     text.encode()
 
 
-def test_hostile_texts_add_no_element(hostile, report):
+def test_hostile_texts_add_no_element(hostile):
     _, html = hostile
-    assert Scripts(html).tags == Scripts(report).tags
-    assert [attributes for attributes, _ in Scripts(html).scripts] == [
+    front = make_front(rewards=("first", "second"), rename=lambda group: "my " + group)
+    harmless = report_html(front, make_completions(front), MADE)
+    assert Page(html).tags == Page(harmless).tags
+    assert [attributes for attributes, _ in Page(html).scripts] == [
         {"type": "application/json", "id": "data"},
         {},
         {},
     ]
 
 
-def test_hostile_texts_are_in_the_data_as_they_were(hostile):
+def test_hostile_texts_are_on_the_page_as_they_were(hostile):
+    """But for characters that nobody could see."""
     front, html = hostile
-    data = data_of(html)
-    assert data["front"] == json.loads(json.dumps(front))
-    assert data["made"]["config"] == "\n".join(HOSTILE)
+    page, data = Page(html), Page(html).data
+    for text in (*front["rewards"], *front["fronts"]):
+        assert visible(text) in page.texts
+    assert "\n".join(map(visible, HOSTILE)) in page.texts
     completions = make_completions(front, hostile=True)
-    assert data["completions"]["prompts"] == completions.prompts
+    assert data["completions"]["prompts"] == [visible(prompt) for prompt in completions.prompts]
     for point, spec in data["completions"]["spec_of"].items():
         written = data["completions"]["written"][spec]
-        assert [[data["completions"]["texts"][i] for i in row] for row in written] == completions.texts[int(point)]
+        texts = [[visible(text) for text in row] for row in completions.texts[int(point)]]
+        assert [[data["completions"]["texts"][i] for i in row] for row in written] == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a\tb\n", "a\tb\n"), ("\x00\r\x7f", "␀␍␡"), ("\ud800", "\ufffd"), (1, "1")]
+)
+def test_nothing_that_was_written_is_invisible(text, shown):
+    assert visible(text) == shown
 
 
 def test_only_the_two_scripts_of_the_page_may_run(report):
-    page = Scripts(report)
+    page = Page(report)
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for _, text in page.scripts[1:]]
-    rules = dict(rule.strip().split(" ", 1) for rule in page.policy.split(";"))
-    assert rules["default-src"] == "'none'"
-    assert rules["script-src"] == " ".join(f"'sha256-{text}'" for text in hashes)
-    assert "unsafe-eval" not in page.policy and "http" not in page.policy
+    rules = r"toFixed|toPrecision|slice\(0|…|#[0-9a-fA-F]{6}|rgba?\(|\.sort\(|Math\.(abs|round)|nondominated|alpha"
+    assert re.findall(rules, script) == []
 
 
 def test_the_page_names_no_other_file(report):
@@ -106,7 +118,7 @@ def test_a_run_of_45_points_and_400_prompts_fits_whole():
     assert len(front["points"]) == 45
     html = report_html(front, make_completions(front, prompts=400), MADE)
     assert len(html.encode()) <= MAX_BYTES == 8_000_000
-    assert len(data_of(html)["completions"]["prompts"]) == 400
+    assert len(Page(html).data["completions"]["prompts"]) == 400
 
 
 def test_prompts_that_do_not_fit_are_left_out_evenly():
@@ -114,17 +126,19 @@ def test_prompts_that_do_not_fit_are_left_out_evenly():
     completions = make_completions(front, prompts=300, hostile=True)
     room = len(report_html(front, None, MADE).encode()) + 100_000
     html = report_html(front, completions, MADE, max_bytes=room)
-    shown = data_of(html)["completions"]
+    shown = Page(html).data["completions"]
     count = len(shown["prompts"])
-    assert shown["total"] == 300 and 0 < count < 300
-    assert room - 2_000 < len(html.encode()) <= room  # as many as fit: one prompt has about 1 kB
+    assert f"{count} of the 300 prompts" in html and 0 < count < 300
+    one_more = report_html(front, completions.some(evenly_spaced(300, count + 1)), MADE)
+    assert len(html.encode()) <= room < len(one_more.encode())
     assert shown["prompts"] == [completions.prompts[i] for i in evenly_spaced(300, count)]
 
 
 def test_no_room_leaves_no_prompt():
     front = make_front(groups=("lines",))
     html = report_html(front, make_completions(front), MADE, max_bytes=0)
-    assert data_of(html)["completions"]["prompts"] == []
+    assert Page(html).data["completions"] is None
+    assert "None of the completions fits into this page." in html
 
 
 @pytest.mark.parametrize("room", [0, 1, 6, 7, 99])
@@ -150,18 +164,22 @@ def test_a_text_is_stored_once_and_points_share_their_spec():
         kl={70: [[0.123456, float("nan")], [0, None]], 80: [[1, 2], [3, 4]], 90: [[0], [0]]},
         scores={"r": {70: [[1, 2], [3, None]], 80: [[5, 6], [7, 123456.0]], 90: [[0], [0]]}},
     )
-    assert columns(completions) == {
-        "total": 9,
+    assert columns(completions, {"not read": 1, "r": 0}, 3) == {
         "prompts": ["p", "q"],
         "spec_of": {"4": 0, "5": 0, "6": 1},
         "texts": ["a", "b", "c"],
         "written": [[[0, 1], [0, None]], [[1, 2], [0, 0]]],
-        "kl": [[[0.1235, None], [0, None]], [[1, 2], [3, 4]]],
-        "scores": {"r": [[[1, 2], [3, None]], [[5, 6], [7, 123500.0]]]},
+        "measures": [
+            {"texts": ["1", "2", "3", "5", "6", "7", "123500"], "ranks": [[[0, 1], [2, None]], [[3, 4], [5, 6]]]},
+            {
+                "texts": ["0.000", "0.123", "1.000", "2.000", "3.000", "4.000"],
+                "ranks": [[[1, None], [0, None]], [[2, 3], [4, 5]]],
+            },
+        ],
     }
 
 
-@pytest.mark.parametrize("colour", [*COLOURS.values(), *OTHER_COLOURS])
+@pytest.mark.parametrize("colour", [*(group.colour for group in GROUPS.values()), *(look[0] for look in OTHER_LOOKS)])
 def test_colours_can_be_told_from_a_dark_page(colour):
     page = luminance([0x14, 0x17, 0x1C])
     lighter = luminance([int(on_dark(colour)[i : i + 2], 16) for i in (1, 3, 5)])
@@ -173,6 +191,14 @@ def test_luminance_is_that_of_wcag():
     assert luminance([0, 0, 0]) == 0.0
     # #767676 is known as the lightest grey of contrast 4.5 on white.
     assert 1.05 / (luminance([0x76] * 3) + 0.05) >= 4.5 > 1.05 / (luminance([0x77] * 3) + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(-0.004, 2, "0.00"), (-0.006, 2, f"{MINUS}0.01"), (1234.5678, 1, "1234.6"), (None, 2, "\u2013")],
+)
+def test_numbers_are_written_for_people(value, digits, text):
+    assert number(value, digits) == text
 
 
 class TestFacts:

@@ -9,6 +9,7 @@ import torch
 
 from rlhf_lines.sweep.engines import prefix_tree
 from rlhf_lines.sweep.engines.prefix_tree import ARCHITECTURES, takes_trees, tree_logprobs, trees_of
+from tests.tiny import widened
 
 
 PAD = 0
@@ -46,12 +47,7 @@ def tiny(model_type: str, **changes):
     if model_type in ("gemma", "qwen3"):
         sizes["head_dim"] = 4
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.3)
-    return model
+    return widened(AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)), 0.3)
 
 
 def one_by_one(model, prompt, completion, temperature: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import build_front, write_front
 from rlhf_lines.sweep.finished.report import read_completions, write_report
 from rlhf_lines.sweep.store import Row, Store
-from tests.pareto.report.test_report import Scripts
+from tests.pareto.report.test_report import Page
 
 
 REWARDS = ["short", "kind </script>"]
@@ -44,9 +43,10 @@ def run(tmp_path):
             )
         write_front(
             folder,
-            {"sft_model": "base", "policies": ["one", "two </script>"]}
-            | build_front(
+            build_front(
                 rewards=REWARDS,
+                sft_model="base",
+                policies=["one", "two </script>"],
                 split="test",
                 seed=3,
                 resamples=20,
@@ -61,47 +61,54 @@ def run(tmp_path):
     return folder
 
 
-def data_of(path):
-    return json.loads(Scripts(path.read_text(encoding="utf-8")).scripts[0][1])
+def page_of(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def shown(measure):
+    return [[[measure["texts"][i] for i in row] for row in rows] for rows in measure["ranks"]]
 
 
 def test_the_report_holds_what_the_store_holds(run):
     path = write_report(run)
     assert path == run / "report.html"
-    data = data_of(path)
-    found = data["completions"]
+    found = page_of(path).data["completions"]
     assert found["prompts"] == [f"prompt {i} <b>" for i in range(6)]
-    specs = {str(p["id"]): k for k, p in enumerate(data["front"]["points"])}
     with Store(run) as store:
         points, prompts = store.points("test"), list(store.prompts("test"))
-    assert len(specs) == 5 and len(found["written"]) == 4
+    assert sorted(found["spec_of"]) == sorted(str(point.id) for point in points)
+    assert len(points) == 5 and len(found["written"]) == 4
+    _, kind, kl = (shown(measure) for measure in found["measures"])
     for point in points:
         spec = found["spec_of"][str(point.id)]
         texts = [[found["texts"][i] for i in row] for row in found["written"][spec]]
         assert texts == [[f"{point.spec_id}/{prompt}/{sample}" for sample in (0, 1)] for prompt in prompts]
-        assert found["kl"][spec] == [[0.0, 0.25]] * 6
-        assert found["scores"][REWARDS[1]][spec] == [[point.spec_id + 1, point.spec_id + 1.5]] * 6
+        assert kl[spec] == [["0.000", "0.250"]] * 6
+        assert kind[spec] == [[f"{point.spec_id + 1}.000", f"{point.spec_id + 1}.500"]] * 6
+
+
+def value_of(name, texts):
+    return texts[texts.index(name) + 1]
 
 
 def test_how_it_was_made_is_said(run):
-    made = data_of(write_report(run))["made"]
-    assert made["title"].endswith("/my run")
-    assert made["config"] == "seed: 3\nnote: </script>\n"
-    assert made["versions"]["rlhf_lines"] == __version__
-    assert ["seed", "3"] in made["facts"] and ["samples per prompt", "2"] in made["facts"]
-    assert any(command == f"rlhf-lines pick '{run}' --preference 1 1 --scale range" for _, command in made["commands"])
+    texts = page_of(write_report(run)).texts
+    assert f"{run.parent.name}/my run" in texts
+    assert "seed: 3\nnote: </script>\n" in texts
+    assert value_of("rlhf_lines", texts) == __version__
+    assert value_of("seed", texts) == "3" and value_of("samples per prompt", texts) == "2"
+    assert f"rlhf-lines pick '{run}' --preference 1 1 --scale range" in texts
 
 
 def test_every_point_says_how_to_make_its_policy(run):
-    merges = data_of(write_report(run))["made"]["merges"]
+    commands = [text for text in page_of(write_report(run)).texts if text.startswith("rlhf-lines merge")]
     points = json.loads((run / "front.json").read_text())["points"]
-    assert sorted(merges, key=int) == [str(p["id"]) for p in points if p["group"] != "sft"]
-    command = merges[str(points[2]["id"])]
-    words = shlex.split(command)
-    assert words[:2] == ["rlhf-lines", "merge"]
+    assert [shlex.split(command)[-1] for command in commands] == (
+        [str(run / f"point_{p['id']}") for p in points if p["group"] != "sft"]
+    )
+    words = shlex.split(commands[1])
     assert words[words.index("--policies") + 1 :][:2] == ["one", "two </script>"]
     assert words[words.index("--weights") + 1 :][:2] == ["0.5", "0.5"]
-    assert Path(words[-1]).parent == run
 
 
 def test_a_missing_sample_is_none(run):
@@ -122,14 +129,21 @@ def test_of_many_prompts_some_are_read(run):
     assert found.total == 6
 
 
+def places_of(trace):
+    return list(zip(trace.get("customdata", []), trace["x"], trace["y"], strict=False))
+
+
 def test_a_front_that_is_missing_is_traced(run):
-    with_front = data_of(write_report(run))
+    with_front = page_of(write_report(run)).data
     (run / "front.json").unlink()
-    traced = data_of(write_report(run))
+    traced = page_of(write_report(run)).data
     assert (run / "front.json").is_file()
     assert traced["completions"] == with_front["completions"]
-    means = [[p["scores"][r]["mean"] for r in REWARDS] for p in traced["front"]["points"]]
-    assert means == [[p["scores"][r]["mean"] for r in REWARDS] for p in with_front["front"]["points"]]
+    places = [
+        sorted(place for trace in data["figures"]["front-figure"]["figure"]["data"] for place in places_of(trace))
+        for data in (with_front, traced)
+    ]
+    assert len(places[0]) == 5 and places[0] == places[1]
 
 
 def test_a_sweep_that_has_not_finished_is_refused(run, capsys):

@@ -123,6 +123,15 @@ def test_nothing_is_left_to_do_a_second_time(run, rewards, capsys):
     assert rewards.SCORED == [] and everything(run) == after and (run / "front.json").stat().st_mtime_ns == stamp
 
 
+def test_a_front_of_an_older_version_is_written_again(run, rewards, capsys):
+    front = json.loads((run / "front.json").read_text())
+    old = {**front, "points": [{key: value for key, value in p.items() if key != "label"} for p in front["points"]]}
+    (run / "front.json").write_text(json.dumps(old))
+    assert cli.main(["score", str(run), "--rewards", FIRST[1]]) == 0
+    assert "digits: all completions have this score already" in capsys.readouterr().out
+    assert json.loads((run / "front.json").read_text()) == front
+
+
 def test_a_front_that_was_not_written_before_the_end_is_written_the_next_time(run, rewards, monkeypatch):
     def killed(folder):
         raise KeyboardInterrupt

@@ -1,14 +1,60 @@
-"""A plan as text."""
+"""A plan as a value, and as a table."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf_lines.plan.memory import LIBRARIES_PART, peak
-from rlhf_lines.plan.stage import Plan
+from rlhf_lines.plan.memory import LIBRARIES_PART, Phase, peak
 
 
 DEVICES = {"cuda": "GPU", "cpu": "CPU process"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a plan is asked beside the config.
+
+    Attributes:
+        stage: the verb, where the config's keys fit several.
+        base_model: whose shape a model has that does not exist yet.
+        prompt_tokens: the longest prompt (of sft and reward: text), where the data set is not here or takes long.
+        device: `cuda` or `cpu`; None is the GPU that there is, or that the config needs.
+    """
+
+    stage: str | None = None
+    base_model: str | None = None
+    prompt_tokens: int | None = None
+    device: str | None = None
+
+
+@dataclass
+class Plan:
+    """What a stage will take.
+
+    Attributes:
+        stage: the verb.
+        device: `cuda` or `cpu`: whose memory the phases are in.
+        models: (which, where its shape is from).
+        parameters: of the model, without adapter.
+        trainable: that the optimizer changes; 0 where nothing is trained.
+        phases: parts of a step; they follow one another, so the largest is the peak.
+        work: (what, how much), in words.
+        read: files that are read, in bytes.
+        disk: what is written, in bytes.
+        notes: assumptions of this plan.
+    """
+
+    stage: str
+    device: str
+    parameters: int = 0
+    trainable: int = 0
+    models: list[tuple[str, str]] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    work: list[tuple[str, str]] = field(default_factory=list)
+    read: dict[str, int] = field(default_factory=dict)
+    disk: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def plan_table(plan: Plan, config: str | Path | None = None) -> str:

@@ -1,0 +1,72 @@
+"""Which policy a point is: what people call it, whether it was trained as it is, and how it is made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import PurePosixPath
+
+from rlhf_lines.pareto.schema import Spec, shortened
+
+
+def policy_names(policies: Sequence[str]) -> list[str]:
+    """The names of policies: those of their folders, with the parent's where they repeat.
+
+    >>> policy_names(["runs/helpful", "runs/harmless/"])
+    ['helpful', 'harmless']
+    >>> policy_names(["helpful/final", "harmless/final"])
+    ['helpful/final', 'harmless/final']
+    """
+    paths = [PurePosixPath(policy.replace("\\", "/")) for policy in policies]
+    repeated = len({path.name for path in paths}) < len(paths)
+    return [shortened("/".join(path.parts[-2:]) if repeated else path.name) for path in paths]
+
+
+def single_policy(spec: Spec, policies: Sequence[str]) -> int | None:
+    """Which of the policies a merge is, as it was trained; None for any other model.
+
+    That is `linear` with one weight of 1 and the others 0, and neither alpha nor beta scales it. MORLHF runs are
+    written so too, by weights behind those of the merged policies. `sum` with such weights is K times the policy.
+
+    >>> spec = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0}
+    >>> single_policy(spec, ["helpful", "harmless"]), single_policy({**spec, "rule": "sum"}, ["helpful", "harmless"])
+    (1, None)
+    """
+    weights = spec["weights"]
+    one_hot = sorted(weights) == [0.0] * (len(weights) - 1) + [1.0]
+    as_it_is = spec["rule"] == "linear" and (spec["alpha"], spec["beta"]) == (1.0, 0.0)
+    return weights.index(1.0) if one_hot and as_it_is and weights.index(1.0) < len(policies) else None
+
+
+def point_label(spec: Spec, policies: Sequence[str]) -> str:
+    """What people read for a point inside its group: the name of the policy that it is, or its weights."""
+    single = single_policy(spec, policies)
+    return " ".join(f"{weight:.2f}" for weight in spec["weights"]) if single is None else policy_names(policies)[single]
+
+
+def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str]) -> list[str] | None:
+    """The arguments of `rlhf-lines merge`, but for `--output_dir`, that make the policy of a spec; all are written.
+
+    The weights belong to the first policies. Where an adapter can hold the merge exactly it is one, else a dense
+    checkpoint. None for the SFT model, which is not merged, and where the policies are not known.
+    """
+    if sft_model is None or not policies or not any(spec["weights"]):
+        return None
+    from rlhf_lines.merge.rules import RULES  # with torch, which no reader of a front needs
+
+    options = ["--rule_options", json.dumps(spec["options"])] if spec["options"] else []
+    return [
+        *("--sft_model", sft_model),
+        *("--policies", *policies[: len(spec["weights"])]),
+        *("--weights", *map(_plain, spec["weights"])),
+        *("--rule", spec["rule"], *options),
+        *("--alpha", spec["alpha"] if spec["alpha"] == "auto" else _plain(spec["alpha"])),
+        *("--beta", _plain(spec["beta"]), "--schedule", spec["schedule"]),
+        *("--save", "adapter" if RULES[spec["rule"]].makes_adapter else "dense"),
+    ]
+
+
+def _plain(number: float) -> str:
+    """All digits of a number without an exponent: argparse takes `-1e-05` for a flag."""
+    return format(Decimal(repr(float(number))), "f")

@@ -1,0 +1,305 @@
+"""`front.json`: every key of it, how it is read and written, and how its groups of points are called and drawn.
+
+Every key is always there. What a run does not have is null or empty, and the comment beside the key says when.
+Additions keep the format; readers leave alone what they do not know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from rlhf_lines.artifact import write_whole
+
+
+FORMAT = 1
+FILE_NAME = "front.json"
+
+
+class Spec(TypedDict):
+    """A merge, as `MergeSpec.to_dict` writes it."""
+
+    rule: str
+    weights: list[float]  # one for each of the first policies of the front; all 0 is the SFT model
+    alpha: float | Literal["auto"]  # a number, unless it is measured only when the policies are merged
+    beta: float
+    schedule: str
+    options: dict[str, Any]  # of the rule; empty where all are left at their defaults
+
+
+class Mean(TypedDict):
+    """A mean with the ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Value(TypedDict):
+    """A measure of a group with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(Value):
+    """A difference between two groups, paired by prompts."""
+
+    probability_positive: float  # share of the resamples in which it is above 0, of exactly 0 half
+
+
+class PointEntry(TypedDict):
+    """One merged policy with what was measured of it."""
+
+    id: int  # in the run; unique
+    group: str
+    spec: Spec
+    scores: dict[str, Mean]  # by reward
+    kl: Mean | None  # to the SFT model, in nats; null where it was not measured
+    prompts: int
+    samples_per_prompt: int
+    perplexity: Mean | None  # of texts outside the task; null where none were read
+    label: str  # what people read: the policy's name if it is a single one, else the weights
+    single_policy: int | None  # index into `policies` of the trained policy that it is, unchanged; null for a mixture
+    merge_arguments: list[str] | None  # of `rlhf-lines merge`, but for --output_dir; null for the SFT model
+
+
+class GroupFront(TypedDict):
+    """The front of a group."""
+
+    hypervolume: Value
+    expected_utility: Value
+    nondominated: list[int]  # ids of the points that no other point of the group dominates
+    hull: list[int]  # ids of the points that are best for some preference
+    attainment: dict[str, list[list[float]]] | None  # corners, by share of the resamples; null unless rewards are two
+
+
+class Comparison(TypedDict):
+    """Two groups: a minus b."""
+
+    a: str
+    b: str
+    hypervolume_difference: Difference
+    expected_utility_difference: Difference
+
+
+class ScalingEntry(TypedDict):
+    """A scaling of LiNeS."""
+
+    alpha: float | Literal["auto"]
+    beta: float
+    schedule: str
+
+
+class GridEntry(ScalingEntry):
+    """A scaling that was tried."""
+
+    hypervolume: Value
+
+
+class Validation(TypedDict):
+    """How alpha, beta and schedule were chosen."""
+
+    prompts: int
+    weights: int  # how many, for every scaling
+    reference_point: list[float]
+    grid: list[GridEntry]
+    chosen: ScalingEntry
+
+
+class Prediction(TypedDict):
+    """A point that was measured because a fit predicted it to be on the front."""
+
+    id: int
+    predicted: dict[str, float]  # mean score, by reward
+    measured: dict[str, float]
+
+
+class SurrogateEntry(TypedDict):
+    """The quadratic of the weights that was fitted to the mean scores of a group."""
+
+    sampled: list[int]  # ids of the points that were fitted
+    predicted: list[Prediction]  # empty where the fit found nothing new
+    monomials: list[str]
+    coefficients: dict[str, list[float]]  # by reward, one for each of `monomials`
+    r2: dict[str, float | None]  # by reward; null where all its scores are equal
+
+
+class Forgetting(TypedDict):
+    """The texts outside the task."""
+
+    texts: int
+    tokens: int  # how many of them are predicted
+    source: str
+
+
+class Front(TypedDict):
+    """The content of `front.json`."""
+
+    format: int
+    rewards: list[str]
+    split: str
+    reference_point: list[float]  # one number per reward, as `ideal_point`
+    reference_point_rule: str
+    ideal_point: list[float]
+    utility_rule: str
+    seed: int
+    resamples: int
+    confidence: float
+    points: list[PointEntry]  # by id
+    fronts: dict[str, GroupFront]  # of the groups with two points or more
+    comparisons: list[Comparison]  # of all pairs of `fronts`
+    sft_model: str | None  # null where the points are no merges of known policies
+    policies: list[str]  # those that were merged, then the MORLHF runs; empty where they are not known
+    validation: Validation | None  # null where a single scaling was given, so that nothing was chosen
+    surrogate: dict[str, SurrogateEntry] | None  # by group; null unless the sampler is map
+    forgetting: Forgetting | None  # null where no texts outside the task were read
+
+
+def write_front(folder: str | Path, front: Front) -> Path:
+    """Write `front.json` into `folder`, whole or not at all, and return its path.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: a number is not finite, which JSON cannot hold.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {FILE_NAME}: {folder} is not a folder; create it or check the path")
+    text = json.dumps(front, indent=2, allow_nan=False) + "\n"
+    write_whole(folder / FILE_NAME, text)
+    return folder / FILE_NAME
+
+
+def read_front(folder: str | Path) -> Front:
+    """The content of `front.json` in `folder`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a front of format 1, a key is missing or a value is of another type.
+    """
+    path, remedy = Path(folder) / FILE_NAME, f"rlhf-lines front {folder}"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: expected the folder of a finished sweep; where it is one, make it with: {remedy}"
+        )
+    try:
+        front = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path} is not valid JSON ({error}); make it again with: {remedy}") from None
+    found = front.get("format") if isinstance(front, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found!r}; expected {FORMAT}; make it again with: {remedy}")
+    wrong = list(faults(front))
+    # A key that one point lacks, all of them lack: it is named once.
+    missing = dict.fromkeys(re.sub(r"\[\d+\]", "[]", key) for problem, key in wrong if problem == "missing")
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}; make it again with: {remedy}")
+    for problem, key in wrong:
+        if problem == "wrong":
+            raise ValueError(f"{path} has a wrong value for {key}; make it again with: {remedy}")
+    return front
+
+
+def faults(value: Any, kind: Any = Front, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield how a JSON value differs from a type: `missing`, `unknown` (both of keys) or `wrong` (a value), and where.
+
+    >>> list(faults({"mean": 1.0, "low": "0", "hi": 2.0}, Mean))
+    [('missing', 'high'), ('unknown', 'hi'), ('wrong', 'low')]
+    """
+    container, parts = (dict if is_typeddict(kind) else get_origin(kind) or kind), get_args(kind)
+    if container in (Union, types.UnionType):
+        each = [list(faults(value, part, key)) for part in parts]
+        yield from min(each, key=lambda found: (("wrong", key) in found, len(found)))  # those of the likeliest part
+    elif container is Literal:
+        yield from () if value in parts else [("wrong", key)]
+    elif container is not Any and (
+        isinstance(value, bool) or not isinstance(value, (int, float) if container is float else container)
+    ):
+        yield "wrong", key
+    elif is_typeddict(kind):
+        known, start = _hints(kind), f"{key}." if key else ""
+        yield from (("missing", start + name) for name in known if name not in value)
+        yield from (("unknown", start + name) for name in value if name not in known)
+        for name in filter(value.__contains__, known):
+            yield from faults(value[name], known[name], start + name)
+    elif container in (list, dict):
+        for place, item in enumerate(value) if container is list else value.items():
+            yield from faults(item, parts[-1], f"{key}[{place}]")
+
+
+_hints = cache(get_type_hints)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What people read for a group, and how its points are drawn.
+
+    Attributes:
+        name: in `front.json`.
+        label: for people.
+        colour: as `#RRGGBB`.
+        marker: as matplotlib names it.
+        dashes: lengths on and off along its lines in points, as matplotlib and SVG take them; none is a solid line.
+    """
+
+    name: str
+    label: str
+    colour: str
+    marker: str
+    dashes: tuple[float, ...]
+
+
+SFT, SOUP, LINES, UNIFORM, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "uniform", "reversed", "morlhf"
+
+# In the order in which they are listed. Each has a colour, a marker and dashes of its own, so that colour is never the
+# only difference. Colours are Okabe and Ito's (Color Universal Design, 2008), told apart under the common forms of
+# colour blindness; those of other groups are from Tol's muted scheme (SRON/EPS/TN/09-002).
+GROUPS = {
+    group.name: group
+    for group in (
+        Group(LINES, "LiNeS", "#0072B2", "o", ()),
+        Group(SOUP, "rewarded soup", "#D55E00", "s", (6.0, 1.5)),
+        Group(UNIFORM, "uniform scaling", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
+        Group(REVERSED, "reversed LiNeS", "#CC79A7", "v", (1.5, 1.2)),
+        Group(MORLHF, "MORLHF", "#E69F00", "D", (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
+        Group(SFT, "SFT", "#000000", "*", (2.5, 2.5)),
+    )
+}
+OTHER_LOOKS = (
+    ("#56B4E9", "P", (8.0, 1.5, 1.0, 1.5)),
+    ("#882255", "X", (4.0, 3.0)),
+    ("#999933", "p", (1.0, 2.5)),
+    ("#332288", "<", (8.0, 1.5, 3.0, 1.5)),
+)
+
+
+def looks(names: Iterable[str]) -> dict[str, Group]:
+    """The groups of these names, by name: ours first and in their order, then others, which take turns in looks.
+
+    >>> [group.label for group in looks(["sft", "ties", "lines", "ties"]).values()]
+    ['LiNeS', 'SFT', 'ties']
+    """
+    names = set(names)
+    others = enumerate(sorted(names - GROUPS.keys()))
+    return {name: group for name, group in GROUPS.items() if name in names} | {
+        name: Group(name, shortened(name), *OTHER_LOOKS[i % len(OTHER_LOOKS)]) for i, name in others
+    }
+
+
+def label(group: str) -> str:
+    """What people read for a group: its name, on one line and shortened, if it is none of ours."""
+    return looks([group])[group].label
+
+
+def shortened(text: str, width: int = 28) -> str:
+    """`text` on one line with at most `width` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"

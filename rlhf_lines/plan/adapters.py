@@ -1,0 +1,70 @@
+"""The sizes of policies before they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import safe_open
+from trl import ModelConfig, get_peft_config
+
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
+from rlhf_lines.plan import skeleton
+from rlhf_lines.plan.shapes import Shape, makers
+
+
+@dataclass(frozen=True)
+class AdapterSizes:
+    """What is known about a policy before it is read.
+
+    Attributes:
+        count: parameters of an adapter; None for a dense policy.
+        source: where that was read.
+        rank: the largest of its modules.
+        widths: in + out by module: so many parameters each rank has.
+    """
+
+    count: int | None
+    source: str
+    rank: int = 0
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+
+def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSizes:
+    """The sizes of an adapter, or that a policy is dense.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, and no config beside this one makes it.
+    """
+    folder = Path(policy)
+    if (folder / WEIGHTS_FILE).is_file():
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return _sizes(shapes, str(folder / WEIGHTS_FILE))
+    if (folder / "config.json").is_file():
+        return AdapterSizes(None, f"{folder / 'config.json'}")
+    if folder.is_dir():
+        raise FileNotFoundError(f"policy {policy} has no {WEIGHTS_FILE}: expected an adapter or a checkpoint")
+    for path, content in makers(policy, beside):
+        if content.get("use_peft"):
+            names = ModelConfig.__dataclass_fields__
+            peft_config = get_peft_config(ModelConfig(**{k: v for k, v in content.items() if k in names}))
+            model = skeleton.adapt(skeleton.causal_lm(shape.config), peft_config)
+            shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+            return _sizes(shapes, f"{path}, which makes it")
+    raise FileNotFoundError(
+        f"policy {policy} does not exist, and no config beside this one makes it; make it with: rlhf-lines ppo"
+    )
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> AdapterSizes:
+    """The sizes of factors A `[r, in]` and B `[out, r]` by their names."""
+    count = sum(map(math.prod, shapes.values()))
+    ranks = [shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items()]
+    widths: dict[str, int] = {}
+    for rank, (name, shape) in zip(ranks, shapes.items(), strict=True):
+        module = name.partition(".lora_")[0]
+        widths[module] = widths.get(module, 0) + math.prod(shape) // rank
+    return AdapterSizes(count, f"{count:,} parameters; {source}", max(ranks), widths)

@@ -1,0 +1,35 @@
+"""What the training stages are configured by, apart from their trainers, whose import takes seconds of a `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import ModelConfig, RewardConfig, SFTConfig
+
+from rlhf_lines.config import RunConfig, read_fields
+from rlhf_lines.data.config import PreferenceDataConfig, TrainingDataConfig
+from rlhf_lines.task_rewards import RewardEntry
+from rlhf_lines.train.ppo_config import PPOConfig
+
+
+@dataclass
+class RewardsConfig:
+    """What the policy is trained to please."""
+
+    rewards: list[RewardEntry] = field(
+        metadata={
+            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
+            "mappings with model, name, weight, normalize, clip, dtype, batch_size and options.",
+            "parse": RewardEntry.of,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        read_fields(self)
+        if not self.rewards:
+            raise ValueError("rewards is empty, expected one reward model or more")
+
+
+SFT = (RunConfig, TrainingDataConfig, SFTConfig, ModelConfig)
+REWARD = (RunConfig, PreferenceDataConfig, RewardConfig, ModelConfig)
+PPO = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, ModelConfig)

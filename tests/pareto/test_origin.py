@@ -1,0 +1,44 @@
+"""Which points are one policy as it was trained, and what people read for them."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from rlhf_lines.pareto import build_front, origin
+
+
+SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "single", "label"),
+    [
+        ({}, 1, "harmless"),
+        ({"weights": [0.0, 0.0, 1.0]}, 2, "both"),  # a MORLHF run
+        ({"schedule": "sqrt"}, 1, "harmless"),  # of beta 0
+        ({"weights": [0.0, 0.0]}, None, "0.00 0.00"),
+        ({"weights": [0.25, 0.75]}, None, "0.25 0.75"),
+        ({"weights": [0.0, 2.0]}, None, "0.00 2.00"),
+        ({"weights": [0.0, 1.0, 1.0]}, None, "0.00 1.00 1.00"),
+        ({"alpha": 0.5}, None, "0.00 1.00"),
+        ({"alpha": "auto"}, None, "0.00 1.00"),
+        ({"beta": 1.0}, None, "0.00 1.00"),
+        ({"rule": "sum"}, None, "0.00 1.00"),  # two times the policy
+        ({"rule": "ties"}, None, "0.00 1.00"),
+        ({"weights": [0.0, 0.0, 0.0, 1.0]}, None, "0.00 0.00 0.00 1.00"),  # of a policy that is not known
+    ],
+)
+def test_one_policy_as_it_was_trained_has_its_name(changes, single, label):
+    point = {"id": 0, "group": "any", "spec": {**SPEC, **changes}, "scores": [[0.0, 1.0]]}
+    about = {"rewards": ["a", "b"], "split": "test", "seed": 0, "points": [point], "resamples": 5}
+    front = build_front(**about, policies=["runs/helpful", "runs/harmless", "runs/both"])
+    assert (front["points"][0]["single_policy"], front["points"][0]["label"]) == (single, label)
+    (unknown,) = build_front(**about)["points"]
+    assert (unknown["single_policy"], unknown["merge_arguments"]) == (None, None)
+    assert unknown["label"] == " ".join(f"{weight:.2f}" for weight in point["spec"]["weights"])
+
+
+def test_the_examples_run():
+    assert doctest.testmod(origin).failed == 0
