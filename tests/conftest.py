@@ -67,6 +67,7 @@ def add_found(config: pytest.Config, found: dict[str, list[str]]) -> None:
 
 def missed_vectors(config: pytest.Config) -> list[str]:
     """The vectors that no test has asked for; none where only some tests were chosen."""
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    chosen = config.option.keyword or config.option.collectonly
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
     found = config.stash[FOUND]
     return sorted(found["vectors"] - found["compared"]) if whole else []

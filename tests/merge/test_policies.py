@@ -361,6 +361,18 @@ def test_a_tenth_is_not_a_large_loss():
     assert loss_warnings(Written(1.0, LostResidual(0.1, 0.5), "bfloat16"), fits_adapter=True) == []
 
 
+@pytest.mark.parametrize(("save", "as_adapter"), [("dense", True), ("dense", False), ("adapter", True)])
+def test_an_adapter_is_a_way_out_only_where_one_is_not_saved_and_could_be(sft, helpful, tmp_path, save, as_adapter):
+    policy = helpful
+    if not as_adapter:
+        policy = merge_policies(sft, [helpful], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "p")
+    spec = MergeSpec("linear", (1,), alpha=1e-4 if save == "dense" else 1e-11)  # lost in float16, in all cases
+    out = merge_policies(sft, [policy], spec, save=save, output_dir=tmp_path / "out", dtype="float16")
+    warning = json.loads((out / "merge_spec.json").read_text())["warnings"][-1]
+    assert warning.startswith("float16 lost ") and "--dtype float32" in warning
+    assert ("--save adapter" in warning) == (save == "dense" and as_adapter)
+
+
 def test_importing_the_package_loads_no_trainer():
     import subprocess
     import sys

@@ -34,20 +34,39 @@ def front_of(points, **changes):
 def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     front = json.loads(json.dumps(front_of(make_points()), allow_nan=False))
     assert list(faults(front)) == []
+    # Written down a second time: a key that the schema loses, or gains, is seen here.
+    assert set(front) == {
+        *("format", "rewards", "split", "reference_point", "reference_point_rule", "seed", "resamples", "confidence"),
+        *("points", "fronts", "comparisons", "ideal_point", "utility_rule"),
+        *("sft_model", "policies", "validation", "surrogate", "forgetting"),
+    }
     assert (front["format"], front["rewards"], front["split"], front["seed"]) == (1, ["a", "b"], "test", 7)
     assert front["reference_point_rule"] == REFERENCE_POINT_RULE
     assert front["utility_rule"] == UTILITY_RULE
     for point in front["points"]:
+        assert set(point) == {
+            *("id", "group", "spec", "scores", "kl", "prompts", "samples_per_prompt", "perplexity"),
+            *("label", "single_policy", "merge_arguments"),
+        }
+        assert set(point["spec"]) == {"rule", "weights", "alpha", "beta", "schedule", "options"}
         assert list(point["scores"]) == ["a", "b"]
+        assert all(set(score) == {"mean", "low", "high"} for score in point["scores"].values())
+        assert point["kl"] is None or set(point["kl"]) == {"mean", "low", "high"}
         assert (point["kl"] is None) == (point["group"] != "lines")
         assert (point["prompts"], point["samples_per_prompt"]) == (40, 2)
         assert point["perplexity"] is None
     assert set(front["fronts"]) == {"rewarded_soup", "lines"}
     for entry in front["fronts"].values():
+        assert set(entry) == {"hypervolume", "nondominated", "hull", "expected_utility", "attainment"}
+        for measure in ("hypervolume", "expected_utility"):
+            assert set(entry[measure]) == {"value", "low", "high"}
         assert list(entry["attainment"]) == ["0.025", "0.5", "0.975"]
         assert all(len(corner) == 2 for corners in entry["attainment"].values() for corner in corners)
     (comparison,) = front["comparisons"]
+    assert set(comparison) == {"a", "b", "hypervolume_difference", "expected_utility_difference"}
     assert (comparison["a"], comparison["b"]) == ("lines", "rewarded_soup")
+    for measure in ("hypervolume", "expected_utility"):
+        assert set(comparison[f"{measure}_difference"]) == {"value", "low", "high", "probability_positive"}
 
 
 SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}

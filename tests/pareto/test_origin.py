@@ -18,6 +18,7 @@ SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "sch
         ({}, 1, "harmless"),
         ({"weights": [0.0, 0.0, 1.0]}, 2, "both"),  # a MORLHF run
         ({"schedule": "sqrt"}, 1, "harmless"),  # of beta 0
+        ({"weights": []}, None, ""),
         ({"weights": [0.0, 0.0]}, None, "0.00 0.00"),
         ({"weights": [0.25, 0.75]}, None, "0.25 0.75"),
         ({"weights": [0.0, 2.0]}, None, "0.00 2.00"),

@@ -10,6 +10,8 @@ import torch
 from rlhf_lines.merge import apply_lines, merge_residuals
 from tests.merge.reference import CASES, WIDTHS, assert_case, task_vectors
 from tests.merge.rules.blocks import (
+    HEAD,
+    SHAPES,
     WEIGHTS,
     assert_equal,
     flat,
@@ -90,10 +92,11 @@ def test_mistakes_are_named(options, message):
 @pytest.mark.parametrize("balance", ["raw", "clamped"])
 def test_pcb_is_homogeneous_where_tanh_is_linear(balance):
     # tanh(x) is x up to x^2/3, and x is below 1e-5 here.
-    small, smaller = (
-        merge_residuals(
-            [randn(k, scale) for k in range(3)], "pcb", weights=WEIGHTS, ratio=0.3, clamp=0.02, balance=balance
-        )
-        for scale in (1e-6, 1e-8)
-    )
+    options = {"weights": WEIGHTS, "ratio": 0.3, "clamp": 0.02, "balance": balance}
+    merged = []
+    for scale in (1e-6, 1e-8):
+        residuals = [randn(k, scale, {**SHAPES, "model.experts": (2, 4, 6), "model.scale": ()}) for k in range(3)]
+        del residuals[1][HEAD]  # a policy that leaves a parameter alone
+        merged.append(merge_residuals(residuals, "pcb", **options))
+    small, smaller = merged
     assert_equal(small, {name: 100 * tensor for name, tensor in smaller.items()}, rtol=1e-9, atol=1e-18)

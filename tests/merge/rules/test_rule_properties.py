@@ -13,7 +13,7 @@ from rlhf_lines.merge.rules import RULES, merge_lazily
 from rlhf_lines.merge.tensors import order_statistics as order
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 from rlhf_lines.merge.tensors.spans import ELEMENTS
-from tests.merge.rules.cases import CASES, Case
+from tests.merge.rules.cases import CASES, OPTIONS, Case
 
 
 # One has no dimensions, one no elements; some rules turn embeddings.
@@ -96,7 +96,8 @@ def test_pieces_of_seven_do_not_change_a_bit(case, dtype, monkeypatch):
     expected = merged_by(case, held)
     assert_same(merged_by(case, held, elements=7), expected)
     monkeypatch.setattr(order, "DIRECT", 0)
-    assert_same(merged_by(case, held, workers=3, elements=7), expected)
+    backwards = changed(held, lambda tensors: dict(reversed(tensors.items())))
+    assert_same(merged_by(case, backwards, workers=3, elements=7), expected)
 
 
 @of_cases("threads")
@@ -175,6 +176,8 @@ def test_one_hot_weights_leave_alone_what_that_policy_does(case, k):
     merged = merged_by(case, given(case), [float(j == k) for j in range(case.count)])
     assert all(tensor.isfinite().all() for tensor in merged.values())
     assert not merged["c" if k == 0 else "head"].any()
+    # Consensus keeps what two policies agree on.
+    assert any(tensor.any() for tensor in merged.values()) == (case.rule != "consensus")
 
 
 @with_one_hot("bits")
@@ -210,3 +213,11 @@ def test_equal_weights_are_no_weights(case):
     # Half and half is exact.
     tolerance = {} if case.count == 2 else {"rtol": 1e-12, "atol": 1e-15}
     assert_same(equal, merged_by(case, held, None), **tolerance)
+
+
+@pytest.mark.parametrize("rule", OPTIONS)
+def test_equal_weights_of_two_are_no_weights_bit_for_bit(rule):
+    case = Case(rule, OPTIONS[rule], count=2)
+    for each in (case, Case(rule, count=2)):  # half and half is exact
+        held = given(each)
+        assert_same(merged_by(each, held, [0.5, 0.5]), merged_by(each, held, None))

@@ -12,6 +12,7 @@ from rlhf_lines.merge import merge_residuals
 from tests.merge.reference import WIDTHS, assert_case, plus_base, task_vectors, tensors
 from tests.merge.rules.blocks import (
     EMBEDDING,
+    HEAD,
     LINEAR,
     UP,
     WEIGHTS,
@@ -137,7 +138,9 @@ def test_mistakes_are_named(options, message):
 
 
 def test_widen_is_homogeneous_in_residuals_and_base_together():
-    residuals, sft = [randn(k, 0.1) for k in range(3)], randn(7)
+    wide = [randn(k, 0.1) for k in range(3)] + [randn(7)]
+    *residuals, sft = [{name: tensor.float() for name, tensor in tensors.items()} for tensors in wide]
+    del residuals[1][HEAD]  # a policy that leaves a parameter alone
     twice = [{name: 2 * tensor for name, tensor in tensors.items()} for tensors in (*residuals, sft)]
     options = {"weights": WEIGHTS, "ratio": 1.1, "calibration": 0.8}
     merged = merge_residuals(residuals, "widen", sft=sft, **options)
