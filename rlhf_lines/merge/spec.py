@@ -29,10 +29,10 @@ class MergeSpec:
     Attributes:
         rule: how residuals are combined.
         weights: one number per policy.
-        alpha: LiNeS factor of the first block, and of what lies outside the blocks; `"auto"` is measured on the
+        alpha: LiNeS factor of the first layer, and of what lies outside the layers; `"auto"` is measured on the
             residuals when they are merged (see `lines_alpha`).
-        beta: what the last block has more than the first.
-        schedule: the shape between first and last block.
+        beta: what the last layer has more than the first.
+        schedule: the shape between first and last layer.
         options: options of the rule, plain JSON values.
     """
 

@@ -128,7 +128,7 @@ def _add_work(plan: Plan, merge: Merge, passes: int, shape: Shape) -> None:
         factors = f"alpha measured on the residuals, beta {spec.beta:g}, schedule {spec.schedule}"
     else:
         scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
-        factors = f"block 1: {scales[0]:g}, block {num_layers}: {scales[-1]:g}, outside the blocks: {spec.alpha:g}"
+        factors = f"layer 1: {scales[0]:g}, layer {num_layers}: {scales[-1]:g}, outside the layers: {spec.alpha:g}"
     plan.work.append(("factors of LiNeS", factors))
     if passes:
         plan.work.append(("passes over the inputs", str(passes)))

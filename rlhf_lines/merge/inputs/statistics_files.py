@@ -46,7 +46,7 @@ class Statistics:
 
 FISHER = Statistics("fisher", "the Fisher diagonal", of_linear_maps=False, example=lambda tau: tau.square())
 GRAM = Statistics("gram", "Gram matrices", of_linear_maps=True, example=lambda tau: tau.T @ tau)
-# Keys of the metadata of Gram matrices, both JSON: which layers share one, which weights are stored [in, out].
+# Keys of the metadata of Gram matrices, both JSON: which linear maps share one, which weights are stored [in, out].
 SAME_INPUT = "same_input"
 TRANSPOSED = "transposed"
 

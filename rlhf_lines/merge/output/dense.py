@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import Policy, streamed_residuals
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
@@ -62,7 +62,7 @@ class DenseMerge:
         max_memory: int | None = None,
         progress: Callable[[str, int, int | None], object] = lambda phase, elements, total: None,
     ) -> None:
-        """Find the block of every parameter that may change.
+        """Find the layer of every parameter that may change.
 
         Args:
             sft: the SFT model.
@@ -75,7 +75,7 @@ class DenseMerge:
             progress: told the phase (`measure`, `write`), the elements done, and the total of the phase if known.
 
         Raises:
-            ValueError: a parameter name whose block cannot be read.
+            ValueError: a parameter name whose layer cannot be read.
         """
         self._sft, self._spec, self._progress = sft, spec, progress
         self._not_finite: set[tuple[str, str]] = set()
@@ -89,7 +89,7 @@ class DenseMerge:
             max_memory=max_memory,
             progress=lambda elements: progress("measure", elements, None),
         )
-        self._blocks = block_indices(sorted(self.residuals.shapes), num_layers=sft.num_layers())
+        self._layers = layer_indices(sorted(self.residuals.shapes), num_layers=sft.num_layers())
         self._scratch = Scratch()
 
     @cached_property
@@ -128,8 +128,8 @@ class DenseMerge:
         factors = lines_scales(self._sft.num_layers(), self.alpha, self._spec.beta, self._spec.schedule).tolist()
 
         def scale(piece: Piece, merged: Tensor) -> Tensor:
-            block = self._blocks[piece.name]
-            factor = self.alpha if block is None else factors[block]
+            layer = self._layers[piece.name]
+            factor = self.alpha if layer is None else factors[layer]
             return merged if factor == 1 else merged.mul_(factor)
 
         return self.merged.then(scale)

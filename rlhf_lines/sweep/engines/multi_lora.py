@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lora.low_rank import coefficients, stack
 
 
@@ -44,7 +44,7 @@ class Mixture:
         self._diagonals: dict[int | None, Tensor] = {}  # block -> [rows, 1, R]
         self._cache: dict[MergeSpec, Tensor] = {}
         modules = dict(model.named_modules())
-        layers = block_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
+        layers = layer_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
         self._layers = sorted(set(layers.values()), key=lambda layer: -1 if layer is None else layer)
         for name in stacked:
             if name not in modules:
