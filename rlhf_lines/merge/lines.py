@@ -82,17 +82,17 @@ def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, 
         ValueError: no residual, shapes that differ, or a merged residual that is zero everywhere.
     """
     held = residuals_in_memory(residuals)
-    return streamed_alpha(held, Merged(residuals_in_memory([merged]), lambda piece: piece.residuals[0].clone()))
+    return streamed_alpha(held, Merged(residuals_in_memory([merged]), lambda chunk: chunk.residuals[0].clone()))
 
 
 def streamed_alpha(residuals: Residuals, merged: Merged) -> float:
-    """`lines_alpha` of residuals that are read piece by piece; `merged` may be computed from masked or scaled ones.
+    """`lines_alpha` of residuals that are read chunk by chunk; `merged` may be computed from masked or scaled ones.
 
     Raises:
         ValueError: a merged residual that is zero everywhere.
     """
-    before = _total(parameter_sums(residuals, lambda piece: [total(piece.residuals).abs_()]))
-    size = _total(parameter_sums(merged.residuals, lambda piece: [merged.compute(piece).abs_()], unit=merged.unit))
+    before = _total(parameter_sums(residuals, lambda chunk: [total(chunk.residuals).abs_()]))
+    size = _total(parameter_sums(merged.residuals, lambda chunk: [merged.compute(chunk).abs_()], unit=merged.unit))
     if size == 0:
         raise ValueError("the merged residual is zero everywhere, so alpha is not defined; choose alpha yourself")
     return before / (residuals.count * size)

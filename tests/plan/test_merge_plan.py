@@ -290,11 +290,11 @@ def test_auto_alpha_takes_a_pass_over_the_residuals_and_one_over_what_is_merged(
         assert dict(plan(flags, Options("merge")).work)["passes over the inputs"] == passes
 
 
-def test_memory_of_pieces_by_hand(models):
-    """Two models in float32, two threads: 2^17 elements of each, and four more pieces."""
+def test_memory_of_chunks_by_hand(models):
+    """Two models in float32, two threads: 2^17 elements of each, and four more chunks."""
     parts = merge_parts(FLAGS)
-    pieces = len(os.sched_getaffinity(0)) * 2**17 * 4 * (2 + 4)
-    assert parts == {"Python and libraries": 250e6, "adapters": 0, "pieces": pieces}
+    chunks = len(os.sched_getaffinity(0)) * 2**17 * 4 * (2 + 4)
+    assert parts == {"Python and libraries": 250e6, "adapters": 0, "chunks": chunks}
     searching = merge_parts([*FLAGS, "--rule", "ties"])
     assert searching["counts for quantiles"] == 2 * len(os.sched_getaffinity(0)) * (4 * 2**18 + 8 * 2**16)
     # The head [64, 16]: two tensors in float32, five in float64.

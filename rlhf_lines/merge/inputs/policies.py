@@ -12,11 +12,11 @@ from torch import Tensor
 from rlhf_lines.merge.inputs.adapter import Adapter, conv1d_weights, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.tensors.precision import is_finite
-from rlhf_lines.merge.tensors.residuals import Piece, Residuals, Tensors
+from rlhf_lines.merge.tensors.residuals import Chunk, Residuals, Tensors
 from rlhf_lines.merge.tensors.spans import ELEMENTS, Scratch, Span
 
 
-GPU_ELEMENTS = 1 << 24  # of a piece on a GPU, which earns its keep on large ones
+GPU_ELEMENTS = 1 << 24  # of a chunk on a GPU, which earns its keep on large ones
 
 
 class Policy(Protocol):
@@ -109,7 +109,7 @@ def streamed_residuals(
     max_memory: int | None = None,
     progress: Callable[[int], object] = lambda elements: None,
 ) -> Residuals:
-    """K policies on disk as `Residuals`, read into buffers that are used again for every piece.
+    """K policies on disk as `Residuals`, read into buffers that are used again for every chunk.
 
     Args:
         sft: the SFT model.
@@ -130,7 +130,7 @@ def streamed_residuals(
     place = torch.device(device)
     scratch = Scratch()
 
-    def read(span: Span) -> Piece:
+    def read(span: Span) -> Chunk:
         values = read_wide(sft, span, scratch, "sft", dtype, place)
         taus = [
             policy.residual(span, values, scratch)
@@ -141,7 +141,7 @@ def streamed_residuals(
         for policy, tau in zip(policies, taus, strict=True):
             if not is_finite(tau):
                 not_finite.add((policy.path, span.name))
-        return Piece(span, shapes[span.name], taus, values)
+        return Chunk(span, shapes[span.name], taus, values)
 
     on_gpu = place.type != "cpu"
     return Residuals(

@@ -1,4 +1,4 @@
-"""A merged policy as a full checkpoint, written piece by piece, so that its size does not matter."""
+"""A merged policy as a full checkpoint, written chunk by chunk, so that its size does not matter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, cast_loss, is_finite
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Tensors
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Tensors
 from rlhf_lines.merge.tensors.spans import Scratch, Span, cut, in_threads
 from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
 
@@ -127,8 +127,8 @@ class DenseMerge:
         """LiNeS(tau_M)."""
         factors = lines_scales(self._sft.num_layers(), self.alpha, self._spec.beta, self._spec.schedule).tolist()
 
-        def scale(piece: Piece, merged: Tensor) -> Tensor:
-            layer = self._layers[piece.name]
+        def scale(chunk: Chunk, merged: Tensor) -> Tensor:
+            layer = self._layers[chunk.name]
             factor = self.alpha if layer is None else factors[layer]
             return merged if factor == 1 else merged.mul_(factor)
 
@@ -206,10 +206,10 @@ class DenseMerge:
                 yield from cut(name, self._sft.shapes[name], "element", self.residuals.elements)
 
     def _merge(self, span: Span, merged: Merged, dtype: torch.dtype, bad: set[str]) -> tuple[Tensor, Loss]:
-        piece = merged.residuals.read(span)
-        tau = merged.compute(piece)
-        written = (piece.sft + tau).to(dtype)
-        loss = cast_loss(tau, piece.sft, written, self._sft.entries[span.name].dtype)
+        chunk = merged.residuals.read(span)
+        tau = merged.compute(chunk)
+        written = (chunk.sft + tau).to(dtype)
+        loss = cast_loss(tau, chunk.sft, written, self._sft.entries[span.name].dtype)
         # The sums are not finite if one of the values is not, or if squares overflow.
         if not (math.isfinite(loss.error) and math.isfinite(loss.total)) and not torch.isfinite(written).all():
             bad.add(span.name)

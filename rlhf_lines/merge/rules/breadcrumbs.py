@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_lines.merge.rules.common import number, one_of, preference_factors, share
 from rlhf_lines.merge.rules.linear import weighted_sum
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
 def breadcrumbs(
@@ -72,12 +72,12 @@ def breadcrumbs(
     return Merged(merged.residuals, merged.compute, "row" if granularity == "row" else "element")
 
 
-def _row_mask(ranks: Callable[[int], tuple[int, int]]) -> Callable[[Piece], list[Tensor]]:
-    def mask(piece: Piece) -> list[Tensor]:
-        if not piece.shape:
-            return piece.residuals
-        first, stop = ranks(piece.shape[-1])
-        return [tau * _ranked_between(piece.rows(tau).abs(), first, stop).view(-1) for tau in piece.residuals]
+def _row_mask(ranks: Callable[[int], tuple[int, int]]) -> Callable[[Chunk], list[Tensor]]:
+    def mask(chunk: Chunk) -> list[Tensor]:
+        if not chunk.shape:
+            return chunk.residuals
+        first, stop = ranks(chunk.shape[-1])
+        return [tau * _ranked_between(chunk.rows(tau).abs(), first, stop).view(-1) for tau in chunk.residuals]
 
     return mask
 
@@ -99,7 +99,7 @@ def _ranked_between(sizes: Tensor, first: int, stop: int) -> Tensor:
 
 def _threshold_mask(
     residuals: Residuals, ranks: Callable[[int], tuple[int, int]], granularity: str
-) -> Callable[[Piece], list[Tensor]]:
+) -> Callable[[Chunk], list[Tensor]]:
     def bounds(names: list[str]) -> list[list[float]]:
         """For each policy the smallest and the largest magnitude kept."""
         size = sum(math.prod(residuals.shapes[name]) for name in names)
@@ -113,9 +113,9 @@ def _threshold_mask(
     else:
         by_name = {name: bounds([name]) for name in residuals.shapes}
 
-    def mask(piece: Piece) -> list[Tensor]:
+    def mask(chunk: Chunk) -> list[Tensor]:
         kept = []
-        for tau, (smallest, largest) in zip(piece.residuals, by_name[piece.name], strict=True):
+        for tau, (smallest, largest) in zip(chunk.residuals, by_name[chunk.name], strict=True):
             size = tau.abs()
             kept.append(tau * ((size >= smallest) & (size <= largest)))
         return kept

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_lines.merge.rules.common import one_of, share, whole
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.ties import nested_options, ties
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 from rlhf_lines.noise import GAMMA, mix
 
@@ -75,10 +75,10 @@ def dare(
     factors = [1 / (1 - drop_rate)] * residuals.count
     by_name = dict.fromkeys(residuals.shapes, factors) if rescale == "drop_rate" else _l1_factors(residuals, drops)
 
-    def sparsify(piece: Piece) -> list[Tensor]:
+    def sparsify(chunk: Chunk) -> list[Tensor]:
         return [
-            (tau * factor).masked_fill_(drops.of(piece, k), 0)
-            for k, (tau, factor) in enumerate(zip(piece.residuals, by_name[piece.name], strict=True))
+            (tau * factor).masked_fill_(drops.of(chunk, k), 0)
+            for k, (tau, factor) in enumerate(zip(chunk.residuals, by_name[chunk.name], strict=True))
         ]
 
     sparse = residuals.changed(sparsify)
@@ -94,10 +94,10 @@ class _Random:
         # Mixed numbers are uniform on [-2^63, 2^63).
         self._first_kept = int(drop_rate * 2**64) - 2**63
 
-    def of(self, piece: Piece, k: int) -> Tensor:
+    def of(self, chunk: Chunk, k: int) -> Tensor:
         """True where policy k loses an entry, `[n]`."""
-        span = piece.span
-        places = torch.arange(span.start + 1, span.stop + 1, device=piece.residuals[k].device)
+        span = chunk.span
+        places = torch.arange(span.start + 1, span.stop + 1, device=chunk.residuals[k].device)
         return mix(places.mul_(GAMMA).add_(self._keys[span.name][k])) < self._first_kept
 
 
@@ -115,15 +115,15 @@ class _Given:
                     raise ValueError(f"masks[{k}] {held} for {name!r}, expected a boolean tensor of shape {shape}")
         self._masks = masks
 
-    def of(self, piece: Piece, k: int) -> Tensor:
-        span = piece.span
-        return ~self._masks[k][span.name].reshape(-1)[span.start : span.stop].to(piece.residuals[k].device)
+    def of(self, chunk: Chunk, k: int) -> Tensor:
+        span = chunk.span
+        return ~self._masks[k][span.name].reshape(-1)[span.start : span.stop].to(chunk.residuals[k].device)
 
 
 def _l1_factors(residuals: Residuals, drops: _Random | _Given) -> dict[str, list[float]]:
-    def values(piece: Piece) -> list[Tensor]:
-        sizes = [tau.abs() for tau in piece.residuals]
-        return [*sizes, *(size.masked_fill(drops.of(piece, k), 0) for k, size in enumerate(sizes))]
+    def values(chunk: Chunk) -> list[Tensor]:
+        sizes = [tau.abs() for tau in chunk.residuals]
+        return [*sizes, *(size.masked_fill(drops.of(chunk, k), 0) for k, size in enumerate(sizes))]
 
     sums = parameter_sums(residuals, values)
     return {

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_lines.merge.inputs.statistics_files import FISHER
 from rlhf_lines.merge.rules.common import common_names, mean_shares, number, one_of, total, weighted_total, yes_or_no
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
@@ -80,19 +80,19 @@ def fisher(
         floor, add = floor * typical, add * typical
     by_name = {name: _normalized(coefficients, measured, name, normalize, add) for name in names}
 
-    def compute(piece: Piece) -> Tensor:
-        if piece.name not in by_name:
-            return weighted_total(piece.residuals, coefficients)
-        precisions = _diagonals(residuals, piece)
-        for k, (precision, coefficient) in enumerate(zip(precisions, by_name[piece.name], strict=True)):
+    def compute(chunk: Chunk) -> Tensor:
+        if chunk.name not in by_name:
+            return weighted_total(chunk.residuals, coefficients)
+        precisions = _diagonals(residuals, chunk)
+        for k, (precision, coefficient) in enumerate(zip(precisions, by_name[chunk.name], strict=True)):
             raised = precision.clamp(min=floor) if floor_on == "all" or k == 0 else precision
             precisions[k] = (raised + add) * coefficient
         summed = total(precisions)
         merged = torch.zeros_like(summed)
-        for tau, precision in zip(piece.residuals, precisions, strict=True):
+        for tau, precision in zip(chunk.residuals, precisions, strict=True):
             merged += tau * (precision / summed)
         if (summed == 0).any():
-            merged = torch.where(summed == 0, weighted_total(piece.residuals, coefficients), merged)
+            merged = torch.where(summed == 0, weighted_total(chunk.residuals, coefficients), merged)
         return merged
 
     return Merged(residuals, compute)
@@ -118,12 +118,12 @@ class _Measured:
 def _measure(residuals: Residuals, names: list[str]) -> _Measured:
     count = residuals.count
 
-    def values(piece: Piece) -> Iterator[Tensor]:
-        diagonals = _diagonals(residuals, piece)
+    def values(chunk: Chunk) -> Iterator[Tensor]:
+        diagonals = _diagonals(residuals, chunk)
         for k, diagonal in enumerate(diagonals):
             if not bool((diagonal >= 0).all()) or bool(diagonal.isinf().any()):
                 raise ValueError(
-                    f"the Fisher diagonal of policy {k + 1} has values below 0 or not finite in {piece.name!r}; "
+                    f"the Fisher diagonal of policy {k + 1} has values below 0 or not finite in {chunk.name!r}; "
                     "compute it again with `rlhf-lines fisher`"
                 )
             yield diagonal.to(torch.float64).square()
@@ -139,7 +139,7 @@ def _median(residuals: Residuals, names: list[str], measured: _Measured) -> floa
     """The median of the positive entries of F_k, of the policy where it is smallest; 0 if all are zero."""
     size = sum(math.prod(residuals.shapes[name]) for name in names)
     ranks = [[size - count + (count - 1) // 2] if count else [] for count in measured.positive]
-    medians = order_statistics(residuals, ranks, lambda piece: _diagonals(residuals, piece), names=names)
+    medians = order_statistics(residuals, ranks, lambda chunk: _diagonals(residuals, chunk), names=names)
     return min((median for found in medians for median in found), default=0.0)
 
 
@@ -155,8 +155,8 @@ def _normalized(
     return [value / largest for value in divided]
 
 
-def _diagonals(residuals: Residuals, piece: Piece) -> list[Tensor]:
-    span, like = piece.span, piece.residuals[0]
+def _diagonals(residuals: Residuals, chunk: Chunk) -> list[Tensor]:
+    span, like = chunk.span, chunk.residuals[0]
     return [tensors.read(span.name, span.start, span.stop).to(like) for tensors in residuals.statistics]
 
 

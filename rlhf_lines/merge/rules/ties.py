@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.rules.common import check_options, one_of, options_of, preference_factors, share, total
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
 def ties(
@@ -55,8 +55,8 @@ def ties(
     trim = _trim(trim_thresholds(residuals, density, granularity))
     favours_positive = zero_sign == "positive" or _sign_balance(residuals.changed(trim)) > 0
 
-    def compute(piece: Piece) -> Tensor:
-        trimmed = trim(piece)
+    def compute(chunk: Chunk) -> Tensor:
+        trimmed = trim(chunk)
         summed = total(trimmed)
         is_positive = torch.ge if favours_positive else torch.gt
         sign = is_positive(summed, 0, out=torch.empty_like(summed)).mul_(2).sub_(1)
@@ -116,9 +116,9 @@ def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> d
     return thresholds
 
 
-def _trim(thresholds: dict[str, list[float]]) -> Callable[[Piece], list[Tensor]]:
-    def trim(piece: Piece) -> list[Tensor]:
-        return [_keep(tau, smallest) for tau, smallest in zip(piece.residuals, thresholds[piece.name], strict=True)]
+def _trim(thresholds: dict[str, list[float]]) -> Callable[[Chunk], list[Tensor]]:
+    def trim(chunk: Chunk) -> list[Tensor]:
+        return [_keep(tau, smallest) for tau, smallest in zip(chunk.residuals, thresholds[chunk.name], strict=True)]
 
     return trim
 
@@ -134,4 +134,4 @@ def _keep(tau: Tensor, smallest: float) -> Tensor:
 
 def _sign_balance(trimmed: Residuals) -> float:
     """The number of entries whose trimmed sum is positive, minus that of negative ones."""
-    return sum(trimmed.map(lambda piece: total(piece.residuals).sign_().sum().item()))  # whole numbers: exact
+    return sum(trimmed.map(lambda chunk: total(chunk.residuals).sign_().sum().item()))  # whole numbers: exact
