@@ -20,7 +20,7 @@ from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_m
 from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
-# The share of beta that a layer at depth d in [0, 1] gets. Those that are reversed are controls: factors upside down.
+# The share of beta that a layer at depth d in [0, 1] gets. Those that are reversed are ablations: factors upside down.
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda depth: depth,
     "sqrt": torch.sqrt,

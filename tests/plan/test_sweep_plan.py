@@ -64,7 +64,7 @@ def work(result) -> dict[str, str]:
 
 def test_a_grid_by_hand(planned):
     result = planned()
-    # 6 scalings at 3 weights; the SFT model, and soup, LiNeS and two controls at 5 weights.
+    # 6 scalings at 3 weights; the SFT model, and soup, LiNeS and two ablations at 5 weights.
     completions = 6 * 3 * 6 + (1 + 4 * 5) * 8
     assert work(result)["points"] == "18 on validation prompts, 21 on test prompts"
     assert work(result)["completions to generate"] == f"at most {completions}"
