@@ -119,7 +119,7 @@ def load_adapter(path: str | Path) -> Adapter:
 
 
 def dense_residual(adapter: Adapter, module: str) -> Tensor:
-    """S B A of one module, `[out, in]`, or `[in, out]` if the adapter is transposed."""
+    """The residual s B A of one module, `[out, in]`, or `[in, out]` if the adapter is transposed."""
     factors = adapter.modules[module]
     residual = factors.scale * (factors.B @ factors.A)
     return residual.T.contiguous() if adapter.transposed else residual

@@ -27,7 +27,7 @@ class Policy(Protocol):
     dtype: torch.dtype
 
     def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
-        """Tau on one span, flat, in the dtype and on the device of `sft`, the SFT model's values there."""
+        """The residual tau on one span, flat, in the dtype and on the device of `sft`, the SFT model's values there."""
         ...
 
 
@@ -90,7 +90,7 @@ class AdapterPolicy:
         self.dtype = next(iter(self._factors.values()))[0].dtype
 
     def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
-        """S B A on one span: the rows that it touches are formed, and no others."""
+        """The residual s B A on one span: the rows that it touches are formed, and no others."""
         left, right = (factor.to(sft) for factor in self._factors[span.name])
         columns = right.shape[1]
         first = span.start // columns

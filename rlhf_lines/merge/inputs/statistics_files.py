@@ -17,7 +17,7 @@ from rlhf_lines.merge.inputs.adapter import RECORD_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.layers import is_linear_map
-from rlhf_lines.merge.tensors.precision import DTYPES
+from rlhf_lines.merge.tensors.precision import DTYPES, wide
 from rlhf_lines.merge.tensors.residuals import Tensors
 from rlhf_lines.merge.tensors.tensor_file import TensorFile
 
@@ -60,16 +60,15 @@ class StatisticsFile:
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
-        stored = json.loads(file.metadata.get(SAME_INPUT, "{}")) or {name: name for name in file.entries}
-        self._stored = stored
-        self.shapes = {name: file.entries[held].shape for name, held in stored.items()}
+        self._stored = json.loads(file.metadata.get(SAME_INPUT, "{}")) or {name: name for name in file.entries}
+        self.shapes = {name: file.entries[held].shape for name, held in self._stored.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start..stop of the flattened tensor, in float32 or wider."""
         held = self._stored[name]
         buffer = torch.empty(stop - start, dtype=self._file.entries[held].dtype)
         self._file.read_into(buffer, held, start)
-        return buffer if buffer.dtype == torch.float64 else buffer.to(torch.float32)
+        return wide(buffer, name)
 
 
 def open_statistics(

@@ -134,7 +134,7 @@ def difference(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> flo
 
     With B = [s B_left, -s B_right] and A = [A_left; A_right] the squared norm of B A is the sum over (B^T B) * (A A^T).
     """
-    squared = sum(_squared_norm(_signed(left[module], right[module])) for module in left)
+    squared = sum(_squared_norm([(left[module], 1.0), (right[module], -1.0)]) for module in left)
     total = sum(_squared_norm([(left[module], 1.0)]) for module in left)
     return (max(squared, 0.0) / total) ** 0.5 if total else 0.0
 
@@ -176,11 +176,8 @@ def _check_count(spec: MergeSpec, policies: int) -> None:
         )
 
 
-def _signed(left: Factors, right: Factors) -> list[tuple[Factors, float]]:
-    return [(left, 1.0), (right, -1.0)]
-
-
 def _squared_norm(terms: Sequence[tuple[Factors, float]]) -> float:
+    """||sum_i sign_i s_i B_i A_i||_F^2."""
     A = torch.cat([factors.A.to(torch.float64) for factors, _ in terms])
     B = torch.cat([factors.B.to(torch.float64) * (sign * factors.scale) for factors, sign in terms], dim=1)
     return ((B.T @ B) * (A @ A.T)).sum().item()

@@ -242,16 +242,15 @@ def layout(
     sft: Checkpoint, dtype: str | None, max_shard_size: int | None
 ) -> tuple[dict[str, Entry], Mapping[str, Sequence[str]]]:
     """What is written of every tensor, and which file gets which tensors; see `DenseMerge.write`."""
-    entries = {name: _target(entry, dtype) for name, entry in sft.entries.items()}
+    entries = {
+        name: replace(entry, dtype=DTYPES[dtype]) if dtype and entry.dtype.is_floating_point else entry
+        for name, entry in sft.entries.items()
+    }
     return entries, sft.files if max_shard_size is None else _shards(entries, max_shard_size)
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _target(entry: Entry, dtype: str | None) -> Entry:
-    return replace(entry, dtype=DTYPES[dtype]) if dtype and entry.dtype.is_floating_point else entry
 
 
 def _shards(entries: Mapping[str, Entry], max_shard_size: int) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def breadcrumbs(
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     mask = _row_mask(ranks) if granularity == "row" else _threshold_mask(residuals, ranks, granularity)
     merged = weighted_sum(residuals.changed(mask), [scale] * residuals.count)
-    return Merged(merged.residuals, merged.compute, "row" if granularity == "row" else "element")
+    return replace(merged, unit="row" if granularity == "row" else "element")
 
 
 def _row_mask(ranks: Callable[[int], tuple[int, int]]) -> Callable[[Chunk], list[Tensor]]:
@@ -102,7 +103,7 @@ def _threshold_mask(
 ) -> Callable[[Chunk], list[Tensor]]:
     def bounds(names: list[str]) -> list[list[float]]:
         """For each policy the smallest and the largest magnitude kept."""
-        size = sum(math.prod(residuals.shapes[name]) for name in names)
+        size = residuals.size(names)
         first, stop = ranks(size)
         if first >= stop:
             return [[math.inf, -math.inf]] * residuals.count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,11 +73,11 @@ def fisher(
     coefficients = mean_shares("fisher", residuals.count, weights)
     names = common_names(residuals, "fisher", FISHER)
     _check_shapes(residuals, names)
-    measured = _measure(residuals, names)
+    squares, positive = _measure(residuals, names)
     if relative and (floor or add):
-        typical = _median(residuals, names, measured)
+        typical = _median(residuals, names, positive)
         floor, add = floor * typical, add * typical
-    by_name = {name: _normalized(coefficients, measured, name, normalize, add) for name in names}
+    by_name = {name: _normalized(coefficients, squares, name, normalize, add) for name in names}
 
     def compute(chunk: Chunk) -> Tensor:
         if chunk.name not in by_name:
@@ -98,24 +97,8 @@ def fisher(
     return Merged(residuals, compute)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Sums over the statistics, one number per policy.
-
-    Attributes:
-        squares: parameter name to the sums of F_k^2.
-        positive: the numbers of entries above zero.
-    """
-
-    squares: Mapping[str, list[float]]
-    positive: list[int]
-
-    def norms(self, names: Sequence[str]) -> list[float]:
-        """||F_k||_2 over these parameters."""
-        return [math.sqrt(math.fsum(parts)) for parts in zip(*(self.squares[name] for name in names), strict=True)]
-
-
-def _measure(residuals: Residuals, names: list[str]) -> _Measured:
+def _measure(residuals: Residuals, names: list[str]) -> tuple[dict[str, list[float]], list[int]]:
+    """Parameter name to the K sums of F_k^2 over it, and how many entries of each F_k are above zero."""
     count = residuals.count
 
     def values(chunk: Chunk) -> Iterator[Tensor]:
@@ -132,23 +115,25 @@ def _measure(residuals: Residuals, names: list[str]) -> _Measured:
 
     sums = {name: found or [0.0] * 2 * count for name, found in parameter_sums(residuals, values, names=names).items()}
     positive = [int(sum(found[count + k] for found in sums.values())) for k in range(count)]
-    return _Measured({name: found[:count] for name, found in sums.items()}, positive)
+    return {name: found[:count] for name, found in sums.items()}, positive
 
 
-def _median(residuals: Residuals, names: list[str], measured: _Measured) -> float:
+def _median(residuals: Residuals, names: list[str], positive: list[int]) -> float:
     """The median of the positive entries of F_k, of the policy where it is smallest; 0 if all are zero."""
-    size = sum(math.prod(residuals.shapes[name]) for name in names)
-    ranks = [[size - count + (count - 1) // 2] if count else [] for count in measured.positive]
+    size = residuals.size(names)
+    ranks = [[size - count + (count - 1) // 2] if count else [] for count in positive]
     medians = order_statistics(residuals, ranks, lambda chunk: _diagonals(residuals, chunk), names=names)
     return min((median for found in medians for median in found), default=0.0)
 
 
 def _normalized(
-    coefficients: list[float], measured: _Measured, name: str, normalize: str | None, add: float
+    coefficients: list[float], squares: Mapping[str, list[float]], name: str, normalize: str | None, add: float
 ) -> list[float]:
+    """The coefficients of a parameter, divided by the norms of the F_k where the rule is told to."""
     if normalize is None:
         return coefficients
-    norms = measured.norms([name] if normalize == "tensor" else list(measured.squares))
+    columns = zip(*([squares[name]] if normalize == "tensor" else squares.values()), strict=True)
+    norms = [math.sqrt(math.fsum(column)) for column in columns]
     divided = [c / ((norm + add) or 1.0) for c, norm in zip(coefficients, norms, strict=True)]
     # Near one again, so that products with F stay far from the smallest float32.
     largest = max(divided) or 1.0

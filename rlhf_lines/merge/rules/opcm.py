@@ -85,7 +85,7 @@ def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float
 
 
 def _without_repetition(tau: Tensor, merged: Tensor, energy: float, rounding: float) -> Tensor:
-    """Tau minus the part of its projection on the singular vectors of `merged` that P leaves out; see `opcm`."""
+    """The residual without what P leaves out of its projection on the singular vectors of `merged`; see `opcm`."""
     left, values, right = torch.linalg.svd(merged, full_matrices=False)
     # Rounded entries of a matrix of low rank show as values of a few times their rounding, those of the decomposition
     # itself grow with the size. The smallest value of a random square matrix is about 1 / (2 size), far above both.

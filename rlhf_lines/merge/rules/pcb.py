@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -59,18 +58,15 @@ def pcb(
     number("clamp", clamp, low=0, high=0.5)
     one_of("balance", balance, ("raw", "clamped"))
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
-    entries = sum(math.prod(shape) for shape in residuals.shapes.values())
+    entries = residuals.size()
     if entries == 0:
         return Merged(residuals, lambda chunk: chunk.residuals[0].clone())
     lower, least = int(entries * clamp), min(int(entries * (1 - ratio)), entries - 1)
     upper = max(int(entries * (1 - clamp) - 1), lower)
     bounds = order_statistics(residuals, [[lower, upper]] * residuals.count)
 
-    def relative_sizes(chunk: Chunk) -> list[Tensor]:
-        return [_minmax(tau.abs(), *bound) for tau, bound in zip(chunk.residuals, bounds, strict=True)]
-
     def balances(chunk: Chunk) -> list[Tensor]:
-        sizes = relative_sizes(chunk)
+        sizes = [_minmax(tau.abs(), *bound) for tau, bound in zip(chunk.residuals, bounds, strict=True)]
         signed = chunk.residuals
         if balance == "clamped":
             signed = [size * tau.sign() for size, tau in zip(sizes, chunk.residuals, strict=True)]

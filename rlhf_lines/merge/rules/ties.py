@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -52,7 +52,11 @@ def ties(
     one_of("granularity", granularity, ("global", "tensor"))
     one_of("zero_sign", zero_sign, ("majority", "positive"))
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
-    trim = _trim(trim_thresholds(residuals, density, granularity))
+    thresholds = trim_thresholds(residuals, density, granularity)
+
+    def trim(chunk: Chunk) -> list[Tensor]:
+        return [_keep(tau, smallest) for tau, smallest in zip(chunk.residuals, thresholds[chunk.name], strict=True)]
+
     favours_positive = zero_sign == "positive" or _sign_balance(residuals.changed(trim)) > 0
 
     def compute(chunk: Chunk) -> Tensor:
@@ -101,7 +105,7 @@ def nested_options(options: Mapping[str, object] | None, chosen: str, value: str
 def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> dict[str, list[float]]:
     """The smallest magnitude that each policy keeps, by parameter name; see `ties`."""
     if granularity == "global":
-        size = sum(math.prod(shape) for shape in residuals.shapes.values())
+        size = residuals.size()
         if size == 0:
             return {}
         rank = max(size - int(density * size) - 1, 0)
@@ -114,13 +118,6 @@ def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> d
         found = order_statistics(residuals, [[rank]] * residuals.count, names=[name]) if size else [[0.0]]
         thresholds[name] = [smallest for (smallest,) in found]
     return thresholds
-
-
-def _trim(thresholds: dict[str, list[float]]) -> Callable[[Chunk], list[Tensor]]:
-    def trim(chunk: Chunk) -> list[Tensor]:
-        return [_keep(tau, smallest) for tau, smallest in zip(chunk.residuals, thresholds[chunk.name], strict=True)]
-
-    return trim
 
 
 def _keep(tau: Tensor, smallest: float) -> Tensor:

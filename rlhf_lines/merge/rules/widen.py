@@ -110,7 +110,7 @@ def _joined(parts: Iterable[Tensor], *, per_row: bool) -> Tensor:
 
 
 def _changes(products: Tensor) -> tuple[Tensor, Tensor]:
-    """M and d of every column from its products `[3, K, n]`, both `[K, n]`; see `widen`."""
+    """The changes m and d of every column from its products `[3, K, n]`, both `[K, n]`; see `widen`."""
     before, mixed, change = products
     after = (before + 2 * mixed + change).clamp(min=0)
     magnitude = (2 * mixed + change).abs() / (before.sqrt() + after.sqrt())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
@@ -45,7 +44,7 @@ def order_statistics(
         K lists, in the order of `ranks`.
     """
     names = list(residuals.shapes if names is None else names)
-    if sum(math.prod(residuals.shapes[name]) for name in names) <= DIRECT:
+    if residuals.size(names) <= DIRECT:
         return _sorted(residuals, ranks, values, names)
     searches = [[_Search(rank) for rank in wanted] for wanted in ranks]
     for done in range(torch.finfo(residuals.dtype).bits // DIGIT):

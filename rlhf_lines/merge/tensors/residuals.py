@@ -7,6 +7,7 @@ and checkpoints of any size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -85,6 +86,10 @@ class Residuals:
     max_memory: int | None = None
     progress: Callable[[int], object] = lambda elements: None
     transposed: frozenset[str] = frozenset()
+
+    def size(self, names: Iterable[str] | None = None) -> int:
+        """The number of elements of these parameters; None is all."""
+        return sum(math.prod(self.shapes[name]) for name in (self.shapes if names is None else names))
 
     def changed(self, change: Callable[[Chunk], list[Tensor]]) -> Residuals:
         """The residuals whose chunks are `change(chunk)`: a scaling or a mask that is applied when they are read."""
@@ -211,8 +216,8 @@ def residuals_in_memory(
     for name, shape in shapes.items():
         if base is not None and base.shapes.get(name) != shape:
             raise ValueError(f"the SFT model has {base.shapes.get(name)} for {name!r}, the residuals have {shape}")
-    all_wide = any(tensor.dtype == torch.float64 for residual in residuals for tensor in residual.values())
-    dtype = torch.float64 if all_wide else torch.float32
+    any_wide = any(tensor.dtype == torch.float64 for residual in residuals for tensor in residual.values())
+    dtype = torch.float64 if any_wide else torch.float32
 
     def read(span: Span) -> Chunk:
         taus = [
