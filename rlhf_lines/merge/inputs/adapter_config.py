@@ -67,11 +67,7 @@ WAY_OUT = "merge dense checkpoints of the policies instead (merge_and_unload in 
 
 
 def check_config(config: Mapping[str, Any], path: str | Path) -> None:
-    """Stop unless a policy with this config is the SFT model plus s B A.
-
-    Args:
-        config: the content of `adapter_config.json`.
-        path: of the adapter, for errors.
+    """Stop unless a policy with this content of `adapter_config.json` is the SFT model plus s B A.
 
     Raises:
         ValueError: it is more, with the reason; `InputProblems` with all of them if there are several.

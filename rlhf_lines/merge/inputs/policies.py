@@ -20,7 +20,13 @@ GPU_ELEMENTS = 1 << 24  # of a chunk on a GPU, which earns its keep on large one
 
 
 class Policy(Protocol):
-    """A policy on disk, seen as its residual."""
+    """A policy on disk, seen as its residual.
+
+    Attributes:
+        path: its folder.
+        shapes: of the parameters that may differ from the SFT model's.
+        dtype: of the residual: float32, or float64 where the files hold float64.
+    """
 
     path: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -32,13 +38,7 @@ class Policy(Protocol):
 
 
 class DensePolicy:
-    """A dense checkpoint seen as its difference to the SFT model.
-
-    Attributes:
-        path: its folder.
-        shapes: of the parameters that may differ: all that are floating-point.
-        dtype: float32, or float64 where the checkpoint holds float64.
-    """
+    """A dense checkpoint as a `Policy`: all of its floating-point parameters may differ."""
 
     def __init__(self, checkpoint: Checkpoint, sft: Checkpoint) -> None:
         """Check names, shapes and integers against `sft`.
@@ -68,13 +68,7 @@ class DensePolicy:
 
 
 class AdapterPolicy:
-    """An adapter seen as dense residuals under the names of the SFT checkpoint.
-
-    Attributes:
-        path: its folder.
-        shapes: of the adapted parameters.
-        dtype: float32, or float64 for a float64 adapter.
-    """
+    """An adapter as a `Policy`, under the names of the SFT checkpoint."""
 
     def __init__(self, adapter: Adapter, sft: Checkpoint) -> None:
         """Check that every adapted parameter exists in `sft` with the right shape."""
@@ -111,15 +105,8 @@ def streamed_residuals(
 ) -> Residuals:
     """K policies on disk as `Residuals`, read into buffers that are used again for every chunk.
 
-    Args:
-        sft: the SFT model.
-        policies: K policies, checked against it.
-        not_finite: gets the path of a policy and the name of a parameter where a residual is not finite.
-        statistics: K sets of tensors that the rule needs.
-        device: where the arithmetic is done.
-        workers: threads; None is one per core (one on a GPU).
-        max_memory: bytes that the work on one parameter may take, for rules that need whole ones.
-        progress: told the number of elements that were read, in the thread that asked for them.
+    `not_finite` gets the path of a policy and the name of a parameter where a residual is not finite. Without a number
+    of workers there is one per core, or one on a GPU. The other arguments are those of `Residuals`.
     """
     shapes = {name: policy.shapes[name] for policy in policies for name in policy.shapes}
     # In the order of the SFT model's files: reads run forward.

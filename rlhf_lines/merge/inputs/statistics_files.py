@@ -88,13 +88,7 @@ def open_statistics(
 def coverage_warnings(
     kind: Statistics | None, statistics: Sequence[Tensors], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """One warning where parameters get the weighted mean because some policy has no statistics of them.
-
-    Args:
-        kind: what the rule needs, None if nothing.
-        statistics: K sets, from `open_statistics`.
-        shapes: of the parameters that a policy changes.
-    """
+    """One warning where parameters of these shapes get the weighted mean because a policy has no statistics of them."""
     if kind is None:
         return []
     could = [name for name, shape in shapes.items() if not kind.of_linear_maps or is_linear_map(name, shape)]
@@ -119,11 +113,7 @@ def check_statistics(
 ) -> None:
     """Stop unless there is one folder of the right kind per policy, made of that policy; all problems are told at once.
 
-    Args:
-        rule: named in the errors.
-        kind: what the rule needs, None if nothing.
-        folders: of statistics.
-        policies: their folders, in the same order.
+    Where `kind` is None, there must be none.
 
     Raises:
         ValueError: a number that does not fit, statistics of another policy, weights stored the other way round.
