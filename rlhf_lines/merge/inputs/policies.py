@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.adapter import Adapter, conv1d_weights, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.tensors.precision import is_finite
+from rlhf_lines.merge.tensors.precision import is_finite, widest
 from rlhf_lines.merge.tensors.residuals import Chunk, Residuals, Tensors
 from rlhf_lines.merge.tensors.spans import ELEMENTS, Scratch, Span
 
@@ -60,7 +60,7 @@ class DensePolicy:
                     f"{name!r} holds integers that differ between {str(checkpoint.folder)!r} and the SFT model; only "
                     "floating-point parameters can be merged"
                 )
-        self.dtype = widest(checkpoint, self.shapes)
+        self.dtype = widest(checkpoint.entries[name].dtype for name in self.shapes)
 
     def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
         """theta_k - theta_SFT on one span."""
@@ -111,9 +111,7 @@ def streamed_residuals(
     shapes = {name: policy.shapes[name] for policy in policies for name in policy.shapes}
     # In the order of the SFT model's files: reads run forward.
     shapes = {name: shapes[name] for name in sft.shapes if name in shapes}
-    dtype = widest(sft, shapes)
-    for policy in policies:
-        dtype = torch.promote_types(dtype, policy.dtype)
+    dtype = widest([*(sft.entries[name].dtype for name in shapes), *(policy.dtype for policy in policies)])
     place = torch.device(device)
     scratch = Scratch()
 
@@ -155,12 +153,6 @@ def read_wide(
     if device.type != "cpu":
         return raw.to(device).to(dtype)
     return raw if stored == dtype else scratch.take(("wide", key), raw.numel(), dtype).copy_(raw)
-
-
-def widest(checkpoint: Checkpoint, names: Mapping[str, object]) -> torch.dtype:
-    """float64 where the checkpoint holds one of these tensors in float64, else float32."""
-    wide = any(checkpoint.entries[name].dtype == torch.float64 for name in names if name in checkpoint.entries)
-    return torch.float64 if wide else torch.float32
 
 
 def shape_difference(policy: Checkpoint, sft: Checkpoint) -> str | None:

@@ -20,6 +20,7 @@ from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.tensors.precision import widest
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _stack_module(module: str, adapters: Sequence[Adapter], ranks: Sequence[int]
     if len(shapes) > 1:
         raise ValueError(f"{module!r} has shapes {sorted(shapes)} in different adapters; residuals need one base")
     (out_features, in_features) = shapes.pop()
-    dtype = torch.float64 if any(factors.A.dtype == torch.float64 for factors in present) else torch.float32
+    dtype = widest(factors.A.dtype for factors in present)
     A = torch.zeros(sum(ranks), in_features, dtype=dtype)
     B = torch.zeros(out_features, sum(ranks), dtype=dtype)
     start = 0

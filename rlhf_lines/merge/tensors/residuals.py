@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.tensors.precision import wide
+from rlhf_lines.merge.tensors.precision import wide, widest
 from rlhf_lines.merge.tensors.spans import ELEMENTS, Span, cut, in_threads
 
 
@@ -216,8 +216,7 @@ def residuals_in_memory(
     for name, shape in shapes.items():
         if base is not None and base.shapes.get(name) != shape:
             raise ValueError(f"the SFT model has {base.shapes.get(name)} for {name!r}, the residuals have {shape}")
-    any_wide = any(tensor.dtype == torch.float64 for residual in residuals for tensor in residual.values())
-    dtype = torch.float64 if any_wide else torch.float32
+    dtype = widest(tensor.dtype for residual in residuals for tensor in residual.values())
 
     def read(span: Span) -> Chunk:
         taus = [
