@@ -1,11 +1,12 @@
-"""Which of the shared reference vectors the tests use, and why not the others."""
+"""Which of the shared reference vectors the tests use, and why not the others.
+
+That every one of them was compared with is looked at when all tests have run: see `tests/conftest.py`.
+"""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-from pathlib import Path
 
 from rlhf_lines.merge.layers import layer_indices
 from tests.merge.reference import FOLDER, ORIGIN, tensors
@@ -30,23 +31,6 @@ def test_every_case_is_used_or_has_a_reason():
     assert OF_FRONTS.keys() == {"map_quadratic_fit"}
     assert not ORIGIN["cases"].keys() & NOT_COVERED.keys()
     assert len(ORIGIN["cases"]) + len(OF_FRONTS) + len(NOT_COVERED) == IN_THE_MANIFEST
-
-
-def names_in(source: str) -> set[str]:
-    """The cases that strings of a test's source name, as they are or as files."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value.removesuffix(".safetensors"))
-    return ORIGIN["cases"].keys() & found
-
-
-def test_every_case_in_the_repository_is_compared_with():
-    """Read off the sources, so that it does not matter which tests run, in which order and in which process."""
-    tables = ("test_vectors_covered.py", "test_registry.py")  # which only name them
-    sources = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py") if path.name not in tables]
-    compared = set().union(*(names_in(source) for source in sources if "from tests.merge.reference import" in source))
-    assert ORIGIN["cases"].keys() - compared == set()
 
 
 def test_reference_files_are_the_recorded_ones():
