@@ -128,9 +128,9 @@ def mixed(task: Task, *, kl: bool = True) -> Way:
 
 
 def _without_kl(engine: LocalEngine, task: Task, part: Sequence[Request]) -> list[tuple[int, ...]]:
-    mixture = engine._mixture
-    with mixture.rows([request.spec for request in part]):
-        return _sampled(mixture.model, task, part, keep_rows=mixture.select_rows)
+    multi_lora = engine._multi_lora
+    with multi_lora.rows([request.spec for request in part]):
+        return _sampled(multi_lora.model, task, part, keep_rows=multi_lora.select_rows)
 
 
 def adapter_per_point(task: Task) -> Way:

@@ -22,6 +22,7 @@ from rlhf_lines.merge.lora.truncate import factorise_residuals, truncate_adapter
 from rlhf_lines.merge.output.adapter import write_adapter
 from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.tensors.precision import add_residual
 from rlhf_lines.merge.tensors.residuals import Tensors
 
 
@@ -158,7 +159,7 @@ class OpenMerge:
         dense = self._as_dense()
         for name in dense.residuals.shapes:
             residual = dense.scaled.tensor(name)
-            yield name, residual.add_(self.sft.read(name))
+            yield name, add_residual(self.sft.read(name), residual, residual.dtype)
         dense.check_inputs()
 
     def _check_all_adapters(self) -> None:

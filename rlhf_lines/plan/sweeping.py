@@ -25,12 +25,12 @@ from rlhf_lines.sweep.engines.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
-from rlhf_lines.sweep.groups import simplex
-from rlhf_lines.sweep.inputs import REWARD_BATCH, first_weights
+from rlhf_lines.sweep.groups import first_weights, simplex
+from rlhf_lines.sweep.inputs import REWARD_BATCH
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
-BYTES_PER_NATS = 30  # a row of a control text under a spec
+BYTES_PER_NLL = 30  # a row of a control text under a spec
 USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 
@@ -133,7 +133,7 @@ def _add_work(
     if config.control:
         texts = test * config.control_texts
         plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
-        plan.disk["run store"] += texts * BYTES_PER_NATS
+        plan.disk["run store"] += texts * BYTES_PER_NLL
     alone = sum(not RULES[entry.rule].is_linear for entry in entries) * weights
     if alone:
         plan.work.append(("points merged one by one", f"{alone:,}: their rules are not linear"))

@@ -13,7 +13,7 @@ from rlhf_lines.merge.inputs.adapter import Adapter, dense_residual, is_adapter,
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import DensePolicy
 from rlhf_lines.merge.inputs.provenance import check_same_base
-from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, cast_loss, wide
+from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, add_residual, cast_loss, wide
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _add(
     for name, module in modules.items():
         stored, residual = sft.read(name), dense_residual(adapter, module)
         sft_values = wide(stored, name)
-        written = (sft_values + residual).to(parameters[name].dtype)
+        written = add_residual(sft_values, residual, parameters[name].dtype)
         parameters[name].copy_(written)
         if written.dtype != torch.float32:
             exact = False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -13,7 +13,7 @@ from rlhf_lines import data
 from rlhf_lines.data import files
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules import RULES
+from rlhf_lines.sweep.engines.protocol import mixable
 from rlhf_lines.sweep.store import Store, StoredPoint
 
 
@@ -23,22 +23,16 @@ if TYPE_CHECKING:
 CHUNK = 256  # texts per commit
 
 
-class ControlRow(NamedTuple):
-    """A text and the tokens of it that are read."""
+class ForgettingText(NamedTuple):
+    """A text outside the task, and the tokens of it that are read."""
 
     text: str
     token_ids: tuple[int, ...]
 
 
-class Reader(Protocol):
-    """What measures texts: an engine, or the processes that share one."""
-
-    def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
-        """Return, for each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec."""
-        ...
-
-
-def load_control(source: str, count: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[ControlRow]:
+def load_forgetting_texts(
+    source: str, count: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> list[ForgettingText]:
     """The first texts of a source with two tokens or more, each once, as their first `max_tokens` tokens.
 
     Args:
@@ -52,64 +46,70 @@ def load_control(source: str, count: int, max_tokens: int, tokenizer: PreTrained
         FileNotFoundError: there is no such source.
         ValueError: it has no column `text`, or fewer than two texts.
     """
-    rows: dict[tuple[int, ...], ControlRow] = {}
+    found: dict[tuple[int, ...], ForgettingText] = {}
     for text in _texts(source):
         # Not by truncation, which would keep the end: prompts are cut on the left.
         token_ids = tuple(tokenizer(text, verbose=False)["input_ids"][:max_tokens])
         if len(token_ids) >= 2:
-            rows.setdefault(token_ids, ControlRow(text, token_ids))
-        if len(rows) == count:
+            found.setdefault(token_ids, ForgettingText(text, token_ids))
+        if len(found) == count:
             break
-    if len(rows) < 2:
+    if len(found) < 2:
         raise ValueError(
-            f"control {source} has {len(rows)} different texts of two tokens or more, expected at least 2: give a "
+            f"control {source} has {len(found)} different texts of two tokens or more, expected at least 2: give a "
             "larger source"
         )
-    return list(rows.values())
+    return list(found.values())
 
 
-def measure_control(store: Store, reader: Reader, points: Sequence[StoredPoint], rows: Sequence[ControlRow]) -> None:
+def measure_forgetting(
+    store: Store,
+    nll: Callable[[Sequence[MergeSpec], Sequence[Sequence[int]]], list[float]],
+    points: Sequence[StoredPoint],
+    texts: Sequence[ForgettingText],
+) -> None:
     """Store -log p of every text under every spec of the points, in nats: of all its tokens but the first.
 
     What is stored already is not measured again; the rest is committed in chunks.
 
+    Args:
+        store: where it goes.
+        nll: as `Engine.nll`.
+        points: whose specs are measured.
+        texts: outside the task.
+
     Raises:
-        ValueError: the store has other control texts.
+        ValueError: the store has other texts.
     """
-    text_ids = _add_texts(store, rows)
-    finished = store.finished_control()
+    text_ids = _add_texts(store, texts)
+    finished = store.finished_forgetting()
     specs = {point.spec_id: point.spec for point in points}
+    longest_first = sorted(zip(text_ids, texts, strict=True), key=lambda pair: -len(pair[1].token_ids))
     missing = [
-        (spec_id, text_id, row)
-        for together in _together(specs)
-        for text_id, row in sorted(zip(text_ids, rows, strict=True), key=lambda pair: -len(pair[1].token_ids))
+        (spec_id, text_id, text)
+        for together in mixable(specs)
+        for text_id, text in longest_first
         for spec_id in together
         if (spec_id, text_id) not in finished
     ]
-    total = len(specs) * len(rows)
+    total = len(specs) * len(texts)
     with tqdm(total=total, initial=total - len(missing), desc="sweep, control texts", unit="texts") as bar:
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            nats = reader.nats([specs[spec_id] for spec_id, _, _ in chunk], [row.token_ids for _, _, row in chunk])
-            store.add_nats((spec_id, text_id, value) for (spec_id, text_id, _), value in zip(chunk, nats, strict=True))
+            values = nll([specs[spec_id] for spec_id, _, _ in chunk], [text.token_ids for _, _, text in chunk])
+            store.add_nll((spec, text, value) for (spec, text, _), value in zip(chunk, values, strict=True))
             bar.update(len(chunk))
 
 
-def _together(specs: dict[int, MergeSpec]) -> list[list[int]]:
-    """The ids of linear specs, which a batch may mix, then each other one: its residual is loaded in place."""
-    linear = [spec_id for spec_id, spec in specs.items() if RULES[spec.rule].is_linear]
-    return [linear, *([spec_id] for spec_id in specs if spec_id not in linear)]
-
-
-def _add_texts(store: Store, rows: Sequence[ControlRow]) -> list[int]:
-    texts = {row.text: len(row.token_ids) - 1 for row in rows}
-    stored = {text.text: text.tokens for text in store.control_texts()}
-    if stored and stored != texts:
+def _add_texts(store: Store, texts: Sequence[ForgettingText]) -> list[int]:
+    predicted = {text.text: len(text.token_ids) - 1 for text in texts}
+    stored = {text.text: text.tokens for text in store.forgetting_texts()}
+    if stored and stored != predicted:
         raise ValueError(
             f"the run to be resumed has {len(stored)} control texts, and the source now gives others: give the source "
             "of that run, or start again without --resume"
         )
-    return store.add_control_texts(texts)
+    return store.add_forgetting_texts(predicted)
 
 
 def _texts(source: str) -> Iterator[str]:

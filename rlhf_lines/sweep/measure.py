@@ -10,9 +10,8 @@ from tqdm.auto import tqdm
 from reward_models import RewardModel
 from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules import RULES
 from rlhf_lines.sampling import prompt_key
-from rlhf_lines.sweep.engines.protocol import Engine, Request
+from rlhf_lines.sweep.engines.protocol import Engine, Request, mixable
 from rlhf_lines.sweep.store import Row, Store, StoredPoint
 
 
@@ -29,6 +28,13 @@ class Task(NamedTuple):
     prompt_id: int
 
 
+class Reading(NamedTuple):
+    """Token ids of texts, and the spec under which each is read."""
+
+    specs: list[MergeSpec]
+    rows: list[Sequence[int]]
+
+
 class Worker:
     """What every process does: generate and score a batch, or read texts.
 
@@ -41,15 +47,15 @@ class Worker:
     def __init__(
         self, engine: Engine, reward_models: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        self.engine, self._reward_models, self._tokenizer = engine, reward_models, tokenizer
+        self.engine, self.tokenizer, self._reward_models = engine, tokenizer, reward_models
 
-    def __call__(self, job: list[Task] | tuple[list[MergeSpec], list[Sequence[int]]]) -> list:
-        """The rows of a batch of tasks, or the nats of specs and texts."""
-        return self.engine.nats(*job) if isinstance(job, tuple) else self._rows(job)
+    def __call__(self, job: list[Task] | Reading) -> list[Row] | list[float]:
+        """The rows of a batch of tasks, or what `Engine.nll` says of texts."""
+        return self.engine.nll(*job) if isinstance(job, Reading) else self._rows(job)
 
     def _rows(self, tasks: list[Task]) -> list[Row]:
         completions = self.engine.complete([task.request for task in tasks])
-        texts = self._tokenizer.batch_decode(
+        texts = self.tokenizer.batch_decode(
             [completion.token_ids for completion in completions], skip_special_tokens=True
         )
         asked = [task.scored_prompt for task in tasks]
@@ -75,25 +81,17 @@ class Measurement:
         store: where completions and scores go.
         worker: what this process does, as the others do.
         processes: who shares the work.
-        tokenizer: the SFT model's.
         samples_per_prompt: completions per prompt and spec.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        worker: Worker,
-        processes: Processes,
-        tokenizer: PreTrainedTokenizerBase,
-        samples_per_prompt: int,
-    ) -> None:
+    def __init__(self, store: Store, worker: Worker, processes: Processes, samples_per_prompt: int) -> None:
         self.store, self._worker, self._processes = store, worker, processes
-        self._tokenizer, self._samples = tokenizer, range(samples_per_prompt)
+        self._samples = range(samples_per_prompt)
 
     def points(
         self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, str]
     ) -> list[StoredPoint]:
-        """Sample and score every spec of every group on the prompts, and return the points.
+        """Sample and score every spec of every group on the prompts, and return their points.
 
         Args:
             split: what the prompts are of.
@@ -111,27 +109,25 @@ class Measurement:
                     bar.update(len(rows))
         return points
 
-    def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
-        """What `Engine.nats` does, the rows shared by all processes."""
+    def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
+        """What `Engine.nll` does, the rows shared by all processes."""
         part = -(-len(rows) // self._processes.count)
-        jobs = [(list(specs[i : i + part]), list(rows[i : i + part])) for i in range(0, len(rows), part)]
+        jobs = [Reading(list(specs[i : i + part]), list(rows[i : i + part])) for i in range(0, len(rows), part)]
         return [value for values in self._processes.map(self._worker, jobs) for value in values]
 
     def _missing(self, split: str, specs: Mapping[int, MergeSpec], prompts: Mapping[str, str]) -> list[Task]:
-        """The tasks that are left: linear specs together, then each other one; the longest prompts first.
+        """The tasks that are left: `mixable` specs together, the longest prompts first.
 
         The specs of one prompt stay together: they share their noise, and equal lengths need no padding.
         """
         finished = self.store.finished()
         prompt_ids = self.store.add_prompts(split, prompts)
-        tokens = [tuple(self._tokenizer(text)["input_ids"]) for text in prompts]
+        tokens = [tuple(self._worker.tokenizer(text)["input_ids"]) for text in prompts]
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
-        linear = {i: spec for i, spec in specs.items() if RULES[spec.rule].is_linear}
-        alone = [{i: spec} for i, spec in specs.items() if i not in linear]
         asked = list(prompts.values())
         return [
             Task(Request(spec, tokens[i], prompt_key(tokens[i]), sample), asked[i], spec_id, prompt_ids[i])
-            for together in (linear, *alone)
+            for together in mixable(specs)
             for i in order
             for sample in self._samples
             for spec_id, spec in together.items()

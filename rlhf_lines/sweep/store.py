@@ -49,8 +49,6 @@ CREATE TABLE IF NOT EXISTS control (
     PRIMARY KEY (spec, text)
 ) WITHOUT ROWID;
 """
-
-
 UNSCORED = (
     "NOT EXISTS (SELECT 1 FROM scores s WHERE (s.spec, s.prompt, s.sample) = (c.spec, c.prompt, c.sample) "
     "AND s.reward = ?)"
@@ -95,8 +93,8 @@ class StoredPrompt(NamedTuple):
     scored_text: str
 
 
-class ControlText(NamedTuple):
-    """A text outside the task, and how many of its tokens are predicted."""
+class StoredText(NamedTuple):
+    """A text outside the task: its id, itself, and how many of its tokens are predicted."""
 
     id: int
     text: str
@@ -117,8 +115,7 @@ class Store:
         path = Path(folder) / FILE
         self._db = sqlite3.connect(path)
         try:
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            found, tables = self._one("PRAGMA user_version"), self._one("SELECT count(*) FROM sqlite_master")
             if tables and found != FORMAT:
                 raise sqlite3.DatabaseError(f"format {found}, and this version reads format {FORMAT}")
             if not tables:  # a store that is read is not written to
@@ -141,16 +138,15 @@ class Store:
         Raises:
             ValueError: the store belongs to a run with other settings.
         """
-        for key, value in facts.items():
-            written = json.dumps(value, sort_keys=True)
-            known = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-            if known is not None and known[0] != written:
-                raise ValueError(
-                    f"the run to be resumed had {key} {known[0]}, now it is {written}: give the settings of that run, "
-                    "or start again without --resume"
-                )
-            self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, written))
-        self._db.commit()
+        with self._db:
+            for key, value in facts.items():
+                written = json.dumps(value, sort_keys=True)
+                self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, written))
+                if (known := self._one("SELECT value FROM meta WHERE key = ?", key)) != written:
+                    raise ValueError(
+                        f"the run to be resumed had {key} {known}, now it is {written}: give the settings of that run, "
+                        "or start again without --resume"
+                    )
 
     def replace(self, **facts) -> None:
         """Keep facts about the run in place of what was kept under their names."""
@@ -166,23 +162,23 @@ class Store:
         Raises:
             ValueError: there is no such fact, so no sweep has begun here.
         """
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        known = self._one("SELECT value FROM meta WHERE key = ?", key)
+        if known is None:
             raise ValueError(f"{FILE} does not say its {key}: expected the output_dir of a finished rlhf-lines sweep")
-        return json.loads(row[0])
+        return json.loads(known)
 
     def add_points(self, split: str, group: str, specs: Iterable[MergeSpec]) -> list[StoredPoint]:
         """The points of a group, in the order of the specs, adding those that are not there yet."""
         added = []
-        for spec in specs:
-            text = json.dumps(spec.to_dict(), sort_keys=True)
-            self._db.execute("INSERT OR IGNORE INTO specs (spec) VALUES (?)", (text,))
-            spec_id = self._db.execute("SELECT id FROM specs WHERE spec = ?", (text,)).fetchone()[0]
-            key = (split, group, spec_id)
-            self._db.execute('INSERT OR IGNORE INTO points (split, "group", spec) VALUES (?, ?, ?)', key)
-            query = 'SELECT id FROM points WHERE split = ? AND "group" = ? AND spec = ?'
-            added.append(StoredPoint(self._db.execute(query, key).fetchone()[0], group, spec, spec_id))
-        self._db.commit()
+        with self._db:
+            for spec in specs:
+                text = json.dumps(spec.to_dict(), sort_keys=True)
+                self._db.execute("INSERT OR IGNORE INTO specs (spec) VALUES (?)", (text,))
+                spec_id = self._one("SELECT id FROM specs WHERE spec = ?", text)
+                key = (split, group, spec_id)
+                self._db.execute('INSERT OR IGNORE INTO points (split, "group", spec) VALUES (?, ?, ?)', key)
+                point = self._one('SELECT id FROM points WHERE split = ? AND "group" = ? AND spec = ?', *key)
+                added.append(StoredPoint(point, group, spec, spec_id))
         return added
 
     def add_prompts(self, split: str, prompts: Mapping[str, str]) -> list[int]:
@@ -192,11 +188,11 @@ class Store:
             split: which prompts these are.
             prompts: from what the policy reads to what reward models are shown.
         """
-        self._db.executemany(
-            "INSERT OR IGNORE INTO prompts (split, text, scored_text) VALUES (?, ?, ?)",
-            [(split, text, scored_text) for text, scored_text in prompts.items()],
-        )
-        self._db.commit()
+        with self._db:
+            self._db.executemany(
+                "INSERT OR IGNORE INTO prompts (split, text, scored_text) VALUES (?, ?, ?)",
+                [(split, text, scored_text) for text, scored_text in prompts.items()],
+            )
         ids = dict(self._db.execute("SELECT text, id FROM prompts WHERE split = ?", (split,)))
         return [ids[text] for text in prompts]
 
@@ -282,24 +278,24 @@ class Store:
 
     def count_unscored(self, reward: str) -> int:
         """How many completions have no such score."""
-        query = f"SELECT count(*) FROM completions c WHERE {UNSCORED}"
-        return self._db.execute(query, (reward,)).fetchone()[0]
+        return self._one(f"SELECT count(*) FROM completions c WHERE {UNSCORED}", reward)
 
     def has_scores(self, reward: str) -> bool:
         """Whether any completion has this score."""
-        return self._db.execute("SELECT 1 FROM scores WHERE reward = ? LIMIT 1", (reward,)).fetchone() is not None
+        return self._one("SELECT 1 FROM scores WHERE reward = ? LIMIT 1", reward) is not None
 
     def add_scores(self, reward: str, scores: Iterable[tuple[int, int, int, float]]) -> None:
         """Store one more score of completions, all or none.
 
         Args:
+            reward: its name.
             scores: (spec, prompt, sample, score) of each.
         """
         with self._db:
             self._add_scores((spec, prompt, sample, reward, score) for spec, prompt, sample, score in scores)
 
-    def add_control_texts(self, texts: Mapping[str, int]) -> list[int]:
-        """The ids of the control texts, in their order, adding those that are not there yet.
+    def add_forgetting_texts(self, texts: Mapping[str, int]) -> list[int]:
+        """The ids of texts outside the task, in their order, adding those that are not there yet.
 
         Args:
             texts: from a text to how many of its tokens are predicted.
@@ -307,28 +303,28 @@ class Store:
         with self._db:
             query = "INSERT OR IGNORE INTO control_texts (text, tokens) VALUES (?, ?)"
             self._db.executemany(query, texts.items())
-        ids = {control.text: control.id for control in self.control_texts()}
+        ids = {stored.text: stored.id for stored in self.forgetting_texts()}
         return [ids[text] for text in texts]
 
-    def control_texts(self) -> list[ControlText]:
-        """The control texts, in the order of their ids."""
-        return [ControlText(*row) for row in self._db.execute("SELECT id, text, tokens FROM control_texts ORDER BY id")]
+    def forgetting_texts(self) -> list[StoredText]:
+        """The texts outside the task, in the order of their ids."""
+        return [StoredText(*row) for row in self._db.execute("SELECT id, text, tokens FROM control_texts ORDER BY id")]
 
-    def control_tokens(self) -> np.ndarray:
-        """How many tokens of every control text are predicted, `[texts]`, in the order of ids."""
-        return np.array([control.tokens for control in self.control_texts()], dtype=np.float64)
+    def forgetting_tokens(self) -> np.ndarray:
+        """How many tokens of every text outside the task are predicted, `[texts]`, in the order of ids."""
+        return np.array([stored.tokens for stored in self.forgetting_texts()], dtype=np.float64)
 
-    def finished_control(self) -> set[tuple[int, int]]:
-        """The (spec, text) whose nats are stored."""
+    def finished_forgetting(self) -> set[tuple[int, int]]:
+        """The (spec, text) whose -log p is stored."""
         return set(self._db.execute("SELECT spec, text FROM control"))
 
-    def add_nats(self, rows: Iterable[tuple[int, int, float]]) -> None:
-        """Store the (spec, text, nats) of control texts, all or none."""
+    def add_nll(self, rows: Iterable[tuple[int, int, float]]) -> None:
+        """Store the (spec, text, -log p in nats) of texts outside the task, all or none."""
         with self._db:
             self._db.executemany("INSERT INTO control VALUES (?, ?, ?)", rows)
 
-    def nats(self, spec: int) -> np.ndarray:
-        """-log p of every control text under a spec, `[texts]`, in the order of text ids."""
+    def nll(self, spec: int) -> np.ndarray:
+        """-log p of every text outside the task under a spec, in nats, `[texts]`, in the order of text ids."""
         return self._column("SELECT text, nats FROM control WHERE spec = ? ORDER BY text", spec)
 
     def _pages(self, columns: str, condition: str, *values) -> Iterator[tuple]:
@@ -346,6 +342,11 @@ class Store:
         while page := self._db.execute(query, (*values, *after)).fetchall():
             yield from page
             after = page[-1][:3]
+
+    def _one(self, query: str, *keys):
+        """The first value of the first row, or None."""
+        row = self._db.execute(query, keys).fetchone()
+        return None if row is None else row[0]
 
     def _column(self, query: str, *keys) -> np.ndarray:
         return np.array([value for _, value in self._db.execute(query, keys)], dtype=np.float64)

@@ -286,7 +286,9 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         kl = kl_estimate(rollout["old_per_token_logps"], reference, self.args.kl_estimator) * mask
         ends = self._has_end(rollout)
         total = self._total_scores()
-        scores = self._local(total, len(inputs)) - (~ends).float() * (self.args.missing_eos_penalty or 0.0)
+        start = self.accelerator.process_index * len(inputs)
+        own = total[start : start + len(inputs)]
+        scores = own - (~ends).float() * (self.args.missing_eos_penalty or 0.0)
         rewards = token_rewards(scores, kl, mask, self.kl_coef)
         advantages, returns = gae(rewards, old_values, mask, gamma=self.args.gamma, lam=self.args.lam)
         kl_of_completions = self.accelerator.gather(kl.sum(dim=1))
@@ -306,10 +308,6 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             for normalization, column in zip(self.normalizations, self._scores.unbind(1), strict=True)
         ]
         return (torch.stack(columns, dim=1) * self.reward_weights.to(self._scores.device)).sum(dim=1)
-
-    def _local(self, x: Tensor, count: int) -> Tensor:
-        start = self.accelerator.process_index * count
-        return x[start : start + count]
 
     def _has_end(self, rollout) -> Tensor:
         """Whether the completions `[B]` end in an end token."""

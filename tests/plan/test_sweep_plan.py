@@ -116,7 +116,7 @@ def test_control_texts_are_read_by_every_spec_of_the_test_prompts(planned):
     result = planned(control="data", control_texts=10, control_tokens=20)
     assert work(result)["control texts to read"] == f"at most {21 * 10}, {21 * 10 * 20:,} tokens"
     plain = planned()
-    extra = 210 * of_sweep.BYTES_PER_NATS
+    extra = 210 * of_sweep.BYTES_PER_NLL
     assert result.disk["run store"] == plain.disk["run store"] + extra
     (phase,) = [phase for phase in result.phases if phase.name == "control texts"]
     # 256 texts at a time: 20 tokens each, of a vocabulary of 64, in float32 and three copies of it.

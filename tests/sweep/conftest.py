@@ -59,24 +59,24 @@ def four_policies(sft, policies) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def load_mixture(sft, four_policies):
-    """A function from the number of policies to a mixture on a freshly loaded SFT model."""
+def load_multi_lora(sft, four_policies):
+    """A function from the number of policies to a `MultiLoRA` on a freshly loaded SFT model."""
     from transformers import AutoModelForCausalLM
 
     from rlhf_lines.merge.inputs.adapter import load_adapter
-    from rlhf_lines.sweep.engines.multi_lora import Mixture
+    from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 
-    def load(num_policies: int) -> Mixture:
+    def load(num_policies: int) -> MultiLoRA:
         model = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval()
-        return Mixture(model, [load_adapter(policy) for policy in four_policies[:num_policies]])
+        return MultiLoRA(model, [load_adapter(policy) for policy in four_policies[:num_policies]])
 
     return load
 
 
 @pytest.fixture(scope="session")
-def mixture(load_mixture):
-    """The mixture of the first two policies."""
-    return load_mixture(2)
+def multi_lora(load_multi_lora):
+    """The `MultiLoRA` of the first two policies."""
+    return load_multi_lora(2)
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,11 @@ from rlhf_lines import data
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.models import load_tokenizer
-from rlhf_lines.sweep import forgetting as control
+from rlhf_lines.sweep import forgetting
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.finished.front import trace_front
-from rlhf_lines.sweep.forgetting import ControlRow, load_control, measure_control
+from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts, measure_forgetting
 from rlhf_lines.sweep.store import Store
 from tests.sweep.by_hand import cross_entropy
 from tests.sweep.small_run import write_run
@@ -42,8 +42,8 @@ def store(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def rows(tokenizer) -> list[ControlRow]:
-    return [ControlRow(text, tuple(tokenizer(text)["input_ids"][:20])) for text in TEXTS]
+def rows(tokenizer) -> list[ForgettingText]:
+    return [ForgettingText(text, tuple(tokenizer(text)["input_ids"][:20])) for text in TEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ class Counting:
     def __init__(self, reader, stop_at: int | None = None) -> None:
         self.reader, self.stop_at, self.calls = reader, stop_at, []
 
-    def nats(self, specs, rows):
+    def nll(self, specs, rows):
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
         self.calls.append(list(zip(specs, map(tuple, rows), strict=True)))
-        return self.reader.nats(specs, rows)
+        return self.reader.nll(specs, rows)
 
 
 # --- what is measured ---
@@ -73,10 +73,10 @@ class Counting:
 def test_nats_are_the_cross_entropy_of_the_merged_models(store, rows, engine, dense_model):
     points = store.add_points("test", "mixed", [SFT, SOUP, LINES, THREE, TIES])
     points += store.add_points("test", "again", [LINES])  # shares its spec
-    measure_control(store, engine, points, rows)
-    assert store.control_tokens().tolist() == [min(len(text), 20) - 1 for text in TEXTS]
-    assert len(store.finished_control()) == 5 * len(TEXTS)
-    found = {point.spec: store.nats(point.spec_id) for point in points}
+    measure_forgetting(store, engine.nll, points, rows)
+    assert store.forgetting_tokens().tolist() == [min(len(text), 20) - 1 for text in TEXTS]
+    assert len(store.finished_forgetting()) == 5 * len(TEXTS)
+    found = {point.spec: store.nll(point.spec_id) for point in points}
     for spec, nats in found.items():
         expected = [cross_entropy(dense_model(spec), row.token_ids) for row in rows]
         np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=1e-4)
@@ -87,7 +87,7 @@ def test_nats_are_the_cross_entropy_of_the_merged_models(store, rows, engine, de
 
 @pytest.mark.parametrize("stop_at", [0, 1, 3])
 def test_what_was_stopped_goes_on_without_repeating_texts(tmp_path, rows, engine, monkeypatch, stop_at):
-    monkeypatch.setattr(control, "CHUNK", 4)
+    monkeypatch.setattr(forgetting, "CHUNK", 4)
     specs = [SOUP, TIES, LINES]
     for name, stops in (("whole", [None]), ("stopped", [stop_at, None])):
         calls = []
@@ -97,10 +97,10 @@ def test_what_was_stopped_goes_on_without_repeating_texts(tmp_path, rows, engine
                 reader = Counting(engine, stop)
                 points = store.add_points("test", "lines", specs)
                 if stop is None:
-                    measure_control(store, reader, points, rows)
+                    measure_forgetting(store, reader.nll, points, rows)
                 else:
                     with pytest.raises(KeyboardInterrupt):
-                        measure_control(store, reader, points, rows)
+                        measure_forgetting(store, reader.nll, points, rows)
                 calls += reader.calls
         asked = [pair for call in calls for pair in call]
         assert len(asked) == len(set(asked)) == len(specs) * len(rows)
@@ -108,16 +108,16 @@ def test_what_was_stopped_goes_on_without_repeating_texts(tmp_path, rows, engine
     with Store(tmp_path / "whole") as whole, Store(tmp_path / "stopped") as stopped:
         for spec_id in whole.specs():
             # Batches differ after a stop, and so does the last bit of a float32 sum.
-            np.testing.assert_allclose(stopped.nats(spec_id), whole.nats(spec_id), rtol=1e-5)
+            np.testing.assert_allclose(stopped.nll(spec_id), whole.nll(spec_id), rtol=1e-5)
         reader = Counting(engine)
-        measure_control(stopped, reader, points, rows)
+        measure_forgetting(stopped, reader.nll, points, rows)
         assert reader.calls == []
 
 
 def test_linear_specs_are_mixed_and_each_other_one_is_read_at_once(store, rows, engine):
     points = store.add_points("test", "mixed", [TIES, SOUP, SFT])
     reader = Counting(engine)
-    measure_control(store, reader, points, rows)
+    measure_forgetting(store, reader.nll, points, rows)
     specs = [spec for call in reader.calls for spec, _ in call]
     assert set(specs[:4]) == {SOUP, SFT} and specs[-len(rows) :] == [TIES] * len(rows)
     lengths = [len(ids) for call in reader.calls for spec, ids in call if spec != TIES]
@@ -126,11 +126,11 @@ def test_linear_specs_are_mixed_and_each_other_one_is_read_at_once(store, rows, 
 
 def test_a_resumed_run_has_the_same_texts(store, rows, engine):
     points = store.add_points("test", "lines", [SOUP])
-    measure_control(store, engine, points, rows[:3])
+    measure_forgetting(store, engine.nll, points, rows[:3])
     shorter = rows[0]._replace(token_ids=rows[0].token_ids[:5])
     for others in (rows, rows[:2], [shorter, *rows[1:3]]):
         with pytest.raises(ValueError, match=r"control texts, and the source now gives others: give the source of"):
-            measure_control(store, engine, points, others)
+            measure_forgetting(store, engine.nll, points, others)
 
 
 def test_points_have_the_perplexity_of_the_texts(tmp_path, rows):
@@ -139,11 +139,11 @@ def test_points_have_the_perplexity_of_the_texts(tmp_path, rows):
         points = store.points("test")
 
         class Known:
-            def nats(self, specs, rows):
+            def nll(self, specs, rows):
                 ids = {point.spec: point.spec_id for point in points}
                 return [len(row) * 1.5 + ids[spec] / 8 for spec, row in zip(specs, rows, strict=True)]
 
-        measure_control(store, Known(), points, rows)
+        measure_forgetting(store, Known().nll, points, rows)
     front = trace_front(folder)
     lengths = [len(row.token_ids) for row in rows]
     for point, found in zip(points, front["points"], strict=True):
@@ -164,11 +164,11 @@ def write(path: Path, texts) -> Path:
 
 def test_the_first_different_texts_are_cut_at_their_end(tmp_path, tokenizer):
     path = write(tmp_path / "texts.jsonl", ["abcdef", "x", "", "abcdef", "abcdxyz", "zyx", "qrs", "tuv"])
-    rows = load_control(str(path), 3, 4, tokenizer)
+    rows = load_forgetting_texts(str(path), 3, 4, tokenizer)
     # "x" has one token, "" none; "abcdxyz" reads as "abcdef" does; "tuv" would be the fourth.
     assert [row.text for row in rows] == ["abcdef", "zyx", "qrs"]
     assert [tokenizer.decode(row.token_ids) for row in rows] == ["abcd", "zyx", "qrs"]
-    assert len(load_control(str(path), 100, 7, tokenizer)) == 5
+    assert len(load_forgetting_texts(str(path), 100, 7, tokenizer)) == 5
 
 
 def test_special_tokens_are_those_of_the_tokenizer(tmp_path, tokenizer):
@@ -176,7 +176,7 @@ def test_special_tokens_are_those_of_the_tokenizer(tmp_path, tokenizer):
         def __call__(self, text, **options):
             return {"input_ids": [1, *tokenizer(text, **options)["input_ids"]]}
 
-    rows = load_control(str(write(tmp_path / "texts.jsonl", ["a", "bc"])), 5, 9, WithStart())
+    rows = load_forgetting_texts(str(write(tmp_path / "texts.jsonl", ["a", "bc"])), 5, 9, WithStart())
     assert [(row.text, row.token_ids[0], len(row.token_ids)) for row in rows] == [("a", 1, 2), ("bc", 1, 3)]
 
 
@@ -187,17 +187,20 @@ def test_special_tokens_are_those_of_the_tokenizer(tmp_path, tokenizer):
 def test_a_folder_gives_its_test_split_or_what_it_has(tmp_path, tokenizer, splits, read):
     for split in splits:
         write(tmp_path / f"{split}.jsonl", [f"{split} one", f"{split} two"])
-    assert [row.text for row in load_control(str(tmp_path), 9, 99, tokenizer)] == [f"{read} one", f"{read} two"]
+    assert [row.text for row in load_forgetting_texts(str(tmp_path), 9, 99, tokenizer)] == [
+        f"{read} one",
+        f"{read} two",
+    ]
 
 
 def test_a_text_file_has_paragraphs(tmp_path, tokenizer):
     path = tmp_path / "texts.txt"
     path.write_bytes(b"\n\none\nline more\n \t\n\nb\n\r\n  two\r\n\r\n")
-    assert [row.text for row in load_control(str(path), 9, 99, tokenizer)] == ["one\nline more", "two"]
+    assert [row.text for row in load_forgetting_texts(str(path), 9, 99, tokenizer)] == ["one\nline more", "two"]
 
 
 def test_a_task_gives_the_texts_of_its_test_split(tokenizer):
-    rows = load_control("docstrings", 7, 12, tokenizer)
+    rows = load_forgetting_texts("docstrings", 7, 12, tokenizer)
     firsts: dict[tuple, str] = {}
     for row in data.load("docstrings", "text", "test"):
         firsts.setdefault(tuple(tokenizer(row["text"])["input_ids"])[:12], row["text"])
@@ -221,4 +224,4 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, tokenizer, source, error, w
     write(tmp_path / "one.jsonl", ["one", "one", "x"])
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(error, match=words):
-        load_control(source.replace("{folder}", str(tmp_path)), 9, 99, tokenizer)
+        load_forgetting_texts(source.replace("{folder}", str(tmp_path)), 9, 99, tokenizer)

@@ -14,10 +14,10 @@ from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.groups import (
     dirichlet,
     one_hot,
-    reversed_control,
+    reversed_ablation,
     scaled,
     simplex,
-    uniform_control,
+    uniform_ablation,
     upside_down,
     with_single_policies,
 )
@@ -113,31 +113,31 @@ def mean_factor(layers: int, alpha: float, beta: float, schedule: str) -> float:
     ("alpha", "beta", "schedule"),
     [(0.5, 1.0, "linear"), (1.3, -0.7, "sqrt"), (0.0, 2.0, "quadratic"), (0.25, 0.0, "sqrt")],
 )
-def test_the_uniform_control_has_the_mean_factor_in_every_block(layers, alpha, beta, schedule):
+def test_the_uniform_ablation_has_the_mean_factor_in_every_block(layers, alpha, beta, schedule):
     spec = MergeSpec("linear", (0.2, 0.8), alpha, beta, schedule)
-    control = uniform_control(spec, layers)
-    assert (control.rule, control.weights, control.beta) == ("linear", (0.2, 0.8), 0.0)
-    assert control.alpha == pytest.approx(mean_factor(layers, alpha, beta, schedule), rel=1e-14, abs=1e-15)
-    factors = lines_scales(layers, control.alpha, control.beta, control.schedule)
-    assert torch.equal(factors, torch.full((layers,), control.alpha, dtype=torch.float64))
+    ablation = uniform_ablation(spec, layers)
+    assert (ablation.rule, ablation.weights, ablation.beta) == ("linear", (0.2, 0.8), 0.0)
+    assert ablation.alpha == pytest.approx(mean_factor(layers, alpha, beta, schedule), rel=1e-14, abs=1e-15)
+    factors = lines_scales(layers, ablation.alpha, ablation.beta, ablation.schedule)
+    assert torch.equal(factors, torch.full((layers,), ablation.alpha, dtype=torch.float64))
 
 
-def test_controls_keep_rule_and_options():
+def test_ablations_keep_rule_and_options():
     spec = MergeSpec("ties", (0.2, 0.8), 0.5, 1.0, "sqrt", {"density": 0.3})
-    for control in (uniform_control(spec, 4), reversed_control(spec)):
-        assert (control.rule, control.weights, control.options) == ("ties", (0.2, 0.8), {"density": 0.3})
+    for ablation in (uniform_ablation(spec, 4), reversed_ablation(spec)):
+        assert (ablation.rule, ablation.weights, ablation.options) == ("ties", (0.2, 0.8), {"density": 0.3})
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("layers", [2, 3, 8, 32])
-def test_the_reversed_control_has_the_factors_upside_down(schedule, layers):
+def test_the_reversed_ablation_has_the_factors_upside_down(schedule, layers):
     spec = MergeSpec("linear", (0.2, 0.8), 0.3, 1.7, schedule)
-    control = reversed_control(spec)
+    ablation = reversed_ablation(spec)
     own = lines_scales(layers, spec.alpha, spec.beta, spec.schedule)
-    turned = lines_scales(layers, control.alpha, control.beta, control.schedule)
+    turned = lines_scales(layers, ablation.alpha, ablation.beta, ablation.schedule)
     # 1 - (l - 1) / (L - 1) and (L - l) / (L - 1) are one number, rounded once or twice.
     torch.testing.assert_close(turned, own.flip(0), rtol=0, atol=1e-15)
     assert turned[0] == own[-1] and turned[-1] == own[0]
     assert not torch.allclose(turned, own)
-    assert reversed_control(control) == spec
+    assert reversed_ablation(ablation) == spec
     assert upside_down(schedule) in SCHEDULES and upside_down(upside_down(schedule)) == schedule

@@ -10,7 +10,7 @@ import pytest
 from rlhf_lines.artifact import write_record
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep import store as stores
-from rlhf_lines.sweep.store import FILE, ControlText, Row, Store, StoredPoint, StoredPrompt, Unscored, open_finished
+from rlhf_lines.sweep.store import FILE, Row, Store, StoredPoint, StoredPrompt, StoredText, Unscored, open_finished
 
 
 SPECS = [MergeSpec("linear", (1.0, 0.0)), MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0)]
@@ -190,20 +190,20 @@ def test_further_scores_are_added_all_or_none(store, two_splits):
     assert store.count_unscored("new") == 6
 
 
-def test_control_texts_and_their_nats(store, tmp_path):
+def test_forgetting_texts_and_their_nll(store, tmp_path):
     texts = {text: 1 + i for i, text in enumerate(TEXTS)}
-    ids = store.add_control_texts(texts)
-    assert store.add_control_texts(dict(reversed(texts.items()))) == list(reversed(ids))
-    assert store.control_texts() == [ControlText(i, *item) for i, item in zip(ids, texts.items(), strict=True)]
-    np.testing.assert_array_equal(store.control_tokens(), np.arange(1, len(TEXTS) + 1))
-    store.add_nats([(2, ids[2], 0.1 + 0.2), (2, ids[0], 4.0)])
-    store.add_nats([(1, ids[0], 7.0)])
-    np.testing.assert_array_equal(store.nats(2), [4.0, 0.1 + 0.2])
+    ids = store.add_forgetting_texts(texts)
+    assert store.add_forgetting_texts(dict(reversed(texts.items()))) == list(reversed(ids))
+    assert store.forgetting_texts() == [StoredText(i, *item) for i, item in zip(ids, texts.items(), strict=True)]
+    np.testing.assert_array_equal(store.forgetting_tokens(), np.arange(1, len(TEXTS) + 1))
+    store.add_nll([(2, ids[2], 0.1 + 0.2), (2, ids[0], 4.0)])
+    store.add_nll([(1, ids[0], 7.0)])
+    np.testing.assert_array_equal(store.nll(2), [4.0, 0.1 + 0.2])
     with pytest.raises(sqlite3.IntegrityError):
-        store.add_nats([(2, ids[1], 1.0), (2, ids[0], 1.0)])
+        store.add_nll([(2, ids[1], 1.0), (2, ids[0], 1.0)])
     with Store(tmp_path) as again:
-        assert again.finished_control() == {(2, ids[2]), (2, ids[0]), (1, ids[0])}
-        assert again.nats(3).tolist() == []
+        assert again.finished_forgetting() == {(2, ids[2]), (2, ids[0]), (1, ids[0])}
+        assert again.nll(3).tolist() == []
 
 
 def test_a_store_that_is_read_stays_as_it_is(store, two_splits, tmp_path):

@@ -114,14 +114,16 @@ def test_controls_of_length_and_depth(run):
 
 
 def test_alpha_auto_is_measured_at_every_weight(run, sft, policies):
-    from rlhf_lines.sweep.engines.merged_weights import measured_alpha
+    from rlhf_lines.merge.inputs.adapter import load_adapter
+    from rlhf_lines.sweep.merges import Merges
 
+    merges = Merges(sft, [load_adapter(policy) for policy in policies[:2]])
     _, front = run(scalings=["auto 1"], num_weights=3, controls="true")
     groups = groups_of(front)
     alphas = []
     for lines, uniform, upside_down in zip(groups["lines"], groups["uniform"], groups["reversed"], strict=True):
         spec = MergeSpec("linear", tuple(lines["spec"]["weights"]), "auto", 1.0)
-        alphas.append(measured_alpha(sft, policies[:2], spec).alpha)
+        alphas.append(merges.resolved(spec).alpha)
         assert lines["spec"]["alpha"] == upside_down["spec"]["alpha"] == alphas[-1]
         mean = lines_scales(4, alphas[-1], 1.0).mean().item()
         assert uniform["spec"]["alpha"] == pytest.approx(mean, rel=1e-14)

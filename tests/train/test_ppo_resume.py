@@ -45,6 +45,23 @@ def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
     return make
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Where runs that nothing stopped are kept for the tests that only read them."""
+    return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture
+def whole(finished, stage_flags):
+    """Return a function from changed settings to a run that nothing stopped, made when a test first asks for it."""
+
+    def run(**changes):
+        out = finished / ("-".join(f"{key}={value}" for key, value in changes.items()) or "as it is")
+        return out if out.exists() else run_stage("ppo", stage_flags(output_dir=out, **changes))
+
+    return run
+
+
 @pytest.fixture
 def killed(stage_flags, tmp_path):
     """Return a function that runs the stage in a process that kills itself."""
@@ -72,8 +89,8 @@ def killed(stage_flags, tmp_path):
         ("_generate_and_score_completions", 4, ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),  # in epoch 2
     ],
 )
-def test_killed_and_resumed_is_the_run_that_was_not_killed(stage_flags, killed, tmp_path, method, count, found):
-    whole = run_stage("ppo", stage_flags(output_dir=tmp_path / "whole"))
+def test_killed_and_resumed_is_the_run_that_was_not_killed(whole, stage_flags, killed, tmp_path, method, count, found):
+    whole = whole()
     out = tmp_path / "out"
     killed(method, count, output_dir=out)
     assert not out.exists()
@@ -130,10 +147,10 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["remove_working_files", "write_record"])
-def test_a_run_that_was_killed_after_its_last_update_is_finished(stage_flags, tmp_path, monkeypatch, moment):
+def test_a_run_that_was_killed_after_its_last_update_is_finished(whole, stage_flags, tmp_path, monkeypatch, moment):
     """The last checkpoint is of step 10: without its random and optimizer state the rest would be another run."""
     settings = {"save_steps": 10}
-    whole, out = run_stage("ppo", stage_flags(output_dir=tmp_path / "whole", **settings)), tmp_path / "out"
+    whole, out = whole(**settings), tmp_path / "out"
 
     def kill(*args, **kwargs):
         raise Killed
@@ -150,7 +167,7 @@ def test_a_run_that_was_killed_after_its_last_update_is_finished(stage_flags, tm
     assert [path for path in out.rglob("*") if path.suffix in (".pt", ".pth", ".bin")] == []
 
 
-def test_a_run_that_was_to_replace_another_goes_on(stage_flags, killed, tmp_path):
+def test_a_run_that_was_to_replace_another_goes_on(whole, stage_flags, killed, tmp_path):
     out = run_stage("ppo", stage_flags(output_dir=tmp_path / "out", max_steps=2, learning_rate=0.1))
     first = (out / "adapter_model.safetensors").read_bytes()
     killed("training_step", 9, output_dir=out, overwrite=True)
@@ -161,9 +178,8 @@ def test_a_run_that_was_to_replace_another_goes_on(stage_flags, killed, tmp_path
     ):
         with pytest.raises(FileExistsError, match=message):
             run_stage("ppo", stage_flags(output_dir=out, **flags))
-    whole = run_stage("ppo", stage_flags(output_dir=tmp_path / "whole"))
     run_stage("ppo", stage_flags(output_dir=out, resume=True, overwrite=True))
-    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (whole, out))
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (whole(), out))
     assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a)
     assert json.loads((out / "rlhf_lines.json").read_text())["updates"] == 12
 

@@ -59,23 +59,23 @@ def adapters(sft):
 
 
 @pytest.fixture(scope="session")
-def mixture(sft, adapters):
-    """The mixture of the local engine, of all three."""
+def multi_lora(sft, adapters):
+    """The `MultiLoRA` of the local engine, of all three."""
     from transformers import AutoModelForCausalLM
 
-    from rlhf_lines.sweep.engines.multi_lora import Mixture
+    from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 
-    return Mixture(AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval(), adapters)
+    return MultiLoRA(AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval(), adapters)
 
 
 @pytest.fixture(scope="session")
-def greedy(mixture):
+def greedy(multi_lora):
     """A function from requests to what the local engine writes."""
     from rlhf_lines.sweep.engines.sampling import sample
 
     def complete(requests):
         return sample(
-            mixture, requests, max_new_tokens=16, temperature=0.0, eos_token_ids=ENDS, pad_token_id=PAD, seed=0
+            multi_lora, requests, max_new_tokens=16, temperature=0.0, eos_token_ids=ENDS, pad_token_id=PAD, seed=0
         )
 
     return complete

@@ -48,10 +48,10 @@ def completions(engine, requests):
     return engine.complete(requests)
 
 
-def merged_logits(mixture, spec, row):
+def merged_logits(multi_lora, spec, row):
     """Logits ``[tokens - 1, vocab]`` of the local engine's model."""
-    with mixture.rows([spec]), torch.no_grad():
-        return mixture.model(input_ids=torch.tensor([row])).logits[0, :-1]
+    with multi_lora.rows([spec]), torch.no_grad():
+        return multi_lora.model(input_ids=torch.tensor([row])).logits[0, :-1]
 
 
 def test_greedy_completions_are_those_of_the_local_engine(completions, expected):
@@ -68,17 +68,17 @@ def test_the_kl_is_that_of_the_local_engine(completions, expected):
     assert max(abs(c.kl) for c in expected) > 1
 
 
-def check_nats(engine, mixture, specs):
+def check_nll(engine, multi_lora, specs):
     """Compare with the local engine's model, several rows under every spec."""
     rows = [(*prompt, 9, 27, 30) for prompt in PROMPTS] + [(6,)]
     pairs = [(spec, row) for spec in specs for row in rows]
-    for (spec, row), value in zip(pairs, engine.nats(*map(list, zip(*pairs, strict=True))), strict=True):
-        logprobs = merged_logits(mixture, spec, row).double().log_softmax(-1)
+    for (spec, row), value in zip(pairs, engine.nll(*map(list, zip(*pairs, strict=True))), strict=True):
+        logprobs = merged_logits(multi_lora, spec, row).double().log_softmax(-1)
         assert value == pytest.approx(-sum(logprobs[t - 1, row[t]].item() for t in range(1, len(row))), abs=1e-3)
 
 
-def test_nats_are_those_of_the_merged_models(engine, mixture):
-    check_nats(engine, mixture, SPECS)
+def test_nll_is_that_of_the_merged_models(engine, multi_lora):
+    check_nll(engine, multi_lora, SPECS)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -115,7 +115,7 @@ def started_processes() -> list[psutil.Process]:
     return [process for engine in engines for process in (engine, *engine.children(recursive=True))]
 
 
-def test_adapted_heads(make_config, sft, adapters, mixture, greedy, tmp_path):
+def test_adapted_heads(make_config, sft, adapters, multi_lora, greedy, tmp_path):
     config = make_config(policies=[adapter.path for adapter in adapters])
     specs = [MergeSpec("linear", weights, alpha=0.5, beta=1.0) for weights in ((0.2, 0.3, 0.5), (0.0, 0.0, 1.0))]
     requests = [Request(spec, prompt, key) for key, prompt in enumerate(PROMPTS) for spec in specs]
@@ -124,6 +124,6 @@ def test_adapted_heads(make_config, sft, adapters, mixture, greedy, tmp_path):
         for completion, reference in zip(engine.complete(requests), greedy(requests), strict=True):
             assert completion.token_ids == reference.token_ids
             assert completion.kl == pytest.approx(reference.kl, abs=1e-3)
-        check_nats(engine, mixture, specs)
+        check_nll(engine, multi_lora, specs)
     finally:
         engine.close()

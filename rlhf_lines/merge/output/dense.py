@@ -20,7 +20,7 @@ from rlhf_lines.merge.layers import block_indices
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, cast_loss, is_finite
+from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, add_residual, cast_loss, is_finite
 from rlhf_lines.merge.tensors.residuals import Merged, Piece, Tensors
 from rlhf_lines.merge.tensors.spans import Scratch, Span, cut, in_threads
 from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
@@ -208,7 +208,7 @@ class DenseMerge:
     def _merge(self, span: Span, merged: Merged, dtype: torch.dtype, bad: set[str]) -> tuple[Tensor, Loss]:
         piece = merged.residuals.read(span)
         tau = merged.compute(piece)
-        written = (piece.sft + tau).to(dtype)
+        written = add_residual(piece.sft, tau, dtype)
         loss = cast_loss(tau, piece.sft, written, self._sft.entries[span.name].dtype)
         # The sums are not finite if one of the values is not, or if squares overflow.
         if not (math.isfinite(loss.error) and math.isfinite(loss.total)) and not torch.isfinite(written).all():

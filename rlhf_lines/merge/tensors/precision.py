@@ -38,6 +38,20 @@ def wide(tensor: Tensor, name: str) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
+def add_residual(sft: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
+    """theta_SFT + tau: added in the wider of their dtypes, float32 at least, and cast once.
+
+    Every merged weight comes from here: those in files, those that a sweep lends to its model, and those of the
+    policies whose statistics are taken.
+
+    Args:
+        sft: theta_SFT, in float32 or wider, or as it is stored.
+        residual: tau, float32 or wider.
+        dtype: of the result.
+    """
+    return (sft + residual).to(dtype)
+
+
 @dataclass(frozen=True)
 class LostResidual:
     """The share of a merged residual that the cast to the output dtype lost.

@@ -108,8 +108,10 @@ def forgetting_figure(content: Content, reward: str | None = None, *, narrow: bo
 def surrogate_figure(content: Content, reward: str | None = None, *, narrow: bool = False) -> go.Figure:
     """Predicted to the right and measured upwards, with the line on which both agree."""
     reward = reward or content.front["rewards"][0]
-    of = {entry["id"]: (entry["predicted"][reward], entry["measured"][reward]) for entry in content.predictions}
-    ends = [limit(value for pair in of.values() for value in pair) for limit in (min, max)]
+    keys = ("predicted", "measured")  # both without rewards that were added when the sweep was over
+    of = {entry["id"]: [entry[key].get(reward) for key in keys] for entry in content.predictions}
+    values = [value for pair in of.values() for value in pair if value is not None]
+    ends = [min(values), max(values)] if values else []
     dots = {"color": "var(--faint)", "dash": "dot", "width": 1}
     traces = [go.Scatter(mode="lines", x=ends, y=ends, hoverinfo="skip", line=dots)]
     for group in content.groups.values():
@@ -117,7 +119,7 @@ def surrogate_figure(content: Content, reward: str | None = None, *, narrow: boo
         x, y = ([of[point["id"]][k] for point in points] for k in (0, 1))
         traces.append(_cloud(content, points, group, x, y, narrow=narrow, meta=[]))
     short = shortened(visible(reward), 30)
-    return go.Figure(traces, _layout(*(isolated(f"{short}: {key} mean score") for key in ("predicted", "measured"))))
+    return go.Figure(traces, _layout(*(isolated(f"{short}: {key} mean score") for key in keys)))
 
 
 def validation_figure(content: Content, schedule: str, *, narrow: bool = False) -> go.Figure:

@@ -143,7 +143,7 @@ def predictions_table(content: Content) -> Table:
     ]
     for reward, measure in content.rewards.items():
         for head, key in ((Markup("<span>{} predicted</span>").format(name(reward)), "predicted"), ("measured",) * 2):
-            columns.append(Column(head, [number(entry[key][reward], measure.digits) for entry in predictions]))
+            columns.append(Column(head, [number(entry[key].get(reward), measure.digits) for entry in predictions]))
     return Table("Predicted and measured scores", columns)
 
 

@@ -40,7 +40,9 @@ def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *,
 
     Args:
         text: config of the language model.
-        bytes_per_number: of its dtype.
+        length: tokens of a row, prompt and completion.
+        bytes_per_number: of the model's dtype.
+        free: bytes.
         device: `cuda` or `cpu`.
     """
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads

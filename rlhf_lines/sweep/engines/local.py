@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -15,11 +17,15 @@ from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import end_token_ids, load_tokenizer
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory
-from rlhf_lines.sweep.engines.merged_weights import DenseSpecs
-from rlhf_lines.sweep.engines.multi_lora import Mixture
+from rlhf_lines.sweep.engines.merged_weights import MergedWeights
+from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.protocol import Completion, Request
-from rlhf_lines.sweep.engines.sampling import sample, text_nats
+from rlhf_lines.sweep.engines.sampling import sample, text_nll
+from rlhf_lines.sweep.merges import Merges
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 S, T = TypeVar("S"), TypeVar("T")
 
@@ -35,66 +41,57 @@ class LocalEngine:
 
     def __init__(self, config: SweepConfig, sft: Path, adapters: Sequence[Adapter]) -> None:
         self._config, self._sft, self._adapters = config, sft, adapters
-        self._mixture: Mixture | None = None
+        self._merges = Merges(sft, adapters[: len(config.policies)], config.groups)
+
+    @cached_property
+    def _multi_lora(self) -> MultiLoRA:
+        return MultiLoRA(load_base(self._config, self._sft), self._adapters)
+
+    @cached_property
+    def _merged(self) -> MergedWeights:
+        return MergedWeights(self._multi_lora.model, self._merges)
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._sft)
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in their order, which may mix any specs.
 
         A batch that does not fit into the memory of a GPU is halved: completions do not depend on batches.
         """
-        self._load()
         return _by_rule(requests, [request.spec for request in requests], self._complete)
 
-    def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
-        """Return, for each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec."""
-        self._load()
-        return _by_rule(list(zip(specs, rows, strict=True)), specs, self._nats)
+    def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
+        """Of each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec."""
+        return _by_rule(list(zip(specs, rows, strict=True)), specs, self._nll)
 
     def rows(self, prompt_tokens: int) -> int:
         """The batch size that is given, or the one that free memory allows."""
         if self._config.batch_size is not None:
             return self._config.batch_size
-        self._load()
-        return rows_in_memory(self._mixture.model, prompt_tokens + self._config.max_new_tokens)
+        return rows_in_memory(self._multi_lora.model, prompt_tokens + self._config.max_new_tokens)
 
     def close(self) -> None:
-        """Do nothing: there are no processes to end."""
+        """Close the files that merges are made from."""
+        self._merges.close()
 
     def _complete(self, spec: MergeSpec | None, requests: Sequence[Request]) -> list[Completion]:
-        def work(part: Sequence[Request]) -> list[Completion]:
-            return sample(
-                self._mixture,
-                part,
-                max_new_tokens=self._config.max_new_tokens,
-                temperature=self._config.temperature,
-                eos_token_ids=self._ends,
-                pad_token_id=self._tokenizer.pad_token_id,
-                seed=self._config.seed,
-                policy=None if spec is None else self._dense.loaded(spec),
-            )
+        return sample(
+            self._multi_lora,
+            requests,
+            max_new_tokens=self._config.max_new_tokens,
+            temperature=self._config.temperature,
+            eos_token_ids=end_token_ids(self._multi_lora.model, self._tokenizer),
+            pad_token_id=self._tokenizer.pad_token_id,
+            seed=self._config.seed,
+            policy=None if spec is None else self._merged.loaded(spec),
+        )
 
-        return in_halves(work, requests)
-
-    def _nats(self, spec: MergeSpec | None, rows: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
-        def work(part: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
-            texts = [text for _, text in part]
-            if spec is None:
-                return text_nats(self._mixture, [spec for spec, _ in part], texts, self._tokenizer.pad_token_id)
-            with self._dense.loaded(spec):
-                return text_nats(self._mixture, None, texts, self._tokenizer.pad_token_id)
-
-        return in_halves(work, rows)
-
-    def _load(self) -> None:
-        if self._mixture is not None:
-            return
-        model = load_base(self._config, self._sft)
-        policies = [Path(adapter.path) for adapter in self._adapters]
-        statistics = {entry.rule: entry.statistics for entry in self._config.groups}
-        self._tokenizer = load_tokenizer(self._sft)
-        self._ends = end_token_ids(model, self._tokenizer)
-        self._dense = DenseSpecs(model, self._sft, policies, statistics)
-        self._mixture = Mixture(model, self._adapters)
+    def _nll(self, spec: MergeSpec | None, rows: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
+        specs, texts = zip(*rows, strict=True)
+        with contextlib.nullcontext() if spec is None else self._merged.loaded(spec):
+            return text_nll(self._multi_lora, specs if spec is None else None, texts, self._tokenizer.pad_token_id)
 
 
 def load_base(config: SweepConfig, sft: Path) -> nn.Module:
@@ -124,5 +121,5 @@ def _by_rule(
         parts.setdefault(None if RULES[spec.rule].is_linear else spec, []).append(i)
     found: dict[int, T] = {}
     for spec, indices in parts.items():
-        found |= zip(indices, work(spec, [items[i] for i in indices]), strict=True)
+        found |= zip(indices, in_halves(partial(work, spec), [items[i] for i in indices]), strict=True)
     return [found[i] for i in range(len(items))]

@@ -25,7 +25,7 @@ from rlhf_lines.merge.lora.low_rank import coefficients, stack
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of Llama and its relatives
 
 
-class Mixture:
+class MultiLoRA:
     """A causal language model whose rows follow the spec that they are given.
 
     Args:

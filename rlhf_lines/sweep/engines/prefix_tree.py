@@ -8,14 +8,15 @@ instead of 22 times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from rlhf_lines.sweep.engines.protocol import Pair, Tokens
 
-Tokens = tuple[int, ...]
+
 MOST_NODES = 1024  # of one tree: its attention mask has as many squared
 # Attention there is a function of mask and positions alone, which a test asserts for each of them.
 ARCHITECTURES = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
@@ -50,7 +51,7 @@ class Tree:
         self.ends[completion] = node
 
 
-def trees_of(pairs: Iterable[tuple[Tokens, Tokens]]) -> list[Tree]:
+def trees_of(pairs: Iterable[Pair]) -> list[Tree]:
     """Trees that hold every pair of prompt and completion, few enough nodes in each."""
     trees, growing = [], {}
     for prompt, completion in pairs:
@@ -74,9 +75,7 @@ def takes_trees(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def tree_logprobs(
-    model: nn.Module, trees: Sequence[Tree], pad_token_id: int, temperature: float
-) -> Mapping[tuple[Tokens, Tokens], float]:
+def tree_logprobs(model: nn.Module, trees: Sequence[Tree], pad_token_id: int, temperature: float) -> dict[Pair, float]:
     """Log p(completion | prompt) of every pair in the trees, under softmax(logits / temperature).
 
     Args:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.rules import RULES
+
+
+Tokens = tuple[int, ...]
+Pair = tuple[Tokens, Tokens]  # a prompt, and a completion of it
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Request:
     """
 
     spec: MergeSpec
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Tokens
     prompt_key: int
     sample: int = 0
 
@@ -29,7 +34,7 @@ class Completion:
     `kl` is sum_t log pi(a_t|s_t) - log pi_SFT(a_t|s_t), in nats: an unbiased estimate from one sample.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: Tokens
     kl: float
 
 
@@ -40,8 +45,8 @@ class Engine(Protocol):
         """One completion per request, in their order, which may mix any specs."""
         ...
 
-    def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
-        """Return, for each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec."""
+    def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
+        """Of each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec."""
         ...
 
     def rows(self, prompt_tokens: int) -> int:
@@ -49,5 +54,14 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """End the processes that the engine has started, if any."""
+        """Close the files and end the processes that the engine has opened and started, if any."""
         ...
+
+
+def mixable(specs: Mapping[int, MergeSpec]) -> list[dict[int, MergeSpec]]:
+    """The specs, by their ids, that a batch should mix: all linear ones, and each other one alone.
+
+    The weights of the others are loaded in place, one spec at a time.
+    """
+    linear = {spec_id: spec for spec_id, spec in specs.items() if RULES[spec.rule].is_linear}
+    return [linear, *({spec_id: spec} for spec_id, spec in specs.items() if spec_id not in linear)]

@@ -9,9 +9,9 @@ import torch
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sampling import chosen_logprobs, left_pad, sample_tokens
-from rlhf_lines.sweep.engines.multi_lora import Mixture
+from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.prefix_tree import takes_trees, tree_logprobs, trees_of
-from rlhf_lines.sweep.engines.protocol import Completion, Request
+from rlhf_lines.sweep.engines.protocol import Completion, Pair, Request
 
 
 # Of one forward pass over given tokens: what a CPU's cache takes, and 512 MiB in float32 on a GPU; 8 rows at least.
@@ -21,7 +21,7 @@ MOST_TOKENS = 1 << 15  # of one such pass, prompts and padding included: few log
 
 @torch.no_grad()
 def sample(
-    mixture: Mixture,
+    multi_lora: MultiLoRA,
     requests: Sequence[Request],
     *,
     max_new_tokens: int,
@@ -34,14 +34,20 @@ def sample(
     """One completion per request, all in one batch. Specs share their noise, prompt by prompt.
 
     Args:
+        multi_lora: the SFT model with all policies.
+        requests: of any linear specs, or all of the spec whose policy is given.
+        max_new_tokens: longest completion.
         temperature: of the softmax; 0 takes the most likely token.
+        eos_token_ids: any of them ends a completion.
+        pad_token_id: fills up the rows.
+        seed: of the noise.
         policy: inside it the model is the merged policy of all requests; None: every row follows its spec.
     """
     prompts = [request.prompt_ids for request in requests]
     by_spec = policy is None
-    with mixture.rows([request.spec for request in requests]) if by_spec else policy:
+    with multi_lora.rows([request.spec for request in requests]) if by_spec else policy:
         tokens, lengths, logprobs = sample_tokens(
-            mixture.model,
+            multi_lora.model,
             prompts,
             [(request.prompt_key, request.sample) for request in requests],
             max_new_tokens=max_new_tokens,
@@ -49,64 +55,73 @@ def sample(
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
             seed=seed,
-            keep_rows=mixture.select_rows if by_spec else lambda rows: None,
+            keep_rows=multi_lora.select_rows if by_spec else lambda rows: None,
         )
     completions = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
     own = logprobs.double().sum(dim=1).tolist()
-    reference = sft_logprobs(mixture, list(zip(prompts, completions, strict=True)), pad_token_id, temperature or 1.0)
+    reference = sft_logprobs(multi_lora, list(zip(prompts, completions, strict=True)), pad_token_id, temperature or 1.0)
     return [
         Completion(completion, ours - theirs)
         for completion, ours, theirs in zip(completions, own, reference, strict=True)
     ]
 
 
-def sft_logprobs(
-    mixture: Mixture, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], pad_token_id: int, temperature: float
-) -> list[float]:
+def sft_logprobs(multi_lora: MultiLoRA, pairs: Sequence[Pair], pad_token_id: int, temperature: float) -> list[float]:
     """The log-probability of each completion after its prompt under the SFT model.
 
     Each pair is read once, and, where the architecture allows, each prefix.
     """
     distinct = list(dict.fromkeys(pairs))
-    if not takes_trees(mixture.model):
-        values = _logprobs(mixture, None, distinct, pad_token_id, temperature)
-        known = dict(zip(distinct, values, strict=True))
-        return [known[pair] for pair in pairs]
-    known, batch, roots = {}, [], 0
-    most = _positions(mixture)
-    # Trees of one size together; a batch is as large as its logits and its tokens, padding included, may be.
-    for tree in sorted(trees_of(distinct), key=lambda tree: len(tree.tokens)):
-        rows, nodes, roots = len(batch) + 1, len(tree.tokens), max(roots, len(tree.prompt))
-        if batch and (rows * (nodes + 1) > most or rows * (roots + nodes) > MOST_TOKENS):
-            known |= tree_logprobs(mixture.model, batch, pad_token_id, temperature)
-            batch, roots = [], len(tree.prompt)
-        batch.append(tree)
-    known |= tree_logprobs(mixture.model, batch, pad_token_id, temperature)
+    if takes_trees(multi_lora.model):
+        known = _logprobs_by_tree(multi_lora, distinct, pad_token_id, temperature)
+    else:
+        known = dict(zip(distinct, _logprobs(multi_lora, None, distinct, pad_token_id, temperature), strict=True))
     return [known[pair] for pair in pairs]
 
 
 @torch.no_grad()
-def text_nats(
-    mixture: Mixture, specs: Sequence[MergeSpec] | None, rows: Sequence[Sequence[int]], pad_token_id: int
+def text_nll(
+    multi_lora: MultiLoRA, specs: Sequence[MergeSpec] | None, rows: Sequence[Sequence[int]], pad_token_id: int
 ) -> list[float]:
     """-sum_t log p(token_t | those before), t >= 1, of each row of token ids, in nats.
 
     Args:
+        multi_lora: the SFT model with all policies.
         specs: of the rows; None reads all of them with the model as it is.
+        rows: token ids of the texts.
+        pad_token_id: fills up the rows.
     """
     pairs = [(tuple(row[:1]), tuple(row[1:])) for row in rows]
-    return [-value for value in _logprobs(mixture, specs, pairs, pad_token_id, temperature=1.0)]
+    return [-value for value in _logprobs(multi_lora, specs, pairs, pad_token_id, temperature=1.0)]
+
+
+def _logprobs_by_tree(
+    multi_lora: MultiLoRA, pairs: Sequence[Pair], pad_token_id: int, temperature: float
+) -> dict[Pair, float]:
+    """By pair, the log-probability of the completion under the SFT model.
+
+    Trees of one size are read together; a batch is as large as its logits and its tokens, padding included, may be.
+    """
+    known, batch, roots = {}, [], 0
+    most = _positions(multi_lora)
+    for tree in sorted(trees_of(pairs), key=lambda tree: len(tree.tokens)):
+        rows, nodes, roots = len(batch) + 1, len(tree.tokens), max(roots, len(tree.prompt))
+        if batch and (rows * (nodes + 1) > most or rows * (roots + nodes) > MOST_TOKENS):
+            known |= tree_logprobs(multi_lora.model, batch, pad_token_id, temperature)
+            batch, roots = [], len(tree.prompt)
+        batch.append(tree)
+    return known | tree_logprobs(multi_lora.model, batch, pad_token_id, temperature)
 
 
 def _logprobs(
-    mixture: Mixture,
+    multi_lora: MultiLoRA,
     specs: Sequence[MergeSpec] | None,
-    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    pairs: Sequence[Pair],
     pad_token_id: int,
     temperature: float,
 ) -> list[float]:
     """The summed log-probabilities of the second parts after the first, under specs or the SFT model."""
-    most = _positions(mixture)
+    most = _positions(multi_lora)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = [0.0] * len(pairs)
     while order:
@@ -115,17 +130,19 @@ def _logprobs(
         rows = rows_of_pass(most, len(before) + len(after), len(after))
         chunk, order = order[-rows:], order[:-rows]
         of_rows = None if specs is None else [specs[i] for i in chunk]
-        values = _logprobs_of_batch(mixture, of_rows, [pairs[i] for i in chunk], pad_token_id, temperature)
+        values = _logprobs_of_batch(multi_lora, of_rows, [pairs[i] for i in chunk], pad_token_id, temperature)
         for i, value in zip(chunk, values, strict=True):
             found[i] = value
     return found
 
 
 def rows_of_pass(most: int, length: int, judged: int) -> int:
-    """How many rows of so many tokens one forward pass reads, of which the last so many are judged.
+    """How many rows one forward pass reads.
 
     Args:
         most: positions that may have logits; see `most_positions`.
+        length: tokens of a row.
+        judged: how many of them, at the end, get a log-probability.
     """
     return max(LEAST_ROWS, min(most // (judged + 1), MOST_TOKENS // length))
 
@@ -135,16 +152,22 @@ def most_positions(vocab_size: int, device: str) -> int:
     return (LOGITS_ON_CPU if device == "cpu" else LOGITS_ON_GPU) // vocab_size
 
 
-def _positions(mixture: Mixture) -> int:
-    return most_positions(mixture.model.config.get_text_config().vocab_size, mixture.model.device.type)
+def _positions(multi_lora: MultiLoRA) -> int:
+    return most_positions(multi_lora.model.config.get_text_config().vocab_size, multi_lora.model.device.type)
 
 
-def _logprobs_of_batch(mixture, specs, pairs, pad_token_id, temperature) -> list[float]:
-    device = mixture.model.device
+def _logprobs_of_batch(
+    multi_lora: MultiLoRA,
+    specs: Sequence[MergeSpec] | None,
+    pairs: Sequence[Pair],
+    pad_token_id: int,
+    temperature: float,
+) -> list[float]:
+    device = multi_lora.model.device
     inputs, mask = left_pad([before + after for before, after in pairs], pad_token_id, device)
     width = max(len(after) for _, after in pairs)
-    with contextlib.nullcontext() if specs is None else mixture.rows(specs):
-        logits = mixture.model(
+    with contextlib.nullcontext() if specs is None else multi_lora.rows(specs):
+        logits = multi_lora.model(
             input_ids=inputs,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),

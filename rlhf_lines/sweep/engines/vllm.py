@@ -12,7 +12,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.models import checkpoint_end_token_ids, load_tokenizer
 from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.engines.protocol import Completion, Request
+from rlhf_lines.sweep.engines.protocol import Completion, Pair, Request
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters, check_servable, largest_rank
 from rlhf_lines.sweep.engines.vllm_arguments import (
     engine_arguments,
@@ -23,7 +23,6 @@ from rlhf_lines.sweep.engines.vllm_arguments import (
 )
 
 
-Pair = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt, and those of a completion
 ROWS = 2048  # vLLM makes its own batches: many requests keep them full, and a killed run loses that many at most
 STEPS = 1 << 16  # requests for single tokens that are handed over at once
 
@@ -94,8 +93,8 @@ class VllmEngine:
         reference = self.sft_logprobs([(r.prompt_ids, ids) for r, ids in zip(requests, tokens, strict=True)])
         return [Completion(ids, ours - theirs) for ids, ours, theirs in zip(tokens, own, reference, strict=True)]
 
-    def nats(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
-        """Return, for each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec.
+    def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
+        """Of each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec.
 
         Raises:
             ValueError: a spec that is not linear.
@@ -162,7 +161,7 @@ class VllmEngine:
                 yield _sum_logprobs(output.outputs[0].logprobs, job.arguments["logprob_token_ids"])
 
     def _generate(self, jobs: Sequence[Job]) -> list:
-        """VLLM's output of every job, in their order.
+        """The output of vLLM for every job, in their order.
 
         Jobs of one spec are neighbours, so that an adapter that has left memory is loaded again only once. Those of the
         SFT model go first, on their own: where both are in one batch, vLLM's CPU kernels give a row that has no adapter

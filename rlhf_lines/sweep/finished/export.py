@@ -8,9 +8,9 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep.store import Store, open_finished
@@ -22,11 +22,10 @@ INTEGERS, NUMBER, TEXT, INTEGER = "integers", "number", "text", "integer"
 
 
 class Table(NamedTuple):
-    """A table to be written: its name, the types of its columns, and its rows, which are made as they are read."""
+    """A table to be written: the types of its columns, and its rows in their order, which are made as they are read."""
 
-    name: str
     columns: dict[str, str]
-    rows: Iterable[dict[str, Any]]
+    rows: Iterable[tuple]
 
 
 def export(
@@ -77,11 +76,11 @@ def _check_free(target: Path, paths: list[Path], *, overwrite: bool) -> None:
         raise FileExistsError(f"{existing[0]} exists: choose another output_dir, or add --overwrite to replace it")
 
 
-def _tables(store: Store) -> dict[str, Any]:
+def _tables(store: Store) -> dict[str, Callable[[], Table]]:
     """Functions that make the tables, by name."""
     tables = {"completions": lambda: _completions(store), "points": lambda: _points(store)}
-    if store.finished_control():
-        tables["control"] = lambda: _control(store)
+    if store.finished_forgetting():
+        tables["control"] = lambda: _forgetting(store)
     return tables
 
 
@@ -102,26 +101,16 @@ def _completions(store: Store) -> Table:
         **_spec_columns(num_policies),
     }
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[tuple]:
         specs = {spec_id: _spec_values(spec, num_policies) for spec_id, spec in store.specs().items()}
         for split in store.splits():
             prompts = store.prompts(split)
             for row in store.rows(split, rewards):
-                yield {
-                    "split": split,
-                    "spec": row.spec,
-                    "prompt": row.prompt,
-                    "sample": row.sample,
-                    "prompt_text": prompts[row.prompt].text,
-                    "completion": row.text,
-                    "tokens": len(row.token_ids),
-                    "token_ids": row.token_ids,
-                    "kl": row.kl,
-                    **{_score_column(reward): row.scores[reward] for reward in rewards},
-                    **specs[row.spec],
-                }
+                scores = [row.scores[reward] for reward in rewards]
+                text, ids = prompts[row.prompt].text, row.token_ids
+                yield split, *row[:3], text, row.text, len(ids), ids, row.kl, *scores, *specs[row.spec]
 
-    return Table("completions", columns, rows())
+    return Table(columns, rows())
 
 
 def _points(store: Store) -> Table:
@@ -138,26 +127,18 @@ def _points(store: Store) -> Table:
         "kl": NUMBER,
     }
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[tuple]:
         for split in store.splits():
             for point in store.points(split):
                 scores = store.scores(point.spec_id, split, rewards)  # [prompts, rewards]
-                means = scores.mean(axis=0).tolist()
-                yield {
-                    "point": point.id,
-                    "split": split,
-                    "group": point.group,
-                    "spec": point.spec_id,
-                    **_spec_values(point.spec, num_policies),
-                    "prompts": len(scores),
-                    **dict(zip(map(_score_column, rewards), means, strict=True)),
-                    "kl": float(store.kl(point.spec_id, split).mean()),
-                }
+                kl = float(store.kl(point.spec_id, split).mean())
+                spec, means = _spec_values(point.spec, num_policies), scores.mean(axis=0).tolist()
+                yield point.id, split, point.group, point.spec_id, *spec, len(scores), *means, kl
 
-    return Table("points", columns, rows())
+    return Table(columns, rows())
 
 
-def _control(store: Store) -> Table:
+def _forgetting(store: Store) -> Table:
     num_policies = _num_policies(store)
     columns = {
         "spec": INTEGER,
@@ -168,35 +149,24 @@ def _control(store: Store) -> Table:
         **_spec_columns(num_policies),
     }
 
-    def rows() -> Iterator[dict[str, Any]]:
-        texts = store.control_texts()
+    def rows() -> Iterator[tuple]:
+        texts = store.forgetting_texts()
         for spec_id, spec in store.specs().items():
-            nats = store.nats(spec_id).tolist()
-            if not nats:  # a spec that only validation has is not measured
+            nll = store.nll(spec_id).tolist()
+            if not nll:  # a spec that only validation has is not measured
                 continue
-            for text, value in zip(texts, nats, strict=True):
-                yield {
-                    "spec": spec_id,
-                    "text": text.id,
-                    "control_text": text.text,
-                    "tokens": text.tokens,
-                    "nats": value,
-                    **_spec_values(spec, num_policies),
-                }
+            for text, value in zip(texts, nll, strict=True):
+                yield spec_id, *text, value, *_spec_values(spec, num_policies)
 
-    return Table("control", columns, rows())
+    return Table(columns, rows())
 
 
 def _num_policies(store: Store) -> int:
     return max(len(spec.weights) for spec in store.specs().values())
 
 
-def _score_column(reward: str) -> str:
-    return f"score_{reward}"
-
-
 def _score_columns(rewards: list[str]) -> dict[str, str]:
-    return {_score_column(reward): NUMBER for reward in rewards}
+    return {f"score_{reward}": NUMBER for reward in rewards}
 
 
 def _spec_columns(num_policies: int) -> dict[str, str]:
@@ -204,23 +174,11 @@ def _spec_columns(num_policies: int) -> dict[str, str]:
     return {"rule": TEXT, **weights, "alpha": NUMBER, "beta": NUMBER, "schedule": TEXT, "options": TEXT}
 
 
-def _spec_values(spec: MergeSpec, num_policies: int) -> dict[str, Any]:
-    """The columns of a spec: missing weights are 0; alpha is null where it is `auto`."""
+def _spec_values(spec: MergeSpec, num_policies: int) -> tuple:
+    """The values of `_spec_columns`: missing weights are 0; alpha is null where it is `auto`."""
     weights = (*spec.weights, *(0.0,) * (num_policies - len(spec.weights)))
-    return {
-        "rule": spec.rule,
-        **{f"weight_{k}": weight for k, weight in enumerate(weights, start=1)},
-        "alpha": None if spec.alpha == "auto" else spec.alpha,
-        "beta": spec.beta,
-        "schedule": spec.schedule,
-        "options": json.dumps(spec.options, sort_keys=True),
-    }
-
-
-def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    rows = iter(rows)
-    while batch := list(itertools.islice(rows, BATCH)):
-        yield batch
+    alpha = None if spec.alpha == "auto" else spec.alpha
+    return spec.rule, *weights, alpha, spec.beta, spec.schedule, json.dumps(spec.options, sort_keys=True)
 
 
 def _write_parquet(table: Table, path: Path) -> None:
@@ -229,8 +187,9 @@ def _write_parquet(table: Table, path: Path) -> None:
 
     types = {INTEGER: pa.int64(), NUMBER: pa.float64(), TEXT: pa.string(), INTEGERS: pa.list_(pa.int32())}
     schema = pa.schema([(name, types[kind]) for name, kind in table.columns.items()])
+    rows = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     with contextlib.closing(parquet.ParquetWriter(path, schema)) as writer:
-        for batch in _batches(table.rows):
+        while batch := list(itertools.islice(rows, BATCH)):
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
 
@@ -239,12 +198,12 @@ def _write_csv(table: Table, path: Path) -> None:
 
     Not pyarrow's writer, which knows no lists.
     """
-    lists = [name for name, kind in table.columns.items() if kind == INTEGERS]
+    lists = [kind == INTEGERS for kind in table.columns.values()]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, table.columns)
-        writer.writeheader()
+        writer = csv.writer(file)
+        writer.writerow(table.columns)
         for row in table.rows:
-            writer.writerow({**row, **{name: json.dumps(row[name]) for name in lists}})
+            writer.writerow(json.dumps(value) if a_list else value for a_list, value in zip(lists, row, strict=True))
 
 
 WRITERS = {".parquet": _write_parquet, ".csv": _write_csv}

@@ -54,7 +54,7 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 def _forgetting(store: Store) -> Forgetting | None:
     """What the texts outside the task are, or None without any."""
-    tokens = store.control_tokens()
+    tokens = store.forgetting_tokens()
     if len(tokens) == 0:
         return None
     return {"texts": len(tokens), "tokens": int(tokens.sum()), "source": store.recall("control")}
@@ -62,10 +62,10 @@ def _forgetting(store: Store) -> Forgetting | None:
 
 def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
-    names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.control_tokens()
+    names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.forgetting_tokens()
 
     def forgetting(spec: int) -> dict[str, np.ndarray]:
-        nll = store.nats(spec)
+        nll = store.nll(spec)
         return {"nll": nll, "text_tokens": tokens} if len(nll) else {}
 
     return [

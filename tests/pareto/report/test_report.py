@@ -96,7 +96,17 @@ def test_nothing_that_was_written_is_invisible(text, shown):
 def test_only_the_two_scripts_of_the_page_may_run(report):
     page = Page(report)
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for _, text in page.scripts[1:]]
-    rules = r"toFixed|toPrecision|slice\(0|…|#[0-9a-fA-F]{6}|rgba?\(|\.sort\(|Math\.(abs|round)|nondominated|alpha"
+    rules = dict(rule.strip().split(" ", 1) for rule in page.policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == " ".join(f"'sha256-{text}'" for text in hashes)
+    assert "unsafe-eval" not in page.policy and "http" not in page.policy
+
+
+def test_the_script_formats_shortens_colours_and_chooses_nothing(report):
+    _, script = Page(report).scripts[-1]
+    rules = (
+        r"toFixed|toPrecision|slice\(0|…|#[0-9a-fA-F]{6}|rgba?\(|\.sort\(|Math\.(abs|round)|nondominated|alpha|policy"
+    )
     assert re.findall(rules, script) == []
 
 
@@ -111,6 +121,16 @@ def test_the_same_arguments_give_the_same_page():
         return report_html(front, make_completions(front), MADE)
 
     assert page() == page()
+
+
+def test_a_reward_that_was_added_later_has_no_predictions():
+    front = make_front()
+    for surrogate in front["surrogate"].values():
+        for entry in surrogate["predicted"]:
+            entry["predicted"].pop("faithful"), entry["measured"].pop("faithful")
+    figure = Page(report_html(front, None, MADE)).data["figures"]["surrogate-figure"]
+    traces = figure["choices"][0]["surrogate-reward"][1]["data"]
+    assert {value for trace in traces for axis in "xy" for value in trace.get(axis, ())} == {None}
 
 
 def test_a_run_of_45_points_and_400_prompts_fits_whole():

@@ -10,7 +10,7 @@ from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.local import LocalEngine, load_base
-from rlhf_lines.sweep.engines.multi_lora import Mixture
+from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.protocol import Request
 from tests.sweep.by_hand import complete_by_hand, cross_entropy, kl_by_hand
 
@@ -78,7 +78,7 @@ def test_completions_do_not_depend_on_the_calls(sft, four_policies, size):
 def test_nats_are_the_cross_entropy_of_the_merged_models(sft, four_policies, dense_model):
     texts = [(5, 9, 14, 3, 22), (8, 8), (22, 30, 4, 11, 8, 19, 6, 7, 7), (12, 13, 4)]
     pairs = [(spec, text) for text in texts for spec in SPECS]
-    got = engine_of(sft, four_policies).nats([spec for spec, _ in pairs], [text for _, text in pairs])
+    got = engine_of(sft, four_policies).nll([spec for spec, _ in pairs], [text for _, text in pairs])
     for (spec, text), value in zip(pairs, got, strict=True):
         assert value == pytest.approx(cross_entropy(dense_model(spec), text), abs=1e-4)
     assert len({round(value, 3) for value in got}) == len(pairs)
@@ -101,11 +101,11 @@ def test_a_batch_that_does_not_fit_is_halved(sft, four_policies, monkeypatch):
     engine, requests, original, sizes = engine_of(sft, four_policies), all_requests(), local.sample, []
     whole = engine.complete(requests)
 
-    def small(mixture, part, **settings):
+    def small(multi_lora, part, **settings):
         sizes.append(len(part))
         if len(part) > 6:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return original(mixture, part, **settings)
+        return original(multi_lora, part, **settings)
 
     monkeypatch.setattr(local, "sample", small)
     assert [row.token_ids for row in engine.complete(requests)] == [row.token_ids for row in whole]
@@ -128,11 +128,11 @@ def last_logits(model, prompts=PROMPTS) -> torch.Tensor:
         return model(**padded(prompts)).logits[:, -1].float()
 
 
-def mixture_of(sft, folders, **settings) -> Mixture:
+def multi_lora_of(sft, folders, **settings) -> MultiLoRA:
     config = SweepConfig(
         sft_model=str(sft), policies=["a", "b"], rewards=["m:a", "m:b"], output_dir="never", **settings
     )
-    return Mixture(load_base(config, sft), [load_adapter(folder) for folder in folders])
+    return MultiLoRA(load_base(config, sft), [load_adapter(folder) for folder in folders])
 
 
 def test_a_bfloat16_base_is_as_exact_as_the_sft_model_in_bfloat16(sft, four_policies, tmp_path):
@@ -141,17 +141,17 @@ def test_a_bfloat16_base_is_as_exact_as_the_sft_model_in_bfloat16(sft, four_poli
 
     rounded = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.bfloat16)
     rounded.float().save_pretrained(tmp_path / "rounded")  # the weights of the base, with arithmetic in float32
-    mixture = mixture_of(sft, four_policies, dtype="bfloat16")
-    assert mixture.model.dtype == torch.bfloat16
-    exact = mixture_of(tmp_path / "rounded", four_policies)
-    error = (last_logits(mixture.model) - last_logits(exact.model)).abs().max()
+    multi_lora = multi_lora_of(sft, four_policies, dtype="bfloat16")
+    assert multi_lora.model.dtype == torch.bfloat16
+    exact = multi_lora_of(tmp_path / "rounded", four_policies)
+    error = (last_logits(multi_lora.model) - last_logits(exact.model)).abs().max()
     specs = [LINES, THREE, SFT, LAST]
-    with mixture.rows(specs), exact.rows(specs):
-        found, want = last_logits(mixture.model), last_logits(exact.model)
+    with multi_lora.rows(specs), exact.rows(specs):
+        found, want = last_logits(multi_lora.model), last_logits(exact.model)
     plain = last_logits(exact.model)
     assert all((want[i] - plain[i]).abs().max() > 10 * error for i in (0, 1, 3))
     assert (found - want).abs().max() < 3 * error
-    torch.testing.assert_close(found[2], last_logits(mixture.model)[2], rtol=0, atol=0)
+    torch.testing.assert_close(found[2], last_logits(multi_lora.model)[2], rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def peft_of(model, folder, name="default"):
 
 
 def quantised(larger, **settings) -> tuple:
-    """The mixture on a quantised base, and PEFT's model on another with the same merges as adapters of their own."""
+    """Our model on a quantised base, and PEFT's on another with the same merges as adapters of their own."""
     sft, policies = larger
     config = SweepConfig(
         sft_model=str(sft), policies=["a", "b"], rewards=["m:a", "m:b"], output_dir="never", **settings
@@ -188,7 +188,7 @@ def quantised(larger, **settings) -> tuple:
     for name, spec in SOUPS.items():
         peft.add_weighted_adapter(["a", "b"], list(spec.weights), name, combination_type="cat")
     merged = merge_policies(sft, policies, LINES, save="adapter", output_dir=sft.parent / "merged", overwrite=True)
-    return mixture_of(sft, policies, **settings), peft_of(peft, merged, "lines")
+    return multi_lora_of(sft, policies, **settings), peft_of(peft, merged, "lines")
 
 
 SOUPS = {
@@ -207,15 +207,15 @@ QUANTIZED = pytest.mark.parametrize(
 @QUANTIZED
 def test_modules_of_a_quantised_base_get_the_residual_of_their_row(larger, settings, rounding):
     """On equal inputs, where quantisation of activations cannot differ: PEFT's exact adapters, up to a last bit."""
-    mixture, peft = quantised(larger, **settings)
-    weights = {name: p for name, p in mixture.model.named_parameters() if "q_proj" in name}
+    multi_lora, peft = quantised(larger, **settings)
+    weights = {name: p for name, p in multi_lora.model.named_parameters() if "q_proj" in name}
     assert {p.dtype for p in weights.values()} == {torch.int8 if "load_in_8bit" in settings else torch.uint8}
     for name in ("q_proj", "k_proj", "v_proj"):  # of both policies, of the first, of both
         for block in (0, 1):
             path = f"model.layers.{block}.self_attn.{name}"
-            x = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(block)).to(mixture.model.dtype)
-            with mixture.rows(list(MIXED.values())), torch.no_grad():
-                found = mixture.model.get_submodule(path)(x)
+            x = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(block)).to(multi_lora.model.dtype)
+            with multi_lora.rows(list(MIXED.values())), torch.no_grad():
+                found = multi_lora.model.get_submodule(path)(x)
             for i, adapter in enumerate(MIXED):
                 peft.set_adapter(adapter)
                 with torch.no_grad():
@@ -228,10 +228,10 @@ def test_modules_of_a_quantised_base_get_the_residual_of_their_row(larger, setti
 @QUANTIZED
 def test_logits_on_a_quantised_base_are_pefts(larger, settings, rounding):
     """Up to what a last bit does to activations that are quantised, here of other logits by 5 or so."""
-    mixture, peft = quantised(larger, **settings)
-    with mixture.rows(list(MIXED.values())):
-        found = last_logits(mixture.model)
-    plain = last_logits(mixture.model)
+    multi_lora, peft = quantised(larger, **settings)
+    with multi_lora.rows(list(MIXED.values())):
+        found = last_logits(multi_lora.model)
+    plain = last_logits(multi_lora.model)
     for i, adapter in enumerate(MIXED):
         peft.set_adapter(adapter)
         want = last_logits(peft)[i]

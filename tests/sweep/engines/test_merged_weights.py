@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_lines.merge import MergeSpec, lines_alpha, merge_policies, merge_residuals
+from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter
-from rlhf_lines.sweep.engines import merged_weights as dense
-from rlhf_lines.sweep.engines.merged_weights import DenseSpecs, measured_alpha
+from rlhf_lines.sweep.choices import GroupEntry
+from rlhf_lines.sweep.engines.merged_weights import MergedWeights
+from rlhf_lines.sweep.merges import Merges
 
 
 IDS = torch.tensor([[5, 9, 14, 3, 22, 30, 4], [7, 8, 8, 19, 6, 33, 12]])
@@ -26,6 +27,10 @@ SPECS = [
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=IDS).logits
+
+
+def merged_weights(model, sft, policies, groups=()) -> MergedWeights:
+    return MergedWeights(model, Merges(sft, [load_adapter(policy) for policy in policies], groups))
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def test_the_loaded_model_is_the_one_that_a_merge_writes(sft, equal, model, tmp_
     expected = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval())
     before = logits(model)
     assert (expected - before).abs().max() > 0.05
-    with DenseSpecs(model, sft, equal, {}).loaded(spec):
+    with merged_weights(model, sft, equal).loaded(spec):
         torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
     assert torch.equal(logits(model), before)
 
@@ -53,7 +58,7 @@ def test_the_loaded_model_is_the_one_that_a_merge_writes(sft, equal, model, tmp_
 def test_policies_of_different_ranks_and_modules(sft, policies, model, dense_model):
     """One adapts the head, which lies outside the blocks."""
     spec = MergeSpec("ties", (0.2, 0.3, 0.5), alpha=0.5, beta=1.0)
-    with DenseSpecs(model, sft, policies, {}).loaded(spec):
+    with merged_weights(model, sft, policies).loaded(spec):
         torch.testing.assert_close(logits(model), logits(dense_model(spec)), rtol=0, atol=1e-5)
 
 
@@ -66,21 +71,21 @@ def test_statistics_reach_their_rule(sft, policies, model, tmp_path):
         generator = torch.Generator().manual_seed(seed)
         importance = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in sizes.items()}
         save_file(importance, folder / "fisher.safetensors")
-    spec = MergeSpec("fisher", (0.5, 0.5))
+    spec, group = MergeSpec("fisher", (0.5, 0.5)), GroupEntry("importance", "fisher", statistics=tuple(folders))
     merged = merge_policies(sft, policies[:2], spec, save="dense", output_dir=tmp_path / "m", statistics=folders)
     expected = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval())
-    with DenseSpecs(model, sft, policies, {"fisher": folders}).loaded(spec):
+    with merged_weights(model, sft, policies[:2], [group]).loaded(spec):
         torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
     with (
         pytest.raises(ValueError, match="needs the statistics of each policy"),
-        DenseSpecs(model, sft, policies, {}).loaded(spec),
+        merged_weights(model, sft, policies).loaded(spec),
     ):
         pass
 
 
 def test_outside_the_sft_model_is_back_bit_by_bit(sft, policies, model):
     before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
-    specs = DenseSpecs(model, sft, policies, {})
+    specs = merged_weights(model, sft, policies)
     for spec in SPECS[:2]:
         with specs.loaded(spec):
             changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name][1])]
@@ -91,15 +96,15 @@ def test_outside_the_sft_model_is_back_bit_by_bit(sft, policies, model):
             assert torch.equal(parameter, before[name][1]) and parameter.data_ptr() == before[name][0]
 
 
-def test_a_spec_is_merged_once_for_its_batches(sft, policies, model, monkeypatch):
-    merged, original = [], dense.open_merge
+def test_a_spec_is_merged_once_for_its_batches(sft, policies, model):
+    merged = []
 
-    def counting(merge):
-        merged.append(merge.spec)
-        return original(merge)
+    class Counting(Merges):
+        def weights(self, spec):
+            merged.append(spec)
+            return super().weights(spec)
 
-    monkeypatch.setattr(dense, "open_merge", counting)
-    specs = DenseSpecs(model, sft, policies, {})
+    specs = MergedWeights(model, Counting(sft, [load_adapter(policy) for policy in policies]))
     found = []
     for spec in (SPECS[0], SPECS[0], SPECS[0], SPECS[3], SPECS[0]):
         with specs.loaded(spec):
@@ -110,44 +115,16 @@ def test_a_spec_is_merged_once_for_its_batches(sft, policies, model, monkeypatch
 
 def test_a_bfloat16_model_gets_weights_of_its_dtype(sft, policies, dense_model):
     model = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.bfloat16).eval()
-    with DenseSpecs(model, sft, policies, {}).loaded(SPECS[0]):
+    with merged_weights(model, sft, policies).loaded(SPECS[0]):
         for (name, parameter), merged in zip(model.named_parameters(), dense_model(SPECS[0]).parameters(), strict=True):
             assert torch.equal(parameter, merged.to(torch.bfloat16)), name
 
 
 def test_mistakes_leave_the_sft_model(sft, policies, model):
-    before, specs = logits(model), DenseSpecs(model, sft, policies, {})
+    before, specs = logits(model), merged_weights(model, sft, policies)
     averaged = MergeSpec("peft_linear", (0.5, 0.5))
     with pytest.raises(ValueError, match="adds up factors of equal shapes"), specs.loaded(averaged):
         pass
     assert torch.equal(logits(model), before)
     with specs.loaded(SPECS[0]):
         assert not torch.equal(logits(model), before)
-
-
-# --- alpha "auto" ---
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        MergeSpec("linear", (0.3, 0.7), "auto", 1.0),
-        MergeSpec("linear", (0.2, 0.3, 0.5), "auto", 0.5, "sqrt"),
-        MergeSpec("sum", (0.5, 0.5), "auto"),
-        MergeSpec("ties", (0.3, 0.7), "auto", options={"density": 0.4}),
-    ],
-    ids=lambda spec: f"{spec.rule} {len(spec.weights)}",
-)
-def test_measured_alpha_is_lines_alpha_of_dense_residuals(sft, policies, spec):
-    adapters = [load_adapter(policy) for policy in policies[: len(spec.weights)]]
-    residuals = [
-        {name: f.scale * f.B.double() @ f.A.double() for name, f in adapter.modules.items()} for adapter in adapters
-    ]
-    shapes = {name: tau.shape for residual in residuals for name, tau in residual.items()}
-    zeros = {f"{name}.weight": torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    residuals = [zeros | {f"{name}.weight": tau for name, tau in residual.items()} for residual in residuals]
-    merged = merge_residuals(residuals, spec.rule, weights=spec.weights, **spec.options)
-    found = measured_alpha(sft, policies[: len(spec.weights)], spec)
-    assert found.alpha == pytest.approx(lines_alpha(residuals, merged), rel=1e-5)
-    assert found == MergeSpec(spec.rule, spec.weights, found.alpha, spec.beta, spec.schedule, spec.options)
-    assert measured_alpha(sft, policies, found) is found

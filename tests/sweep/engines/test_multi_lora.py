@@ -7,7 +7,7 @@ import torch
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, load_adapter
-from rlhf_lines.sweep.engines.multi_lora import Mixture
+from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 
 
 PROMPTS = [[5, 9, 14, 3], [7], [22, 30, 4, 11, 8, 19, 6], [12, 13], [33, 3, 21, 17, 10], [4, 4, 4], [9, 28], [16, 5, 5]]
@@ -56,70 +56,70 @@ def plain_logits(model, prompt: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("specs", [TWO, THREE, FOUR], ids=["two policies", "three policies", "four policies"])
-def test_each_row_is_the_dense_merge_of_its_spec(load_mixture, dense_model, specs):
-    mixture = load_mixture(len(specs[0].weights))
+def test_each_row_is_the_dense_merge_of_its_spec(load_multi_lora, dense_model, specs):
+    multi_lora = load_multi_lora(len(specs[0].weights))
     prompts = PROMPTS[: len(specs)]
     expected = [plain_logits(dense_model(spec), prompt) for spec, prompt in zip(specs, prompts, strict=True)]
     # The specs move the logits by far more than the tolerance, so a row that follows another spec is seen.
-    sft = [plain_logits(mixture.model, prompt) for prompt in prompts]
+    sft = [plain_logits(multi_lora.model, prompt) for prompt in prompts]
     moved = [(e - s).abs().max().item() for e, s, spec in zip(expected, sft, specs, strict=True) if any(spec.weights)]
     assert len(moved) == len(specs) - 1 and min(moved) > 0.05
-    with mixture.rows(specs):
-        mixed = batch_logits(mixture.model, prompts)
+    with multi_lora.rows(specs):
+        mixed = batch_logits(multi_lora.model, prompts)
     backwards = list(reversed(range(len(specs))))
-    with mixture.rows([specs[i] for i in backwards]):
-        reordered = batch_logits(mixture.model, [prompts[i] for i in backwards])
+    with multi_lora.rows([specs[i] for i in backwards]):
+        reordered = batch_logits(multi_lora.model, [prompts[i] for i in backwards])
     for i, (row, want) in enumerate(zip(mixed, expected, strict=True)):
         torch.testing.assert_close(row, want, rtol=0, atol=1e-4)
         torch.testing.assert_close(reordered[-1 - i], want, rtol=0, atol=1e-4)
-        with mixture.rows([specs[i]]):
-            torch.testing.assert_close(plain_logits(mixture.model, prompts[i]), want, rtol=0, atol=1e-4)
+        with multi_lora.rows([specs[i]]):
+            torch.testing.assert_close(plain_logits(multi_lora.model, prompts[i]), want, rtol=0, atol=1e-4)
 
 
-def test_outside_and_under_zero_weights_every_row_is_the_sft_model(load_mixture, sft):
+def test_outside_and_under_zero_weights_every_row_is_the_sft_model(load_multi_lora, sft):
     from transformers import AutoModelForCausalLM
 
     untouched = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval()
-    mixture = load_mixture(2)
+    multi_lora = load_multi_lora(2)
     expected = batch_logits(untouched, PROMPTS)
-    before = batch_logits(mixture.model, PROMPTS)
-    with mixture.rows([MergeSpec("linear", (0.0, 0.0))] * len(PROMPTS)):
-        zero = batch_logits(mixture.model, PROMPTS)
-    with pytest.raises(KeyError, match="stop"), mixture.rows(TWO):
+    before = batch_logits(multi_lora.model, PROMPTS)
+    with multi_lora.rows([MergeSpec("linear", (0.0, 0.0))] * len(PROMPTS)):
+        zero = batch_logits(multi_lora.model, PROMPTS)
+    with pytest.raises(KeyError, match="stop"), multi_lora.rows(TWO):
         raise KeyError("stop")
-    after = batch_logits(mixture.model, PROMPTS)
+    after = batch_logits(multi_lora.model, PROMPTS)
     for rows in (before, zero, after):
         assert all(torch.equal(row, want) for row, want in zip(rows, expected, strict=True))
-    for parameter, want in zip(mixture.model.parameters(), untouched.parameters(), strict=True):
+    for parameter, want in zip(multi_lora.model.parameters(), untouched.parameters(), strict=True):
         assert torch.equal(parameter, want)
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])
-def test_one_hot_rows_are_the_policy_as_peft_loads_it(load_mixture, sft, policies, k):
+def test_one_hot_rows_are_the_policy_as_peft_loads_it(load_multi_lora, sft, policies, k):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sft), policies[k]).eval()
-    mixture = load_mixture(3)
+    multi_lora = load_multi_lora(3)
     one_hot = MergeSpec("linear", tuple(float(i == k) for i in range(3)))
     specs = [one_hot if i % 2 else THREE[3] for i in range(len(PROMPTS))]
-    with mixture.rows(specs):
-        rows = batch_logits(mixture.model, PROMPTS)
+    with multi_lora.rows(specs):
+        rows = batch_logits(multi_lora.model, PROMPTS)
     for i in range(1, len(PROMPTS), 2):
         torch.testing.assert_close(rows[i], plain_logits(policy, PROMPTS[i]), rtol=0, atol=1e-4)
 
 
-def test_selected_rows_keep_their_specs(mixture, dense_model):
+def test_selected_rows_keep_their_specs(multi_lora, dense_model):
     kept = [6, 3, 0]
-    with mixture.rows(TWO):
-        mixture.select_rows(torch.tensor([0, 3, 5, 6]))
-        mixture.select_rows(torch.tensor([3, 1, 0]))  # of those that were left: 6, 3, 0
-        rows = batch_logits(mixture.model, [PROMPTS[i] for i in kept])
+    with multi_lora.rows(TWO):
+        multi_lora.select_rows(torch.tensor([0, 3, 5, 6]))
+        multi_lora.select_rows(torch.tensor([3, 1, 0]))  # of those that were left: 6, 3, 0
+        rows = batch_logits(multi_lora.model, [PROMPTS[i] for i in kept])
     for i, row in zip(kept, rows, strict=True):
         torch.testing.assert_close(row, plain_logits(dense_model(TWO[i]), PROMPTS[i]), rtol=0, atol=1e-4)
     # What was selected does not outlive the block.
-    with mixture.rows(TWO):
-        rows = batch_logits(mixture.model, PROMPTS)
+    with multi_lora.rows(TWO):
+        rows = batch_logits(multi_lora.model, PROMPTS)
     torch.testing.assert_close(rows[5], plain_logits(dense_model(TWO[5]), PROMPTS[5]), rtol=0, atol=1e-4)
 
 
@@ -133,20 +133,20 @@ def test_transposed_layers_of_gpt2(tmp_path, save_policy):
     # attn.c_proj is square, where a wrong layout has the right shape.
     folder = save_policy(sft, tmp_path / "policy", seed=1, target_modules=["c_attn", "attn.c_proj"])
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sft), folder).eval()
-    mixture = Mixture(AutoModelForCausalLM.from_pretrained(sft).eval(), [load_adapter(folder)])
-    sft_logits = [plain_logits(mixture.model, prompt) for prompt in PROMPTS[:2]]
-    with mixture.rows([MergeSpec("linear", (1.0,)), MergeSpec("linear", (0.0,))]):
-        rows = batch_logits(mixture.model, PROMPTS[:2])
+    multi_lora = MultiLoRA(AutoModelForCausalLM.from_pretrained(sft).eval(), [load_adapter(folder)])
+    sft_logits = [plain_logits(multi_lora.model, prompt) for prompt in PROMPTS[:2]]
+    with multi_lora.rows([MergeSpec("linear", (1.0,)), MergeSpec("linear", (0.0,))]):
+        rows = batch_logits(multi_lora.model, PROMPTS[:2])
     expected = plain_logits(policy, PROMPTS[0])
     assert (expected - sft_logits[0]).abs().max() > 0.01
     torch.testing.assert_close(rows[0], expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(rows[1], sft_logits[1], rtol=0, atol=1e-4)
 
 
-def test_mistakes_are_named(mixture):
-    with pytest.raises(ValueError, match="rule 'ties' is not linear"), mixture.rows([MergeSpec("ties", (0.5, 0.5))]):
+def test_mistakes_are_named(multi_lora):
+    with pytest.raises(ValueError, match="rule 'ties' is not linear"), multi_lora.rows([MergeSpec("ties", (0.5, 0.5))]):
         pass
     module = "model.layers.0.self_attn.other_proj"
     stranger = Adapter("stranger", {module: Factors(torch.ones(2, 16), torch.ones(16, 2), 1.0)})
     with pytest.raises(ValueError, match=f"'{module}', which the SFT model has not"):
-        Mixture(mixture.model, [stranger])
+        MultiLoRA(multi_lora.model, [stranger])

@@ -8,7 +8,7 @@ import torch
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep.engines import sampling
 from rlhf_lines.sweep.engines.protocol import Completion, Request
-from rlhf_lines.sweep.engines.sampling import rows_of_pass, sample, sft_logprobs, text_nats
+from rlhf_lines.sweep.engines.sampling import rows_of_pass, sample, sft_logprobs, text_nll
 from tests.splitmix import noise_by_hand
 from tests.sweep.by_hand import kl_by_hand
 
@@ -38,9 +38,9 @@ def requests() -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def completions(mixture, requests) -> list[Completion]:
+def completions(multi_lora, requests) -> list[Completion]:
     """All requests in one batch."""
-    return sample(mixture, requests, **SETTINGS)
+    return sample(multi_lora, requests, **SETTINGS)
 
 
 def tokens(completions: list[Completion]) -> list[tuple[int, ...]]:
@@ -55,29 +55,29 @@ def test_the_batch_is_worth_testing(completions):
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_completions_do_not_depend_on_batch_size(mixture, requests, completions, size):
+def test_completions_do_not_depend_on_batch_size(multi_lora, requests, completions, size):
     chunks = [requests[i : i + size] for i in range(0, len(requests), size)]
-    got = [completion for chunk in chunks for completion in sample(mixture, chunk, **SETTINGS)]
+    got = [completion for chunk in chunks for completion in sample(multi_lora, chunk, **SETTINGS)]
     assert tokens(got) == tokens(completions)
     for one, other in zip(got, completions, strict=True):
         assert one.kl == pytest.approx(other.kl, abs=1e-4)
 
 
-def test_completions_do_not_depend_on_order(mixture, requests, completions):
+def test_completions_do_not_depend_on_order(multi_lora, requests, completions):
     order = torch.randperm(len(requests), generator=torch.Generator().manual_seed(0)).tolist()
-    got = sample(mixture, [requests[i] for i in order], **SETTINGS)
+    got = sample(multi_lora, [requests[i] for i in order], **SETTINGS)
     assert tokens(got) == [completions[i].token_ids for i in order]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_completions_do_not_depend_on_the_other_specs(mixture, requests, completions, spec):
+def test_completions_do_not_depend_on_the_other_specs(multi_lora, requests, completions, spec):
     rows = [i for i, request in enumerate(requests) if request.spec == spec]
-    got = sample(mixture, [requests[i] for i in rows], **SETTINGS)
+    got = sample(multi_lora, [requests[i] for i in rows], **SETTINGS)
     assert tokens(got) == [completions[i].token_ids for i in rows]
 
 
 def test_a_completion_is_the_argmax_of_dense_logits_and_noise(dense_model, requests, completions):
-    """Token by token, without cache, batch or mixture, with the noise worked out by hand."""
+    """Token by token, without cache, batch or hooks, with the noise worked out by hand."""
     for request, completion in list(zip(requests, completions, strict=True))[:: len(requests) // 8]:
         ids, model = list(request.prompt_ids), dense_model(request.spec)
         for step, token in enumerate(completion.token_ids):
@@ -95,35 +95,35 @@ def test_completions_end_with_the_first_end_token_or_at_the_limit(completions):
         assert completion.token_ids[-1] == EOS or len(completion.token_ids) == SETTINGS["max_new_tokens"]
 
 
-def test_a_shorter_limit_cuts_and_changes_nothing(mixture, requests, completions):
+def test_a_shorter_limit_cuts_and_changes_nothing(multi_lora, requests, completions):
     for limit in (1, 5):
-        got = sample(mixture, requests, **{**SETTINGS, "max_new_tokens": limit})
+        got = sample(multi_lora, requests, **{**SETTINGS, "max_new_tokens": limit})
         assert tokens(got) == [completion.token_ids[:limit] for completion in completions]
 
 
-def test_any_of_several_end_tokens_ends(mixture, requests, completions):
+def test_any_of_several_end_tokens_ends(multi_lora, requests, completions):
     ends = [EOS, 7, 20]
-    got = sample(mixture, requests, **{**SETTINGS, "eos_token_ids": ends})
+    got = sample(multi_lora, requests, **{**SETTINGS, "eos_token_ids": ends})
     for one, longer in zip(got, completions, strict=True):
         stop = next((i for i, token in enumerate(longer.token_ids) if token in ends), len(longer.token_ids) - 1)
         assert one.token_ids == longer.token_ids[: stop + 1]
 
 
-def test_equal_specs_meet_the_same_noise_and_other_samples_do_not(mixture):
+def test_equal_specs_meet_the_same_noise_and_other_samples_do_not(multi_lora):
     spec, twin = MergeSpec("linear", (0.3, 0.7)), MergeSpec("linear", (0.3, 0.7), alpha=1.0, beta=0.0)
     requests = [Request(s, PROMPTS[101], 101, n) for n in range(4) for s in (spec, twin)]
-    got = sample(mixture, requests, **SETTINGS)
+    got = sample(multi_lora, requests, **SETTINGS)
     assert tokens(got[0::2]) == tokens(got[1::2])
     assert len(set(tokens(got[0::2]))) == 4
-    other_seed = sample(mixture, requests, **{**SETTINGS, "seed": 4})
+    other_seed = sample(multi_lora, requests, **{**SETTINGS, "seed": 4})
     assert all(a != b for a, b in zip(tokens(got), tokens(other_seed), strict=True))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_greedy_is_generate(mixture, dense_model, spec):
+def test_greedy_is_generate(multi_lora, dense_model, spec):
     others = [Request(SPECS[0], ids, key) for key, ids in PROMPTS.items()]
     asked = [Request(spec, ids, key) for key, ids in PROMPTS.items()]
-    got = sample(mixture, others + asked, **{**SETTINGS, "temperature": 0.0})[len(others) :]
+    got = sample(multi_lora, others + asked, **{**SETTINGS, "temperature": 0.0})[len(others) :]
     for request, completion in zip(asked, got, strict=True):
         ids = torch.tensor([request.prompt_ids])
         generated = dense_model(spec).generate(
@@ -136,9 +136,9 @@ def test_greedy_is_generate(mixture, dense_model, spec):
 
 
 @pytest.mark.parametrize(("temperature", "of_softmax"), [(1.0, 1.0), (0.7, 0.7), (0.0, 1.0)])
-def test_kl_is_that_of_the_dense_models(mixture, dense_model, temperature, of_softmax):
+def test_kl_is_that_of_the_dense_models(multi_lora, dense_model, temperature, of_softmax):
     requests = all_requests(samples=1)
-    got = sample(mixture, requests, **{**SETTINGS, "temperature": temperature})
+    got = sample(multi_lora, requests, **{**SETTINGS, "temperature": temperature})
     sft = dense_model(SPECS[1])
     expected = [
         kl_by_hand(dense_model(request.spec), sft, request, completion.token_ids, of_softmax)
@@ -165,18 +165,18 @@ def test_rows_of_a_pass(most, length, judged, rows):
 
 
 @pytest.mark.parametrize("trees", [True, False])
-def test_long_prompts_are_read_in_more_passes_and_with_the_same_result(mixture, monkeypatch, trees):
+def test_long_prompts_are_read_in_more_passes_and_with_the_same_result(multi_lora, monkeypatch, trees):
     monkeypatch.setattr(sampling, "takes_trees", lambda model: trees)
     sizes = []
-    hook = mixture.model.register_forward_pre_hook(
+    hook = multi_lora.model.register_forward_pre_hook(
         lambda model, arguments, options: sizes.append(options["input_ids"].shape), with_kwargs=True
     )
     try:
-        together = sft_logprobs(mixture, PAIRS, 0, 1.0)
+        together = sft_logprobs(multi_lora, PAIRS, 0, 1.0)
         assert len(sizes) == 1
         monkeypatch.setattr(sampling, "MOST_TOKENS", 40)
         sizes.clear()
-        apart = sft_logprobs(mixture, PAIRS, 0, 1.0)
+        apart = sft_logprobs(multi_lora, PAIRS, 0, 1.0)
     finally:
         hook.remove()
     assert apart == pytest.approx(together, abs=1e-5)
@@ -184,9 +184,9 @@ def test_long_prompts_are_read_in_more_passes_and_with_the_same_result(mixture, 
     assert all(rows * length <= 40 or (not trees and rows <= sampling.LEAST_ROWS) for rows, length in sizes)
 
 
-def test_texts_are_read_in_more_passes_with_the_same_result(mixture, monkeypatch):
+def test_texts_are_read_in_more_passes_with_the_same_result(multi_lora, monkeypatch):
     rows = [list(range(3, 5 + i)) for i in range(20)]
     specs = [MergeSpec("linear", (i / 20, 1 - i / 20)) for i in range(20)]
-    together = text_nats(mixture, specs, rows, 0)
+    together = text_nll(multi_lora, specs, rows, 0)
     monkeypatch.setattr(sampling, "MOST_TOKENS", 40)
-    assert text_nats(mixture, specs, rows, 0) == pytest.approx(together, abs=1e-4)
+    assert text_nll(multi_lora, specs, rows, 0) == pytest.approx(together, abs=1e-4)

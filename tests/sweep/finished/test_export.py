@@ -28,9 +28,9 @@ def run(tmp_path_factory) -> Path:
     """A finished sweep with control texts under every test spec."""
     folder = write_run(tmp_path_factory.mktemp("export") / "run", REWARDS)
     with Store(folder) as store:
-        texts = store.add_control_texts({text: 3 + i for i, text in enumerate(HOSTILE)})
+        texts = store.add_forgetting_texts({text: 3 + i for i, text in enumerate(HOSTILE)})
         specs = {point.spec_id for point in store.points("test")}
-        store.add_nats((spec, text, spec + text / 7) for spec in specs for text in texts)
+        store.add_nll((spec, text, spec + text / 7) for spec in specs for text in texts)
     return folder
 
 

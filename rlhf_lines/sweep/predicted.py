@@ -1,0 +1,60 @@
+"""Sampler map: the weights that a quadratic fit of the scores predicts to be on the front, measured.
+
+Source: MAP, arXiv 2406.07529.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.pareto.surrogate import fit_surrogate, predicted_front, surrogate_report
+from rlhf_lines.sweep.groups import Weights
+from rlhf_lines.sweep.inputs import Inputs
+from rlhf_lines.sweep.measure import Measurement
+from rlhf_lines.sweep.store import StoredPoint
+
+
+def measure_predicted(
+    inputs: Inputs,
+    makers: Mapping[str, Callable[[Weights], MergeSpec]],
+    measurement: Measurement,
+    points: Sequence[StoredPoint],
+    *,
+    count: int,
+) -> tuple[dict[str, dict], list[StoredPoint]]:
+    """Fit a quadratic to every group's points, measure the weights it predicts to be on the front, and compare.
+
+    Args:
+        inputs: with the prompts and the names of the rewards.
+        makers: of every group, from weights to its spec.
+        measurement: samples and scores.
+        points: what is measured already.
+        count: how many predicted weights of a group are measured.
+
+    Returns:
+        By group, what was predicted and what was measured (see `surrogate_report`); and the new points.
+    """
+
+    def means(of: Sequence[StoredPoint]) -> dict[int, np.ndarray]:
+        scores = measurement.store.scores
+        return {point.id: scores(point.spec_id, "test", inputs.rewards).mean(axis=0) for point in of}
+
+    fits, predicted = {}, {}
+    for name, make in makers.items():
+        sampled = [point for point in points if point.group == name]
+        known, weights = means(sampled), [list(point.spec.weights) for point in sampled]
+        fit = fit_surrogate(weights, list(known.values()))
+        fits[name] = (fit, list(known))
+        predicted[name] = [make(tuple(row)) for row in predicted_front(fit, count, weights)]
+    new = measurement.points("test", predicted, inputs.prompts["test"])
+    reports = {}
+    for name, (fit, sampled) in fits.items():
+        of_group = [point for point in new if point.group == name]
+        weights = {point.id: point.spec.weights for point in of_group}
+        reports[name] = surrogate_report(
+            fit, inputs.rewards, sampled=sampled, weights=weights, measured=means(of_group)
+        )
+    return reports, new

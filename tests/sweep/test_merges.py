@@ -1,0 +1,71 @@
+"""Merges of specs from files that are opened once, and the number that alpha "auto" stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlhf_lines.merge import MergeSpec, lines_alpha, merge_residuals
+from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.merge.tensors import tensor_file
+from rlhf_lines.sweep.choices import GroupEntry
+from rlhf_lines.sweep.merges import Merges
+
+
+def merges_of(sft, policies, groups=()) -> Merges:
+    return Merges(sft, [load_adapter(policy) for policy in policies], groups)
+
+
+def opened_by_this_process() -> set[str]:
+    return {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.exists()}
+
+
+def test_files_are_opened_once_and_closed(sft, policies, tmp_path, monkeypatch):
+    folders, weights = [tmp_path / "a", tmp_path / "b"], load_file(sft / "model.safetensors")
+    for folder in folders:
+        folder.mkdir()
+        save_file({name: tensor.square() for name, tensor in weights.items()}, folder / "fisher.safetensors")
+    adapters = [load_adapter(policy) for policy in policies[:2]]
+    group = GroupEntry("importance", "fisher", statistics=tuple(map(str, folders)))
+    opened, original = [], tensor_file.os.open
+    monkeypatch.setattr(tensor_file.os, "open", lambda path, *flags: opened.append(str(path)) or original(path, *flags))
+    with Merges(sft, adapters, [group]) as merges:
+        assert opened == []
+        for weight in (0.25, 0.5, 0.75):
+            for rule in ("ties", "fisher", "linear"):
+                spec = MergeSpec(rule, (weight, 1 - weight), alpha="auto")
+                merges.check(spec)
+                assert len(list(merges.weights(merges.resolved(spec)))) > 4
+        held = [sft / "model.safetensors", *(folder / "fisher.safetensors" for folder in folders)]
+        assert set(map(str, held)) <= opened_by_this_process()
+    assert [opened.count(str(path)) for path in held] == [2, 2, 2]  # to be checked, and to be read
+    assert not set(map(str, held)) & opened_by_this_process()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MergeSpec("linear", (0.3, 0.7), "auto", 1.0),
+        MergeSpec("linear", (0.2, 0.3, 0.5), "auto", 0.5, "sqrt"),
+        MergeSpec("sum", (0.5, 0.5), "auto"),
+        MergeSpec("ties", (0.3, 0.7), "auto", options={"density": 0.4}),
+    ],
+    ids=lambda spec: f"{spec.rule} {len(spec.weights)}",
+)
+def test_measured_alpha_is_lines_alpha_of_dense_residuals(sft, policies, spec):
+    adapters = [load_adapter(policy) for policy in policies[: len(spec.weights)]]
+    residuals = [
+        {name: f.scale * f.B.double() @ f.A.double() for name, f in adapter.modules.items()} for adapter in adapters
+    ]
+    shapes = {name: tau.shape for residual in residuals for name, tau in residual.items()}
+    zeros = {f"{name}.weight": torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    residuals = [zeros | {f"{name}.weight": tau for name, tau in residual.items()} for residual in residuals]
+    merged = merge_residuals(residuals, spec.rule, weights=spec.weights, **spec.options)
+    merges = merges_of(sft, policies[: len(spec.weights)])
+    found = merges.resolved(spec)
+    assert found.alpha == pytest.approx(lines_alpha(residuals, merged), rel=1e-5)
+    assert found == MergeSpec(spec.rule, spec.weights, found.alpha, spec.beta, spec.schedule, spec.options)
+    assert merges.resolved(found) is found
