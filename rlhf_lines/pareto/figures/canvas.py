@@ -99,7 +99,7 @@ def draw_points(
     hollow = {"markersize": 5.5, "markerfacecolor": "white", "alpha": 0.4}
     means = [[estimate["mean"] for estimate in estimates] for estimates in (x, y)]
     bars = {"xerr": bar_lengths(x), "yerr": bar_lengths(y), "ecolor": group.colour, "elinewidth": 1.0}
-    panel.errorbar(*means, **bars, linestyle="none", alpha=strength, zorder=depth + 0.2)
+    panel.errorbar(x=means[0], y=means[1], **bars, linestyle="none", alpha=strength, zorder=depth + 0.2)
     dots = {"linestyle": "none", "marker": group.marker, "color": group.colour}
     look, above = (hollow, 0.3) if dominated else (solid_marker(group), 0.4)
     panel.plot(*means, **dots, **look, zorder=depth + above)

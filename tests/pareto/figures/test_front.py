@@ -117,6 +117,11 @@ def test_the_same_front_gives_the_same_bytes_in_every_process(front, tmp_path):
         assert first == second
 
 
+def depth(line):
+    """What is drawn with a higher number lies on top."""
+    return line[0]["zorder"]
+
+
 def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front):
     means = {point["id"]: point["scores"]["a"]["mean"] for point in front["points"]}
     assert front["fronts"]["lines"]["nondominated"] == [6, 7, 9, 10]
@@ -126,7 +131,7 @@ def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front):
     # From the reference point through the four points in order, then down to the reference point.
     assert x == [front["reference_point"][0], means[6], means[7], means[9], means[10], means[10]]
     assert y == sorted(y, reverse=True) and y[-1] == front["reference_point"][1]
-    hull, faint, strong = panel.lines
+    hull, faint, strong = sorted(panel.lines, key=depth)
     assert hull[1] == [means[6], means[9], means[10]] and hull[0]["linewidth"] < 1
     assert faint[1] == [means[8]] and faint[0]["markerfacecolor"] == "white" and faint[0]["alpha"] < 0.5
     assert strong[1] == [means[i] for i in (6, 7, 9, 10)] and "alpha" not in strong[0]
@@ -163,7 +168,7 @@ def test_groups_differ_in_colour_marker_and_line(front_of_six):
         panel = Panel()
         plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, flat=True)
         ((line, _, _),) = panel.steps
-        marks = panel.lines[-1][0]
+        marks = max(panel.lines, key=depth)[0]
         look = LOOKS[group]
         assert line["color"] == marks["color"] == look.colour and marks["marker"] == look.marker
         assert line["linestyle"] == ((0, look.dashes) if look.dashes else "solid")
