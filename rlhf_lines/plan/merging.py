@@ -35,7 +35,7 @@ from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.residuals import Chunk, residuals_in_memory
 from rlhf_lines.merge.tensors.spans import Span
 from rlhf_lines.plan import memory, skeleton
-from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes
+from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.shapes import Shape, find_shape
@@ -71,9 +71,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     _add_work(plan, merge, passes, shape)
     if all(is_adapter(folder) or any(Path(folder).glob("model*.safetensors*")) for folder in merge.models):
         _look_at_inputs(plan, merge, config)
-    widths = {module: width for adapter in adapters for module, width in adapter.widths.items()}
-    rank = merge.rank or sum(adapter.rank for adapter in adapters)
-    written = rank * sum(widths.values()) * memory.FLOAT32
+    written = stacked(adapters, merge.rank) * memory.FLOAT32
     plan.phases.append(memory.Phase("merge", _parts(merge, shape, adapters, written=written, passes=passes)))
     if not plan.disk:  # the files of the SFT model are not here
         dense = sum(p.nbytes for p in model.parameters())
@@ -153,14 +151,14 @@ def _look_at_inputs(plan: Plan, merge: Merge, config: MergeConfig) -> None:
         plan.read |= {str(path): path.stat().st_size for path in files}
         sft = opened.sft
         sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
-        changed = {
+        touched = {
             name
             for policy in opened.policies
             for name in (parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes)
         }
-        count = sum(sizes[name] for name in changed)
+        count = sum(sizes[name] for name in touched)
         share = count / sum(sizes.values())
-        plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(changed)} tensors"))
+        plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(touched)} tensors"))
         if merge.save == "dense":
             entries, files = layout(sft, merge.dtype, merge.max_shard_size)
             plan.disk |= {file: sum(entries[name].nbytes for name in names) for file, names in files.items()}
@@ -225,8 +223,7 @@ def _changed(merge: Merge, adapters: Sequence[AdapterSizes], shapes: Mapping[str
     """The parameters that the policies may change, and of which there are statistics where those are here."""
     names = set(shapes)
     if all(adapter.count is not None for adapter in adapters):
-        modules = {module for adapter in adapters for module in adapter.widths}
-        names &= {f"{module.removeprefix('base_model.model.')}.weight" for module in modules}
+        names &= changed(adapters)
     with ExitStack() as stack:
         needed = merge.rule.statistics
         folders = [folder for folder in merge.statistics if needed and (Path(folder) / needed.file).is_file()]

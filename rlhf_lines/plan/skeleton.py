@@ -73,9 +73,9 @@ def frozen_bytes(model: nn.Module, *, bits: int = 16, nested: bool = False) -> i
     return total
 
 
-def largest_quantised(model: nn.Module) -> int:
+def largest_quantised(model: nn.Module, *, bits: int) -> int:
     """The bytes of the largest quantised weight in the model's dtype: one at a time is unpacked to compute."""
-    return max((weight.nbytes for weight in _quantised(model)), default=0)
+    return max((weight.nbytes for weight in _quantised(model)), default=0) if bits in (4, 8) else 0
 
 
 def _quantised(model: nn.Module) -> list[torch.Tensor]:
