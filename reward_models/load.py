@@ -12,7 +12,7 @@ from typing import Any
 from reward_models.base import FunctionReward, RewardModel, did_you_mean
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.classifier import Classifier
-from reward_models.presets import PRESETS
+from reward_models.presets import PRESETS, preset_of
 from reward_models.rules import PREFIX, RULES, make_rule
 
 
@@ -57,7 +57,7 @@ def load(
         raise ValueError(f"the options of the reward model {text!r} are {options!r}; expected names with their values")
     if text.startswith(PREFIX):
         return make_rule(text, options, name=name)
-    preset_name = next((key for key, preset in PRESETS.items() if text in (key, preset.model)), None)
+    preset_name = preset_of(text)
     is_local = preset_name is None and (Path(text).is_dir() or _looks_local(text))
     if preset_name is None and not is_local:
         if ":" in text or ("." in text and "/" not in text):

@@ -103,3 +103,8 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
 }
+
+
+def preset_of(source: str) -> str | None:
+    """The name of the preset that a source is, by that name or by its Hub id; None if it is none."""
+    return next((name for name, preset in PRESETS.items() if source in (name, preset.model)), None)

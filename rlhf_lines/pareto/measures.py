@@ -28,7 +28,7 @@ def nondominated(scores: ArrayLike) -> list[int]:
     [0, 1, 2, 4]
     """
     scores = _as_matrix(scores)
-    return [int(i) for i in np.flatnonzero(moocore.is_nondominated(scores, maximise=True, keep_weakly=True))]
+    return np.flatnonzero(moocore.is_nondominated(scores, maximise=True, keep_weakly=True)).tolist()
 
 
 def hypervolume(scores: ArrayLike, reference_point: Sequence[float]) -> float:
@@ -57,7 +57,7 @@ def reference_point(scores: ArrayLike) -> list[float]:
     """
     scores = _as_matrix(scores)
     low, high = scores.min(axis=0), scores.max(axis=0)
-    return [float(value) for value in low - MARGIN * (high - low)]
+    return (low - MARGIN * (high - low)).tolist()
 
 
 def _as_matrix(scores: ArrayLike) -> NDArray[np.float64]:

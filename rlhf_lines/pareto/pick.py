@@ -86,6 +86,11 @@ def merge_arguments(front: Front, point: PointEntry, output_dir: str | Path) -> 
     return [*point["merge_arguments"], "--output_dir", str(output_dir)]
 
 
+def merge_command(front: Front, point: PointEntry, run_dir: str | Path) -> str:
+    """The `rlhf-lines merge` that makes the policy of a point in the run's folder; raises as `merge_arguments`."""
+    return shlex.join(["rlhf-lines", "merge", *merge_arguments(front, point, Path(run_dir) / f"point_{point['id']}")])
+
+
 def picked_text(front: Front, point: PointEntry, run_dir: str | Path) -> str:
     """What to tell about a picked point, without a trailing newline; its last line is the merge command.
 
@@ -112,9 +117,7 @@ def picked_text(front: Front, point: PointEntry, run_dir: str | Path) -> str:
     if point["merge_arguments"] is None:
         last = f"It is the SFT model itself, no merge is needed: {front['sft_model']}"
     else:
-        last = shlex.join(
-            ["rlhf-lines", "merge", *merge_arguments(front, point, Path(run_dir) / f"point_{point['id']}")]
-        )
+        last = merge_command(front, point, run_dir)
     return "\n".join([*lines, "", last])
 
 

@@ -11,9 +11,10 @@ identity and the fit is ordinary least squares.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations, islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -178,17 +179,11 @@ def predicted_front(surrogate: Surrogate, count: int, sampled: ArrayLike) -> lis
     scores, measured = scores / unit, measured / unit
 
     new = np.ones(len(grid), dtype=bool)
-    far = np.full(len(grid), np.inf)
-    for weight, score in zip(sampled, measured, strict=True):
+    for weight in sampled:
         new &= np.abs(grid - weight).max(axis=1) > 0.5 / steps
-        far = np.minimum(far, np.linalg.norm(scores - score, axis=1))
-    chosen: list[int] = []
+    far = np.where(new, _distances(scores, measured), 0.0)
     ends = dict.fromkeys(int(i) for i in scores.argmax(axis=0) if new[i])
-    for i in _farthest(scores, np.where(new, far, 0.0), first=ends):
-        if len(chosen) == count:
-            break
-        chosen.append(i)
-    return [[float(w) for w in grid[i]] for i in chosen]
+    return [grid[i].tolist() for i in islice(_farthest(scores, far, first=ends), count)]
 
 
 def design(num_policies: int, count: int) -> list[list[float]]:
@@ -217,14 +212,9 @@ def design(num_policies: int, count: int) -> list[list[float]]:
     midpoints = [(vertices[i] + vertices[j]) / 2 for i, j in combinations(range(num_policies), 2)]
     # With two policies the centroid is the midpoint.
     centroid = [np.full(num_policies, 1.0 / num_policies)] if num_policies > 2 else []
-    chosen = [*vertices, *midpoints, *centroid]
-    far = np.full(len(grid), np.inf)
-    for weight in chosen:
-        far = np.minimum(far, np.linalg.norm(grid - weight, axis=1))
-    rest = _farthest(grid, far, first=())
-    while len(chosen) < count:
-        chosen.append(grid[next(rest)])
-    return [[float(w) for w in weight] for weight in chosen[:count]]
+    first = [*vertices, *midpoints, *centroid]
+    rest = (grid[i] for i in _farthest(grid, _distances(grid, first)))
+    return [weight.tolist() for weight in islice(chain(first, rest), count)]
 
 
 def simplex_grid(num_policies: int) -> NDArray[np.float64]:
@@ -268,36 +258,40 @@ def surrogate_report(
     """
     predicted = predict(surrogate, list(weights.values())) if weights else []
 
-    def by_reward(scores: ArrayLike) -> dict[str, float]:
-        return dict(zip(rewards, map(float, scores), strict=True))
+    def by_reward(values: Iterable) -> dict[str, Any]:
+        return dict(zip(rewards, values, strict=True))
 
     return {
         "sampled": list(sampled),
         "predicted": [
-            {"id": i, "predicted": by_reward(row), "measured": by_reward(measured[i])}
+            {"id": i, "predicted": by_reward(row.tolist()), "measured": by_reward(map(float, measured[i]))}
             for i, row in zip(weights, predicted, strict=True)
         ],
         "monomials": monomials(surrogate.num_policies),
-        "coefficients": dict(zip(rewards, surrogate.coefficients.T.tolist(), strict=True)),
-        "r2": {
-            reward: None if math.isnan(value) else value
-            for reward, value in zip(rewards, surrogate.r2.tolist(), strict=True)
-        },
+        "coefficients": by_reward(surrogate.coefficients.T.tolist()),
+        "r2": by_reward(None if math.isnan(value) else value for value in surrogate.r2.tolist()),
     }
 
 
-def _farthest(places: NDArray[np.float64], far: NDArray[np.float64], first: Sequence[int] | Mapping) -> Iterator[int]:
+def _distances(places: NDArray[np.float64], others: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """How far each row of `places` is from the nearest of the others, infinitely where there are none."""
+    far = np.full(len(places), np.inf)
+    for other in others:
+        far = np.minimum(far, np.linalg.norm(places - other, axis=1))
+    return far
+
+
+def _farthest(places: NDArray[np.float64], far: NDArray[np.float64], first: Iterable[int] = ()) -> Iterator[int]:
     """Yield rows of `places`: those of `first`, then again and again the one farthest from all before.
 
     `far` is the distance of each row to what is already there; a row at distance 0 is never yielded after `first`.
     """
-    far = far.copy()
     for i in first:
-        far = np.minimum(far, np.linalg.norm(places - places[i], axis=1))
+        far = np.minimum(far, _distances(places, [places[i]]))
         yield i
     while far.max() > EQUALLY_FAR:
         i = int(np.argmax(far > far.max() - EQUALLY_FAR))
-        far = np.minimum(far, np.linalg.norm(places - places[i], axis=1))
+        far = np.minimum(far, _distances(places, [places[i]]))
         yield i
 
 

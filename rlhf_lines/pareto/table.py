@@ -35,8 +35,12 @@ def estimate_text(estimate: Mean | Value, digits: int) -> str:
     >>> estimate_text({"value": 1.0, "low": 0.25, "high": 2.0}, 2)
     '1.00 [0.25, 2.00]'
     """
-    value = estimate["mean"] if "mean" in estimate else estimate["value"]
-    return f"{value:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+    return f"{value_of(estimate):.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+
+
+def value_of(estimate: Mean | Value) -> float:
+    """What the interval of an estimate is around."""
+    return estimate["mean"] if "mean" in estimate else estimate["value"]
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -96,8 +100,7 @@ def _points(front: Front) -> list[str]:
     fixed = [[" id", "group", "weights", "alpha", "beta"], *(_fixed(point, point["id"] in best) for point in points)]
     columns = []
     for reward in front["rewards"]:
-        scores = [point["scores"][reward] for point in points]
-        columns.append([_clip(reward), *_texts(scores)])
+        columns.append([_clip(reward), *_texts([point["scores"][reward] for point in points])])
     for key, name in (("kl", "kl"), ("perplexity", "ppl")):
         means = [point[key]["mean"] if point[key] else None for point in points]
         digits = decimals(mean for mean in means if mean is not None)
@@ -142,7 +145,7 @@ def _estimates(measure: str, estimates: Sequence[Value]) -> list[str]:
 
 def _texts(estimates: Sequence[Mean | Value]) -> list[str]:
     """Estimates with as many decimals each."""
-    digits = decimals(estimate["mean"] if "mean" in estimate else estimate["value"] for estimate in estimates)
+    digits = decimals(map(value_of, estimates))
     return [estimate_text(estimate, digits) for estimate in estimates]
 
 

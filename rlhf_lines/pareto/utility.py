@@ -28,7 +28,7 @@ def ideal_point(scores: ArrayLike) -> list[float]:
     >>> ideal_point([[0.0, 30.0], [1.0, 10.0]])
     [1.0, 30.0]
     """
-    return [float(value) for value in np.asarray(scores, dtype=np.float64).max(axis=0)]
+    return np.asarray(scores, dtype=np.float64).max(axis=0).tolist()
 
 
 def utilities(scores: ArrayLike, reference_point: Sequence[float], ideal_point: Sequence[float]) -> NDArray[np.float64]:

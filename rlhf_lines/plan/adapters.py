@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class AdapterSizes:
         count: parameters of an adapter; None for a dense policy.
         source: where that was read.
         rank: the largest of its modules.
-        widths: in + out by module: so many parameters each rank has.
+        widths: in + out by module of the SFT model: so many parameters each rank has.
     """
 
     count: int | None
@@ -59,12 +59,23 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
     )
 
 
+def stacked(adapters: Sequence[AdapterSizes], rank: int | None = None) -> int:
+    """The numbers of one adapter with all modules of several, at this rank or at the sum of theirs."""
+    widths = {module: width for adapter in adapters for module, width in adapter.widths.items()}
+    return (rank or sum(adapter.rank for adapter in adapters)) * sum(widths.values())
+
+
+def changed(adapters: Sequence[AdapterSizes]) -> set[str]:
+    """The names of the weights that adapters change."""
+    return {f"{module}.weight" for adapter in adapters for module in adapter.widths}
+
+
 def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> AdapterSizes:
     """The sizes of factors A `[r, in]` and B `[out, r]` by their names."""
     count = sum(map(math.prod, shapes.values()))
     ranks = [shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items()]
     widths: dict[str, int] = {}
     for rank, (name, shape) in zip(ranks, shapes.items(), strict=True):
-        module = name.partition(".lora_")[0]
+        module = name.partition(".lora_")[0].removeprefix("base_model.model.")
         widths[module] = widths.get(module, 0) + math.prod(shape) // rank
     return AdapterSizes(count, f"{count:,} parameters; {source}", max(ranks), widths)

@@ -18,11 +18,9 @@ def stage_of(arguments: list[str], path: Path) -> str:
     """
     known = {stage: _fields(stage) for stage in MODULES}
     given = {stage: given_keys(arguments, configs_of(stage)) for stage in MODULES}
-    fitting = [
-        stage
-        for stage, names in known.items()
-        if {name for name, required in names.items() if required} <= given[stage] <= names.keys()
-    ]
+    missing = {stage: {k for k, required in known[stage].items() if required} - given[stage] for stage in MODULES}
+    unknown = {stage: given[stage] - known[stage].keys() for stage in MODULES}
+    fitting = [stage for stage in MODULES if not missing[stage] and not unknown[stage]]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -31,10 +29,8 @@ def stage_of(arguments: list[str], path: Path) -> str:
             raise ValueError(f"config file {path} fits the stages {', '.join(fitting)}: say which with --stage")
         return named[0]
     nearest = max(known, key=lambda stage: len(given[stage] & known[stage].keys()))
-    keys = given[nearest]
-    unknown = sorted(keys - known[nearest].keys())
-    missing = sorted(name for name, required in known[nearest].items() if required and name not in keys)
-    reason = f"unknown there: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+    what, keys = ("unknown there", unknown) if unknown[nearest] else ("missing", missing)
+    reason = f"{what}: {', '.join(sorted(keys[nearest]))}"
     raise ValueError(
         f"config file {path} fits no stage; the nearest is {nearest} ({reason}); say which with --stage, and give "
         "what is missing by flags"

@@ -32,10 +32,10 @@ from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
 from rlhf_lines.merge.tensors.order_statistics import DIRECT
 from rlhf_lines.merge.tensors.precision import DTYPES
-from rlhf_lines.merge.tensors.residuals import Piece, residuals_in_memory
+from rlhf_lines.merge.tensors.residuals import Chunk, residuals_in_memory
 from rlhf_lines.merge.tensors.spans import Span
 from rlhf_lines.plan import memory, skeleton
-from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes
+from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.shapes import Shape, find_shape
@@ -46,7 +46,7 @@ _NAME, _COLUMNS = "model.layers.0.weight", 64  # of what a rule is rehearsed on
 
 
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """The plan of a merge: factors of adapters, and the pieces of checkpoints that are read at a time."""
+    """The plan of a merge: factors of adapters, and the chunks of checkpoints that are read at a time."""
     run_config, config = of_type(configs, RunConfig), of_type(configs, MergeConfig)
     merge = config.merge()
     if options.device is not None:  # planned for a machine that is named: the devices of this one do not matter
@@ -71,9 +71,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     _add_work(plan, merge, passes, shape)
     if all(is_adapter(folder) or any(Path(folder).glob("model*.safetensors*")) for folder in merge.models):
         _look_at_inputs(plan, merge, config)
-    widths = {module: width for adapter in adapters for module, width in adapter.widths.items()}
-    rank = merge.rank or sum(adapter.rank for adapter in adapters)
-    written = rank * sum(widths.values()) * memory.FLOAT32
+    written = stacked(adapters, merge.rank) * memory.FLOAT32
     plan.phases.append(memory.Phase("merge", _parts(merge, shape, adapters, written=written, passes=passes)))
     if not plan.disk:  # the files of the SFT model are not here
         dense = sum(p.nbytes for p in model.parameters())
@@ -97,7 +95,7 @@ def passes_over_inputs(spec: MergeSpec) -> int:
     residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics)
     read = 0
 
-    def counted(span: Span) -> Piece:
+    def counted(span: Span) -> Chunk:
         nonlocal read
         read += span.stop - span.start
         return residuals.read(span)
@@ -106,7 +104,7 @@ def passes_over_inputs(spec: MergeSpec) -> int:
     merged = merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
     if spec.alpha == "auto":
         streamed_alpha(residuals_read, merged)
-    for _ in merged.residuals.map(lambda piece: merged.compute(piece).numel(), merged.unit):
+    for _ in merged.residuals.map(lambda chunk: merged.compute(chunk).numel(), merged.unit):
         pass
     return math.ceil(read / math.prod(shape))
 
@@ -128,7 +126,7 @@ def _add_work(plan: Plan, merge: Merge, passes: int, shape: Shape) -> None:
         factors = f"alpha measured on the residuals, beta {spec.beta:g}, schedule {spec.schedule}"
     else:
         scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
-        factors = f"block 1: {scales[0]:g}, block {num_layers}: {scales[-1]:g}, outside the blocks: {spec.alpha:g}"
+        factors = f"layer 1: {scales[0]:g}, layer {num_layers}: {scales[-1]:g}, outside the layers: {spec.alpha:g}"
     plan.work.append(("factors of LiNeS", factors))
     if passes:
         plan.work.append(("passes over the inputs", str(passes)))
@@ -153,14 +151,14 @@ def _look_at_inputs(plan: Plan, merge: Merge, config: MergeConfig) -> None:
         plan.read |= {str(path): path.stat().st_size for path in files}
         sft = opened.sft
         sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
-        changed = {
+        touched = {
             name
             for policy in opened.policies
             for name in (parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes)
         }
-        count = sum(sizes[name] for name in changed)
+        count = sum(sizes[name] for name in touched)
         share = count / sum(sizes.values())
-        plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(changed)} tensors"))
+        plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(touched)} tensors"))
         if merge.save == "dense":
             entries, files = layout(sft, merge.dtype, merge.max_shard_size)
             plan.disk |= {file: sum(entries[name].nbytes for name in names) for file, names in files.items()}
@@ -210,7 +208,7 @@ def _parts(
     stored = next(as_stored.parameters()).element_size()
     threads, policies = len(os.sched_getaffinity(0)), len(merge.policies)
     parts["adapters"] += factors  # with their scale
-    parts["pieces"] = memory.piece_bytes(policies, stored, threads)
+    parts["chunks"] = memory.chunk_bytes(policies, stored, threads)
     if passes >= SEARCHING:
         parts["counts for quantiles"] = memory.count_bytes(policies, threads)
     if whole := memory.whole_bytes(merge.rule.whole, shapes, policies, stored):
@@ -225,8 +223,7 @@ def _changed(merge: Merge, adapters: Sequence[AdapterSizes], shapes: Mapping[str
     """The parameters that the policies may change, and of which there are statistics where those are here."""
     names = set(shapes)
     if all(adapter.count is not None for adapter in adapters):
-        modules = {module for adapter in adapters for module in adapter.widths}
-        names &= {f"{module.removeprefix('base_model.model.')}.weight" for module in modules}
+        names &= changed(adapters)
     with ExitStack() as stack:
         needed = merge.rule.statistics
         folders = [folder for folder in merge.statistics if needed and (Path(folder) / needed.file).is_file()]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import reward_models
-from reward_models import PRESETS
+from reward_models.checkpoint import ADAPTER_FILE
+from reward_models.presets import PRESETS, preset_of
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.shapes import find_shape, makers
@@ -45,8 +46,10 @@ class RewardPlan:
         """The bytes of scoring so many texts of so many of the policy's tokens."""
         if self.model is None:
             return 0
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length
-        return Rehearsal(_copy(self)).forward(min(texts, self.batch_size), min(length, longest))
+        config, dtype = self.model.config, next(self.model.parameters()).dtype
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or length
+        other = skeleton.classifier(config, dtype=str(dtype).removeprefix("torch."))  # a rehearsal changes its model
+        return Rehearsal(other).forward(min(texts, self.batch_size), min(length, longest))
 
 
 def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_size: int = 32) -> list[RewardPlan]:
@@ -60,28 +63,19 @@ def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_s
 
 def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
     source = entry.model
-    preset_name, preset = next(((name, p) for name, p in PRESETS.items() if source in (name, p.model)), (None, None))
+    preset_name = preset_of(source)
     made = next(makers(source, beside), None)
     is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
-    if preset is None and made is None and not Path(source).is_dir() and not is_hub_id:
+    if preset_name is None and made is None and not Path(source).is_dir() and not is_hub_id:
         # A function or a rule; anything else is refused by its own sentence.
         loaded = reward_models.load(source, name=entry.name, options=entry.options)
         return RewardPlan(loaded.name, "a function, which takes no memory that is counted here")
-    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in _MODEL_FILES):
+    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("config.json", ADAPTER_FILE)):
         reward_models.load(source)  # refused: no model in it
-    shape = find_shape(preset.model if preset else source, beside=beside, what="reward model")
+    shape = find_shape(PRESETS[preset_name].model if preset_name else source, beside=beside, what="reward model")
     if made is not None and not Path(source).is_dir():
         shape.config.num_labels = 1
     model = skeleton.classifier(shape.config, dtype=entry.dtype)
     found = f"{skeleton.count(model):,} parameters; {shape.source}"
     name = entry.name or preset_name or Path(source).name
     return RewardPlan(name, found, model, entry.batch_size or batch_size)
-
-
-_MODEL_FILES = ("config.json", "adapter_config.json")
-
-
-def _copy(reward: RewardPlan):
-    """Another model without weights: a rehearsal changes the one that it is given."""
-    dtype = str(next(reward.model.parameters()).dtype).removeprefix("torch.")
-    return skeleton.classifier(reward.model.config, dtype=dtype)

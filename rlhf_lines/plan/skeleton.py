@@ -63,7 +63,7 @@ def frozen_bytes(model: nn.Module, *, bits: int = 16, nested: bool = False) -> i
 
     Args:
         model: without weights.
-        bits: 8 or 4 where bitsandbytes holds the linear modules inside the blocks; the head and all else stay.
+        bits: 8 or 4 where bitsandbytes holds the linear modules inside the layers; the head and all else stay.
         nested: 4-bit with double quantisation.
     """
     total = sum(p.nbytes for p in model.parameters() if not p.requires_grad) + sum(b.nbytes for b in model.buffers())
@@ -73,9 +73,9 @@ def frozen_bytes(model: nn.Module, *, bits: int = 16, nested: bool = False) -> i
     return total
 
 
-def largest_quantised(model: nn.Module) -> int:
+def largest_quantised(model: nn.Module, *, bits: int) -> int:
     """The bytes of the largest quantised weight in the model's dtype: one at a time is unpacked to compute."""
-    return max((weight.nbytes for weight in _quantised(model)), default=0)
+    return max((weight.nbytes for weight in _quantised(model)), default=0) if bits in (4, 8) else 0
 
 
 def _quantised(model: nn.Module) -> list[torch.Tensor]:

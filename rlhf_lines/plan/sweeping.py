@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import skeleton
-from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes
+from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.memory import FLOAT32, Phase, cache_sizes, gumbel_bytes, kv_cache_bytes
 from rlhf_lines.plan.plan import Options, Plan
@@ -30,7 +29,7 @@ from rlhf_lines.sweep.inputs import REWARD_BATCH
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
-BYTES_PER_NLL = 30  # a row of a control text under a spec
+BYTES_PER_NLL = 30  # a row of a text outside the task under a spec
 USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 
@@ -60,12 +59,13 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
     held = {
         "weights": skeleton.frozen_bytes(model, bits=bits),
-        "adapters": _stacked(adapters) * FLOAT32,
+        "adapters": stacked(adapters) * FLOAT32,
         "reward models": sum(reward.weights for reward in rewards),
     }
     if any(not RULES[entry.rule].is_linear for entry in config.groups):
-        held["merged weights of one spec"] = _changed_bytes(model, adapters)
-    unpacked = skeleton.largest_quantised(model) if bits != 16 else 0
+        names = changed(adapters)
+        held["merged weights of one spec"] = sum(p.nbytes for name, p in model.named_parameters() if name in names)
+    unpacked = skeleton.largest_quantised(model, bits=bits)
     text, size, length = shape.config.get_text_config(), model.dtype.itemsize, rows.longest + config.max_new_tokens
     batch = _batch(plan, config, text, length, held=sum(held.values()))
 
@@ -138,20 +138,8 @@ def _add_work(
     if alone:
         plan.work.append(("points merged one by one", f"{alone:,}: their rules are not linear"))
     if config.engine == "vllm":
-        plan.disk["adapters for vLLM"] = (validation + test) * _stacked(adapters) * size
+        plan.disk["adapters for vLLM"] = (validation + test) * stacked(adapters) * size
         plan.notes.append(
             "engine vllm: what vLLM holds is its own to plan (gpu_memory_utilization, tensor_parallel_size); the "
             "memory above is that of engine local"
         )
-
-
-def _stacked(adapters: Sequence[AdapterSizes]) -> int:
-    """The numbers of all factors stacked: every module that any adapter has, at the sum of their ranks."""
-    widths = {module: width for adapter in adapters for module, width in adapter.widths.items()}
-    return sum(adapter.rank for adapter in adapters) * sum(widths.values())
-
-
-def _changed_bytes(model: nn.Module, adapters: Sequence[AdapterSizes]) -> int:
-    """The bytes of the weights that the adapters change."""
-    modules = {module.removeprefix("base_model.model.") for adapter in adapters for module in adapter.widths}
-    return sum(p.nbytes for name, p in model.named_parameters() if name.removesuffix(".weight") in modules)

@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
@@ -37,12 +37,12 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
     length = run.length(rows, filled=run.args.packing)
     if run.peft_config is not None:
         names = [name for name, _ in skeleton.causal_lm(run.shape.config).named_parameters()]
-        block_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
+        layer_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
     batch = run.args.per_device_train_batch_size
     plan = run.plan("sft")
     plan.phases.append(run.update_phase(batch, length, head=batch * (length - 1)))
     if run.peft_config is not None:
-        plan.disk["merged model"] = run.dense_bytes()
+        plan.disk["merged model"] = run.dense_bytes
     _add_work(plan, run, rows, batch, length)
     return plan
 
@@ -124,14 +124,14 @@ class _Training:
         self.shape = find_shape(name, beside=beside, base_model=options.base_model)
         if kind == "classifier":
             self.shape.config.num_labels = 1
+            if self.peft_config is not None:
+                self.peft_config.task_type = "SEQ_CLS"
         self.bits = 4 if self.model_config.load_in_4bit else 8 if self.model_config.load_in_8bit else 16
-        if self.peft_config is not None and kind == "classifier":
-            self.peft_config.task_type = "SEQ_CLS"
         self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
         self.device = options.device or _device(given, self.bits)
         self.model = self._skeleton()
         base = self._make(self.shape.config, dtype=self.model_config.dtype)
-        self.parameters, self._dense = skeleton.count(base), sum(p.nbytes for p in base.parameters())
+        self.parameters, self.dense_bytes = skeleton.count(base), sum(p.nbytes for p in base.parameters())
         self.hidden = self.shape.config.get_text_config().hidden_size
         copies = 2 if self.is_ppo and self.args.value_lora else 1  # the value's own adapter is as large
         value = self.hidden + 1 if self.is_ppo else 0
@@ -140,7 +140,7 @@ class _Training:
         self.adapter_copies = copies
         nested = self.model_config.use_bnb_nested_quant
         self.weights = skeleton.frozen_bytes(self.model, bits=self.bits, nested=nested)
-        self.unpacked = skeleton.largest_quantised(self.model) if self.bits in (4, 8) else 0
+        self.unpacked = skeleton.largest_quantised(self.model, bits=self.bits)
         if self.peft_config is not None and self.trainable == value:
             raise ValueError(f"lora_target_modules {self.model_config.lora_target_modules!r} leave nothing to train")
 
@@ -179,18 +179,16 @@ class _Training:
         step = self.rehearsal().step(batch, length, checkpointing=checkpointing)
         kept = step.kept * self.adapter_copies  # a second adapter has a forward pass of its own
         logits = self.head(head, backward=True) if head else 0
-        # Logits come when all activations are there; the backward pass of the blocks, when the logits are gone.
+        # Logits come when all activations are there; the backward pass of the layers, when the logits are gone.
         beside = max(step.forward, step.backward) + self.unpacked
         parts = {**self.held(), "gradients": self.trainable_bytes, "activations": kept}
         return Phase("update", {**parts, "logits": logits, "working memory": max(0, beside - logits)})
 
     def head(self, positions: int, *, backward: bool) -> int:
         config = self.shape.config.get_text_config()
-        bytes_ = 2 if self._autocast() is not None else self._dtype().itemsize
-        kernel = self.device == "cuda"
-        return head_bytes(
-            positions, config.vocab_size, self.hidden, compute_bytes=bytes_, kernel=kernel, backward=backward
-        )
+        size = 2 if self._autocast() is not None else self._dtype().itemsize
+        on = {"compute_bytes": size, "kernel": self.device == "cuda"}
+        return head_bytes(positions, config.vocab_size, self.hidden, **on, backward=backward)
 
     def kv_cache(self, batch: int, length: int) -> tuple[int, int]:
         """The bytes of the cache, and those of one layer's."""
@@ -200,9 +198,6 @@ class _Training:
 
     def rehearsal(self) -> Rehearsal:
         return Rehearsal(self._skeleton(), autocast=self._autocast())
-
-    def dense_bytes(self) -> int:
-        return self._dense
 
     def _skeleton(self):
         wanted = self.model_config
@@ -258,7 +253,11 @@ def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts:
         updates = math.ceil(rows.count // prompts * of_rollout * args.num_train_epochs)
     else:
         updates = None
-    _check_save_steps(args, updates)
+    if updates is not None and args.save_strategy == "steps" and args.save_steps > updates:
+        raise ValueError(
+            f"save_steps is {args.save_steps:g}, but there are only {updates} updates: lower it, or set "
+            "save_strategy: 'no'"
+        )
     plan.work.append(("prompts", _count(rows)))
     plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
     plan.work.append(("updates of one rollout", f"{of_rollout:g}"))
@@ -274,22 +273,11 @@ def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts:
     _add_disk(plan, run, updates)
 
 
-def _check_save_steps(args, updates: int | None) -> None:
-    """Refuse a first checkpoint after the end."""
-    if getattr(args.save_strategy, "value", args.save_strategy) != "steps":
-        return
-    steps = args.save_steps
-    if updates is not None and steps > updates:
-        raise ValueError(
-            f"save_steps is {steps:g}, but there are only {updates} updates: lower it, or set save_strategy: 'no'"
-        )
-
-
 def _add_disk(plan: Plan, run: _Training, updates: int | None) -> None:
     args = run.args
-    saved = run.trainable_bytes if run.peft_config is not None else run.dense_bytes()
+    saved = run.trainable_bytes if run.peft_config is not None else run.dense_bytes
     plan.disk["adapter" if run.peft_config is not None else "model"] = saved
-    if getattr(args.save_strategy, "value", args.save_strategy) != "steps" or updates is None:
+    if args.save_strategy != "steps" or updates is None:
         return
     steps = args.save_steps if args.save_steps >= 1 else max(1, math.ceil(args.save_steps * updates))
     count = updates // int(steps)

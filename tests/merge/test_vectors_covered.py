@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from tests.merge.reference import FOLDER, ORIGIN, tensors
 
 
@@ -39,7 +39,7 @@ def test_reference_files_are_the_recorded_ones():
 
 
 def test_the_reference_model_is_read_whole():
-    indices = block_indices(tensors("model_base"))
+    indices = layer_indices(tensors("model_base"))
     outside = {name for name, layer in indices.items() if layer is None}
     assert len(indices) == 57
     assert outside == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}

@@ -92,6 +92,19 @@ def bar_lengths(estimates: Sequence[Mean]) -> list[list[float]]:
     ]
 
 
+def draw_points(
+    panel: Any, group: Group, x: Sequence[Mean], y: Sequence[Mean], *, dominated: bool, strength: float, depth: int
+) -> None:
+    """Draw points with their intervals, as opaque as `strength`; those that are dominated are faint and hollow."""
+    hollow = {"markersize": 5.5, "markerfacecolor": "white", "alpha": 0.4}
+    means = [[estimate["mean"] for estimate in estimates] for estimates in (x, y)]
+    bars = {"xerr": bar_lengths(x), "yerr": bar_lengths(y), "ecolor": group.colour, "elinewidth": 1.0}
+    panel.errorbar(x=means[0], y=means[1], **bars, linestyle="none", alpha=strength, zorder=depth + 0.2)
+    dots = {"linestyle": "none", "marker": group.marker, "color": group.colour}
+    look, above = (hollow, 0.3) if dominated else (solid_marker(group), 0.4)
+    panel.plot(*means, **dots, **look, zorder=depth + above)
+
+
 def line_style(dashes: tuple[float, ...]) -> Any:
     """The style of a line, as matplotlib takes it."""
     return (0, dashes) if dashes else "solid"

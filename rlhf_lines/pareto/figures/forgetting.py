@@ -108,18 +108,11 @@ def _label_best_policy(panel: Any, rows: Sequence[Undone], places: Mapping[int, 
 
 
 def _draw_group(panel: Any, front: Front, points: Sequence[PointEntry], group: Group, reward: str, depth: int) -> None:
-    dots = {"linestyle": "none", "marker": group.marker, "color": group.colour}
-    hollow = {"markersize": 5.5, "markerfacecolor": "white", "alpha": 0.4}
     best, dominated = canvas.split_dominated(front, points)
-    for drawn, look, strength in (
-        (dominated, hollow, 0.12),
-        (best, canvas.solid_marker(group), 0.4 if group.name in canvas.COMPARED else 0.25),
-    ):
+    for drawn, strength in ((dominated, 0.12), (best, 0.4 if group.name in canvas.COMPARED else 0.25)):
         scores, perplexities = [point["scores"][reward] for point in drawn], [point["perplexity"] for point in drawn]
-        x, y = ([estimate["mean"] for estimate in estimates] for estimates in (scores, perplexities))
-        bars = {"xerr": canvas.bar_lengths(scores), "yerr": canvas.bar_lengths(perplexities), "ecolor": group.colour}
-        panel.errorbar(x, y, **bars, elinewidth=1.0, linestyle="none", alpha=strength, zorder=depth + 0.2)
-        panel.plot(x, y, **dots, **look, zorder=depth + 0.4)
+        look = {"dominated": drawn is dominated, "strength": strength}
+        canvas.draw_points(panel, group, scores, perplexities, **look, depth=depth)
 
 
 def _draw_legend(figure: Any, groups: Sequence[Group], rows: Sequence[Undone], columns: int) -> None:

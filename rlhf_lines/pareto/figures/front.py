@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,35 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, pair in zip(panels, pairs, strict=False):
-            _draw_panel(panel, front, groups, pair, staircase=len(rewards) == 2)
+            _draw_panel(panel, front, groups, pair, flat=len(rewards) == 2)
         for panel in panels[len(pairs) :]:
             panel.set_axis_off()
-        _draw_legend(figure, front, groups, legend_columns, staircase=len(rewards) == 2)
+        _draw_legend(figure, front, groups, legend_columns, flat=len(rewards) == 2)
     return Path(path)
+
+
+def places(points: Iterable[PointEntry], pair: Sequence[str]) -> list[tuple[float, float]]:
+    """Where points stand in two rewards: their mean scores."""
+    return [tuple(point["scores"][reward]["mean"] for reward in pair) for point in points]
+
+
+def hull_places(front: Front, group: str, pair: Sequence[str]) -> list[tuple[float, float]]:
+    """The places of the points of a group that are best for some preference, ascending in the first reward."""
+    by_id = {point["id"]: point for point in front["points"]}
+    return places((by_id[i] for i in front["fronts"][group]["hull"]), pair)
+
+
+def staircase(corners: Sequence[tuple[float, float]], reference: Sequence[float]) -> list[tuple[float, float]]:
+    """The edge of what the corners dominate, down to the reference point: the area inside is the hypervolume.
+
+    A corner that does not exceed the reference point in both rewards adds no area and is left out.
+
+    >>> staircase([(2.0, 1.0), (1.0, 3.0), (5.0, -1.0)], (0.0, 0.0))
+    [(0.0, 3.0), (1.0, 3.0), (2.0, 1.0), (2.0, 0.0)]
+    """
+    low, floor = reference
+    inside = [(x, y) for x, y in sorted(corners) if x > low and y > floor]
+    return [(low, inside[0][1]), *inside, (inside[-1][0], floor)] if inside else []
 
 
 def staircase_height(corners: Sequence[Sequence[float]], x: ArrayLike, floor: float) -> NDArray[np.float64]:
@@ -73,9 +97,9 @@ def staircase_height(corners: Sequence[Sequence[float]], x: ArrayLike, floor: fl
     return heights
 
 
-def _draw_panel(panel: Any, front: Front, groups: Sequence[Group], pair: tuple[str, str], *, staircase: bool) -> None:
+def _draw_panel(panel: Any, front: Front, groups: Sequence[Group], pair: tuple[str, str], *, flat: bool) -> None:
     for depth, group in enumerate(reversed(groups)):  # what is listed first lies on top
-        _draw_group(panel, front, group, pair, 3 + depth, staircase=staircase)
+        _draw_group(panel, front, group, pair, 3 + depth, flat=flat)
     panel.margins(0.09)
     _label_policies(panel, front, pair)
     panel.set_xlabel(canvas.score_label(front, pair[0]))
@@ -83,45 +107,24 @@ def _draw_panel(panel: Any, front: Front, groups: Sequence[Group], pair: tuple[s
     canvas.plain_axes(panel)
 
 
-def _draw_group(panel: Any, front: Front, group: Group, pair: tuple[str, str], depth: int, *, staircase: bool) -> None:
+def _draw_group(panel: Any, front: Front, group: Group, pair: tuple[str, str], depth: int, *, flat: bool) -> None:
     compared = group.name in canvas.COMPARED
     points = [point for point in front["points"] if point["group"] == group.name]
     best, dominated = canvas.split_dominated(front, points)
     entry = front["fronts"].get(group.name)
-    if entry is not None and staircase:
+    if entry is not None and flat:
         if compared and entry["attainment"]:
             _draw_band(panel, entry["attainment"], front["reference_point"], group.colour)
         if compared:
-            _draw_hull(panel, points, entry["hull"], pair, group.colour, depth)
-        _draw_staircase(panel, best, pair, front["reference_point"], group, depth)
-    bars = {"linestyle": "none", "ecolor": group.colour, "elinewidth": 1.0, "capsize": 0}
-    dots = {"linestyle": "none", "marker": group.marker, "color": group.colour}
+            hull = {"color": group.colour, "linewidth": 0.9, "linestyle": canvas.line_style(HULL_DASHES)}
+            x, y = zip(*hull_places(front, group.name, pair), strict=True)
+            panel.plot(x, y, **hull, marker="none", zorder=depth + 0.1)
+        if edge := staircase(places(best, pair), front["reference_point"]):
+            line = {"color": group.colour, "linewidth": 2.0, "linestyle": canvas.line_style(group.dashes)}
+            panel.step(*zip(*edge, strict=True), where="pre", **line, zorder=depth)
     for drawn, strength in ((best, 0.45 if compared else 0.25), (dominated, 0.12)):
-        panel.errorbar(**_with_bars(drawn, pair), **bars, alpha=strength, zorder=depth + 0.2)
-    x, y = _means(dominated, pair)
-    panel.plot(x, y, **dots, markersize=5.5, markerfacecolor="white", alpha=0.4, zorder=depth + 0.3)
-    x, y = _means(best, pair)
-    panel.plot(x, y, **dots, **canvas.solid_marker(group), zorder=depth + 0.4)
-
-
-def _draw_staircase(
-    panel: Any,
-    best: Sequence[PointEntry],
-    pair: tuple[str, str],
-    reference: Sequence[float],
-    group: Group,
-    depth: int,
-) -> None:
-    """Draw the edge of what the points dominate, down to the reference point: the area inside is the hypervolume."""
-    corners = sorted(zip(*_means(best, pair), strict=True))
-    # A point that does not exceed the reference point in both rewards adds no area.
-    corners = [(x, y) for x, y in corners if x > reference[0] and y > reference[1]]
-    if not corners:
-        return
-    x = [reference[0], *(x for x, _ in corners), corners[-1][0]]
-    y = [corners[0][1], *(y for _, y in corners), reference[1]]
-    line = {"color": group.colour, "linewidth": 2.0, "linestyle": canvas.line_style(group.dashes)}
-    panel.step(x, y, where="pre", **line, zorder=depth)
+        x, y = ([point["scores"][reward] for point in drawn] for reward in pair)
+        canvas.draw_points(panel, group, x, y, dominated=drawn is dominated, strength=strength, depth=depth)
 
 
 def _draw_band(
@@ -134,39 +137,17 @@ def _draw_band(
     panel.fill_between(x, low, high, step="pre", color=colour, alpha=0.15, linewidth=0, zorder=1)
 
 
-def _draw_hull(
-    panel: Any, points: Sequence[PointEntry], hull: Sequence[int], pair: tuple[str, str], colour: str, depth: int
-) -> None:
-    """Join the points that are best for some preference, in ascending order of the first reward."""
-    by_id = {point["id"]: point for point in points}
-    x, y = _means([by_id[i] for i in hull], pair)
-    line = {"color": colour, "linewidth": 0.9, "linestyle": canvas.line_style(HULL_DASHES)}
-    panel.plot(x, y, **line, marker="none", zorder=depth + 0.1)
-
-
-def _means(points: Sequence[PointEntry], pair: tuple[str, str]) -> tuple[list[float], list[float]]:
-    x, y = ([point["scores"][reward]["mean"] for point in points] for reward in pair)
-    return x, y
-
-
-def _with_bars(points: Sequence[PointEntry], pair: tuple[str, str]) -> dict[str, list[Any]]:
-    """Positions and bar lengths for matplotlib."""
-    x, y = _means(points, pair)
-    xerr, yerr = (canvas.bar_lengths([point["scores"][reward] for point in points]) for reward in pair)
-    return {"x": x, "y": y, "xerr": xerr, "yerr": yerr}
-
-
 def _label_policies(panel: Any, front: Front, pair: tuple[str, str]) -> None:
     """Name the points of the soup that are one policy, towards the dominated side, where the front itself is not."""
     for point in front["points"]:
         if point["group"] == SOUP and point["single_policy"] is not None:
-            x, y = (point["scores"][reward]["mean"] for reward in pair)
+            ((x, y),) = places([point], pair)
             low, high = panel.get_xlim()
-            place = ((-26, -14), "right") if x > (low + high) / 2 else ((20, -46), "left")
-            canvas.annotate(panel, point["label"], (x, y), *place)
+            label = ((-26, -14), "right") if x > (low + high) / 2 else ((20, -46), "left")
+            canvas.annotate(panel, point["label"], (x, y), *label)
 
 
-def _draw_legend(figure: Any, front: Front, groups: Sequence[Group], columns: int, *, staircase: bool) -> None:
+def _draw_legend(figure: Any, front: Front, groups: Sequence[Group], columns: int, *, flat: bool) -> None:
     """Draw the groups with their hypervolumes above the panels, and what the other marks mean below them."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -175,7 +156,7 @@ def _draw_legend(figure: Any, front: Front, groups: Sequence[Group], columns: in
     digits = decimals(entry["hypervolume"]["value"] for entry in fronts.values())
     handles = []
     for group in groups:
-        text, joined = group.label, group.name in fronts and staircase
+        text, joined = group.label, group.name in fronts and flat
         if group.name in fronts:
             text += f"  {estimate_text(fronts[group.name]['hypervolume'], digits)}"
         handles.append(canvas.group_handle(group, text, joined=joined))
@@ -185,7 +166,7 @@ def _draw_legend(figure: Any, front: Front, groups: Sequence[Group], columns: in
         [], [], **canvas.GREY, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6, markersize=5.5
     )
     keys = {"dominated within its group": hollow}
-    compared = [fronts[group] for group in canvas.COMPARED if group in fronts and staircase]
+    compared = [fronts[group] for group in canvas.COMPARED if group in fronts and flat]
     if compared:
         keys["convex hull"] = Line2D([], [], **canvas.GREY, linewidth=0.9, linestyle=canvas.line_style(HULL_DASHES))
     if any(entry["attainment"] for entry in compared):

@@ -7,8 +7,8 @@ from statistics import median
 
 from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.report.words import MINUS, estimated, number, percent, setting
-from rlhf_lines.pareto.schema import Comparison, Front, label, looks
-from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.schema import LINES, REVERSED, SOUP, UNIFORM, Comparison, Front, label, looks
+from rlhf_lines.pareto.table import MEASURES, decimals
 
 
 BETTER, WORSE, UNCLEAR = "better", "worse", "unclear"
@@ -51,7 +51,7 @@ def verdict(difference: Mapping[str, float]) -> str:
 
 
 def _beats_soup(front: Front) -> list[dict[str, str]]:
-    entry = _comparison(front, "lines", "rewarded_soup")
+    entry = _comparison(front, SOUP)
     if entry is None:
         return []
     found = verdict(entry["hypervolume_difference"])
@@ -64,23 +64,16 @@ def _beats_soup(front: Front) -> list[dict[str, str]]:
 
 
 def _depth(front: Front) -> list[dict[str, str]]:
-    entries = {group: _comparison(front, "lines", group) for group in ("uniform", "reversed")}
-    entries = {group: entry for group, entry in entries.items() if entry is not None}
+    entries = {group: entry for group in (UNIFORM, REVERSED) if (entry := _comparison(front, group))}
     if not entries:
         return []
     found = {group: verdict(entry["hypervolume_difference"]) for group, entry in entries.items()}
-    texts = [_difference(front, entry) for entry in entries.values()]
-    return [
-        {
-            "title": _depth_title(found),
-            "text": " ".join(texts),
-            "verdict": found.get("uniform", found.get("reversed", UNCLEAR)),
-        }
-    ]
+    text = " ".join(_difference(front, entry) for entry in entries.values())
+    return [{"title": _depth_title(found), "text": text, "verdict": next(iter(found.values()))}]
 
 
 def _depth_title(found: Mapping[str, str]) -> str:
-    against_uniform, against_reversed = found.get("uniform"), found.get("reversed")
+    against_uniform, against_reversed = found.get(UNIFORM), found.get(REVERSED)
     if against_uniform is None:
         return {
             BETTER: "The direction of the schedule matters: reversed, it does worse",
@@ -133,25 +126,19 @@ def _forgetting(front: Front) -> list[dict[str, str]]:
     return [{"title": title, "text": text, "verdict": ""}]
 
 
-def _comparison(front: Front, a: str, b: str) -> Comparison | None:
-    return next((entry for entry in front["comparisons"] if (entry["a"], entry["b"]) == (a, b)), None)
+def _comparison(front: Front, group: str) -> Comparison | None:
+    """That of LiNeS with the group."""
+    return next((entry for entry in front["comparisons"] if (entry["a"], entry["b"]) == (LINES, group)), None)
 
 
 def _difference(front: Front, entry: Comparison) -> str:
-    parts = [
-        _estimate(front, entry, key, name)
-        for key, name in (
-            ("hypervolume_difference", "hypervolume"),
-            ("expected_utility_difference", "expected utility"),
-        )
-    ]
+    parts = []
+    for measure in MEASURES:
+        key = f"{measure}_difference"
+        digits = decimals(other[key]["value"] for other in front["comparisons"])
+        text = f"{measure.replace('_', ' ')} {' '.join(estimated(entry[key], digits))}"
+        parts.append(f"{text}, above zero with probability {number(entry[key]['probability_positive'], 3)}")
     return f"{label(entry['a'])} {MINUS} {label(entry['b'])}: {_list(parts)}."
-
-
-def _estimate(front: Front, entry: Comparison, key: str, name: str) -> str:
-    digits = decimals([other[key]["value"] for other in front["comparisons"]])
-    above = number(entry[key]["probability_positive"], 3)
-    return f"{name} {' '.join(estimated(entry[key], digits))}, above zero with probability {above}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

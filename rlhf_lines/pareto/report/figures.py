@@ -14,7 +14,7 @@ from typing import Any
 from plotly import graph_objects as go
 
 from rlhf_lines.pareto.figures.canvas import bar_lengths, split_dominated
-from rlhf_lines.pareto.figures.front import BAND
+from rlhf_lines.pareto.figures.front import BAND, hull_places, places, staircase
 from rlhf_lines.pareto.figures.validation import in_order
 from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.groups import Mark
@@ -238,23 +238,15 @@ def _line(places: Sequence[Sequence[float]], group: Mark, *boxes: str, **look: A
     return [go.Scatter(mode="lines", x=x, y=y, hoverinfo="skip", meta=[group.key, *boxes], **look)]
 
 
-def _places(content: Content, points: Sequence[PointEntry]) -> list[tuple[float, ...]]:
-    return [tuple(point["scores"][reward]["mean"] for reward in content.front["rewards"]) for point in points]
-
-
 def _staircase(content: Content, group: Mark, best: Sequence[PointEntry]) -> list[go.Scatter]:
-    """The edge of what the points dominate, down to the reference point: the area inside is the hypervolume."""
-    low, floor = content.front["reference_point"]
-    corners = [(x, y) for x, y in sorted(_places(content, best)) if x > low and y > floor]
-    ends = [[(low, corners[0][1])], [(corners[-1][0], floor)]] if corners else [[], []]
+    edge = staircase(places(best, content.front["rewards"]), content.front["reference_point"])
     dash = ",".join(f"{length * 1.5:g}px" for length in group.dashes) or "solid"
     look = {"shape": "vh", "color": group.ink(), "dash": dash, "width": 2}
-    return _line([*ends[0], *corners, *ends[1]], group, line=look)
+    return _line(edge, group, line=look)
 
 
 def _hull(content: Content, group: Mark) -> list[go.Scatter]:
-    by_id = {point["id"]: point for point in content.points_of(group.name)}
-    hull = _places(content, [by_id[i] for i in content.front["fronts"][group.name]["hull"]])
+    hull = hull_places(content.front, group.name, content.front["rewards"])
     return _line(hull, group, "hulls", line={"color": group.ink(), "width": 1, "dash": "dot"})
 
 

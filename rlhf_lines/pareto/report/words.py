@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from rlhf_lines.pareto.schema import Mean, Spec, Value, shortened
+from rlhf_lines.pareto.table import value_of
 
 
 MINUS, NOTHING = "\u2212", "\u2013"
@@ -44,8 +45,8 @@ def number(value: float | None, digits: int) -> str:
 
 def estimated(estimate: Mean | Value, digits: int) -> tuple[str, str]:
     """An estimate and its interval."""
-    value = estimate["mean"] if "mean" in estimate else estimate["value"]
-    return number(value, digits), f"[{number(estimate['low'], digits)}, {number(estimate['high'], digits)}]"
+    low, high = (number(estimate[end], digits) for end in ("low", "high"))
+    return number(value_of(estimate), digits), f"[{low}, {high}]"
 
 
 def percent(share: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.pareto import read_front
-from rlhf_lines.pareto.pick import merge_arguments
+from rlhf_lines.pareto.pick import merge_command
 from rlhf_lines.pareto.report import Completions, evenly_spaced, report_html
 from rlhf_lines.pareto.schema import FILE_NAME, Front
 from rlhf_lines.sweep.finished.front import trace_front
@@ -90,10 +90,9 @@ def how_it_was_made(folder: Path, front: Front) -> dict[str, Any]:
             ("Compute the front and this page again", f"rlhf-lines front {run} && rlhf-lines report {run}"),
         ],
         "merges": {
-            str(point["id"]): shlex.join(["rlhf-lines", "merge", *merge_arguments(front, point, output)])
+            str(point["id"]): merge_command(front, point, folder)
             for point in front["points"]
             if point["merge_arguments"] is not None  # the SFT model is not merged
-            for output in [folder / f"point_{point['id']}"]
         },
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
     }

@@ -117,16 +117,21 @@ def test_the_same_front_gives_the_same_bytes_in_every_process(front, tmp_path):
         assert first == second
 
 
+def depth(line):
+    """What is drawn with a higher number lies on top."""
+    return line[0]["zorder"]
+
+
 def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front):
     means = {point["id"]: point["scores"]["a"]["mean"] for point in front["points"]}
     assert front["fronts"]["lines"]["nondominated"] == [6, 7, 9, 10]
     panel = Panel()
-    plot._draw_group(panel, front, LOOKS["lines"], ("a", "b"), 3, staircase=True)
+    plot._draw_group(panel, front, LOOKS["lines"], ("a", "b"), 3, flat=True)
     (_, x, y) = panel.steps[0]
     # From the reference point through the four points in order, then down to the reference point.
     assert x == [front["reference_point"][0], means[6], means[7], means[9], means[10], means[10]]
     assert y == sorted(y, reverse=True) and y[-1] == front["reference_point"][1]
-    hull, faint, strong = panel.lines
+    hull, faint, strong = sorted(panel.lines, key=depth)
     assert hull[1] == [means[6], means[9], means[10]] and hull[0]["linewidth"] < 1
     assert faint[1] == [means[8]] and faint[0]["markerfacecolor"] == "white" and faint[0]["alpha"] < 0.5
     assert strong[1] == [means[i] for i in (6, 7, 9, 10)] and "alpha" not in strong[0]
@@ -135,7 +140,7 @@ def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front):
 def test_the_band_lies_between_the_attained_fronts(front):
     panel = Panel()
     front["reference_point"] = [0.0, 0.0]
-    plot._draw_group(panel, front, LOOKS["lines"], ("a", "b"), 3, staircase=True)
+    plot._draw_group(panel, front, LOOKS["lines"], ("a", "b"), 3, flat=True)
     ((style, x, low, high),) = panel.bands
     assert style["step"] == "pre" and x[0] == 0.0 and x[-1] == 1.5
     # The area under a step function that keeps its value to the left of x is the hypervolume.
@@ -147,13 +152,13 @@ def test_the_band_lies_between_the_attained_fronts(front):
         assert moocore.hypervolume(np.array(inside), ref=[0, 0], maximise=True) == pytest.approx(area, abs=1e-6)
 
 
-def test_controls_have_neither_hull_nor_band(front_of_six):
+def test_ablations_have_neither_hull_nor_band(front_of_six):
     for entry in front_of_six["fronts"].values():
         entry["hull"] = entry["nondominated"]
         entry["attainment"] = {"0.025": [[1.0, 1.0]], "0.975": [[0.5, 0.5]]}
     for group, expected in (("lines", 1), ("rewarded_soup", 1), ("uniform", 0), ("morlhf", 0)):
         panel = Panel()
-        plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, staircase=True)
+        plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, flat=True)
         assert len(panel.steps) == 1 and len(panel.bands) == expected and len(panel.lines) == 2 + expected
 
 
@@ -161,9 +166,9 @@ def test_groups_differ_in_colour_marker_and_line(front_of_six):
     drawn = []
     for group in ("lines", "rewarded_soup", *GROUPS):
         panel = Panel()
-        plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, staircase=True)
+        plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, flat=True)
         ((line, _, _),) = panel.steps
-        marks = panel.lines[-1][0]
+        marks = max(panel.lines, key=depth)[0]
         look = LOOKS[group]
         assert line["color"] == marks["color"] == look.colour and marks["marker"] == look.marker
         assert line["linestyle"] == ((0, look.dashes) if look.dashes else "solid")
@@ -212,5 +217,5 @@ def test_single_policies_are_named_by_their_folders(front, make_points, monkeypa
 def test_a_front_below_the_reference_point_has_no_staircase(front):
     panel = Panel()
     front = {**front, "reference_point": [100.0, 100.0]}
-    plot._draw_group(panel, front, LOOKS["rewarded_soup"], ("a", "b"), 3, staircase=True)
+    plot._draw_group(panel, front, LOOKS["rewarded_soup"], ("a", "b"), 3, flat=True)
     assert panel.steps == [] and len(panel.lines) == 3  # hull, dominated, nondominated
