@@ -42,7 +42,7 @@ sys.path[:0] = [str(ROOT), str(SIDES)]
 class Case:
     """One merge of two policies, as each side is asked for it.
 
-    `recipe` is mergekit's configuration of the SFT model and the policies; None takes the `mergekit.yaml` that our
+    `config` is mergekit's configuration of the SFT model and the policies; None takes the `mergekit.yaml` that our
     merge writes. Without `peer`, mergekit cannot express the merge.
     """
 
@@ -50,15 +50,15 @@ class Case:
     flags: dict[str, str]
     weights: tuple[float, float]
     peer: bool = True
-    recipe: Callable[[Path, Sequence[Path]], str] | None = None
+    config: Callable[[Path, Sequence[Path]], str] | None = None
     density: float | None = None
     goal: float | None = None  # how many times as fast as mergekit
 
 
-def ties_recipe(sft: Path, policies: Sequence[Path]) -> str:
+def ties_config(sft: Path, policies: Sequence[Path]) -> str:
     """TIES as mergekit does it, per tensor; its weights of 1 are our weights of 1/K."""
     models = [{"model": str(policy), "parameters": {"weight": 1.0, "density": 0.2}} for policy in policies]
-    recipe = {
+    config = {
         "merge_method": "ties",
         "base_model": str(sft),
         "models": models,
@@ -66,7 +66,7 @@ def ties_recipe(sft: Path, policies: Sequence[Path]) -> str:
         "dtype": "float32",
         "out_dtype": "bfloat16",
     }
-    return json.dumps(recipe, indent=2)  # JSON is YAML
+    return json.dumps(config, indent=2)  # JSON is YAML
 
 
 CASES = {
@@ -75,7 +75,7 @@ CASES = {
         "TIES, per tensor",
         {"rule": "ties", "rule_options": '{"density": 0.2, "granularity": "tensor", "zero_sign": "positive"}'},
         weights=(0.5, 0.5),
-        recipe=ties_recipe,
+        config=ties_config,
         density=0.2,
         goal=4.0,
     ),
@@ -146,8 +146,8 @@ class Bench:
         if not case.peer:
             self._remove(ours)
             return "ours alone; mergekit has no such rule"
-        theirs_recipe = case.recipe(self._models[0], self._models[1:]) if case.recipe else None
-        self._recipe.write_text(theirs_recipe or (ours / "mergekit.yaml").read_text())
+        theirs_config = case.config(self._models[0], self._models[1:]) if case.config else None
+        self._config.write_text(theirs_config or (ours / "mergekit.yaml").read_text())
         theirs = self._run("theirs", case)
         found = str(assert_agreement(ours, theirs, self._models[0], self._models[1:], density=case.density))
         note(f"agreement, {case.title}: {found}")
@@ -168,7 +168,7 @@ class Bench:
         return measured
 
     @property
-    def _recipe(self) -> Path:
+    def _config(self) -> Path:
         return self._output_dir / "mergekit.yaml"
 
     @property
@@ -188,7 +188,7 @@ class Bench:
             command += ["--sft_model", self._models[0], "--policies", *self._models[1:], "--weights", *case.weights]
             command += [word for key, value in case.flags.items() for word in (f"--{key}", value)]
         else:
-            command = [self._pythons[side].with_name("mergekit-yaml"), self._recipe, output, "--quiet"]
+            command = [self._pythons[side].with_name("mergekit-yaml"), self._config, output, "--quiet"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads), "HF_HUB_OFFLINE": "1"}
         environment["PYTHONPATH"] = str(ROOT) if side == "ours" else ""
         os.sync()  # else this run would wait for the pages that the one before it left to be written

@@ -26,7 +26,7 @@ VERBS = {
     "reward": "a reward model from preference pairs",
     "ppo": "a LoRA policy from the SFT model against reward models",
     "fisher": "the diagonal Fisher of a policy over its own samples, for the merge rule fisher",
-    "gram": "the Gram matrices of a policy's linear layers, for the merge rule regmean",
+    "gram": "the Gram matrices of a policy's linear maps, for the merge rule regmean",
     "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
     "sweep": "merge, sample and score many weights, and trace the fronts",
     "front": "the front of a finished sweep, computed again from its run store",

@@ -37,7 +37,7 @@ def summary(verb: str, folder: Path) -> str:
 
 
 def _statistics(verb: str, record: dict) -> list[str]:
-    of = f"{record['layers']} linear layers" if verb == "gram" else f"{record['tensors']} parameters"
+    of = f"{record['layers']} linear maps" if verb == "gram" else f"{record['tensors']} parameters"
     tokens = f"{record['prompt_tokens']} prompt and {record['completion_tokens']} completion tokens"
     lines = [f"statistics of {of}, from {record['sequences']} sequences ({tokens}); passes: {record['passes']}"]
     if record["lost_residual"]:

@@ -1,8 +1,9 @@
-"""Before anything imports torch: how many threads a test has, in its own process and in those that it starts."""
+"""What all tests share: the number of threads, and the look back at the reference vectors when all have run."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -22,3 +23,50 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+# --- Every reference vector in the repository is compared with. Tests run in several processes, and each says at its
+# end which vectors there are and which of them its tests have asked for.
+
+FOUND = pytest.StashKey[dict[str, set[str]]]()
+
+
+def pytest_configure(config):
+    """Nothing is found yet."""
+    config.stash[FOUND] = {"vectors": set(), "compared": set()}
+
+
+def pytest_sessionfinish(session):
+    """Let a run of all tests fail if a vector was not asked for."""
+    reference = sys.modules.get("tests.merge.reference")
+    here = {"vectors": list(reference.CASES), "compared": list(reference.COMPARED)} if reference else {}
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput.update(here)
+        return
+    add_found(session.config, here)
+    if missed_vectors(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take what one of the processes says."""
+    add_found(node.config, getattr(node, "workeroutput", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Name the vectors that were not asked for."""
+    for name in missed_vectors(config):
+        terminalreporter.write_line(f"FAILED tests: nothing was compared with the reference vector {name}")
+
+
+def add_found(config: pytest.Config, found: dict[str, list[str]]) -> None:
+    for key, names in config.stash[FOUND].items():
+        names.update(found.get(key, ()))
+
+
+def missed_vectors(config: pytest.Config) -> list[str]:
+    """The vectors that no test has asked for; none where only some tests were chosen."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    found = config.stash[FOUND]
+    return sorted(found["vectors"] - found["compared"]) if whole else []

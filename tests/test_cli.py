@@ -401,7 +401,7 @@ def test_merge_writes_an_adapter_and_a_dense_model_that_agree(folder, capsys):
         }  # fmt: skip
     assert not (folder / "never").exists()
     sft = AutoModelForCausalLM.from_pretrained("./sft")
-    # By hand: block l of 3 has the factor 0.5 + l / 2, a LoRA of rank 2 and alpha 4 the scale 2.
+    # By hand: layer l of 3 has the factor 0.5 + l / 2, a LoRA of rank 2 and alpha 4 the scale 2.
     expected = AutoModelForCausalLM.from_pretrained("./sft")
     parameters = dict(expected.named_parameters())
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 
 PAD, EOS, UNK = 0, 1, 2
 WORDS = list("abcdefghij")
-TWO_BLOCKS = {"num_hidden_layers": 2, "num_attention_heads": 2}  # with as many heads of keys and values
+TWO_LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2}  # with as many heads of keys and values
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 # On a CPU, in float32, silently.
 QUIET = {
@@ -58,7 +58,7 @@ def widened(model, std: float = 0.25):
 
 
 def llama(tokenizer=None, *, seed: int = 0, std: float = 0.25, **changes):
-    """A Llama of four blocks, for a tokenizer where one is given."""
+    """A Llama of four layers, for a tokenizer where one is given."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = {

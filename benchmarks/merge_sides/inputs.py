@@ -39,7 +39,7 @@ def write_inputs(folder: Path, size: str, *, seed: int = 0) -> None:
     """Write `sft`, `policy_1` and `policy_2` into an empty folder, in bfloat16, one file of weights each.
 
     Residuals are independent of each other; their size relative to the weight grows with depth, from half of
-    `RESIDUAL` in the first block to one and a half of it in the last. Only one tensor is in memory at a time.
+    `RESIDUAL` in the first layer to one and a half of it in the last. Only one tensor is in memory at a time.
     """
     shapes = _shapes(SIZES[size])
     files = []
@@ -69,7 +69,7 @@ def _tensors(name: str, shape: tuple[int, ...], sizes: dict, generator: torch.Ge
 
 
 def _depth(name: str, num_layers: int) -> float:
-    """0 for the embedding and the first block, 1 for the last block and what follows it."""
+    """0 for the embedding and the first layer, 1 for the last layer and what follows it."""
     if name.startswith("model.layers."):
         return int(name.split(".")[2]) / max(num_layers - 1, 1)
     return 0.0 if name.startswith("model.embed") else 1.0
@@ -78,7 +78,7 @@ def _depth(name: str, num_layers: int) -> float:
 def _shapes(sizes: dict) -> dict[str, tuple[int, ...]]:
     hidden, inner, vocab = sizes["hidden_size"], sizes["intermediate_size"], sizes["vocab_size"]
     keys = hidden // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
-    block = {
+    layer = {
         "input_layernorm": (hidden,),
         "mlp.down_proj": (hidden, inner),
         "mlp.gate_proj": (inner, hidden),
@@ -91,7 +91,7 @@ def _shapes(sizes: dict) -> dict[str, tuple[int, ...]]:
     }
     shapes = {"lm_head.weight": (vocab, hidden), "model.embed_tokens.weight": (vocab, hidden)}
     for i in range(sizes["num_hidden_layers"]):
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()}
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
     return shapes | {"model.norm.weight": (hidden,)}
 
 

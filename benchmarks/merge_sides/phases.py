@@ -42,10 +42,10 @@ def _phases(folders: list[Path], spec: MergeSpec) -> list[float]:
     checkpoints = [Checkpoint(folder) for folder in folders]
     sft, *policies = checkpoints
     merge = DenseMerge(sft, [DensePolicy(policy, sft) for policy in policies], spec, workers=1)
-    read = _cpu(lambda: _go_over(merge.residuals.map(lambda piece: None)))
+    read = _cpu(lambda: _go_over(merge.residuals.map(lambda chunk: None)))
     measure = _cpu(lambda: merge.merged)
     scaled = merge.scaled
-    compute = _cpu(lambda: _go_over(scaled.residuals.map(lambda piece: scaled.compute(piece).numel(), scaled.unit)))
+    compute = _cpu(lambda: _go_over(scaled.residuals.map(lambda chunk: scaled.compute(chunk).numel(), scaled.unit)))
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as folder:
         write = _cpu(lambda: merge.write(Path(folder)))
     for checkpoint in checkpoints:

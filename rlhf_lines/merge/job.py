@@ -43,24 +43,13 @@ class Written:
 
 @dataclass(frozen=True)
 class Merge:
-    """One merge: the arguments of `merge_policies` that decide what is written.
+    """One merge: the arguments of `merge_policies` that decide what is written, which describes them.
 
     Two that are equal, of inputs that are equal, write the same bytes.
 
     >>> merge = Merge("sft", ["helpful", "harmless"], MergeSpec("linear", (0.3, 0.7)), "adapter")
     >>> merge.policies, merge.device
     (('helpful', 'harmless'), 'cpu')
-
-    Attributes:
-        sft_model: folder of the SFT model.
-        policies: K folders, adapters (PEFT) or dense checkpoints.
-        spec: what to merge how.
-        save: `adapter` or `dense`.
-        rank: of the written adapter, None for the exact one.
-        dtype: of the written weights; None is that of the SFT model, of an adapter float32 or wider.
-        statistics: K folders, for the rules that need them.
-        max_shard_size: bytes of a written weight file; None shards as the SFT model is.
-        device: where the arithmetic on dense residuals is done.
     """
 
     sft_model: str

@@ -1,7 +1,7 @@
-"""Which transformer block a parameter belongs to.
+"""Which transformer layer a parameter belongs to.
 
 The index is read at one fixed place of the name, per architecture. A search for `.{i}.` anywhere would take expert 0 of
-`model.layers.3.mlp.experts.0.w1` for block 0.
+`model.layers.3.mlp.experts.0.w1` for layer 0.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _PEFT = r"(?:base_model\.model\.)?"
 
 @dataclass(frozen=True)
 class Family:
-    """Architectures whose parameters are named alike: where the blocks are, and what else there is."""
+    """Architectures whose parameters are named alike: where the layers are, and what else there is."""
 
     name: str
     prefix: str
-    blocks: str
+    layers: str
     outside: tuple[str, ...]
     head: tuple[str, ...]
     embeddings: tuple[str, ...]
 
-    def block(self, name: str) -> re.Match[str] | None:
-        """The match of a block parameter: group `place` is the name up to the index, group `index` the index."""
-        return re.match(rf"(?P<place>{_PEFT}{self.prefix}{self.blocks}\.)(?P<index>\d+)\.", name)
+    def layer(self, name: str) -> re.Match[str] | None:
+        """The match of a layer parameter: group `place` is the name up to the index, group `index` the index."""
+        return re.match(rf"(?P<place>{_PEFT}{self.prefix}{self.layers}\.)(?P<index>\d+)\.", name)
 
     def is_outside(self, name: str) -> bool:
         """Whether the name is an embedding, the final norm or the head of this family."""
@@ -73,42 +73,42 @@ FAMILIES = (
 )
 
 
-def block_indices(names: Iterable[str], *, num_layers: int | None = None) -> dict[str, int | None]:
-    """The 0-based block index of every name, None for embeddings, final norm and head.
+def layer_indices(names: Iterable[str], *, num_layers: int | None = None) -> dict[str, int | None]:
+    """The 0-based layer index of every name, None for embeddings, final norm and head.
 
     Names may be parameters or modules, with or without the `model.` or `transformer.` prefix and PEFT's
     `base_model.model.`, but all in the same way.
 
-    >>> block_indices(["model.embed_tokens.weight", "model.layers.0.mlp.experts.3.w1.weight"])
+    >>> layer_indices(["model.embed_tokens.weight", "model.layers.0.mlp.experts.3.w1.weight"])
     {'model.embed_tokens.weight': None, 'model.layers.0.mlp.experts.3.w1.weight': 0}
 
     Args:
         names: parameter or module names.
-        num_layers: the model's number of blocks. Then blocks may be missing (an adapter on some layers); otherwise the
+        num_layers: the model's number of layers. Then layers may be missing (an adapter on some layers); otherwise the
             indices must be 0..L-1 without gaps, and L is their number.
 
     Raises:
-        ValueError: no block among the names, a gap, an index >= `num_layers`, an unknown name, or names of more than
+        ValueError: no layer among the names, a gap, an index >= `num_layers`, an unknown name, or names of more than
             one architecture.
     """
     names = list(names)
-    families = [family for family in FAMILIES if any(family.block(name) for name in names)]
+    families = [family for family in FAMILIES if any(family.layer(name) for name in names)]
     if not families:
         shown = ", ".join(repr(name) for name in names[:3]) or "no names"
         places = ", ".join(f"{family.name}.<i>" for family in FAMILIES)
-        raise ValueError(f"no transformer block among {len(names)} names ({shown}); expected names such as {places}")
+        raise ValueError(f"no transformer layer among {len(names)} names ({shown}); expected names such as {places}")
     family = max(families, key=lambda family: sum(_knows(family, name) for name in names))
     indices: dict[str, int | None] = {}
     first_of_place: dict[str, str] = {}
     for name in names:
-        match = family.block(name)
+        match = family.layer(name)
         if match is None and not family.is_outside(name):
-            other = next((other for other in FAMILIES if other.block(name)), None)
+            other = next((other for other in FAMILIES if other.layer(name)), None)
             reason = (
-                f"belongs to blocks {other.name}.<i>" if other else "is neither a block nor a known outside parameter"
+                f"belongs to layers {other.name}.<i>" if other else "is neither a layer nor a known outside parameter"
             )
             raise ValueError(
-                f"cannot place {name!r}: the other names have blocks {family.name}.<i>, but this one {reason}"
+                f"cannot place {name!r}: the other names have layers {family.name}.<i>, but this one {reason}"
             )
         indices[name] = int(match["index"]) if match else None
         if match:
@@ -116,7 +116,7 @@ def block_indices(names: Iterable[str], *, num_layers: int | None = None) -> dic
     if len(first_of_place) > 1:
         mixed = " and ".join(repr(name) for name in first_of_place.values())
         raise ValueError(
-            f"{mixed} name their blocks differently; give the names of one model, all with the same prefix"
+            f"{mixed} name their layers differently; give the names of one model, all with the same prefix"
         )
     _check_range({index for index in indices.values() if index is not None}, family, num_layers)
     return indices
@@ -141,7 +141,7 @@ def is_linear_map(name: str, shape: Sequence[int]) -> bool:
 
 
 def _knows(family: Family, name: str) -> bool:
-    return family.block(name) is not None or family.is_outside(name)
+    return family.layer(name) is not None or family.is_outside(name)
 
 
 def _check_range(found: set[int], family: Family, num_layers: int | None) -> None:
@@ -149,12 +149,12 @@ def _check_range(found: set[int], family: Family, num_layers: int | None) -> Non
         missing = sorted(set(range(max(found) + 1)) - found)
         if missing:
             raise ValueError(
-                f"blocks {family.name}.<i> have gaps: {missing[:5]} are missing below {max(found)}; "
+                f"layers {family.name}.<i> have gaps: {missing[:5]} are missing below {max(found)}; "
                 "pass num_layers if the residual covers only some layers"
             )
     elif max(found) >= num_layers:
         raise ValueError(
-            f"block {family.name}.{max(found)} is out of range for a model of {num_layers} blocks "
+            f"layer {family.name}.{max(found)} is out of range for a model of {num_layers} layers "
             f"(0..{num_layers - 1}); "
             "check that policy and SFT model are the same architecture"
         )

@@ -1,7 +1,7 @@
 """LiNeS: a residual is scaled linearly with depth.
 
 Source: arXiv 2410.17146; reference code wang-kee/LiNeS, src/eval/eval.py at 43a7bdd (for the parameters outside the
-blocks and the L1 norm, which the paper leaves open).
+layers and the L1 norm, which the paper leaves open).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.rules.common import total
 from rlhf_lines.merge.tensors.precision import LARGEST, wide
 from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_memory
 from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
-# The share of beta that a block at depth d in [0, 1] gets. Those that are reversed are controls: factors upside down.
+# The share of beta that a layer at depth d in [0, 1] gets. Those that are reversed are ablations: factors upside down.
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda depth: depth,
     "sqrt": torch.sqrt,
@@ -32,13 +32,13 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "linear") -> Tensor:
-    """The factor of every block, float64 `[num_layers]`.
+    """The factor of every layer, float64 `[num_layers]`.
 
         lambda(l) = alpha + beta f(d),   d = (l - 1) / (L - 1),  l = 1..L       (entry i is l = i + 1)
         f(d) = d (linear), sqrt(d) (sqrt), d^2 (quadratic); f(1 - d) where it is reversed: 1 - d (reversed),
         sqrt(1 - d) (reversed_sqrt), (1 - d)^2 (reversed_quadratic)
 
-    `alpha=1, beta=0` is no scaling. With one block the factor is `alpha`. The paper has the linear schedule only.
+    `alpha=1, beta=0` is no scaling. With one layer the factor is `alpha`. The paper has the linear schedule only.
 
     Source: arXiv 2410.17146, the layer-wise linear rule.
 
@@ -72,7 +72,7 @@ def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, 
 
         alpha = ||sum_k tau_k||_1 / (K ||tau_M||_1)
 
-    Both norms run over all parameters, those outside the blocks included, with float64 accumulators. `residuals` are
+    Both norms run over all parameters, those outside the layers included, with float64 accumulators. `residuals` are
     the untrimmed ones, `merged` is the unscaled output of a rule. For `sum` alpha is 1/K, for `linear` with equal
     weights 1.
 
@@ -82,17 +82,17 @@ def lines_alpha(residuals: Sequence[Mapping[str, Tensor]], merged: Mapping[str, 
         ValueError: no residual, shapes that differ, or a merged residual that is zero everywhere.
     """
     held = residuals_in_memory(residuals)
-    return streamed_alpha(held, Merged(residuals_in_memory([merged]), lambda piece: piece.residuals[0].clone()))
+    return streamed_alpha(held, Merged(residuals_in_memory([merged]), lambda chunk: chunk.residuals[0].clone()))
 
 
 def streamed_alpha(residuals: Residuals, merged: Merged) -> float:
-    """`lines_alpha` of residuals that are read piece by piece; `merged` may be computed from masked or scaled ones.
+    """`lines_alpha` of residuals that are read chunk by chunk; `merged` may be computed from masked or scaled ones.
 
     Raises:
         ValueError: a merged residual that is zero everywhere.
     """
-    before = _total(parameter_sums(residuals, lambda piece: [total(piece.residuals).abs_()]))
-    size = _total(parameter_sums(merged.residuals, lambda piece: [merged.compute(piece).abs_()], unit=merged.unit))
+    before = _total(parameter_sums(residuals, lambda chunk: [total(chunk.residuals).abs_()]))
+    size = _total(parameter_sums(merged.residuals, lambda chunk: [merged.compute(chunk).abs_()], unit=merged.unit))
     if size == 0:
         raise ValueError("the merged residual is zero everywhere, so alpha is not defined; choose alpha yourself")
     return before / (residuals.count * size)
@@ -110,26 +110,26 @@ def apply_lines(
     schedule: str = "linear",
     num_layers: int | None = None,
 ) -> dict[str, Tensor]:
-    """A new residual whose block l is multiplied by lambda(l); parameters outside the blocks get `alpha`.
+    """A new residual whose layer l is multiplied by lambda(l); parameters outside the layers get `alpha`.
 
         tau'_l = lambda(l) tau_l,   lambda(l) = alpha + beta (l - 1) / (L - 1)
 
-    Outside the blocks means embeddings, final norm and head, although the last two come after the last block: that is
+    Outside the layers means embeddings, final norm and head, although the last two come after the last layer: that is
     what the reference code does. The result is float32, or float64 where the input is float64; inputs are not changed.
 
-    Source: arXiv 2410.17146; parameters outside the blocks as in wang-kee/LiNeS src/eval/eval.py.
+    Source: arXiv 2410.17146; parameters outside the layers as in wang-kee/LiNeS src/eval/eval.py.
 
     Args:
         residual: parameter name to tensor.
-        alpha: factor of the first block.
-        beta: what the last block has more.
+        alpha: factor of the first layer.
+        beta: what the last layer has more.
         schedule: the shape between them.
-        num_layers: L, if the residual does not cover every block (an adapter on some layers).
+        num_layers: L, if the residual does not cover every layer (an adapter on some layers).
 
     Raises:
-        ValueError: names without a readable block index (see `block_indices`), or a tensor that is not floating-point.
+        ValueError: names without a readable layer index (see `layer_indices`), or a tensor that is not floating-point.
     """
-    indices = block_indices(residual, num_layers=num_layers)
+    indices = layer_indices(residual, num_layers=num_layers)
     if num_layers is None:
         num_layers = 1 + max(index for index in indices.values() if index is not None)
     scales = lines_scales(num_layers, alpha, beta, schedule).tolist()

@@ -77,15 +77,7 @@ class OpenMerge:
         max_memory: int | None = None,
         progress: Progress = lambda phase, elements, total: None,
     ) -> None:
-        """Check the policies against the SFT model.
-
-        Args:
-            merge: the settings.
-            sft: the SFT model, open.
-            policies: K policies, open.
-            statistics: K sets of tensors that the rule needs, or none.
-            max_memory: see `open_merge`.
-            progress: see `merge_policies`.
+        """Check the policies against the SFT model; all inputs are open.
 
         Raises:
             ValueError: a policy does not fit the SFT model or what is to be written, or alpha cannot be measured.

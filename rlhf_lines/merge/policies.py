@@ -152,12 +152,8 @@ def _new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(new_folder(output, overwrite=overwrite))
-        except FileExistsError:
-            raise
         except OSError as error:
-            if error.errno in NO_PLACE:
-                raise ValueError(
-                    f"output_dir {output} cannot be made ({error.strerror}): choose another one"
-                ) from error
-            raise
+            if error.errno not in NO_PLACE:
+                raise
+            raise ValueError(f"output_dir {output} cannot be made ({error.strerror}): choose another one") from error
         yield folder

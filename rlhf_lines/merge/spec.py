@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from typing import Any, Literal
 
@@ -29,10 +29,10 @@ class MergeSpec:
     Attributes:
         rule: how residuals are combined.
         weights: one number per policy.
-        alpha: LiNeS factor of the first block, and of what lies outside the blocks; `"auto"` is measured on the
+        alpha: LiNeS factor of the first layer, and of what lies outside the layers; `"auto"` is measured on the
             residuals when they are merged (see `lines_alpha`).
-        beta: what the last block has more than the first.
-        schedule: the shape between first and last block.
+        beta: what the last layer has more than the first.
+        schedule: the shape between first and last layer.
         options: options of the rule, plain JSON values.
     """
 
@@ -72,14 +72,7 @@ class MergeSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values, every field written."""
-        return {
-            "rule": self.rule,
-            "weights": list(self.weights),
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "schedule": self.schedule,
-            "options": json.loads(json.dumps(self.options)),
-        }
+        return {**asdict(self), "weights": list(self.weights)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MergeSpec:

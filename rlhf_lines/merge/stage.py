@@ -97,11 +97,11 @@ class MergeConfig:
     alpha: float | Literal["auto"] = field(
         default=1.0,
         metadata={
-            "help": "LiNeS factor of the first block; auto gives tau_M the L1 norm of the mean residual.",
+            "help": "LiNeS factor of the first layer; auto gives tau_M the L1 norm of the mean residual.",
             "parse": partial(number_or_auto, "alpha"),
         },
     )
-    beta: float = field(default=0.0, metadata={"help": "What the factor of the last block is more than alpha."})
+    beta: float = field(default=0.0, metadata={"help": "What the factor of the last layer is more than alpha."})
     schedule: str = field(
         default="linear",
         metadata={

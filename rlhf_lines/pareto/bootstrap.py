@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-@lru_cache(maxsize=2)  # of a run's prompts and of its control texts: every point asks for the same
+@lru_cache(maxsize=2)  # of a run's prompts and of its texts outside the task: every point asks for the same
 def bootstrap_counts(prompts: int, resamples: int, seed: int) -> NDArray[np.float64]:
     """How often each prompt occurs in each resample, shape `[R, P]`; every row sums to P.
 

@@ -27,7 +27,7 @@ BLOCK_4BIT, NESTED_BLOCK = 64, 256
 # Resident after the imports of a merge, measured on Linux with torch 2.13 for CPUs. PEFT, and transformers with it, is
 # imported to write an adapter.
 MERGE_LIBRARIES = {"dense": 250 * 10**6, "adapter": 450 * 10**6}
-PIECES_OF_A_RULE = 3  # that it makes of K residuals, and that the last cast is measured with
+CHUNKS_OF_A_RULE = 3  # that it makes of K residuals, and that the last cast is measured with
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def gumbel_bytes(batch: int, vocab: int) -> int:
     return 6 * batch * vocab * 8
 
 
-def piece_bytes(policies: int, stored: int, threads: int, elements: int = ELEMENTS) -> int:
-    """The bytes of the pieces that all threads of a merge hold: K policies, the SFT model, and what is made of them.
+def chunk_bytes(policies: int, stored: int, threads: int, elements: int = ELEMENTS) -> int:
+    """The bytes of the chunks that all threads of a merge hold: K policies, the SFT model, and what is made of them.
 
         threads elements [(K + 1) r + 4 (K + 3)],   r = stored bytes, and 4 more where those are not float32
 
@@ -147,9 +147,9 @@ def piece_bytes(policies: int, stored: int, threads: int, elements: int = ELEMEN
         policies: K.
         stored: bytes of an element in the files.
         threads: that work at a time.
-        elements: of a piece.
+        elements: of a chunk.
     """
-    return threads * elements * ((policies + 1) * _read_bytes(stored) + (policies + PIECES_OF_A_RULE) * FLOAT32)
+    return threads * elements * ((policies + 1) * _read_bytes(stored) + (policies + CHUNKS_OF_A_RULE) * FLOAT32)
 
 
 def count_bytes(policies: int, threads: int) -> int:

@@ -32,7 +32,7 @@ from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
 from rlhf_lines.merge.tensors.order_statistics import DIRECT
 from rlhf_lines.merge.tensors.precision import DTYPES
-from rlhf_lines.merge.tensors.residuals import Piece, residuals_in_memory
+from rlhf_lines.merge.tensors.residuals import Chunk, residuals_in_memory
 from rlhf_lines.merge.tensors.spans import Span
 from rlhf_lines.plan import memory, skeleton
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
@@ -46,7 +46,7 @@ _NAME, _COLUMNS = "model.layers.0.weight", 64  # of what a rule is rehearsed on
 
 
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
-    """The plan of a merge: factors of adapters, and the pieces of checkpoints that are read at a time."""
+    """The plan of a merge: factors of adapters, and the chunks of checkpoints that are read at a time."""
     run_config, config = of_type(configs, RunConfig), of_type(configs, MergeConfig)
     merge = config.merge()
     if options.device is not None:  # planned for a machine that is named: the devices of this one do not matter
@@ -95,7 +95,7 @@ def passes_over_inputs(spec: MergeSpec) -> int:
     residuals = residuals_in_memory(noise, sft=noise[0], statistics=statistics)
     read = 0
 
-    def counted(span: Span) -> Piece:
+    def counted(span: Span) -> Chunk:
         nonlocal read
         read += span.stop - span.start
         return residuals.read(span)
@@ -104,7 +104,7 @@ def passes_over_inputs(spec: MergeSpec) -> int:
     merged = merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
     if spec.alpha == "auto":
         streamed_alpha(residuals_read, merged)
-    for _ in merged.residuals.map(lambda piece: merged.compute(piece).numel(), merged.unit):
+    for _ in merged.residuals.map(lambda chunk: merged.compute(chunk).numel(), merged.unit):
         pass
     return math.ceil(read / math.prod(shape))
 
@@ -126,7 +126,7 @@ def _add_work(plan: Plan, merge: Merge, passes: int, shape: Shape) -> None:
         factors = f"alpha measured on the residuals, beta {spec.beta:g}, schedule {spec.schedule}"
     else:
         scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
-        factors = f"block 1: {scales[0]:g}, block {num_layers}: {scales[-1]:g}, outside the blocks: {spec.alpha:g}"
+        factors = f"layer 1: {scales[0]:g}, layer {num_layers}: {scales[-1]:g}, outside the layers: {spec.alpha:g}"
     plan.work.append(("factors of LiNeS", factors))
     if passes:
         plan.work.append(("passes over the inputs", str(passes)))
@@ -208,7 +208,7 @@ def _parts(
     stored = next(as_stored.parameters()).element_size()
     threads, policies = len(os.sched_getaffinity(0)), len(merge.policies)
     parts["adapters"] += factors  # with their scale
-    parts["pieces"] = memory.piece_bytes(policies, stored, threads)
+    parts["chunks"] = memory.chunk_bytes(policies, stored, threads)
     if passes >= SEARCHING:
         parts["counts for quantiles"] = memory.count_bytes(policies, threads)
     if whole := memory.whole_bytes(merge.rule.whole, shapes, policies, stored):

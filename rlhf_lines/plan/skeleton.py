@@ -63,7 +63,7 @@ def frozen_bytes(model: nn.Module, *, bits: int = 16, nested: bool = False) -> i
 
     Args:
         model: without weights.
-        bits: 8 or 4 where bitsandbytes holds the linear modules inside the blocks; the head and all else stay.
+        bits: 8 or 4 where bitsandbytes holds the linear modules inside the layers; the head and all else stay.
         nested: 4-bit with double quantisation.
     """
     total = sum(p.nbytes for p in model.parameters() if not p.requires_grad) + sum(b.nbytes for b in model.buffers())

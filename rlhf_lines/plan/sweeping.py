@@ -29,7 +29,7 @@ from rlhf_lines.sweep.inputs import REWARD_BATCH
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
-BYTES_PER_NLL = 30  # a row of a control text under a spec
+BYTES_PER_NLL = 30  # a row of a text outside the task under a spec
 USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 

@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
@@ -37,7 +37,7 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
     length = run.length(rows, filled=run.args.packing)
     if run.peft_config is not None:
         names = [name for name, _ in skeleton.causal_lm(run.shape.config).named_parameters()]
-        block_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
+        layer_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
     batch = run.args.per_device_train_batch_size
     plan = run.plan("sft")
     plan.phases.append(run.update_phase(batch, length, head=batch * (length - 1)))
@@ -179,7 +179,7 @@ class _Training:
         step = self.rehearsal().step(batch, length, checkpointing=checkpointing)
         kept = step.kept * self.adapter_copies  # a second adapter has a forward pass of its own
         logits = self.head(head, backward=True) if head else 0
-        # Logits come when all activations are there; the backward pass of the blocks, when the logits are gone.
+        # Logits come when all activations are there; the backward pass of the layers, when the logits are gone.
         beside = max(step.forward, step.backward) + self.unpacked
         parts = {**self.held(), "gradients": self.trainable_bytes, "activations": kept}
         return Phase("update", {**parts, "logits": logits, "working memory": max(0, beside - logits)})

@@ -1,4 +1,4 @@
-"""What two merge rules need to know of a policy beside its weights: its diagonal Fisher, and its layers' inputs."""
+"""What two merge rules need to know of a policy beside its weights: its Fisher, and the inputs of its linear maps."""
 
 from __future__ import annotations
 

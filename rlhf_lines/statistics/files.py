@@ -23,23 +23,23 @@ def new_statistics_file(path: Path, shapes: Mapping[str, Sequence[int]], metadat
 
 
 def read_gram(file: Any, name: str) -> Tensor:
-    """X^T X / n of the inputs of one linear layer, `[in, in]`, float32.
+    """X^T X / n of the inputs of one linear map, `[in, in]`, float32.
 
-    Layers that read the same input (q, k and v; gate and up) share one stored matrix.
+    Maps that read the same input (q, k and v; gate and up) share one stored matrix.
 
     Args:
         file: the path of `gram.safetensors`, or what `safetensors.safe_open(path, "pt")` gave.
-        name: of the layer's weight, as the dense SFT checkpoint names it.
+        name: of the map's weight, as the dense SFT checkpoint names it.
 
     Raises:
-        ValueError: the file has no matrix for this layer.
+        ValueError: the file has no matrix for this map.
     """
     if isinstance(file, (str, Path)):
         with safe_open(file, framework="pt") as handle:
             return read_gram(handle, name)
     same_input = _metadata(file, SAME_INPUT)
     if name not in same_input:
-        raise ValueError(unknown_name("linear layer", name, same_input))
+        raise ValueError(unknown_name("linear map", name, same_input))
     return file.get_tensor(same_input[name])
 
 

@@ -1,4 +1,4 @@
-"""Stage `gram`: the Gram matrices of the inputs of one policy's linear layers."""
+"""Stage `gram`: the Gram matrices of the inputs of one policy's linear modules."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: as `read_inputs`; or `max_memory` is less than one matrix
-            takes, a layer is not linear or does not see every token, or a value is not finite.
+            takes, a module is not linear or does not see every token, or a value is not finite.
     """
     inputs = read_inputs(run_config, data_config, config, "gram")
     with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder:
         policy = inputs.load_policy()
-        layers = linear_layers(policy, inputs.parameters)
-        same_input = shared_inputs(policy.model, layers, inputs.prompts[0])
-        widths = {name: _width(layers[name]) for name in dict.fromkeys(same_input.values())}
+        modules = linear_modules(policy, inputs.parameters)
+        same_input = shared_inputs(policy.model, modules, inputs.prompts[0])
+        widths = {name: _width(modules[name]) for name in dict.fromkeys(same_input.values())}
         groups = in_groups({name: FLOAT64 * width**2 for name, width in widths.items()}, config.max_memory)
         if config.inputs == "samples":
             samples = inputs.sample(policy, "gram, samples")
         else:
             samples = [Sample(prompt, ()) for prompt in inputs.prompts]
-        metadata = {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if _is_conv1d(layers[name])]}
+        metadata = {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if _is_conv1d(modules[name])]}
         with (
             new_statistics_file(
                 folder / GRAM.file,
@@ -79,7 +79,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
         ):
             sequences = [sample.prompt + sample.completion for sample in samples]
             for name, gram in input_grams(
-                policy.model, layers, sequences, groups, batch_size=config.batch_size, advance=bar.update
+                policy.model, modules, sequences, groups, batch_size=config.batch_size, advance=bar.update
             ):
                 file.write(name, 0, gram.flatten())
         facts = {"inputs": config.inputs, "layers": len(same_input), "matrices": len(widths), "passes": len(groups)}
@@ -87,10 +87,10 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
     return Path(config.output_dir)
 
 
-def linear_layers(policy: Policy, parameters: str) -> dict[str, nn.Module]:
-    """The linear layers of a policy by the names of their weights.
+def linear_modules(policy: Policy, parameters: str) -> dict[str, nn.Module]:
+    """The linear modules of a policy by the names of their weights.
 
-    A weight that is tied (an output head that is the embedding) is no layer of its own, and left out.
+    A weight that is tied (an output head that is the embedding) is no module of its own, and left out.
 
     Args:
         policy: the policy, loaded.
@@ -105,72 +105,72 @@ def linear_layers(policy: Policy, parameters: str) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def shared_inputs(model: nn.Module, layers: Mapping[str, nn.Module], token_ids: Sequence[int]) -> dict[str, str]:
-    """From the name of every layer to that of the first layer that reads the same tensor, in the order of the calls.
+def shared_inputs(model: nn.Module, modules: Mapping[str, nn.Module], token_ids: Sequence[int]) -> dict[str, str]:
+    """From the name of every module to that of the first module that reads the same tensor, in the order of the calls.
 
     Args:
         model: a causal language model.
-        layers: weight name to linear layer of the model.
+        modules: weight name to linear module of the model.
         token_ids: any sequence; one forward pass runs on its start.
 
     Raises:
-        ValueError: a layer runs more than once, or not at all.
+        ValueError: a module runs more than once, or not at all.
     """
     same_input: dict[str, str] = {}
     seen: dict[int, tuple[str, weakref.ref, int]] = {}  # by id, which a later tensor may get: hence the reference
 
     def look(name: str, tensor: Tensor) -> None:
         if name in same_input:
-            raise ValueError(f"the layer of {name!r} runs more than once for a token; it has no one Gram matrix")
+            raise ValueError(f"the module of {name!r} runs more than once for a token; it has no one Gram matrix")
         first, reference, version = seen.get(id(tensor), (name, None, 0))
         if reference is None or reference() is not tensor or version != tensor._version:
             first = name
             seen[id(tensor)] = (name, weakref.ref(tensor), tensor._version)
         same_input[name] = first
 
-    with _inputs_of(layers, look):
+    with _inputs_of(modules, look):
         model(input_ids=torch.tensor([token_ids[:8]], device=next(model.parameters()).device), use_cache=False)
-    idle = next((name for name in layers if name not in same_input), None)
+    idle = next((name for name in modules if name not in same_input), None)
     if idle is not None:
-        raise ValueError(f"the layer of {idle!r} does not see every token (a mixture of experts has no Gram matrices)")
+        raise ValueError(f"the module of {idle!r} does not see every token (a mixture of experts has no Gram matrices)")
     return same_input
 
 
 @torch.no_grad()
 def input_grams(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     sequences: Sequence[Sequence[int]],
     groups: Sequence[Sequence[str]],
     *,
     batch_size: int,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every layer's name and G = X^T X / n, `[in, in]`, float32, group by group.
+    """Yield every module's name and G = X^T X / n, `[in, in]`, float32, group by group.
 
-    X, `[n, in]`, are the inputs of the layer at all tokens of all sequences; padding is left out. The products over
+    X, `[n, in]`, are the inputs of the module at all tokens of all sequences; padding is left out. The products over
     one batch are taken in float32, which is fast everywhere; the sum over batches in float64, in which its error does
     not grow with their number (a float32 sum of 4,000 batches was off by 1e-5); the result is rounded to float32.
 
-    A forward pass stops at the last layer of a group, so logits are never computed.
+    A forward pass stops at the last module of a group, so logits are never computed.
 
     Source: arXiv 2212.09849, section 3.
 
     Args:
         model: a causal language model.
-        layers: weight name to linear layer of the model.
+        modules: weight name to linear module of the model.
         sequences: token ids.
         groups: the names, in parts that are summed up in one pass over the sequences.
         batch_size: sequences in one forward pass.
         advance: called with the number of sequences after every batch of every pass.
 
     Raises:
-        ValueError: a layer does not see every token, or a value is not finite.
+        ValueError: a module does not see every token, or a value is not finite.
     """
     device = next(model.parameters()).device
     num_tokens = sum(map(len, sequences))
     for group in groups:
-        widths = {name: _width(layers[name]) for name in group}
+        widths = {name: _width(modules[name]) for name in group}
         sums = {name: torch.zeros(w, w, dtype=torch.float64, device=device) for name, w in widths.items()}
         for batch in batches(sequences, batch_size):
             tokens, mask = _right_pad(batch, device)
@@ -179,14 +179,14 @@ def input_grams(
             def add(name: str, tensor: Tensor, mask=mask, missing=missing, sums=sums) -> None:
                 rows = tensor.reshape(-1, tensor.shape[-1])
                 if len(rows) != mask.numel():
-                    raise ValueError(f"the layer of {name!r} does not see every token; it has no Gram matrix here")
+                    raise ValueError(f"the module of {name!r} does not see every token; it has no Gram matrix here")
                 rows = rows[mask.flatten()].float()
                 sums[name] += rows.T @ rows
                 missing.remove(name)
                 if not missing:
                     raise _Enough
 
-            with contextlib.suppress(_Enough), _inputs_of({name: layers[name] for name in group}, add):
+            with contextlib.suppress(_Enough), _inputs_of({name: modules[name] for name in group}, add):
                 model(input_ids=tokens, attention_mask=mask.long(), use_cache=False)
             advance(len(batch))
         for name in group:
@@ -201,11 +201,11 @@ class _Enough(Exception):
 
 
 @contextlib.contextmanager
-def _inputs_of(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside, `see(name, input)` is called before each of the layers runs."""
+def _inputs_of(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Inside, `see(name, input)` is called before each of the modules runs."""
     hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
-        for name, layer in layers.items()
+        module.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
+        for name, module in modules.items()
     ]
     try:
         yield
@@ -225,8 +225,8 @@ def _right_pad(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
     return tokens, torch.arange(width, device=device) < lengths.unsqueeze(1)
 
 
-def _width(layer: nn.Module) -> int:
-    return layer.weight.shape[0] if _is_conv1d(layer) else layer.in_features
+def _width(module: nn.Module) -> int:
+    return module.weight.shape[0] if _is_conv1d(module) else module.in_features
 
 
 def _is_conv1d(module: nn.Module) -> bool:

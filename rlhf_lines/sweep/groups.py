@@ -26,7 +26,7 @@ class Specs:
     Args:
         config: the settings.
         merges: of the policies.
-        num_layers: blocks of the SFT model.
+        num_layers: layers of the SFT model.
 
     Attributes:
         weights: of every group, but for sampler map, which begins with these.
@@ -107,18 +107,18 @@ def scaled(scaling: Scaling) -> Callable[[Weights], MergeSpec]:
 
 
 def uniform_ablation(spec: MergeSpec, num_layers: int) -> MergeSpec:
-    """The spec without its dependence on depth: every block scaled by the mean of the spec's factors over the blocks.
+    """The spec without its dependence on depth: every layer scaled by the mean of the spec's factors over the layers.
 
         alpha' = (1/L) sum_l lambda(l),   beta' = 0
 
-    What lies outside the blocks gets alpha' too.
+    What lies outside the layers gets alpha' too.
     """
     factors = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule)
     return MergeSpec(spec.rule, spec.weights, factors.mean().item(), 0.0, "linear", spec.options)
 
 
 def reversed_ablation(spec: MergeSpec) -> MergeSpec:
-    """The spec with its factors upside down, the last block's first."""
+    """The spec with its factors upside down, the last layer's first."""
     return MergeSpec(spec.rule, spec.weights, spec.alpha, spec.beta, upside_down(spec.schedule), spec.options)
 
 

@@ -47,7 +47,7 @@ class Inputs:
         prompts: by split, from what the policy reads to what reward models are shown; of validation only where there
             is something to choose.
         forgetting: texts outside the task with their tokens.
-        num_layers: blocks of the SFT model.
+        num_layers: layers of the SFT model.
     """
 
     sft: Path

@@ -68,7 +68,7 @@ class _Reading(NamedTuple):
 
 
 class ValueHead(nn.Linear):
-    """A linear layer that computes in float32, also where FSDP or DeepSpeed hands it its weights in bfloat16."""
+    """A linear module that computes in float32, also where FSDP or DeepSpeed hands it its weights in bfloat16."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The values `[..., 1]` of hidden states `[..., H]`."""

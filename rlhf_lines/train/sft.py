@@ -16,7 +16,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
@@ -91,7 +91,7 @@ def run(
 def _check_mergeable(base: Path) -> None:
     """Raise, before hours of training, what would stop the merge after it."""
     with Checkpoint(base) as theta:
-        block_indices(theta.shapes, num_layers=theta.num_layers())
+        layer_indices(theta.shapes, num_layers=theta.num_layers())
 
 
 def _merge(base: Path, folder: Path, dtype: str) -> dict:

@@ -89,7 +89,7 @@ def dense_logits():
 
 @pytest.fixture(scope="session")
 def sft(tmp_path_factory) -> Path:
-    """A float32 Llama of four blocks, with a file that looks like a tokenizer."""
+    """A float32 Llama of four layers, with a file that looks like a tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "sft"
     tiny.llama(vocab_size=32, max_position_embeddings=32).save_pretrained(folder)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')

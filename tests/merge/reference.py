@@ -13,7 +13,23 @@ from rlhf_lines.merge.inputs.adapter import Adapter, load_adapter
 
 FOLDER = Path(__file__).parent.parent / "reference" / "merge"
 ORIGIN = json.loads((FOLDER / "origin.json").read_text())
-CASES = ORIGIN["cases"]
+COMPARED: set[str] = set()  # the cases whose tensors, tolerance or numbers a test of this process has asked for
+
+
+class _Case(dict):
+    """A case of origin.json that knows whether something was compared with it."""
+
+    def __init__(self, name: str, entries: dict) -> None:
+        super().__init__(entries)
+        self._name = name
+
+    def __getitem__(self, key: str):
+        if key in ("tol", "scalars"):
+            COMPARED.add(self._name)
+        return super().__getitem__(key)
+
+
+CASES = {name: _Case(name, entries) for name, entries in ORIGIN["cases"].items()}
 NUM_LAYERS = 6
 WIDTHS = [torch.float64, torch.float32]
 TALL_THRESHOLDS = [0.4, 0.2, 0.6]
@@ -21,6 +37,7 @@ TALL_THRESHOLDS = [0.4, 0.2, 0.6]
 
 def tensors(name: str, dtype=torch.float64) -> dict[str, torch.Tensor]:
     """The tensors of one file."""
+    COMPARED.add(name)
     return {key: tensor.to(dtype) for key, tensor in load_file(FOLDER / f"{name}.safetensors").items()}
 
 

@@ -1,10 +1,10 @@
-"""Block indices are read at one place of the name."""
+"""Layer indices are read at one place of the name."""
 
 from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.merge.layers import block_indices, is_embedding
+from rlhf_lines.merge.layers import is_embedding, layer_indices
 
 
 FAMILIES = {
@@ -39,40 +39,40 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
 def test_every_family_is_indexed_with_and_without_peft_prefix(family, prefix):
-    block, outside = FAMILIES[family]
-    names = [prefix + block.format(i) for i in (0, 2, 1)] + [prefix + name for name in outside]
-    assert list(block_indices(names).items()) == list(zip(names, [0, 2, 1] + [None] * len(outside), strict=True))
+    layer, outside = FAMILIES[family]
+    names = [prefix + layer.format(i) for i in (0, 2, 1)] + [prefix + name for name in outside]
+    assert list(layer_indices(names).items()) == list(zip(names, [0, 2, 1] + [None] * len(outside), strict=True))
 
 
-def test_expert_numbers_are_not_block_numbers():
+def test_expert_numbers_are_not_layer_numbers():
     names = [f"model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight" for i in range(4) for e in range(3)]
-    assert [*block_indices(names).values()] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert block_indices(["model.layers.3.mlp.experts.0.w1"], num_layers=4) == {"model.layers.3.mlp.experts.0.w1": 3}
+    assert [*layer_indices(names).values()] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert layer_indices(["model.layers.3.mlp.experts.0.w1"], num_layers=4) == {"model.layers.3.mlp.experts.0.w1": 3}
 
 
 def test_two_digits_are_read_whole():
     names = [f"model.layers.{i}.mlp.up_proj" for i in range(12)]
-    assert block_indices(names)["model.layers.11.mlp.up_proj"] == 11
+    assert layer_indices(names)["model.layers.11.mlp.up_proj"] == 11
 
 
 def test_module_names_work_too():
     names = ["model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens"]
-    assert [*block_indices(names).values()] == [0, None, None]
+    assert [*layer_indices(names).values()] == [0, None, None]
 
 
 @pytest.mark.parametrize(
     ("names", "num_layers", "message"),
     [
-        (["lm_head.weight", "model.norm.weight"], None, "no transformer block among 2 names"),
-        ([], None, "no transformer block among 0 names"),
-        (["vision.blocks.3.mlp.0.weight"], None, "no transformer block"),
-        (["mymodel.layers.0.weight"], None, "no transformer block"),
+        (["lm_head.weight", "model.norm.weight"], None, "no transformer layer among 2 names"),
+        ([], None, "no transformer layer among 0 names"),
+        (["vision.blocks.3.mlp.0.weight"], None, "no transformer layer"),
+        (["mymodel.layers.0.weight"], None, "no transformer layer"),
         (["model.layers.0.a.weight", "model.layers.2.a.weight"], None, r"gaps: \[1\] are missing below 2"),
         (["model.layers.1.a.weight"], None, r"gaps: \[0\]"),
-        (["model.layers.4.a.weight"], 4, r"model.layers.4 is out of range for a model of 4 blocks \(0..3\)"),
-        (["model.layers.0.a", "transformer.h.0.attn"], None, "belongs to blocks transformer.h.<i>"),
-        (["model.layers.0.a", "layers.0.b"], None, "'model.layers.0.a' and 'layers.0.b' name their blocks differently"),
-        (["model.layers.0.a", "base_model.model.model.layers.0.a"], None, "name their blocks differently"),
+        (["model.layers.4.a.weight"], 4, r"model.layers.4 is out of range for a model of 4 layers \(0..3\)"),
+        (["model.layers.0.a", "transformer.h.0.attn"], None, "belongs to layers transformer.h.<i>"),
+        (["model.layers.0.a", "layers.0.b"], None, "'model.layers.0.a' and 'layers.0.b' name their layers differently"),
+        (["model.layers.0.a", "base_model.model.model.layers.0.a"], None, "name their layers differently"),
         (["model.layers.0.a", "v_head.summary.weight"], None, "cannot place 'v_head.summary.weight'"),
         (["model.layers.0.a", "model.normalizer.weight"], None, "cannot place 'model.normalizer.weight'"),
         (["model.layers.0.a", "model.layers.x.a"], None, "cannot place 'model.layers.x.a'"),
@@ -80,20 +80,20 @@ def test_module_names_work_too():
 )
 def test_names_that_cannot_be_placed_stop(names, num_layers, message):
     with pytest.raises(ValueError, match=message):
-        block_indices(names, num_layers=num_layers)
+        layer_indices(names, num_layers=num_layers)
 
 
-def test_gaps_are_fine_when_the_number_of_blocks_is_known():
-    assert block_indices(["model.layers.1.a.weight", "model.layers.3.a.weight"], num_layers=5) == {
+def test_gaps_are_fine_when_the_number_of_layers_is_known():
+    assert layer_indices(["model.layers.1.a.weight", "model.layers.3.a.weight"], num_layers=5) == {
         "model.layers.1.a.weight": 1,
         "model.layers.3.a.weight": 3,
     }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_embeddings_are_told_from_heads_norms_and_blocks(family):
-    block, outside = FAMILIES[family]
+def test_embeddings_are_told_from_heads_norms_and_layers(family):
+    layer, outside = FAMILIES[family]
     tables = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "word_embeddings")
-    for name in [*outside, block.format(3)]:
+    for name in [*outside, layer.format(3)]:
         expected = any(f"{table}.weight" in name for table in tables)
         assert is_embedding(name) == is_embedding(f"base_model.model.{name}") == expected, name

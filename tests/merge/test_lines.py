@@ -23,7 +23,7 @@ def test_scales_grow_linearly_with_depth():
     assert scales.tolist() == [0.5, 1.0, 1.5, 2.0, 2.5]
 
 
-def test_beta_zero_is_constant_and_one_block_gets_alpha():
+def test_beta_zero_is_constant_and_one_layer_gets_alpha():
     assert lines_scales(3, alpha=0.7, beta=0.0).tolist() == [0.7, 0.7, 0.7]
     assert lines_scales(1, alpha=0.7, beta=0.3).tolist() == [0.7]
 
@@ -45,7 +45,7 @@ def test_bad_scale_arguments_are_named(arguments, message):
         lines_scales(*arguments)
 
 
-def test_blocks_get_their_factor_and_everything_else_alpha():
+def test_layers_get_their_factor_and_everything_else_alpha():
     residual = residual_of(3)
     before = {name: tensor.clone() for name, tensor in residual.items()}
     scaled = apply_lines(residual, 0.5, 1.0)
@@ -73,7 +73,7 @@ def test_narrow_residuals_are_scaled_in_float32(dtype):
     assert torch.equal(scaled[name].double(), residual[name].double() * 0.25)
 
 
-def test_a_residual_of_some_layers_needs_the_real_number_of_blocks():
+def test_a_residual_of_some_layers_needs_the_real_number_of_layers():
     residual = {f"model.layers.{i}.mlp.up_proj.weight": torch.ones(2, dtype=torch.float64) for i in (1, 3)}
     scaled = apply_lines(residual, 0.0, 1.0, num_layers=5)
     assert scaled["model.layers.1.mlp.up_proj.weight"].tolist() == [0.25, 0.25]
@@ -142,7 +142,7 @@ def test_scale_of_every_parameter_on_a_grid():
 
 @pytest.mark.parametrize("num_layers", [2, 6, 12, 24, 28, 32, 80])
 def test_scales_of_common_depths(num_layers):
-    # Stored as [embed_tokens, norm, lm_head, block 0 .. block L-1] at alpha 0.2, beta 0.7.
+    # Stored as [embed_tokens, norm, lm_head, layer 0 .. layer L-1] at alpha 0.2, beta 0.7.
     expected = tensors("lines_scale_grid")[f"factors_L{num_layers}_a0.2_b0.7"]
     got = torch.cat([torch.full((3,), 0.2, dtype=torch.float64), lines_scales(num_layers, 0.2, 0.7)])
     torch.testing.assert_close(got, expected, **CASES["lines_scale_grid"]["tol"])

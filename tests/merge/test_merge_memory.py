@@ -24,7 +24,7 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
 
 
 def write_models(folder: Path, num_layers: int) -> list[Path]:
-    """Three random checkpoints of square matrices, and of an embedding that is as large as four blocks."""
+    """Three random checkpoints of square matrices, and of an embedding that is as large as four layers."""
     generator = torch.Generator().manual_seed(0)
     shapes = {f"model.layers.{i}.mlp.up_proj.weight": (WIDTH, WIDTH) for i in range(num_layers)}
     shapes["model.embed_tokens.weight"] = (4 * WIDTH, WIDTH)

@@ -1,13 +1,14 @@
-"""Which of the shared reference vectors the tests use, and why not the others."""
+"""Which of the shared reference vectors the tests use, and why not the others.
+
+That every one of them was compared with is looked at when all tests have run: see `tests/conftest.py`.
+"""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-from pathlib import Path
 
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from tests.merge.reference import FOLDER, ORIGIN, tensors
 
 
@@ -32,30 +33,13 @@ def test_every_case_is_used_or_has_a_reason():
     assert len(ORIGIN["cases"]) + len(OF_FRONTS) + len(NOT_COVERED) == IN_THE_MANIFEST
 
 
-def names_in(source: str) -> set[str]:
-    """The cases that strings of a test's source name, as they are or as files."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value.removesuffix(".safetensors"))
-    return ORIGIN["cases"].keys() & found
-
-
-def test_every_case_in_the_repository_is_compared_with():
-    """Read off the sources, so that it does not matter which tests run, in which order and in which process."""
-    tables = ("test_vectors_covered.py", "test_registry.py")  # which only name them
-    sources = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py") if path.name not in tables]
-    compared = set().union(*(names_in(source) for source in sources if "from tests.merge.reference import" in source))
-    assert ORIGIN["cases"].keys() - compared == set()
-
-
 def test_reference_files_are_the_recorded_ones():
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FOLDER.glob("*.safetensors")}
     assert found == ORIGIN["sha256"]
 
 
 def test_the_reference_model_is_read_whole():
-    indices = block_indices(tensors("model_base"))
+    indices = layer_indices(tensors("model_base"))
     outside = {name for name, layer in indices.items() if layer is None}
     assert len(indices) == 57
     assert outside == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}

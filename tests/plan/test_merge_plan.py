@@ -47,7 +47,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(models, capsys):
     words = {line.split("  ")[1]: line.split()[-1] for line in out.splitlines() if line.startswith("  ")}
     count = sum(p.numel() for p in _model().parameters())
     assert words["rule"] == "linear" and words["passes over the inputs"] == "1"
-    assert "block 1: 0.5, block 2: 1.5, outside the blocks: 0.5" in out
+    assert "layer 1: 0.5, layer 2: 1.5, outside the layers: 0.5" in out
     assert f"{count:,} (100.0%), " in out
     assert "to be read: " in out and "sft/model.safetensors" in out and "policy/model.safetensors" in out
     assert "warning: policy 'policy' does not record which SFT model it was trained from" in out
@@ -273,7 +273,7 @@ def test_a_rank_is_shown_and_sets_the_size(models, capsys):
         model = get_peft_model(_model(), LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
         model.save_pretrained(name)
     flags = ["--sft_model", "sft", "--policies", "a", "b", "--save", "adapter", "--output_dir", "merged"]
-    width = 2 * ((16 + 16) + (16 + 8))  # two blocks, in + out of both modules
+    width = 2 * ((16 + 16) + (16 + 8))  # two layers, in + out of both modules
     assert plan(flags, Options("merge")).disk == {"merged adapter": (2 + 3) * width * 4}
     result = plan([*flags, "--rank", "1", "--rule", "ties"], Options("merge"))
     assert result.disk == {"merged adapter": width * 4}
@@ -290,11 +290,11 @@ def test_auto_alpha_takes_a_pass_over_the_residuals_and_one_over_what_is_merged(
         assert dict(plan(flags, Options("merge")).work)["passes over the inputs"] == passes
 
 
-def test_memory_of_pieces_by_hand(models):
-    """Two models in float32, two threads: 2^17 elements of each, and four more pieces."""
+def test_memory_of_chunks_by_hand(models):
+    """Two models in float32, two threads: 2^17 elements of each, and four more chunks."""
     parts = merge_parts(FLAGS)
-    pieces = len(os.sched_getaffinity(0)) * 2**17 * 4 * (2 + 4)
-    assert parts == {"Python and libraries": 250e6, "adapters": 0, "pieces": pieces}
+    chunks = len(os.sched_getaffinity(0)) * 2**17 * 4 * (2 + 4)
+    assert parts == {"Python and libraries": 250e6, "adapters": 0, "chunks": chunks}
     searching = merge_parts([*FLAGS, "--rule", "ties"])
     assert searching["counts for quantiles"] == 2 * len(os.sched_getaffinity(0)) * (4 * 2**18 + 8 * 2**16)
     # The head [64, 16]: two tensors in float32, five in float64.

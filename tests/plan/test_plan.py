@@ -64,7 +64,7 @@ def test_a_ppo_plan_by_hand(write_config):
     assert update["optimizer"] == 8 * (lora + 17)
     assert update["weights"] == 4 * result.parameters + 2 * 2 * 4  # and rotary frequencies, twice
     generation = next(phase for phase in result.phases if phase.name == "generation").parts
-    # A prompt of 41 characters counts as 11 tokens; 5 are added; 4 rows; keys and values of 2 blocks, 2 heads of 4.
+    # A prompt of 41 characters counts as 11 tokens; 5 are added; 4 rows; keys and values of 2 layers, 2 heads of 4.
     assert generation["KV cache"] == 2 * 2 * 2 * 4 * (11 + 5) * 4 * 4
     work = dict(result.work)
     assert work["updates"] == "6" and work["updates of one rollout"] == "2"

@@ -50,11 +50,11 @@ def test_counts_are_those_of_the_real_model(llama):
     assert skeleton.trainable_bytes(planned) == sum(p.nbytes for p in trainable)
     frozen = [*(p for p in real.parameters() if not p.requires_grad), *real.buffers()]
     assert skeleton.frozen_bytes(planned) == sum(t.nbytes for t in frozen)
-    # By hand: q and o 16x16, k and v 16x8, gate, up, down 16x24; rank 4, two blocks.
+    # By hand: q and o 16x16, k and v 16x8, gate, up, down 16x24; rank 4, two layers.
     assert skeleton.count(planned, trainable=True) == 2 * 4 * (2 * 32 + 2 * 24 + 3 * 40)
 
 
-def test_eight_bits_are_a_byte_per_weight_of_a_block_and_the_rest_stays(llama):
+def test_eight_bits_are_a_byte_per_weight_of_a_layer_and_the_rest_stays(llama):
     model = skeleton.adapt(
         skeleton.causal_lm(llama, dtype="bfloat16"), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     )

@@ -13,7 +13,7 @@ from rlhf_lines.plan import Options, plan
 from rlhf_lines.plan import sweeping as of_sweep
 
 
-WIDTHS = 2 * ((16 + 16) + (16 + 8))  # two blocks, in + out of q_proj and v_proj
+WIDTHS = 2 * ((16 + 16) + (16 + 8))  # two layers, in + out of q_proj and v_proj
 ROWS = 8  # prompts; they count as 11 tokens
 
 
@@ -64,7 +64,7 @@ def work(result) -> dict[str, str]:
 
 def test_a_grid_by_hand(planned):
     result = planned()
-    # 6 scalings at 3 weights; the SFT model, and soup, LiNeS and two controls at 5 weights.
+    # 6 scalings at 3 weights; the SFT model, and soup, LiNeS and two ablations at 5 weights.
     completions = 6 * 3 * 6 + (1 + 4 * 5) * 8
     assert work(result)["points"] == "18 on validation prompts, 21 on test prompts"
     assert work(result)["completions to generate"] == f"at most {completions}"
@@ -76,7 +76,7 @@ def test_a_grid_by_hand(planned):
         assert phase.parts["adapters"] == (2 + 3) * WIDTHS * 4
     # Logits of 16 rows of 7 tokens and the one before, in float32 and three copies.
     assert result.phases[1].parts["logits"] == 16 * 8 * 64 * (4 + 12)
-    # Keys and values of 2 blocks, 2 heads of 4 numbers, 16 rows of 11 + 7 tokens.
+    # Keys and values of 2 layers, 2 heads of 4 numbers, 16 rows of 11 + 7 tokens.
     assert result.phases[0].parts["KV cache"] == 2 * 2 * 2 * 4 * 16 * (11 + 7) * 4
 
 
@@ -132,7 +132,7 @@ def test_completions_of_a_prompt_are_read_together_even_where_few_logits_fit(pla
 def test_rules_that_are_not_linear_take_weights_of_their_own(planned):
     result = planned(groups=[{"name": "ties", "rule": "ties"}], dtype="bfloat16", morlhf=["both"])
     assert work(result)["points merged one by one"] == "5: their rules are not linear"
-    changed = 2 * (16 * 16 + 16 * 8) * 2  # q_proj and v_proj of two blocks, bfloat16
+    changed = 2 * (16 * 16 + 16 * 8) * 2  # q_proj and v_proj of two layers, bfloat16
     for phase in result.phases:
         assert phase.parts["merged weights of one spec"] == changed
         assert phase.parts["adapters"] == (2 + 3 + 1) * WIDTHS * 4

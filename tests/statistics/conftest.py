@@ -19,7 +19,7 @@ def _save_llama(folder: Path, **changes) -> Path:
 
 
 def _save_gpt2(folder: Path) -> Path:
-    """Save a GPT-2 of two blocks: weights of Conv1D, biases, a tied head."""
+    """Save a GPT-2 of two layers: weights of Conv1D, biases, a tied head."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = tiny.character_tokenizer(CHARACTERS)

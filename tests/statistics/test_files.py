@@ -11,14 +11,14 @@ from rlhf_lines.statistics import read_gram, stored_transposed
 from rlhf_lines.statistics.inputs import in_groups
 
 
-def test_a_gram_matrix_is_found_by_the_name_of_every_layer_that_shares_it(tmp_path):
+def test_a_gram_matrix_is_found_by_the_name_of_every_map_that_shares_it(tmp_path):
     path, gram = tmp_path / "gram.safetensors", torch.randn(2, 2)
     save_file({"q": gram}, path, metadata={"same_input": '{"q": "q", "k": "q"}', "transposed": '["k"]'})
     with safe_open(path, framework="pt") as handle:
         for file in (path, str(path), handle):
             assert torch.equal(read_gram(file, "q"), gram) and torch.equal(read_gram(file, "k"), gram)
             assert stored_transposed(file) == {"k"}
-    with pytest.raises(ValueError, match="unknown linear layer 'v'; known: k, q"):
+    with pytest.raises(ValueError, match="unknown linear map 'v'; known: k, q"):
         read_gram(path, "v")
 
 

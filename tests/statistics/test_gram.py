@@ -21,7 +21,7 @@ def sequences_of(samples) -> list[list[int]]:
 
 
 def inputs_by_hand(model, sequences) -> dict[str, torch.Tensor]:
-    """Every linear layer's input at every token, one sequence at a time: ``[tokens, in]``."""
+    """Every linear module's input at every token, one sequence at a time: ``[tokens, in]``."""
     rows: dict[str, list[torch.Tensor]] = {}
 
     def keep(name):
@@ -52,13 +52,13 @@ def test_gram_is_the_mean_outer_product_of_the_inputs(folder, flags, sft, policy
     record = made("gram", flags(sft_model=sft, policy=policy, parameters="all", batch_size=4))
     model = policy_model(sft, policy)
     inputs = inputs_by_hand(model, sequences_of(samples_of(record, sft, policy)))
-    if sft != "./sft":  # a head that is the embedding is no layer of its own
+    if sft != "./sft":  # a head that is the embedding is no module of its own
         del inputs["lm_head.weight"]
     assert len(inputs) == record["layers"]
     for name, rows in inputs.items():
         assert len(rows) == record["prompt_tokens"] + record["completion_tokens"]
         assert_gram(read_gram(FILE, name), rows)
-    with pytest.raises(ValueError, match="unknown linear layer"):
+    with pytest.raises(ValueError, match="unknown linear map"):
         read_gram(FILE, "lm_head.weigth")
     assert stored_transposed(FILE) == (inputs.keys() if sft == "./gpt2" else set())
 
@@ -67,27 +67,27 @@ def test_attention_reads_the_normalised_hidden_states(folder, flags):
     record = made("gram", flags())
     model = policy_model("./sft", "./lora")
     samples = samples_of(record, "./sft", "./lora")
-    for index, block in enumerate(model.model.layers):
+    for index, layer in enumerate(model.model.layers):
         parts = []
         with torch.no_grad():
             for ids in sequences_of(samples):
                 output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
-                parts.append(block.input_layernorm(output.hidden_states[index][0]))
-        for layer in ("q_proj", "k_proj", "v_proj"):
-            assert_gram(read_gram(FILE, f"model.layers.{index}.self_attn.{layer}.weight"), torch.cat(parts))
+                parts.append(layer.input_layernorm(output.hidden_states[index][0]))
+        for module in ("q_proj", "k_proj", "v_proj"):
+            assert_gram(read_gram(FILE, f"model.layers.{index}.self_attn.{module}.weight"), torch.cat(parts))
 
 
-def test_layers_with_one_input_share_one_matrix(folder, flags):
+def test_modules_with_one_input_share_one_matrix(folder, flags):
     record = made("gram", flags(policy="./dense"))
     with safe_open(FILE, framework="pt") as handle:
         stored = set(handle.keys())
     last = {"q_proj", "o_proj", "gate_proj", "down_proj"}
-    blocks = {name for name in stored if name != "lm_head.weight"}
-    assert stored - blocks and {name.split(".")[-2] for name in blocks} == last
+    in_layers = {name for name in stored if name != "lm_head.weight"}
+    assert stored - in_layers and {name.split(".")[-2] for name in in_layers} == last
     assert (record["layers"], record["matrices"], len(stored)) == (3 * 7 + 1, 3 * 4 + 1, 3 * 4 + 1)
     for share in (["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]):
         place = "self_attn" if "q_proj" in share else "mlp"
-        grams = [read_gram(FILE, f"model.layers.1.{place}.{layer}.weight") for layer in share]
+        grams = [read_gram(FILE, f"model.layers.1.{place}.{module}.weight") for module in share]
         assert all(torch.equal(gram, grams[0]) for gram in grams)
 
 
@@ -97,10 +97,10 @@ def test_an_adapter_has_the_matrices_of_what_it_changes(folder, flags):
     assert adapter["samples_sha256"] == dense["samples_sha256"]
     assert (adapter["layers"], adapter["matrices"]) == (3 * 4, 3 * 2)
     for index in range(3):
-        for layer in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"):
-            name = f"model.layers.{index}.{layer}.weight"
+        for module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"):
+            name = f"model.layers.{index}.{module}.weight"
             assert torch.equal(read_gram(FILE, name), read_gram("dense_out/gram.safetensors", name))
-        with pytest.raises(ValueError, match="unknown linear layer"):
+        with pytest.raises(ValueError, match="unknown linear map"):
             read_gram(FILE, f"model.layers.{index}.self_attn.o_proj.weight")
 
 
@@ -130,19 +130,19 @@ def test_prompts_alone_need_no_samples(folder, flags):
 
 def test_the_end_of_a_forward_pass_that_is_not_needed_does_not_run(folder):
     model = policy_model("./sft", "./sft", torch.float32)
-    layers = {"q": model.model.layers[0].self_attn.q_proj, "down": model.model.layers[1].mlp.down_proj}
+    modules = {"q": model.model.layers[0].self_attn.q_proj, "down": model.model.layers[1].mlp.down_proj}
     ran = []
-    for index, block in enumerate(model.model.layers):
-        block.register_forward_hook(lambda *_, index=index: ran.append(index))
-    list(input_grams(model, layers, [[3, 4], [5]], [["q"], ["down"]], batch_size=2))
-    assert ran == [0]  # for q nothing, for down of the second block the first block
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    list(input_grams(model, modules, [[3, 4], [5]], [["q"], ["down"]], batch_size=2))
+    assert ran == [0]  # for q nothing, for down of the second layer the first layer
     ids = torch.tensor([[3, 4, 5]])
     before = policy_model("./sft", "./sft", torch.float32)(input_ids=ids).logits
     assert torch.equal(model(input_ids=ids).logits, before)  # and the model is as it was
 
 
 class Model(nn.Module):
-    """Two linear layers: as one forward pass calls them."""
+    """Two linear modules: as one forward pass calls them."""
 
     def __init__(self, call) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ def test_one_input_is_one_tensor_that_did_not_change(call, shared):
     assert same_input == {"a": "a", "b": "a" if shared else "b"}
 
 
-def test_layers_without_one_matrix_are_refused():
+def test_modules_without_one_matrix_are_refused():
     def twice(m, x):
         return m.b(m.a(m.a(x)))
 

@@ -47,7 +47,7 @@ def residual_of(policy: str) -> dict[str, torch.Tensor]:
 
 
 def statistics_in(rule: str, folder: str) -> dict[str, torch.Tensor]:
-    """By the name of every parameter, whichever layers share a Gram matrix."""
+    """By the name of every parameter, whichever linear maps share a Gram matrix."""
     from safetensors import safe_open
 
     (path,) = Path(folder).glob("*.safetensors")

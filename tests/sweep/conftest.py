@@ -42,7 +42,7 @@ def sft(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def policies(sft) -> list[Path]:
-    """Three policies: ranks 4, 3 and 2, one with rsLoRA, one that adapts the head, which lies outside the blocks."""
+    """Three policies: ranks 4, 3 and 2, one with rsLoRA, one that adapts the head, which lies outside the layers."""
     modules = ["q_proj", "v_proj", "down_proj"]
     return [
         tiny.save_adapter(sft, sft.parent / "brief", seed=1),
@@ -121,7 +121,7 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def flags(sft, policies, dataset, rewards):
-    """A function from an output folder and changes to the flags of a sweep without controls."""
+    """A function from an output folder and changes to the flags of a sweep without ablations."""
 
     def make(output_dir: Path, **changes) -> list[str]:
         settings = {

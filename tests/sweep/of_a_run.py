@@ -95,7 +95,7 @@ def strict_json(path: Path) -> dict:
 
 
 def assert_same_store(one: Path, other: Path, *, kl: float = 1e-6) -> None:
-    """Every row of every table is the same: texts, tokens and scores exactly, KL and nats up to rounding."""
+    """Every row of every table is the same: texts, tokens and scores exactly, KL and nll up to rounding."""
     a, b = read(one, COMPLETIONS), read(other, COMPLETIONS)
     assert [row[:-1] for row in a] == [row[:-1] for row in b] and len(a) > 0
     np.testing.assert_allclose([row[-1] for row in a], [row[-1] for row in b], rtol=0, atol=kl)
@@ -109,5 +109,5 @@ def assert_same_store(one: Path, other: Path, *, kl: float = 1e-6) -> None:
         "SELECT key, value FROM meta WHERE key != 'validation' ORDER BY key",
     ):
         assert read(one, query) == read(other, query)
-    nats = "SELECT nats FROM control ORDER BY spec, text"
-    np.testing.assert_allclose(np.array(read(one, nats)), np.array(read(other, nats)), rtol=1e-5)
+    nll = "SELECT nats FROM control ORDER BY spec, text"
+    np.testing.assert_allclose(np.array(read(one, nll)), np.array(read(other, nll)), rtol=1e-5)

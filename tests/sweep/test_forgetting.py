@@ -1,4 +1,4 @@
-"""Control texts: which are read, and that their nats are the cross entropy of the merged models."""
+"""Texts outside the task: which are read, and that their nll is the cross entropy of the merged models."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ class Counting:
 # --- what is measured ---
 
 
-def test_nats_are_the_cross_entropy_of_the_merged_models(store, rows, engine, dense_model):
+def test_nll_is_the_cross_entropy_of_the_merged_models(store, rows, engine, dense_model):
     points = store.add_points("test", "mixed", [SFT, SOUP, LINES, THREE, TIES])
     points += store.add_points("test", "again", [LINES])  # shares its spec
     measure_forgetting(store, engine.nll, points, rows)
     assert store.forgetting_tokens().tolist() == [min(len(text), 20) - 1 for text in TEXTS]
     assert len(store.finished_forgetting()) == 5 * len(TEXTS)
     found = {point.spec: store.nll(point.spec_id) for point in points}
-    for spec, nats in found.items():
+    for spec, nll in found.items():
         expected = [cross_entropy(dense_model(spec), row.token_ids) for row in rows]
-        np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(nll, expected, rtol=1e-5, atol=1e-4)
     # The specs differ by far more than that.
-    means = [float(nats.sum()) for nats in found.values()]
+    means = [float(nll.sum()) for nll in found.values()]
     assert min(abs(a - b) for i, a in enumerate(means) for b in means[:i]) > 0.05
 
 
@@ -147,8 +147,8 @@ def test_points_have_the_perplexity_of_the_texts(tmp_path, rows):
     front = trace_front(folder)
     lengths = [len(row.token_ids) for row in rows]
     for point, found in zip(points, front["points"], strict=True):
-        nats = sum(length * 1.5 + point.spec_id / 8 for length in lengths)
-        assert found["perplexity"]["mean"] == pytest.approx(np.exp(nats / sum(n - 1 for n in lengths)), rel=1e-12)
+        nll = sum(length * 1.5 + point.spec_id / 8 for length in lengths)
+        assert found["perplexity"]["mean"] == pytest.approx(np.exp(nll / sum(n - 1 for n in lengths)), rel=1e-12)
     assert front["forgetting"] == {"texts": 5, "tokens": sum(lengths) - 5, "source": "texts.txt"}
     assert {path.name for path in folder.glob("forgetting.*")} == {"forgetting.png", "forgetting.pdf"}
 

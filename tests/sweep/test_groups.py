@@ -99,11 +99,11 @@ def test_scaled_is_the_soup_with_lines():
 
 
 def mean_factor(layers: int, alpha: float, beta: float, schedule: str) -> float:
-    """The mean of LiNeS' factors over the blocks, written out."""
+    """The mean of LiNeS' factors over the layers, written out."""
     shapes = {"linear": lambda d: d, "sqrt": math.sqrt, "quadratic": lambda d: d * d}
     total = 0.0
-    for block in range(layers):
-        depth = block / (layers - 1) if layers > 1 else 0.0
+    for layer in range(layers):
+        depth = layer / (layers - 1) if layers > 1 else 0.0
         total += alpha + (beta * shapes[schedule](depth) if layers > 1 else 0.0)
     return total / layers
 
@@ -113,7 +113,7 @@ def mean_factor(layers: int, alpha: float, beta: float, schedule: str) -> float:
     ("alpha", "beta", "schedule"),
     [(0.5, 1.0, "linear"), (1.3, -0.7, "sqrt"), (0.0, 2.0, "quadratic"), (0.25, 0.0, "sqrt")],
 )
-def test_the_uniform_ablation_has_the_mean_factor_in_every_block(layers, alpha, beta, schedule):
+def test_the_uniform_ablation_has_the_mean_factor_in_every_layer(layers, alpha, beta, schedule):
     spec = MergeSpec("linear", (0.2, 0.8), alpha, beta, schedule)
     ablation = uniform_ablation(spec, layers)
     assert (ablation.rule, ablation.weights, ablation.beta) == ("linear", (0.2, 0.8), 0.0)

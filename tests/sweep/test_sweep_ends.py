@@ -1,4 +1,4 @@
-"""Whole sweeps with every sampler, with further groups, MORLHF runs, control texts, and other ways to sample."""
+"""Whole sweeps with every sampler, with further groups, MORLHF runs, texts to forget, and other ways to sample."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ def test_map_measures_what_a_quadratic_predicts(run, rewards):
 # --- groups ---
 
 
-def test_controls_of_length_and_depth(run):
+def test_ablations_of_length_and_depth(run):
     _, front = run(controls="true", num_weights=3)
     groups = groups_of(front)
     assert groups.keys() == {"sft", "rewarded_soup", "lines", "uniform", "reversed"}
-    mean = sum(0.5 + 1.5 * block / 3 for block in range(4)) / 4
+    mean = sum(0.5 + 1.5 * layer / 3 for layer in range(4)) / 4
     for point, lines in zip(groups["uniform"], groups["lines"], strict=True):
         assert point["spec"] == {**lines["spec"], "alpha": pytest.approx(mean, rel=1e-14), "beta": 0.0}
     for point, lines in zip(groups["reversed"], groups["lines"], strict=True):
@@ -157,7 +157,7 @@ def test_further_groups_and_morlhf_runs_are_those_of_the_merged_models(run, sft,
         assert tuple(json.loads(token_ids)) == complete_by_hand(dense_model(request.spec), request, **settings)
 
 
-# --- control texts ---
+# --- texts outside the task ---
 
 
 def test_perplexity_of_control_texts_is_that_of_the_merged_models(run, sft, dense_model, tmp_path):
@@ -173,8 +173,8 @@ def test_perplexity_of_control_texts_is_that_of_the_merged_models(run, sft, dens
     found = []
     for point in front["points"]:
         model = dense_model(MergeSpec.from_dict(point["spec"]))
-        nats = sum(cross_entropy(model, row) for row in rows)
-        assert point["perplexity"]["mean"] == pytest.approx(np.exp(nats / tokens), rel=1e-5)
+        nll = sum(cross_entropy(model, row) for row in rows)
+        assert point["perplexity"]["mean"] == pytest.approx(np.exp(nll / tokens), rel=1e-5)
         assert point["perplexity"]["low"] <= point["perplexity"]["mean"] <= point["perplexity"]["high"]
         found.append(round(point["perplexity"]["mean"], 6))
     assert len(set(found)) == len(found) == 7
@@ -209,7 +209,7 @@ def test_batches_change_no_token(run, rewards, temperature):
 def test_without_a_batch_size_memory_decides(flags, rewards, tmp_path, monkeypatch):
     from rlhf_lines.sweep.engines import batches
 
-    row = 2 * 4 * 2 * 4 * 6 * 4  # 4 blocks, 2 heads of 4 numbers, two tokens and four new ones
+    row = 2 * 4 * 2 * 4 * 6 * 4  # 4 layers, 2 heads of 4 numbers, two tokens and four new ones
     monkeypatch.setattr(batches, "free_bytes", lambda device: 20 * (row + 32 * 37))
     arguments = flags(tmp_path / "sweep", **ONE, max_new_tokens=4, test_prompts=TEST, validation_prompts=VALIDATION)
     position = arguments.index("--batch_size")

@@ -59,7 +59,7 @@ def judges(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(sft, policies, dataset, judges) -> dict:
-    """A sweep that chooses, has a rule that is not linear, control texts and two samples of every prompt."""
+    """A sweep that chooses, has a rule that is not linear, texts outside the task and two samples of every prompt."""
     return {
         "sft_model": sft,
         "policies": policies[:2],

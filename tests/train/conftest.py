@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tests import tiny
-from tests.tiny import QUIET, TWO_BLOCKS, word_tokenizer
+from tests.tiny import QUIET, TWO_LAYERS, word_tokenizer
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,7 +32,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def llama():
     """Return a maker of copies of one tiny random Llama."""
-    model = tiny.llama(word_tokenizer(), **TWO_BLOCKS)
+    model = tiny.llama(word_tokenizer(), **TWO_LAYERS)
     return lambda: copy.deepcopy(model)
 
 

@@ -21,7 +21,7 @@ from rlhf_lines.train.adapters import checkpoint_contexts, use_adapter
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import _VALUE_PARAMETER, PPOTrainer
 from tests import tiny
-from tests.tiny import QUIET, TWO_BLOCKS, WORDS, word_tokenizer
+from tests.tiny import QUIET, TWO_LAYERS, WORDS, word_tokenizer
 
 
 PROMPTS = [f"{x} {y}" for x in WORDS[:8] for y in WORDS[:4]]
@@ -202,7 +202,7 @@ def larger_base(tmp_path_factory, tokenizer):
     """A base whose shapes the CPU kernels of bitsandbytes take: multiples of 64, and of the block of 4-bit weights."""
     folder = tmp_path_factory.mktemp("larger") / "base"
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
-    tiny.llama(word_tokenizer(), std=0.1, **{**TWO_BLOCKS, **sizes}).save_pretrained(folder)
+    tiny.llama(word_tokenizer(), std=0.1, **{**TWO_LAYERS, **sizes}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -270,7 +270,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_holds_the_logits_of_a_rollout(tmp_path, tokenizer, value_lora):
     vocabulary, rollout, minibatch, length = 8000, 32, 2, 6
     trainer = PPOTrainer(
-        tiny.llama(word_tokenizer(), **TWO_BLOCKS, vocab_size=vocabulary),
+        tiny.llama(word_tokenizer(), **TWO_LAYERS, vocab_size=vocabulary),
         [FunctionReward(shortness)],
         PPOConfig(
             output_dir=str(tmp_path),

@@ -425,7 +425,7 @@ def test_the_gradient_of_an_update_does_not_depend_on_microbatches(moved, llama)
     for batch_size, steps in ((8, 1), (2, 4), (1, 8)):
         trainer = make(per_device_train_batch_size=batch_size, gradient_accumulation_steps=steps)
         (gradients,) = train_on(trainer, rollout)
-        assert len(gradients) == 2 * 2 * 7 + 2  # A and B of 7 matrices in 2 blocks, and the value head
+        assert len(gradients) == 2 * 2 * 7 + 2  # A and B of 7 matrices in 2 layers, and the value head
         for name, gradient in gradients.items():
             want = expected[name.replace(".default.", ".")]
             assert want.abs().max() > 1e-4

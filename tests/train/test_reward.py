@@ -16,7 +16,7 @@ from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
 from rlhf_lines.train import reward
-from tests.tiny import TWO_BLOCKS, WORDS, llama, save, widened, word_tokenizer
+from tests.tiny import TWO_LAYERS, WORDS, llama, save, widened, word_tokenizer
 
 
 def pairs(words, others):
@@ -46,7 +46,7 @@ def write_encoder(folder):
 
 def write_decoder(folder):
     """Write a causal language model without a score head, which is what users start from."""
-    save(llama(word_tokenizer(), **TWO_BLOCKS), word_tokenizer(), folder)
+    save(llama(word_tokenizer(), **TWO_LAYERS), word_tokenizer(), folder)
     return folder
 
 

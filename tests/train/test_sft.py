@@ -103,7 +103,7 @@ def test_the_dense_result_is_the_base_and_the_adapter(run_sft, base, llama, toke
     dense, adapter = load_file(out / "model.safetensors"), load_file(out / "adapter" / "adapter_model.safetensors")
     theta = {name: parameter.double() for name, parameter in llama().named_parameters()}
     scale = json.loads((out / "adapter" / "adapter_config.json").read_text())["lora_alpha"] / 3
-    assert scale == 2.0 and len(adapter) == 2 * 2 * 7  # A and B of 7 matrices in 2 blocks
+    assert scale == 2.0 and len(adapter) == 2 * 2 * 7  # A and B of 7 matrices in 2 layers
     changed = 0
     for name, value in theta.items():
         factors = [f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight" for x in "AB"]

@@ -23,7 +23,7 @@ ENDS = [1, 37]  # the tokenizer's end token, and the one of the generation confi
 
 @pytest.fixture(scope="session")
 def sft(tmp_path_factory) -> Path:
-    """The folder of a float32 Llama of four blocks, whose logits react to every matrix, with its tokenizer."""
+    """The folder of a float32 Llama of four layers, whose logits react to every matrix, with its tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

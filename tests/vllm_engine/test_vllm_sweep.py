@@ -16,7 +16,7 @@ from rlhf_lines.stages import run_stage
 
 COMPLETIONS = "SELECT spec, prompt, sample, text, tokens, token_ids, kl FROM completions ORDER BY spec, prompt, sample"
 SCORES = "SELECT * FROM scores ORDER BY spec, prompt, sample, reward"
-NATS = "SELECT spec, text, nats FROM control ORDER BY spec, text"
+NLL = "SELECT spec, text, nats FROM control ORDER BY spec, text"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def run(tmp_path: Path, config: dict, **changes) -> dict[str, list[tuple]]:
     assert (folder / "front.json").is_file()
     database = sqlite3.connect(folder / "run.sqlite")
     try:
-        return {query: database.execute(query).fetchall() for query in (COMPLETIONS, SCORES, NATS)}
+        return {query: database.execute(query).fetchall() for query in (COMPLETIONS, SCORES, NLL)}
     finally:
         database.close()
 
@@ -64,7 +64,7 @@ def test_the_store_is_that_of_the_local_engine(config, tmp_path):
     vllm = run(tmp_path, config, engine="vllm", vllm={"enforce_eager": True, "max_num_seqs": 16})
     assert len(local[COMPLETIONS]) > 50
     assert vllm[SCORES] == local[SCORES]
-    for query in (COMPLETIONS, NATS):
+    for query in (COMPLETIONS, NLL):
         assert [row[:-1] for row in vllm[query]] == [row[:-1] for row in local[query]]
         assert [row[-1] for row in vllm[query]] == pytest.approx([row[-1] for row in local[query]], abs=1e-3)
     assert not multiprocessing.active_children()

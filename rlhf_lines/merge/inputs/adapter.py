@@ -119,7 +119,7 @@ def load_adapter(path: str | Path) -> Adapter:
 
 
 def dense_residual(adapter: Adapter, module: str) -> Tensor:
-    """S B A of one module, `[out, in]`, or `[in, out]` if the adapter is transposed."""
+    """The residual s B A of one module, `[out, in]`, or `[in, out]` if the adapter is transposed."""
     factors = adapter.modules[module]
     residual = factors.scale * (factors.B @ factors.A)
     return residual.T.contiguous() if adapter.transposed else residual
@@ -160,7 +160,7 @@ def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def conv1d_weights(checkpoint: Checkpoint) -> frozenset[str]:
-    """The checkpoint's matrices that are stored `[in, out]`: those of GPT-2's blocks."""
+    """The checkpoint's matrices that are stored `[in, out]`: those of GPT-2's layers."""
     if checkpoint.config.get("model_type") not in _CONV1D_MODELS:
         return frozenset()
     names = [name for name, shape in checkpoint.shapes.items() if len(shape) == 2]
@@ -179,7 +179,7 @@ def _factors(
     halves: dict[str, dict[str, Tensor]] = {}
     adapted = {key.removesuffix(".lora_A.weight").removeprefix("base_model.model.") for key in tensors}
     copies = set(map(copy_key, adapted))
-    for key in sorted(tensors, key=lambda key: "lora_" not in key):  # what a layer is made of names a problem best
+    for key in sorted(tensors, key=lambda key: "lora_" not in key):  # what a module is made of names a problem best
         tensor = tensors[key]
         if key in copies:
             continue

@@ -49,7 +49,7 @@ _REFUSED = {
     "alora_invocation_tokens": "activated LoRA adds s B A only to the tokens after an invocation",
     "arrow_config": "Arrow chooses among adapters token by token",
     "kasa_config": "KaSA cuts singular values off the base weight and puts a diagonal between A and B",
-    "layer_replication": "the blocks are not those of the SFT model",
+    "layer_replication": "the layers are not those of the SFT model",
     "lora_bias": "biases of LoRA factors are outside s B A",
     "megatron_config": "the factors are shards of Megatron's parallel layers",
     "modules_to_save": "whole modules are replaced, which an adapter of low rank cannot hold",
@@ -67,11 +67,7 @@ WAY_OUT = "merge dense checkpoints of the policies instead (merge_and_unload in 
 
 
 def check_config(config: Mapping[str, Any], path: str | Path) -> None:
-    """Stop unless a policy with this config is the SFT model plus s B A.
-
-    Args:
-        config: the content of `adapter_config.json`.
-        path: of the adapter, for errors.
+    """Stop unless a policy with this content of `adapter_config.json` is the SFT model plus s B A.
 
     Raises:
         ValueError: it is more, with the reason; `InputProblems` with all of them if there are several.

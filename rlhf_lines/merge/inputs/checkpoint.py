@@ -139,7 +139,7 @@ class Checkpoint:
                 )
 
     def num_layers(self) -> int:
-        """The number of transformer blocks that `config.json` states.
+        """The number of transformer layers that `config.json` states.
 
         Raises:
             ValueError: none of the usual keys is there.
@@ -149,7 +149,7 @@ class Checkpoint:
                 if isinstance(config.get(key), int):
                     return config[key]
         raise ValueError(
-            f"{str(self.folder / 'config.json')!r} does not state the number of blocks; expected one of {_LAYER_KEYS}"
+            f"{str(self.folder / 'config.json')!r} does not state the number of layers; expected one of {_LAYER_KEYS}"
         )
 
     def parameter(self, name: str) -> str | None:

@@ -11,34 +11,34 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.adapter import Adapter, conv1d_weights, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.tensors.precision import is_finite
-from rlhf_lines.merge.tensors.residuals import Piece, Residuals, Tensors
+from rlhf_lines.merge.tensors.precision import is_finite, widest
+from rlhf_lines.merge.tensors.residuals import Chunk, Residuals, Tensors
 from rlhf_lines.merge.tensors.spans import ELEMENTS, Scratch, Span
 
 
-GPU_ELEMENTS = 1 << 24  # of a piece on a GPU, which earns its keep on large ones
+GPU_ELEMENTS = 1 << 24  # of a chunk on a GPU, which earns its keep on large ones
 
 
 class Policy(Protocol):
-    """A policy on disk, seen as its residual."""
+    """A policy on disk, seen as its residual.
+
+    Attributes:
+        path: its folder.
+        shapes: of the parameters that may differ from the SFT model's.
+        dtype: of the residual: float32, or float64 where the files hold float64.
+    """
 
     path: str
     shapes: Mapping[str, tuple[int, ...]]
     dtype: torch.dtype
 
     def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
-        """Tau on one span, flat, in the dtype and on the device of `sft`, the SFT model's values there."""
+        """The residual tau on one span, flat, in the dtype and on the device of `sft`, the SFT model's values there."""
         ...
 
 
 class DensePolicy:
-    """A dense checkpoint seen as its difference to the SFT model.
-
-    Attributes:
-        path: its folder.
-        shapes: of the parameters that may differ: all that are floating-point.
-        dtype: float32, or float64 where the checkpoint holds float64.
-    """
+    """A dense checkpoint as a `Policy`: all of its floating-point parameters may differ."""
 
     def __init__(self, checkpoint: Checkpoint, sft: Checkpoint) -> None:
         """Check names, shapes and integers against `sft`.
@@ -60,7 +60,7 @@ class DensePolicy:
                     f"{name!r} holds integers that differ between {str(checkpoint.folder)!r} and the SFT model; only "
                     "floating-point parameters can be merged"
                 )
-        self.dtype = widest(checkpoint, self.shapes)
+        self.dtype = widest(checkpoint.entries[name].dtype for name in self.shapes)
 
     def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
         """theta_k - theta_SFT on one span."""
@@ -68,13 +68,7 @@ class DensePolicy:
 
 
 class AdapterPolicy:
-    """An adapter seen as dense residuals under the names of the SFT checkpoint.
-
-    Attributes:
-        path: its folder.
-        shapes: of the adapted parameters.
-        dtype: float32, or float64 for a float64 adapter.
-    """
+    """An adapter as a `Policy`, under the names of the SFT checkpoint."""
 
     def __init__(self, adapter: Adapter, sft: Checkpoint) -> None:
         """Check that every adapted parameter exists in `sft` with the right shape."""
@@ -90,7 +84,7 @@ class AdapterPolicy:
         self.dtype = next(iter(self._factors.values()))[0].dtype
 
     def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
-        """S B A on one span: the rows that it touches are formed, and no others."""
+        """The residual s B A on one span: the rows that it touches are formed, and no others."""
         left, right = (factor.to(sft) for factor in self._factors[span.name])
         columns = right.shape[1]
         first = span.start // columns
@@ -109,28 +103,19 @@ def streamed_residuals(
     max_memory: int | None = None,
     progress: Callable[[int], object] = lambda elements: None,
 ) -> Residuals:
-    """K policies on disk as `Residuals`, read into buffers that are used again for every piece.
+    """K policies on disk as `Residuals`, read into buffers that are used again for every chunk.
 
-    Args:
-        sft: the SFT model.
-        policies: K policies, checked against it.
-        not_finite: gets the path of a policy and the name of a parameter where a residual is not finite.
-        statistics: K sets of tensors that the rule needs.
-        device: where the arithmetic is done.
-        workers: threads; None is one per core (one on a GPU).
-        max_memory: bytes that the work on one parameter may take, for rules that need whole ones.
-        progress: told the number of elements that were read, in the thread that asked for them.
+    `not_finite` gets the path of a policy and the name of a parameter where a residual is not finite. Without a number
+    of workers there is one per core, or one on a GPU. The other arguments are those of `Residuals`.
     """
     shapes = {name: policy.shapes[name] for policy in policies for name in policy.shapes}
     # In the order of the SFT model's files: reads run forward.
     shapes = {name: shapes[name] for name in sft.shapes if name in shapes}
-    dtype = widest(sft, shapes)
-    for policy in policies:
-        dtype = torch.promote_types(dtype, policy.dtype)
+    dtype = widest([*(sft.entries[name].dtype for name in shapes), *(policy.dtype for policy in policies)])
     place = torch.device(device)
     scratch = Scratch()
 
-    def read(span: Span) -> Piece:
+    def read(span: Span) -> Chunk:
         values = read_wide(sft, span, scratch, "sft", dtype, place)
         taus = [
             policy.residual(span, values, scratch)
@@ -141,7 +126,7 @@ def streamed_residuals(
         for policy, tau in zip(policies, taus, strict=True):
             if not is_finite(tau):
                 not_finite.add((policy.path, span.name))
-        return Piece(span, shapes[span.name], taus, values)
+        return Chunk(span, shapes[span.name], taus, values)
 
     on_gpu = place.type != "cpu"
     return Residuals(
@@ -168,12 +153,6 @@ def read_wide(
     if device.type != "cpu":
         return raw.to(device).to(dtype)
     return raw if stored == dtype else scratch.take(("wide", key), raw.numel(), dtype).copy_(raw)
-
-
-def widest(checkpoint: Checkpoint, names: Mapping[str, object]) -> torch.dtype:
-    """float64 where the checkpoint holds one of these tensors in float64, else float32."""
-    wide = any(checkpoint.entries[name].dtype == torch.float64 for name in names if name in checkpoint.entries)
-    return torch.float64 if wide else torch.float32
 
 
 def shape_difference(policy: Checkpoint, sft: Checkpoint) -> str | None:

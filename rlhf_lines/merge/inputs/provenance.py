@@ -121,20 +121,19 @@ def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
     """
     if not adapters:
         raise ValueError("check_same_base got no adapters, expected at least one")
-    check = _check_hash if all(adapter.sft_sha256 for adapter in adapters) else _check_path
-    given = checkpoint_sha256(sft_model) if check is _check_hash and Path(sft_model).is_dir() else None
+    by_hash = all(adapter.sft_sha256 for adapter in adapters)
+    given = checkpoint_sha256(sft_model) if by_hash and Path(sft_model).is_dir() else None
     problems = Problems()
     with contextlib.ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(sft_model)) if Path(sft_model).is_dir() else None
         for adapter in adapters:
             with problems.collect():
-                if check is _check_hash:
+                if by_hash:
                     _check_hash(adapter, adapters[0], sft_model, given)
                 else:
                     _check_path(adapter, adapters[0], sft_model)
                 if checkpoint is not None:
-                    parameters = parameters_of(adapter, checkpoint)
-                    _check_copies(adapter, parameters, checkpoint)
+                    _check_copies(adapter, parameters_of(adapter, checkpoint), checkpoint)
     problems.check()
 
 

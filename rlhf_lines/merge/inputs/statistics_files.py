@@ -17,7 +17,7 @@ from rlhf_lines.merge.inputs.adapter import RECORD_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.layers import is_linear_map
-from rlhf_lines.merge.tensors.precision import DTYPES
+from rlhf_lines.merge.tensors.precision import DTYPES, wide
 from rlhf_lines.merge.tensors.residuals import Tensors
 from rlhf_lines.merge.tensors.tensor_file import TensorFile
 
@@ -46,7 +46,7 @@ class Statistics:
 
 FISHER = Statistics("fisher", "the Fisher diagonal", of_linear_maps=False, example=lambda tau: tau.square())
 GRAM = Statistics("gram", "Gram matrices", of_linear_maps=True, example=lambda tau: tau.T @ tau)
-# Keys of the metadata of Gram matrices, both JSON: which layers share one, which weights are stored [in, out].
+# Keys of the metadata of Gram matrices, both JSON: which linear maps share one, which weights are stored [in, out].
 SAME_INPUT = "same_input"
 TRANSPOSED = "transposed"
 
@@ -60,16 +60,15 @@ class StatisticsFile:
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
-        stored = json.loads(file.metadata.get(SAME_INPUT, "{}")) or {name: name for name in file.entries}
-        self._stored = stored
-        self.shapes = {name: file.entries[held].shape for name, held in stored.items()}
+        self._stored = json.loads(file.metadata.get(SAME_INPUT, "{}")) or {name: name for name in file.entries}
+        self.shapes = {name: file.entries[held].shape for name, held in self._stored.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start..stop of the flattened tensor, in float32 or wider."""
         held = self._stored[name]
         buffer = torch.empty(stop - start, dtype=self._file.entries[held].dtype)
         self._file.read_into(buffer, held, start)
-        return buffer if buffer.dtype == torch.float64 else buffer.to(torch.float32)
+        return wide(buffer, name)
 
 
 def open_statistics(
@@ -89,13 +88,7 @@ def open_statistics(
 def coverage_warnings(
     kind: Statistics | None, statistics: Sequence[Tensors], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """One warning where parameters get the weighted mean because some policy has no statistics of them.
-
-    Args:
-        kind: what the rule needs, None if nothing.
-        statistics: K sets, from `open_statistics`.
-        shapes: of the parameters that a policy changes.
-    """
+    """One warning where parameters of these shapes get the weighted mean because a policy has no statistics of them."""
     if kind is None:
         return []
     could = [name for name, shape in shapes.items() if not kind.of_linear_maps or is_linear_map(name, shape)]
@@ -120,11 +113,7 @@ def check_statistics(
 ) -> None:
     """Stop unless there is one folder of the right kind per policy, made of that policy; all problems are told at once.
 
-    Args:
-        rule: named in the errors.
-        kind: what the rule needs, None if nothing.
-        folders: of statistics.
-        policies: their folders, in the same order.
+    Where `kind` is None, there must be none.
 
     Raises:
         ValueError: a number that does not fit, statistics of another policy, weights stored the other way round.

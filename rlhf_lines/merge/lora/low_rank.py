@@ -4,7 +4,7 @@ A weighted sum of K residuals of rank r_k is a residual of rank sum_k r_k, whose
 
     sum_k w_k s_k B_k A_k = [s_1 B_1, s_2 B_2, ...] diag(w_1 .. w_1, w_2 .. w_2, ...) [A_1; A_2; ...]
 
-so a merged policy differs from another only by the diagonal, and LiNeS is one more factor per block on it.
+so a merged policy differs from another only by the diagonal, and LiNeS is one more factor per layer on it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.tensors.precision import widest
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Stacked:
 
     The merged residual is `B diag(c) A` with c from `coefficients`. All modules have the same `ranks`: where a
     policy has a smaller rank, or does not adapt the module, its segment is filled with zeros. So one diagonal serves a
-    whole block, and the saved adapter has one rank, which every server takes (some ignore or refuse `rank_pattern`).
+    whole layer, and the saved adapter has one rank, which every server takes (some ignore or refuse `rank_pattern`).
 
     Attributes:
         A: `[R, in]`.
@@ -62,14 +63,14 @@ def coefficients(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The diagonal c of a spec in one block, `[R]`: lambda(layer) w_k, repeated r_k times.
+    """The diagonal c of a spec in one layer, `[R]`: lambda(layer) w_k, repeated r_k times.
 
         linear: c_k = lambda w_k          sum: c_k = lambda K w_k
 
     Args:
         spec: a linear spec.
         ranks: `Stacked.ranks`.
-        layer: 0-based block index, None outside the blocks (factor alpha).
+        layer: 0-based layer index, None outside the layers (factor alpha).
         num_layers: L.
         dtype: of the result; computed in float64.
 
@@ -112,15 +113,15 @@ def merge_adapters(adapters: Sequence[Adapter], spec: MergeSpec, *, num_layers: 
     Args:
         adapters: K policies on one base (see `check_same_base`).
         spec: a spec with a rule that is linear in the residuals, or one on factors.
-        num_layers: the model's number of blocks.
+        num_layers: the model's number of layers.
 
     Raises:
-        ValueError: another rule, weights that do not fit, or module names without a block index.
+        ValueError: another rule, weights that do not fit, or module names without a layer index.
     """
     if RULES[spec.rule].on_factors:
         return _merge_factors(adapters, spec, num_layers)
     stacked = stack(adapters)
-    layers = block_indices([f"{module}.weight" for module in stacked], num_layers=num_layers)
+    layers = layer_indices([f"{module}.weight" for module in stacked], num_layers=num_layers)
     merged = {}
     for module, factors in stacked.items():
         layer = layers[f"{module}.weight"]
@@ -134,7 +135,7 @@ def difference(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> flo
 
     With B = [s B_left, -s B_right] and A = [A_left; A_right] the squared norm of B A is the sum over (B^T B) * (A A^T).
     """
-    squared = sum(_squared_norm(_signed(left[module], right[module])) for module in left)
+    squared = sum(_squared_norm([(left[module], 1.0), (right[module], -1.0)]) for module in left)
     total = sum(_squared_norm([(left[module], 1.0)]) for module in left)
     return (max(squared, 0.0) / total) ** 0.5 if total else 0.0
 
@@ -142,7 +143,7 @@ def difference(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> flo
 def _merge_factors(adapters: Sequence[Adapter], spec: MergeSpec, num_layers: int) -> dict[str, Factors]:
     _check_count(spec, len(adapters))
     combined = _one_rank(RULES[spec.rule].combine(adapters, spec.weights))
-    layers = block_indices([f"{module}.weight" for module in combined], num_layers=num_layers)
+    layers = layer_indices([f"{module}.weight" for module in combined], num_layers=num_layers)
     return {
         module: Factors(
             factors.A,
@@ -176,11 +177,8 @@ def _check_count(spec: MergeSpec, policies: int) -> None:
         )
 
 
-def _signed(left: Factors, right: Factors) -> list[tuple[Factors, float]]:
-    return [(left, 1.0), (right, -1.0)]
-
-
 def _squared_norm(terms: Sequence[tuple[Factors, float]]) -> float:
+    """||sum_i sign_i s_i B_i A_i||_F^2."""
     A = torch.cat([factors.A.to(torch.float64) for factors, _ in terms])
     B = torch.cat([factors.B.to(torch.float64) * (sign * factors.scale) for factors, sign in terms], dim=1)
     return ((B.T @ B) * (A @ A.T)).sum().item()
@@ -193,7 +191,7 @@ def _stack_module(module: str, adapters: Sequence[Adapter], ranks: Sequence[int]
     if len(shapes) > 1:
         raise ValueError(f"{module!r} has shapes {sorted(shapes)} in different adapters; residuals need one base")
     (out_features, in_features) = shapes.pop()
-    dtype = torch.float64 if any(factors.A.dtype == torch.float64 for factors in present) else torch.float32
+    dtype = widest(factors.A.dtype for factors in present)
     A = torch.zeros(sum(ranks), in_features, dtype=dtype)
     B = torch.zeros(out_features, sum(ranks), dtype=dtype)
     start = 0

@@ -51,7 +51,7 @@ def model_card(record: Mapping[str, Any]) -> str:
 supervised (SFT) model:
 
     theta = theta_SFT + LiNeS(tau_M),   tau_k = theta_k - theta_SFT
-    LiNeS: block l of L is multiplied by {_FACTORS[spec["schedule"]]}; parameters outside the blocks by alpha
+    LiNeS: layer l of L is multiplied by {_FACTORS[spec["schedule"]]}; parameters outside the layers by alpha
 
 {listed}
 {warned}

@@ -1,4 +1,4 @@
-"""A merged policy as a full checkpoint, written piece by piece, so that its size does not matter."""
+"""A merged policy as a full checkpoint, written chunk by chunk, so that its size does not matter."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import Policy, streamed_residuals
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, add_residual, cast_loss, is_finite
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Tensors
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Tensors
 from rlhf_lines.merge.tensors.spans import Scratch, Span, cut, in_threads
 from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
 
@@ -62,7 +62,7 @@ class DenseMerge:
         max_memory: int | None = None,
         progress: Callable[[str, int, int | None], object] = lambda phase, elements, total: None,
     ) -> None:
-        """Find the block of every parameter that may change.
+        """Find the layer of every parameter that may change.
 
         Args:
             sft: the SFT model.
@@ -75,7 +75,7 @@ class DenseMerge:
             progress: told the phase (`measure`, `write`), the elements done, and the total of the phase if known.
 
         Raises:
-            ValueError: a parameter name whose block cannot be read.
+            ValueError: a parameter name whose layer cannot be read.
         """
         self._sft, self._spec, self._progress = sft, spec, progress
         self._not_finite: set[tuple[str, str]] = set()
@@ -89,7 +89,7 @@ class DenseMerge:
             max_memory=max_memory,
             progress=lambda elements: progress("measure", elements, None),
         )
-        self._blocks = block_indices(sorted(self.residuals.shapes), num_layers=sft.num_layers())
+        self._layers = layer_indices(sorted(self.residuals.shapes), num_layers=sft.num_layers())
         self._scratch = Scratch()
 
     @cached_property
@@ -127,9 +127,9 @@ class DenseMerge:
         """LiNeS(tau_M)."""
         factors = lines_scales(self._sft.num_layers(), self.alpha, self._spec.beta, self._spec.schedule).tolist()
 
-        def scale(piece: Piece, merged: Tensor) -> Tensor:
-            block = self._blocks[piece.name]
-            factor = self.alpha if block is None else factors[block]
+        def scale(chunk: Chunk, merged: Tensor) -> Tensor:
+            layer = self._layers[chunk.name]
+            factor = self.alpha if layer is None else factors[layer]
             return merged if factor == 1 else merged.mul_(factor)
 
         return self.merged.then(scale)
@@ -206,10 +206,10 @@ class DenseMerge:
                 yield from cut(name, self._sft.shapes[name], "element", self.residuals.elements)
 
     def _merge(self, span: Span, merged: Merged, dtype: torch.dtype, bad: set[str]) -> tuple[Tensor, Loss]:
-        piece = merged.residuals.read(span)
-        tau = merged.compute(piece)
-        written = add_residual(piece.sft, tau, dtype)
-        loss = cast_loss(tau, piece.sft, written, self._sft.entries[span.name].dtype)
+        chunk = merged.residuals.read(span)
+        tau = merged.compute(chunk)
+        written = add_residual(chunk.sft, tau, dtype)
+        loss = cast_loss(tau, chunk.sft, written, self._sft.entries[span.name].dtype)
         # The sums are not finite if one of the values is not, or if squares overflow.
         if not (math.isfinite(loss.error) and math.isfinite(loss.total)) and not torch.isfinite(written).all():
             bad.add(span.name)
@@ -242,16 +242,15 @@ def layout(
     sft: Checkpoint, dtype: str | None, max_shard_size: int | None
 ) -> tuple[dict[str, Entry], Mapping[str, Sequence[str]]]:
     """What is written of every tensor, and which file gets which tensors; see `DenseMerge.write`."""
-    entries = {name: _target(entry, dtype) for name, entry in sft.entries.items()}
+    entries = {
+        name: replace(entry, dtype=DTYPES[dtype]) if dtype and entry.dtype.is_floating_point else entry
+        for name, entry in sft.entries.items()
+    }
     return entries, sft.files if max_shard_size is None else _shards(entries, max_shard_size)
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _target(entry: Entry, dtype: str | None) -> Entry:
-    return replace(entry, dtype=DTYPES[dtype]) if dtype and entry.dtype.is_floating_point else entry
 
 
 def _shards(entries: Mapping[str, Entry], max_shard_size: int) -> dict[str, list[str]]:

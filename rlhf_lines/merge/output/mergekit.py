@@ -22,9 +22,9 @@ def mergekit_config(
 ) -> str | None:
     """The same merge as a mergekit configuration, or None where mergekit cannot express it.
 
-    A list of numbers (a gradient) is interpolated over the blocks, block l of L at (l-1)/(L-1), and gives the
+    A list of numbers (a gradient) is interpolated over the layers, layer l of L at (l-1)/(L-1), and gives the
     parameters outside them its first value. Two values are LiNeS with the linear schedule, L values any schedule whose
-    first block has the factor alpha: no reversed one.
+    first layer has the factor alpha: no reversed one.
 
     `linear` and `sum` are `task_arithmetic`. `ties` and `breadcrumbs` are the methods of these names where each
     parameter is trimmed alone and options mean the same; of magnitudes that tie at a threshold we keep all, mergekit

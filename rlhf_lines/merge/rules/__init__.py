@@ -1,6 +1,6 @@
 """Merge rules: how the residuals of K policies become one residual.
 
-A rule is a function `(residuals, weights, **options) -> merged`: `Residuals` in, `Merged` out, both read piece by piece
+A rule is a function `(residuals, weights, **options) -> merged`: `Residuals` in, `Merged` out, both read chunk by chunk
 (see `rlhf_lines.merge.tensors.residuals`). `weights` is None or one finite float per residual. All else that the
 package knows about a rule stands in its entry of `RULES`, a `Rule`. To add one: write its file and enter it.
 """
@@ -117,7 +117,7 @@ def merge_residuals(
 def merge_lazily(
     residuals: Residuals, rule: str, *, weights: Sequence[float] | None = None, **options: object
 ) -> Merged:
-    """The merged residual of residuals that are read piece by piece; see `merge_residuals`."""
+    """The merged residual of residuals that are read chunk by chunk; see `merge_residuals`."""
     _check_names(rule, options)
     if RULES[rule].on_factors:
         raise ValueError(f"rule {rule!r} combines the factors of adapters, which residuals do not show; use linear")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from rlhf_lines.merge.rules.common import number, one_of, preference_factors, share
 from rlhf_lines.merge.rules.linear import weighted_sum
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
 def breadcrumbs(
@@ -69,15 +70,15 @@ def breadcrumbs(
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     mask = _row_mask(ranks) if granularity == "row" else _threshold_mask(residuals, ranks, granularity)
     merged = weighted_sum(residuals.changed(mask), [scale] * residuals.count)
-    return Merged(merged.residuals, merged.compute, "row" if granularity == "row" else "element")
+    return replace(merged, unit="row" if granularity == "row" else "element")
 
 
-def _row_mask(ranks: Callable[[int], tuple[int, int]]) -> Callable[[Piece], list[Tensor]]:
-    def mask(piece: Piece) -> list[Tensor]:
-        if not piece.shape:
-            return piece.residuals
-        first, stop = ranks(piece.shape[-1])
-        return [tau * _ranked_between(piece.rows(tau).abs(), first, stop).view(-1) for tau in piece.residuals]
+def _row_mask(ranks: Callable[[int], tuple[int, int]]) -> Callable[[Chunk], list[Tensor]]:
+    def mask(chunk: Chunk) -> list[Tensor]:
+        if not chunk.shape:
+            return chunk.residuals
+        first, stop = ranks(chunk.shape[-1])
+        return [tau * _ranked_between(chunk.rows(tau).abs(), first, stop).view(-1) for tau in chunk.residuals]
 
     return mask
 
@@ -99,10 +100,10 @@ def _ranked_between(sizes: Tensor, first: int, stop: int) -> Tensor:
 
 def _threshold_mask(
     residuals: Residuals, ranks: Callable[[int], tuple[int, int]], granularity: str
-) -> Callable[[Piece], list[Tensor]]:
+) -> Callable[[Chunk], list[Tensor]]:
     def bounds(names: list[str]) -> list[list[float]]:
         """For each policy the smallest and the largest magnitude kept."""
-        size = sum(math.prod(residuals.shapes[name]) for name in names)
+        size = residuals.size(names)
         first, stop = ranks(size)
         if first >= stop:
             return [[math.inf, -math.inf]] * residuals.count
@@ -113,9 +114,9 @@ def _threshold_mask(
     else:
         by_name = {name: bounds([name]) for name in residuals.shapes}
 
-    def mask(piece: Piece) -> list[Tensor]:
+    def mask(chunk: Chunk) -> list[Tensor]:
         kept = []
-        for tau, (smallest, largest) in zip(piece.residuals, by_name[piece.name], strict=True):
+        for tau, (smallest, largest) in zip(chunk.residuals, by_name[chunk.name], strict=True):
             size = tau.abs()
             kept.append(tau * ((size >= smallest) & (size <= largest)))
         return kept

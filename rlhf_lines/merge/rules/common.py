@@ -85,12 +85,7 @@ def preference_factors(count: int, weights: Sequence[float] | None) -> list[floa
 
 
 def mean_shares(rule: str, count: int, weights: Sequence[float] | None) -> list[float]:
-    """The shares w_k / sum_j w_j of a weighted mean, 1/K each without weights; zeros if all weights are zero.
-
-    Args:
-        rule: named in the error.
-        count: K.
-        weights: K floats, or None.
+    """The K shares w_k / sum_j w_j of a weighted mean, 1/K each without weights; zeros if all weights are zero.
 
     Raises:
         ValueError: a negative weight, which can make the denominator of such a rule vanish.
@@ -106,12 +101,7 @@ def mean_shares(rule: str, count: int, weights: Sequence[float] | None) -> list[
 
 
 def common_names(residuals: Residuals, rule: str, kind: Statistics) -> list[str]:
-    """The parameters that every policy has statistics of, in the order of the residuals.
-
-    Args:
-        residuals: K residuals with their statistics.
-        rule: named in the error.
-        kind: what the rule needs.
+    """The parameters that every policy has statistics of this kind of, in the order of the residuals.
 
     Raises:
         ValueError: not one set per policy, or no parameter in common.

@@ -11,7 +11,7 @@ from rlhf_lines.merge.rules.common import number, one_of, preference_factors, wh
 from rlhf_lines.merge.rules.linear import sum_residuals
 from rlhf_lines.merge.rules.ties import nested_options, ties
 from rlhf_lines.merge.tensors.precision import wide
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
 def consensus(
@@ -60,9 +60,9 @@ def consensus(
     else:
         merged = sum_residuals(residuals, None)
 
-    def agreed(piece: Piece, tau_m: Tensor) -> Tensor:
+    def agreed(chunk: Chunk, tau_m: Tensor) -> Tensor:
         votes = torch.zeros(tau_m.shape, dtype=torch.int32, device=tau_m.device)
-        for tau, lam in zip(piece.residuals, lams, strict=True):
+        for tau, lam in zip(chunk.residuals, lams, strict=True):
             votes += _tall_mask(tau, tau_m, lam)
         return tau_m * (votes >= k)
 

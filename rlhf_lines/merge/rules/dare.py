@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_lines.merge.rules.common import one_of, share, whole
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.ties import nested_options, ties
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 from rlhf_lines.noise import GAMMA, mix
 
@@ -71,64 +71,63 @@ def dare(
         raise ValueError("masks, a generator and a seed were given, or two of them; give the one that places the masks")
     if generator is not None:
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    drops = _Given(residuals, masks) if masks is not None else _Random(residuals, drop_rate, seed)
+    drops = _random_drops(residuals, drop_rate, seed) if masks is None else _given_drops(residuals, masks)
     factors = [1 / (1 - drop_rate)] * residuals.count
     by_name = dict.fromkeys(residuals.shapes, factors) if rescale == "drop_rate" else _l1_factors(residuals, drops)
 
-    def sparsify(piece: Piece) -> list[Tensor]:
+    def sparsify(chunk: Chunk) -> list[Tensor]:
         return [
-            (tau * factor).masked_fill_(drops.of(piece, k), 0)
-            for k, (tau, factor) in enumerate(zip(piece.residuals, by_name[piece.name], strict=True))
+            (tau * factor).masked_fill_(drops(chunk, k), 0)
+            for k, (tau, factor) in enumerate(zip(chunk.residuals, by_name[chunk.name], strict=True))
         ]
 
     sparse = residuals.changed(sparsify)
     return linear(sparse, weights) if then == "linear" else ties(sparse, weights, **of_ties)
 
 
-class _Random:
-    """Where entries are dropped, each with probability p."""
-
-    def __init__(self, residuals: Residuals, drop_rate: float, seed: int) -> None:
-        policies = mix(mix(torch.tensor(seed)) ^ torch.arange(residuals.count))
-        self._keys = {name: mix(policies ^ _name_key(name)).tolist() for name in residuals.shapes}
-        # Mixed numbers are uniform on [-2^63, 2^63).
-        self._first_kept = int(drop_rate * 2**64) - 2**63
-
-    def of(self, piece: Piece, k: int) -> Tensor:
-        """True where policy k loses an entry, `[n]`."""
-        span = piece.span
-        places = torch.arange(span.start + 1, span.stop + 1, device=piece.residuals[k].device)
-        return mix(places.mul_(GAMMA).add_(self._keys[span.name][k])) < self._first_kept
+Drops = Callable[[Chunk, int], Tensor]  # of a chunk and k: true where policy k loses an entry, `[n]`
 
 
-class _Given:
-    """Where given masks drop entries."""
+def _random_drops(residuals: Residuals, drop_rate: float, seed: int) -> Drops:
+    policies = mix(mix(torch.tensor(seed)) ^ torch.arange(residuals.count))
+    keys = {name: mix(policies ^ _name_key(name)).tolist() for name in residuals.shapes}
+    # Mixed numbers are uniform on [-2^63, 2^63).
+    first_kept = int(drop_rate * 2**64) - 2**63
 
-    def __init__(self, residuals: Residuals, masks: Sequence[Mapping[str, Tensor]]) -> None:
-        if len(masks) != residuals.count:
-            raise ValueError(f"{len(masks)} masks for {residuals.count} residuals; give one mapping per residual")
-        for k, mask in enumerate(masks):
-            for name, shape in residuals.shapes.items():
-                found = (mask[name].dtype, tuple(mask[name].shape)) if name in mask else None
-                if found != (torch.bool, shape):
-                    held = f"has {found[0]} of shape {found[1]}" if found else "has nothing"
-                    raise ValueError(f"masks[{k}] {held} for {name!r}, expected a boolean tensor of shape {shape}")
-        self._masks = masks
+    def drops(chunk: Chunk, k: int) -> Tensor:
+        span = chunk.span
+        places = torch.arange(span.start + 1, span.stop + 1, device=chunk.residuals[k].device)
+        return mix(places.mul_(GAMMA).add_(keys[span.name][k])) < first_kept
 
-    def of(self, piece: Piece, k: int) -> Tensor:
-        span = piece.span
-        return ~self._masks[k][span.name].reshape(-1)[span.start : span.stop].to(piece.residuals[k].device)
+    return drops
 
 
-def _l1_factors(residuals: Residuals, drops: _Random | _Given) -> dict[str, list[float]]:
-    def values(piece: Piece) -> list[Tensor]:
-        sizes = [tau.abs() for tau in piece.residuals]
-        return [*sizes, *(size.masked_fill(drops.of(piece, k), 0) for k, size in enumerate(sizes))]
+def _given_drops(residuals: Residuals, masks: Sequence[Mapping[str, Tensor]]) -> Drops:
+    if len(masks) != residuals.count:
+        raise ValueError(f"{len(masks)} masks for {residuals.count} residuals; give one mapping per residual")
+    for k, mask in enumerate(masks):
+        for name, shape in residuals.shapes.items():
+            found = (mask[name].dtype, tuple(mask[name].shape)) if name in mask else None
+            if found != (torch.bool, shape):
+                held = f"has {found[0]} of shape {found[1]}" if found else "has nothing"
+                raise ValueError(f"masks[{k}] {held} for {name!r}, expected a boolean tensor of shape {shape}")
+
+    def drops(chunk: Chunk, k: int) -> Tensor:
+        span = chunk.span
+        return ~masks[k][span.name].reshape(-1)[span.start : span.stop].to(chunk.residuals[k].device)
+
+    return drops
+
+
+def _l1_factors(residuals: Residuals, drops: Drops) -> dict[str, list[float]]:
+    def values(chunk: Chunk) -> list[Tensor]:
+        sizes = [tau.abs() for tau in chunk.residuals]
+        return [*sizes, *(size.masked_fill(drops(chunk, k), 0) for k, size in enumerate(sizes))]
 
     sums = parameter_sums(residuals, values)
+    count = residuals.count
     return {
         name: [before / kept if kept else 1.0 for before, kept in zip(norms[:count], norms[count:], strict=True)]
-        for count in [residuals.count]
         for name, norms in sums.items()
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from rlhf_lines.merge.inputs.statistics_files import FISHER
 from rlhf_lines.merge.rules.common import common_names, mean_shares, number, one_of, total, weighted_total, yes_or_no
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
@@ -74,56 +73,40 @@ def fisher(
     coefficients = mean_shares("fisher", residuals.count, weights)
     names = common_names(residuals, "fisher", FISHER)
     _check_shapes(residuals, names)
-    measured = _measure(residuals, names)
+    squares, positive = _measure(residuals, names)
     if relative and (floor or add):
-        typical = _median(residuals, names, measured)
+        typical = _median(residuals, names, positive)
         floor, add = floor * typical, add * typical
-    by_name = {name: _normalized(coefficients, measured, name, normalize, add) for name in names}
+    by_name = {name: _normalized(coefficients, squares, name, normalize, add) for name in names}
 
-    def compute(piece: Piece) -> Tensor:
-        if piece.name not in by_name:
-            return weighted_total(piece.residuals, coefficients)
-        precisions = _diagonals(residuals, piece)
-        for k, (precision, coefficient) in enumerate(zip(precisions, by_name[piece.name], strict=True)):
+    def compute(chunk: Chunk) -> Tensor:
+        if chunk.name not in by_name:
+            return weighted_total(chunk.residuals, coefficients)
+        precisions = _diagonals(residuals, chunk)
+        for k, (precision, coefficient) in enumerate(zip(precisions, by_name[chunk.name], strict=True)):
             raised = precision.clamp(min=floor) if floor_on == "all" or k == 0 else precision
             precisions[k] = (raised + add) * coefficient
         summed = total(precisions)
         merged = torch.zeros_like(summed)
-        for tau, precision in zip(piece.residuals, precisions, strict=True):
+        for tau, precision in zip(chunk.residuals, precisions, strict=True):
             merged += tau * (precision / summed)
         if (summed == 0).any():
-            merged = torch.where(summed == 0, weighted_total(piece.residuals, coefficients), merged)
+            merged = torch.where(summed == 0, weighted_total(chunk.residuals, coefficients), merged)
         return merged
 
     return Merged(residuals, compute)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Sums over the statistics, one number per policy.
-
-    Attributes:
-        squares: parameter name to the sums of F_k^2.
-        positive: the numbers of entries above zero.
-    """
-
-    squares: Mapping[str, list[float]]
-    positive: list[int]
-
-    def norms(self, names: Sequence[str]) -> list[float]:
-        """||F_k||_2 over these parameters."""
-        return [math.sqrt(math.fsum(parts)) for parts in zip(*(self.squares[name] for name in names), strict=True)]
-
-
-def _measure(residuals: Residuals, names: list[str]) -> _Measured:
+def _measure(residuals: Residuals, names: list[str]) -> tuple[dict[str, list[float]], list[int]]:
+    """Parameter name to the K sums of F_k^2 over it, and how many entries of each F_k are above zero."""
     count = residuals.count
 
-    def values(piece: Piece) -> Iterator[Tensor]:
-        diagonals = _diagonals(residuals, piece)
+    def values(chunk: Chunk) -> Iterator[Tensor]:
+        diagonals = _diagonals(residuals, chunk)
         for k, diagonal in enumerate(diagonals):
             if not bool((diagonal >= 0).all()) or bool(diagonal.isinf().any()):
                 raise ValueError(
-                    f"the Fisher diagonal of policy {k + 1} has values below 0 or not finite in {piece.name!r}; "
+                    f"the Fisher diagonal of policy {k + 1} has values below 0 or not finite in {chunk.name!r}; "
                     "compute it again with `rlhf-lines fisher`"
                 )
             yield diagonal.to(torch.float64).square()
@@ -132,31 +115,33 @@ def _measure(residuals: Residuals, names: list[str]) -> _Measured:
 
     sums = {name: found or [0.0] * 2 * count for name, found in parameter_sums(residuals, values, names=names).items()}
     positive = [int(sum(found[count + k] for found in sums.values())) for k in range(count)]
-    return _Measured({name: found[:count] for name, found in sums.items()}, positive)
+    return {name: found[:count] for name, found in sums.items()}, positive
 
 
-def _median(residuals: Residuals, names: list[str], measured: _Measured) -> float:
+def _median(residuals: Residuals, names: list[str], positive: list[int]) -> float:
     """The median of the positive entries of F_k, of the policy where it is smallest; 0 if all are zero."""
-    size = sum(math.prod(residuals.shapes[name]) for name in names)
-    ranks = [[size - count + (count - 1) // 2] if count else [] for count in measured.positive]
-    medians = order_statistics(residuals, ranks, lambda piece: _diagonals(residuals, piece), names=names)
+    size = residuals.size(names)
+    ranks = [[size - count + (count - 1) // 2] if count else [] for count in positive]
+    medians = order_statistics(residuals, ranks, lambda chunk: _diagonals(residuals, chunk), names=names)
     return min((median for found in medians for median in found), default=0.0)
 
 
 def _normalized(
-    coefficients: list[float], measured: _Measured, name: str, normalize: str | None, add: float
+    coefficients: list[float], squares: Mapping[str, list[float]], name: str, normalize: str | None, add: float
 ) -> list[float]:
+    """The coefficients of a parameter, divided by the norms of the F_k where the rule is told to."""
     if normalize is None:
         return coefficients
-    norms = measured.norms([name] if normalize == "tensor" else list(measured.squares))
+    columns = zip(*([squares[name]] if normalize == "tensor" else squares.values()), strict=True)
+    norms = [math.sqrt(math.fsum(column)) for column in columns]
     divided = [c / ((norm + add) or 1.0) for c, norm in zip(coefficients, norms, strict=True)]
     # Near one again, so that products with F stay far from the smallest float32.
     largest = max(divided) or 1.0
     return [value / largest for value in divided]
 
 
-def _diagonals(residuals: Residuals, piece: Piece) -> list[Tensor]:
-    span, like = piece.span, piece.residuals[0]
+def _diagonals(residuals: Residuals, chunk: Chunk) -> list[Tensor]:
+    span, like = chunk.span, chunk.residuals[0]
     return [tensors.read(span.name, span.start, span.stop).to(like) for tensors in residuals.statistics]
 
 

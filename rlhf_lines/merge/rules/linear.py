@@ -22,7 +22,7 @@ def linear(residuals: Residuals, weights: Sequence[float] | None) -> Merged:
 
 def weighted_sum(residuals: Residuals, factors: Sequence[float]) -> Merged:
     """The sum of f_k tau_k."""
-    return Merged(residuals, lambda piece: weighted_total(piece.residuals, factors))
+    return Merged(residuals, lambda chunk: weighted_total(chunk.residuals, factors))
 
 
 def sum_residuals(residuals: Residuals, weights: Sequence[float] | None) -> Merged:

@@ -1,7 +1,7 @@
 """How mergekit says the merges of our rules, where it computes the same.
 
-Each function takes the weights, all options of the rule, and the factors of LiNeS (one per block, or those of the first
-and the last block, between which mergekit interpolates).
+Each function takes the weights, all options of the rule, and the factors of LiNeS (one per layer, or those of the first
+and the last layer, between which mergekit interpolates).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.layers import is_linear_map
 from rlhf_lines.merge.rules.common import preference_factors, share, total
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
@@ -62,30 +62,30 @@ def opcm(residuals: Residuals, weights: Sequence[float] | None, *, energy: float
     def unit(name: str) -> str:
         return "tensor" if is_linear_map(name, residuals.shapes[name]) else "element"
 
-    def accumulate(piece: Piece) -> Tensor:
-        if not is_linear_map(piece.name, piece.shape):
-            return total(piece.residuals)
-        if not all(bool(torch.isfinite(tau).all()) for tau in piece.residuals):
+    def accumulate(chunk: Chunk) -> Tensor:
+        if not is_linear_map(chunk.name, chunk.shape):
+            return total(chunk.residuals)
+        if not all(bool(torch.isfinite(tau).all()) for tau in chunk.residuals):
             # Nothing to decompose; whoever reads the residuals tells whose they are.
-            return torch.full_like(piece.residuals[0], torch.nan)
+            return torch.full_like(chunk.residuals[0], torch.nan)
         rounding = torch.finfo(residuals.dtype).eps
-        merged = piece.rows(piece.residuals[0]).to(torch.float64, copy=True)
-        for tau in piece.residuals[1:]:
-            merged += _without_repetition(piece.rows(tau).to(torch.float64), merged, energy, rounding)
+        merged = chunk.rows(chunk.residuals[0]).to(torch.float64, copy=True)
+        for tau in chunk.residuals[1:]:
+            merged += _without_repetition(chunk.rows(tau).to(torch.float64), merged, energy, rounding)
         return merged.view(-1).to(residuals.dtype)
 
-    def squares(piece: Piece) -> Iterator[Tensor]:
-        for tensor in [*piece.residuals, accumulate(piece)]:
+    def squares(chunk: Chunk) -> Iterator[Tensor]:
+        for tensor in [*chunk.residuals, accumulate(chunk)]:
             yield tensor.to(torch.float64).square()
 
     sums = [found for found in parameter_sums(residuals, squares, unit).values() if found]
     *norms, merged_norm = [math.sqrt(math.fsum(column)) for column in zip(*sums, strict=True)] or [0.0]
     factor = math.fsum(norms) / residuals.count / merged_norm if merged_norm else 0.0
-    return Merged(residuals, lambda piece: accumulate(piece).mul_(factor), unit)
+    return Merged(residuals, lambda chunk: accumulate(chunk).mul_(factor), unit)
 
 
 def _without_repetition(tau: Tensor, merged: Tensor, energy: float, rounding: float) -> Tensor:
-    """Tau minus the part of its projection on the singular vectors of `merged` that P leaves out; see `opcm`."""
+    """The residual without what P leaves out of its projection on the singular vectors of `merged`; see `opcm`."""
     left, values, right = torch.linalg.svd(merged, full_matrices=False)
     # Rounded entries of a matrix of low rank show as values of a few times their rounding, those of the decomposition
     # itself grow with the size. The smallest value of a random square matrix is about 1 / (2 size), far above both.

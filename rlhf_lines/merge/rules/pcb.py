@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.rules.common import number, one_of, preference_factors, share, total
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
 def pcb(
@@ -59,32 +58,29 @@ def pcb(
     number("clamp", clamp, low=0, high=0.5)
     one_of("balance", balance, ("raw", "clamped"))
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
-    entries = sum(math.prod(shape) for shape in residuals.shapes.values())
+    entries = residuals.size()
     if entries == 0:
-        return Merged(residuals, lambda piece: piece.residuals[0].clone())
+        return Merged(residuals, lambda chunk: chunk.residuals[0].clone())
     lower, least = int(entries * clamp), min(int(entries * (1 - ratio)), entries - 1)
     upper = max(int(entries * (1 - clamp) - 1), lower)
     bounds = order_statistics(residuals, [[lower, upper]] * residuals.count)
 
-    def relative_sizes(piece: Piece) -> list[Tensor]:
-        return [_minmax(tau.abs(), *bound) for tau, bound in zip(piece.residuals, bounds, strict=True)]
-
-    def balances(piece: Piece) -> list[Tensor]:
-        sizes = relative_sizes(piece)
-        signed = piece.residuals
+    def balances(chunk: Chunk) -> list[Tensor]:
+        sizes = [_minmax(tau.abs(), *bound) for tau, bound in zip(chunk.residuals, bounds, strict=True)]
+        signed = chunk.residuals
         if balance == "clamped":
-            signed = [size * tau.sign() for size, tau in zip(sizes, piece.residuals, strict=True)]
+            signed = [size * tau.sign() for size, tau in zip(sizes, chunk.residuals, strict=True)]
         summed = total(signed)
         return [
             size.square_().mul_(residuals.count).exp_().mul_((tau * summed).tanh_())
-            for size, tau in zip(sizes, piece.residuals, strict=True)
+            for size, tau in zip(sizes, chunk.residuals, strict=True)
         ]
 
     ends = order_statistics(residuals, [[least, entries - 1]] * residuals.count, balances)
 
-    def compute(piece: Piece) -> Tensor:
-        merged, scores = torch.zeros_like(piece.residuals[0]), torch.zeros_like(piece.residuals[0])
-        for tau, value, bound, end in zip(piece.residuals, balances(piece), bounds, ends, strict=True):
+    def compute(chunk: Chunk) -> Tensor:
+        merged, scores = torch.zeros_like(chunk.residuals[0]), torch.zeros_like(chunk.residuals[0])
+        for tau, value, bound, end in zip(chunk.residuals, balances(chunk), bounds, ends, strict=True):
             score = _minmax(value, *end)
             scores += score
             merged += score.mul_(tau.sign()).mul_(tau.abs().clamp_(*bound))

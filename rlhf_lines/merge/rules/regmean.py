@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.statistics_files import GRAM
 from rlhf_lines.merge.rules.common import common_names, mean_shares, share, weighted_total
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
 RIDGE = 1e-8  # of the mean diagonal of the summed Gram matrix, where that matrix is singular
@@ -55,21 +55,21 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
         beside = 3 * torch.float64.itemsize * inputs * (inputs + outputs)
         residuals.check_memory(name, inputs * outputs, beside=beside)
 
-    def compute(piece: Piece) -> Tensor:
-        mean = weighted_total(piece.residuals, shares)
-        if piece.name not in names or not any(shares):
+    def compute(chunk: Chunk) -> Tensor:
+        mean = weighted_total(chunk.residuals, shares)
+        if chunk.name not in names or not any(shares):
             return mean
-        mean = piece.rows(mean).to(torch.float64)
+        mean = chunk.rows(mean).to(torch.float64)
         inputs = mean.shape[1]
         total = mean.new_zeros(inputs, inputs)
         wanted = mean.new_zeros(inputs, mean.shape[0])
-        for tau, tensors, factor in zip(piece.residuals, residuals.statistics, shares, strict=True):
-            gram = tensors.read(piece.name, 0, inputs * inputs).to(mean).view(inputs, inputs)
+        for tau, tensors, factor in zip(chunk.residuals, residuals.statistics, shares, strict=True):
+            gram = tensors.read(chunk.name, 0, inputs * inputs).to(mean).view(inputs, inputs)
             reduced = gram * (reduce * factor)
             reduced.diagonal().copy_(gram.diagonal() * factor)
             total += reduced
-            wanted.addmm_(reduced, (piece.rows(tau) - mean).T)
-        return mean.add_(_solve(total, wanted, piece.name).T).reshape(-1).to(residuals.dtype)
+            wanted.addmm_(reduced, (chunk.rows(tau) - mean).T)
+        return mean.add_(_solve(total, wanted, chunk.name).T).reshape(-1).to(residuals.dtype)
 
     return Merged(residuals, compute, lambda name: "tensor" if name in names else "element")
 

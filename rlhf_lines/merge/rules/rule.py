@@ -25,7 +25,7 @@ class Rule:
         python_only: options that no file can hold.
         statistics: what it needs of each policy.
         whole: of a rule that works on whole linear maps, what one takes beside the residuals: tensors of its size in
-            float64, and matrices `[in, in]`. None if pieces are enough.
+            float64, and matrices `[in, in]`. None if chunks are enough.
         mergekit: `(weights, options, scales)` to the same merge as a method of mergekit, None where that has none;
             `scales` are the factors of LiNeS. None if mergekit has no such rule.
     """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlhf_lines.merge.rules.common import number, one_of, weighted_total
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
@@ -59,12 +59,12 @@ def slerp(
     total = first + second
     t = second / total if total else 0.5
 
-    def vectors(piece: Piece) -> list[Tensor]:
-        taus = [tau.double() for tau in piece.residuals]
-        return taus if of == "residuals" else [_sft(piece).double() + tau for tau in taus]
+    def vectors(chunk: Chunk) -> list[Tensor]:
+        taus = [tau.double() for tau in chunk.residuals]
+        return taus if of == "residuals" else [_sft(chunk).double() + tau for tau in taus]
 
-    def products(piece: Piece) -> list[Tensor]:
-        a, b = vectors(piece)
+    def products(chunk: Chunk) -> list[Tensor]:
+        a, b = vectors(chunk)
         return [a * a, a * b, b * b]
 
     sums = parameter_sums(residuals, products)
@@ -73,12 +73,12 @@ def slerp(
         sums = dict.fromkeys(sums, whole)
     shares = {name: _shares(*three, t, dot_threshold) for name, three in sums.items() if three}
 
-    def compute(piece: Piece) -> Tensor:
-        p, q = shares[piece.name]
-        merged = weighted_total(piece.residuals, [total * p, total * q])
+    def compute(chunk: Chunk) -> Tensor:
+        p, q = shares[chunk.name]
+        merged = weighted_total(chunk.residuals, [total * p, total * q])
         if of == "weights":
             # p theta_1 + q theta_2 - theta_0 in a form that does not cancel.
-            merged.add_(_sft(piece), alpha=total * (p + q - 1))
+            merged.add_(_sft(chunk), alpha=total * (p + q - 1))
         return merged
 
     return Merged(residuals, compute)
@@ -93,10 +93,10 @@ def _shares(aa: float, ab: float, bb: float, t: float, dot_threshold: float) -> 
     return math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
 
 
-def _sft(piece: Piece) -> Tensor:
-    if piece.sft is None:
+def _sft(chunk: Chunk) -> Tensor:
+    if chunk.sft is None:
         raise ValueError(
             'slerp with of="weights" needs the SFT model, and none was given; give it (sft=...), or leave out `of` to '
             "interpolate residuals"
         )
-    return piece.sft
+    return chunk.sft

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from rlhf_lines.merge.rules.common import check_options, one_of, options_of, preference_factors, share, total
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
 def ties(
@@ -52,11 +52,15 @@ def ties(
     one_of("granularity", granularity, ("global", "tensor"))
     one_of("zero_sign", zero_sign, ("majority", "positive"))
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
-    trim = _trim(trim_thresholds(residuals, density, granularity))
+    thresholds = trim_thresholds(residuals, density, granularity)
+
+    def trim(chunk: Chunk) -> list[Tensor]:
+        return [_keep(tau, smallest) for tau, smallest in zip(chunk.residuals, thresholds[chunk.name], strict=True)]
+
     favours_positive = zero_sign == "positive" or _sign_balance(residuals.changed(trim)) > 0
 
-    def compute(piece: Piece) -> Tensor:
-        trimmed = trim(piece)
+    def compute(chunk: Chunk) -> Tensor:
+        trimmed = trim(chunk)
         summed = total(trimmed)
         is_positive = torch.ge if favours_positive else torch.gt
         sign = is_positive(summed, 0, out=torch.empty_like(summed)).mul_(2).sub_(1)
@@ -101,7 +105,7 @@ def nested_options(options: Mapping[str, object] | None, chosen: str, value: str
 def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> dict[str, list[float]]:
     """The smallest magnitude that each policy keeps, by parameter name; see `ties`."""
     if granularity == "global":
-        size = sum(math.prod(shape) for shape in residuals.shapes.values())
+        size = residuals.size()
         if size == 0:
             return {}
         rank = max(size - int(density * size) - 1, 0)
@@ -116,13 +120,6 @@ def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> d
     return thresholds
 
 
-def _trim(thresholds: dict[str, list[float]]) -> Callable[[Piece], list[Tensor]]:
-    def trim(piece: Piece) -> list[Tensor]:
-        return [_keep(tau, smallest) for tau, smallest in zip(piece.residuals, thresholds[piece.name], strict=True)]
-
-    return trim
-
-
 def _keep(tau: Tensor, smallest: float) -> Tensor:
     """`tau` where |tau| >= smallest, else 0."""
     if smallest == 0:
@@ -134,4 +131,4 @@ def _keep(tau: Tensor, smallest: float) -> Tensor:
 
 def _sign_balance(trimmed: Residuals) -> float:
     """The number of entries whose trimmed sum is positive, minus that of negative ones."""
-    return sum(trimmed.map(lambda piece: total(piece.residuals).sign_().sum().item()))  # whole numbers: exact
+    return sum(trimmed.map(lambda chunk: total(chunk.residuals).sign_().sum().item()))  # whole numbers: exact

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.layers import is_embedding
 from rlhf_lines.merge.rules.common import number, preference_factors
-from rlhf_lines.merge.tensors.residuals import Merged, Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import SERIAL
 
 
@@ -58,8 +58,8 @@ def widen(
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     matrices = [name for name, shape in residuals.shapes.items() if len(shape) > 1]
     by_row = {name for name in matrices if is_embedding(name) or name in residuals.transposed}
-    # Pieces of one size that torch adds up serially: ranks do not depend on how the residuals are read.
-    measured = replace(residuals, elements=SERIAL).map(lambda piece: _products(piece, by_row), "row", matrices)
+    # Chunks of one size that torch adds up serially: ranks do not depend on how the residuals are read.
+    measured = replace(residuals, elements=SERIAL).map(lambda chunk: _products(chunk, by_row), "row", matrices)
     scores = {}
     for name, parts in itertools.groupby(measured, key=lambda named: named[0]):
         products = _joined((part for _, part in parts), per_row=name in by_row)
@@ -67,15 +67,15 @@ def widen(
         both = _column_scores(magnitude, ratio, calibration) + _column_scores(direction, ratio, calibration)
         scores[name] = (both / 2).to(residuals.dtype)
 
-    def compute(piece: Piece) -> Tensor:
-        taus = [piece.rows(tau) for tau in piece.residuals]
-        if piece.name not in scores:
+    def compute(chunk: Chunk) -> Tensor:
+        taus = [chunk.rows(tau) for tau in chunk.residuals]
+        if chunk.name not in scores:
             factors = _entry_scores(torch.stack([tau.abs() for tau in taus]), ratio, calibration)
-        elif piece.name in by_row:
-            first = piece.span.start // piece.shape[-1]
-            factors = scores[piece.name][:, first : first + len(taus[0]), None]
+        elif chunk.name in by_row:
+            first = chunk.span.start // chunk.shape[-1]
+            factors = scores[chunk.name][:, first : first + len(taus[0]), None]
         else:
-            factors = scores[piece.name]
+            factors = scores[chunk.name]
         merged = taus[0] * factors[0]
         for tau, factor in zip(taus[1:], factors[1:], strict=True):
             merged += tau * factor
@@ -84,18 +84,18 @@ def widen(
     return Merged(residuals, compute, "row")
 
 
-def _products(piece: Piece, by_row: Set[str]) -> tuple[str, Tensor]:
-    """<w_0, w_0>, <w_0, t_k>, <t_k, t_k> of a piece's columns, `[3, K, columns]`; see `widen`."""
-    if piece.sft is None:
+def _products(chunk: Chunk, by_row: Set[str]) -> tuple[str, Tensor]:
+    """<w_0, w_0>, <w_0, t_k>, <t_k, t_k> of a chunk's columns, `[3, K, columns]`; see `widen`."""
+    if chunk.sft is None:
         raise ValueError(
-            f"rule 'widen' compares the columns of {piece.name!r} with those of the SFT model, but got residuals "
+            f"rule 'widen' compares the columns of {chunk.name!r} with those of the SFT model, but got residuals "
             "alone; give the SFT model's tensors"
         )
-    axis = 1 if piece.name in by_row else 0
-    base = piece.rows(piece.sft).to(torch.float64)
-    taus = [piece.rows(tau).to(torch.float64) for tau in piece.residuals]
+    axis = 1 if chunk.name in by_row else 0
+    base = chunk.rows(chunk.sft).to(torch.float64)
+    taus = [chunk.rows(tau).to(torch.float64) for tau in chunk.residuals]
     bases = base.square().sum(axis)
-    return piece.name, torch.stack(
+    return chunk.name, torch.stack(
         [
             torch.stack([bases] * len(taus)),
             torch.stack([(base * tau).sum(axis) for tau in taus]),
@@ -110,7 +110,7 @@ def _joined(parts: Iterable[Tensor], *, per_row: bool) -> Tensor:
 
 
 def _changes(products: Tensor) -> tuple[Tensor, Tensor]:
-    """M and d of every column from its products `[3, K, n]`, both `[K, n]`; see `widen`."""
+    """The changes m and d of every column from its products `[3, K, n]`, both `[K, n]`; see `widen`."""
     before, mixed, change = products
     after = (before + 2 * mixed + change).clamp(min=0)
     magnitude = (2 * mixed + change).abs() / (before.sqrt() + after.sqrt())

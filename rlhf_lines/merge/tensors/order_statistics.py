@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.tensors.residuals import Piece, Residuals
+from rlhf_lines.merge.tensors.residuals import Chunk, Residuals
 
 
 DIRECT = 1 << 20  # so many values per policy are simply sorted
@@ -17,15 +16,15 @@ DIGIT = 16  # bits by which the search narrows in one pass
 AT_ONCE = 1 << 18  # digits that are counted together: a table of counts takes as long as a part of them
 
 
-def magnitudes(piece: Piece) -> list[Tensor]:
-    """|tau_k| of a piece."""
-    return [tau.abs() for tau in piece.residuals]
+def magnitudes(chunk: Chunk) -> list[Tensor]:
+    """|tau_k| of a chunk."""
+    return [tau.abs() for tau in chunk.residuals]
 
 
 def order_statistics(
     residuals: Residuals,
     ranks: Sequence[Sequence[int]],
-    values: Callable[[Piece], list[Tensor]] = magnitudes,
+    values: Callable[[Chunk], list[Tensor]] = magnitudes,
     *,
     names: Iterable[str] | None = None,
 ) -> list[list[float]]:
@@ -37,7 +36,7 @@ def order_statistics(
     Args:
         residuals: K residuals.
         ranks: for each policy the ranks wanted, each 0 <= rank < number of elements.
-        values: what of a piece is ranked, K flat tensors of `residuals.dtype` without NaN; magnitudes by
+        values: what of a chunk is ranked, K flat tensors of `residuals.dtype` without NaN; magnitudes by
             default.
         names: the parameters to look at; None is all.
 
@@ -45,14 +44,14 @@ def order_statistics(
         K lists, in the order of `ranks`.
     """
     names = list(residuals.shapes if names is None else names)
-    if sum(math.prod(residuals.shapes[name]) for name in names) <= DIRECT:
+    if residuals.size(names) <= DIRECT:
         return _sorted(residuals, ranks, values, names)
     searches = [[_Search(rank) for rank in wanted] for wanted in ranks]
     for done in range(torch.finfo(residuals.dtype).bits // DIGIT):
         counters = _Counters()
 
-        def count(piece: Piece, done: int = done, counters: _Counters = counters) -> None:
-            for k, value in enumerate(values(piece)):
+        def count(chunk: Chunk, done: int = done, counters: _Counters = counters) -> None:
+            for k, value in enumerate(values(chunk)):
                 keys = _keys(value)
                 for prefix in {search.prefix for search in searches[k]}:
                     counters.add((k, prefix), _digits(keys, prefix, done))
@@ -69,11 +68,11 @@ def order_statistics(
 def _sorted(
     residuals: Residuals,
     ranks: Sequence[Sequence[int]],
-    values: Callable[[Piece], list[Tensor]],
+    values: Callable[[Chunk], list[Tensor]],
     names: Sequence[str],
 ) -> list[list[float]]:
-    pieces = list(residuals.map(lambda piece: [value.clone() for value in values(piece)], "element", names))
-    ordered = [torch.cat(parts).sort().values for parts in zip(*pieces, strict=True)]
+    chunks = list(residuals.map(lambda chunk: [value.clone() for value in values(chunk)], "element", names))
+    ordered = [torch.cat(parts).sort().values for parts in zip(*chunks, strict=True)]
     return [[ordered[k][rank].item() for rank in wanted] for k, wanted in enumerate(ranks)]
 
 

@@ -7,6 +7,7 @@ cast once at the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,11 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 LARGEST = torch.finfo(torch.float32).max  # of a factor: torch refuses to multiply float32 tensors by more
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The dtype in which inputs of these dtypes are merged: float64 where any of them is, else float32."""
+    return torch.float64 if torch.float64 in set(dtypes) else torch.float32
 
 
 def wide(tensor: Tensor, name: str) -> Tensor:

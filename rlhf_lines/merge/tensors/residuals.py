@@ -1,12 +1,13 @@
-"""K residuals of one base, read piece by piece, so that a rule never needs a whole model in memory.
+"""K residuals of one base, read chunk by chunk, so that a rule never needs a whole model in memory.
 
-A rule is a function from such residuals to a merged residual of the same kind: it may first go over all pieces to
-measure something (a quantile, a norm), and then says how one piece is merged. The same code merges tensors in memory
+A rule is a function from such residuals to a merged residual of the same kind: it may first go over all chunks to
+measure something (a quantile, a norm), and then says how one chunk is merged. The same code merges tensors in memory
 and checkpoints of any size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -14,7 +15,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.tensors.precision import wide
+from rlhf_lines.merge.tensors.precision import wide, widest
 from rlhf_lines.merge.tensors.spans import ELEMENTS, Span, cut, in_threads
 
 
@@ -33,8 +34,8 @@ class Tensors(Protocol):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One span of all K residuals, float32 or wider, flat: valid until the same thread reads the next piece.
+class Chunk:
+    """One span of all K residuals, float32 or wider, flat: valid until the same thread reads the next chunk.
 
     Attributes:
         span: where it is.
@@ -66,19 +67,19 @@ class Residuals:
         count: K.
         shapes: parameter name to shape, of every parameter that at least one policy changes.
         dtype: of all arithmetic, float32, or float64 where any input is float64.
-        read: the function from a span to its piece; several threads may call it at once.
+        read: the function from a span to its chunk; several threads may call it at once.
         statistics: K sets of tensors that a rule asks for (Fisher diagonals, Gram matrices), or nothing.
-        workers: how many threads read pieces.
-        elements: of a piece at most, where the unit allows.
-        max_memory: bytes that a piece and the work on it may take, or None.
-        progress: told the number of elements of every piece that `map` has gone over.
+        workers: how many threads read chunks.
+        elements: of a chunk at most, where the unit allows.
+        max_memory: bytes that a chunk and the work on it may take, or None.
+        progress: told the number of elements of every chunk that `map` has gone over.
         transposed: the matrices that are stored `[in, out]`.
     """
 
     count: int
     shapes: Mapping[str, tuple[int, ...]]
     dtype: torch.dtype
-    read: Callable[[Span], Piece]
+    read: Callable[[Span], Chunk]
     statistics: tuple[Tensors, ...] = ()
     workers: int = 1
     elements: int = ELEMENTS
@@ -86,12 +87,16 @@ class Residuals:
     progress: Callable[[int], object] = lambda elements: None
     transposed: frozenset[str] = frozenset()
 
-    def changed(self, change: Callable[[Piece], list[Tensor]]) -> Residuals:
-        """The residuals whose pieces are `change(piece)`: a scaling or a mask that is applied when they are read."""
+    def size(self, names: Iterable[str] | None = None) -> int:
+        """The number of elements of these parameters; None is all."""
+        return sum(math.prod(self.shapes[name]) for name in (self.shapes if names is None else names))
 
-        def read(span: Span) -> Piece:
-            piece = self.read(span)
-            return replace(piece, residuals=change(piece))
+    def changed(self, change: Callable[[Chunk], list[Tensor]]) -> Residuals:
+        """The residuals whose chunks are `change(chunk)`: a scaling or a mask that is applied when they are read."""
+
+        def read(span: Span) -> Chunk:
+            chunk = self.read(span)
+            return replace(chunk, residuals=change(chunk))
 
         return replace(self, read=read)
 
@@ -99,7 +104,7 @@ class Residuals:
         """The residuals f_k tau_k; None changes nothing."""
         if factors is None or all(factor == 1 for factor in factors):
             return self
-        return self.changed(lambda piece: [tau * factor for tau, factor in zip(piece.residuals, factors, strict=True)])
+        return self.changed(lambda chunk: [tau * factor for tau, factor in zip(chunk.residuals, factors, strict=True)])
 
     def spans(self, unit: Unit = "element", names: Iterable[str] | None = None) -> Iterator[Span]:
         """The spans that cover the parameters, none larger than needed: see `cut`.
@@ -114,11 +119,11 @@ class Residuals:
                 yield span
 
     def map(
-        self, function: Callable[[Piece], T], unit: Unit = "element", names: Iterable[str] | None = None
+        self, function: Callable[[Chunk], T], unit: Unit = "element", names: Iterable[str] | None = None
     ) -> Iterator[T]:
-        """`function` of every piece, in the order of the spans, however many threads work on it.
+        """`function` of every chunk, in the order of the spans, however many threads work on it.
 
-        What it returns must not share memory with the piece.
+        What it returns must not share memory with the chunk.
         """
 
         def work(span: Span) -> tuple[int, T]:
@@ -129,11 +134,11 @@ class Residuals:
             yield result
 
     def check_memory(self, name: str, elements: int, beside: int = 0) -> None:
-        """Stop if a piece is larger than the others have to be, and takes more than `max_memory`.
+        """Stop if a chunk is larger than the others have to be, and takes more than `max_memory`.
 
         Args:
             name: the parameter.
-            elements: of the piece.
+            elements: of the chunk.
             beside: bytes that the rule takes beside K residuals, the SFT model's values and as much again.
 
         Raises:
@@ -153,18 +158,18 @@ class Merged:
 
     Attributes:
         residuals: what it is computed from.
-        compute: the function from a piece to tau_M on its span, flat `[n]`; a new tensor.
-        unit: what a piece must hold whole: an `element`, a `row` of the last dimension, or the `tensor`; or a function
+        compute: the function from a chunk to tau_M on its span, flat `[n]`; a new tensor.
+        unit: what a chunk must hold whole: an `element`, a `row` of the last dimension, or the `tensor`; or a function
             from a parameter's name to one of them, so that only the parameters that must be read whole are.
     """
 
     residuals: Residuals
-    compute: Callable[[Piece], Tensor]
+    compute: Callable[[Chunk], Tensor]
     unit: Unit = "element"
 
-    def then(self, function: Callable[[Piece, Tensor], Tensor]) -> Merged:
-        """The merged residual `function(piece, tau_M)`."""
-        return replace(self, compute=lambda piece: function(piece, self.compute(piece)))
+    def then(self, function: Callable[[Chunk, Tensor], Tensor]) -> Merged:
+        """The merged residual `function(chunk, tau_M)`."""
+        return replace(self, compute=lambda chunk: function(chunk, self.compute(chunk)))
 
     def tensor(self, name: str) -> Tensor:
         """tau_M of one parameter, whole."""
@@ -211,10 +216,9 @@ def residuals_in_memory(
     for name, shape in shapes.items():
         if base is not None and base.shapes.get(name) != shape:
             raise ValueError(f"the SFT model has {base.shapes.get(name)} for {name!r}, the residuals have {shape}")
-    all_wide = any(tensor.dtype == torch.float64 for residual in residuals for tensor in residual.values())
-    dtype = torch.float64 if all_wide else torch.float32
+    dtype = widest(tensor.dtype for residual in residuals for tensor in residual.values())
 
-    def read(span: Span) -> Piece:
+    def read(span: Span) -> Chunk:
         taus = [
             tensors.read(span.name, span.start, span.stop).to(dtype)
             if span.name in tensors.shapes
@@ -222,7 +226,7 @@ def residuals_in_memory(
             for tensors in held
         ]
         values = base.read(span.name, span.start, span.stop).to(dtype) if base is not None else None
-        return Piece(span, shapes[span.name], taus, values)
+        return Chunk(span, shapes[span.name], taus, values)
 
     return Residuals(
         len(residuals), shapes, dtype, read, tuple(MemoryTensors(tensors) for tensors in statistics), elements=elements

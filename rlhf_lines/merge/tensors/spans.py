@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-ELEMENTS = 1 << 17  # of a piece: a few such float32 buffers stay in a cache, and Python has little to do between them
+ELEMENTS = 1 << 17  # of a chunk: a few such float32 buffers stay in a cache, and Python has little to do between them
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ LARGE = 16 * ELEMENTS  # a span of more elements has the machine to itself
 def in_threads(function: Callable[[Span], T], spans: Iterable[Span], workers: int) -> Iterator[T]:
     """`function` of every span, in order; at most a few batches of spans per thread are in work or waiting.
 
-    A thread that works on pieces of its own leaves nothing for torch to divide, so torch gets one thread there. Large
+    A thread that works on chunks of its own leaves nothing for torch to divide, so torch gets one thread there. Large
     spans (whole parameters, for the rules that need them) run alone in the calling thread, and torch divides the work.
     """
     if workers <= 1:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rlhf_lines.merge.tensors.residuals import Piece, Residuals, Unit
+from rlhf_lines.merge.tensors.residuals import Chunk, Residuals, Unit
 from rlhf_lines.merge.tensors.spans import ELEMENTS
 
 
@@ -18,19 +18,19 @@ SERIAL = 1 << 14  # torch adds up fewer than 2^15 elements in one thread, so alw
 
 def parameter_sums(
     residuals: Residuals,
-    values: Callable[[Piece], Iterable[Tensor]],
+    values: Callable[[Chunk], Iterable[Tensor]],
     unit: Unit = "element",
     names: Iterable[str] | None = None,
 ) -> dict[str, list[float]]:
     """Parameter name to the sums of `values` over it, in float64.
 
-    The pieces have one fixed size here, and their sums are added without rounding in between: the result is the same
-    bit for bit however many threads read, and whatever size of piece or order of parameters the residuals have.
+    The chunks have one fixed size here, and their sums are added without rounding in between: the result is the same
+    bit for bit however many threads read, and whatever size of chunk or order of parameters the residuals have.
 
     Args:
         residuals: K residuals.
-        values: flat tensors of a piece, any number of them.
-        unit: what a piece must hold whole, as in `Merged`.
+        values: flat tensors of a chunk, any number of them.
+        unit: what a chunk must hold whole, as in `Merged`.
         names: the parameters to look at; None is all.
 
     Returns:
@@ -40,12 +40,12 @@ def parameter_sums(
     names = list(residuals.shapes if names is None else names)
     sums: dict[str, list[float]] = {name: [] for name in names}
 
-    def measure(piece: Piece) -> tuple[str, list[list[float]]]:
-        return piece.name, [_serial_sums(value) for value in values(piece)]
+    def measure(chunk: Chunk) -> tuple[str, list[list[float]]]:
+        return chunk.name, [_serial_sums(value) for value in values(chunk)]
 
-    # Pieces come in order, so that the parts of one parameter alone are held at a time.
-    for name, pieces in itertools.groupby(residuals.map(measure, unit, names), key=lambda measured: measured[0]):
-        columns = zip(*(found for _, found in pieces), strict=True)
+    # Chunks come in order, so that the parts of one parameter alone are held at a time.
+    for name, chunks in itertools.groupby(residuals.map(measure, unit, names), key=lambda measured: measured[0]):
+        columns = zip(*(found for _, found in chunks), strict=True)
         sums[name] = [math.fsum(itertools.chain(*column)) for column in columns]
     return sums
 

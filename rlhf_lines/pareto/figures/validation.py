@@ -104,8 +104,8 @@ def _draw_panel(
         panel.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
     panel.set_xticks(range(len(betas)), [setting(beta) for beta in betas])
     panel.set_yticks(range(len(alphas)), [setting(alpha) for alpha in alphas])
-    panel.set_xlabel("beta (added to the factor\nup to the last block)", color=canvas.INK, fontsize=10)
-    panel.set_ylabel("alpha (factor\nof the first block)", color=canvas.INK, fontsize=10)
+    panel.set_xlabel("beta (added to the factor\nup to the last layer)", color=canvas.INK, fontsize=10)
+    panel.set_ylabel("alpha (factor\nof the first layer)", color=canvas.INK, fontsize=10)
     panel.tick_params(colors=canvas.FAINT_INK, labelsize=10, length=0)
     for spine in panel.spines.values():
         spine.set_visible(False)

@@ -31,11 +31,11 @@ def rows_in_memory(model: nn.Module, length: int) -> int:
 def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *, free: int, device: str) -> int:
     """How many rows of at most `length` tokens fit into so many free bytes: one at least.
 
-    A row takes keys and values of every block and token, and its logits while a token is drawn:
+    A row takes keys and values of every layer and token, and its logits while a token is drawn:
 
         rows = SHARE free / (2 L h d length bytes + 32 V)
 
-    with L blocks, h heads of keys, d numbers each, V tokens of the vocabulary; no more than `MOST_ON_CPU` or
+    with L layers, h heads of keys, d numbers each, V tokens of the vocabulary; no more than `MOST_ON_CPU` or
     `MOST_ON_GPU`.
 
     Args:

@@ -4,7 +4,7 @@ A merge that is linear in the residuals differs from the SFT model, in one modul
 
     h = W x + B (c * (A x)),   A = [A_1; A_2; ...], B = [s_1 B_1, s_2 B_2, ...]
 
-where c, one number per rank, is the only thing that depends on weights, alpha, beta and the block. So the factors of
+where c, one number per rank, is the only thing that depends on weights, alpha, beta and the layer. So the factors of
 all policies are loaded once, nothing is merged into W, and a quantised base stays as it is.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
-from rlhf_lines.merge.layers import block_indices
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lora.low_rank import coefficients, stack
 
 
@@ -41,10 +41,10 @@ class MultiLoRA:
         self._num_layers = model.config.get_text_config().num_hidden_layers
         stacked = stack(adapters)
         self._ranks = next(iter(stacked.values())).ranks
-        self._diagonals: dict[int | None, Tensor] = {}  # block -> [rows, 1, R]
+        self._diagonals: dict[int | None, Tensor] = {}  # layer -> [rows, 1, R]
         self._cache: dict[MergeSpec, Tensor] = {}
         modules = dict(model.named_modules())
-        layers = block_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
+        layers = layer_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
         self._layers = sorted(set(layers.values()), key=lambda layer: -1 if layer is None else layer)
         for name in stacked:
             if name not in modules:
@@ -67,7 +67,7 @@ class MultiLoRA:
             self._diagonals = {}
 
     def set_rows(self, diagonals: Tensor) -> None:
-        """Give every row its coefficients, `[rows, blocks, R]`, as `select_rows` returns them."""
+        """Give every row its coefficients, `[rows, layers, R]`, as `select_rows` returns them."""
         device = self.model.device
         self._current = diagonals.to(device)
         self._diagonals = {layer: self._current[:, i].unsqueeze(1) for i, layer in enumerate(self._layers)}
@@ -79,8 +79,8 @@ class MultiLoRA:
     def _coefficients(self, spec: MergeSpec) -> Tensor:
         if spec not in self._cache:
             ranks = self._ranks[: len(spec.weights)]
-            per_block = torch.stack([coefficients(spec, ranks, layer, self._num_layers) for layer in self._layers])
-            self._cache[spec] = nn.functional.pad(per_block, (0, sum(self._ranks) - sum(ranks)))
+            per_layer = torch.stack([coefficients(spec, ranks, layer, self._num_layers) for layer in self._layers])
+            self._cache[spec] = nn.functional.pad(per_layer, (0, sum(self._ranks) - sum(ranks)))
         return self._cache[spec]
 
     def _attach(self, module: nn.Module, up: Tensor, narrow: _Narrow, place: int, layer: int | None) -> None:

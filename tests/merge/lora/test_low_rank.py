@@ -70,10 +70,10 @@ def test_all_modules_share_one_layout_with_zeros_for_what_a_policy_lacks(adapter
 
 def test_coefficients_by_hand():
     spec = MergeSpec("linear", (0.25, 0.75), alpha=0.5, beta=1.0)
-    # lambda of block 1 of 3 is 0.5 + 1/2 = 1; outside the blocks alpha = 0.5
+    # lambda of layer 1 of 3 is 0.5 + 1/2 = 1; outside the layers alpha = 0.5
     assert coefficients(spec, (1, 2), 1, 3).tolist() == [0.25, 0.75, 0.75]
     assert coefficients(spec, (1, 2), None, 3).tolist() == [0.125, 0.375, 0.375]
-    # sum: K w_k = 0.5, 1.5; one block has factor alpha
+    # sum: K w_k = 0.5, 1.5; one layer has factor alpha
     summed = MergeSpec("sum", (0.25, 0.75), alpha=0.5, beta=1.0)
     assert coefficients(summed, (2, 1), 0, 1).tolist() == [0.25, 0.25, 0.75]
 
@@ -106,7 +106,7 @@ def test_adapters_on_some_layers_use_the_depth_of_the_model(sft, tmp_path, save_
         factors = merged[f"model.layers.{layer}.self_attn.q_proj"]
         expected = layer * alone[f"model.layers.{layer}.self_attn.q_proj.weight"]
         torch.testing.assert_close(factors.B @ factors.A, expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="out of range for a model of 3 blocks"):
+    with pytest.raises(ValueError, match="out of range for a model of 3 layers"):
         merge_adapters([adapter], MergeSpec("linear", (1,)), num_layers=3)
 
 

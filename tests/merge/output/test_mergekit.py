@@ -50,8 +50,8 @@ def config(spec: MergeSpec, num_layers: int = NUM_LAYERS) -> dict | None:
     return None if text is None else yaml.safe_load(text)
 
 
-def test_other_schedules_have_a_value_for_every_block():
-    # Depths 0, 1/3, 2/3, 1; of block l the factor is 0.5 + depth^2.
+def test_other_schedules_have_a_value_for_every_layer():
+    # Depths 0, 1/3, 2/3, 1; of layer l the factor is 0.5 + depth^2.
     weights = [0.25 * (0.5 + depth**2) for depth in (0, 1 / 3, 2 / 3, 1)]
     found = config(MergeSpec("linear", (0.25,), 0.5, 1.0, "quadratic"))
     assert found["models"][0]["parameters"]["weight"] == pytest.approx(weights, rel=1e-15)
@@ -72,7 +72,7 @@ def test_ties_has_lines_in_lambda():
 @pytest.mark.parametrize(
     "spec",
     [
-        MergeSpec("linear", (1,), 0.5, 1.0, "reversed"),  # outside the blocks mergekit has the first block's factor
+        MergeSpec("linear", (1,), 0.5, 1.0, "reversed"),  # outside the layers mergekit has the first layer's factor
         MergeSpec("ties", (0.5, 0.5)),
         MergeSpec("ties", (0.5, 0.5), options={"granularity": "tensor"}),
         MergeSpec("ties", (0.3, 0.7), options=PER_TENSOR),
@@ -86,7 +86,7 @@ def test_what_mergekit_computes_differently_has_no_config(spec):
     assert config(spec) is None
 
 
-def test_reversed_without_a_slope_or_with_one_block_is_expressible():
+def test_reversed_without_a_slope_or_with_one_layer_is_expressible():
     assert config(MergeSpec("linear", (1,), 0.5, 0.0, "reversed")) is not None
     assert config(MergeSpec("linear", (1,), 0.5, 1.0, "reversed"), num_layers=1) is not None
 

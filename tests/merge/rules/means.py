@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.merge.rules.blocks import DOWN, EMBEDDING, NORM, UP, Q, randn
+from tests.merge.rules.one_layer import DOWN, EMBEDDING, NORM, UP, Q, randn
 
 
 SHAPES = {EMBEDDING: (7, 4), Q: (4, 4), UP: (6, 4), DOWN: (4, 6), NORM: (4,)}

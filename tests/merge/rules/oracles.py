@@ -10,7 +10,7 @@ import torch
 from rlhf_lines.merge.tensors.spans import ELEMENTS
 
 
-# One parameter is longer than a piece, one has no dimensions, one no elements.
+# One parameter is longer than a chunk, one has no dimensions, one no elements.
 SHAPES = {"w": (520, 257), "a.b": (41, 13), "v": (29,), "c": (3, 4, 5), "s": (), "e": (0, 7)}
 assert math.prod(SHAPES["w"]) > ELEMENTS
 

@@ -174,7 +174,7 @@ def test_mistakes_are_named(options, message):
         merge_residuals([{"a": torch.ones(2)}], "dare", **options)
 
 
-def test_given_masks_are_read_in_pieces():
+def test_given_masks_are_read_in_chunks():
     generator = torch.Generator().manual_seed(0)
     residuals = [{"a": torch.randn(9, 4, generator=generator)} for _ in range(2)]
     masks = [{"a": torch.rand(9, 4, generator=generator) < 0.5} for _ in range(2)]

@@ -138,12 +138,12 @@ def test_the_order_of_policies_matters_only_where_a_rule_says_so(rule, inputs, t
     assert differing > 1e-2 if rule in ("opcm", "dare") else differing < 1e-6
 
 
-def test_names_of_blocks_are_those_of_the_model(inputs):
-    """The oracle scales by `apply_lines`; see that it has blocks to scale and parameters beside them."""
+def test_names_of_layers_are_those_of_the_model(inputs):
+    """The oracle scales by `apply_lines`; see that it has layers to scale and parameters beside them."""
     given = inputs("float32")
     merged = merged_residual(spec_of("linear"), given, [])
-    blocks = {name.split(".")[2] for name in merged if ".layers." in name}
-    assert len(blocks) == NUM_LAYERS and any(".layers." not in name for name in merged)
+    layers = {name.split(".")[2] for name in merged if ".layers." in name}
+    assert len(layers) == NUM_LAYERS and any(".layers." not in name for name in merged)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

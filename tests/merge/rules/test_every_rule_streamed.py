@@ -1,4 +1,4 @@
-"""How a merge is cut into pieces, threads and files changes no bit of what it writes, whatever the rule."""
+"""How a merge is cut into chunks, threads and files changes no bit of what it writes, whatever the rule."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_same_bits(got: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 
 @pytest.mark.parametrize("kind", ["bfloat16", "an adapter and a checkpoint"])
 @pytest.mark.parametrize("rule", ON_RESIDUALS)
-def test_pieces_and_threads_change_no_bit(rule, kind, inputs, tmp_path, monkeypatch):
+def test_chunks_and_threads_change_no_bit(rule, kind, inputs, tmp_path, monkeypatch):
     given = inputs(kind)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
     expected = merge(rule, given, tmp_path / "whole", dtype="float32")
@@ -49,7 +49,7 @@ def test_pieces_and_threads_change_no_bit(rule, kind, inputs, tmp_path, monkeypa
         return  # a product of factors rounds by how many rows it has
     monkeypatch.setattr(streamed, "ELEMENTS", 50)
     monkeypatch.setattr(order, "DIRECT", 0)  # so that quantiles are searched, not sorted
-    assert_same_bits(merge(rule, given, tmp_path / "pieces", dtype="float32"), expected)
+    assert_same_bits(merge(rule, given, tmp_path / "chunks", dtype="float32"), expected)
 
 
 def shard(folder: Path, out: Path, files: int) -> Path:

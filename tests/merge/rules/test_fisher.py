@@ -7,8 +7,8 @@ import torch
 
 from rlhf_lines.merge import merge_residuals
 from tests.merge.reference import WIDTHS, assert_case, plus_base, task_vectors, tensors
-from tests.merge.rules.blocks import EMBEDDING, NORM, UP, WEIGHTS, Q, assert_equal, randn
 from tests.merge.rules.means import RESIDUALS, SHAPES, mean
+from tests.merge.rules.one_layer import EMBEDDING, NORM, UP, WEIGHTS, Q, assert_equal, randn
 
 
 ABSOLUTE = {"floor": 0.0, "relative": False}

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_lines.merge import merge_residuals
 from tests.merge.reference import CASES, WIDTHS, assert_case, plus_base, task_vectors
-from tests.merge.rules.blocks import (
+from tests.merge.rules.one_layer import (
     DOWN,
     EMBEDDING,
     HEAD,

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_lines.merge import apply_lines, merge_residuals
 from tests.merge.reference import CASES, WIDTHS, assert_case, task_vectors
-from tests.merge.rules.blocks import (
+from tests.merge.rules.one_layer import (
     WEIGHTS,
     assert_equal,
     flat,

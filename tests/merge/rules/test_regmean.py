@@ -7,8 +7,8 @@ import torch
 
 from rlhf_lines.merge import merge_residuals
 from tests.merge.reference import WIDTHS, assert_case, plus_base, task_vectors, tensors
-from tests.merge.rules.blocks import DOWN, NORM, UP, WEIGHTS, Q, assert_equal, randn
 from tests.merge.rules.means import LINEAR, RESIDUALS, SHAPES, mean
+from tests.merge.rules.one_layer import DOWN, NORM, UP, WEIGHTS, Q, assert_equal, randn
 
 
 def grams(dtype) -> list[dict[str, torch.Tensor]]:

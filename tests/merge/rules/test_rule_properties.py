@@ -18,7 +18,7 @@ from tests.merge.rules.cases import CASES, Case
 
 # One has no dimensions, one no elements; some rules turn embeddings.
 SHAPES = {"a.b": (41, 13), "embed_tokens": (11, 6), "head": (11, 6), "v": (29,), "c": (3, 4, 5), "s": (), "e": (0, 7)}
-LONGER = {"w": (520, 257), **SHAPES}  # than a piece
+LONGER = {"w": (520, 257), **SHAPES}  # than a chunk
 assert math.prod(LONGER["w"]) > ELEMENTS
 WIDTHS = [torch.float32, torch.float64]
 Tensors = dict[str, torch.Tensor]
@@ -78,7 +78,7 @@ def with_one_hot(kind: str):
 
 @of_cases()
 def test_how_residuals_are_read_does_not_change_a_bit(case, monkeypatch):
-    """Three threads, parameters in another order, small pieces, and a search for quantiles instead of a sort."""
+    """Three threads, parameters in another order, small chunks, and a search for quantiles instead of a sort."""
     held = given(case, shapes=LONGER)
     expected = merged_by(case, held)
     assert {name: tuple(tensor.shape) for name, tensor in expected.items()} == LONGER
@@ -91,7 +91,7 @@ def test_how_residuals_are_read_does_not_change_a_bit(case, monkeypatch):
 
 @of_cases()
 @pytest.mark.parametrize("dtype", WIDTHS)
-def test_pieces_of_seven_do_not_change_a_bit(case, dtype, monkeypatch):
+def test_chunks_of_seven_do_not_change_a_bit(case, dtype, monkeypatch):
     held = given(case, dtype)
     expected = merged_by(case, held)
     assert_same(merged_by(case, held, elements=7), expected)

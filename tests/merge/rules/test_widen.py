@@ -10,7 +10,7 @@ import torch
 
 from rlhf_lines.merge import merge_residuals
 from tests.merge.reference import WIDTHS, assert_case, plus_base, task_vectors, tensors
-from tests.merge.rules.blocks import (
+from tests.merge.rules.one_layer import (
     EMBEDDING,
     LINEAR,
     UP,

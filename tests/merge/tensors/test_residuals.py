@@ -1,4 +1,4 @@
-"""Residuals in pieces: the cuts, the order, and streamed order statistics against sorting."""
+"""Residuals in chunks: the cuts, the order, and streamed order statistics against sorting."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_order_statistics_are_those_of_sorting(dtype, workers, direct, monkeypat
         [values.abs().sort().values[rank].item() for rank in wanted] for values, wanted in zip(flat, ranks, strict=True)
     ]
     assert order_statistics(residuals, ranks) == expected
-    signed = order_statistics(residuals, ranks, lambda piece: piece.residuals)
+    signed = order_statistics(residuals, ranks, lambda chunk: chunk.residuals)
     assert signed == [
         [values.sort().values[rank].item() for rank in wanted] for values, wanted in zip(flat, ranks, strict=True)
     ]

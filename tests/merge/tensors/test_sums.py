@@ -1,4 +1,4 @@
-"""Sums over parameters: exact where the pieces meet, and the same bits however they are read."""
+"""Sums over parameters: exact where the chunks meet, and the same bits however they are read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def residuals():
     return [{n: torch.cat([x, -0.999 * x.roll(1)]) for n, x in half.items()} for half in halves]
 
 
-def themselves(piece):
-    return piece.residuals
+def themselves(chunk):
+    return chunk.residuals
 
 
 def test_sums_are_those_of_float64(residuals):
@@ -58,9 +58,9 @@ def test_the_parts_of_one_parameter_are_held_at_a_time(monkeypatch):
     monkeypatch.setattr(sums.math, "fsum", lambda parts: made.append(list(parts)) or sum(made[-1]))
     made_before = []
 
-    def values(piece):
-        made_before.append((piece.name, len(made)))
-        return piece.residuals
+    def values(chunk):
+        made_before.append((chunk.name, len(made)))
+        return chunk.residuals
 
     taus = {name: torch.ones(2 * ELEMENTS) for name in ("a", "b", "c")}
     assert sums.parameter_sums(residuals_in_memory([taus]), values) == {n: [2.0 * ELEMENTS] for n in taus}

@@ -152,7 +152,7 @@ def test_the_band_lies_between_the_attained_fronts(front):
         assert moocore.hypervolume(np.array(inside), ref=[0, 0], maximise=True) == pytest.approx(area, abs=1e-6)
 
 
-def test_controls_have_neither_hull_nor_band(front_of_six):
+def test_ablations_have_neither_hull_nor_band(front_of_six):
     for entry in front_of_six["fronts"].values():
         entry["hull"] = entry["nondominated"]
         entry["attainment"] = {"0.025": [[1.0, 1.0]], "0.975": [[0.5, 0.5]]}

@@ -19,7 +19,7 @@ SIZES = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 8, "num_hidde
 @pytest.mark.parametrize(
     ("model", "numbers"),
     [
-        # Keys and values of 3 blocks, 2 heads of 6 numbers; the others have as many heads of keys as of queries.
+        # Keys and values of 3 layers, 2 heads of 6 numbers; the others have as many heads of keys as of queries.
         (LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)), 2 * 3 * 2 * 6),
         (LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, head_dim=16)), 2 * 3 * 1 * 16),
         (GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=24, n_layer=3, n_head=4)), 2 * 3 * 4 * 6),
@@ -56,7 +56,7 @@ def test_a_batch_size_that_is_given_is_taken(sft, policies, monkeypatch):
         )
         return LocalEngine(config, sft, [load_adapter(policy) for policy in policies[:2]])
 
-    row = 2 * 4 * 2 * 4 * (20 + 12) * 4 + 32 * 37  # 4 blocks, 2 heads of 4 numbers; a vocabulary of 37
+    row = 2 * 4 * 2 * 4 * (20 + 12) * 4 + 32 * 37  # 4 layers, 2 heads of 4 numbers; a vocabulary of 37
     monkeypatch.setattr(batches, "free_bytes", lambda device: 50 * row)
     assert engine(batch_size=3000).rows(20) == 3000
     assert engine(max_new_tokens=12).rows(20) == 30

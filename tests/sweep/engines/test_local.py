@@ -75,7 +75,7 @@ def test_completions_do_not_depend_on_the_calls(sft, four_policies, size):
     assert [row.kl for row in parts] == pytest.approx([row.kl for row in whole], abs=1e-4)
 
 
-def test_nats_are_the_cross_entropy_of_the_merged_models(sft, four_policies, dense_model):
+def test_nll_is_the_cross_entropy_of_the_merged_models(sft, four_policies, dense_model):
     texts = [(5, 9, 14, 3, 22), (8, 8), (22, 30, 4, 11, 8, 19, 6, 7, 7), (12, 13, 4)]
     pairs = [(spec, text) for text in texts for spec in SPECS]
     got = engine_of(sft, four_policies).nll([spec for spec, _ in pairs], [text for _, text in pairs])
@@ -211,9 +211,9 @@ def test_modules_of_a_quantised_base_get_the_residual_of_their_row(larger, setti
     weights = {name: p for name, p in multi_lora.model.named_parameters() if "q_proj" in name}
     assert {p.dtype for p in weights.values()} == {torch.int8 if "load_in_8bit" in settings else torch.uint8}
     for name in ("q_proj", "k_proj", "v_proj"):  # of both policies, of the first, of both
-        for block in (0, 1):
-            path = f"model.layers.{block}.self_attn.{name}"
-            x = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(block)).to(multi_lora.model.dtype)
+        for layer in (0, 1):
+            path = f"model.layers.{layer}.self_attn.{name}"
+            x = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(layer)).to(multi_lora.model.dtype)
             with multi_lora.rows(list(MIXED.values())), torch.no_grad():
                 found = multi_lora.model.get_submodule(path)(x)
             for i, adapter in enumerate(MIXED):

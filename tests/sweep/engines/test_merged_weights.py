@@ -56,7 +56,7 @@ def test_the_loaded_model_is_the_one_that_a_merge_writes(sft, equal, model, tmp_
 
 
 def test_policies_of_different_ranks_and_modules(sft, policies, model, dense_model):
-    """One adapts the head, which lies outside the blocks."""
+    """One adapts the head, which lies outside the layers."""
     spec = MergeSpec("ties", (0.2, 0.3, 0.5), alpha=0.5, beta=1.0)
     with merged_weights(model, sft, policies).loaded(spec):
         torch.testing.assert_close(logits(model), logits(dense_model(spec)), rtol=0, atol=1e-5)

@@ -25,7 +25,7 @@ THREE = [
     MergeSpec("linear", (0.2, 0.3, 0.5)),
     MergeSpec("linear", (0.0, 0.0, 0.0)),
     MergeSpec("linear", (0.0, 0.0, 1.0)),
-    # The head lies outside the blocks: it is scaled by alpha, not by the factor of the last block.
+    # The head lies outside the layers: it is scaled by alpha, not by the factor of the last layer.
     MergeSpec("linear", (0.1, 0.1, 0.8), alpha=0.5, beta=1.5),
     MergeSpec("linear", (0.6, 0.4, 0.0), alpha=0.0, beta=2.0),
     MergeSpec("sum", (0.2, 0.3, 0.5), alpha=0.7, beta=0.3),

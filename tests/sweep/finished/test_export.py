@@ -25,7 +25,7 @@ SPEC = ["rule", "weight_1", "weight_2", "weight_3", "alpha", "beta", "schedule",
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A finished sweep with control texts under every test spec."""
+    """A finished sweep with texts outside the task under every test spec."""
     folder = write_run(tmp_path_factory.mktemp("export") / "run", REWARDS)
     with Store(folder) as store:
         texts = store.add_forgetting_texts({text: 3 + i for i, text in enumerate(HOSTILE)})
@@ -99,7 +99,7 @@ def points_by_hand(run: Path) -> list[dict]:
     return found
 
 
-def control_by_hand(run: Path) -> list[dict]:
+def forgetting_by_hand(run: Path) -> list[dict]:
     rows = read(
         run,
         "SELECT c.spec, c.text, t.text, t.tokens, c.nats, s.spec FROM control c JOIN control_texts t ON t.id = c.text "
@@ -136,7 +136,7 @@ def test_parquet_gives_back_the_store(run, tmp_path, monkeypatch, batch):
     assert completions == completions_by_hand(run) and len(completions) == ROWS
     assert found["points"] == points_by_hand(run)
     assert len(found["points"]) == sum(len(specs) for groups in GROUPS.values() for specs in groups.values())
-    assert found["control"] == control_by_hand(run) and len(found["control"]) == 9 * len(HOSTILE)
+    assert found["control"] == forgetting_by_hand(run) and len(found["control"]) == 9 * len(HOSTILE)
     of_row = ["split", "spec", "prompt", "sample", "prompt_text", "completion", "tokens", "token_ids", "kl"]
     names = [*of_row, *SCORES, *SPEC]
     schema = parquet.read_schema(tmp_path / "made" / "here" / "completions.parquet")
@@ -155,7 +155,7 @@ def test_csv_gives_back_the_store(run, tmp_path):
     export(run, tmp_path, format="csv")
     found = tables(tmp_path, "csv")
     assert sorted(found["completions"], key=key) == [as_csv(row) for row in completions_by_hand(run)]
-    assert found["control"] == [as_csv(row) for row in control_by_hand(run)]
+    assert found["control"] == [as_csv(row) for row in forgetting_by_hand(run)]
     for row, expected in zip(found["points"], points_by_hand(run), strict=True):
         numbers = {name: float(row.pop(name)) for name in (*SCORES, "kl")}
         assert numbers == {name: expected.pop(name) for name in (*SCORES, "kl")}

@@ -218,8 +218,8 @@ def test_a_sweep_that_has_not_finished_is_refused(run, rewards, capsys):
 
 
 def test_a_real_sweep_gets_the_scores_that_it_would_have_had(sft, policies, rewards, tmp_path):
-    """The stage itself, with control texts and predicted points: once with two rewards and then ``score``, once with
-    all three."""
+    """The stage itself, with texts outside the task and predicted points: once with two rewards and then ``score``,
+    once with all three."""
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{a}{b}"}}\n' for a in "abcdefgh" for b in "uvwxyz"))
     (tmp_path / "control.txt").write_text("a text.\n\nanother one.\n\nand the third")
     flags = [

@@ -1,4 +1,4 @@
-"""Random residuals of a model of one block, in float64."""
+"""Random residuals of a model of one layer, in float64."""
 
 from __future__ import annotations
 
