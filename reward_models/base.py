@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 
@@ -97,6 +98,11 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
                 "expected a finite number"
             )
     return scores
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is a finite number: not true or false, which Python counts as 1 and 0."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def excerpt(value: object) -> str:

@@ -46,8 +46,7 @@ class Classifier:
         self.name = name
         self.batch_size = batch_size
         self.truncated = 0
-        limits = (self.format.max_length, longest_input(model.config, tokenizer))
-        self.max_length = min((limit for limit in limits if limit is not None), default=None)
+        self.max_length = longest_input(model.config, tokenizer, wanted=self.format.max_length)
         types = "token_type_ids"
         self._inputs = ("input_ids", types) if types in inspect.signature(model.forward).parameters else ("input_ids",)
         outputs = model.config.num_labels
@@ -136,13 +135,13 @@ class Classifier:
         if self.max_length is None or len(row["input_ids"]) <= self.max_length:
             return row
         self.truncated += 1
+
+        def part(size: int) -> str:
+            return prompt[len(prompt) - size :] if self.format.cut == "left" else prompt[:size]
+
         if self._fits("", completion):
-            from_left = self.format.cut == "left"
-            kept = _longest(
-                len(prompt),
-                lambda size: self._fits(prompt[len(prompt) - size :] if from_left else prompt[:size], completion),
-            )
-            return self._tokenize(prompt[len(prompt) - kept :] if from_left else prompt[:kept], completion)
+            kept = _longest(len(prompt), lambda size: self._fits(part(size), completion))
+            return self._tokenize(part(kept), completion)
         if not self._fits("", ""):
             raise ValueError(
                 f"the template of reward model {self.name!r} alone is longer than max_length={self.max_length} tokens "
@@ -173,12 +172,13 @@ def _longest(size: int, fits: Callable[[int], bool]) -> int:
     return fitting
 
 
-def longest_input(config: Any, tokenizer: Any) -> int | None:
+def longest_input(config: Any, tokenizer: Any, *, wanted: int | None = None) -> int | None:
     """The longest input in tokens that tokenizer and position embeddings allow, or None without a limit.
 
     Args:
         config: of a transformers model.
         tokenizer: of the same model.
+        wanted: a limit of the user's, which can only be lower; None is none.
     """
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT
@@ -187,5 +187,5 @@ def longest_input(config: Any, tokenizer: Any) -> int | None:
         positions = NO_LIMIT
     if config.model_type in OFFSET_POSITIONS:
         positions -= (config.pad_token_id or 0) + 1
-    limit = min(tokenizer.model_max_length or NO_LIMIT, positions)
+    limit = min(tokenizer.model_max_length or NO_LIMIT, positions, NO_LIMIT if wanted is None else wanted)
     return limit if limit < NO_LIMIT else None

@@ -119,8 +119,7 @@ def _last_other(ids: Sequence[int], pad_token_id: int | None) -> int:
 
 
 def _masked_logits(model: Any, rows: Sequence[Row], pad_token_id: int) -> torch.Tensor:
-    fills = {"input_ids": pad_token_id}
-    inputs = {name: _padded(model, rows, name, fills.get(name, 0)) for name in rows[0]}
+    inputs = {name: _padded(model, rows, name, pad_token_id if name == "input_ids" else 0) for name in rows[0]}
     return model(**inputs, attention_mask=_mask(model, rows)).logits
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from reward_models.base import is_number
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -32,9 +34,9 @@ class Normalization:
 
     def __post_init__(self) -> None:
         for name, value, holds, expected in (
-            ("mean", self.mean, _is_finite(self.mean), "a finite number"),
-            ("std", self.std, _is_finite(self.std) and self.std > 0, "a positive number"),
-            ("clip", self.clip, self.clip is None or (_is_finite(self.clip) and self.clip > 0), "a positive number"),
+            ("mean", self.mean, is_number(self.mean), "a finite number"),
+            ("std", self.std, is_number(self.std) and self.std > 0, "a positive number"),
+            ("clip", self.clip, self.clip is None or (is_number(self.clip) and self.clip > 0), "a positive number"),
         ):
             if not holds:
                 raise ValueError(f"{name} of a normalisation is {value!r}; expected {expected}")
@@ -98,7 +100,3 @@ class Normalization:
     def _one(self, score: float) -> float:
         normalised = (score - self.mean) / self.std
         return normalised if self.clip is None else min(max(normalised, -self.clip), self.clip)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

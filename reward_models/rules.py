@@ -6,16 +6,14 @@ the same score. Higher is better.
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from numbers import Real
 from typing import Any
 
-from reward_models.base import RewardModel, check_lengths, checked_scores, did_you_mean
+from reward_models.base import RewardModel, check_lengths, checked_scores, did_you_mean, is_number
 
 
 PREFIX = "rule:"
@@ -49,10 +47,10 @@ class LengthRule:
     def __post_init__(self) -> None:
         _require(self.unit in ("words", "characters"), "rule:length", "unit", self.unit, "words or characters")
         _require(
-            self.target in ("shorter", "longer") or (_is_number(self.target) and self.target >= 0),
+            self.target in ("shorter", "longer") or (is_number(self.target) and self.target >= 0),
             "rule:length", "target", self.target, "shorter, longer, or a length of at least 0",
         )  # fmt: skip
-        _require(_is_number(self.scale) and self.scale > 0, "rule:length", "scale", self.scale, "a positive number")
+        _require(is_number(self.scale) and self.scale > 0, "rule:length", "scale", self.scale, "a positive number")
 
     def score(self, prompts: list[str], completions: list[str]) -> list[float]:
         """One score per pair; the prompts are not read."""
@@ -203,10 +201,6 @@ def folded_words(text: str) -> list[str]:
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(holds: bool, rule: str, option: str, value: object, expected: str) -> None:

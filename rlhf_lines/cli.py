@@ -85,8 +85,7 @@ def _run(arguments: list[str]) -> None:
     verb = arguments[0]
     if verb not in VERBS:
         raise ValueError(unknown_name("command", verb, VERBS))
-    options, rest = _parser().parse_known_args(arguments)
-    options.rest = rest
+    options, options.rest = _parser().parse_known_args(arguments)
     if options.rest and options.run not in (_stage, _plan):
         raise ValueError(f"unrecognized arguments: {' '.join(options.rest)}; see rlhf-lines {verb} --help")
     options.run(options)

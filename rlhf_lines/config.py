@@ -97,7 +97,7 @@ def parse(dataclass_types: Sequence[type], arguments: list[str], *, prog: str) -
             raise ValueError(f"config file {path} has the unknown key {key!r}: {suggestion}")
     try:
         parser.set_defaults_with_config(**given)
-        configs = parser.parse_args_into_dataclasses(_without_config(arguments))
+        configs = parser.parse_args_into_dataclasses(_config_and_others(arguments)[1])
     except (TypeError, ValueError) as error:  # what the dataclasses of TRL and transformers think of the values
         message = " ".join(str(error).split())
         raise ValueError(f"{path}: {message}" if path else message) from error
@@ -112,7 +112,9 @@ def given_keys(arguments: list[str], dataclass_types: Sequence[type] = ()) -> se
         ValueError: it is not a YAML mapping.
     """
     config, _ = read_config(arguments, dataclass_types)
-    flags = {argument[2:].partition("=")[0] for argument in _without_config(arguments) if argument.startswith("--")}
+    flags = {
+        argument[2:].partition("=")[0] for argument in _config_and_others(arguments)[1] if argument.startswith("--")
+    }
     return set(config) | flags
 
 
@@ -130,12 +132,9 @@ def read_config(arguments: list[str], dataclass_types: Sequence[type] = ()) -> t
     """
     import yaml
 
-    if "--config" not in arguments:
+    path, _ = _config_and_others(arguments)
+    if path is None:
         return {}, None
-    position = arguments.index("--config")
-    if position + 1 == len(arguments):
-        raise ValueError("--config needs the path of a YAML file after it")
-    path = Path(arguments[position + 1])
     if not path.is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
     try:
@@ -150,11 +149,14 @@ def read_config(arguments: list[str], dataclass_types: Sequence[type] = ()) -> t
     return config, path
 
 
-def _without_config(arguments: list[str]) -> list[str]:
+def _config_and_others(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The path that `--config` names, or None, and the other arguments."""
     if "--config" not in arguments:
-        return arguments
+        return None, arguments
     position = arguments.index("--config")
-    return arguments[:position] + arguments[position + 2 :]
+    if position + 1 == len(arguments):
+        raise ValueError("--config needs the path of a YAML file after it")
+    return Path(arguments[position + 1]), arguments[:position] + arguments[position + 2 :]
 
 
 def _flags(dataclass_types: Sequence[type], arguments: list[str], prog: str) -> dict:
@@ -162,7 +164,7 @@ def _flags(dataclass_types: Sequence[type], arguments: list[str], prog: str) -> 
     parser = _parser(dataclass_types, prog)
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
-    return vars(parser.parse_args(_without_config(arguments)))
+    return vars(parser.parse_args(_config_and_others(arguments)[1]))
 
 
 def _parser(dataclass_types: Sequence[type], prog: str):

@@ -94,10 +94,7 @@ def _bert(texts: list[str]):
     from transformers import BertConfig, BertForSequenceClassification
 
     tokenizer = _word_piece_tokenizer(texts, vocab_size=BERT["vocab_size"])
-    config = BertConfig(
-        **{**BERT, "vocab_size": len(tokenizer)},
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = BertConfig(**{**BERT, "vocab_size": len(tokenizer)}, pad_token_id=tokenizer.pad_token_id)
     return BertForSequenceClassification(config), tokenizer
 
 
@@ -139,13 +136,8 @@ def _word_piece_tokenizer(texts: list[str], *, vocab_size: int) -> PreTrainedTok
     tokenizer.decoder = decoders.WordPiece()
     cls, sep = vocabulary["[CLS]"], vocabulary["[SEP]"]
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    )
+    named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:

@@ -78,9 +78,10 @@ def _end_token_ids(generation_config, tokenizer) -> list[int]:
     return sorted({i for i in (*declared, tokenizer.eos_token_id) if i is not None})
 
 
-def init_kwargs(model_config) -> dict:
-    """What `from_pretrained` needs of a TRL `ModelConfig` (all but the quantisation)."""
-    return {"dtype": model_config.dtype, "attn_implementation": model_config.attn_implementation}
+def init_kwargs(model_config, training) -> dict:
+    """What `from_pretrained` gets of a TRL `ModelConfig` (all but the quantisation), and what training adds to it."""
+    named = {"dtype": model_config.dtype, "attn_implementation": model_config.attn_implementation}
+    return {**named, **(training.model_init_kwargs or {})}
 
 
 def lora_config(model_config):

@@ -22,16 +22,10 @@ MODULES = {
     "merge": "rlhf_lines.merge.stage",
     "sweep": "rlhf_lines.sweep.run",
 }
-# The dataclasses that a stage is configured by. Those of training are not beside the trainers, which take seconds to
-# import: neither --help nor a mistake in a config waits for them.
-CONFIGS = {
-    "sft": "rlhf_lines.train.config:SFT",
-    "reward": "rlhf_lines.train.config:REWARD",
-    "ppo": "rlhf_lines.train.config:PPO",
-    "fisher": "rlhf_lines.statistics.fisher:CONFIGS",
-    "gram": "rlhf_lines.statistics.gram:CONFIGS",
-    "merge": "rlhf_lines.merge.stage:CONFIGS",
-    "sweep": "rlhf_lines.sweep.run:CONFIGS",
+# Where the dataclasses are that a stage is configured by. Those of training are not beside the trainers, which take
+# seconds to import: neither --help nor a mistake in a config waits for them.
+CONFIGS = {verb: (module, "CONFIGS") for verb, module in MODULES.items()} | {
+    verb: ("rlhf_lines.train.config", verb.upper()) for verb in ("sft", "reward", "ppo")
 }
 GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep
 UNFINISHED, UNNAMED, COMPLETE = "unfinished", "unnamed", "complete"  # an output_dir, to a run that resumes
@@ -96,7 +90,7 @@ def _state(output_dir: Path, given: dict, *, overwrite: bool) -> str:
 
 def configs_of(verb: str) -> tuple[type, ...]:
     """The dataclasses that a stage is configured by."""
-    module, _, name = CONFIGS[verb].partition(":")
+    module, name = CONFIGS[verb]
     return getattr(importlib.import_module(module), name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import reward_models
 from reward_models import RewardModel
+from reward_models.base import is_number
 from rlhf_lines.config import from_json
 from rlhf_lines.errors import closest
 
@@ -74,9 +74,9 @@ class RewardEntry:
     def __post_init__(self) -> None:
         for key, expected, holds in (
             ("name", "a text", self.name is None or isinstance(self.name, str)),
-            ("weight", "a finite number", _is_number(self.weight)),
+            ("weight", "a finite number", is_number(self.weight)),
             ("normalize", "true or false", isinstance(self.normalize, bool)),
-            ("clip", "a positive number", self.clip is None or (_is_number(self.clip) and self.clip > 0)),
+            ("clip", "a positive number", self.clip is None or (is_number(self.clip) and self.clip > 0)),
             ("dtype", "float32, bfloat16 or float16", self.dtype in (None, "float32", "bfloat16", "float16")),
             ("batch_size", "a whole number from 1", self.batch_size is None or _is_count(self.batch_size)),
             ("options", "a mapping", isinstance(self.options, Mapping)),
@@ -91,9 +91,14 @@ def reward_entries(items: Sequence[str | Mapping[str, Any]]) -> list[RewardEntry
     Raises:
         ValueError: there is none, or one is wrong.
     """
-    if not items:
-        raise ValueError("rewards is empty, expected one reward model or more")
+    check_some(items)
     return [RewardEntry.of(item) for item in items]
+
+
+def check_some(rewards: Sequence[object]) -> None:
+    """Refuse an empty list of rewards."""
+    if not rewards:
+        raise ValueError("rewards is empty, expected one reward model or more")
 
 
 def load_reward_models(
@@ -153,7 +158,3 @@ def reward_weights(entries: Sequence[RewardEntry], given: Sequence[float] | None
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

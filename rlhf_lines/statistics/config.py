@@ -50,16 +50,15 @@ class StatisticsConfig:
 
     def __post_init__(self) -> None:
         numbers = ("num_prompts", "max_new_tokens", "batch_size")
-        problems = [
+        problems = Problems(
             f"{name} is {getattr(self, name)}, expected at least 1" for name in numbers if getattr(self, name) < 1
-        ]
+        )
         if self.split not in SPLITS:
-            problems.append(unknown_name("split", self.split, SPLITS))
+            problems.add(unknown_name("split", self.split, SPLITS))
         if self.parameters not in (None, *PARAMETERS):
-            problems.append(unknown_name("parameters", self.parameters, PARAMETERS))
+            problems.add(unknown_name("parameters", self.parameters, PARAMETERS))
         if self.dtype not in self.dtypes:
-            problems.append(f"dtype is {self.dtype!r}, expected {' or '.join(self.dtypes)}")
-        told = Problems(problems)
-        with told.collect():
+            problems.add(f"dtype is {self.dtype!r}, expected {' or '.join(self.dtypes)}")
+        with problems.collect():
             read_fields(self)
-        told.check()
+        problems.check()

@@ -8,7 +8,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 
 from rlhf_lines.config import RunConfig, read_fields
 from rlhf_lines.data.config import PreferenceDataConfig, TrainingDataConfig
-from rlhf_lines.task_rewards import RewardEntry
+from rlhf_lines.task_rewards import RewardEntry, check_some
 from rlhf_lines.train.ppo_config import PPOConfig
 
 
@@ -26,8 +26,7 @@ class RewardsConfig:
 
     def __post_init__(self) -> None:
         read_fields(self)
-        if not self.rewards:
-            raise ValueError("rewards is empty, expected one reward model or more")
+        check_some(self.rewards)
 
 
 SFT = (RunConfig, TrainingDataConfig, SFTConfig, ModelConfig)

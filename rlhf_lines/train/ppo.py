@@ -45,7 +45,7 @@ def run(
     final, validate = Path(training.output_dir), training.eval_strategy != "no"
     sft_sha256 = checkpoint_sha256(sft)
     with training_folder(training, run_config, given) as folder:
-        training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
+        training.model_init_kwargs = init_kwargs(model_config, training)
         with named_targets(model_config):
             trainer = PPOTrainer(
                 model=str(sft),

@@ -48,12 +48,11 @@ def run(
     validate = training.eval_strategy != "no"
     final = Path(training.output_dir)
     with training_folder(training, run_config, given) as folder:
-        training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
+        training.model_init_kwargs = init_kwargs(model_config, training)
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
         config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
-        limits = (training.max_length, longest_input(config, tokenizer))
-        training.max_length = min((limit for limit in limits if limit is not None), default=None)
+        training.max_length = longest_input(config, tokenizer, wanted=training.max_length)
         peft_config = lora_config(model_config)
         if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
             peft_config.task_type = "SEQ_CLS"

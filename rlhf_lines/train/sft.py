@@ -63,7 +63,7 @@ def run(
     if model_config.use_peft:
         _check_mergeable(base)
     with training_folder(training, run_config, given, trained=ADAPTER if model_config.use_peft else ".") as folder:
-        training.model_init_kwargs = {**init_kwargs(model_config), **(training.model_init_kwargs or {})}
+        training.model_init_kwargs = init_kwargs(model_config, training)
         with named_targets(model_config):
             trainer = SFTTrainer(
                 model=str(base),
