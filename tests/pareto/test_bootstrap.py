@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 
@@ -115,8 +113,3 @@ def test_inputs_are_not_changed(scores):
     interval(means[:, 0, 0])
     np.testing.assert_array_equal(scores, frozen)
     np.testing.assert_array_equal(means, means_before)
-
-
-def test_examples_in_docstrings():
-    results = doctest.testmod(bootstrap)
-    assert results.attempted > 0 and results.failed == 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from rlhf_lines.pareto import hypervolume, measures, nondominated, reference_point
+from rlhf_lines.pareto import hypervolume, nondominated, reference_point
 
 
 def nondominated_by_definition(scores):
@@ -73,7 +72,3 @@ def test_dominated_points_do_not_change_the_hypervolume():
 def test_reference_point_is_a_tenth_of_the_range_below_the_lowest():
     # Lowest 0 and -4, ranges 2 and 10: 0 - 0.2 and -4 - 1.
     assert reference_point([[0.0, 6.0], [2.0, -4.0], [1.0, 0.0]]) == pytest.approx([-0.2, -5.0])
-
-
-def test_the_examples_run():
-    assert doctest.testmod(measures).failed == 0

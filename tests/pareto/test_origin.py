@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-from rlhf_lines.pareto import build_front, origin
+from rlhf_lines.pareto import build_front
 
 
 SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}
@@ -39,7 +37,3 @@ def test_one_policy_as_it_was_trained_has_its_name(changes, single, label):
     (unknown,) = build_front(**about)["points"]
     assert (unknown["single_policy"], unknown["merge_arguments"]) == (None, None)
     assert unknown["label"] == " ".join(f"{weight:.2f}" for weight in point["spec"]["weights"])
-
-
-def test_the_examples_run():
-    assert doctest.testmod(origin).failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from itertools import combinations
 from typing import Literal
 
@@ -86,7 +85,3 @@ MEAN = {"mean": 1.0, "low": 0.0, "high": 2.0}
 )
 def test_faults_are_what_differs_and_where(value, kind, expected):
     assert list(faults(value, kind, "x")) == expected
-
-
-def test_the_examples_run():
-    assert doctest.testmod(schema).failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import math
 from itertools import product
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rlhf_lines.pareto import surrogate as module
 from rlhf_lines.pareto.surrogate import (
     design,
     fit_quadratic,
@@ -228,7 +226,3 @@ def test_two_axes_of_the_grid_are_those_of_a_loop():
     steps = grid_steps(3)
     expected = {(i, j, steps - i - j) for i, j in product(range(steps + 1), repeat=2) if i + j <= steps}
     assert {tuple(map(round, row)) for row in (simplex_grid(3) * steps).tolist()} == expected
-
-
-def test_the_examples_run():
-    assert doctest.testmod(module).failed == 0

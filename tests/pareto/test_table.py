@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-from rlhf_lines.pareto import build_front, front_table, table
+from rlhf_lines.pareto import build_front, front_table
 
 
 @pytest.fixture
@@ -144,8 +142,3 @@ def test_long_names_and_all_columns_fit(make_points):
     lines = front_table(front).splitlines()
     assert max(map(len, lines)) <= 110
     assert sum(line.startswith(("difference", "group")) for line in lines) == 2
-
-
-def test_examples_in_docstrings():
-    results = doctest.testmod(table)
-    assert results.attempted > 0 and results.failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from itertools import combinations
 
 import numpy as np
@@ -110,8 +109,3 @@ def test_other_shapes_are_refused():
     for shape in ((3, 2), (0, 3, 2), (2, 0, 2)):
         with pytest.raises(ValueError, match="expected \\[resamples, points, rewards\\]"):
             expected_utility(np.zeros(shape))
-
-
-def test_examples_in_docstrings():
-    results = doctest.testmod(utility)
-    assert results.attempted > 0 and results.failed == 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 
 import numpy
 import pytest
 import torch
 
-from reward_models import Normalization, normalize
+from reward_models import Normalization
 
 
 SCORES = [3.25, -1.5, 0.125, 2.0, 2.0, -7.75]
@@ -96,8 +95,3 @@ def test_wrong_values(values, message):
 def test_a_saved_one_has_exactly_its_keys(values):
     with pytest.raises(ValueError, match="has the keys mean, std, clip, but this one is"):
         Normalization.from_dict(values)
-
-
-def test_examples_in_docstrings():
-    results = doctest.testmod(normalize)
-    assert results.attempted > 0 and results.failed == 0

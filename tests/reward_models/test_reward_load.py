@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 
 import pytest
 import torch
 
-from reward_models import PRESETS, Classifier, Format, FunctionReward, RewardModel, base, format, load, write_settings
+from reward_models import PRESETS, Classifier, Format, FunctionReward, RewardModel, load, write_settings
 
 
 def lengths(prompts, completions):
@@ -253,9 +252,3 @@ def test_another_hub_id_is_a_classifier_of_prompt_and_completion(opened):
     message = r"'nobody/nothing' cannot be loaded .*\(no such repository\); .*docs/reward_models.md.*hh-harmless"
     with pytest.raises(ValueError, match=message):
         load("nobody/nothing")
-
-
-@pytest.mark.parametrize("module", [base, format])
-def test_examples_in_docstrings(module):
-    results = doctest.testmod(module)
-    assert results.attempted > 0 and results.failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import random
 import re
 
@@ -177,8 +176,3 @@ def test_wrong_rules_and_options(source, options, message):
         load(source, options=options)
     assert re.search(message if ".*" in message else re.escape(message), str(caught.value))
     assert "\n" not in str(caught.value)
-
-
-def test_examples_in_docstrings():
-    results = doctest.testmod(rules)
-    assert results.attempted >= 5 and results.failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import sys
 from itertools import product
 
@@ -122,7 +121,3 @@ def test_it_is_drawn_without_pyplot_and_the_same_every_time(front, tmp_path, mon
 def test_a_front_without_validation_is_refused(validation, tmp_path):
     with pytest.raises(ValueError, match="no validation results to draw; a sweep has them when"):
         plot_validation({"validation": validation}, tmp_path / "validation.png")
-
-
-def test_the_examples_run():
-    assert doctest.testmod(sys.modules[plot_validation.__module__]).failed == 0
