@@ -1,7 +1,8 @@
 """`front.json`: every key of it, how it is read and written, and how its groups of points are called and drawn.
 
 Every key is always there. What a run does not have is null or empty, and the comment beside the key says when.
-Additions keep the format; readers leave alone what they do not know.
+Additions keep the format: a reader leaves alone what it does not know, and asks for a file that lacks a key to be made
+again from the run store.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
 from rlhf_lines.sweep.finished.front import measured_points, trace_front
-from rlhf_lines.sweep.finished.report import NAME as REPORT
+from rlhf_lines.sweep.finished.report import REPORT
 from rlhf_lines.sweep.finished.report import write_report
 from rlhf_lines.sweep.forgetting import measure_forgetting
 from rlhf_lines.sweep.groups import SFT, SOUP, Specs, one_hot
@@ -24,7 +24,7 @@ from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.scaling import choose_scaling
-from rlhf_lines.sweep.store import FILE, Store
+from rlhf_lines.sweep.store import RUN_STORE, Store
 
 
 CONFIGS = (RunConfig, DataConfig, SweepConfig)
@@ -91,7 +91,7 @@ def finish(folder: Path) -> None:
 def _refuse_stopped(output_dir: str) -> None:
     """Raise FileExistsError where a stopped sweep has completions, which a new one would throw away."""
     partial = partial_folder(output_dir)
-    if not (partial / FILE).is_file():
+    if not (partial / RUN_STORE).is_file():
         return
     with Store(partial) as store:
         finished = len(store.finished())

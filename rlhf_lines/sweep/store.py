@@ -19,7 +19,7 @@ from rlhf_lines.artifact import is_complete
 from rlhf_lines.merge import MergeSpec
 
 
-FILE = "run.sqlite"
+RUN_STORE = "run.sqlite"
 FORMAT = 2
 PAGE = 1024  # completions that are read at once
 SCHEMA = """
@@ -112,7 +112,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / FILE
+        path = Path(folder) / RUN_STORE
         self._db = sqlite3.connect(path)
         try:
             found, tables = self._one("PRAGMA user_version"), self._one("SELECT count(*) FROM sqlite_master")
@@ -164,7 +164,9 @@ class Store:
         """
         known = self._one("SELECT value FROM meta WHERE key = ?", key)
         if known is None:
-            raise ValueError(f"{FILE} does not say its {key}: expected the output_dir of a finished rlhf-lines sweep")
+            raise ValueError(
+                f"{RUN_STORE} does not say its {key}: expected the output_dir of a finished rlhf-lines sweep"
+            )
         return json.loads(known)
 
     def add_points(self, split: str, group: str, specs: Iterable[MergeSpec]) -> list[StoredPoint]:
@@ -360,8 +362,8 @@ def open_finished(folder: str | Path) -> Store:
         ValueError: the file is no run store of this format.
     """
     folder = Path(folder)
-    if not (folder / FILE).is_file():
-        raise FileNotFoundError(f"{folder} has no {FILE}: expected the output_dir of rlhf-lines sweep")
+    if not (folder / RUN_STORE).is_file():
+        raise FileNotFoundError(f"{folder} has no {RUN_STORE}: expected the output_dir of rlhf-lines sweep")
     if not is_complete(folder):
         raise FileNotFoundError(
             f"{folder} is of a sweep that has not finished: go on with it by rlhf-lines sweep --resume, with its config"

@@ -10,7 +10,7 @@ import pytest
 from rlhf_lines.artifact import write_record
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep import store as stores
-from rlhf_lines.sweep.store import FILE, Row, Store, StoredPoint, StoredPrompt, StoredText, Unscored, open_finished
+from rlhf_lines.sweep.store import RUN_STORE, Row, Store, StoredPoint, StoredPrompt, StoredText, Unscored, open_finished
 
 
 SPECS = [MergeSpec("linear", (1.0, 0.0)), MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0)]
@@ -48,7 +48,7 @@ def test_texts_and_numbers_are_stored_verbatim(store, tmp_path):
         row(1, i, 0, text=text, token_ids=(7,) * i, kl=kl + i, scores={"r": score * i}) for i, text in enumerate(TEXTS)
     )
     # Read by a connection of its own: what another script sees.
-    with sqlite3.connect(tmp_path / FILE) as database:
+    with sqlite3.connect(tmp_path / RUN_STORE) as database:
         found = database.execute("SELECT prompt, text, tokens, token_ids, kl FROM completions").fetchall()
         scores = database.execute("SELECT prompt, reward, score FROM scores ORDER BY prompt").fetchall()
     database.close()
@@ -116,7 +116,7 @@ def test_rows_are_added_all_or_none(tmp_path, rows, error):
         store.add([row(1, 1, 0)])
         with pytest.raises(error):
             store.add(rows)
-    with sqlite3.connect(tmp_path / FILE) as database:
+    with sqlite3.connect(tmp_path / RUN_STORE) as database:
         assert database.execute("SELECT spec, prompt, sample FROM completions").fetchall() == [(1, 1, 0)]
         assert database.execute("SELECT reward, score FROM scores").fetchall() == [("kind", -2.0), ("short", 1.0)]
     database.close()
@@ -207,10 +207,10 @@ def test_forgetting_texts_and_their_nll(store, tmp_path):
 
 
 def test_a_store_that_is_read_stays_as_it_is(store, two_splits, tmp_path):
-    before = (tmp_path / FILE).read_bytes()
+    before = (tmp_path / RUN_STORE).read_bytes()
     with Store(tmp_path) as again:
         assert len(list(again.rows("test", ["a"]))) == 5
-    assert (tmp_path / FILE).read_bytes() == before
+    assert (tmp_path / RUN_STORE).read_bytes() == before
 
 
 def test_only_a_finished_run_is_opened(tmp_path):

@@ -91,9 +91,8 @@ class MultiLoRA:
             if diagonal is None:
                 return output
             scaled = narrow(inputs[0], diagonal, place)
-            if (
-                output.dtype == torch.float32
-            ):  # one operation in place of two: small ones cost most where rows are short
+            if output.dtype == torch.float32:
+                # One operation in place of two: small ones cost most where rows are short.
                 output.view(-1, up.shape[1]).addmm_(scaled, up)
                 return output
             return output + (scaled @ up).view(output.shape).to(output.dtype)

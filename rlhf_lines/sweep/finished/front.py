@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.pareto.schema import Forgetting
-from rlhf_lines.sweep.store import FILE, Store
+from rlhf_lines.sweep.store import RUN_STORE, Store
 
 
 SUFFIXES = (".png", ".pdf")
@@ -25,8 +25,8 @@ def trace_front(folder: str | Path, *, split: str = "test") -> Front:
         ValueError: the store is not that of a finished sweep.
     """
     folder = Path(folder)
-    if not (folder / FILE).is_file():
-        raise FileNotFoundError(f"{folder} has no {FILE}: expected the output_dir of rlhf-lines sweep")
+    if not (folder / RUN_STORE).is_file():
+        raise FileNotFoundError(f"{folder} has no {RUN_STORE}: expected the output_dir of rlhf-lines sweep")
     with Store(folder) as store:
         front = build_front(
             rewards=store.recall("reward_names"),

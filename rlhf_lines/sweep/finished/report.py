@@ -16,7 +16,7 @@ from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
 
-NAME = "report.html"
+REPORT = "report.html"
 READ_PROMPTS = 2000  # more would not fit into the page with the completions of even a few points
 
 
@@ -33,8 +33,8 @@ def write_report(folder: str | Path) -> Path:
     with open_finished(folder) as store:
         front = read_front(folder) if (folder / FILE_NAME).is_file() else trace_front(folder)
         page = report_html(front, read_completions(store, front), how_it_was_made(folder, front))
-    write_whole(folder / NAME, page)
-    return folder / NAME
+    write_whole(folder / REPORT, page)
+    return folder / REPORT
 
 
 def read_completions(store: Store, front: Front, *, limit: int = READ_PROMPTS) -> Completions:
