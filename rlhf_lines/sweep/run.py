@@ -15,8 +15,7 @@ from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
 from rlhf_lines.sweep.finished.front import measured_points, trace_front
-from rlhf_lines.sweep.finished.report import REPORT
-from rlhf_lines.sweep.finished.report import write_report
+from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.forgetting import measure_forgetting
 from rlhf_lines.sweep.groups import SFT, SOUP, Specs, one_hot
 from rlhf_lines.sweep.inputs import Inputs, facts, read_inputs

@@ -15,8 +15,7 @@ from reward_models import RewardModel
 from rlhf_lines.errors import Problems
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.sweep.finished.front import trace_front
-from rlhf_lines.sweep.finished.report import REPORT
-from rlhf_lines.sweep.finished.report import write_report
+from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.store import Store, open_finished
 from rlhf_lines.task_rewards import load_reward_models, raw_score_problems, reward_entries
 
