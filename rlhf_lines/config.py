@@ -40,6 +40,9 @@ class RunConfig:
         metadata={"help": "Go on with a stopped run of the same settings; keep a complete output_dir."},
     )
 
+    def __post_init__(self) -> None:
+        read_fields(self)
+
 
 def read_fields(config: object) -> dict[str, Any]:
     """What every field was given, after every one with a `parse` in its metadata holds what that makes of it.

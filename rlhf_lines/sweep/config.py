@@ -133,6 +133,7 @@ class SweepConfig:
     given: dict[str, Any] = field(init=False, repr=False, compare=False)  # as in the file, which the run store keeps
 
     def __post_init__(self) -> None:
+        # An empty value is left to read_fields, which says so of every key.
         problems = Problems([*self._numbers(), *self._names()])
         with problems.collect():
             self.given = read_fields(self)
@@ -169,9 +170,9 @@ class SweepConfig:
             for name, least in numbers.items()
             if given[name] is not None and given[name] < least
         ]
-        if not 0 <= self.seed < 2**63:
+        if self.seed is not None and not 0 <= self.seed < 2**63:
             problems.append(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature is {self.temperature}, expected a number >= 0")
         return problems
 
@@ -183,11 +184,11 @@ class SweepConfig:
                 ("engine", self.engine, ENGINES),
                 ("sampler", self.sampler, SAMPLERS),
             )
-            if value not in known
+            if value is not None and value not in known
         ]
         if self.load_in_8bit and self.load_in_4bit:
             problems.append("load_in_8bit and load_in_4bit are both given: keep one")
-        if (self.sampler == "list") != bool(self.weights):
+        if self.sampler is not None and (self.sampler == "list") != bool(self.weights):
             problems.append(
                 "sampler is list, but no weights are given"
                 if self.sampler == "list"
