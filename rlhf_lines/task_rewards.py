@@ -46,12 +46,16 @@ class RewardEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, item: str | Mapping[str, Any]) -> RewardEntry:
+    def of(cls, item: str | Mapping[str, Any] | RewardEntry) -> RewardEntry:
         """The entry that an item of a config stands for: a text names the model; a mapping, also as JSON, all.
+
+        An entry stands for itself.
 
         Raises:
             ValueError: a key is unknown, the model is missing, or a value is wrong.
         """
+        if isinstance(item, cls):
+            return item
         if isinstance(item, str) and item.lstrip().startswith("{"):
             item = from_json("rewards", item)
         if isinstance(item, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from rlhf_lines.config import from_json, read_fields
@@ -130,12 +130,13 @@ class SweepConfig:
         default=None,
         metadata={"help": "Arguments of vllm.LLM, as a mapping: {tensor_parallel_size: 2}.", "parse": _mapping},
     )
-    given: dict[str, Any] = field(init=False, repr=False, compare=False)  # as in the file, which the run store keeps
+    # What was given, as in the file: the run store keeps it. `dataclasses.replace` passes on what its source was given.
+    given: InitVar[dict[str, Any] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, given: dict[str, Any] | None) -> None:
         problems = Problems([*self._numbers(), *self._names()])
         with problems.collect():
-            self.given = read_fields(self)
+            self.given = read_fields(self, given)
             Problems(self._choices()).check()
         problems.check()
 
