@@ -61,7 +61,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
         )
         folder = stack.enter_context(partial)
-        engine = stack.enter_context(contextlib.closing(make_engine(config, inputs.sft, inputs.adapters, folder)))
+        engine = stack.enter_context(contextlib.closing(make_engine(config, merges, inputs.adapters, folder)))
         worker = Worker(engine, inputs.reward_models, inputs.tokenizer)
         if not leads():
             processes.follow(worker)
