@@ -8,6 +8,7 @@ from typing import ClassVar
 from rlhf_lines.config import parse_size, read_fields
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.errors import Problems, unknown_name
+from rlhf_lines.models import LOAD_DTYPES
 
 
 PARAMETERS = ("adapted", "all")
@@ -46,7 +47,7 @@ class StatisticsConfig:
         metadata={"help": "adapted (what the adapter changes) or all; if not given, adapted for an adapter."},
     )
 
-    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    dtypes: ClassVar[tuple[str, ...]] = LOAD_DTYPES
 
     def __post_init__(self) -> None:
         numbers = ("num_prompts", "max_new_tokens", "batch_size")
