@@ -37,8 +37,9 @@ def main() -> None:
     sft, policies = demo / "sft", [demo / "policies" / name for name in ("brief", "specific")]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        statistics = {"fisher": [], "regmean": []}
-        for verb, folders in zip(("fisher", "gram"), statistics.values(), strict=True):
+        statistics = {rule: [] for rule, entry in RULES.items() if entry.statistics}
+        for rule, folders in statistics.items():
+            verb = RULES[rule].statistics.verb
             for policy in policies:
                 folders.append(folder / f"{verb} {policy.name}")
                 flags = ["--sft_model", sft, "--policy", policy, "--dataset_name", "docstrings"]
@@ -52,7 +53,7 @@ def main() -> None:
             if entry.on_factors:
                 continue
             flags = ["--sft_model", sft, "--policies", *policies, "--rule", rule]
-            flags += ["--statistics", *statistics[rule]] if rule in statistics else []
+            flags += ["--statistics", *statistics[rule]] if entry.statistics else []
             dense, adapter = folder / f"{rule} dense", folder / f"{rule} adapter"
             of_dense, _ = _run("merge", *flags, "--save", "dense", "--dtype", "float32", "--output_dir", dense)
             rank = [] if entry.is_linear else ["--rank", options.rank]

@@ -143,7 +143,7 @@ def test_policies_merge_and_reload_in_peft(finished, tmp_path):
 def test_accelerate_launches_the_script(finished, configs, tmp_path):
     output, _ = finished
     script = ROOT / "scripts" / "train_ppo.py"
-    flags = demo._moved(configs / "ppo_brief.yaml", str(output))
+    flags = ["--model_name_or_path", f"{output}/sft", "--rewards", f"{output}/reward_models/brief"]
     result = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(script),
          "--config", str(configs / "ppo_brief.yaml"), *flags, "--max_steps", "2",

@@ -57,9 +57,9 @@ def widened(model, std: float = 0.25):
     return model.float().eval()
 
 
-def llama(tokenizer=None, *, seed: int = 0, std: float = 0.25, **changes):
-    """A Llama of four layers, for a tokenizer where one is given."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_config(tokenizer=None, **changes):
+    """The shape of a Llama of four layers, for a tokenizer where one is given."""
+    from transformers import LlamaConfig
 
     settings = {
         "hidden_size": 16,
@@ -71,8 +71,30 @@ def llama(tokenizer=None, *, seed: int = 0, std: float = 0.25, **changes):
     }
     if tokenizer is not None:
         settings |= {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD}
+    return LlamaConfig(**{**settings, **changes})
+
+
+def llama(tokenizer=None, *, seed: int = 0, std: float | None = 0.25, **changes):
+    """A Llama of the shape of `llama_config`; where `std` is None, with the usual initialisation."""
+    from transformers import LlamaForCausalLM
+
+    return _made(LlamaForCausalLM, llama_config(tokenizer, **changes), seed, std)
+
+
+def gpt2(tokenizer=None, *, seed: int = 0, std: float | None = None, **changes):
+    """A GPT-2 of two layers: weights of Conv1D, biases, a tied head."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    settings = {"vocab_size": 16, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
+    if tokenizer is not None:
+        settings |= {"vocab_size": len(tokenizer), "bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    return _made(GPT2LMHeadModel, GPT2Config(**{**settings, **changes}), seed, std)
+
+
+def _made(architecture, config, seed: int, std: float | None):
     torch.manual_seed(seed)
-    return widened(LlamaForCausalLM(LlamaConfig(**{**settings, **changes})), std)
+    model = architecture(config)
+    return model.eval() if std is None else widened(model, std)
 
 
 def save(model, tokenizer, folder: Path) -> Path:
@@ -82,15 +104,17 @@ def save(model, tokenizer, folder: Path) -> Path:
     return folder
 
 
-def save_adapter(
-    sft: Path, folder: Path, *, seed: int, std: float = 0.2, save_embedding_layers=False, **options
-) -> Path:
-    """Write a LoRA policy with random factors: of rank 4 on attention, of scale 2, if options do not say otherwise."""
+def save_adapter(sft, folder: Path, *, seed: int, std: float = 0.2, save_embedding_layers=False, **options) -> Path:
+    """Write a LoRA policy with random factors: of rank 4 on attention, of scale 2, if options do not say otherwise.
+
+    `sft` is the folder of a model, or the model.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, "task_type": "CAUSAL_LM", **options}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(sft), LoraConfig(**settings))
+    base = AutoModelForCausalLM.from_pretrained(sft) if isinstance(sft, str | Path) else sft
+    model = get_peft_model(base, LoraConfig(**settings))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

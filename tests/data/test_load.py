@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from rlhf_lines import data
-from rlhf_lines.data import docstrings, tldr
+from rlhf_lines.data import docstrings
 from rlhf_lines.data.splits import split_of
 
 
@@ -236,24 +236,6 @@ def test_a_task_with_one_preference_refuses_a_name_for_it():
 def test_an_empty_split_of_a_task_is_refused():
     with pytest.raises(ValueError, match="dataset docstrings has no prompts in its dev split"):
         data.load("docstrings", "prompts", "dev")
-
-
-# --- what judges are shown
-
-
-TLDR = "SUBREDDIT: r/cats\n\nTITLE: Late\n\nPOST: My cat came home late. TL;DR: she is\nfine\n\nTL;DR:"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "shown"),
-    [
-        (TLDR, "My cat came home late. TL;DR: she is\nfine"),
-        ("POST: a POST: b\nTL;DR:", "a POST: b"),
-        ("no mark at all", "no mark at all"),
-    ],
-)
-def test_judges_of_tldr_read_the_post_alone(prompt, shown):
-    assert tldr.scored_prompt(prompt) == shown
 
 
 # --- prompts of files

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from rlhf_lines.merge import MergeSpec, apply_lines, merge_policies, merge_residuals
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from tests import tiny
 from tests.merge.adapters import lora_residual
 
 
@@ -137,11 +138,8 @@ def test_the_zero_point_is_the_sft_model(sft, helpful, harmless, tmp_path):
 
 
 def test_tied_weights_stay_tied(tmp_path, save_adapter, dense_logits, peft_logits):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
     sft = tmp_path / "gpt2"
-    GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=16, n_embd=8, n_layer=2, n_head=2)).save_pretrained(sft)
+    tiny.gpt2().save_pretrained(sft)
     policy = save_adapter(sft, tmp_path / "policy", seed=1, target_modules=["c_attn", "c_proj"])
     out = merge_policies(sft, [policy], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "out")
     assert "lm_head.weight" not in read_weights(out)
@@ -151,10 +149,8 @@ def test_tied_weights_stay_tied(tmp_path, save_adapter, dense_logits, peft_logit
 
 def test_a_checkpoint_of_the_trunk_alone_is_merged(tmp_path, save_adapter):
     """GPT-2 on the Hub stores `h.0...` where the model says `transformer.h.0...`."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     full, trunk = tmp_path / "full", tmp_path / "trunk"
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=16, n_embd=8, n_layer=2, n_head=2))
+    model = tiny.gpt2()
     model.save_pretrained(full)
     model.transformer.save_pretrained(trunk)
     results = []

@@ -18,6 +18,7 @@ from rlhf_lines.merge.job import Written
 from rlhf_lines.merge.output.card import escape_markdown
 from rlhf_lines.merge.policies import loss_warnings
 from rlhf_lines.merge.tensors.precision import LostResidual
+from tests import tiny
 from tests.merge.adapters import lora_residual
 
 
@@ -74,12 +75,8 @@ def test_a_device_may_be_an_object_of_torch(sft, helpful, tmp_path):
 
 
 def test_gpt2_agrees_too(tmp_path, save_adapter, logits, peft_logits, dense_logits):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
     sft = tmp_path / "gpt2"
-    config = GPT2Config(vocab_size=16, n_positions=16, n_embd=8, n_layer=3, n_head=2, initializer_range=0.3)
-    GPT2LMHeadModel(config).save_pretrained(sft)
+    tiny.gpt2(n_layer=3, initializer_range=0.3).save_pretrained(sft)
     policies = [
         save_adapter(sft, tmp_path / "a", seed=1, target_modules=["c_attn", "c_proj"]),
         save_adapter(sft, tmp_path / "b", seed=2, target_modules=["c_attn", "c_fc"], r=2),

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.pareto import build_front, merge_arguments, pick_point, picked_text
 from rlhf_lines.stages import read_stage
@@ -163,7 +164,7 @@ def test_the_command_is_the_merge_of_the_point(make_front, spec):
     assert config.merge().spec == spec
     assert config.sft_model == "my models/sft"
     assert config.policies == SOURCES["policies"][: len(spec.weights)]
-    assert config.save == ("dense" if spec.rule in ("ties", "dare") else "adapter")
+    assert config.save == ("adapter" if RULES[spec.rule].makes_adapter else "dense")
     assert config.output_dir == "runs/my sweep/point_3"
     # Every setting is written: nothing rests on the defaults of another version.
     arguments = merge_arguments(front, point, "out")

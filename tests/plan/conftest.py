@@ -6,9 +6,7 @@ import json
 
 import pytest
 
-
-SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +20,7 @@ def offline(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def llama():
     """Return the config of a tiny Llama."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(**SIZES, **HEADS, pad_token_id=0)
+    return tiny.llama_config(vocab_size=64, num_hidden_layers=2, max_position_embeddings=256, pad_token_id=0)
 
 
 @pytest.fixture

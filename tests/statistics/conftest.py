@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests import tiny
-from tests.statistics.oracle import CHARACTERS, EOS, PAD, PROMPTS
+from tests.statistics.oracle import CHARACTERS, PROMPTS
 
 
 def _save_llama(folder: Path, **changes) -> Path:
@@ -19,14 +18,9 @@ def _save_llama(folder: Path, **changes) -> Path:
 
 
 def _save_gpt2(folder: Path) -> Path:
-    """Save a GPT-2 of two layers: weights of Conv1D, biases, a tied head."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     tokenizer = tiny.character_tokenizer(CHARACTERS)
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": len(tokenizer)}
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD))
-    return tiny.save(tiny.widened(model), tokenizer, folder)
+    model = tiny.gpt2(tokenizer, std=0.25, n_embd=16, n_head=4, n_positions=40)
+    return tiny.save(model, tokenizer, folder)
 
 
 def _save_adapter(sft: Path, folder: Path, **options) -> Path:

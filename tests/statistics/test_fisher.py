@@ -12,6 +12,7 @@ from torch import nn
 
 from rlhf_lines.statistics.fisher import diagonal_fisher
 from rlhf_lines.statistics.samples import Sample
+from tests import tiny
 from tests.statistics.oracle import made, policy_model, samples_of
 
 
@@ -87,12 +88,9 @@ def test_one_step_of_a_softmax_has_a_closed_form():
 
     The mean over samples that hold every token in proportion to its probability is the exact expectation.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     counts = [1, 2, 3, 4]
-    torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(counts), **sizes)).eval()
+    model = tiny.llama(std=None, vocab_size=len(counts), **sizes)
     prompt = (2, 0, 3)
     with torch.no_grad():
         hidden = model.model(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from rlhf_lines import cli
 from rlhf_lines.merge import apply_lines, merge_residuals
+from rlhf_lines.merge.rules import RULES
 from tests.statistics.oracle import made, policy_model
 
 
-VERBS = {"fisher": "fisher", "regmean": "gram"}
+VERBS = {rule: entry.statistics.verb for rule, entry in RULES.items() if entry.statistics}
 WEIGHTS = (0.7, 0.3)
 
 
@@ -105,6 +106,6 @@ def test_statistics_of_something_else_are_refused_in_one_sentence(rule, two_poli
     assert "the statistics in 'of_second' are of a policy with weights" in refusal(
         statistics, policies=("./lora", "./dense")
     )
-    other = {"fisher": "regmean", "regmean": "fisher"}[rule]
+    other = next(name for name in VERBS if name != rule)
     assert f"has no {VERBS[other]}.safetensors" in refusal(statistics, "--rule", other)
     assert "rule 'ties' uses none; leave them out" in refusal(statistics, "--rule", "ties")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -45,9 +46,9 @@ def test_it_is_refused_before_the_work(flags, rewards, tmp_path, capsys, changes
     changes = {
         key: value.format(control=control) if isinstance(value, str) else value for key, value in changes.items()
     }
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
-        run_stage("sweep", flags(changes.pop("output_dir", tmp_path / "sweep"), **changes))
-    assert cli._is_about_input(refusal.value)
+    assert cli.main(["sweep", *flags(changes.pop("output_dir", tmp_path / "sweep"), **changes)]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.startswith("rlhf-lines sweep: ") and re.search(message, sentence)
     assert rewards.SCORED == []
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("control")] == []
 

@@ -24,7 +24,8 @@ from rlhf_lines.merge import checkpoint_sha256
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
-from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer, _keep_float32
+from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer
+from tests import tiny
 from tests.tiny import QUIET, WORDS
 
 
@@ -577,15 +578,11 @@ def test_it_learns(make_trainer, llama, reward, untrained, trained):
 
 
 @pytest.fixture
-def gpt2():
+def gpt2(tokenizer):
     """A tiny random GPT-2: absolute positions, and dropout as its config has it by default."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    tokens = {"vocab_size": len(WORDS) + 3, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
-    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5, **tokens))
+    model = tiny.gpt2(tokenizer, n_embd=16, n_positions=64, initializer_range=0.5)
     assert model.config.resid_pdrop > 0
-    return model.eval()
+    return model
 
 
 def test_absolute_positions_and_dropout_change_no_probability(make_trainer, gpt2):
@@ -856,6 +853,8 @@ def test_an_existing_folder_is_refused_or_kept_or_replaced(stage_flags, tmp_path
     assert (out / "adapter_model.safetensors").stat().st_mtime_ns == finished
 
 
-def test_fsdp1_is_refused():
+def test_fsdp1_is_refused(make_trainer, monkeypatch):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+    monkeypatch.setattr("accelerate.state.AcceleratorState.fsdp_plugin", plugin, raising=False)
     with pytest.raises(ValueError, match="FSDP2 only: set fsdp_version: 2"):
-        _keep_float32(FullyShardedDataParallelPlugin(fsdp_version=1))
+        make_trainer()

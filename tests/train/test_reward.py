@@ -7,11 +7,9 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 
 import reward_models
-from reward_models import FunctionReward
 from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
@@ -133,13 +131,6 @@ def test_the_recorded_accuracy_is_that_of_the_scores(run_reward, tmp_path, archi
     record = read_record(out)
     assert record["accuracy"] == pytest.approx(right / 21, abs=1e-12) and record["held_out_pairs"] == 21
     assert 0.5 < record["accuracy"] < 1.0
-
-
-def test_accuracy_by_hand():
-    # Lengths 3 > 1, 1 < 2, 2 = 2: (1 + 0 + 0.5) / 3
-    rows = {"prompt": ["", "", ""], "chosen": ["abc", "a", "ab"], "rejected": ["a", "ab", "cd"]}
-    longest = FunctionReward(lambda prompts, completions: [len(c) for c in completions], name="longest")
-    assert reward._accuracy(longest, Dataset.from_dict(rows)) == 0.5
 
 
 def pair_of(chosen, rejected, *, first="a"):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.provenance import check_same_base
+from tests import tiny
 from tests.merge.adapters import lora_residual
 
 
@@ -51,10 +52,8 @@ def test_residual_equals_the_delta_weight_of_peft(sft, policy, request):
 
 
 def test_conv1d_residual_is_transposed_as_in_peft(tmp_path, save_adapter):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     sft = tmp_path / "gpt2"
-    GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=16, n_embd=8, n_layer=2, n_head=2)).save_pretrained(sft)
+    tiny.gpt2().save_pretrained(sft)
     # attn.c_proj is square, where a wrong layout has the right shape.
     policy = save_adapter(sft, tmp_path / "policy", seed=1, target_modules=["c_attn", "attn.c_proj"])
     adapter = load_adapter(policy)
@@ -69,10 +68,8 @@ def test_conv1d_residual_is_transposed_as_in_peft(tmp_path, save_adapter):
 
 
 def test_conv1d_with_a_wrong_flag_is_refused(tmp_path, save_adapter, edit_config):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     sft = tmp_path / "gpt2"
-    GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=16, n_embd=8, n_layer=2, n_head=2)).save_pretrained(sft)
+    tiny.gpt2().save_pretrained(sft)
     policy = save_adapter(sft, tmp_path / "policy", seed=1, target_modules=["attn.c_proj"])
     edit_config(policy, fan_in_fan_out=False)
     with pytest.raises(ValueError, match="of a gpt2 with fan_in_fan_out=False"):

@@ -9,18 +9,17 @@ from safetensors.torch import save_file
 from rlhf_lines.merge import MergeSpec, merge_policies, merge_residuals
 from rlhf_lines.merge.inputs.adapter import conv1d_weights
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from tests import tiny
 from tests.merge.rules.every_rule import inputs_of, stored
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
     """A GPT-2 with square and oblong maps and two policies, on disk, and the names of its Conv1D weights."""
-    from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.pytorch_utils import Conv1D
 
     root = tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=12, n_embd=8, n_layer=2, n_head=2))
+    model = tiny.gpt2(n_positions=12)
     model.save_pretrained(root / "sft")
     for seed in (1, 2):
         policy = root / str(seed)

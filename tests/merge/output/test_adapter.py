@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.merge.rules import RULES
+from tests import tiny
 from tests.merge.adapters import lora_residual
 
 
@@ -119,7 +121,7 @@ def test_half_precision_holds_a_truncated_adapter_of_tiny_factors(sft, helpful, 
     assert lost[4] < 1e-3 < lost[None]
 
 
-@pytest.mark.parametrize("rule", ["factor_average", "peft_linear"])
+@pytest.mark.parametrize("rule", [rule for rule, entry in RULES.items() if entry.on_factors])
 @pytest.mark.parametrize("rank", [None, 2])
 def test_factor_rules_load_in_peft_and_equal_the_dense_model(
     sft, helpful, second, tmp_path, rule, rank, peft_logits, dense_logits
@@ -180,12 +182,8 @@ def test_factor_rules_refuse_dense_policies(sft, helpful, copy_of, tmp_path, sav
 
 @pytest.mark.parametrize(("rule", "rank"), [("linear", 3), ("factor_average", None), ("peft_linear", None)])
 def test_weights_that_are_stored_transposed(tmp_path, save_adapter, peft_logits, dense_logits, rule, rank):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
     sft = tmp_path / "gpt2"
-    config = GPT2Config(vocab_size=16, n_positions=16, n_embd=8, n_layer=3, n_head=2, initializer_range=0.3)
-    GPT2LMHeadModel(config).save_pretrained(sft)
+    tiny.gpt2(n_layer=3, initializer_range=0.3).save_pretrained(sft)
     modules = ["c_attn", "c_proj"]
     policies = [save_adapter(sft, tmp_path / f"p{k}", seed=k, target_modules=modules) for k in range(2)]
     spec = MergeSpec(rule, (0.3, 0.7), alpha=0.5, beta=1.0)

@@ -80,6 +80,7 @@ CASES = [
     Case("regmean", {"reduce": 0.7}, one_hot="close", but_not=("threads",)),
     Case("regmean", {"reduce": 0.5}, one_hot="close", but_not=("threads",)),
 ]
-OPTIONS: dict[str, dict[str, Any]] = {}  # of each rule those of its first line
+FIRST: dict[str, Case] = {}  # of each rule its first line
 for case in CASES:
-    OPTIONS.setdefault(case.rule, case.options)
+    FIRST.setdefault(case.rule, case)
+OPTIONS = {rule: case.options for rule, case in FIRST.items()}

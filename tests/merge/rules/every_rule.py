@@ -18,6 +18,7 @@ from tests.merge.rules.cases import OPTIONS
 
 
 ON_RESIDUALS = [rule for rule, entry in RULES.items() if not entry.on_factors]
+WITH_STATISTICS = [rule for rule, entry in RULES.items() if entry.statistics]
 # Of bfloat16 residuals, multiples in a simple ratio would cancel in float64 and not in float32.
 WEIGHTS = (0.6180339, 0.3819661)
 NUM_LAYERS = 4

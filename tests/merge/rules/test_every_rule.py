@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import RULES
-from tests.merge.rules.cases import OPTIONS
+from tests.merge.rules.cases import FIRST, OPTIONS
 from tests.merge.rules.every_rule import (
     KINDS,
     NUM_LAYERS,
@@ -135,7 +135,7 @@ def test_the_order_of_policies_matters_only_where_a_rule_says_so(rule, inputs, t
         got.append(stored(merge_policies(policies.sft, policies.policies, asked, **options)))
     differing = max((got[0][name] - got[1][name]).abs().max().item() for name in got[0])
     # OPCM goes through policies one after the other, DARE's masks belong to their numbers.
-    assert differing > 1e-2 if rule in ("opcm", "dare") else differing < 1e-6
+    assert differing > 1e-2 if "order" in FIRST[rule].but_not else differing < 1e-6
 
 
 def test_names_of_layers_are_those_of_the_model(inputs):
@@ -168,13 +168,13 @@ def test_values_that_are_not_finite_are_refused_with_their_place(rule, value, in
 
 @pytest.mark.parametrize(("rule", "total"), [("fisher", "39 parameters"), ("regmean", "29 linear maps")])
 def test_a_merge_says_what_its_statistics_do_not_cover(rule, total, inputs, tmp_path):
-    given = inputs("float32")
+    given, kind = inputs("float32"), RULES[rule].statistics
     folders, statistics = statistics_of(rule, given, tmp_path)  # one v_proj has none
-    if rule == "regmean":
+    if kind.of_linear_maps:
         del statistics[1]["lm_head.weight"]
-        save_file({n: t.float() for n, t in statistics[1].items()}, folders[1] / "gram.safetensors")
-    missing = ["model.layers.0.self_attn.v_proj.weight", *(["lm_head.weight"] if rule == "regmean" else [])]
-    could = [n for n, t in given.theta.items() if rule == "fisher" or (t.ndim == 2 and "embed" not in n)]
+        save_file({n: t.float() for n, t in statistics[1].items()}, folders[1] / kind.file)
+    missing = ["model.layers.0.self_attn.v_proj.weight", *(["lm_head.weight"] if kind.of_linear_maps else [])]
+    could = [n for n, t in given.theta.items() if not kind.of_linear_maps or (t.ndim == 2 and "embed" not in n)]
     share = 1 - sum(given.theta[n].numel() for n in missing) / sum(given.theta[n].numel() for n in could)
     options = {"save": "dense", "statistics": folders}
     out = merge_policies(given.sft, given.policies, spec_of(rule), output_dir=tmp_path / "out", **options)
@@ -182,8 +182,8 @@ def test_a_merge_says_what_its_statistics_do_not_cover(rule, total, inputs, tmp_
     said = f"the statistics cover {covered} of {total} that the policies change ({share:.1%} of their elements); the"
     assert total.startswith(f"{len(could)} ")
     assert sum(warning.startswith(said) for warning in record_of(out)["warnings"]) == 1
-    if rule == "fisher":  # all of them, and nothing is said
+    if not kind.of_linear_maps:  # all of them, and nothing is said
         for folder in folders:
-            save_file({n: torch.ones(given.theta[n].shape) for n in could}, folder / "fisher.safetensors")
+            save_file({n: torch.ones(given.theta[n].shape) for n in could}, folder / kind.file)
         whole = merge_policies(given.sft, given.policies, spec_of(rule), output_dir=tmp_path / "whole", **options)
         assert not any("statistics cover" in warning for warning in record_of(whole)["warnings"])

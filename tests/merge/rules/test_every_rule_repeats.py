@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_lines import cli
 from rlhf_lines.merge.rules import RULES
-from tests.merge.rules.every_rule import ON_RESIDUALS, WEIGHTS, spec_of, statistics_of
+from tests.merge.rules.every_rule import ON_RESIDUALS, WEIGHTS, WITH_STATISTICS, spec_of, statistics_of
 
 
 def merge(rule: str, given, statistics: list[Path], *flags: str) -> list[str]:
@@ -62,7 +62,7 @@ def test_an_adapter_repeats(rule, inputs, tmp_path, monkeypatch):
             assert record["rank"] == (3 if rank else 8)
 
 
-@pytest.mark.parametrize("rule", ["fisher", "regmean"])
+@pytest.mark.parametrize("rule", WITH_STATISTICS)
 def test_statistics_that_changed_are_refused(rule, inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = inputs("float32")

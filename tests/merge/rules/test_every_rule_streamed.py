@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from rlhf_lines.merge import merge_policies
 from rlhf_lines.merge.inputs import policies as streamed
 from rlhf_lines.merge.tensors import order_statistics as order
+from tests import tiny
 from tests.merge.rules.every_rule import ON_RESIDUALS, Inputs, inputs_of, spec_of, statistics_of, stored
 
 
@@ -79,15 +80,13 @@ def test_files_of_inputs_and_output_change_no_bit(rule, inputs, tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_shards_of_a_size_are_loaded_by_transformers(tied, tmp_path, dense_logits):
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied)
     folders = []
     for seed in range(3):
-        torch.manual_seed(seed)
         folders.append(tmp_path / str(seed))
-        LlamaForCausalLM(config).save_pretrained(folders[-1], max_shard_size="3KB")
+        model = tiny.llama(seed=seed, std=None, vocab_size=32, num_hidden_layers=2, tie_word_embeddings=tied)
+        model.save_pretrained(folders[-1], max_shard_size="3KB")
     given = inputs_of(folders[0], folders[1:])
     whole, out = (tmp_path / name for name in ("whole", "out"))
     expected = merge("ties", given, whole, max_shard_size=10**9)

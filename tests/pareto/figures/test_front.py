@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from rlhf_lines.pareto import build_front, hypervolume, plot_front
-from rlhf_lines.pareto.figures import front as plot
 from rlhf_lines.pareto.schema import GROUPS as LOOKS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
 
@@ -42,23 +41,45 @@ def front_of_six(make_points):
     return build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=50)
 
 
-class Panel:
-    """Records what would be drawn."""
+class Drawn:
+    """Records what a picture draws in the colour of a group."""
 
-    def __init__(self):
+    def __init__(self, group):
+        self.colour = LOOKS[group].colour
         self.steps, self.lines, self.bands = [], [], []
 
     def step(self, x, y, **style):
-        self.steps.append((style, list(x), list(y)))
+        self.keep(self.steps, style, list(x), list(y))
 
     def plot(self, x, y, **style):
-        self.lines.append((style, list(x)))
+        self.keep(self.lines, style, list(x))
 
     def errorbar(self, **style):
         pass
 
     def fill_between(self, *args, **style):
-        self.bands.append((style, *(np.asarray(arg) for arg in args)))
+        self.keep(self.bands, style, *(np.asarray(arg) for arg in args))
+
+    def keep(self, kind, style, *values):
+        if style["color"] == self.colour:
+            kind.append((style, *values))
+
+
+@pytest.fixture
+def drawn_of(monkeypatch, tmp_path):
+    """A function from a front and one of its groups to what the picture draws of it, which matplotlib never sees."""
+
+    def draw(front, group):
+        drawn = Drawn(group)
+        for name in ("step", "plot", "errorbar", "fill_between"):
+            record = getattr(drawn, name)
+            monkeypatch.setattr(
+                f"matplotlib.axes.Axes.{name}", lambda axes, *args, record=record, **style: record(*args, **style)
+            )
+        plot_front(front, tmp_path / "front.png")
+        return drawn
+
+    return draw
 
 
 def png_size(path):
@@ -122,26 +143,23 @@ def depth(line):
     return line[0]["zorder"]
 
 
-def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front):
+def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front, drawn_of):
     means = {point["id"]: point["scores"]["a"]["mean"] for point in front["points"]}
     assert front["fronts"]["lines"]["nondominated"] == [6, 7, 9, 10]
-    panel = Panel()
-    plot._draw_group(panel, front, LOOKS["lines"], ("a", "b"), 3, flat=True)
-    (_, x, y) = panel.steps[0]
+    drawn = drawn_of(front, "lines")
+    (_, x, y) = drawn.steps[0]
     # From the reference point through the four points in order, then down to the reference point.
     assert x == [front["reference_point"][0], means[6], means[7], means[9], means[10], means[10]]
     assert y == sorted(y, reverse=True) and y[-1] == front["reference_point"][1]
-    hull, faint, strong = sorted(panel.lines, key=depth)
+    hull, faint, strong = sorted(drawn.lines, key=depth)
     assert hull[1] == [means[6], means[9], means[10]] and hull[0]["linewidth"] < 1
     assert faint[1] == [means[8]] and faint[0]["markerfacecolor"] == "white" and faint[0]["alpha"] < 0.5
     assert strong[1] == [means[i] for i in (6, 7, 9, 10)] and "alpha" not in strong[0]
 
 
-def test_the_band_lies_between_the_attained_fronts(front):
-    panel = Panel()
+def test_the_band_lies_between_the_attained_fronts(front, drawn_of):
     front["reference_point"] = [0.0, 0.0]
-    plot._draw_group(panel, front, LOOKS["lines"], ("a", "b"), 3, flat=True)
-    ((style, x, low, high),) = panel.bands
+    ((style, x, low, high),) = drawn_of(front, "lines").bands
     assert style["step"] == "pre" and x[0] == 0.0 and x[-1] == 1.5
     # The area under a step function that keeps its value to the left of x is the hypervolume.
     attainment = front["fronts"]["lines"]["attainment"]
@@ -152,28 +170,26 @@ def test_the_band_lies_between_the_attained_fronts(front):
         assert moocore.hypervolume(np.array(inside), ref=[0, 0], maximise=True) == pytest.approx(area, abs=1e-6)
 
 
-def test_ablations_have_neither_hull_nor_band(front_of_six):
+def test_ablations_have_neither_hull_nor_band(front_of_six, drawn_of):
     for entry in front_of_six["fronts"].values():
         entry["hull"] = entry["nondominated"]
         entry["attainment"] = {"0.025": [[1.0, 1.0]], "0.975": [[0.5, 0.5]]}
     for group, expected in (("lines", 1), ("rewarded_soup", 1), ("uniform", 0), ("morlhf", 0)):
-        panel = Panel()
-        plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, flat=True)
-        assert len(panel.steps) == 1 and len(panel.bands) == expected and len(panel.lines) == 2 + expected
+        drawn = drawn_of(front_of_six, group)
+        assert len(drawn.steps) == 1 and len(drawn.bands) == expected and len(drawn.lines) == 2 + expected
 
 
-def test_groups_differ_in_colour_marker_and_line(front_of_six):
-    drawn = []
+def test_groups_differ_in_colour_marker_and_line(front_of_six, drawn_of):
+    styles = []
     for group in ("lines", "rewarded_soup", *GROUPS):
-        panel = Panel()
-        plot._draw_group(panel, front_of_six, LOOKS[group], ("a", "b"), 3, flat=True)
-        ((line, _, _),) = panel.steps
-        marks = max(panel.lines, key=depth)[0]
+        drawn = drawn_of(front_of_six, group)
+        ((line, _, _),) = drawn.steps
+        marks = max(drawn.lines, key=depth)[0]
         look = LOOKS[group]
         assert line["color"] == marks["color"] == look.colour and marks["marker"] == look.marker
         assert line["linestyle"] == ((0, look.dashes) if look.dashes else "solid")
-        drawn.append((line["color"], marks["marker"], line["linestyle"]))
-    assert all(a != b for pair in combinations(drawn, 2) for a, b in zip(*pair, strict=True))
+        styles.append((line["color"], marks["marker"], line["linestyle"]))
+    assert all(a != b for pair in combinations(styles, 2) for a, b in zip(*pair, strict=True))
 
 
 def test_the_legend_says_the_hypervolumes_with_their_intervals(front_of_six, monkeypatch, tmp_path):
@@ -214,8 +230,6 @@ def test_single_policies_are_named_by_their_folders(front, make_points, monkeypa
     assert names(front) == {"helpful": ends[5]}
 
 
-def test_a_front_below_the_reference_point_has_no_staircase(front):
-    panel = Panel()
-    front = {**front, "reference_point": [100.0, 100.0]}
-    plot._draw_group(panel, front, LOOKS["rewarded_soup"], ("a", "b"), 3, flat=True)
-    assert panel.steps == [] and len(panel.lines) == 3  # hull, dominated, nondominated
+def test_a_front_below_the_reference_point_has_no_staircase(front, drawn_of):
+    drawn = drawn_of({**front, "reference_point": [100.0, 100.0]}, "rewarded_soup")
+    assert drawn.steps == [] and len(drawn.lines) == 3  # hull, dominated, nondominated

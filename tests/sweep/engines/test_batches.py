@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.sweep.config import SweepConfig
@@ -12,6 +11,7 @@ from rlhf_lines.sweep.engines import batches
 from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory, rows_that_fit
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.merges import Merges
+from tests import tiny
 
 
 SIZES = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -21,9 +21,9 @@ SIZES = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 8, "num_hidde
     ("model", "numbers"),
     [
         # Keys and values of 3 layers, 2 heads of 6 numbers; the others have as many heads of keys as of queries.
-        (LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)), 2 * 3 * 2 * 6),
-        (LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, head_dim=16)), 2 * 3 * 1 * 16),
-        (GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=24, n_layer=3, n_head=4)), 2 * 3 * 4 * 6),
+        (tiny.llama(**SIZES), 2 * 3 * 2 * 6),
+        (tiny.llama(**SIZES, num_key_value_heads=1, head_dim=16), 2 * 3 * 1 * 16),
+        (tiny.gpt2(vocab_size=50, n_embd=24, n_layer=3, n_head=4), 2 * 3 * 4 * 6),
     ],
     ids=["grouped", "head_dim", "gpt2"],
 )
@@ -38,7 +38,7 @@ def test_rows_follow_the_formula(monkeypatch, model, numbers, dtype, size):
 
 
 def test_a_gpu_takes_more_rows():
-    config = LlamaConfig(**SIZES)
+    config = tiny.llama_config(**SIZES, num_key_value_heads=4)
     assert rows_that_fit(config, 10, 2, free=2**60, device="cuda") == 1024
 
 

@@ -8,6 +8,7 @@ import torch
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, load_adapter
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
+from tests import tiny
 
 
 PROMPTS = [[5, 9, 14, 3], [7], [22, 30, 4, 11, 8, 19, 6], [12, 13], [33, 3, 21, 17, 10], [4, 4, 4], [9, 28], [16, 5, 5]]
@@ -125,11 +126,10 @@ def test_selected_rows_keep_their_specs(multi_lora, dense_model):
 
 def test_transposed_layers_of_gpt2(tmp_path, save_policy):
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
     sft = tmp_path / "gpt2"
-    GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=2, n_head=2)).save_pretrained(sft)
+    tiny.gpt2(vocab_size=40).save_pretrained(sft)
     # attn.c_proj is square, where a wrong layout has the right shape.
     folder = save_policy(sft, tmp_path / "policy", seed=1, target_modules=["c_attn", "attn.c_proj"])
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sft), folder).eval()

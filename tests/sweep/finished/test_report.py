@@ -14,7 +14,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import build_front, write_front
 from rlhf_lines.sweep.finished.report import read_completions, write_report
 from rlhf_lines.sweep.store import Row, Store
-from tests.pareto.report.test_report import Page
+from tests.pareto.report.parsed import Page
 
 
 REWARDS = ["short", "kind </script>"]

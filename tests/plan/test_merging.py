@@ -14,6 +14,7 @@ from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.plan import Options, plan
 from rlhf_lines.plan.merging import passes_over_inputs
+from tests import tiny
 
 
 @pytest.fixture
@@ -142,13 +143,8 @@ def test_settings_are_refused_before_their_inputs_exist(models, capsys):
 @pytest.fixture
 def adapters(models) -> list[str]:
     """Flags that name two adapters of ``sft``, of ranks 2 and 3, as policies."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     for name, rank, targets in (("a", 2, ["q_proj"]), ("b", 3, ["q_proj", "down_proj"])):
-        torch.manual_seed(rank)
-        config = LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
-        get_peft_model(AutoModelForCausalLM.from_pretrained("sft"), config).save_pretrained(name)
+        tiny.save_adapter("sft", Path(name), seed=rank, r=rank, target_modules=targets)
     return ["--policies", "a", "b", "--weights", "0.5", "0.5", "--save", "adapter"]
 
 
@@ -267,11 +263,8 @@ def test_shards_of_a_size_are_planned_as_they_are_written(models):
 
 
 def test_a_rank_is_shown_and_sets_the_size(models, capsys):
-    from peft import LoraConfig, get_peft_model
-
     for name, rank in (("a", 2), ("b", 3)):
-        model = get_peft_model(_model(), LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-        model.save_pretrained(name)
+        tiny.save_adapter("sft", Path(name), seed=rank, r=rank, target_modules=["q_proj", "v_proj"])
     flags = ["--sft_model", "sft", "--policies", "a", "b", "--save", "adapter", "--output_dir", "merged"]
     width = 2 * ((16 + 16) + (16 + 8))  # two layers, in + out of both modules
     assert plan(flags, Options("merge")).disk == {"merged adapter": (2 + 3) * width * 4}

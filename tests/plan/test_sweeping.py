@@ -11,6 +11,7 @@ import yaml
 
 from rlhf_lines.plan import Options, plan
 from rlhf_lines.plan import sweeping as of_sweep
+from tests import tiny
 
 
 WIDTHS = 2 * ((16 + 16) + (16 + 8))  # two layers, in + out of q_proj and v_proj
@@ -18,15 +19,13 @@ ROWS = 8  # prompts; they count as 11 tokens
 
 
 @pytest.fixture
-def policies(folder):
+def policies(folder, llama):
     """Two policies of ranks 2 and 3 and a MORLHF run, as files."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     for name, rank in (("a", 2), ("b", 3), ("both", 1)):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("sft"))
-        config = LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        get_peft_model(model, config).save_pretrained(name)
+        model = AutoModelForCausalLM.from_config(llama)
+        tiny.save_adapter(model, folder / name, seed=rank, r=rank, target_modules=["q_proj", "v_proj"])
     return ["a", "b"]
 
 

@@ -1,8 +1,7 @@
-"""What is more than s B A is refused with its reason, in whatever PEFT there is, and all problems are told at once."""
+"""What is more than s B A is refused with its reason, in whatever PEFT there is."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from typing import get_args
 
@@ -10,10 +9,8 @@ import pytest
 import torch
 
 from rlhf_lines.errors import InputProblems
-from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.adapter_config import _CHECKED, _HARMLESS, _PLAIN_INITIALISATIONS, _REFUSED
-from rlhf_lines.merge.inputs.provenance import check_same_base, load_adapters
 from tests.merge.adapters import lora_residual
 
 
@@ -117,64 +114,3 @@ def test_all_problems_of_one_adapter_are_told(copy_of, helpful, edit_config):
     assert len(caught.value.problems) == 3
     for problem, words in zip(caught.value.problems, ("bias 'all'", "modules_to_save", "use_dora"), strict=True):
         assert problem.startswith(f"adapter {str(folder)!r} ") and words in problem
-
-
-def test_all_problems_of_all_policies_are_told_and_nothing_is_written(
-    sft, helpful, copy_of, edit_config, edit_weights, tmp_path
-):
-    dora = edit_config(copy_of(helpful, "dora"), use_dora=True)
-    stranger = edit_config(copy_of(helpful, "stranger"), base_model_name_or_path="org/other")
-    broken = edit_weights(copy_of(helpful, "broken"), lambda t: {name: value * torch.nan for name, value in t.items()})
-    empty = copy_of(helpful, "empty")
-    (empty / "adapter_model.safetensors").unlink()
-    nothing = tmp_path / "nothing"
-    policies = [helpful, dora, stranger, broken, empty, nothing]
-    spec = MergeSpec("linear", (0.2,) * 6)
-    before = sorted(tmp_path.iterdir())
-    for save in ("adapter", "dense"):
-        with pytest.raises(InputProblems) as caught:
-            merge_policies(sft, policies, spec, save=save, output_dir=tmp_path / "out")
-        told = str(caught.value)
-        assert told.startswith("5 problems: (1) ") and "\n" not in told
-        for folder, words in (
-            (dora, "use_dora"),
-            (stranger, "one base"),
-            (broken, "finite"),
-            (empty, "has no adapter_m"),
-        ):
-            assert any(repr(str(folder)) in problem and words in problem for problem in caught.value.problems)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_every_policy_of_another_base_is_told(sft, helpful, copy_of, edit_config):
-    first, *others = (
-        edit_config(copy_of(helpful, name), base_model_name_or_path=base)
-        for name, base in (("a", "org/a"), ("b", "org/b"), ("c", None))
-    )
-    adapters = [load_adapter(folder) for folder in (first, *others)]
-    with pytest.raises(InputProblems) as caught:
-        check_same_base(adapters, sft)
-    a, b, c = caught.value.problems
-    assert "was trained on org/a, but the SFT model given is" in a
-    assert "was trained on org/b" in b and "on org/a; residuals add up only on one base" in b
-    assert "does not say what it was trained on" in c
-
-
-def test_every_policy_with_another_hash_is_told(sft, helpful, copy_of):
-    folders = []
-    for name, digit in (("a", "1"), ("b", "2")):
-        folders.append(copy_of(helpful, name))
-        (folders[-1] / "rlhf_lines.json").write_text(json.dumps({"sft_sha256": digit * 64}))
-    with pytest.raises(InputProblems) as caught:
-        load_adapters(folders, sft)
-    a, b = caught.value.problems
-    assert "trained on SFT weights 111111111111, but" in a
-    assert "trained on SFT weights 222222222222" in b and "on 111111111111;" in b
-
-
-def test_one_problem_is_one_sentence(sft, helpful, copy_of, edit_config):
-    folder = edit_config(copy_of(helpful), use_dora=True)
-    with pytest.raises(ValueError, match=r"^adapter '.*' sets use_dora") as caught:
-        load_adapters([helpful, folder], sft)
-    assert not isinstance(caught.value, InputProblems)
-    assert [adapter.path for adapter in load_adapters([helpful], sft)] == [str(helpful)]

@@ -1,0 +1,48 @@
+"""Which completions a page holds, and how they are stored in it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from rlhf_lines.pareto.report import Completions, evenly_spaced
+from rlhf_lines.pareto.report.completions import columns, fitting
+
+
+@pytest.mark.parametrize("room", [0, 1, 6, 7, 99])
+def test_as_many_prompts_as_fit(room):
+    completions = Completions([str(i) for i in range(7)], 7, {}, {}, {}, {})
+    assert len(fitting(completions, lambda some: len(some.prompts), room).prompts) == min(room, 7)
+
+
+@pytest.mark.parametrize(("total", "count"), [(400, 399), (400, 7), (5, 5), (5, 1), (0, 3), (3, 0)])
+def test_evenly_spaced_indices_are_distinct_and_apart_by_their_share(total, count):
+    indices = evenly_spaced(total, count)
+    assert len(set(indices)) == len(indices) == min(total, count)
+    assert all(abs(b - a - total / count) <= 1 for a, b in itertools.pairwise(indices))
+    assert all(0 <= i < total for i in indices)
+
+
+def test_a_text_is_stored_once_and_points_share_their_spec():
+    completions = Completions(
+        prompts=["p", "q"],
+        total=9,
+        spec_of={4: 70, 5: 70, 6: 80},
+        texts={70: [["a", "b"], ["a", None]], 80: [["b", "c"], ["a", "a"]], 90: [["never read"], [""]]},
+        kl={70: [[0.123456, float("nan")], [0, None]], 80: [[1, 2], [3, 4]], 90: [[0], [0]]},
+        scores={"r": {70: [[1, 2], [3, None]], 80: [[5, 6], [7, 123456.0]], 90: [[0], [0]]}},
+    )
+    assert columns(completions, {"not read": 1, "r": 0}, 3) == {
+        "prompts": ["p", "q"],
+        "spec_of": {"4": 0, "5": 0, "6": 1},
+        "texts": ["a", "b", "c"],
+        "written": [[[0, 1], [0, None]], [[1, 2], [0, 0]]],
+        "measures": [
+            {"texts": ["1", "2", "3", "5", "6", "7", "123500"], "ranks": [[[0, 1], [2, None]], [[3, 4], [5, 6]]]},
+            {
+                "texts": ["0.000", "0.123", "1.000", "2.000", "3.000", "4.000"],
+                "ranks": [[[1, None], [0, None]], [[2, 3], [4, 5]]],
+            },
+        ],
+    }
