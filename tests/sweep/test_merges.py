@@ -44,13 +44,13 @@ def test_files_are_opened_once_and_closed(sft, policies, tmp_path, monkeypatch):
                 spec = MergeSpec(rule, (weight, 1 - weight), alpha="auto")
                 merges.check(spec)
                 assert len(list(merges.weights(merges.resolved(spec)))) > 4
+        assert times_open(held) == [count + 1 for count in before]
         # The engine of the sweep merges from the same files, which are not opened nor checked again.
         named = {"sft_model": str(sft), "policies": list(map(str, policies[:2])), "rewards": ["m:a", "m:b"]}
         engine = make_engine(SweepConfig(**named, output_dir="never"), merges, adapters, tmp_path)
         for rule in ("ties", "fisher"):
             assert engine.nll([MergeSpec(rule, (0.5, 0.5))], [(3, 4, 5)])[0] > 0
         engine.close()
-        assert times_open(held) == [count + 1 for count in before]
     assert [opened.count(str(path)) for path in held] == [2, 2, 2]  # to be checked, and to be read
     assert times_open(held) == before
 
