@@ -42,6 +42,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.engines.protocol import Request
 from rlhf_lines.sweep.groups import simplex
+from rlhf_lines.sweep.merges import Merges
 
 
 SPECS = [MergeSpec("linear", w, 1.0, beta) for beta in (0.0, 1.0) for w in simplex(2, 11)]
@@ -114,8 +115,9 @@ def mixed(task: Task, *, kl: bool = True) -> Way:
         batch_size=task.batch_size,
         dtype=task.dtype,
     )
-    engine = LocalEngine(config, task.sft, way.timed("load", lambda: load_adapters(task.policies, task.sft)))
-    way.timed("load", engine._load)
+    adapters = way.timed("load", lambda: load_adapters(task.policies, task.sft))
+    engine = LocalEngine(config, Merges(task.sft, adapters), adapters)
+    way.timed("load", lambda: engine._multi_lora)
     todo = task.requests()
     size = way.timed("load", lambda: engine.rows(len(todo[0].prompt_ids)))
     for part in _parts(todo, size):

@@ -7,6 +7,7 @@ default as a user would write it, to what the field holds. Of a field that is a 
     rewards: list[RewardEntry] = field(metadata={"help": "Reward models: ...", "parse": RewardEntry.of})
 
 `read_fields`, called by the dataclass's `__post_init__`, applies them, so that a config made in Python means the same.
+A `parse` also takes what the field holds, so that typed values, as those of `dataclasses.replace`, mean themselves.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import argparse
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -40,24 +41,35 @@ class RunConfig:
         metadata={"help": "Go on with a stopped run of the same settings; keep a complete output_dir."},
     )
 
+    def __post_init__(self) -> None:
+        read_fields(self)
 
-def read_fields(config: object) -> dict[str, Any]:
-    """What every field was given, after every one with a `parse` in its metadata holds what that makes of it.
+
+def read_fields(config: object, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What every field was given, as a file says it, after all with a `parse` in their metadata hold what that makes.
 
     None stays None where the annotation has it.
+
+    Args:
+        config: a dataclass that has just been made.
+        before: what the config that it was copied from was given: told again, to the letter, where it means the same.
 
     Raises:
         ValueError: a value means nothing; `InputProblems` if several do.
     """
     given, hints, problems = {}, get_type_hints(type(config)), Problems()
     for entry in (entry for entry in fields(config) if entry.init):
-        given[entry.name] = value = getattr(config, entry.name)
-        read, hint = entry.metadata.get("parse"), hints[entry.name]
+        value, read, hint = getattr(config, entry.name), entry.metadata.get("parse"), hints[entry.name]
+        given[entry.name] = _as_written(value)
         if value is None and type(None) not in get_args(hint):
             problems.add(f"{entry.name} is empty, expected a value")
         elif value is not None and read is not None:
             with problems.collect():
-                setattr(config, entry.name, [read(item) for item in value] if _is_list(hint) else read(value))
+                held = _read(read, hint, value)
+                setattr(config, entry.name, held)
+                said = (before or {}).get(entry.name)
+                if said is not None and _read(read, hint, said) == held:
+                    given[entry.name] = said
     problems.check()
     return given
 
@@ -72,6 +84,23 @@ def from_json(key: str, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         raise ValueError(f"{key} holds {value!r}, which is no valid JSON: {error}") from None
+
+
+def _read(read: Callable[[Any], Any], hint: Any, value: Any) -> Any:
+    return [read(item) for item in value] if _is_list(hint) else read(value)
+
+
+def _as_written(value: object) -> object:
+    """What a file says of a value: of an entry the fields that are not at their defaults, as a mapping."""
+    if isinstance(value, list):
+        return [_as_written(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    defaults = {
+        entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
+        for entry in fields(value)
+    }
+    return {name: held for name, default in defaults.items() if (held := getattr(value, name)) != default}
 
 
 def _is_list(annotation: Any) -> bool:

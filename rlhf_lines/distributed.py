@@ -2,7 +2,8 @@
 
 accelerate starts the processes (for training, transformers lets it; for a sweep, `Processes` does), and a process that
 nothing has started works alone, and leads. Who is who is asked of torch: on a machine without a GPU, accelerate's state
-may call every process the only one. Without a launcher nothing here imports either.
+may call every process the only one. Without a launcher nothing here imports either. Inside a Trainer the trainer's own
+accelerator answers, and the `world_size` of its arguments (in `train`: ppo_trainer, normalization, ppo, checkpoints).
 
 In a sweep the leader keeps the run store and hands out batches; so only its machine needs the run folder, and what is
 stored does not depend on how many processes there are.

@@ -79,6 +79,15 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     return f"{sentence}; did you mean {close!r}?" if close else sentence
 
 
+def alternatives(names: Sequence[str]) -> str:
+    """Names of which one is to be chosen, as people list them.
+
+    >>> alternatives(["grid", "list", "map"])
+    'grid, list or map'
+    """
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def closest(name: object, known: Iterable[str]) -> str | None:
     """The known name that looks most like this one, or None."""
     return next(iter(difflib.get_close_matches(str(name), known, n=1)), None)

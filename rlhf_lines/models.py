@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+LOAD_DTYPES = ("float32", "bfloat16", "float16")  # in which a model is loaded; a merge also writes float64
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 

@@ -12,7 +12,8 @@ import reward_models
 from reward_models import RewardModel
 from reward_models.base import is_number
 from rlhf_lines.config import from_json
-from rlhf_lines.errors import closest
+from rlhf_lines.errors import alternatives, closest
+from rlhf_lines.models import LOAD_DTYPES
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,16 @@ class RewardEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, item: str | Mapping[str, Any]) -> RewardEntry:
+    def of(cls, item: str | Mapping[str, Any] | RewardEntry) -> RewardEntry:
         """The entry that an item of a config stands for: a text names the model; a mapping, also as JSON, all.
+
+        An entry stands for itself.
 
         Raises:
             ValueError: a key is unknown, the model is missing, or a value is wrong.
         """
+        if isinstance(item, cls):
+            return item
         if isinstance(item, str) and item.lstrip().startswith("{"):
             item = from_json("rewards", item)
         if isinstance(item, str):
@@ -77,7 +82,7 @@ class RewardEntry:
             ("weight", "a finite number", is_number(self.weight)),
             ("normalize", "true or false", isinstance(self.normalize, bool)),
             ("clip", "a positive number", self.clip is None or (is_number(self.clip) and self.clip > 0)),
-            ("dtype", "float32, bfloat16 or float16", self.dtype in (None, "float32", "bfloat16", "float16")),
+            ("dtype", alternatives(LOAD_DTYPES), self.dtype in (None, *LOAD_DTYPES)),
             ("batch_size", "a whole number from 1", self.batch_size is None or _is_count(self.batch_size)),
             ("options", "a mapping", isinstance(self.options, Mapping)),
         ):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
+import json
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ import yaml
 from rlhf_lines.artifact import write_record
 from rlhf_lines.config import RunConfig, parse, parse_size, read_fields
 from rlhf_lines.data.config import DataConfig
-from rlhf_lines.stages import configs_of
+from rlhf_lines.merge.stage import MergeConfig
+from rlhf_lines.stages import MODULES, configs_of
+from rlhf_lines.statistics.config import StatisticsConfig
+from rlhf_lines.statistics.fisher import FisherConfig
+from rlhf_lines.statistics.gram import GramConfig
+from rlhf_lines.sweep.choices import GroupEntry, Scaling
+from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.task_rewards import RewardEntry
+from rlhf_lines.train.config import RewardsConfig
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -135,6 +144,52 @@ def test_all_fields_that_mean_nothing_are_told():
         PairsConfig(["a"], "x")
     with pytest.raises(ValueError, match=r"^pairs is empty, expected a value$"):
         PairsConfig(None)
+
+
+# --- configs made in Python ---
+
+MADE = [
+    RewardsConfig([RewardEntry("rule:length", weight=2.0), "m:f"]),
+    MergeConfig(
+        "sft", ["a", "b"], "dense", "out", rule="ties", rule_options='{"density": 0.5}', alpha="0.5",
+        max_shard_size="2GB", max_memory="1GiB",
+    ),
+    SweepConfig(
+        "sft", ["a", "b"], [RewardEntry("rule:length"), RewardEntry("m:f", options={"n": 3})], "out",
+        sampler="list", weights=["0.3 0.7", (0.5, 0.5)], alphas=["auto", 1],
+        scalings=["1 0.5 sqrt", Scaling("auto", 1.0)],
+        groups=[GroupEntry("t", "ties", alpha="0.5"), {"name": "f", "rule": "fisher", "statistics": ["x", "y"]}],
+    ),
+    SweepConfig("sft", ["a", "b"], ["rule:length", "m:f"], "out", engine="vllm", vllm='{"tensor_parallel_size": 2}'),
+    *(kind("sft", "policy", "out", max_memory="2GB") for kind in (StatisticsConfig, FisherConfig, GramConfig)),
+]  # fmt: skip
+
+
+def test_every_config_that_reads_its_fields_is_made():
+    of_stages = {kind for verb in MODULES for kind in configs_of(verb)}
+    reading = {kind for kind in of_stages if any("parse" in entry.metadata for entry in fields(kind))}
+    assert reading <= {type(made) for made in MADE}
+
+
+@pytest.mark.parametrize("made", MADE, ids=lambda made: type(made).__name__)
+def test_a_config_may_be_given_what_its_fields_hold(made):
+    assert replace(made) == made
+    for entry in fields(made):
+        assert replace(made, **{entry.name: getattr(made, entry.name)}) == made, entry.name
+    values = {entry.name: getattr(made, entry.name) for entry in fields(made)}
+    assert type(made)(**values) == made
+    json.dumps(getattr(type(made)(**values), "given", None))
+
+
+def test_a_changed_copy_of_a_sweep_was_given_what_its_source_was():
+    """The run store compares this letter by letter, so that the copy goes on with what the source began."""
+    source = SweepConfig("sft", ["a", "b"], ["rule:length", {"model": "m:f"}], "out", scalings=["1 0.5", "auto 1"])
+    copy = replace(source, seed=3)
+    assert copy.given == {**source.given, "seed": 3} and copy.given["alphas"] == ["0.5", "1.0"]
+    assert replace(copy, alphas=[0.25]).given == {**copy.given, "alphas": [0.25]}
+    typed = replace(copy, rewards=[RewardEntry("rule:length"), RewardEntry("m:g", dtype="bfloat16")])
+    assert typed.given["rewards"] == [{"model": "rule:length"}, {"model": "m:g", "dtype": "bfloat16"}]
+    assert replace(copy, groups=[GroupEntry("t", "ties")]).given["groups"] == [{"name": "t", "rule": "ties"}]
 
 
 # --- files and flags ---

@@ -18,6 +18,7 @@ QUESTIONS = re.compile(
     r"""["'](LOCAL_)?(RANK|WORLD_SIZE)["']|from torch import distributed|torch\.distributed\.(get|is)_|PartialState"""
     r"""|is_main_process|is_world_process_zero"""
 )
+OF_A_TRAINER = re.compile(r"\.(num_processes|process_index|world_size)\b")
 TWO = """
 from rlhf_lines import distributed
 
@@ -50,14 +51,22 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def test_no_other_module_asks():
-    asking = {
+def modules_with(question: re.Pattern[str]) -> set[str]:
+    return {
         str(path.relative_to(ROOT))
         for package in ("rlhf_lines", "reward_models", "scripts")
         for path in ROOT.glob(f"{package}/**/*.py")
-        if QUESTIONS.search(path.read_text())
+        if question.search(path.read_text())
     }
-    assert asking == {"rlhf_lines/distributed.py"}
+
+
+def test_no_other_module_asks():
+    assert modules_with(QUESTIONS) == {"rlhf_lines/distributed.py"}
+
+
+def test_inside_a_trainer_its_own_accelerator_answers():
+    asking = ("ppo_trainer", "normalization", "ppo", "checkpoints")
+    assert modules_with(OF_A_TRAINER) == {f"rlhf_lines/train/{name}.py" for name in asking}
 
 
 def test_one_process_leads_and_imports_no_torch():

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256
 from rlhf_lines.merge.inputs.policies import DensePolicy
-from rlhf_lines.merge.output.dense import DenseMerge
 
 
 SPECS = {

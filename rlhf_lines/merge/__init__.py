@@ -1,7 +1,7 @@
 """Merging aligned policies in weight space: residuals, rules, LiNeS, and the folders that hold the result.
 
 A `MergeSpec` says how to merge (rule, weights, LiNeS, options), a `Merge` (job.py) of which inputs, and what to save.
-`open_merge` (opened.py) makes an `OpenMerge` of it, which a `DenseMerge` (output/dense.py) or sums of LoRA factors
+`open_merge` (opened.py) makes an `OpenMerge` of it, which a `DenseMerge` (dense.py) or sums of LoRA factors
 (lora/) write. `Residuals` are the K residuals that a rule reads, `Merged` is the one that it makes of them.
 """
 

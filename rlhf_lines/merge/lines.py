@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,15 +21,32 @@ from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_m
 from rlhf_lines.merge.tensors.sums import parameter_sums
 
 
-# The share of beta that a layer at depth d in [0, 1] gets. Those that are reversed are ablations: factors upside down.
-SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
-    "linear": lambda depth: depth,
-    "sqrt": torch.sqrt,
-    "quadratic": torch.square,
-    "reversed": lambda depth: 1 - depth,
-    "reversed_sqrt": lambda depth: torch.sqrt(1 - depth),
-    "reversed_quadratic": lambda depth: torch.square(1 - depth),
+@dataclass(frozen=True)
+class Schedule:
+    """How LiNeS' factors change with depth.
+
+    Attributes:
+        share: of beta that a layer at depth d in [0, 1] gets.
+        formula: the same for people, as a factor.
+        reverse: the name of the schedule with the same factors upside down.
+        falls: whether deeper layers get less, which is for ablations.
+    """
+
+    share: Callable[[Tensor], Tensor]
+    formula: str
+    reverse: str
+    falls: bool = False
+
+
+SCHEDULES = {
+    "linear": Schedule(lambda depth: depth, "d", "reversed"),
+    "sqrt": Schedule(torch.sqrt, "sqrt(d)", "reversed_sqrt"),
+    "quadratic": Schedule(torch.square, "(d)^2", "reversed_quadratic"),
+    "reversed": Schedule(lambda depth: 1 - depth, "(1 - d)", "linear", falls=True),
+    "reversed_sqrt": Schedule(lambda depth: torch.sqrt(1 - depth), "sqrt(1 - d)", "sqrt", falls=True),
+    "reversed_quadratic": Schedule(lambda depth: torch.square(1 - depth), "(1 - d)^2", "quadratic", falls=True),
 }
+GROWING, FALLING = ([name for name, entry in SCHEDULES.items() if entry.falls == falls] for falls in (False, True))
 
 
 def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "linear") -> Tensor:
@@ -59,7 +77,7 @@ def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "li
     depth = torch.arange(num_layers, dtype=torch.float64) / max(num_layers - 1, 1)
     if num_layers == 1:
         beta = 0.0
-    scales = alpha + beta * SCHEDULES[schedule](depth)
+    scales = alpha + beta * SCHEDULES[schedule].share(depth)
     if scales.abs().max() > LARGEST:
         raise ValueError(
             f"alpha {alpha:g} and beta {beta:g} give a factor that float32 does not hold; make them smaller"

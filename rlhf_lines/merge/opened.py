@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy, DensePolicy
@@ -20,7 +21,6 @@ from rlhf_lines.merge.job import Merge, Written
 from rlhf_lines.merge.lora.low_rank import merge_adapters
 from rlhf_lines.merge.lora.truncate import factorise_residuals, truncate_adapter
 from rlhf_lines.merge.output.adapter import write_adapter
-from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import add_residual
 from rlhf_lines.merge.tensors.residuals import Tensors

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.config import RunConfig, parse_size, read_fields
-from rlhf_lines.errors import Problems
+from rlhf_lines.errors import Problems, alternatives
 from rlhf_lines.merge.job import Merge
+from rlhf_lines.merge.lines import FALLING, GROWING
 from rlhf_lines.merge.output.hub import check_hub, upload
 from rlhf_lines.merge.output.record import check_repeat, is_record, read_merge, settings
 from rlhf_lines.merge.policies import MERGE_RECORD, merge_policies
@@ -104,10 +105,7 @@ class MergeConfig:
     beta: float = field(default=0.0, metadata={"help": "What the factor of the last layer is more than alpha."})
     schedule: str = field(
         default="linear",
-        metadata={
-            "help": "How the factor grows: linear, sqrt or quadratic; or falls: reversed, reversed_sqrt or "
-            "reversed_quadratic."
-        },
+        metadata={"help": f"How the factor grows: {alternatives(GROWING)}; or falls: {alternatives(FALLING)}."},
     )
     dtype: str | None = field(
         default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, islice
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.schema import SurrogateEntry
 
+
+T = TypeVar("T")
 
 # Round steps with 1001, 5151, 12341 and 10626 weights; for more policies, the finest grid below LARGEST_GRID.
 GRID_STEPS = {2: 1000, 3: 100, 4: 40, 5: 20}
@@ -258,7 +260,7 @@ def surrogate_report(
     """
     predicted = predict(surrogate, list(weights.values())) if weights else []
 
-    def by_reward(values: Iterable) -> dict[str, Any]:
+    def by_reward(values: Iterable[T]) -> dict[str, T]:
         return dict(zip(rewards, values, strict=True))
 
     return {

@@ -63,7 +63,12 @@ def setting(value: float | str) -> str:
 
 def interval_name(front: Front) -> str:
     """What the intervals of a front are called, such as `95 % interval`."""
-    return f"{100 * front['confidence']:g} % interval"
+    return f"{confidence_text(front)} interval"
+
+
+def confidence_text(front: Front) -> str:
+    """How often the intervals of a front hold, such as `95 %`."""
+    return f"{100 * front['confidence']:g} %"
 
 
 def _groups(front: Front) -> list[str]:

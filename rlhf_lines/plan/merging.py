@@ -23,7 +23,7 @@ from rlhf_lines.merge.inputs.statistics_files import open_statistics
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
 from rlhf_lines.merge.opened import not_an_adapter, open_merge
-from rlhf_lines.merge.output.dense import layout
+from rlhf_lines.merge.output.checkpoint import layout
 from rlhf_lines.merge.output.hub import check_hub
 from rlhf_lines.merge.output.record import check_repeat
 from rlhf_lines.merge.policies import check_output

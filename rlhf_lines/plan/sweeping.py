@@ -119,7 +119,7 @@ def _add_work(
     scalings = len(config.candidates)
     validation = scalings * len(simplex(len(config.policies), config.validation_weights)) if scalings > 1 else 0
     entries = config.groups
-    of_weights = 2 + 2 * config.controls + len(entries)  # the soup, LiNeS, its controls, further groups
+    of_weights = 2 + 2 * config.controls + len(entries)  # the soup, LiNeS, its ablations, further groups
     weights = len(first_weights(config)) + (config.map_points if config.sampler == "map" else 0)
     test = 1 + of_weights * weights + len(config.morlhf)
     completions = config.samples_per_prompt * (validation * config.validation_prompts + test * config.test_prompts)

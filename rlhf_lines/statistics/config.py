@@ -8,6 +8,7 @@ from typing import ClassVar
 from rlhf_lines.config import parse_size, read_fields
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.errors import Problems, unknown_name
+from rlhf_lines.models import LOAD_DTYPES
 
 
 PARAMETERS = ("adapted", "all")
@@ -46,18 +47,20 @@ class StatisticsConfig:
         metadata={"help": "adapted (what the adapter changes) or all; if not given, adapted for an adapter."},
     )
 
-    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    dtypes: ClassVar[tuple[str, ...]] = LOAD_DTYPES
 
     def __post_init__(self) -> None:
         numbers = ("num_prompts", "max_new_tokens", "batch_size")
         problems = Problems(
-            f"{name} is {getattr(self, name)}, expected at least 1" for name in numbers if getattr(self, name) < 1
+            f"{name} is {value}, expected at least 1"
+            for name, value in ((name, getattr(self, name)) for name in numbers)
+            if value is not None and value < 1  # read_fields says of an empty one that it is empty
         )
-        if self.split not in SPLITS:
+        if self.split not in (None, *SPLITS):
             problems.add(unknown_name("split", self.split, SPLITS))
         if self.parameters not in (None, *PARAMETERS):
             problems.add(unknown_name("parameters", self.parameters, PARAMETERS))
-        if self.dtype not in self.dtypes:
+        if self.dtype not in (None, *self.dtypes):
             problems.add(f"dtype is {self.dtype!r}, expected {' or '.join(self.dtypes)}")
         with problems.collect():
             read_fields(self)

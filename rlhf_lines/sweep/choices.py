@@ -106,30 +106,35 @@ class GroupEntry:
     statistics: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, item: str | Mapping[str, Any]) -> GroupEntry:
-        """The group that a mapping, also as JSON, stands for.
+    def of(cls, item: str | Mapping[str, Any] | GroupEntry) -> GroupEntry:
+        """The group that a mapping, also as JSON, stands for; an entry stands for itself.
 
         Raises:
             ValueError: a key is unknown, the name is missing, or a value is wrong.
         """
+        if isinstance(item, cls):
+            return item
         item = from_json("groups", item)
-        if not isinstance(item, Mapping) or not (isinstance(item.get("name"), str) and item["name"].strip()):
+        if not isinstance(item, Mapping) or not _is_text(item.get("name")):
             raise ValueError(f"groups holds {item!r}, expected a mapping with the key name")
-        name, statistics = item["name"], item.get("statistics", ())
         known = [entry.name for entry in fields(cls)]
         for key in item:
             if key not in known:
-                raise ValueError(f"groups: {name}: {unknown_name('key', key, known)}")
-        if isinstance(statistics, str) or not isinstance(statistics, Sequence):
-            raise ValueError(
-                f"groups: {name}: statistics is {statistics!r}, expected a list of folders, one per policy"
-            )
-        entry = cls(**{**item, "statistics": tuple(statistics)})
+                raise ValueError(f"groups: {item['name']}: {unknown_name('key', key, known)}")
+        return cls(**item)
+
+    def __post_init__(self) -> None:
+        if not _is_text(self.name):
+            raise ValueError(f"groups has name {self.name!r}, expected a text")
+        folders = self.statistics
         try:
-            entry.spec((1.0,))
+            if isinstance(folders, str) or not (isinstance(folders, Sequence) and all(map(_is_text, folders))):
+                raise ValueError(f"statistics is {folders!r}, expected a list of folders, one per policy")
+            object.__setattr__(self, "statistics", tuple(folders))
+            object.__setattr__(self, "alpha", number_or_auto("alpha", self.alpha))
+            self.spec((1.0,))
         except ValueError as error:
-            raise ValueError(f"groups: {name}: {error}") from None
-        return entry
+            raise ValueError(f"groups: {self.name}: {error}") from None
 
     def spec(self, weights: tuple[float, ...]) -> MergeSpec:
         """The spec at some weights."""
@@ -157,6 +162,10 @@ def _growth_problems(betas: Sequence, schedules: Sequence[str]) -> Iterator[str]
     for schedule in schedules:
         if schedule not in SCHEDULES:
             yield unknown_name("schedule", schedule, SCHEDULES)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _number(value: object) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from rlhf_lines.config import from_json, read_fields
-from rlhf_lines.errors import Problems
+from rlhf_lines.errors import Problems, alternatives
+from rlhf_lines.merge.lines import GROWING
 from rlhf_lines.merge.rules import RULES
+from rlhf_lines.models import LOAD_DTYPES
 from rlhf_lines.sweep.choices import (
     GroupEntry,
     Scaling,
@@ -22,7 +24,6 @@ from rlhf_lines.sweep.choices import (
 from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
 
-DTYPES = ("float32", "bfloat16", "float16")
 ENGINES = ("local", "vllm")
 SAMPLERS = ("grid", "list", "dirichlet", "map")
 
@@ -81,7 +82,7 @@ class SweepConfig:
     )
     schedules: list[str] = field(
         default_factory=lambda: ["linear"],
-        metadata={"help": "Schedules to choose from on validation prompts: linear, sqrt, quadratic."},
+        metadata={"help": f"Schedules to choose from on validation prompts: {', '.join(GROWING)}."},
     )
     scalings: list[Scaling] = field(
         default_factory=list,
@@ -122,7 +123,7 @@ class SweepConfig:
         metadata={"help": "Completions in one batch, of any specs; left out, what free memory allows."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling noise and of the bootstrap."})
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16, of the loaded SFT model."})
+    dtype: str = field(default="float32", metadata={"help": f"{alternatives(LOAD_DTYPES)}, of the loaded SFT model."})
     load_in_8bit: bool = field(default=False, metadata={"help": "Load the SFT model in 8 bits (bitsandbytes)."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Load the SFT model in 4 bits (bitsandbytes)."})
     engine: str = field(default="local", metadata={"help": "Who generates: local, or vllm."})
@@ -130,12 +131,14 @@ class SweepConfig:
         default=None,
         metadata={"help": "Arguments of vllm.LLM, as a mapping: {tensor_parallel_size: 2}.", "parse": _mapping},
     )
-    given: dict[str, Any] = field(init=False, repr=False, compare=False)  # as in the file, which the run store keeps
+    # What was given, as in the file: the run store keeps it. `dataclasses.replace` passes on what its source was given.
+    given: InitVar[dict[str, Any] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, given: dict[str, Any] | None) -> None:
+        # An empty value is left to read_fields, which says so of every key.
         problems = Problems([*self._numbers(), *self._names()])
         with problems.collect():
-            self.given = read_fields(self)
+            self.given = read_fields(self, given)
             Problems(self._choices()).check()
         problems.check()
 
@@ -169,25 +172,25 @@ class SweepConfig:
             for name, least in numbers.items()
             if given[name] is not None and given[name] < least
         ]
-        if not 0 <= self.seed < 2**63:
+        if self.seed is not None and not 0 <= self.seed < 2**63:
             problems.append(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature is {self.temperature}, expected a number >= 0")
         return problems
 
     def _names(self) -> list[str]:
         problems = [
-            f"{name} is {value!r}, expected {', '.join(known[:-1])} or {known[-1]}"
+            f"{name} is {value!r}, expected {alternatives(known)}"
             for name, value, known in (
-                ("dtype", self.dtype, DTYPES),
+                ("dtype", self.dtype, LOAD_DTYPES),
                 ("engine", self.engine, ENGINES),
                 ("sampler", self.sampler, SAMPLERS),
             )
-            if value not in known
+            if value is not None and value not in known
         ]
         if self.load_in_8bit and self.load_in_4bit:
             problems.append("load_in_8bit and load_in_4bit are both given: keep one")
-        if (self.sampler == "list") != bool(self.weights):
+        if self.sampler is not None and (self.sampler == "list") != bool(self.weights):
             problems.append(
                 "sampler is list, but no weights are given"
                 if self.sampler == "list"

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.lines import lines_scales
+from rlhf_lines.merge.lines import SCHEDULES, lines_scales
 from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SFT, SOUP, UNIFORM
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sweep.choices import Scaling
@@ -119,15 +119,4 @@ def uniform_ablation(spec: MergeSpec, num_layers: int) -> MergeSpec:
 
 def reversed_ablation(spec: MergeSpec) -> MergeSpec:
     """The spec with its factors upside down, the last layer's first."""
-    return MergeSpec(spec.rule, spec.weights, spec.alpha, spec.beta, upside_down(spec.schedule), spec.options)
-
-
-def upside_down(schedule: str) -> str:
-    """The schedule with the same factors in the other order.
-
-    >>> upside_down("linear"), upside_down("reversed"), upside_down("sqrt")
-    ('reversed', 'linear', 'reversed_sqrt')
-    """
-    if schedule in ("linear", "reversed"):
-        return "reversed" if schedule == "linear" else "linear"
-    return schedule.removeprefix("reversed_") if schedule.startswith("reversed_") else f"reversed_{schedule}"
+    return MergeSpec(spec.rule, spec.weights, spec.alpha, spec.beta, SCHEDULES[spec.schedule].reverse, spec.options)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.pareto.schema import SurrogateEntry
 from rlhf_lines.pareto.surrogate import fit_surrogate, predicted_front, surrogate_report
 from rlhf_lines.sweep.groups import Weights
 from rlhf_lines.sweep.inputs import Inputs
@@ -24,7 +25,7 @@ def measure_predicted(
     points: Sequence[StoredPoint],
     *,
     count: int,
-) -> tuple[dict[str, dict], list[StoredPoint]]:
+) -> tuple[dict[str, SurrogateEntry], list[StoredPoint]]:
     """Fit a quadratic to every group's points, measure the weights it predicts to be on the front, and compare.
 
     Args:
@@ -50,7 +51,7 @@ def measure_predicted(
         fits[name] = (fit, list(known))
         predicted[name] = [make(tuple(row)) for row in predicted_front(fit, count, weights)]
     new = measurement.points("test", predicted, inputs.prompts["test"])
-    reports = {}
+    reports: dict[str, SurrogateEntry] = {}
     for name, (fit, sampled) in fits.items():
         of_group = [point for point in new if point.group == name]
         weights = {point.id: point.spec.weights for point in of_group}

@@ -12,12 +12,13 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, leads
 from rlhf_lines.pareto import Point, paired_difference
+from rlhf_lines.pareto.origin import single_policy
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
 from rlhf_lines.sweep.finished.front import measured_points, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.forgetting import measure_forgetting
-from rlhf_lines.sweep.groups import SFT, SOUP, Specs, one_hot
+from rlhf_lines.sweep.groups import SFT, SOUP, Specs
 from rlhf_lines.sweep.inputs import Inputs, facts, read_inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
@@ -60,7 +61,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
         )
         folder = stack.enter_context(partial)
-        engine = stack.enter_context(contextlib.closing(make_engine(config, inputs.sft, inputs.adapters, folder)))
+        engine = stack.enter_context(contextlib.closing(make_engine(config, merges, inputs.adapters, folder)))
         worker = Worker(engine, inputs.reward_models, inputs.tokenizer)
         if not leads():
             processes.follow(worker)
@@ -122,8 +123,8 @@ def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str],
     """For every policy and reward, the mean gain over the SFT model in its standard deviations."""
     sft = next(point for point in points if point.group == SFT)
     gains = []
-    for policy, weights in zip(policies, one_hot(len(policies)), strict=True):
-        point = next(p for p in points if p.group == SOUP and p.spec["weights"] == list(weights))
+    for k, policy in enumerate(policies):
+        point = next(p for p in points if p.group == SOUP and single_policy(p.spec, policies) == k)
         for j, name in enumerate(rewards):
             scale = sft.scores[:, j].std() or 1.0  # a reward that is the same for all prompts has no spread
             gain = paired_difference(point.scores[:, j] / scale, sft.scores[:, j] / scale, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_lines.pareto import bootstrap_hypervolumes, bootstrap_means, hypervolume, interval, reference_point
+from rlhf_lines.pareto.schema import GridEntry, Validation
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.groups import LINES, Specs, scaled, simplex
@@ -14,7 +15,7 @@ from rlhf_lines.sweep.measure import Measurement
 
 def choose_scaling(
     config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Measurement
-) -> tuple[Scaling, dict | None]:
+) -> tuple[Scaling, Validation | None]:
     """The scaling whose front has the largest hypervolume, and the hypervolume of every candidate.
 
     A single candidate is chosen without measuring: the second value is then None.
@@ -31,7 +32,7 @@ def choose_scaling(
     scores = np.stack([measurement.store.scores(point.spec_id, "validation", inputs.rewards) for point in points])
     means, resampled = scores.mean(axis=1), bootstrap_means(scores, seed=config.seed)
     reference = reference_point(means)
-    grid = []
+    grid: list[GridEntry] = []
     for scaling, group in zip(candidates, groups, strict=True):
         rows = [row for row, point in enumerate(points) if point.group == group]
         low, high = interval(bootstrap_hypervolumes(resampled[:, rows], reference))

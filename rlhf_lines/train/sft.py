@@ -13,11 +13,11 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy
 from rlhf_lines.merge.layers import layer_indices
-from rlhf_lines.merge.output.dense import DenseMerge
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress

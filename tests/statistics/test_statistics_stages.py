@@ -15,6 +15,7 @@ import yaml
 
 from rlhf_lines import cli
 from rlhf_lines.merge import checkpoint_sha256
+from rlhf_lines.statistics.fisher import FisherConfig
 from tests.statistics.oracle import made
 
 
@@ -201,3 +202,9 @@ def test_a_model_without_a_tokenizer_is_one_sentence(folder, flags, capsys, verb
         path.unlink()
     sentence = refused(capsys, folder, [verb, *flags(sft_model="./bare", policy="./dense")])
     assert "'bare' holds no tokenizer" in sentence and "tokenizer.save_pretrained(folder)" in sentence
+
+
+@pytest.mark.parametrize("key", ["dtype", "split", "num_prompts"])
+def test_an_empty_value_is_told_once(key):
+    with pytest.raises(ValueError, match=rf"^{key} is empty, expected a value$"):
+        FisherConfig(**{"sft_model": "sft", "policy": "policy", "output_dir": "out", key: None})

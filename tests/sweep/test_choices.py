@@ -124,6 +124,8 @@ def test_a_group_is_a_mapping_or_json():
     assert plain == GroupEntry("plain", beta=2, schedule="sqrt")
     (fisher,) = config(groups=[{"name": "f", "rule": "fisher", "statistics": ["x", "y"]}]).groups
     assert fisher.statistics == ("x", "y")
+    (text,) = config(groups=[{"name": "text", "alpha": "0.5"}]).groups  # as a merge takes it
+    assert text.spec((1.0,)).alpha == 0.5
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,7 @@ def test_a_group_is_a_mapping_or_json():
         ([{"name": "a", "options": None}], "groups: a: options is None, expected a mapping"),
         ([{"name": "a", "statistics": 3}], "groups: a: statistics is 3, expected a list of folders, one per policy"),
         ([{"name": "a", "statistics": "x"}], "groups: a: statistics is 'x', expected a list of folders"),
+        ([{"name": "a", "statistics": ["x", 3]}], "groups: a: statistics is ['x', 3], expected a list of folders"),
         ([{"name": "a", "schedule": "square"}], "groups: a: unknown schedule 'square'"),
         ([{"name": "lines"}], "groups: 'lines' is the name of a group that a sweep has anyway: choose another one"),
         ([{"name": "uniform"}], "groups: 'uniform' is the name of a group that a sweep has anyway"),
@@ -157,6 +160,20 @@ def test_mistakes_in_groups(items, sentence):
     with pytest.raises(ValueError, match="groups") as error:
         config(groups=items)
     assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"name": " "}, "groups has name ' ', expected a text"),
+        ({"name": "a", "rule": "tees"}, "groups: a: unknown rule 'tees'"),
+        ({"name": "a", "statistics": "x"}, "groups: a: statistics is 'x', expected a list of folders"),
+        ({"name": "a", "statistics": (3, "y")}, "groups: a: statistics is (3, 'y'), expected a list of folders"),
+    ],
+)
+def test_a_group_checks_itself(settings, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        GroupEntry(**settings)
 
 
 # --- from files and flags ---

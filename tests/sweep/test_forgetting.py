@@ -17,6 +17,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts, measure_forgetting
+from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.store import Store
 from tests.sweep.by_hand import cross_entropy
 from tests.sweep.small_run import write_run
@@ -51,7 +52,8 @@ def engine(sft, policies) -> LocalEngine:
     config = SweepConfig(
         sft_model=str(sft), policies=list(map(str, policies)), rewards=["a:b", "c:d"], output_dir="never"
     )
-    return LocalEngine(config, sft, [load_adapter(policy) for policy in policies])
+    adapters = [load_adapter(policy) for policy in policies]
+    return LocalEngine(config, Merges(sft, adapters), adapters)
 
 
 class Counting:

@@ -10,6 +10,7 @@ import pytest
 from rlhf_lines import cli
 from rlhf_lines.data.splits import SPLITS, split_of
 from rlhf_lines.stages import run_stage
+from rlhf_lines.sweep.config import SweepConfig
 
 
 def group(**keys) -> list[str]:
@@ -74,3 +75,11 @@ def test_a_folder_that_holds_a_policy_is_not_replaced(flags, policies, rewards, 
     with pytest.raises(FileExistsError, match=r"runs contains .*brief, which --overwrite would delete"):
         run_stage("sweep", [*flags(tmp_path / "runs", policies=[copy, policies[1]]), "--overwrite"])
     assert copy.is_dir() and rewards.SCORED == []
+
+
+@pytest.mark.parametrize("key", ["dtype", "engine", "sampler", "seed", "temperature", "num_weights"])
+def test_an_empty_value_is_told_once(key):
+    rewards = ["rule:length", "rule:format"]
+    values = {"sft_model": "sft", "policies": ["a", "b"], "rewards": rewards, "output_dir": "out"}
+    with pytest.raises(ValueError, match=rf"^{key} is empty, expected a value$"):
+        SweepConfig(**values, **{key: None})

@@ -21,7 +21,7 @@ NLL = "SELECT spec, text, nats FROM control ORDER BY spec, text"
 
 @pytest.fixture
 def config(sft, adapters, tmp_path) -> dict:
-    """The settings of a small sweep with control texts."""
+    """The settings of a small sweep with texts outside the task."""
     words = random.Random(0)
     for name, column, count in (("prompts", "prompt", 60), ("control", "text", 8)):
         rows = [{column: " ".join(f"w{words.randrange(3, 40)}" for _ in range(3 + i % 5))} for i in range(count)]

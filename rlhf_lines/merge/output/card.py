@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from rlhf_lines.merge.inputs.provenance import hub_id
+from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.output.summary import loss_text, max_lora_rank, truncation_text, vllm_hint
 from rlhf_lines.merge.rules import RULES
 
@@ -51,7 +52,7 @@ def model_card(record: Mapping[str, Any]) -> str:
 supervised (SFT) model:
 
     theta = theta_SFT + LiNeS(tau_M),   tau_k = theta_k - theta_SFT
-    LiNeS: layer l of L is multiplied by {_FACTORS[spec["schedule"]]}; parameters outside the layers by alpha
+    LiNeS: layer l of L is multiplied by {_factor(spec["schedule"])}; parameters outside the layers by alpha
 
 {listed}
 {warned}
@@ -101,14 +102,9 @@ def _load_adapter(record: Mapping[str, Any]) -> str:
     return f"{_LOAD_ADAPTER}\n```bash\n{serve}\n```\n"
 
 
-_FACTORS = {
-    "linear": "alpha + beta (l-1)/(L-1)",
-    "sqrt": "alpha + beta sqrt((l-1)/(L-1))",
-    "quadratic": "alpha + beta ((l-1)/(L-1))^2",
-    "reversed": "alpha + beta (1 - (l-1)/(L-1))",
-    "reversed_sqrt": "alpha + beta sqrt(1 - (l-1)/(L-1))",
-    "reversed_quadratic": "alpha + beta (1 - (l-1)/(L-1))^2",
-}
+def _factor(schedule: str) -> str:
+    return "alpha + beta " + SCHEDULES[schedule].formula.replace("d", "(l-1)/(L-1)")
+
 
 _LOAD_ADAPTER = """```python
 from peft import AutoPeftModelForCausalLM

@@ -22,11 +22,11 @@ KEY_WIDTH = 80  # characters of one line of the key below the panels
 def plot_forgetting(front: Front, path: str | Path, *others: str | Path) -> Path:
     """Write the picture of forgetting as PNG or PDF, as the suffix of `path` says, and return its path.
 
-    One panel per reward: mean score to the right, perplexity of the control texts upwards, one marker per point; the
-    SFT model's perplexity is a line across. Arrows lead from each point of the rewarded soup to LiNeS at the same
-    weights: how far an arrow comes down to the line is the share of the damage that LiNeS undoes (`damage_undone`).
-    Its median over all weights and that of each single policy are written below the panels. Points that another point
-    of their group dominates in the rewards are faint and hollow.
+    One panel per reward: mean score to the right, perplexity of the texts outside the task upwards, one marker per
+    point; the SFT model's perplexity is a line across. Arrows lead from each point of the rewarded soup to LiNeS at the
+    same weights: how far an arrow comes down to the line is the share of the damage that LiNeS undoes
+    (`damage_undone`). Its median over all weights and that of each single policy are written below the panels. Points
+    that another point of their group dominates in the rewards are faint and hollow.
 
     Args:
         front: what `build_front` returns, with perplexities of some points.

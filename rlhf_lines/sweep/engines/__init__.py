@@ -11,14 +11,22 @@ if TYPE_CHECKING:
     from rlhf_lines.merge.inputs.adapter import Adapter
     from rlhf_lines.sweep.config import SweepConfig
     from rlhf_lines.sweep.engines.protocol import Engine
+    from rlhf_lines.sweep.merges import Merges
 
 
-def make_engine(config: SweepConfig, sft: Path, adapters: Sequence[Adapter], folder: Path) -> Engine:
-    """The engine that the config names; what it writes goes below the folder of the run."""
+def make_engine(config: SweepConfig, merges: Merges, adapters: Sequence[Adapter], folder: Path) -> Engine:
+    """The engine that the config names, on the SFT model of the merges.
+
+    Args:
+        config: the settings.
+        merges: of the policies, for specs that no adapter holds; who made them closes them.
+        adapters: the policies, then the MORLHF runs.
+        folder: of the run, below which the engine writes what it has to.
+    """
     if config.engine == "vllm":
         from rlhf_lines.sweep.engines.vllm import VllmEngine
 
-        return VllmEngine(config, sft, adapters, folder)
+        return VllmEngine(config, merges.sft, adapters, folder)
     from rlhf_lines.sweep.engines.local import LocalEngine
 
-    return LocalEngine(config, sft, adapters)
+    return LocalEngine(config, merges, adapters)

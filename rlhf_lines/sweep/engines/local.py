@@ -35,17 +35,17 @@ class LocalEngine:
 
     Args:
         config: how to load and sample.
-        sft: folder of the SFT model; it is loaded when first needed.
+        merges: of the policies, by which specs that are not linear are merged; who made them closes them. Their SFT
+            model is the base, which is loaded when first needed.
         adapters: the policies, then the MORLHF runs, in the order of the specs' weights.
     """
 
-    def __init__(self, config: SweepConfig, sft: Path, adapters: Sequence[Adapter]) -> None:
-        self._config, self._sft, self._adapters = config, sft, adapters
-        self._merges = Merges(sft, adapters[: len(config.policies)], config.groups)
+    def __init__(self, config: SweepConfig, merges: Merges, adapters: Sequence[Adapter]) -> None:
+        self._config, self._merges, self._adapters = config, merges, adapters
 
     @cached_property
     def _multi_lora(self) -> MultiLoRA:
-        return MultiLoRA(load_base(self._config, self._sft), self._adapters)
+        return MultiLoRA(load_base(self._config, self._merges.sft), self._adapters)
 
     @cached_property
     def _merged(self) -> MergedWeights:
@@ -53,7 +53,7 @@ class LocalEngine:
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self._sft)
+        return load_tokenizer(self._merges.sft)
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in their order, which may mix any specs.
@@ -73,8 +73,7 @@ class LocalEngine:
         return rows_in_memory(self._multi_lora.model, prompt_tokens + self._config.max_new_tokens)
 
     def close(self) -> None:
-        """Close the files that merges are made from."""
-        self._merges.close()
+        """Nothing is open here: the merges are closed by who made them."""
 
     def _complete(self, spec: MergeSpec | None, requests: Sequence[Request]) -> list[Completion]:
         return sample(

@@ -12,6 +12,7 @@ from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.pick import merge_command
 from rlhf_lines.pareto.report import Completions, evenly_spaced, report_html
 from rlhf_lines.pareto.schema import FILE_NAME, Front
+from rlhf_lines.pareto.table import confidence_text
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
@@ -73,7 +74,7 @@ def how_it_was_made(folder: Path, front: Front) -> dict[str, Any]:
         ("prompts", f"{first['prompts']}, of the split {front['split']}"),
         ("samples per prompt", str(first["samples_per_prompt"])),
         ("seed", str(front["seed"])),
-        ("intervals", f"{100 * front['confidence']:g} %, bootstrap over prompts, {front['resamples']} resamples"),
+        ("intervals", f"{confidence_text(front)}, bootstrap over prompts, {front['resamples']} resamples"),
         ("reference point", f"{reference}: {front['reference_point_rule']}"),
         ("expected utility", front["utility_rule"]),
     ]

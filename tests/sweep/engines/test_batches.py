@@ -10,6 +10,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import batches
 from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory, rows_that_fit
 from rlhf_lines.sweep.engines.local import LocalEngine
+from rlhf_lines.sweep.merges import Merges
 from tests import tiny
 
 
@@ -54,7 +55,8 @@ def test_a_batch_size_that_is_given_is_taken(sft, policies, monkeypatch):
         config = SweepConfig(
             sft_model=str(sft), policies=["a", "b"], rewards=["m:a", "m:b"], output_dir="never", **settings
         )
-        return LocalEngine(config, sft, [load_adapter(policy) for policy in policies[:2]])
+        adapters = [load_adapter(policy) for policy in policies[:2]]
+        return LocalEngine(config, Merges(sft, adapters), adapters)
 
     row = 2 * 4 * 2 * 4 * (20 + 12) * 4 + 32 * 37  # 4 layers, 2 heads of 4 numbers; a vocabulary of 37
     monkeypatch.setattr(batches, "free_bytes", lambda device: 50 * row)

@@ -12,6 +12,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.local import LocalEngine, load_base
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.protocol import Request
+from rlhf_lines.sweep.merges import Merges
 from tests.sweep.by_hand import complete_by_hand, cross_entropy, kl_by_hand
 
 
@@ -35,7 +36,8 @@ def engine_of(sft, folders, **settings) -> LocalEngine:
         output_dir="never",
         **{"max_new_tokens": LENGTH, "seed": 3, **settings},
     )
-    return LocalEngine(config, sft, [load_adapter(folder) for folder in folders])
+    adapters = [load_adapter(folder) for folder in folders]
+    return LocalEngine(config, Merges(sft, adapters), adapters)
 
 
 def all_requests() -> list[Request]:

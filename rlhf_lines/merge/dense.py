@@ -1,13 +1,10 @@
-"""A merged policy as a full checkpoint, written chunk by chunk, so that its size does not matter."""
+"""A merge of whole weights: computed and written chunk by chunk, so that the size of the model does not matter."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,29 +15,13 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import Policy, streamed_residuals
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lines import lines_scales, streamed_alpha
+from rlhf_lines.merge.output.checkpoint import layout, write_companions, write_index
 from rlhf_lines.merge.rules import merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, add_residual, cast_loss, is_finite
+from rlhf_lines.merge.tensors.precision import Loss, LostResidual, add_residual, cast_loss, is_finite
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Tensors
 from rlhf_lines.merge.tensors.spans import Scratch, Span, cut, in_threads
-from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
-
-
-# What else belongs to a model. Code files are left out on purpose.
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece*.model",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+from rlhf_lines.merge.tensors.tensor_file import NewTensorFile
 
 
 class DenseMerge:
@@ -194,8 +175,8 @@ class DenseMerge:
                 f"merged values of {names} are not finite in {' and '.join(sorted(dtypes))}; check alpha, beta and "
                 f"weights{wider}"
             )
-        _write_index(self._sft, folder, shards, entries)
-        _write_companions(self._sft, folder, dtype)
+        write_index(self._sft, folder, shards, entries)
+        write_companions(self._sft, folder, dtype)
         return loss.shares()
 
     def _spans(self, merged: Merged) -> Iterator[Span]:
@@ -238,57 +219,5 @@ class DenseMerge:
             )
 
 
-def layout(
-    sft: Checkpoint, dtype: str | None, max_shard_size: int | None
-) -> tuple[dict[str, Entry], Mapping[str, Sequence[str]]]:
-    """What is written of every tensor, and which file gets which tensors; see `DenseMerge.write`."""
-    entries = {
-        name: replace(entry, dtype=DTYPES[dtype]) if dtype and entry.dtype.is_floating_point else entry
-        for name, entry in sft.entries.items()
-    }
-    return entries, sft.files if max_shard_size is None else _shards(entries, max_shard_size)
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _shards(entries: Mapping[str, Entry], max_shard_size: int) -> dict[str, list[str]]:
-    """File names as transformers gives them to shards, to the tensors in each, in the order of the SFT files."""
-    groups: list[list[str]] = [[]]
-    held = 0
-    for name, entry in entries.items():
-        if groups[-1] and held + entry.nbytes > max_shard_size:
-            groups.append([])
-            held = 0
-        groups[-1].append(name)
-        held += entry.nbytes
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, start=1)}
-
-
-def _write_index(
-    sft: Checkpoint, folder: Path, shards: Mapping[str, Sequence[str]], entries: Mapping[str, Entry]
-) -> None:
-    if list(shards) == ["model.safetensors"]:
-        return
-    metadata = {**(sft.index or {}).get("metadata", {}), "total_size": sum(entry.nbytes for entry in entries.values())}
-    if "total_parameters" in metadata:
-        metadata["total_parameters"] = sum(entry.size for entry in entries.values())
-    weight_map = {name: file for file, names in shards.items() for name in names}
-    index = {"metadata": metadata, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _write_companions(sft: Checkpoint, folder: Path, dtype: str | None) -> None:
-    config = dict(sft.config)
-    if dtype is not None:
-        # transformers 5 writes `dtype`, older versions `torch_dtype`; whichever is there must agree with the weights.
-        for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
-            config[key] = dtype
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for pattern in _COMPANIONS:
-        for path in sorted(sft.folder.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
