@@ -51,9 +51,9 @@ class Worker:
 
     def __call__(self, job: list[Task] | Reading) -> list[Row] | list[float]:
         """The rows of a batch of tasks, or what `Engine.nll` says of texts."""
-        return self.engine.nll(*job) if isinstance(job, Reading) else self._rows(job)
+        return self.engine.nll(*job) if isinstance(job, Reading) else self._generate_and_score(job)
 
-    def _rows(self, tasks: list[Task]) -> list[Row]:
+    def _generate_and_score(self, tasks: list[Task]) -> list[Row]:
         completions = self.engine.complete([task.request for task in tasks])
         texts = self.tokenizer.batch_decode(
             [completion.token_ids for completion in completions], skip_special_tokens=True
@@ -88,7 +88,7 @@ class Measurement:
         self.store, self._worker, self._processes = store, worker, processes
         self._samples = range(samples_per_prompt)
 
-    def points(
+    def measure(
         self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, str]
     ) -> list[StoredPoint]:
         """Sample and score every spec of every group on the prompts, and return their points.

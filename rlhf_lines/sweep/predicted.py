@@ -50,7 +50,7 @@ def measure_predicted(
         fit = fit_surrogate(weights, list(known.values()))
         fits[name] = (fit, list(known))
         predicted[name] = [make(tuple(row)) for row in predicted_front(fit, count, weights)]
-    new = measurement.points("test", predicted, inputs.prompts["test"])
+    new = measurement.measure("test", predicted, inputs.prompts["test"])
     reports: dict[str, SurrogateEntry] = {}
     for name, (fit, sampled) in fits.items():
         of_group = [point for point in new if point.group == name]

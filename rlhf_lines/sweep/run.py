@@ -108,7 +108,7 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     chosen, validation = choose_scaling(config, inputs, specs, measurement)
     makers = specs.makers(chosen)
     of_weights = {name: [make(weights) for weights in specs.weights] for name, make in makers.items()}
-    points, surrogate = measurement.points("test", specs.fixed() | of_weights, inputs.prompts["test"]), None
+    points, surrogate = measurement.measure("test", specs.fixed() | of_weights, inputs.prompts["test"]), None
     if config.sampler == "map":
         surrogate, predicted = measure_predicted(inputs, makers, measurement, points, count=config.map_points)
         points += predicted

@@ -28,7 +28,7 @@ def choose_scaling(
         f"{LINES} {' '.join(map(str, scaling))}": [specs.resolve(scaled(scaling)(row)) for row in weights]
         for scaling in candidates
     }
-    points = measurement.points("validation", groups, prompts)
+    points = measurement.measure("validation", groups, prompts)
     scores = np.stack([measurement.store.scores(point.spec_id, "validation", inputs.rewards) for point in points])
     means, resampled = scores.mean(axis=1), bootstrap_means(scores, seed=config.seed)
     reference = reference_point(means)

@@ -71,7 +71,10 @@ def test_statistics_reach_their_rule(sft, policies, model, tmp_path):
         generator = torch.Generator().manual_seed(seed)
         importance = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in sizes.items()}
         save_file(importance, folder / "fisher.safetensors")
-    spec, group = MergeSpec("fisher", (0.5, 0.5)), GroupEntry("importance", "fisher", statistics=tuple(folders))
+    spec, group = (
+        MergeSpec("fisher", (0.5, 0.5)),
+        GroupEntry("importance", "fisher", statistics=tuple(map(str, folders))),
+    )
     merged = merge_policies(sft, policies[:2], spec, save="dense", output_dir=tmp_path / "m", statistics=folders)
     expected = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval())
     with merged_weights(model, sft, policies[:2], [group]).loaded(spec):
