@@ -45,10 +45,6 @@ class Merges:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close what is open."""
         self._files.close()
 
     def check(self, spec: MergeSpec) -> None:

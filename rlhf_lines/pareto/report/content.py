@@ -108,7 +108,7 @@ class Content:
         for point in points:
             values = point["spec"]["weights"]
             found.setdefault((*values, *[0.0] * (longest - len(values))), []).append(point["id"])
-        names = [*policy_names(self.front["policies"])[:longest]]
+        names = policy_names(self.front["policies"])[:longest]
         names += [f"policy {k + 1}" for k in range(len(names), longest)]
         texts = {key: [f"{share(w)} {name}" for w, name in zip(key, names, strict=True)] for key in found}
         return [Step(" · ".join(texts[key]), found[key]) for key in sorted(found)]

@@ -55,6 +55,10 @@ class LocalEngine:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self._merges.sft)
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        return end_token_ids(self._multi_lora.model, self._tokenizer)
+
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in their order, which may mix any specs.
 
@@ -81,7 +85,7 @@ class LocalEngine:
             requests,
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
-            eos_token_ids=end_token_ids(self._multi_lora.model, self._tokenizer),
+            eos_token_ids=self._ends,
             pad_token_id=self._tokenizer.pad_token_id,
             seed=self._config.seed,
             policy=None if spec is None else self._merged.loaded(spec),
