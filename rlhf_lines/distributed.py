@@ -133,6 +133,7 @@ class Processes:
         while not isinstance(items := self._broadcast(None), bool):
             result, error = _attempt(work, items[rank]) if rank < len(items) else (None, None)
             self._gather((result, error and "".join(traceback.format_exception(error))))
+        self._group = None  # so that `leave` ends its threads, also while an error still holds this object
         if not items:
             raise SystemExit(1)
 
@@ -140,6 +141,7 @@ class Processes:
         """Tell the others that there is no more work, because all is done or because the leader failed."""
         if self.count > 1:
             self._broadcast(done)
+            self._group = None  # as in `follow`
 
     def _broadcast(self, items: list | bool | None) -> list | bool:
         held = [items]
