@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_lines import distributed
-from rlhf_lines.config import read_config
+from rlhf_lines.arguments import read_config
 from rlhf_lines.errors import NO_SPACE, is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.stages import MODULES, read_stage, run_configured
 

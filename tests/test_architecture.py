@@ -41,7 +41,9 @@ merge.inputs
 merge.tensors     merge.layers
 demo_models
 data              task_rewards
+arguments
 artifact          config         models         sampling
+config_file
 __init__          distributed    errors         noise         reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")

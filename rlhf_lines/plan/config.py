@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from rlhf_lines.config import given_keys
+from rlhf_lines.arguments import given_keys
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.stages import MODULES, configs_of, read_stage
 
