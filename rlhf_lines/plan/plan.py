@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +56,15 @@ class Plan:
     read: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def refusal(check: Callable[[], object]) -> str | None:
+    """A note that the stage will refuse the folder it is to make, where a check of it does, or None."""
+    try:
+        check()
+    except FileExistsError as error:
+        return f"before it runs: {error}"
+    return None
 
 
 def plan_table(plan: Plan, config: str | Path | None = None) -> str:
