@@ -157,13 +157,8 @@ def _parser(dataclass_types: Sequence[type], prog: str):
             return next(found, None) or self.add_argument_group(title)
 
         def check_flags(self, arguments: list[str]) -> None:
-            """Refuse flags that are unknown or given twice, and words that belong to none."""
+            """Refuse unknown flags and words that belong to none; of a flag given twice the last counts."""
             check_unknown(self.parse_known_args(arguments)[1], self._option_string_actions, prog)
-            names = [argument.partition("=")[0] for argument in arguments]
-            given = [self._option_string_actions[name].dest for name in names if name in self._option_string_actions]
-            for name in given:
-                if given.count(name) > 1:
-                    raise ValueError(f"--{name} is given {given.count(name)} times: give it once, with all its values")
 
         def read_settings(self, settings: Settings) -> dict[str, Any]:
             """Make the settings of a file the defaults, and return what is kept of them as given."""

@@ -58,13 +58,20 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-def refusal(check: Callable[[], object]) -> str | None:
-    """A note that the stage will refuse the folder it is to make, where a check of it does, or None."""
+def note_existing(check: Callable[[], object], *, overwrite: bool) -> list[str]:
+    """The note that the folder to be made exists, which stops the stage and no plan.
+
+    Args:
+        check: of the folder, by the stage; what else it raises passes.
+        overwrite: the folder may be replaced, so that nothing is raised for its existence alone.
+    """
     try:
         check()
     except FileExistsError as error:
-        return f"before it runs: {error}"
-    return None
+        if overwrite:
+            raise
+        return [f"the stage will not start as it is: {error}"]
+    return []
 
 
 def plan_table(plan: Plan, config: str | Path | None = None) -> str:

@@ -1,4 +1,4 @@
-"""From the arguments of a stage to its plan, or to the refusal that the stage would give."""
+"""From the arguments of a stage to its plan, or to the note_existing that the stage would give."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rlhf_lines.artifact import is_complete, refuse_existing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.plan import merging, sweeping, training
 from rlhf_lines.plan.config import of_type, read_config, stage_of
-from rlhf_lines.plan.plan import Options, Plan, refusal
+from rlhf_lines.plan.plan import Options, Plan, note_existing
 from rlhf_lines.stages import MODULES
 
 
@@ -40,9 +40,10 @@ def plan(arguments: list[str], options: Options | None = None) -> Plan:
     run_config = of_type(configs, RunConfig)
     output_dir = next(config.output_dir for config in configs.values() if hasattr(config, "output_dir"))
     # A merge looks at its folder itself: it has a record of its own.
-    stopped = None
+    notes = []
     if stage != "merge" and not (run_config.resume and is_complete(output_dir)):
-        stopped = refusal(lambda: refuse_existing(output_dir, overwrite=run_config.overwrite))
+        overwrite = run_config.overwrite
+        notes = note_existing(lambda: refuse_existing(output_dir, overwrite=overwrite), overwrite=overwrite)
     made = PLANS[stage](configs, given, path.parent if path else None, options)
-    made.notes += [stopped] if stopped else []
+    made.notes += notes
     return made
