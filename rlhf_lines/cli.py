@@ -21,6 +21,7 @@ from rlhf_lines.stages import MODULES, read_stage, run_configured
 
 VERBS = {
     "demo": "the whole pipeline on a tiny model, without network or weights",
+    "configs": "a copy of the configs that come with this: of the demo, of 7B models, and of accelerate",
     "sft": "supervised fine-tuning, with LoRA merged into a dense checkpoint",
     "reward": "a reward model from preference pairs",
     "ppo": "a LoRA policy from the SFT model against reward models",
@@ -137,6 +138,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", default="outputs/demo", help="folder of the demo (default: %(default)s)")
     demo.add_argument("--config_dir", help="folder of base.yaml ... sweep.yaml, to change the demo's settings")
 
+    configs = add("configs", _configs)
+    configs.add_argument(
+        "folder", metavar="DIR", nargs="?", default="configs", help="folder to make (default: %(default)s)"
+    )
+
     for verb in MODULES:
         add(verb, _stage, add_help=False)
 
@@ -215,6 +221,12 @@ def _demo(options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"config_dir {options.config_dir} has no {name}.yaml, one of the demo's configs")
     for text in demo.run(options.output_dir, options.config_dir):
         _say(text)
+
+
+def _configs(options: argparse.Namespace) -> None:
+    from rlhf_lines.shipped import copy_configs
+
+    _say(*copy_configs(options.folder))
 
 
 def _front(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ scripts
 __main__
 cli
 demo
+shipped
 summary           plan
 stages
 sweep

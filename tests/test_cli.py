@@ -21,7 +21,7 @@ from tests import tiny
 
 
 VERBS = (
-    "demo", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "report", "score", "export",
+    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "report", "score", "export",
     "plan",
 )  # fmt: skip
 
@@ -335,7 +335,11 @@ def test_the_help_of_a_stage_has_our_options_first_then_those_of_the_libraries(c
 
 
 def test_the_verbs_are_those_of_the_stages(capsys):
-    assert set(cli.VERBS) == set(VERBS) == {*MODULES, "demo", "front", "pick", "report", "score", "export", "plan"}
+    assert (
+        set(cli.VERBS)
+        == set(VERBS)
+        == {*MODULES, "demo", "configs", "front", "pick", "report", "score", "export", "plan"}
+    )
     assert cli.main([]) == 2
     assert cli.main(["-h"]) == 0
     assert capsys.readouterr().err == ""
@@ -351,6 +355,7 @@ def test_every_verb_has_help(folder, capsys, verb):
     assert out.startswith(f"usage: rlhf-lines {verb}") and err == ""
     shown = {
         "front": "RUN_DIR",
+        "configs": "DIR",
         "pick": "--preference",
         "report": "RUN_DIR",
         "score": "RUN_DIR",
