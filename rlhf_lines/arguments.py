@@ -165,11 +165,12 @@ def _parser(dataclass_types: Sequence[type], prog: str):
             actions = {action.dest: action for action in self._actions if action.dest != "help"}
             problems, given, held = Problems(_unknown_keys(settings, actions, prog)), dict(settings), {}
             for key, value in ((key, value) for key, value in settings.items() if key in actions):
-                text = _holds_text(self.hints[key])
+                kinds = _kinds(self.hints[key])
+                text = all(_is_text(kind) for kind in kinds)
                 if text and not isinstance(value, str | list | dict | None):
                     value = given[key] = settings.texts.get(key, value)  # no, 007 and 12e4 are texts there
                 try:
-                    held[key] = _from_yaml(actions[key], value, as_it_is=key in self.read_by_field, text=text)
+                    held[key] = _from_yaml(actions[key], value, None if key in self.read_by_field else kinds)
                 except ValueError as error:
                     problems.add(f"{settings.place(key)}: {error}")
             problems.check()
@@ -217,15 +218,17 @@ def _unknown_keys(settings: Settings, known: Collection[str], prog: str) -> list
     ]
 
 
-def _holds_text(hint: Any) -> bool:
-    """Whether a field holds a text, or one of several, and nothing else but None."""
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """What a field may hold beside None: of `list[float] | None` a list of floats, of `dict | str` one of two."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return all(
-        kind in (str, type(None))
-        or (get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind)))
-        or (isinstance(kind, type) and issubclass(kind, Enum))
-        for kind in kinds
-    )
+    return tuple(kind for kind in kinds if kind is not type(None))
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether values of a kind are texts, any or some."""
+    if get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(kind))
+    return kind is str or (isinstance(kind, type) and issubclass(kind, Enum))
 
 
 def _heading(kind: type, name: str) -> str:
@@ -235,34 +238,40 @@ def _heading(kind: type, name: str) -> str:
     return of_library or inspect.getdoc(owner).partition("\n")[0].rstrip(".")
 
 
-def _from_yaml(action: argparse.Action, value, *, as_it_is: bool, text: bool):
-    """What the flag would have made of the value: argparse converts texts only, and no parts of a list."""
+def _from_yaml(action: argparse.Action, value, kinds: Sequence[Any] | None):
+    """What the flag would have made of a value, or of the parts of a list; a mapping stays one where it may be one.
+
+    Args:
+        action: of the flag.
+        value: of the file.
+        kinds: what the field may hold; None leaves the value to the field's own `parse`.
+    """
     if value is None:
         if action.required:
             raise ValueError(f"{action.dest} is empty, expected a value")
         return None
     several = action.nargs in ("+", "*")
     items = value if several and isinstance(value, list) else [value]
-    if not as_it_is:
-        items = [_one_value(action, item, plain=several or text) for item in items]
+    if kinds is not None and len(kinds) == 1:
+        kind = get_args(kinds[0])[0] if is_list(kinds[0]) else kinds[0]
+        if kind in (int, float, bool) or _is_text(kind):
+            items = [_one_value(action, item, kind) for item in items]
     return items if several else items[0]
 
 
-def _one_value(action: argparse.Action, value, *, plain: bool):
-    """One value of a file, converted as argparse would; a mapping or a list as it is, unless it must be plain."""
-    numeric, switch = action.type in (int, float), getattr(action.type, "__name__", "") == "string_to_bool"
+def _one_value(action: argparse.Action, value, kind: Any):
     if isinstance(value, (list, dict)):
-        if plain or numeric or switch or action.choices:
-            raise ValueError(f"{action.dest} holds {value!r}, expected one value")
+        raise ValueError(f"{action.dest} holds {value!r}, expected one value")
+    if _is_text(kind):
+        if action.choices and value not in action.choices:
+            raise ValueError(f"{action.dest} holds {value!r}, expected {alternatives(list(map(str, action.choices)))}")
         return value
-    if action.choices and value not in action.choices:
-        raise ValueError(f"{action.dest} holds {value!r}, expected {alternatives(list(map(str, action.choices)))}")
-    expected = {int: "a whole number", float: "a number"}.get(action.type, "true or false")
     try:
-        held = action.type(str(value) if switch else value) if numeric or switch else value
+        held = action.type(str(value)) if kind is bool or isinstance(value, str) else kind(value)
     except (TypeError, ValueError, OverflowError, argparse.ArgumentTypeError):
-        held = None
-    rounded = isinstance(value, float) and numeric and held != value and value == value
-    if held is None or rounded or (numeric and isinstance(value, bool)):
+        held = value
+    exact = not isinstance(value, float) or held == value or value != value
+    if held is not None and not (isinstance(held, kind) and exact and (kind is bool or not isinstance(value, bool))):
+        expected = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise ValueError(f"{action.dest} holds {value!r}, expected {expected}")
     return held

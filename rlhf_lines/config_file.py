@@ -7,13 +7,15 @@ and of JSON. `yes`, `no`, `on` and `off` stay switches, as everybody's YAML file
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from rlhf_lines.errors import Problems, is_ours, reason
+from rlhf_lines.errors import Problems, reason
 
 
 class Settings(dict[str, Any]):
@@ -46,27 +48,16 @@ def read_settings(path: Path) -> Settings:
     """
     if not path.is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
-    loader = None
-    try:
+    with _yaml_of(path):
         loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
-        if isinstance(node, yaml.MappingNode):
-            _check_keys(node, path)  # before merge keys (<<) put more of them beside each other
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
-                    key.tag = "tag:yaml.org,2002:str"  # `on: 1` has the key on, not true
+    if isinstance(node, yaml.MappingNode):
+        _check_keys(node, path)  # before merge keys (<<) put more of them beside each other
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                key.tag = "tag:yaml.org,2002:str"  # `on: 1` has the key on, not true
+    with _yaml_of(path):
         content = None if node is None else loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"config file {path} is not valid YAML{line}: {error.problem or reason(error)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        if is_ours(error):
-            raise
-        raise ValueError(f"config file {path} is not valid YAML: {reason(error)}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
     if not isinstance(content, dict):
         kinds = {type(None): "nothing", list: "a list", str: "one text"}
         what = kinds.get(type(content), f"one value, {content!r}")
@@ -79,6 +70,19 @@ def read_settings(path: Path) -> Settings:
         elif isinstance(value, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in value.value):
             settings.texts[key.value] = [item.value for item in value.value]
     return settings
+
+
+@contextlib.contextmanager
+def _yaml_of(path: Path) -> Iterator[None]:
+    """Inside, what PyYAML says of the file becomes one sentence with the line."""
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"config file {path} is not valid YAML{line}: {error.problem or reason(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"config file {path} is not valid YAML: {reason(error)}") from error
 
 
 def _check_keys(root: yaml.Node, path: Path) -> None:
@@ -94,6 +98,8 @@ def _check_keys(root: yaml.Node, path: Path) -> None:
             continue
         first: dict[str, int] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # PyYAML refuses it
             line, name = key.start_mark.line + 1, key.value
             where = f"config file {path}, line {line}"
             if name in ("", "~", "null"):
