@@ -264,7 +264,7 @@ def test_every_number_flag_of_a_verb_is_checked(folder, capsys):
         ["plan", "--prompt_tokens", "1.5"],
     ):
         assert "invalid int value" in refused(capsys, folder, arguments)
-    assert "repeats nope" in refused(capsys, folder, ["merge", *merge_flags(repeats="nope")])
+    assert "file 'nope' does not exist" in refused(capsys, folder, ["merge", *merge_flags(repeats="nope")])
 
 
 # --- our mistakes ---
