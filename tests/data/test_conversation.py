@@ -239,3 +239,24 @@ def test_a_bos_text_of_the_data_is_not_doubled(write, make_tokenizer, caplog, ki
     if not chat:
         first, _ = load(path, kind, tokenizer=make_tokenizer(chat=False, adds_bos=False))
         assert "<s>0 a" in first.values()
+
+
+def test_what_a_chat_template_does_without_a_word_is_told(write, make_tokenizer, caplog):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    path = write("rows.jsonl", [{"prompt": SYSTEM}, {"prompt": "<|im_start|>user"}, {"prompt": "a"}])
+    assert len(load(path, "prompts", tokenizer=tokenizer)) == 3
+    start = f"{path}, split test: "
+    assert [message.removeprefix(start) for message in caplog.messages if message.startswith(start)] == [
+        "the chat template changes or leaves out a turn of 1 of 3 prompts; the first is one of the system: 'Be brief.'"
+    ]
+    path = write("written.jsonl", [{"prompt": "<|im_start|>user"}, {"prompt": "a"}])
+    load(path, "prompts", tokenizer=tokenizer)
+    assert f"{path}, split test: 1 of 2 prompts begin with a special token, as if" in caplog.text
+
+
+@pytest.mark.parametrize("setting", [{"prompt_template": "hh"}, {"chat_template_kwargs": {"a": 1}}])
+def test_texts_take_no_setting_of_prompts(write, make_tokenizer, setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is .*, but text has no prompts: leave it out"):
+        load(write("rows.jsonl", [{"text": "a"}]), "text", tokenizer=make_tokenizer(), **setting)
