@@ -67,14 +67,12 @@ def load(
     """
     from datasets import Dataset
 
-    of_prompts = {
-        "max_prompt_length": max_prompt_length,
-        "prompt_template": prompt_template,
-        "chat_template_kwargs": chat_template_kwargs,
-    }
-    for name, value in of_prompts.items():
-        if kind == "text" and value:
-            raise ValueError(f"{name} is {value}, but text has no prompts: leave it out")
+    if kind == "text":
+        _refuse_of_prompts(
+            max_prompt_length=max_prompt_length,
+            prompt_template=prompt_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
     if max_prompt_length is not None and tokenizer is None:
         raise ValueError(f"max_prompt_length is {max_prompt_length}, but there is no tokenizer to count with")
     if max_samples is not None and max_samples < 1:
@@ -106,6 +104,12 @@ def load(
             _tell_chat_template(rows, written, tokenizer, source)
         rows = left_out.leave_out(written, kind, tokenizer, max_prompt_length, source)
     return Dataset.from_list(rows[:max_samples])
+
+
+def _refuse_of_prompts(**settings) -> None:
+    for name, value in settings.items():
+        if value:
+            raise ValueError(f"{name} is {value}, but text has no prompts: leave it out")
 
 
 def _rows_of_source(name: str, kind: str, split: str, template: str | None, test_size: TestSize):
