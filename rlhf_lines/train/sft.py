@@ -78,8 +78,11 @@ def run(
         name_base(trainer.model, model_config.model_name_or_path)
         counts = {}
         if kind == "demonstrations":
-            made, limit, end = trainer.train_dataset, training.max_length, tokenizer.eos_token_id
-            counts = tell_long_rows(made, len(train_dataset), limit, end=end, source=data_config.dataset_name)
+            limits = {"max_length": training.max_length, "end": tokenizer.eos_token_id}
+            name = data_config.dataset_name
+            counts = tell_long_rows(trainer.train_dataset, len(train_dataset), source=name, **limits)
+            if eval_dataset is not None:
+                tell_long_rows(trainer.eval_dataset, len(eval_dataset), source=f"{name}, split validation", **limits)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
