@@ -141,7 +141,7 @@ def _mergekit_config(opened: OpenMerge, written: Written) -> str | None:
         opened.spec,
         opened.merge.sft_model,
         policies,
-        num_layers=opened.sft.num_layers(),
+        num_layers=opened.num_layers,
         out_dtype=written.dtype,
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lines.config import RunConfig
-from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.statistics_files import open_statistics
 from rlhf_lines.merge.job import Merge
@@ -150,14 +150,17 @@ def _look_at_inputs(plan: Plan, merge: Merge, config: MergeConfig) -> None:
         files += [Path(folder) / merge.rule.statistics.file for folder in merge.statistics]
         plan.read |= {str(path): path.stat().st_size for path in files}
         sft = opened.sft
-        sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
+        # Weights that are packed, and heads that are tied, count as what they are in the model.
         touched = {
-            name
-            for policy in opened.policies
-            for name in (parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes)
+            (sft.parameter(f"{module}.weight") or module): math.prod((len(factors.B), factors.A.shape[1]))
+            for policy in opened.adapters
+            for module, factors in policy.modules.items()
         }
-        count = sum(sizes[name] for name in touched)
-        share = count / sum(sizes.values())
+        for policy in opened.policies:
+            if isinstance(policy, Checkpoint):
+                touched |= {name: math.prod(shape) for name, shape in policy.shapes.items()}
+        count = sum(touched.values())
+        share = count / (plan.parameters if sft.quantisation else sum(map(math.prod, sft.shapes.values())))
         plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(touched)} tensors"))
         if merge.save == "dense":
             entries, files = layout(sft, merge.dtype, merge.max_shard_size)

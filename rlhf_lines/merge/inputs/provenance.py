@@ -16,14 +16,13 @@ from rlhf_lines.merge.inputs.adapter import (
     RECORD_FILE,
     WEIGHTS_FILE,
     Adapter,
-    copy_key,
+    check_modules,
     is_adapter,
     load_adapter,
-    parameters_of,
 )
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE, WAY_OUT
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, read_json, sha256_of
-from rlhf_lines.merge.inputs.policies import shape_difference
+from rlhf_lines.merge.inputs.policies import match_names
 from rlhf_lines.merge.inputs.tokenizers import compare_tokenizers
 
 
@@ -133,7 +132,8 @@ def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
                 else:
                     _check_path(adapter, adapters[0], sft_model)
                 if checkpoint is not None:
-                    _check_copies(adapter, parameters_of(adapter, checkpoint), checkpoint)
+                    check_modules(adapter, checkpoint)
+                    _check_copies(adapter, checkpoint)
     problems.check()
 
 
@@ -159,7 +159,7 @@ def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:
         for key in _SIZES
         if key in theirs and key in ours and theirs[key] != ours[key]
     ]
-    of_shapes = shape_difference(policy, sft)
+    _, of_shapes = match_names(policy, sft)
     if differing:
         said = f"is not of the SFT model's architecture: it has {', '.join(differing)}"
         yield f"policy {str(policy.folder)!r} {said}{f', and {of_shapes}' if of_shapes else ''}"
@@ -180,20 +180,21 @@ def _config_warnings(policy: Checkpoint, sft: Checkpoint) -> list[str]:
     ]
 
 
-def _check_copies(adapter: Adapter, parameters: Mapping[str, str], checkpoint: Checkpoint) -> None:
+def _check_copies(adapter: Adapter, checkpoint: Checkpoint) -> None:
     """Stop unless the base weights in an adapter's file are those of the SFT model, as their dtype holds them."""
     if not adapter.copied:
         return
     with safe_open(Path(adapter.path) / WEIGHTS_FILE, "pt") as file:
-        for name, module in parameters.items():
-            if module not in adapter.copied:
-                continue
-            copy = file.get_tensor(copy_key(module))
-            if not torch.equal(checkpoint.read(name).to(copy.dtype), copy):
+        for key, name in adapter.copied.items():
+            stored, copy = checkpoint.parameter(name) or checkpoint.tied(name), file.get_tensor(key)
+            if stored is not None and checkpoint.quantisation and checkpoint.shapes[stored] != tuple(copy.shape):
+                continue  # it has been packed since
+            if stored is None or not torch.equal(checkpoint.read(stored).to(copy.dtype), copy):
                 raise ValueError(
-                    f"adapter {adapter.path!r} holds a base weight of {module!r} that is not {name!r} of the SFT model "
-                    f"{str(checkpoint.folder)!r}, so s B A is not the whole difference; {WAY_OUT}, or, if that weight "
-                    "was not trained, save the adapter with save_pretrained(folder, save_embedding_layers=False)"
+                    f"adapter {adapter.path!r} holds a base weight of {name.removesuffix('.weight')!r} that is not "
+                    f"{stored or name!r} of the SFT model {str(checkpoint.folder)!r}, so s B A is not the whole "
+                    f"difference; {WAY_OUT}, or, if that weight was not trained, save the adapter with "
+                    "save_pretrained(folder, save_embedding_layers=False)"
                 )
 
 
