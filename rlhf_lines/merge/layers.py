@@ -51,7 +51,7 @@ _OTHER_PARTS = (
 )
 
 FAMILIES = (
-    Family(  # Llama, Mistral, Mixtral, Qwen2/3, Gemma 1-3, Phi, Phi-3, OLMo, Cohere, StableLM; with eyes: Llava, Qwen-VL
+    Family(  # Llama, Mistral, Mixtral, Qwen2/3, Gemma 1-3, Phi, Phi-3, OLMo, Cohere, StableLM, Llava, Qwen-VL
         "model.layers",
         r"(?:model\.)?(?:language_model\.)?(?:model\.)?",
         "layers",

@@ -48,7 +48,7 @@ def open_merge(
     needed = merge.rule.statistics
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(merge.sft_model))
-        policies, warnings = load_inputs(sft, merge.policies, stack)
+        policies, warnings = load_inputs(sft, merge.policies, stack, sft_renamed=merge.sft_renamed)
         check_statistics(merge.spec.rule, needed, merge.statistics, merge.policies)
         statistics = open_statistics(needed, merge.statistics, stack)
         opened = OpenMerge(merge, sft, policies, statistics, max_memory=max_memory, progress=progress)

@@ -13,7 +13,6 @@ from torch import Tensor
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.provenance import check_inputs
 from rlhf_lines.merge.inputs.statistics_files import check_statistics, open_statistics
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.opened import OpenMerge
@@ -27,7 +26,7 @@ class Merges:
 
     Args:
         sft: folder of the SFT model.
-        adapters: the policies, in the order of the specs' weights; a spec may have fewer.
+        adapters: the policies, which belong to it, in the order of the specs' weights; a spec may have fewer.
         groups: whose statistics their rules get.
 
     Raises:
@@ -67,10 +66,7 @@ class Merges:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
-        """The SFT model, once it is known that the policies belong to it."""
-        sft = self._files.enter_context(Checkpoint(self.sft))
-        check_inputs(sft, self._adapters)
-        return sft
+        return self._files.enter_context(Checkpoint(self.sft))
 
     def _statistics_of(self, rule: str) -> list[Tensors]:
         if rule not in self._statistics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE, WAY_OUT, check_config
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, read_json
+from rlhf_lines.merge.inputs.model_names import ModelNames
 from rlhf_lines.merge.layers import is_embedding, is_head
 from rlhf_lines.merge.tensors.precision import wide
 
@@ -71,6 +72,12 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
+def adapters_below(folder: Path) -> str:
+    """Which folders in this one are adapters, as the end of a sentence: PEFT writes named adapters into such."""
+    found = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
+    return f"; it holds the adapters {', '.join(found)}: name one of these folders" if found else ""
+
+
 def load_adapter(path: str | Path) -> Adapter:
     """The adapter in a PEFT folder, from `adapter_config.json` and `adapter_model.safetensors`.
 
@@ -93,6 +100,7 @@ def load_adapter(path: str | Path) -> Adapter:
         if not (folder / file).is_file():
             raise FileNotFoundError(
                 f"{str(path)!r} has no {file}; expected the folder that model.save_pretrained of a PEFT model writes"
+                + adapters_below(folder)
             )
     config = read_json(folder / CONFIG_FILE)
     check_config(config, path)
@@ -126,8 +134,17 @@ def dense_residual(adapter: Adapter, module: str) -> Tensor:
     return residual.T.contiguous() if adapter.transposed else residual
 
 
+def renamed(adapter: Adapter, names: ModelNames) -> Adapter:
+    """The adapter with its modules as a model calls them; a name that the model does not know stays."""
+    modules = {}
+    for module, factors in adapter.modules.items():
+        key = names.key(f"{module}.weight")
+        modules[key.removesuffix(".weight") if key in names.shapes else module] = factors
+    return replace(adapter, modules=modules)
+
+
 def check_modules(adapter: Adapter, checkpoint: Checkpoint) -> None:
-    """Stop unless every adapted module is one of the model's, of the right shape, whatever the files hold of its weight.
+    """Stop unless every adapted module is one of the model's, of the right shape, whatever the files hold of it.
 
     Files of a quantised model hold weights in other shapes, and a head that is tied to the embedding not at all: an
     adapter needs neither.
@@ -206,7 +223,11 @@ def _factors(
     for key in sorted(tensors, key=lambda key: "lora_" not in key):  # what a module is made of names a problem best
         tensor = tensors[key]
         module = key.removesuffix(".weight").removesuffix(".base_layer")
-        if key == f"{module}.base_layer.weight" and module in adapted or key == f"{module}.weight" and _is_table(module):
+        if (
+            key == f"{module}.base_layer.weight"
+            if module in adapted
+            else key == f"{module}.weight" and _is_table(module)
+        ):
             copied[key] = f"{module.removeprefix('base_model.model.')}.weight"
             continue
         match = re.fullmatch(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight", key)

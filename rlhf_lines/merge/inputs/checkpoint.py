@@ -168,14 +168,14 @@ class Checkpoint:
         held, place = self._layers_beside(names)
         if held and held in stated:
             return held
-        if not stated or held < stated[0] and held:
+        if not stated or 0 < held < stated[0]:
             says = f"states {stated[0]} layers" if stated else f"does not state the number of layers {_LAYER_KEYS}"
             files = f", but its files hold {held} named {place}<i>" if held else ""
             raise ValueError(f"{str(self.folder / 'config.json')!r} {says}{files}; correct the config")
         return stated[0]
 
     def _layers_beside(self, names: Iterable[str]) -> tuple[int, str]:
-        """How many layers the files hold in the place of the first layer among the names, and that place in the files."""
+        """How many layers the files hold in the place of the first layer among the names, and that place."""
         name = next((name for name in names if layer_of(name)), None)
         stored = name and self.parameter(name if name in self.shapes else f"{name}.weight")
         if not stored or not layer_of(stored):
@@ -200,7 +200,7 @@ class Checkpoint:
         return direct or self._read_as(lambda reading: reading.stored.get(reading.key(name)))
 
     def tied(self, name: str) -> str | None:
-        """The name in the files of the parameter that a model's parameter is tied to, which they do not hold, or None."""
+        """The name in the files of what a parameter that they do not hold is tied to, or None."""
         return self._read_as(lambda reading: reading.tied.get(reading.key(name)))
 
     def model_shape(self, name: str) -> tuple[int, ...] | None:

@@ -1,8 +1,8 @@
 """What a model calls the tensors of a checkpoint, which its files may name otherwise.
 
 transformers renames tensors while it loads them: a file's `language_model.model.layers.0` is the module
-`model.language_model.layers.0` of Gemma 3. Adapters have the names of modules. The model is built without weights, and the
-library's own renaming is asked, so no list of architectures is kept here.
+`model.language_model.layers.0` of Gemma 3. Adapters have the names of modules. The model is built without weights, and
+the library's own renaming is asked, so no list of architectures is kept here.
 """
 
 from __future__ import annotations

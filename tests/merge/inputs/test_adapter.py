@@ -286,10 +286,12 @@ def test_embeddings_saved_beside_an_adapter_are_left_out_where_they_are_the_sft_
     assert set(copied.values()) == {"model.embed_tokens.weight", "lm_head.weight"}
     out = merge_policies(sft, [folder], MergeSpec("linear", (1.0,)), save="adapter", output_dir=tmp_path / "out")
     torch.testing.assert_close(peft_logits(sft, out), peft_logits(sft, folder))
-    for key, name in copied.items():
-        changed = edit_weights(tmp_path / "tables", lambda tensors, key=key: tensors | {key: tensors[key][:-1].clone()})
-        with pytest.raises(ValueError, match=f"a base weight of '{name.removesuffix('.weight')}' that is not '{name}'"):
-            check_same_base([load_adapter(changed)], sft)
+    key = next(key for key, name in copied.items() if name == "model.embed_tokens.weight")
+    edit_weights(folder, lambda tensors: tensors | {key: tensors[key][:-1].clone()})
+    with pytest.raises(
+        ValueError, match=r"a base weight of 'model.embed_tokens' that is not 'model.embed_tokens.weight'"
+    ):
+        check_same_base([load_adapter(folder)], sft)
 
 
 def test_base_weights_of_modules_that_are_not_adapted_are_refused(copy_of, helpful, edit_weights):
