@@ -114,7 +114,7 @@ class Merge:
         """
         for name in ("spec", "save", *vars(self)):
             here, there = getattr(self, name), getattr(other, name)
-            if here != there and name != "sft_renamed":  # of no effect on what is written
+            if here != there:
                 return name, _plain(here), _plain(there)
         return None
 

@@ -103,6 +103,7 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
     problems = Problems()
     warnings: list[str] = []
     adapters = [policy for policy in policies if isinstance(policy, Adapter)]
+    by_hash = all(adapter.sft_sha256 for adapter in adapters)  # as check_same_base compares them
     if adapters:
         with problems.collect():
             check_same_base(adapters, sft.folder, sft_renamed=sft_renamed)
@@ -113,7 +114,8 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
                 problems.add(problem)
             warnings += _config_warnings(policy, sft)
         with problems.collect():
-            warnings += _origin_warnings(policy, folder, sft)
+            known = isinstance(policy, Adapter) and by_hash
+            warnings += [] if known else _origin_warnings(policy, folder, sft)
         with problems.collect():
             warnings += compare_tokenizers(folder, sft.folder)
     problems.check()
@@ -255,13 +257,13 @@ def _check_path(adapter: Adapter, first: Adapter, sft_model: str | Path) -> None
     differs = _trained_on(adapter) != _trained_on(first)
     if first.base is not None and differs:
         raise ValueError(
-            f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}: {way_out} "
+            f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; {way_out} "
             f"(see {CONFIG_FILE})"
         )
     if (adapter is first or first.base is None) and _identity(adapter.base) not in _names_of(sft_model):
         raise ValueError(
             f"adapter {adapter.path!r} was trained on {_shown(adapter)}, but the SFT model given is "
-            f"{str(sft_model)!r}: {way_out} (see base_model_name_or_path in {CONFIG_FILE})"
+            f"{str(sft_model)!r}; {way_out} (see base_model_name_or_path in {CONFIG_FILE})"
         )
 
 
@@ -326,7 +328,6 @@ def _origin_warnings(policy: Adapter | Checkpoint, folder: Path, sft: Checkpoint
     recorded, file = _recorded_sft(folder)
     if recorded is not None:
         given = weights_sha256(sft.folder)
-        # Adapters that all record a hash have been compared by check_same_base.
         if recorded != given:
             kind = "adapter" if isinstance(policy, Adapter) else "policy"
             raise ValueError(

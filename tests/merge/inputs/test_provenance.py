@@ -300,4 +300,4 @@ def test_one_problem_is_one_sentence(sft, helpful, copy_of, edit_config):
     with pytest.raises(ValueError, match=r"^adapter '.*' sets use_dora") as caught:
         load_adapters([helpful, folder], sft)
     assert not isinstance(caught.value, InputProblems)
-    assert [adapter.path for adapter in load_adapters([helpful], sft)] == [str(helpful)]
+    assert [adapter.path for adapter in load_adapters([helpful], sft)[0]] == [str(helpful)]
