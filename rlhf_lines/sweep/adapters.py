@@ -16,7 +16,9 @@ from rlhf_lines.merge.inputs.provenance import load_adapters
 logger = logging.getLogger(__name__)
 
 
-def load_policies(policies: Sequence[Path], sft: Path, *, sft_renamed: bool = False) -> list[Adapter]:
+def load_policies(
+    policies: Sequence[Path], sft: Path, *, sft_renamed: bool = False, quantise: bool = False
+) -> list[Adapter]:
     """The adapters, for the causal language model in the folder; what a merge would warn of is logged.
 
     Raises:
@@ -26,6 +28,11 @@ def load_policies(policies: Sequence[Path], sft: Path, *, sft_renamed: bool = Fa
     for warning in warnings:
         logger.warning("%s", warning)
     with Checkpoint(sft) as checkpoint:
+        if quantise and checkpoint.quantisation:
+            raise ValueError(
+                f"{str(sft)!r} is quantised already ({checkpoint.quantisation}, see quantization_config in "
+                "config.json), and is loaded as it is: leave out load_in_8bit and load_in_4bit"
+            )
         names = checkpoint.readings.loaded_by(CAUSAL_LM)
         if names is None:
             kind = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]

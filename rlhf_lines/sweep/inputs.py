@@ -75,7 +75,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     policies += [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
-    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed)
+    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
     tokenizer = load_tokenizer(sft)
     counts = {"validation": config.validation_prompts, "test": config.test_prompts}
