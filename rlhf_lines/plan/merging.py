@@ -63,12 +63,12 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     for policy, adapter in zip(merge.policies, adapters, strict=True):
         if merge.save == "adapter" and adapter.count is None:
             raise ValueError(not_an_adapter(policy))
-    model = skeleton.causal_lm(shape.config, dtype=merge.dtype or "auto")
+    model = skeleton.any_language_model(shape.config, dtype=merge.dtype or "auto")
     plan = Plan("merge", "cpu", skeleton.count(model))
     plan.models.append((merge.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(merge.policies, adapters, strict=True)]
     passes = _passes(merge)
-    _add_work(plan, merge, passes, shape)
+    _add_work(plan, merge, passes, _num_layers(merge, shape, adapters))
     if all(is_adapter(folder) or any(Path(folder).glob("model*.safetensors*")) for folder in merge.models):
         _look_at_inputs(plan, merge, config)
     written = stacked(adapters, merge.rank) * memory.FLOAT32
@@ -118,8 +118,16 @@ def _passes(merge: Merge) -> int:
     return passes_over_inputs(merge.spec)
 
 
-def _add_work(plan: Plan, merge: Merge, passes: int, shape: Shape) -> None:
-    spec, num_layers = merge.spec, shape.config.get_text_config().num_hidden_layers
+def _num_layers(merge: Merge, shape: Shape, adapters: Sequence[AdapterSizes]) -> int:
+    """The layers of the part that the policies change, from the files of the SFT model where they are here."""
+    if not any(Path(merge.sft_model).glob("model*.safetensors*")):
+        return shape.config.get_text_config().num_hidden_layers
+    with Checkpoint(merge.sft_model) as sft:
+        return sft.num_layers(sorted(changed(adapters)))
+
+
+def _add_work(plan: Plan, merge: Merge, passes: int, num_layers: int) -> None:
+    spec = merge.spec
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     if spec.alpha == "auto":
@@ -205,7 +213,7 @@ def _parts(
         parts["merged adapter"] = 2 * written  # and cast to be written
     if passes == 0:
         return parts
-    as_stored = skeleton.causal_lm(shape.config, dtype="auto")
+    as_stored = skeleton.any_language_model(shape.config, dtype="auto")
     shapes = {name: tuple(parameter.shape) for name, parameter in as_stored.named_parameters()}
     shapes = {name: shape for name, shape in shapes.items() if name in _changed(merge, adapters, shapes)}
     stored = next(as_stored.parameters()).element_size()

@@ -207,6 +207,11 @@ class Checkpoint:
         """The shape of a parameter in the model, whatever the files hold of it; None where it is not known."""
         return self._read_as(lambda reading: reading.shapes.get(reading.key(name)))
 
+    def renamed(self, name: str) -> str:
+        """The parameter that a tensor of this name in a file becomes, or a part of which."""
+        reading = next(iter(self.readings), None)
+        return name if reading is None else reading.renamed(name)
+
     def left_out(self, name: str) -> bool:
         """Whether a tensor in these files is no parameter of the model, which does without it.
 

@@ -183,6 +183,12 @@ def match_names(policy: Checkpoint, sft: Checkpoint) -> tuple[dict[str, str], st
     stored = {name: stored[name] for name in ours if name in stored}  # in the order of the SFT model's files
     if not mine and not missing:
         return stored, None
+    if {sft.renamed(name) for name in mine} == {sft.renamed(name) for name in missing} and mine != missing:
+        return stored, (
+            f"holds {len(missing)} tensors that the SFT model {str(sft.folder)!r} holds as {len(mine)} others (such as "
+            f"{min(missing)!r}, there {min(mine)!r}): load one of them, and save it again with the transformers of the "
+            "other"
+        )
     name, *others = sorted(mine | missing)
     more = f" (and {len(others)} more differ)" if others else ""
     return stored, (

@@ -231,3 +231,20 @@ def test_a_parameter_that_the_sft_model_has_not_still_stops(tmp_path):
         merge_policies(
             tmp_path / "sft", [tmp_path / "policy"], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "o"
         )
+
+
+def test_experts_that_one_version_splits_and_another_holds_as_one_are_told(tmp_path):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    experts = {"moe_intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1}
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**TEXT, **experts))
+    model.save_pretrained(tmp_path / "split")
+    fused = shutil.copytree(tmp_path / "split", tmp_path / "fused")
+    state = dict(model.state_dict())
+    save_file(state, fused / "model.safetensors", metadata={"format": "pt"})
+    spec = MergeSpec("linear", (1.0,))
+    with pytest.raises(
+        ValueError, match=r"holds \d+ tensors that the SFT model .* holds as \d+ others .* save it again"
+    ):
+        merge_policies(tmp_path / "split", [fused], spec, save="dense", output_dir=tmp_path / "out")
