@@ -53,11 +53,15 @@ _OTHER_PARTS = (
 FAMILIES = (
     Family(  # Llama, Mistral, Mixtral, Qwen2/3, Gemma 1-3, Phi, Phi-3, OLMo, Cohere, StableLM, Llava, Qwen-VL
         "model.layers",
-        r"(?:model\.)?(?:language_model\.)?(?:model\.)?",
+        r"(?:model\.)?(?:language_model\.|text_model\.)?(?:model\.)?",
         "layers",
-        ("embed_tokens", "norm", "final_layernorm", "rotary_emb", *_OTHER_PARTS),
+        (
+            *("embed_tokens", "norm", "final_layernorm", "rotary_emb"),
+            *("embed_tokens_per_layer", r"per_layer_\w+", r"altup_\w+"),  # Gemma 3n and 4
+            *_OTHER_PARTS,
+        ),
         (r"(?:language_model\.)?lm_head",),
-        ("embed_tokens",),
+        ("embed_tokens", "embed_tokens_per_layer"),
     ),
     Family(  # GPT-2, GPT-J, Falcon, Bloom
         "transformer.h",
@@ -72,7 +76,7 @@ FAMILIES = (
     ),
     Family(  # OPT, and the decoders of BART and Whisper
         "model.decoder.layers",
-        r"(?:model\.)?decoder\.",
+        r"(?:\w+\.)?decoder\.",
         "layers",
         (
             *("embed_tokens", "embed_positions", "final_layer_norm", "project_in", "project_out"),
@@ -83,7 +87,7 @@ FAMILIES = (
     ),
     Family(  # the encoders of BART and Whisper
         "model.encoder.layers",
-        r"(?:model\.)?encoder\.",
+        r"(?:\w+\.)?encoder\.",
         "layers",
         ("embed_tokens", "embed_positions", "layernorm_embedding", "layer_norm", "conv1", "conv2"),
         ("lm_head", "proj_out"),

@@ -97,10 +97,10 @@ def _without_weights(folder: Path, loader: str | None) -> PreTrainedModel | None
     level = logger.level
     logger.setLevel(logging.ERROR)  # it comments on configs, which the stage that loads the weights will repeat
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             if loader is not None:
-                return getattr(transformers, loader).from_config(config)
+                return getattr(transformers, loader).from_config(config, trust_remote_code=False)
             saved_as = next(iter(config.architectures or ()), "")
             return getattr(transformers, saved_as)(config) if hasattr(transformers, saved_as) else None
     finally:

@@ -186,6 +186,13 @@ def hub_id(folder: str | Path) -> str | None:
 
 
 def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:
+    if packed := policy.quantisation or sft.quantisation:
+        which = policy if policy.quantisation else sft
+        yield (
+            f"{str(which.folder)!r} is quantised ({packed}, see quantization_config in config.json), but residuals of "
+            "whole models are differences of plain weights: give the unquantised model"
+        )
+        return
     theirs, ours = _flat(policy.config), _flat(sft.config)
     differing = [
         f"{key} {theirs[key]!r} (the SFT model {ours[key]!r})"

@@ -248,3 +248,30 @@ def test_experts_that_one_version_splits_and_another_holds_as_one_are_told(tmp_p
         ValueError, match=r"holds \d+ tensors that the SFT model .* holds as \d+ others .* save it again"
     ):
         merge_policies(tmp_path / "split", [fused], spec, save="dense", output_dir=tmp_path / "out")
+
+
+def test_layers_that_predict_further_tokens_are_copied_under_any_name(tmp_path):
+    """Qwen3-Next's files have `mtp.*`, which transformers passes over; both sides may be copies from the Hub."""
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    linear = {"linear_num_key_heads": 1, "linear_num_value_heads": 1, "layer_types": ["full_attention"] * 3}
+    experts = {
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+    }
+    Qwen3NextForCausalLM(Qwen3NextConfig(**TEXT, **linear, **experts)).save_pretrained(tmp_path / "sft")
+    plain = load_file(tmp_path / "sft" / "model.safetensors")
+    policy = change(shutil.copytree(tmp_path / "sft", tmp_path / "policy"), moved)
+    for folder in (tmp_path / "sft", policy):
+        change(
+            folder,
+            lambda tensors: tensors | {"mtp.fc.weight": torch.ones(4, 8), "mtp.layers.0.q.weight": torch.ones(4, 4)},
+        )
+    spec = MergeSpec("linear", (0.5,), beta=1.0, alpha=0.0)
+    out = merge_policies(tmp_path / "sft", [policy], spec, save="dense", output_dir=tmp_path / "out")
+    found = load_file(out / "model.safetensors")
+    assert torch.equal(found["mtp.fc.weight"], torch.ones(4, 8)) and found.keys() > plain.keys()
+    key = "model.layers.2.self_attn.q_proj.weight"
+    torch.testing.assert_close(found[key], plain[key] + 0.5)

@@ -66,6 +66,13 @@ def test_adapters_on_a_quantised_model_are_merged_as_on_the_plain_one(
             )
 
 
+def test_a_whole_model_that_is_quantised_is_told_as_such(sft, copy_of, quantise, tmp_path):
+    packed, spec = quantise(copy_of(sft, "packed"), "gptq"), MergeSpec("linear", (1.0,))
+    for base, policy in ((sft, packed), (packed, sft)):
+        with pytest.raises(ValueError, match=r"^'.*packed' is quantised \(gptq, .* give the unquantised model$"):
+            merge_policies(base, [policy], spec, save="dense", output_dir=tmp_path / "out")
+
+
 def test_a_module_of_another_shape_is_refused_on_a_quantised_model(
     sft, helpful, copy_of, quantise, edit_weights, tmp_path
 ):
