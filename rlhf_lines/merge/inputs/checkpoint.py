@@ -165,7 +165,10 @@ class Checkpoint:
             ValueError: none of the usual keys is there, or the files hold another number.
         """
         stated = list(_stated_layers(self.config))
-        held, place = self._layers_beside(names)
+        name = next((name for name in names if layer_of(name)), None)
+        stored = name and (self.parameter(name if name in self.shapes else f"{name}.weight") or name)
+        place, _ = (stored and layer_of(stored)) or ("", 0)
+        held = self._layers_held.get(place, 0)
         if held and held in stated:
             return held
         if not stated or 0 < held < stated[0]:
@@ -174,15 +177,13 @@ class Checkpoint:
             raise ValueError(f"{str(self.folder / 'config.json')!r} {says}{files}; correct the config")
         return stated[0]
 
-    def _layers_beside(self, names: Iterable[str]) -> tuple[int, str]:
-        """How many layers the files hold in the place of the first layer among the names, and that place."""
-        name = next((name for name in names if layer_of(name)), None)
-        stored = name and self.parameter(name if name in self.shapes else f"{name}.weight")
-        if not stored or not layer_of(stored):
-            return 0, ""
-        place, _ = layer_of(stored)
-        layers = [layer_of(other) for other in self.shapes if other.startswith(place)]
-        return 1 + max(layer[1] for layer in layers if layer), place
+    @cached_property
+    def _layers_held(self) -> dict[str, int]:
+        """How many layers the files hold, by what stands before their number."""
+        held: dict[str, int] = {}
+        for place, index in filter(None, map(layer_of, self.shapes)):
+            held[place] = max(held.get(place, 0), index + 1)
+        return held
 
     @cached_property
     def readings(self) -> Readings:
