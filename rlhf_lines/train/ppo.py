@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from trl import ModelConfig, get_quantization_config
@@ -44,6 +45,8 @@ def run(
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
     final, validate = Path(training.output_dir), training.eval_strategy != "no"
     sft_sha256 = checkpoint_sha256(sft)
+    settings = {"tokenizer": tokenizer, "chat_template_kwargs": training.chat_template_kwargs}
+    read = functools.partial(data_config.load, "prompts", **settings)
     with training_folder(training, run_config, given) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
         with named_targets(model_config):
@@ -51,8 +54,8 @@ def run(
                 model=str(sft),
                 reward_models=reward_models,
                 args=training,
-                train_dataset=data_config.load("prompts", "train", tokenizer),
-                eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+                train_dataset=read(split="train"),
+                eval_dataset=read(split="validation") if validate else None,
                 processing_class=tokenizer,
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),
