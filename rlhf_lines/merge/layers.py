@@ -56,7 +56,7 @@ FAMILIES = (
         r"(?:model\.)?(?:language_model\.|text_model\.)?(?:model\.)?",
         "layers",
         (
-            *("embed_tokens", "norm", "final_layernorm", "rotary_emb"),
+            *("embed_tokens", "norm", "final_layernorm", "embedding_norm", "rotary_emb"),
             *("embed_tokens_per_layer", r"per_layer_\w+", r"altup_\w+"),  # Gemma 3n and 4
             *_OTHER_PARTS,
         ),

@@ -275,3 +275,25 @@ def test_layers_that_predict_further_tokens_are_copied_under_any_name(tmp_path):
     assert torch.equal(found["mtp.fc.weight"], torch.ones(4, 8)) and found.keys() > plain.keys()
     key = "model.layers.2.self_attn.q_proj.weight"
     torch.testing.assert_close(found[key], plain[key] + 0.5)
+
+
+def test_modules_that_end_in_a_number_are_named_whole(tmp_path):
+    """Gemma 3n's `altup_projections.0`: PEFT would take the end `0` for `layers.0`, too."""
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
+
+    small = {"vocab_size_per_layer_input": 32, "hidden_size_per_layer_input": 4, "num_kv_shared_layers": 0}
+    layers = {"layer_types": ["full_attention"] * 3, "activation_sparsity_pattern": [0.0] * 3, "laurel_rank": 2}
+    torch.manual_seed(0)
+    Gemma3nForCausalLM(Gemma3nTextConfig(**{**TEXT, **small, **layers, "intermediate_size": [24] * 3})).save_pretrained(
+        tmp_path / "sft"
+    )
+    base = Gemma3nForCausalLM.from_pretrained(tmp_path / "sft")
+    policy = tiny.save_adapter(base, tmp_path / "p", seed=1, target_modules="all-linear")
+    out = merge_policies(
+        tmp_path / "sft", [policy], MergeSpec("linear", (1.0,)), save="adapter", output_dir=tmp_path / "o"
+    )
+    one, other = (
+        logits(PeftModel.from_pretrained(Gemma3nForCausalLM.from_pretrained(tmp_path / "sft"), folder))
+        for folder in (policy, out)
+    )
+    torch.testing.assert_close(one, other)
