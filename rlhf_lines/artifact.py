@@ -8,11 +8,12 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from rlhf_lines.disk import NOTHING_KEPT, named_faults
 from rlhf_lines.distributed import leads, wait
+from rlhf_lines.lock import only_writer
 
 
 RECORD = "rlhf_lines.json"
@@ -28,7 +29,7 @@ def new_folder(
     """Yield a hidden folder beside `output_dir`, which takes that name when the block ends without an error.
 
     A block that fails or is killed leaves nothing under the final name. Of several processes, every one gets the same
-    hidden folder and the main one renames it, after all have left the block.
+    hidden folder and the main one renames it, after all have left the block. Nobody else makes the folder meanwhile.
 
     Args:
         output_dir: the folder to make.
@@ -38,10 +39,18 @@ def new_folder(
             `keep_partial`.
 
     Raises:
-        FileExistsError: `output_dir` exists and `overwrite` is false; raised before the block runs.
+        FileExistsError: `output_dir` exists and `overwrite` is false, or another run makes it; raised before the block
+            runs.
         ValueError: the folder above cannot be made or written.
+        DiskFault: the disk is full or fails.
     """
+    kept = "what was done so far is kept for --resume" if keep_partial or leave_partial else NOTHING_KEPT
     final = Path(output_dir)
+    with only_writer(final), named_faults(final, kept=kept):
+        yield from _new_folder(final, overwrite, keep_partial, leave_partial)
+
+
+def _new_folder(final: Path, overwrite: bool, keep_partial: bool, leave_partial: bool) -> Iterator[Path]:
     if leads():
         _bring_back(final)
     wait()
@@ -185,16 +194,25 @@ def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file that appears whole or not at all, in an existing folder."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # mkstemp makes the file private to its owner; this one is for others too.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as hidden:
+        hidden.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside `path`, whose file takes that name when the block ends without an error.
+
+    The hidden name keeps the ending, by which some libraries choose a format. It is always the same, so that the next
+    run replaces what a killed one left; two runs at once are kept apart by `only_writer`.
+    """
+    hidden = path.with_name(f".new.{path.name}")
+    with named_faults(path, kept="the file is as it was before"):
+        try:
+            yield hidden
+            hidden.replace(path)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
 
 
 def remove_working_files(folder: Path) -> None:

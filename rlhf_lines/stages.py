@@ -9,6 +9,7 @@ from types import ModuleType
 from rlhf_lines import distributed
 from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder
 from rlhf_lines.config import RunConfig, parse
+from rlhf_lines.lock import only_writer
 
 
 # Each module has run(*configs, given) -> folder; one that has finish(folder) writes there what a killed run may not
@@ -48,8 +49,12 @@ def run_configured(module: ModuleType, configs: tuple, given: dict) -> Path:
     """As `run_stage`, of what `read_stage` returned."""
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
-    if run_config.resume:
-        distributed.start()  # one renames a folder, the others wait; training has started them by now
+    distributed.start()  # one locks and renames a folder, the others wait; training has started them by now
+    with only_writer(output_dir):
+        return _run(module, run_config, output_dir, configs, given)
+
+
+def _run(module: ModuleType, run_config: RunConfig, output_dir: str, configs: tuple, given: dict) -> Path:
     if run_config.resume and _is_done(Path(output_dir), given, overwrite=run_config.overwrite):
         if hasattr(module, "finish") and distributed.leads():  # the others may not have the folder
             module.finish(Path(output_dir))

@@ -72,6 +72,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                     store.remember(**facts(inputs, data_config, config))
                     measurement = Measurement(store, worker, processes, config.samples_per_prompt)
                     found = _measure(config, inputs, specs, measurement)
+                    store.finish()
                 trace_front(folder)
                 write_record(folder, "sweep", given, seed=config.seed, **found)
                 done = True
@@ -91,9 +92,10 @@ def finish(folder: Path) -> None:
 def _refuse_stopped(output_dir: str) -> None:
     """Raise FileExistsError where a stopped sweep has completions, which a new one would throw away."""
     partial = partial_folder(output_dir)
-    if not (partial / RUN_STORE).is_file():
+    path = partial / RUN_STORE
+    if not path.is_file() or path.stat().st_size == 0:  # killed before the first fact
         return
-    with Store(partial) as store:
+    with Store(partial, reading=True) as store:
         finished = len(store.finished())
     if finished:
         raise FileExistsError(

@@ -13,11 +13,12 @@ from tqdm.auto import tqdm
 
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
+from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.store import Store, open_finished
-from rlhf_lines.task_rewards import load_reward_models, raw_score_problems, reward_entries
+from rlhf_lines.task_rewards import RewardEntry, load_reward_models, raw_score_problems, reward_entries
 
 
 CHUNK = 256  # completions per commit
@@ -51,7 +52,12 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     entries = reward_entries(rewards)
     Problems(raw_score_problems(entries)).check()
-    with open_finished(folder) as store:
+    with only_writer(folder):
+        return _score(folder, entries, batch_size)
+
+
+def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int) -> Outcome:
+    with open_finished(folder, reading=False) as store:
         known = store.recall("reward_models")
         models = load_reward_models(entries, batch_size=batch_size)
         for model, entry in zip(models, entries, strict=True):
@@ -65,6 +71,7 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
             if model.name not in names:
                 store.replace(reward_names=[*names, model.name])
         names = store.recall("reward_names")
+        store.finish()
     front = _front_of(folder, names) or trace_front(folder)
     if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
         write_report(folder)
