@@ -14,6 +14,7 @@ from pathlib import Path
 from rlhf_lines.disk import NOTHING_KEPT, named_faults
 from rlhf_lines.distributed import leads, wait
 from rlhf_lines.lock import only_writer
+from rlhf_lines.redaction import redact, without_secrets
 
 
 RECORD = "rlhf_lines.json"
@@ -164,9 +165,9 @@ def check_same_config(
     path = Path(folder) / CONFIG
     if not path.is_file():
         return
-    made_with = yaml.safe_load(path.read_text()) or {}
+    made_with = without_secrets(yaml.safe_load(path.read_text()) or {})
     # Through YAML and back, so that both sides hold the same types.
-    given = yaml.safe_load(yaml.safe_dump(given))
+    given = yaml.safe_load(yaml.safe_dump(without_secrets(given)))
     free = {"overwrite", "resume", "output_dir", "resume_from_checkpoint", *may_differ}
     for key in sorted({*made_with, *given} - free):
         before, now = made_with.get(key), given.get(key)
@@ -178,18 +179,18 @@ def check_same_config(
 
 
 def write_config(folder: Path, config: dict) -> None:
-    """Write `config.yaml`, what `--config` accepts again: the settings, not how the run was started."""
+    """Write `config.yaml`, what `--config` accepts again: the settings, not how the run was started, and no secrets."""
     import yaml
 
     settings = {key: value for key, value in config.items() if key not in ("overwrite", "resume")}
-    (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
+    write_whole(folder / CONFIG, yaml.safe_dump(without_secrets(settings), sort_keys=False))
 
 
 def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     """Write `config.yaml` (what `--config` accepts again) and `rlhf_lines.json` (stage, versions, facts)."""
     write_config(folder, config)
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
-    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")  # the last file: with it the folder is complete
+    write_whole(folder / RECORD, redact(json.dumps(record, indent=2)) + "\n")  # the last file: with it the folder is complete
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rlhf_lines.errors import Problems, closest
+from rlhf_lines.redaction import tell
 
 
 # Packages whose dataclasses are taken as they are, and the headings of their options in a stage's help, after ours.
@@ -172,6 +173,7 @@ def read_config(arguments: list[str], dataclass_types: Sequence[type] = ()) -> t
         raise ValueError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"config file {path} must be a mapping of keys to values, not {type(config).__name__}")
+    tell(config)  # before anything is said of its values
     for kind in dataclass_types:
         if hasattr(kind, "settings"):
             config = kind.settings(config, path)

@@ -42,8 +42,8 @@ merge.tensors     merge.layers
 demo_models
 data              task_rewards
 artifact          config         models         sampling
-disk              lock           redaction
-__init__          distributed    errors         noise         reward_models
+lock              redaction
+__init__          disk           distributed    errors         noise         reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
 

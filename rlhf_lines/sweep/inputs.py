@@ -20,6 +20,7 @@ from rlhf_lines.merge.inputs.provenance import load_adapters
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_tokenizer, local_folder
+from rlhf_lines.redaction import without_secrets
 from rlhf_lines.sampling import check_positions
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
@@ -102,7 +103,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
 
 def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
     """What a resumed run must share with the one that was stopped."""
-    settings = {key: value for key, value in config.given.items() if key not in CHANGEABLE}
+    settings = without_secrets({key: value for key, value in config.given.items() if key not in CHANGEABLE})
     return {
         **settings,
         "dataset_name": data_config.dataset_name,

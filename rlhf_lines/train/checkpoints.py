@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from rlhf_lines.artifact import BEGUN, check_same_config, new_folder, partial_folder, write_config
 from rlhf_lines.config import RunConfig
 from rlhf_lines.distributed import leads, wait
+from rlhf_lines.redaction import without_secrets
 
 
 UNFINISHED = ".unfinished"
@@ -46,7 +48,7 @@ def training_folder(
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
     choose_checkpoint(training, run_config, given, trained=trained)
-    with new_folder(
+    with _token_in_environment(training), new_folder(
         training.output_dir,
         overwrite=run_config.overwrite,
         keep_partial=bool(training.resume_from_checkpoint),
@@ -62,6 +64,25 @@ def training_folder(
             if leads() and not newest_checkpoint(folder / trained):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _token_in_environment(training: TrainingArguments) -> Iterator[None]:
+    """Inside, the library of the Hub finds the token itself, and the settings, which the trainer saves, have none."""
+    token, training.hub_token = training.hub_token, None
+    if isinstance(kwargs := training.model_init_kwargs, dict):
+        training.model_init_kwargs = without_secrets(kwargs)
+        token = token or next((kwargs[key] for key in kwargs.keys() - training.model_init_kwargs.keys()), None)
+    before = os.environ.get("HF_TOKEN")
+    if token:
+        os.environ["HF_TOKEN"] = token
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["HF_TOKEN"] = before
+        elif token:
+            del os.environ["HF_TOKEN"]
 
 
 def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:
@@ -129,6 +150,7 @@ class WholeCheckpoints:
         if self.args.should_save:
             (written,) = hidden.iterdir()
             self.state.save_to_json(str(written / "trainer_state.json"))
+            (written / "training_args.bin").unlink(missing_ok=True)  # a pickle of every setting, which nobody reads
             final = run_dir / written.name
             shutil.rmtree(final, ignore_errors=True)  # of a run that went on from an earlier checkpoint
             written.rename(final)
