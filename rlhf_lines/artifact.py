@@ -190,7 +190,8 @@ def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     """Write `config.yaml` (what `--config` accepts again) and `rlhf_lines.json` (stage, versions, facts)."""
     write_config(folder, config)
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
-    write_whole(folder / RECORD, redact(json.dumps(record, indent=2)) + "\n")  # the last file: with it the folder is complete
+    # The last file: with it the folder is complete.
+    write_whole(folder / RECORD, redact(json.dumps(record, indent=2)) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -10,8 +10,9 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlhf_lines.errors import NO_SPACE
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or the limit on a file's size is reached
+
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 FAILED = (errno.EIO, errno.ESTALE, errno.ENXIO)
 TOO_MANY = (errno.EMFILE, errno.ENFILE)
@@ -84,7 +85,7 @@ def disk_fault(error: BaseException, place: str | Path | None = None, *, kept: s
         kept: as in `named_faults`; None is what the fault says already.
     """
     seen: BaseException | None = error
-    while seen is not None:
+    while seen is not None and not isinstance(seen, ValueError):  # a sentence that somebody found for what it met
         number = _number(seen)
         if number in _FAULTS:
             return DiskFault(number, _file(seen) or (place and str(place)), kept or getattr(seen, "kept", NOTHING_KEPT))

@@ -19,15 +19,21 @@ from typing import Any
 
 HIDDEN = "***"
 SHORTEST = 8  # characters of a value that is hidden wherever it occurs: shorter ones are words
-_ALWAYS = {"password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "bearer"}
-_ALWAYS |= {"authorization", "cookie", "cookies", "apikey", "auth"}
-# A `key` is one of a mapping, a `token` one of a text, unless the word before says otherwise, or, of a token, nothing.
-_KEYS = {"api", "access", "private", "secret", "account", "encryption", "ssh", "license", "signing"}
-_KEYS |= {"openai", "anthropic", "wandb", "hf", "hub", "aws", "azure", "google"}
-_OF_TEXTS = {"eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "special", "image", "video", "audio"}
-_OF_TEXTS |= {"per", "new", "last", "first", "next", "prompt", "completion", "think", "tool", "decoder", "forced"}
+_ALWAYS = {
+    "password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "bearer", "authorization",
+    "cookie", "apikey", "auth",
+}  # fmt: skip
+# A `key` is mostly one of a mapping, a `token` one of a text: the word before says which.
+_KEYS = {
+    "api", "access", "private", "secret", "account", "encryption", "ssh", "license", "openai", "anthropic", "wandb", "hf",
+    "hub", "aws", "azure",
+}  # fmt: skip
+_OF_TEXTS = {
+    "eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "special", "image", "video", "audio", "per",
+    "new", "last", "first", "next", "prompt", "completion", "think", "tool", "decoder", "forced",
+}  # fmt: skip
 _LOOKS = re.compile(
-    r"\b(hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}|gh[opsru]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"\b(hf_(?=\w*[A-Z0-9])[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}|gh[opsru]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)|(?<=[Bb]earer )\S+"
 )
 _USER = re.compile(r"(?P<before>https?://)[^/@\s'\"]+(?=@)|(?P<other>://[^/@:\s'\"]+:)[^/@\s'\"]+(?=@)")
@@ -97,7 +103,9 @@ def tell(settings: Mapping[str, Any]) -> None:
             try:
                 tell(json.loads(held))
             except ValueError:
-                _told.update(found[2] for found in re.finditer(r'"([^"]+)"\s*:\s*"([^"]+)"', held) if is_secret(found[1]))
+                _told.update(
+                    found[2] for found in re.finditer(r'"([^"]+)"\s*:\s*"([^"]+)"', held) if is_secret(found[1])
+                )
 
 
 def guard(arguments: Iterable[str]) -> None:

@@ -42,8 +42,8 @@ merge.tensors     merge.layers
 demo_models
 data              task_rewards
 artifact          config         models         sampling
-lock              redaction
-__init__          disk           distributed    errors         noise         reward_models
+disk              lock           redaction
+__init__          distributed    errors         noise         reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
 

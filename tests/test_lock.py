@@ -74,7 +74,7 @@ def test_the_second_of_two_blocks_is_refused_and_the_first_undisturbed(tmp_path)
         thread.start()
         thread.join()
     assert [IN_USE in said for said in heard] == [True, True]
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["deep", "deep/out", "deep/out/first"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "first", "out"]
 
 
 def test_a_block_that_fails_leaves_no_folder_that_the_lock_made(tmp_path):
@@ -94,7 +94,10 @@ def test_a_killed_holder_holds_no_longer_though_its_child_lives(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     child = int(holder.stdout.readline())
     try:
-        with pytest.raises(FileExistsError, match=f"{IN_USE} .*process {holder.pid} on "), only_writer(tmp_path / "out"):
+        with (
+            pytest.raises(FileExistsError, match=f"{IN_USE} .*process {holder.pid} on "),
+            only_writer(tmp_path / "out"),
+        ):
             pass
         holder.kill()
         holder.wait()

@@ -48,12 +48,15 @@ def training_folder(
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
     choose_checkpoint(training, run_config, given, trained=trained)
-    with _token_in_environment(training), new_folder(
-        training.output_dir,
-        overwrite=run_config.overwrite,
-        keep_partial=bool(training.resume_from_checkpoint),
-        leave_partial=True,
-    ) as folder:
+    with (
+        _token_in_environment(training),
+        new_folder(
+            training.output_dir,
+            overwrite=run_config.overwrite,
+            keep_partial=bool(training.resume_from_checkpoint),
+            leave_partial=True,
+        ) as folder,
+    ):
         training.output_dir = str(folder / trained)
         if leads():
             write_config(folder, given)

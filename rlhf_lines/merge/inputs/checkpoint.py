@@ -68,7 +68,8 @@ class Checkpoint:
             return None
         index = read_json(path)
         weight_map = index.get("weight_map")
-        if not weight_map or not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        named = weight_map.values() if isinstance(weight_map, dict) else ()
+        if not named or not all(isinstance(file, str) for file in named):
             raise ValueError(f"{str(path)!r} has no weight_map from tensor names to files; copy or save it again")
         return index
 
@@ -97,9 +98,10 @@ class Checkpoint:
         else:
             name, file = extra[0]
             example = f"{file} holds {name!r}, which should not be there"
+        names = {name for name, _ in missing + extra}
         raise ValueError(
-            f"{_INDEX} of {str(self.folder)!r} disagrees with the shards on {len({name for name, _ in missing + extra})} "
-            f"tensors ({example}): copy the model again, or save it again with save_pretrained"
+            f"{_INDEX} of {str(self.folder)!r} disagrees with the shards on {len(names)} of the tensors ({example}): "
+            "copy the model again, or save it again with save_pretrained"
         )
 
     @cached_property

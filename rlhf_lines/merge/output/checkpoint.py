@@ -54,7 +54,7 @@ def write_index(
 
 
 def write_companions(sft: Checkpoint, folder: Path, dtype: str | None) -> None:
-    """Write the config, with the dtype of the weights, and copy the generation config and what makes tokens of inputs."""
+    """Write the config, with the dtype of the weights; copy the generation config and the tokenizer's files."""
     config = dict(sft.config)
     if dtype is not None:
         # transformers 5 writes `dtype`, older versions `torch_dtype`; whichever is there must agree with the weights.
