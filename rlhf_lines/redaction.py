@@ -20,17 +20,17 @@ from typing import Any
 HIDDEN = "***"
 SHORTEST = 8  # characters of a value that is hidden wherever it occurs: shorter ones are words
 _ALWAYS = {
-    "password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "bearer", "authorization",
-    "cookie", "apikey", "auth",
+    "password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "bearer",
+    "authorization", "cookie", "apikey", "auth",
 }  # fmt: skip
 # A `key` is mostly one of a mapping, a `token` one of a text: the word before says which.
 _KEYS = {
-    "api", "access", "private", "secret", "account", "encryption", "ssh", "license", "openai", "anthropic", "wandb", "hf",
-    "hub", "aws", "azure",
+    "api", "access", "private", "secret", "account", "encryption", "ssh", "license", "openai", "anthropic", "wandb",
+    "hf", "hub", "aws", "azure",
 }  # fmt: skip
 _OF_TEXTS = {
-    "eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "special", "image", "video", "audio", "per",
-    "new", "last", "first", "next", "prompt", "completion", "think", "tool", "decoder", "forced",
+    "eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "special", "image", "video", "audio",
+    "per", "new", "last", "first", "next", "prompt", "completion", "think", "tool", "decoder", "forced",
 }  # fmt: skip
 _LOOKS = re.compile(
     r"\b(hf_(?=\w*[A-Z0-9])[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}|gh[opsru]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
