@@ -27,7 +27,7 @@ from rlhf_lines.merge import MergeSpec
 RUN_STORE = "run.sqlite"
 FORMAT = 2
 PAGE = 1024  # completions that are read at once
-LOG = ("-wal", "-shm")  # endings of the files beside it
+JOURNAL, LOG = "WAL", ("-wal", "-shm")  # while it is written, and the endings of the files beside it
 PATIENCE, SHORT_PATIENCE = 600.0, 5.0  # seconds that a run waits for others to let go of the file; that a reader waits
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -141,7 +141,9 @@ class Store:
         if (fault := self._one("PRAGMA quick_check(1)")) != "ok":
             raise self._refusal(f"it is damaged: {' '.join(fault.split())}")
         if not self._reading:
-            self._db.execute("PRAGMA journal_mode = WAL")  # a file system without shared memory keeps what it has
+            self._db.execute(
+                f"PRAGMA journal_mode = {JOURNAL}"
+            )  # a file system without shared memory keeps what it has
             self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
 
     def __enter__(self) -> Store:
