@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from rlhf_lines.artifact import BEGUN, check_same_config, new_folder, partial_folder, write_config
 from rlhf_lines.config import RunConfig
 from rlhf_lines.distributed import leads, wait
+from rlhf_lines.merge.output.hub import check_hub, upload
 from rlhf_lines.redaction import without_secrets
 
 
@@ -42,7 +43,8 @@ def training_folder(
         FileNotFoundError: `resume_from_checkpoint` is no folder.
         FileExistsError: `output_dir` exists, or a stopped run left checkpoints and neither `resume` nor
             `overwrite` was given.
-        ValueError: the checkpoints are of a run with other settings, or a tracker is not installed.
+        ValueError: the checkpoints are of a run with other settings, a tracker is not installed, or the Hub cannot be
+            reached for what is to be uploaded at the end.
     """
     for name in training.report_to or ():
         if name in TRACKERS and importlib.util.find_spec(name) is None:
@@ -50,6 +52,7 @@ def training_folder(
     choose_checkpoint(training, run_config, given, trained=trained)
     with (
         _token_in_environment(training),
+        _uploaded(training, given),
         new_folder(
             training.output_dir,
             overwrite=run_config.overwrite,
@@ -86,6 +89,27 @@ def _token_in_environment(training: TrainingArguments) -> Iterator[None]:
             os.environ["HF_TOKEN"] = before
         elif token:
             del os.environ["HF_TOKEN"]
+
+
+@contextlib.contextmanager
+def _uploaded(training: TrainingArguments, given: dict) -> Iterator[None]:
+    """Upload what the block makes, once, when it is complete; the trainer would upload what it works on, paths and all.
+
+    Raises:
+        ValueError: the upload cannot succeed, or a setting asks for more of them.
+    """
+    final, wanted = training.output_dir, training.push_to_hub
+    training.push_to_hub = False
+    for key in ("hub_strategy", "hub_always_push", "hub_revision"):
+        if wanted and key in given:
+            raise ValueError(
+                f"{key} is {given[key]}, but the folder is uploaded once, when it is complete: leave it out"
+            )
+    if wanted and leads():
+        check_hub(training.hub_model_id)
+    yield
+    if wanted and leads():
+        upload(final, training.hub_model_id, private=training.hub_private_repo)
 
 
 def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:

@@ -152,6 +152,18 @@ def hub_id(folder: str | Path) -> str | None:
     return cached[1].replace("--", "/") if cached else None
 
 
+def public_name(model: str) -> str:
+    """What a page that others read calls a model: its Hub id, or the name of its folder, without the way to it.
+
+    >>> public_name("/home/me/runs/helpful"), public_name("org/model")
+    ('helpful', 'org/model')
+    """
+    if (on_hub := hub_id(model)) is not None:
+        return on_hub
+    is_path = model.startswith(("/", ".", "~")) or model.count("/") > 1 or Path(model).is_dir()
+    return Path(model).name or model if is_path else model
+
+
 def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:
     theirs, ours = _flat(policy.config), _flat(sft.config)
     differing = [
