@@ -23,3 +23,8 @@ def test_imports_go_one_way(package, forbidden):
     code = f"import sys, {package}; print([name for name in {forbidden} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_identity_of_a_reward_has_no_secrets():
+    entry = RewardEntry.of({"model": "scores:ask", "options": {"api_key": "hunter2-is-no-word", "scale": 2.0}})
+    assert entry.identity()["options"] == {"scale": 2.0} and entry.options["api_key"] == "hunter2-is-no-word"

@@ -139,7 +139,7 @@ class Store:
         if self._reading and not tables:
             raise self._refusal("it is empty")
         if (fault := self._one("PRAGMA quick_check(1)")) != "ok":
-            raise self._refusal(f"it is damaged: {' '.join(fault.split())}")
+            raise self._refusal(f"it is damaged: {' '.join(fault.rpartition('***')[2].split())}")
         if not self._reading:
             self._db.execute(
                 f"PRAGMA journal_mode = {JOURNAL}"
@@ -439,4 +439,6 @@ def open_finished(folder: str | Path, *, reading: bool = True) -> Store:
         raise FileNotFoundError(
             f"{folder} is of a sweep that has not finished: go on with it by rlhf-lines sweep --resume, with its config"
         )
+    if (folder / RUN_STORE).stat().st_size == 0:
+        reading = True  # refused there, and not filled
     return Store(folder, reading=reading)

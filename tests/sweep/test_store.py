@@ -269,12 +269,14 @@ def test_a_damaged_store_is_a_sentence_and_stays_as_it_is(tmp_path, damage):
     with Store(tmp_path) as store:
         store.add(row(1, prompt, 0, text="text" * 99) for prompt in range(300))
         store.finish()
+    write_record(tmp_path, "sweep", {})
     spoil, words = DAMAGES[damage]
     spoil(tmp_path / RUN_STORE)
-    before = (tmp_path / RUN_STORE).read_bytes()
-    with pytest.raises(ValueError, match=rf"cannot open .*run\.sqlite as a run store \(.*({words})"):
-        Store(tmp_path, reading=True)
-    assert (tmp_path / RUN_STORE).read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [RUN_STORE]
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for reading in (True, False):
+        with pytest.raises(ValueError, match=rf"cannot open .*run\.sqlite as a run store \(.*({words})"):
+            open_finished(tmp_path, reading=reading)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_damage_that_shows_late_is_a_sentence_too(store, tmp_path):
