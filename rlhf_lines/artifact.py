@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlhf_lines.disk import NOTHING_KEPT, named_faults
 from rlhf_lines.distributed import leads, wait
+from rlhf_lines.errors import about
 from rlhf_lines.lock import only_writer
 from rlhf_lines.redaction import redact, without_secrets
 
@@ -229,7 +230,8 @@ def remove_working_files(folder: Path) -> None:
 def read_record(folder: str | Path) -> dict:
     """What `write_record` wrote, or an empty mapping for a folder that this package did not make."""
     path = Path(folder) / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
+    with about(f"record {path} cannot be read"):
+        return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rlhf_lines.task_rewards import load_reward_models, reward_entries
+from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_entries
 
 
 def test_two_reward_models_of_one_name_are_refused():
