@@ -124,7 +124,7 @@ class Store:
     def __init__(self, folder: str | Path, *, reading: bool = False) -> None:
         self._path, self._reading = Path(folder) / RUN_STORE, reading
         with self._faults():
-            self._db = sqlite3.connect(self._path, timeout=SHORT_PATIENCE if reading else PATIENCE)
+            self._db = sqlite3.connect(self._path, timeout=SHORT_PATIENCE)
         try:
             with self._faults():
                 self._open()
@@ -141,9 +141,11 @@ class Store:
         if (fault := self._one("PRAGMA quick_check(1)")) != "ok":
             raise self._refusal(f"it is damaged: {' '.join(fault.rpartition('***')[2].split())}")
         if not self._reading:
-            self._db.execute(
-                f"PRAGMA journal_mode = {JOURNAL}"
-            )  # a file system without shared memory keeps what it has
+            # A file system without shared memory keeps what it has, and so does a file that somebody reads just now.
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._db.execute(f"PRAGMA journal_mode = {JOURNAL}")
+            self._db.execute(f"PRAGMA busy_timeout = {int(1000 * PATIENCE)}")
+        if not tables:
             self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
 
     def __enter__(self) -> Store:

@@ -293,8 +293,23 @@ def test_a_store_that_another_process_locks_is_a_sentence(store, tmp_path, monke
     monkeypatch.setattr(stores, "SHORT_PATIENCE", 0.1)
     with contextlib.closing(sqlite3.connect(tmp_path / RUN_STORE, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(ValueError, match=r"run\.sqlite is locked by another process .*: wait until"):
-            Store(tmp_path, reading=True)
+        for reading in (True, False):
+            with pytest.raises(ValueError, match=r"run\.sqlite is locked by another process .*: wait until"):
+                Store(tmp_path, reading=reading)
+
+
+def test_a_store_that_is_read_is_written_to_when_the_reader_leaves(store, tmp_path, monkeypatch):
+    store.add(row(1, prompt, 0) for prompt in range(300))
+    store.finish()
+    monkeypatch.setattr(stores, "SHORT_PATIENCE", 0.1)
+    with contextlib.closing(sqlite3.connect(tmp_path / RUN_STORE)) as reader:
+        seen = reader.execute("SELECT prompt FROM completions")
+        assert seen.fetchone() == (0,)
+        with Store(tmp_path) as again:  # a further score, say
+            assert len(seen.fetchall()) == 299
+            again.add([row(2, 1, 0)])
+            again.finish()
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_STORE]
 
 
 def test_a_full_disk_keeps_what_was_stored(tmp_path):
