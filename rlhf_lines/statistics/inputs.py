@@ -12,6 +12,7 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
+from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.statistics.config import StatisticsConfig
@@ -66,6 +67,7 @@ class Inputs:
             "sft_sha256": checkpoint_sha256(self.sft),
             "policy": self.config.policy,
             "policy_sha256": weights_sha256(self.policy),
+            "policy_config_sha256": config_sha256(self.policy),
             "parameters": self.parameters,
             "dtype": self.config.dtype,
             "lost_residual": policy.lost and asdict(policy.lost),
