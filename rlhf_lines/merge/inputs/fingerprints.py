@@ -97,6 +97,12 @@ def reward_fingerprint(model: str) -> Fingerprint:
     return {"commit": Path(cached).parent.name} if isinstance(cached, str) else {}
 
 
+def called(name: str | Path) -> str:
+    """What an input is called where others may read it: its Hub id, or its folder's name without where that lies."""
+    text = str(name)
+    return Path(text).name if text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists() else text
+
+
 def rows_fingerprint(rows: Iterable[Mapping[str, Any]]) -> Fingerprint:
     """What a stage reads of a data set: its rows in their order, as they are after loading."""
     digest = hashlib.sha256()
