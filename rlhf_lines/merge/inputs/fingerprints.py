@@ -17,6 +17,7 @@ from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
 from rlhf_lines.merge.inputs.provenance import weights_sha256
+from rlhf_lines.task_rewards import RewardEntry
 
 
 Fingerprint = dict[str, str]  # of one input: part (weights, config.json, rows, ...) to SHA-256
@@ -97,6 +98,11 @@ def reward_fingerprint(model: str) -> Fingerprint:
     return {"commit": Path(cached).parent.name} if isinstance(cached, str) else {}
 
 
+def reward_identity(entry: RewardEntry) -> dict[str, Any]:
+    """What the scores of a reward model depend on: how the config names it, and what it is made of."""
+    return {**entry.identity(), "files": reward_fingerprint(entry.model)}
+
+
 def called(name: str | Path) -> str:
     """What an input is called where others may read it: its Hub id, or its folder's name without where that lies."""
     text = str(name)
@@ -127,12 +133,15 @@ def check_unchanged(
     """
     problems = Problems()
     for name in (name for name in before if name in now):
-        then, today = before[name], now[name]
-        parts = sorted(part for part in then.keys() | today.keys() if then.get(part) != today.get(part))
-        if parts:
-            said = ", ".join(parts[:_SHOWN]) + (f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else "")
-            problems.add(f"{name} has changed since {since} ({said}): {way_out}")
+        if parts := changed_parts(before[name], now[name]):
+            problems.add(f"{name} has changed since {since} ({', '.join(parts)}): {way_out}")
     problems.check()
+
+
+def changed_parts(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """The parts of an input that are not what they were; of many, the first and how many more."""
+    parts = sorted(part for part in before.keys() | now.keys() if before.get(part) != now.get(part))
+    return parts if len(parts) <= _SHOWN else [*parts[:_SHOWN], f"{len(parts) - _SHOWN} more"]
 
 
 def _weights_sha256(folder: Path) -> str:
