@@ -106,7 +106,9 @@ def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
     partial = partial_folder(output_dir)
     if not (partial / RUN_STORE).is_file():
         return
+    settings = {key: kept[key] for key in kept if key not in ("inputs", "reward_models") and "sha256" not in key}
     with Store(partial) as store:
+        store.check(**settings)
         way_out = "restore it, or start again with --overwrite in place of --resume"
         before = store.find("inputs") or {}
         check_unchanged(before, kept["inputs"], since=f"the sweep into {output_dir} was begun", way_out=way_out)
