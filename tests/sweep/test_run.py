@@ -323,7 +323,7 @@ def test_a_sweep_does_not_go_on_with_other_inputs(sft, policies, flags, dataset,
         before = path.read_bytes() if path.exists() else None
         change(path)
         with pytest.raises(
-            ValueError, match="since the sweep into .* was begun .*: restore it, or start again"
+            ValueError, match=r"since the sweep into .* was begun .*: restore it, or start again"
         ) as told:
             run_stage("sweep", [*settings, "--resume"])
         assert re.search(words, str(told.value)), words
