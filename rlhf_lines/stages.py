@@ -69,7 +69,7 @@ def _is_done(module: ModuleType, configs: tuple, output_dir: Path, given: dict, 
         state = _state(output_dir, given, overwrite=overwrite)
         if state != UNFINISHED and hasattr(module, "inputs"):
             made = partial_folder(output_dir) if state == UNNAMED else output_dir
-            before = read_record(made).get("inputs") or {}
+            before = read_record(made).get("inputs_sha256") or {}
             from rlhf_lines.merge.inputs.fingerprints import check_unchanged
 
             way_out = "restore it, choose another folder, or replace this one with --overwrite in place of --resume"

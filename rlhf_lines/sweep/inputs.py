@@ -114,14 +114,14 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
             entry.name: [statistics_sha256(RULES[entry.rule].statistics, path) for path in entry.statistics]
             for entry in config.groups
         },
-        "inputs": _fingerprints(
+        "inputs_sha256": _fingerprints(
             config, inputs.sft, [adapter.path for adapter in inputs.adapters], inputs.prompts, inputs.forgetting
         ),
     }
 
 
 def fingerprints(data_config: DataConfig, config: SweepConfig) -> dict[str, Fingerprint]:
-    """What a sweep with these settings would read, as `facts` has it under `inputs`."""
+    """What a sweep with these settings would read, as `facts` has it under `inputs_sha256`."""
     sft, policies = _folders(config)
     return _fingerprints(config, sft, policies, *_read_texts(data_config, config, load_tokenizer(sft)))
 

@@ -77,7 +77,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                     measurement = Measurement(store, worker, processes, config.samples_per_prompt)
                     found = _measure(config, read, specs, measurement)
                 trace_front(folder)
-                write_record(folder, "sweep", given, seed=config.seed, **found, inputs=kept["inputs"])
+                write_record(folder, "sweep", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
                 done = True
             finally:
                 processes.dismiss(done)
@@ -106,12 +106,12 @@ def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
     partial = partial_folder(output_dir)
     if not (partial / RUN_STORE).is_file():
         return
-    settings = {key: kept[key] for key in kept if key not in ("inputs", "reward_models") and "sha256" not in key}
+    settings = {key: kept[key] for key in kept if key != "reward_models" and "sha256" not in key}
     with Store(partial) as store:
         store.check(**settings)
         way_out = "restore it, or start again with --overwrite in place of --resume"
-        before = store.find("inputs") or {}
-        check_unchanged(before, kept["inputs"], since=f"the sweep into {output_dir} was begun", way_out=way_out)
+        before = store.find("inputs_sha256") or {}
+        check_unchanged(before, kept["inputs_sha256"], since=f"the sweep into {output_dir} was begun", way_out=way_out)
         store.check(**kept)
 
 

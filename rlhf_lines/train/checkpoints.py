@@ -69,7 +69,10 @@ def training_folder(
     for name in training.report_to or ():
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
-    begun = {"sequences_at_once": training.per_device_train_batch_size * training.world_size, "inputs": dict(inputs)}
+    begun = {
+        "sequences_at_once": training.per_device_train_batch_size * training.world_size,
+        "inputs_sha256": dict(inputs),
+    }
     if not any_processes:
         begun["processes"] = training.world_size
     choose_checkpoint(training, run_config, given, begun=begun, trained=trained)
@@ -169,7 +172,9 @@ def _check_begun(partial: Path, final: str, given: dict, begun: dict | None) -> 
             f"{begun.get('processes')}: each has a random state of its own, so start as many"
         )
     way_out = "restore it, or start again with --overwrite"
-    check_unchanged(before.get("inputs") or {}, begun["inputs"], since=f"{final} was begun", way_out=way_out)
+    check_unchanged(
+        before.get("inputs_sha256") or {}, begun["inputs_sha256"], since=f"{final} was begun", way_out=way_out
+    )
 
 
 def _newest_whole(stopped: Path, final: str) -> str:

@@ -82,7 +82,7 @@ def run(
                 updates=trainer.state.global_step,
                 truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
                 history=trainer.state.log_history,
-                inputs=found,
+                inputs_sha256=found,
             )
             remove_working_files(folder)
     return final

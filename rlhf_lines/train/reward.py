@@ -95,7 +95,7 @@ def run(
                 held_out_pairs=len(test_pairs),
                 held_out_pairs_cut=_cut_pairs(saved, test_pairs),
                 history=history,
-                inputs=found,
+                inputs_sha256=found,
             )
             remove_working_files(folder)
     return final

@@ -86,7 +86,7 @@ def run(
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
             facts = {"seed": training.seed, "base_model": name, "loss": losses, "lost_residual": lost}
-            write_record(folder, "sft", given, **facts, history=trainer.state.log_history, inputs=found)
+            write_record(folder, "sft", given, **facts, history=trainer.state.log_history, inputs_sha256=found)
             remove_working_files(folder)
     return final
 

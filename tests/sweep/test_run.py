@@ -334,7 +334,7 @@ def test_a_sweep_does_not_go_on_with_other_inputs(sft, policies, flags, dataset,
 
 def test_a_finished_sweep_is_not_kept_for_one_of_other_inputs(copy, flags, rewards):
     record = json.loads((copy / "rlhf_lines.json").read_text())
-    record["inputs"]["policy 1 (brief)"]["adapter_config.json"] = "0"
+    record["inputs_sha256"]["policy 1 (brief)"]["adapter_config.json"] = "0"
     (copy / "rlhf_lines.json").write_text(json.dumps(record))
     with pytest.raises(
         ValueError, match=r"policy 1 \(brief\) has changed since .*sweep was made \(adapter_config.json\)"
