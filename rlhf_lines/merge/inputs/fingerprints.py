@@ -123,7 +123,7 @@ def check_unchanged(
     """Stop where an input is not what it was; all that have changed are told at once.
 
     Args:
-        before: by the name of an input; one that has no entry here is not compared.
+        before: by the name of an input; one of which nothing is known, here or today, is not compared.
         now: the same of today.
         since: what was made of them, as in `outputs/ppo was begun`.
         way_out: what to do, the end of a sentence.
@@ -132,7 +132,7 @@ def check_unchanged(
         ValueError: an input has changed; `InputProblems` if several have.
     """
     problems = Problems()
-    for name in (name for name in before if name in now):
+    for name in (name for name in before if before[name] and now.get(name)):
         if parts := changed_parts(before[name], now[name]):
             problems.add(f"{name} has changed since {since} ({', '.join(parts)}): {way_out}")
     problems.check()
