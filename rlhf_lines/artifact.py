@@ -21,6 +21,7 @@ from rlhf_lines.redaction import redact, without_secrets
 RECORD = "rlhf_lines.json"
 CONFIG = "config.yaml"
 BEGUN = "begun.json"  # what a resumed run must share with the one that was stopped, beside the config
+MANIFEST = "manifest.json"  # of a checkpoint from which a run can go on
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 
 
@@ -222,7 +223,7 @@ def remove_working_files(folder: Path) -> None:
     """Remove what only a run that goes on needs: among it all pickles, of settings, optimizers and random states."""
     of_trainer = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt")
     of_fsdp, of_deepspeed = ("optimizer.bin", "pytorch_model_fsdp.bin"), ("*_states.pt",)
-    for pattern in (*of_trainer, *of_fsdp, *of_deepspeed, BEGUN):
+    for pattern in (*of_trainer, *of_fsdp, *of_deepspeed, BEGUN, MANIFEST):
         for path in folder.rglob(pattern):
             path.unlink()
 

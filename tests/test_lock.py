@@ -88,7 +88,7 @@ def test_a_killed_holder_holds_no_longer_though_its_child_lives(tmp_path):
         "import os, time; from rlhf_lines.lock import only_writer\n"
         "with only_writer('out'):\n"
         "    child = os.fork()\n"
-        "    if child: print(child, flush=True)\n"
+        "    if child == 0: print(os.getpid(), flush=True)\n"
         "    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -197,21 +197,32 @@ class Store:
             "from where it is whole, or sweep again (--overwrite)"
         )
 
+    def check(self, **facts) -> None:
+        """Stop where a fact is kept that is not the same; those of which nothing is kept do not matter.
+
+        Raises:
+            ValueError: the store belongs to a run with other settings.
+        """
+        for key, value in facts.items():
+            known, written = self._one("SELECT value FROM meta WHERE key = ?", key), json.dumps(value, sort_keys=True)
+            if known not in (None, written):
+                raise ValueError(
+                    f"the run to be resumed had {key} {known}, now it is {written}: give the settings of that run, "
+                    "or start again without --resume"
+                )
+
     def remember(self, **facts) -> None:
         """Keep facts about the run (JSON values); a fact that is kept already must be the same.
 
         Raises:
             ValueError: the store belongs to a run with other settings.
         """
+        self.check(**facts)
         with self._db:
-            for key, value in facts.items():
-                written = json.dumps(value, sort_keys=True)
-                self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, written))
-                if (known := self._one("SELECT value FROM meta WHERE key = ?", key)) != written:
-                    raise ValueError(
-                        f"the run to be resumed had {key} {known}, now it is {written}: give the settings of that run, "
-                        "or start again without --resume"
-                    )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO meta VALUES (?, ?)",
+                [(key, json.dumps(value, sort_keys=True)) for key, value in facts.items()],
+            )
 
     def replace(self, **facts) -> None:
         """Keep facts about the run in place of what was kept under their names."""
@@ -220,6 +231,11 @@ class Store:
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)",
                 [(key, json.dumps(value, sort_keys=True)) for key, value in facts.items()],
             )
+
+    def find(self, key: str):
+        """A fact that `remember` kept, or None."""
+        known = self._one("SELECT value FROM meta WHERE key = ?", key)
+        return None if known is None else json.loads(known)
 
     def recall(self, key: str):
         """A fact that `remember` kept.

@@ -152,16 +152,17 @@ def hub_id(folder: str | Path) -> str | None:
     return cached[1].replace("--", "/") if cached else None
 
 
-def public_name(model: str) -> str:
-    """What a page that others read calls a model: its Hub id, or the name of its folder, without the way to it.
+def called(model: str | Path) -> str:
+    """What an input is called where others may read it: its Hub id, or its folder's name without where that lies.
 
-    >>> public_name("/home/me/runs/helpful"), public_name("org/model")
+    >>> called("/home/me/runs/helpful"), called("org/model")
     ('helpful', 'org/model')
     """
-    if (on_hub := hub_id(model)) is not None:
+    text = str(model)
+    if (on_hub := hub_id(text)) is not None:
         return on_hub
-    is_path = model.startswith(("/", ".", "~")) or model.count("/") > 1 or Path(model).is_dir()
-    return Path(model).name or model if is_path else model
+    is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists()
+    return Path(text).name or text if is_path else text
 
 
 def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_lines.merge.inputs.provenance import hub_id, public_name
+from rlhf_lines.merge.inputs.provenance import called, hub_id
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.output.summary import loss_text, max_lora_rank, truncation_text, vllm_hint
 from rlhf_lines.merge.rules import RULES
@@ -32,7 +32,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         for number, folder in enumerate(record["statistics"], start=1)
     ]
     inputs = "\n".join(
-        f"| {what} | {escape_markdown(public_name(name))} | {weight} | `{sha}` |" for what, weight, name, sha in rows
+        f"| {what} | {escape_markdown(called(name))} | {weight} | `{sha}` |" for what, weight, name, sha in rows
     )
     options = f", options {escape_markdown(json.dumps(spec['options'], sort_keys=True))}" if spec["options"] else ""
     measured = " (measured on the residuals)" if spec["alpha"] == "auto" else ""

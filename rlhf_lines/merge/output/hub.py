@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from rlhf_lines.artifact import RECORD
-from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, public_name
+from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, called
 
 
 _NAMING = (MERGE_RECORD, RECORD, "adapter_config.json")  # beside configs and cards, files that name other models
@@ -47,7 +47,7 @@ def check_hub(hub_model_id: str | None) -> None:
 def upload(folder: str | Path, hub_model_id: str, *, private: bool | None = None) -> str:
     """Create the model on the Hub unless it is there, upload the folder in one commit, and return the model's address.
 
-    What is uploaded names models by their Hub ids or folders, as `public_name` does: no path of this machine.
+    What is uploaded names models by their Hub ids or folders, as `called` does: no path of this machine.
     Checkpoints of a training run stay here.
 
     Raises:
@@ -98,7 +98,7 @@ def _collect_paths(content: object, named: dict[str, str]) -> None:
             _collect_paths(held, named)
     elif isinstance(content, str) and "/" in content and "\n" not in content and Path(content).exists():
         # mergekit names an adapter BASE+ADAPTER, whose halves stand alone in the other files.
-        named[content] = public_name(str(Path(content).absolute()))
+        named[content] = called(str(Path(content).absolute()))
 
 
 def _reason(error: Exception) -> str:

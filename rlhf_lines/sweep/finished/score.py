@@ -12,6 +12,7 @@ from typing import Any
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
 from rlhf_lines.lock import only_writer
+from rlhf_lines.merge.inputs.fingerprints import changed_parts, reward_identity
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.progress import Bar
 from rlhf_lines.sweep.finished.front import trace_front
@@ -60,10 +61,10 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int) 
         known = store.recall("reward_models")
         models = load_reward_models(entries, batch_size=batch_size)
         for model, entry in zip(models, entries, strict=True):
-            _check_same_model(store, known, model.name, entry.identity())
+            _check_same_model(store, known, model.name, reward_identity(entry))
         scored = {}
         for model, entry in zip(models, entries, strict=True):
-            known[model.name] = entry.identity()
+            known[model.name] = reward_identity(entry)
             store.replace(reward_models=known)
             scored[model.name] = _score_all(store, model, size=max(CHUNK, entry.batch_size or batch_size))
             names = store.recall("reward_names")
@@ -78,12 +79,19 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int) 
 
 
 def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> None:
-    if known.get(name, model) == model:
+    before = known.get(name, model)
+    if {"files": model["files"], **before} == model:  # an earlier version kept no files
         return
     if name not in store.recall("reward_names") and not store.has_scores(name):
         return  # the other one failed before its first chunk
+    if {**before, "files": model["files"]} == model:
+        raise ValueError(
+            f"the run has scores {name!r} by {model['model']}, which has changed since "
+            f"({', '.join(changed_parts(before['files'], model['files']))}): restore it, or give the new one another "
+            'name, as in {"model": ..., "name": ...}'
+        )
     raise ValueError(
-        f"the run has scores {name!r} by {_written(known[name])}, and now the reward model is {_written(model)}: "
+        f"the run has scores {name!r} by {_written(before)}, and now the reward model is {_written(model)}: "
         'give it another name, as in {"model": ..., "name": ...}'
     )
 
