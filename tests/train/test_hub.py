@@ -44,9 +44,9 @@ def test_a_run_that_fails_or_asks_for_nothing_uploads_nothing(calls):
 
 
 def test_more_than_one_upload_is_refused(calls):
-    with pytest.raises(ValueError, match="hub_strategy is checkpoint, but the folder is uploaded once, when it is"):
-        with hub.uploaded(settings(), {"hub_strategy": "checkpoint"}):
-            pass
+    said = "hub_strategy is checkpoint, but the folder is uploaded once, when it is complete"
+    with pytest.raises(ValueError, match=said), hub.uploaded(settings(), {"hub_strategy": "checkpoint"}):
+        pass
     assert calls == []
 
 
