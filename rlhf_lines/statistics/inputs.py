@@ -118,7 +118,7 @@ def _fingerprints(
     return {
         f"SFT model {called(config.sft_model)}": model_fingerprint(sft),
         f"policy {called(config.policy)}": policy_fingerprint(policy),
-        f"{config.split} prompts": rows_fingerprint({"token_ids": ids} for ids in prompts),
+        f"the {config.split} split of the data": rows_fingerprint({"token_ids": ids} for ids in prompts),
     }
 
 

@@ -116,7 +116,12 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
             for entry in config.groups
         },
         "inputs_sha256": _fingerprints(
-            config, inputs.sft, [adapter.path for adapter in inputs.adapters], inputs.prompts, inputs.forgetting
+            data_config.dataset_name,
+            config,
+            inputs.sft,
+            [adapter.path for adapter in inputs.adapters],
+            inputs.prompts,
+            inputs.forgetting,
         ),
     }
 
@@ -124,7 +129,8 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
 def fingerprints(data_config: DataConfig, config: SweepConfig) -> dict[str, Fingerprint]:
     """What a sweep with these settings would read, as `facts` has it under `inputs_sha256`."""
     sft, policies = _folders(config)
-    return _fingerprints(config, sft, policies, *_read_texts(data_config, config, load_tokenizer(sft)))
+    texts = _read_texts(data_config, config, load_tokenizer(sft))
+    return _fingerprints(data_config.dataset_name, config, sft, policies, *texts)
 
 
 def _folders(config: SweepConfig) -> tuple[Path, list[Path]]:
@@ -156,6 +162,7 @@ def _read_texts(
 
 
 def _fingerprints(
+    dataset: str,
     config: SweepConfig,
     sft: Path,
     policies: Sequence[str | Path],
@@ -174,8 +181,9 @@ def _fingerprints(
             sha256 = statistics_sha256(RULES[entry.rule].statistics, path)
             found[f"statistics {number} of group {entry.name} ({called(path)})"] = {"file": sha256}
     for split, texts in prompts.items():
-        found[f"{split} prompts"] = {"rows": _sha256(texts)}
-    found["texts of control"] = {"rows": _sha256([text for text, _ in forgetting])}
+        found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(texts)}
+    if forgetting:
+        found[f"control {called(config.control)}"] = {"rows": _sha256([text for text, _ in forgetting])}
     return found
 
 

@@ -105,4 +105,5 @@ def inputs(
 
 def _datasets(data_config: TrainingDataConfig, training: PPOConfig, tokenizer) -> dict:
     splits = ("train", *(["validation"] if training.eval_strategy != "no" else []))
-    return {split: data_config.load("prompts", split, tokenizer) for split in splits}
+    settings = {"tokenizer": tokenizer, "chat_template_kwargs": training.chat_template_kwargs}
+    return {split: data_config.load("prompts", split, **settings) for split in splits}

@@ -22,6 +22,7 @@ from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.inputs import fingerprints
+from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.progress import show_progress
 
 
@@ -77,6 +78,10 @@ def run(
                 quantization_config=get_quantization_config(model_config),
             )
         name_base(trainer.model, model_config.model_name_or_path)
+        counts = {}
+        if not training.packing:
+            made, limit, end = trainer.train_dataset, training.max_length, tokenizer.eos_token_id
+            counts = tell_long_rows(made, len(datasets["train"]), limit, end=end, source=data_config.dataset_name)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
@@ -85,7 +90,7 @@ def run(
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
-            facts = {"seed": training.seed, "base_model": name, "loss": losses, "lost_residual": lost}
+            facts = {"seed": training.seed, "base_model": name, "loss": losses, "lost_residual": lost, **counts}
             write_record(folder, "sft", given, **facts, history=trainer.state.log_history, inputs_sha256=found)
             remove_working_files(folder)
     return final

@@ -321,8 +321,8 @@ def test_a_sweep_does_not_go_on_with_other_inputs(sft, policies, flags, dataset,
             r"\(chat_template.jinja\)",
         ),
         (source, lambda path: path.write_text(path.read_text() + "# new\n"), r"reward model 1 .* has .*\(source\)"),
-        (copy, reverse, r"validation prompts has changed .*; \(2\) test prompts has changed"),
-        (control, lambda path: path.write_text("abc\n\nxyw\n"), "texts of control has changed"),
+        (copy, reverse, r"validation split of prompts.jsonl has .*; \(2\) test split of prompts.jsonl has changed"),
+        (control, lambda path: path.write_text("abc\n\nxyw\n"), "control texts.txt has changed"),
     ):
         before = path.read_bytes() if path.exists() else None
         change(path)

@@ -51,7 +51,10 @@ def config_sha256(folder: str | Path) -> str:
         FileNotFoundError: there is no such file.
     """
     if not is_adapter(folder):
-        return _sha256(_without(read_json(Path(folder) / "config.json"), _OF_MODEL))
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{str(folder)!r} has no config.json; save the model with save_pretrained")
+        return _sha256(_without(read_json(path), _OF_MODEL))
     config = {
         key: sorted(map(str, value)) if key in _SETS and isinstance(value, list) else value
         for key, value in read_json(Path(folder) / CONFIG_FILE).items()
@@ -126,7 +129,7 @@ def check_unchanged(
         ValueError: an input has changed; `InputProblems` if several have.
     """
     problems = Problems()
-    for name in (name for name in before if before[name] and now.get(name)):
+    for name in (name for name in now if now[name] and before.get(name)):
         if parts := changed_parts(before[name], now[name]):
             problems.add(f"{name} has changed since {since} ({', '.join(parts)}): {way_out}")
     problems.check()
