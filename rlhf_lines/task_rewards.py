@@ -14,6 +14,7 @@ from reward_models.base import is_number
 from rlhf_lines.config import from_json
 from rlhf_lines.errors import about, alternatives, closest
 from rlhf_lines.models import LOAD_DTYPES
+from rlhf_lines.redaction import without_secrets
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class RewardEntry:
     def identity(self) -> dict[str, Any]:
         """What the scores depend on: the model, a folder by its absolute path, its dtype and its options."""
         model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
-        return {"model": model, "dtype": self.dtype or "float32", "options": dict(self.options)}
+        return {"model": model, "dtype": self.dtype or "float32", "options": without_secrets(self.options)}
 
     def __post_init__(self) -> None:
         for key, expected, holds in (

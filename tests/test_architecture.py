@@ -45,7 +45,7 @@ demo_models
 data              task_rewards
 arguments
 artifact          config         models         sampling
-config_file       progress
+config_file       disk             lock           progress      redaction
 __init__          distributed    errors         noise         reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
