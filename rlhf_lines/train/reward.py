@@ -8,7 +8,8 @@ import trl
 from trl import ModelConfig, RewardConfig, get_quantization_config
 
 import reward_models
-from reward_models.classifier import Classifier, longest_input
+from reward_models.classifier import Classifier
+from reward_models.encoder import longest_input
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig

@@ -83,7 +83,7 @@ def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: 
 
 
 def _written(model: Mapping[str, Any]) -> str:
-    return json.dumps({key: model[key] for key in ("model", "dtype", "options")})
+    return json.dumps(model)
 
 
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
