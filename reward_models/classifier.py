@@ -9,7 +9,7 @@ from typing import Any
 
 from reward_models.base import check_lengths, checked_scores
 from reward_models.checkpoint import open_checkpoint
-from reward_models.conversation import CHAT, Prompt
+from reward_models.conversation import Prompt
 from reward_models.encoder import Encoder, guesses
 from reward_models.format import Format, read_settings
 
@@ -74,7 +74,7 @@ class Classifier:
     @property
     def reads_turns(self) -> bool:
         """Whether prompts may be conversations."""
-        return self.format.template == CHAT
+        return self.encoder.reads_turns
 
     @classmethod
     def from_pretrained(

@@ -46,6 +46,11 @@ class Encoder:
                 "that it was trained on, as in '{prompt}{completion}'"
             )
 
+    @property
+    def reads_turns(self) -> bool:
+        """Whether prompts may be conversations."""
+        return self.format.template == CHAT
+
     def encode(self, prompt: Prompt, completion: str) -> dict[str, list[int]]:
         """The tokens of one pair without padding, cut to `max_length` if need be.
 

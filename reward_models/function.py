@@ -28,7 +28,7 @@ class FunctionReward:
     >>> short.score(["a"], ["bc"])
     [-2.0]
     >>> equal = lambda completions, answer, **_: [c == a for c, a in zip(completions, answer)]
-    >>> FunctionReward(equal, name="equal").score(["2+2?", "1+1?"], ["4", "3"], answer=["4", "2"])
+    >>> FunctionReward(equal, name="equal").score(["2+2?", "1+1?"], ["4", "3"], {"answer": ["4", "2"]})
     [1.0, 0.0]
 
     Attributes:
@@ -58,19 +58,22 @@ class FunctionReward:
         self.reads_turns = template == CHAT
         self._runner = None  # of async functions, one event loop for all calls
 
-    def score(self, prompts: Sequence[Prompt], completions: list[str], **columns: Any) -> list[float]:
+    def score(
+        self, prompts: Sequence[Prompt], completions: list[str], columns: Mapping[str, Any] | None = None
+    ) -> list[float]:
         """The function's values as floats.
 
         Args:
             prompts: texts, or where the function reads turns, texts or turns.
             completions: texts.
-            **columns: what the function may ask for by name; a list with a value per pair, or one value for all.
+            columns: what the function may ask for by name; a list with a value per pair, or one value for all.
 
         Raises:
             ValueError: the lists differ in length, the function asks for something else or fails (names the row), or it
                 returns too few, too many or non-finite values.
         """
         check_lengths(self.name, prompts, completions, turns=self.reads_turns)
+        columns = columns or {}
         try:
             returned = self._call(prompts, completions, columns)
         except (Exception, SystemExit) as error:

@@ -173,13 +173,17 @@ def _function(text: str) -> tuple[Any, str]:
         sys.path.insert(0, here)  # where a script would find it: an installed command does not look there
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except (Exception, SystemExit) as error:
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
+            raise ValueError(
+                f"the reward model {text!r} names the module {module_name!r}, which cannot be found; {_known(text)}"
+            ) from None
         # A module that exists and lacks something of its own is not a mistake in the name.
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise
         raise ValueError(
-            f"the reward model {text!r} names the module {module_name!r}, which cannot be found; {_known(text)}"
-        ) from None
+            f"the reward model {text!r} names the module {module_name!r}, which cannot be imported; mend it "
+            f"({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(

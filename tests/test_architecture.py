@@ -39,9 +39,10 @@ merge.lines
 merge.rules
 merge.inputs
 merge.tensors     merge.layers
-demo_models
+demo_models       example
+scoring
 data              task_rewards
-artifact          config         models         sampling
+artifact          config         models         sampling    completions
 __init__          distributed    errors         noise         reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")

@@ -21,6 +21,7 @@ from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.sampling import check_positions
+from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
 from rlhf_lines.task_rewards import load_reward_models
@@ -44,7 +45,7 @@ class Inputs:
         adapters: of the policies, then of the MORLHF runs.
         reward_models: that score.
         tokenizer: the SFT model's.
-        prompts: by split, from what the policy reads to what reward models are shown; of validation only where there
+        prompts: by split, from what the policy reads to what reward models may be shown; of validation only where there
             is something to choose.
         forgetting: texts outside the task with their tokens.
         num_layers: layers of the SFT model.
@@ -54,7 +55,7 @@ class Inputs:
     adapters: list[Adapter]
     reward_models: list[RewardModel]
     tokenizer: PreTrainedTokenizerBase
-    prompts: dict[str, dict[str, str]]
+    prompts: dict[str, dict[str, Asked]]
     forgetting: list[ForgettingText]
     num_layers: int
 
@@ -108,7 +109,7 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
         "dataset_name": data_config.dataset_name,
         "reward_names": inputs.rewards,
         "reward_models": {name: entry.identity() for name, entry in zip(inputs.rewards, config.rewards, strict=True)},
-        "prompts_sha256": _sha256(inputs.prompts),
+        "prompts_sha256": _sha256({split: _contents(prompts) for split, prompts in inputs.prompts.items()}),
         "control_sha256": _sha256([text for text, _ in inputs.forgetting]),
         "sft_sha256": checkpoint_sha256(inputs.sft),
         "policies_sha256": [sha256_of([Path(adapter.path) / WEIGHTS_FILE]) for adapter in inputs.adapters],
@@ -147,12 +148,21 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
         raise ValueError(f"control_tokens is {config.control_tokens}, but the model has {positions} positions")
 
 
-def _distinct(rows: Iterable[dict], count: int) -> dict[str, str]:
-    """The first so many prompts, each once and in their order, with what reward models are shown of them.
+def _contents(prompts: dict[str, Asked]) -> dict[str, object]:
+    """What the scores depend on: the prompts, with what reward models are shown and functions may ask for."""
+    return {
+        prompt: [asked.text, dict(asked.columns)] if asked.columns else asked.text for prompt, asked in prompts.items()
+    }
+
+
+def _distinct(rows: Iterable[dict], count: int) -> dict[str, Asked]:
+    """The first so many prompts, each once and in their order, with what reward models may be shown of them.
 
     A prompt is one unit of the bootstrap.
     """
-    prompts = {row["prompt"]: row["scored_prompt"] for row in rows}
+    prompts: dict[str, Asked] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt"], Asked.of(row))
     return dict(itertools.islice(prompts.items(), count))
 
 

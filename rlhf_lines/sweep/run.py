@@ -11,6 +11,7 @@ from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, wri
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, leads
+from rlhf_lines.example import Reading, Sample, readings, try_rewards
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
 from rlhf_lines.sweep.config import SweepConfig
@@ -53,6 +54,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     if not (run_config.resume or run_config.overwrite):
         _refuse_stopped(config.output_dir)
     inputs = read_inputs(data_config, config)
+    prompt, asked = next(iter(inputs.prompts["test"].items()))
+    try_rewards(inputs.tokenizer, prompt, asked, inputs.reward_models)
     with contextlib.ExitStack() as stack:
         merges = stack.enter_context(Merges(inputs.sft, inputs.adapters[: len(config.policies)], config.groups))
         specs = Specs(config, merges, inputs.num_layers)
@@ -114,9 +117,17 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         points += predicted
     if inputs.forgetting:
         measure_forgetting(store, measurement.nll, points, inputs.forgetting)
-    store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate)
+    store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     gains = _gains(measured_points(store, "test"), config.policies, inputs.rewards, seed=config.seed)
     return {**chosen._asdict(), "validation": validation, "gains": gains}
+
+
+def _example(store: Store, inputs: Inputs) -> list[Reading]:
+    """The first test prompt with the first completion of it, as the policy and all reward models read them."""
+    row = next(store.rows("test", ()))
+    prompt = store.prompts("test")[row.prompt].text
+    sample = Sample(row.text, row.token_ids)
+    return readings(inputs.tokenizer, prompt, inputs.prompts["test"][prompt], inputs.reward_models, sample)
 
 
 def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str], *, seed: int) -> list[dict]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import TrainerState
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
+from rlhf_lines.example import try_rewards
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.scoring import Asked
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
@@ -43,6 +46,9 @@ def run(
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
     final, validate = Path(training.output_dir), training.eval_strategy != "no"
+    prompts = data_config.load("prompts", "train", tokenizer)
+    first = prompts[0]
+    try_rewards(tokenizer, first["prompt"], Asked.of(first), reward_models, trainer_state=TrainerState())
     sft_sha256 = checkpoint_sha256(sft)
     with training_folder(training, run_config, given) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
@@ -51,7 +57,7 @@ def run(
                 model=str(sft),
                 reward_models=reward_models,
                 args=training,
-                train_dataset=data_config.load("prompts", "train", tokenizer),
+                train_dataset=prompts,
                 eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
                 processing_class=tokenizer,
                 peft_config=lora_config(model_config),

@@ -14,9 +14,11 @@ from tqdm.auto import tqdm
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
+from rlhf_lines.scoring import Asked
+from rlhf_lines.scoring import score as score_completions
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
-from rlhf_lines.sweep.store import Store, open_finished
+from rlhf_lines.sweep.store import Store, Unscored, open_finished
 from rlhf_lines.task_rewards import load_reward_models, raw_score_problems, reward_entries
 
 
@@ -88,15 +90,20 @@ def _written(model: Mapping[str, Any]) -> str:
 
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
     """Score what has no score yet, and return how many completions that were."""
-    missing = store.count_unscored(model.name)
+    missing, shown = store.count_unscored(model.name), store.shown()
     with tqdm(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
         rows = store.unscored(model.name)
         while chunk := list(itertools.islice(rows, size)):
-            scores = model.score([row.scored_text for row in chunk], [row.text for row in chunk])
+            asked = [_asked(row, shown) for row in chunk]
+            scores = score_completions(model, asked, [row.text for row in chunk], [row.token_ids for row in chunk])
             pairs = zip(chunk, scores, strict=True)
             store.add_scores(model.name, ((row.spec, row.prompt, row.sample, value) for row, value in pairs))
             bar.update(len(chunk))
     return missing
+
+
+def _asked(row: Unscored, shown: Mapping[int, Mapping[str, Any]]) -> Asked:
+    return Asked(row.scored_text, **shown.get(row.prompt, {}))
 
 
 def _is_newer(path: Path, than: Path) -> bool:
