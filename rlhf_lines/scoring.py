@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,7 +28,9 @@ class Asked(NamedTuple):
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Asked:
         """What a row of kind `prompts` says; where it is of another source, its prompt is what is shown."""
-        return cls(row.get("scored_prompt") or row["prompt"], row.get("conversation"), row.get("columns") or {})
+        shown = row.get("scored_prompt")
+        columns = json.loads(row.get("columns") or "{}")
+        return cls(row["prompt"] if shown is None else shown, row.get("conversation"), columns)
 
 
 def score(

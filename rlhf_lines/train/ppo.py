@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from transformers import TrainerState
@@ -46,10 +47,12 @@ def run(
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
     final, validate = Path(training.output_dir), training.eval_strategy != "no"
-    prompts = data_config.load("prompts", "train", tokenizer)
+    sft_sha256 = checkpoint_sha256(sft)
+    settings = {"tokenizer": tokenizer, "chat_template_kwargs": training.chat_template_kwargs}
+    read = functools.partial(data_config.load, "prompts", **settings)
+    prompts = read(split="train")
     first = prompts[0]
     try_rewards(tokenizer, first["prompt"], Asked.of(first), reward_models, trainer_state=TrainerState())
-    sft_sha256 = checkpoint_sha256(sft)
     with training_folder(training, run_config, given) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
         with named_targets(model_config):
@@ -58,7 +61,7 @@ def run(
                 reward_models=reward_models,
                 args=training,
                 train_dataset=prompts,
-                eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+                eval_dataset=read(split="validation") if validate else None,
                 processing_class=tokenizer,
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),
