@@ -105,14 +105,12 @@ class Encoder:
         return dict(self.tokenizer(*texts, add_special_tokens=self.format.add_special_tokens, verbose=False))
 
     def _chat(self, turns: list[Turn]) -> Any:
-        from jinja2 import TemplateError
-
         try:
             return self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: what it raises may be anything
             raise ValueError(
-                f"the chat template of reward model {self.name!r} refuses the conversation {excerpt(turns)} ({error}); "
-                "give it another template, or leave out such rows"
+                f"the chat template of reward model {self.name!r} refuses the conversation {excerpt(turns)} "
+                f"({' '.join(str(error).split())}); give it another template, or leave out such rows"
             ) from error
 
     def _last_turns(self, turns: list[Turn], completion: str) -> list[Turn]:

@@ -82,6 +82,17 @@ class FunctionReward:
             raise ValueError(self._failure(error, prompts, completions, columns)) from error
         return checked_scores(self.name, returned, prompts)
 
+    def check_form(self, columns: Sequence[str]) -> None:
+        """Stop where the function cannot be called with prompts, completions and these columns.
+
+        Raises:
+            ValueError: it asks for something else.
+        """
+        try:
+            self._arguments([], [], dict.fromkeys(columns))
+        except _WrongForm as error:
+            raise ValueError(str(error)) from None
+
     def _call(self, prompts: Sequence[Prompt], completions: Sequence[str], columns: Mapping[str, Any]) -> Any:
         # Lists of its own: a function that changes them changes nothing else.
         if self.reads_turns:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import trl
+from datasets import Dataset
 from trl import ModelConfig, RewardConfig, get_quantization_config
 
 import reward_models
 from reward_models.classifier import Classifier
+from reward_models.conversation import CHAT
 from reward_models.encoder import longest_input
+from reward_models.format import SPECIAL_TOKENS
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import leads
+from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
+from rlhf_lines.train.config import RewardTextConfig
 from rlhf_lines.train.progress import show_progress
+
+
+SIDES = ("chosen", "rejected")
 
 
 class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
@@ -26,6 +35,7 @@ class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
 def run(
     run_config: RunConfig,
     data_config: PreferenceDataConfig,
+    text_config: RewardTextConfig,
     training: RewardConfig,
     model_config: ModelConfig,
     given: dict,
@@ -45,7 +55,10 @@ def run(
 
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
-    train_pairs, test_pairs = (data_config.load("preferences", split, tokenizer) for split in ("train", "test"))
+    is_chat = text_config.template == CHAT
+    _check_template(text_config, training, tokenizer)
+    read = functools.partial(data_config.load, "preferences", tokenizer=tokenizer, with_turns=is_chat)
+    train_pairs, test_pairs = read(split="train"), read(split="test")
     validate = training.eval_strategy != "no"
     final = Path(training.output_dir)
     with training_folder(training, run_config, given) as folder:
@@ -57,12 +70,17 @@ def run(
         peft_config = lora_config(model_config)
         if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
             peft_config.task_type = "SEQ_CLS"
+        special_tokens = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
+
+        def rows(pairs):
+            return Dataset.from_list([text_config.row(pair, special_tokens) for pair in pairs])
+
         with named_targets(model_config):
             trainer = RewardTrainer(
                 model=str(base),
                 args=training,
-                train_dataset=train_pairs,
-                eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
+                train_dataset=rows(train_pairs),
+                eval_dataset=rows(read(split="validation")) if validate else None,
                 processing_class=tokenizer,
                 peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
@@ -73,13 +91,15 @@ def run(
                 f"each of the {len(train_pairs)} training pairs of {data_config.dataset_name} has a text of more than "
                 f"{training.max_length} tokens: raise max_length, as far as the base reads, or shorten the texts"
             )
+        first = trainer.train_dataset[0]
+        tell([policy_reading(tokenizer, first[f"{side}_ids"], f"reward model, {side}") for side in SIDES])
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
         del trainer  # before its model is read back a second time
         if leads():
-            reward_models.write_settings(folder, reward_models.Format(append_eos=True, max_length=training.max_length))
+            reward_models.write_settings(folder, text_config.format(max_length=training.max_length))
             saved = reward_models.load(str(folder), trust_remote_code=training.trust_remote_code)
             write_record(
                 folder,
@@ -96,10 +116,24 @@ def run(
     return final
 
 
+def _check_template(text_config: RewardTextConfig, training: RewardConfig, tokenizer) -> None:
+    """Refuse a chat template that is missing, or that would not be read."""
+    if text_config.template != CHAT and training.chat_template_path is not None:
+        raise ValueError(
+            f"chat_template_path is {training.chat_template_path}, but the template is {text_config.template!r}, which "
+            "does not read it: set template: chat, or leave it out"
+        )
+    if text_config.template == CHAT and training.chat_template_path is None and tokenizer.chat_template is None:
+        raise ValueError(
+            "template is chat, but the tokenizer of the base has no chat template: give chat_template_path, or a text "
+            "with {prompt} and {completion}"
+        )
+
+
 def _accuracy(reward_model, pairs) -> float:
     """The share of pairs whose chosen completion scores higher; a tie counts as half."""
-    chosen = reward_model.score(pairs["prompt"], pairs["chosen"])
-    rejected = reward_model.score(pairs["prompt"], pairs["rejected"])
+    prompts = pairs["conversation" if reward_model.reads_turns else "prompt"]
+    chosen, rejected = (reward_model.score(prompts, pairs[side]) for side in SIDES)
     return sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True)) / len(chosen)
 
 
@@ -108,7 +142,7 @@ def _cut_pairs(reward_model: Classifier, pairs) -> int:
     cut = 0
     for pair in pairs:
         before = reward_model.truncated
-        for side in ("chosen", "rejected"):
-            reward_model.encode(pair["prompt"], pair[side])
+        for side in SIDES:
+            reward_model.encode(pair["conversation" if reward_model.reads_turns else "prompt"], pair[side])
         cut += reward_model.truncated > before
     return cut

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
+from rlhf_lines.example import reward_reading
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.scoring import Asked
 from rlhf_lines.scoring import score as score_completions
@@ -66,6 +67,7 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
             names = store.recall("reward_names")
             if model.name not in names:
                 store.replace(reward_names=[*names, model.name])
+            _add_example(store, model)
         names = store.recall("reward_names")
     front = _front_of(folder, names) or trace_front(folder)
     if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
@@ -100,6 +102,17 @@ def _score_all(store: Store, model: RewardModel, size: int) -> int:
             store.add_scores(model.name, ((row.spec, row.prompt, row.sample, value) for row, value in pairs))
             bar.update(len(chunk))
     return missing
+
+
+def _add_example(store: Store, model: RewardModel) -> None:
+    """Keep how the model reads the row that the report shows as everybody reads it."""
+    known = store.recall("example", None)
+    if known is None:  # of an earlier version
+        return
+    row = next(store.rows("test", ()))
+    shown = Asked(store.prompts("test")[row.prompt].scored_text, **store.shown().get(row.prompt, {}))
+    reading = reward_reading(model.name, model, shown, row.text)
+    store.replace(example=[*(old for old in known if old[0] != reading.reader), reading])
 
 
 def _asked(row: Unscored, shown: Mapping[int, Mapping[str, Any]]) -> Asked:
