@@ -21,7 +21,7 @@ def fast(model, pre_tokenizer, decoder):
 
 
 def like_llama2():
-    """Word pieces that hold their blank, single bytes for what has no piece, and a decoder that drops the first blank."""
+    """Word pieces that hold their blank, bytes for what has no piece, and a decoder that drops the first blank."""
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
     pieces = ["<pad>", "<eos>", "<unk>", *bytes_, "▁", *LETTERS, *(f"▁{letter}" for letter in LETTERS)]
     vocab = {piece: i for i, piece in enumerate(pieces)}

@@ -70,9 +70,10 @@ def test_functions_are_tried_with_words_of_the_prompt(caplog):
         return [1 / 0]
 
     assert stand_in(tokenizer, "a b <eos>") == Sample(" a b", tokenizer("a b")["input_ids"])
-    with caplog.at_level(logging.INFO, logger="rlhf_lines"):
-        with pytest.raises(ValueError, match=r"'fails' raised ZeroDivisionError: .* the completion ' a b'"):
-            try_rewards(tokenizer, "a b", ASKED, [FunctionReward(fine), FunctionReward(fails), FunctionReward(fine)])
+    models = [FunctionReward(fine), FunctionReward(fails), FunctionReward(fine)]
+    caplog.set_level(logging.INFO, logger="rlhf_lines")
+    with pytest.raises(ValueError, match=r"'fails' raised ZeroDivisionError: .* the completion ' a b'"):
+        try_rewards(tokenizer, "a b", ASKED, models)
     assert calls == [(["a b"], [" a b"], [tokenizer("a b")["input_ids"]], ["d"])]
     assert "reward fails  prompt 'a b', completion ' a b'" in caplog.text
 

@@ -10,7 +10,8 @@ from reward_models.encoder import guesses
 
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{{ eos_token }}"
 )
 TURNS = [

@@ -127,7 +127,7 @@ def test_a_function_of_messages_gets_trls_form():
         ([{"role": "user", "content": "2+2?"}], [{"role": "assistant", "content": "4"}]),
         (turns, [{"role": "assistant", "content": "Hello"}]),
     ]
-    with pytest.raises(ValueError, match="the template of the function 'judge' is '{prompt}'; expected chat"):
+    with pytest.raises(ValueError, match=r"the template of the function 'judge' is '{prompt}'; expected chat"):
         FunctionReward(judge, template="{prompt}")
 
 
@@ -135,7 +135,7 @@ def test_a_reward_function_of_trl_itself():
     pytest.importorskip("trl")
     text = "<think>\nhm\n</think>\n4"
     assert load("trl.rewards:think_format_reward", template="chat").score(["p", "p"], [text, "4"]) == [1.0, 0.0]
-    with pytest.raises(ValueError, match="raised TypeError: .*; texts are given, and lists of messages, as TRL gives"):
+    with pytest.raises(ValueError, match=r"raised TypeError: .*; texts are given, and lists of messages, as TRL gives"):
         load("trl.rewards:think_format_reward").score(["p"], [text])
 
 
@@ -191,13 +191,13 @@ def test_an_error_inside_names_function_row_and_place(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     columns = {"answer": ["a", "b", "c"]}
-    with pytest.raises(ValueError, match="one"):
+    with pytest.raises(ValueError, match=r"one"):
         load("failing:numbers").score(["one"], ["x"], {"answer": ["a"]})
     with pytest.raises(ValueError) as error:
         load("failing:numbers").score(["first", "second", "third"], ["ab", "b", "c"], columns)
     assert str(error.value) == (
-        "the reward function 'numbers' raised ZeroDivisionError: float division by zero (failing.py, line 2) at the row "
-        "with the prompt 'second' and the completion 'b'"
+        "the reward function 'numbers' raised ZeroDivisionError: float division by zero (failing.py, line 2) at the "
+        "row with the prompt 'second' and the completion 'b'"
     )
     with pytest.raises(ValueError, match=r"'leaves' raised SystemExit: 0 \(failing.py, line 5\) at the row with"):
         load("failing:leaves").score(["a"], ["b"])

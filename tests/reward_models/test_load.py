@@ -191,7 +191,7 @@ def test_a_classifier_has_no_options(folder, opened):
 def test_a_module_that_lacks_something_of_its_own_says_so(tmp_path, monkeypatch):
     (tmp_path / "broken_rewards.py").write_text("import a_package_that_is_not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match="which cannot be imported; .*a_package_that_is_not_installed"):
+    with pytest.raises(ValueError, match=r"which cannot be imported; .*a_package_that_is_not_installed"):
         load("broken_rewards:short")
 
 

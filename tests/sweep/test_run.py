@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import shutil
 from collections import Counter
 
@@ -126,6 +128,21 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
         assert text == tokenizer.decode(ids[start:], skip_special_tokens=True)
         seen += 1
     assert seen >= 2 * TEST
+
+
+def test_the_report_shows_the_first_prompt_as_it_was_read(sweep):
+    ((known,),) = read(sweep, "SELECT value FROM meta WHERE key = 'example'")
+    example = dict(json.loads(known))
+    prompt, text = read(
+        sweep,
+        "SELECT p.text, c.text FROM completions c JOIN prompts p ON p.id = c.prompt WHERE p.split = 'test' "
+        "ORDER BY c.spec, c.prompt, c.sample LIMIT 1",
+    )[0]
+    assert example["policy"] == repr(prompt) and len(example) == 3
+    assert all(repr(prompt) in seen and repr(text) in seen for reader, seen in example.items() if reader != "policy")
+    page = (sweep / "report.html").read_text()
+    shown = page[page.index('<dl id="example">') :].partition("</dl>")[0]
+    assert html.unescape(re.findall("<pre>(.*?)</pre>", shown, re.DOTALL)[0]) == repr(prompt)
 
 
 def test_alpha_and_beta_have_the_largest_validation_hypervolume(sweep, rewards):

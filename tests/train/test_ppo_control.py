@@ -104,6 +104,32 @@ def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
     return make
 
 
+def test_a_function_of_trl_gets_columns_tokens_and_ways_to_log(stage_flags, write_rows, tokenizer, tmp_path):
+    (tmp_path / "trl_rewards.py").write_text(
+        "calls = []\n"
+        "def right(completions, answer, completion_ids, log_metric, trainer_state, **columns):\n"
+        "    calls.append((completions, answer, completion_ids, trainer_state.global_step, columns))\n"
+        "    log_metric('right', 0.5)\n"
+        "    return [float(a in c) for a, c in zip(answer, completions)]\n"
+    )
+    import trl_rewards
+
+    rows = [{"prompt": f"{x} {y}", "answer": y, "more": {"n": [1, None]}} for x in WORDS for y in WORDS[:3]]
+    write_rows("data/train.jsonl", rows)
+    reward = '{"model": "trl_rewards:right", "normalize": true}'
+    out = run_stage("ppo", stage_flags(rewards=[reward], max_steps=1, normalization_samples=30))
+
+    assert [len(call[0]) for call in trl_rewards.calls] == [1, 30, 4]
+    answer_of = {row["prompt"]: row["answer"] for row in rows}
+    for completions, answers, ids, step, columns in trl_rewards.calls:
+        assert set(columns) == {"prompts", "more", "log_extra"} and columns["more"][0] == {"n": [1, None]} and step == 0
+        assert answers == [answer_of[prompt] for prompt in columns["prompts"]]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert completions == [f" {text}" if text else "" for text in texts]
+    history = json.loads((out / "rlhf_lines.json").read_text())["history"]
+    assert history[0]["right"] == 0.5
+
+
 def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama, tokenizer):
     import control_rewards
 
