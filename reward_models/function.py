@@ -127,15 +127,17 @@ class FunctionReward:
             and name not in free
             and name not in texts
         ]
-        if any(name in COMPLETIONS for name in nameable) or (takes_all and not unnamed):
+        first_two = [name for name, kind in kinds.items() if kind in (_PLAIN, inspect.Parameter.POSITIONAL_ONLY)][:2]
+        # f(questions, completions): ours, with a name of its own for the prompts.
+        is_ours = len(first_two) == 2 and first_two[0] in unnamed and first_two[1] in COMPLETIONS
+        if (any(name in COMPLETIONS for name in nameable) and not is_ours) or (takes_all and not unnamed):
             everything = {**free, "prompts": prompts, "completions": completions} if takes_all else free
             arguments, named = (), {**everything, **{n: texts[n] for n in nameable if n in texts}}
             if not takes_all:
                 named = {name: value for name, value in named.items() if name in nameable}
         else:
-            taken = [name for name, kind in kinds.items() if kind in (_PLAIN, inspect.Parameter.POSITIONAL_ONLY)][:2]
             arguments = (prompts, completions)
-            named = {n: v for n, v in free.items() if n not in taken and (takes_all or n in nameable)}
+            named = {n: v for n, v in free.items() if n not in first_two and (takes_all or n in nameable)}
         try:
             signature.bind(*arguments, **named)
         except TypeError as error:

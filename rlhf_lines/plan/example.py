@@ -41,7 +41,8 @@ def show_prompts(plan: Plan, rows: Rows, rewards: Sequence[RewardPlan]) -> None:
         else:
             found.append(reward_reading(reward.name, reward.reader, asked, completion))
         if isinstance(reward.reader, FunctionReward):
-            reward.reader.check_form([*asked.columns, "completion_ids", "trainer_state", "log_extra", "log_metric"])
+            of_run = ["completion_ids", "log_extra", "log_metric", *(["trainer_state"] if plan.stage == "ppo" else [])]
+            reward.reader.check_form([*asked.columns, *of_run])
     plan.example = as_text(found, stands_in=True)
 
 

@@ -54,12 +54,12 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     if not (run_config.resume or run_config.overwrite):
         _refuse_stopped(config.output_dir)
     inputs = read_inputs(data_config, config)
-    prompt, asked = next(iter(inputs.prompts["test"].items()))
-    try_rewards(inputs.tokenizer, prompt, asked, inputs.reward_models)
     with contextlib.ExitStack() as stack:
         merges = stack.enter_context(Merges(inputs.sft, inputs.adapters[: len(config.policies)], config.groups))
         specs = Specs(config, merges, inputs.num_layers)
         specs.check()  # the end of choosing would be the first to need a further group
+        prompt, asked = next(iter(inputs.prompts["test"].items()))
+        try_rewards(inputs.tokenizer, prompt, asked, inputs.reward_models)
         partial = new_folder(
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
         )

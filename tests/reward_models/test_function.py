@@ -43,6 +43,11 @@ def swapped_singular(completion, prompt):
     return [len(text) for text in completion]
 
 
+def own_name_of_prompts(questions, completions):
+    assert questions == PROMPTS
+    return [len(text) for text in completions]
+
+
 def own_names(p, c):
     return [len(text) for text in c]
 
@@ -75,7 +80,7 @@ class Callable:
     ("function", "expected"),
     [
         *((f, LENGTHS) for f in (of_completions, other_order, all_by_name, swapped_singular, own_names, waits)),
-        *((f, LENGTHS) for f in (own_names_and_all, only_positions, Callable())),
+        *((f, LENGTHS) for f in (own_name_of_prompts, own_names_and_all, only_positions, Callable())),
         (one_column, [1.0, 0.0]),
         (own_names_and_column, [1.0, 0.0]),
         (tokens, [1.0, 3.0]),
@@ -150,6 +155,7 @@ def test_a_reward_function_of_trl_itself():
         (lambda completions, answer: [0.0], {"solution": ["4"]}, "missing a required .*'answer'; .* by name, solution"),
         (lambda prompts: [0.0], {}, "'f' cannot be called: too many positional arguments"),
         (lambda p, **more: [0.0], {}, "'f' cannot be called: too many positional arguments"),
+        (lambda completions, solution, **more: [0.0], {}, "missing a required .*'solution'"),
         (lambda p, c, d: [0.0], {}, "missing a required .*'d'"),
     ],
 )
