@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
 from rlhf_lines.example import reward_reading
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
+from rlhf_lines.progress import Bar
 from rlhf_lines.scoring import Asked
 from rlhf_lines.scoring import score as score_completions
 from rlhf_lines.sweep.finished.front import trace_front
@@ -93,7 +92,7 @@ def _written(model: Mapping[str, Any]) -> str:
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
     """Score what has no score yet, and return how many completions that were."""
     missing, shown = store.count_unscored(model.name), store.shown()
-    with tqdm(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
+    with Bar(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
         rows = store.unscored(model.name)
         while chunk := list(itertools.islice(rows, size)):
             asked = [_asked(row, shown) for row in chunk]
