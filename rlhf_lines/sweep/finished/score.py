@@ -86,7 +86,7 @@ def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: 
 
 
 def _written(model: Mapping[str, Any]) -> str:
-    return json.dumps(model)
+    return json.dumps({key: model[key] for key in ("model", "dtype", "options")} | dict(model))
 
 
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
