@@ -69,8 +69,12 @@ def load(
     """
     from datasets import Dataset
 
-    if kind == "text" and max_prompt_length is not None:
-        raise ValueError(f"max_prompt_length is {max_prompt_length}, but text has no prompts: leave it out")
+    if kind == "text":
+        _refuse_of_prompts(
+            max_prompt_length=max_prompt_length,
+            prompt_template=prompt_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
     if max_prompt_length is not None and tokenizer is None:
         raise ValueError(f"max_prompt_length is {max_prompt_length}, but there is no tokenizer to count with")
     if max_samples is not None and max_samples < 1:
@@ -97,8 +101,17 @@ def load(
     if kind != "text":
         scored_prompt = getattr(task, "scored_prompt", lambda prompt: prompt)
         write = Writer(kind, template, scored_prompt, tokenizer, settings, dataset_name, with_turns)
-        rows = left_out.leave_out([write.row(row) for row in rows], kind, tokenizer, max_prompt_length, source)
+        written = [write.row(row) for row in rows]
+        if kind != "preferences" and chat.has_chat_template(tokenizer):
+            _tell_chat_template(rows, written, tokenizer, source)
+        rows = left_out.leave_out(written, kind, tokenizer, max_prompt_length, source)
     return Dataset.from_list(rows[:max_samples])
+
+
+def _refuse_of_prompts(**settings) -> None:
+    for name, value in settings.items():
+        if value:
+            raise ValueError(f"{name} is {value}, but text has no prompts: leave it out")
 
 
 def _rows_of_source(name: str, kind: str, split: str, template: str | None, test_size: TestSize):
@@ -125,6 +138,25 @@ def _rows_of_task(
     if kind == "preferences":
         return task.preferences(split, preference, **options)
     return getattr(task, kind)(split, **options)
+
+
+def _tell_chat_template(rows: list[dict], written: list[dict], tokenizer, source: str) -> None:
+    """Log what a chat template may do to a conversation without a word: write it twice, or leave a turn out."""
+    twice = sum("messages" not in row and chat.is_written(row["prompt"], tokenizer) for row in rows)
+    if twice:
+        logger.warning(
+            "%s: %d of %d prompts begin with a special token, as if a chat template had written them; it writes them "
+            "again, as what the user says: give the turns as messages instead",
+            source, twice, len(rows),
+        )  # fmt: skip
+    turns = [row["conversation"] if "conversation" in row else row["prompt"] for row in written]
+    unread = [chat.unread_turn(messages, row["read"]) for messages, row in zip(turns, written, strict=True)]
+    if any(unread):
+        first = next(turn for turn in unread if turn)
+        logger.warning(
+            "%s: the chat template changes or leaves out a turn of %d of %d prompts; the first is one of the %s: %r",
+            source, sum(turn is not None for turn in unread), len(rows), first["role"], first["content"][:60],
+        )  # fmt: skip
 
 
 def _with_one_bos(rows: list[dict], tokenizer, source: str) -> list[dict]:

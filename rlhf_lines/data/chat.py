@@ -52,6 +52,17 @@ def chat_text(messages: Messages, tokenizer, settings: Mapping[str, Any] | None 
     return without_bos(text, tokenizer) if adds_bos(tokenizer) else text
 
 
+def unread_turn(messages: Messages, text: str) -> dict[str, str] | None:
+    """The first turn of which the text of a chat template does not hold what was said, or None."""
+    return next((turn for turn in messages if turn["content"].strip() not in text), None)
+
+
+def is_written(text: str, tokenizer) -> bool:
+    """Whether a text begins with a special token, as if a chat template had written it already."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return text.lstrip().startswith(tuple(special))
+
+
 def check_settings(settings: Mapping[str, Any] | str | None, tokenizer) -> dict[str, Any]:
     """`chat_template_kwargs`, which the tokenizer's chat template must read: anything else would have no effect.
 

@@ -110,7 +110,8 @@ def split_rows(
         ValueError: the source has splits of its own, so `test_size` means nothing.
     """
     if split in SPLITS and not {split, "train"} & set(own_splits):
-        raise FileNotFoundError(f"dataset {source} has no {split} split, nor a train split to take one from")
+        nor = "" if split == "train" else ", nor a train split to take one from"
+        raise FileNotFoundError(f"dataset {source} has no {split} split{nor}")
     lacking = [name for name in HELD_OUT if name not in own_splits]
     if test_size is not None and ("train" not in own_splits or not lacking):
         raise ValueError(f"test_size is {test_size}, but dataset {source} has splits of its own: leave it out")

@@ -71,9 +71,8 @@ def _parsed(content: bytes, path: Path, where: str):
     except json.JSONDecodeError as error:
         line = where or f"line {error.lineno} of "
         at = "is cut off" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else "is no JSON"
-        raise ValueError(
-            f"{line}dataset file {path} {at}: {error.msg} at character {error.colno}; mend the line, or leave it out"
-        ) from error
+        what = f"{error.msg.removesuffix(' at')} at character {error.colno}"
+        raise ValueError(f"{line}dataset file {path} {at} ({what}): mend the line, or leave it out") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}dataset file {path} cannot be read: {reason(error)}") from error
     if "\\ud" in text.lower():

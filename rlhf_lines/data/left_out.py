@@ -1,9 +1,8 @@
-"""Rows that no stage can use: without a token to start from, without a reply to learn, or too long. Told by number."""
+"""Rows that a stage leaves out: without a reply to learn, or too long. Their number is told."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 
 logger = logging.getLogger(__name__)
@@ -22,13 +21,8 @@ def leave_out(rows: list[dict], kind: str, tokenizer, longest: int | None, sourc
     Raises:
         ValueError: no row is left.
     """
-    checks: list[tuple[str, Callable[[dict], bool]]] = []
-    if kind == "prompts":
-        checks.append(("prompts have no token to start from", lambda row: _is_empty(row["read"], tokenizer)))
     if kind == "demonstrations":  # nobody learns to speak from an empty reply
-        checks.append(("completions are empty", lambda row: not _reply(row).strip()))
-    for what, is_useless in checks:
-        rows = _told([row for row in rows if not is_useless(row)], len(rows), what, source)
+        rows = _told([row for row in rows if _reply(row).strip()], len(rows), "completions are empty", source)
     if longest is not None:
         ids = tokenizer([row["read"] for row in rows])["input_ids"]
         short = [row for row, tokens in zip(rows, ids, strict=True) if len(tokens) <= longest]
@@ -42,12 +36,6 @@ def _told(kept: list[dict], total: int, what: str, source: str) -> list[dict]:
     if len(kept) < total:
         logger.warning("%s: %d of %d %s: left out", source, total - len(kept), total, what)
     return kept
-
-
-def _is_empty(prompt: str, tokenizer) -> bool:
-    if prompt.strip():
-        return False
-    return not (tokenizer(prompt)["input_ids"] if tokenizer is not None else prompt)
 
 
 def _reply(row: dict) -> str:

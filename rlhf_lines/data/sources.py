@@ -19,6 +19,7 @@ FORMATS = {
     ".jsonl.gz": "json",
     ".json.gz": "json",
 }
+TABLES = (".csv", ".tsv")
 SAVED = {"dataset_dict.json": "a DatasetDict", "state.json": "a Dataset"}  # what save_to_disk of datasets leaves
 
 
@@ -103,6 +104,7 @@ def _read(paths: list[Path]) -> Rows:
     if format is None:
         raise ValueError(
             f"dataset file {paths[0]} has the format {paths[0].suffix!r}, expected one of {', '.join(FORMATS)}"
+            f"{'; datasets.Dataset.from_csv(file).to_json(other) converts it' if paths[0].suffix in TABLES else ''}"
         )
     if not any(path.stat().st_size for path in paths):
         raise ValueError(f"dataset file {paths[0]} is empty, expected rows")

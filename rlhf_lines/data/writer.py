@@ -46,6 +46,7 @@ class Writer:
         is_chat = chat.has_chat_template(self.tokenizer)
         read = self._chat_text(row, turns) if is_chat else row["prompt"]
         if self.kind == "prompts":
+            self._check_starts(row, read)
             more = {key: row[key] for key in ("columns",) if key in row}
             return {"prompt": read, "scored_prompt": shown, "conversation": turns, **more, "read": read}
         if not is_chat:
@@ -58,9 +59,19 @@ class Writer:
     def _turns(self, row: dict) -> list[dict[str, str]]:
         return self.template.asked(row.get("messages") or self.template.messages(row["prompt"]))
 
+    def _check_starts(self, row: dict, read: str) -> None:
+        if self.tokenizer is not None and not read.strip() and not self.tokenizer(read)["input_ids"]:
+            raise ValueError(
+                f"dataset {self.source} has a prompt without tokens ({_name(row)}), and the first word of a completion "
+                "needs one before it: fill it in, or leave out the row"
+            )
+
     def _chat_text(self, row: dict, turns: list[dict[str, str]]) -> str:
         try:
             return chat.chat_text(turns, self.tokenizer, self.settings)
         except ValueError as error:
-            what = f"row {row['row']}" if "row" in row else f"the prompt {row['prompt'][:40]!r}"
-            raise ValueError(f"{what} of dataset {self.source} {error}") from error
+            raise ValueError(f"{_name(row)} of dataset {self.source} {error}") from error
+
+
+def _name(row: dict) -> str:
+    return f"row {row['row']}" if "row" in row else f"the prompt {row['prompt'][:40]!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 
 import trl
@@ -26,6 +27,8 @@ from rlhf_lines.train.progress import show_progress
 
 
 SIDES = ("chosen", "rejected")
+
+logger = logging.getLogger(__name__)
 
 
 class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
@@ -93,6 +96,11 @@ def run(
             )
         first = trainer.train_dataset[0]
         tell([policy_reading(tokenizer, first[f"{side}_ids"], f"reward model, {side}") for side in SIDES])
+        if used_pairs < len(train_pairs):
+            logger.warning(
+                "%s: %d of %d pairs have a text of more than %d tokens: left out",
+                data_config.dataset_name, len(train_pairs) - used_pairs, len(train_pairs), training.max_length,
+            )  # fmt: skip
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

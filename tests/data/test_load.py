@@ -150,7 +150,8 @@ def test_an_unknown_format_is_refused(tmp_path, name):
     with pytest.raises(ValueError) as caught:
         data.load(str(path), "prompts", "train")
     expected = f"dataset file {path} has the format {path.suffix!r}, expected one of .jsonl, .json, .parquet, .jsonl.gz"
-    assert one_sentence(caught) == f"{expected}, .json.gz"
+    advice = "; datasets.Dataset.from_csv(file).to_json(other) converts it" if path.suffix == ".csv" else ""
+    assert one_sentence(caught) == f"{expected}, .json.gz{advice}"
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet", "missing", "a/b/missing.json"])
@@ -336,3 +337,25 @@ def test_long_prompts_are_left_out_and_counted(write, make_tokenizer, caplog, ki
     assert caplog.messages[1:] == [  # behind the one on how the file was split
         f"{path}, split train: {left_out} of {len(lengths)} prompts are longer than {added + 30} tokens: left out"
     ]
+
+
+def test_the_rule_of_the_split_is_told_once_and_set_by_test_size(write, caplog):
+    path = write("rows.jsonl", ROWS)
+    for split in ("train", "train", "test"):
+        data.load(path, "prompts", split, test_size=6)
+    assert caplog.messages == [
+        f"{path} has no validation and test split, so a hash of the prompt holds some of train out: 48 train, "
+        "6 validation, 6 test (test_size: 6)"
+    ]
+
+
+def test_test_size_is_refused_where_it_means_nothing(write, tmp_path):
+    for split in SPLITS:
+        write(f"folder/{split}.jsonl", ROWS[:3])
+    with pytest.raises(ValueError, match=r"test_size is 2, but dataset .* has splits of its own: leave it out"):
+        data.load(str(tmp_path / "folder"), "prompts", "test", test_size=2)
+    with pytest.raises(ValueError, match="test_size 2 was given, but the docstrings task reads no files: leave it out"):
+        data.load("docstrings", "prompts", "test", test_size=2)
+    path = write("rows.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"has no prompts in its validation split \(test_size is all\)"):
+        data.load(path, "prompts", "validation", test_size="all")

@@ -250,9 +250,10 @@ def test_a_plan_shows_the_first_row_as_everybody_will_read_it(folder, write_conf
         folder / "judge"
     )
     for split in ("train", "test", "validation"):
-        (folder / "data" / f"{split}.jsonl").write_text(json.dumps({"prompt": f"a b {split[0]}", "answer": 4}) + "\n")
+        rows = [{"prompt": f"a b {split[0]}", "answer": 4}, {"prompt": f"a {split[0]}", "answer": 5}]
+        (folder / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     chat = {"model": "./judge", "template": "chat", "name": "chat"}
-    config = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    config = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
     rewards = ["./judge", chat, "failing_in_a_plan:f"]
     table = plan_table(planned(write_config(rewards=rewards, **config)))
     assert "  policy         (its tokenizer is not here yet)" in table
@@ -264,15 +265,15 @@ def test_a_plan_shows_the_first_row_as_everybody_will_read_it(folder, write_conf
     assert "  reward f      prompt 'a b t', completion ' a b'" in table
     assert table.count("is read by guess") == 2, "the output of one is guessed as well, the template of the other not"
     with pytest.raises(ValueError, match="'f' cannot be called: missing a required argument: 'answer'"):
-        (folder / "data" / "train.jsonl").write_text('{"prompt": "a b"}\n')
+        (folder / "data" / "train.jsonl").write_text('{"prompt": "a b"}\n{"prompt": "a"}\n')
         planned(write_config(rewards=rewards, **config))
 
 
 def test_plans_of_sft_and_reward_show_their_first_row(folder, write_config):
     tiny.word_tokenizer().save_pretrained(folder / "sft")
-    pair = {"prompt": "a", "completion": " b c", "chosen": " b", "rejected": " c d"}
-    for split in ("train", "test", "validation"):
-        (folder / "data" / f"{split}.jsonl").write_text(json.dumps(pair) + "\n")
+    pair = {"completion": " b c", "chosen": " b", "rejected": " c d"}
+    for prompt, split in zip("abc", ("train", "test", "validation"), strict=True):
+        (folder / "data" / f"{split}.jsonl").write_text(json.dumps({"prompt": prompt, **pair}) + "\n")
     small = {"rewards": None, "num_iterations": None, "max_completion_length": None}
     sft = write_config("sft.yaml", **small)
     assert "  policy  'a b c <eos>'" in plan_table(planned(sft))
