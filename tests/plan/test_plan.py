@@ -250,19 +250,19 @@ def test_a_plan_shows_the_first_row_as_everybody_will_read_it(folder, write_conf
         folder / "judge"
     )
     for split in ("train", "test", "validation"):
-        rows = [{"prompt": f"a b {split[0]}", "answer": 4}, {"prompt": f"a {split[0]}", "answer": 5}]
+        rows = [{"prompt": f"a b {split[1]}", "answer": 4}, {"prompt": f"a {split[1]}", "answer": 5}]
         (folder / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     chat = {"model": "./judge", "template": "chat", "name": "chat"}
     config = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
     rewards = ["./judge", chat, "failing_in_a_plan:f"]
     table = plan_table(planned(write_config(rewards=rewards, **config)))
-    assert "  policy         (its tokenizer is not here yet)" in table
+    assert "  policy        (its tokenizer is not here yet)" in table
     tiny.word_tokenizer().save_pretrained(folder / "sft")
     table = plan_table(planned(write_config(rewards=rewards, **config)))
     assert "the first row, as it is read; the first words of the prompt stand for a completion" in table
     assert "  policy        'a b <unk>'\n" in table
     assert "  reward judge  'a b <unk> a b'\n" in table and "  reward chat   'a b <unk> <eos>a b <eos>'\n" in table
-    assert "  reward f      prompt 'a b t', completion ' a b'" in table
+    assert "  reward f      prompt 'a b r', completion ' a b'" in table
     assert table.count("is read by guess") == 2, "the output of one is guessed as well, the template of the other not"
     with pytest.raises(ValueError, match="'f' cannot be called: missing a required argument: 'answer'"):
         (folder / "data" / "train.jsonl").write_text('{"prompt": "a b"}\n{"prompt": "a"}\n')
