@@ -12,6 +12,7 @@ from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import load_adapter
@@ -77,6 +78,12 @@ def run(
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),
             )
+        first = trainer.train_dataset[0]
+        learned = [
+            token for token, mask in zip(first["input_ids"], first.get("completion_mask", ()), strict=False) if mask
+        ]
+        readings = [("policy", first["input_ids"]), *([("it learns", learned)] if learned else [])]
+        tell([policy_reading(tokenizer, ids, reader) for reader, ids in readings])
         name_base(trainer.model, model_config.model_name_or_path)
         counts = {}
         if not training.packing:
