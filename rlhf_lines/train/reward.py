@@ -17,12 +17,13 @@ from rlhf_lines.distributed import leads
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.told import ToldSettings
 
 
 logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
+class RewardTrainer(ToldSettings, WholeCheckpoints, trl.RewardTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
