@@ -17,11 +17,11 @@ from rlhf_lines.data.config import DataConfig
 from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
-from rlhf_lines.merge.inputs.provenance import load_adapters
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.sampling import check_positions
+from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
 from rlhf_lines.task_rewards import load_reward_models
@@ -30,7 +30,7 @@ from rlhf_lines.task_rewards import load_reward_models
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHANGEABLE = ("output_dir", "batch_size", "vllm")  # what a resumed sweep may have otherwise
+CHANGEABLE = ("output_dir", "batch_size", "sft_renamed", "vllm")  # what a resumed sweep may have otherwise
 REWARD_BATCH = 32  # texts in one pass of a reward model, where batch_size is left out
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     policies += [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
-    adapters = load_adapters(policies, sft)
+    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
     tokenizer = load_tokenizer(sft)
     counts = {"validation": config.validation_prompts, "test": config.test_prompts}
@@ -91,7 +91,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
         else []
     )
     with Checkpoint(sft) as checkpoint:
-        num_layers = checkpoint.num_layers()
+        num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
     refuse_replacing(config.output_dir, [sft, *policies, *statistics])
     for split, texts in prompts.items():
