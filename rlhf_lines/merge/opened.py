@@ -17,6 +17,7 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy, DensePolicy
 from rlhf_lines.merge.inputs.provenance import load_inputs
 from rlhf_lines.merge.inputs.statistics_files import check_statistics, coverage_warnings, open_statistics
+from rlhf_lines.merge.inputs.tokenizers import copy_files, tokenizer_files
 from rlhf_lines.merge.job import Merge, Written
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lora.low_rank import merge_adapters
@@ -155,6 +156,8 @@ class OpenMerge:
         else:
             factors, truncation = factorise_residuals(self._module_residuals(), self.rank)
         lost, dtype = write_adapter(folder, factors, self.adapters, self.sft, self.merge.sft_model, self.merge.dtype)
+        # With the tokenizer the folder is all that a chat needs beside the SFT model.
+        copy_files(self.sft.folder, folder, tokenizer_files(self.sft.folder))
         return Written(self.spec.alpha, lost, dtype, next(iter(factors.values())).A.shape[0], truncation)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

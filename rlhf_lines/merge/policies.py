@@ -13,9 +13,10 @@ import torch
 
 from rlhf_lines.artifact import check_place, new_folder, refuse_existing, refuse_replacing
 from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, weights_sha256
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
-from rlhf_lines.merge.job import Merge, Written
+from rlhf_lines.merge.job import Hashes, Merge, Written
 from rlhf_lines.merge.opened import OpenMerge, Progress, open_merge
 from rlhf_lines.merge.output.card import model_card
 from rlhf_lines.merge.output.mergekit import mergekit_config
@@ -85,12 +86,12 @@ def merge_policies(
     check_output(merge, output, overwrite=overwrite)
     # Hashing takes a core, so it goes on beside the merge.
     with open_merge(merge, max_memory=max_memory, progress=progress) as opened, ThreadPoolExecutor(1) as hashing:
-        sha256 = hashing.submit(_hashes, merge)
+        hashes = hashing.submit(_hashes, merge)
         with _new_folder(output, overwrite=overwrite) as folder:
             written = opened.write(folder)
             fits_adapter = merge.save == "dense" and len(opened.adapters) == len(merge.policies)
             found = [*warnings, *opened.warnings, *loss_warnings(written, fits_adapter=fits_adapter)]
-            record = merge.to_record(sha256.result(), written, found)
+            record = merge.to_record(hashes.result(), written, found)
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
             (folder / "README.md").write_text(model_card(record))
             if written.truncation is None and (config := _mergekit_config(opened, written)) is not None:
@@ -128,10 +129,12 @@ def loss_warnings(written: Written, *, fits_adapter: bool) -> list[str]:
     ]
 
 
-def _hashes(merge: Merge) -> list[str]:
-    """The hashes of the inputs, in the order of `Merge.to_record`."""
-    statistics = [statistics_sha256(merge.rule.statistics, folder) for folder in merge.statistics]
-    return [*map(weights_sha256, merge.models), *statistics]
+def _hashes(merge: Merge) -> Hashes:
+    return Hashes(
+        [weights_sha256(folder) for folder in merge.models],
+        [config_sha256(folder) for folder in merge.models],
+        [statistics_sha256(merge.rule.statistics, folder) for folder in merge.statistics],
+    )
 
 
 def _mergekit_config(opened: OpenMerge, written: Written) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,7 +72,8 @@ class Checkpoint:
             return None
         index = read_json(path)
         weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        named = weight_map.values() if isinstance(weight_map, dict) else ()
+        if not named or not all(isinstance(file, str) for file in named):
             raise ValueError(f"{str(path)!r} has no weight_map from tensor names to files; copy or save it again")
         return index
 
@@ -83,7 +84,29 @@ class Checkpoint:
         for file in files:
             if Path(file).name != file or not (self.folder / file).is_file():
                 raise FileNotFoundError(f"{str(self.folder)!r} has no {file!r}, which {_INDEX} names; copy it there")
-        return {file: list(self._file(file).entries) for file in files}
+        held = {file: list(self._file(file).entries) for file in files}
+        if self.index is not None:
+            self._check_index(held)
+        return held
+
+    def _check_index(self, held: Mapping[str, Sequence[str]]) -> None:
+        """Stop where the index and the headers of the shards disagree: they are of two models, or one is damaged."""
+        said = self.index["weight_map"].items()
+        found = {(name, file) for file, names in held.items() for name in names}
+        missing, extra = sorted(said - found), sorted(found - said)
+        if not (missing or extra):
+            return
+        if missing:
+            name, file = missing[0]
+            example = f"{name!r} should be in {file}, which does not hold it"
+        else:
+            name, file = extra[0]
+            example = f"{file} holds {name!r}, which should not be there"
+        names = {name for name, _ in missing + extra}
+        raise ValueError(
+            f"{_INDEX} of {str(self.folder)!r} disagrees with the shards on {len(names)} of the tensors ({example}): "
+            "copy the model again, or save it again with save_pretrained"
+        )
 
     @cached_property
     def entries(self) -> dict[str, Entry]:

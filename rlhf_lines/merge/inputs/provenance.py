@@ -185,6 +185,19 @@ def hub_id(folder: str | Path) -> str | None:
     return cached[1].replace("--", "/") if cached else None
 
 
+def called(model: str | Path) -> str:
+    """What an input is called where others may read it: its Hub id, or its folder's name without where that lies.
+
+    >>> called("/home/me/runs/helpful"), called("org/model")
+    ('helpful', 'org/model')
+    """
+    text = str(model)
+    if (on_hub := hub_id(text)) is not None:
+        return on_hub
+    is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists()
+    return Path(text).name or text if is_path else text
+
+
 def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:
     if packed := policy.quantisation or sft.quantisation:
         which = policy if policy.quantisation else sft
