@@ -10,7 +10,6 @@ import pytest
 
 from rlhf_lines.errors import InputProblems
 from rlhf_lines.merge.inputs.fingerprints import (
-    called,
     changed_parts,
     check_unchanged,
     config_sha256,
@@ -19,6 +18,7 @@ from rlhf_lines.merge.inputs.fingerprints import (
     reward_fingerprint,
     rows_fingerprint,
 )
+from rlhf_lines.merge.inputs.provenance import called
 
 
 ADAPTER = {
