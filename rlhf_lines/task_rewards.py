@@ -16,6 +16,7 @@ from rlhf_lines.config import from_json
 from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about, alternatives, closest
 from rlhf_lines.models import LOAD_DTYPES
+from rlhf_lines.redaction import without_secrets
 
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class RewardEntry:
         return {
             "model": model,
             "dtype": self.dtype or "float32",
-            "options": dict(self.options),
+            "options": without_secrets(self.options),
             **{k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None},
         }
 

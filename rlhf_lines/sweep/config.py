@@ -54,6 +54,13 @@ class SweepConfig:
         default_factory=list,
         metadata={"help": "PEFT folders of runs on a weighted sum of rewards (MORLHF): each a point of its own."},
     )
+    sft_renamed: bool = field(
+        default=False,
+        metadata={
+            "help": "The adapters were trained on this very SFT model under another name: its Hub id, a revision, "
+            "a folder that has moved. What they call it is not compared; hashes, shapes and tokenizers are."
+        },
+    )
     sampler: str = field(
         default="grid",
         metadata={

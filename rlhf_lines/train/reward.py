@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from pathlib import Path
 
@@ -18,11 +17,13 @@ from reward_models.format import SPECIAL_TOKENS
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
-from rlhf_lines.distributed import leads
+from rlhf_lines.distributed import from_leader, leads
 from rlhf_lines.example import policy_reading, tell
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
+from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.progress import show_progress
 
 
@@ -58,13 +59,12 @@ def run(
 
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
-    is_chat = text_config.template == CHAT
     _check_template(text_config, training, tokenizer)
-    read = functools.partial(data_config.load, "preferences", tokenizer=tokenizer, with_turns=is_chat)
-    train_pairs, test_pairs = read(split="train"), read(split="test")
-    validate = training.eval_strategy != "no"
+    datasets = _datasets(data_config, text_config, training, tokenizer)
+    train_pairs, test_pairs = datasets["train"], datasets["test"]
+    found = from_leader(lambda: fingerprints(model_config.model_name_or_path, base, data_config.dataset_name, datasets))
     final = Path(training.output_dir)
-    with training_folder(training, run_config, given) as folder:
+    with training_folder(training, run_config, given, found) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
@@ -83,7 +83,7 @@ def run(
                 model=str(base),
                 args=training,
                 train_dataset=rows(train_pairs),
-                eval_dataset=rows(read(split="validation")) if validate else None,
+                eval_dataset=rows(datasets["validation"]) if "validation" in datasets else None,
                 processing_class=tokenizer,
                 peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
@@ -105,6 +105,7 @@ def run(
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
+        history = trainer.state.log_history
         del trainer  # before its model is read back a second time
         if leads():
             reward_models.write_settings(folder, text_config.format(max_length=training.max_length))
@@ -119,6 +120,8 @@ def run(
                 accuracy=_accuracy(saved, test_pairs),
                 held_out_pairs=len(test_pairs),
                 held_out_pairs_cut=_cut_pairs(saved, test_pairs),
+                history=history,
+                inputs_sha256=found,
             )
             remove_working_files(folder)
     return final
@@ -136,6 +139,30 @@ def _check_template(text_config: RewardTextConfig, training: RewardConfig, token
             "template is chat, but the tokenizer of the base has no chat template: give chat_template_path, or a text "
             "with {prompt} and {completion}"
         )
+
+
+def inputs(
+    run_config: RunConfig,
+    data_config: PreferenceDataConfig,
+    text_config: RewardTextConfig,
+    training: RewardConfig,
+    model_config: ModelConfig,
+) -> dict[str, Fingerprint]:
+    """What a run with these settings would read, as its record holds it."""
+    from transformers import AutoTokenizer
+
+    name = model_config.model_name_or_path
+    base = local_folder(name, revision=model_config.model_revision, what="base model")
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+    return fingerprints(name, base, data_config.dataset_name, _datasets(data_config, text_config, training, tokenizer))
+
+
+def _datasets(
+    data_config: PreferenceDataConfig, text_config: RewardTextConfig, training: RewardConfig, tokenizer
+) -> dict:
+    is_chat = text_config.template == CHAT
+    splits = ("train", "test", *(["validation"] if training.eval_strategy != "no" else []))
+    return {split: data_config.load("preferences", split, tokenizer, with_turns=is_chat) for split in splits}
 
 
 def _accuracy(reward_model, pairs) -> float:

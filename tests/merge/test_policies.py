@@ -133,6 +133,7 @@ def test_adapter_folder_has_one_rank_scale_one_and_all_files(sft, helpful, harml
         "merge_spec.json",
         "mergekit.yaml",
         "README.md",
+        "tokenizer.json",
     }
 
 

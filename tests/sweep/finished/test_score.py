@@ -6,6 +6,7 @@ import importlib
 import json
 import sqlite3
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +109,16 @@ def test_what_was_stopped_goes_on_without_repeating_rows(run, rewards, tmp_path,
     assert score(run, [LATE], batch_size=4).scored == {"late": ROWS - 16}
     assert len(rewards.SCORED) == ROWS - 16
     assert everything(run) == everything(write_run(tmp_path / "other", [*FIRST, LATE]))
+
+
+def test_scores_of_a_reward_model_that_has_changed_are_not_mixed(run, rewards):
+    assert score(run, [LATE]).scored == {"late": ROWS}
+    with Path(rewards.__file__).open("a") as file:
+        file.write("# another function, perhaps\n")
+    before = everything(run)
+    with pytest.raises(ValueError, match=r"has scores 'late' by late_rewards:late, which has changed since \(source\)"):
+        score(run, [LATE])
+    assert everything(run) == before
 
 
 def test_nothing_is_left_to_do_a_second_time(run, rewards, capsys):
