@@ -46,7 +46,7 @@ scoring
 data              task_rewards
 arguments
 artifact          config         models         sampling    completions
-config_file       disk             lock           progress      redaction
+config_file       disk           lock           progress    redaction
 __init__          distributed    errors         noise         reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")

@@ -167,7 +167,7 @@ def _with_one_bos(rows: list[dict], tokenizer, source: str) -> list[dict]:
     changed = sum(new != old for new, old in zip(found, rows, strict=True))
     if changed:
         logger.warning(
-            "%s: %d of %d texts begin with %s, which the tokenizer adds itself: written once",
+            "%s: %d of %d texts begin with the BOS token %s, which the tokenizer adds itself: written once",
             source, changed, len(rows), tokenizer.bos_token,
         )  # fmt: skip
     return found

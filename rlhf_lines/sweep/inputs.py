@@ -152,7 +152,7 @@ def _counts(config: SweepConfig) -> dict[str, int]:
 
 def _read_texts(
     data_config: DataConfig, config: SweepConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, dict[str, str]], list[ForgettingText]]:
+) -> tuple[dict[str, dict[str, Asked]], list[ForgettingText]]:
     """The prompts by split, and the texts outside the task."""
     prompts = {
         split: _distinct(data_config.load("prompts", split, tokenizer), count)
@@ -168,7 +168,7 @@ def _fingerprints(
     config: SweepConfig,
     sft: Path,
     policies: Sequence[str | Path],
-    prompts: Mapping[str, Mapping[str, str]],
+    prompts: Mapping[str, Mapping[str, Asked]],
     forgetting: Sequence[ForgettingText],
 ) -> dict[str, Fingerprint]:
     found = {f"SFT model {called(config.sft_model)}": model_fingerprint(sft)}
@@ -183,7 +183,7 @@ def _fingerprints(
             sha256 = statistics_sha256(RULES[entry.rule].statistics, path)
             found[f"statistics {number} of group {entry.name} ({called(path)})"] = {"file": sha256}
     for split, texts in prompts.items():
-        found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(texts)}
+        found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(_contents(texts))}
     if forgetting:
         found[f"control {called(config.control)}"] = {"rows": _sha256([text for text, _ in forgetting])}
     return found
@@ -218,7 +218,7 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
         raise ValueError(f"control_tokens is {config.control_tokens}, but the model has {positions} positions")
 
 
-def _contents(prompts: dict[str, Asked]) -> dict[str, object]:
+def _contents(prompts: Mapping[str, Asked]) -> dict[str, object]:
     """What the scores depend on: the prompts, with what reward models are shown and functions may ask for."""
     return {
         prompt: [asked.text, dict(asked.columns)] if asked.columns else asked.text for prompt, asked in prompts.items()

@@ -114,7 +114,7 @@ def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
     with Store(partial, reading=True) as store:
         store.check(**settings)
         way_out = "restore it, or start again with --overwrite in place of --resume"
-        before = store.find("inputs_sha256") or {}
+        before = store.recall("inputs_sha256", {})
         check_unchanged(before, kept["inputs_sha256"], since=f"the sweep into {output_dir} was begun", way_out=way_out)
         store.check(**kept)
 

@@ -234,18 +234,15 @@ class Store:
                 [(key, json.dumps(value, sort_keys=True)) for key, value in facts.items()],
             )
 
-    def find(self, key: str):
-        """A fact that `remember` kept, or None."""
-        known = self._one("SELECT value FROM meta WHERE key = ?", key)
-        return None if known is None else json.loads(known)
-
-    def recall(self, key: str):
-        """A fact that `remember` kept.
+    def recall(self, key: str, *default: Any) -> Any:
+        """A fact that `remember` kept, or the default where there is none.
 
         Raises:
-            ValueError: there is no such fact, so no sweep has begun here.
+            ValueError: there is neither, so no sweep has begun here.
         """
         known = self._one("SELECT value FROM meta WHERE key = ?", key)
+        if known is None and default:
+            return default[0]
         if known is None:
             raise ValueError(
                 f"{RUN_STORE} does not say its {key}: expected the output_dir of a finished rlhf-lines sweep"

@@ -25,6 +25,7 @@ from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.told import ToldSettings
 
 
 SIDES = ("chosen", "rejected")
@@ -32,7 +33,7 @@ SIDES = ("chosen", "rejected")
 logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
+class RewardTrainer(ToldSettings, WholeCheckpoints, trl.RewardTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
@@ -127,20 +128,6 @@ def run(
     return final
 
 
-def _check_template(text_config: RewardTextConfig, training: RewardConfig, tokenizer) -> None:
-    """Refuse a chat template that is missing, or that would not be read."""
-    if text_config.template != CHAT and training.chat_template_path is not None:
-        raise ValueError(
-            f"chat_template_path is {training.chat_template_path}, but the template is {text_config.template!r}, which "
-            "does not read it: set template: chat, or leave it out"
-        )
-    if text_config.template == CHAT and training.chat_template_path is None and tokenizer.chat_template is None:
-        raise ValueError(
-            "template is chat, but the tokenizer of the base has no chat template: give chat_template_path, or a text "
-            "with {prompt} and {completion}"
-        )
-
-
 def inputs(
     run_config: RunConfig,
     data_config: PreferenceDataConfig,
@@ -154,15 +141,28 @@ def inputs(
     name = model_config.model_name_or_path
     base = local_folder(name, revision=model_config.model_revision, what="base model")
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
-    return fingerprints(name, base, data_config.dataset_name, _datasets(data_config, text_config, training, tokenizer))
+    datasets = _datasets(data_config, text_config, training, tokenizer)
+    return fingerprints(name, base, data_config.dataset_name, datasets)
 
 
-def _datasets(
-    data_config: PreferenceDataConfig, text_config: RewardTextConfig, training: RewardConfig, tokenizer
-) -> dict:
-    is_chat = text_config.template == CHAT
+def _datasets(data_config: PreferenceDataConfig, text_config: RewardTextConfig, training: RewardConfig, tokenizer):
     splits = ("train", "test", *(["validation"] if training.eval_strategy != "no" else []))
-    return {split: data_config.load("preferences", split, tokenizer, with_turns=is_chat) for split in splits}
+    settings = {"tokenizer": tokenizer, "with_turns": text_config.template == CHAT}
+    return {split: data_config.load("preferences", split, **settings) for split in splits}
+
+
+def _check_template(text_config: RewardTextConfig, training: RewardConfig, tokenizer) -> None:
+    """Refuse a chat template that is missing, or that would not be read."""
+    if text_config.template != CHAT and training.chat_template_path is not None:
+        raise ValueError(
+            f"chat_template_path is {training.chat_template_path}, but the template is {text_config.template!r}, which "
+            "does not read it: set template: chat, or leave it out"
+        )
+    if text_config.template == CHAT and training.chat_template_path is None and tokenizer.chat_template is None:
+        raise ValueError(
+            "template is chat, but the tokenizer of the base has no chat template: give chat_template_path, or a text "
+            "with {prompt} and {completion}"
+        )
 
 
 def _accuracy(reward_model, pairs) -> float:

@@ -25,12 +25,13 @@ from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.told import ToldSettings
 
 
 ADAPTER = "adapter"
 
 
-class SFTTrainer(WholeCheckpoints, trl.SFTTrainer):
+class SFTTrainer(ToldSettings, WholeCheckpoints, trl.SFTTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
@@ -87,8 +88,11 @@ def run(
         name_base(trainer.model, model_config.model_name_or_path)
         counts = {}
         if not training.packing:
-            made, limit, end = trainer.train_dataset, training.max_length, tokenizer.eos_token_id
-            counts = tell_long_rows(made, len(datasets["train"]), limit, end=end, source=data_config.dataset_name)
+            limits = {"max_length": training.max_length, "end": tokenizer.eos_token_id}
+            name, validation = data_config.dataset_name, datasets.get("validation")
+            counts = tell_long_rows(trainer.train_dataset, len(datasets["train"]), source=name, **limits)
+            if validation is not None:
+                tell_long_rows(trainer.eval_dataset, len(validation), source=f"{name}, split validation", **limits)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()

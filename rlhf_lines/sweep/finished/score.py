@@ -120,7 +120,7 @@ def _score_all(store: Store, model: RewardModel, size: int) -> int:
 
 def _add_example(store: Store, model: RewardModel) -> None:
     """Keep how the model reads the row that the report shows as everybody reads it."""
-    known = store.find("example")
+    known = store.recall("example", None)
     if known is None:  # of an earlier version
         return
     row = next(store.rows("test", ()))
