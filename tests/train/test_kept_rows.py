@@ -28,5 +28,7 @@ def test_without_a_limit_nothing_is_told(caplog):
 
 
 def test_none_left_is_a_sentence():
-    with pytest.raises(ValueError, match="each of the 3 demonstrations of here has a prompt of at least 4 tokens, which"):
+    with pytest.raises(
+        ValueError, match="each of the 3 demonstrations of here has a prompt of at least 4 tokens, which"
+    ):
         tell_long_rows(Dataset.from_dict({"input_ids": []}), 3, 4, end=END, source="here")
