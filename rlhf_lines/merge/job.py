@@ -76,6 +76,7 @@ class Merge:
     statistics: tuple[str, ...] = ()
     max_shard_size: int | None = None
     device: str = "cpu"
+    sft_renamed: bool = False
 
     def __post_init__(self) -> None:
         if not self.policies or isinstance(self.policies, (str, Path)):
@@ -160,6 +161,7 @@ class Merge:
             "asked_rank": self.rank,
             "max_shard_size": self.max_shard_size,
             "device": self.device,
+            "sft_renamed": self.sft_renamed,
             "versions": versions(),
             "lost_residual": asdict(written.lost),
             "warnings": list(warnings),
@@ -183,6 +185,7 @@ class Merge:
             statistics=[folder["path"] for folder in record["statistics"]],
             max_shard_size=record["max_shard_size"],
             device=record["device"],
+            sft_renamed=record.get("sft_renamed", False),
         )
 
 

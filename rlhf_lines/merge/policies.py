@@ -40,6 +40,7 @@ def merge_policies(
     max_shard_size: int | None = None,
     max_memory: int | None = None,
     device: str | torch.device = "cpu",
+    sft_renamed: bool = False,
     overwrite: bool = False,
     warnings: Sequence[str] = (),
     progress: Progress = lambda phase, elements, total: None,
@@ -66,6 +67,8 @@ def merge_policies(
         max_shard_size: bytes of a written weight file; None shards as the SFT model is.
         max_memory: bytes that the work on one parameter may take, for rules that need whole ones; None is no bound.
         device: where the arithmetic on dense residuals is done.
+        sft_renamed: the adapters were trained on this very SFT model under another name or revision, so that what they
+            call it is not compared.
         overwrite: replace an existing `output_dir`, once the new one is complete.
         warnings: what the record and the card should say beside the warnings of the inputs.
         progress: told the phase (`measure`, `write`), the number of elements done since the last call, and the total
@@ -77,7 +80,7 @@ def merge_policies(
         FileExistsError: `output_dir` exists and `overwrite` is False.
         OSError: the disk is full.
     """
-    merge = Merge(sft_model, policies, spec, save, rank, dtype, statistics, max_shard_size, device)
+    merge = Merge(sft_model, policies, spec, save, rank, dtype, statistics, max_shard_size, device, sft_renamed)
     output = Path(output_dir)
     merge.check()
     check_output(merge, output, overwrite=overwrite)
@@ -144,7 +147,7 @@ def _mergekit_config(opened: OpenMerge, written: Written) -> str | None:
         opened.spec,
         opened.merge.sft_model,
         policies,
-        num_layers=opened.sft.num_layers(),
+        num_layers=opened.num_layers,
         out_dtype=written.dtype,
     )
 

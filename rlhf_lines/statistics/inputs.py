@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.policy import Policy, check_policy, load_policy
 from rlhf_lines.statistics.samples import Sample, read_prompts, sample_completions, samples_sha256
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
     sft = local_folder(config.sft_model, what="SFT model")
     policy = local_folder(config.policy, what="policy")
     refuse_replacing(config.output_dir, [sft, policy])
-    check_policy(sft, policy)
+    for warning in check_policy(sft, policy, sft_renamed=config.sft_renamed):
+        logger.warning("%s", warning)
     tokenizer = load_tokenizer(sft)
     prompts = read_prompts(data_config, config.split, config.num_prompts, tokenizer)
     return Inputs(config, sft, policy, tokenizer, prompts)

@@ -66,6 +66,7 @@ CHANGES = {
     "statistics": ("fa", "fc"),
     "max_shard_size": None,
     "device": "cpu",
+    "sft_renamed": True,
 }
 
 

@@ -68,7 +68,8 @@ def compare_tokenizers(policy: Path, sft: Path) -> list[str]:
 def vocabulary(folder: Path) -> dict[str, Any] | None:
     """Token to id, added tokens included; None where the folder has no vocabulary in a readable form.
 
-    Read from `tokenizer.json`, else `vocab.json` or `vocab.txt` with `added_tokens.json`.
+    Read from `tokenizer.json`, else `vocab.json` or `vocab.txt` with the tokens that `added_tokens.json` or
+    `tokenizer_config.json` adds.
     """
     if (folder / FAST).is_file():
         content = read_json(folder / FAST)
@@ -84,8 +85,10 @@ def vocabulary(folder: Path) -> dict[str, Any] | None:
         tokens = {token: place for place, token in enumerate(lines)}
     else:
         return None
-    added = folder / "added_tokens.json"
-    return {**tokens, **(read_json(added) if added.is_file() else {})}
+    added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
+    decoder = read_json(config).get("added_tokens_decoder") or {} if config.is_file() else {}
+    named = {entry["content"]: int(number) for number, entry in decoder.items()}
+    return {**tokens, **(read_json(added) if added.is_file() else {}), **named}
 
 
 def _check_vocabularies(policy: Path, sft: Path) -> None:
