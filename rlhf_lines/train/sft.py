@@ -25,12 +25,13 @@ from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.told import ToldSettings
 
 
 ADAPTER = "adapter"
 
 
-class SFTTrainer(WholeCheckpoints, trl.SFTTrainer):
+class SFTTrainer(ToldSettings, WholeCheckpoints, trl.SFTTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
