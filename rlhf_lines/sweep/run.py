@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
-from rlhf_lines.distributed import Processes, leads
+from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
@@ -55,8 +55,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         _refuse_stopped(config.output_dir)
     read = read_inputs(data_config, config)
     kept = facts(read, data_config, config) if leads() else {}
-    if run_config.resume and leads():
-        _check_stopped(config.output_dir, kept)
+    if run_config.resume:  # every process stops where the leader does
+        from_leader(lambda: _check_stopped(config.output_dir, kept))
     with contextlib.ExitStack() as stack:
         merges = stack.enter_context(Merges(read.sft, read.adapters[: len(config.policies)], config.groups))
         specs = Specs(config, merges, read.num_layers)
