@@ -195,6 +195,7 @@ def _stage(options: argparse.Namespace) -> None:
     verb, arguments = options.verb, options.rest
     read_config(arguments)  # a mistake in the file is told before seconds of imports
     _quiet_warnings()
+    _show_log()
     module, configs, given = read_stage(verb, arguments)
     if any(getattr(config, "plan", False) for config in configs):
         from rlhf_lines.plan import Options, plan, plan_table
@@ -313,6 +314,21 @@ def _quiet_warnings() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+class _Stderr(logging.Handler):
+    """Prints where stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _show_log() -> None:
+    """Let what our own modules log be seen, above all how the first row is read."""
+    own = logging.getLogger("rlhf_lines")
+    own.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Stderr) for handler in own.handlers):
+        own.addHandler(_Stderr())
 
 
 def _hide_bars() -> None:

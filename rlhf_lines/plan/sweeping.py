@@ -14,6 +14,7 @@ from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.example import show_prompts
 from rlhf_lines.plan.memory import FLOAT32, Phase, cache_sizes, gumbel_bytes, kv_cache_bytes
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
@@ -62,6 +63,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
+    show_prompts(plan, rows, rewards)
     held = {
         "weights": skeleton.frozen_bytes(model, bits=bits),
         "adapters": stacked(adapters) * FLOAT32,

@@ -45,7 +45,7 @@ class SweepConfig:
     rewards: list[RewardEntry] = field(
         metadata={
             "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
-            "mappings with model, name, dtype, batch_size and options.",
+            "mappings with model, name, dtype, batch_size, options, template and label.",
             "parse": RewardEntry.of,
         }
     )

@@ -30,6 +30,7 @@ from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.redaction import without_secrets
 from rlhf_lines.sampling import check_positions
+from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
@@ -54,7 +55,7 @@ class Inputs:
         adapters: of the policies, then of the MORLHF runs.
         reward_models: that score.
         tokenizer: the SFT model's.
-        prompts: by split, from what the policy reads to what reward models are shown; of validation only where there
+        prompts: by split, from what the policy reads to what reward models may be shown; of validation only where there
             is something to choose.
         forgetting: texts outside the task with their tokens.
         num_layers: layers of the SFT model.
@@ -64,7 +65,7 @@ class Inputs:
     adapters: list[Adapter]
     reward_models: list[RewardModel]
     tokenizer: PreTrainedTokenizerBase
-    prompts: dict[str, dict[str, str]]
+    prompts: dict[str, dict[str, Asked]]
     forgetting: list[ForgettingText]
     num_layers: int
 
@@ -108,7 +109,7 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
         "reward_models": {
             name: reward_identity(entry) for name, entry in zip(inputs.rewards, config.rewards, strict=True)
         },
-        "prompts_sha256": _sha256(inputs.prompts),
+        "prompts_sha256": _sha256({split: _contents(prompts) for split, prompts in inputs.prompts.items()}),
         "control_sha256": _sha256([text for text, _ in inputs.forgetting]),
         "sft_sha256": checkpoint_sha256(inputs.sft),
         "policies_sha256": [sha256_of([Path(adapter.path) / WEIGHTS_FILE]) for adapter in inputs.adapters],
@@ -151,7 +152,7 @@ def _counts(config: SweepConfig) -> dict[str, int]:
 
 def _read_texts(
     data_config: DataConfig, config: SweepConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, dict[str, str]], list[ForgettingText]]:
+) -> tuple[dict[str, dict[str, Asked]], list[ForgettingText]]:
     """The prompts by split, and the texts outside the task."""
     prompts = {
         split: _distinct(data_config.load("prompts", split, tokenizer), count)
@@ -167,7 +168,7 @@ def _fingerprints(
     config: SweepConfig,
     sft: Path,
     policies: Sequence[str | Path],
-    prompts: Mapping[str, Mapping[str, str]],
+    prompts: Mapping[str, Mapping[str, Asked]],
     forgetting: Sequence[ForgettingText],
 ) -> dict[str, Fingerprint]:
     found = {f"SFT model {called(config.sft_model)}": model_fingerprint(sft)}
@@ -182,7 +183,7 @@ def _fingerprints(
             sha256 = statistics_sha256(RULES[entry.rule].statistics, path)
             found[f"statistics {number} of group {entry.name} ({called(path)})"] = {"file": sha256}
     for split, texts in prompts.items():
-        found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(texts)}
+        found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(_contents(texts))}
     if forgetting:
         found[f"control {called(config.control)}"] = {"rows": _sha256([text for text, _ in forgetting])}
     return found
@@ -217,12 +218,21 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
         raise ValueError(f"control_tokens is {config.control_tokens}, but the model has {positions} positions")
 
 
-def _distinct(rows: Iterable[dict], count: int) -> dict[str, str]:
-    """The first so many prompts, each once and in their order, with what reward models are shown of them.
+def _contents(prompts: Mapping[str, Asked]) -> dict[str, object]:
+    """What the scores depend on: the prompts, with what reward models are shown and functions may ask for."""
+    return {
+        prompt: [asked.text, dict(asked.columns)] if asked.columns else asked.text for prompt, asked in prompts.items()
+    }
+
+
+def _distinct(rows: Iterable[dict], count: int) -> dict[str, Asked]:
+    """The first so many prompts, each once and in their order, with what reward models may be shown of them.
 
     A prompt is one unit of the bootstrap.
     """
-    prompts = {row["prompt"]: row["scored_prompt"] for row in rows}
+    prompts: dict[str, Asked] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt"], Asked.of(row))
     return dict(itertools.islice(prompts.items(), count))
 
 

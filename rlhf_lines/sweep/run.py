@@ -11,6 +11,7 @@ from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, wri
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
+from rlhf_lines.example import Reading, Sample, readings, try_rewards
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
@@ -61,6 +62,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         merges = stack.enter_context(Merges(read.sft, read.adapters[: len(config.policies)], config.groups))
         specs = Specs(config, merges, read.num_layers)
         specs.check()  # the end of choosing would be the first to need a further group
+        prompt, asked = next(iter(read.prompts["test"].items()))
+        try_rewards(read.tokenizer, prompt, asked, read.reward_models)
         partial = new_folder(
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
         )
@@ -111,7 +114,7 @@ def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
     with Store(partial, reading=True) as store:
         store.check(**settings)
         way_out = "restore it, or start again with --overwrite in place of --resume"
-        before = store.find("inputs_sha256") or {}
+        before = store.recall("inputs_sha256", {})
         check_unchanged(before, kept["inputs_sha256"], since=f"the sweep into {output_dir} was begun", way_out=way_out)
         store.check(**kept)
 
@@ -148,9 +151,17 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         points += predicted
     if inputs.forgetting:
         measure_forgetting(store, measurement.nll, points, inputs.forgetting)
-    store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate)
+    store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     gains = _gains(measured_points(store, "test"), config.policies, inputs.rewards, seed=config.seed)
     return {**chosen._asdict(), "validation": validation, "gains": gains}
+
+
+def _example(store: Store, inputs: Inputs) -> list[Reading]:
+    """The first test prompt with the first completion of it, as the policy and all reward models read them."""
+    row = next(store.rows("test", ()))
+    prompt = store.prompts("test")[row.prompt].text
+    sample = Sample(row.text, row.token_ids)
+    return readings(inputs.tokenizer, prompt, inputs.prompts["test"][prompt], inputs.reward_models, sample)
 
 
 def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str], *, seed: int) -> list[dict]:

@@ -15,7 +15,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,6 +56,7 @@ CREATE TABLE IF NOT EXISTS control (
     PRIMARY KEY (spec, text)
 ) WITHOUT ROWID;
 """
+SHOWN = "CREATE TABLE IF NOT EXISTS shown (prompt INTEGER PRIMARY KEY REFERENCES prompts, more TEXT NOT NULL)"
 UNSCORED = (
     "NOT EXISTS (SELECT 1 FROM scores s WHERE (s.spec, s.prompt, s.sample) = (c.spec, c.prompt, c.sample) "
     "AND s.reward = ?)"
@@ -84,13 +85,14 @@ class Row(NamedTuple):
 
 
 class Unscored(NamedTuple):
-    """A completion without a certain score: its ids, what reward models are shown of its prompt, and its text."""
+    """A completion without a certain score: its ids, what is shown of its prompt, its text and its tokens."""
 
     spec: int
     prompt: int
     sample: int
     scored_text: str
     text: str
+    token_ids: tuple[int, ...]
 
 
 class StoredPrompt(NamedTuple):
@@ -232,18 +234,15 @@ class Store:
                 [(key, json.dumps(value, sort_keys=True)) for key, value in facts.items()],
             )
 
-    def find(self, key: str):
-        """A fact that `remember` kept, or None."""
-        known = self._one("SELECT value FROM meta WHERE key = ?", key)
-        return None if known is None else json.loads(known)
-
-    def recall(self, key: str):
-        """A fact that `remember` kept.
+    def recall(self, key: str, *default: Any) -> Any:
+        """A fact that `remember` kept, or the default where there is none.
 
         Raises:
-            ValueError: there is no such fact, so no sweep has begun here.
+            ValueError: there is neither, so no sweep has begun here.
         """
         known = self._one("SELECT value FROM meta WHERE key = ?", key)
+        if known is None and default:
+            return default[0]
         if known is None:
             raise ValueError(
                 f"{RUN_STORE} does not say its {key}: expected the output_dir of a finished rlhf-lines sweep"
@@ -278,6 +277,19 @@ class Store:
             )
         ids = dict(self._db.execute("SELECT text, id FROM prompts WHERE split = ?", (split,)))
         return [ids[text] for text in prompts]
+
+    def add_shown(self, shown: Mapping[int, Mapping[str, Any]]) -> None:
+        """Keep what reward models may be shown of prompts beside their text: JSON values by the ids of the prompts."""
+        with self._db:
+            self._db.execute(SHOWN)  # a store of an earlier version has no such table
+            rows = [(prompt, json.dumps(more)) for prompt, more in shown.items()]
+            self._db.executemany("INSERT OR IGNORE INTO shown VALUES (?, ?)", rows)
+
+    def shown(self) -> dict[int, dict[str, Any]]:
+        """What `add_shown` kept, by the ids of the prompts."""
+        if self._one("SELECT 1 FROM sqlite_master WHERE name = 'shown'") is None:
+            return {}
+        return {prompt: json.loads(more) for prompt, more in self._db.execute("SELECT prompt, more FROM shown")}
 
     def finished(self) -> set[tuple[int, int, int]]:
         """The (spec, prompt, sample) that are stored."""
@@ -357,7 +369,8 @@ class Store:
 
         Scores may be added meanwhile.
         """
-        return (Unscored(*row) for row in self._pages("p.scored_text, c.text", UNSCORED, reward))
+        found = self._pages("p.scored_text, c.text, c.token_ids", UNSCORED, reward)
+        return (Unscored(*row[:5], tuple(json.loads(row[5]))) for row in found)
 
     def count_unscored(self, reward: str) -> int:
         """How many completions have no such score."""

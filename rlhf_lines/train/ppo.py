@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import TrainerState
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.example import try_rewards
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.scoring import Asked
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
@@ -46,6 +49,8 @@ def run(
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
     final, datasets = Path(training.output_dir), _datasets(data_config, training, tokenizer)
     sft_sha256 = checkpoint_sha256(sft)
+    first = datasets["train"][0]
+    try_rewards(tokenizer, first["prompt"], Asked.of(first), reward_models, trainer_state=TrainerState())
     found = from_leader(
         lambda: fingerprints(model_config.model_name_or_path, sft, data_config.dataset_name, datasets, entries)
     )

@@ -36,9 +36,10 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import RepeatSampler, disable_dropout_in_model
 
 from reward_models import RewardModel
-from reward_models.base import checked_scores
 from reward_models.normalize import Normalization
+from rlhf_lines.completions import completion_texts
 from rlhf_lines.sampling import prompt_key, sample_tokens
+from rlhf_lines.scoring import Asked, score
 from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter
 from rlhf_lines.train.advantages import (
     adapted_kl_coef,
@@ -239,6 +240,12 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         copies = [(start + row) % num_generations for row in range(len(prompt_ids))]
         first = self._rollouts * num_generations if self.model.training else -num_generations
         return self.sample(prompt_ids, [first + copy for copy in copies]), None
+
+    def _generate(self, prompts):
+        """As GRPOTrainer's, which decodes completions alone: here they are the texts that follow their prompts."""
+        prompt_ids, completion_ids, tool_mask, _, *others = super()._generate(prompts)
+        texts = completion_texts(self.processing_class, prompt_ids, completion_ids)
+        return prompt_ids, completion_ids, tool_mask, texts, *others
 
     def _vllm_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield names and weights of the policy, without the value function."""
@@ -660,11 +667,13 @@ def _keep_float32(fsdp_plugin) -> None:
 def _reward_function(reward_model: RewardModel):
     """A reward function of TRL's form, which stops at a score that is no number.
 
-    A column `scored_prompt` of the data is what reward models are shown in place of the policy's prompt.
+    Columns of the data say what reward models are shown in place of the policy's prompt; see `scoring.Asked`.
     """
 
-    def score(prompts, completions, scored_prompt=None, **_):
-        return checked_scores(reward_model.name, reward_model.score(scored_prompt or prompts, completions), prompts)
+    def scored(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **of_rows):
+        rows = [{name: of_rows[name][i] for name in of_rows} | {"prompt": text} for i, text in enumerate(prompts)]
+        of_run = {"trainer_state": trainer_state, "log_extra": log_extra, "log_metric": log_metric}
+        return score(reward_model, [Asked.of(row) for row in rows], completions, completion_ids, **of_run)
 
-    score.__name__ = reward_model.name
-    return score
+    scored.__name__ = reward_model.name
+    return scored

@@ -12,6 +12,7 @@ from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import load_adapter
@@ -77,11 +78,20 @@ def run(
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),
             )
+        first = trainer.train_dataset[0]
+        learned = [
+            token for token, mask in zip(first["input_ids"], first.get("completion_mask", ()), strict=False) if mask
+        ]
+        readings = [("policy", first["input_ids"]), *([("it learns", learned)] if learned else [])]
+        tell([policy_reading(tokenizer, ids, reader) for reader, ids in readings])
         name_base(trainer.model, model_config.model_name_or_path)
         counts = {}
         if not training.packing:
-            made, limit, end = trainer.train_dataset, training.max_length, tokenizer.eos_token_id
-            counts = tell_long_rows(made, len(datasets["train"]), limit, end=end, source=data_config.dataset_name)
+            limits = {"max_length": training.max_length, "end": tokenizer.eos_token_id}
+            name, validation = data_config.dataset_name, datasets.get("validation")
+            counts = tell_long_rows(trainer.train_dataset, len(datasets["train"]), source=name, **limits)
+            if validation is not None:
+                tell_long_rows(trainer.eval_dataset, len(validation), source=f"{name}, split validation", **limits)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()

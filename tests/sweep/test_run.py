@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -130,6 +131,21 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
     assert seen >= 2 * TEST
 
 
+def test_the_report_shows_the_first_prompt_as_it_was_read(sweep):
+    ((known,),) = read(sweep, "SELECT value FROM meta WHERE key = 'example'")
+    example = dict(json.loads(known))
+    prompt, text = read(
+        sweep,
+        "SELECT p.text, c.text FROM completions c JOIN prompts p ON p.id = c.prompt WHERE p.split = 'test' "
+        "ORDER BY c.spec, c.prompt, c.sample LIMIT 1",
+    )[0]
+    assert example["policy"] == repr(prompt) and len(example) == 3
+    assert all(repr(prompt) in seen and repr(text) in seen for reader, seen in example.items() if reader != "policy")
+    page = (sweep / "report.html").read_text()
+    shown = page[page.index('<dl id="example">') :].partition("</dl>")[0]
+    assert html.unescape(re.findall("<pre>(.*?)</pre>", shown, re.DOTALL)[0]) == repr(prompt)
+
+
 def test_alpha_and_beta_have_the_largest_validation_hypervolume(sweep, rewards):
     record = strict_json(sweep / "rlhf_lines.json")
     means = means_by_hand(sweep, "validation", rewards)
@@ -228,7 +244,7 @@ def test_a_complete_sweep_is_not_run_again(sweep, flags, rewards):
 def test_a_killed_sweep_goes_on_where_it_was(sweep, flags, rewards, tmp_path, fail_at, error, first):
     final = tmp_path / "sweep"
     rewards.FAIL_AT, rewards.ERROR = fail_at, error
-    with pytest.raises(error, match="stop"):
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError, match="stop"):
         run_stage("sweep", [*flags(final), *first])
     assert not final.exists()
     before = sum(map(len, rewards.SCORED))

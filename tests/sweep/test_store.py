@@ -178,7 +178,7 @@ def test_scores_are_added_while_what_lacks_them_is_read(store, two_splits, tmp_p
         with Store(tmp_path) as other:  # another process can write: no read is left open
             other.add_scores("other", [(*found[:3], 0.0)])
         store.add_scores("new", [(*found[:3], float(number))])
-    assert seen == [Unscored(*key, texts[key[1]], "text") for key in left]
+    assert seen == [Unscored(*key, texts[key[1]], "text", (5, 3, 1)) for key in left]
     assert (store.count_unscored("new"), list(store.unscored("new"))) == (0, [])
     assert [r.scores["new"] for split in ("test", "validation") for r in store.rows(split, ["new"])] == [
         0.0, 5.0, 1.0, 2.0, 4.0, 3.0,

@@ -133,6 +133,7 @@ SEAM = {
     "_generate_and_score_completions": "inputs",
     "_calculate_rewards": "inputs prompts completions completion_ids_list",
     "_compute_loss": "model inputs",
+    "_generate": "prompts",
     "_generate_single_turn": "prompt_ids images multimodal_fields num_generations has_tool_images",
     "_tokenize_prompts": "prompts",
     "_prepare_inputs": "generation_batch",
@@ -810,7 +811,7 @@ def test_a_stage_that_fails_leaves_nothing(stage_flags, tmp_path, monkeypatch, c
 
 def test_a_stage_that_fails_in_training_leaves_nothing(stage_flags, tmp_path):
     (tmp_path / "nan_rewards.py").write_text(
-        "def broken(prompts, completions):\n    return [float('nan')] * len(prompts)\n"
+        "def broken(prompts, completions):\n    return [float('nan') if len(prompts) > 1 else 0.0] * len(prompts)\n"
     )
     with pytest.raises(ValueError, match="nan"):
         run_stage("ppo", stage_flags(rewards=["nan_rewards:broken"]))

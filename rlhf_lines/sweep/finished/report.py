@@ -34,7 +34,8 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     with only_writer(folder), open_finished(folder) as store:
         front = read_front(folder) if (folder / FILE_NAME).is_file() else trace_front(folder)
-        page = report_html(front, read_completions(store, front), how_it_was_made(folder, front))
+        made = {**how_it_was_made(folder, front), "example": store.recall("example", [])}
+        page = report_html(front, read_completions(store, front), made)
     write_whole(folder / REPORT, page)
     return folder / REPORT
 

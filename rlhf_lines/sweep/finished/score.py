@@ -11,13 +11,16 @@ from typing import Any
 
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
+from rlhf_lines.example import reward_reading
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.fingerprints import changed_parts, reward_identity
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.progress import Bar
+from rlhf_lines.scoring import Asked
+from rlhf_lines.scoring import score as score_completions
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
-from rlhf_lines.sweep.store import Store, open_finished
+from rlhf_lines.sweep.store import Store, Unscored, open_finished
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, raw_score_problems, reward_entries
 
 
@@ -70,6 +73,7 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int) 
             names = store.recall("reward_names")
             if model.name not in names:
                 store.replace(reward_names=[*names, model.name])
+            _add_example(store, model)
         names = store.recall("reward_names")
         store.finish()
     front = _front_of(folder, names) or trace_front(folder)
@@ -97,20 +101,36 @@ def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: 
 
 
 def _written(model: Mapping[str, Any]) -> str:
-    return json.dumps({key: model[key] for key in ("model", "dtype", "options")})
+    return json.dumps({key: model[key] for key in ("model", "dtype", "options")} | dict(model))
 
 
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
     """Score what has no score yet, and return how many completions that were."""
-    missing = store.count_unscored(model.name)
+    missing, shown = store.count_unscored(model.name), store.shown()
     with Bar(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
         rows = store.unscored(model.name)
         while chunk := list(itertools.islice(rows, size)):
-            scores = model.score([row.scored_text for row in chunk], [row.text for row in chunk])
+            asked = [_asked(row, shown) for row in chunk]
+            scores = score_completions(model, asked, [row.text for row in chunk], [row.token_ids for row in chunk])
             pairs = zip(chunk, scores, strict=True)
             store.add_scores(model.name, ((row.spec, row.prompt, row.sample, value) for row, value in pairs))
             bar.update(len(chunk))
     return missing
+
+
+def _add_example(store: Store, model: RewardModel) -> None:
+    """Keep how the model reads the row that the report shows as everybody reads it."""
+    known = store.recall("example", None)
+    if known is None:  # of an earlier version
+        return
+    row = next(store.rows("test", ()))
+    shown = Asked(store.prompts("test")[row.prompt].scored_text, **store.shown().get(row.prompt, {}))
+    reading = reward_reading(model.name, model, shown, row.text)
+    store.replace(example=[*(old for old in known if old[0] != reading.reader), reading])
+
+
+def _asked(row: Unscored, shown: Mapping[int, Mapping[str, Any]]) -> Asked:
+    return Asked(row.scored_text, **shown.get(row.prompt, {}))
 
 
 def _is_newer(path: Path, than: Path) -> bool:
