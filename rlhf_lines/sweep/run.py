@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
-from rlhf_lines.distributed import Processes, leads
+from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.pareto import Point, paired_difference
@@ -60,8 +60,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         specs = Specs(config, merges, read.num_layers)
         specs.check()  # the end of choosing would be the first to need a further group
         kept = facts(read, data_config, config) if leads() else {}
-        if run_config.resume and leads():
-            _check_stopped(config.output_dir, kept)
+        if run_config.resume:  # every process stops where the leader does
+            from_leader(lambda: _check_stopped(config.output_dir, kept))
         prompt, asked = next(iter(read.prompts["test"].items()))
         try_rewards(read.tokenizer, prompt, asked, read.reward_models)
         partial = new_folder(

@@ -135,8 +135,3 @@ def test_all_that_has_changed_is_told_at_once():
         "model a has changed since out was made (0, 1, 2, 4 more): restore it",
         "rows has changed since out was made (rows): restore it",
     )
-
-
-def test_an_input_is_called_without_its_place():
-    names = ("org/model", "/home/me/sft", "outputs/demo/sft", "./sft", "module:function", "docstrings")
-    assert list(map(called, names)) == ["org/model", "sft", "sft", "sft", "module:function", "docstrings"]
