@@ -287,10 +287,11 @@ def test_a_sweep_may_go_on_with_another_batch_size(sweep, flags, rewards, tmp_pa
 )
 def test_a_sweep_does_not_go_on_with_other_settings(flags, rewards, tmp_path, changes, message):
     final = tmp_path / "sweep"
-    rewards.FAIL_AT, rewards.ERROR = 0, KeyboardInterrupt
+    rewards.FAIL_AT, rewards.ERROR = 1, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         run_stage("sweep", flags(final))
     rewards.FAIL_AT = None
+    rewards.SCORED.clear()
     with pytest.raises(ValueError, match=f"{message}.*: give the settings of that run, or start again"):
         run_stage("sweep", [*flags(final, **changes), "--resume"])
     assert rewards.SCORED == [] and not final.exists()
@@ -313,10 +314,11 @@ def test_a_sweep_does_not_go_on_with_other_inputs(sft, policies, flags, dataset,
     settings = flags(
         tmp_path / "sweep", sft_model=own["sft"], policies=[own["a"], other], dataset_name=copy, control=control
     )
-    rewards.FAIL_AT, rewards.ERROR = 0, KeyboardInterrupt
+    rewards.FAIL_AT, rewards.ERROR = 1, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         run_stage("sweep", settings)
     rewards.FAIL_AT = None
+    rewards.SCORED.clear()
     store = partial_folder(tmp_path / "sweep") / "run.sqlite"
     kept = store.read_bytes()
 
