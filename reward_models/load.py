@@ -168,9 +168,7 @@ def _from_function(text: str, options: Mapping[str, Any], *, name: str | None, t
 def _function(text: str) -> tuple[Any, str]:
     """The function that the text names, and its name in its module."""
     module_name, _, attribute = text.partition(":") if ":" in text else text.rpartition(".")
-    here = str(Path.cwd())
-    if not {"", here} & set(sys.path):
-        sys.path.insert(0, here)  # where a script would find it: an installed command does not look there
+    look_here()
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -191,6 +189,13 @@ def _function(text: str) -> tuple[Any, str]:
             "expected a function of prompts and completions that returns one number per pair"
         )
     return function, attribute
+
+
+def look_here() -> None:
+    """Let modules of the current folder be found, as a script finds them: an installed command does not look there."""
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
 
 
 def _known(text: str) -> str:

@@ -55,13 +55,13 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     if not (run_config.resume or run_config.overwrite):
         _refuse_stopped(config.output_dir)
     read = read_inputs(data_config, config)
-    kept = facts(read, data_config, config) if leads() else {}
-    if run_config.resume:  # every process stops where the leader does
-        from_leader(lambda: _check_stopped(config.output_dir, kept))
     with contextlib.ExitStack() as stack:
         merges = stack.enter_context(Merges(read.sft, read.adapters[: len(config.policies)], config.groups))
         specs = Specs(config, merges, read.num_layers)
         specs.check()  # the end of choosing would be the first to need a further group
+        kept = facts(read, data_config, config) if leads() else {}
+        if run_config.resume:  # every process stops where the leader does
+            from_leader(lambda: _check_stopped(config.output_dir, kept))
         prompt, asked = next(iter(read.prompts["test"].items()))
         try_rewards(read.tokenizer, prompt, asked, read.reward_models)
         partial = new_folder(

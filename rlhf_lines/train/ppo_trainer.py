@@ -53,6 +53,7 @@ from rlhf_lines.train.advantages import (
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.told import ToldSettings
 
 
 POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
@@ -91,7 +92,7 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
-class PPOTrainer(WholeCheckpoints, GRPOTrainer):
+class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
     """Train a LoRA policy and a value function on one frozen base.
 
     Args:

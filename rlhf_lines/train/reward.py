@@ -25,6 +25,7 @@ from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.told import ToldSettings
 
 
 SIDES = ("chosen", "rejected")
@@ -32,7 +33,7 @@ SIDES = ("chosen", "rejected")
 logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
+class RewardTrainer(ToldSettings, WholeCheckpoints, trl.RewardTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 

@@ -25,12 +25,13 @@ from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.told import ToldSettings
 
 
 ADAPTER = "adapter"
 
 
-class SFTTrainer(WholeCheckpoints, trl.SFTTrainer):
+class SFTTrainer(ToldSettings, WholeCheckpoints, trl.SFTTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
@@ -78,6 +79,14 @@ def run(
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),
             )
+        counts = {}
+        if not training.packing:
+            limits = {"max_length": training.max_length, "end": tokenizer.eos_token_id}
+            name = data_config.dataset_name
+            counts = tell_long_rows(trainer.train_dataset, len(datasets["train"]), source=name, **limits)
+            if trainer.eval_dataset is not None:
+                whole = len(datasets["validation"])
+                tell_long_rows(trainer.eval_dataset, whole, source=f"{name}, split validation", **limits)
         first = trainer.train_dataset[0]
         learned = [
             token for token, mask in zip(first["input_ids"], first.get("completion_mask", ()), strict=False) if mask
@@ -85,13 +94,6 @@ def run(
         readings = [("policy", first["input_ids"]), *([("it learns", learned)] if learned else [])]
         tell([policy_reading(tokenizer, ids, reader) for reader, ids in readings])
         name_base(trainer.model, model_config.model_name_or_path)
-        counts = {}
-        if not training.packing:
-            limits = {"max_length": training.max_length, "end": tokenizer.eos_token_id}
-            name, validation = data_config.dataset_name, datasets.get("validation")
-            counts = tell_long_rows(trainer.train_dataset, len(datasets["train"]), source=name, **limits)
-            if validation is not None:
-                tell_long_rows(trainer.eval_dataset, len(validation), source=f"{name}, split validation", **limits)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()

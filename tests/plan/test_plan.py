@@ -261,7 +261,7 @@ def test_a_plan_shows_the_first_row_as_everybody_will_read_it(folder, write_conf
     table = plan_table(planned(write_config(rewards=rewards, **config)))
     assert "the first row, as it is read; the first words of the prompt stand for a completion" in table
     assert "  policy        'a b <unk>'\n" in table
-    assert "  reward judge  'a b <unk> a b'\n" in table and "  reward chat   'a b <unk> <eos>a b <eos>'\n" in table
+    assert "  reward judge  'a b <unk> a b'\n" in table and "  reward chat   'a b <unk> <eos> a b <eos>'\n" in table
     assert "  reward f      prompt 'a b r', completion ' a b'" in table
     assert table.count("is read by guess") == 2, "the output of one is guessed as well, the template of the other not"
     with pytest.raises(ValueError, match="'f' cannot be called: missing a required argument: 'answer'"):

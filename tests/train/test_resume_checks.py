@@ -35,7 +35,7 @@ def arguments(tmp_path):
         settings = {
             **{"output_dir": str(tmp_path / "out"), "resume_from_checkpoint": None, "save_only_model": False},
             **{"per_device_train_batch_size": 4, "world_size": 1, "report_to": [], "eval_on_start": True},
-            **{"hub_token": None, "push_to_hub": False, "hub_model_id": None, "model_init_kwargs": None, **changes},
+            **{"hub_token": None, "model_init_kwargs": None, "push_to_hub": False, **changes},
         }
         run = RunConfig(resume=resume, overwrite=overwrite)
         return (SimpleNamespace(**settings), run, {**GIVEN, **dict(given)}, inputs), {"any_processes": any_processes}

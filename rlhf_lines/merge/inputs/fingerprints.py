@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reward_models.load import look_here
 from reward_models.presets import PRESETS, preset_of
 from reward_models.rules import PREFIX
 from rlhf_lines.errors import Problems
@@ -150,6 +151,7 @@ def _weights_sha256(folder: Path) -> str:
 
 def _source(module: str, function: str) -> Fingerprint:
     """The file that a function is named in, and the one that it is defined in; what these import is not followed."""
+    look_here()
     try:
         named = importlib.import_module(module)
     except ImportError:

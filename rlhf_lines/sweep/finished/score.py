@@ -101,7 +101,7 @@ def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: 
 
 
 def _written(model: Mapping[str, Any]) -> str:
-    return json.dumps({key: model[key] for key in ("model", "dtype", "options")} | dict(model))
+    return json.dumps({key: model[key] for key in ("model", "dtype", "options", "template", "label") if key in model})
 
 
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
