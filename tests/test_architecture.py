@@ -41,7 +41,7 @@ merge.inputs
 merge.tensors     merge.layers
 demo_models
 data              task_rewards
-artifact          config         models         sampling
+artifact          config         models         sampling       skeleton
 __init__          distributed    errors         noise         reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")

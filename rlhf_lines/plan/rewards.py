@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import reward_models
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.presets import PRESETS, preset_of
-from rlhf_lines.plan import skeleton
+from rlhf_lines import skeleton
+from rlhf_lines.plan import counts
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.shapes import find_shape, makers
 
@@ -76,6 +77,6 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     if made is not None and not Path(source).is_dir():
         shape.config.num_labels = 1
     model = skeleton.classifier(shape.config, dtype=entry.dtype)
-    found = f"{skeleton.count(model):,} parameters; {shape.source}"
+    found = f"{counts.count(model):,} parameters; {shape.source}"
     name = entry.name or preset_name or Path(source).name
     return RewardPlan(name, found, model, entry.batch_size or batch_size)

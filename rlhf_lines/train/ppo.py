@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trl import ModelConfig, get_quantization_config
+from transformers import AutoConfig
+from trl import get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.models import describe_adapters, init_kwargs, load_tokenizer, local_folder, lora_config
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
+from rlhf_lines.train.adapted import check_adapter
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
 from rlhf_lines.train.config import RewardsConfig
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
-from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.progress import show_progress, tell_chosen
+from rlhf_lines.train.settings import PolicyModelConfig, check_model
 
 
 def run(
@@ -27,7 +30,7 @@ def run(
     data_config: TrainingDataConfig,
     rewards_config: RewardsConfig,
     training: PPOConfig,
-    model_config: ModelConfig,
+    model_config: PolicyModelConfig,
     given: dict,
 ) -> Path:
     """Train the policy and return its folder: a PEFT adapter, the value head, the tokenizer, and how it was made.
@@ -35,29 +38,36 @@ def run(
     Raises:
         FileNotFoundError: the SFT model or a reward model does not exist.
         FileExistsError: `output_dir` exists.
-        ValueError: the number of reward weights does not match, or `use_peft` is false.
+        ValueError: the number of reward weights does not match, `use_peft` is false, or the policy could not be used.
     """
+    training.check_policy(model_config.use_peft)
+    check_model(model_config, given, causal=True)
     sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
     entries = rewards_config.rewards
     training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
-    tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
+    trust = {"trust_remote_code": training.trust_remote_code}
+    config = AutoConfig.from_pretrained(sft, **trust)
+    check_adapter(config, model_config, sft, stage="ppo", **trust)
+    tokenizer = load_tokenizer(sft, **trust)
+    prompts = data_config.load("prompts", "train", tokenizer)
+    training.fit(len(prompts))
     final, validate = Path(training.output_dir), training.eval_strategy != "no"
     sft_sha256 = checkpoint_sha256(sft)
     with training_folder(training, run_config, given) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
-        with named_targets(model_config):
-            trainer = PPOTrainer(
-                model=str(sft),
-                reward_models=reward_models,
-                args=training,
-                train_dataset=data_config.load("prompts", "train", tokenizer),
-                eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
-                processing_class=tokenizer,
-                peft_config=lora_config(model_config),
-                quantization_config=get_quantization_config(model_config),
-            )
-        name_base(trainer.model, model_config.model_name_or_path)
+        trainer = PPOTrainer(
+            model=str(sft),
+            reward_models=reward_models,
+            args=training,
+            train_dataset=prompts,
+            eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+            processing_class=tokenizer,
+            peft_config=lora_config(model_config, config.model_type),
+            quantization_config=get_quantization_config(model_config),
+        )
+        describe_adapters(trainer.model, model_config.model_name_or_path)
+        tell_chosen(training, model_config, trainer.model)
         trainer.normalizations = normalizations(trainer, entries, reward_models, folder)
         show_progress(trainer, f"ppo {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

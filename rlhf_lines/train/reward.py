@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import trl
@@ -9,13 +10,15 @@ from trl import ModelConfig, RewardConfig, get_quantization_config
 
 import reward_models
 from reward_models.classifier import Classifier, longest_input
+from rlhf_lines import skeleton
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import leads
-from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.models import describe_adapters, init_kwargs, local_folder, lora_config
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
-from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.progress import show_progress, tell_chosen
+from rlhf_lines.train.settings import check_model
 
 
 class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
@@ -42,8 +45,15 @@ def run(
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    check_model(model_config, given, causal=False)
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+    trust = {"trust_remote_code": training.trust_remote_code}
+    config = AutoConfig.from_pretrained(base, **trust)
+    tokenizer = AutoTokenizer.from_pretrained(base, **trust)
+    peft_config = lora_config(model_config, config.model_type)
+    if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
+        peft_config.task_type = "SEQ_CLS"
+        skeleton.adapt(skeleton.classifier(config, **trust), copy.copy(peft_config))
     train_pairs, test_pairs = (data_config.load("preferences", split, tokenizer) for split in ("train", "test"))
     validate = training.eval_strategy != "no"
     final = Path(training.output_dir)
@@ -51,28 +61,24 @@ def run(
         training.model_init_kwargs = init_kwargs(model_config, training)
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
-        config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
         training.max_length = longest_input(config, tokenizer, wanted=training.max_length)
-        peft_config = lora_config(model_config)
-        if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
-            peft_config.task_type = "SEQ_CLS"
-        with named_targets(model_config):
-            trainer = RewardTrainer(
-                model=str(base),
-                args=training,
-                train_dataset=train_pairs,
-                eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
-                processing_class=tokenizer,
-                peft_config=peft_config,
-                quantization_config=get_quantization_config(model_config),
-            )
+        trainer = RewardTrainer(
+            model=str(base),
+            args=training,
+            train_dataset=train_pairs,
+            eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            quantization_config=get_quantization_config(model_config),
+        )
         used_pairs = len(trainer.train_dataset)
         if not used_pairs:
             raise ValueError(
                 f"each of the {len(train_pairs)} training pairs of {data_config.dataset_name} has a text of more than "
                 f"{training.max_length} tokens: raise max_length, as far as the base reads, or shorten the texts"
             )
-        name_base(trainer.model, model_config.model_name_or_path)
+        describe_adapters(trainer.model, model_config.model_name_or_path)
+        tell_chosen(training, model_config, trainer.model)
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()

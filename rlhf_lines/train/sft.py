@@ -6,21 +6,20 @@ import dataclasses
 from pathlib import Path
 
 import trl
+from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
-from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.policies import AdapterPolicy
-from rlhf_lines.merge.layers import layer_indices
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.models import describe_adapters, init_kwargs, load_tokenizer, local_folder, lora_config
+from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
-from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.progress import show_progress, tell_chosen
+from rlhf_lines.train.settings import check_model
 
 
 ADAPTER = "adapter"
@@ -47,8 +46,10 @@ def run(
     Raises:
         FileNotFoundError: the base does not exist.
         FileExistsError: `output_dir` exists.
-        ValueError: `chat_template_path` is given: the chat template is the tokenizer's.
+        ValueError: `chat_template_path` is given: the chat template is the tokenizer's. Or the adapter could not be
+            merged.
     """
+    check_model(model_config, given, causal=True)
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     kind = "text" if training.packing else "demonstrations"
     if training.chat_template_path is not None:
@@ -56,25 +57,32 @@ def run(
             f"chat_template_path is {training.chat_template_path}, but the rows are written before it is read: save "
             "the chat template with the tokenizer of the base"
         )
-    tokenizer = load_tokenizer(base, trust_remote_code=training.trust_remote_code)
+    trust = {"trust_remote_code": training.trust_remote_code}
+    config = AutoConfig.from_pretrained(base, **trust)
+    if model_config.use_peft:
+        check_adapter(config, model_config, base, stage="sft", **trust)
+    elif getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"{model_config.model_name_or_path} is quantised (quantization_config in config.json), and such weights "
+            "are not trained: give the unquantised model, with use_peft and load_in_4bit where memory is short"
+        )
+    tokenizer = load_tokenizer(base, **trust)
     train_dataset = data_config.load(kind, "train", tokenizer)
     eval_dataset = data_config.load(kind, "validation", tokenizer) if training.eval_strategy != "no" else None
     final = Path(training.output_dir)
-    if model_config.use_peft:
-        _check_mergeable(base)
     with training_folder(training, run_config, given, trained=ADAPTER if model_config.use_peft else ".") as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
-        with named_targets(model_config):
-            trainer = SFTTrainer(
-                model=str(base),
-                args=training,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=tokenizer,
-                peft_config=lora_config(model_config),
-                quantization_config=get_quantization_config(model_config),
-            )
-        name_base(trainer.model, model_config.model_name_or_path)
+        trainer = SFTTrainer(
+            model=str(base),
+            args=training,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            peft_config=lora_config(model_config, config.model_type),
+            quantization_config=get_quantization_config(model_config),
+        )
+        describe_adapters(trainer.model, model_config.model_name_or_path)
+        tell_chosen(training, model_config, trainer.model)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
@@ -88,18 +96,8 @@ def run(
     return final
 
 
-def _check_mergeable(base: Path) -> None:
-    """Raise, before hours of training, what would stop the merge after it."""
-    with Checkpoint(base) as theta:
-        layer_indices(theta.shapes, num_layers=theta.num_layers())
-
-
 def _merge(base: Path, folder: Path, dtype: str) -> dict:
     """Write base + adapter as a dense checkpoint into `folder`; return what the cast to the dtype lost."""
     with Checkpoint(base) as theta:
-        policy = AdapterPolicy(load_adapter(folder / ADAPTER), theta)
-        return dataclasses.asdict(
-            DenseMerge(theta, [policy], MergeSpec("linear", (1.0,))).write(
-                folder, dtype=None if dtype == "auto" else dtype
-            )
-        )
+        merge = merge_into(theta, load_adapter(folder / ADAPTER))
+        return dataclasses.asdict(merge.write(folder, dtype=None if dtype == "auto" else dtype))
