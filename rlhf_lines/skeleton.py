@@ -41,7 +41,10 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     try:
         return get_peft_model(model, peft_config)
     except (ValueError, re.error) as error:
-        names = {name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)}
+        head = model.get_output_embeddings()
+        linear = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
+        names = {name.rpartition(".")[2] for name in linear}
+        targets = sorted(targets) if isinstance(targets, set) else targets
         reason = "" if "not found" in str(error) else f" ({' '.join(str(error).split())[:200]})"
         raise ValueError(
             f"lora_target_modules {targets!r} do not fit a {model.config.model_type} model, whose linear modules are "

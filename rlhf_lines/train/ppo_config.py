@@ -238,6 +238,7 @@ class PPOConfig(OnThisMachine, GRPOConfig):
         passes, of_update = max(self.steps_per_rollout, 1), self.gradient_accumulation_steps
         updates = self._updates_of_rollout()
         best = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        best = best or self.save_strategy == "best" or self.load_best_model_at_end  # which are refused below
         return [
             *self._without_effect(),
             # Noise in one reading and not in the next makes ratios and KL of a policy that has not changed.

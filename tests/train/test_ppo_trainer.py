@@ -643,7 +643,7 @@ REFUSED = {
     "gamma is 1.1, expected a number in [0, 1]": {"gamma": 1.1},
     "lam is -0.1, expected a number in [0, 1]": {"lam": -0.1},
     "value_clip_range is 0.0, expected a positive number": {"value_clip_range": 0.0},
-    "mask_truncated_completions is True, expected false (use missing_eos_penalty)": {
+    "mask_truncated_completions is true, expected false (use missing_eos_penalty)": {
         "mask_truncated_completions": True
     },
     "loss_type is grpo, expected dapo (the mean over tokens)": {"loss_type": "grpo"},
@@ -791,7 +791,7 @@ def test_the_config_of_the_stage_makes_the_same_policy_again(stage_flags, tmp_pa
         ({"use_peft": False}, ValueError, "PPO trains LoRA policies, but use_peft is false"),
         ({"dataset_name": "/nowhere/rows.jsonl"}, FileNotFoundError, "dataset file /nowhere/rows.jsonl does not exist"),
         ({"kl_estimator": "k2"}, ValueError, "kl_estimator is k2, expected k1 or k3"),
-        ({"lora_target_modules": ["query"]}, ValueError, "lora_target_modules ['query'] match no module of"),
+        ({"lora_target_modules": ["query"]}, ValueError, "lora_target_modules ['query'] do not fit a llama model"),
     ],
     ids=["weights", "sft", "judge", "peft", "data", "config", "targets"],
 )
