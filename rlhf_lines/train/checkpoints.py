@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.distributed import leads, wait
 
 
+logger = logging.getLogger(__name__)
 UNFINISHED = ".unfinished"
 TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are named like their module
 
@@ -46,6 +48,7 @@ def training_folder(
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
     choose_checkpoint(training, run_config, given, trained=trained)
+    final = Path(training.output_dir)
     with new_folder(
         training.output_dir,
         overwrite=run_config.overwrite,
@@ -59,8 +62,10 @@ def training_folder(
         try:
             yield folder
         except BaseException:
-            if leads() and not newest_checkpoint(folder / trained):
-                shutil.rmtree(folder, ignore_errors=True)
+            if leads():
+                keep_trained(folder / trained, final)
+                if not newest_checkpoint(folder / trained):
+                    shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
@@ -91,6 +96,26 @@ def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given:
             f"output_dir {final} was begun by a run that stopped after {newest.name}: add --resume{again} to go on "
             "from there, or --overwrite to start again"
         )
+
+
+def keep_trained(trained: Path, final: Path) -> None:
+    """Move what a trainer has saved at the end of its training out of a folder that will not be finished.
+
+    What comes after training (a merge, a score, a record) can fail, on a full disk for one; the hours before it stay.
+
+    Args:
+        trained: the folder of the trainer; without weights in it nothing is moved.
+        final: the folder that was to be made: what is moved goes beside it, into `NAME.trained`.
+    """
+    if not any(trained.glob("*.safetensors")):
+        return
+    places = (final.with_name(f"{final.name}.trained{number}") for number in ("", *(f"-{n}" for n in range(2, 1000))))
+    kept = next(place for place in places if not place.exists())
+    kept.mkdir(parents=True)
+    for file in trained.iterdir():
+        if file.is_file():
+            file.rename(kept / file.name)
+    logger.warning("what was trained is kept in %s: all but what comes after the training", kept)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
