@@ -96,8 +96,9 @@ def lora_config(model_config, model_type: str):
     if found is None:
         return None
     targets = model_config.lora_target_modules
-    if targets is None and not model_config.lora_target_parameters and model_type not in KNOWN:
-        found.target_modules = "all-linear"
+    if targets is None and not model_config.lora_target_parameters:  # PEFT itself finds none of a mixture of experts
+        known = KNOWN.get(model_type, "all-linear")
+        found.target_modules = known if isinstance(known, str) else set(known)
     elif isinstance(targets, str) and targets != "all-linear" and targets.replace(".", "_").isidentifier():
         found.target_modules = {targets}
     return found

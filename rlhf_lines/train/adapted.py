@@ -121,6 +121,7 @@ def check_fits(model: PeftModel, folder: Path, *, stage: str) -> None:
     adapter = adapter_to_be(model)
     with Checkpoint(folder) as theta:
         if stage == "sft":
+            theta.check_plain(())  # before shapes, which are not those of the model where it is not plain
             theta.check_plain(merge_into(theta, adapter).residuals.shapes)
         else:
             layer_indices([*parameters_of(adapter, theta)], num_layers=theta.num_layers())

@@ -11,6 +11,7 @@ from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
+from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import describe_adapters, init_kwargs, load_tokenizer, local_folder, lora_config
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
@@ -56,16 +57,17 @@ def run(
     sft_sha256 = checkpoint_sha256(sft)
     with training_folder(training, run_config, given) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
-        trainer = PPOTrainer(
-            model=str(sft),
-            reward_models=reward_models,
-            args=training,
-            train_dataset=prompts,
-            eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
-            processing_class=tokenizer,
-            peft_config=lora_config(model_config, config.model_type),
-            quantization_config=get_quantization_config(model_config),
-        )
+        with about(f"{model_config.model_name_or_path} cannot be trained", ValueError, ImportError):
+            trainer = PPOTrainer(
+                model=str(sft),
+                reward_models=reward_models,
+                args=training,
+                train_dataset=prompts,
+                eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+                processing_class=tokenizer,
+                peft_config=lora_config(model_config, config.model_type),
+                quantization_config=get_quantization_config(model_config),
+            )
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
         trainer.normalizations = normalizations(trainer, entries, reward_models, folder)

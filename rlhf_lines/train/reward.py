@@ -15,6 +15,7 @@ from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import leads
+from rlhf_lines.errors import about
 from rlhf_lines.models import describe_adapters, init_kwargs, local_folder, lora_config
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress, tell_chosen
@@ -62,15 +63,16 @@ def run(
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
         training.max_length = longest_input(config, tokenizer, wanted=training.max_length)
-        trainer = RewardTrainer(
-            model=str(base),
-            args=training,
-            train_dataset=train_pairs,
-            eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            quantization_config=get_quantization_config(model_config),
-        )
+        with about(f"{model_config.model_name_or_path} cannot be trained", ValueError, ImportError):
+            trainer = RewardTrainer(
+                model=str(base),
+                args=training,
+                train_dataset=train_pairs,
+                eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
+                processing_class=tokenizer,
+                peft_config=peft_config,
+                quantization_config=get_quantization_config(model_config),
+            )
         used_pairs = len(trainer.train_dataset)
         if not used_pairs:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
@@ -51,11 +52,13 @@ class OnThisMachine:
     def __post_init__(self):
         self.chosen: dict[str, str] = {}
         refuse(self, _checks(self))
-        if distributed.on_cpu() and not self.use_cpu:
+        # DeepSpeed has an accelerator of its own, which may be a CPU; there transformers wants use_cpu to be false.
+        deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+        if distributed.on_cpu() and not self.use_cpu and not deepspeed:
             self.use_cpu = True
             self.chosen["use_cpu"] = "true (no GPU here)"
         if self.bf16 is None and not self.fp16:
-            self.bf16, why = has_bf16(cpu=self.use_cpu)
+            self.bf16, why = has_bf16(cpu=self.use_cpu or distributed.on_cpu())
             self.chosen["bf16"] = f"{str(self.bf16).lower()} ({why})"
         distributed.prepare()
         super().__post_init__()

@@ -13,6 +13,7 @@ from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
+from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_tokenizer, local_folder, lora_config
@@ -72,15 +73,16 @@ def run(
     final = Path(training.output_dir)
     with training_folder(training, run_config, given, trained=ADAPTER if model_config.use_peft else ".") as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
-        trainer = SFTTrainer(
-            model=str(base),
-            args=training,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            peft_config=lora_config(model_config, config.model_type),
-            quantization_config=get_quantization_config(model_config),
-        )
+        with about(f"{model_config.model_name_or_path} cannot be trained", ValueError, ImportError):
+            trainer = SFTTrainer(
+                model=str(base),
+                args=training,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                peft_config=lora_config(model_config, config.model_type),
+                quantization_config=get_quantization_config(model_config),
+            )
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
         show_progress(trainer, f"sft {final.name}")

@@ -24,15 +24,14 @@ def hold_steady(model: nn.Module) -> None:
     """Let a model compute in training mode what it computes in evaluation mode, for good.
 
     `model.train()` goes on to say that it trains, and reaches the modules that keep activations or compute them again
-    (gradient checkpointing asks for it). All others stay in evaluation mode, where functions and modules draw nothing
-    and batch statistics stand still. For those that it reaches, probabilities of noise in modules and configs become 0.
+    (gradient checkpointing asks for it): their own probabilities of noise become 0. All others stay in evaluation mode,
+    where functions and modules draw nothing, and batch statistics stand still. Their numbers stay what they are: some
+    have a meaning in evaluation, too.
     """
-    for holder in {id(found): found for found in _holders(model)}.values():
-        for name, value in vars(holder).items():
-            if _NOISE.search(name) and isinstance(value, float) and value > 0:
-                setattr(holder, name, 0.0)
-        if isinstance(holder, nn.modules.dropout._DropoutNd):
-            holder.p = 0.0
+    for module in filter(_is_checkpointed, model.modules()):
+        for name, value in vars(module).items():
+            if _NOISE.search(name) and isinstance(value, float):
+                setattr(module, name, 0.0)
     model.train = MethodType(_train, model)
     model.train(model.training)
 
@@ -47,13 +46,9 @@ def tolerance(dtype: torch.dtype, *, quantised: bool) -> float:
     return max(_TOLERANCE.get(dtype, 1e-3), _TOLERANCE_QUANTISED if quantised else 0.0)
 
 
-def _holders(model: nn.Module):
-    for module in model.modules():
-        yield module
-        config = getattr(module, "config", None)
-        if config is not None and hasattr(config, "to_dict"):
-            yield config
-            yield from (part for part in vars(config).values() if hasattr(part, "to_dict"))
+def _is_checkpointed(module: nn.Module) -> bool:
+    """Whether gradient checkpointing looks at the mode of this module, once it is switched on."""
+    return hasattr(module, "gradient_checkpointing")
 
 
 def _train(self: nn.Module, mode: bool = True) -> nn.Module:
@@ -61,7 +56,6 @@ def _train(self: nn.Module, mode: bool = True) -> nn.Module:
     nn.Module.train(self, False)
     if mode:
         self.training = True
-        for module in self.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True
+        for module in filter(_is_checkpointed, self.modules()):
+            module.training = True
     return self

@@ -22,6 +22,7 @@ from reward_models import FunctionReward
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge import checkpoint_sha256
 from rlhf_lines.stages import run_stage
+from rlhf_lines.train import ppo_trainer
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer
@@ -858,3 +859,32 @@ def test_fsdp1_is_refused(make_trainer, monkeypatch):
     monkeypatch.setattr("accelerate.state.AcceleratorState.fsdp_plugin", plugin, raising=False)
     with pytest.raises(ValueError, match="FSDP2 only: set fsdp_version: 2"):
         make_trainer()
+
+
+# --- two readings of one batch
+
+
+def test_what_draws_noise_after_all_is_refused_before_the_first_update(make_trainer, llama):
+    """A module that is noisy in either mode, as no switch of ours reaches."""
+    trainer = make_trainer(max_steps=1)
+    noise = torch.Generator().manual_seed(0)
+    block = trainer.model.get_base_model().model.layers[0].mlp
+    block.register_forward_hook(lambda module, args, output: output + torch.randn(output.shape, generator=noise))
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    with pytest.raises(ValueError) as caught:
+        trainer.train()
+    assert "log-probabilities in training mode and in evaluation mode are" in str(caught.value)
+    assert "PPO cannot train this llama model, which draws noise" in str(caught.value)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
+
+
+def test_what_samples_otherwise_than_it_reads_is_refused(make_trainer, monkeypatch):
+    trainer = make_trainer(max_steps=1)
+    sample = ppo_trainer.sample_tokens
+    monkeypatch.setattr(
+        ppo_trainer, "sample_tokens", lambda *a, **k: (s := sample(*a, **k))._replace(logprobs=s.logprobs - 0.01)
+    )
+    with pytest.raises(
+        ValueError, match=r"and token by token, with a cache are 0.01 nats apart per token, expected at"
+    ):
+        trainer.train()
