@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lines.noise import GAMMA, mix, shift
+from rlhf_lines.progress import beat
 
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def sample_tokens(
     has_positions = "position_ids" in inspect.signature(model.forward).parameters
     active, positions, cache = torch.arange(len(prompts), device=device), (mask.cumsum(1) - 1).clamp(min=0), None
     for step in range(max_new_tokens):
+        beat(f"token {step + 1} of at most {max_new_tokens}")
         output = model(
             input_ids=inputs,
             attention_mask=mask,

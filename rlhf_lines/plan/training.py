@@ -164,6 +164,9 @@ class _Training:
     def plan(self, stage: str) -> Plan:
         plan = Plan(stage, self.device, self.parameters, self.trainable)
         plan.models.append((self.model_config.model_name_or_path, self.shape.source))
+        held, computed = str(self._dtype()).removeprefix("torch."), self._autocast()
+        mixed = f", {str(computed).removeprefix('torch.')} in forward and backward passes" if computed else ""
+        plan.work.append(("numbers", f"{held}{mixed}"))
         chosen = describe_chosen(self.args, self.model_config, self.model)
         if chosen:
             plan.notes.append(f"chosen, because not given: {chosen}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from reward_models import RewardModel
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig
+from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
 from rlhf_lines.merge.inputs.provenance import load_adapters
@@ -133,7 +134,8 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
     """Stop where a text has no token, or more than the model has positions."""
     from transformers import AutoConfig
 
-    of_model = AutoConfig.from_pretrained(inputs.sft)
+    with about(f"config of SFT model {inputs.sft} cannot be read"):
+        of_model = AutoConfig.from_pretrained(inputs.sft)
     prompts = [inputs.tokenizer(text)["input_ids"] for texts in inputs.prompts.values() for text in texts]
     if not all(prompts):
         raise ValueError(

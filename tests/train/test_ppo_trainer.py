@@ -884,7 +884,5 @@ def test_what_samples_otherwise_than_it_reads_is_refused(make_trainer, monkeypat
     monkeypatch.setattr(
         ppo_trainer, "sample_tokens", lambda *a, **k: (s := sample(*a, **k))._replace(logprobs=s.logprobs - 0.01)
     )
-    with pytest.raises(
-        ValueError, match=r"and token by token, with a cache are 0.01 nats apart per token"
-    ):
+    with pytest.raises(ValueError, match=r"and token by token, with a cache are 0.01 nats apart per token"):
         trainer.train()
