@@ -61,6 +61,18 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
     return tokenizer
 
 
+def load_config(folder: str | Path, *, trust_remote_code: bool = False):
+    """The config of a checkpoint.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with about(f"config of {folder} cannot be read"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
 def end_token_ids(model, tokenizer) -> list[int]:
     """The ids of the tokens that end a completion: those of the generation config, and the tokenizer's."""
     return _end_token_ids(model.generation_config, tokenizer)

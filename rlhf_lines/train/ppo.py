@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig
 from trl import get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
@@ -13,7 +12,7 @@ from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
-from rlhf_lines.models import describe_adapters, init_kwargs, load_tokenizer, local_folder, lora_config
+from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
 from rlhf_lines.train.adapted import check_adapter
 from rlhf_lines.train.card import policy_card
@@ -48,7 +47,7 @@ def run(
     training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     trust = {"trust_remote_code": training.trust_remote_code}
-    config = AutoConfig.from_pretrained(sft, **trust)
+    config = load_config(sft, **trust)
     check_adapter(config, model_config, sft, stage="ppo", **trust)
     tokenizer = load_tokenizer(sft, **trust)
     prompts = data_config.load("prompts", "train", tokenizer)

@@ -16,7 +16,7 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about
-from rlhf_lines.models import describe_adapters, init_kwargs, local_folder, lora_config
+from rlhf_lines.models import describe_adapters, init_kwargs, load_config, local_folder, lora_config
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress, tell_chosen
 from rlhf_lines.train.settings import check_model
@@ -44,12 +44,12 @@ def run(
         FileExistsError: `output_dir` exists.
         ValueError: the task has no such preference, or every training pair is too long.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     check_model(model_config, given, causal=False)
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     trust = {"trust_remote_code": training.trust_remote_code}
-    config = AutoConfig.from_pretrained(base, **trust)
+    config = load_config(base, **trust)
     tokenizer = AutoTokenizer.from_pretrained(base, **trust)
     peft_config = lora_config(model_config, config.model_type)
     if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import trl
-from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, write_record
@@ -16,7 +15,7 @@ from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.models import describe_adapters, init_kwargs, load_tokenizer, local_folder, lora_config
+from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
 from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress, tell_chosen
@@ -59,7 +58,7 @@ def run(
             "the chat template with the tokenizer of the base"
         )
     trust = {"trust_remote_code": training.trust_remote_code}
-    config = AutoConfig.from_pretrained(base, **trust)
+    config = load_config(base, **trust)
     if model_config.use_peft:
         check_adapter(config, model_config, base, stage="sft", **trust)
     elif getattr(config, "quantization_config", None):
