@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig
 
 from rlhf_lines.config import RunConfig, read_fields
-from rlhf_lines.data.config import PreferenceDataConfig, TrainingDataConfig
+from rlhf_lines.data.config import DemonstrationDataConfig, PreferenceDataConfig, TrainingDataConfig
 from rlhf_lines.task_rewards import RewardEntry, check_some
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.settings import PolicyModelConfig, RewardSettings, SFTSettings
@@ -30,6 +30,6 @@ class RewardsConfig:
         check_some(self.rewards)
 
 
-SFT = (RunConfig, TrainingDataConfig, SFTSettings, ModelConfig)
+SFT = (RunConfig, DemonstrationDataConfig, SFTSettings, ModelConfig)
 REWARD = (RunConfig, PreferenceDataConfig, RewardSettings, ModelConfig)
 PPO = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, PolicyModelConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from trl import get_quantization_config
@@ -50,10 +51,12 @@ def run(
     config = load_config(sft, **trust)
     check_adapter(config, model_config, sft, stage="ppo", **trust)
     tokenizer = load_tokenizer(sft, **trust)
-    prompts = data_config.load("prompts", "train", tokenizer)
-    training.fit(len(prompts))
     final, validate = Path(training.output_dir), training.eval_strategy != "no"
     sft_sha256 = checkpoint_sha256(sft)
+    settings = {"tokenizer": tokenizer, "chat_template_kwargs": training.chat_template_kwargs}
+    read = functools.partial(data_config.load, "prompts", **settings)
+    prompts = read(split="train")
+    training.fit(len(prompts))
     with training_folder(training, run_config, given) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
         with about(f"{model_config.model_name_or_path} cannot be trained", ValueError, ImportError):
@@ -62,7 +65,7 @@ def run(
                 reward_models=reward_models,
                 args=training,
                 train_dataset=prompts,
-                eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+                eval_dataset=read(split="validation") if validate else None,
                 processing_class=tokenizer,
                 peft_config=lora_config(model_config, config.model_type),
                 quantization_config=get_quantization_config(model_config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 
 import trl
@@ -20,6 +21,9 @@ from rlhf_lines.models import describe_adapters, init_kwargs, load_config, local
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress, tell_chosen
 from rlhf_lines.train.settings import check_model
+
+
+logger = logging.getLogger(__name__)
 
 
 class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
@@ -79,6 +83,11 @@ def run(
                 f"each of the {len(train_pairs)} training pairs of {data_config.dataset_name} has a text of more than "
                 f"{training.max_length} tokens: raise max_length, as far as the base reads, or shorten the texts"
             )
+        if used_pairs < len(train_pairs):
+            logger.warning(
+                "%s: %d of %d pairs have a text of more than %d tokens: left out",
+                data_config.dataset_name, len(train_pairs) - used_pairs, len(train_pairs), training.max_length,
+            )  # fmt: skip
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
         show_progress(trainer, f"reward {final.name}")

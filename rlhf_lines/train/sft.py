@@ -18,6 +18,7 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
 from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
+from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.progress import show_progress, tell_chosen
 from rlhf_lines.train.settings import check_model
 
@@ -84,6 +85,10 @@ def run(
             )
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
+        counts = {}
+        if kind == "demonstrations":
+            made, limit, end = trainer.train_dataset, training.max_length, tokenizer.eos_token_id
+            counts = tell_long_rows(made, len(train_dataset), limit, end=end, source=data_config.dataset_name)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
@@ -92,7 +97,9 @@ def run(
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
-            write_record(folder, "sft", given, seed=training.seed, base_model=name, loss=losses, lost_residual=lost)
+            write_record(
+                folder, "sft", given, seed=training.seed, base_model=name, loss=losses, lost_residual=lost, **counts
+            )
             remove_working_files(folder)
     return final
 
