@@ -116,7 +116,8 @@ def lora_config(model_config, model_type: str):
         return None
     targets = model_config.lora_target_modules
     if targets is None and not model_config.lora_target_parameters:  # PEFT itself finds none of a mixture of experts
-        known = KNOWN.get(model_type, "all-linear")
+        attention = {"q_proj", "v_proj"}  # what PEFT names for most, without experts
+        known = KNOWN.get(model_type, attention if "moe" in model_type else "all-linear")
         found.target_modules = known if isinstance(known, str) else set(known)
     elif isinstance(targets, str) and targets != "all-linear" and targets.replace(".", "_").isidentifier():
         found.target_modules = {targets}

@@ -38,17 +38,23 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     from peft import get_peft_model
 
     targets = peft_config.target_modules  # which PEFT replaces by what it found
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
     try:
         return get_peft_model(model, peft_config)
     except (ValueError, re.error) as error:
-        head = model.get_output_embeddings()
-        linear = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
-        names = {name.rpartition(".")[2] for name in linear}
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         targets = sorted(targets) if isinstance(targets, set) else targets
-        reason = "" if "not found" in str(error) else f" ({' '.join(str(error).split())[:200]})"
+        if "ParamWrapper" in str(error):
+            raise ValueError(
+                f"lora_target_modules {targets!r} of a {model.config.model_type} model are parameters without a module of "
+                f"their own, because its experts are fused, and no later stage takes such an adapter; name linear "
+                f"modules instead: {names}"
+            ) from error
+        reason = "" if "target" in str(error).lower() else f" ({' '.join(str(error).split())[:200]})"
         raise ValueError(
             f"lora_target_modules {targets!r} do not fit a {model.config.model_type} model, whose linear modules are "
-            f"{', '.join(sorted(names))}{reason}: name some of these, or all-linear"
+            f"{names}{reason}: name some of these, or all-linear"
         ) from error
 
 
