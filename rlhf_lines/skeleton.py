@@ -47,8 +47,8 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         targets = sorted(targets) if isinstance(targets, set) else targets
         if "ParamWrapper" in str(error):
             raise ValueError(
-                f"lora_target_modules {targets!r} of a {model.config.model_type} model are parameters without a module of "
-                f"their own, because its experts are fused, and no later stage takes such an adapter; name linear "
+                f"lora_target_modules {targets!r} of a {model.config.model_type} model are parameters without a module "
+                f"of their own, because its experts are fused, so no later stage could take the adapter; name linear "
                 f"modules instead: {names}"
             ) from error
         reason = "" if "target" in str(error).lower() else f" ({' '.join(str(error).split())[:200]})"
