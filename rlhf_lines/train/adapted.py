@@ -14,7 +14,7 @@ from rlhf_lines import skeleton
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.dense import DenseMerge
-from rlhf_lines.merge.inputs.adapter import Adapter, Factors, parameters_of
+from rlhf_lines.merge.inputs.adapter import Adapter, Factors, check_modules
 from rlhf_lines.merge.inputs.adapter_config import beyond_factors
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy
@@ -124,7 +124,9 @@ def check_fits(model: PeftModel, folder: Path, *, stage: str) -> None:
             theta.check_plain(())  # before shapes, which are not those of the model where it is not plain
             theta.check_plain(merge_into(theta, adapter).residuals.shapes)
         else:
-            layer_indices([*parameters_of(adapter, theta)], num_layers=theta.num_layers())
+            check_modules(adapter, theta)
+            names = [f"{module}.weight" for module in adapter.modules]
+            layer_indices(names, num_layers=theta.num_layers(names))
 
 
 def merge_into(theta: Checkpoint, adapter: Adapter) -> DenseMerge:

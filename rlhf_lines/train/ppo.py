@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
+from transformers import TrainerState
 from trl import get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
-from rlhf_lines.distributed import leads
+from rlhf_lines.distributed import from_leader, leads
 from rlhf_lines.errors import about
+from rlhf_lines.example import try_rewards
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
+from rlhf_lines.scoring import Asked
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
 from rlhf_lines.train.adapted import check_adapter
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
 from rlhf_lines.train.config import RewardsConfig
+from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
@@ -51,21 +55,24 @@ def run(
     config = load_config(sft, **trust)
     check_adapter(config, model_config, sft, stage="ppo", **trust)
     tokenizer = load_tokenizer(sft, **trust)
-    final, validate = Path(training.output_dir), training.eval_strategy != "no"
+    final, datasets = Path(training.output_dir), _datasets(data_config, training, tokenizer)
+    training.fit(len(datasets["train"]))
     sft_sha256 = checkpoint_sha256(sft)
-    settings = {"tokenizer": tokenizer, "chat_template_kwargs": training.chat_template_kwargs}
-    read = functools.partial(data_config.load, "prompts", **settings)
-    prompts = read(split="train")
-    training.fit(len(prompts))
-    with training_folder(training, run_config, given) as folder:
+    first = datasets["train"][0]
+    try_rewards(tokenizer, first["prompt"], Asked.of(first), reward_models, trainer_state=TrainerState())
+    found = from_leader(
+        lambda: fingerprints(model_config.model_name_or_path, sft, data_config.dataset_name, datasets, entries)
+    )
+    # Noise is placed by position: no process has a random state that counts.
+    with training_folder(training, run_config, given, found, any_processes=True) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
         with about(f"{model_config.model_name_or_path} cannot be trained", ValueError, ImportError):
             trainer = PPOTrainer(
                 model=str(sft),
                 reward_models=reward_models,
                 args=training,
-                train_dataset=prompts,
-                eval_dataset=read(split="validation") if validate else None,
+                train_dataset=datasets["train"],
+                eval_dataset=datasets.get("validation"),
                 processing_class=tokenizer,
                 peft_config=lora_config(model_config, config.model_type),
                 quantization_config=get_quantization_config(model_config),
@@ -79,7 +86,6 @@ def run(
         if leads():
             card = policy_card(model_config.model_name_or_path, entries, training.reward_weights, versions())
             (folder / "README.md").write_text(card)
-            history = [row for row in trainer.state.log_history if "reward" in row]
             write_record(
                 folder,
                 "ppo",
@@ -90,7 +96,29 @@ def run(
                 processes=trainer.accelerator.num_processes,
                 updates=trainer.state.global_step,
                 truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
-                history=history,
+                history=trainer.state.log_history,
+                inputs_sha256=found,
             )
             remove_working_files(folder)
     return final
+
+
+def inputs(
+    run_config: RunConfig,
+    data_config: TrainingDataConfig,
+    rewards_config: RewardsConfig,
+    training: PPOConfig,
+    model_config: PolicyModelConfig,
+) -> dict[str, Fingerprint]:
+    """What a run with these settings would read, as its record holds it."""
+    name = model_config.model_name_or_path
+    sft = local_folder(name, revision=model_config.model_revision, what="SFT model")
+    tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
+    datasets = _datasets(data_config, training, tokenizer)
+    return fingerprints(name, sft, data_config.dataset_name, datasets, rewards_config.rewards)
+
+
+def _datasets(data_config: TrainingDataConfig, training: PPOConfig, tokenizer) -> dict:
+    splits = ("train", *(["validation"] if training.eval_strategy != "no" else []))
+    settings = {"tokenizer": tokenizer, "chat_template_kwargs": training.chat_template_kwargs}
+    return {split: data_config.load("prompts", split, **settings) for split in splits}

@@ -144,7 +144,7 @@ def check_model(config: ModelConfig, given: dict, *, causal: bool) -> None:
         for name in of_4bit:
             problems.add(f"{name} is {given[name]}, but load_in_4bit is false, so it has no effect")
     checks = [
-        ("lora_r", "a rank of at least 1", config.lora_r is not None and config.lora_r >= 1),
+        ("lora_r", "at least 1", config.lora_r is not None and config.lora_r >= 1),
         ("lora_alpha", "a positive number", config.lora_alpha is not None and config.lora_alpha > 0),
         ("lora_dropout", "a number in [0, 1)", config.lora_dropout is not None and 0 <= config.lora_dropout < 1),
         ("lora_task_type", "CAUSAL_LM", not causal or config.lora_task_type == "CAUSAL_LM"),

@@ -34,7 +34,7 @@ REFUSED = {
         "lora_target_modules ['q_proj', 'lm_head'] hold the head 'lm_head', but TRL computes log-probabilities",
     ),
     "nothing": ({"lora_target_modules": ["c_attn"]}, "lora_target_modules ['c_attn'] do not fit a llama model"),
-    "rank": ({"lora_r": 0}, "lora_r is 0, expected a rank of at least 1"),
+    "rank": ({"lora_r": 0}, "lora_r is 0, expected at least 1"),
     "attention": ({"attn_implementation": "flash_attention_2"}, "attn_implementation is flash_attention_2, which does"),
 }
 OUTCOME = {

@@ -92,7 +92,7 @@ def test_what_no_trainer_can_run_is_one_sentence(machine, monkeypatch, tmp_path,
 @pytest.mark.parametrize(
     ("config", "given", "sentence"),
     [
-        ({"lora_r": 0}, {}, "lora_r is 0, expected a rank of at least 1"),
+        ({"lora_r": 0}, {}, "lora_r is 0, expected at least 1"),
         ({"lora_alpha": 0}, {}, "lora_alpha is 0, expected a positive number"),
         ({"lora_dropout": 1.0}, {}, "lora_dropout is 1.0, expected a number in [0, 1)"),
         ({"lora_task_type": "SEQ_CLS"}, {}, "lora_task_type is SEQ_CLS, expected CAUSAL_LM"),
