@@ -182,6 +182,9 @@ def _parser(dataclass_types: Sequence[type], prog: str):
                     if heading in LIBRARIES.values():
                         self.of_libraries.add(entry.name)
                     self._parse_dataclass_field(self._group(heading), entry)
+            for action in self._actions:  # the library repeats the help of the switch that this turns off
+                if action.option_strings[0].startswith("--no_") and action.const is False:
+                    action.help = f"Turn {action.dest} off."
 
         def _group(self, title: str):
             found = (group for group in self._action_groups if group.title == title)

@@ -1,4 +1,4 @@
-"""Which process is this, how many are there, and how they wait, share and lead (accelerate launch, torchrun).
+"""Which process is this, how many are there, and how they wait, share and lead (accelerate launch, torchrun, mpirun).
 
 accelerate starts the processes (for training, transformers lets it; for a sweep, `Processes` does), and a process that
 nothing has started works alone, and leads. Who is who is asked of torch: on a machine without a GPU, accelerate's state
@@ -21,24 +21,65 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)  # for the leader, who may be computing a front
+# Where launchers say how many processes they made: torchrun and accelerate, three MPIs, srun. The first that speaks
+# counts: srun may start one torchrun on each machine.
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+SIZES_HERE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
 def count() -> int:
     """The number of processes that the launcher made; without one, 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _told(SIZES)[1]
 
 
 def count_here() -> int:
     """The number of them on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _told(SIZES_HERE)[1]
+
+
+def on_cpu() -> bool:
+    """Whether this machine has nothing faster than its CPU that torch knows."""
+    import torch
+
+    return not torch.accelerator.is_available()
+
+
+def prepare() -> None:
+    """Let the processes of one machine find each other where the launcher, as MPI's, does not say where."""
+    if count() > 1 and count() == count_here():
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
 
 
 def start() -> None:
-    """Let the processes hear each other, if there are several, and take this one's GPU."""
+    """Let the processes hear each other, if there are several, and take this one's GPU.
+
+    Raises:
+        ValueError: they cannot.
+    """
     if count() > 1:
         from accelerate import PartialState
 
-        PartialState()
+        prepare()
+        PartialState(cpu=on_cpu())
+        group = _started()
+        check_world(1 if group is None else group.get_world_size())
+
+
+def check_world(heard: int) -> None:
+    """Stop a process that a launcher made one of several, and that hears of fewer: each would do the work alone.
+
+    Args:
+        heard: the number of processes that hear each other.
+
+    Raises:
+        ValueError: the launcher made another number.
+    """
+    name, launched = _told(SIZES)
+    if launched != heard:
+        raise ValueError(
+            f"{name} says that {launched} processes were started, but this one hears of {heard}: start them with "
+            "accelerate launch or torchrun, or start one"
+        )
 
 
 def leads() -> bool:
@@ -83,6 +124,12 @@ def leave() -> None:
     distributed = sys.modules.get("torch.distributed")  # a verb that never imported torch has none
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _told(names: Sequence[str]) -> tuple[str, int]:
+    """The first of these variables that a launcher has set to a number, and the number; 1 without any."""
+    found = ((name, os.environ.get(name, "")) for name in names)
+    return next(((name, int(value)) for name, value in found if value.isdigit()), (names[0], 1))
 
 
 def _started():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf_lines.errors import about
@@ -63,6 +61,18 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
     return tokenizer
 
 
+def load_config(folder: str | Path, *, trust_remote_code: bool = False):
+    """The config of a checkpoint.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with about(f"config of {folder} cannot be read"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
 def end_token_ids(model, tokenizer) -> list[int]:
     """The ids of the tokens that end a completion: those of the generation config, and the tokenizer's."""
     return _end_token_ids(model.generation_config, tokenizer)
@@ -92,35 +102,34 @@ def init_kwargs(model_config, training) -> dict:
     return {**named, **(training.model_init_kwargs or {})}
 
 
-def lora_config(model_config):
+def lora_config(model_config, model_type: str):
     """PEFT's LoRA config of a TRL `ModelConfig`, or None without `use_peft`.
 
-    TRL makes a text of a list of one module, and PEFT reads a text as a pattern of whole names: `q_proj` would match
-    nothing.
+    Without `lora_target_modules` the modules are those that PEFT names for this type of model, or all linear ones. TRL
+    makes a text of a list of one module, and PEFT reads a text as a pattern of whole names: `q_proj` would match none.
     """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     from trl import get_peft_config
 
+    found = get_peft_config(model_config)
+    if found is None:
+        return None
     targets = model_config.lora_target_modules
-    if isinstance(targets, str) and targets != "all-linear" and targets.replace(".", "_").isidentifier():
-        model_config.lora_target_modules = [targets]
-    return get_peft_config(model_config)
+    if targets is None and not model_config.lora_target_parameters:  # PEFT itself finds none of a mixture of experts
+        attention = {"q_proj", "v_proj"}  # what PEFT names for most, without experts
+        known = KNOWN.get(model_type, attention if "moe" in model_type else "all-linear")
+        found.target_modules = known if isinstance(known, str) else set(known)
+    elif isinstance(targets, str) and targets != "all-linear" and targets.replace(".", "_").isidentifier():
+        found.target_modules = {targets}
+    return found
 
 
-@contextlib.contextmanager
-def named_targets(model_config) -> Iterator[None]:
-    """Inside, LoRA targets that match no module of the model are an error of one sentence."""
-    try:
-        yield
-    except ValueError as error:
-        if "Target modules" not in str(error):
-            raise
-        raise ValueError(
-            f"lora_target_modules {model_config.lora_target_modules} match no module of "
-            f"{model_config.model_name_or_path}: name some of its linear modules, or all-linear"
-        ) from error
+def describe_adapters(model, name_or_path: str) -> None:
+    """Let the configs of a PEFT model's adapters be the same wherever the run is repeated.
 
-
-def name_base(model, name_or_path: str) -> None:
-    """Let the adapters of a PEFT model say that they belong to what the user named, not to the folder of a snapshot."""
+    They name the base as the user did, not the folder of a snapshot, and list their modules in order, not in a set's.
+    """
     for config in getattr(model, "peft_config", {}).values():
         config.base_model_name_or_path = name_or_path
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)

@@ -45,7 +45,7 @@ demo_models       example
 scoring
 data              task_rewards
 arguments
-artifact          config         models         sampling    completions
+artifact          config         models         sampling    completions    skeleton
 config_file       disk           lock           progress    redaction
 __init__          distributed    errors         noise         reward_models
 """

@@ -146,3 +146,11 @@ def test_no_file_beside_the_script_adds_flags(given, tmp_path, monkeypatch):
     (tmp_path / "script.args").write_text("--steps 5")
     monkeypatch.setattr("sys.argv", [str(tmp_path / "script.py")])
     assert given("")[0][1].steps == 7
+
+
+def test_the_help_of_a_switch_turned_off_says_so(capsys):
+    from rlhf_lines.sweep.config import SweepConfig
+
+    with pytest.raises(SystemExit):
+        parse((SweepConfig,), ["--help"], prog="x")
+    assert "Turn controls off." in capsys.readouterr().out

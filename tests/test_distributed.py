@@ -65,7 +65,7 @@ def test_no_other_module_asks():
 
 
 def test_inside_a_trainer_its_own_accelerator_answers():
-    asking = ("ppo_trainer", "normalization", "ppo", "checkpoints")
+    asking = ("ppo_trainer", "ppo_config", "settings", "normalization", "ppo", "checkpoints")
     assert modules_with(OF_A_TRAINER) == {f"rlhf_lines/train/{name}.py" for name in asking}
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
-from trl import ModelConfig, get_peft_config
 
+from rlhf_lines import skeleton
 from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
-from rlhf_lines.plan import skeleton
+from rlhf_lines.models import lora_config
 from rlhf_lines.plan.shapes import Shape, makers
+from rlhf_lines.train.settings import PolicyModelConfig
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
     if folder.is_dir():
         raise FileNotFoundError(f"policy {policy} has no {WEIGHTS_FILE}: expected an adapter or a checkpoint")
     for path, content in makers(policy, beside):
-        if content.get("use_peft"):
-            names = ModelConfig.__dataclass_fields__
-            peft_config = get_peft_config(ModelConfig(**{k: v for k, v in content.items() if k in names}))
+        names = PolicyModelConfig.__dataclass_fields__
+        peft_config = lora_config(
+            PolicyModelConfig(**{k: v for k, v in content.items() if k in names}), shape.config.model_type
+        )
+        if peft_config is not None:
             model = skeleton.adapt(skeleton.causal_lm(shape.config), peft_config)
             shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
             return _sizes(shapes, f"{path}, which makes it")

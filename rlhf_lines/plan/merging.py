@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from rlhf_lines import skeleton
 from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
@@ -34,7 +35,7 @@ from rlhf_lines.merge.tensors.order_statistics import DIRECT
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.residuals import Chunk, residuals_in_memory
 from rlhf_lines.merge.tensors.spans import Span
-from rlhf_lines.plan import memory, skeleton
+from rlhf_lines.plan import counts, memory
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.plan import Options, Plan, note_existing
@@ -65,7 +66,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
         if merge.save == "adapter" and adapter.count is None:
             raise ValueError(not_an_adapter(policy))
     model = skeleton.any_language_model(shape.config, dtype=merge.dtype or "auto")
-    plan = Plan("merge", "cpu", skeleton.count(model))
+    plan = Plan("merge", "cpu", counts.count(model))
     plan.models.append((merge.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(merge.policies, adapters, strict=True)]
     passes = _passes(merge)

@@ -13,7 +13,8 @@ from reward_models import Format, RewardModel
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.encoder import Encoder, guesses
 from reward_models.presets import PRESETS, preset_of
-from rlhf_lines.plan import skeleton
+from rlhf_lines import skeleton
+from rlhf_lines.plan import counts
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.shapes import find_shape, makers
 
@@ -84,7 +85,7 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     if made is not None and not Path(source).is_dir():
         shape.config.num_labels = 1
     model = skeleton.classifier(shape.config, dtype=entry.dtype)
-    found = f"{skeleton.count(model):,} parameters; {shape.source}"
+    found = f"{counts.count(model):,} parameters; {shape.source}"
     name = entry.name or preset_name or Path(source).name
     tokenizer = tokenizer_at_hand(PRESETS[preset_name].model if preset_name else source)
     stated = PRESETS[preset_name].format if preset_name else reward_models.read_settings(source)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from rlhf_lines import skeleton
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.rules import RULES
-from rlhf_lines.plan import skeleton
+from rlhf_lines.plan import counts
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.example import show_prompts
@@ -59,20 +60,20 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     rewards = plan_rewards(config.rewards, beside=beside, batch_size=config.batch_size or REWARD_BATCH)
     bits = 8 if config.load_in_8bit else 4 if config.load_in_4bit else 16
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
-    plan = Plan("sweep", options.device or _device(config), skeleton.count(model))
+    plan = Plan("sweep", options.device or _device(config), counts.count(model))
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
     show_prompts(plan, rows, rewards)
     held = {
-        "weights": skeleton.frozen_bytes(model, bits=bits),
+        "weights": counts.frozen_bytes(model, bits=bits),
         "adapters": stacked(adapters) * FLOAT32,
         "reward models": sum(reward.weights for reward in rewards),
     }
     if any(not RULES[entry.rule].is_linear for entry in config.groups):
         names = changed(adapters)
         held["merged weights of one spec"] = sum(p.nbytes for name, p in model.named_parameters() if name in names)
-    unpacked = skeleton.largest_quantised(model, bits=bits)
+    unpacked = counts.largest_quantised(model, bits=bits)
     text, size, length = shape.config.get_text_config(), model.dtype.itemsize, rows.longest + config.max_new_tokens
     batch = _batch(plan, config, text, length, held=sum(held.values()))
 

@@ -11,11 +11,13 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 
 from reward_models.conversation import CHAT
+from rlhf_lines import skeleton
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
+from rlhf_lines.merge.inputs.checkpoint import holds_weights
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
-from rlhf_lines.plan import skeleton
+from rlhf_lines.plan import counts
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.example import show_demonstration, show_pair, show_prompts
 from rlhf_lines.plan.memory import Phase, cache_sizes, gumbel_bytes, head_bytes, kv_cache_bytes, optimizer_bytes
@@ -25,9 +27,12 @@ from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.task_rewards import check_names, reward_weights
+from rlhf_lines.train.adapted import check_adapted, check_fits
 from rlhf_lines.train.checkpoints import choose_checkpoint
 from rlhf_lines.train.config import RewardsConfig, RewardTextConfig
 from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.progress import describe_chosen
+from rlhf_lines.train.settings import check_model
 from rlhf_lines.train.sft import ADAPTER
 
 
@@ -38,6 +43,7 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
     rows = run.look_at(kind, columns)
     length = run.length(rows, filled=run.args.packing)
     if run.peft_config is not None:
+        run.check_adapter("sft")
         names = [name for name, _ in skeleton.causal_lm(run.shape.config).named_parameters()]
         layer_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
     batch = run.args.per_device_train_batch_size
@@ -74,9 +80,11 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     run = _Training(configs, given, beside, options, kind="causal")
     args = run.args
     rows = run.look_at("prompts", (("prompt",),))
+    args.fit(rows.count)
     rollout = args.per_device_train_batch_size * args.steps_per_generation
     prompts = args.generation_batch_size // args.num_generations
     args.check_run(has_lora=run.peft_config is not None, prompts=rows.count)
+    run.check_adapter("ppo")
     entries = of_type(configs, RewardsConfig).rewards
     reward_weights(entries, args.reward_weights)  # which refuses what does not fit
     rewards = plan_rewards(entries, beside=beside)
@@ -121,13 +129,14 @@ class _Training:
         self.data = of_type(configs, TrainingDataConfig)
         self.is_ppo = isinstance(self.args, PPOConfig)
         self.options = options
-        self.peft_config = lora_config(self.model_config)
-        trained = ADAPTER if kind == "causal" and self.peft_config is not None and not self.is_ppo else "."
+        check_model(self.model_config, given, causal=kind == "causal")
+        trained = ADAPTER if kind == "causal" and self.model_config.use_peft and not self.is_ppo else "."
         choose_checkpoint(self.args, of_type(configs, RunConfig), given, trained=trained)
         name = self.model_config.model_name_or_path
         if not name:
             raise ValueError("no model was given: set model_name_or_path to a folder or a Hub id")
         self.shape = find_shape(name, beside=beside, base_model=options.base_model)
+        self.peft_config = lora_config(self.model_config, self.shape.config.model_type)
         if kind == "classifier":
             self.shape.config.num_labels = 1
             if self.peft_config is not None:
@@ -137,18 +146,26 @@ class _Training:
         self.device = options.device or _device(given, self.bits)
         self.model = self._skeleton()
         base = self._make(self.shape.config, dtype=self.model_config.dtype)
-        self.parameters, self.dense_bytes = skeleton.count(base), sum(p.nbytes for p in base.parameters())
+        self.parameters, self.dense_bytes = counts.count(base), sum(p.nbytes for p in base.parameters())
         self.hidden = self.shape.config.get_text_config().hidden_size
         copies = 2 if self.is_ppo and self.args.value_lora else 1  # the value's own adapter is as large
         value = self.hidden + 1 if self.is_ppo else 0
-        self.trainable = copies * skeleton.count(self.model, trainable=True) + value
-        self.trainable_bytes = copies * skeleton.trainable_bytes(self.model) + 4 * value
+        self.trainable = copies * counts.count(self.model, trainable=True) + value
+        self.trainable_bytes = copies * counts.trainable_bytes(self.model) + 4 * value
         self.adapter_copies = copies
         nested = self.model_config.use_bnb_nested_quant
-        self.weights = skeleton.frozen_bytes(self.model, bits=self.bits, nested=nested)
-        self.unpacked = skeleton.largest_quantised(self.model, bits=self.bits)
+        self.weights = counts.frozen_bytes(self.model, bits=self.bits, nested=nested)
+        self.unpacked = counts.largest_quantised(self.model, bits=self.bits)
         if self.peft_config is not None and self.trainable == value:
             raise ValueError(f"lora_target_modules {self.model_config.lora_target_modules!r} leave nothing to train")
+        self._rehearsal: Rehearsal | None = None
+
+    def check_adapter(self, stage: str) -> None:
+        """As the stage itself does before it trains; names in files only where the files are here."""
+        check_adapted(self.model, self.model_config, stage=stage)
+        folder = Path(self.model_config.model_name_or_path)
+        if holds_weights(folder):
+            check_fits(self.model, folder, stage=stage)
 
     def plan(self, stage: str) -> Plan:
         plan = Plan(stage, self.device, self.parameters, self.trainable)
@@ -156,6 +173,9 @@ class _Training:
         held, computed = str(self._dtype()).removeprefix("torch."), self._autocast()
         mixed = f", {str(computed).removeprefix('torch.')} in forward and backward passes" if computed else ""
         plan.work.append(("numbers", f"{held}{mixed}"))
+        chosen = describe_chosen(self.args, self.model_config, self.model)
+        if chosen:
+            plan.notes.append(f"chosen, because not given: {chosen}")
         return plan
 
     def look_at(self, kind: str, columns, *, with_turns: bool = False) -> Rows:
@@ -208,7 +228,10 @@ class _Training:
         return size, size // sizes["layers"]
 
     def rehearsal(self) -> Rehearsal:
-        return Rehearsal(self._skeleton(), autocast=self._autocast())
+        """The one of this model, whose passes come before its step."""
+        if self._rehearsal is None:
+            self._rehearsal = Rehearsal(self.model, autocast=self._autocast())
+        return self._rehearsal
 
     def _skeleton(self):
         wanted = self.model_config
@@ -233,7 +256,7 @@ def _device(given: dict, bits: int) -> str:
     """Where the stage would run: on the GPU, unless the config or this machine says otherwise."""
     if given.get("use_cpu"):
         return "cpu"
-    return "cuda" if torch.cuda.is_available() or bits != 16 or given.get("bf16", True) or given.get("fp16") else "cpu"
+    return "cuda" if torch.cuda.is_available() or bits != 16 or given.get("bf16") or given.get("fp16") else "cpu"
 
 
 def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -> None:

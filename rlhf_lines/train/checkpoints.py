@@ -33,8 +33,8 @@ from rlhf_lines.train.hub import token_in_environment, uploaded
 from rlhf_lines.train.manifest import what_is_missing, write_manifest
 
 
-UNFINISHED = ".unfinished"
 logger = logging.getLogger(__name__)
+UNFINISHED = ".unfinished"
 TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are named like their module
 
 
@@ -71,6 +71,7 @@ def training_folder(
     for name in training.report_to or ():
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
+    final = Path(training.output_dir)
     begun = {
         "sequences_at_once": training.per_device_train_batch_size * training.world_size,
         "inputs_sha256": dict(inputs),
@@ -95,8 +96,10 @@ def training_folder(
         try:
             yield folder
         except BaseException:
-            if leads() and not newest_checkpoint(folder / trained):
-                shutil.rmtree(folder, ignore_errors=True)
+            if leads():
+                keep_trained(folder / trained, final)
+                if not newest_checkpoint(folder / trained):
+                    shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
@@ -206,6 +209,26 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _step(checkpoint: Path) -> int:
     number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
     return int(number) if number.isdecimal() else -1
+
+
+def keep_trained(trained: Path, final: Path) -> None:
+    """Move what a trainer has saved at the end of its training out of a folder that will not be finished.
+
+    What comes after training (a merge, a score, a record) can fail, on a full disk for one; the hours before it stay.
+
+    Args:
+        trained: the folder of the trainer; without weights in it nothing is moved.
+        final: the folder that was to be made: what is moved goes beside it, into `NAME.trained`.
+    """
+    if not any(trained.glob("*.safetensors")):
+        return
+    places = (final.with_name(f"{final.name}.trained{number}") for number in ("", *(f"-{n}" for n in range(2, 1000))))
+    kept = next(place for place in places if not place.exists())
+    kept.mkdir(parents=True)
+    for file in trained.iterdir():
+        if file.is_file():
+            file.rename(kept / file.name)
+    logger.warning("what was trained is kept in %s: all but what comes after the training", kept)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

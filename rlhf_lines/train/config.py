@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, RewardConfig, SFTConfig
+from trl import ModelConfig
 
 from reward_models import Format
 from reward_models.conversation import CHAT, conversation
@@ -12,6 +12,7 @@ from rlhf_lines.config import RunConfig, read_fields
 from rlhf_lines.data.config import DemonstrationDataConfig, PreferenceDataConfig, TrainingDataConfig
 from rlhf_lines.task_rewards import RewardEntry, check_some
 from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.settings import PolicyModelConfig, RewardSettings, SFTSettings
 
 
 @dataclass
@@ -61,6 +62,6 @@ class RewardTextConfig:
         return {side: plain.render(pair["prompt"], pair[side], special_tokens)[0] for side in sides}
 
 
-SFT = (RunConfig, DemonstrationDataConfig, SFTConfig, ModelConfig)
-REWARD = (RunConfig, PreferenceDataConfig, RewardTextConfig, RewardConfig, ModelConfig)
-PPO = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, ModelConfig)
+SFT = (RunConfig, DemonstrationDataConfig, SFTSettings, ModelConfig)
+REWARD = (RunConfig, PreferenceDataConfig, RewardTextConfig, RewardSettings, ModelConfig)
+PPO = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, PolicyModelConfig)

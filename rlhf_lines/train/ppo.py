@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from transformers import TrainerState
-from trl import ModelConfig, get_quantization_config
+from trl import get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.errors import about
 from rlhf_lines.example import try_rewards
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
 from rlhf_lines.scoring import Asked
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
+from rlhf_lines.train.adapted import check_adapter
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
 from rlhf_lines.train.config import RewardsConfig
@@ -24,7 +26,8 @@ from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
-from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.progress import show_progress, tell_chosen
+from rlhf_lines.train.settings import PolicyModelConfig, check_model
 
 
 def run(
@@ -32,7 +35,7 @@ def run(
     data_config: TrainingDataConfig,
     rewards_config: RewardsConfig,
     training: PPOConfig,
-    model_config: ModelConfig,
+    model_config: PolicyModelConfig,
     given: dict,
 ) -> Path:
     """Train the policy and return its folder: a PEFT adapter, the value head, the tokenizer, and how it was made.
@@ -40,14 +43,20 @@ def run(
     Raises:
         FileNotFoundError: the SFT model or a reward model does not exist.
         FileExistsError: `output_dir` exists.
-        ValueError: the number of reward weights does not match, or `use_peft` is false.
+        ValueError: the number of reward weights does not match, `use_peft` is false, or the policy could not be used.
     """
+    training.check_policy(model_config.use_peft)
+    check_model(model_config, given, causal=True)
     sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
     entries = rewards_config.rewards
     training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
-    tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
+    trust = {"trust_remote_code": training.trust_remote_code}
+    config = load_config(sft, **trust)
+    check_adapter(config, model_config, sft, stage="ppo", **trust)
+    tokenizer = load_tokenizer(sft, **trust)
     final, datasets = Path(training.output_dir), _datasets(data_config, training, tokenizer)
+    training.fit(len(datasets["train"]))
     sft_sha256 = checkpoint_sha256(sft)
     first = datasets["train"][0]
     try_rewards(tokenizer, first["prompt"], Asked.of(first), reward_models, trainer_state=TrainerState())
@@ -57,7 +66,7 @@ def run(
     # Noise is placed by position: no process has a random state that counts.
     with training_folder(training, run_config, given, found, any_processes=True) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
-        with named_targets(model_config):
+        with about(f"{model_config.model_name_or_path} cannot be trained", ValueError, ImportError):
             trainer = PPOTrainer(
                 model=str(sft),
                 reward_models=reward_models,
@@ -65,10 +74,11 @@ def run(
                 train_dataset=datasets["train"],
                 eval_dataset=datasets.get("validation"),
                 processing_class=tokenizer,
-                peft_config=lora_config(model_config),
+                peft_config=lora_config(model_config, config.model_type),
                 quantization_config=get_quantization_config(model_config),
             )
-        name_base(trainer.model, model_config.model_name_or_path)
+        describe_adapters(trainer.model, model_config.model_name_or_path)
+        tell_chosen(training, model_config, trainer.model)
         trainer.normalizations = normalizations(trainer, entries, reward_models, folder)
         show_progress(trainer, f"ppo {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -98,7 +108,7 @@ def inputs(
     data_config: TrainingDataConfig,
     rewards_config: RewardsConfig,
     training: PPOConfig,
-    model_config: ModelConfig,
+    model_config: PolicyModelConfig,
 ) -> dict[str, Fingerprint]:
     """What a run with these settings would read, as its record holds it."""
     name = model_config.model_name_or_path

@@ -4,21 +4,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
 
-from rlhf_lines.errors import Problems
+from rlhf_lines import distributed
+from rlhf_lines.train.settings import Check, OnThisMachine, differing, installed, refuse
 
 
 KL_ESTIMATORS = ("k1", "k3")
+BATCH_SIZE, SAVE_STEPS = 8, 500  # where nothing is given: TRL's defaults, made to fit
 # What makes generation draw from another distribution than the one whose log-probabilities are computed.
-PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
+PLAIN_SAMPLING = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "vllm_structured_outputs_regex": None,
+}
+# Settings of TRL and transformers that change nothing here, with the reason; and those that only count beside another.
+WITHOUT_EFFECT = {
+    "the loss is PPO's": (
+        *("label_smoothing_factor", "average_tokens_across_devices", "use_bias_correction_kl"),
+        *("sapo_temperature_neg", "sapo_temperature_pos"),
+        *("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+    ),
+    "the reference is the base without its adapter": (
+        *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    ),
+    "prompts are drawn by seed and epoch": (
+        *("data_seed", "train_sampling_strategy", "length_column_name", "dataloader_drop_last"),
+    ),
+    "an evaluation samples and scores, and keeps no predictions": (
+        *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"),
+        *("eval_use_gather_object", "eval_accumulation_steps", "label_names", "bf16_full_eval", "fp16_full_eval"),
+    ),
+    "prompts are texts, and no tools are called": ("log_multimodal", "max_tool_calling_iterations"),
+    "rollouts keep a cache of their own": ("cache_implementation",),
+}
+BELONGS_TO = {
+    "use_adaptive_entropy": ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+    "use_transformers_continuous_batching": ("transformers_continuous_batching_config",),
+    "kl_target": ("kl_gain",),
+}
 
 
 @dataclass
-class PPOConfig(GRPOConfig):
+class PPOConfig(OnThisMachine, GRPOConfig):
     """The settings of PPO beside those of TRL's GRPOConfig; a field that TRL names keeps its name.
 
     `num_iterations` is the number of epochs over a rollout, `per_device_train_batch_size *
@@ -27,6 +60,23 @@ class PPOConfig(GRPOConfig):
     updates. `beta`, the KL term in GRPO's loss, stays 0: here the KL cost is part of the reward.
     """
 
+    per_device_train_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": f"Completions in one forward and backward pass of a process; if not given, {BATCH_SIZE}, or what "
+            "fits the prompts and num_generations."
+        },
+    )
+    save_steps: float | None = field(
+        default=None,
+        metadata={
+            "help": f"Updates between two checkpoints; if not given, the first number from {SAVE_STEPS} on that is "
+            "whole rollouts."
+        },
+    )
+    router_aux_loss_coef: float | None = field(
+        default=0.0, metadata={"help": "0: PPO has no loss that balances the experts of a mixture."}
+    )
     num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt."})
     disable_dropout: bool = field(
         default=True, metadata={"help": "No dropout: with it a policy differs from itself between two passes."}
@@ -80,23 +130,61 @@ class PPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        opened = {name: getattr(self, name) is None for name in ("per_device_train_batch_size", "save_steps")}
+        self._chooses_batch = opened["per_device_train_batch_size"]
+        if self._chooses_batch:
+            step = self._batch_step()
+            self.per_device_train_batch_size = math.ceil(BATCH_SIZE / step) * step
+        if opened["save_steps"]:
+            self.save_steps = SAVE_STEPS
         # GRPO compares completions of one prompt and so refuses a single one. PPO has a value head for that: show
         # GRPO's check a number that it accepts and that divides the rollout. An evaluation has its own number.
         num_generations, num_generations_eval = self.num_generations, self.num_generations_eval
-        local_rollout = self.per_device_train_batch_size * (
-            self.steps_per_generation or self.gradient_accumulation_steps
-        )
-        self.num_generations = self.generation_batch_size or local_rollout
-        self.num_generations_eval = num_generations_eval or num_generations
+        rollout = self.generation_batch_size or self._rollout_of(self.per_device_train_batch_size)
+        if rollout == 1:
+            raise ValueError(
+                "a rollout has 1 completion, expected at least 2: raise per_device_train_batch_size, "
+                "gradient_accumulation_steps or steps_per_generation"
+            )
+        self.num_generations, self.num_generations_eval = rollout or None, num_generations_eval or num_generations
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
             # The value head hangs on a hook, out of sight of DDP's search: it would count as unused and then get a
             # gradient.
             self.ddp_find_unused_parameters = False
         self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
-        Problems(
-            f"{name} is {_plain(getattr(self, name))}, expected {text}" for name, text, ok in self._checks() if not ok
-        ).check()
+        if opened["save_steps"] and self.num_iterations >= 1:
+            updates = self._updates_of_rollout()
+            self.save_steps = math.ceil(SAVE_STEPS / updates) * updates
+        refuse(self, self._checks())
+        if self._chooses_batch:
+            self.chosen["per_device_train_batch_size"] = str(self.per_device_train_batch_size)
+        if opened["save_steps"] and self.save_strategy == "steps":
+            self.chosen["save_steps"] = str(self.save_steps)
+
+    def _batch_step(self) -> int:
+        """The smallest batch of a process with which a rollout holds all completions of its prompts."""
+        of_one = self._rollout_of(1)
+        return (self.num_generations or 1) // math.gcd(self.num_generations or 1, of_one or 1)
+
+    def _rollout_of(self, batch_size: int) -> int:
+        """The completions of a rollout of all processes, if each has this batch."""
+        return batch_size * distributed.count() * (self.steps_per_generation or self.gradient_accumulation_steps)
+
+    def fit(self, prompts: int | None) -> None:
+        """Take as many completions at once as there are prompts, where the batch was left open.
+
+        Args:
+            prompts: rows of the training data, or None if they are not known.
+        """
+        if prompts is None or not self._chooses_batch:
+            return
+        step = self._batch_step()
+        most = prompts * self.num_generations // self._rollout_of(1) // step * step
+        if most * self.steps_per_generation * self.world_size >= 2 and most < self.per_device_train_batch_size:
+            self.per_device_train_batch_size = most
+            self.generation_batch_size = most * self.steps_per_generation * self.world_size
+            self.chosen["per_device_train_batch_size"] = f"{most} (there are {prompts} prompts)"
 
     def to_dict(self) -> dict:
         """As TRL's, for trackers and files: without the function that switches adapters under checkpointing."""
@@ -105,6 +193,15 @@ class PPOConfig(GRPOConfig):
             if found.get(name):
                 found[name] = {key: value for key, value in found[name].items() if not callable(value)}
         return found
+
+    def check_policy(self, has_lora: bool) -> None:
+        """Refuse a policy that is no adapter.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not has_lora:
+            raise ValueError("PPO trains LoRA policies, but use_peft is false: leave it out")
 
     def check_run(self, *, has_lora: bool, prompts: int | None) -> None:
         """Refuse, before a model is loaded, what no trainer can run.
@@ -116,8 +213,7 @@ class PPOConfig(GRPOConfig):
         Raises:
             ValueError: the policy is no adapter, or there are fewer prompts than one rollout takes.
         """
-        if not has_lora:
-            raise ValueError("PPO trains LoRA policies, but use_peft is false: set use_peft: true and lora_r")
+        self.check_policy(has_lora)
         taken = self.generation_batch_size // self.num_generations
         if prompts is not None and prompts < taken:  # Trainer would stop at step 0 and save
             raise ValueError(
@@ -130,12 +226,68 @@ class PPOConfig(GRPOConfig):
         """The number of forward and backward passes that one rollout is used for."""
         return self.steps_per_generation * self.num_iterations
 
-    def _checks(self) -> list[tuple[str, str, bool]]:
-        """(setting, what is expected of it, whether it holds)."""
+    def _updates_of_rollout(self) -> int:
+        """The number of updates after which a rollout is used up."""
+        return (
+            math.lcm(max(self.steps_per_rollout, 1), self.gradient_accumulation_steps)
+            // self.gradient_accumulation_steps
+        )
+
+    def _checks(self) -> list[Check]:
         sampling = "{}: samples of another distribution than the policy's make the KL estimate wrong, even negative"
         passes, of_update = max(self.steps_per_rollout, 1), self.gradient_accumulation_steps
-        updates = math.lcm(passes, of_update) // of_update
+        updates = self._updates_of_rollout()
+        best = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        best = best or self.save_strategy == "best" or self.load_best_model_at_end  # which are refused below
         return [
+            *self._without_effect(),
+            # Noise in one reading and not in the next makes ratios and KL of a policy that has not changed.
+            (
+                "neftune_noise_alpha",
+                "none: noise on embeddings makes a policy differ from itself",
+                not self.neftune_noise_alpha,
+            ),
+            (
+                "disable_dropout",
+                "true: with dropout a policy differs from itself between two passes",
+                self.disable_dropout,
+            ),
+            (
+                "router_aux_loss_coef",
+                "0: PPO has no loss that balances the experts of a mixture",
+                not self.router_aux_loss_coef,
+            ),
+            (
+                "cast_lm_head_to_fp32",
+                "false: TRL cannot with an adapter (dtype: float32 computes all of it so)",
+                not self.cast_lm_head_to_fp32,
+            ),
+            (
+                "remove_unused_columns",
+                "false: reward models are shown other columns than the prompt",
+                not self.remove_unused_columns,
+            ),
+            (
+                "ddp_find_unused_parameters",
+                "false: the search does not see the value head",
+                not self.ddp_find_unused_parameters,
+            ),
+            (
+                "accelerator_config",
+                "without split_batches: the batch is that of one process",
+                not self.accelerator_config.split_batches,
+            ),
+            (
+                "metric_for_best_model",
+                "none: no checkpoint is called the best",
+                best or self.metric_for_best_model is None,
+            ),
+            ("greater_is_better", "none: no checkpoint is called the best", best or self.greater_is_better is None),
+            (
+                "use_vllm",
+                "false: vllm is not installed (pip install 'rlhf-lines[vllm]')",
+                not self.use_vllm or installed("vllm"),
+            ),
             ("num_generations", "at least 1", (self.num_generations or 0) >= 1),
             ("beta", "0 (the KL cost is set by kl_coef)", self.beta == 0.0),
             ("kl_estimator", "k1 or k3", self.kl_estimator in KL_ESTIMATORS),
@@ -192,11 +344,17 @@ class PPOConfig(GRPOConfig):
             ),
         ]
 
+    def _without_effect(self) -> list[Check]:
+        """Of every setting that differs from its default and changes nothing, a check that fails."""
+        reasons = {name: f"its default: {reason}" for reason, names in WITHOUT_EFFECT.items() for name in names}
+        for switch, names in BELONGS_TO.items():
+            if not getattr(self, switch):
+                reasons |= dict.fromkeys(names, f"its default: it counts only with {switch}")
+        if not self.use_vllm:
+            vllm = [entry.name for entry in fields(self) if entry.name.startswith("vllm_")]
+            reasons |= dict.fromkeys(vllm, "its default: it counts only with use_vllm")
+        return [(name, reasons[name], False) for name in differing(self, reasons)]
+
 
 def _absent_or(value: float | None, holds: Callable[[float], bool]) -> bool:
     return value is None or (math.isfinite(value) and holds(value))
-
-
-def _plain(value: object) -> object:
-    """The value as a config says it: transformers turns some texts into members of an enumeration."""
-    return value.value if isinstance(value, Enum) else value

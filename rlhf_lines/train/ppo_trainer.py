@@ -33,7 +33,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import RepeatSampler, disable_dropout_in_model
+from trl.trainer.utils import RepeatSampler
 
 from reward_models import RewardModel
 from reward_models.normalize import Normalization
@@ -53,6 +53,7 @@ from rlhf_lines.train.advantages import (
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
 
 
@@ -142,14 +143,10 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_sharded and (args.value_lora or args.max_update_kl is not None):
             raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")
-        if self.aux_loss_enabled:
-            raise ValueError(
-                f"router_aux_loss_coef is {args.router_aux_loss_coef}, expected 0: PPO has no loss that balances the "
-                "experts of a mixture"
-            )
         if self.is_fsdp_enabled:
             _keep_float32(self.accelerator.state.fsdp_plugin)
         self._add_value_function(peft_config)
+        hold_steady(self.model)
         if self.use_vllm:
             self.vllm_generation._iter_named_params = self._vllm_weights
         self.normalizations = [Normalization() for _ in reward_models]
@@ -165,6 +162,8 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         self._evaluated_scores: list[Tensor] = []  # [all processes' B, rewards], raw, of the same
         self._update_kl: list[Tensor] = []  # (sum, tokens) of every minibatch of the current update
         self._leaves_out_updates = False
+        self._sampled_logprobs: list[Tensor] = []  # of the latest rollout, each `[rows, T]`, where we sample ourselves
+        self._has_compared = False  # two readings of the first rollout
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
         self._rollout_began: float | None = None  # seconds
         self._rollout_tokens = 0.0
@@ -176,8 +175,6 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
             self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
         if self.args.value_lora:
             self.model.add_adapter(VALUE, peft_config)
-            if self.args.disable_dropout:  # which GRPOTrainer did before this adapter was there
-                disable_dropout_in_model(self.model)
         # float32: returns differ by less than bfloat16 resolves. Zero: no advantage is invented before training.
         head = ValueHead(causal_lm.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(head.weight)
@@ -223,6 +220,8 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         if self._step % self.args.steps_per_rollout == 0 or self._buffered_inputs is None:
             self._log_speed()
             rollout = self._generate_and_score_completions(generation_batch)
+            if not self._has_compared:
+                self._compare_readings(rollout)
             self._buffered_inputs = _deal(rollout, self.args.steps_per_generation)
             self._rollouts += 1
             self._rollout_tokens = rollout["num_items_in_batch"].item()
@@ -265,6 +264,7 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         """
         keys = [(prompt_key(ids), sample) for ids, sample in zip(prompt_ids, samples, strict=True)]
         size, completions = self.args.sampling_batch_size or len(prompt_ids), []
+        self._sampled_logprobs = []
         kwargs = self.args.gradient_checkpointing_kwargs
         with (
             unwrap_model_for_generation(
@@ -273,7 +273,7 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
             self.accelerator.autocast(),
         ):
             for start in range(0, len(prompt_ids), size):
-                tokens, lengths, _ = sample_tokens(
+                tokens, lengths, logprobs = sample_tokens(
                     policy.get_base_model(),
                     prompt_ids[start : start + size],
                     keys[start : start + size],
@@ -284,6 +284,7 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
                     seed=self.args.seed,
                 )
                 completions += [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+                self._sampled_logprobs.append(logprobs)
         return completions
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -430,6 +431,47 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
             use_adapter(self.accelerator.unwrap_model(self.model), None),
         ):
             return self._read(self.model, *self._sequences(rollout), self._forward_batch_size()).logprobs
+
+    def _compare_readings(self, rollout) -> None:
+        """Stop where log-probabilities of one policy depend on how it is read: all that PPO compares would be off.
+
+        A part of the first rollout is read in training and in evaluation mode; and what it was sampled with is beside
+        what is read of it at once.
+
+        Raises:
+            ValueError: two readings differ by more than rounding.
+        """
+        self._has_compared = True
+        rows = self.args.per_device_train_batch_size
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        part = {name: rollout[name][:rows] for name in names}
+        mask, training = part["completion_mask"], self._read_part(part)
+        self.model.eval()
+        others = {
+            "in evaluation mode": (self._read_part(part), "draws noise, or keeps statistics of batches, in training")
+        }
+        self.model.train()
+        if self._sampled_logprobs:
+            sampled = torch.cat(self._sampled_logprobs)[:rows, : mask.shape[1]]
+            others["token by token, with a cache"] = (sampled, "has a cache or positions that depend on the batch")
+        allowed = tolerance(self._reading_dtype(), quantised=bool(getattr(self.model, "is_quantized", False)))
+        for how, (other, why) in others.items():
+            total, tokens = self._sum_over_processes(torch.stack(distance(training, other.to(training), mask)))
+            if not total / tokens <= allowed:
+                raise ValueError(
+                    f"the SFT model reads one batch in two ways: log-probabilities in training mode and {how} are "
+                    f"{(total / tokens).item():.2g} nats apart per token, expected at most {allowed:g}: PPO cannot "
+                    f"train this {self.model.config.model_type} model, which {why}"
+                )
+
+    def _read_part(self, rollout) -> Tensor:
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            return self._read(self.model, *self._sequences(rollout), None).logprobs
+
+    def _reading_dtype(self) -> torch.dtype:
+        """The coarser dtype of the weights' and of autocast's."""
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        return half or self.model.get_base_model().dtype
 
     def _sequences(self, rollout) -> tuple[Tensor, Tensor, int]:
         ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -9,6 +11,7 @@ from rlhf_lines.distributed import leads
 from rlhf_lines.progress import Bar, beat
 
 
+logger = logging.getLogger(__name__)
 SHOWN = ("loss", "accuracy", "reward", "kl")
 
 
@@ -56,3 +59,24 @@ def show_progress(trainer: Trainer, description: str) -> None:
     trainer.remove_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:
         trainer.add_callback(StageProgress(description))
+
+
+def tell_chosen(training, model_config, model) -> None:
+    """Say what was left open and what it became, in the process that speaks."""
+    if leads() and training.chosen:
+        logger.warning("chosen, because not given: %s", describe_chosen(training, model_config, model))
+
+
+def describe_chosen(training, model_config, model) -> str:
+    """The settings that were left open, with what was chosen: `bf16 true (...), save_steps 500`.
+
+    Args:
+        training: the settings of the trainer.
+        model_config: settings of model and LoRA.
+        model: with the adapter, where there is one.
+    """
+    chosen = dict(training.chosen)
+    if model_config.use_peft and not (model_config.lora_target_modules or model_config.lora_target_parameters):
+        targets = model.peft_config["default"].target_modules
+        chosen["lora_target_modules"] = targets if isinstance(targets, str) else " ".join(sorted(targets))
+    return ", ".join(f"{name} {value}" for name, value in chosen.items())

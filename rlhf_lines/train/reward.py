@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
@@ -14,17 +15,20 @@ from reward_models.classifier import Classifier
 from reward_models.conversation import CHAT
 from reward_models.encoder import longest_input
 from reward_models.format import SPECIAL_TOKENS
+from rlhf_lines import skeleton
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.errors import about
 from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.models import describe_adapters, init_kwargs, load_config, local_folder, lora_config
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
 from rlhf_lines.train.inputs import fingerprints
-from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.progress import show_progress, tell_chosen
+from rlhf_lines.train.settings import check_model
 from rlhf_lines.train.told import ToldSettings
 
 
@@ -56,10 +60,17 @@ def run(
         FileExistsError: `output_dir` exists.
         ValueError: the task has no such preference, or every training pair is too long.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    check_model(model_config, given, causal=False)
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+    trust = {"trust_remote_code": training.trust_remote_code}
+    config = load_config(base, **trust)
+    tokenizer = AutoTokenizer.from_pretrained(base, **trust)
+    peft_config = lora_config(model_config, config.model_type)
+    if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
+        peft_config.task_type = "SEQ_CLS"
+        skeleton.adapt(skeleton.classifier(config, **trust), copy.copy(peft_config))
     _check_template(text_config, training, tokenizer)
     datasets = _datasets(data_config, text_config, training, tokenizer)
     train_pairs, test_pairs = datasets["train"], datasets["test"]
@@ -69,17 +80,13 @@ def run(
         training.model_init_kwargs = init_kwargs(model_config, training)
         if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
             tokenizer.eos_token = tokenizer.sep_token
-        config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
         training.max_length = longest_input(config, tokenizer, wanted=training.max_length)
-        peft_config = lora_config(model_config)
-        if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
-            peft_config.task_type = "SEQ_CLS"
         special_tokens = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
 
         def rows(pairs):
             return Dataset.from_list([text_config.row(pair, special_tokens) for pair in pairs])
 
-        with named_targets(model_config):
+        with about(f"{model_config.model_name_or_path} cannot be trained", ValueError, ImportError):
             trainer = RewardTrainer(
                 model=str(base),
                 args=training,
@@ -102,7 +109,8 @@ def run(
                 "%s: %d of %d pairs have a text of more than %d tokens: left out",
                 data_config.dataset_name, len(train_pairs) - used_pairs, len(train_pairs), training.max_length,
             )  # fmt: skip
-        name_base(trainer.model, model_config.model_name_or_path)
+        describe_adapters(trainer.model, model_config.model_name_or_path)
+        tell_chosen(training, model_config, trainer.model)
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()

@@ -12,19 +12,18 @@ from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.errors import about
 from rlhf_lines.example import policy_reading, tell
-from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.merge.inputs.policies import AdapterPolicy
-from rlhf_lines.merge.layers import layer_indices
-from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
+from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.kept_rows import tell_long_rows
-from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.progress import show_progress, tell_chosen
+from rlhf_lines.train.settings import check_model
 from rlhf_lines.train.told import ToldSettings
 
 
@@ -52,33 +51,44 @@ def run(
     Raises:
         FileNotFoundError: the base does not exist.
         FileExistsError: `output_dir` exists.
-        ValueError: `chat_template_path` is given: the chat template is the tokenizer's.
+        ValueError: `chat_template_path` is given: the chat template is the tokenizer's. Or the adapter could not be
+            merged.
     """
+    check_model(model_config, given, causal=True)
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     if training.chat_template_path is not None:
         raise ValueError(
             f"chat_template_path is {training.chat_template_path}, but the rows are written before it is read: save "
             "the chat template with the tokenizer of the base"
         )
-    tokenizer = load_tokenizer(base, trust_remote_code=training.trust_remote_code)
+    trust = {"trust_remote_code": training.trust_remote_code}
+    config = load_config(base, **trust)
+    if model_config.use_peft:
+        check_adapter(config, model_config, base, stage="sft", **trust)
+    elif getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"{model_config.model_name_or_path} is quantised (quantization_config in config.json), and such weights "
+            "are not trained: give the unquantised model, with use_peft and load_in_4bit where memory is short"
+        )
+    tokenizer = load_tokenizer(base, **trust)
     datasets = _datasets(data_config, training, tokenizer)
     found = from_leader(lambda: fingerprints(model_config.model_name_or_path, base, data_config.dataset_name, datasets))
     final = Path(training.output_dir)
-    if model_config.use_peft:
-        _check_mergeable(base)
     trained = ADAPTER if model_config.use_peft else "."
     with training_folder(training, run_config, given, found, trained=trained) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
-        with named_targets(model_config):
+        with about(f"{model_config.model_name_or_path} cannot be trained", ValueError, ImportError):
             trainer = SFTTrainer(
                 model=str(base),
                 args=training,
                 train_dataset=datasets["train"],
                 eval_dataset=datasets.get("validation"),
                 processing_class=tokenizer,
-                peft_config=lora_config(model_config),
+                peft_config=lora_config(model_config, config.model_type),
                 quantization_config=get_quantization_config(model_config),
             )
+        describe_adapters(trainer.model, model_config.model_name_or_path)
+        tell_chosen(training, model_config, trainer.model)
         counts = {}
         if not training.packing:
             limits = {"max_length": training.max_length, "end": tokenizer.eos_token_id}
@@ -93,7 +103,6 @@ def run(
         ]
         readings = [("policy", first["input_ids"]), *([("it learns", learned)] if learned else [])]
         tell([policy_reading(tokenizer, ids, reader) for reader, ids in readings])
-        name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
@@ -124,18 +133,8 @@ def _datasets(data_config: TrainingDataConfig, training: SFTConfig, tokenizer) -
     return {split: data_config.load(kind, split, tokenizer) for split in splits}
 
 
-def _check_mergeable(base: Path) -> None:
-    """Raise, before hours of training, what would stop the merge after it."""
-    with Checkpoint(base) as theta:
-        layer_indices(theta.shapes, num_layers=theta.num_layers())
-
-
 def _merge(base: Path, folder: Path, dtype: str) -> dict:
     """Write base + adapter as a dense checkpoint into `folder`; return what the cast to the dtype lost."""
     with Checkpoint(base) as theta:
-        policy = AdapterPolicy(load_adapter(folder / ADAPTER), theta)
-        return dataclasses.asdict(
-            DenseMerge(theta, [policy], MergeSpec("linear", (1.0,))).write(
-                folder, dtype=None if dtype == "auto" else dtype
-            )
-        )
+        merge = merge_into(theta, load_adapter(folder / ADAPTER))
+        return dataclasses.asdict(merge.write(folder, dtype=None if dtype == "auto" else dtype))

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from rlhf_lines.plan import skeleton
+from rlhf_lines import skeleton
 from rlhf_lines.plan.rehearsal import LiveBytes, Rehearsal
 
 

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from reward_models import PRESETS
-from rlhf_lines.plan import skeleton
+from rlhf_lines import skeleton
+from rlhf_lines.plan import counts
 from rlhf_lines.plan.shapes import KNOWN, find_shape
 
 
@@ -28,11 +29,11 @@ PUBLISHED = {
 def test_a_known_shape_has_as_many_parameters_as_the_published_model(name):
     config = find_shape(name).config
     if config.model_type == "llama":
-        assert skeleton.count(skeleton.causal_lm(config)) == PUBLISHED[name]
+        assert counts.count(skeleton.causal_lm(config)) == PUBLISHED[name]
         return
     with torch.device("meta"):
         trunk = AutoModel.from_config(config)
-    assert skeleton.count(trunk) == PUBLISHED[name]
+    assert counts.count(trunk) == PUBLISHED[name]
 
 
 def test_every_preset_is_known():
@@ -45,13 +46,13 @@ def test_counts_are_those_of_the_real_model(llama):
     planned = skeleton.adapt(skeleton.causal_lm(llama, dtype="bfloat16"), LoraConfig(**lora))
     real = get_peft_model(AutoModelForCausalLM.from_config(llama, dtype=torch.bfloat16), LoraConfig(**lora))
     trainable = [p for p in real.parameters() if p.requires_grad]
-    assert skeleton.count(planned) == sum(p.numel() for p in real.parameters())
-    assert skeleton.count(planned, trainable=True) == sum(p.numel() for p in trainable)
-    assert skeleton.trainable_bytes(planned) == sum(p.nbytes for p in trainable)
+    assert counts.count(planned) == sum(p.numel() for p in real.parameters())
+    assert counts.count(planned, trainable=True) == sum(p.numel() for p in trainable)
+    assert counts.trainable_bytes(planned) == sum(p.nbytes for p in trainable)
     frozen = [*(p for p in real.parameters() if not p.requires_grad), *real.buffers()]
-    assert skeleton.frozen_bytes(planned) == sum(t.nbytes for t in frozen)
+    assert counts.frozen_bytes(planned) == sum(t.nbytes for t in frozen)
     # By hand: q and o 16x16, k and v 16x8, gate, up, down 16x24; rank 4, two layers.
-    assert skeleton.count(planned, trainable=True) == 2 * 4 * (2 * 32 + 2 * 24 + 3 * 40)
+    assert counts.count(planned, trainable=True) == 2 * 4 * (2 * 32 + 2 * 24 + 3 * 40)
 
 
 def test_eight_bits_are_a_byte_per_weight_of_a_layer_and_the_rest_stays(llama):
@@ -60,8 +61,8 @@ def test_eight_bits_are_a_byte_per_weight_of_a_layer_and_the_rest_stays(llama):
     )
     weights = 2 * (2 * 256 + 2 * 128 + 3 * 384)
     rows = 2 * (16 + 16 + 8 + 8 + 24 + 24 + 16)
-    rest = skeleton.frozen_bytes(model) - 2 * weights
-    assert skeleton.frozen_bytes(model, bits=8) == weights + 4 * rows + rest
+    rest = counts.frozen_bytes(model) - 2 * weights
+    assert counts.frozen_bytes(model, bits=8) == weights + 4 * rows + rest
     assert rest >= 2 * (2 * 64 * 16 + 5 * 16)  # embedding, head, norms
 
 

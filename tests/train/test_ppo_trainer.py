@@ -22,6 +22,7 @@ from reward_models import FunctionReward
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge import checkpoint_sha256
 from rlhf_lines.stages import run_stage
+from rlhf_lines.train import ppo_trainer
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer
@@ -647,7 +648,7 @@ REFUSED = {
     "gamma is 1.1, expected a number in [0, 1]": {"gamma": 1.1},
     "lam is -0.1, expected a number in [0, 1]": {"lam": -0.1},
     "value_clip_range is 0.0, expected a positive number": {"value_clip_range": 0.0},
-    "mask_truncated_completions is True, expected false (use missing_eos_penalty)": {
+    "mask_truncated_completions is true, expected false (use missing_eos_penalty)": {
         "mask_truncated_completions": True
     },
     "loss_type is grpo, expected dapo (the mean over tokens)": {"loss_type": "grpo"},
@@ -795,7 +796,7 @@ def test_the_config_of_the_stage_makes_the_same_policy_again(stage_flags, tmp_pa
         ({"use_peft": False}, ValueError, "PPO trains LoRA policies, but use_peft is false"),
         ({"dataset_name": "/nowhere/rows.jsonl"}, FileNotFoundError, "dataset file /nowhere/rows.jsonl does not exist"),
         ({"kl_estimator": "k2"}, ValueError, "kl_estimator is k2, expected k1 or k3"),
-        ({"lora_target_modules": ["query"]}, ValueError, "lora_target_modules ['query'] match no module of"),
+        ({"lora_target_modules": ["query"]}, ValueError, "lora_target_modules ['query'] do not fit a llama model"),
     ],
     ids=["weights", "sft", "judge", "peft", "data", "config", "targets"],
 )
@@ -862,3 +863,30 @@ def test_fsdp1_is_refused(make_trainer, monkeypatch):
     monkeypatch.setattr("accelerate.state.AcceleratorState.fsdp_plugin", plugin, raising=False)
     with pytest.raises(ValueError, match="FSDP2 only: set fsdp_version: 2"):
         make_trainer()
+
+
+# --- two readings of one batch
+
+
+def test_what_draws_noise_after_all_is_refused_before_the_first_update(make_trainer, llama):
+    """A module that is noisy in either mode, as no switch of ours reaches."""
+    trainer = make_trainer(max_steps=1)
+    noise = torch.Generator().manual_seed(0)
+    block = trainer.model.get_base_model().model.layers[0].mlp
+    block.register_forward_hook(lambda module, args, output: output + torch.randn(output.shape, generator=noise))
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    with pytest.raises(ValueError) as caught:
+        trainer.train()
+    assert "log-probabilities in training mode and in evaluation mode are" in str(caught.value)
+    assert "PPO cannot train this llama model, which draws noise" in str(caught.value)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
+
+
+def test_what_samples_otherwise_than_it_reads_is_refused(make_trainer, monkeypatch):
+    trainer = make_trainer(max_steps=1)
+    sample = ppo_trainer.sample_tokens
+    monkeypatch.setattr(
+        ppo_trainer, "sample_tokens", lambda *a, **k: (s := sample(*a, **k))._replace(logprobs=s.logprobs - 0.01)
+    )
+    with pytest.raises(ValueError, match=r"and token by token, with a cache are 0.01 nats apart per token"):
+        trainer.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -184,6 +185,36 @@ def test_wrong_input_leaves_nothing(run_sft, tmp_path, rows, settings, error, me
         run_sft(rows, **settings)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_merge_that_fails_leaves_the_trained_adapter(run_sft, base, llama, tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlhf_lines.merge.dense.DenseMerge.write", fail)
+    for kept in ("sft.trained", "sft.trained-2"):
+        with pytest.raises(OSError, match="No space left"):
+            run_sft(DEMONSTRATIONS, **LORA, max_steps=3, learning_rate=3e-2)
+        folder = tmp_path / "out" / kept
+        assert f"what was trained is kept in {folder}" in caplog.text
+        policy = PeftModel.from_pretrained(llama(), folder)
+        assert max(p.abs().max() for name, p in policy.named_parameters() if "lora_B" in name) > 1e-2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sft.trained", "sft.trained-2"]
+
+
+def test_target_modules_are_written_in_order(run_sft):
+    out = run_sft(DEMONSTRATIONS, **LORA, max_steps=1)
+    written = json.loads((out / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert written == sorted(written) and len(written) == 2 * 7
+
+
+def test_a_quantised_base_is_not_trained_in_full(run_sft, base, tmp_path):
+    folder = tmp_path / "quantised"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ValueError, match=r"quantised is quantised \(quantization_config in config.json\), and such"):
+        run_sft(DEMONSTRATIONS, model_name_or_path=folder)
 
 
 def test_an_existing_folder_is_refused(run_sft, tmp_path):

@@ -75,6 +75,13 @@ def check_config(config: Mapping[str, Any], path: str | Path) -> None:
     Problems(f"adapter {str(path)!r} {problem}" for problem in _config_problems(config)).check()
 
 
+def beyond_factors(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a LoRA config whose values make a policy more than the SFT model plus s B A, and why."""
+    for key, value in config.items():
+        if value and key not in _HARMLESS and key not in _CHECKED:
+            yield key, _REFUSED.get(key, "an option whose effect on the residual is not known here")
+
+
 def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("peft_type") != "LORA":
         yield f"has peft_type {config.get('peft_type')!r}; only LORA can be merged exactly"
@@ -105,10 +112,8 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
             f"has init_lora_weights {name!r}, which changes the base weights, so s B A is not its difference to the "
             "SFT model; convert it with PEFT's path_initial_model_for_weight_conversion"
         )
-    for key, value in config.items():
-        if value and key not in _HARMLESS and key not in _CHECKED:
-            reason = _REFUSED.get(key, "an option whose effect on the residual is not known here")
-            yield f"sets {key} in {CONFIG_FILE}: {reason}; {WAY_OUT}"
+    for key, reason in beyond_factors(config):
+        yield f"sets {key} in {CONFIG_FILE}: {reason}; {WAY_OUT}"
 
 
 def _is_number(value: object, *, positive: bool) -> bool:

@@ -44,7 +44,7 @@ class Checkpoint:
                 f"{str(folder)!r} is not a folder; expected a local checkpoint with config.json and {_SINGLE} "
                 "(download a Hub model first: hf download ID --local-dir FOLDER)"
             )
-        if not (self.folder / _SINGLE).is_file() and not (self.folder / _INDEX).is_file():
+        if not holds_weights(self.folder):
             if (self.folder / "adapter_config.json").is_file():
                 raise FileNotFoundError(
                     f"{str(folder)!r} is a PEFT adapter, expected a whole model: give the folder of the model that it "
@@ -288,6 +288,11 @@ class Checkpoint:
         if file not in self._open:
             self._open[file] = TensorFile(self.folder / file)
         return self._open[file]
+
+
+def holds_weights(folder: str | Path) -> bool:
+    """Whether a folder has the weights of a whole model, in one file or in shards."""
+    return any((Path(folder) / file).is_file() for file in (_SINGLE, _INDEX))
 
 
 def checkpoint_sha256(folder: str | Path) -> str:

@@ -1,0 +1,102 @@
+"""Models on the meta device: every parameter is there and none has a number, so they are made in a moment."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def causal_lm(config: PreTrainedConfig, **settings) -> PreTrainedModel:
+    """A causal language model without weights; the settings are those of `_build`."""
+    from transformers import AutoModelForCausalLM
+
+    return _build(AutoModelForCausalLM, config, **settings)
+
+
+def any_language_model(config: PreTrainedConfig, *, dtype: str | None = None) -> PreTrainedModel:
+    """A model without weights that a merge may be of: a causal language model, one with eyes, or a translator."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+    for auto in (AutoModelForImageTextToText, AutoModelForSeq2SeqLM):
+        with contextlib.suppress(ValueError):  # the config is of none of its models
+            return _build(auto, config, dtype=dtype)
+    return _build(AutoModelForCausalLM, config, dtype=dtype)
+
+
+def classifier(config: PreTrainedConfig, **settings) -> PreTrainedModel:
+    """A sequence classifier without weights; the settings are those of `_build`."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _build(AutoModelForSequenceClassification, config, **settings)
+
+
+def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
+    """The model with its adapter.
+
+    Raises:
+        ValueError: the adapter's target modules are not in the model.
+    """
+    from peft import get_peft_model
+
+    targets = peft_config.target_modules  # which PEFT replaces by what it found
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
+    try:
+        return get_peft_model(model, peft_config)
+    except (ValueError, re.error) as error:
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        targets = sorted(targets) if isinstance(targets, set) else targets
+        if "ParamWrapper" in str(error):
+            raise ValueError(
+                f"lora_target_modules {targets!r} of a {model.config.model_type} model are parameters without a module "
+                f"of their own, because its experts are fused, so no later stage could take the adapter; name linear "
+                f"modules instead: {names}"
+            ) from error
+        reason = "" if "target" in str(error).lower() else f" ({' '.join(str(error).split())[:200]})"
+        raise ValueError(
+            f"lora_target_modules {targets!r} do not fit a {model.config.model_type} model, whose linear modules are "
+            f"{names}{reason}: name some of these, or all-linear"
+        ) from error
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map: torch's, or GPT-2's Conv1D."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _build(
+    auto,
+    config: PreTrainedConfig,
+    *,
+    dtype: str | None = None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    stored = getattr(config, "dtype", None) or torch.float32
+    dtype = stored if dtype == "auto" else getattr(torch, dtype or "float32")
+    options = {} if attention is None else {"attn_implementation": attention}
+    logger = logging.getLogger("transformers.generation.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it prints the default generation settings of some models
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if attention is not None and ("attn" in reason or "ttention" in reason or isinstance(error, ImportError)):
+            raise ValueError(f"attn_implementation is {attention}, which does not work here: {reason}") from error
+        raise ValueError(f"a {config.model_type} model cannot be made as {auto.__name__}: {reason}") from error
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,164 @@
+"""What an adapter will be, seen on a model without weights: refused before training where no later stage takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft import PeftModel
+from peft.tuners.lora import Embedding, Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from trl import ModelConfig
+
+from rlhf_lines import skeleton
+from rlhf_lines.errors import Problems
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.dense import DenseMerge
+from rlhf_lines.merge.inputs.adapter import Adapter, Factors, check_modules
+from rlhf_lines.merge.inputs.adapter_config import beyond_factors
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.policies import AdapterPolicy
+from rlhf_lines.merge.layers import layer_indices
+from rlhf_lines.models import lora_config
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+# What TRL's settings call what PEFT's config calls otherwise.
+_SETTINGS = {"modules_to_save": "lora_modules_to_save", "target_parameters": "lora_target_parameters"}
+_OUTCOMES = {
+    "sft": "the adapter could not be merged into the base",
+    "ppo": "the policy could be neither merged nor swept",
+}
+
+
+def check_adapter(
+    config: PreTrainedConfig,
+    model_config: ModelConfig,
+    folder: Path,
+    *,
+    stage: str,
+    trust_remote_code: bool = False,
+) -> None:
+    """Make the adapter on a model without weights, and stop where no later stage could take it.
+
+    Args:
+        config: of the base.
+        model_config: settings of model and LoRA, with `use_peft`.
+        folder: of the base.
+        stage: `sft` or `ppo`.
+        trust_remote_code: whether code of the base may run.
+
+    Raises:
+        ValueError: as `check_adapted` and `check_fits`, or the adapter cannot be made.
+    """
+    base = skeleton.causal_lm(
+        config,
+        dtype=model_config.dtype,
+        attention=model_config.attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    model = skeleton.adapt(base, lora_config(model_config, config.model_type))
+    check_adapted(model, model_config, stage=stage)
+    check_fits(model, folder, stage=stage)
+
+
+def check_adapted(model: PeftModel, model_config: ModelConfig, *, stage: str) -> None:
+    """Stop unless what PEFT made of a LoRA config is factors of linear maps, and no more.
+
+    Args:
+        model: with its adapter, with weights or without.
+        model_config: what asked for it.
+        stage: `sft` or `ppo`, whose adapters later stages take.
+
+    Raises:
+        ValueError: it is more, with all reasons and the way out.
+    """
+    config, outcome, wanted = model.peft_config["default"], _OUTCOMES[stage], model_config.lora_target_modules
+    way_out = f"; name linear modules instead: {', '.join(_linear_names(model))}"
+    problems = Problems()
+    for key, reason in beyond_factors(config.to_dict()):
+        name = _SETTINGS.get(key, key)
+        if key == "target_parameters" and not model_config.lora_target_parameters:
+            problems.add(
+                f"lora_target_modules {wanted!r} of a {model.config.model_type} model are parameters without a module "
+                f"of their own ({', '.join(sorted(config.target_parameters))}), because its experts are fused, so "
+                f"{outcome}{way_out}"
+            )
+        else:
+            full = ", or train all weights (use_peft: false)" if stage == "sft" else ""
+            problems.add(f"{name} is {_value(getattr(config, key))}: {reason}, so {outcome}; leave it out{full}")
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        name = name.removeprefix("base_model.model.")
+        if module is head:
+            problems.add(
+                f"lora_target_modules {wanted!r} hold the head {name!r}, but TRL computes log-probabilities from its "
+                f"weight alone, and would not train it{way_out}"
+            )
+        elif not isinstance(module, Linear) and not config.target_parameters:
+            kind = "an embedding" if isinstance(module, Embedding) else f"no linear map ({type(module).__name__})"
+            problems.add(f"lora_target_modules {wanted!r} hold {name!r}, which is {kind}, so {outcome}{way_out}")
+    problems.check()
+
+
+def check_fits(model: PeftModel, folder: Path, *, stage: str) -> None:
+    """Stop where the later merge of the adapter would, for names and shapes in the files of its base.
+
+    Args:
+        model: with its adapter, with weights or without.
+        folder: of the base.
+        stage: `sft`, whose adapter is merged into the files at once, or `ppo`.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights.
+        ValueError: a name, a shape or a dtype that the merge does not take.
+    """
+    adapter = adapter_to_be(model)
+    with Checkpoint(folder) as theta:
+        if stage == "sft":
+            theta.check_plain(())  # before shapes, which are not those of the model where it is not plain
+            theta.check_plain(merge_into(theta, adapter).residuals.shapes)
+        else:
+            check_modules(adapter, theta)
+            names = [f"{module}.weight" for module in adapter.modules]
+            layer_indices(names, num_layers=theta.num_layers(names))
+
+
+def merge_into(theta: Checkpoint, adapter: Adapter) -> DenseMerge:
+    """The merge of one adapter into the files of its base, ready to be written."""
+    return DenseMerge(theta, [AdapterPolicy(adapter, theta)], MergeSpec("linear", (1.0,)))
+
+
+def adapter_to_be(model: PeftModel) -> Adapter:
+    """The adapter of a PEFT model as its folder will hold it."""
+    config = model.peft_config["default"]
+    modules = {
+        name.removeprefix("base_model.model."): Factors(
+            module.lora_A["default"].weight.detach(),
+            module.lora_B["default"].weight.detach(),
+            module.scaling["default"],
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+    }
+    return Adapter("to be trained", modules, transposed=bool(config.fan_in_fan_out))
+
+
+def _linear_names(model: PeftModel) -> list[str]:
+    """The last names of the linear maps inside the layers of the base."""
+    head = model.get_output_embeddings()
+    names = {
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in model.get_base_model().named_modules()
+        if skeleton.is_linear(module) and module is not head and ".lora_" not in name
+    }
+    return sorted(names - {"lm_head"})
+
+
+def _value(value: object) -> object:
+    return sorted(value) if isinstance(value, set) else str(value).lower() if isinstance(value, bool) else value
