@@ -8,7 +8,6 @@ processes, or what else is in the batch; and two models that see the same noise 
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lines.noise import GAMMA, mix, shift
+from rlhf_lines.reading import Reader, left_pad, masks_padding, of_one_length
 
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def sample_tokens(
     eos_token_ids: Sequence[int],
     pad_token_id: int,
     seed: int,
-    keep_rows: Callable[[Tensor], None] = lambda rows: None,
+    choose_rows: Callable[[Tensor], None] = lambda rows: None,
 ) -> Sampled:
-    """One completion per prompt, all in one batch; rows that have ended leave it.
+    """One completion per prompt, all in one batch where padding is masked; rows that have ended leave it.
 
     Args:
         model: a causal language model.
@@ -111,47 +111,38 @@ def sample_tokens(
         eos_token_ids: the tokens that end a completion.
         pad_token_id: what fills the rows of shorter prompts and completions.
         seed: of the noise.
-        keep_rows: called with the indices, among the rows of the last pass, of those that go on.
+        choose_rows: called with the indices of the prompts that the next passes read, in their order.
     """
     device = next(model.parameters()).device
-    inputs, mask = left_pad(prompts, pad_token_id, device)
     distinct, inverse = torch.unique(torch.tensor(keys, device=device), dim=0, return_inverse=True)
     ends = torch.tensor(eos_token_ids, device=device)
     tokens = torch.full((len(prompts), max_new_tokens), pad_token_id, device=device)
     logprobs = torch.zeros(tokens.shape, device=device)
     lengths = torch.full((len(prompts),), max_new_tokens, device=device)
-    has_positions = "position_ids" in inspect.signature(model.forward).parameters
-    active, positions, cache = torch.arange(len(prompts), device=device), (mask.cumsum(1) - 1).clamp(min=0), None
-    for step in range(max_new_tokens):
-        output = model(
-            input_ids=inputs,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **({"position_ids": positions} if has_positions else {}),
-        )
-        logits, cache = output.logits[:, -1], output.past_key_values
-        perturbed = logits
-        if temperature > 0:
-            noise = gumbel(seed, distinct[:, 0], distinct[:, 1], step, logits.shape[1])
-            perturbed = logits.double() / temperature + noise[inverse[active]]
-        chosen = perturbed.argmax(dim=1)
-        tokens[active, step] = chosen
-        logprobs[active, step] = chosen_logprobs(logits, chosen, temperature or 1.0)
-        ended = torch.isin(chosen, ends)
-        lengths[active[ended]] = step + 1
-        running = (~ended).nonzero().squeeze(1)
-        if len(running) == 0:
-            break
-        if len(running) < len(active):
-            active, chosen = active[running], chosen[running]
-            mask, positions = mask[running], positions[running]
-            cache.batch_select_indices(running)
-            keep_rows(running)
-        inputs = chosen.unsqueeze(1)
-        mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+    parts = [range(len(prompts))] if masks_padding(model) else of_one_length([len(prompt) for prompt in prompts])
+    for part in parts:
+        active = torch.tensor(part, device=device)
+        choose_rows(active)
+        reader = Reader(model, *left_pad([prompts[row] for row in part], pad_token_id, device))
+        for step in range(max_new_tokens):
+            logits = reader.next_logits()
+            perturbed = logits
+            if temperature > 0:
+                noise = gumbel(seed, distinct[:, 0], distinct[:, 1], step, logits.shape[1])
+                perturbed = logits.double() / temperature + noise[inverse[active]]
+            chosen = perturbed.argmax(dim=1)
+            tokens[active, step] = chosen
+            logprobs[active, step] = chosen_logprobs(logits, chosen, temperature or 1.0)
+            ended = torch.isin(chosen, ends)
+            lengths[active[ended]] = step + 1
+            running = (~ended).nonzero().squeeze(1)
+            if len(running) == 0:
+                break
+            reader.append(chosen)
+            if len(running) < len(active):
+                active = active[running]
+                reader.keep(running)
+                choose_rows(active)
     return Sampled(tokens, lengths, logprobs)
 
 
@@ -159,11 +150,3 @@ def chosen_logprobs(logits: Tensor, chosen: Tensor, temperature: float) -> Tenso
     """Log softmax(logits / temperature) of the chosen tokens: `[..., V]` and `[...]` to `[...]`."""
     logits = logits.float() / temperature
     return logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both `[N, longest row]`, padded on the left."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask

@@ -14,7 +14,6 @@ That is the seam: everything around the rollout and everything after the advanta
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import re
 import time
@@ -37,6 +36,7 @@ from trl.trainer.utils import RepeatSampler, disable_dropout_in_model
 from reward_models import RewardModel
 from reward_models.base import checked_scores
 from reward_models.normalize import Normalization
+from rlhf_lines.reading import count_positions, masks_padding, of_one_length, takes
 from rlhf_lines.sampling import prompt_key, sample_tokens
 from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter
 from rlhf_lines.train.advantages import (
@@ -164,7 +164,13 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _add_value_function(self, peft_config: LoraConfig) -> None:
         causal_lm = self.model.get_base_model()
         self._trunk = getattr(causal_lm, causal_lm.base_model_prefix)
-        if "position_ids" in inspect.signature(self._trunk.forward).parameters:
+        self._masks_padding = masks_padding(causal_lm)
+        if not self._masks_padding and self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"{causal_lm.config.model_type} models read padding, so rows of one length are read together, in another "
+                "number of passes in each process, which wait for each other: train in one process"
+            )
+        if self._masks_padding and takes(self._trunk, "position_ids"):
             self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
         if self.args.value_lora:
             self.model.add_adapter(VALUE, peft_config)
@@ -336,10 +342,22 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         return reading.logprobs, reading.entropies, None
 
     def _read(self, model, input_ids, attention_mask, length: int, batch_size: int | None) -> _Reading:
-        size = batch_size or len(input_ids)
-        chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
-        readings = [self._read_chunk(model, ids, attention, length) for ids, attention in chunks]
-        return _Reading(*(torch.cat(column) for column in zip(*readings, strict=True)))
+        def read(ids: Tensor, attention: Tensor) -> _Reading:
+            return self._read_chunk(model, ids, attention, length)
+
+        return _Reading(*self._in_chunks(read, input_ids, attention_mask, batch_size))
+
+    def _in_chunks(self, read, input_ids: Tensor, attention_mask: Tensor, size: int | None) -> list[Tensor]:
+        """What `read(ids, mask)` returns of all rows, read in chunks; of one prompt length where padding is seen."""
+        readings, order = [], []
+        for rows in torch.arange(len(input_ids), device=input_ids.device).split(size or len(input_ids)):
+            padding = [0] * len(rows) if self._masks_padding else attention_mask[rows].argmax(dim=1).tolist()
+            for part in of_one_length(padding):
+                chosen, start = rows[part], padding[part[0]]
+                readings.append(read(input_ids[chosen, start:], attention_mask[chosen, start:]))
+                order.append(chosen)
+        back = torch.cat(order).argsort()
+        return [torch.cat(column)[back.to(column[0].device)] for column in zip(*readings, strict=True)]
 
     def _read_chunk(self, model, input_ids: Tensor, attention_mask: Tensor, length: int) -> _Reading:
         """What the model says of the last `length` tokens, reading only those that are no padding.
@@ -367,13 +385,13 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         return _Reading(*(_spread(x.flatten(), mask) for x in flat))
 
     def _values_of_own_trunk(self, input_ids, attention_mask, length: int, batch_size: int | None) -> Tensor:
-        size, values = batch_size or len(input_ids), []
+        def read(ids: Tensor, attention: Tensor) -> tuple[Tensor]:
+            mask = attention[:, -length:].bool()
+            hidden = self._trunk(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+            return (_spread(self._value(_states(hidden, mask)), mask),)
+
         with use_adapter(self.accelerator.unwrap_model(self.model), VALUE), self.accelerator.autocast():
-            for ids, attention in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-                mask = attention[:, -length:].bool()
-                hidden = self._trunk(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-                values.append(_spread(self._value(_states(hidden, mask)), mask))
-        return torch.cat(values)
+            return self._in_chunks(read, input_ids, attention_mask, batch_size)[0]
 
     def _value(self, hidden_states: Tensor) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
@@ -557,7 +575,7 @@ def _count_positions(module, args, kwargs):
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     if kwargs.get("position_ids") is None and ids is not None and mask is not None and mask.shape == ids.shape:
-        kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        kwargs["position_ids"] = count_positions(mask)
     return args, kwargs
 
 
