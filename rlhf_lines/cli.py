@@ -6,7 +6,6 @@ Exit status: 0 done; 2 the input is wrong (one sentence on stderr); 1 anything e
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from rlhf_lines import distributed
 from rlhf_lines.config import read_config
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import NO_SPACE, is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.stages import MODULES, read_stage, run_configured
 
 
@@ -36,8 +35,6 @@ VERBS = {
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
     "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
 }
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or the limit on a file's size is reached
-OWN_PACKAGES = ("rlhf_lines", "reward_models", "__main__")  # the last is this file, run with python -m
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,31 +51,40 @@ def main(arguments: list[str] | None = None) -> int:
     # Read when torch is first imported. Threads that wait for each other then sleep instead of spinning: with another
     # program on the cores, spinning makes training several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    verb = arguments[0]
     try:
         _run(arguments)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        if not _is_about_input(error):
-            raise
-        print(f"rlhf-lines {verb}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        print(
-            f"rlhf-lines {verb}: no space left{where} ({error.strerror}); nothing was left under a final name: free "
-            "some space, or give an output_dir on another disk",
-            file=sys.stderr,
-        )
-        return 1
     except KeyboardInterrupt:
-        left = "the scores so far are kept" if verb == "score" else "nothing was left under a final name"
-        print(f"rlhf-lines {verb}: interrupted; {left}", file=sys.stderr)
-        return 130
+        left = "the scores so far are kept" if arguments[0] == "score" else "nothing was left under a final name"
+        return _tell(arguments[0], f"interrupted; {left}", 130)
+    except Exception as error:
+        if is_about_input(error):
+            return _tell(arguments[0], reason(error) if getattr(error, "errno", None) else str(error), 2)
+        if is_of_machine(error):
+            return _tell(arguments[0], _of_machine(error), 1)
+        raise
     finally:
         distributed.leave()
     return 0
+
+
+def _tell(verb: str, sentence: str, status: int) -> int:
+    print(f"rlhf-lines {verb}: {sentence}", file=sys.stderr)
+    return status
+
+
+def _of_machine(error: Exception) -> str:
+    if is_of_memory(error):
+        return (
+            f"memory ran out ({reason(error)}): take smaller batches or a smaller model; rlhf-lines plan says what a "
+            "stage will take"
+        )
+    if error.errno in NO_SPACE:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return (
+            f"no space left{where} ({error.strerror}); nothing was left under a final name: free some space, or give "
+            "an output_dir on another disk"
+        )
+    return f"{reason(error)}; nothing was left under a final name"
 
 
 def _run(arguments: list[str]) -> None:
@@ -266,14 +272,6 @@ def _usage() -> str:
         "command line wins. An existing output_dir is refused; --resume keeps it or goes on with it, --overwrite\n"
         "replaces it."
     )
-
-
-def _is_about_input(error: BaseException) -> bool:
-    """Whether our own checks raised the error; one that a library raised is a bug, and shows its traceback."""
-    traceback = error.__traceback__
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_globals.get("__name__", "").split(".")[0] in OWN_PACKAGES
 
 
 def _quiet_warnings() -> None:

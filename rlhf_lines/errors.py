@@ -1,10 +1,25 @@
-"""Mistakes of the input: told all at once, in sentences that suggest what was meant."""
+"""Mistakes of the input: told all at once, in sentences that suggest what was meant.
+
+An error is about the input if our own code raised it, which our checks do on purpose, and `about` for the libraries:
+it stands around every call that hands them what the user gave. Anything else is a bug, and shows its traceback.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import re
 from collections.abc import Iterable, Iterator, Sequence
+
+
+OWN_MODULES = re.compile(r"(rlhf_lines|reward_models|__main__)(\..*)?")  # the last is what python -m runs
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or the limit on a file's size is reached
+BROKEN = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)  # another command would meet it as well
+# Of a path that the user chose. ENOENT is not among them: a file that is not there may be one that we forgot to write.
+OF_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+SAYS_ENOUGH = (ValueError, RuntimeError, OSError, ImportError, NotImplementedError)  # without the name of its class
+LONGEST = 400  # characters of a library's reason
 
 
 class InputProblems(ValueError):
@@ -65,6 +80,72 @@ class Problems:
             if len(distinct) == 1:
                 raise self._errors[0]
             raise InputProblems(distinct) from self._errors[0]
+
+
+@contextlib.contextmanager
+def about(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Inside, what a library raises about the user's input becomes one sentence.
+
+    What our own code raises passes as it is, and so does a fault of the machine: a full disk, exhausted memory. The
+    block holds little more than the library's call, because there a bug looks like a mistake of the user.
+
+    Args:
+        what: what was done with which input, such as `tokenizer of ./sft cannot be loaded`; the reason follows it.
+        kinds: the errors that are meant; all of them if none is given.
+
+    Raises:
+        ValueError: in place of the library's error.
+    """
+    try:
+        yield
+    except kinds or (Exception,) as error:  # noqa: B030 - a tuple it is
+        if is_ours(error) or is_of_machine(error):
+            raise
+        raise ValueError(f"{what}: {reason(error)}") from error
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether our own code raised the error, not a library below it."""
+    traceback = error.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return OWN_MODULES.fullmatch(traceback.tb_frame.f_globals.get("__name__", "")) is not None
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether memory, disk or open files ran out, or a device failed: nobody's mistake, and no bug."""
+    if isinstance(error, OSError):
+        return error.errno in (*NO_SPACE, *BROKEN)
+    return is_of_memory(error)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of its GPU; torch has an error for the latter only."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and of_torch)
+
+
+def is_about_input(error: BaseException) -> bool:
+    """Whether an error is a mistake of the user: a check of ours, or a path that cannot be used."""
+    if isinstance(error, OSError) and error.errno in OF_PATHS:
+        return True
+    return isinstance(error, (ValueError, FileNotFoundError, FileExistsError)) and is_ours(error)
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, as the rest of one sentence: one line, no longer than a reader follows.
+
+    >>> reason(KeyError("rope_type"))
+    "KeyError 'rope_type'"
+    """
+    if isinstance(error, OSError) and error.strerror and error.errno:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()).removesuffix(".")
+    if len(text) > LONGEST:  # whole sentences, as far as they fit
+        text = text[:LONGEST].rpartition(". ")[0] or f"{text[:LONGEST].rstrip()} ..."
+    if not text:
+        return type(error).__name__
+    return text if isinstance(error, SAYS_ENOUGH) else f"{type(error).__name__} {text}"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

@@ -30,13 +30,15 @@ def load(
     | kind | columns |
     |---|---|
     | text | text |
-    | prompts | prompt: what the policy reads; scored_prompt: what reward models are shown |
+    | prompts | prompt: what the policy reads; scored_prompt, conversation: what reward models are shown |
     | demonstrations | prompt, completion; both as messages where the tokenizer has a chat template |
     | preferences | prompt: what reward models are shown; chosen, rejected |
 
     What the policy reads is written by the chat template of its tokenizer, or, where that has none, by the template of
     the data. Reward models have tokenizers of their own: what they are shown is always written by the template of the
-    data, and for summaries it is the post or article alone.
+    data, and for summaries it is the post or article alone. A reward model with a chat template of its own may be shown
+    `conversation`: the turns of the prompt as messages, as a chat model is asked. (TRL would take a column `messages`
+    for a conversation that it has to write itself.)
 
     Args:
         dataset_name: a task of this package (a key of `TASKS`), a local file or folder, or a Hub id.
@@ -97,15 +99,16 @@ def _row(row: dict, kind: str, template: templates.Template, scored_prompt, toke
     if kind == "preferences":
         return {"prompt": scored_prompt(row["prompt"]), "chosen": row["chosen"], "rejected": row["rejected"]}
     prompt, completion = row["prompt"], row.get("completion")
+    conversation = template.asked(row.get("messages") or template.messages(prompt))
     if templates.has_chat_template(tokenizer):
-        prompt = template.asked(row.get("messages") or template.messages(prompt))
+        prompt = conversation
         if kind == "demonstrations":  # SFTTrainer applies the chat template itself, and so knows where a turn ends
             completion = [{"role": "assistant", "content": completion.strip()}]
         else:
             prompt = templates.chat_text(prompt, tokenizer)
     if kind == "demonstrations":
         return {"prompt": prompt, "completion": completion}
-    return {"prompt": prompt, "scored_prompt": scored_prompt(row["prompt"])}
+    return {"prompt": prompt, "scored_prompt": scored_prompt(row["prompt"]), "conversation": conversation}
 
 
 def _short(rows: list[dict], longest: int, tokenizer, source: str) -> list[dict]:

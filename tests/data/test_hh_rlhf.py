@@ -75,6 +75,13 @@ def test_other_columns_are_refused(write):
         data.load("hh_rlhf", "prompts", "train", dataset_path=path)
 
 
+TURNS = [
+    {"role": "user", "content": "Hi."},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Bye."},
+]
+
+
 def test_a_policy_with_a_chat_template_reads_turns(copy, make_tokenizer, write):
     start = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Bye.\n\nAssistant:"
     path = write("hh.jsonl", [{"chosen": start + " See you.", "rejected": start + " No."}])
@@ -84,9 +91,10 @@ def test_a_policy_with_a_chat_template_reads_turns(copy, make_tokenizer, write):
     assert row == {
         "prompt": "<user>Hi.</s><assistant>Hello.</s><user>Bye.</s><assistant>",
         "scored_prompt": start,
+        "conversation": TURNS,
     }
     (row,) = data.load("hh_rlhf", "prompts", split, dataset_path=path, tokenizer=make_tokenizer(chat=False))
-    assert row == {"prompt": start, "scored_prompt": start}
+    assert row == {"prompt": start, "scored_prompt": start, "conversation": TURNS}
     (row,) = data.load("hh_rlhf", "demonstrations", split, dataset_path=path, tokenizer=tokenizer)
     assert [m["content"] for m in row["prompt"]] == ["Hi.", "Hello.", "Bye."]
     assert row["completion"] == [{"role": "assistant", "content": "See you."}]

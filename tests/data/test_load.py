@@ -24,6 +24,10 @@ def one_sentence(caught):
     return message
 
 
+def asked(text):
+    return [{"role": "user", "content": text}]
+
+
 # --- files
 
 
@@ -32,7 +36,7 @@ def one_sentence(caught):
     ("kind", "columns"),
     [
         ("demonstrations", {"prompt": "prompt", "completion": "completion"}),
-        ("prompts", {"prompt": "prompt", "scored_prompt": "prompt"}),
+        ("prompts", {"prompt": "prompt", "scored_prompt": "prompt", "conversation": "prompt"}),
         ("preferences", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
     ],
 )
@@ -43,6 +47,9 @@ def test_a_file_is_split_by_its_prompts(write, name, kind, columns):
         dataset = data.load(path, kind, split)
         assert dataset.column_names == list(columns)
         expected = [{c: row[own] for c, own in columns.items()} for row in ROWS if split_of(row["prompt"]) == split]
+        for row in expected:
+            if "conversation" in row:
+                row["conversation"] = asked(row["prompt"])
         assert dataset.to_list() == expected and expected
         found += expected
     assert len(found) == len(ROWS)
@@ -208,7 +215,11 @@ def test_a_file_has_no_named_preferences(write):
 
 def test_the_rows_of_a_task_are_those_of_its_module():
     prompts = data.load("docstrings", "prompts", "test").to_list()
-    assert prompts == [{**row, "scored_prompt": row["prompt"]} for row in docstrings.prompts("test")]
+    expected = [
+        {**row, "scored_prompt": row["prompt"], "conversation": asked(row["prompt"])}
+        for row in docstrings.prompts("test")
+    ]
+    assert prompts == expected
     pairs = data.load("docstrings", "preferences", "test", preference="brief", max_samples=5)
     assert pairs.to_list() == docstrings.preferences("test", "brief")[:5]
 
@@ -261,11 +272,14 @@ DIALOGUE = "\n\nHuman: Hi.\n\nAssistant:"
 def test_prompts_of_files(write, make_tokenizer, rows, template, text, turns):
     path, split = write("rows.jsonl", [rows]), split_of(text)
     (row,) = data.load(path, "prompts", split, prompt_template=template)
-    assert row == {"prompt": text, "scored_prompt": text}
+    conversation = [{"role": role, "content": content} for role, content in pairs_of(turns)]
+    if row["conversation"] != conversation:  # of a plain text, the text is what the user says
+        assert row["conversation"] == asked(text)
+    assert row == {"prompt": text, "scored_prompt": text, "conversation": row["conversation"]}
     tokenizer = make_tokenizer()
     (row,) = data.load(path, "prompts", split, prompt_template=template, tokenizer=tokenizer)
     messages = "".join(f"<{role}>{content}</s>" for role, content in pairs_of(turns))
-    assert row == {"prompt": f"{messages}<assistant>", "scored_prompt": text}
+    assert row == {"prompt": f"{messages}<assistant>", "scored_prompt": text, "conversation": conversation}
 
 
 def pairs_of(turns):

@@ -37,14 +37,19 @@ def test_news(write, make_tokenizer):
         own = [n for n in range(40) if split_of(prompt.format(n=n)) == split]
         found[split] = own
         rows = data.load("news", "prompts", split, dataset_path=path).to_list()
-        assert rows == [{"prompt": prompt.format(n=n), "scored_prompt": shown.format(n=n)} for n in own]
+        expected = [{"prompt": prompt.format(n=n), "scored_prompt": shown.format(n=n)} for n in own]
+        assert [{k: row[k] for k in ("prompt", "scored_prompt")} for row in rows] == expected
         rows = data.load("news", "demonstrations", split, dataset_path=path).to_list()
         assert rows == [{"prompt": prompt.format(n=n), "completion": f" Senate votes {n}"} for n in own]
     assert all(found.values())
     n = found["test"][0]
     (row,) = data.load("news", "prompts", "test", dataset_path=path, tokenizer=make_tokenizer(), max_samples=1)
     question = f"Generate a one-sentence summary of this post.\n\n{shown.format(n=n)}"
-    assert row == {"prompt": f"<user>{question}</s><assistant>", "scored_prompt": shown.format(n=n)}
+    assert row == {
+        "prompt": f"<user>{question}</s><assistant>",
+        "scored_prompt": shown.format(n=n),
+        "conversation": [{"role": "user", "content": question}],
+    }
 
 
 def test_news_without_a_summary_is_no_demonstration(write):

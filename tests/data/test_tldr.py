@@ -44,7 +44,11 @@ def test_comparisons_are_demonstrations_and_prompts(comparisons):
         {"prompt": POST.format(n=1), "completion": " Second."},
     ]
     (first, _) = data.load("tldr", "prompts", "validation", dataset_path=comparisons).to_list()
-    assert first == {"prompt": POST.format(n=0), "scored_prompt": "My cat came home late 0.\nTL;DR: no"}
+    assert first == {
+        "prompt": POST.format(n=0),
+        "scored_prompt": "My cat came home late 0.\nTL;DR: no",
+        "conversation": [{"role": "user", "content": POST.format(n=0)}],
+    }
     test = data.load("tldr", "prompts", "test", dataset_path=comparisons)["prompt"]
     train = data.load("tldr", "prompts", "train", dataset_path=comparisons)["prompt"]
     assert len(test) + len(train) == 60 and {split_of(prompt) for prompt in test} == {"test"}
