@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, EncoderDecoderCache
 
 
 CACHES = ("past_key_values", "cache_params")  # what forward passes call a cache that can drop rows
@@ -101,7 +100,7 @@ class Reader:
         cache = {} if self._cache_name is None else {"use_cache": True, self._cache_name: self._cache}
         output = _forward(self._model, self._unread, self._mask, 1, **cache)
         found = output.get(self._cache_name) if cache else None
-        self._cache = found if isinstance(found, Cache | EncoderDecoderCache) else None
+        self._cache = found if hasattr(found, "reorder_cache") else None
         if self._cache is None:  # the model has none, or keeps it to itself: it reads everything again
             self._cache_name = None
         return output.logits[:, -1]
@@ -119,6 +118,8 @@ class Reader:
         self._mask, self._unread = self._mask[rows], self._unread[rows]
         if self._cache is None:
             return
+        from transformers import Cache
+
         if type(self._cache).batch_select_indices is Cache.batch_select_indices:
             # It leaves out the states of recurrent layers, which the reordering of beams takes along.
             self._cache.reorder_cache(rows)

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lines.noise import GAMMA, mix, shift
 from rlhf_lines.reading import Reader, left_pad, masks_padding, of_one_length
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 
 class Sampled(NamedTuple):
@@ -41,26 +37,6 @@ def prompt_key(token_ids: Sequence[int]) -> int:
     """A signed 64-bit number that names a prompt: the start of the SHA-256 of its tokens."""
     digest = hashlib.sha256(" ".join(map(str, token_ids)).encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def check_positions(config: PreTrainedConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Stop where a prompt and its completion may not fit the model's positions.
-
-    Args:
-        config: of the model.
-        prompts: token ids of each.
-        max_new_tokens: of the longest completion.
-
-    Raises:
-        ValueError: they may not.
-    """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts))
-    if positions is not None and longest + max_new_tokens > positions:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but the model has "
-            f"{positions} positions: set max_prompt_length, or fewer max_new_tokens"
-        )
 
 
 def gumbel(seed: int, prompt_keys: Tensor, samples: Tensor, step: int, vocab_size: int) -> Tensor:

@@ -42,7 +42,7 @@ merge.tensors     merge.layers
 demo_models
 data              task_rewards
 artifact          config         models         sampling
-__init__          distributed    errors         noise         reading        reward_models
+__init__          distributed    errors         limits        noise         reading        reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
 

@@ -31,6 +31,11 @@ class Rows:
     longest: int
     source: str
 
+    @property
+    def known(self) -> bool:
+        """Whether the longest text was read or given, and not assumed."""
+        return not self.source.startswith("assumed")
+
 
 def look_at(
     config: DataConfig,

@@ -12,6 +12,7 @@ from trl import ModelConfig
 
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
+from rlhf_lines.limits import check_length
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
@@ -72,6 +73,8 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     rollout = args.per_device_train_batch_size * args.steps_per_generation
     prompts = args.generation_batch_size // args.num_generations
     args.check_run(has_lora=run.peft_config is not None, prompts=rows.count)
+    if rows.known:
+        check_length(run.shape.config, rows.longest, max_completion_length=args.max_completion_length)
     entries = of_type(configs, RewardsConfig).rewards
     reward_weights(entries, args.reward_weights)  # which refuses what does not fit
     rewards = plan_rewards(entries, beside=beside)

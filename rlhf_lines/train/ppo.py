@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import AutoConfig
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
+from rlhf_lines.limits import check_prompts, check_tokenizer
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
@@ -43,6 +45,18 @@ def run(
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
     final, validate = Path(training.output_dir), training.eval_strategy != "no"
+    prompts = {
+        split: data_config.load("prompts", split, tokenizer)
+        for split in (["train", "validation"] if validate else ["train"])
+    }
+    of_model = AutoConfig.from_pretrained(sft, trust_remote_code=training.trust_remote_code)
+    check_tokenizer(of_model, tokenizer)
+    check_prompts(
+        of_model,
+        (ids for rows in prompts.values() for ids in tokenizer(rows["prompt"])["input_ids"]),
+        dataset=data_config.dataset_name,
+        max_completion_length=training.max_completion_length,
+    )
     sft_sha256 = checkpoint_sha256(sft)
     with training_folder(training, run_config, given) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
@@ -51,8 +65,8 @@ def run(
                 model=str(sft),
                 reward_models=reward_models,
                 args=training,
-                train_dataset=data_config.load("prompts", "train", tokenizer),
-                eval_dataset=data_config.load("prompts", "validation", tokenizer) if validate else None,
+                train_dataset=prompts["train"],
+                eval_dataset=prompts.get("validation"),
                 processing_class=tokenizer,
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),

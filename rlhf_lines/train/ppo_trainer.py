@@ -167,8 +167,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._masks_padding = masks_padding(causal_lm)
         if not self._masks_padding and self.accelerator.num_processes > 1:
             raise ValueError(
-                f"{causal_lm.config.model_type} models read padding, so rows of one length are read together, in another "
-                "number of passes in each process, which wait for each other: train in one process"
+                f"{causal_lm.config.model_type} models read padding, so only rows of one length are read together: in "
+                "other numbers of passes in each process, and processes wait for each other; train in one process"
             )
         if self._masks_padding and takes(self._trunk, "position_ids"):
             self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)

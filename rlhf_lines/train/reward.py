@@ -44,13 +44,18 @@ def run(
 
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+    if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
+        tokenizer.eos_token = tokenizer.sep_token
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {model_config.model_name_or_path} has no end token, which every text ends with: give it "
+            "an eos_token (tokenizer.eos_token = ...) and save it"
+        )
     train_pairs, test_pairs = (data_config.load("preferences", split, tokenizer) for split in ("train", "test"))
     validate = training.eval_strategy != "no"
     final = Path(training.output_dir)
     with training_folder(training, run_config, given) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
-        if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
-            tokenizer.eos_token = tokenizer.sep_token
         config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
         training.max_length = longest_input(config, tokenizer, wanted=training.max_length)
         peft_config = lora_config(model_config)

@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import trl
+from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
+from rlhf_lines.limits import check_tokenizer, position_table
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import load_adapter
@@ -59,6 +61,7 @@ def run(
     tokenizer = load_tokenizer(base, trust_remote_code=training.trust_remote_code)
     train_dataset = data_config.load(kind, "train", tokenizer)
     eval_dataset = data_config.load(kind, "validation", tokenizer) if training.eval_strategy != "no" else None
+    check_tokenizer(AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code), tokenizer)
     final = Path(training.output_dir)
     if model_config.use_peft:
         _check_mergeable(base)
@@ -74,6 +77,7 @@ def run(
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),
             )
+        _check_positions(trainer)
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -86,6 +90,19 @@ def run(
             write_record(folder, "sft", given, seed=training.seed, base_model=name, loss=losses, lost_residual=lost)
             remove_working_files(folder)
     return final
+
+
+def _check_positions(trainer: SFTTrainer) -> None:
+    """Stop where a row is longer than the model's table of positions, which training would find out at that row."""
+    table, limit = position_table(trainer.model), trainer.args.max_length
+    for rows in filter(None, (trainer.train_dataset, trainer.eval_dataset)):
+        longest = max((len(ids) for ids in rows["input_ids"]), default=0)
+        longest = min(longest, limit or longest)
+        if table is not None and longest > table:
+            raise ValueError(
+                f"a row has {longest} tokens, but {trainer.model.config.name_or_path} has {table} positions: set "
+                f"max_length to {table}, or leave out what is longer"
+            )
 
 
 def _check_mergeable(base: Path) -> None:
