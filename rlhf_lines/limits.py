@@ -36,7 +36,7 @@ def longest_text(config: PreTrainedConfig) -> Limit | None:
         positions = getattr(text, name, None)
         if isinstance(positions, int) and positions > 0:
             if text.model_type.startswith(FROM_PADDING) or "roberta" in text.model_type:
-                positions -= (text.pad_token_id or 0) + 1
+                positions -= (getattr(text, "pad_token_id", None) or 0) + 1
             limits.append(Limit(positions, f"the model has {positions} positions"))
     ropes = getattr(text, "rope_parameters", None) or {}
     for rope in [ropes, *(each for each in ropes.values() if isinstance(each, dict))]:
@@ -95,12 +95,18 @@ def check_prompts(
     check_length(config, longest, **completion)
 
 
-def check_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Stop where no token ends a text, or the model does not know the one that ends it or fills up its row.
+def check_writes(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stop where a model cannot write token by token, or no token that it knows ends a text or fills up its row.
 
     Raises:
         ValueError: so it is.
     """
+    text = config.get_text_config()
+    if getattr(text, "is_decoder", True) is False and not text.is_encoder_decoder:
+        raise ValueError(
+            f"{text.model_type} models read the tokens that come later, so they write no completions: take a causal "
+            "model, or set is_decoder in the config of one that was trained so"
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer of {tokenizer.name_or_path} has no end token, and the model's configs declare none, so no "

@@ -10,7 +10,7 @@ from rlhf_lines import distributed
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
-from rlhf_lines.limits import check_prompts, check_tokenizer
+from rlhf_lines.limits import check_prompts, check_writes
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.provenance import weights_sha256
@@ -98,7 +98,7 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
     tokenizer = load_tokenizer(sft)
     prompts = read_prompts(data_config, config.split, config.num_prompts, tokenizer)
     of_model = AutoConfig.from_pretrained(sft)
-    check_tokenizer(of_model, tokenizer)
+    check_writes(of_model, tokenizer)
     check_prompts(of_model, prompts, dataset=data_config.dataset_name, max_new_tokens=config.max_new_tokens)
     return Inputs(config, sft, policy, tokenizer, prompts)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from reward_models import RewardModel
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig
-from rlhf_lines.limits import check_prompts, check_tokenizer, longest_text
+from rlhf_lines.limits import check_prompts, check_writes, longest_text
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
 from rlhf_lines.merge.inputs.provenance import load_adapters
@@ -138,7 +138,7 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
 
     of_model = AutoConfig.from_pretrained(inputs.sft)
     prompts = [inputs.tokenizer(text)["input_ids"] for texts in inputs.prompts.values() for text in texts]
-    check_tokenizer(of_model, inputs.tokenizer)
+    check_writes(of_model, inputs.tokenizer)
     check_prompts(of_model, prompts, dataset=dataset, max_new_tokens=config.max_new_tokens)
     limit = longest_text(of_model)
     longest = max((len(text.token_ids) for text in inputs.forgetting), default=0)
