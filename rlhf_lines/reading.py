@@ -98,7 +98,9 @@ class Reader:
     def next_logits(self) -> Tensor:
         """The logits `[N, V]` of the next token of every row, with a graph where gradients are on."""
         cache = {} if self._cache_name is None else {"use_cache": True, self._cache_name: self._cache}
-        output = _forward(self._model, self._unread, self._mask, 1, **cache)
+        # The states of a purely recurrent model hold no padding, and it takes no mask for what they have read.
+        mask = None if self._cache is not None and self._cache_name == "cache_params" else self._mask
+        output = _forward(self._model, self._unread, mask, 1, **cache)
         found = output.get(self._cache_name) if cache else None
         self._cache = found if hasattr(found, "reorder_cache") else None
         if self._cache is None:  # the model has none, or keeps it to itself: it reads everything again
@@ -139,8 +141,8 @@ def last_logits(model: nn.Module, inputs: Tensor, mask: Tensor, count: int) -> T
     return _forward(model, inputs, mask, count).logits[:, -count:]
 
 
-def _forward(model: nn.Module, inputs: Tensor, mask: Tensor, count: int, **arguments):
-    if takes(model, "position_ids") and masks_padding(model):
+def _forward(model: nn.Module, inputs: Tensor, mask: Tensor | None, count: int, **arguments):
+    if mask is not None and takes(model, "position_ids") and masks_padding(model):
         arguments["position_ids"] = count_positions(mask)[:, -inputs.shape[1] :]
     if takes(model, "logits_to_keep"):
         arguments["logits_to_keep"] = count

@@ -50,7 +50,8 @@ class Architecture:
         title: what people call it, where that is not the name.
         changes: settings of its config beside `SIZES`; those that it does not know are left out.
         targets: the modules that the policies adapt, by the last part of their names.
-        refused: how the sentence begins with which merges and sweeps refuse it; empty where they work.
+        refused: what merges and sweeps say of it; empty where they work.
+        not_trained: what PPO says of it; empty where it works.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Architecture:
     changes: dict[str, Any] = field(default_factory=dict)
     targets: tuple[str, ...] = ATTENTION
     refused: str = ""
+    not_trained: str = ""
 
     @property
     def label(self) -> str:
@@ -98,10 +100,13 @@ ARCHITECTURES = [
     Architecture("gpt2", "GPT-2", OLD_SIZES, ("c_attn", "c_proj", "c_fc")),
     Architecture("openai-gpt", "GPT", OLD_SIZES, ("c_attn", "c_proj", "c_fc")),
     Architecture("gptj", "GPT-J", {**OLD_SIZES, "rotary_dim": 4}, ("q_proj", "v_proj", "fc_in", "fc_out")),
-    Architecture("gpt_bigcode", "StarCoder", OLD_SIZES, ("c_attn", "c_proj", "c_fc")),
+    Architecture("gpt_bigcode", "StarCoder", {**OLD_SIZES, "attn_pdrop": 0.0}, ("c_attn", "c_proj", "c_fc")),
     Architecture("gpt_neox", "Pythia", {}, ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")),
     Architecture(
-        "opt", "OPT", {"ffn_dim": 24, "word_embed_proj_dim": 16}, ("q_proj", "v_proj", "out_proj", "fc1", "fc2")
+        "opt",
+        "OPT",
+        {"ffn_dim": 24, "word_embed_proj_dim": 16, "dropout": 0.0},
+        ("q_proj", "v_proj", "out_proj", "fc1", "fc2"),
     ),
     Architecture("bloom", "BLOOM", {"n_layer": 2, "n_head": 4}, ("query_key_value", "dense", "dense_h_to_4h")),
     Architecture(
@@ -132,7 +137,7 @@ ARCHITECTURES = [
             "first_k_dense_replace": 1,
             "num_key_value_heads": 4,
         },
-        ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_proj", "down_proj"),
+        ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
     ),
     Architecture("olmo2", "OLMo 2"),
     Architecture("granite", "Granite 3"),
@@ -173,6 +178,7 @@ ARCHITECTURES = [
         "RecurrentGemma",
         {"num_hidden_layers": 3, "lru_width": 16, "attention_window_size": 8},
         ("q_proj", "v_proj", "linear_x", "linear_out", "up_proj"),
+        not_trained="TRL does not make the logits",
     ),
     Architecture("smollm3", "SmolLM 3"),
     Architecture("cohere", "Command R"),
@@ -186,6 +192,7 @@ ARCHITECTURES = [
             "decoder_layers": 2,
             "decoder_attention_heads": 4,
             "decoder_ffn_dim": 24,
+            "dropout": 0.0,
             "forced_eos_token_id": None,
         },
         ("q_proj", "v_proj", "out_proj", "fc1", "fc2"),

@@ -59,6 +59,10 @@ STATE = "ppo_state.json"
 _VALUE_PARAMETER = re.compile(rf"^value_head\.|\.lora_\w+\.{VALUE}(\.|$)")
 
 
+# Nats between two ways to the log-probability of one token: rounding.
+HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+
+
 class _Reading(NamedTuple):
     """What a model says of completions: each `[B, T]`, zero on padding."""
 
@@ -157,6 +161,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._scores: Tensor | None = None  # [all processes' B, rewards], raw, of the latest rollout
         self._update_kl: list[Tensor] = []  # (sum, tokens) of every minibatch of the current update
         self._leaves_out_updates = False
+        if not self.is_sharded:
+            self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
         self._rollout_began: float | None = None  # seconds
         self._rollout_tokens = 0.0
@@ -182,6 +188,20 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         nn.init.zeros_(head.bias)
         self.model.value_head = head.to(causal_lm.get_output_embeddings().weight.device)
         self._train_value_function()
+
+    def _check_head(self) -> None:
+        """Stop where the head that TRL reads in parts, without ever holding all logits, is not that of the model."""
+        ids = torch.arange(1, 5, device=self.model.device).unsqueeze(0) % self.model.config.get_text_config().vocab_size
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
+        own = (logits / self.temperature).log_softmax(-1).gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
+        with torch.no_grad():
+            found = self._read(self.model, ids, torch.ones_like(ids), ids.shape[1] - 1, None).logprobs
+        if (found - own).abs().max() > HEAD_TOLERANCE[self.model.dtype]:
+            raise ValueError(
+                f"TRL does not make the logits of {self.model.config.get_text_config().model_type} models as they do "
+                "themselves, so PPO would not know its own probabilities: choose another architecture"
+            )
 
     def _value_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if _VALUE_PARAMETER.search(name)]

@@ -29,11 +29,11 @@ def make_trainer(tmp_path, tokenizer):
     """Return a maker of trainers of a model, with random factors as after some training."""
 
     def make(model, targets):
-        settings = {"per_device_train_batch_size": len(PROMPTS), "max_completion_length": LENGTH}
+        size = {"per_device_train_batch_size": len(PROMPTS), "max_completion_length": LENGTH}
         trainer = PPOTrainer(
             model,
             [FunctionReward(completion_lengths)],
-            PPOConfig(output_dir=str(tmp_path / "trainer"), **QUIET, **settings),
+            PPOConfig(output_dir=str(tmp_path / "trainer"), **QUIET, **size, router_aux_loss_coef=0.0),
             peft_config=LoraConfig(r=2, lora_alpha=4, target_modules=list(targets), task_type="CAUSAL_LM"),
             train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
             processing_class=tokenizer,
@@ -55,7 +55,17 @@ def logprobs(model, prompt, completion) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a.not_trained], ids=lambda a: a.name)
+def test_what_ppo_cannot_read_is_refused(make_trainer, architecture):
+    model = architecture.model()
+    model.get_output_embeddings().weight.data.mul_(20)
+    with pytest.raises(ValueError, match=architecture.not_trained):
+        make_trainer(model, architecture.targets)
+
+
+@pytest.mark.parametrize(
+    "architecture", [a for a in ARCHITECTURES if not a.not_trained], ids=lambda architecture: architecture.name
+)
 def test_rollouts_and_their_probabilities_are_those_of_rows_alone(make_trainer, tokenizer, architecture):
     model = architecture.model()
     sft = copy.deepcopy(model)
