@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from rlhf_lines.distributed import leads, wait
+from rlhf_lines.errors import about
 
 
 RECORD = "rlhf_lines.json"
@@ -209,7 +210,8 @@ def remove_working_files(folder: Path) -> None:
 def read_record(folder: str | Path) -> dict:
     """What `write_record` wrote, or an empty mapping for a folder that this package did not make."""
     path = Path(folder) / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
+    with about(f"record {path} cannot be read"):
+        return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def versions() -> dict[str, str]:

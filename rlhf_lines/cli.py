@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_lines import distributed
-from rlhf_lines.config import read_config
+from rlhf_lines.arguments import accept_negative_numbers, check_unknown, read_config
 from rlhf_lines.errors import NO_SPACE, is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.stages import MODULES, read_stage, run_configured
 
 
 VERBS = {
     "demo": "the whole pipeline on a tiny model, without network or weights",
+    "configs": "a copy of the configs that come with this: of the demo, of 7B models, and of accelerate",
     "sft": "supervised fine-tuning, with LoRA merged into a dense checkpoint",
     "reward": "a reward model from preference pairs",
     "ppo": "a LoRA policy from the SFT model against reward models",
@@ -40,13 +41,16 @@ VERBS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows \\u03b1 for a letter it does not have
+            stream.reconfigure(errors="backslashreplace")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _say(_usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from rlhf_lines import __version__
 
-        print(__version__)
+        _say(__version__)
         return 0
     # Read when torch is first imported. Threads that wait for each other then sleep instead of spinning: with another
     # program on the cores, spinning makes training several times slower.
@@ -87,17 +91,35 @@ def _of_machine(error: Exception) -> str:
     return f"{reason(error)}; nothing was left under a final name"
 
 
+def _say(*texts: object) -> None:
+    """Print; a reader who has closed the pipe, as `head` does, has seen enough."""
+    try:
+        print(*texts, sep="\n", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+
+
 def _run(arguments: list[str]) -> None:
-    verb = arguments[0]
+    verb, *others = arguments
     if verb not in VERBS:
         raise ValueError(unknown_name("command", verb, VERBS))
-    options, options.rest = _parser().parse_known_args(arguments)
-    if options.rest and options.run not in (_stage, _plan):
-        raise ValueError(f"unrecognized arguments: {' '.join(options.rest)}; see rlhf-lines {verb} --help")
+    if verb == "plan" and others and not others[0].startswith("-"):  # plan ppo --rewards ... is plan --stage ppo ...
+        others[:1] = ["--stage", others[0]]
+    options, options.rest = _parser().parse_known_args([verb, *others])
+    if options.run not in (_stage, _plan):
+        check_unknown(options.rest, options.flags, f"rlhf-lines {verb}")
     options.run(options)
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        accept_negative_numbers(self)
+
+    def add_argument(self, *names, **settings):
+        dashed = [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
+        return super().add_argument(*names, *dashed, **settings)
+
     def error(self, message: str):
         raise ValueError(f"{message}; see {self.prog} --help")
 
@@ -108,13 +130,18 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb")
 
     def add(verb: str, run: Callable[[argparse.Namespace], None], **settings) -> argparse.ArgumentParser:
-        added = verbs.add_parser(verb, allow_abbrev=False, **{"description": VERBS[verb], **settings})
-        added.set_defaults(run=run)
+        added = verbs.add_parser(verb, **{"description": VERBS[verb], **settings})
+        added.set_defaults(run=run, flags=added._option_string_actions)
         return added
 
     demo = add("demo", _demo)
     demo.add_argument("--output_dir", default="outputs/demo", help="folder of the demo (default: %(default)s)")
     demo.add_argument("--config_dir", help="folder of base.yaml ... sweep.yaml, to change the demo's settings")
+
+    configs = add("configs", _configs)
+    configs.add_argument(
+        "folder", metavar="DIR", nargs="?", default="configs", help="folder to make (default: %(default)s)"
+    )
 
     for verb in MODULES:
         add(verb, _stage, add_help=False)
@@ -153,11 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = add(
         "plan",
         _plan,
-        usage="rlhf-lines plan --config FILE [--flag value ...]",
-        description=f"{VERBS['plan']}. Flags of the stage itself change the config, as they do when it runs.",
+        usage="rlhf-lines plan [STAGE] [--config FILE] [--flag value ...]",
+        description=f"{VERBS['plan']}. STAGE is sft, reward, ppo, merge or sweep, and may be left out where "
+        "only one has the keys of the config. Flags of the stage itself change the config, as they do when it runs.",
     )
-    plan.add_argument("--config", required=True, metavar="FILE", help="the config of a stage")
-    plan.add_argument("--stage", help="sft, reward, ppo, merge or sweep, where the keys fit several")
+    plan.add_argument("--config", metavar="FILE", help="the config of a stage; flags alone will do")
+    plan.add_argument("--stage", help="the same as STAGE")
     plan.add_argument("--base_model", help="folder or Hub id of the shape of a model that does not exist yet")
     plan.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")
     plan.add_argument("--device", choices=("cuda", "cpu"), help="whose memory; default: where the stage would run")
@@ -172,7 +200,7 @@ def _stage(options: argparse.Namespace) -> None:
     if any(getattr(config, "plan", False) for config in configs):
         from rlhf_lines.plan import Options, plan, plan_table
 
-        print(plan_table(plan(arguments, Options(stage=verb))))
+        _say(plan_table(plan(arguments, Options(stage=verb))))
         return
     if verb != "merge":  # loads no model and no data, and is done before these are imported
         _hide_bars()
@@ -180,7 +208,7 @@ def _stage(options: argparse.Namespace) -> None:
     if distributed.leads():  # of several processes, one speaks
         from rlhf_lines.summary import summary
 
-        print(summary(verb, folder))
+        _say(summary(verb, folder))
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -192,14 +220,20 @@ def _demo(options: argparse.Namespace) -> None:
         if not (Path(options.config_dir) / f"{name}.yaml").is_file():
             raise FileNotFoundError(f"config_dir {options.config_dir} has no {name}.yaml, one of the demo's configs")
     for text in demo.run(options.output_dir, options.config_dir):
-        print(text, flush=True)
+        _say(text)
+
+
+def _configs(options: argparse.Namespace) -> None:
+    from rlhf_lines.shipped import copy_configs
+
+    _say(*copy_configs(options.folder))
 
 
 def _front(options: argparse.Namespace) -> None:
     from rlhf_lines.pareto import front_table
     from rlhf_lines.sweep.finished.front import trace_front
 
-    print(front_table(trace_front(options.run_dir)))
+    _say(front_table(trace_front(options.run_dir)))
 
 
 def _pick(options: argparse.Namespace) -> None:
@@ -211,7 +245,7 @@ def _pick(options: argparse.Namespace) -> None:
     front = read_front(options.run_dir)
     way = {"preference": options.preference, "scale": options.scale or "raw"}
     point = pick_point(front, **way, minimum=minimum, maximize=options.maximize)
-    print(picked_text(front, point, options.run_dir))
+    _say(picked_text(front, point, options.run_dir))
 
 
 def _minimum(text: str) -> tuple[str, float]:
@@ -229,7 +263,7 @@ def _report(options: argparse.Namespace) -> None:
     from rlhf_lines.sweep.finished.report import write_report
 
     path = write_report(options.run_dir)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
+    _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -240,15 +274,15 @@ def _score(options: argparse.Namespace) -> None:
 
     outcome = score(options.run_dir, options.rewards, batch_size=options.batch_size)
     for name, count in outcome.scored.items():
-        print(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
-    print("", front_table(outcome.front), sep="\n")
+        _say(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
+    _say("", front_table(outcome.front))
 
 
 def _export(options: argparse.Namespace) -> None:
     from rlhf_lines.sweep.finished.export import export
 
     for path in export(options.run_dir, options.output_dir, format=options.format, overwrite=options.overwrite):
-        print(f"wrote {path}")
+        _say(f"wrote {path}")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -259,7 +293,8 @@ def _plan(options: argparse.Namespace) -> None:
     from rlhf_lines.plan import Options, plan, plan_table
 
     asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device)
-    print(plan_table(plan(["--config", options.config, *options.rest], asked), options.config))
+    config = [] if options.config is None else ["--config", options.config]
+    _say(plan_table(plan([*config, *options.rest], asked), options.config))
 
 
 def _usage() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlhf_lines.artifact import is_complete
 from rlhf_lines.demo_models import ROOT, write_untrained_models
+from rlhf_lines.shipped import shipped_configs
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
 
@@ -37,7 +38,7 @@ def run(output_dir: str = ROOT, config_dir: str | Path | None = None) -> Iterato
     Raises:
         FileNotFoundError: a config is missing.
     """
-    configs = Path(config_dir) if config_dir is not None else _config_dir()
+    configs = Path(config_dir) if config_dir is not None else shipped_configs() / "demo"
     start = time.monotonic()
     untrained = Path(output_dir) / "untrained"
     if not is_complete(untrained):
@@ -49,12 +50,6 @@ def run(output_dir: str = ROOT, config_dir: str | Path | None = None) -> Iterato
         seconds = time.monotonic() - before
         yield f"[{number}/{len(STAGES)}] {name}, {seconds:.0f} s: {summary(verb, folder)}"
     yield f"whole demo: {time.monotonic() - start:.0f} s"
-
-
-def _config_dir() -> Path:
-    """The demo's configs: in the package where it was installed from a wheel, else in the checkout."""
-    packaged = Path(__file__).parent / "demo_configs"
-    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs" / "demo"
 
 
 def _moved(config: Path, output_dir: str) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from rlhf_lines.errors import about
 
 
 if TYPE_CHECKING:
@@ -93,6 +96,18 @@ def check_prompts(
             )
         longest = max(longest, len(ids))
     check_length(config, longest, **completion)
+
+
+def read_config(folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of the model in a folder.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with about(f"config of model {folder} cannot be read"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def check_writes(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

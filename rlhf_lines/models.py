@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlhf_lines.errors import about
+
 
 LOAD_DTYPES = ("float32", "bfloat16", "float16")  # in which a model is loaded; a merge also writes float64
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -45,6 +47,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
+        ValueError: it holds one that cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -53,9 +56,10 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
             f"{str(folder)!r} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}): save it there with "
             "tokenizer.save_pretrained(folder)"
         )
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
-    )
+    with about(f"tokenizer of {folder} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
+        )
     if tokenizer.eos_token is None and (Path(folder) / "config.json").is_file():
         declared = checkpoint_end_token_ids(folder, tokenizer)
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(declared[0]) if declared else None
@@ -73,9 +77,12 @@ def checkpoint_end_token_ids(folder: str | Path, tokenizer) -> list[int]:
     """What `end_token_ids` returns for the model in a folder, without loading it."""
     from transformers import AutoConfig, GenerationConfig
 
-    if (Path(folder) / "generation_config.json").is_file():
-        return _end_token_ids(GenerationConfig.from_pretrained(folder), tokenizer)
-    return _end_token_ids(GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder)), tokenizer)
+    with about(f"the configs of model {folder} cannot be read"):
+        if (Path(folder) / "generation_config.json").is_file():
+            config = GenerationConfig.from_pretrained(folder)
+        else:
+            config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+    return _end_token_ids(config, tokenizer)
 
 
 def _end_token_ids(generation_config, tokenizer) -> list[int]:

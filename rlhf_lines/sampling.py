@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lines.noise import GAMMA, mix, shift
+from rlhf_lines.progress import beat
 from rlhf_lines.reading import Reader, left_pad, masks_padding, of_one_length
 
 
@@ -101,6 +102,7 @@ def sample_tokens(
         choose_rows(active)
         reader = Reader(model, *left_pad([prompts[row] for row in part], pad_token_id, device))
         for step in range(max_new_tokens):
+            beat(f"token {step + 1} of at most {max_new_tokens}")
             logits = reader.next_logits()
             perturbed = logits
             if temperature > 0:

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 from rlhf_lines import distributed
+from rlhf_lines.arguments import parse
 from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder
-from rlhf_lines.config import RunConfig, parse
+from rlhf_lines.config import RunConfig
 
 
 # Each module has run(*configs, given) -> folder; one that has finish(folder) writes there what a killed run may not

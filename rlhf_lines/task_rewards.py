@@ -12,7 +12,7 @@ import reward_models
 from reward_models import RewardModel
 from reward_models.base import is_number
 from rlhf_lines.config import from_json
-from rlhf_lines.errors import alternatives, closest
+from rlhf_lines.errors import about, alternatives, closest
 from rlhf_lines.models import LOAD_DTYPES
 
 
@@ -120,17 +120,18 @@ def load_reward_models(
         FileNotFoundError: a folder does not exist.
         ValueError: an entry names nothing that can be loaded, or two have one name.
     """
-    models = [
-        reward_models.load(
-            entry.model,
-            name=entry.name,
-            dtype=entry.dtype,
-            batch_size=entry.batch_size or batch_size,
-            options=entry.options,
-            trust_remote_code=trust_remote_code,
-        )
-        for entry in entries
-    ]
+    models = []
+    for entry in entries:
+        with about(f"reward {entry.model!r} cannot be loaded"):
+            loaded = reward_models.load(
+                entry.model,
+                name=entry.name,
+                dtype=entry.dtype,
+                batch_size=entry.batch_size or batch_size,
+                options=entry.options,
+                trust_remote_code=trust_remote_code,
+            )
+        models.append(loaded)
     check_names([model.name for model in models])
     return models
 

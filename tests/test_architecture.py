@@ -17,8 +17,10 @@ import pytest
 # A module is in the room of the longest name that it begins with; `__init__` is what a package shows to others.
 FLOORS = """
 scripts
+__main__
 cli
 demo
+shipped
 summary           plan
 stages
 sweep
@@ -41,8 +43,10 @@ merge.inputs
 merge.tensors     merge.layers
 demo_models
 data              task_rewards
+arguments
 artifact          config         models         sampling
-__init__          distributed    errors         limits        noise         reading        reward_models
+config_file       limits         progress
+__init__          distributed    errors         noise         reading        reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlhf_lines.arguments import parse
 from rlhf_lines.artifact import write_record
-from rlhf_lines.config import RunConfig, parse, parse_size, read_fields
+from rlhf_lines.config import RunConfig, parse_size, read_fields
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.stage import MergeConfig
 from rlhf_lines.stages import MODULES, configs_of
@@ -253,23 +254,26 @@ def test_every_required_field_is_asked_for():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**REQUIRED, "stepz": 3}, r"thing.yaml has the unknown key 'stepz': did you mean 'steps'\?"),
+        ({**REQUIRED, "stepz": 3}, r"thing.yaml, line 5: unknown key 'stepz': did you mean 'steps'\?"),
         ({**REQUIRED, "qqq": 3}, "unknown key 'qqq': see rlhf-lines thing --help"),
-        ({**REQUIRED, 12: 3}, "unknown key 12"),
+        ({**REQUIRED, 12: 3}, "unknown key '12'"),
         ({**REQUIRED, "env": {"HOME": "/"}}, "unknown key 'env'"),
         ({**REQUIRED, "help": True}, "unknown key 'help'"),
-        ({**REQUIRED, "steps": "abc"}, "thing.yaml: steps holds 'abc', expected a whole number"),
-        ({**REQUIRED, "steps": 3.5}, "thing.yaml: steps holds 3.5, expected a whole number"),
-        ({**REQUIRED, "steps": [3]}, r"thing.yaml: steps holds \[3\], expected one value"),
-        ({**REQUIRED, "steps": {"a": 3}}, "thing.yaml: steps holds {'a': 3}, expected one value"),
-        ({**REQUIRED, "steps": float("inf")}, "thing.yaml: steps holds inf, expected a whole number"),
-        ({**REQUIRED, "policies": [["a", "b"]]}, r"thing.yaml: policies holds \['a', 'b'\], expected one value"),
-        ({**REQUIRED, "policies": None}, "thing.yaml: policies is empty, expected a value"),
-        ({**REQUIRED, "output_dir": None}, "thing.yaml: output_dir is empty, expected a value"),
-        ({**REQUIRED, "weights": [0.5, "x"]}, "thing.yaml: weights holds 'x', expected a number"),
+        ({**REQUIRED, "steps": "abc"}, "thing.yaml, line 5: steps holds 'abc', expected a whole number"),
+        ({**REQUIRED, "steps": 3.5}, "thing.yaml, line 5: steps holds 3.5, expected a whole number"),
+        ({**REQUIRED, "steps": [3]}, r"thing.yaml, line 5: steps holds \[3\], expected one value"),
+        ({**REQUIRED, "steps": {"a": 3}}, "thing.yaml, line 5: steps holds {'a': 3}, expected one value"),
+        ({**REQUIRED, "steps": float("inf")}, "thing.yaml, line 5: steps holds inf, expected a whole number"),
+        (
+            {**REQUIRED, "policies": [["a", "b"]]},
+            r"thing.yaml, line \d: policies holds \['a', 'b'\], expected one value",
+        ),
+        ({**REQUIRED, "policies": None}, "thing.yaml, line 2: policies is empty, expected a value"),
+        ({**REQUIRED, "output_dir": None}, "thing.yaml, line 1: output_dir is empty, expected a value"),
+        ({**REQUIRED, "weights": [0.5, "x"]}, "thing.yaml, line 5: weights holds 'x', expected a number"),
         ({**REQUIRED, "overwrite": "maybe"}, "overwrite.*'?maybe'?"),
-        ("- a\n- b\n", "thing.yaml must be a mapping of keys to values, not list"),
-        ("", "thing.yaml must be a mapping of keys to values, not NoneType"),
+        ("- a\n- b\n", "thing.yaml must be a mapping of keys to values .*, but holds a list"),
+        ("", "thing.yaml must be a mapping of keys to values .*, but holds nothing"),
         ("a: [1\nb: 2", "thing.yaml is not valid YAML"),
         ("a: \0", "thing.yaml is not valid YAML"),
     ],
@@ -291,11 +295,11 @@ def test_a_file_that_is_not_text_is_no_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--stepz", "3"], "^unknown flag '--stepz'; see rlhf-lines thing --help"),
+        (["--stepz", "3"], r"^unknown flag '--stepz': did you mean '--steps'\? see rlhf-lines thing --help"),
         (["--step", "3"], "unknown flag '--step'"),  # no abbreviations: a new flag would change what they mean
         (["--steps", "abc"], "argument --steps: invalid int value: 'abc'"),
         (["--steps"], "argument --steps: expected one argument"),
-        (["stray"], "unknown flag 'stray'"),
+        (["stray"], "'stray' belongs to no flag"),
         (["--config"], "--config needs the path of a YAML file after it"),
     ],
 )
@@ -314,7 +318,7 @@ def test_a_merge_record_is_a_config_of_stage_merge_alone(tmp_path):
     path.write_text('{"format": 1, "spec": {}, "policies": []}')
     with pytest.raises(ValueError, match=f"merge record {path} lacks sft_model"):
         parse(configs_of("merge"), ["--config", str(path)], prog="rlhf-lines merge")
-    with pytest.raises(ValueError, match="has the unknown key 'format'"):
+    with pytest.raises(ValueError, match="line 1: unknown key 'format'"):
         parse(TYPES, ["--config", str(path)], prog="rlhf-lines thing")
 
 

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
-
 from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.config import RunConfig, parse_size, read_fields
 from rlhf_lines.errors import Problems, alternatives
@@ -23,6 +21,7 @@ from rlhf_lines.merge.rules import RULES, Rule
 from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.models import local_folder
+from rlhf_lines.progress import Bar
 
 
 def _rules(chosen: Callable[[Rule], object], joint: str = ", ") -> str:
@@ -217,12 +216,12 @@ def _merge(config: MergeConfig, *, overwrite: bool) -> None:
 class _Bars:
     """A bar per phase of a merge: over the residuals while a rule measures them, over the model while it is written.
 
-    Only a terminal shows it, and nothing of it stays, also when the merge stops with an error.
+    Nothing of it stays on a terminal, also when the merge stops with an error.
     """
 
     def __init__(self) -> None:
         self._phase: str | None = None
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> _Bars:
         return self
@@ -235,7 +234,9 @@ class _Bars:
         if phase != self._phase:
             self.__exit__()
             self._phase = phase
-            self._bar = tqdm(desc=f"merge: {phase}", total=total, unit="", unit_scale=True, leave=False, disable=None)
+            self._bar = Bar(
+                desc=f"merge: {phase}", total=total, unit="numbers", unit_scale=True, leave=False, late=True
+            )
         self._bar.update(elements)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import safe_open
 from trl import ModelConfig, get_peft_config
 
+from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.shapes import Shape, makers
@@ -40,7 +41,10 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
     """
     folder = Path(policy)
     if (folder / WEIGHTS_FILE).is_file():
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        with (
+            about(f"adapter file {folder / WEIGHTS_FILE} cannot be read"),
+            safe_open(folder / WEIGHTS_FILE, framework="pt") as file,
+        ):
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         return _sizes(shapes, str(folder / WEIGHTS_FILE))
     if (folder / "config.json").is_file():

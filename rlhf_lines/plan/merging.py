@@ -37,7 +37,7 @@ from rlhf_lines.merge.tensors.spans import Span
 from rlhf_lines.plan import memory, skeleton
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
-from rlhf_lines.plan.plan import Options, Plan
+from rlhf_lines.plan.plan import Options, Plan, note_existing
 from rlhf_lines.plan.shapes import Shape, find_shape
 
 
@@ -57,7 +57,8 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     if config.push_to_hub:
         check_hub(config.hub_model_id)
     merge.check()
-    check_output(merge, config.output_dir, overwrite=run_config.overwrite or kept)
+    overwrite = run_config.overwrite or kept
+    notes = note_existing(lambda: check_output(merge, config.output_dir, overwrite=overwrite), overwrite=overwrite)
     shape = find_shape(merge.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     adapters = [adapter_sizes(policy, shape, beside) for policy in merge.policies]
     for policy, adapter in zip(merge.policies, adapters, strict=True):
@@ -79,6 +80,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     _check_disk(plan, config.output_dir)
     if kept:
         plan.notes.append(f"{config.output_dir} holds this merge and is kept (--resume)")
+    plan.notes += notes
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +56,22 @@ class Plan:
     read: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def note_existing(check: Callable[[], object], *, overwrite: bool) -> list[str]:
+    """The note that the folder to be made exists, which stops the stage and no plan.
+
+    Args:
+        check: of the folder, by the stage; what else it raises passes.
+        overwrite: the folder may be replaced, so that nothing is raised for its existence alone.
+    """
+    try:
+        check()
+    except FileExistsError as error:
+        if overwrite:
+            raise
+        return [f"the stage will not start as it is: {error}"]
+    return []
 
 
 def plan_table(plan: Plan, config: str | Path | None = None) -> str:

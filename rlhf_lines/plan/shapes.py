@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.checkpoint import read_json
 
 
@@ -152,11 +153,8 @@ def _read(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     read_json(folder / "config.json")  # its own sentence where the file is no JSON
-    try:
+    with about(f"{folder / 'config.json'} is no model that transformers knows"):
         return AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder / 'config.json'} is no model that transformers knows ({reason})") from error
 
 
 def _cached(name: str) -> Shape | None:

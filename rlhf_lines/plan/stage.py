@@ -1,14 +1,13 @@
-"""From the arguments of a stage to its plan, or to the refusal that the stage would give."""
+"""From the arguments of a stage to its plan, or to the note_existing that the stage would give."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from rlhf_lines.arguments import config_path
 from rlhf_lines.artifact import is_complete, refuse_existing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.plan import merging, sweeping, training
 from rlhf_lines.plan.config import of_type, read_config, stage_of
-from rlhf_lines.plan.plan import Options, Plan
+from rlhf_lines.plan.plan import Options, Plan, note_existing
 from rlhf_lines.stages import MODULES
 
 
@@ -29,17 +28,22 @@ def plan(arguments: list[str], options: Options | None = None) -> Plan:
         options: what is asked beside the config.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: the stage could not run; the message is one sentence.
+        ValueError, FileNotFoundError: the stage could not run; the message is one sentence. That its `output_dir`
+            exists is a note of the plan, which writes nothing.
     """
     options = options or Options()
-    path = Path(arguments[arguments.index("--config") + 1]) if "--config" in arguments[:-1] else None
-    stage = options.stage or stage_of(arguments, path or Path("config"))
+    path = config_path(arguments)
+    stage = options.stage or stage_of(arguments, path)
     if stage in MODULES and stage not in PLANS:
         raise ValueError(f"stage {stage} has no plan, only {', '.join(PLANS)} have one")
     configs, given = read_config(stage, arguments)
     run_config = of_type(configs, RunConfig)
     output_dir = next(config.output_dir for config in configs.values() if hasattr(config, "output_dir"))
     # A merge looks at its folder itself: it has a record of its own.
+    notes = []
     if stage != "merge" and not (run_config.resume and is_complete(output_dir)):
-        refuse_existing(output_dir, overwrite=run_config.overwrite)
-    return PLANS[stage](configs, given, path.parent if path else None, options)
+        overwrite = run_config.overwrite
+        notes = note_existing(lambda: refuse_existing(output_dir, overwrite=overwrite), overwrite=overwrite)
+    made = PLANS[stage](configs, given, path.parent if path else None, options)
+    made.notes += notes
+    return made

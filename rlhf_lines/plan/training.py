@@ -150,6 +150,9 @@ class _Training:
     def plan(self, stage: str) -> Plan:
         plan = Plan(stage, self.device, self.parameters, self.trainable)
         plan.models.append((self.model_config.model_name_or_path, self.shape.source))
+        held, computed = str(self._dtype()).removeprefix("torch."), self._autocast()
+        mixed = f", {str(computed).removeprefix('torch.')} in forward and backward passes" if computed else ""
+        plan.work.append(("numbers", f"{held}{mixed}"))
         return plan
 
     def look_at(self, kind: str, columns) -> Rows:

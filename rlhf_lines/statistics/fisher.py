@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.statistics_files import FISHER
+from rlhf_lines.progress import Bar
 from rlhf_lines.reading import last_logits
 from rlhf_lines.sampling import chosen_logprobs
 from rlhf_lines.statistics.config import StatisticsConfig
@@ -55,7 +55,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: FisherConfig, gi
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         with (
             new_statistics_file(folder / FISHER.file, shapes, {}) as file,
-            tqdm(total=len(groups) * len(samples), desc="fisher", unit="sequences") as bar,
+            Bar(total=len(groups) * len(samples), desc="fisher", unit="sequences") as bar,
         ):
             for name, fisher in diagonal_fisher(policy.model, parameters, samples, groups, advance=bar.update):
                 file.write(name, 0, fisher.flatten())

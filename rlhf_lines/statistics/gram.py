@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.statistics_files import GRAM, SAME_INPUT, TRANSPOSED
+from rlhf_lines.progress import Bar
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
 from rlhf_lines.statistics.inputs import in_groups, read_inputs
@@ -75,7 +75,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
                 {name: (width, width) for name, width in widths.items()},
                 {key: json.dumps(value) for key, value in metadata.items()},
             ) as file,
-            tqdm(total=len(groups) * len(samples), desc="gram", unit="sequences") as bar,
+            Bar(total=len(groups) * len(samples), desc="gram", unit="sequences") as bar,
         ):
             sequences = [sample.prompt + sample.completion for sample in samples]
             for name, gram in input_grams(

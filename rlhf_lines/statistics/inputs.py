@@ -10,7 +10,7 @@ from rlhf_lines import distributed
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
-from rlhf_lines.limits import check_prompts, check_writes
+from rlhf_lines.limits import check_prompts, check_writes, read_config
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.provenance import weights_sha256
@@ -86,8 +86,6 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
         ValueError: several processes were started, the policy belongs to another SFT model, or the model cannot read
             or complete a prompt.
     """
-    from transformers import AutoConfig
-
     if (processes := distributed.count()) > 1:
         raise ValueError(f"{verb} runs in one process, but {processes} were started: leave out the launcher")
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
@@ -97,7 +95,7 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
     check_policy(sft, policy)
     tokenizer = load_tokenizer(sft)
     prompts = read_prompts(data_config, config.split, config.num_prompts, tokenizer)
-    of_model = AutoConfig.from_pretrained(sft)
+    of_model = read_config(sft)
     check_writes(of_model, tokenizer)
     check_prompts(of_model, prompts, dataset=data_config.dataset_name, max_new_tokens=config.max_new_tokens)
     return Inputs(config, sft, policy, tokenizer, prompts)

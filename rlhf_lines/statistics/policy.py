@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import Adapter, dense_residual, is_adapter, load_adapter, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import DensePolicy
@@ -66,7 +67,8 @@ def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:
 
     adapter = load_adapter(policy) if is_adapter(policy) else None
     folder = policy if adapter is None else sft
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().requires_grad_(False)
+    with about(f"model {folder} cannot be loaded"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().requires_grad_(False)
     with Checkpoint(folder) as checkpoint:
         parameters, tied = _named(model, checkpoint)
         adapted = lost = None

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.models import end_token_ids
+from rlhf_lines.progress import Bar
 from rlhf_lines.sampling import prompt_key, sample_tokens
 
 
@@ -45,7 +45,7 @@ def sample_completions(
     between two.
     """
     samples = []
-    with tqdm(total=len(prompts), desc=description, unit="completions") as bar:
+    with Bar(total=len(prompts), desc=description, unit="completions") as bar:
         for batch in batches(prompts, batch_size):
             sampled = sample_tokens(
                 model,

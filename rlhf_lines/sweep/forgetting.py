@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tqdm.auto import tqdm
-
 from rlhf_lines import data
 from rlhf_lines.data import files
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.progress import Bar
 from rlhf_lines.sweep.engines.protocol import mixable
 from rlhf_lines.sweep.store import Store, StoredPoint
 
@@ -93,7 +92,7 @@ def measure_forgetting(
         if (spec_id, text_id) not in finished
     ]
     total = len(specs) * len(texts)
-    with tqdm(total=total, initial=total - len(missing), desc="sweep, control texts", unit="texts") as bar:
+    with Bar(total=total, initial=total - len(missing), desc="sweep, control texts", unit="texts") as bar:
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             values = nll([specs[spec_id] for spec_id, _, _ in chunk], [text.token_ids for _, _, text in chunk])

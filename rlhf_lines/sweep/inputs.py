@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from reward_models import RewardModel
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig
-from rlhf_lines.limits import check_prompts, check_writes, longest_text
+from rlhf_lines.limits import check_prompts, check_writes, longest_text, read_config
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
 from rlhf_lines.merge.inputs.provenance import load_adapters
@@ -134,9 +134,7 @@ def _check_count(found: int, asked: int, split: str, dataset: str) -> None:
 
 def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
     """Stop where a text has no token, or more than the model reads, or one that it does not know."""
-    from transformers import AutoConfig
-
-    of_model = AutoConfig.from_pretrained(inputs.sft)
+    of_model = read_config(inputs.sft)
     prompts = [inputs.tokenizer(text)["input_ids"] for texts in inputs.prompts.values() for text in texts]
     check_writes(of_model, inputs.tokenizer)
     check_prompts(of_model, prompts, dataset=dataset, max_new_tokens=config.max_new_tokens)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tqdm.auto import tqdm
-
 from reward_models import RewardModel
 from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.progress import Bar
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.engines.protocol import Engine, Request, mixable
 from rlhf_lines.sweep.store import Row, Store, StoredPoint
@@ -102,7 +101,7 @@ class Measurement:
         specs = {point.spec_id: point.spec for point in points}  # two groups may share a spec
         tasks = self._missing(split, specs, prompts)
         total = len(specs) * len(prompts) * len(self._samples)
-        with tqdm(total=total, initial=total - len(tasks), desc=f"sweep, {split} prompts", unit="completions") as bar:
+        with Bar(total=total, initial=total - len(tasks), desc=f"sweep, {split} prompts", unit="completions") as bar:
             for batches in self._rounds(tasks):
                 for rows in self._processes.map(self._worker, batches):
                     self.store.add(rows)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
-from rlhf_lines.limits import check_prompts, check_writes
+from rlhf_lines.limits import check_prompts, check_writes, read_config
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
@@ -49,7 +48,7 @@ def run(
         split: data_config.load("prompts", split, tokenizer)
         for split in (["train", "validation"] if validate else ["train"])
     }
-    of_model = AutoConfig.from_pretrained(sft, trust_remote_code=training.trust_remote_code)
+    of_model = read_config(sft, trust_remote_code=training.trust_remote_code)
     check_writes(of_model, tokenizer)
     check_prompts(
         of_model,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rlhf_lines.distributed import leads
+from rlhf_lines.progress import Bar, beat
 
 
 SHOWN = ("loss", "accuracy", "reward", "kl")
@@ -17,15 +17,22 @@ class StageProgress(TrainerCallback):
 
     def __init__(self, description: str) -> None:
         self._description = description
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
+        self._batches = 0  # of the update that is being made
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar, in the process that speaks."""
         if leads():
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._description, unit="update")
+            self._bar = Bar(total=state.max_steps, initial=state.global_step, desc=self._description, unit="update")
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        """Show life before an update is done: it may take many batches."""
+        self._batches += 1
+        beat(f"batch {self._batches} of {args.gradient_accumulation_steps} of an update")
 
     def on_step_end(self, args, state, control, **kwargs):
         """Move the bar to the update that is done."""
+        self._batches = 0
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
@@ -34,7 +41,7 @@ class StageProgress(TrainerCallback):
         if self._bar is not None:
             # A policy's loss says nothing; its reward does.
             names = [name for name in SHOWN if name in logs and not (name == "loss" and "reward" in logs)]
-            self._bar.set_postfix({name: f"{logs[name]:.3g}" for name in names})
+            self._bar.numbers({name: f"{logs[name]:.3g}" for name in names})
 
     def on_train_end(self, args, state, control, **kwargs):
         """Close the bar."""

@@ -6,14 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import trl
-from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import leads
-from rlhf_lines.limits import check_writes, position_table
+from rlhf_lines.limits import check_writes, position_table, read_config
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import load_adapter
@@ -61,7 +60,7 @@ def run(
     tokenizer = load_tokenizer(base, trust_remote_code=training.trust_remote_code)
     train_dataset = data_config.load(kind, "train", tokenizer)
     eval_dataset = data_config.load(kind, "validation", tokenizer) if training.eval_strategy != "no" else None
-    check_writes(AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code), tokenizer)
+    check_writes(read_config(base, trust_remote_code=training.trust_remote_code), tokenizer)
     final = Path(training.output_dir)
     if model_config.use_peft:
         _check_mergeable(base)

@@ -187,8 +187,7 @@ def test_the_table_adds_up(write_config):
         ({"rewards": ["./nowhere"]}, ["nowhere"]),
         ({"rewards": ["outputs/a/b"]}, ["reward model outputs/a/b does not exist"]),
         ({"rewards": ["no.such:function"]}, ["no.such"]),
-        ({"output_dir": "sft"}, ["output_dir sft exists"]),
-        ({"output_dir": None}, ["output_dir is missing"]),
+        ({"output_dir": ".", "overwrite": True}, ["output_dir", "has no name of its own"]),
         ({"dataset_name": "./gone.jsonl"}, ["dataset file ./gone.jsonl does not exist"]),
         ({"use_peft": False}, ["use_peft"]),
         ({"resume_from_checkpoint": "gone"}, ["resume_from_checkpoint gone does not exist"]),
@@ -199,6 +198,33 @@ def test_the_table_adds_up(write_config):
 def test_a_config_that_cannot_run_is_refused(folder, write_config, capsys, changes, words):
     sentence = refused(capsys, "--config", write_config(**changes), "--stage", "ppo")
     assert all(word in sentence for word in words), sentence
+
+
+def test_a_plan_writes_nothing_so_it_needs_no_folder_and_says_that_one_exists(folder, write_config, capsys):
+    assert cli.main(["plan", "ppo", "--config", write_config(output_dir="sft")]) == 0
+    assert "will not start as it is: output_dir sft exists: choose another" in capsys.readouterr().out
+    assert cli.main(["plan", "--config", write_config(output_dir=None), "--stage=ppo"]) == 0
+    assert "output_dir" not in capsys.readouterr().out
+
+
+def test_flags_alone_are_planned(folder, write_config, capsys):
+    """The same plan as that of a config with the same settings."""
+    config = yaml.safe_load(Path(write_config()).read_text())
+    expected = plan_table(planned(write_config()))
+    flags = [f"--{key}={value}" for key, value in config.items() if not isinstance(value, list)]
+    lists = [
+        word for key, value in config.items() if isinstance(value, list) for word in (f"--{key}", *map(str, value))
+    ]
+    for arguments in (["ppo", *flags, *lists], [*flags, *lists, "--stage", "ppo"]):
+        assert cli.main(["plan", *arguments]) == 0
+        assert capsys.readouterr().out.strip() == expected.strip()
+    assert "nothing to plan: give --config FILE, or a stage" in refused(capsys)
+    assert "unknown stage 'ppoo'" in refused(capsys, "ppoo", "--rewards", "rule:length")
+
+
+def test_the_numbers_of_a_run_are_said(write_config):
+    assert ("numbers", "float32") in planned(write_config()).work
+    assert ("numbers", "float32, bfloat16 in forward and backward passes") in planned(write_config(bf16=True)).work
 
 
 def test_the_stage_is_asked_for_where_the_keys_fit_several(folder, write_config, capsys):

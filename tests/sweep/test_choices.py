@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from rlhf_lines.config import parse
+from rlhf_lines.arguments import parse
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep.choices import GroupEntry, Scaling
 from rlhf_lines.sweep.config import SweepConfig

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
+from rlhf_lines.errors import about
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.rules import RULES
@@ -111,7 +112,8 @@ def load_base(config: SweepConfig, sft: Path) -> nn.Module:
             bnb_4bit_compute_dtype=getattr(torch, config.dtype),
         )
         options["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(sft, dtype=config.dtype, **options).eval()
+    with about(f"SFT model {sft} cannot be loaded"):
+        model = AutoModelForCausalLM.from_pretrained(sft, dtype=config.dtype, **options).eval()
     return model if config.quantized else model.to(device)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lines import distributed
+from rlhf_lines.errors import about
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.models import checkpoint_end_token_ids, load_tokenizer
@@ -196,7 +197,8 @@ class VllmEngine:
         if self._llm is None:
             from vllm import LLM
 
-            self._llm = LLM(**self._arguments)
+            with about("vLLM cannot serve the SFT model with these settings", ValueError, TypeError, ImportError):
+                self._llm = LLM(**self._arguments)
         return self._llm
 
 

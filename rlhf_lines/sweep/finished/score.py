@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
+from rlhf_lines.progress import Bar
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.store import Store, open_finished
@@ -89,7 +88,7 @@ def _written(model: Mapping[str, Any]) -> str:
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
     """Score what has no score yet, and return how many completions that were."""
     missing = store.count_unscored(model.name)
-    with tqdm(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
+    with Bar(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
         rows = store.unscored(model.name)
         while chunk := list(itertools.islice(rows, size)):
             scores = model.score([row.scored_text for row in chunk], [row.text for row in chunk])
