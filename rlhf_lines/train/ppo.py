@@ -52,7 +52,7 @@ def run(
     check_writes(of_model, tokenizer)
     check_prompts(
         of_model,
-        (ids for rows in prompts.values() for ids in tokenizer(rows["prompt"])["input_ids"]),
+        (ids for rows in prompts.values() for ids in tokenizer(list(rows["prompt"]), verbose=False)["input_ids"]),
         dataset=data_config.dataset_name,
         max_completion_length=training.max_completion_length,
     )
