@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
@@ -20,6 +21,18 @@ from rlhf_lines.errors import Problems, alternatives, closest, is_about_input, i
 
 # Packages whose dataclasses are taken as they are, and the headings of their options in a stage's help, after ours.
 LIBRARIES = {"trl": "options of TRL", "transformers": "options of transformers"}
+# Numbers that TRL, transformers and PEFT check late, or divide by: the least and the most that they take.
+RANGES = {
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "lora_r",
+            "max_completion_length", "num_iterations",
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), (0, math.inf)),
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),
+}  # fmt: skip
 MANY = 3  # unknown keys of a file that are told one by one
 
 
@@ -36,6 +49,7 @@ def parse(dataclass_types: Sequence[type], arguments: list[str], *, prog: str) -
     others = _config_and_others(arguments)[1]
     flags = _flags(dataclass_types, others, prog)  # a mistake in a flag is told before one in the file
     given = parser.read_settings(settings)
+    _check_ranges({**given, **flags}, parser.of_libraries, settings, flags)
     try:
         configs = parser.parse_args_into_dataclasses(others)
     except Exception as error:  # what the dataclasses of TRL and transformers think of the values
@@ -46,7 +60,18 @@ def parse(dataclass_types: Sequence[type], arguments: list[str], *, prog: str) -
     return configs, {**given, **flags}
 
 
-def _place(message: str, settings: Settings, flags: Mapping[str, Any]) -> str:
+def _check_ranges(given: Mapping[str, Any], known: Collection[str], settings: Settings, flags: Collection[str]) -> None:
+    problems = Problems()
+    for key, (least, most) in RANGES.items():
+        value = given.get(key)
+        if key in known and isinstance(value, (int, float)) and not least <= value <= most:
+            expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            message = f"{key} is {value}, expected {expected}"
+            problems.add(_place(message, settings, flags) + message)
+    problems.check()
+
+
+def _place(message: str, settings: Settings, flags: Collection[str]) -> str:
     """Where the setting is that a message is about, to precede it; nothing for a flag, whose name says where it is.
 
     It is about the first setting that it names; a conflict of several, none of which is named, is put down to the file.
@@ -133,6 +158,7 @@ def _parser(dataclass_types: Sequence[type], prog: str):
         def __init__(self, *args, **kwargs):
             self.hints: dict[str, Any] = {}  # of every field
             self.read_by_field: set[str] = set()  # names of fields with a parse
+            self.of_libraries: set[str] = set()  # names of fields that a library defines
             super().__init__(*args, **kwargs)
             accept_negative_numbers(self)
             headings = list(LIBRARIES.values())
@@ -150,7 +176,10 @@ def _parser(dataclass_types: Sequence[type], prog: str):
                     entry.type = list[str] if is_list(entry.type) else str
                     entry.metadata = {key: value for key, value in entry.metadata.items() if key != "parse"}
                 if entry.init:
-                    self._parse_dataclass_field(self._group(_heading(dtype, entry.name)), entry)
+                    heading = _heading(dtype, entry.name)
+                    if heading in LIBRARIES.values():
+                        self.of_libraries.add(entry.name)
+                    self._parse_dataclass_field(self._group(heading), entry)
 
         def _group(self, title: str):
             found = (group for group in self._action_groups if group.title == title)

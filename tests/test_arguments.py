@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_lines.arguments import given_keys, parse
 from rlhf_lines.config import RunConfig, read_fields
+from rlhf_lines.stages import configs_of
 
 
 class Color(StrEnum):
@@ -124,6 +125,21 @@ def test_the_config_is_named_either_way(given, config):
     (_, thing), kept = parse(TYPES, [*config, "--note=a=b", "--steps", "1", "--steps", "4"], prog="x")
     assert (thing.steps, thing.note, kept) == (4, "a=b", {"steps": 4, "note": "a=b"})
     assert given_keys([*config, "--output-dir=x"]) == {"steps", "output_dir"}
+
+
+def test_numbers_that_a_library_would_divide_by_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("output_dir: o\nper_device_train_batch_size: 0\n")
+    arguments = ["--config", "c.yaml", "--bf16", "false", "--dataset_name=docstrings"]
+    with pytest.raises(
+        ValueError, match=r"^config file c\.yaml, line 2: per_device_train_batch_size is 0, expected at least"
+    ):
+        parse(configs_of("sft"), arguments, prog="rlhf-lines sft")
+    flags = ["--per_device_train_batch_size", "1", "--seed", "-1", "--gradient_accumulation_steps=0"]
+    with pytest.raises(
+        ValueError, match=r"^2 problems: \(1\) gradient_accumulation_steps is 0, .*; \(2\) seed is -1, expected 0 to"
+    ):
+        parse(configs_of("sft"), [*arguments, *flags], prog="rlhf-lines sft")
 
 
 def test_no_file_beside_the_script_adds_flags(given, tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ from tests import tiny
 
 
 VERBS = (
-    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "report", "score", "export",
-    "plan",
+    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "report", "score",
+    "export", "plan",
 )  # fmt: skip
 
 
@@ -232,6 +232,39 @@ def test_the_process_exits_with_2_and_one_line(folder, arguments):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith(f"rlhf-lines {arguments[0]}: ")
     assert everything(folder) == before
+
+
+def test_a_reader_who_has_seen_enough_ends_nothing():
+    """As `rlhf-lines --help | head -1`, whose pipe is closed before all is written."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "rlhf_lines", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_letters_that_a_terminal_has_not_are_written_in_ascii(tmp_path):
+    command = [sys.executable, "-m", "rlhf_lines", "configs", "Größe"]
+    settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONIOENCODING": "ascii"}}
+    done = subprocess.run(command, **settings, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Gr\\xf6\\xdfe/accelerate/fsdp.yaml\n")
+
+
+def test_flags_may_have_dashes_and_numbers_exponents(folder, capsys):
+    words = ["pick", "./no", "--preference", "-1e-3", "1", "--max-kl", "x"]
+    assert "unknown flag '--max-kl'" in refused(capsys, folder, words)
+    assert "no/front.json does not exist" in refused(capsys, folder, words[:5])
+    assert "'b' belongs to no flag" in refused(capsys, folder, ["export", "./no", "--output-dir", "a", "b"])
+
+
+def test_every_number_flag_of_a_verb_is_checked(folder, capsys):
+    for arguments in (
+        ["score", "./no", "--rewards", "a.b:c", "--batch_size", "many"],
+        ["plan", "--prompt_tokens", "1.5"],
+    ):
+        assert "invalid int value" in refused(capsys, folder, arguments)
+    assert "file 'nope' does not exist" in refused(capsys, folder, ["merge", *merge_flags(repeats="nope")])
 
 
 # --- our mistakes ---

@@ -12,7 +12,13 @@ import yaml
 from rlhf_lines.arguments import parse
 from rlhf_lines.artifact import write_record
 from rlhf_lines.config import RunConfig, parse_size, read_fields
-from rlhf_lines.data.config import DataConfig
+from rlhf_lines.data.config import (
+    DataConfig,
+    DemonstrationDataConfig,
+    PreferenceDataConfig,
+    PromptDataConfig,
+    TrainingDataConfig,
+)
 from rlhf_lines.merge.stage import MergeConfig
 from rlhf_lines.stages import MODULES, configs_of
 from rlhf_lines.statistics.config import StatisticsConfig
@@ -162,6 +168,11 @@ MADE = [
         groups=[GroupEntry("t", "ties", alpha="0.5"), {"name": "f", "rule": "fisher", "statistics": ["x", "y"]}],
     ),
     SweepConfig("sft", ["a", "b"], ["rule:length", "m:f"], "out", engine="vllm", vllm='{"tensor_parallel_size": 2}'),
+    *(kind("rows.jsonl", test_size="0.25") for kind in (TrainingDataConfig, PreferenceDataConfig)),
+    *(
+        kind("rows.jsonl", test_size=4, chat_template_kwargs='{"enable_thinking": false}')
+        for kind in (PromptDataConfig, DemonstrationDataConfig)
+    ),
     *(kind("sft", "policy", "out", max_memory="2GB") for kind in (StatisticsConfig, FisherConfig, GramConfig)),
 ]  # fmt: skip
 
@@ -323,12 +334,12 @@ def test_a_merge_record_is_a_config_of_stage_merge_alone(tmp_path):
 
 
 def test_every_stage_names_its_data_alike_and_takes_no_setting_that_it_ignores():
-    everywhere = {"dataset_name", "dataset_path", "prompt_template", "max_prompt_length"}
+    everywhere = {"dataset_name", "dataset_path", "prompt_template", "max_prompt_length", "test_size"}
     expected = {
-        "sft": everywhere | {"max_samples"},
+        "sft": everywhere | {"max_samples", "chat_template_kwargs"},
         "ppo": everywhere | {"max_samples"},
         "reward": everywhere | {"max_samples", "preference"},
-        "sweep": everywhere,
+        "sweep": everywhere | {"chat_template_kwargs"},
     }
     for verb, names in expected.items():
         data = next(config for config in configs_of(verb) if issubclass(config, DataConfig))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
-from rlhf_lines.data import docstrings, files, hh_rlhf, news, templates, tldr
+from rlhf_lines.data import chat, docstrings, files, hh_rlhf, left_out, news, templates, tldr
+from rlhf_lines.data.splits import TestSize
+from rlhf_lines.data.writer import Writer
+from rlhf_lines.errors import closest
 
 
 TASKS = {"docstrings": docstrings, "tldr": tldr, "hh_rlhf": hh_rlhf, "news": news}
@@ -24,13 +29,15 @@ def load(
     preference: str | None = None,
     max_prompt_length: int | None = None,
     max_samples: int | None = None,
+    test_size: TestSize = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ):
     """The `datasets.Dataset` of one kind of rows of one split.
 
     | kind | columns |
     |---|---|
     | text | text |
-    | prompts | prompt: what the policy reads; scored_prompt, conversation: what reward models are shown |
+    | prompts | prompt: what the policy reads; scored_prompt, conversation: what reward models are shown; columns |
     | demonstrations | prompt, completion; both as messages where the tokenizer has a chat template |
     | preferences | prompt: what reward models are shown; chosen, rejected |
 
@@ -38,7 +45,7 @@ def load(
     the data. Reward models have tokenizers of their own: what they are shown is always written by the template of the
     data, and for summaries it is the post or article alone. A reward model with a chat template of its own may be shown
     `conversation`: the turns of the prompt as messages, as a chat model is asked. (TRL would take a column `messages`
-    for a conversation that it has to write itself.)
+    for a conversation that it has to write itself.) `columns` has what else a file says of a prompt, as a JSON text.
 
     Args:
         dataset_name: a task of this package (a key of `TASKS`), a local file or folder, or a Hub id.
@@ -50,80 +57,123 @@ def load(
         preference: which preference of the task, for kind `"preferences"`; None where a source has only one.
         max_prompt_length: leave out rows whose prompt has more tokens; their number is logged. Needs a tokenizer.
         max_samples: keep the first so many rows; None keeps all.
+        test_size: how much is held out of a source without splits; see `splits.read_test_size`.
+        chat_template_kwargs: settings of the tokenizer's chat template.
 
     Raises:
         FileNotFoundError: a source does not exist, or has no such split.
-        ValueError: the task has no such rows or no such preference, a setting does not fit the source, or no row is
-            left.
+        ValueError: the task has no such rows or no such preference, a setting does not fit the source, a row cannot be
+            read, or no row is left.
     """
     from datasets import Dataset
 
+    if kind == "text":
+        _refuse_of_prompts(
+            max_prompt_length=max_prompt_length,
+            prompt_template=prompt_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+    if max_prompt_length is not None and tokenizer is None:
+        raise ValueError(f"max_prompt_length is {max_prompt_length}, but there is no tokenizer to count with")
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples is {max_samples}, expected at least 1")
+    settings = chat.check_settings(chat_template_kwargs, tokenizer)
     task = TASKS.get(dataset_name)
     if task is None:
         if preference is not None:
             raise ValueError(f"preference {preference!r} was given, but {dataset_name} is a plain source of pairs")
         if dataset_path is not None:
             raise ValueError(f"dataset_path {dataset_path} was given, but {dataset_name} is no task: give one of them")
-        rows, template = files.rows(dataset_name, kind, split, template=prompt_template)
+        rows, template = _rows_of_source(dataset_name, kind, split, prompt_template, test_size)
     else:
         if prompt_template is not None:
             raise ValueError(f"prompt_template {prompt_template!r} was given, but the {dataset_name} task has its own")
-        rows = _rows_of_task(dataset_name, kind, split, preference, dataset_path)
+        rows = _rows_of_task(dataset_name, kind, split, preference, dataset_path, test_size)
         template = templates.find(getattr(task, "TEMPLATE", "plain"))
-    if kind == "text" and max_prompt_length is not None:
-        raise ValueError(f"max_prompt_length is {max_prompt_length}, but text has no prompts: leave it out")
+    source = f"{dataset_name}, split {split}"
+    if not rows:
+        unless = "" if test_size is None else f" (test_size is {test_size})"
+        raise ValueError(f"dataset {dataset_name} has no {kind} in its {split} split{unless}")
+    if tokenizer is not None:
+        rows = _with_one_bos(rows, tokenizer, source)
     if kind != "text":
         scored_prompt = getattr(task, "scored_prompt", lambda prompt: prompt)
-        rows = [_row(row, kind, template, scored_prompt, tokenizer) for row in rows]
-        if max_prompt_length is not None:
-            rows = _short(rows, max_prompt_length, tokenizer, f"{dataset_name}, split {split}")
-    if not rows[:max_samples]:
-        raise ValueError(f"dataset {dataset_name} has no {kind} in its {split} split")
+        write = Writer(kind, template, scored_prompt, tokenizer, settings, dataset_name)
+        written = [write.row(row) for row in rows]
+        if kind != "preferences" and chat.has_chat_template(tokenizer):
+            _tell_chat_template(rows, written, tokenizer, source)
+        rows = left_out.leave_out(written, kind, tokenizer, max_prompt_length, source)
     return Dataset.from_list(rows[:max_samples])
 
 
-def _rows_of_task(name: str, kind: str, split: str, preference: str | None, path: str | None) -> list[dict]:
+def _refuse_of_prompts(**settings) -> None:
+    for name, value in settings.items():
+        if value:
+            raise ValueError(f"{name} is {value}, but text has no prompts: leave it out")
+
+
+def _rows_of_source(name: str, kind: str, split: str, template: str | None, test_size: TestSize):
+    try:
+        return files.rows(name, kind, split, template=template, test_size=test_size)
+    except FileNotFoundError as error:
+        if (close := closest(name, TASKS)) is None:
+            raise
+        raise FileNotFoundError(f"{error}; did you mean {close!r}?") from error
+
+
+def _rows_of_task(
+    name: str, kind: str, split: str, preference: str | None, path: str | None, test_size: TestSize
+) -> list[dict]:
     task = TASKS[name]
     if not hasattr(task, kind):
         raise ValueError(f"the {name} task has no {kind}; it has {', '.join(k for k in KINDS if hasattr(task, k))}")
-    if path is not None and not hasattr(task, "HUB_ID"):
-        raise ValueError(f"dataset_path {path} was given, but the {name} task reads no files: leave it out")
-    options = {} if path is None else {"path": path}
+    given = {"path": path, "test_size": test_size}
+    options = {option: value for option, value in given.items() if value is not None}
+    if options and not hasattr(task, "HUB_ID"):
+        option, value = next(iter(options.items()))
+        key = {"path": "dataset_path"}.get(option, option)
+        raise ValueError(f"{key} {value} was given, but the {name} task reads no files: leave it out")
     if kind == "preferences":
         return task.preferences(split, preference, **options)
     return getattr(task, kind)(split, **options)
 
 
-def _row(row: dict, kind: str, template: templates.Template, scored_prompt, tokenizer) -> dict:
-    """The row as the stages read it."""
-    if kind == "preferences":
-        return {"prompt": scored_prompt(row["prompt"]), "chosen": row["chosen"], "rejected": row["rejected"]}
-    prompt, completion = row["prompt"], row.get("completion")
-    conversation = template.asked(row.get("messages") or template.messages(prompt))
-    if templates.has_chat_template(tokenizer):
-        prompt = conversation
-        if kind == "demonstrations":  # SFTTrainer applies the chat template itself, and so knows where a turn ends
-            completion = [{"role": "assistant", "content": completion.strip()}]
-        else:
-            prompt = templates.chat_text(prompt, tokenizer)
-    if kind == "demonstrations":
-        return {"prompt": prompt, "completion": completion}
-    return {"prompt": prompt, "scored_prompt": scored_prompt(row["prompt"]), "conversation": conversation}
+def _tell_chat_template(rows: list[dict], written: list[dict], tokenizer, source: str) -> None:
+    """Log what a chat template may do to a conversation without a word: write it twice, or leave a turn out."""
+    twice = sum("messages" not in row and chat.is_written(row["prompt"], tokenizer) for row in rows)
+    if twice:
+        logger.warning(
+            "%s: %d of %d prompts begin with a special token, as if a chat template had written them; it writes them "
+            "again, as what the user says: give the turns as messages instead",
+            source, twice, len(rows),
+        )  # fmt: skip
+    turns = [row["conversation"] if "conversation" in row else row["prompt"] for row in written]
+    unread = [chat.unread_turn(messages, row["read"]) for messages, row in zip(turns, written, strict=True)]
+    if any(unread):
+        first = next(turn for turn in unread if turn)
+        logger.warning(
+            "%s: the chat template changes or leaves out a turn of %d of %d prompts; the first is one of the %s: %r",
+            source, sum(turn is not None for turn in unread), len(rows), first["role"], first["content"][:60],
+        )  # fmt: skip
 
 
-def _short(rows: list[dict], longest: int, tokenizer, source: str) -> list[dict]:
-    """The rows whose prompt has no more tokens."""
-    if tokenizer is None:
-        raise ValueError(f"max_prompt_length is {longest}, but there is no tokenizer to count with")
-    if not rows:
+def _with_one_bos(rows: list[dict], tokenizer, source: str) -> list[dict]:
+    """The rows, of texts that begin with the tokenizer's BOS text, which it or its chat template adds, without it."""
+    if not (chat.adds_bos(tokenizer) or (tokenizer.bos_token and chat.has_chat_template(tokenizer))):
         return rows
-    prompts = [row["prompt"] for row in rows]
-    if isinstance(prompts[0], str):
-        ids = tokenizer(prompts)["input_ids"]
-    else:
-        ids = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)["input_ids"]
-    short = [row for row, tokens in zip(rows, ids, strict=True) if len(tokens) <= longest]
-    if len(short) < len(rows):
-        logger.warning("%s: %d of %d prompts are longer than %d tokens: left out", source, len(rows) - len(short),
-                       len(rows), longest)  # fmt: skip
-    return short
+    found = [_without_bos(row, tokenizer) for row in rows]
+    changed = sum(new != old for new, old in zip(found, rows, strict=True))
+    if changed:
+        logger.warning(
+            "%s: %d of %d texts begin with %s, which the tokenizer adds itself: written once",
+            source, changed, len(rows), tokenizer.bos_token,
+        )  # fmt: skip
+    return found
+
+
+def _without_bos(row: dict, tokenizer) -> dict:
+    made = {**row, **{key: chat.without_bos(row[key], tokenizer) for key in ("prompt", "text") if key in row}}
+    if row.get("messages"):
+        first, *others = row["messages"]
+        made["messages"] = [{**first, "content": chat.without_bos(first["content"], tokenizer)}, *others]
+    return made

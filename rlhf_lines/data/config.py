@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rlhf_lines import data
+from rlhf_lines.config import from_json, read_fields
+from rlhf_lines.data.splits import read_test_size
 
 
 @dataclass
@@ -29,9 +33,53 @@ class DataConfig:
         default=None, metadata={"help": "Leave out rows whose prompt has more tokens than this."}
     )
 
-    def load(self, kind: str, split: str, tokenizer):
+    test_size: float | int | str | None = field(
+        default=None,
+        metadata={
+            "help": "How much of a source without test and validation splits is held out for each of them: a share (of "
+            "at most 0.5; 0.1 if nothing is given), a number of prompts, or all: all of it is test.",
+            "parse": read_test_size,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        read_fields(self)
+
+    def load(self, kind: str, split: str, tokenizer, *, chat_template_kwargs: Mapping[str, Any] | None = None):
         """The rows that the settings describe; see `rlhf_lines.data.load`."""
-        return data.load(kind=kind, split=split, tokenizer=tokenizer, **vars(self))
+        settings = {"chat_template_kwargs": chat_template_kwargs, **vars(self)}
+        return data.load(kind=kind, split=split, tokenizer=tokenizer, **settings)
+
+
+def read_settings(value: object) -> dict[str, Any] | None:
+    """`chat_template_kwargs` from a mapping, or from the JSON of one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    value = from_json("chat_template_kwargs", value)
+    if not (value is None or isinstance(value, dict)):
+        raise ValueError(f"chat_template_kwargs is {value!r}, expected a mapping")
+    return value
+
+
+@dataclass
+class ChatTemplateConfig:
+    """How the tokenizer's chat template is set, in stages of which TRL has no such setting."""
+
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of the tokenizer's chat template, such as '{\"enable_thinking\": false}'; the same in "
+            "every stage.",
+            "parse": read_settings,
+        },
+    )
+
+
+@dataclass
+class PromptDataConfig(ChatTemplateConfig, DataConfig):
+    """Which prompts a sweep or statistics read."""
 
 
 @dataclass
@@ -39,6 +87,11 @@ class TrainingDataConfig(DataConfig):
     """Which rows a training stage reads."""
 
     max_samples: int | None = field(default=None, metadata={"help": "Read only the first so many rows."})
+
+
+@dataclass
+class DemonstrationDataConfig(ChatTemplateConfig, TrainingDataConfig):
+    """Which demonstrations an SFT model is trained on."""
 
 
 @dataclass

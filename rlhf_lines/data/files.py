@@ -1,71 +1,99 @@
-"""Rows of a local JSONL, JSON or Parquet file, of a folder of them, or of a data set on the Hub."""
+"""Rows of a file, a folder or a Hub data set as prompts, demonstrations or preferences, whatever form they have."""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from rlhf_lines.data import dialogues
-from rlhf_lines.data.splits import SPLITS, rows_of
+from rlhf_lines.data import conversation, dialogues
+from rlhf_lines.data.conversation import Messages, kind_of
+from rlhf_lines.data.sources import Rows, columns, read
+from rlhf_lines.data.splits import HELD_OUT, SHARE, SPLITS, TestSize, prompts_by_split, rows_of
 from rlhf_lines.data.templates import TEMPLATES, Template, find
 
 
-FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".jsonl.gz": "json",
-    ".json.gz": "json",
-}
 COLUMNS = {
     "text": ("text",),
     "demonstrations": ("prompt", "completion"),
     "prompts": ("prompt",),
     "preferences": ("prompt", "chosen", "rejected"),
 }
+PAIR = ("chosen", "rejected")
+ALIKE = {"completion": "chosen"}  # what is a demonstration where there is no other
+SPOKEN = ("prompt", "completion", *PAIR, "messages")  # the columns that may hold messages
+# What a chat template or a model of images would be given besides: a conversation is not the same without it.
+BESIDE_MESSAGES = ("tools", "chat_template_kwargs", "images", "image")
+
+logger = logging.getLogger(__name__)
 
 
-def rows(source: str, kind: str, split: str, *, template: str | None = None) -> tuple[list[dict], Template]:
+def rows(
+    source: str, kind: str, split: str, *, template: str | None = None, test_size: TestSize = None
+) -> tuple[list[dict], Template]:
     """The rows of one kind of one split (see `splits.rows_of`), and the template of their prompts.
 
-    A prompt is one of three:
+    A source is one of three:
 
-    1. a column `prompt` of texts, read as they are, or as what the user says in `template`;
-    2. a column `prompt` of messages `[{"role", "content"}, ...]`, written by `template` (default `hh`); the
-       other columns then hold texts or lists of one message, and the rows keep their `messages`;
-    3. without such a column, what the dialogues `chosen` and `rejected` have in common (see `dialogues`), as it
-       is, or written by `template`. The chosen replies are demonstrations, too.
+    1. texts: a column `prompt` is read as it is, or as what the user says in `template`;
+    2. pairs of dialogues without a column `prompt`: it is what `chosen` and `rejected` have in common (see
+       `dialogues`), as it is, or written by `template`. The chosen replies are demonstrations, too;
+    3. conversations: some column holds messages (see `conversation`). `template` (default `hh`) writes the prompt, and
+       the rows keep its turns as `messages`. A prompt that is not given as messages is what `chosen` and `rejected`
+       share, or what `messages` has before its last reply, or else a text that the user says.
+
+    Rows of the kind `"prompts"` keep what else the source says of them as `columns`, a JSON text.
 
     Args:
         source: a file, a folder, or a Hub id `owner/name`.
         kind: `"text"`, `"demonstrations"`, `"prompts"` or `"preferences"`; it names the columns that are kept.
         split: `"train"`, `"validation"` or `"test"`.
         template: the name of a template.
+        test_size: see `splits.read_test_size`.
 
     Raises:
         FileNotFoundError: the file or folder does not exist, the folder lacks the split, or the Hub has no such data.
         ValueError: a column is missing or holds no text, or the file format or the template is unknown.
     """
     own_splits = read(source)
-    implicit = kind != "text" and all(_is_implicit(dataset) for dataset in own_splits.values())
-    native = "hh" if implicit or any(_holds_messages(dataset, "prompt") for dataset in own_splits.values()) else "plain"
+    everything = [row for own in own_splits.values() for row in own]
+    spoken = kind != "text" and any(isinstance(row.get(column), list) for row in everything for column in SPOKEN)
+    names = set(columns(everything))
+    implicit = kind != "text" and not spoken and "prompt" not in names and set(PAIR) <= names
+    native = "hh" if spoken or implicit else "plain"
     written = find(template or native)
 
     def convert(name: str, wanted: str) -> list[dict]:
-        dataset, where = own_splits[name], source if Path(source).is_file() else f"{source}, split {name},"
+        own, where = own_splits[name], source if Path(source).is_file() else f"{source}, split {name},"
+        if wanted == "text":
+            return texts_of(own, COLUMNS["text"], wanted, where)
+        if spoken:
+            return _conversations(own, wanted, written, where)
         if implicit:
-            found = dialogues.rows(texts_of(dataset, ("chosen", "rejected"), wanted, where), wanted, source)
-        else:
-            found = texts_of(dataset, COLUMNS[wanted], wanted, where)
-        return found if wanted == "text" else [_written(row, written, native) for row in found]
+            found = dialogues.rows(texts_of(own, PAIR, wanted, where), wanted, source)
+            return [_rewritten(row, written, native, f"a prompt of dataset {where}") for row in found]
+        found = texts_of(own, COLUMNS[wanted], wanted, where)
+        return [
+            {
+                **_rewritten(row, written, native, f"row {number} of dataset {where}"),
+                "row": number,
+                **(_columns(whole) if wanted == "prompts" else {}),
+            }
+            for number, (row, whole) in enumerate(zip(found, own, strict=True), start=1)
+        ]
 
-    found = split_rows(own_splits, split, convert, kind, source)
-    return found, written
+    return split_rows(own_splits, split, convert, kind, source, test_size), written
 
 
 def split_rows(
-    own_splits: Mapping[str, Any], split: str, convert: Callable[[str, str], list[dict]], kind: str, source: str
+    own_splits: Mapping[str, Sequence],
+    split: str,
+    convert: Callable[[str, str], list[dict]],
+    kind: str,
+    source: str,
+    test_size: TestSize = None,
 ) -> list[dict]:
     """The rows of one kind of one split; of the other splits only the prompts are converted.
 
@@ -75,144 +103,184 @@ def split_rows(
         convert: from the name of an own split and a kind of rows to these rows.
         kind: a key of `COLUMNS`.
         source: its name, for errors.
+        test_size: see `splits.read_test_size`.
 
     Raises:
         FileNotFoundError: the source has neither the split nor a train split to take it from.
+        ValueError: the source has splits of its own, so `test_size` means nothing.
     """
     if split in SPLITS and not {split, "train"} & set(own_splits):
-        raise FileNotFoundError(f"dataset {source} has no {split} split, nor a train split to take one from")
+        nor = "" if split == "train" else ", nor a train split to take one from"
+        raise FileNotFoundError(f"dataset {source} has no {split} split{nor}")
+    lacking = [name for name in HELD_OUT if name not in own_splits]
+    if test_size is not None and ("train" not in own_splits or not lacking):
+        raise ValueError(f"test_size is {test_size}, but dataset {source} has splits of its own: leave it out")
     needed = split if split in own_splits else "train"
     others = "text" if kind == "text" else "prompts"
     converted = {name: convert(name, kind if name == needed else others) for name in own_splits}
-    return rows_of(converted, split, key="text" if kind == "text" else "prompt")
+    key = "text" if kind == "text" else "prompt"
+    if lacking and "train" in own_splits:
+        sizes = prompts_by_split(converted, key=key, test_size=test_size)
+        _tell_split(source, " and ".join(lacking), tuple(sizes.items()), SHARE if test_size is None else test_size)
+    return rows_of(converted, split, key=key, test_size=test_size)
 
 
-def read(source: str, *, subset: str | None = None, revision: str | None = None) -> dict[str, Any]:
-    """The data sets of a file, a folder or a Hub id, by the splits that it has.
-
-    A file is one split, `"train"`. A folder holds a split as `train.jsonl`, as shards `train-*.parquet`, or as a
-    folder `train/` of shards, itself or in `data/`: so does a downloaded data set of the Hub.
-
-    Args:
-        source: a file, a folder, or a Hub id `owner/name`.
-        subset: a folder inside a folder or Hub data set; a local source may be that folder itself.
-        revision: of a Hub data set.
+def texts_of(rows: Rows, wanted: Sequence[str], purpose: str, source: str) -> list[dict]:
+    """The rows with these columns of texts.
 
     Raises:
-        FileNotFoundError: there is no such source, or a folder without splits.
-        ValueError: the file format is unknown.
+        ValueError: a column is missing, or holds something else in a row.
     """
-    path = Path(source)
-    if path.is_file():
-        return {"train": _read([path])}
-    if path.is_dir():
-        folder = path / subset if subset and (path / subset).is_dir() else path
-        found = {split: files for split in SPLITS if (files := _files_of(folder, split))}
-        if not found:
-            raise FileNotFoundError(f"dataset folder {folder} has no train split: expected {folder / 'train.jsonl'}")
-        return {split: _read(files) for split, files in found.items()}
-    if _format_of(path) or source.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"dataset file {source} does not exist")
-    return _fetch(source, subset, revision)
-
-
-def columns_of(dataset, columns: Sequence[str], purpose: str, source: str) -> list[dict]:
-    """The rows of a `datasets.Dataset` with these columns.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"dataset {source} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} for {purpose}; "
-            f"it has {', '.join(dataset.column_names)}"
-        )
-    return dataset.select_columns(list(columns)).to_list()
-
-
-def texts_of(dataset, columns: Sequence[str], purpose: str, source: str) -> list[dict]:
-    """The rows of a `datasets.Dataset` with these columns of texts or messages.
-
-    Raises:
-        ValueError: one is missing, is of another type, or is empty (null) in a row.
-    """
-    rows = columns_of(dataset, columns, purpose, source)
-    for column in columns:
-        held = getattr(dataset.features[column], "dtype", "lists")
-        if held not in ("string", "large_string") and not _holds_messages(dataset, column):
-            raise ValueError(f"column {column} of dataset {source} holds {held}, expected plain text or messages")
-        number = next((number for number, row in enumerate(rows, start=1) if row[column] is None), None)
-        if number is not None:
-            raise ValueError(f"row {number} of dataset {source} has no {column}: fill it in, or leave out the row")
-    return rows
-
-
-def _files_of(folder: Path, split: str) -> list[Path]:
-    """The files of a split in the first place that has any, in one format."""
-    for place in (folder, folder / "data"):
-        for suffix in FORMATS:
-            for pattern in (f"{split}{suffix}", f"{split}-*{suffix}", f"{split}/*{suffix}"):
-                if found := sorted(place.glob(pattern)):
-                    return found
-    return []
-
-
-def _fetch(source: str, subset: str | None, revision: str | None) -> dict[str, Any]:
-    from datasets import load_dataset
-
-    try:
-        fetched = load_dataset(source, data_dir=subset, revision=revision)
-    except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
-        reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"dataset {source} is neither a task, nor a local file or folder, nor a Hub data set that can be fetched "
-            f"({reason})"
-        ) from error
-    found = {split: fetched[split] for split in SPLITS if split in fetched}
-    if not found:
-        raise FileNotFoundError(f"dataset {source} has the splits {', '.join(fetched)}, expected one of {SPLITS}")
+    found = columns_of(rows, wanted, purpose, source)
+    for number, row in enumerate(found, start=1):
+        for column, value in row.items():
+            if not isinstance(value, str):
+                raise ValueError(_no_text(number, source, column, value, "a text"))
     return found
 
 
-def _read(paths: list[Path]):
-    from datasets import Dataset
+def columns_of(rows: Rows, wanted: Sequence[str], purpose: str, source: str) -> list[dict]:
+    """The rows with these columns; a column that a row lacks is None there.
 
-    format = _format_of(paths[0])
-    if format is None:
+    Raises:
+        ValueError: no row has one of them.
+    """
+    _check_columns(rows, wanted, columns(rows), purpose, source)
+    return [{column: row.get(column) for column in wanted} for row in rows]
+
+
+def _check_columns(rows: Rows, wanted: Sequence[str], given: Sequence[str], purpose: str, source: str) -> None:
+    missing = [column for column in wanted if column not in given]
+    if missing:
         raise ValueError(
-            f"dataset file {paths[0]} has the format {paths[0].suffix!r}, expected one of {', '.join(FORMATS)}"
+            f"dataset {source} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} for {purpose}; "
+            f"it has {', '.join(columns(rows))}"
         )
-    if not any(path.stat().st_size for path in paths):
-        raise ValueError(f"dataset file {paths[0]} is empty, expected rows")
-    # Not load_dataset(), which reports every use to the Hub, also of a local file, and waits where there is none.
-    from_files = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[format]
-    return from_files([str(path) for path in paths])
 
 
-def _format_of(path: Path) -> str | None:
-    return next((FORMATS[suffix] for suffix in FORMATS if path.name.endswith(suffix)), None)
+def _no_text(number: int, source: str, column: str, value: object, expected: str) -> str:
+    if value is None:
+        return f"row {number} of dataset {source} has no {column}: fill it in, or leave out the row"
+    return f"row {number} of dataset {source}: {column} is {kind_of(value)}, expected {expected}"
 
 
-def _is_implicit(dataset) -> bool:
-    return "prompt" not in dataset.column_names and {"chosen", "rejected"} <= set(dataset.column_names)
+@cache  # a stage reads several splits of one source, and is told once
+def _tell_split(source: str, lacking: str, sizes: tuple[tuple[str, int], ...], test_size: TestSize) -> None:
+    logger.warning(
+        "%s has no %s split, so a hash of the prompt holds some of train out: %s (test_size: %s)",
+        source, lacking, ", ".join(f"{count} {name}" for name, count in sizes), test_size,
+    )  # fmt: skip
 
 
-def _holds_messages(dataset, column: str) -> bool:
-    feature = dataset.features.get(column)
-    item = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
-    return isinstance(item, dict) and {"role", "content"} <= set(item)
+# --- conversations
 
 
-def _written(row: dict, template: Template, native: str) -> dict:
-    """The row with its prompt as a text of the template, and every other column as a text."""
-    prompt = row["prompt"]
-    if not isinstance(prompt, str):
-        messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
-        texts = {k: v if isinstance(v, str) else v[-1]["content"] for k, v in row.items() if k != "prompt"}
-        return {"prompt": template.text(messages), **texts, "messages": messages}
+def _conversations(rows: Rows, wanted: str, template: Template, source: str) -> list[dict]:
+    """The rows of one kind of a source that holds messages; a pair without a common turn is left out, and counted."""
+    given = set(columns(rows))
+    if "messages" in given:
+        given |= {"prompt", "completion"}
+    if set(PAIR) <= given:
+        given |= {"completion"} | ({"prompt"} if any(isinstance(row.get("chosen"), list) for row in rows) else set())
+    _check_columns(rows, COLUMNS[wanted], list(given), wanted, source)
+    found = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            if (made := _spoken_row(row, wanted, template)) is not None:
+                found.append({**made, "row": number, **(_columns(row) if wanted == "prompts" else {})})
+        except ValueError as error:
+            raise ValueError(f"row {number} of dataset {source}: {error}") from None
+    if not found:
+        raise ValueError(f"dataset {source} has no prompt: chosen and rejected share no turn in any row")
+    if len(found) < len(rows):
+        logger.warning("%s: %d of %d pairs share no turn: left out", source, len(rows) - len(found), len(rows))
+    return found
+
+
+def _spoken_row(row: dict, wanted: str, template: Template) -> dict | None:
+    beside = [name for name in BESIDE_MESSAGES if row.get(name)]
+    if beside:
+        raise ValueError(f"{beside[0]} stands beside its messages, which no stage here reads: leave the column out")
+    prompt, answers = _divided(row)
+    if prompt is None:
+        return None
+    prompt = conversation.opened([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+    if not prompt:
+        raise ValueError("prompt has no turn that says something")
+    try:
+        made = {"prompt": template.text(prompt)}
+    except ValueError as error:
+        raise ValueError(f"prompt {error}") from None
+    for column in COLUMNS[wanted][1:]:
+        source = column if column in answers or row.get(column) is not None else ALIKE.get(column, column)
+        answer = answers[source] if source in answers else _said(row, source)
+        if isinstance(answer, list):
+            answer = _reply(conversation.behind(prompt, answer), column, wanted, template)
+        made[column] = answer
+    if wanted == "demonstrations" and conversation.is_continued(prompt):
+        raise ValueError("prompt ends in a turn of the assistant, which no demonstration can go on with")
+    return {**made, "messages": prompt}
+
+
+def _divided(row: dict) -> tuple[str | Messages | None, dict[str, Messages]]:
+    """The prompt, and those replies that are found with it; without a prompt where a pair shares no turn."""
+    prompt = _said(row, "prompt") if row.get("prompt") is not None else None
+    if isinstance(prompt, list):
+        return prompt, {}
+    # As TRL reads them: a prompt that is a text is no part of dialogues that begin with it as a turn.
+    if all(isinstance(row.get(side), list) for side in PAIR):
+        chosen, rejected = (_said(row, side) for side in PAIR)
+        shared = conversation.shared_turns(chosen, rejected)
+        if shared:
+            replies = {"chosen": chosen[shared:], "rejected": rejected[shared:]}
+            return chosen[:shared], replies
+        return prompt, {}
+    if isinstance(row.get("messages"), list) and row.get("completion") is None:
+        before, reply = conversation.last_reply(_said(row, "messages"))
+        return before, {"completion": reply}
+    if prompt is None:
+        raise ValueError("prompt is missing: fill it in, or leave out the row")
+    return prompt, {}
+
+
+def _said(row: dict, column: str) -> str | Messages:
+    """A text or the turns of messages."""
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise ValueError(f"{column} is missing: fill it in, or leave out the row")
+    if not isinstance(value, list):
+        raise ValueError(f"{column} is {kind_of(value)}, expected a text or messages")
+    try:
+        return conversation.turns_of(value)
+    except ValueError as error:
+        raise ValueError(f"{column} {error}") from None
+
+
+def _reply(turns: Messages, column: str, wanted: str, template: Template) -> str:
+    """What stands behind the prompt, as a text: a turn of the assistant, in a preference perhaps with more after it."""
+    if not turns:
+        return ""
+    several = len(turns) > 1 and (wanted == "demonstrations" or template.system is None)
+    if turns[0]["role"] != "assistant" or several:
+        has = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(f"{column} has turns of {has} behind the prompt, expected one of the assistant")
+    return template.reply_text(turns)
+
+
+def _columns(row: dict) -> dict[str, str]:
+    others = {name: value for name, value in row.items() if name != "prompt"}
+    return {"columns": json.dumps(others, default=str)} if others else {}
+
+
+def _rewritten(row: dict, template: Template, native: str, where: str) -> dict:
+    """The row with its prompt as a text of the template."""
     if template == TEMPLATES[native]:
         return row
     # A dialogue is taken apart by its own marks; a plain text may already be of the wanted form.
-    messages = (TEMPLATES[native] if native == "hh" else template).messages(prompt)
-    return {**row, "prompt": template.text(messages)}
+    messages = (TEMPLATES[native] if native == "hh" else template).messages(row["prompt"])
+    try:
+        return {**row, "prompt": template.text(messages)}
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from None

@@ -11,7 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_lines.data import dialogues
-from rlhf_lines.data.files import read, split_rows, texts_of
+from rlhf_lines.data.files import split_rows, texts_of
+from rlhf_lines.data.sources import read
+from rlhf_lines.data.splits import TestSize
 
 
 HUB_ID = "Anthropic/hh-rlhf"
@@ -19,17 +21,19 @@ TEMPLATE = "hh"
 PREFERENCES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
 
-def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+def demonstrations(split: str, *, path: str = HUB_ID, test_size: TestSize = None) -> list[dict[str, str]]:
     """Rows `{"prompt", "completion"}`: the chosen replies that are not empty."""
-    return _rows("demonstrations", split, path)
+    return _rows("demonstrations", split, path, test_size)
 
 
-def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+def prompts(split: str, *, path: str = HUB_ID, test_size: TestSize = None) -> list[dict[str, str]]:
     r"""Rows `{"prompt"}`: dialogues up to `"\n\nAssistant:"`."""
-    return _rows("prompts", split, path)
+    return _rows("prompts", split, path, test_size)
 
 
-def preferences(split: str, preference: str | None = None, *, path: str = HUB_ID) -> list[dict[str, str]]:
+def preferences(
+    split: str, preference: str | None = None, *, path: str = HUB_ID, test_size: TestSize = None
+) -> list[dict[str, str]]:
     """Rows `{"prompt", "chosen", "rejected"}`, of one subset, or of all where the preference is None.
 
     Raises:
@@ -39,16 +43,16 @@ def preferences(split: str, preference: str | None = None, *, path: str = HUB_ID
         raise ValueError(
             f"preference {preference!r} is unknown to the hh_rlhf task, which has {', '.join(PREFERENCES)}"
         )
-    return _rows("preferences", split, path, preference)
+    return _rows("preferences", split, path, test_size, preference)
 
 
-def _rows(kind: str, split: str, path: str, preference: str | None = None) -> list[dict[str, str]]:
+def _rows(kind: str, split: str, path: str, test_size: TestSize, preference: str | None = None) -> list[dict[str, str]]:
     own_splits: dict[str, list[dict]] = {}
     for subset in _subsets(path, preference):
-        for name, dataset in read(path, subset=subset).items():
-            own_splits.setdefault(name, []).extend(texts_of(dataset, ("chosen", "rejected"), "the hh_rlhf task", path))
+        for name, own in read(path, subset=subset).items():
+            own_splits.setdefault(name, []).extend(texts_of(own, ("chosen", "rejected"), "the hh_rlhf task", path))
     return split_rows(
-        own_splits, split, lambda name, wanted: dialogues.rows(own_splits[name], wanted, path), kind, path
+        own_splits, split, lambda name, wanted: dialogues.rows(own_splits[name], wanted, path), kind, path, test_size
     )
 
 

@@ -8,7 +8,9 @@ A `path` to rows of these columns is read alike, but its splits are what they ar
 
 from __future__ import annotations
 
-from rlhf_lines.data.files import columns_of, read, split_rows
+from rlhf_lines.data.files import columns_of, split_rows
+from rlhf_lines.data.sources import read
+from rlhf_lines.data.splits import TestSize
 from rlhf_lines.data.templates import TEMPLATES
 
 
@@ -17,14 +19,14 @@ TEMPLATE = "summary"
 SWAPPED = {"train": "test", "test": "train"}
 
 
-def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+def demonstrations(split: str, *, path: str = HUB_ID, test_size: TestSize = None) -> list[dict[str, str]]:
     """Rows `{"prompt", "completion"}`: articles that have a summary."""
-    return _rows("demonstrations", split, path)
+    return _rows("demonstrations", split, path, test_size)
 
 
-def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+def prompts(split: str, *, path: str = HUB_ID, test_size: TestSize = None) -> list[dict[str, str]]:
     """Rows `{"prompt"}`."""
-    return _rows("prompts", split, path)
+    return _rows("prompts", split, path, test_size)
 
 
 def scored_prompt(prompt: str) -> str:
@@ -41,15 +43,15 @@ def article(text: str) -> str:
     return " ".join(text.partition("(Reuters) -")[2].split() or text.split())
 
 
-def _rows(kind: str, split: str, path: str) -> list[dict[str, str]]:
+def _rows(kind: str, split: str, path: str, test_size: TestSize) -> list[dict[str, str]]:
     own_splits = read(path)
     if path == HUB_ID:
-        own_splits = {SWAPPED.get(name, name): dataset for name, dataset in own_splits.items()}
+        own_splits = {SWAPPED.get(name, name): rows for name, rows in own_splits.items()}
 
     def convert(name: str, wanted: str) -> list[dict[str, str]]:
         return list(_of_kind(columns_of(own_splits[name], ("text", "prediction"), "the news task", path), wanted))
 
-    return split_rows(own_splits, split, convert, kind, path)
+    return split_rows(own_splits, split, convert, kind, path, test_size)
 
 
 def _of_kind(rows, kind: str):

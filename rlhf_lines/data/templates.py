@@ -1,6 +1,6 @@
 """From a conversation to the text of a prompt, and back.
 
-A policy reads its tokenizer's chat template where there is one. Without one, and always for reward models, the
+A policy reads its tokenizer's chat template where there is one (see `chat`). Without one, and for reward models, the
 text comes from a named template. Those are data: how a turn of each role is written, and what opens the reply.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-
-Messages = list[dict[str, str]]  # [{"role": "user", "content": "..."}, ...], as TRL and transformers have them
+from rlhf_lines.data.conversation import Messages, is_continued
 
 
 @dataclass(frozen=True)
@@ -18,30 +17,47 @@ class Template:
     """A plain-text form of conversations.
 
     Attributes:
-        user: a turn of the user (or of the system); `{content}` stands for what was said.
+        user: a turn of the user; `{content}` stands for what was said.
         assistant: a turn of the assistant.
+        system: a turn of the system. A template without one has a form for a single turn of the user only.
         reply: what opens the reply, at the end of a prompt.
         chat: what the user says when a tokenizer's own chat template writes the turns.
     """
 
     user: str = "{content}"
     assistant: str = "{content}"
+    system: str | None = None
     reply: str = ""
     chat: str = "{content}"
 
     def text(self, messages: Messages) -> str:
-        r"""The prompt that asks for the next turn.
+        r"""The prompt that asks for the next turn, or for the rest of the last one, if that is the assistant's.
 
         >>> TEMPLATES["hh"].text([{"role": "user", "content": "Hi."}])
         '\n\nHuman: Hi.\n\nAssistant:'
+
+        Raises:
+            ValueError: the template has no form for these turns.
         """
-        turns = [(self.assistant if m["role"] == "assistant" else self.user).format_map(m) for m in messages]
-        return "".join(turns) + self.reply
+        roles = [m["role"] for m in messages]
+        if self.system is None and roles not in ([], ["user"]):
+            raise ValueError(
+                f"has turns of {', '.join(roles)}, but the prompt_template writes one turn of the user only: leave it "
+                "out, or take hh"
+            )
+        turns = [getattr(self, m["role"]).format_map(m) for m in messages]
+        return "".join(turns) + ("" if is_continued(messages) else self.reply)
+
+    def reply_text(self, turns: Messages) -> str:
+        """A reply as what stands behind the prompt: what was said, and any turns that follow it."""
+        following = "".join(getattr(self, m["role"]).format_map(m) for m in turns[1:])
+        return turns[0]["content"] + following
 
     def messages(self, text: str) -> Messages:
         r"""The turns of a prompt of this form, the opened reply left out; other text is one turn of the user.
 
-        Turns of one role in a row become one, because chat templates ask for turns that alternate.
+        Turns of one role in a row become one, because chat templates ask for turns that alternate. A turn of the system
+        can only come first: further on, its mark is part of what was said.
 
         >>> TEMPLATES["hh"].messages("\n\nHuman: Hi.\n\nAssistant:")
         [{'role': 'user', 'content': 'Hi.'}]
@@ -52,7 +68,10 @@ class Template:
             return [{"role": "user", "content": text}]
         pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text)
         marked = zip(pieces[1::2], pieces[2::2], strict=True)
-        turns = [("user", pieces[0]), *((roles[mark], content) for mark, content in marked)]
+        system = self._mark(self.system or "")
+        is_system = bool(system) and pieces[0].startswith(system)
+        first = ("system", pieces[0].removeprefix(system)) if is_system else ("user", pieces[0])
+        turns = [first, *((roles[mark], content) for mark, content in marked)]
         messages: Messages = []
         for role, content in turns:
             if not content.strip():
@@ -78,7 +97,12 @@ class Template:
 TEMPLATES = {
     "plain": Template(),
     # The dialogues of Anthropic/hh-rlhf.
-    "hh": Template(user="\n\nHuman: {content}", assistant="\n\nAssistant: {content}", reply="\n\nAssistant:"),
+    "hh": Template(
+        user="\n\nHuman: {content}",
+        assistant="\n\nAssistant: {content}",
+        system="\n\nSystem: {content}",
+        reply="\n\nAssistant:",
+    ),
     # Rewarded soups (arXiv 2306.04488, llama/utils/llama_utils.py) and rewards-in-context (arXiv 2402.10207,
     # ppo/utils.py). They leave a space at the end of the prompt; here it starts the completion, as tokenizers expect.
     "summary": Template(
@@ -98,20 +122,3 @@ def find(name: str) -> Template:
     if name not in TEMPLATES:
         raise ValueError(f"prompt_template {name!r} is unknown, expected one of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
-
-
-def has_chat_template(tokenizer) -> bool:
-    """Whether a tokenizer (or None) writes conversations its own way."""
-    return getattr(tokenizer, "chat_template", None) is not None
-
-
-def chat_text(messages: Messages, tokenizer) -> str:
-    """The prompt as the tokenizer's chat template writes it, up to where the reply starts.
-
-    A BOS token that the tokenizer will add itself is left out, so that the tokens of the text are those of
-    `apply_chat_template(messages, add_generation_prompt=True)`.
-    """
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    bos = tokenizer.bos_token
-    adds_bos = bos is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return text.removeprefix(bos) if adds_bos else text

@@ -12,7 +12,9 @@ come from the Hub data sets `trl-lib/tldr` (posts with their authors' summaries)
 
 from __future__ import annotations
 
-from rlhf_lines.data.files import COLUMNS, read, split_rows, texts_of
+from rlhf_lines.data.files import COLUMNS, columns_of, split_rows, texts_of
+from rlhf_lines.data.sources import columns, read
+from rlhf_lines.data.splits import TestSize
 
 
 HUB_ID = "trl-lib/tldr"
@@ -22,21 +24,23 @@ TEMPLATE = "plain"
 COMPARISON = ("info", "summaries", "choice")
 
 
-def demonstrations(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+def demonstrations(split: str, *, path: str = HUB_ID, test_size: TestSize = None) -> list[dict[str, str]]:
     """Rows `{"prompt", "completion"}`."""
-    return _rows("demonstrations", split, path)
+    return _rows("demonstrations", split, path, test_size)
 
 
-def prompts(split: str, *, path: str = HUB_ID) -> list[dict[str, str]]:
+def prompts(split: str, *, path: str = HUB_ID, test_size: TestSize = None) -> list[dict[str, str]]:
     """Rows `{"prompt"}`."""
-    return _rows("prompts", split, path)
+    return _rows("prompts", split, path, test_size)
 
 
-def preferences(split: str, preference: str | None = None, *, path: str = PREFERENCE_HUB_ID) -> list[dict[str, str]]:
+def preferences(
+    split: str, preference: str | None = None, *, path: str = PREFERENCE_HUB_ID, test_size: TestSize = None
+) -> list[dict[str, str]]:
     """Rows `{"prompt", "chosen", "rejected"}`, as humans compared summaries."""
     if preference is not None:
         raise ValueError(f"preference {preference!r} was given, but the tldr task has one preference: leave it out")
-    return _rows("preferences", split, path)
+    return _rows("preferences", split, path, test_size)
 
 
 def scored_prompt(prompt: str) -> str:
@@ -57,21 +61,21 @@ def comparison(info: dict, summaries: list[dict], choice: int) -> dict[str, str]
     return {"prompt": post, "chosen": chosen, "rejected": rejected}
 
 
-def _rows(kind: str, split: str, path: str) -> list[dict[str, str]]:
+def _rows(kind: str, split: str, path: str, test_size: TestSize) -> list[dict[str, str]]:
     # The Hub converts that data set's files, which only a script could read, to Parquet, on a branch of their own.
     revision = "refs/convert/parquet" if path == COMPARISONS_HUB_ID else None
     subset = None if path in (HUB_ID, PREFERENCE_HUB_ID) else "comparisons"
     own_splits = read(path, subset=subset, revision=revision)
 
     def convert(name: str, wanted: str) -> list[dict[str, str]]:
-        dataset = own_splits[name]
-        if not set(COMPARISON) <= set(dataset.column_names):
-            return texts_of(dataset, COLUMNS[wanted], wanted, path)
-        rows = dataset.select_columns(list(COMPARISON))
+        own = own_splits[name]
+        if not set(COMPARISON) <= set(columns(own)):
+            return texts_of(own, COLUMNS[wanted], wanted, path)
+        rows = columns_of(own, COMPARISON, wanted, path)
         pairs = [comparison(**row) for row in rows if row["info"]["post"] is not None]
         if wanted == "preferences":
             return pairs
-        columns = {"prompt": "prompt", "completion": "chosen"} if wanted == "demonstrations" else {"prompt": "prompt"}
-        return [{column: pair[source] for column, source in columns.items()} for pair in pairs]
+        taken = {"prompt": "prompt", "completion": "chosen"} if wanted == "demonstrations" else {"prompt": "prompt"}
+        return [{column: pair[source] for column, source in taken.items()} for pair in pairs]
 
-    return split_rows(own_splits, split, convert, kind, path)
+    return split_rows(own_splits, split, convert, kind, path, test_size)

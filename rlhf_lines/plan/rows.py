@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf_lines import data
-from rlhf_lines.data.config import DataConfig
+from rlhf_lines.data.config import ChatTemplateConfig, DataConfig
 
 
 OFFLINE_TASKS = ("docstrings",)
@@ -45,6 +47,7 @@ def look_at(
     tokenizer_from: str,
     split: str = "train",
     given: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Rows:
     """What is known about the rows of a stage, by the stage's own loading where the data set is local.
 
@@ -55,6 +58,7 @@ def look_at(
         tokenizer_from: folder of the model, for its tokenizer; without one, 4 characters are taken for a token.
         split: which rows.
         given: tokens of the longest text, as the user says.
+        chat_template_kwargs: settings of the chat template that the config of the data does not have itself.
 
     Raises:
         FileNotFoundError, ValueError: as `data.load`.
@@ -66,8 +70,9 @@ def look_at(
         return Rows(None, ASSUMED_TOKENS, "assumed: the data set is not here; see --prompt_tokens")
     tokenizer = _tokenizer(Path(tokenizer_from))
     if tokenizer is None:  # nothing to count prompts with
-        config = dataclasses.replace(config, max_prompt_length=None)
-    dataset = config.load(kind, split, tokenizer)
+        chat = {"chat_template_kwargs": None} if isinstance(config, ChatTemplateConfig) else {}
+        config, chat_template_kwargs = dataclasses.replace(config, max_prompt_length=None, **chat), None
+    dataset = config.load(kind, split, tokenizer, chat_template_kwargs=chat_template_kwargs)
     if given:
         return Rows(len(dataset), given, "as given")
     few = dataset.select(range(min(READ_ROWS, len(dataset))))

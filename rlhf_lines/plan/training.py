@@ -162,6 +162,7 @@ class _Training:
             columns=columns,
             tokenizer_from=self.model_config.model_name_or_path,
             given=self.options.prompt_tokens,
+            chat_template_kwargs=self.args.chat_template_kwargs if self.is_ppo else None,
         )
 
     def length(self, rows: Rows, *, filled: bool = False) -> int:

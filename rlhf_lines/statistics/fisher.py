@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.data.config import DataConfig
+from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.merge.inputs.statistics_files import FISHER
 from rlhf_lines.progress import Bar
 from rlhf_lines.reading import last_logits
@@ -31,7 +31,7 @@ class FisherConfig(StatisticsConfig):
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")  # gradients are often below the range of float16
 
 
-CONFIGS = (RunConfig, DataConfig, FisherConfig)
+CONFIGS = (RunConfig, PromptDataConfig, FisherConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: FisherConfig, given: dict) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.data.config import DataConfig
+from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.statistics_files import GRAM, SAME_INPUT, TRANSPOSED
 from rlhf_lines.progress import Bar
@@ -44,7 +44,7 @@ class GramConfig(StatisticsConfig):
             raise ValueError(unknown_name("inputs", self.inputs, INPUTS))
 
 
-CONFIGS = (RunConfig, DataConfig, GramConfig)
+CONFIGS = (RunConfig, PromptDataConfig, GramConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, given: dict) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_lines import data
-from rlhf_lines.data import files
+from rlhf_lines.data import files, sources
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.progress import Bar
@@ -116,7 +116,7 @@ def _texts(source: str) -> Iterator[str]:
         return iter(data.load(source, "text", "test")["text"])
     if source.endswith(".txt"):
         return _paragraphs(Path(source))
-    splits = files.read(source)
+    splits = sources.read(source)
     split = next(name for name in reversed(SPLITS) if name in splits)
     return (row["text"] for row in files.texts_of(splits[split], files.COLUMNS["text"], "control", source))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.data.config import DataConfig
+from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.distributed import Processes, leads
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
@@ -27,7 +27,7 @@ from rlhf_lines.sweep.scaling import choose_scaling
 from rlhf_lines.sweep.store import RUN_STORE, Store
 
 
-CONFIGS = (RunConfig, DataConfig, SweepConfig)
+CONFIGS = (RunConfig, PromptDataConfig, SweepConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, given: dict) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from rlhf_lines.config import RunConfig, read_fields
-from rlhf_lines.data.config import PreferenceDataConfig, TrainingDataConfig
+from rlhf_lines.data.config import DemonstrationDataConfig, PreferenceDataConfig, TrainingDataConfig
 from rlhf_lines.task_rewards import RewardEntry, check_some
 from rlhf_lines.train.ppo_config import PPOConfig
 
@@ -29,6 +29,6 @@ class RewardsConfig:
         check_some(self.rewards)
 
 
-SFT = (RunConfig, TrainingDataConfig, SFTConfig, ModelConfig)
+SFT = (RunConfig, DemonstrationDataConfig, SFTConfig, ModelConfig)
 REWARD = (RunConfig, PreferenceDataConfig, RewardConfig, ModelConfig)
 PPO = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, ModelConfig)

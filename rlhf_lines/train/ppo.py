@@ -45,7 +45,9 @@ def run(
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
     final, validate = Path(training.output_dir), training.eval_strategy != "no"
     prompts = {
-        split: data_config.load("prompts", split, tokenizer)
+        split: data_config.load(
+            "prompts", split, tokenizer=tokenizer, chat_template_kwargs=training.chat_template_kwargs
+        )
         for split in (["train", "validation"] if validate else ["train"])
     }
     of_model = read_config(sft, trust_remote_code=training.trust_remote_code)

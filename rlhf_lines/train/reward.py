@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import trl
@@ -16,6 +17,9 @@ from rlhf_lines.distributed import leads
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.progress import show_progress
+
+
+logger = logging.getLogger(__name__)
 
 
 class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
@@ -77,6 +81,11 @@ def run(
                 f"each of the {len(train_pairs)} training pairs of {data_config.dataset_name} has a text of more than "
                 f"{training.max_length} tokens: raise max_length, as far as the base reads, or shorten the texts"
             )
+        if used_pairs < len(train_pairs):
+            logger.warning(
+                "%s: %d of %d pairs have a text of more than %d tokens: left out",
+                data_config.dataset_name, len(train_pairs) - used_pairs, len(train_pairs), training.max_length,
+            )  # fmt: skip
         name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

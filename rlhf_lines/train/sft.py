@@ -21,6 +21,7 @@ from rlhf_lines.merge.inputs.policies import AdapterPolicy
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
+from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.progress import show_progress
 
 
@@ -78,6 +79,10 @@ def run(
             )
         _check_positions(trainer)
         name_base(trainer.model, model_config.model_name_or_path)
+        counts = {}
+        if kind == "demonstrations":
+            made, limit, end = trainer.train_dataset, training.max_length, tokenizer.eos_token_id
+            counts = tell_long_rows(made, len(train_dataset), limit, end=end, source=data_config.dataset_name)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
@@ -86,7 +91,9 @@ def run(
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
-            write_record(folder, "sft", given, seed=training.seed, base_model=name, loss=losses, lost_residual=lost)
+            write_record(
+                folder, "sft", given, seed=training.seed, base_model=name, loss=losses, lost_residual=lost, **counts
+            )
             remove_working_files(folder)
     return final
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import pytest
@@ -36,7 +37,7 @@ def asked(text):
     ("kind", "columns"),
     [
         ("demonstrations", {"prompt": "prompt", "completion": "completion"}),
-        ("prompts", {"prompt": "prompt", "scored_prompt": "prompt", "conversation": "prompt"}),
+        ("prompts", {"prompt": "prompt", "scored_prompt": "prompt", "conversation": "prompt", "columns": "prompt"}),
         ("preferences", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
     ],
 )
@@ -46,10 +47,12 @@ def test_a_file_is_split_by_its_prompts(write, name, kind, columns):
     for split in SPLITS:
         dataset = data.load(path, kind, split)
         assert dataset.column_names == list(columns)
-        expected = [{c: row[own] for c, own in columns.items()} for row in ROWS if split_of(row["prompt"]) == split]
-        for row in expected:
-            if "conversation" in row:
+        own_rows = [row for row in ROWS if split_of(row["prompt"]) == split]
+        expected = [{column: row[own] for column, own in columns.items()} for row in own_rows]
+        if kind == "prompts":
+            for row, whole in zip(expected, own_rows, strict=True):
                 row["conversation"] = asked(row["prompt"])
+                row["columns"] = json.dumps({name: value for name, value in whole.items() if name != "prompt"})
         assert dataset.to_list() == expected and expected
         found += expected
     assert len(found) == len(ROWS)
@@ -135,8 +138,9 @@ def test_a_row_without_a_text_is_named(write, rows, missing):
 
 def test_a_column_of_numbers_is_refused(write):
     path = write("rows.jsonl", [{"prompt": 1}])
-    with pytest.raises(ValueError, match=r"column prompt of dataset .* holds int64, expected plain text or messages"):
+    with pytest.raises(ValueError) as caught:
         data.load(path, "prompts", "train")
+    assert one_sentence(caught) == f"row 1 of dataset {path}: prompt is a number (1), expected a text"
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.txt", "rows"])
@@ -146,14 +150,16 @@ def test_an_unknown_format_is_refused(tmp_path, name):
     with pytest.raises(ValueError) as caught:
         data.load(str(path), "prompts", "train")
     expected = f"dataset file {path} has the format {path.suffix!r}, expected one of .jsonl, .json, .parquet, .jsonl.gz"
-    assert one_sentence(caught) == f"{expected}, .json.gz"
+    advice = "; datasets.Dataset.from_csv(file).to_json(other) converts it" if path.suffix == ".csv" else ""
+    assert one_sentence(caught) == f"{expected}, .json.gz{advice}"
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet", "missing", "a/b/missing.json"])
 def test_a_missing_file_is_refused(tmp_path, name):
     with pytest.raises(FileNotFoundError) as caught:
         data.load(str(tmp_path / name), "prompts", "train")
-    assert one_sentence(caught) == f"dataset file {tmp_path / name} does not exist"
+    nor = f", nor does its folder {tmp_path}/a/b" if "/" in name else ""
+    assert one_sentence(caught) == f"dataset file {tmp_path / name} does not exist{nor}"
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "data/missing.parquet", "./missing", "~/missing"])
@@ -263,8 +269,8 @@ DIALOGUE = "\n\nHuman: Hi.\n\nAssistant:"
         ({"prompt": "Hi."}, "hh", DIALOGUE, "user Hi."),
         ({"prompt": DIALOGUE}, "hh", DIALOGUE, "user Hi."),
         ({"prompt": DIALOGUE}, None, DIALOGUE, f"user {DIALOGUE}"),
-        ({"prompt": CHAT}, None, f"\n\nHuman: Be brief.{DIALOGUE}", "system Be brief. user Hi."),
-        ({"prompt": CHAT}, "plain", "Be brief.Hi.", "system Be brief. user Hi."),
+        ({"prompt": CHAT}, None, f"\n\nSystem: Be brief.{DIALOGUE}", "system Be brief. user Hi."),
+        ({"prompt": CHAT[1:]}, "plain", "Hi.", "user Hi."),
         ({"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, None, DIALOGUE, "user Hi."),
         ({"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, "plain", "Hi.", "user Hi."),
     ],
@@ -328,6 +334,28 @@ def test_long_prompts_are_left_out_and_counted(write, make_tokenizer, caplog, ki
     rows = data.load(path, kind, "train", tokenizer=tokenizer, max_prompt_length=added + 30).to_list()
     assert len(rows) == sum(n <= 30 for n in lengths)
     left_out = len(lengths) - len(rows)
-    assert caplog.messages == [
+    assert caplog.messages[1:] == [  # behind the one on how the file was split
         f"{path}, split train: {left_out} of {len(lengths)} prompts are longer than {added + 30} tokens: left out"
     ]
+
+
+def test_the_rule_of_the_split_is_told_once_and_set_by_test_size(write, caplog):
+    path = write("rows.jsonl", ROWS)
+    for split in ("train", "train", "test"):
+        data.load(path, "prompts", split, test_size=6)
+    assert caplog.messages == [
+        f"{path} has no validation and test split, so a hash of the prompt holds some of train out: 48 train, "
+        "6 validation, 6 test (test_size: 6)"
+    ]
+
+
+def test_test_size_is_refused_where_it_means_nothing(write, tmp_path):
+    for split in SPLITS:
+        write(f"folder/{split}.jsonl", ROWS[:3])
+    with pytest.raises(ValueError, match=r"test_size is 2, but dataset .* has splits of its own: leave it out"):
+        data.load(str(tmp_path / "folder"), "prompts", "test", test_size=2)
+    with pytest.raises(ValueError, match="test_size 2 was given, but the docstrings task reads no files: leave it out"):
+        data.load("docstrings", "prompts", "test", test_size=2)
+    path = write("rows.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"has no prompts in its validation split \(test_size is all\)"):
+        data.load(path, "prompts", "validation", test_size="all")

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from rlhf_lines.data.splits import SPLITS, rows_of, split_of
+from rlhf_lines.data.splits import SPLITS, prompts_by_split, read_test_size, rows_of, split_of
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,70 @@ def test_a_prompt_of_test_takes_none_of_its_train_rows_along():
     own_splits = {"train": [{"prompt": "x", "completion": "a"}], "test": [{"prompt": "x", "completion": "b"}]}
     assert rows_of(own_splits, "test") == own_splits["test"]
     assert rows_of(own_splits, "train") == [] == rows_of(own_splits, "dev")
+
+
+# --- how much is held out
+
+
+TWO_DOZEN = [{"prompt": f"p{n}"} for n in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("test_size", "counts"),
+    [
+        (4, (16, 4, 4)),
+        (12, (0, 12, 12)),
+        (0, (24, 0, 0)),
+        ("all", (0, 0, 24)),
+    ],
+)
+def test_a_number_of_prompts_is_held_out_exactly(test_size, counts):
+    own = {"train": [*TWO_DOZEN, *TWO_DOZEN[:5]]}  # a prompt that is there twice is one
+    found = {split: rows_of(own, split, test_size=test_size) for split in SPLITS}
+    assert tuple(len(rows) for rows in found.values()) == counts
+    assert prompts_by_split(own, test_size=test_size) == dict(zip(SPLITS, counts, strict=True))
+    assert sorted(row["prompt"] for rows in found.values() for row in rows) == sorted(
+        row["prompt"] for row in TWO_DOZEN
+    )
+
+
+def test_held_out_are_the_prompts_that_the_hash_puts_first():
+    def position(row):
+        return hashlib.sha256(row["prompt"].encode()).hexdigest()
+
+    ordered = sorted(TWO_DOZEN, key=position)
+    own = {"train": TWO_DOZEN[::-1]}  # whatever their order
+    assert sorted(rows_of(own, "test", test_size=4), key=position) == ordered[:4]
+    assert sorted(rows_of(own, "validation", test_size=4), key=position) == ordered[4:8]
+
+
+def test_a_share_is_one_of_the_range_of_the_hash():
+    rows = [{"prompt": str(n)} for n in range(200)]
+    for split in SPLITS:
+        found = rows_of({"train": rows}, split, test_size=0.25)
+        assert found == [row for row in rows if split_of(row["prompt"], 0.25) == split]
+        assert abs(len(found) / 200 - {"train": 0.5}.get(split, 0.25)) < 0.1
+
+
+def test_a_split_of_the_source_is_not_cut():
+    own = {"train": TWO_DOZEN[:20], "test": TWO_DOZEN[20:]}
+    assert rows_of(own, "test", test_size=4) == TWO_DOZEN[20:]
+    assert len(rows_of(own, "validation", test_size=4)) == 4 and len(rows_of(own, "train", test_size=4)) == 16
+
+
+def test_more_than_there_is_cannot_be_held_out():
+    with pytest.raises(ValueError, match="test_size is 13, for test and for validation, but there are 24 different"):
+        rows_of({"train": TWO_DOZEN}, "test", test_size=13)
+
+
+@pytest.mark.parametrize(
+    ("given", "size"), [(None, None), ("all", "all"), ("0.2", 0.2), (0.5, 0.5), ("12", 12), (12.0, 12), (0, 0), (1, 1)]
+)
+def test_sizes_of_a_config(given, size):
+    assert read_test_size(given) == size
+
+
+@pytest.mark.parametrize("given", [0.6, -1, 1.5, "half", True, "", [1], float("nan"), "inf"])
+def test_what_is_no_size_is_refused(given):
+    with pytest.raises(ValueError, match=r"test_size is .*, expected a share of at most 0.5"):
+        read_test_size(given)

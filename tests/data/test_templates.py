@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.data.templates import TEMPLATES, chat_text, find, has_chat_template
+from rlhf_lines.data.chat import chat_text, has_chat_template
+from rlhf_lines.data.templates import TEMPLATES, find
 
 
 ASKED = [{"role": "user", "content": "What is 1+1?"}]

@@ -55,6 +55,14 @@ def descended(model, sequences):
         return {name: p - 0.5 * p.grad for name, p in model.named_parameters()}, torch.cat(losses).mean().item()
 
 
+def test_rows_without_room_for_a_completion_are_refused_or_recorded(run_sft, tmp_path):
+    with pytest.raises(ValueError, match="each of the 1 demonstrations of .* has a prompt of at least 3 tokens"):
+        run_sft([{"prompt": "a b c", "completion": " d"}], max_length=3, **ONE_STEP)
+    rows = [{"prompt": "a b c", "completion": " d"}, {"prompt": "a b", "completion": " c d"}]
+    record = read_record(run_sft([*rows, {"prompt": "a", "completion": " b"}], max_length=3, **ONE_STEP))
+    assert [record[key] for key in ("train_rows", "train_rows_left_out", "train_rows_cut")] == [2, 1, 1]
+
+
 def test_only_completions_and_their_end_are_trained_on(run_sft, llama, tokenizer):
     out = run_sft(DEMONSTRATIONS, **ONE_STEP)
     sequences = []

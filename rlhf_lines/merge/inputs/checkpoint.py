@@ -214,8 +214,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: the file does not hold one.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"file {str(path)!r} does not exist: expected a JSON file that an earlier run wrote")
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

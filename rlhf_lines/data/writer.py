@@ -1,0 +1,71 @@
+"""From a row of the data to what a stage reads: the policy's prompt, and what reward models are shown of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_lines.data import chat
+from rlhf_lines.data.templates import Template
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How the rows of a source are written for a stage.
+
+    Attributes:
+        kind: `"demonstrations"`, `"prompts"` or `"preferences"`.
+        template: of the data.
+        scored_prompt: from the text of a prompt to what reward models are shown.
+        tokenizer: the policy's; its chat template, where it has one, writes what the policy reads.
+        settings: of that chat template.
+        source: the name of the data, for errors.
+    """
+
+    kind: str
+    template: Template
+    scored_prompt: Callable[[str], str]
+    tokenizer: Any
+    settings: Mapping[str, Any]
+    source: str
+
+    def row(self, row: dict) -> dict:
+        """The row with its columns as the kind has them, and under `read` the text of the prompt that is read.
+
+        Raises:
+            ValueError: the chat template refuses the conversation.
+        """
+        shown = self.scored_prompt(row["prompt"])
+        if self.kind == "preferences":
+            return {"prompt": shown, "chosen": row["chosen"], "rejected": row["rejected"], "read": shown}
+        turns = self.template.asked(row.get("messages") or self.template.messages(row["prompt"]))
+        is_chat = chat.has_chat_template(self.tokenizer)
+        read = self._chat_text(row, turns) if is_chat else row["prompt"]
+        if self.kind == "prompts":
+            self._check_starts(row, read)
+            more = {key: row[key] for key in ("columns",) if key in row}
+            return {"prompt": read, "scored_prompt": shown, "conversation": turns, **more, "read": read}
+        if not is_chat:
+            return {"prompt": read, "completion": row["completion"], "read": read}
+        # SFTTrainer applies the chat template itself, and so knows where a turn ends.
+        reply = [{"role": "assistant", "content": row["completion"].strip()}]
+        more = {"chat_template_kwargs": dict(self.settings)} if self.settings else {}
+        return {"prompt": turns, "completion": reply, **more, "read": read}
+
+    def _check_starts(self, row: dict, read: str) -> None:
+        if self.tokenizer is not None and not read.strip() and not self.tokenizer(read)["input_ids"]:
+            raise ValueError(
+                f"dataset {self.source} has a prompt without tokens ({_name(row)}), and the first word of a completion "
+                "needs one before it: fill it in, or leave out the row"
+            )
+
+    def _chat_text(self, row: dict, turns: list[dict[str, str]]) -> str:
+        try:
+            return chat.chat_text(turns, self.tokenizer, self.settings)
+        except ValueError as error:
+            raise ValueError(f"{_name(row)} of dataset {self.source} {error}") from error
+
+
+def _name(row: dict) -> str:
+    return f"row {row['row']}" if "row" in row else f"the prompt {row['prompt'][:40]!r}"
