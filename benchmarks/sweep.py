@@ -115,7 +115,7 @@ def mixed(task: Task, *, kl: bool = True) -> Way:
         batch_size=task.batch_size,
         dtype=task.dtype,
     )
-    adapters = way.timed("load", lambda: load_adapters(task.policies, task.sft))
+    adapters = way.timed("load", lambda: load_adapters(task.policies, task.sft)[0])
     engine = LocalEngine(config, Merges(task.sft, adapters), adapters)
     way.timed("load", lambda: engine._multi_lora)
     todo = task.requests()

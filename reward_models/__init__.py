@@ -6,9 +6,10 @@ package imports nothing of `rlhf_lines`.
 
 from __future__ import annotations
 
-from reward_models.base import FunctionReward, RewardModel
+from reward_models.base import RewardModel
 from reward_models.classifier import Classifier
 from reward_models.format import Format, read_settings, write_settings
+from reward_models.function import FunctionReward
 from reward_models.load import load
 from reward_models.normalize import Normalization
 from reward_models.presets import PRESETS, Preset

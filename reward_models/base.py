@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Real
 from typing import Protocol, runtime_checkable
+
+from reward_models.conversation import Prompt
 
 
 EXCERPT = 80
@@ -19,13 +21,16 @@ class RewardModel(Protocol):
     A reward model that may cut texts counts them in an attribute `truncated`, the number of texts cut since it was
     made. One that never cuts needs none: ask with `getattr(model, "truncated", 0)`.
 
+    One that reads conversations has an attribute `reads_turns` that is true: then a prompt may be a text or the list of
+    its turns `{"role", "content"}`. Of any other, prompts are texts: ask with `getattr(model, "reads_turns", False)`.
+
     Attributes:
         name: what the score is called in files, tables and figures.
     """
 
     name: str
 
-    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
+    def score(self, prompts: Sequence[Prompt], completions: list[str]) -> list[float]:
         """One finite score per pair of prompt and completion, in order.
 
         The score of a pair depends on nothing but the pair: not on its neighbours, their number or their order.
@@ -33,30 +38,15 @@ class RewardModel(Protocol):
         ...
 
 
-class FunctionReward:
-    """A plain Python function as a reward model.
+def check_lengths(name: str, prompts: Sequence[Prompt], completions: Sequence[str], *, turns: bool = False) -> None:
+    """Stop with a ValueError unless there is one completion per prompt and both are lists of texts.
 
-    >>> short = FunctionReward(lambda prompts, completions: [-len(text) for text in completions], name="short")
-    >>> short.score(["a"], ["bc"])
-    [-2.0]
+    Args:
+        name: of the reward model.
+        prompts: of the pairs.
+        completions: of the pairs.
+        turns: whether a prompt may also be a list of turns.
     """
-
-    def __init__(self, function: Callable[[list[str], list[str]], Sequence[float]], *, name: str | None = None) -> None:
-        self.function = function
-        self.name = name or function.__name__
-
-    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """The function's values as floats.
-
-        Raises:
-            ValueError: the lists differ in length, or the function returns too few, too many or non-finite values.
-        """
-        check_lengths(self.name, prompts, completions)
-        return checked_scores(self.name, self.function(prompts, completions), prompts)
-
-
-def check_lengths(name: str, prompts: Sequence[str], completions: Sequence[str]) -> None:
-    """Stop with a ValueError unless there is one completion per prompt and both are lists of texts."""
     if isinstance(prompts, str) or isinstance(completions, str):
         raise ValueError(
             f"reward model {name!r} got a single string; expected a list of prompts and one of completions"
@@ -68,10 +58,10 @@ def check_lengths(name: str, prompts: Sequence[str], completions: Sequence[str])
         )
     for kind, texts in (("prompt", prompts), ("completion", completions)):
         for i, text in enumerate(texts):
-            if not isinstance(text, str):
+            if not isinstance(text, str) and not (turns and kind == "prompt" and _are_turns(text)):
                 raise ValueError(
                     f"reward model {name!r} got the {kind} {excerpt(text)} at index {i}; expected a text; put messages "
-                    "through a chat template first"
+                    "through a chat template first, or set template: chat"
                 )
 
 
@@ -82,11 +72,22 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
         ValueError: there is not one score per prompt, or a score is no finite number; names the prompt.
     """
     try:
-        scores = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
+        if isinstance(scores, str | bytes | Mapping | Set):
+            raise TypeError(f"{type(scores).__name__} is no list")
+        scores = list(scores)
+        numbers = [float(score) for score in scores if not isinstance(score, str)]
+    except (TypeError, ValueError, RuntimeError) as error:  # the last, of a tensor with several numbers a pair
+        hint = (
+            "None, for 'does not apply', would leave a gap: return a number for every pair"
+            if _has_none(scores)
+            else error
+        )
         raise ValueError(
-            f"reward model {name!r} returned {excerpt(scores)}; expected one number per prompt ({error})"
+            f"reward model {name!r} returned {excerpt(scores)}; expected one number per prompt ({hint})"
         ) from None
+    if len(numbers) < len(scores):
+        raise ValueError(f"reward model {name!r} returned {excerpt(scores)}; expected numbers, not texts")
+    scores = numbers
     if len(scores) != len(prompts):
         raise ValueError(
             f"reward model {name!r} returned {len(scores)} scores for {len(prompts)} prompts; expected as many"
@@ -98,6 +99,16 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
                 "expected a finite number"
             )
     return scores
+
+
+def _are_turns(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and all(
+        isinstance(t, Mapping) and {"role", "content"} <= t.keys() for t in prompt
+    )
+
+
+def _has_none(scores: object) -> bool:
+    return isinstance(scores, list | tuple) and any(score is None for score in scores)
 
 
 def is_number(value: object) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from reward_models.conversation import CHAT
 
 
 SETTINGS_FILE = "reward_model.json"
@@ -23,7 +25,8 @@ class Format:
     Attributes:
         template: one text, or two texts (text, text_pair) that the tokenizer joins in its own way. `{prompt}` and
             `{completion}` stand for the texts; `{bos_token}`, `{eos_token}` and `{sep_token}` are the
-            tokenizer's.
+            tokenizer's. Or `chat`: the conversation as the tokenizer's chat template writes it, with all its special
+            tokens and without others.
         append_eos: add the tokenizer's EOS to the end of the text unless it ends with it, as TRL's RewardTrainer does
             in training.
         add_special_tokens: let the tokenizer add its special tokens, such as BOS or [CLS].
@@ -48,17 +51,13 @@ class Format:
         for name in ("template", "label"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        names = [name for text in self.texts() for name in _PLACEHOLDER.findall(text)]
-        known = {"prompt", "completion", *SPECIAL_TOKENS}
-        unknown = sorted(set(names) - known)
-        if unknown:
-            raise ValueError(
-                f"the template {self.template!r} has the placeholders {unknown}; known are {sorted(known)}"
-            )
-        if "completion" not in names:
-            raise ValueError(f"the template {self.template!r} has no {{completion}}; add it, it is what is scored")
-        if isinstance(self.template, tuple) and len(self.template) != 2:
-            raise ValueError(f"the template {self.template!r} has {len(self.template)} texts; expected one text or two")
+        if self.template == CHAT:
+            if self.append_eos:
+                raise ValueError(
+                    "append_eos is true and the template is chat, which ends its text itself; leave it out"
+                )
+        else:
+            self._check_texts()
         labels = self.labels()
         if len(labels) > 2 or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in labels):
             raise ValueError(f"the label is {self.label!r}; expected an index from 0, or two of them for a difference")
@@ -69,13 +68,38 @@ class Format:
         if self.cut not in ("left", "right"):
             raise ValueError(f"cut is {self.cut!r}; expected 'left' or 'right', the end of the prompt that is cut")
 
+    def _check_texts(self) -> None:
+        if not all(isinstance(text, str) for text in self.texts()):
+            raise ValueError(f"the template is {self.template!r}; expected chat, a text, or two texts")
+        names = [name for text in self.texts() for name in _PLACEHOLDER.findall(text)]
+        known = {"prompt", "completion", *SPECIAL_TOKENS}
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise ValueError(
+                f"the template {self.template!r} has the placeholders {unknown}; known are {sorted(known)}"
+            )
+        if "completion" not in names:
+            raise ValueError(
+                f"the template {self.template!r} has no {{completion}}; add it, it is what is scored, or write chat "
+                "for the chat template of the reward model's tokenizer"
+            )
+        if isinstance(self.template, tuple) and len(self.template) != 2:
+            raise ValueError(f"the template {self.template!r} has {len(self.template)} texts; expected one text or two")
+
     def texts(self) -> tuple[str, ...]:
         """The template as one or two texts."""
-        return (self.template,) if isinstance(self.template, str) else tuple(self.template)
+        return self.template if isinstance(self.template, tuple) else (self.template,)
+
+    def with_changes(self, template: Any = None, label: Any = None) -> Format:
+        """The format with another template or label, where one is given. A chat template ends its text itself."""
+        changes = {} if label is None else {"label": label}
+        if template is not None:
+            changes |= {"template": template, "append_eos": self.append_eos and template != CHAT}
+        return replace(self, **changes)
 
     def labels(self) -> tuple[int, ...]:
         """The label as one or two indices."""
-        return (self.label,) if isinstance(self.label, int) else tuple(self.label)
+        return self.label if isinstance(self.label, tuple) else (self.label,)
 
     def render(self, prompt: str, completion: str, special_tokens: Mapping[str, str | None]) -> tuple[str, ...]:
         """The one or two texts to tokenize.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_models.base import FunctionReward, RewardModel, did_you_mean
+from reward_models.base import RewardModel, did_you_mean
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.classifier import Classifier
+from reward_models.function import FunctionReward
 from reward_models.presets import PRESETS, preset_of
 from reward_models.rules import PREFIX, RULES, make_rule
 
@@ -28,15 +30,18 @@ def load(
     batch_size: int = 32,
     trust_remote_code: bool = False,
     options: Mapping[str, Any] | None = None,
+    template: str | Sequence[str] | None = None,
+    label: int | Sequence[int] | None = None,
 ) -> RewardModel:
     """The reward model that `source` names, tried in this order.
 
     1. `rule:length`, `rule:format` or `rule:lexical`, a rule of `reward_models.rules`.
     2. The name or Hub id of a preset, with the preset's text format.
     3. A folder with a classifier or a PEFT adapter of one; `reward_model.json` there says the text format.
-    4. `package.module:function` or `package.module.function`, a function of (prompts, completions).
-    5. A Hub id `owner/model`, read as a classifier with the text `{prompt}{completion}` and output 0. A classifier
-       with another text format needs a folder with a `reward_model.json`.
+    4. `package.module:function` or `package.module.function`, a function as `FunctionReward` takes it; the module may
+       be in the current folder.
+    5. A Hub id `owner/model`, read as a classifier with the text `{prompt}{completion}` and output 0, unless `template`
+       and `label` say otherwise.
 
     Args:
         source: what to load; a folder named like a preset is written with `./` before it.
@@ -46,6 +51,10 @@ def load(
         batch_size: most texts in one forward pass of a classifier.
         trust_remote_code: whether code that comes with a classifier may run.
         options: attributes of a rule, or keyword arguments of a function; a classifier has none.
+        template: what a classifier is shown, in place of what its folder or preset says: a text with `{prompt}` and
+            `{completion}`, two such texts, or `chat` for its tokenizer's chat template. Of a function only `chat`, for
+            lists of messages.
+        label: the output of a classifier that is the score, or two for their difference, likewise.
 
     Raises:
         FileNotFoundError: `source` looks like a folder that does not exist, or is one without a model.
@@ -56,26 +65,42 @@ def load(
     if not isinstance(options, Mapping):
         raise ValueError(f"the options of the reward model {text!r} are {options!r}; expected names with their values")
     if text.startswith(PREFIX):
+        _refuse(text, "a rule reads the texts as they are", template=template, label=label)
         return make_rule(text, options, name=name)
     preset_name = preset_of(text)
     is_local = preset_name is None and (Path(text).is_dir() or _looks_local(text))
     if preset_name is None and not is_local:
         if ":" in text or ("." in text and "/" not in text):
-            return _from_function(text, options, name=name)
+            _refuse(text, "a function has one score", label=label)
+            return _from_function(text, options, name=name, template=template)
         if text.count("/") != 1:
             raise ValueError(f"the reward model {text!r} is not known; {_known(text)}")
     if options:
         raise ValueError(
             f"the reward model {text!r} takes no options, but got {', '.join(map(str, options))}; what a classifier "
-            "reads and which output is its score is said by its preset, or by reward_model.json in its folder"
+            "reads and which output is its score is said by template and label, by its preset, or by reward_model.json "
+            "in its folder"
         )
-    settings = {"device": device, "dtype": dtype, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
+    settings = {
+        "template": template,
+        "label": label,
+        "device": device,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "trust_remote_code": trust_remote_code,
+    }
     if preset_name is not None:
         preset = PRESETS[preset_name]
         return _from_hub(preset.model, preset.format, name=name or preset_name, **settings)
     if is_local:
         return Classifier.from_pretrained(_folder(text), name=name, **settings)
     return _from_hub(text, None, name=name, **settings)
+
+
+def _refuse(text: str, reason: str, **given: Any) -> None:
+    for key, value in given.items():
+        if value is not None:
+            raise ValueError(f"the reward model {text!r} has {key} {value!r}, but {reason}; leave it out")
 
 
 def _folder(text: str) -> Path:
@@ -127,38 +152,50 @@ def _looks_local(text: str) -> bool:
     )
 
 
-def _from_function(text: str, options: Mapping[str, Any], *, name: str | None) -> FunctionReward:
+def _from_function(text: str, options: Mapping[str, Any], *, name: str | None, template: Any) -> FunctionReward:
     function, own_name = _function(text)
     if options:
         try:
-            inspect.signature(function).bind([], [], **options)
+            inspect.signature(function).bind_partial(**options)
         except (TypeError, ValueError) as error:  # the second, for built-in functions that do not tell
             raise ValueError(
                 f"the reward model {text!r} cannot be called with its options {', '.join(map(str, options))}: {error}"
             ) from None
         function = functools.partial(function, **options)
-    return FunctionReward(function, name=name or own_name)
+    return FunctionReward(function, name=name or own_name, template=template)
 
 
 def _function(text: str) -> tuple[Any, str]:
     """The function that the text names, and its name in its module."""
     module_name, _, attribute = text.partition(":") if ":" in text else text.rpartition(".")
+    look_here()
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except (Exception, SystemExit) as error:
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
+            raise ValueError(
+                f"the reward model {text!r} names the module {module_name!r}, which cannot be found; {_known(text)}"
+            ) from None
         # A module that exists and lacks something of its own is not a mistake in the name.
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise
         raise ValueError(
-            f"the reward model {text!r} names the module {module_name!r}, which cannot be found; {_known(text)}"
-        ) from None
+            f"the reward model {text!r} names the module {module_name!r}, which cannot be imported; mend it "
+            f"({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(
             f"the reward model {text!r} names {attribute!r}, which is no function of {module_name!r}; "
-            "expected a function of (prompts, completions) that returns one number per pair"
+            "expected a function of prompts and completions that returns one number per pair"
         )
     return function, attribute
+
+
+def look_here() -> None:
+    """Let modules of the current folder be found, as a script finds them: an installed command does not look there."""
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
 
 
 def _known(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from rlhf_lines.config import is_list
 from rlhf_lines.config_file import Settings, read_settings
 from rlhf_lines.errors import Problems, alternatives, closest, is_about_input, is_of_machine, is_ours, reason
+from rlhf_lines.redaction import tell
 
 
 # Packages whose dataclasses are taken as they are, and the headings of their options in a stage's help, after ours.
@@ -111,6 +112,7 @@ def read_config(arguments: list[str], dataclass_types: Sequence[type] = ()) -> S
     if path is None:
         return Settings()
     settings = read_settings(path)
+    tell(settings)  # before anything is said of its values
     for kind in dataclass_types:
         if hasattr(kind, "settings") and (meant := kind.settings(dict(settings), path)) != settings:
             settings = Settings(meant, path)

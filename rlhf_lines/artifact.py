@@ -8,17 +8,20 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from rlhf_lines.disk import NOTHING_KEPT, named_faults
 from rlhf_lines.distributed import leads, wait
 from rlhf_lines.errors import about
+from rlhf_lines.lock import only_writer
+from rlhf_lines.redaction import redact, without_secrets
 
 
 RECORD = "rlhf_lines.json"
 CONFIG = "config.yaml"
 BEGUN = "begun.json"  # what a resumed run must share with the one that was stopped, beside the config
+MANIFEST = "manifest.json"  # of a checkpoint from which a run can go on
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 
 
@@ -29,7 +32,7 @@ def new_folder(
     """Yield a hidden folder beside `output_dir`, which takes that name when the block ends without an error.
 
     A block that fails or is killed leaves nothing under the final name. Of several processes, every one gets the same
-    hidden folder and the main one renames it, after all have left the block.
+    hidden folder and the main one renames it, after all have left the block. Nobody else makes the folder meanwhile.
 
     Args:
         output_dir: the folder to make.
@@ -39,10 +42,18 @@ def new_folder(
             `keep_partial`.
 
     Raises:
-        FileExistsError: `output_dir` exists and `overwrite` is false; raised before the block runs.
+        FileExistsError: `output_dir` exists and `overwrite` is false, or another run makes it; raised before the block
+            runs.
         ValueError: the folder above cannot be made or written.
+        DiskFault: the disk is full or fails.
     """
+    kept = "what was done so far is kept for --resume" if keep_partial or leave_partial else NOTHING_KEPT
     final = Path(output_dir)
+    with only_writer(final), named_faults(final, kept=kept):
+        yield from _new_folder(final, overwrite, keep_partial, leave_partial)
+
+
+def _new_folder(final: Path, overwrite: bool, keep_partial: bool, leave_partial: bool) -> Iterator[Path]:
     if leads():
         _bring_back(final)
     wait()
@@ -156,9 +167,9 @@ def check_same_config(
     path = Path(folder) / CONFIG
     if not path.is_file():
         return
-    made_with = yaml.safe_load(path.read_text()) or {}
+    made_with = without_secrets(yaml.safe_load(path.read_text()) or {})
     # Through YAML and back, so that both sides hold the same types.
-    given = yaml.safe_load(yaml.safe_dump(given))
+    given = yaml.safe_load(yaml.safe_dump(without_secrets(given)))
     free = {"overwrite", "resume", "output_dir", "resume_from_checkpoint", *may_differ}
     for key in sorted({*made_with, *given} - free):
         before, now = made_with.get(key), given.get(key)
@@ -170,39 +181,49 @@ def check_same_config(
 
 
 def write_config(folder: Path, config: dict) -> None:
-    """Write `config.yaml`, what `--config` accepts again: the settings, not how the run was started."""
+    """Write `config.yaml`, what `--config` accepts again: the settings, not how the run was started, and no secrets."""
     import yaml
 
     settings = {key: value for key, value in config.items() if key not in ("overwrite", "resume")}
-    (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False))
+    write_whole(folder / CONFIG, yaml.safe_dump(without_secrets(settings), sort_keys=False))
 
 
 def write_record(folder: Path, stage: str, config: dict, **facts) -> None:
     """Write `config.yaml` (what `--config` accepts again) and `rlhf_lines.json` (stage, versions, facts)."""
     write_config(folder, config)
     record = {"format": 1, "stage": stage, "versions": versions(), **facts}
-    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")  # the last file: with it the folder is complete
+    # The last file: with it the folder is complete.
+    write_whole(folder / RECORD, redact(json.dumps(record, indent=2)) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file that appears whole or not at all, in an existing folder."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # mkstemp makes the file private to its owner; this one is for others too.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as hidden:
+        hidden.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside `path`, whose file takes that name when the block ends without an error.
+
+    The hidden name keeps the ending, by which some libraries choose a format. It is always the same, so that the next
+    run replaces what a killed one left; two runs at once are kept apart by `only_writer`.
+    """
+    hidden = path.with_name(f".new.{path.name}")
+    with named_faults(path, kept="the file is as it was before"):
+        try:
+            yield hidden
+            hidden.replace(path)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
 
 
 def remove_working_files(folder: Path) -> None:
     """Remove what only a run that goes on needs: among it all pickles, of settings, optimizers and random states."""
     of_trainer = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt")
     of_fsdp, of_deepspeed = ("optimizer.bin", "pytorch_model_fsdp.bin"), ("*_states.pt",)
-    for pattern in (*of_trainer, *of_fsdp, *of_deepspeed, BEGUN):
+    for pattern in (*of_trainer, *of_fsdp, *of_deepspeed, BEGUN, MANIFEST):
         for path in folder.rglob(pattern):
             path.unlink()
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from rlhf_lines import distributed
 from rlhf_lines.arguments import accept_negative_numbers, check_unknown, read_config
-from rlhf_lines.errors import NO_SPACE, is_about_input, is_of_machine, is_of_memory, reason, unknown_name
+from rlhf_lines.disk import disk_fault
+from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
+from rlhf_lines.redaction import guard, redact
 from rlhf_lines.stages import MODULES, read_stage, run_configured
 
 
@@ -55,12 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
     # Read when torch is first imported. Threads that wait for each other then sleep instead of spinning: with another
     # program on the cores, spinning makes training several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    guard(arguments)
     try:
         _run(arguments)
     except KeyboardInterrupt:
         left = "the scores so far are kept" if arguments[0] == "score" else "nothing was left under a final name"
         return _tell(arguments[0], f"interrupted; {left}", 130)
     except Exception as error:
+        if (fault := disk_fault(error)) is not None:
+            return _tell(arguments[0], str(fault), 2 if is_about_input(fault) else 1)
         if is_about_input(error):
             return _tell(arguments[0], reason(error) if getattr(error, "errno", None) else str(error), 2)
         if is_of_machine(error):
@@ -72,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tell(verb: str, sentence: str, status: int) -> int:
-    print(f"rlhf-lines {verb}: {sentence}", file=sys.stderr)
+    print(redact(f"rlhf-lines {verb}: {sentence}"), file=sys.stderr)
     return status
 
 
@@ -81,12 +86,6 @@ def _of_machine(error: Exception) -> str:
         return (
             f"memory ran out ({reason(error)}): take smaller batches or a smaller model; rlhf-lines plan says what a "
             "stage will take"
-        )
-    if error.errno in NO_SPACE:
-        where = f" while writing {error.filename}" if error.filename else ""
-        return (
-            f"no space left{where} ({error.strerror}); nothing was left under a final name: free some space, or give "
-            "an output_dir on another disk"
         )
     return f"{reason(error)}; nothing was left under a final name"
 
@@ -196,6 +195,7 @@ def _stage(options: argparse.Namespace) -> None:
     verb, arguments = options.verb, options.rest
     read_config(arguments)  # a mistake in the file is told before seconds of imports
     _quiet_warnings()
+    _show_log()
     module, configs, given = read_stage(verb, arguments)
     if any(getattr(config, "plan", False) for config in configs):
         from rlhf_lines.plan import Options, plan, plan_table
@@ -314,6 +314,21 @@ def _quiet_warnings() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+class _Stderr(logging.Handler):
+    """Prints where stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _show_log() -> None:
+    """Let what our own modules log be seen, above all how the first row is read."""
+    own = logging.getLogger("rlhf_lines")
+    own.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Stderr) for handler in own.handlers):
+        own.addHandler(_Stderr())
 
 
 def _hide_bars() -> None:

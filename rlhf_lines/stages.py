@@ -8,12 +8,13 @@ from types import ModuleType
 
 from rlhf_lines import distributed
 from rlhf_lines.arguments import parse
-from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder
+from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder, read_record
 from rlhf_lines.config import RunConfig
+from rlhf_lines.lock import only_writer
 
 
 # Each module has run(*configs, given) -> folder; one that has finish(folder) writes there what a killed run may not
-# have written after the folder got its name.
+# have written after the folder got its name; inputs(*configs) is what it reads, as hashes, which its record keeps.
 MODULES = {
     "sft": "rlhf_lines.train.sft",
     "reward": "rlhf_lines.train.reward",
@@ -49,23 +50,40 @@ def run_configured(module: ModuleType, configs: tuple, given: dict) -> Path:
     """As `run_stage`, of what `read_stage` returned."""
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
-    if run_config.resume:
-        distributed.start()  # one renames a folder, the others wait; training has started them by now
-    if run_config.resume and _is_done(Path(output_dir), given, overwrite=run_config.overwrite):
+    distributed.start()  # one locks and renames a folder, the others wait; training has started them by now
+    with only_writer(output_dir):
+        return _run(module, run_config, output_dir, configs, given)
+
+
+def _run(module: ModuleType, run_config: RunConfig, output_dir: str, configs: tuple, given: dict) -> Path:
+    if run_config.resume and _is_done(module, configs, Path(output_dir), given, overwrite=run_config.overwrite):
         if hasattr(module, "finish") and distributed.leads():  # the others may not have the folder
             module.finish(Path(output_dir))
         return Path(output_dir)
     return module.run(*configs, given)
 
 
-def _is_done(output_dir: Path, given: dict, *, overwrite: bool) -> bool:
+def _is_done(module: ModuleType, configs: tuple, output_dir: Path, given: dict, *, overwrite: bool) -> bool:
     """Whether `--resume` has nothing left to run; a folder that only lacked its name gets it.
 
     Raises:
-        ValueError: the folder is of other settings.
+        ValueError: the folder is of other settings, or of inputs that have changed since.
         FileExistsError: it is complete, and a run that was to replace it can go on, but may not replace it.
     """
-    state = distributed.from_leader(lambda: _state(output_dir, given, overwrite=overwrite))
+
+    def find_out() -> str:
+        state = _state(output_dir, given, overwrite=overwrite)
+        if state != UNFINISHED and hasattr(module, "inputs"):
+            made = partial_folder(output_dir) if state == UNNAMED else output_dir
+            before = read_record(made).get("inputs_sha256") or {}
+            from rlhf_lines.merge.inputs.fingerprints import check_unchanged
+
+            way_out = "restore it, choose another folder, or replace this one with --overwrite in place of --resume"
+            if before:
+                check_unchanged(before, module.inputs(*configs), since=f"{output_dir} was made", way_out=way_out)
+        return state
+
+    state = distributed.from_leader(find_out)
     if state == UNNAMED:
         finish_folder(output_dir, overwrite=overwrite)
     return state != UNFINISHED

@@ -22,8 +22,8 @@ def summary(verb: str, folder: Path) -> str:
                 f"too long for the reward model: {record['train_pairs_left_out']} training pairs, which were left out, "
                 f"and {record['held_out_pairs_cut']} held-out pairs, whose prompts were cut"
             )
-    elif verb == "ppo" and record["history"]:
-        first, last = record["history"][0], record["history"][-1]
+    elif verb == "ppo" and (rollouts := [row for row in record["history"] if "reward" in row]):
+        first, last = rollouts[0], rollouts[-1]
         lines.append(f"reward in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
     elif verb == "merge":
         lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()), str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,13 @@ import reward_models
 from reward_models import RewardModel
 from reward_models.base import is_number
 from rlhf_lines.config import from_json
+from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about, alternatives, closest
 from rlhf_lines.models import LOAD_DTYPES
+from rlhf_lines.redaction import without_secrets
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class RewardEntry:
         dtype: of a classifier's weights; None is float32.
         batch_size: most texts in one forward pass of a classifier; None leaves it to the stage.
         options: of a rule or a function.
+        template: what a classifier is shown: a text with `{prompt}` and `{completion}`, two of them, or `chat`, the
+            chat template of its tokenizer; of a function `chat`, for lists of messages. None is what its folder or
+            preset says, or else the prompt's text and the completion's.
+        label: which output of a classifier is the score, or two for their difference; None likewise, or else the first.
     """
 
     model: str
@@ -45,6 +55,8 @@ class RewardEntry:
     dtype: str | None = None
     batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    template: str | Sequence[str] | None = None
+    label: int | Sequence[int] | None = None
 
     @classmethod
     def of(cls, item: str | Mapping[str, Any] | RewardEntry) -> RewardEntry:
@@ -72,9 +84,15 @@ class RewardEntry:
         return cls(**item)
 
     def identity(self) -> dict[str, Any]:
-        """What the scores depend on: the model, a folder by its absolute path, its dtype and its options."""
+        """What the scores depend on: the model, a folder by its absolute path, dtype, options, template and label."""
         model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
-        return {"model": model, "dtype": self.dtype or "float32", "options": dict(self.options)}
+        given = {"template": self.template, "label": self.label}
+        return {
+            "model": model,
+            "dtype": self.dtype or "float32",
+            "options": without_secrets(self.options),
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None},
+        }
 
     def __post_init__(self) -> None:
         for key, expected, holds in (
@@ -88,6 +106,10 @@ class RewardEntry:
         ):
             if not holds:
                 raise ValueError(f"rewards: {self.model} has {key} {getattr(self, key)!r}, expected {expected}")
+        try:
+            reward_models.Format().with_changes(self.template, self.label)
+        except ValueError as error:
+            raise ValueError(f"rewards: {self.model}: {error}") from None
 
 
 def reward_entries(items: Sequence[str | Mapping[str, Any]]) -> list[RewardEntry]:
@@ -129,10 +151,15 @@ def load_reward_models(
                 dtype=entry.dtype,
                 batch_size=entry.batch_size or batch_size,
                 options=entry.options,
+                template=entry.template,
+                label=entry.label,
                 trust_remote_code=trust_remote_code,
             )
         models.append(loaded)
     check_names([model.name for model in models])
+    for model in models:
+        if leads() and (guessed := getattr(model, "guessed", None)) is not None:
+            logger.warning("%s", guessed)
     return models
 
 

@@ -41,11 +41,12 @@ merge.lines
 merge.rules
 merge.inputs
 merge.tensors     merge.layers
-demo_models
+demo_models       example
+scoring
 data              task_rewards
 arguments
-artifact          config         models         sampling
-config_file       limits         progress
+artifact          config         models         sampling    completions
+config_file       disk           limits         lock           progress    redaction
 __init__          distributed    errors         noise         reading        reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rlhf_lines.task_rewards import load_reward_models, reward_entries
+from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_entries
 
 
 def test_two_reward_models_of_one_name_are_refused():
@@ -23,3 +23,8 @@ def test_imports_go_one_way(package, forbidden):
     code = f"import sys, {package}; print([name for name in {forbidden} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_identity_of_a_reward_has_no_secrets():
+    entry = RewardEntry.of({"model": "scores:ask", "options": {"api_key": "hunter2-is-no-word", "scale": 2.0}})
+    assert entry.identity()["options"] == {"scale": 2.0} and entry.options["api_key"] == "hunter2-is-no-word"

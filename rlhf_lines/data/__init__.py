@@ -31,6 +31,7 @@ def load(
     max_samples: int | None = None,
     test_size: TestSize = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    with_turns: bool = False,
 ):
     """The `datasets.Dataset` of one kind of rows of one split.
 
@@ -59,6 +60,7 @@ def load(
         max_samples: keep the first so many rows; None keeps all.
         test_size: how much is held out of a source without splits; see `splits.read_test_size`.
         chat_template_kwargs: settings of the tokenizer's chat template.
+        with_turns: whether preferences have their prompt as `conversation`, too.
 
     Raises:
         FileNotFoundError: a source does not exist, or has no such split.
@@ -98,7 +100,7 @@ def load(
         rows = _with_one_bos(rows, tokenizer, source)
     if kind != "text":
         scored_prompt = getattr(task, "scored_prompt", lambda prompt: prompt)
-        write = Writer(kind, template, scored_prompt, tokenizer, settings, dataset_name)
+        write = Writer(kind, template, scored_prompt, tokenizer, settings, dataset_name, with_turns)
         written = [write.row(row) for row in rows]
         if kind != "preferences" and chat.has_chat_template(tokenizer):
             _tell_chat_template(rows, written, tokenizer, source)
@@ -165,7 +167,7 @@ def _with_one_bos(rows: list[dict], tokenizer, source: str) -> list[dict]:
     changed = sum(new != old for new, old in zip(found, rows, strict=True))
     if changed:
         logger.warning(
-            "%s: %d of %d texts begin with %s, which the tokenizer adds itself: written once",
+            "%s: %d of %d texts begin with the BOS token %s, which the tokenizer adds itself: written once",
             source, changed, len(rows), tokenizer.bos_token,
         )  # fmt: skip
     return found

@@ -45,9 +45,17 @@ class DataConfig:
     def __post_init__(self) -> None:
         read_fields(self)
 
-    def load(self, kind: str, split: str, tokenizer, *, chat_template_kwargs: Mapping[str, Any] | None = None):
+    def load(
+        self,
+        kind: str,
+        split: str,
+        tokenizer,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        with_turns: bool = False,
+    ):
         """The rows that the settings describe; see `rlhf_lines.data.load`."""
-        settings = {"chat_template_kwargs": chat_template_kwargs, **vars(self)}
+        settings = {"chat_template_kwargs": chat_template_kwargs, "with_turns": with_turns, **vars(self)}
         return data.load(kind=kind, split=split, tokenizer=tokenizer, **settings)
 
 

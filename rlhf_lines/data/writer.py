@@ -21,6 +21,7 @@ class Writer:
         tokenizer: the policy's; its chat template, where it has one, writes what the policy reads.
         settings: of that chat template.
         source: the name of the data, for errors.
+        with_turns: whether preferences have their prompt as `conversation`, too.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Writer:
     tokenizer: Any
     settings: Mapping[str, Any]
     source: str
+    with_turns: bool = False
 
     def row(self, row: dict) -> dict:
         """The row with its columns as the kind has them, and under `read` the text of the prompt that is read.
@@ -38,8 +40,9 @@ class Writer:
         """
         shown = self.scored_prompt(row["prompt"])
         if self.kind == "preferences":
-            return {"prompt": shown, "chosen": row["chosen"], "rejected": row["rejected"], "read": shown}
-        turns = self.template.asked(row.get("messages") or self.template.messages(row["prompt"]))
+            more = {"conversation": self._turns(row)} if self.with_turns else {}
+            return {"prompt": shown, "chosen": row["chosen"], "rejected": row["rejected"], **more, "read": shown}
+        turns = self._turns(row)
         is_chat = chat.has_chat_template(self.tokenizer)
         read = self._chat_text(row, turns) if is_chat else row["prompt"]
         if self.kind == "prompts":
@@ -52,6 +55,9 @@ class Writer:
         reply = [{"role": "assistant", "content": row["completion"].strip()}]
         more = {"chat_template_kwargs": dict(self.settings)} if self.settings else {}
         return {"prompt": turns, "completion": reply, **more, "read": read}
+
+    def _turns(self, row: dict) -> list[dict[str, str]]:
+        return self.template.asked(row.get("messages") or self.template.messages(row["prompt"]))
 
     def _check_starts(self, row: dict, read: str) -> None:
         if self.tokenizer is not None and not read.strip() and not self.tokenizer(read)["input_ids"]:

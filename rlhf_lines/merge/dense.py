@@ -70,7 +70,9 @@ class DenseMerge:
             max_memory=max_memory,
             progress=lambda elements: progress("measure", elements, None),
         )
-        self._layers = layer_indices(sorted(self.residuals.shapes), num_layers=sft.num_layers())
+        names = sorted(self.residuals.shapes)
+        self._num_layers = sft.num_layers(names)
+        self._layers = layer_indices(names, num_layers=self._num_layers)
         self._scratch = Scratch()
 
     @cached_property
@@ -106,7 +108,7 @@ class DenseMerge:
     @cached_property
     def scaled(self) -> Merged:
         """LiNeS(tau_M)."""
-        factors = lines_scales(self._sft.num_layers(), self.alpha, self._spec.beta, self._spec.schedule).tolist()
+        factors = lines_scales(self._num_layers, self.alpha, self._spec.beta, self._spec.schedule).tolist()
 
         def scale(chunk: Chunk, merged: Tensor) -> Tensor:
             layer = self._layers[chunk.name]
@@ -167,6 +169,7 @@ class DenseMerge:
                 loss = loss if lost is None else loss + lost
                 self._progress("write", size, total)
         self.check_inputs()
+        bad = {name for name in bad if not self._sft.left_out(name)}
         if bad:
             names = _listed([repr(name) for name in sorted(bad)])
             dtypes = {str(entries[name].dtype).removeprefix("torch.") for name in bad}
@@ -209,9 +212,12 @@ class DenseMerge:
         return written
 
     def check_inputs(self) -> None:
-        """Stop with a ValueError if a residual that was read is not finite; all that were met are named."""
-        if self._not_finite:
-            found = [f"{name!r} of {path!r}" for path, name in sorted(self._not_finite)]
+        """Stop with a ValueError if a residual that was read is not finite; all that were met are named.
+
+        A buffer that the model does not load may hold the infinities of a mask.
+        """
+        found = [f"{name!r} of {path!r}" for path, name in sorted(self._not_finite) if not self._sft.left_out(name)]
+        if found:
             raise ValueError(
                 f"{_listed(found)} has values that are not finite there or in the SFT model; train again"
                 if len(found) == 1

@@ -42,6 +42,21 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Hashes:
+    """SHA-256 of what a merge reads.
+
+    Attributes:
+        weights: of the SFT model and of the policies.
+        configs: of the same.
+        statistics: of the files of statistics.
+    """
+
+    weights: Sequence[str]
+    configs: Sequence[str]
+    statistics: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Merge:
     """One merge: the arguments of `merge_policies` that decide what is written, which describes them.
 
@@ -61,6 +76,7 @@ class Merge:
     statistics: tuple[str, ...] = ()
     max_shard_size: int | None = None
     device: str = "cpu"
+    sft_renamed: bool = False
 
     def __post_init__(self) -> None:
         if not self.policies or isinstance(self.policies, (str, Path)):
@@ -117,30 +133,35 @@ class Merge:
                 return name, _plain(here), _plain(there)
         return None
 
-    def to_record(self, sha256: Sequence[str], written: Written, warnings: Sequence[str]) -> dict[str, Any]:
+    def to_record(self, hashes: Hashes, written: Written, warnings: Sequence[str]) -> dict[str, Any]:
         """The content of `merge_spec.json`: the merge, the hashes of its inputs, and what came of it.
 
         Args:
-            sha256: of the weights of `models`, then of the statistics.
+            hashes: of the inputs.
             written: what came of it.
             warnings: what a reader should know.
         """
-        sft_sha256, *others = sha256
-        of_policies, of_statistics = others[: len(self.policies)], others[len(self.policies) :]
+        sft_sha256, *of_policies = hashes.weights
+        sft_config, *of_configs = hashes.configs
         record = {
             "format": FORMAT,
             "spec": self.spec.to_dict(),
             "alpha": written.alpha,
             "sft_model": self.sft_model,
             "sft_sha256": sft_sha256,
-            "policies": _hashed(self.policies, of_policies),
-            "statistics": _hashed(self.statistics, of_statistics),
+            "sft_config_sha256": sft_config,
+            "policies": [
+                {**policy, "config_sha256": config}
+                for policy, config in zip(_hashed(self.policies, of_policies), of_configs, strict=True)
+            ],
+            "statistics": _hashed(self.statistics, hashes.statistics),
             "save": self.save,
             "dtype": written.dtype,
             "asked_dtype": self.dtype,
             "asked_rank": self.rank,
             "max_shard_size": self.max_shard_size,
             "device": self.device,
+            "sft_renamed": self.sft_renamed,
             "versions": versions(),
             "lost_residual": asdict(written.lost),
             "warnings": list(warnings),
@@ -164,6 +185,7 @@ class Merge:
             statistics=[folder["path"] for folder in record["statistics"]],
             max_shard_size=record["max_shard_size"],
             device=record["device"],
+            sft_renamed=record.get("sft_renamed", False),
         )
 
 

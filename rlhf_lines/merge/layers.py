@@ -34,19 +34,34 @@ class Family:
         inside_trunk = rf"{self.prefix}(?:{'|'.join(self.outside)})"
         return re.match(rf"{_PEFT}(?:{inside_trunk}|{'|'.join(self.head)})(?:\.|$)", name) is not None
 
+    def is_head(self, name: str) -> bool:
+        """Whether the name is the head of this family."""
+        return re.match(rf"{_PEFT}(?:{'|'.join(self.head)})(?:\.|$)", name) is not None
+
     def is_embedding(self, name: str) -> bool:
         """Whether the name is an embedding of tokens or positions of this family."""
         return re.match(rf"{_PEFT}{self.prefix}(?:{'|'.join(self.embeddings)})(?:\.|$)", name) is not None
 
 
+# The parts of a model that sees, hears or reads images beside its language model: outside its layers.
+_OTHER_PARTS = (
+    r"\w*(?:vision|visual|image|video|audio|speech|sound)\w*",
+    r"(?:multi_modal|mm|modality)_\w+",
+    r"\w*(?:connector|qformer|resampler|aligner|projector)\w*",
+)
+
 FAMILIES = (
-    Family(  # Llama, Mistral, Mixtral, Qwen2/3, Gemma 1-3, Phi, Phi-3, OLMo, Cohere, StableLM
+    Family(  # Llama, Mistral, Mixtral, Qwen2/3, Gemma 1-3, Phi, Phi-3, OLMo, Cohere, StableLM, Llava, Qwen-VL
         "model.layers",
-        r"(?:model\.)?(?:language_model\.)?(?:model\.)?",
+        r"(?:model\.)?(?:language_model\.|text_model\.)?(?:model\.)?",
         "layers",
-        ("embed_tokens", "norm", "final_layernorm", "rotary_emb"),
-        ("lm_head",),
-        ("embed_tokens",),
+        (
+            *("embed_tokens", "norm", "final_layernorm", "embedding_norm", "rotary_emb"),
+            *("embed_tokens_per_layer", r"per_layer_\w+", r"altup_\w+"),  # Gemma 3n and 4
+            *_OTHER_PARTS,
+        ),
+        (r"(?:language_model\.)?lm_head",),
+        ("embed_tokens", "embed_tokens_per_layer"),
     ),
     Family(  # GPT-2, GPT-J, Falcon, Bloom
         "transformer.h",
@@ -59,18 +74,50 @@ FAMILIES = (
     Family(
         "gpt_neox.layers", r"(?:gpt_neox\.)?", "layers", ("embed_in", "final_layer_norm"), ("embed_out",), ("embed_in",)
     ),
-    Family(  # OPT
+    Family(  # OPT, and the decoders of BART and Whisper
         "model.decoder.layers",
-        r"(?:model\.)?decoder\.",
+        r"(?:\w+\.)?decoder\.",
         "layers",
-        ("embed_tokens", "embed_positions", "final_layer_norm", "project_in", "project_out"),
-        ("lm_head",),
+        (
+            *("embed_tokens", "embed_positions", "final_layer_norm", "project_in", "project_out"),
+            *("layernorm_embedding", "layer_norm"),
+        ),
+        ("lm_head", "proj_out"),
         ("embed_tokens", "embed_positions"),
+    ),
+    Family(  # the encoders of BART and Whisper
+        "model.encoder.layers",
+        r"(?:\w+\.)?encoder\.",
+        "layers",
+        ("embed_tokens", "embed_positions", "layernorm_embedding", "layer_norm", "conv1", "conv2"),
+        ("lm_head", "proj_out"),
+        ("embed_tokens", "embed_positions"),
+    ),
+    *(  # T5
+        Family(
+            f"{part}.block",
+            rf"(?:model\.)?{part}\.",
+            "block",
+            ("embed_tokens", "final_layer_norm"),
+            ("lm_head",),
+            ("embed_tokens",),
+        )
+        for part in ("decoder", "encoder")
     ),
     Family(  # MPT
         "transformer.blocks", r"(?:transformer\.)?", "blocks", ("wte", "wpe", "norm_f"), ("lm_head",), ("wte", "wpe")
     ),
 )
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """The name of a layer's parameter or module up to the 0-based index, and the index; None outside the layers.
+
+    >>> layer_of("model.decoder.layers.3.fc1.weight"), layer_of("lm_head.weight")
+    (('model.decoder.layers.', 3), None)
+    """
+    match = next(filter(None, (family.layer(name) for family in FAMILIES)), None)
+    return match and (match["place"], int(match["index"]))
 
 
 def layer_indices(names: Iterable[str], *, num_layers: int | None = None) -> dict[str, int | None]:
@@ -93,6 +140,8 @@ def layer_indices(names: Iterable[str], *, num_layers: int | None = None) -> dic
     """
     names = list(names)
     families = [family for family in FAMILIES if any(family.layer(name) for name in names)]
+    if not families and num_layers is not None and names:  # an adapter on the head alone
+        families = [family for family in FAMILIES if all(map(family.is_outside, names))][:1]
     if not families:
         shown = ", ".join(repr(name) for name in names[:3]) or "no names"
         places = ", ".join(f"{family.name}.<i>" for family in FAMILIES)
@@ -105,7 +154,9 @@ def layer_indices(names: Iterable[str], *, num_layers: int | None = None) -> dic
         if match is None and not family.is_outside(name):
             other = next((other for other in FAMILIES if other.layer(name)), None)
             reason = (
-                f"belongs to layers {other.name}.<i>" if other else "is neither a layer nor a known outside parameter"
+                f"belongs to layers {other.name}.<i>, whose depth is another; merge policies that change one of them"
+                if other
+                else "is neither a layer nor a known outside parameter"
             )
             raise ValueError(
                 f"cannot place {name!r}: the other names have layers {family.name}.<i>, but this one {reason}"
@@ -122,6 +173,15 @@ def layer_indices(names: Iterable[str], *, num_layers: int | None = None) -> dic
     return indices
 
 
+def is_placed(name: str) -> bool:
+    """Whether the name is a layer's, or known to lie outside the layers, in some architecture.
+
+    >>> is_placed("model.norm.weight"), is_placed("mtp.fc.weight")
+    (True, False)
+    """
+    return any(_knows(family, name) for family in FAMILIES)
+
+
 def is_embedding(name: str) -> bool:
     """Whether a parameter or module is an embedding of tokens or positions, whose rows are looked up; heads are not.
 
@@ -129,6 +189,15 @@ def is_embedding(name: str) -> bool:
     [True, True, False]
     """
     return any(family.is_embedding(name) for family in FAMILIES)
+
+
+def is_head(name: str) -> bool:
+    """Whether a parameter or module is a head, from which logits come.
+
+    >>> [is_head(name) for name in ("lm_head.weight", "model.embed_tokens.weight")]
+    [True, False]
+    """
+    return any(family.is_head(name) for family in FAMILIES)
 
 
 def is_linear_map(name: str, shape: Sequence[int]) -> bool:
@@ -145,6 +214,8 @@ def _knows(family: Family, name: str) -> bool:
 
 
 def _check_range(found: set[int], family: Family, num_layers: int | None) -> None:
+    if not found:
+        return
     if num_layers is None:
         missing = sorted(set(range(max(found) + 1)) - found)
         if missing:

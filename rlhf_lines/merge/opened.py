@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,9 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy, DensePolicy
 from rlhf_lines.merge.inputs.provenance import load_inputs
 from rlhf_lines.merge.inputs.statistics_files import check_statistics, coverage_warnings, open_statistics
+from rlhf_lines.merge.inputs.tokenizers import copy_files, tokenizer_files
 from rlhf_lines.merge.job import Merge, Written
+from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lora.low_rank import merge_adapters
 from rlhf_lines.merge.lora.truncate import factorise_residuals, truncate_adapter
 from rlhf_lines.merge.output.adapter import write_adapter
@@ -47,7 +49,7 @@ def open_merge(
     needed = merge.rule.statistics
     with contextlib.ExitStack() as stack:
         sft = stack.enter_context(Checkpoint(merge.sft_model))
-        policies, warnings = load_inputs(sft, merge.policies, stack)
+        policies, warnings = load_inputs(sft, merge.policies, stack, sft_renamed=merge.sft_renamed)
         check_statistics(merge.spec.rule, needed, merge.statistics, merge.policies)
         statistics = open_statistics(needed, merge.statistics, stack)
         opened = OpenMerge(merge, sft, policies, statistics, max_memory=max_memory, progress=progress)
@@ -88,12 +90,17 @@ class OpenMerge:
         self._dense, spec = None, merge.spec
         if merge.save == "adapter" or merge.rule.on_factors:
             self._check_all_adapters()
+        if merge.save == "dense":
+            sft.check_plain(())
         if merge.rule.on_factors:
             if spec.alpha == "auto":
                 raise ValueError(
                     f'alpha "auto" is measured on residuals, rule {spec.rule!r} has factors; give a number'
                 )
             self._factors()  # stops where the factors of these adapters cannot be combined
+        elif merge.save == "adapter" and merge.rule.is_linear and spec.alpha != "auto":
+            # No weight of the SFT model is read, which may be quantised, or tie a head to the embedding.
+            layer_indices([f"{name}.weight" for name in self._modules], num_layers=self.num_layers)
         else:
             residuals = [
                 AdapterPolicy(one, sft) if isinstance(one, Adapter) else DensePolicy(one, sft) for one in policies
@@ -113,6 +120,15 @@ class OpenMerge:
         """The spec with the number that its alpha stands for."""
         spec = self.merge.spec
         return replace(spec, alpha=self._dense.alpha) if spec.alpha == "auto" else spec
+
+    @property
+    def _modules(self) -> list[str]:
+        return sorted({module for one in self.adapters for module in one.modules})
+
+    @cached_property
+    def num_layers(self) -> int:
+        """The number of layers of the part of the model that the policies change."""
+        return self.sft.num_layers(self._dense.residuals.shapes if self._dense else self._modules)
 
     @property
     def stored_rank(self) -> int:
@@ -140,6 +156,8 @@ class OpenMerge:
         else:
             factors, truncation = factorise_residuals(self._module_residuals(), self.rank)
         lost, dtype = write_adapter(folder, factors, self.adapters, self.sft, self.merge.sft_model, self.merge.dtype)
+        # With the tokenizer the folder is all that a chat needs beside the SFT model.
+        copy_files(self.sft.folder, folder, tokenizer_files(self.sft.folder))
         return Written(self.spec.alpha, lost, dtype, next(iter(factors.values())).A.shape[0], truncation)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -178,7 +196,7 @@ class OpenMerge:
         return self._make_dense([merged], MergeSpec("linear", (1.0,)))
 
     def _factors(self) -> dict[str, Factors]:
-        return merge_adapters(self.adapters, self.spec, num_layers=self.sft.num_layers())
+        return merge_adapters(self.adapters, self.spec, num_layers=self.num_layers)
 
     def _module_residuals(self) -> Iterator[tuple[str, Tensor]]:
         """Every adapted module with its merged residual `[out, in]`, one at a time."""

@@ -13,9 +13,10 @@ import torch
 
 from rlhf_lines.artifact import check_place, new_folder, refuse_existing, refuse_replacing
 from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, weights_sha256
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
-from rlhf_lines.merge.job import Merge, Written
+from rlhf_lines.merge.job import Hashes, Merge, Written
 from rlhf_lines.merge.opened import OpenMerge, Progress, open_merge
 from rlhf_lines.merge.output.card import model_card
 from rlhf_lines.merge.output.mergekit import mergekit_config
@@ -39,6 +40,7 @@ def merge_policies(
     max_shard_size: int | None = None,
     max_memory: int | None = None,
     device: str | torch.device = "cpu",
+    sft_renamed: bool = False,
     overwrite: bool = False,
     warnings: Sequence[str] = (),
     progress: Progress = lambda phase, elements, total: None,
@@ -65,6 +67,8 @@ def merge_policies(
         max_shard_size: bytes of a written weight file; None shards as the SFT model is.
         max_memory: bytes that the work on one parameter may take, for rules that need whole ones; None is no bound.
         device: where the arithmetic on dense residuals is done.
+        sft_renamed: the adapters were trained on this very SFT model under another name or revision, so that what they
+            call it is not compared.
         overwrite: replace an existing `output_dir`, once the new one is complete.
         warnings: what the record and the card should say beside the warnings of the inputs.
         progress: told the phase (`measure`, `write`), the number of elements done since the last call, and the total
@@ -76,18 +80,18 @@ def merge_policies(
         FileExistsError: `output_dir` exists and `overwrite` is False.
         OSError: the disk is full.
     """
-    merge = Merge(sft_model, policies, spec, save, rank, dtype, statistics, max_shard_size, device)
+    merge = Merge(sft_model, policies, spec, save, rank, dtype, statistics, max_shard_size, device, sft_renamed)
     output = Path(output_dir)
     merge.check()
     check_output(merge, output, overwrite=overwrite)
     # Hashing takes a core, so it goes on beside the merge.
     with open_merge(merge, max_memory=max_memory, progress=progress) as opened, ThreadPoolExecutor(1) as hashing:
-        sha256 = hashing.submit(_hashes, merge)
+        hashes = hashing.submit(_hashes, merge)
         with _new_folder(output, overwrite=overwrite) as folder:
             written = opened.write(folder)
             fits_adapter = merge.save == "dense" and len(opened.adapters) == len(merge.policies)
             found = [*warnings, *opened.warnings, *loss_warnings(written, fits_adapter=fits_adapter)]
-            record = merge.to_record(sha256.result(), written, found)
+            record = merge.to_record(hashes.result(), written, found)
             (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
             (folder / "README.md").write_text(model_card(record))
             if written.truncation is None and (config := _mergekit_config(opened, written)) is not None:
@@ -125,10 +129,12 @@ def loss_warnings(written: Written, *, fits_adapter: bool) -> list[str]:
     ]
 
 
-def _hashes(merge: Merge) -> list[str]:
-    """The hashes of the inputs, in the order of `Merge.to_record`."""
-    statistics = [statistics_sha256(merge.rule.statistics, folder) for folder in merge.statistics]
-    return [*map(weights_sha256, merge.models), *statistics]
+def _hashes(merge: Merge) -> Hashes:
+    return Hashes(
+        [weights_sha256(folder) for folder in merge.models],
+        [config_sha256(folder) for folder in merge.models],
+        [statistics_sha256(merge.rule.statistics, folder) for folder in merge.statistics],
+    )
 
 
 def _mergekit_config(opened: OpenMerge, written: Written) -> str | None:
@@ -141,7 +147,7 @@ def _mergekit_config(opened: OpenMerge, written: Written) -> str | None:
         opened.spec,
         opened.merge.sft_model,
         policies,
-        num_layers=opened.sft.num_layers(),
+        num_layers=opened.num_layers,
         out_dtype=written.dtype,
     )
 

@@ -44,13 +44,20 @@ def rule_options(value: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return options
 
 
+def _size(name: str, value: str | int) -> int:
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
 def shard_size(value: str | int) -> int:
     """The most bytes of a written weight file.
 
     Raises:
         ValueError: no size, or zero.
     """
-    size = parse_size(value)
+    size = _size("max_shard_size", value)
     if size == 0:
         raise ValueError(f"max_shard_size is {value}, expected a size such as 5GB")
     return size
@@ -120,10 +127,17 @@ class MergeConfig:
         default="4GB",
         metadata={
             "help": "What the work on one parameter may take, for rules that need whole ones.",
-            "parse": parse_size,
+            "parse": partial(_size, "max_memory"),
         },
     )
     device: str = field(default="cpu", metadata={"help": "Where the arithmetic is done: cpu or cuda."})
+    sft_renamed: bool = field(
+        default=False,
+        metadata={
+            "help": "The adapters were trained on this very SFT model under another name: its Hub id, a revision, "
+            "a folder that has moved. What they call it is not compared; hashes, shapes and tokenizers are."
+        },
+    )
     plan: bool = field(
         default=False, metadata={"help": "Check the inputs, print what would be read, computed and written, and stop."}
     )
@@ -166,6 +180,7 @@ class MergeConfig:
             statistics=self.statistics or (),
             max_shard_size=self.max_shard_size,
             device=self.device,
+            sft_renamed=self.sft_renamed,
         )
 
     def _weights(self) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lines.config import RunConfig
-from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter, parameters_of
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.statistics_files import open_statistics
 from rlhf_lines.merge.job import Merge
@@ -64,12 +64,12 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     for policy, adapter in zip(merge.policies, adapters, strict=True):
         if merge.save == "adapter" and adapter.count is None:
             raise ValueError(not_an_adapter(policy))
-    model = skeleton.causal_lm(shape.config, dtype=merge.dtype or "auto")
+    model = skeleton.any_language_model(shape.config, dtype=merge.dtype or "auto")
     plan = Plan("merge", "cpu", skeleton.count(model))
     plan.models.append((merge.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(merge.policies, adapters, strict=True)]
     passes = _passes(merge)
-    _add_work(plan, merge, passes, shape)
+    _add_work(plan, merge, passes, _num_layers(merge, shape, adapters))
     if all(is_adapter(folder) or any(Path(folder).glob("model*.safetensors*")) for folder in merge.models):
         _look_at_inputs(plan, merge, config)
     written = stacked(adapters, merge.rank) * memory.FLOAT32
@@ -120,8 +120,16 @@ def _passes(merge: Merge) -> int:
     return passes_over_inputs(merge.spec)
 
 
-def _add_work(plan: Plan, merge: Merge, passes: int, shape: Shape) -> None:
-    spec, num_layers = merge.spec, shape.config.get_text_config().num_hidden_layers
+def _num_layers(merge: Merge, shape: Shape, adapters: Sequence[AdapterSizes]) -> int:
+    """The layers of the part that the policies change, from the files of the SFT model where they are here."""
+    if not any(Path(merge.sft_model).glob("model*.safetensors*")):
+        return shape.config.get_text_config().num_hidden_layers
+    with Checkpoint(merge.sft_model) as sft:
+        return sft.num_layers(sorted(changed(adapters)))
+
+
+def _add_work(plan: Plan, merge: Merge, passes: int, num_layers: int) -> None:
+    spec = merge.spec
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     if spec.alpha == "auto":
@@ -152,14 +160,17 @@ def _look_at_inputs(plan: Plan, merge: Merge, config: MergeConfig) -> None:
         files += [Path(folder) / merge.rule.statistics.file for folder in merge.statistics]
         plan.read |= {str(path): path.stat().st_size for path in files}
         sft = opened.sft
-        sizes = {name: math.prod(shape) for name, shape in sft.shapes.items()}
+        # Weights that are packed, and heads that are tied, count as what they are in the model.
         touched = {
-            name
-            for policy in opened.policies
-            for name in (parameters_of(policy, sft) if isinstance(policy, Adapter) else policy.shapes)
+            (sft.parameter(f"{module}.weight") or module): math.prod((len(factors.B), factors.A.shape[1]))
+            for policy in opened.adapters
+            for module, factors in policy.modules.items()
         }
-        count = sum(sizes[name] for name in touched)
-        share = count / sum(sizes.values())
+        for policy in opened.policies:
+            if isinstance(policy, Checkpoint):
+                touched |= {name: math.prod(shape) for name, shape in policy.shapes.items()}
+        count = sum(touched.values())
+        share = count / (plan.parameters if sft.quantisation else sum(map(math.prod, sft.shapes.values())))
         plan.work.append(("parameters that may change", f"{count:,} ({share:.1%}), {len(touched)} tensors"))
         if merge.save == "dense":
             entries, files = layout(sft, merge.dtype, merge.max_shard_size)
@@ -204,7 +215,7 @@ def _parts(
         parts["merged adapter"] = 2 * written  # and cast to be written
     if passes == 0:
         return parts
-    as_stored = skeleton.causal_lm(shape.config, dtype="auto")
+    as_stored = skeleton.any_language_model(shape.config, dtype="auto")
     shapes = {name: tuple(parameter.shape) for name, parameter in as_stored.named_parameters()}
     shapes = {name: shape for name, shape in shapes.items() if name in _changed(merge, adapters, shapes)}
     stored = next(as_stored.parameters()).element_size()

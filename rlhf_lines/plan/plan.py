@@ -44,6 +44,7 @@ class Plan:
         read: files that are read, in bytes.
         disk: what is written, in bytes.
         notes: assumptions of this plan.
+        example: how the first row is read, as lines of text; empty where nothing can be shown.
     """
 
     stage: str
@@ -56,6 +57,7 @@ class Plan:
     read: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    example: str = ""
 
 
 def note_existing(check: Callable[[], object], *, overwrite: bool) -> list[str]:
@@ -92,6 +94,7 @@ def plan_table(plan: Plan, config: str | Path | None = None) -> str:
     if plan.read:
         lines += _files("to be read", plan.read)
     lines += _files("to be written", plan.disk)
+    lines += ["", plan.example] if plan.example else []
     return "\n".join([*lines, *(["", *plan.notes] if plan.notes else [])])
 
 

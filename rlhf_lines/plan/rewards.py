@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import reward_models
+from reward_models import Format, RewardModel
 from reward_models.checkpoint import ADAPTER_FILE
+from reward_models.encoder import Encoder, guesses
 from reward_models.presets import PRESETS, preset_of
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.rehearsal import Rehearsal
@@ -28,12 +31,16 @@ class RewardPlan:
         source: where its shape is from.
         model: without weights, or None for a function or rule, which takes nothing.
         batch_size: most texts in one pass.
+        reader: what shows a row as the reward model reads it; None where its tokenizer is not at hand.
+        guessed: what is assumed of it, in one line, or None.
     """
 
     name: str
     source: str
     model: object | None = None
     batch_size: int = 32
+    reader: Encoder | RewardModel | None = None
+    guessed: str | None = None
 
     @property
     def weights(self) -> int:
@@ -68,8 +75,9 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
     if preset_name is None and made is None and not Path(source).is_dir() and not is_hub_id:
         # A function or a rule; anything else is refused by its own sentence.
-        loaded = reward_models.load(source, name=entry.name, options=entry.options)
-        return RewardPlan(loaded.name, "a function, which takes no memory that is counted here")
+        given = {"options": entry.options, "template": entry.template, "label": entry.label}
+        loaded = reward_models.load(source, name=entry.name, **given)
+        return RewardPlan(loaded.name, "a function, which takes no memory that is counted here", reader=loaded)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("config.json", ADAPTER_FILE)):
         reward_models.load(source)  # refused: no model in it
     shape = find_shape(PRESETS[preset_name].model if preset_name else source, beside=beside, what="reward model")
@@ -78,4 +86,23 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     model = skeleton.classifier(shape.config, dtype=entry.dtype)
     found = f"{skeleton.count(model):,} parameters; {shape.source}"
     name = entry.name or preset_name or Path(source).name
-    return RewardPlan(name, found, model, entry.batch_size or batch_size)
+    tokenizer = tokenizer_at_hand(PRESETS[preset_name].model if preset_name else source)
+    stated = PRESETS[preset_name].format if preset_name else reward_models.read_settings(source)
+    given, reader, guessed = {"template": entry.template, "label": entry.label}, None, None
+    if tokenizer is not None:
+        reader = Encoder(model.config, tokenizer, (stated or Format()).with_changes(**given), name=name)
+        guessed = guesses(model.config, tokenizer, name=name, **given) if stated is None else None
+    return RewardPlan(name, found, model, entry.batch_size or batch_size, reader, guessed)
+
+
+def tokenizer_at_hand(source: str):
+    """The tokenizer of a folder, or of a Hub id in the cache; None where it would have to be fetched."""
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    if (folder / ADAPTER_FILE).is_file() and not (folder / "tokenizer_config.json").is_file():
+        source = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):
+        return None

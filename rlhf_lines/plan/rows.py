@@ -27,11 +27,15 @@ class Rows:
         count: how many; None where the data set is not here.
         longest: tokens of the longest text among the first 2,000, or what is assumed.
         source: how that is known.
+        first: the first row, where the data set is here.
+        tokenizer: of the model, where it is here.
     """
 
     count: int | None
     longest: int
     source: str
+    first: Mapping[str, Any] | None = None
+    tokenizer: Any = None
 
     @property
     def known(self) -> bool:
@@ -48,6 +52,7 @@ def look_at(
     split: str = "train",
     given: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    with_turns: bool = False,
 ) -> Rows:
     """What is known about the rows of a stage, by the stage's own loading where the data set is local.
 
@@ -59,6 +64,7 @@ def look_at(
         split: which rows.
         given: tokens of the longest text, as the user says.
         chat_template_kwargs: settings of the chat template that the config of the data does not have itself.
+        with_turns: whether preferences have their prompt as `conversation`, too.
 
     Raises:
         FileNotFoundError, ValueError: as `data.load`.
@@ -72,9 +78,10 @@ def look_at(
     if tokenizer is None:  # nothing to count prompts with
         chat = {"chat_template_kwargs": None} if isinstance(config, ChatTemplateConfig) else {}
         config, chat_template_kwargs = dataclasses.replace(config, max_prompt_length=None, **chat), None
-    dataset = config.load(kind, split, tokenizer, chat_template_kwargs=chat_template_kwargs)
+    dataset = config.load(kind, split, tokenizer, chat_template_kwargs=chat_template_kwargs, with_turns=with_turns)
+    seen = {"first": dataset[0], "tokenizer": tokenizer}
     if given:
-        return Rows(len(dataset), given, "as given")
+        return Rows(len(dataset), given, "as given", **seen)
     few = dataset.select(range(min(READ_ROWS, len(dataset))))
     texts = ["".join(_text(row[column]) for column in group) for row in few for group in columns]
     if tokenizer is not None:
@@ -82,8 +89,8 @@ def look_at(
     else:
         longest, source = -(-max(map(len, texts)) // CHARACTERS_PER_TOKEN), f"{CHARACTERS_PER_TOKEN} characters a token"
     if limit and limit < longest:
-        return Rows(len(dataset), limit, "max_prompt_length")
-    return Rows(len(dataset), longest, f"longest of {len(few):,} rows, {source}")
+        return Rows(len(dataset), limit, "max_prompt_length", **seen)
+    return Rows(len(dataset), longest, f"longest of {len(few):,} rows, {source}", **seen)
 
 
 def _tokenizer(folder: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,16 @@ def causal_lm(config: PreTrainedConfig, *, dtype: str | None = None, attention: 
     from transformers import AutoModelForCausalLM
 
     return _build(AutoModelForCausalLM, config, dtype, attention)
+
+
+def any_language_model(config: PreTrainedConfig, *, dtype: str | None = None) -> PreTrainedModel:
+    """A model without weights that a merge may be of: a causal language model, one with eyes, or a translator."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+    for auto in (AutoModelForImageTextToText, AutoModelForSeq2SeqLM):
+        with contextlib.suppress(ValueError):  # the config is of none of its models
+            return _build(auto, config, dtype, None)
+    return _build(AutoModelForCausalLM, config, dtype, None)
 
 
 def classifier(config: PreTrainedConfig, *, dtype: str | None = None, attention: str | None = None) -> PreTrainedModel:

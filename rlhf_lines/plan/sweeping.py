@@ -10,16 +10,19 @@ import torch
 
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.limits import check_length
+from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.example import show_prompts
 from rlhf_lines.plan.memory import FLOAT32, Phase, cache_sizes, gumbel_bytes, kv_cache_bytes
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
+from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
@@ -43,6 +46,9 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     for policy, adapter in zip(policies, adapters, strict=True):
         if adapter.count is None:
             raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
+    if any(Path(config.sft_model).glob("model*.safetensors*")) and all(map(is_adapter, policies)):
+        folders = [Path(policy) for policy in policies]
+        load_policies(folders, Path(config.sft_model), sft_renamed=config.sft_renamed, quantise=config.quantized)
     rows = look_at(
         of_type(configs, DataConfig),
         "prompts",
@@ -60,6 +66,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
+    show_prompts(plan, rows, rewards)
     held = {
         "weights": skeleton.frozen_bytes(model, bits=bits),
         "adapters": stacked(adapters) * FLOAT32,

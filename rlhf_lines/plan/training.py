@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 from trl import ModelConfig
 
+from reward_models.conversation import CHAT
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.limits import check_length
@@ -17,6 +18,7 @@ from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import skeleton
 from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.example import show_demonstration, show_pair, show_prompts
 from rlhf_lines.plan.memory import Phase, cache_sizes, gumbel_bytes, head_bytes, kv_cache_bytes, optimizer_bytes
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
@@ -25,7 +27,7 @@ from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.task_rewards import check_names, reward_weights
 from rlhf_lines.train.checkpoints import choose_checkpoint
-from rlhf_lines.train.config import RewardsConfig
+from rlhf_lines.train.config import RewardsConfig, RewardTextConfig
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.sft import ADAPTER
 
@@ -41,6 +43,7 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
         layer_indices(names, num_layers=run.shape.config.get_text_config().num_hidden_layers)
     batch = run.args.per_device_train_batch_size
     plan = run.plan("sft")
+    show_demonstration(plan, rows)
     plan.phases.append(run.update_phase(batch, length, head=batch * (length - 1)))
     if run.peft_config is not None:
         plan.disk["merged model"] = run.dense_bytes
@@ -52,10 +55,12 @@ def plan_reward(configs: dict, given: dict, beside: Path | None, options: Option
     """The plan of a reward model: chosen and rejected texts go through the model in one batch."""
     run = _Training(configs, given, beside, options, kind="classifier")
     columns = (("prompt", "chosen"), ("prompt", "rejected"))
-    rows = run.look_at("preferences", columns)
+    text_config = of_type(configs, RewardTextConfig)
+    rows = run.look_at("preferences", columns, with_turns=text_config.template == CHAT)
     length = run.length(rows)
     batch = run.args.per_device_train_batch_size
     plan = run.plan("reward")
+    show_pair(plan, rows, text_config, run.shape.config)
     plan.phases.append(run.update_phase(2 * batch, length, head=0))
     _add_work(plan, run, rows, batch, length)
     return plan
@@ -81,6 +86,7 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     check_names([reward.name for reward in rewards])
     batch, length = args.per_device_train_batch_size, rows.longest + args.max_completion_length
     plan = run.plan("ppo")
+    show_prompts(plan, rows, rewards)
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
     scorers = sum(reward.weights for reward in rewards)
     held = {**run.held(), "reward models": scorers}
@@ -155,7 +161,7 @@ class _Training:
         plan.work.append(("numbers", f"{held}{mixed}"))
         return plan
 
-    def look_at(self, kind: str, columns) -> Rows:
+    def look_at(self, kind: str, columns, *, with_turns: bool = False) -> Rows:
         return look_at(
             self.data,
             kind,
@@ -163,6 +169,7 @@ class _Training:
             tokenizer_from=self.model_config.model_name_or_path,
             given=self.options.prompt_tokens,
             chat_template_kwargs=self.args.chat_template_kwargs if self.is_ppo else None,
+            with_turns=with_turns,
         )
 
     def length(self, rows: Rows, *, filled: bool = False) -> int:

@@ -42,6 +42,12 @@ class StatisticsConfig:
             "parse": _memory,
         },
     )
+    sft_renamed: bool = field(
+        default=False,
+        metadata={
+            "help": "The policy was trained on this very SFT model under another name: its Hub id, a moved folder."
+        },
+    )
     parameters: str | None = field(
         default=None,
         metadata={"help": "adapted (what the adapter changes) or all; if not given, adapted for an adapter."},

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.inputs.statistics_files import FISHER
 from rlhf_lines.progress import Bar
 from rlhf_lines.reading import last_logits
 from rlhf_lines.sampling import chosen_logprobs
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
-from rlhf_lines.statistics.inputs import in_groups, read_inputs
+from rlhf_lines.statistics.inputs import fingerprints, in_groups, read_inputs
 from rlhf_lines.statistics.samples import Sample
 
 
@@ -63,6 +64,11 @@ def run(run_config: RunConfig, data_config: DataConfig, config: FisherConfig, gi
             folder, "fisher", given, **inputs.record(policy, samples), tensors=len(parameters), passes=len(groups)
         )
     return Path(config.output_dir)
+
+
+def inputs(run_config: RunConfig, data_config: DataConfig, config: FisherConfig) -> dict[str, Fingerprint]:
+    """What the stage would read with these settings, as its record holds it."""
+    return fingerprints(data_config, config)
 
 
 def diagonal_fisher(

@@ -16,11 +16,12 @@ from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.errors import unknown_name
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.inputs.statistics_files import GRAM, SAME_INPUT, TRANSPOSED
 from rlhf_lines.progress import Bar
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
-from rlhf_lines.statistics.inputs import in_groups, read_inputs
+from rlhf_lines.statistics.inputs import fingerprints, in_groups, read_inputs
 from rlhf_lines.statistics.policy import Policy
 from rlhf_lines.statistics.samples import Sample, batches
 
@@ -85,6 +86,11 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
         facts = {"inputs": config.inputs, "layers": len(same_input), "matrices": len(widths), "passes": len(groups)}
         write_record(folder, "gram", given, **inputs.record(policy, samples), **facts)
     return Path(config.output_dir)
+
+
+def inputs(run_config: RunConfig, data_config: DataConfig, config: GramConfig) -> dict[str, Fingerprint]:
+    """What the stage would read with these settings, as its record holds it."""
+    return fingerprints(data_config, config)
 
 
 def linear_modules(policy: Policy, parameters: str) -> dict[str, nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,21 @@ from rlhf_lines.data.config import DataConfig
 from rlhf_lines.limits import check_prompts, check_writes, read_config
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
-from rlhf_lines.merge.inputs.provenance import weights_sha256
+from rlhf_lines.merge.inputs.fingerprints import (
+    Fingerprint,
+    config_sha256,
+    model_fingerprint,
+    policy_fingerprint,
+    rows_fingerprint,
+)
+from rlhf_lines.merge.inputs.provenance import called, weights_sha256
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.policy import Policy, check_policy, load_policy
 from rlhf_lines.statistics.samples import Sample, read_prompts, sample_completions, samples_sha256
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class Inputs:
             "sft_sha256": checkpoint_sha256(self.sft),
             "policy": self.config.policy,
             "policy_sha256": weights_sha256(self.policy),
+            "policy_config_sha256": config_sha256(self.policy),
+            "inputs_sha256": _fingerprints(self.config, self.sft, self.policy, self.prompts),
             "parameters": self.parameters,
             "dtype": self.config.dtype,
             "lost_residual": policy.lost and asdict(policy.lost),
@@ -92,13 +105,31 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
     sft = local_folder(config.sft_model, what="SFT model")
     policy = local_folder(config.policy, what="policy")
     refuse_replacing(config.output_dir, [sft, policy])
-    check_policy(sft, policy)
+    for warning in check_policy(sft, policy, sft_renamed=config.sft_renamed):
+        logger.warning("%s", warning)
     tokenizer = load_tokenizer(sft)
     prompts = read_prompts(data_config, config.split, config.num_prompts, tokenizer)
     of_model = read_config(sft)
     check_writes(of_model, tokenizer)
     check_prompts(of_model, prompts, dataset=data_config.dataset_name, max_new_tokens=config.max_new_tokens)
     return Inputs(config, sft, policy, tokenizer, prompts)
+
+
+def fingerprints(data_config: DataConfig, config: StatisticsConfig) -> dict[str, Fingerprint]:
+    """What a stage with these settings would read, as its record holds it under `inputs_sha256`."""
+    sft, policy = local_folder(config.sft_model, what="SFT model"), local_folder(config.policy, what="policy")
+    prompts = read_prompts(data_config, config.split, config.num_prompts, load_tokenizer(sft))
+    return _fingerprints(config, sft, policy, prompts)
+
+
+def _fingerprints(
+    config: StatisticsConfig, sft: Path, policy: Path, prompts: list[tuple[int, ...]]
+) -> dict[str, Fingerprint]:
+    return {
+        f"SFT model {called(config.sft_model)}": model_fingerprint(sft),
+        f"policy {called(config.policy)}": policy_fingerprint(policy),
+        f"the {config.split} split of the data": rows_fingerprint({"token_ids": ids} for ids in prompts),
+    }
 
 
 def in_groups(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import Adapter, dense_residual, is_adapter, load_adapter, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import DensePolicy
-from rlhf_lines.merge.inputs.provenance import check_same_base
+from rlhf_lines.merge.inputs.provenance import load_inputs
 from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, add_residual, cast_loss, wide
 
 
@@ -41,20 +42,22 @@ class Policy:
         return [name for name in self.parameters if name in changed]
 
 
-def check_policy(sft: Path, policy: Path) -> None:
-    """Stop unless the policy belongs to the SFT model; reads configs and file headers, and the adapter.
+def check_policy(sft: Path, policy: Path, *, sft_renamed: bool = False) -> list[str]:
+    """What a merge would warn of; reads configs and file headers, and the adapter.
 
     Raises:
         FileNotFoundError: a folder is no checkpoint.
-        ValueError: another SFT model, other names or shapes, or an adapter that is more than s B A.
+        ValueError: what a merge refuses: another SFT model or tokenizer, other names or shapes, a quantised model, or
+            an adapter that is more than s B A.
     """
-    with Checkpoint(sft) as checkpoint:
+    with Checkpoint(sft) as checkpoint, contextlib.ExitStack() as stack:
         checkpoint.check_plain(())
-        if is_adapter(policy):
-            check_same_base([load_adapter(policy)], sft)
+        (loaded,), warnings = load_inputs(checkpoint, [policy], stack, sft_renamed=sft_renamed)
+        if isinstance(loaded, Checkpoint):
+            DensePolicy(loaded, checkpoint)
         else:
-            with Checkpoint(policy) as other:
-                DensePolicy(other, checkpoint)
+            parameters_of(loaded, checkpoint)
+        return warnings
 
 
 def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:

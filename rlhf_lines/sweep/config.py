@@ -45,7 +45,7 @@ class SweepConfig:
     rewards: list[RewardEntry] = field(
         metadata={
             "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
-            "mappings with model, name, dtype, batch_size and options.",
+            "mappings with model, name, dtype, batch_size, options, template and label.",
             "parse": RewardEntry.of,
         }
     )
@@ -53,6 +53,13 @@ class SweepConfig:
     morlhf: list[str] = field(
         default_factory=list,
         metadata={"help": "PEFT folders of runs on a weighted sum of rewards (MORLHF): each a point of its own."},
+    )
+    sft_renamed: bool = field(
+        default=False,
+        metadata={
+            "help": "The adapters were trained on this very SFT model under another name: its Hub id, a revision, "
+            "a folder that has moved. What they call it is not compared; hashes, shapes and tokenizers are."
+        },
     )
     sampler: str = field(
         default="grid",

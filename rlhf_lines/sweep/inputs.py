@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +17,20 @@ from rlhf_lines.data.config import DataConfig
 from rlhf_lines.limits import check_prompts, check_writes, longest_text, read_config
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
-from rlhf_lines.merge.inputs.provenance import load_adapters
+from rlhf_lines.merge.inputs.fingerprints import (
+    Fingerprint,
+    model_fingerprint,
+    policy_fingerprint,
+    reward_fingerprint,
+    reward_identity,
+)
+from rlhf_lines.merge.inputs.provenance import called
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_tokenizer, local_folder
+from rlhf_lines.redaction import without_secrets
+from rlhf_lines.scoring import Asked
+from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
@@ -30,7 +40,7 @@ from rlhf_lines.task_rewards import load_reward_models
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHANGEABLE = ("output_dir", "batch_size", "vllm")  # what a resumed sweep may have otherwise
+CHANGEABLE = ("output_dir", "batch_size", "sft_renamed", "vllm")  # what a resumed sweep may have otherwise
 REWARD_BATCH = 32  # texts in one pass of a reward model, where batch_size is left out
 
 logger = logging.getLogger(__name__)
@@ -45,7 +55,7 @@ class Inputs:
         adapters: of the policies, then of the MORLHF runs.
         reward_models: that score.
         tokenizer: the SFT model's.
-        prompts: by split, from what the policy reads to what reward models are shown; of validation only where there
+        prompts: by split, from what the policy reads to what reward models may be shown; of validation only where there
             is something to choose.
         forgetting: texts outside the task with their tokens.
         num_layers: layers of the SFT model.
@@ -55,7 +65,7 @@ class Inputs:
     adapters: list[Adapter]
     reward_models: list[RewardModel]
     tokenizer: PreTrainedTokenizerBase
-    prompts: dict[str, dict[str, str]]
+    prompts: dict[str, dict[str, Asked]]
     forgetting: list[ForgettingText]
     num_layers: int
 
@@ -73,31 +83,19 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
         FileExistsError: the output folder would replace one of them.
         ValueError: a policy belongs to another SFT model, or there are too few or too long texts.
     """
-    sft = local_folder(config.sft_model, what="SFT model")
-    policies = [local_folder(policy, what="policy") for policy in config.policies]
-    policies += [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
-    adapters = load_adapters(policies, sft)
+    sft, policies = _folders(config)
+    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
     if config.engine == "local":
         check_mixable(adapters)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
     tokenizer = load_tokenizer(sft)
-    counts = {"validation": config.validation_prompts, "test": config.test_prompts}
-    if len(config.candidates) == 1:  # nothing is chosen
-        del counts["validation"]
-    prompts = {
-        split: _distinct(data_config.load("prompts", split, tokenizer), count) for split, count in counts.items()
-    }
-    forgetting = (
-        load_forgetting_texts(config.control, config.control_texts, config.control_tokens, tokenizer)
-        if config.control
-        else []
-    )
+    prompts, forgetting = _read_texts(data_config, config, tokenizer)
     with Checkpoint(sft) as checkpoint:
-        num_layers = checkpoint.num_layers()
+        num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
     refuse_replacing(config.output_dir, [sft, *policies, *statistics])
     for split, texts in prompts.items():
-        _check_count(len(texts), counts[split], split, data_config.dataset_name)
+        _check_count(len(texts), _counts(config)[split], split, data_config.dataset_name)
     inputs = Inputs(sft, adapters, reward_models, tokenizer, prompts, forgetting, num_layers)
     _check_lengths(inputs, config, data_config.dataset_name)
     return inputs
@@ -105,13 +103,15 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
 
 def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
     """What a resumed run must share with the one that was stopped."""
-    settings = {key: value for key, value in config.given.items() if key not in CHANGEABLE}
+    settings = without_secrets({key: value for key, value in config.given.items() if key not in CHANGEABLE})
     return {
         **settings,
         "dataset_name": data_config.dataset_name,
         "reward_names": inputs.rewards,
-        "reward_models": {name: entry.identity() for name, entry in zip(inputs.rewards, config.rewards, strict=True)},
-        "prompts_sha256": _sha256(inputs.prompts),
+        "reward_models": {
+            name: reward_identity(entry) for name, entry in zip(inputs.rewards, config.rewards, strict=True)
+        },
+        "prompts_sha256": _sha256({split: _contents(prompts) for split, prompts in inputs.prompts.items()}),
         "control_sha256": _sha256([text for text, _ in inputs.forgetting]),
         "sft_sha256": checkpoint_sha256(inputs.sft),
         "policies_sha256": [sha256_of([Path(adapter.path) / WEIGHTS_FILE]) for adapter in inputs.adapters],
@@ -119,7 +119,76 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
             entry.name: [statistics_sha256(RULES[entry.rule].statistics, path) for path in entry.statistics]
             for entry in config.groups
         },
+        "inputs_sha256": _fingerprints(
+            data_config.dataset_name,
+            config,
+            inputs.sft,
+            [adapter.path for adapter in inputs.adapters],
+            inputs.prompts,
+            inputs.forgetting,
+        ),
     }
+
+
+def fingerprints(data_config: DataConfig, config: SweepConfig) -> dict[str, Fingerprint]:
+    """What a sweep with these settings would read, as `facts` has it under `inputs_sha256`."""
+    sft, policies = _folders(config)
+    texts = _read_texts(data_config, config, load_tokenizer(sft))
+    return _fingerprints(data_config.dataset_name, config, sft, policies, *texts)
+
+
+def _folders(config: SweepConfig) -> tuple[Path, list[Path]]:
+    """The folder of the SFT model, and those of the policies and of the MORLHF runs."""
+    sft = local_folder(config.sft_model, what="SFT model")
+    policies = [local_folder(policy, what="policy") for policy in config.policies]
+    return sft, policies + [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
+
+
+def _counts(config: SweepConfig) -> dict[str, int]:
+    """How many prompts are read, by split."""
+    counts = {"validation": config.validation_prompts, "test": config.test_prompts}
+    if len(config.candidates) == 1:  # nothing is chosen
+        del counts["validation"]
+    return counts
+
+
+def _read_texts(
+    data_config: DataConfig, config: SweepConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, dict[str, Asked]], list[ForgettingText]]:
+    """The prompts by split, and the texts outside the task."""
+    prompts = {
+        split: _distinct(data_config.load("prompts", split, tokenizer), count)
+        for split, count in _counts(config).items()
+    }
+    if not config.control:
+        return prompts, []
+    return prompts, load_forgetting_texts(config.control, config.control_texts, config.control_tokens, tokenizer)
+
+
+def _fingerprints(
+    dataset: str,
+    config: SweepConfig,
+    sft: Path,
+    policies: Sequence[str | Path],
+    prompts: Mapping[str, Mapping[str, Asked]],
+    forgetting: Sequence[ForgettingText],
+) -> dict[str, Fingerprint]:
+    found = {f"SFT model {called(config.sft_model)}": model_fingerprint(sft)}
+    names = [(number, "policy", name) for number, name in enumerate(config.policies, start=1)]
+    names += [(number, "MORLHF run", name) for number, name in enumerate(config.morlhf, start=1)]
+    for (number, what, name), folder in zip(names, policies, strict=True):
+        found[f"{what} {number} ({called(name)})"] = policy_fingerprint(folder)
+    for number, reward in enumerate(config.rewards, start=1):
+        found[f"reward model {number} ({called(reward.model)})"] = reward_fingerprint(reward.model)
+    for entry in config.groups:
+        for number, path in enumerate(entry.statistics, start=1):
+            sha256 = statistics_sha256(RULES[entry.rule].statistics, path)
+            found[f"statistics {number} of group {entry.name} ({called(path)})"] = {"file": sha256}
+    for split, texts in prompts.items():
+        found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(_contents(texts))}
+    if forgetting:
+        found[f"control {called(config.control)}"] = {"rows": _sha256([text for text, _ in forgetting])}
+    return found
 
 
 def _check_count(found: int, asked: int, split: str, dataset: str) -> None:
@@ -144,12 +213,21 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
         raise ValueError(f"control_tokens is {config.control_tokens}, but {limit.reason}")
 
 
-def _distinct(rows: Iterable[dict], count: int) -> dict[str, str]:
-    """The first so many prompts, each once and in their order, with what reward models are shown of them.
+def _contents(prompts: Mapping[str, Asked]) -> dict[str, object]:
+    """What the scores depend on: the prompts, with what reward models are shown and functions may ask for."""
+    return {
+        prompt: [asked.text, dict(asked.columns)] if asked.columns else asked.text for prompt, asked in prompts.items()
+    }
+
+
+def _distinct(rows: Iterable[dict], count: int) -> dict[str, Asked]:
+    """The first so many prompts, each once and in their order, with what reward models may be shown of them.
 
     A prompt is one unit of the bootstrap.
     """
-    prompts = {row["prompt"]: row["scored_prompt"] for row in rows}
+    prompts: dict[str, Asked] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt"], Asked.of(row))
     return dict(itertools.islice(prompts.items(), count))
 
 

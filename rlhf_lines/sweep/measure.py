@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reward_models import RewardModel
+from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.progress import Bar
 from rlhf_lines.sampling import prompt_key
+from rlhf_lines.scoring import Asked, score
 from rlhf_lines.sweep.engines.protocol import Engine, Request, mixable
 from rlhf_lines.sweep.store import Row, Store, StoredPoint
 
@@ -22,7 +24,7 @@ class Task(NamedTuple):
     """One completion that is missing: what to ask for, what reward models are shown, and its place in the store."""
 
     request: Request
-    scored_prompt: str
+    asked: Asked
     spec_id: int
     prompt_id: int
 
@@ -54,11 +56,10 @@ class Worker:
 
     def _generate_and_score(self, tasks: list[Task]) -> list[Row]:
         completions = self.engine.complete([task.request for task in tasks])
-        texts = self.tokenizer.batch_decode(
-            [completion.token_ids for completion in completions], skip_special_tokens=True
-        )
-        asked = [task.scored_prompt for task in tasks]
-        scores = {model.name: model.score(asked, texts) for model in self._reward_models}
+        token_ids = [completion.token_ids for completion in completions]
+        texts = completion_texts(self.tokenizer, [task.request.prompt_ids for task in tasks], token_ids)
+        asked = [task.asked for task in tasks]
+        scores = {model.name: score(model, asked, texts, token_ids) for model in self._reward_models}
         return [
             Row(
                 task.spec_id,
@@ -71,6 +72,10 @@ class Worker:
             )
             for i, (task, text, completion) in enumerate(zip(tasks, texts, completions, strict=True))
         ]
+
+
+def _more_than_text(asked: Asked) -> dict[str, Any]:
+    return {"conversation": asked.conversation, "columns": dict(asked.columns)}
 
 
 class Measurement:
@@ -88,14 +93,14 @@ class Measurement:
         self._samples = range(samples_per_prompt)
 
     def measure(
-        self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, str]
+        self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, Asked]
     ) -> list[StoredPoint]:
         """Sample and score every spec of every group on the prompts, and return their points.
 
         Args:
             split: what the prompts are of.
             groups: the specs by the name of their group.
-            prompts: from what the policy reads to what reward models are shown.
+            prompts: from what the policy reads to what reward models may be shown.
         """
         points = [point for group, specs in groups.items() for point in self.store.add_points(split, group, specs)]
         specs = {point.spec_id: point.spec for point in points}  # two groups may share a spec
@@ -114,13 +119,14 @@ class Measurement:
         jobs = [Reading(list(specs[i : i + part]), list(rows[i : i + part])) for i in range(0, len(rows), part)]
         return [value for values in self._processes.map(self._worker, jobs) for value in values]
 
-    def _missing(self, split: str, specs: Mapping[int, MergeSpec], prompts: Mapping[str, str]) -> list[Task]:
+    def _missing(self, split: str, specs: Mapping[int, MergeSpec], prompts: Mapping[str, Asked]) -> list[Task]:
         """The tasks that are left: `mixable` specs together, the longest prompts first.
 
         The specs of one prompt stay together: they share their noise, and equal lengths need no padding.
         """
         finished = self.store.finished()
-        prompt_ids = self.store.add_prompts(split, prompts)
+        prompt_ids = self.store.add_prompts(split, {text: asked.text for text, asked in prompts.items()})
+        self.store.add_shown(dict(zip(prompt_ids, map(_more_than_text, prompts.values()), strict=True)))
         tokens = [tuple(self._worker.tokenizer(text)["input_ids"]) for text in prompts]
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
         asked = list(prompts.values())

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.provenance import check_inputs
+from rlhf_lines.merge.inputs.model_names import CAUSAL_LM
 from rlhf_lines.merge.inputs.statistics_files import check_statistics, open_statistics
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.opened import OpenMerge
@@ -27,7 +27,7 @@ class Merges:
 
     Args:
         sft: folder of the SFT model.
-        adapters: the policies, in the order of the specs' weights; a spec may have fewer.
+        adapters: the policies, which belong to it, in the order of the specs' weights; a spec may have fewer.
         groups: whose statistics their rules get.
 
     Raises:
@@ -56,8 +56,13 @@ class Merges:
         return self._merge(spec).spec if spec.alpha == "auto" else spec
 
     def weights(self, spec: MergeSpec) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter that the policies change, with its merged values, one at a time; see `OpenMerge.tensors`."""
-        return self._merge(spec).tensors()
+        """Every parameter that the policies change, with its merged values, one at a time; see `OpenMerge.tensors`.
+
+        Names are those of the causal language model that is loaded.
+        """
+        names = self._checkpoint.readings.loaded_by(CAUSAL_LM)
+        for name, tensor in self._merge(spec).tensors():
+            yield (names.renamed(name) if names else name), tensor
 
     def _merge(self, spec: MergeSpec) -> OpenMerge:
         sft, adapters = self._checkpoint, self._adapters[: len(spec.weights)]
@@ -67,10 +72,7 @@ class Merges:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
-        """The SFT model, once it is known that the policies belong to it."""
-        sft = self._files.enter_context(Checkpoint(self.sft))
-        check_inputs(sft, self._adapters)
-        return sft
+        return self._files.enter_context(Checkpoint(self.sft))
 
     def _statistics_of(self, rule: str) -> list[Tensors]:
         if rule not in self._statistics:

@@ -11,6 +11,8 @@ from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, wri
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.distributed import Processes, leads
+from rlhf_lines.example import Reading, Sample, readings, try_rewards
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
 from rlhf_lines.sweep.config import SweepConfig
@@ -19,7 +21,7 @@ from rlhf_lines.sweep.finished.front import measured_points, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.forgetting import measure_forgetting
 from rlhf_lines.sweep.groups import SFT, SOUP, Specs
-from rlhf_lines.sweep.inputs import Inputs, facts, read_inputs
+from rlhf_lines.sweep.inputs import Inputs, facts, fingerprints, read_inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.predicted import measure_predicted
@@ -52,28 +54,34 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
     if not (run_config.resume or run_config.overwrite):
         _refuse_stopped(config.output_dir)
-    inputs = read_inputs(data_config, config)
+    read = read_inputs(data_config, config)
     with contextlib.ExitStack() as stack:
-        merges = stack.enter_context(Merges(inputs.sft, inputs.adapters[: len(config.policies)], config.groups))
-        specs = Specs(config, merges, inputs.num_layers)
+        merges = stack.enter_context(Merges(read.sft, read.adapters[: len(config.policies)], config.groups))
+        specs = Specs(config, merges, read.num_layers)
         specs.check()  # the end of choosing would be the first to need a further group
+        kept = facts(read, data_config, config) if leads() else {}
+        if run_config.resume and leads():
+            _check_stopped(config.output_dir, kept)
+        prompt, asked = next(iter(read.prompts["test"].items()))
+        try_rewards(read.tokenizer, prompt, asked, read.reward_models)
         partial = new_folder(
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
         )
         folder = stack.enter_context(partial)
-        engine = stack.enter_context(contextlib.closing(make_engine(config, merges, inputs.adapters, folder)))
-        worker = Worker(engine, inputs.reward_models, inputs.tokenizer)
+        engine = stack.enter_context(contextlib.closing(make_engine(config, merges, read.adapters, folder)))
+        worker = Worker(engine, read.reward_models, read.tokenizer)
         if not leads():
             processes.follow(worker)
         else:
             done = False
             try:
                 with Store(folder) as store:
-                    store.remember(**facts(inputs, data_config, config))
+                    store.remember(**kept)
                     measurement = Measurement(store, worker, processes, config.samples_per_prompt)
-                    found = _measure(config, inputs, specs, measurement)
+                    found = _measure(config, read, specs, measurement)
+                    store.finish()
                 trace_front(folder)
-                write_record(folder, "sweep", given, seed=config.seed, **found)
+                write_record(folder, "sweep", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
                 done = True
             finally:
                 processes.dismiss(done)
@@ -88,18 +96,47 @@ def finish(folder: Path) -> None:
         write_report(folder)
 
 
+def inputs(run_config: RunConfig, data_config: DataConfig, config: SweepConfig) -> dict[str, Fingerprint]:
+    """What a sweep with these settings would read, as its record holds it."""
+    return fingerprints(data_config, config)
+
+
+def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
+    """Stop, before anything is loaded or written, where a stopped sweep was of other settings or inputs.
+
+    Raises:
+        ValueError: it was; what has changed is named.
+    """
+    partial = partial_folder(output_dir)
+    if not _has_begun(partial):
+        return
+    settings = {key: kept[key] for key in kept if key != "reward_models" and "sha256" not in key}
+    with Store(partial, reading=True) as store:
+        store.check(**settings)
+        way_out = "restore it, or start again with --overwrite in place of --resume"
+        before = store.recall("inputs_sha256", {})
+        check_unchanged(before, kept["inputs_sha256"], since=f"the sweep into {output_dir} was begun", way_out=way_out)
+        store.check(**kept)
+
+
 def _refuse_stopped(output_dir: str) -> None:
     """Raise FileExistsError where a stopped sweep has completions, which a new one would throw away."""
     partial = partial_folder(output_dir)
-    if not (partial / RUN_STORE).is_file():
+    if not _has_begun(partial):
         return
-    with Store(partial) as store:
+    with Store(partial, reading=True) as store:
         finished = len(store.finished())
     if finished:
         raise FileExistsError(
             f"a sweep into {output_dir} was stopped after {finished:,} completions: add --resume to go on with it, or "
             "--overwrite to begin again"
         )
+
+
+def _has_begun(partial: Path) -> bool:
+    """Whether the folder has a run store; one that was killed before its first fact is empty."""
+    path = partial / RUN_STORE
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Measurement) -> dict[str, Any]:
@@ -114,9 +151,17 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         points += predicted
     if inputs.forgetting:
         measure_forgetting(store, measurement.nll, points, inputs.forgetting)
-    store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate)
+    store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     gains = _gains(measured_points(store, "test"), config.policies, inputs.rewards, seed=config.seed)
     return {**chosen._asdict(), "validation": validation, "gains": gains}
+
+
+def _example(store: Store, inputs: Inputs) -> list[Reading]:
+    """The first test prompt with the first completion of it, as the policy and all reward models read them."""
+    row = next(store.rows("test", ()))
+    prompt = store.prompts("test")[row.prompt].text
+    sample = Sample(row.text, row.token_ids)
+    return readings(inputs.tokenizer, prompt, inputs.prompts["test"][prompt], inputs.reward_models, sample)
 
 
 def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str], *, seed: int) -> list[dict]:

@@ -3,25 +3,32 @@
 A point is a spec in a group on a split; two points with one spec share its completions. There is one row per (spec,
 prompt, sample) in `completions`, and one per reward in `scores`. Rows are committed in chunks, so a killed sweep
 goes on where it was.
+
+A run that writes keeps what it adds in a second file (SQLite's write-ahead log), so that it goes on while others read;
+when it is done there is one file again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_lines.artifact import is_complete
+from rlhf_lines.artifact import is_complete, whole_file
+from rlhf_lines.disk import named_faults
 from rlhf_lines.merge import MergeSpec
 
 
 RUN_STORE = "run.sqlite"
 FORMAT = 2
 PAGE = 1024  # completions that are read at once
+JOURNAL, LOG = "WAL", ("-wal", "-shm")  # while it is written, and the endings of the files beside it
+PATIENCE, SHORT_PATIENCE = 600.0, 5.0  # seconds that a run waits for others to let go of the file; that a reader waits
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS specs (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE);
@@ -49,6 +56,7 @@ CREATE TABLE IF NOT EXISTS control (
     PRIMARY KEY (spec, text)
 ) WITHOUT ROWID;
 """
+SHOWN = "CREATE TABLE IF NOT EXISTS shown (prompt INTEGER PRIMARY KEY REFERENCES prompts, more TEXT NOT NULL)"
 UNSCORED = (
     "NOT EXISTS (SELECT 1 FROM scores s WHERE (s.spec, s.prompt, s.sample) = (c.spec, c.prompt, c.sample) "
     "AND s.reward = ?)"
@@ -77,13 +85,14 @@ class Row(NamedTuple):
 
 
 class Unscored(NamedTuple):
-    """A completion without a certain score: its ids, what reward models are shown of its prompt, and its text."""
+    """A completion without a certain score: its ids, what is shown of its prompt, its text and its tokens."""
 
     spec: int
     prompt: int
     sample: int
     scored_text: str
     text: str
+    token_ids: tuple[int, ...]
 
 
 class StoredPrompt(NamedTuple):
@@ -102,35 +111,107 @@ class StoredText(NamedTuple):
 
 
 class Store:
-    """An open run store; a context manager.
+    """An open run store; a context manager, which tells faults of the file and of its disk in one sentence.
 
     Args:
-        folder: where `run.sqlite` is or will be.
+        folder: where `run.sqlite` is, or will be.
+        reading: leave the file as it is, and stop where there is none. Without it the file is made if need be, and
+            others may read while it is written.
 
     Raises:
-        ValueError: the file is there and is no run store of this format.
+        ValueError: the file is no run store of this format, or is damaged or locked.
+        DiskFault: the disk is full, fails, or may not be written.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / RUN_STORE
-        self._db = sqlite3.connect(path)
+    def __init__(self, folder: str | Path, *, reading: bool = False) -> None:
+        self._path, self._reading = Path(folder) / RUN_STORE, reading
+        with self._faults():
+            self._db = sqlite3.connect(self._path, timeout=SHORT_PATIENCE)
         try:
-            found, tables = self._one("PRAGMA user_version"), self._one("SELECT count(*) FROM sqlite_master")
-            if tables and found != FORMAT:
-                raise sqlite3.DatabaseError(f"format {found}, and this version reads format {FORMAT}")
-            if not tables:  # a store that is read is not written to
-                self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
-        except sqlite3.DatabaseError as error:
+            with self._faults():
+                self._open()
+        except BaseException:
             self._db.close()
-            raise ValueError(
-                f"cannot open {path} as a run store ({error}): expected the file that a sweep wrote"
-            ) from None
+            raise
+
+    def _open(self) -> None:
+        found, tables = self._one("PRAGMA user_version"), self._one("SELECT count(*) FROM sqlite_master")
+        if tables and found != FORMAT:
+            raise self._refusal(f"format {found}, and this version reads format {FORMAT}")
+        if self._reading and not tables:
+            raise self._refusal("it is empty")
+        if (fault := self._one("PRAGMA quick_check(1)")) != "ok":
+            raise self._refusal(f"it is damaged: {' '.join(fault.rpartition('***')[2].split())}")
+        if not self._reading:
+            # A file system without shared memory keeps what it has, and so does a file that somebody reads just now.
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._db.execute(f"PRAGMA journal_mode = {JOURNAL}")
+            self._db.execute(f"PRAGMA busy_timeout = {int(1000 * PATIENCE)}")
+        if not tables:
+            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
 
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._db.close()
+    def __exit__(self, kind: object = None, error: BaseException | None = None, _: object = None) -> None:
+        try:
+            if isinstance(error, sqlite3.Error):
+                with self._faults():
+                    raise error
+        finally:
+            self._db.close()
+
+    def finish(self) -> None:
+        """Close the store and leave one file, also where somebody reads it; for the only writer, when all is stored."""
+        with self._faults(), contextlib.closing(self._db):
+            self._db.execute("PRAGMA busy_timeout = 1000")
+            try:
+                self._db.execute("PRAGMA journal_mode = DELETE").fetchall()
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_of(error, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
+            with whole_file(self._path) as whole:  # who reads the old files keeps them; they have no name then
+                whole.unlink(missing_ok=True)
+                self._db.execute("VACUUM INTO ?", (str(whole),))
+                self._db.close()
+                for ending in LOG:
+                    self._path.with_name(RUN_STORE + ending).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Inside, what SQLite finds wrong with the file or its disk is told in one sentence."""
+        try:
+            with named_faults(self._path, kept="what was stored before is kept"):
+                yield
+        except sqlite3.Error as error:
+            if _is_of(error, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise ValueError(
+                    f"{self._path} is locked by another process ({error}): wait until that has ended, and try again"
+                ) from error
+            if _is_of(error, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode to UTF-8" in str(error):
+                raise self._refusal(str(error)) from error
+            raise
+
+    def _refusal(self, reason: str) -> ValueError:
+        return ValueError(
+            f"cannot open {self._path} as a run store ({reason}): expected the file that a sweep wrote; copy it again "
+            "from where it is whole, or sweep again (--overwrite)"
+        )
+
+    def check(self, **facts) -> None:
+        """Stop where a fact is kept that is not the same; those of which nothing is kept do not matter.
+
+        Raises:
+            ValueError: the store belongs to a run with other settings.
+        """
+        for key, value in facts.items():
+            known, written = self._one("SELECT value FROM meta WHERE key = ?", key), json.dumps(value, sort_keys=True)
+            if known not in (None, written):
+                raise ValueError(
+                    f"the run to be resumed had {key} {known}, now it is {written}: give the settings of that run, "
+                    "or start again without --resume"
+                )
 
     def remember(self, **facts) -> None:
         """Keep facts about the run (JSON values); a fact that is kept already must be the same.
@@ -138,15 +219,12 @@ class Store:
         Raises:
             ValueError: the store belongs to a run with other settings.
         """
+        self.check(**facts)
         with self._db:
-            for key, value in facts.items():
-                written = json.dumps(value, sort_keys=True)
-                self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, written))
-                if (known := self._one("SELECT value FROM meta WHERE key = ?", key)) != written:
-                    raise ValueError(
-                        f"the run to be resumed had {key} {known}, now it is {written}: give the settings of that run, "
-                        "or start again without --resume"
-                    )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO meta VALUES (?, ?)",
+                [(key, json.dumps(value, sort_keys=True)) for key, value in facts.items()],
+            )
 
     def replace(self, **facts) -> None:
         """Keep facts about the run in place of what was kept under their names."""
@@ -156,13 +234,15 @@ class Store:
                 [(key, json.dumps(value, sort_keys=True)) for key, value in facts.items()],
             )
 
-    def recall(self, key: str):
-        """A fact that `remember` kept.
+    def recall(self, key: str, *default: Any) -> Any:
+        """A fact that `remember` kept, or the default where there is none.
 
         Raises:
-            ValueError: there is no such fact, so no sweep has begun here.
+            ValueError: there is neither, so no sweep has begun here.
         """
         known = self._one("SELECT value FROM meta WHERE key = ?", key)
+        if known is None and default:
+            return default[0]
         if known is None:
             raise ValueError(
                 f"{RUN_STORE} does not say its {key}: expected the output_dir of a finished rlhf-lines sweep"
@@ -197,6 +277,19 @@ class Store:
             )
         ids = dict(self._db.execute("SELECT text, id FROM prompts WHERE split = ?", (split,)))
         return [ids[text] for text in prompts]
+
+    def add_shown(self, shown: Mapping[int, Mapping[str, Any]]) -> None:
+        """Keep what reward models may be shown of prompts beside their text: JSON values by the ids of the prompts."""
+        with self._db:
+            self._db.execute(SHOWN)  # a store of an earlier version has no such table
+            rows = [(prompt, json.dumps(more)) for prompt, more in shown.items()]
+            self._db.executemany("INSERT OR IGNORE INTO shown VALUES (?, ?)", rows)
+
+    def shown(self) -> dict[int, dict[str, Any]]:
+        """What `add_shown` kept, by the ids of the prompts."""
+        if self._one("SELECT 1 FROM sqlite_master WHERE name = 'shown'") is None:
+            return {}
+        return {prompt: json.loads(more) for prompt, more in self._db.execute("SELECT prompt, more FROM shown")}
 
     def finished(self) -> set[tuple[int, int, int]]:
         """The (spec, prompt, sample) that are stored."""
@@ -276,7 +369,8 @@ class Store:
 
         Scores may be added meanwhile.
         """
-        return (Unscored(*row) for row in self._pages("p.scored_text, c.text", UNSCORED, reward))
+        found = self._pages("p.scored_text, c.text, c.token_ids", UNSCORED, reward)
+        return (Unscored(*row[:5], tuple(json.loads(row[5]))) for row in found)
 
     def count_unscored(self, reward: str) -> int:
         """How many completions have no such score."""
@@ -354,8 +448,16 @@ class Store:
         return np.array([value for _, value in self._db.execute(query, keys)], dtype=np.float64)
 
 
-def open_finished(folder: str | Path) -> Store:
+def _is_of(error: sqlite3.Error, *kinds: int) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in kinds  # the low byte is the kind
+
+
+def open_finished(folder: str | Path, *, reading: bool = True) -> Store:
     """The run store of a finished sweep.
+
+    Args:
+        folder: of the sweep.
+        reading: see `Store`.
 
     Raises:
         FileNotFoundError: the folder has no run store, or belongs to a sweep that has not finished.
@@ -368,4 +470,6 @@ def open_finished(folder: str | Path) -> Store:
         raise FileNotFoundError(
             f"{folder} is of a sweep that has not finished: go on with it by rlhf-lines sweep --resume, with its config"
         )
-    return Store(folder)
+    if (folder / RUN_STORE).stat().st_size == 0:
+        reading = True  # refused there, and not filled
+    return Store(folder, reading=reading)

@@ -1,29 +1,52 @@
-"""The folder of a training run and its checkpoints: each is visible when complete, the newest is found again."""
+"""The folder of a training run and its checkpoints: each is visible when complete, the newest whole one is found again.
+
+A run goes on only from what is whole and the same: settings, models, data, and the batches that processes share out.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import json
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from rlhf_lines.artifact import BEGUN, check_same_config, new_folder, partial_folder, write_config
+from rlhf_lines.artifact import (
+    BEGUN,
+    CONFIG,
+    check_same_config,
+    new_folder,
+    partial_folder,
+    write_config,
+    write_whole,
+)
 from rlhf_lines.config import RunConfig
-from rlhf_lines.distributed import leads, wait
+from rlhf_lines.distributed import from_leader, leads, wait
+from rlhf_lines.merge.inputs.checkpoint import read_json
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
+from rlhf_lines.train.hub import token_in_environment, uploaded
+from rlhf_lines.train.manifest import what_is_missing, write_manifest
 
 
 UNFINISHED = ".unfinished"
+logger = logging.getLogger(__name__)
 TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are named like their module
 
 
 @contextlib.contextmanager
 def training_folder(
-    training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = "."
+    training: TrainingArguments,
+    run_config: RunConfig,
+    given: dict,
+    inputs: Mapping[str, Fingerprint],
+    *,
+    trained: str = ".",
+    any_processes: bool = False,
 ) -> Iterator[Path]:
     """Yield the hidden folder of `new_folder` for `training.output_dir`, and let `training` write into it.
 
@@ -34,28 +57,41 @@ def training_folder(
             `choose_checkpoint` says.
         run_config: whether to resume or overwrite.
         given: the settings of the run; `--resume` goes on only with the same ones.
+        inputs: what the run reads; `--resume` goes on only with the same.
         trained: the folder of the trainer, with its checkpoints, inside the one that is made.
+        any_processes: whether the result does not depend on their number, where the batch on all of them is the same.
 
     Raises:
         FileNotFoundError: `resume_from_checkpoint` is no folder.
         FileExistsError: `output_dir` exists, or a stopped run left checkpoints and neither `resume` nor
             `overwrite` was given.
-        ValueError: the checkpoints are of a run with other settings, or a tracker is not installed.
+        ValueError: the checkpoints are not whole or of another run, a tracker is not installed, or the Hub cannot be
+            reached for what is to be uploaded at the end.
     """
     for name in training.report_to or ():
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
-    choose_checkpoint(training, run_config, given, trained=trained)
-    with new_folder(
-        training.output_dir,
-        overwrite=run_config.overwrite,
-        keep_partial=bool(training.resume_from_checkpoint),
-        leave_partial=True,
-    ) as folder:
+    begun = {
+        "sequences_at_once": training.per_device_train_batch_size * training.world_size,
+        "inputs_sha256": dict(inputs),
+    }
+    if not any_processes:
+        begun["processes"] = training.world_size
+    choose_checkpoint(training, run_config, given, begun=begun, trained=trained)
+    with (
+        token_in_environment(training),
+        uploaded(training, given),
+        new_folder(
+            training.output_dir,
+            overwrite=run_config.overwrite,
+            keep_partial=bool(training.resume_from_checkpoint),
+            leave_partial=True,
+        ) as folder,
+    ):
         training.output_dir = str(folder / trained)
         if leads():
             write_config(folder, given)
-            (folder / BEGUN).write_text(json.dumps({"sequences_at_once": _sequences_at_once(training)}))
+            write_whole(folder / BEGUN, json.dumps(begun))
         try:
             yield folder
         except BaseException:
@@ -64,43 +100,117 @@ def training_folder(
             raise
 
 
-def choose_checkpoint(training: TrainingArguments, run_config: RunConfig, given: dict, *, trained: str = ".") -> None:
-    """Set `training.resume_from_checkpoint` to the newest checkpoint with `--resume`; one of the user's choice stays.
+def choose_checkpoint(
+    training: TrainingArguments, run_config: RunConfig, given: dict, *, begun: dict | None = None, trained: str = "."
+) -> None:
+    """Set `training.resume_from_checkpoint` to the newest whole checkpoint with `--resume`; one that is named stays.
+
+    Args:
+        training: the settings of the trainer.
+        run_config: whether to resume or overwrite.
+        given: the settings of the run.
+        begun: what the run shares with the one that it goes on with, beside its settings; None is not compared.
+        trained: as for `training_folder`.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: as `training_folder`.
     """
-    final, partial = training.output_dir, partial_folder(training.output_dir)
-    chosen, newest = training.resume_from_checkpoint, newest_checkpoint(partial / trained)
+    if training.save_only_model:
+        raise ValueError(
+            "save_only_model is true, expected false: a run does not go on from a checkpoint without optimizer, "
+            "schedule and random state (a finished folder keeps none of them)"
+        )
+    final, chosen = training.output_dir, training.resume_from_checkpoint
+    partial = partial_folder(final)
     if chosen and not (isinstance(chosen, str) and Path(chosen).is_dir()):
         raise FileNotFoundError(
             f"resume_from_checkpoint {chosen} does not exist: expected a checkpoint folder; --resume finds the newest"
         )
-    if newest and run_config.resume and not chosen:
-        check_same_config(partial, given, name=final, may_differ=["per_device_train_batch_size"])
-        before, now = json.loads((partial / BEGUN).read_text())["sequences_at_once"], _sequences_at_once(training)
-        if before != now:
-            raise ValueError(
-                f"output_dir {final} was begun with {before} sequences at once on all processes together, now it is "
-                f"{now}: set per_device_train_batch_size to {before} divided by the number of processes"
-            )
-        training.resume_from_checkpoint = str(newest)
-    elif newest and not (chosen or run_config.overwrite):
+    newest = newest_checkpoint(partial / trained)
+    if newest and not (chosen or run_config.resume or run_config.overwrite):
         again = " --overwrite" if Path(final).exists() else ""
         raise FileExistsError(
             f"output_dir {final} was begun by a run that stopped after {newest.name}: add --resume{again} to go on "
             "from there, or --overwrite to start again"
         )
+    if chosen or (newest and run_config.resume):
+        if chosen:
+            _check_own(Path(chosen), partial / trained, final)
+        _check_begun(partial, final, given, begun)
+        training.resume_from_checkpoint = chosen or from_leader(lambda: _newest_whole(partial / trained, final))
+        training.eval_on_start = False  # it was, at the start
+
+
+def _check_own(chosen: Path, stopped: Path, final: str) -> None:
+    """Stop unless the checkpoint is a whole one of the stopped run that goes on."""
+    if chosen.resolve().parent != stopped.resolve():
+        raise ValueError(
+            f"resume_from_checkpoint {chosen} is not one of the stopped run of output_dir {final}, whose checkpoints "
+            f"are in {stopped}: a run goes on from its own alone, by --resume; to train a model further, start a new "
+            "run from that model"
+        )
+    missing = from_leader(lambda: what_is_missing(chosen))
+    if missing:
+        raise ValueError(f"resume_from_checkpoint {chosen} {missing}: restore it, or name another one")
+
+
+def _check_begun(partial: Path, final: str, given: dict, begun: dict | None) -> None:
+    """Stop unless the stopped run had these settings, inputs and batches."""
+    for file in (CONFIG, BEGUN):
+        if not (partial / file).is_file():
+            raise ValueError(
+                f"output_dir {final} was begun by a run whose {file} is gone from {partial}, so that nobody can tell "
+                "whether this one is the same: restore it, or start again with --overwrite"
+            )
+    before = read_json(partial / BEGUN)
+    check_same_config(partial, given, name=final, may_differ=["per_device_train_batch_size"])
+    if begun is None:
+        return
+    if before.get("sequences_at_once") != begun["sequences_at_once"]:
+        raise ValueError(
+            f"output_dir {final} was begun with {before.get('sequences_at_once')} sequences at once on all processes "
+            f"together, now it is {begun['sequences_at_once']}: set per_device_train_batch_size to "
+            f"{before.get('sequences_at_once')} divided by the number of processes"
+        )
+    if before.get("processes") != begun.get("processes"):
+        raise ValueError(
+            f"output_dir {final} was begun by {before.get('processes')} processes, now there are "
+            f"{begun.get('processes')}: each has a random state of its own, so start as many"
+        )
+    way_out = "restore it, or start again with --overwrite"
+    check_unchanged(
+        before.get("inputs_sha256") or {}, begun["inputs_sha256"], since=f"{final} was begun", way_out=way_out
+    )
+
+
+def _newest_whole(stopped: Path, final: str) -> str:
+    """The newest checkpoint that has all that was written; newer ones that have not are told."""
+    refused = []
+    for folder in sorted(_checkpoints(stopped), key=_step, reverse=True):
+        missing = what_is_missing(folder)
+        if not missing:
+            if refused:
+                logger.warning("going on from %s, because %s", folder.name, "; ".join(refused))
+            return str(folder)
+        refused.append(f"{folder.name} {missing}")
+    raise ValueError(
+        f"output_dir {final} was begun by a run that left no whole checkpoint ({'; '.join(refused)}): restore one in "
+        f"{stopped}, or start again with --overwrite"
+    )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and _step(path) >= 0]
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(number) if number.isdecimal() else -1
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step in the folder of a trainer, or None."""
-    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-    return Path(found) if found else None
-
-
-def _sequences_at_once(training: TrainingArguments) -> int:
-    return training.per_device_train_batch_size * training.world_size
+    """The checkpoint of the highest step in the folder of a trainer, whole or not, or None."""
+    return max(_checkpoints(Path(folder)), key=_step, default=None)
 
 
 class WholeCheckpoints:
@@ -129,6 +239,8 @@ class WholeCheckpoints:
         if self.args.should_save:
             (written,) = hidden.iterdir()
             self.state.save_to_json(str(written / "trainer_state.json"))
+            (written / "training_args.bin").unlink(missing_ok=True)  # a pickle of every setting, which nobody reads
+            write_manifest(written)
             final = run_dir / written.name
             shutil.rmtree(final, ignore_errors=True)  # of a run that went on from an earlier checkpoint
             written.rename(final)

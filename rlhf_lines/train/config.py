@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, RewardConfig, SFTConfig
 
+from reward_models import Format
+from reward_models.conversation import CHAT, conversation
 from rlhf_lines.config import RunConfig, read_fields
 from rlhf_lines.data.config import DemonstrationDataConfig, PreferenceDataConfig, TrainingDataConfig
 from rlhf_lines.task_rewards import RewardEntry, check_some
@@ -19,7 +21,7 @@ class RewardsConfig:
     rewards: list[RewardEntry] = field(
         metadata={
             "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function or rule:name; or "
-            "mappings with model, name, weight, normalize, clip, dtype, batch_size and options.",
+            "mappings with model, name, weight, normalize, clip, dtype, batch_size, options, template and label.",
             "parse": RewardEntry.of,
         }
     )
@@ -29,6 +31,36 @@ class RewardsConfig:
         check_some(self.rewards)
 
 
+@dataclass
+class RewardTextConfig:
+    """What a reward model is trained to read."""
+
+    template: str = field(
+        default=Format().template,
+        metadata={
+            "help": "The text of a pair, with {prompt} and {completion}; or chat: the conversation in the chat "
+            "template of the base's tokenizer. The trained model remembers it."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        self.format()
+
+    def format(self, **others) -> Format:
+        """The format of the trained model: a text ends with the tokenizer's EOS, as TRL trains it."""
+        return Format(template=self.template, append_eos=self.template != CHAT, **others)
+
+    def row(self, pair: dict, special_tokens: dict[str, str | None]) -> dict:
+        """The row from which TRL's RewardTrainer, which adds EOS to a text, makes what the format says."""
+        if self.template == Format().template:
+            return pair
+        sides = ("chosen", "rejected")
+        if self.template == CHAT:
+            return {side: conversation(pair["conversation"], pair[side]) for side in sides}
+        plain = Format(template=self.template)
+        return {side: plain.render(pair["prompt"], pair[side], special_tokens)[0] for side in sides}
+
+
 SFT = (RunConfig, DemonstrationDataConfig, SFTConfig, ModelConfig)
-REWARD = (RunConfig, PreferenceDataConfig, RewardConfig, ModelConfig)
+REWARD = (RunConfig, PreferenceDataConfig, RewardTextConfig, RewardConfig, ModelConfig)
 PPO = (RunConfig, TrainingDataConfig, RewardsConfig, PPOConfig, ModelConfig)

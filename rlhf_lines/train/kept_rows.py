@@ -8,7 +8,7 @@ import logging
 logger = logging.getLogger(__name__)
 
 
-def tell_long_rows(kept, total: int, max_length: int | None, *, end: int | None, source: str) -> dict[str, int]:
+def tell_long_rows(kept, total: int, *, max_length: int | None, end: int | None, source: str) -> dict[str, int]:
     """Log how many rows are left out or cut, and return both numbers for the record.
 
     Args:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.utils import gather_object
+from transformers import TrainerState
 
 from reward_models import RewardModel
 from reward_models.normalize import Normalization
 from rlhf_lines.artifact import write_whole
+from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import from_leader
+from rlhf_lines.scoring import Asked, score
 from rlhf_lines.task_rewards import RewardEntry
 from rlhf_lines.train.adapters import use_adapter
 from rlhf_lines.train.ppo_trainer import PPOTrainer
@@ -44,7 +47,7 @@ def normalizations(
         measured = from_leader(lambda: json.loads(path.read_text()) if path.is_file() else None)
         if measured is None:
             samples = _sft_samples(trainer)
-            measured = from_leader(lambda: _measure(wanted, *samples, path))
+            measured = from_leader(lambda: _measure(wanted, *samples, trainer.state, path))
     return [
         Normalization.from_dict(measured[model.name]) if entry.normalize else Normalization(clip=entry.clip)
         for entry, model in zip(entries, models, strict=True)
@@ -52,21 +55,27 @@ def normalizations(
 
 
 def _measure(
-    wanted: Sequence[tuple[RewardEntry, RewardModel]], prompts: list[str], completions: list[str], path: Path
+    wanted: Sequence[tuple[RewardEntry, RewardModel]],
+    asked: list[Asked],
+    completions: list[str],
+    completion_ids: list[list[int]],
+    state: TrainerState,
+    path: Path,
 ) -> dict[str, dict]:
     """The normalisation of every reward model by its name, as the file holds them after this."""
     measured = {}
     for entry, model in wanted:
-        scores = model.score(prompts, completions)
+        scores = score(model, asked, completions, completion_ids, trainer_state=state)
         measured[model.name] = Normalization.measure(scores, name=model.name, clip=entry.clip).to_dict()
     write_whole(path, json.dumps(measured, indent=2) + "\n")
     return measured
 
 
-def _sft_samples(trainer: PPOTrainer) -> tuple[list[str], list[str]]:
-    """What reward models are shown as prompts and the completions, of all processes, in the data's order."""
+def _sft_samples(trainer: PPOTrainer) -> tuple[list[Asked], list[str], list[list[int]]]:
+    """What reward models are shown as prompts, and texts and tokens of completions, of all processes in data order."""
     rows = trainer.train_dataset[: trainer.args.normalization_samples]
     prompts = rows["prompt"]
+    asked = [Asked.of({name: rows[name][i] for name in rows}) for i in range(len(prompts))]
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
     size = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation  # what fits in a rollout
     own, completions = prompts[rank::processes], []
@@ -74,6 +83,6 @@ def _sft_samples(trainer: PPOTrainer) -> tuple[list[str], list[str]]:
         for start in range(0, len(own), size):
             ids = trainer._tokenize_prompts(own[start : start + size])[0]
             tokens = trainer.sample(ids, [SAMPLE] * len(ids))
-            completions += trainer.processing_class.batch_decode(tokens, skip_special_tokens=True)
-    pairs = sorted(gather_object([(rank + i * processes, text) for i, text in enumerate(completions)]))
-    return rows.get("scored_prompt", prompts), [text for _, text in pairs]
+            completions += zip(completion_texts(trainer.processing_class, ids, tokens), tokens, strict=True)
+    found = sorted(gather_object([(rank + i * processes, *sample) for i, sample in enumerate(completions)]))
+    return asked, [text for _, text, _ in found], [tokens for _, _, tokens in found]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import TrainerState
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines.artifact import remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
-from rlhf_lines.distributed import leads
+from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.example import try_rewards
 from rlhf_lines.limits import check_prompts, check_writes, read_config
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
+from rlhf_lines.scoring import Asked
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
 from rlhf_lines.train.config import RewardsConfig
+from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import PPOTrainer
@@ -43,31 +48,31 @@ def run(
     training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
-    final, validate = Path(training.output_dir), training.eval_strategy != "no"
-    prompts = {
-        split: data_config.load(
-            "prompts", split, tokenizer=tokenizer, chat_template_kwargs=training.chat_template_kwargs
-        )
-        for split in (["train", "validation"] if validate else ["train"])
-    }
+    final, datasets = Path(training.output_dir), _datasets(data_config, training, tokenizer)
     of_model = read_config(sft, trust_remote_code=training.trust_remote_code)
     check_writes(of_model, tokenizer)
     check_prompts(
         of_model,
-        (ids for rows in prompts.values() for ids in tokenizer(list(rows["prompt"]), verbose=False)["input_ids"]),
+        (ids for rows in datasets.values() for ids in tokenizer(list(rows["prompt"]), verbose=False)["input_ids"]),
         dataset=data_config.dataset_name,
         max_completion_length=training.max_completion_length,
     )
     sft_sha256 = checkpoint_sha256(sft)
-    with training_folder(training, run_config, given) as folder:
+    first = datasets["train"][0]
+    try_rewards(tokenizer, first["prompt"], Asked.of(first), reward_models, trainer_state=TrainerState())
+    found = from_leader(
+        lambda: fingerprints(model_config.model_name_or_path, sft, data_config.dataset_name, datasets, entries)
+    )
+    # Noise is placed by position: no process has a random state that counts.
+    with training_folder(training, run_config, given, found, any_processes=True) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
         with named_targets(model_config):
             trainer = PPOTrainer(
                 model=str(sft),
                 reward_models=reward_models,
                 args=training,
-                train_dataset=prompts["train"],
-                eval_dataset=prompts.get("validation"),
+                train_dataset=datasets["train"],
+                eval_dataset=datasets.get("validation"),
                 processing_class=tokenizer,
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),
@@ -80,7 +85,6 @@ def run(
         if leads():
             card = policy_card(model_config.model_name_or_path, entries, training.reward_weights, versions())
             (folder / "README.md").write_text(card)
-            history = [row for row in trainer.state.log_history if "reward" in row]
             write_record(
                 folder,
                 "ppo",
@@ -91,7 +95,29 @@ def run(
                 processes=trainer.accelerator.num_processes,
                 updates=trainer.state.global_step,
                 truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
-                history=history,
+                history=trainer.state.log_history,
+                inputs_sha256=found,
             )
             remove_working_files(folder)
     return final
+
+
+def inputs(
+    run_config: RunConfig,
+    data_config: TrainingDataConfig,
+    rewards_config: RewardsConfig,
+    training: PPOConfig,
+    model_config: ModelConfig,
+) -> dict[str, Fingerprint]:
+    """What a run with these settings would read, as its record holds it."""
+    name = model_config.model_name_or_path
+    sft = local_folder(name, revision=model_config.model_revision, what="SFT model")
+    tokenizer = load_tokenizer(sft, trust_remote_code=training.trust_remote_code)
+    datasets = _datasets(data_config, training, tokenizer)
+    return fingerprints(name, sft, data_config.dataset_name, datasets, rewards_config.rewards)
+
+
+def _datasets(data_config: TrainingDataConfig, training: PPOConfig, tokenizer) -> dict:
+    splits = ("train", *(["validation"] if training.eval_strategy != "no" else []))
+    settings = {"tokenizer": tokenizer, "chat_template_kwargs": training.chat_template_kwargs}
+    return {split: data_config.load("prompts", split, **settings) for split in splits}

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,10 +35,11 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import RepeatSampler, disable_dropout_in_model
 
 from reward_models import RewardModel
-from reward_models.base import checked_scores
 from reward_models.normalize import Normalization
+from rlhf_lines.completions import completion_texts
 from rlhf_lines.reading import count_positions, masks_padding, of_one_length, takes
 from rlhf_lines.sampling import prompt_key, sample_tokens
+from rlhf_lines.scoring import Asked, score
 from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter
 from rlhf_lines.train.advantages import (
     adapted_kl_coef,
@@ -49,7 +51,9 @@ from rlhf_lines.train.advantages import (
     whiten,
 )
 from rlhf_lines.train.checkpoints import WholeCheckpoints
+from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.told import ToldSettings
 
 
 POLICY, VALUE = "default", "value"  # names of the adapters; PEFT gives the first
@@ -92,7 +96,7 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
-class PPOTrainer(WholeCheckpoints, GRPOTrainer):
+class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
     """Train a LoRA policy and a value function on one frozen base.
 
     Args:
@@ -158,7 +162,11 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._truncated = [0] * len(reward_models)
         self._values: Tensor | None = None  # [B, T], of the latest policy forward
         self._logprobs: Tensor | None = None  # [B, T], of the latest policy forward
+        self._entropies: Tensor | None = None  # [B, T], of the latest policy forward
         self._scores: Tensor | None = None  # [all processes' B, rewards], raw, of the latest rollout
+        self._evaluated_count: int | None = None  # rows of an evaluation, if they can be known
+        self._evaluated_rows: list[Tensor] = []  # [all processes' B, columns] of every batch of an evaluation
+        self._evaluated_scores: list[Tensor] = []  # [all processes' B, rewards], raw, of the same
         self._update_kl: list[Tensor] = []  # (sum, tokens) of every minibatch of the current update
         self._leaves_out_updates = False
         if not self.is_sharded:
@@ -254,9 +262,17 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
         start = self.accelerator.process_index * len(prompt_ids)
+        if not self.model.training:  # in the order of the data, whatever the batches are
+            start += sum(map(len, self._evaluated_scores))
         copies = [(start + row) % num_generations for row in range(len(prompt_ids))]
         first = self._rollouts * num_generations if self.model.training else -num_generations
         return self.sample(prompt_ids, [first + copy for copy in copies]), None
+
+    def _generate(self, prompts):
+        """As GRPOTrainer's, which decodes completions alone: here they are the texts that follow their prompts."""
+        prompt_ids, completion_ids, tool_mask, _, *others = super()._generate(prompts)
+        texts = completion_texts(self.processing_class, prompt_ids, completion_ids)
+        return prompt_ids, completion_ids, tool_mask, texts, *others
 
     def _vllm_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield names and weights of the policy, without the value function."""
@@ -318,10 +334,26 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         rewards = token_rewards(scores, kl, mask, self.kl_coef)
         advantages, returns = gae(rewards, old_values, mask, gamma=self.args.gamma, lam=self.args.lam)
         kl_of_completions = self.accelerator.gather(kl.sum(dim=1))
+        if not self.model.training:
+            rows = completion_rows(
+                own,
+                rewards.sum(dim=1),
+                kl.sum(dim=1),
+                mask,
+                ends=ends,
+                terminated=ends | (self._last_tokens(rollout) == self._tokenizer.pad_token_id),
+                returns=returns,
+                values=old_values,
+                advantages=advantages,
+                entropies=self._entropies,
+            )
+            self._evaluated_rows.append(self.accelerator.gather(rows).cpu())
+            self._evaluated_scores.append(self._scores.cpu())
+            self._log_completions(total, kl_of_completions, advantages.sum(dim=1) / mask.sum(dim=1))
+            return rollout
         explained = explained_variance(old_values, returns, mask, reduce=self._sum_over_processes)
         self._log_rollout(total, kl_of_completions, rewards.sum(dim=1), ends, explained)
-        if self.model.training:
-            self._control_kl(kl_of_completions.mean().item())
+        self._control_kl(kl_of_completions.mean().item())
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, reduce=self._sum_over_processes)
         self._log_completions(total, kl_of_completions, advantages.sum(dim=1) / mask.sum(dim=1))
@@ -337,9 +369,12 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _has_end(self, rollout) -> Tensor:
         """Whether the completions `[B]` end in an end token."""
+        last_tokens = self._last_tokens(rollout)
+        return torch.isin(last_tokens, torch.tensor(self.eos_token_ids, device=last_tokens.device))
+
+    def _last_tokens(self, rollout) -> Tensor:
         last = rollout["completion_mask"].sum(dim=1, keepdim=True).long() - 1
-        last_token = rollout["completion_ids"].gather(1, last).squeeze(1)
-        return torch.isin(last_token, torch.tensor(self.eos_token_ids, device=last_token.device))
+        return rollout["completion_ids"].gather(1, last).squeeze(1)
 
     # --- policy, value function and reference: three readings of one base
 
@@ -357,6 +392,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         """As GRPOTrainer's, and leaves the values of the same states in `self._values`, `[B, T]`."""
         reading = self._read(model, input_ids, attention_mask, logits_to_keep, batch_size)
         self._logprobs, self._values = reading.logprobs.detach(), reading.values
+        self._entropies = reading.entropies.detach()
         if self.args.value_lora:
             self._values = self._values_of_own_trunk(input_ids, attention_mask, logits_to_keep, batch_size)
         return reading.logprobs, reading.entropies, None
@@ -482,6 +518,50 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             self._leaves_out_updates = bool(kl / tokens > self.args.max_update_kl)
             self._update_kl = []
 
+    # --- evaluations
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        """As Trainer's, whose completions are kept apart from those of training, and whose numbers are of all rows."""
+        began, training, logs = time.perf_counter(), self.model.training, self._logs
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._evaluated_count = len(rows) * self.num_generations_eval if hasattr(rows, "__len__") else None
+        self._evaluated_rows, self._evaluated_scores = [], []
+        self._logs = {name: defaultdict(list) if isinstance(held, dict) else [] for name, held in logs.items()}
+        try:
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        finally:
+            self._logs = logs
+            self.model.train(training)  # what is logged next is of training
+            if self._rollout_began is not None:
+                self._rollout_began += time.perf_counter() - began
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Sample and score a batch of an evaluation; `log` has the numbers of all of them."""
+        with torch.no_grad():
+            self._prepare_inputs(inputs)
+        return None, None, None
+
+    def log(self, logs, start_time=None):
+        """As GRPOTrainer's; of an evaluation as a whole."""
+        if self.model.training or not self._evaluated_rows:
+            super().log(logs, start_time)
+            return
+        # Where the last batch is short on several processes, the first rows are read again to fill it.
+        rows, scores = (torch.cat(x)[: self._evaluated_count] for x in (self._evaluated_rows, self._evaluated_scores))
+        names = [model.name for model in self._reward_models]
+        whitened = self.args.whiten_advantages
+        found = evaluation_metrics(rows, scores, names, vf_coef=self.args.vf_coef, whitened=whitened)
+        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._newly_truncated()}
+        self._metrics["eval"] = defaultdict(list, {name: [value] for name, value in found.items()})
+        self._evaluated_rows, self._evaluated_scores = [], []
+        writes, self.log_completions = self.log_completions, False
+        try:
+            super().log(logs, start_time)
+        finally:
+            self.log_completions = writes
+        if writes and self.accelerator.is_main_process:
+            write_completions(Path(self.args.output_dir), self.state.global_step, self._logs, len(rows))
+
     # --- logs
 
     def _own_metrics(self) -> dict[str, list[float]]:
@@ -497,10 +577,17 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         metrics["eos_rate"].append(gather(ends.float()).mean().item())
         metrics["explained_variance"].append(explained.item())
         metrics.pop("frac_reward_zero_std", None)  # speaks of groups of completions, which PPO has not
-        for i, model in enumerate(self._reward_models):  # how many texts each one cut to its longest input
+        for name, cut in self._newly_truncated().items():
+            metrics[name].append(cut)
+
+    def _newly_truncated(self) -> dict[str, float]:
+        """How many texts each reward model has cut to its longest input since this was last asked."""
+        found = {}
+        for i, model in enumerate(self._reward_models):
             before, self._truncated[i] = self._truncated[i], getattr(model, "truncated", 0)
             cut = torch.tensor([float(self._truncated[i] - before)], device=self.accelerator.device)
-            metrics[f"rewards/{model.name}/truncated"].append(gather(cut).sum().item())
+            found[f"rewards/{model.name}/truncated"] = self.accelerator.gather(cut).sum().item()
+        return found
 
     def _log_completions(self, total: Tensor, kl: Tensor, advantages: Tensor) -> None:
         """Complete the rows of this rollout in the table of completions; GRPO's advantages are those of groups."""
@@ -548,7 +635,9 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 k.removeprefix("value_head."): v.contiguous() for k, v in state.items() if k.startswith("value_head.")
             }
             save_file(head, str(folder / VALUE_HEAD))
-            (folder / STATE).write_text(json.dumps({"kl_coef": self.kl_coef, "rollouts": self._rollouts}) + "\n")
+            scales = [normalization.to_dict() for normalization in self.normalizations]
+            own = {"kl_coef": self.kl_coef, "rollouts": self._rollouts, "normalizations": scales}
+            (folder / STATE).write_text(json.dumps(own) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -562,6 +651,12 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         if checkpoint is not None:  # read here: DeepSpeed loads the weights by itself, and not by the method above
             state = json.loads((Path(checkpoint) / STATE).read_text())
             self.kl_coef, self._rollouts = state["kl_coef"], state["rollouts"]
+            scales = [normalization.to_dict() for normalization in self.normalizations]
+            if state["normalizations"] != scales:
+                raise ValueError(
+                    f"the scales of the rewards are {scales}, but {checkpoint} was trained on "
+                    f"{state['normalizations']}: restore normalization.json of the run, or start again with --overwrite"
+                )
 
 
 def _deal(rollout: dict, count: int) -> list[dict]:
@@ -611,11 +706,13 @@ def _keep_float32(fsdp_plugin) -> None:
 def _reward_function(reward_model: RewardModel):
     """A reward function of TRL's form, which stops at a score that is no number.
 
-    A column `scored_prompt` of the data is what reward models are shown in place of the policy's prompt.
+    Columns of the data say what reward models are shown in place of the policy's prompt; see `scoring.Asked`.
     """
 
-    def score(prompts, completions, scored_prompt=None, **_):
-        return checked_scores(reward_model.name, reward_model.score(scored_prompt or prompts, completions), prompts)
+    def scored(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **of_rows):
+        rows = [{name: of_rows[name][i] for name in of_rows} | {"prompt": text} for i, text in enumerate(prompts)]
+        of_run = {"trainer_state": trainer_state, "log_extra": log_extra, "log_metric": log_metric}
+        return score(reward_model, [Asked.of(row) for row in rows], completions, completion_ids, **of_run)
 
-    score.__name__ = reward_model.name
-    return score
+    scored.__name__ = reward_model.name
+    return scored

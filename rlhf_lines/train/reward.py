@@ -6,29 +6,41 @@ import logging
 from pathlib import Path
 
 import trl
+from datasets import Dataset
 from trl import ModelConfig, RewardConfig, get_quantization_config
 
 import reward_models
-from reward_models.classifier import Classifier, longest_input
+from reward_models.classifier import Classifier
+from reward_models.conversation import CHAT
+from reward_models.encoder import longest_input
+from reward_models.format import SPECIAL_TOKENS
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
-from rlhf_lines.distributed import leads
+from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.example import policy_reading, tell
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import init_kwargs, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
+from rlhf_lines.train.config import RewardTextConfig
+from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.told import ToldSettings
 
+
+SIDES = ("chosen", "rejected")
 
 logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(WholeCheckpoints, trl.RewardTrainer):
+class RewardTrainer(ToldSettings, WholeCheckpoints, trl.RewardTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
 def run(
     run_config: RunConfig,
     data_config: PreferenceDataConfig,
+    text_config: RewardTextConfig,
     training: RewardConfig,
     model_config: ModelConfig,
     given: dict,
@@ -55,22 +67,29 @@ def run(
             f"the tokenizer of {model_config.model_name_or_path} has no end token, which every text ends with: give it "
             "an eos_token (tokenizer.eos_token = ...) and save it"
         )
-    train_pairs, test_pairs = (data_config.load("preferences", split, tokenizer) for split in ("train", "test"))
-    validate = training.eval_strategy != "no"
+    _check_template(text_config, training, tokenizer)
+    datasets = _datasets(data_config, text_config, training, tokenizer)
+    train_pairs, test_pairs = datasets["train"], datasets["test"]
+    found = from_leader(lambda: fingerprints(model_config.model_name_or_path, base, data_config.dataset_name, datasets))
     final = Path(training.output_dir)
-    with training_folder(training, run_config, given) as folder:
+    with training_folder(training, run_config, given, found) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
         config = AutoConfig.from_pretrained(base, trust_remote_code=training.trust_remote_code)
         training.max_length = longest_input(config, tokenizer, wanted=training.max_length)
         peft_config = lora_config(model_config)
         if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
             peft_config.task_type = "SEQ_CLS"
+        special_tokens = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
+
+        def rows(pairs):
+            return Dataset.from_list([text_config.row(pair, special_tokens) for pair in pairs])
+
         with named_targets(model_config):
             trainer = RewardTrainer(
                 model=str(base),
                 args=training,
-                train_dataset=train_pairs,
-                eval_dataset=data_config.load("preferences", "validation", tokenizer) if validate else None,
+                train_dataset=rows(train_pairs),
+                eval_dataset=rows(datasets["validation"]) if "validation" in datasets else None,
                 processing_class=tokenizer,
                 peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
@@ -81,6 +100,8 @@ def run(
                 f"each of the {len(train_pairs)} training pairs of {data_config.dataset_name} has a text of more than "
                 f"{training.max_length} tokens: raise max_length, as far as the base reads, or shorten the texts"
             )
+        first = trainer.train_dataset[0]
+        tell([policy_reading(tokenizer, first[f"{side}_ids"], f"reward model, {side}") for side in SIDES])
         if used_pairs < len(train_pairs):
             logger.warning(
                 "%s: %d of %d pairs have a text of more than %d tokens: left out",
@@ -90,9 +111,10 @@ def run(
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
+        history = trainer.state.log_history
         del trainer  # before its model is read back a second time
         if leads():
-            reward_models.write_settings(folder, reward_models.Format(append_eos=True, max_length=training.max_length))
+            reward_models.write_settings(folder, text_config.format(max_length=training.max_length))
             saved = reward_models.load(str(folder), trust_remote_code=training.trust_remote_code)
             write_record(
                 folder,
@@ -104,15 +126,54 @@ def run(
                 accuracy=_accuracy(saved, test_pairs),
                 held_out_pairs=len(test_pairs),
                 held_out_pairs_cut=_cut_pairs(saved, test_pairs),
+                history=history,
+                inputs_sha256=found,
             )
             remove_working_files(folder)
     return final
 
 
+def inputs(
+    run_config: RunConfig,
+    data_config: PreferenceDataConfig,
+    text_config: RewardTextConfig,
+    training: RewardConfig,
+    model_config: ModelConfig,
+) -> dict[str, Fingerprint]:
+    """What a run with these settings would read, as its record holds it."""
+    from transformers import AutoTokenizer
+
+    name = model_config.model_name_or_path
+    base = local_folder(name, revision=model_config.model_revision, what="base model")
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+    datasets = _datasets(data_config, text_config, training, tokenizer)
+    return fingerprints(name, base, data_config.dataset_name, datasets)
+
+
+def _datasets(data_config: PreferenceDataConfig, text_config: RewardTextConfig, training: RewardConfig, tokenizer):
+    splits = ("train", "test", *(["validation"] if training.eval_strategy != "no" else []))
+    settings = {"tokenizer": tokenizer, "with_turns": text_config.template == CHAT}
+    return {split: data_config.load("preferences", split, **settings) for split in splits}
+
+
+def _check_template(text_config: RewardTextConfig, training: RewardConfig, tokenizer) -> None:
+    """Refuse a chat template that is missing, or that would not be read."""
+    if text_config.template != CHAT and training.chat_template_path is not None:
+        raise ValueError(
+            f"chat_template_path is {training.chat_template_path}, but the template is {text_config.template!r}, which "
+            "does not read it: set template: chat, or leave it out"
+        )
+    if text_config.template == CHAT and training.chat_template_path is None and tokenizer.chat_template is None:
+        raise ValueError(
+            "template is chat, but the tokenizer of the base has no chat template: give chat_template_path, or a text "
+            "with {prompt} and {completion}"
+        )
+
+
 def _accuracy(reward_model, pairs) -> float:
     """The share of pairs whose chosen completion scores higher; a tie counts as half."""
-    chosen = reward_model.score(pairs["prompt"], pairs["chosen"])
-    rejected = reward_model.score(pairs["prompt"], pairs["rejected"])
+    prompts = pairs["conversation" if reward_model.reads_turns else "prompt"]
+    chosen, rejected = (reward_model.score(prompts, pairs[side]) for side in SIDES)
     return sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True)) / len(chosen)
 
 
@@ -121,7 +182,7 @@ def _cut_pairs(reward_model: Classifier, pairs) -> int:
     cut = 0
     for pair in pairs:
         before = reward_model.truncated
-        for side in ("chosen", "rejected"):
-            reward_model.encode(pair["prompt"], pair[side])
+        for side in SIDES:
+            reward_model.encode(pair["conversation" if reward_model.reads_turns else "prompt"], pair[side])
         cut += reward_model.truncated > before
     return cut

@@ -11,24 +11,28 @@ from trl import ModelConfig, SFTConfig, get_quantization_config
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
-from rlhf_lines.distributed import leads
+from rlhf_lines.distributed import from_leader, leads
+from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.limits import check_writes, position_table, read_config
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import init_kwargs, load_tokenizer, local_folder, lora_config, name_base, named_targets
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
+from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.progress import show_progress
+from rlhf_lines.train.told import ToldSettings
 
 
 ADAPTER = "adapter"
 
 
-class SFTTrainer(WholeCheckpoints, trl.SFTTrainer):
+class SFTTrainer(ToldSettings, WholeCheckpoints, trl.SFTTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
@@ -52,37 +56,47 @@ def run(
         ValueError: `chat_template_path` is given: the chat template is the tokenizer's.
     """
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
-    kind = "text" if training.packing else "demonstrations"
     if training.chat_template_path is not None:
         raise ValueError(
             f"chat_template_path is {training.chat_template_path}, but the rows are written before it is read: save "
             "the chat template with the tokenizer of the base"
         )
     tokenizer = load_tokenizer(base, trust_remote_code=training.trust_remote_code)
-    train_dataset = data_config.load(kind, "train", tokenizer)
-    eval_dataset = data_config.load(kind, "validation", tokenizer) if training.eval_strategy != "no" else None
     check_writes(read_config(base, trust_remote_code=training.trust_remote_code), tokenizer)
+    datasets = _datasets(data_config, training, tokenizer)
+    found = from_leader(lambda: fingerprints(model_config.model_name_or_path, base, data_config.dataset_name, datasets))
     final = Path(training.output_dir)
     if model_config.use_peft:
         _check_mergeable(base)
-    with training_folder(training, run_config, given, trained=ADAPTER if model_config.use_peft else ".") as folder:
+    trained = ADAPTER if model_config.use_peft else "."
+    with training_folder(training, run_config, given, found, trained=trained) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
         with named_targets(model_config):
             trainer = SFTTrainer(
                 model=str(base),
                 args=training,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
+                train_dataset=datasets["train"],
+                eval_dataset=datasets.get("validation"),
                 processing_class=tokenizer,
                 peft_config=lora_config(model_config),
                 quantization_config=get_quantization_config(model_config),
             )
         _check_positions(trainer)
-        name_base(trainer.model, model_config.model_name_or_path)
         counts = {}
-        if kind == "demonstrations":
-            made, limit, end = trainer.train_dataset, training.max_length, tokenizer.eos_token_id
-            counts = tell_long_rows(made, len(train_dataset), limit, end=end, source=data_config.dataset_name)
+        if not training.packing:
+            limits = {"max_length": training.max_length, "end": tokenizer.eos_token_id}
+            name = data_config.dataset_name
+            counts = tell_long_rows(trainer.train_dataset, len(datasets["train"]), source=name, **limits)
+            if trainer.eval_dataset is not None:
+                whole = len(datasets["validation"])
+                tell_long_rows(trainer.eval_dataset, whole, source=f"{name}, split validation", **limits)
+        first = trainer.train_dataset[0]
+        learned = [
+            token for token, mask in zip(first["input_ids"], first.get("completion_mask", ()), strict=False) if mask
+        ]
+        readings = [("policy", first["input_ids"]), *([("it learns", learned)] if learned else [])]
+        tell([policy_reading(tokenizer, ids, reader) for reader, ids in readings])
+        name_base(trainer.model, model_config.model_name_or_path)
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
@@ -91,11 +105,26 @@ def run(
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
-            write_record(
-                folder, "sft", given, seed=training.seed, base_model=name, loss=losses, lost_residual=lost, **counts
-            )
+            facts = {"seed": training.seed, "base_model": name, "loss": losses, "lost_residual": lost, **counts}
+            write_record(folder, "sft", given, **facts, history=trainer.state.log_history, inputs_sha256=found)
             remove_working_files(folder)
     return final
+
+
+def inputs(
+    run_config: RunConfig, data_config: TrainingDataConfig, training: SFTConfig, model_config: ModelConfig
+) -> dict[str, Fingerprint]:
+    """What a run with these settings would read, as its record holds it."""
+    name = model_config.model_name_or_path
+    base = local_folder(name, revision=model_config.model_revision, what="base model")
+    tokenizer = load_tokenizer(base, trust_remote_code=training.trust_remote_code)
+    return fingerprints(name, base, data_config.dataset_name, _datasets(data_config, training, tokenizer))
+
+
+def _datasets(data_config: TrainingDataConfig, training: SFTConfig, tokenizer) -> dict:
+    kind = "text" if training.packing else "demonstrations"
+    splits = ("train", *(["validation"] if training.eval_strategy != "no" else []))
+    return {split: data_config.load(kind, split, tokenizer) for split in splits}
 
 
 def _check_positions(trainer: SFTTrainer) -> None:

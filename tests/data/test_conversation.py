@@ -226,8 +226,9 @@ def test_a_bos_text_of_the_data_is_not_doubled(write, make_tokenizer, caplog, ki
     path = write("rows.jsonl", [{"prompt": f"{bos}{n} a", "text": f"{bos}{n} a", **texts}
                                 for n, bos in enumerate(["<s>", ""])])  # fmt: skip
     rows = load(path, kind, tokenizer=tokenizer)
-    assert f"{path}, split test: 1 of 2 texts begin with <s>, which the tokenizer adds itself: written once" in (
-        caplog.messages
+    assert (
+        f"{path}, split test: 1 of 2 texts begin with the BOS token <s>, which the tokenizer adds itself: written once"
+        in (caplog.messages)
     )
     for row in rows:
         read = row["text" if kind == "text" else "prompt"]

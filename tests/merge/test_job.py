@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.job import Merge, Written
+from rlhf_lines.merge.job import Hashes, Merge, Written
 from rlhf_lines.merge.lora.truncate import Truncation
 from rlhf_lines.merge.tensors.precision import LostResidual
 
@@ -38,19 +38,22 @@ def test_paths_lists_and_devices_are_the_texts_that_a_record_holds():
 
 @pytest.mark.parametrize("merge", [ADAPTER, DENSE], ids=["adapter", "dense"])
 def test_a_record_holds_the_whole_merge(merge):
-    sha256 = [f"{k}" * 64 for k in range(3 + len(merge.statistics))]
-    record = json.loads(json.dumps(merge.to_record(sha256, WRITTEN, ["beware"])))
+    weights, configs = (tuple(f"{k}" * 64 for k in range(first, first + 3)) for first in (0, 3))
+    hashes = Hashes(weights, configs, tuple(f"{k}" * 64 for k in range(6, 6 + len(merge.statistics))))
+    record = json.loads(json.dumps(merge.to_record(hashes, WRITTEN, ["beware"])))
     assert Merge.from_record(record) == merge
     hashed = [*record["policies"], *record["statistics"]]
-    assert [record["sft_sha256"], *(folder["sha256"] for folder in hashed)] == sha256
+    assert [record["sft_sha256"], *(folder["sha256"] for folder in hashed)] == [*weights, *hashes.statistics]
+    assert (record["sft_config_sha256"], *(policy["config_sha256"] for policy in record["policies"])) == configs
     assert [folder["path"] for folder in hashed] == [*merge.policies, *merge.statistics]
     assert (record["alpha"], record["dtype"], record["rank"]) == (0.5, "bfloat16", 4)
     assert (record["truncation"]["worst_module"], record["warnings"]) == ("q_proj", ["beware"])
 
 
 def test_a_record_has_a_hash_for_every_input():
-    with pytest.raises(ValueError, match="zip"):
-        DENSE.to_record(["0" * 64] * 4, WRITTEN, [])
+    for hashes in (Hashes("012", "01", "01"), Hashes("01", "012", "01"), Hashes("012", "012", "0")):
+        with pytest.raises(ValueError, match="zip"):
+            DENSE.to_record(hashes, WRITTEN, [])
 
 
 CHANGES = {
@@ -63,6 +66,7 @@ CHANGES = {
     "statistics": ("fa", "fc"),
     "max_shard_size": None,
     "device": "cpu",
+    "sft_renamed": True,
 }
 
 

@@ -14,6 +14,21 @@ FAMILIES = {
     ),
     "llama trunk": ("layers.{}.mlp.up_proj.weight", ["embed_tokens.weight", "norm.weight"]),
     "gemma 3 text": ("model.language_model.layers.{}.mlp.up_proj.weight", ["model.language_model.norm.weight"]),
+    "llava": (
+        "language_model.model.layers.{}.mlp.up_proj.weight",
+        [
+            *("language_model.lm_head.weight", "language_model.model.norm.weight", "image_newline"),
+            *("vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight", "multi_modal_projector.linear_1.weight"),
+        ],
+    ),
+    "qwen 2.5 vl": ("model.layers.{}.mlp.up_proj.weight", ["visual.blocks.1.attn.qkv.weight", "lm_head.weight"]),
+    "idefics 3": (
+        "model.text_model.layers.{}.mlp.up_proj.weight",
+        ["model.vision_model.encoder.layers.1.mlp.fc1.weight", "model.connector.modality_projection.proj.weight"],
+    ),
+    "bart decoder": ("model.decoder.layers.{}.fc1.weight", ["model.decoder.layernorm_embedding.weight"]),
+    "led encoder": ("led.encoder.layers.{}.fc1.weight", ["led.encoder.layernorm_embedding.weight"]),
+    "t5": ("decoder.block.{}.layer.0.SelfAttention.q.weight", ["decoder.final_layer_norm.weight", "lm_head.weight"]),
     "gpt2": (
         "transformer.h.{}.attn.c_attn.weight",
         ["transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.bias", "lm_head.weight"],

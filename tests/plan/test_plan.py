@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from rlhf_lines import cli
 from rlhf_lines.plan import Options, plan, plan_table
 from rlhf_lines.plan.memory import peak
+from tests import tiny
 
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -238,3 +239,43 @@ def test_the_stage_is_asked_for_where_the_keys_fit_several(folder, write_config,
     (folder / "fisher.yaml").write_text("{sft_model: sft, policy: p, output_dir: out, dataset_name: docstrings}")
     assert "stage fisher has no plan, only sft, reward, ppo," in refused(capsys, "--config", "fisher.yaml")
     assert "config file gone.yaml does not exist" in refused(capsys, "--config", "gone.yaml")
+
+
+def test_a_plan_shows_the_first_row_as_everybody_will_read_it(folder, write_config):
+    """And calls no function: this one would fail."""
+    tokenizer = tiny.word_tokenizer(chat_template="{% for m in messages %}{{ m['content'] }} <eos>{% endfor %}")
+    (folder / "failing_in_a_plan.py").write_text("def f(completions, answer):\n    return [1 / 0]\n")
+    tokenizer.save_pretrained(folder / "judge")
+    tiny.llama_config(tokenizer, num_labels=3, architectures=["LlamaForSequenceClassification"]).save_pretrained(
+        folder / "judge"
+    )
+    for split in ("train", "test", "validation"):
+        rows = [{"prompt": f"a b {split[1]}", "answer": 4}, {"prompt": f"a {split[1]}", "answer": 5}]
+        (folder / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chat = {"model": "./judge", "template": "chat", "name": "chat"}
+    config = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    rewards = ["./judge", chat, "failing_in_a_plan:f"]
+    table = plan_table(planned(write_config(rewards=rewards, **config)))
+    assert "  policy        (its tokenizer is not here yet)" in table
+    tiny.word_tokenizer().save_pretrained(folder / "sft")
+    table = plan_table(planned(write_config(rewards=rewards, **config)))
+    assert "the first row, as it is read; the first words of the prompt stand for a completion" in table
+    assert "  policy        'a b <unk>'\n" in table
+    assert "  reward judge  'a b <unk> a b'\n" in table and "  reward chat   'a b <unk> <eos> a b <eos>'\n" in table
+    assert "  reward f      prompt 'a b r', completion ' a b'" in table
+    assert table.count("is read by guess") == 2, "the output of one is guessed as well, the template of the other not"
+    with pytest.raises(ValueError, match="'f' cannot be called: missing a required argument: 'answer'"):
+        (folder / "data" / "train.jsonl").write_text('{"prompt": "a b"}\n{"prompt": "a"}\n')
+        planned(write_config(rewards=rewards, **config))
+
+
+def test_plans_of_sft_and_reward_show_their_first_row(folder, write_config):
+    tiny.word_tokenizer().save_pretrained(folder / "sft")
+    pair = {"completion": " b c", "chosen": " b", "rejected": " c d"}
+    for prompt, split in zip("abc", ("train", "test", "validation"), strict=True):
+        (folder / "data" / f"{split}.jsonl").write_text(json.dumps({"prompt": prompt, **pair}) + "\n")
+    small = {"rewards": None, "num_iterations": None, "max_completion_length": None}
+    sft = write_config("sft.yaml", **small)
+    assert "  policy  'a b c <eos>'" in plan_table(planned(sft))
+    table = plan_table(planned(write_config("reward.yaml", **small, template="{completion} j {prompt}")))
+    assert "  reward chosen    'b j a <eos>'\n  reward rejected  'c d j a <eos>'" in table

@@ -176,8 +176,8 @@ def test_options_of_a_function_are_keyword_arguments(tmp_path, monkeypatch):
     assert load("optional_rewards:nearby").name == "nearby"
     with pytest.raises(ValueError, match=r"cannot be called with its options target, goal: .*'goal'"):
         load("optional_rewards:near", options={"target": 3, "goal": 3})
-    with pytest.raises(ValueError, match=r"cannot be called with its options scale: missing a required .*'target'"):
-        load("optional_rewards:near", options={"scale": 3})
+    with pytest.raises(ValueError, match=r"'near' cannot be called: missing a required .*'target'; it may ask"):
+        load("optional_rewards:near", options={"scale": 3}).score(["a"], ["b"])  # a column may have that name
 
 
 def test_a_classifier_has_no_options(folder, opened):
@@ -191,7 +191,7 @@ def test_a_classifier_has_no_options(folder, opened):
 def test_a_module_that_lacks_something_of_its_own_says_so(tmp_path, monkeypatch):
     (tmp_path / "broken_rewards.py").write_text("import a_package_that_is_not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_installed"):
+    with pytest.raises(ValueError, match=r"which cannot be imported; .*a_package_that_is_not_installed"):
         load("broken_rewards:short")
 
 

@@ -109,6 +109,12 @@ def test_what_exists_is_kept_or_replaced_as_asked(folder, flags, capsys, verb):
     assert "exists" in refused(capsys, folder, [verb, *flags(seed=1)])
     assert "was made with seed" in refused(capsys, folder, [verb, *flags(seed=1), "--resume"])
     assert made(verb, [*flags(), "--resume"]) == first and everything(folder / "out") == before
+    path = Path("lora/adapter_config.json")
+    config = path.read_text()
+    path.write_text(json.dumps({**json.loads(config), "lora_alpha": 160}))
+    changed = refused(capsys, folder, [verb, *flags(), "--resume"])
+    assert "policy lora has changed since out was made (adapter_config.json)" in changed
+    path.write_text(config)
     assert made(verb, [*flags(seed=1), "--overwrite"])["samples_sha256"] != first["samples_sha256"]
     shutil.copytree("lora", "mine")
     sentence = refused(capsys, folder, [verb, *flags(policy="./mine", output_dir="./mine"), "--overwrite"])

@@ -26,7 +26,8 @@ def short(prompts, completions):
 
 
 def early(prompts, completions):
-    SCORED.append(list(zip(prompts, completions)))
+    if not (len(prompts) == 1 and prompts[0].startswith(completions[0] or "-")):  # the trial before the run
+        SCORED.append(list(zip(prompts, completions)))
     letters = [set("abcdefghijklm") ^ set(prompt) for prompt in prompts]  # a judge of the pair, not of the text alone
     return [sum(c in good for c in text) / (1 + len(text)) for good, text in zip(letters, completions)]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlhf_lines.artifact import write_record
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.inputs.fingerprints import reward_identity
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import Row, Store
 from rlhf_lines.task_rewards import load_reward_models, reward_entries
@@ -61,7 +62,7 @@ def write_run(folder: Path, rewards: Sequence[str | dict]) -> Path:
         names = [model.name for model in models]
         store.remember(
             reward_names=names,
-            reward_models={name: entry.identity() for name, entry in zip(names, entries, strict=True)},
+            reward_models={name: reward_identity(entry) for name, entry in zip(names, entries, strict=True)},
             samples_per_prompt=SAMPLES,
             seed=3,
             sft_model="sft",

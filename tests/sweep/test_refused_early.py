@@ -77,6 +77,58 @@ def test_a_folder_that_holds_a_policy_is_not_replaced(flags, policies, rewards, 
     assert copy.is_dir() and rewards.SCORED == []
 
 
+def test_what_a_merge_refuses_a_sweep_refuses(flags, sft, policies, rewards, tmp_path):
+    """Another vocabulary, another base, an adapter that is more than s B A: before a model is loaded."""
+    import shutil
+
+    def copy_of(policy, name, **config):
+        folder = shutil.copytree(policy, tmp_path / name)
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+        return folder
+
+    words = copy_of(policies[0], "words")
+    tokens = json.loads((sft / "tokenizer.json").read_text())
+    tokens["model"]["vocab"] = dict(
+        zip(tokens["model"]["vocab"], reversed(tokens["model"]["vocab"].values()), strict=True)
+    )
+    (words / "tokenizer.json").write_text(json.dumps(tokens))
+    hub, dora = (
+        copy_of(policies[1], "hub", base_model_name_or_path="org/base"),
+        copy_of(policies[1], "d", use_dora=True),
+    )
+    for wrong, message in (
+        (words, "words' has a vocabulary of 37 tokens that is not the SFT model's"),
+        (hub, "hub' was trained on org/base, but the SFT model given is .* say --sft_renamed"),
+        (dora, "sets use_dora in adapter_config.json"),
+        (sft, "has no adapter_config.json"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            run_stage(
+                "sweep", flags(tmp_path / "sweep", policies=[wrong, wrong], rewards=["rule:length", "rule:format"])
+            )
+    from rlhf_lines.sweep.adapters import load_policies
+
+    assert len(load_policies([policies[0], hub], sft, sft_renamed=True)) == 2
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_model_that_is_no_causal_lm_is_refused(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from rlhf_lines.sweep.adapters import load_policies
+    from tests import tiny
+
+    config = T5Config(d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=2, vocab_size=16, decoder_start_token_id=0)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    base = T5ForConditionalGeneration.from_pretrained(tmp_path / "t5")
+    policy = tiny.save_adapter(base, tmp_path / "p", seed=1, target_modules=r"decoder\..*\.q", task_type="SEQ_2_SEQ_LM")
+    with pytest.raises(
+        ValueError, match="t5' is a T5ForConditionalGeneration, which transformers does not load as a causal"
+    ):
+        load_policies([policy], tmp_path / "t5")
+
+
 @pytest.mark.parametrize("key", ["dtype", "engine", "sampler", "seed", "temperature", "num_weights"])
 def test_an_empty_value_is_told_once(key):
     rewards = ["rule:length", "rule:format"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +131,21 @@ def test_stored_completions_are_those_of_the_merged_models(sweep, sft, dense_mod
     assert seen >= 2 * TEST
 
 
+def test_the_report_shows_the_first_prompt_as_it_was_read(sweep):
+    ((known,),) = read(sweep, "SELECT value FROM meta WHERE key = 'example'")
+    example = dict(json.loads(known))
+    prompt, text = read(
+        sweep,
+        "SELECT p.text, c.text FROM completions c JOIN prompts p ON p.id = c.prompt WHERE p.split = 'test' "
+        "ORDER BY c.spec, c.prompt, c.sample LIMIT 1",
+    )[0]
+    assert example["policy"] == repr(prompt) and len(example) == 3
+    assert all(repr(prompt) in seen and repr(text) in seen for reader, seen in example.items() if reader != "policy")
+    page = (sweep / "report.html").read_text()
+    shown = page[page.index('<dl id="example">') :].partition("</dl>")[0]
+    assert html.unescape(re.findall("<pre>(.*?)</pre>", shown, re.DOTALL)[0]) == repr(prompt)
+
+
 def test_alpha_and_beta_have_the_largest_validation_hypervolume(sweep, rewards):
     record = strict_json(sweep / "rlhf_lines.json")
     means = means_by_hand(sweep, "validation", rewards)
@@ -226,7 +244,7 @@ def test_a_complete_sweep_is_not_run_again(sweep, flags, rewards):
 def test_a_killed_sweep_goes_on_where_it_was(sweep, flags, rewards, tmp_path, fail_at, error, first):
     final = tmp_path / "sweep"
     rewards.FAIL_AT, rewards.ERROR = fail_at, error
-    with pytest.raises(error, match="stop"):
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError, match="stop"):
         run_stage("sweep", [*flags(final), *first])
     assert not final.exists()
     before = sum(map(len, rewards.SCORED))
@@ -278,17 +296,70 @@ def test_a_sweep_does_not_go_on_with_other_settings(flags, rewards, tmp_path, ch
     assert rewards.SCORED == [] and not final.exists()
 
 
-def test_a_sweep_does_not_go_on_with_other_prompts(flags, dataset, rewards, tmp_path):
-    copy = tmp_path / "prompts.jsonl"
-    lines = dataset.read_text().splitlines(keepends=True)
-    copy.write_text("".join(lines))
-    rewards.FAIL_AT, rewards.ERROR = 3, KeyboardInterrupt
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_sweep_does_not_go_on_with_other_inputs(sft, policies, flags, dataset, rewards, tmp_path):
+    """Each is changed in turn, and told by name; names and settings are the same all the time."""
+    source = Path(rewards.__file__)
+    own = {name: Path(shutil.copytree(path, tmp_path / name)) for name, path in [("sft", sft), ("a", policies[0])]}
+    other = Path(shutil.copytree(policies[1], tmp_path / "b"))
+    for policy in (own["a"], other):
+        edit_json(policy / "adapter_config.json", base_model_name_or_path=str(own["sft"]))
+    copy, control = tmp_path / "prompts.jsonl", tmp_path / "texts.txt"
+    copy.write_text(dataset.read_text())
+    control.write_text("abc\n\nxyz\n")
+    settings = flags(
+        tmp_path / "sweep", sft_model=own["sft"], policies=[own["a"], other], dataset_name=copy, control=control
+    )
+    rewards.FAIL_AT, rewards.ERROR = 0, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        run_stage("sweep", flags(tmp_path / "sweep", dataset_name=copy))
+        run_stage("sweep", settings)
     rewards.FAIL_AT = None
-    copy.write_text("".join(reversed(lines)))
-    with pytest.raises(ValueError, match=r"had prompts_sha256 .*, now it is"):
-        run_stage("sweep", [*flags(tmp_path / "sweep", dataset_name=copy), "--resume"])
+    store = partial_folder(tmp_path / "sweep") / "run.sqlite"
+    kept = store.read_bytes()
+
+    def reverse(path):
+        path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+
+    for path, change, words in (
+        (own["a"] / "adapter_config.json", lambda path: edit_json(path, lora_alpha=160), r"policy 1 \(a\) has changed"),
+        (other / "adapter_config.json", lambda path: edit_json(path, use_rslora=False), r"policy 2 \(b\) has changed"),
+        (
+            own["sft"] / "config.json",
+            lambda path: edit_json(path, rms_norm_eps=0.1),
+            r"SFT model sft has .*\(config.json\)",
+        ),
+        (
+            own["sft"] / "chat_template.jinja",
+            lambda path: path.write_text("<{{ messages[0]['content'] }}>"),
+            r"\(chat_template.jinja\)",
+        ),
+        (source, lambda path: path.write_text(path.read_text() + "# new\n"), r"reward model 1 .* has .*\(source\)"),
+        (copy, reverse, r"validation split of prompts.jsonl has .*; \(2\) test split of prompts.jsonl has changed"),
+        (control, lambda path: path.write_text("abc\n\nxyw\n"), "control texts.txt has changed"),
+    ):
+        before = path.read_bytes() if path.exists() else None
+        change(path)
+        with pytest.raises(
+            ValueError, match=r"since the sweep into .* was begun .*: restore it, or start again"
+        ) as told:
+            run_stage("sweep", [*settings, "--resume"])
+        assert re.search(words, str(told.value)), words
+        path.unlink() if before is None else path.write_bytes(before)
+        assert store.read_bytes() == kept and not (tmp_path / "sweep").exists()
+    assert rewards.SCORED == []
+
+
+def test_a_finished_sweep_is_not_kept_for_one_of_other_inputs(copy, flags, rewards):
+    record = json.loads((copy / "rlhf_lines.json").read_text())
+    record["inputs_sha256"]["policy 1 (brief)"]["adapter_config.json"] = "0"
+    (copy / "rlhf_lines.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"policy 1 \(brief\) has changed since .*sweep was made \(adapter_config.json\)"
+    ):
+        run_stage("sweep", [*flags(copy), "--resume"])
 
 
 def test_a_stopped_sweep_is_not_thrown_away_unless_asked(sweep, flags, rewards, tmp_path):

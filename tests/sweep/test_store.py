@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 
 import numpy as np
 import pytest
 
 from rlhf_lines.artifact import write_record
+from rlhf_lines.disk import DiskFault
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep import store as stores
 from rlhf_lines.sweep.store import RUN_STORE, Row, Store, StoredPoint, StoredPrompt, StoredText, Unscored, open_finished
@@ -175,7 +178,7 @@ def test_scores_are_added_while_what_lacks_them_is_read(store, two_splits, tmp_p
         with Store(tmp_path) as other:  # another process can write: no read is left open
             other.add_scores("other", [(*found[:3], 0.0)])
         store.add_scores("new", [(*found[:3], float(number))])
-    assert seen == [Unscored(*key, texts[key[1]], "text") for key in left]
+    assert seen == [Unscored(*key, texts[key[1]], "text", (5, 3, 1)) for key in left]
     assert (store.count_unscored("new"), list(store.unscored("new"))) == (0, [])
     assert [r.scores["new"] for split in ("test", "validation") for r in store.rows(split, ["new"])] == [
         0.0, 5.0, 1.0, 2.0, 4.0, 3.0,
@@ -207,10 +210,120 @@ def test_forgetting_texts_and_their_nll(store, tmp_path):
 
 
 def test_a_store_that_is_read_stays_as_it_is(store, two_splits, tmp_path):
+    store.finish()
     before = (tmp_path / RUN_STORE).read_bytes()
-    with Store(tmp_path) as again:
+    with Store(tmp_path, reading=True) as again:
         assert len(list(again.rows("test", ["a"]))) == 5
-    assert (tmp_path / RUN_STORE).read_bytes() == before
+    assert (tmp_path / RUN_STORE).read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [RUN_STORE]
+
+
+@pytest.mark.parametrize("writing_log", [True, False], ids=["two files", "one file"])
+def test_a_reader_stops_nothing_and_one_file_is_left(tmp_path, monkeypatch, writing_log):
+    """A reader in the middle of a SELECT; without a file beside it (a network disk, say) the writer has patience."""
+    monkeypatch.setattr(stores, "PATIENCE", 30.0 if writing_log else 0.2)
+    if not writing_log:
+        monkeypatch.setattr(stores, "JOURNAL", "DELETE")
+    with Store(tmp_path) as store:
+        store.add(row(1, prompt, 0) for prompt in range(300))
+        reader = sqlite3.connect(f"file:{tmp_path / RUN_STORE}?mode=ro", uri=True)
+        seen = reader.execute("SELECT prompt FROM completions")
+        assert seen.fetchone() == (0,)
+        if writing_log:
+            store.add([row(2, 1, 0)])
+        else:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                store.add([row(2, 1, 0)])
+            assert len(seen.fetchall()) == 299
+            store.add([row(2, 1, 0)])
+        store.finish()
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_STORE]
+    if writing_log:
+        assert len(seen.fetchall()) == 299  # as it was when the reader began
+    reader.close()
+    with Store(tmp_path, reading=True) as store:
+        assert len(store.finished()) == 301 and store._one("PRAGMA journal_mode") == "delete"
+
+
+def scribble(path):
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\xa5" * 9000)
+
+
+def other_format(path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 1")
+
+
+DAMAGES = {
+    "half": (lambda path: os.truncate(path, path.stat().st_size // 2), "malformed|damaged"),
+    "nothing": (lambda path: os.truncate(path, 0), "it is empty"),
+    "scribbled": (scribble, "malformed|damaged"),
+    "a text": (lambda path: path.write_text("hello " * 999), "file is not a database"),
+    "format 1": (other_format, "format 1, and this version reads format 2"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_store_is_a_sentence_and_stays_as_it_is(tmp_path, damage):
+    with Store(tmp_path) as store:
+        store.add(row(1, prompt, 0, text="text" * 99) for prompt in range(300))
+        store.finish()
+    write_record(tmp_path, "sweep", {})
+    spoil, words = DAMAGES[damage]
+    spoil(tmp_path / RUN_STORE)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for reading in (True, False):
+        with pytest.raises(ValueError, match=rf"cannot open .*run\.sqlite as a run store \(.*({words})"):
+            open_finished(tmp_path, reading=reading)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_damage_that_shows_late_is_a_sentence_too(store, tmp_path):
+    store.add([row(1, 1, 0)])
+    store._db.execute("UPDATE completions SET text = CAST(x'ff' AS TEXT)")
+    store._db.commit()
+    store.add_prompts("test", shown("a"))
+    with pytest.raises(ValueError, match=r"as a run store .*decode to UTF-8"), store:
+        list(store.rows("test", []))
+
+
+def test_a_store_that_another_process_locks_is_a_sentence(store, tmp_path, monkeypatch):
+    store.finish()
+    monkeypatch.setattr(stores, "SHORT_PATIENCE", 0.1)
+    with contextlib.closing(sqlite3.connect(tmp_path / RUN_STORE, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for reading in (True, False):
+            with pytest.raises(ValueError, match=r"run\.sqlite is locked by another process .*: wait until"):
+                Store(tmp_path, reading=reading)
+
+
+def test_a_store_that_is_read_is_written_to_when_the_reader_leaves(store, tmp_path, monkeypatch):
+    store.add(row(1, prompt, 0) for prompt in range(300))
+    store.finish()
+    monkeypatch.setattr(stores, "SHORT_PATIENCE", 0.1)
+    with contextlib.closing(sqlite3.connect(tmp_path / RUN_STORE)) as reader:
+        seen = reader.execute("SELECT prompt FROM completions")
+        assert seen.fetchone() == (0,)
+        with Store(tmp_path) as again:  # a further score, say
+            assert len(seen.fetchall()) == 299
+            again.add([row(2, 1, 0)])
+            again.finish()
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_STORE]
+
+
+def test_a_full_disk_keeps_what_was_stored(tmp_path):
+    said = r"no space left while writing .*run\.sqlite.*what was stored before is kept"
+    with pytest.raises(DiskFault, match=said), Store(tmp_path) as store:
+        store.add([row(1, 1, 0)])
+        store._db.execute(f"PRAGMA max_page_count = {store._one('PRAGMA page_count')}")  # SQLite's own full disk
+        store.add(row(2, prompt, 0, text="text" * 99) for prompt in range(999))
+    with Store(tmp_path) as store:
+        assert store.finished() == {(1, 1, 0)}
+        store.add(row(2, prompt, 0, text="text" * 99) for prompt in range(999))
+        store.finish()
+    with Store(tmp_path, reading=True) as store:
+        assert len(store.finished()) == 1000
 
 
 def test_only_a_finished_run_is_opened(tmp_path):

@@ -88,6 +88,6 @@ def test_ppo_samples_from_the_chat_prompt_and_scores_the_prompt_of_the_data(chat
 def test_settings_of_the_chat_template_reach_the_stage(verb, flags, chat_base, rows, tmp_path):
     settings = {"model_name_or_path": chat_base, "dataset_name": rows, "output_dir": tmp_path / "out", "use_peft": True}
     rewards = {"rewards": "rule:length"} if verb == "ppo" else {}
-    with pytest.raises(ValueError, match="chat_template_kwargs has enable_thinking, which the chat template of .*chat"):
+    with pytest.raises(ValueError, match="chat_template_kwargs has enable_thinking, which the chat template"):
         run_stage(verb, flags(**settings, **rewards, chat_template_kwargs='{"enable_thinking": false}'))
     assert not (tmp_path / "out").exists()

@@ -63,7 +63,8 @@ def test_the_reward_is_the_weighted_sum_of_normalised_and_clipped_scores(make_tr
     trainer.normalizations = [Normalization(mean=20.0, std=8.0, clip=1.5), Normalization()]
     trainer.model.train()
     rollout = trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS[:16]])
-    completions = tokenizer.batch_decode(rollout["completion_ids"], skip_special_tokens=True)
+    # Between words the tokenizer writes a blank, so a completion begins with one.
+    completions = [f" {text}" if text else "" for text in tokenizer.batch_decode(rollout["completion_ids"], True)]
     raw = [length([], completions), count_a([], completions)]
     expected = [0.25 * min(max((a - 20.0) / 8.0, -1.5), 1.5) + 2.0 * b for a, b in zip(*raw, strict=True)]
     assert max(abs((a - 20.0) / 8.0) for a in raw[0]) > 1.5, "the limit must matter"
@@ -103,6 +104,32 @@ def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
     return make
 
 
+def test_a_function_of_trl_gets_columns_tokens_and_ways_to_log(stage_flags, write_rows, tokenizer, tmp_path):
+    (tmp_path / "trl_rewards.py").write_text(
+        "calls = []\n"
+        "def right(completions, answer, completion_ids, log_metric, trainer_state, **columns):\n"
+        "    calls.append((completions, answer, completion_ids, trainer_state.global_step, columns))\n"
+        "    log_metric('right', 0.5)\n"
+        "    return [float(a in c) for a, c in zip(answer, completions)]\n"
+    )
+    import trl_rewards
+
+    rows = [{"prompt": f"{x} {y}", "answer": y, "more": {"n": [1, None]}} for x in WORDS for y in WORDS[:3]]
+    write_rows("data/train.jsonl", rows)
+    reward = '{"model": "trl_rewards:right", "normalize": true}'
+    out = run_stage("ppo", stage_flags(rewards=[reward], max_steps=1, normalization_samples=30))
+
+    assert [len(call[0]) for call in trl_rewards.calls] == [1, 30, 4]
+    answer_of = {row["prompt"]: row["answer"] for row in rows}
+    for completions, answers, ids, step, columns in trl_rewards.calls:
+        assert set(columns) == {"prompts", "more", "log_extra"} and columns["more"][0] == {"n": [1, None]} and step == 0
+        assert answers == [answer_of[prompt] for prompt in columns["prompts"]]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert completions == [f" {text}" if text else "" for text in texts]
+    history = json.loads((out / "rlhf_lines.json").read_text())["history"]
+    assert history[0]["right"] == 0.5
+
+
 def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama, tokenizer):
     import control_rewards
 
@@ -112,13 +139,16 @@ def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama
     control_rewards.calls.clear()
     letters = '{"model": "control_rewards:letters", "normalize": true, "clip": 2.0, "weight": 0.3}'
     out = run_stage("ppo", stage_flags(rewards=[letters, "control_rewards:spaces"]))
+    trial = control_rewards.calls.pop(0)
+    assert trial == (["a a"], [" a a"]), "one row, before anything is loaded"
     prompts, completions = control_rewards.calls[0]
     assert prompts == [f"{x} {y}" for x in WORDS for y in WORDS[:3]][:20]
     # The same completions, sampled from the SFT model alone.
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     settings = {"max_new_tokens": 4, "temperature": 1.0, "eos_token_ids": [1], "pad_token_id": 0, "seed": 42}
     tokens = sample_tokens(llama(), ids, [(prompt_key(i), SAMPLE) for i in ids], **settings).tokens
-    assert completions == tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    assert completions == [f" {text}" if text else "" for text in texts]
     scores = [len(completion) for completion in completions]
     saved = json.loads((out / "normalization.json").read_text())
     mean, std = statistics.fmean(scores), statistics.stdev(scores)

@@ -235,7 +235,7 @@ def test_every_precision_trains(flags, larger_base, write_rows, tmp_path, monkey
         **{"value_lora": value_lora, "value_clip_range": 2.0, "kl_coef": 0.0, "gradient_checkpointing": True},
     }
     out = run_stage("ppo", flags(**{**settings, **precision}))
-    history = json.loads((out / "rlhf_lines.json").read_text())["history"]
+    history = [row for row in json.loads((out / "rlhf_lines.json").read_text())["history"] if "reward" in row]
     # A fresh adapter is the SFT model: in 8 bits, where every batch is quantised on its own, up to that rounding.
     assert abs(history[0]["kl"]) < 0.2 if precision.get("load_in_8bit") else abs(history[0]["kl"]) < 1e-5
     assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in history)

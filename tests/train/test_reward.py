@@ -242,3 +242,42 @@ def test_wrong_input_leaves_nothing(run_reward, tmp_path, settings, error, messa
         run_reward(base, **settings)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+CHAT = "{% for m in messages %}{{ 'i' if m['role'] == 'user' else 'j' }} {{ m['content'] }} {% endfor %}"
+
+
+def test_a_reward_model_remembers_the_chat_template_that_it_was_trained_on(tmp_path, run_reward, monkeypatch):
+    base = write_decoder(tmp_path / "base")
+    tokenizer = word_tokenizer(chat_template=CHAT)
+    tokenizer.save_pretrained(base)
+    trained = []
+    save_model = reward.RewardTrainer.save_model
+    look = lambda trainer, *a, **k: (trained.extend(trainer.train_dataset["chosen_ids"]), save_model(trainer, *a, **k))  # noqa: E731
+    monkeypatch.setattr(reward.RewardTrainer, "save_model", look)
+    out = run_reward(base, template="chat", max_steps=2)
+    model = reward_models.load(str(out))
+    assert (model.format.template, model.format.append_eos, model.guessed) == ("chat", False, None)
+    for pair, ids in zip(TRAIN, trained, strict=True):
+        assert ids == tokenizer(f"i {pair['prompt']} j{pair['chosen']}")["input_ids"]
+        assert model.encode(pair["prompt"], pair["chosen"])["input_ids"] == ids
+    scores = [model.score([pair["prompt"] for pair in TEST], [pair[side] for pair in TEST]) for side in reward.SIDES]
+    accuracy = sum((c > r) + 0.5 * (c == r) for c, r in zip(*scores, strict=True)) / len(TEST)
+    assert read_record(out)["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"template": "chat"}, "template is chat, but the tokenizer of the base has no chat template"),
+        (
+            {"chat_template_path": "somewhere"},
+            "chat_template_path is somewhere, but the template is '{prompt}{completion}",
+        ),
+        ({"template": "{prompt}"}, "has no {completion}"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(tmp_path, run_reward, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run_reward(write_decoder(tmp_path / "base"), **settings)
+    assert not (tmp_path / "out").exists()

@@ -56,7 +56,7 @@ def descended(model, sequences):
 
 
 def test_rows_without_room_for_a_completion_are_refused_or_recorded(run_sft, tmp_path):
-    with pytest.raises(ValueError, match="each of the 1 demonstrations of .* has a prompt of at least 3 tokens"):
+    with pytest.raises(ValueError, match=r"each of the 1 demonstrations of .* has a prompt of at least 3 tokens"):
         run_sft([{"prompt": "a b c", "completion": " d"}], max_length=3, **ONE_STEP)
     rows = [{"prompt": "a b c", "completion": " d"}, {"prompt": "a b", "completion": " c d"}]
     record = read_record(run_sft([*rows, {"prompt": "a", "completion": " b"}], max_length=3, **ONE_STEP))

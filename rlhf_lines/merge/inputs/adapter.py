@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE, WAY_OUT, check_config
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, read_json
+from rlhf_lines.merge.inputs.model_names import ModelNames
+from rlhf_lines.merge.layers import is_embedding, is_head
 from rlhf_lines.merge.tensors.precision import wide
 
 
@@ -52,7 +54,7 @@ class Adapter:
         revision: the base's revision, or None.
         task_type: PEFT's task type, or None.
         sft_sha256: `checkpoint_sha256` of the SFT model it was trained on, if recorded.
-        copied: adapted modules whose base weight the file holds too, as PEFT saves embeddings and heads.
+        copied: base weights that the file holds too, as PEFT saves embeddings and heads: key there to parameter.
     """
 
     path: str
@@ -62,12 +64,18 @@ class Adapter:
     revision: str | None = None
     task_type: str | None = None
     sft_sha256: str | None = None
-    copied: tuple[str, ...] = ()
+    copied: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether the folder is a PEFT adapter rather than a dense checkpoint."""
     return (Path(folder) / CONFIG_FILE).is_file()
+
+
+def adapters_below(folder: Path) -> str:
+    """Which folders in this one are adapters, as the end of a sentence: PEFT writes named adapters into such."""
+    found = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
+    return f"; it holds the adapters {', '.join(found)}: name one of these folders" if found else ""
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -79,7 +87,7 @@ def load_adapter(path: str | Path) -> Adapter:
     first key that matches the module's name, or its end after a dot, as a regular expression. Factors are float32, or
     float64 where the file is float64.
 
-    PEFT saves the base weight of an adapted head beside its factors. Whether it is that of the SFT model is for
+    PEFT saves the base weights of embeddings and heads beside the factors. Whether they are the SFT model's is for
     `rlhf_lines.merge.inputs.provenance.check_same_base` to say.
 
     Raises:
@@ -92,6 +100,7 @@ def load_adapter(path: str | Path) -> Adapter:
         if not (folder / file).is_file():
             raise FileNotFoundError(
                 f"{str(path)!r} has no {file}; expected the folder that model.save_pretrained of a PEFT model writes"
+                + adapters_below(folder)
             )
     config = read_json(folder / CONFIG_FILE)
     check_config(config, path)
@@ -125,38 +134,75 @@ def dense_residual(adapter: Adapter, module: str) -> Tensor:
     return residual.T.contiguous() if adapter.transposed else residual
 
 
+def renamed(adapter: Adapter, names: ModelNames) -> Adapter:
+    """The adapter with its modules as a model calls them; a name that the model does not know stays."""
+    modules = {}
+    for module, factors in adapter.modules.items():
+        key = names.key(f"{module}.weight")
+        modules[key.removesuffix(".weight") if key in names.shapes else module] = factors
+    return replace(adapter, modules=modules)
+
+
+def check_modules(adapter: Adapter, checkpoint: Checkpoint) -> None:
+    """Stop unless every adapted module is one of the model's, of the right shape, whatever the files hold of it.
+
+    Files of a quantised model hold weights in other shapes, and a head that is tied to the embedding not at all: an
+    adapter needs neither.
+
+    Raises:
+        ValueError: a module that the model has not, or whose shape differs from that of s B A.
+    """
+    for module in adapter.modules:
+        _stored_weight(adapter, module, checkpoint)
+
+
 def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
     """The checkpoint's parameter name of every adapted module, to the module's name.
 
     Raises:
-        ValueError: the checkpoint lacks a parameter, or its shape differs from that of s B A.
+        ValueError: the checkpoint is quantised, lacks a parameter of its own for a module, or has another shape.
     """
-    conv1d = checkpoint.config.get("model_type") in _CONV1D_MODELS
+    checkpoint.check_plain(())
     parameters = {}
-    for module, factors in adapter.modules.items():
-        name = checkpoint.parameter(f"{module}.weight")
+    for module in adapter.modules:
+        name = _stored_weight(adapter, module, checkpoint)
         if name is None:
-            tied = " (the SFT model ties it to the embedding)" if checkpoint.config.get("tie_word_embeddings") else ""
             raise ValueError(
-                f"adapter {adapter.path!r} adapts {module!r}, but {str(checkpoint.folder)!r} holds no "
-                f"'{module}.weight'{tied}; give the SFT model that the adapter was trained on"
-            )
-        if conv1d and (not adapter.transposed or module == "lm_head"):
-            # PEFT stores one flag for all modules; where it is wrong a square weight would be transposed unnoticed.
-            raise ValueError(
-                f"adapter {adapter.path!r} adapts {module!r} of a {checkpoint.config['model_type']} with "
-                f"fan_in_fan_out={adapter.transposed}; expected only Conv1D modules and fan_in_fan_out=true in "
-                f"{CONFIG_FILE}"
-            )
-        shape = (factors.B.shape[0], factors.A.shape[1])
-        shape = shape[::-1] if adapter.transposed else shape
-        if checkpoint.shapes[name] != shape:
-            raise ValueError(
-                f"adapter {adapter.path!r} changes {name!r} by a residual of shape {shape}, but the SFT model "
-                f"{str(checkpoint.folder)!r} has shape {checkpoint.shapes[name]}; give the SFT model it was trained on"
+                f"adapter {adapter.path!r} adapts {module!r}, which {str(checkpoint.folder)!r} ties to "
+                f"{checkpoint.tied(f'{module}.weight')!r}: no model holds this residual without the other; use --save "
+                "adapter"
             )
         parameters[name] = module
     return parameters
+
+
+def _stored_weight(adapter: Adapter, module: str, checkpoint: Checkpoint) -> str | None:
+    """The name in the files of a module's weight, of the right shape; None where it is quantised away, or tied."""
+    weight, config = f"{module}.weight", checkpoint.config
+    name = checkpoint.parameter(weight)
+    if config.get("model_type") in _CONV1D_MODELS and (not adapter.transposed or module == "lm_head"):
+        # PEFT stores one flag for all modules; where it is wrong a square weight would be transposed unnoticed.
+        raise ValueError(
+            f"adapter {adapter.path!r} adapts {module!r} of a {config['model_type']} with "
+            f"fan_in_fan_out={adapter.transposed}; expected only Conv1D modules and fan_in_fan_out=true in "
+            f"{CONFIG_FILE}"
+        )
+    plain = name is not None and not checkpoint.quantisation
+    shape = checkpoint.shapes[name] if plain else checkpoint.model_shape(weight)
+    if shape is None:
+        raise ValueError(
+            f"adapter {adapter.path!r} adapts {module!r}, but {str(checkpoint.folder)!r} holds no '{weight}'; give the "
+            "SFT model that the adapter was trained on"
+        )
+    factors = adapter.modules[module]
+    expected = (factors.B.shape[0], factors.A.shape[1])
+    expected = expected[::-1] if adapter.transposed else expected
+    if shape != expected:
+        raise ValueError(
+            f"adapter {adapter.path!r} changes {name or weight!r} by a residual of shape {expected}, but the SFT model "
+            f"{str(checkpoint.folder)!r} has shape {shape}; give the SFT model it was trained on"
+        )
+    return name
 
 
 def conv1d_weights(checkpoint: Checkpoint) -> frozenset[str]:
@@ -167,21 +213,22 @@ def conv1d_weights(checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(name for name in names if re.match(r"(?:transformer\.)?h\.\d+\.", name))
 
 
-def copy_key(module: str) -> str:
-    """The name in an adapter's file of the base weight of a module that it adapts."""
-    return f"base_model.model.{module}.base_layer.weight"
-
-
 def _factors(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path
-) -> tuple[dict[str, Factors], tuple[str, ...]]:
-    """The factors of every module, and the adapted modules whose base weight is there too."""
+) -> tuple[dict[str, Factors], dict[str, str]]:
+    """The factors of every module, and the base weights that are there too, as `Adapter.copied`."""
     halves: dict[str, dict[str, Tensor]] = {}
-    adapted = {key.removesuffix(".lora_A.weight").removeprefix("base_model.model.") for key in tensors}
-    copies = set(map(copy_key, adapted))
+    adapted = {key.removesuffix(".lora_A.weight") for key in tensors}
+    copied = {}
     for key in sorted(tensors, key=lambda key: "lora_" not in key):  # what a module is made of names a problem best
         tensor = tensors[key]
-        if key in copies:
+        module = key.removesuffix(".weight").removesuffix(".base_layer")
+        if (
+            key == f"{module}.base_layer.weight"
+            if module in adapted
+            else key == f"{module}.weight" and _is_table(module)
+        ):
+            copied[key] = f"{module.removeprefix('base_model.model.')}.weight"
             continue
         match = re.fullmatch(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight", key)
         if match is None or tensor.ndim != 2:
@@ -195,7 +242,13 @@ def _factors(
     if not halves:
         raise ValueError(f"adapter {str(path)!r} holds no tensors in {WEIGHTS_FILE}; save it again")
     modules = {module: _factors_of(module, pair, config, path) for module, pair in sorted(halves.items())}
-    return modules, tuple(module for module in modules if copy_key(module) in tensors)
+    return modules, copied
+
+
+def _is_table(module: str) -> bool:
+    """Whether it is an embedding or a head, and no part of one."""
+    one, parent = (is_embedding(name) or is_head(name) for name in (module, module.rpartition(".")[0]))
+    return one and not parent
 
 
 def _factors_of(module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path) -> Factors:

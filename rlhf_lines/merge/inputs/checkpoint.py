@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from rlhf_lines.merge.inputs.model_names import ModelNames, Readings
+from rlhf_lines.merge.layers import layer_of
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.spans import cut
 from rlhf_lines.merge.tensors.tensor_file import Entry, TensorFile
 
 
+_T = TypeVar("_T")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_OF_PARTS = ("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers")
 _INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _COMPARED = 1 << 20  # elements at once
@@ -68,7 +72,8 @@ class Checkpoint:
             return None
         index = read_json(path)
         weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        named = weight_map.values() if isinstance(weight_map, dict) else ()
+        if not named or not all(isinstance(file, str) for file in named):
             raise ValueError(f"{str(path)!r} has no weight_map from tensor names to files; copy or save it again")
         return index
 
@@ -79,7 +84,29 @@ class Checkpoint:
         for file in files:
             if Path(file).name != file or not (self.folder / file).is_file():
                 raise FileNotFoundError(f"{str(self.folder)!r} has no {file!r}, which {_INDEX} names; copy it there")
-        return {file: list(self._file(file).entries) for file in files}
+        held = {file: list(self._file(file).entries) for file in files}
+        if self.index is not None:
+            self._check_index(held)
+        return held
+
+    def _check_index(self, held: Mapping[str, Sequence[str]]) -> None:
+        """Stop where the index and the headers of the shards disagree: they are of two models, or one is damaged."""
+        said = self.index["weight_map"].items()
+        found = {(name, file) for file, names in held.items() for name in names}
+        missing, extra = sorted(said - found), sorted(found - said)
+        if not (missing or extra):
+            return
+        if missing:
+            name, file = missing[0]
+            example = f"{name!r} should be in {file}, which does not hold it"
+        else:
+            name, file = extra[0]
+            example = f"{file} holds {name!r}, which should not be there"
+        names = {name for name, _ in missing + extra}
+        raise ValueError(
+            f"{_INDEX} of {str(self.folder)!r} disagrees with the shards on {len(names)} of the tensors ({example}): "
+            "copy the model again, or save it again with save_pretrained"
+        )
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -125,10 +152,11 @@ class Checkpoint:
         Raises:
             ValueError: the checkpoint is quantised, or a tensor has another dtype.
         """
-        if "quantization_config" in self.config:
+        if self.quantisation:
             raise ValueError(
-                f"{str(self.folder)!r} is quantised (quantization_config in config.json), but residuals are added to "
-                "plain weights: give the unquantised model"
+                f"{str(self.folder)!r} is quantised ({self.quantisation}, see quantization_config in config.json), but "
+                "residuals are added to plain weights: give the unquantised model, or merge adapters by a linear rule "
+                "with --save adapter, which needs no weight of it"
             )
         for name in names:
             dtype = self.entries[name].dtype
@@ -138,27 +166,92 @@ class Checkpoint:
                     f"needs one of {', '.join(DTYPES)}; dequantise the checkpoint or drop this tensor"
                 )
 
-    def num_layers(self) -> int:
-        """The number of transformer layers that `config.json` states.
+    @property
+    def quantisation(self) -> str | None:
+        """How the weights are quantised, by the name in `config.json`; None for plain ones."""
+        found = self.config.get("quantization_config")
+        if not found:
+            return None
+        return str(found.get("quant_method", "unknown") if isinstance(found, dict) else found)
+
+    def num_layers(self, names: Iterable[str] = ()) -> int:
+        """The number of transformer layers of the part of the model that these parameters lie in.
+
+        That is how many layers the files hold in the place of these names, where `config.json` states that number for
+        some part: an encoder and a decoder, or a vision tower and a language model, have their own. Files with more
+        than it states end in layers that the model does not load (for the prediction of further tokens).
+
+        Args:
+            names: of parameters or modules; without any, the number is what `config.json` states first.
 
         Raises:
-            ValueError: none of the usual keys is there.
+            ValueError: none of the usual keys is there, or the files hold another number.
         """
-        for config in (self.config, self.config.get("text_config") or {}):
-            for key in _LAYER_KEYS:
-                if isinstance(config.get(key), int):
-                    return config[key]
-        raise ValueError(
-            f"{str(self.folder / 'config.json')!r} does not state the number of layers; expected one of {_LAYER_KEYS}"
-        )
+        stated = list(_stated_layers(self.config))
+        name = next((name for name in names if layer_of(name)), None)
+        stored = name and (self.parameter(name if name in self.shapes else f"{name}.weight") or name)
+        place, _ = (stored and layer_of(stored)) or ("", 0)
+        held = self._layers_held.get(place, 0)
+        if held and held in stated:
+            return held
+        if not stated or 0 < held < stated[0]:
+            says = f"states {stated[0]} layers" if stated else f"does not state the number of layers {_LAYER_KEYS}"
+            files = f", but its files hold {held} named {place}<i>" if held else ""
+            raise ValueError(f"{str(self.folder / 'config.json')!r} {says}{files}; correct the config")
+        return stated[0]
+
+    @cached_property
+    def _layers_held(self) -> dict[str, int]:
+        """How many layers the files hold, by what stands before their number."""
+        held: dict[str, int] = {}
+        for place, index in filter(None, map(layer_of, self.shapes)):
+            held[place] = max(held.get(place, 0), index + 1)
+        return held
+
+    @cached_property
+    def readings(self) -> Readings:
+        """How transformers reads these files, for names that differ between files and model."""
+        return Readings(self.folder, self.shapes)
 
     def parameter(self, name: str) -> str | None:
-        """The name under which the file holds a model's parameter, or None.
+        """The name under which the files hold a model's parameter, or None.
 
-        Checkpoints that were saved from the trunk alone (GPT-2's on the Hub) lack the trunk's prefix.
+        Checkpoints that were saved from the trunk alone (GPT-2's on the Hub) lack the trunk's prefix; others have the
+        names of another version of transformers, which knows them.
         """
         stripped = [name.removeprefix(prefix) for prefix in _TRUNK_PREFIXES]
-        return next((candidate for candidate in [name, *stripped] if candidate in self.shapes), None)
+        direct = next((candidate for candidate in [name, *stripped] if candidate in self.shapes), None)
+        return direct or self._read_as(lambda reading: reading.stored.get(reading.key(name)))
+
+    def tied(self, name: str) -> str | None:
+        """The name in the files of what a parameter that they do not hold is tied to, or None."""
+        return self._read_as(lambda reading: reading.tied.get(reading.key(name)))
+
+    def model_shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a parameter in the model, whatever the files hold of it; None where it is not known."""
+        return self._read_as(lambda reading: reading.shapes.get(reading.key(name)))
+
+    def renamed(self, name: str) -> str:
+        """The parameter that a tensor of this name in a file becomes, or a part of which."""
+        reading = next(iter(self.readings), None)
+        return name if reading is None else reading.renamed(name)
+
+    def left_out(self, name: str) -> bool:
+        """Whether a tensor in these files is no parameter of the model, which does without it.
+
+        Such are buffers that older versions stored (rotary frequencies, masks), and layers after the last one, for the
+        prediction of further tokens. What the model does not know at all is not left out.
+        """
+        reading = next(iter(self.readings), None)
+        if reading is None or reading.loads(name):
+            return False
+        layer = layer_of(name)
+        behind = layer is not None and layer[1] >= self.num_layers([name])
+        return behind or self.shapes[name] == () or reading.ignores(name)
+
+    def _read_as(self, find: Callable[[ModelNames], _T | None]) -> _T | None:
+        """What the first reading of the files finds."""
+        return next((found for found in map(find, self.readings) if found is not None), None)
 
     def read(self, name: str) -> Tensor:
         """One tensor, as stored."""
@@ -243,3 +336,11 @@ def _sha256_of(files: tuple[tuple[Path, int, int], ...]) -> str:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _stated_layers(config: Mapping[str, Any]) -> Iterator[int]:
+    """The numbers of layers that a config states: of the model or its text part first, then of all other parts."""
+    inner = [part for part in (config.get("text_config"), *config.values()) if isinstance(part, Mapping)]
+    for keys in (_LAYER_KEYS, _OF_PARTS):
+        for part in (config, *inner):
+            yield from (part[key] for key in keys if isinstance(part.get(key), int))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.inputs.adapter import Adapter, conv1d_weights, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.layers import is_placed, layer_of
 from rlhf_lines.merge.tensors.precision import is_finite, widest
 from rlhf_lines.merge.tensors.residuals import Chunk, Residuals, Tensors
 from rlhf_lines.merge.tensors.spans import ELEMENTS, Scratch, Span
@@ -38,33 +40,39 @@ class Policy(Protocol):
 
 
 class DensePolicy:
-    """A dense checkpoint as a `Policy`: all of its floating-point parameters may differ."""
+    """A dense checkpoint as a `Policy`, under the names of the SFT checkpoint: all of its floating-point parameters."""
 
     def __init__(self, checkpoint: Checkpoint, sft: Checkpoint) -> None:
         """Check names, shapes and integers against `sft`.
 
         Raises:
-            ValueError: a parameter is missing, extra, or of another shape, or an integer tensor differs.
+            ValueError: a parameter is missing, extra, or of another shape, or an integer parameter differs.
         """
         self._checkpoint, self.path = checkpoint, str(checkpoint.folder)
-        difference = shape_difference(checkpoint, sft)
+        sft.check_plain(())
+        self._stored, difference = match_names(checkpoint, sft)
         if difference:
             raise ValueError(f"policy {str(checkpoint.folder)!r} {difference}")
         self.shapes = {}
-        for name, shape in checkpoint.distinct.items():
-            if checkpoint.entries[name].dtype.is_floating_point or sft.entries[name].dtype.is_floating_point:
-                checkpoint.check_plain([name])
-                self.shapes[name] = shape
-            elif not torch.equal(checkpoint.read(name), sft.read(name)):
+        num_layers = sft.num_layers(self._stored)
+        for name, theirs in self._stored.items():
+            layer = layer_of(name)
+            if not (layer[1] < num_layers if layer else is_placed(name)) and sft.left_out(name):
+                continue  # for the prediction of further tokens: the SFT model's are copied
+            if checkpoint.entries[theirs].dtype.is_floating_point or sft.entries[name].dtype.is_floating_point:
+                checkpoint.check_plain([theirs])
+                self.shapes[name] = sft.shapes[name]
+            elif not torch.equal(checkpoint.read(theirs), sft.read(name)) and not sft.left_out(name):
                 raise ValueError(
                     f"{name!r} holds integers that differ between {str(checkpoint.folder)!r} and the SFT model; only "
                     "floating-point parameters can be merged"
                 )
-        self.dtype = widest(checkpoint.entries[name].dtype for name in self.shapes)
+        self.dtype = widest(checkpoint.entries[self._stored[name]].dtype for name in self.shapes)
 
     def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
         """theta_k - theta_SFT on one span."""
-        return read_wide(self._checkpoint, span, scratch, (self, "policy"), sft.dtype, sft.device).sub_(sft)
+        theirs = replace(span, name=self._stored[span.name])
+        return read_wide(self._checkpoint, theirs, scratch, (self, "policy"), sft.dtype, sft.device).sub_(sft)
 
 
 class AdapterPolicy:
@@ -155,16 +163,37 @@ def read_wide(
     return raw if stored == dtype else scratch.take(("wide", key), raw.numel(), dtype).copy_(raw)
 
 
-def shape_difference(policy: Checkpoint, sft: Checkpoint) -> str | None:
-    """In what the names and shapes of a policy differ from the SFT model's, as the end of a sentence, or None."""
+def match_names(policy: Checkpoint, sft: Checkpoint) -> tuple[dict[str, str], str | None]:
+    """The SFT model's name of every parameter to the policy's, and in what they differ, as the end of a sentence.
+
+    Where the files do not agree in their names, transformers is asked for both. What becomes no parameter of the model
+    (buffers, layers that it leaves out) is no residual, and may be missing on either side.
+    """
     theirs, ours = policy.distinct, sft.distinct
-    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-    if not names:
-        return None
-    more = f" (and {len(names) - 1} more differ)" if len(names) > 1 else ""
-    return (
-        f"has {_shape(theirs.get(names[0]))} for {names[0]!r}, but the SFT model {str(sft.folder)!r} has "
-        f"{_shape(ours.get(names[0]))}{more}; residuals need equal names and shapes"
+    stored = {name: name for name in ours if ours[name] == theirs.get(name)}
+    mine, missing = ours.keys() - stored.keys(), theirs.keys() - stored.keys()
+    if mine or missing:
+        mine = {name for name in mine if not sft.left_out(name)}
+        missing = {name for name in missing if not policy.left_out(name)}
+        for name in sorted(missing):
+            own = sft.parameter(name)
+            if own in mine and ours[own] == theirs[name]:
+                stored[own] = name
+        mine, missing = mine - stored.keys(), missing - set(stored.values())
+    stored = {name: stored[name] for name in ours if name in stored}  # in the order of the SFT model's files
+    if not mine and not missing:
+        return stored, None
+    if {sft.renamed(name) for name in mine} == {sft.renamed(name) for name in missing} and mine != missing:
+        return stored, (
+            f"holds {len(missing)} tensors that the SFT model {str(sft.folder)!r} holds as {len(mine)} others (such as "
+            f"{min(missing)!r}, there {min(mine)!r}): load one of them, and save it again with the transformers of the "
+            "other"
+        )
+    name, *others = sorted(mine | missing)
+    more = f" (and {len(others)} more differ)" if others else ""
+    return stored, (
+        f"has {_shape(theirs.get(name))} for {name!r}, but the SFT model {str(sft.folder)!r} has "
+        f"{_shape(ours.get(name))}{more}; residuals need equal names and shapes"
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from rlhf_lines.merge.inputs.adapter import (
     RECORD_FILE,
     WEIGHTS_FILE,
     Adapter,
-    copy_key,
+    adapters_below,
+    check_modules,
     is_adapter,
     load_adapter,
-    parameters_of,
+    renamed,
 )
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE, WAY_OUT
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, read_json, sha256_of
-from rlhf_lines.merge.inputs.policies import shape_difference
+from rlhf_lines.merge.inputs.policies import match_names
 from rlhf_lines.merge.inputs.tokenizers import compare_tokenizers
 
 
@@ -35,13 +37,15 @@ _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "num_local_experts", "n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
 )
+# Keys of an adapter's config that scale its factors.
+_SCALES = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 # Keys that do not change what the model computes.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "pad_token_id", "torch_dtype", "transformers_version")
 _BOOKKEEPING += ("use_cache",)
 
 
 def load_inputs(
-    sft: Checkpoint, policies: Sequence[str | Path], stack: contextlib.ExitStack
+    sft: Checkpoint, policies: Sequence[str | Path], stack: contextlib.ExitStack, *, sft_renamed: bool = False
 ) -> tuple[list[Adapter | Checkpoint], list[str]]:
     """The policies, read (adapters) or opened until `stack` closes (checkpoints), and warnings of `check_inputs`.
 
@@ -52,19 +56,46 @@ def load_inputs(
     loaded: list[Adapter | Checkpoint] = []
     for policy in policies:
         with problems.collect():
-            loaded.append(load_adapter(policy) if is_adapter(policy) else stack.enter_context(Checkpoint(policy)))
+            loaded.append(
+                load_adapter(policy) if _is_meant_as_adapter(policy) else stack.enter_context(Checkpoint(policy))
+            )
     warnings: list[str] = []
     with problems.collect():
-        warnings = check_inputs(sft, loaded)
+        warnings = check_inputs(sft, loaded, sft_renamed=sft_renamed)
     problems.check()
-    return loaded, warnings
+    return with_names_of_one(loaded, sft), warnings
 
 
-def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint]) -> list[str]:
+def load_adapters(
+    paths: Sequence[str | Path], sft_model: str | Path, *, sft_renamed: bool = False
+) -> tuple[list[Adapter], list[str]]:
+    """The adapters of several policies for a stage that takes no others, checked as for a merge, and its warnings.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_inputs`; `InputProblems` for several problems.
+    """
+    problems = Problems()
+    for path in paths:
+        if not is_adapter(path):
+            with problems.collect():
+                load_adapter(path)  # which says what is missing
+    with Checkpoint(sft_model) as sft, contextlib.ExitStack() as stack:
+        with problems.collect():
+            found = load_inputs(sft, [path for path in paths if is_adapter(path)], stack, sft_renamed=sft_renamed)
+        problems.check()
+    return found
+
+
+def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, sft_renamed: bool = False) -> list[str]:
     """What cannot be known about the origin of policies, and what differs without stopping a merge, as warnings.
 
     An adapter must have been trained on this SFT model: by hash where it records one, else by path. A checkpoint must
     have its architecture, names and shapes, and its hash where it records one. Vocabularies must be equal.
+
+    Args:
+        sft: the SFT model.
+        policies: of which all stages ask the same.
+        sft_renamed: adapters may know the SFT model by another name or revision.
 
     Raises:
         ValueError, FileNotFoundError: the one problem; `InputProblems` with all of them if there are several.
@@ -72,51 +103,36 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint]) -> l
     problems = Problems()
     warnings: list[str] = []
     adapters = [policy for policy in policies if isinstance(policy, Adapter)]
+    by_hash = all(adapter.sft_sha256 for adapter in adapters)  # as check_same_base compares them
     if adapters:
         with problems.collect():
-            check_same_base(adapters, sft.folder)
+            check_same_base(adapters, sft.folder, sft_renamed=sft_renamed)
     for policy in policies:
-        folder = Path(policy.path) if isinstance(policy, Adapter) else policy.folder
+        folder = _folder(policy)
         if isinstance(policy, Checkpoint):
             for problem in _shape_problems(policy, sft):
                 problems.add(problem)
             warnings += _config_warnings(policy, sft)
         with problems.collect():
-            warnings += _origin_warnings(policy, folder, sft)
+            known = isinstance(policy, Adapter) and by_hash
+            warnings += [] if known else _origin_warnings(policy, folder, sft)
         with problems.collect():
             warnings += compare_tokenizers(folder, sft.folder)
     problems.check()
-    return warnings
+    return warnings + _copy_warnings([_folder(policy) for policy in policies])
 
 
-def load_adapters(paths: Sequence[str | Path], sft_model: str | Path) -> list[Adapter]:
-    """The adapters of several policies, all trained on `sft_model`; what is wrong with any of them is told at once.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_adapter` and `check_same_base`; `InputProblems` for several problems.
-    """
-    problems = Problems()
-    adapters = []
-    for path in paths:
-        with problems.collect():
-            adapters.append(load_adapter(path))
-    if adapters:
-        with problems.collect():
-            check_same_base(adapters, sft_model)
-    problems.check()
-    return adapters
-
-
-def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
+def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path, *, sft_renamed: bool = False) -> None:
     """Stop unless every adapter was trained on `sft_model`: residuals add up only on one base.
 
     If every adapter records the hash of its SFT model, the hashes decide, so a moved folder is fine. Otherwise
-    `base_model_name_or_path` decides, resolved where it exists. If `sft_model` is a local folder, the adapted
-    parameters must exist there with matching shapes (file headers only), and base weights that an adapter's file holds
-    must be those of the SFT model. A Hub id that is not a folder is compared as a name.
+    `base_model_name_or_path` decides, resolved where it exists, unless `sft_renamed` says that all these names are of
+    this model. If `sft_model` is a local folder, the adapted modules must exist there with matching shapes (file
+    headers only), and base weights that an adapter's file holds must be those of the SFT model. A Hub id that is not a
+    folder is compared as a name.
 
     Raises:
-        ValueError: another base, a base that is not recorded, a parameter that the SFT model lacks, another shape, or
+        ValueError: another base, a base that is not recorded, a module that the SFT model lacks, another shape, or
             other base weights; `InputProblems` with the first of each adapter if there are several.
     """
     if not adapters:
@@ -130,11 +146,28 @@ def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path) -> None:
             with problems.collect():
                 if by_hash:
                     _check_hash(adapter, adapters[0], sft_model, given)
-                else:
+                elif not sft_renamed:
                     _check_path(adapter, adapters[0], sft_model)
                 if checkpoint is not None:
-                    _check_copies(adapter, parameters_of(adapter, checkpoint), checkpoint)
+                    check_modules(adapter, checkpoint)
+                    _check_copies(adapter, checkpoint)
     problems.check()
+
+
+def with_names_of_one(policies: Sequence[Adapter | Checkpoint], sft: Checkpoint) -> list[Adapter | Checkpoint]:
+    """The policies, with one name for each module: versions of transformers, and classes, call it differently.
+
+    Where adapters name one weight in two ways, all get the names of the model that transformers makes of the folder.
+    """
+    names: dict[str, set[str]] = {}
+    for policy in policies:
+        for module in policy.modules if isinstance(policy, Adapter) else ():
+            weight = f"{module}.weight"
+            names.setdefault(sft.parameter(weight) or weight, set()).add(module)
+    if all(len(called) == 1 for called in names.values()):
+        return list(policies)
+    reading = next(iter(sft.readings))
+    return [renamed(policy, reading) if isinstance(policy, Adapter) else policy for policy in policies]
 
 
 def weights_sha256(folder: str | Path) -> str:
@@ -152,14 +185,34 @@ def hub_id(folder: str | Path) -> str | None:
     return cached[1].replace("--", "/") if cached else None
 
 
+def called(model: str | Path) -> str:
+    """What an input is called where others may read it: its Hub id, or its folder's name without where that lies.
+
+    >>> called("/home/me/runs/helpful"), called("org/model")
+    ('helpful', 'org/model')
+    """
+    text = str(model)
+    if (on_hub := hub_id(text)) is not None:
+        return on_hub
+    is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists()
+    return Path(text).name or text if is_path else text
+
+
 def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:
+    if packed := policy.quantisation or sft.quantisation:
+        which = policy if policy.quantisation else sft
+        yield (
+            f"{str(which.folder)!r} is quantised ({packed}, see quantization_config in config.json), but residuals of "
+            "whole models are differences of plain weights: give the unquantised model"
+        )
+        return
     theirs, ours = _flat(policy.config), _flat(sft.config)
     differing = [
         f"{key} {theirs[key]!r} (the SFT model {ours[key]!r})"
         for key in _SIZES
         if key in theirs and key in ours and theirs[key] != ours[key]
     ]
-    of_shapes = shape_difference(policy, sft)
+    _, of_shapes = match_names(policy, sft)
     if differing:
         said = f"is not of the SFT model's architecture: it has {', '.join(differing)}"
         yield f"policy {str(policy.folder)!r} {said}{f', and {of_shapes}' if of_shapes else ''}"
@@ -180,20 +233,21 @@ def _config_warnings(policy: Checkpoint, sft: Checkpoint) -> list[str]:
     ]
 
 
-def _check_copies(adapter: Adapter, parameters: Mapping[str, str], checkpoint: Checkpoint) -> None:
+def _check_copies(adapter: Adapter, checkpoint: Checkpoint) -> None:
     """Stop unless the base weights in an adapter's file are those of the SFT model, as their dtype holds them."""
     if not adapter.copied:
         return
     with safe_open(Path(adapter.path) / WEIGHTS_FILE, "pt") as file:
-        for name, module in parameters.items():
-            if module not in adapter.copied:
-                continue
-            copy = file.get_tensor(copy_key(module))
-            if not torch.equal(checkpoint.read(name).to(copy.dtype), copy):
+        for key, name in adapter.copied.items():
+            stored, copy = checkpoint.parameter(name) or checkpoint.tied(name), file.get_tensor(key)
+            if stored is not None and checkpoint.quantisation and checkpoint.shapes[stored] != tuple(copy.shape):
+                continue  # it has been packed since
+            if stored is None or not torch.equal(checkpoint.read(stored).to(copy.dtype), copy):
                 raise ValueError(
-                    f"adapter {adapter.path!r} holds a base weight of {module!r} that is not {name!r} of the SFT model "
-                    f"{str(checkpoint.folder)!r}, so s B A is not the whole difference; {WAY_OUT}, or, if that weight "
-                    "was not trained, save the adapter with save_pretrained(folder, save_embedding_layers=False)"
+                    f"adapter {adapter.path!r} holds a base weight of {name.removesuffix('.weight')!r} that is not "
+                    f"{stored or name!r} of the SFT model {str(checkpoint.folder)!r}, so s B A is not the whole "
+                    f"difference; {WAY_OUT}, or, if that weight was not trained, save the adapter with "
+                    "save_pretrained(folder, save_embedding_layers=False)"
                 )
 
 
@@ -213,21 +267,29 @@ def _check_hash(adapter: Adapter, first: Adapter, sft_model: str | Path, given: 
 def _check_path(adapter: Adapter, first: Adapter, sft_model: str | Path) -> None:
     if adapter.base is None:
         raise ValueError(
-            f"adapter {adapter.path!r} does not say what it was trained on; write base_model_name_or_path into its "
-            f"{CONFIG_FILE}"
+            f"adapter {adapter.path!r} does not say what it was trained on; if that was {str(sft_model)!r}, say "
+            f"--sft_renamed, or write base_model_name_or_path into its {CONFIG_FILE}"
         )
-    differs = (_identity(adapter.base), adapter.revision) != (_identity(first.base or adapter.base), first.revision)
+    way_out = (
+        "residuals add up only on one base; if these are names of the same weights (a Hub id and its local copy, a "
+        "folder that moved), say --sft_renamed"
+    )
+    differs = _trained_on(adapter) != _trained_on(first)
     if first.base is not None and differs:
         raise ValueError(
-            f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; residuals "
-            f"add up only on one base (see {CONFIG_FILE})"
+            f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; {way_out} "
+            f"(see {CONFIG_FILE})"
         )
     if (adapter is first or first.base is None) and _identity(adapter.base) not in _names_of(sft_model):
         raise ValueError(
             f"adapter {adapter.path!r} was trained on {_shown(adapter)}, but the SFT model given is "
-            f"{str(sft_model)!r}; residuals add up only on one base (if the folder only moved, correct "
-            f"base_model_name_or_path in {CONFIG_FILE})"
+            f"{str(sft_model)!r}; {way_out} (see base_model_name_or_path in {CONFIG_FILE})"
         )
+
+
+def _trained_on(adapter: Adapter) -> tuple[str, str | None]:
+    """The base and its revision; `main` is the one that is fetched where none is named."""
+    return _identity(adapter.base), None if adapter.revision == "main" else adapter.revision
 
 
 def _identity(base: str | Path) -> str:
@@ -245,11 +307,47 @@ def _shown(adapter: Adapter) -> str:
     return f"{adapter.base}@{adapter.revision}" if adapter.revision else str(adapter.base)
 
 
+def _is_meant_as_adapter(folder: str | Path) -> bool:
+    """Whether it is an adapter, or the folder of some, which `load_adapter` refuses."""
+    return is_adapter(folder) or bool(adapters_below(Path(folder)) and not (Path(folder) / "config.json").is_file())
+
+
+def _folder(policy: Adapter | Checkpoint) -> Path:
+    return Path(policy.path) if isinstance(policy, Adapter) else policy.folder
+
+
+def _copy_warnings(folders: Sequence[Path]) -> list[str]:
+    """One warning for each policy that is the copy of an earlier one: its weight counts twice."""
+    warnings = []
+    for number, folder in enumerate(folders):
+        twin = next((other for other in folders[:number] if _are_copies(folder, other)), None)
+        if twin is not None:
+            warnings.append(
+                f"policy {str(folder)!r} is {'given twice' if folder == twin else f'a copy of {str(twin)!r}'}: its "
+                "residual gets both weights"
+            )
+    return warnings
+
+
+def _are_copies(one: Path, other: Path) -> bool:
+    """Whether two policies are equal in their weight files, and in what scales them."""
+    if one.resolve() == other.resolve():
+        return True
+    if is_adapter(one) != is_adapter(other):
+        return False
+    if is_adapter(one) and any(
+        read_json(one / CONFIG_FILE).get(key) != read_json(other / CONFIG_FILE).get(key) for key in _SCALES
+    ):
+        return False
+    mine, theirs = ({file.name: file for file in folder.glob("*.safetensors")} for folder in (one, other))
+    # Files of two policies differ in their first bytes that were trained: little is read of them.
+    return mine.keys() == theirs.keys() and all(filecmp.cmp(mine[name], theirs[name], shallow=False) for name in mine)
+
+
 def _origin_warnings(policy: Adapter | Checkpoint, folder: Path, sft: Checkpoint) -> list[str]:
     recorded, file = _recorded_sft(folder)
     if recorded is not None:
         given = weights_sha256(sft.folder)
-        # Adapters that all record a hash have been compared by check_same_base.
         if recorded != given:
             kind = "adapter" if isinstance(policy, Adapter) else "policy"
             raise ValueError(

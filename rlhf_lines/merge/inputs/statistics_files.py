@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
+from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.layers import is_linear_map
 from rlhf_lines.merge.tensors.precision import DTYPES, wide
@@ -151,10 +152,14 @@ def _check_folder(rule: str, kind: Statistics, folder: Path, policy: str | Path)
             f"{str(path)!r} is of a model whose weights are stored [in, out] ({transposed[0]!r}), which rule {rule!r} "
             "does not take; use another rule"
         )
-    record = folder / RECORD_FILE
-    made_of = read_json(record).get("policy_sha256") if record.is_file() else None
-    if made_of is not None and made_of != weights_sha256(policy):
-        raise ValueError(
-            f"the statistics in {str(folder)!r} are of a policy with weights {made_of[:12]}, but {str(policy)!r} has "
-            f"{weights_sha256(policy)[:12]}; give the folders in the order of the policies"
-        )
+    record = read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {}
+    for key, part, sha256_now in (
+        ("policy_sha256", "weights", weights_sha256),
+        ("policy_config_sha256", "a config", config_sha256),
+    ):
+        made_of = record.get(key)
+        if made_of is not None and made_of != (found := sha256_now(policy)):
+            raise ValueError(
+                f"the statistics in {str(folder)!r} are of a policy with {part} {made_of[:12]}, but {str(policy)!r} "
+                f"has {found[:12]}; give the folders in the order of the policies"
+            )

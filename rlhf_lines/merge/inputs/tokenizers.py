@@ -1,8 +1,10 @@
-"""Whether two folders hold the same tokenizer, from their files alone."""
+"""Which files make tokens of texts, images and sounds, and whether two folders hold the same tokenizer."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,29 @@ FAST = "tokenizer.json"
 # Keys of tokenizer.json that say how a text is prepared for a batch or that are compared as the vocabulary.
 _NOT_COMPARED = ("version", "truncation", "padding", "added_tokens")
 _SHOWN = 3
+# Names that transformers' tokenizers and processors give to their files, beside those of other libraries (tekken.json,
+# *.tiktoken). Code is left out on purpose: it runs only where the user trusts it.
+_FILES = (
+    *("*tokenizer*", "*vocab*", "merges*", "added_tokens*", "special_tokens*", "tekken*", "*.tiktoken", "*.tokenizer"),
+    *("*.model", "*.spm", "*.bpe", "*.codes", "dict.txt", "emoji.json", "normalizer.json", "byte_maps.json"),
+    *("word_shape.json", "word_pronunciation.json", "*processor*.json", "chat_template*", "*.jinja"),
+    "additional_chat_templates/*.jinja",
+)
+_CODE = (".py", ".pyc", ".so")
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """The files of a model's folder, by name, that its tokenizer, chat templates or processors are read from."""
+    found = (path for pattern in _FILES for path in folder.glob(pattern))
+    return sorted({str(path.relative_to(folder)) for path in found if path.is_file() and path.suffix not in _CODE})
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy those of the files that are there; their content only, so that links to a cache become files."""
+    for name in names:
+        if (source / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
 
 
 def compare_tokenizers(policy: Path, sft: Path) -> list[str]:
@@ -43,7 +68,8 @@ def compare_tokenizers(policy: Path, sft: Path) -> list[str]:
 def vocabulary(folder: Path) -> dict[str, Any] | None:
     """Token to id, added tokens included; None where the folder has no vocabulary in a readable form.
 
-    Read from `tokenizer.json`, else `vocab.json` or `vocab.txt` with `added_tokens.json`.
+    Read from `tokenizer.json`, else `vocab.json` or `vocab.txt` with the tokens that `added_tokens.json` or
+    `tokenizer_config.json` adds.
     """
     if (folder / FAST).is_file():
         content = read_json(folder / FAST)
@@ -59,8 +85,10 @@ def vocabulary(folder: Path) -> dict[str, Any] | None:
         tokens = {token: place for place, token in enumerate(lines)}
     else:
         return None
-    added = folder / "added_tokens.json"
-    return {**tokens, **(read_json(added) if added.is_file() else {})}
+    added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
+    decoder = read_json(config).get("added_tokens_decoder") or {} if config.is_file() else {}
+    named = {entry["content"]: int(number) for number, entry in decoder.items()}
+    return {**tokens, **(read_json(added) if added.is_file() else {}), **named}
 
 
 def _check_vocabularies(policy: Path, sft: Path) -> None:

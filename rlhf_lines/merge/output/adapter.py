@@ -84,4 +84,5 @@ def _target_modules(modules: list[str], sft: Checkpoint) -> list[str]:
     candidates = [name.removesuffix(".weight") for name in sft.shapes if name.endswith(".weight")]
     selected = {name for name in candidates if name.rpartition(".")[2] in endings}
     wanted = {(sft.parameter(f"{module}.weight") or "").removesuffix(".weight") for module in modules}
-    return endings if selected == wanted else modules
+    # A number is also the end of a layer's name, which would be adapted whole.
+    return endings if selected == wanted and not any(map(str.isdigit, endings)) else modules

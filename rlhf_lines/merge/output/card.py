@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_lines.merge.inputs.provenance import hub_id
+from rlhf_lines.merge.inputs.provenance import called, hub_id
 from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.output.summary import loss_text, max_lora_rank, truncation_text, vllm_hint
 from rlhf_lines.merge.rules import RULES
@@ -31,7 +31,9 @@ def model_card(record: Mapping[str, Any]) -> str:
         (f"statistics of policy {number}", "", folder["path"], folder["sha256"])
         for number, folder in enumerate(record["statistics"], start=1)
     ]
-    inputs = "\n".join(f"| {what} | {escape_markdown(name)} | {weight} | `{sha}` |" for what, weight, name, sha in rows)
+    inputs = "\n".join(
+        f"| {what} | {escape_markdown(called(name))} | {weight} | `{sha}` |" for what, weight, name, sha in rows
+    )
     options = f", options {escape_markdown(json.dumps(spec['options'], sort_keys=True))}" if spec["options"] else ""
     measured = " (measured on the residuals)" if spec["alpha"] == "auto" else ""
     facts = [
@@ -56,7 +58,7 @@ supervised (SFT) model:
 
 {listed}
 {warned}
-| input | path | weight | SHA-256 of its tensors |
+| input | name | weight | SHA-256 of its tensors |
 |---|---|---|---|
 {inputs}
 
@@ -66,7 +68,7 @@ supervised (SFT) model:
 ## Repeat
 
 `merge_spec.json` holds the same facts for programs; this writes the same weights again, and refuses inputs whose
-weights have changed. Run it where the paths above lead to the inputs, or name them with `--sft_model` and `--policies`:
+weights have changed. Where its paths do not lead to the inputs, name them with `--sft_model` and `--policies`:
 
 ```bash
 rlhf-lines merge --config merge_spec.json --output_dir repeated

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.tokenizers import copy_files, tokenizer_files
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.tensor_file import Entry
-
-
-# What else belongs to a model. Code files are left out on purpose.
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece*.model",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 def layout(
@@ -71,14 +54,11 @@ def write_index(
 
 
 def write_companions(sft: Checkpoint, folder: Path, dtype: str | None) -> None:
-    """Write the config, with the dtype of the weights, and copy the generation config and the tokenizer's files."""
+    """Write the config, with the dtype of the weights; copy the generation config and the tokenizer's files."""
     config = dict(sft.config)
     if dtype is not None:
         # transformers 5 writes `dtype`, older versions `torch_dtype`; whichever is there must agree with the weights.
         for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
             config[key] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for pattern in _COMPANIONS:
-        for path in sorted(sft.folder.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+    copy_files(sft.folder, folder, ["generation_config.json", *tokenizer_files(sft.folder)])

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from pathlib import Path
+
+import yaml
+
+from rlhf_lines.artifact import RECORD
+from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, called
+
+
+_NAMING = (MERGE_RECORD, RECORD, "adapter_config.json")  # beside configs and cards, files that name other models
 
 
 def check_hub(hub_model_id: str | None) -> None:
@@ -38,6 +47,9 @@ def check_hub(hub_model_id: str | None) -> None:
 def upload(folder: str | Path, hub_model_id: str, *, private: bool | None = None) -> str:
     """Create the model on the Hub unless it is there, upload the folder in one commit, and return the model's address.
 
+    What is uploaded names models by their Hub ids or folders, as `called` does: no path of this machine.
+    Checkpoints of a training run stay here.
+
     Raises:
         ValueError: the upload failed; the folder is as before, and the message has the command that tries again.
     """
@@ -46,13 +58,47 @@ def upload(folder: str | Path, hub_model_id: str, *, private: bool | None = None
     api = HfApi()
     try:
         address = api.create_repo(hub_model_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=address.repo_id, folder_path=str(folder), commit_message="Merged policy")
+        with tempfile.TemporaryDirectory() as public:
+            _copy_public(Path(folder), Path(public))
+            api.upload_folder(repo_id=address.repo_id, folder_path=public, commit_message=f"Upload {Path(folder).name}")
     except Exception as error:  # refused, unreachable, too large: the library has an exception class for each
         again = shlex.join(["hf", "upload", hub_model_id, str(folder), ".", *(["--private"] if private else [])])
         raise ValueError(
             f"{folder} is complete, but its upload to {hub_model_id} failed ({_reason(error)}); try again with: {again}"
         ) from error
     return str(address)
+
+
+def _copy_public(folder: Path, public: Path) -> None:
+    """Fill a folder with links to the files of another, and with copies of texts without the paths that stand there."""
+    named: dict[str, str] = {}
+    texts = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not path.is_file() or name.parts[0].startswith((".", "checkpoint-")):
+            continue
+        (public / name).parent.mkdir(parents=True, exist_ok=True)
+        if path.name in _NAMING or path.suffix in (".yaml", ".md"):
+            texts[name] = path.read_text(encoding="utf-8")
+            if path.suffix != ".md":
+                _collect_paths(yaml.safe_load(texts[name]), named)  # JSON is YAML
+        else:
+            (public / name).symlink_to(path.resolve())
+    for name, text in texts.items():
+        for model in sorted(named, key=len, reverse=True):
+            text = text.replace(model, named[model])
+        (public / name).write_text(text, encoding="utf-8")
+
+
+def _collect_paths(content: object, named: dict[str, str]) -> None:
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list):
+        for held in content:
+            _collect_paths(held, named)
+    elif isinstance(content, str) and "/" in content and "\n" not in content and Path(content).exists():
+        # mergekit names an adapter BASE+ADAPTER, whose halves stand alone in the other files.
+        named[content] = called(str(Path(content).absolute()))
 
 
 def _reason(error: Exception) -> str:

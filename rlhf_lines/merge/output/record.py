@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_lines.artifact import versions
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.checkpoint import read_json
+from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.job import FORMAT, Merge
@@ -88,18 +89,23 @@ def check_repeat(
             f"{len(merge.policies)} policies are given, but {path} was made from {len(record['policies'])}: give them "
             "all in its order, or merge others without --config merge_spec.json"
         )
-    recorded = [{"path": record["sft_model"], "sha256": record["sft_sha256"]}, *record["policies"]]
+    of_sft = {"path": record["sft_model"], "sha256": record["sft_sha256"]}
+    recorded = [{**of_sft, "config_sha256": record.get("sft_config_sha256")}, *record["policies"]]
     problems = Problems()
     for number, (folder, known) in enumerate(zip(merge.models, recorded, strict=True)):
         what, flag = ("policy", "--policies") if number else ("SFT model", "--sft_model")
         with problems.collect():
-            found = weights_sha256(folder)
-            if found != known["sha256"]:
-                where = repr(folder) + ("" if folder == known["path"] else f" (recorded as {known['path']!r})")
-                problems.add(
-                    f"{what} {where} has changed since {path} was written: its weights have SHA-256 {found[:12]}, "
-                    f"recorded are {known['sha256'][:12]}; {way_out.format(flag=flag)}"
-                )
+            where = repr(folder) + ("" if folder == known["path"] else f" (recorded as {known['path']!r})")
+            for part, key, sha256_now in (
+                ("weights", "sha256", weights_sha256),
+                ("config", "config_sha256", config_sha256),
+            ):
+                found = sha256_now(folder)
+                if known.get(key, found) not in (found, None):
+                    problems.add(
+                        f"{what} {where} has changed since {path} was written: the SHA-256 of its {part} is "
+                        f"{found[:12]}, recorded is {known[key][:12]}; {way_out.format(flag=flag)}"
+                    )
     kind = RULES[record["spec"]["rule"]].statistics
     for folder, known in zip(merge.statistics, record["statistics"], strict=False):
         # A file that is missing is told when statistics are opened, with the verb that makes it.
@@ -109,7 +115,7 @@ def check_repeat(
                 f"{way_out.format(flag='--statistics')}"
             )
     problems.check()
-    return _version_warnings(record["versions"], path)
+    return [*_config_warnings(recorded, path), *_version_warnings(record["versions"], path)]
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -121,6 +127,8 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"merge record {path} lacks {', '.join(missing)}: give the settings by flags")
     kinds = {"spec": dict, "sft_model": str, "sft_sha256": str, "policies": list, "statistics": list, "versions": dict}
     damaged = [key for key, kind in kinds.items() if not isinstance(record[key], kind)]
+    if not isinstance(record.get("sft_config_sha256", ""), str):
+        damaged.append("sft_config_sha256")
     damaged += [
         key
         for key in ("policies", "statistics")
@@ -134,7 +142,19 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _is_folder(entry: object) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "sha256"))
+    required, added = ("path", "sha256"), ("config_sha256",)
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), str) for key in (*required, *(key for key in added if key in entry))
+    )
+
+
+def _config_warnings(recorded: Sequence[Mapping[str, Any]], path: str | Path) -> list[str]:
+    if all(known.get("config_sha256") for known in recorded):
+        return []
+    return [
+        f"{path} was written by an earlier version, without hashes of configs: whether lora_alpha and other settings "
+        "of the policies and of the SFT model are still the same cannot be known"
+    ]
 
 
 def _version_warnings(before: Mapping[str, str], path: str | Path) -> list[str]:

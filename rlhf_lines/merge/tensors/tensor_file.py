@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rlhf_lines.merge.tensors.open_files import OpenFile
+
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -79,15 +81,16 @@ class TensorFile:
                 pass  # the library checks the header against the file
         except SafetensorError as error:
             raise ValueError(f"cannot read {str(self.path)!r} ({error}); copy or save it again") from error
-        self._descriptor = os.open(self.path, os.O_RDONLY)
-        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
-        header = json.loads(os.pread(self._descriptor, length, 8))
+        self._file = OpenFile(self.path, os.O_RDONLY)
+        with self._file.descriptor() as descriptor:
+            length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+            header = json.loads(os.pread(descriptor, length, 8))
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self.entries = {name: self._entry(name, fields, 8 + length) for name, fields in sorted(header.items())}
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        self._file.close()
 
     def read_into(self, buffer: Tensor, name: str, start: int) -> None:
         """Fill `buffer` (flat, of the stored dtype) with the elements of a tensor from `start` on.
@@ -98,11 +101,12 @@ class TensorFile:
         entry = self.entries[name]
         view = memoryview(buffer.view(torch.uint8).numpy())
         offset = entry.offset + start * entry.dtype.itemsize
-        while view:
-            count = os.preadv(self._descriptor, [view], offset)
-            if count == 0:
-                raise OSError(errno.EIO, "the file ends early", str(self.path))
-            view, offset = view[count:], offset + count
+        with self._file.descriptor() as descriptor:
+            while view:
+                count = os.preadv(descriptor, [view], offset)
+                if count == 0:
+                    raise OSError(errno.EIO, "the file ends early", str(self.path))
+                view, offset = view[count:], offset + count
 
     def _entry(self, name: str, fields: Mapping[str, Any], data: int) -> Entry:
         if fields["dtype"] not in _DTYPES:
@@ -143,12 +147,12 @@ class NewTensorFile:
             name: Entry(entries[name].dtype, entries[name].shape, data + header[name]["data_offsets"][0])
             for name in ordered
         }
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._file = OpenFile(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             self._set_aside(data + end)
             self._write(memoryview(len(text).to_bytes(8, "little") + text), 0)
         except BaseException:
-            os.close(self._descriptor)
+            self._file.close()
             raise
 
     def write(self, name: str, start: int, values: Tensor) -> None:
@@ -170,21 +174,23 @@ class NewTensorFile:
 
     def close(self) -> None:
         """Close the file; errors of delayed writing appear here."""
-        os.close(self._descriptor)
+        self._file.close()
 
     def _set_aside(self, size: int) -> None:
         if not hasattr(os, "posix_fallocate"):
             return  # macOS: a full disk is met later
         try:
-            os.posix_fallocate(self._descriptor, 0, size)
+            with self._file.descriptor() as descriptor:
+                os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _write(self, view: memoryview, offset: int) -> None:
-        while view:
-            try:
-                count = os.pwrite(self._descriptor, view, offset)
-            except OSError as error:  # which file it was, only we know
-                raise OSError(error.errno, error.strerror, str(self.path)) from error
-            view, offset = view[count:], offset + count
+        with self._file.descriptor() as descriptor:
+            while view:
+                try:
+                    count = os.pwrite(descriptor, view, offset)
+                except OSError as error:  # which file it was, only we know
+                    raise OSError(error.errno, error.strerror, str(self.path)) from error
+                view, offset = view[count:], offset + count

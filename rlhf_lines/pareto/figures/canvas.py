@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_lines.artifact import whole_file
 from rlhf_lines.pareto.schema import GROUPS, LINES, SOUP, Front, Group, Mean, PointEntry, shortened
 from rlhf_lines.pareto.table import interval_name
 
@@ -54,7 +55,8 @@ def saved_figure(paths: Sequence[str | Path], inches: tuple[float, float]) -> It
         for path in paths:
             suffix = path.suffix.lower()
             dates = {"CreationDate": None} if suffix == ".pdf" else {}
-            figure.savefig(path, format=suffix[1:], dpi=DPI, metadata=dates)
+            with whole_file(path) as hidden:
+                figure.savefig(hidden, format=suffix[1:], dpi=DPI, metadata=dates)
             figure.set_layout_engine("none")  # the next format keeps the places that were found for the first
 
 

@@ -44,7 +44,8 @@ def report_html(
         completions: what the points wrote; None leaves out the comparison.
         made: how it was made, all optional: `title`, `facts` (pairs of name and text), `versions` (name to
             version), `commands` (pairs of purpose and command), `merges` (id of a point to the command that makes
-            its policy) and `config` (text of `config.yaml`).
+            its policy), `example` (pairs of a reader and what it reads of one row) and `config` (text of
+            `config.yaml`).
         max_bytes: size of the page.
 
     Raises:

@@ -14,6 +14,7 @@ from torch import nn
 from rlhf_lines.errors import about
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import end_token_ids, load_tokenizer
 from rlhf_lines.sweep.config import SweepConfig
@@ -111,10 +112,13 @@ def load_base(config: SweepConfig, sft: Path) -> nn.Module:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=getattr(torch, config.dtype),
         )
+    with Checkpoint(sft) as checkpoint:
+        packed = config.quantized or checkpoint.quantisation is not None
+    if packed:
         options["device_map"] = {"": device}
     with about(f"SFT model {sft} cannot be loaded"):
         model = AutoModelForCausalLM.from_pretrained(sft, dtype=config.dtype, **options).eval()
-    return model if config.quantized else model.to(device)
+    return model if packed else model.to(device)
 
 
 def _by_rule(

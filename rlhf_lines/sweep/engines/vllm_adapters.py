@@ -57,7 +57,7 @@ class SpecAdapters:
             adapters = [self._adapters[k] for k in used]
             same = replace(spec, rule="linear", weights=tuple(weights[k] for k in used))
             with Checkpoint(self._sft) as sft, new_folder(path) as partial:
-                merged = merge_adapters(adapters, same, num_layers=sft.num_layers())
+                merged = merge_adapters(adapters, same, num_layers=sft.num_layers(adapters[0].modules))
                 write_adapter(partial, merged, adapters, sft, str(self._sft), self._dtype)
         return path
 

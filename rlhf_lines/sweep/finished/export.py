@@ -7,11 +7,12 @@ import csv
 import itertools
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from rlhf_lines.disk import named_faults
+from rlhf_lines.lock import only_writer
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep.store import Store, open_finished
 
@@ -51,19 +52,21 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected parquet, csv or both")
     target = Path(folder) / "export" if output_dir is None else Path(output_dir)
-    with open_finished(folder) as store:
+    with only_writer(folder), only_writer(target), open_finished(folder) as store:
         tables = _tables(store)
         paths = [target / f"{name}.{suffix}" for name in tables for suffix in FORMATS[format]]
         _check_free(target, paths, overwrite=overwrite)
-        target.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=".export.", dir=target))
-        try:
-            for path in paths:
-                WRITERS[path.suffix](tables[path.stem](), hidden / path.name)
-            for path in paths:
-                (hidden / path.name).replace(path)
-        finally:
-            shutil.rmtree(hidden)
+        with named_faults(target, kept="no table was written"):
+            hidden = target / ".export.partial"
+            shutil.rmtree(hidden, ignore_errors=True)  # of a run that was killed
+            hidden.mkdir(parents=True)
+            try:
+                for path in paths:
+                    WRITERS[path.suffix](tables[path.stem](), hidden / path.name)
+                for path in paths:
+                    (hidden / path.name).replace(path)
+            finally:
+                shutil.rmtree(hidden)
     return paths
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.pareto.schema import Forgetting
 from rlhf_lines.sweep.store import RUN_STORE, Store
@@ -27,7 +28,12 @@ def trace_front(folder: str | Path, *, split: str = "test") -> Front:
     folder = Path(folder)
     if not (folder / RUN_STORE).is_file():
         raise FileNotFoundError(f"{folder} has no {RUN_STORE}: expected the output_dir of rlhf-lines sweep")
-    with Store(folder) as store:
+    with only_writer(folder):
+        return _trace_front(folder, split)
+
+
+def _trace_front(folder: Path, split: str) -> Front:
+    with Store(folder, reading=True) as store:
         front = build_front(
             rewards=store.recall("reward_names"),
             split=split,

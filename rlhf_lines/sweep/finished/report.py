@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lines.artifact import CONFIG, read_record, write_whole
+from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.pick import merge_command
 from rlhf_lines.pareto.report import Completions, evenly_spaced, report_html
@@ -31,9 +32,10 @@ def write_report(folder: str | Path) -> Path:
         ValueError: the file is no run store, or `front.json` is not a front.
     """
     folder = Path(folder)
-    with open_finished(folder) as store:
+    with only_writer(folder), open_finished(folder) as store:
         front = read_front(folder) if (folder / FILE_NAME).is_file() else trace_front(folder)
-        page = report_html(front, read_completions(store, front), how_it_was_made(folder, front))
+        made = {**how_it_was_made(folder, front), "example": store.recall("example", [])}
+        page = report_html(front, read_completions(store, front), made)
     write_whole(folder / REPORT, page)
     return folder / REPORT
 

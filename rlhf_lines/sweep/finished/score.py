@@ -11,12 +11,17 @@ from typing import Any
 
 from reward_models import RewardModel
 from rlhf_lines.errors import Problems
+from rlhf_lines.example import reward_reading
+from rlhf_lines.lock import only_writer
+from rlhf_lines.merge.inputs.fingerprints import changed_parts, reward_identity
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.progress import Bar
+from rlhf_lines.scoring import Asked
+from rlhf_lines.scoring import score as score_completions
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
-from rlhf_lines.sweep.store import Store, open_finished
-from rlhf_lines.task_rewards import load_reward_models, raw_score_problems, reward_entries
+from rlhf_lines.sweep.store import Store, Unscored, open_finished
+from rlhf_lines.task_rewards import RewardEntry, load_reward_models, raw_score_problems, reward_entries
 
 
 CHUNK = 256  # completions per commit
@@ -50,20 +55,27 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     entries = reward_entries(rewards)
     Problems(raw_score_problems(entries)).check()
-    with open_finished(folder) as store:
+    with only_writer(folder):
+        return _score(folder, entries, batch_size)
+
+
+def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int) -> Outcome:
+    with open_finished(folder, reading=False) as store:
         known = store.recall("reward_models")
         models = load_reward_models(entries, batch_size=batch_size)
         for model, entry in zip(models, entries, strict=True):
-            _check_same_model(store, known, model.name, entry.identity())
+            _check_same_model(store, known, model.name, reward_identity(entry))
         scored = {}
         for model, entry in zip(models, entries, strict=True):
-            known[model.name] = entry.identity()
+            known[model.name] = reward_identity(entry)
             store.replace(reward_models=known)
             scored[model.name] = _score_all(store, model, size=max(CHUNK, entry.batch_size or batch_size))
             names = store.recall("reward_names")
             if model.name not in names:
                 store.replace(reward_names=[*names, model.name])
+            _add_example(store, model)
         names = store.recall("reward_names")
+        store.finish()
     front = _front_of(folder, names) or trace_front(folder)
     if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
         write_report(folder)
@@ -71,31 +83,54 @@ def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, bat
 
 
 def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> None:
-    if known.get(name, model) == model:
+    before = known.get(name, model)
+    if {"files": model["files"], **before} == model:  # an earlier version kept no files
         return
     if name not in store.recall("reward_names") and not store.has_scores(name):
         return  # the other one failed before its first chunk
+    if {**before, "files": model["files"]} == model:
+        raise ValueError(
+            f"the run has scores {name!r} by {model['model']}, which has changed since "
+            f"({', '.join(changed_parts(before['files'], model['files']))}): restore it, or give the new one another "
+            'name, as in {"model": ..., "name": ...}'
+        )
     raise ValueError(
-        f"the run has scores {name!r} by {_written(known[name])}, and now the reward model is {_written(model)}: "
+        f"the run has scores {name!r} by {_written(before)}, and now the reward model is {_written(model)}: "
         'give it another name, as in {"model": ..., "name": ...}'
     )
 
 
 def _written(model: Mapping[str, Any]) -> str:
-    return json.dumps({key: model[key] for key in ("model", "dtype", "options")})
+    return json.dumps({key: model[key] for key in ("model", "dtype", "options", "template", "label") if key in model})
 
 
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
     """Score what has no score yet, and return how many completions that were."""
-    missing = store.count_unscored(model.name)
+    missing, shown = store.count_unscored(model.name), store.shown()
     with Bar(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
         rows = store.unscored(model.name)
         while chunk := list(itertools.islice(rows, size)):
-            scores = model.score([row.scored_text for row in chunk], [row.text for row in chunk])
+            asked = [_asked(row, shown) for row in chunk]
+            scores = score_completions(model, asked, [row.text for row in chunk], [row.token_ids for row in chunk])
             pairs = zip(chunk, scores, strict=True)
             store.add_scores(model.name, ((row.spec, row.prompt, row.sample, value) for row, value in pairs))
             bar.update(len(chunk))
     return missing
+
+
+def _add_example(store: Store, model: RewardModel) -> None:
+    """Keep how the model reads the row that the report shows as everybody reads it."""
+    known = store.recall("example", None)
+    if known is None:  # of an earlier version
+        return
+    row = next(store.rows("test", ()))
+    shown = Asked(store.prompts("test")[row.prompt].scored_text, **store.shown().get(row.prompt, {}))
+    reading = reward_reading(model.name, model, shown, row.text)
+    store.replace(example=[*(old for old in known if old[0] != reading.reader), reading])
+
+
+def _asked(row: Unscored, shown: Mapping[int, Mapping[str, Any]]) -> Asked:
+    return Asked(row.scored_text, **shown.get(row.prompt, {}))
 
 
 def _is_newer(path: Path, than: Path) -> bool:

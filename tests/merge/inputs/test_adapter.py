@@ -119,10 +119,6 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
     ("change", "message"),
     [
         (lambda t: t | {f"{Q0}.lora_magnitude_vector": torch.ones(1)}, "holds '.*lora_magnitude_vector'"),
-        (
-            lambda t: t | {"base_model.model.lm_head.weight": torch.ones(2, 2)},
-            "holds 'base_model.model.lm_head.weight'",
-        ),
         (lambda t: t | {f"{Q0}.lora_A.weight": torch.ones(4, 16, 1, 1)}, r"shape \(4, 16, 1, 1\)"),
         (
             lambda t: {k: v for k, v in t.items() if k != f"{Q0}.lora_B.weight"},
@@ -279,6 +275,23 @@ def test_a_head_with_another_base_weight_is_refused(sft, with_head, edit_weights
     message = r"a base weight of 'lm_head' that is not 'lm_head.weight' of .* save_embedding_layers=False"
     with pytest.raises(ValueError, match=message):
         check_same_base([load_adapter(with_head)], sft)
+
+
+def test_embeddings_saved_beside_an_adapter_are_left_out_where_they_are_the_sft_models(
+    sft, tmp_path, save_adapter, edit_weights, peft_logits
+):
+    """`save_embedding_layers=True` writes both tables, trained or not."""
+    folder = save_adapter(sft, tmp_path / "tables", seed=3, save_embedding_layers=True)
+    copied = load_adapter(folder).copied
+    assert set(copied.values()) == {"model.embed_tokens.weight", "lm_head.weight"}
+    out = merge_policies(sft, [folder], MergeSpec("linear", (1.0,)), save="adapter", output_dir=tmp_path / "out")
+    torch.testing.assert_close(peft_logits(sft, out), peft_logits(sft, folder))
+    key = next(key for key, name in copied.items() if name == "model.embed_tokens.weight")
+    edit_weights(folder, lambda tensors: tensors | {key: tensors[key][:-1].clone()})
+    with pytest.raises(
+        ValueError, match=r"a base weight of 'model.embed_tokens' that is not 'model.embed_tokens.weight'"
+    ):
+        check_same_base([load_adapter(folder)], sft)
 
 
 def test_base_weights_of_modules_that_are_not_adapted_are_refused(copy_of, helpful, edit_weights):

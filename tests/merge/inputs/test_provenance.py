@@ -104,6 +104,57 @@ def test_a_merged_checkpoint_is_a_policy_of_known_origin(sft, helpful, copy_of, 
         warnings_of(other, merged)
 
 
+@pytest.mark.parametrize(
+    "known_as",
+    [
+        {"base_model_name_or_path": "meta-llama/Llama-2-7b-hf"},
+        {"base_model_name_or_path": "/home/else/where", "revision": "9be4410"},
+        {"base_model_name_or_path": None},
+    ],
+    ids=str,
+)
+def test_an_sft_model_may_be_known_by_another_name(sft, helpful, harmless, copy_of, edit_config, tmp_path, known_as):
+    policies = [helpful, edit_config(copy_of(harmless), **known_as)]
+    spec = MergeSpec("linear", (0.5, 0.5))
+    with pytest.raises(ValueError, match="say --sft_renamed"):
+        merge_policies(sft, policies, spec, save="adapter", output_dir=tmp_path / "out")
+    outs = [
+        merge_policies(sft, given, spec, save="adapter", output_dir=tmp_path / name, sft_renamed=True)
+        for name, given in (("a", policies), ("b", [helpful, harmless]))
+    ]
+    one, other = ((out / "adapter_model.safetensors").read_bytes() for out in outs)
+    assert one == other
+    edit(policies[1] / "rlhf_lines.json", sft_sha256="0" * 64)
+    with pytest.raises(ValueError, match="trained on SFT weights 000000000000"):
+        merge_policies(sft, policies, spec, save="adapter", output_dir=tmp_path / "c", sft_renamed=True)
+
+
+def test_main_is_the_revision_of_an_adapter_that_names_none(sft, helpful, harmless, copy_of, edit_config):
+    check_same_base(list(map(load_adapter, [helpful, edit_config(copy_of(harmless), revision="main")])), sft)
+
+
+def test_a_policy_that_is_given_twice_is_told(sft, helpful, harmless, copy_of, edit_config):
+    def told(*policies):
+        return [warning for warning in warnings_of(sft, *policies) if "gets both weights" in warning]
+
+    copy, dense = copy_of(helpful, "copy"), copy_of(sft, "dense")
+    assert told(helpful, harmless) == []
+    assert told(helpful, helpful) == [f"policy {str(helpful)!r} is given twice: its residual gets both weights"]
+    (warning,) = told(helpful, harmless, copy)
+    assert f"{str(copy)!r} is a copy of {str(helpful)!r}" in warning
+    assert told(helpful, edit_config(copy, lora_alpha=9)) == []
+    assert len(told(dense, copy_of(dense, "again"), dense)) == 2
+
+
+def test_the_folder_above_named_adapters_says_so(sft, helpful, copy_of, tmp_path):
+    copy_of(helpful, "named/helpful")
+    for load in (warnings_of, lambda sft, folder: load_adapters([folder], sft)):
+        with pytest.raises(
+            FileNotFoundError, match=r"named' has no adapter_config.json.* holds the adapters helpful: name"
+        ):
+            load(sft, tmp_path / "named")
+
+
 # --- architecture ---
 
 
@@ -191,6 +242,13 @@ def test_vocabularies_of_older_files_are_read_too(tmp_path):
     (slow / "added_tokens.json").write_text('{"c": 2}')
     assert vocabulary(slow) == VOCABULARY
     assert vocabulary(tmp_path) is None
+
+
+def test_tokens_that_the_settings_of_a_tokenizer_add_are_read_too(tmp_path):
+    """A folder of transformers 4 may name them there alone, and a fast tokenizer of it holds them in its one file."""
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    edit(tmp_path / "tokenizer_config.json", added_tokens_decoder={"2": {"content": "c", "special": True}})
+    assert vocabulary(tmp_path) == VOCABULARY
 
 
 def test_other_parts_of_a_tokenizer_are_warnings(tmp_path):
@@ -300,4 +358,4 @@ def test_one_problem_is_one_sentence(sft, helpful, copy_of, edit_config):
     with pytest.raises(ValueError, match=r"^adapter '.*' sets use_dora") as caught:
         load_adapters([helpful, folder], sft)
     assert not isinstance(caught.value, InputProblems)
-    assert [adapter.path for adapter in load_adapters([helpful], sft)] == [str(helpful)]
+    assert [adapter.path for adapter in load_adapters([helpful], sft)[0]] == [str(helpful)]

@@ -118,6 +118,45 @@ def test_changed_inputs_are_refused_all_at_once(project, capsys, edit_weights):
     assert "2 problems: (1) SFT model 'models/sft' has changed" in message and "models/harmless" in message
 
 
+def edit_model_config(**changes) -> None:
+    path = Path("models/sft/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_policy_with_another_config_is_another_policy(project, capsys, edit_config):
+    """The weight files are the same; what they mean is ten times as much."""
+    first = contents(merge("dense", "first"))
+    flags = ["first/merge_spec.json", "--output_dir", "second"]
+    before = json.loads(Path("models/harmless/adapter_config.json").read_text())["lora_alpha"]
+    edit_config(Path("models/harmless"), lora_alpha=10 * before)
+    message = refusal(capsys, *flags)
+    assert (
+        "policy 'models/harmless' has changed since first/merge_spec.json was written: the SHA-256 of its config"
+        in message
+    )
+    edit_config(Path("models/harmless"), lora_alpha=before, lora_dropout=0.3)  # which a merge does not see
+    edit_model_config(transformers_version="5.0.0")
+    assert cli.main(["merge", "--config", *flags]) == 0
+    assert contents("second")["model.safetensors"] == first["model.safetensors"]
+    shutil.rmtree("second")
+    edit_model_config(num_hidden_layers=1)
+    assert "SFT model 'models/sft' has changed since" in refusal(capsys, *flags)
+
+
+def test_a_record_from_before_configs_were_hashed_is_repeated_with_a_warning(project, capsys, edit_config):
+    path = merge("dense", "first") / "merge_spec.json"
+    record = json.loads(path.read_text())
+    del record["sft_config_sha256"]
+    record["policies"] = [{key: policy[key] for key in ("path", "sha256")} for policy in record["policies"]]
+    path.write_text(json.dumps(record))
+    assert cli.main(["merge", "--config", str(path), "--output_dir", "second"]) == 0
+    assert (
+        "first/merge_spec.json was written by an earlier version, without hashes of configs" in capsys.readouterr().out
+    )
+    assert contents("second")["model.safetensors"] == contents("first")["model.safetensors"]
+    assert "config_sha256" in json.loads(Path("second/merge_spec.json").read_text())["policies"][0]
+
+
 def test_a_copy_elsewhere_is_named_by_a_flag(project, capsys):
     first = contents(merge("dense", "first"))
     Path("models/harmless").rename("models/moved")
@@ -148,6 +187,8 @@ def test_a_record_that_cannot_be_repeated_is_named(project, capsys):
     [
         ({"policies": 5}, "is damaged in policies"),
         ({"policies": [5]}, "is damaged in policies"),
+        ({"policies": [{"path": "a", "sha256": "0", "config_sha256": 5}] * 2}, "is damaged in policies"),
+        ({"sft_config_sha256": 5}, "is damaged in sft_config_sha256"),
         ({"statistics": [{"path": 5}]}, "is damaged in statistics"),
         ({"spec": {"rule": "linear", "weights": [1.0, 1.0]}}, "is damaged in spec"),
         ({"spec": [], "sft_model": 5, "versions": None}, "is damaged in spec, sft_model, versions"),
@@ -187,7 +228,7 @@ def test_a_result_with_a_damaged_record_is_not_resumed(project, capsys, content,
     assert words in resume_refusal(capsys)
 
 
-def test_a_result_of_inputs_that_have_changed_is_not_resumed(project, capsys, edit_weights):
+def test_a_result_of_inputs_that_have_changed_is_not_resumed(project, capsys, edit_weights, edit_config):
     assert cli.main(RESUME) == 0
     assert cli.main([*RESUME, "--resume"]) == 0
     edit_weights(Path("models/harmless"), lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
@@ -196,6 +237,8 @@ def test_a_result_of_inputs_that_have_changed_is_not_resumed(project, capsys, ed
     assert message.endswith("choose another folder, or replace it with --overwrite in place of --resume\n")
     assert cli.main([*RESUME, "--overwrite"]) == 0
     assert cli.main([*RESUME, "--resume"]) == 0
+    edit_config(Path("models/helpful"), use_rslora=True)
+    assert "policy 'models/helpful' has changed since out/merge_spec.json was written" in resume_refusal(capsys)
 
 
 def test_other_versions_are_a_warning(project, capsys):

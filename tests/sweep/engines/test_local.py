@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.sampling import prompt_key
+from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.local import LocalEngine, load_base
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
@@ -238,6 +241,28 @@ def test_logits_on_a_quantised_base_are_pefts(larger, settings, rounding):
         peft.set_adapter(adapter)
         want = last_logits(peft)[i]
         assert (found[i] - want).abs().max() < 0.06 * (plain[i] - want).abs().max()
+
+
+@QUANTIZED
+def test_a_base_that_is_stored_quantised_is_loaded_as_it_is(larger, tmp_path, settings, rounding):
+    sft, policies = larger
+    made, _ = quantised(larger, **settings)
+    packed = shutil.copytree(sft, tmp_path / "packed")
+    (packed / "model.safetensors").unlink()
+    made.model.save_pretrained(packed)
+    named = {"sft_model": "packed", "policies": ["a", "b"], "rewards": ["m:a", "m:b"], "output_dir": "never"}
+    config = SweepConfig(**named, **{key: value for key, value in settings.items() if key == "dtype"})
+    loaded = MultiLoRA(load_base(config, packed), load_policies(policies, packed, sft_renamed=True))
+    for multi_lora in (made, loaded):
+        weights = [p for name, p in multi_lora.model.named_parameters() if "q_proj" in name]
+        assert {p.dtype for p in weights} == {torch.int8 if "load_in_8bit" in settings else torch.uint8}
+    found, want = [], []
+    for multi_lora, logits in ((loaded, found), (made, want)):
+        with multi_lora.rows(list(MIXED.values())):
+            logits.append(last_logits(multi_lora.model))
+    torch.testing.assert_close(*found, *want)
+    with pytest.raises(ValueError, match=r"is quantised already .* leave out load_in_8bit"):
+        load_policies(policies, packed, sft_renamed=True, quantise=True)
 
 
 @QUANTIZED

@@ -6,6 +6,7 @@ import importlib
 import json
 import sqlite3
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_what_was_stopped_goes_on_without_repeating_rows(run, rewards, tmp_path,
     monkeypatch.setattr(verb, "CHUNK", 8)
     before = everything(run)
     rewards.FAIL_AT, rewards.ERROR = 19, error
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError, match="stop"):
         score(run, [LATE], batch_size=4)
     half = everything(run)
     assert len(half["scores"]) == len(before["scores"]) + 16  # two whole chunks of 8
@@ -108,6 +109,16 @@ def test_what_was_stopped_goes_on_without_repeating_rows(run, rewards, tmp_path,
     assert score(run, [LATE], batch_size=4).scored == {"late": ROWS - 16}
     assert len(rewards.SCORED) == ROWS - 16
     assert everything(run) == everything(write_run(tmp_path / "other", [*FIRST, LATE]))
+
+
+def test_scores_of_a_reward_model_that_has_changed_are_not_mixed(run, rewards):
+    assert score(run, [LATE]).scored == {"late": ROWS}
+    with Path(rewards.__file__).open("a") as file:
+        file.write("# another function, perhaps\n")
+    before = everything(run)
+    with pytest.raises(ValueError, match=r"has scores 'late' by late_rewards:late, which has changed since \(source\)"):
+        score(run, [LATE])
+    assert everything(run) == before
 
 
 def test_nothing_is_left_to_do_a_second_time(run, rewards, capsys):
@@ -268,3 +279,32 @@ def test_a_real_sweep_gets_the_scores_that_it_would_have_had(sft, policies, rewa
             other = front[json.dumps([point["group"], point["spec"]])]
             assert {**point, "id": None} == {**other, "id": None} and point["perplexity"] is not None
     assert outcome.front["forgetting"]["texts"] == 3
+
+
+def test_the_example_of_the_run_gets_the_reading_of_an_added_reward(run, rewards):
+    with Store(run) as store:
+        store.replace(example=[["policy", "'as it was'"]])
+        first = next(store.rows("test", ()))
+        prompt = store.prompts("test")[first.prompt].scored_text
+    for _ in range(2):
+        score(run, [LATE])
+    with Store(run) as store:
+        reading = ["reward late", f"prompt {prompt!r}, completion {first.text!r}"]
+        assert store.recall("example") == [["policy", "'as it was'"], reading]
+
+
+def test_a_function_is_asked_with_what_the_run_kept_of_its_prompts(run, rewards, tmp_path, monkeypatch):
+    (tmp_path / "kept_rewards.py").write_text(
+        "def f(prompts, completions, completion_ids, answer=None, **columns):\n"
+        "    assert prompts[0][0]['role'] == 'user'\n"
+        "    return [len(ids) + 1000 * (a or 0) for ids, a in zip(completion_ids, answer or [0] * len(prompts))]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with Store(run) as store:
+        (prompt, *_), tokens = store.prompts("test"), {row[:3]: len(row.token_ids) for row in store.rows("test", ())}
+        turns = [{"role": "user", "content": "kept"}]
+        store.add_shown({prompt: {"conversation": turns, "columns": {"answer": 2}}})
+    score(run, [{"model": "kept_rewards:f", "template": "chat"}])
+    with Store(run) as store:
+        found = {row[:3]: row.scores["f"] for row in store.rows("test", ["f"])}
+    assert found == {key: count + 2000 * (key[1] == prompt) for key, count in tokens.items()}

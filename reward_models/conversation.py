@@ -1,0 +1,32 @@
+"""Prompt and completion as the turns of a conversation, for whoever reads those: chat templates, TRL's functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+CHAT = "chat"  # the template that is the tokenizer's own
+Turn = dict[str, str]  # {"role": "user", "content": "..."}
+Prompt = str | Sequence[Mapping[str, str]]  # a text, or the turns of a conversation
+
+
+def prompt_turns(prompt: Prompt) -> list[Turn]:
+    """The turns of a prompt. A text is one turn of the user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+
+
+def reply(completion: str) -> Turn:
+    """A completion as a turn of the assistant: what is said, without the blanks around it."""
+    return {"role": "assistant", "content": completion.strip()}
+
+
+def conversation(prompt: Prompt, completion: str) -> list[Turn]:
+    """The turns of prompt and completion; where the prompt ends in the assistant's words, the completion goes on there.
+
+    >>> conversation("2+2?", " 4")
+    [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
+    """
+    turns = prompt_turns(prompt)
+    if turns and turns[-1]["role"] == "assistant":
+        return [*turns[:-1], {**turns[-1], "content": turns[-1]["content"] + completion.rstrip()}]
+    return [*turns, reply(completion)]

@@ -1,0 +1,187 @@
+"""From a prompt and a completion to the tokens that a classifier reads, cut where they are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from reward_models.base import excerpt
+from reward_models.conversation import CHAT, Prompt, Turn, conversation, prompt_turns
+from reward_models.format import SPECIAL_TOKENS, Format
+
+
+NO_LIMIT = 10**9
+# These count positions from pad_token_id + 1, so that many of the position embeddings are never reached.
+OFFSET_POSITIONS = frozenset({"camembert", "roberta", "xlm-roberta"})
+
+
+class Encoder:
+    """Tokenize pairs as a format says it; no weights are needed.
+
+    Attributes:
+        tokenizer: the classifier's.
+        format: its text format.
+        name: what the score is called, for error messages.
+        max_length: longest input in tokens, or None for no limit.
+        truncated: how many pairs were cut so far.
+    """
+
+    def __init__(self, config: Any, tokenizer: Any, format: Format, *, name: str) -> None:
+        """Make the encoder of a classifier with this transformers config.
+
+        Raises:
+            ValueError: the format reads an output that the classifier has not, or a chat template that its tokenizer
+                has not.
+        """
+        self.tokenizer, self.format, self.name, self.truncated = tokenizer, format, name, 0
+        self.max_length = longest_input(config, tokenizer, wanted=format.max_length)
+        if max(format.labels()) >= config.num_labels:
+            raise ValueError(
+                f"reward model {name!r} has {config.num_labels} outputs, and its format reads label {format.label}; "
+                f"expected an index below {config.num_labels}"
+            )
+        if format.template == CHAT and tokenizer.chat_template is None:
+            raise ValueError(
+                f"the template of reward model {name!r} is chat, but its tokenizer has no chat template; give the text "
+                "that it was trained on, as in '{prompt}{completion}'"
+            )
+
+    @property
+    def reads_turns(self) -> bool:
+        """Whether prompts may be conversations."""
+        return self.format.template == CHAT
+
+    def encode(self, prompt: Prompt, completion: str) -> dict[str, list[int]]:
+        """The tokens of one pair without padding, cut to `max_length` if need be.
+
+        Cutting shortens the prompt as text and tokenizes again, so template, special tokens and completion stay whole.
+        A conversation first loses its oldest turns, up to one of the user.
+
+        Raises:
+            ValueError: there is no token at all, the template alone exceeds `max_length`, or the chat template refuses
+                the conversation.
+        """
+        row = self._tokenize(prompt, completion)
+        if not row["input_ids"]:
+            raise ValueError(
+                f"reward model {self.name!r} got no tokens for the prompt {excerpt(prompt)} and the completion "
+                f"{excerpt(completion)}; expected at least one; let its format add EOS or special tokens"
+            )
+        if self.max_length is None or len(row["input_ids"]) <= self.max_length:
+            return row
+        self.truncated += 1
+        if self.format.template == CHAT:
+            prompt = self._last_turns(prompt_turns(prompt), completion)
+            if self._fits(prompt, completion):
+                return self._tokenize(prompt, completion)
+        text, rebuilt = _last_text(prompt)
+
+        def part(size: int) -> Prompt:
+            return rebuilt(text[len(text) - size :] if self.format.cut == "left" else text[:size])
+
+        if self._fits(rebuilt(""), completion):
+            kept = _longest(len(text), lambda size: self._fits(part(size), completion))
+            return self._tokenize(part(kept), completion)
+        if not self._fits(rebuilt(""), ""):
+            raise ValueError(
+                f"the template of reward model {self.name!r} alone is longer than max_length={self.max_length} tokens "
+                f"(prompt {excerpt(prompt)}); raise max_length"
+            )
+        kept = _longest(len(completion), lambda size: self._fits(rebuilt(""), completion[:size]))
+        return self._tokenize(rebuilt(""), completion[:kept])
+
+    def shown(self, prompt: Prompt, completion: str) -> str:
+        """What the classifier reads of one pair: its tokens as text, special tokens included."""
+        before = self.truncated
+        ids = self.encode(prompt, completion)["input_ids"]
+        self.truncated = before  # looking is not scoring
+        return self.tokenizer.decode(ids)
+
+    def _tokenize(self, prompt: Prompt, completion: str) -> dict[str, list[int]]:
+        if self.format.template == CHAT:
+            return dict(self._chat(conversation(prompt, completion)))
+        special_tokens = {name: getattr(self.tokenizer, name) for name in SPECIAL_TOKENS}
+        texts = self.format.render(prompt, completion, special_tokens)
+        return dict(self.tokenizer(*texts, add_special_tokens=self.format.add_special_tokens, verbose=False))
+
+    def _chat(self, turns: list[Turn]) -> Any:
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)
+        except Exception as error:  # a template is a program: what it raises may be anything
+            raise ValueError(
+                f"the chat template of reward model {self.name!r} refuses the conversation {excerpt(turns)} "
+                f"({' '.join(str(error).split())}); give it another template, or leave out such rows"
+            ) from error
+
+    def _last_turns(self, turns: list[Turn], completion: str) -> list[Turn]:
+        """The longest end of a conversation that fits, from a turn of the user on; the last of them where none does."""
+        starts = [i for i, turn in enumerate(turns) if i > 0 and turn["role"] == "user"]
+        ends = [turns[start:] for start in starts] or [turns]
+        return next((end for end in ends if self._fits(end, completion)), ends[-1])
+
+    def _fits(self, prompt: Prompt, completion: str) -> bool:
+        return len(self._tokenize(prompt, completion)["input_ids"]) <= self.max_length
+
+
+def guesses(config: Any, tokenizer: Any, *, name: str, template: Any = None, label: Any = None) -> str | None:
+    """One line on what is assumed of a classifier that does not say how it reads, or None where nothing is doubtful.
+
+    Args:
+        config: of the classifier.
+        tokenizer: its tokenizer.
+        name: what the score is called.
+        template: what was given, or None.
+        label: what was given, or None.
+    """
+    doubts = []
+    if template is None and tokenizer.chat_template is not None:
+        doubts.append(
+            f"it is shown {Format().template!r}, though its tokenizer has a chat template: set template: chat to show "
+            "it conversations in that, or template to the text that it was trained on"
+        )
+    if label is None and config.num_labels > 1:
+        doubts.append(f"output 0 of its {config.num_labels} outputs is the score: set label to another, or to 0")
+    if not doubts:
+        return None
+    return f"reward model {name!r} is read by guess, {'; '.join(doubts)}; both are keys of its entry in rewards"
+
+
+def _last_text(prompt: Prompt) -> tuple[str, Callable[[str], Prompt]]:
+    """The text of a prompt that is cut, its last turn of the user, and the function that puts another in its place."""
+    if isinstance(prompt, str):
+        return prompt, lambda text: text
+    last = max((i for i, turn in enumerate(prompt) if turn["role"] == "user"), default=len(prompt) - 1)
+    return prompt[last]["content"], lambda text: [
+        {**turn, "content": text} if i == last else turn for i, turn in enumerate(prompt)
+    ]
+
+
+def _longest(size: int, fits: Callable[[int], bool]) -> int:
+    """A size up to `size` that fits while one more does not, by bisection; 0 is known to fit."""
+    fitting, too_long = 0, size
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        if fits(middle):
+            fitting = middle
+        else:
+            too_long = middle
+    return fitting
+
+
+def longest_input(config: Any, tokenizer: Any, *, wanted: int | None = None) -> int | None:
+    """The longest input in tokens that tokenizer and position embeddings allow, or None without a limit.
+
+    Args:
+        config: of a transformers model.
+        tokenizer: of the same model.
+        wanted: a limit of the user's, which can only be lower; None is none.
+    """
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT
+    if positions < 0:
+        # XLNet's way to say that there is no limit.
+        positions = NO_LIMIT
+    if config.model_type in OFFSET_POSITIONS:
+        positions -= (config.pad_token_id or 0) + 1
+    limit = min(tokenizer.model_max_length or NO_LIMIT, positions, NO_LIMIT if wanted is None else wanted)
+    return limit if limit < NO_LIMIT else None

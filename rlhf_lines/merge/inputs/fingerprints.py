@@ -1,0 +1,173 @@
+"""What a stage reads, as hashes by part: a later run that goes on from it, or repeats it, can say what has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from reward_models.load import look_here
+from reward_models.presets import PRESETS, preset_of
+from reward_models.rules import PREFIX
+from rlhf_lines.errors import Problems
+from rlhf_lines.merge.inputs.adapter import is_adapter
+from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE
+from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
+from rlhf_lines.merge.inputs.provenance import weights_sha256
+from rlhf_lines.task_rewards import RewardEntry
+
+
+Fingerprint = dict[str, str]  # of one input: part (weights, config.json, rows, ...) to SHA-256
+
+# Keys that do not change what the model or the adapter computes. A base is compared by its weights, wherever it lies.
+_OF_MODEL = frozenset(["_name_or_path", "transformers_version"])
+_OF_ADAPTER = frozenset(
+    [
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config"),
+        # Of training alone: where the factors started, and what was dropped on the way.
+        *("corda_config", "eva_config", "init_lora_weights", "loftq_config", "lora_dropout", "lora_ga_config"),
+        *("megatron_core", "qalora_group_size", "task_type"),
+    ]
+)
+_SHOWN = 3
+_SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")  # PEFT writes them in any order
+# Beside weights and config: tokenizer, chat templates, end tokens, the text format of a reward model, code.
+_OTHER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template*", "additional_chat_templates/*", "generation_config.json", "reward_model.json", "*.py"),
+)
+
+
+def config_sha256(folder: str | Path) -> str:
+    """SHA-256 over what the config of an adapter or a checkpoint says of what it computes.
+
+    Settings that are absent, or none of their kind, are equal in an adapter's, so that PEFT may add further ones.
+
+    Raises:
+        ValueError: the file holds no JSON object.
+        FileNotFoundError: there is no such file.
+    """
+    if not is_adapter(folder):
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{str(folder)!r} has no config.json; save the model with save_pretrained")
+        return _sha256(_without(read_json(path), _OF_MODEL))
+    config = {
+        key: sorted(map(str, value)) if key in _SETS and isinstance(value, list) else value
+        for key, value in read_json(Path(folder) / CONFIG_FILE).items()
+        if key not in _OF_ADAPTER and not (value is None or value is False or value in ("", [], {}))
+    }
+    # The first pattern that matches counts: their order is kept.
+    patterns = {key: list(value.items()) for key, value in config.items() if isinstance(value, dict)}
+    return _sha256({**config, **patterns})
+
+
+def policy_fingerprint(folder: str | Path) -> Fingerprint:
+    """Weights and config of an adapter or a checkpoint."""
+    name = CONFIG_FILE if is_adapter(folder) else "config.json"
+    return {"weights": _weights_sha256(Path(folder)), name: config_sha256(folder)}
+
+
+def model_fingerprint(folder: str | Path) -> Fingerprint:
+    """All that a stage reads of a model: weights, config, tokenizer, template, end tokens; of an adapter its base."""
+    folder = Path(folder)
+    paths = sorted({path for pattern in _OTHER_FILES for path in folder.glob(pattern) if path.is_file()})
+    found = {str(path.relative_to(folder)): sha256_of([path]) for path in paths}
+    if is_adapter(folder):
+        base = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
+        if base and Path(base).is_dir() and not is_adapter(base):
+            found |= {f"{part} of its base": known for part, known in policy_fingerprint(base).items()}
+    return {**policy_fingerprint(folder), **found}
+
+
+def reward_fingerprint(model: str) -> Fingerprint:
+    """What a reward model of a config is made of: its files, the commit of a Hub id, or the source of a function.
+
+    A rule is made of its options, which the config holds.
+    """
+    preset = preset_of(model)
+    if model.startswith(PREFIX):
+        return {}
+    if preset is None and Path(model).is_dir():
+        return model_fingerprint(model)
+    if preset is None and (":" in model or ("." in model and "/" not in model)):
+        return _source(*(model.split(":", 1) if ":" in model else model.rsplit(".", 1)))
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(PRESETS[preset].model if preset else model, "config.json")
+    return {"commit": Path(cached).parent.name} if isinstance(cached, str) else {}
+
+
+def reward_identity(entry: RewardEntry) -> dict[str, Any]:
+    """What the scores of a reward model depend on: how the config names it, and what it is made of."""
+    return {**entry.identity(), "files": reward_fingerprint(entry.model)}
+
+
+def rows_fingerprint(rows: Iterable[Mapping[str, Any]]) -> Fingerprint:
+    """What a stage reads of a data set: its rows in their order, as they are after loading."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "surrogatepass") + b"\n")
+    return {"rows": digest.hexdigest()}
+
+
+def check_unchanged(
+    before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint], *, since: str, way_out: str
+) -> None:
+    """Stop where an input is not what it was; all that have changed are told at once.
+
+    Args:
+        before: by the name of an input; one of which nothing is known, here or today, is not compared.
+        now: the same of today.
+        since: what was made of them, as in `outputs/ppo was begun`.
+        way_out: what to do, the end of a sentence.
+
+    Raises:
+        ValueError: an input has changed; `InputProblems` if several have.
+    """
+    problems = Problems()
+    for name in (name for name in now if now[name] and before.get(name)):
+        if parts := changed_parts(before[name], now[name]):
+            problems.add(f"{name} has changed since {since} ({', '.join(parts)}): {way_out}")
+    problems.check()
+
+
+def changed_parts(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """The parts of an input that are not what they were; of many, the first and how many more."""
+    parts = sorted(part for part in before.keys() | now.keys() if before.get(part) != now.get(part))
+    return parts if len(parts) <= _SHOWN else [*parts[:_SHOWN], f"{len(parts) - _SHOWN} more"]
+
+
+def _weights_sha256(folder: Path) -> str:
+    try:
+        return weights_sha256(folder)
+    except FileNotFoundError:  # other files than a merge reads, which transformers may load
+        return sha256_of(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))
+
+
+def _source(module: str, function: str) -> Fingerprint:
+    """The file that a function is named in, and the one that it is defined in; what these import is not followed."""
+    look_here()
+    try:
+        named = importlib.import_module(module)
+    except ImportError:
+        return {}
+    defined = sys.modules.get(getattr(getattr(named, function, None), "__module__", None) or "")
+    files = dict.fromkeys(getattr(held, "__file__", None) for held in (named, defined))
+    paths = [Path(file) for file in files if file]
+    return {"source": sha256_of(paths)} if paths else {}
+
+
+def _without(value: Any, keys: frozenset[str]) -> Any:
+    """The value without these keys, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without(held, keys) for key, held in value.items() if key not in keys}
+    return [_without(held, keys) for held in value] if isinstance(value, list) else value
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

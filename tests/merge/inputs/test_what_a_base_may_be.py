@@ -1,0 +1,196 @@
+"""SFT models that hold no weight of a module as it is: quantised, tied; and the depth of the part that is adapted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlhf_lines.merge import MergeSpec, lines_scales, merge_policies
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from tests import tiny
+
+
+SPEC = MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0)
+
+
+@pytest.fixture(scope="module")
+def quantise():
+    """A function that packs the linear modules of a model's folder as a library does: other names, shapes and types."""
+
+    def change(folder, method):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        for name in [name for name in tensors if "_proj" in name]:
+            size = tensors[name].numel()
+            if method == "bitsandbytes":
+                tensors[name] = torch.zeros(size // 2, 1, dtype=torch.uint8)
+                tensors[f"{name}.absmax"] = torch.zeros(4, dtype=torch.uint8)
+            elif method == "fp8":
+                tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+                tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
+            else:
+                del tensors[name]
+                tensors[name.replace(".weight", ".qweight")] = torch.zeros(size // 8, 1, dtype=torch.int32)
+        save_file(tensors, path, metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": method}
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return change
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "fp8", "gptq"])
+def test_adapters_on_a_quantised_model_are_merged_as_on_the_plain_one(
+    sft, helpful, harmless, copy_of, quantise, tmp_path, method
+):
+    packed = quantise(copy_of(sft, "packed"), method)
+    outs = [
+        merge_policies(base, [helpful, harmless], SPEC, save="adapter", output_dir=tmp_path / name, sft_renamed=True)
+        for name, base in (("a", sft), ("b", packed))
+    ]
+    assert (outs[0] / "adapter_model.safetensors").read_bytes() == (outs[1] / "adapter_model.safetensors").read_bytes()
+    record = json.loads((outs[1] / "merge_spec.json").read_text())
+    assert record["sft_renamed"] is True
+    for refused in ({"save": "dense"}, {"save": "adapter", "rank": 2, "spec": MergeSpec("ties", (0.5, 0.5))}):
+        with pytest.raises(
+            ValueError, match=rf"packed' is quantised \({method}, see quantization_config in config.json"
+        ):
+            merge_policies(
+                packed,
+                [helpful, harmless],
+                **{"spec": SPEC, "output_dir": tmp_path / "c", "sft_renamed": True, **refused},
+            )
+
+
+def test_a_whole_model_that_is_quantised_is_told_as_such(sft, copy_of, quantise, tmp_path):
+    packed, spec = quantise(copy_of(sft, "packed"), "gptq"), MergeSpec("linear", (1.0,))
+    for base, policy in ((sft, packed), (packed, sft)):
+        with pytest.raises(ValueError, match=r"^'.*packed' is quantised \(gptq, .* give the unquantised model$"):
+            merge_policies(base, [policy], spec, save="dense", output_dir=tmp_path / "out")
+
+
+def test_a_module_of_another_shape_is_refused_on_a_quantised_model(
+    sft, helpful, copy_of, quantise, edit_weights, tmp_path
+):
+    packed = quantise(copy_of(sft, "packed"), "bitsandbytes")
+    wide = edit_weights(
+        copy_of(helpful, "wide"), lambda t: {k: torch.ones(4, 17) if "q_proj.lora_A" in k else v for k, v in t.items()}
+    )
+    with pytest.raises(
+        ValueError, match=r"residual of shape \(16, 17\), but the SFT model .*packed' has shape \(16, 16\)"
+    ):
+        merge_policies(
+            packed, [wide], MergeSpec("linear", (1,)), save="adapter", output_dir=tmp_path / "out", sft_renamed=True
+        )
+
+
+def test_a_tied_head_is_merged_into_an_adapter_and_into_nothing_else(tmp_path, logits):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tiny.llama(vocab_size=32, tie_word_embeddings=True).save_pretrained(tmp_path / "sft")
+    policies = [
+        tiny.save_adapter(
+            tmp_path / "sft",
+            tmp_path / f"p{seed}",
+            seed=seed,
+            target_modules=["q_proj", "lm_head"],
+            save_embedding_layers="auto",
+        )
+        for seed in (1, 2)
+    ]
+    out = merge_policies(tmp_path / "sft", policies, SPEC, save="adapter", output_dir=tmp_path / "out")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "sft")
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(base, out).eval()
+        hidden = adapted(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        found = adapted(input_ids=ids).logits
+    # The head lies outside the layers, so its residuals get alpha; the embedding has none.
+    head = load_file(tmp_path / "sft" / "model.safetensors")["model.embed_tokens.weight"].clone()
+    for weight, policy in zip(SPEC.weights, policies, strict=True):
+        factors = load_file(policy / "adapter_model.safetensors")
+        A, B = (factors[f"base_model.model.lm_head.lora_{half}.weight"] for half in "AB")
+        head += 0.5 * weight * 2 * B @ A
+    torch.testing.assert_close(found, hidden @ head.T, rtol=1e-4, atol=1e-4)
+    message = "adapts 'lm_head', which .*sft' ties to 'model.embed_tokens.weight': no model holds this residual"
+    with pytest.raises(ValueError, match=message):
+        merge_policies(tmp_path / "sft", policies, SPEC, save="dense", output_dir=tmp_path / "dense")
+
+
+def test_a_head_alone_is_scaled_by_alpha(sft, save_adapter, tmp_path, peft_logits):
+    policy = save_adapter(sft, tmp_path / "p", seed=1, target_modules=["lm_head"])
+    spec = MergeSpec("linear", (1.0,), alpha=1.0, beta=3.0)
+    out = merge_policies(sft, [policy], spec, save="adapter", output_dir=tmp_path / "out")
+    torch.testing.assert_close(peft_logits(sft, out), peft_logits(sft, policy))
+
+
+def translator(kind):
+    """A BART, Whisper or T5 whose encoder has another depth than its decoder."""
+    import transformers
+
+    sizes = {"d_model": 8, "encoder_layers": 5, "decoder_layers": 3, "vocab_size": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    if kind == "bart":
+        config = transformers.BartConfig(**sizes, **heads, **tokens, max_position_embeddings=16)
+        return transformers.BartForConditionalGeneration(config)
+    if kind == "whisper":
+        places = {"num_mel_bins": 4, "max_source_positions": 8, "max_target_positions": 8}
+        config = transformers.WhisperConfig(**sizes, **heads, **tokens, **places)
+        return transformers.WhisperForConditionalGeneration(config)
+    sizes = {
+        "d_model": 8,
+        "d_ff": 8,
+        "d_kv": 4,
+        "num_heads": 2,
+        "num_layers": 5,
+        "num_decoder_layers": 3,
+        "vocab_size": 16,
+    }
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
+
+
+@pytest.mark.parametrize("kind", ["bart", "whisper", "t5"])
+def test_the_layers_of_the_adapted_part_are_counted(tmp_path, kind):
+    model = translator(kind)
+    model.save_pretrained(tmp_path / "sft")
+    path = tmp_path / "sft" / "config.json"
+    config = json.loads(path.read_text())
+    if kind != "t5":  # as transformers 4 wrote it
+        path.write_text(json.dumps({**config, "num_hidden_layers": config["encoder_layers"]}))
+    name = "q" if kind == "t5" else "q_proj"
+    for part, depth in (("decoder", 3), ("encoder", 5)):
+        base = type(model).from_pretrained(tmp_path / "sft")
+        modules = rf"(model\.)?{part}\..*\.{name}"
+        policy = tiny.save_adapter(base, tmp_path / part, seed=1, target_modules=modules, task_type="SEQ_2_SEQ_LM")
+        spec = MergeSpec("linear", (1.0,), alpha=0.5, beta=1.0)
+        out = merge_policies(tmp_path / "sft", [policy], spec, save="adapter", output_dir=tmp_path / f"{part}_out")
+        before, after = (load_file(folder / "adapter_model.safetensors") for folder in (policy, out))
+        scales = lines_scales(depth, 0.5, 1.0)
+        for key in (key for key in before if "lora_B" in key):
+            layer = int(key.split(".block." if kind == "t5" else ".layers.")[1].split(".")[0])
+            torch.testing.assert_close(after[key], 2 * before[key] * scales[layer].float())
+    both = tiny.save_adapter(
+        type(model).from_pretrained(tmp_path / "sft"),
+        tmp_path / "both",
+        seed=1,
+        target_modules=[name],
+        task_type="SEQ_2_SEQ_LM",
+    )
+    with pytest.raises(ValueError, match=r"cannot place .* merge policies that change one of them"):
+        merge_policies(tmp_path / "sft", [both], spec, save="adapter", output_dir=tmp_path / "both_out")
+
+
+def test_a_config_that_states_more_layers_than_there_are_is_named(sft, copy_of):
+    folder = copy_of(sft)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 6}))
+    with Checkpoint(folder) as checkpoint:
+        assert checkpoint.num_layers() == 6
+        with pytest.raises(ValueError, match=r"states 6 layers, but its files hold 4 named model.layers.<i>"):
+            checkpoint.num_layers(["model.layers.0.self_attn.q_proj"])

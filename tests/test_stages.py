@@ -1,0 +1,63 @@
+"""Every stage asks for its folder before any work."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf_lines.artifact import write_record
+from rlhf_lines.config import RunConfig
+from rlhf_lines.lock import only_writer
+from rlhf_lines.stages import run_configured
+from rlhf_lines.sweep.finished.export import export
+from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.finished.report import write_report
+from rlhf_lines.sweep.finished.score import score
+from rlhf_lines.sweep.store import Store
+
+
+@pytest.fixture
+def in_use(tmp_path):
+    """A folder that another run works on."""
+    folder = tmp_path / "out"
+    taken, done = threading.Event(), threading.Event()
+
+    def hold():
+        with only_writer(folder):
+            taken.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+    yield folder
+    done.set()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "way", [{}, {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}], ids=str
+)
+def test_a_stage_does_not_begin_in_a_folder_that_another_run_makes(in_use, way):
+    ran = []
+    stage = SimpleNamespace(run=lambda *_: ran.append(True), finish=lambda *_: ran.append(True))
+    with pytest.raises(FileExistsError, match=r"out is in use by another run .*: wait until that has ended"):
+        run_configured(stage, (RunConfig(**way), SimpleNamespace(output_dir=str(in_use))), {})
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    "change", [trace_front, write_report, export, lambda folder: score(folder, ["rule:length"])],
+    ids=["front", "report", "export", "score"],
+)  # fmt: skip
+def test_a_finished_sweep_that_another_run_changes_is_left_alone(in_use, change):
+    in_use.mkdir()
+    with Store(in_use) as store:
+        store.finish()
+    write_record(in_use, "sweep", {})
+    before = {path: path.read_bytes() for path in in_use.iterdir()}
+    with pytest.raises(FileExistsError, match="is in use by another run"):
+        change(in_use)
+    assert {path: path.read_bytes() for path in in_use.iterdir()} == before

@@ -1,0 +1,56 @@
+"""Training uploads once, what is complete, and its settings hold no token meanwhile."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf_lines.train import hub
+
+
+def settings(**changes) -> SimpleNamespace:
+    given = {"output_dir": "out", "push_to_hub": True, "hub_model_id": "me/policy", "hub_private_repo": True}
+    return SimpleNamespace(**{**given, "hub_token": "hunter2-is-no-word", "model_init_kwargs": None, **changes})
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    made = []
+    monkeypatch.setattr(hub, "check_hub", lambda name: made.append(("check", name, os.environ.get("HF_TOKEN"))))
+    monkeypatch.setattr(hub, "upload", lambda *given, **more: made.append(("upload", *given, more)))
+    monkeypatch.setenv("HF_TOKEN", "that-of-before")
+    return made
+
+
+def test_the_folder_is_uploaded_when_the_block_ends(calls):
+    training = settings()
+    with hub.token_in_environment(training), hub.uploaded(training, {}):
+        assert calls == [("check", "me/policy", "hunter2-is-no-word")] and training.hub_token is None
+        assert training.push_to_hub is False, "the trainer itself uploads nothing"
+        training.output_dir = ".out.partial"
+    assert calls[1:] == [("upload", "out", "me/policy", {"private": True})]
+    assert os.environ["HF_TOKEN"] == "that-of-before"
+
+
+def test_a_run_that_fails_or_asks_for_nothing_uploads_nothing(calls):
+    training = settings()
+    with pytest.raises(KeyboardInterrupt), hub.token_in_environment(training), hub.uploaded(training, {}):
+        raise KeyboardInterrupt
+    with hub.uploaded(settings(push_to_hub=False), {"hub_strategy": "end"}):
+        pass
+    assert [call[0] for call in calls] == ["check"] and os.environ["HF_TOKEN"] == "that-of-before"
+
+
+def test_more_than_one_upload_is_refused(calls):
+    said = "hub_strategy is checkpoint, but the folder is uploaded once, when it is complete"
+    with pytest.raises(ValueError, match=said), hub.uploaded(settings(), {"hub_strategy": "checkpoint"}):
+        pass
+    assert calls == []
+
+
+def test_a_token_for_loading_is_lent_too(calls):
+    training = settings(hub_token=None, model_init_kwargs={"token": "hunter2-is-no-word", "dtype": "float32"})
+    with hub.token_in_environment(training):
+        assert training.model_init_kwargs == {"dtype": "float32"} and os.environ["HF_TOKEN"] == "hunter2-is-no-word"
