@@ -132,7 +132,7 @@ def mixed(task: Task, *, kl: bool = True) -> Way:
 def _without_kl(engine: LocalEngine, task: Task, part: Sequence[Request]) -> list[tuple[int, ...]]:
     multi_lora = engine._multi_lora
     with multi_lora.rows([request.spec for request in part]):
-        return _sampled(multi_lora.model, task, part, keep_rows=multi_lora.select_rows)
+        return _sampled(multi_lora.model, task, part, choose_rows=multi_lora.select_rows)
 
 
 def adapter_per_point(task: Task) -> Way:

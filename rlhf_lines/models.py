@@ -39,7 +39,9 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
-    """The tokenizer of a checkpoint, padding on the left, with eos as pad token where it has none.
+    """The tokenizer of a checkpoint, padding on the left.
+
+    One without an end token takes that of the model's configs, if any; one without a padding token takes the end token.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
@@ -56,6 +58,9 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
         )
+    if tokenizer.eos_token is None and (Path(folder) / "config.json").is_file():
+        declared = checkpoint_end_token_ids(folder, tokenizer)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(declared[0]) if declared else None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

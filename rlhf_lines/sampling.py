@@ -8,19 +8,15 @@ processes, or what else is in the batch; and two models that see the same noise 
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lines.noise import GAMMA, mix, shift
 from rlhf_lines.progress import beat
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from rlhf_lines.reading import Reader, left_pad, masks_padding, of_one_length
 
 
 class Sampled(NamedTuple):
@@ -42,26 +38,6 @@ def prompt_key(token_ids: Sequence[int]) -> int:
     """A signed 64-bit number that names a prompt: the start of the SHA-256 of its tokens."""
     digest = hashlib.sha256(" ".join(map(str, token_ids)).encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def check_positions(config: PreTrainedConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Stop where a prompt and its completion may not fit the model's positions.
-
-    Args:
-        config: of the model.
-        prompts: token ids of each.
-        max_new_tokens: of the longest completion.
-
-    Raises:
-        ValueError: they may not.
-    """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts))
-    if positions is not None and longest + max_new_tokens > positions:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but the model has "
-            f"{positions} positions: set max_prompt_length, or fewer max_new_tokens"
-        )
 
 
 def gumbel(seed: int, prompt_keys: Tensor, samples: Tensor, step: int, vocab_size: int) -> Tensor:
@@ -99,9 +75,9 @@ def sample_tokens(
     eos_token_ids: Sequence[int],
     pad_token_id: int,
     seed: int,
-    keep_rows: Callable[[Tensor], None] = lambda rows: None,
+    choose_rows: Callable[[Tensor], None] = lambda rows: None,
 ) -> Sampled:
-    """One completion per prompt, all in one batch; rows that have ended leave it.
+    """One completion per prompt, all in one batch where padding is masked; rows that have ended leave it.
 
     Args:
         model: a causal language model.
@@ -112,48 +88,39 @@ def sample_tokens(
         eos_token_ids: the tokens that end a completion.
         pad_token_id: what fills the rows of shorter prompts and completions.
         seed: of the noise.
-        keep_rows: called with the indices, among the rows of the last pass, of those that go on.
+        choose_rows: called with the indices of the prompts that the next passes read, in their order.
     """
     device = next(model.parameters()).device
-    inputs, mask = left_pad(prompts, pad_token_id, device)
     distinct, inverse = torch.unique(torch.tensor(keys, device=device), dim=0, return_inverse=True)
     ends = torch.tensor(eos_token_ids, device=device)
     tokens = torch.full((len(prompts), max_new_tokens), pad_token_id, device=device)
     logprobs = torch.zeros(tokens.shape, device=device)
     lengths = torch.full((len(prompts),), max_new_tokens, device=device)
-    has_positions = "position_ids" in inspect.signature(model.forward).parameters
-    active, positions, cache = torch.arange(len(prompts), device=device), (mask.cumsum(1) - 1).clamp(min=0), None
-    for step in range(max_new_tokens):
-        beat(f"token {step + 1} of at most {max_new_tokens}")
-        output = model(
-            input_ids=inputs,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **({"position_ids": positions} if has_positions else {}),
-        )
-        logits, cache = output.logits[:, -1], output.past_key_values
-        perturbed = logits
-        if temperature > 0:
-            noise = gumbel(seed, distinct[:, 0], distinct[:, 1], step, logits.shape[1])
-            perturbed = logits.double() / temperature + noise[inverse[active]]
-        chosen = perturbed.argmax(dim=1)
-        tokens[active, step] = chosen
-        logprobs[active, step] = chosen_logprobs(logits, chosen, temperature or 1.0)
-        ended = torch.isin(chosen, ends)
-        lengths[active[ended]] = step + 1
-        running = (~ended).nonzero().squeeze(1)
-        if len(running) == 0:
-            break
-        if len(running) < len(active):
-            active, chosen = active[running], chosen[running]
-            mask, positions = mask[running], positions[running]
-            cache.batch_select_indices(running)
-            keep_rows(running)
-        inputs = chosen.unsqueeze(1)
-        mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+    parts = [range(len(prompts))] if masks_padding(model) else of_one_length([len(prompt) for prompt in prompts])
+    for part in parts:
+        active = torch.tensor(part, device=device)
+        choose_rows(active)
+        reader = Reader(model, *left_pad([prompts[row] for row in part], pad_token_id, device))
+        for step in range(max_new_tokens):
+            beat(f"token {step + 1} of at most {max_new_tokens}")
+            logits = reader.next_logits()
+            perturbed = logits
+            if temperature > 0:
+                noise = gumbel(seed, distinct[:, 0], distinct[:, 1], step, logits.shape[1])
+                perturbed = logits.double() / temperature + noise[inverse[active]]
+            chosen = perturbed.argmax(dim=1)
+            tokens[active, step] = chosen
+            logprobs[active, step] = chosen_logprobs(logits, chosen, temperature or 1.0)
+            ended = torch.isin(chosen, ends)
+            lengths[active[ended]] = step + 1
+            running = (~ended).nonzero().squeeze(1)
+            if len(running) == 0:
+                break
+            reader.append(chosen)
+            if len(running) < len(active):
+                active = active[running]
+                reader.keep(running)
+                choose_rows(active)
     return Sampled(tokens, lengths, logprobs)
 
 
@@ -161,11 +128,3 @@ def chosen_logprobs(logits: Tensor, chosen: Tensor, temperature: float) -> Tenso
     """Log softmax(logits / temperature) of the chosen tokens: `[..., V]` and `[...]` to `[...]`."""
     logits = logits.float() / temperature
     return logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both `[N, longest row]`, padded on the left."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask

@@ -46,8 +46,8 @@ scoring
 data              task_rewards
 arguments
 artifact          config         models         sampling    completions    skeleton
-config_file       disk           lock           progress    redaction
-__init__          distributed    errors         noise         reward_models
+config_file       disk           limits         lock           progress    redaction
+__init__          distributed    errors         noise         reading        reward_models
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
 

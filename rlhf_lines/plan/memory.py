@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rlhf_lines.merge.layers import is_linear_map
 from rlhf_lines.merge.tensors.order_statistics import AT_ONCE, DIGIT
 from rlhf_lines.merge.tensors.spans import ELEMENTS
+from rlhf_lines.sweep.engines.batches import heads_of_keys
 
 
 if TYPE_CHECKING:
@@ -94,12 +95,8 @@ def optimizer_bytes(trainable: int, trainable_bytes: int, optimizer: str) -> int
 
 def cache_sizes(config: PreTrainedConfig) -> dict[str, int]:
     """What `kv_cache_bytes` has to know about a model, from the config of its language model."""
-    heads = config.num_attention_heads
-    return {
-        "layers": config.num_hidden_layers,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-    }
+    heads, head_dim = heads_of_keys(config)
+    return {"layers": config.num_hidden_layers, "kv_heads": heads, "head_dim": head_dim}
 
 
 def kv_cache_bytes(*, layers: int, kv_heads: int, head_dim: int, length: int, batch: int, dtype_bytes: int) -> int:

@@ -37,6 +37,11 @@ class Rows:
     first: Mapping[str, Any] | None = None
     tokenizer: Any = None
 
+    @property
+    def known(self) -> bool:
+        """Whether the longest text was read or given, and not assumed."""
+        return not self.source.startswith("assumed")
+
 
 def look_at(
     config: DataConfig,

@@ -10,6 +10,7 @@ import torch
 
 from rlhf_lines import skeleton
 from rlhf_lines.data.config import DataConfig
+from rlhf_lines.limits import check_length
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import counts
@@ -57,6 +58,8 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         split="test",
         given=options.prompt_tokens,
     )
+    if rows.known:
+        check_length(shape.config, rows.longest, max_new_tokens=config.max_new_tokens)
     rewards = plan_rewards(config.rewards, beside=beside, batch_size=config.batch_size or REWARD_BATCH)
     bits = 8 if config.load_in_8bit else 4 if config.load_in_4bit else 16
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)

@@ -14,6 +14,7 @@ from reward_models.conversation import CHAT
 from rlhf_lines import skeleton
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
+from rlhf_lines.limits import check_length
 from rlhf_lines.merge.inputs.checkpoint import holds_weights
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
@@ -85,6 +86,8 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     prompts = args.generation_batch_size // args.num_generations
     args.check_run(has_lora=run.peft_config is not None, prompts=rows.count)
     run.check_adapter("ppo")
+    if rows.known:
+        check_length(run.shape.config, rows.longest, max_completion_length=args.max_completion_length)
     entries = of_type(configs, RewardsConfig).rewards
     reward_weights(entries, args.reward_weights)  # which refuses what does not fit
     rewards = plan_rewards(entries, beside=beside)

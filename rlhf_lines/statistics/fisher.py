@@ -17,6 +17,7 @@ from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.inputs.statistics_files import FISHER
 from rlhf_lines.progress import Bar
+from rlhf_lines.reading import last_logits
 from rlhf_lines.sampling import chosen_logprobs
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.files import new_statistics_file
@@ -121,7 +122,7 @@ def completion_logprob(model: nn.Module, sample: Sample) -> Tensor:
     device = next(model.parameters()).device
     tokens = torch.tensor([sample.prompt + sample.completion], device=device)
     length = len(sample.completion)
-    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=length + 1).logits[:, :-1]
+    logits = last_logits(model, tokens, torch.ones_like(tokens), length + 1)[:, :-1]
     return chosen_logprobs(logits, tokens[:, -length:], 1.0).sum()
 
 

@@ -11,6 +11,7 @@ from rlhf_lines import distributed
 from rlhf_lines.artifact import refuse_existing, refuse_replacing
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
+from rlhf_lines.limits import check_prompts, check_writes
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import (
@@ -21,7 +22,7 @@ from rlhf_lines.merge.inputs.fingerprints import (
     rows_fingerprint,
 )
 from rlhf_lines.merge.inputs.provenance import called, weights_sha256
-from rlhf_lines.models import load_tokenizer, local_folder
+from rlhf_lines.models import load_config, load_tokenizer, local_folder
 from rlhf_lines.statistics.config import StatisticsConfig
 from rlhf_lines.statistics.policy import Policy, check_policy, load_policy
 from rlhf_lines.statistics.samples import Sample, read_prompts, sample_completions, samples_sha256
@@ -95,7 +96,8 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
     Raises:
         FileNotFoundError: a model, the policy or the data does not exist.
         FileExistsError: `output_dir` exists, or replacing it would delete an input.
-        ValueError: several processes were started, the policy belongs to another SFT model, or there are no prompts.
+        ValueError: several processes were started, the policy belongs to another SFT model, or the model cannot read
+            or complete a prompt.
     """
     if (processes := distributed.count()) > 1:
         raise ValueError(f"{verb} runs in one process, but {processes} were started: leave out the launcher")
@@ -107,6 +109,9 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
         logger.warning("%s", warning)
     tokenizer = load_tokenizer(sft)
     prompts = read_prompts(data_config, config.split, config.num_prompts, tokenizer)
+    of_model = load_config(sft)
+    check_writes(of_model, tokenizer)
+    check_prompts(of_model, prompts, dataset=data_config.dataset_name, max_new_tokens=config.max_new_tokens)
     return Inputs(config, sft, policy, tokenizer, prompts)
 
 

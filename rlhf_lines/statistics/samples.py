@@ -12,7 +12,7 @@ from torch import nn
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.models import end_token_ids
 from rlhf_lines.progress import Bar
-from rlhf_lines.sampling import check_positions, prompt_key, sample_tokens
+from rlhf_lines.sampling import prompt_key, sample_tokens
 
 
 class Sample(NamedTuple):
@@ -23,17 +23,10 @@ class Sample(NamedTuple):
 
 
 def read_prompts(data_config: DataConfig, split: str, num_prompts: int, tokenizer) -> list[tuple[int, ...]]:
-    """The first so many prompts of a split as token ids, the shortest first.
-
-    Raises:
-        ValueError: there is no prompt, or one without tokens.
-    """
+    """The first so many prompts of a split as token ids, the shortest first."""
     rows = data_config.load("prompts", split, tokenizer)
     texts = itertools.islice((row["prompt"] for row in rows), num_prompts)
-    prompts = sorted((tuple(tokenizer(text)["input_ids"]) for text in texts), key=len)
-    if not prompts[0]:
-        raise ValueError(f"dataset {data_config.dataset_name} has a prompt without tokens in its {split} split")
-    return prompts
+    return sorted((tuple(tokenizer(text)["input_ids"]) for text in texts), key=len)
 
 
 def sample_completions(
@@ -50,11 +43,7 @@ def sample_completions(
 
     The noise of a token is placed by prompt and step, so the batch size can change a token only where rounding decides
     between two.
-
-    Raises:
-        ValueError: prompt and completion may not fit the model's positions.
     """
-    check_positions(model.config, prompts, max_new_tokens)
     samples = []
     with Bar(total=len(prompts), desc=description, unit="completions") as bar:
         for batch in batches(prompts, batch_size):

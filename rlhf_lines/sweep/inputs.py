@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from reward_models import RewardModel
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig
-from rlhf_lines.errors import about
+from rlhf_lines.limits import check_prompts, check_writes, longest_text
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
 from rlhf_lines.merge.inputs.fingerprints import (
@@ -27,12 +27,12 @@ from rlhf_lines.merge.inputs.fingerprints import (
 from rlhf_lines.merge.inputs.provenance import called
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.rules import RULES
-from rlhf_lines.models import load_tokenizer, local_folder
+from rlhf_lines.models import load_config, load_tokenizer, local_folder
 from rlhf_lines.redaction import without_secrets
-from rlhf_lines.sampling import check_positions
 from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
 from rlhf_lines.task_rewards import load_reward_models
 
@@ -85,6 +85,8 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     """
     sft, policies = _folders(config)
     adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
+    if config.engine == "local":
+        check_mixable(adapters)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
     tokenizer = load_tokenizer(sft)
     prompts, forgetting = _read_texts(data_config, config, tokenizer)
@@ -200,22 +202,15 @@ def _check_count(found: int, asked: int, split: str, dataset: str) -> None:
 
 
 def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
-    """Stop where a text has no token, or more than the model has positions."""
-    from transformers import AutoConfig
-
-    with about(f"config of SFT model {inputs.sft} cannot be read"):
-        of_model = AutoConfig.from_pretrained(inputs.sft)
+    """Stop where a text has no token, or more than the model reads, or one that it does not know."""
+    of_model = load_config(inputs.sft)
     prompts = [inputs.tokenizer(text)["input_ids"] for texts in inputs.prompts.values() for text in texts]
-    if not all(prompts):
-        raise ValueError(
-            f"dataset {dataset} has a prompt without tokens, and the first word of a completion needs one before it: "
-            "leave it out, or give the data another prompt_template"
-        )
-    check_positions(of_model, prompts, config.max_new_tokens)
-    positions = getattr(of_model.get_text_config(), "max_position_embeddings", None)
+    check_writes(of_model, inputs.tokenizer)
+    check_prompts(of_model, prompts, dataset=dataset, max_new_tokens=config.max_new_tokens)
+    limit = longest_text(of_model)
     longest = max((len(text.token_ids) for text in inputs.forgetting), default=0)
-    if positions is not None and longest > positions:
-        raise ValueError(f"control_tokens is {config.control_tokens}, but the model has {positions} positions")
+    if limit is not None and longest > limit.tokens:
+        raise ValueError(f"control_tokens is {config.control_tokens}, but {limit.reason}")
 
 
 def _contents(prompts: Mapping[str, Asked]) -> dict[str, object]:

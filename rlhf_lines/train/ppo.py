@@ -13,6 +13,7 @@ from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
 from rlhf_lines.errors import about
 from rlhf_lines.example import try_rewards
+from rlhf_lines.limits import check_prompts, check_writes
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
@@ -57,6 +58,13 @@ def run(
     tokenizer = load_tokenizer(sft, **trust)
     final, datasets = Path(training.output_dir), _datasets(data_config, training, tokenizer)
     training.fit(len(datasets["train"]))
+    check_writes(config, tokenizer)
+    check_prompts(
+        config,
+        (ids for rows in datasets.values() for ids in tokenizer(list(rows["prompt"]), verbose=False)["input_ids"]),
+        dataset=data_config.dataset_name,
+        max_completion_length=training.max_completion_length,
+    )
     sft_sha256 = checkpoint_sha256(sft)
     first = datasets["train"][0]
     try_rewards(tokenizer, first["prompt"], Asked.of(first), reward_models, trainer_state=TrainerState())

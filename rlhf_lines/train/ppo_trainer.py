@@ -14,7 +14,6 @@ That is the seam: everything around the rollout and everything after the advanta
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import re
 import time
@@ -38,6 +37,7 @@ from trl.trainer.utils import RepeatSampler
 from reward_models import RewardModel
 from reward_models.normalize import Normalization
 from rlhf_lines.completions import completion_texts
+from rlhf_lines.reading import count_positions, masks_padding, of_one_length, takes
 from rlhf_lines.sampling import prompt_key, sample_tokens
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter
@@ -62,6 +62,10 @@ VALUE_HEAD = "value_head.safetensors"
 STATE = "ppo_state.json"
 # Not any name with "value" in it: some models call a projection of theirs so.
 _VALUE_PARAMETER = re.compile(rf"^value_head\.|\.lora_\w+\.{VALUE}(\.|$)")
+
+
+# Nats between two ways to the log-probability of one token: rounding.
+HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 
 class _Reading(NamedTuple):
@@ -164,6 +168,8 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         self._leaves_out_updates = False
         self._sampled_logprobs: list[Tensor] = []  # of the latest rollout, each `[rows, T]`, where we sample ourselves
         self._has_compared = False  # two readings of the first rollout
+        if not self.is_sharded:
+            self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
         self._rollout_began: float | None = None  # seconds
         self._rollout_tokens = 0.0
@@ -171,7 +177,13 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
     def _add_value_function(self, peft_config: LoraConfig) -> None:
         causal_lm = self.model.get_base_model()
         self._trunk = getattr(causal_lm, causal_lm.base_model_prefix)
-        if "position_ids" in inspect.signature(self._trunk.forward).parameters:
+        self._masks_padding = masks_padding(causal_lm)
+        if not self._masks_padding and self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"{causal_lm.config.model_type} models read padding, so only rows of one length are read together: in "
+                "other numbers of passes in each process, and processes wait for each other; train in one process"
+            )
+        if self._masks_padding and takes(self._trunk, "position_ids"):
             self._trunk.register_forward_pre_hook(_count_positions, with_kwargs=True)
         if self.args.value_lora:
             self.model.add_adapter(VALUE, peft_config)
@@ -181,6 +193,20 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         nn.init.zeros_(head.bias)
         self.model.value_head = head.to(causal_lm.get_output_embeddings().weight.device)
         self._train_value_function()
+
+    def _check_head(self) -> None:
+        """Stop where the head that TRL reads in parts, without ever holding all logits, is not that of the model."""
+        ids = torch.arange(1, 5, device=self.model.device).unsqueeze(0) % self.model.config.get_text_config().vocab_size
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
+        own = (logits / self.temperature).log_softmax(-1).gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
+        with torch.no_grad():
+            found = self._read(self.model, ids, torch.ones_like(ids), ids.shape[1] - 1, None).logprobs
+        if (found - own).abs().max() > HEAD_TOLERANCE[self.model.dtype]:
+            raise ValueError(
+                f"TRL does not make the logits of {self.model.config.get_text_config().model_type} models as they do "
+                "themselves, so PPO would not know its own probabilities: choose another architecture"
+            )
 
     def _value_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if _VALUE_PARAMETER.search(name)]
@@ -373,10 +399,22 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         return reading.logprobs, reading.entropies, None
 
     def _read(self, model, input_ids, attention_mask, length: int, batch_size: int | None) -> _Reading:
-        size = batch_size or len(input_ids)
-        chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
-        readings = [self._read_chunk(model, ids, attention, length) for ids, attention in chunks]
-        return _Reading(*(torch.cat(column) for column in zip(*readings, strict=True)))
+        def read(ids: Tensor, attention: Tensor) -> _Reading:
+            return self._read_chunk(model, ids, attention, length)
+
+        return _Reading(*self._in_chunks(read, input_ids, attention_mask, batch_size))
+
+    def _in_chunks(self, read, input_ids: Tensor, attention_mask: Tensor, size: int | None) -> list[Tensor]:
+        """What `read(ids, mask)` returns of all rows, read in chunks; of one prompt length where padding is seen."""
+        readings, order = [], []
+        for rows in torch.arange(len(input_ids), device=input_ids.device).split(size or len(input_ids)):
+            padding = [0] * len(rows) if self._masks_padding else attention_mask[rows].argmax(dim=1).tolist()
+            for part in of_one_length(padding):
+                chosen, start = rows[part], padding[part[0]]
+                readings.append(read(input_ids[chosen, start:], attention_mask[chosen, start:]))
+                order.append(chosen)
+        back = torch.cat(order).argsort()
+        return [torch.cat(column)[back.to(column[0].device)] for column in zip(*readings, strict=True)]
 
     def _read_chunk(self, model, input_ids: Tensor, attention_mask: Tensor, length: int) -> _Reading:
         """What the model says of the last `length` tokens, reading only those that are no padding.
@@ -404,13 +442,13 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         return _Reading(*(_spread(x.flatten(), mask) for x in flat))
 
     def _values_of_own_trunk(self, input_ids, attention_mask, length: int, batch_size: int | None) -> Tensor:
-        size, values = batch_size or len(input_ids), []
+        def read(ids: Tensor, attention: Tensor) -> tuple[Tensor]:
+            mask = attention[:, -length:].bool()
+            hidden = self._trunk(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+            return (_spread(self._value(_states(hidden, mask)), mask),)
+
         with use_adapter(self.accelerator.unwrap_model(self.model), VALUE), self.accelerator.autocast():
-            for ids, attention in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-                mask = attention[:, -length:].bool()
-                hidden = self._trunk(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-                values.append(_spread(self._value(_states(hidden, mask)), mask))
-        return torch.cat(values)
+            return self._in_chunks(read, input_ids, attention_mask, batch_size)[0]
 
     def _value(self, hidden_states: Tensor) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
@@ -694,7 +732,7 @@ def _count_positions(module, args, kwargs):
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     if kwargs.get("position_ids") is None and ids is not None and mask is not None and mask.shape == ids.shape:
-        kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        kwargs["position_ids"] = count_positions(mask)
     return args, kwargs
 
 

@@ -67,6 +67,13 @@ def run(
     trust = {"trust_remote_code": training.trust_remote_code}
     config = load_config(base, **trust)
     tokenizer = AutoTokenizer.from_pretrained(base, **trust)
+    if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
+        tokenizer.eos_token = tokenizer.sep_token
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {model_config.model_name_or_path} has no end token, which every text ends with: give it "
+            "an eos_token (tokenizer.eos_token = ...) and save it"
+        )
     peft_config = lora_config(model_config, config.model_type)
     if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
         peft_config.task_type = "SEQ_CLS"
@@ -78,8 +85,6 @@ def run(
     final = Path(training.output_dir)
     with training_folder(training, run_config, given, found) as folder:
         training.model_init_kwargs = init_kwargs(model_config, training)
-        if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
-            tokenizer.eos_token = tokenizer.sep_token
         training.max_length = longest_input(config, tokenizer, wanted=training.max_length)
         special_tokens = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
 

@@ -14,6 +14,7 @@ from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
 from rlhf_lines.errors import about
 from rlhf_lines.example import policy_reading, tell
+from rlhf_lines.limits import check_writes, position_table
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
@@ -71,6 +72,7 @@ def run(
             "are not trained: give the unquantised model, with use_peft and load_in_4bit where memory is short"
         )
     tokenizer = load_tokenizer(base, **trust)
+    check_writes(config, tokenizer)
     datasets = _datasets(data_config, training, tokenizer)
     found = from_leader(lambda: fingerprints(model_config.model_name_or_path, base, data_config.dataset_name, datasets))
     final = Path(training.output_dir)
@@ -87,6 +89,7 @@ def run(
                 peft_config=lora_config(model_config, config.model_type),
                 quantization_config=get_quantization_config(model_config),
             )
+        _check_positions(trainer)
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
         counts = {}
@@ -131,6 +134,19 @@ def _datasets(data_config: TrainingDataConfig, training: SFTConfig, tokenizer) -
     kind = "text" if training.packing else "demonstrations"
     splits = ("train", *(["validation"] if training.eval_strategy != "no" else []))
     return {split: data_config.load(kind, split, tokenizer) for split in splits}
+
+
+def _check_positions(trainer: SFTTrainer) -> None:
+    """Stop where a row is longer than the model's table of positions, which training would find out at that row."""
+    table, limit = position_table(trainer.model), trainer.args.max_length
+    for rows in filter(None, (trainer.train_dataset, trainer.eval_dataset)):
+        longest = max((len(ids) for ids in rows["input_ids"]), default=0)
+        longest = min(longest, limit or longest)
+        if table is not None and longest > table:
+            raise ValueError(
+                f"a row has {longest} tokens, but {trainer.model.config.name_or_path} has {table} positions: set "
+                f"max_length to {table}, or leave out what is longer"
+            )
 
 
 def _merge(base: Path, folder: Path, dtype: str) -> dict:

@@ -45,11 +45,22 @@ def rows_that_fit(text: PreTrainedConfig, length: int, bytes_per_number: int, *,
         free: bytes.
         device: `cuda` or `cpu`.
     """
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads, head_dim = heads_of_keys(text)
     cache = 2 * text.num_hidden_layers * heads * head_dim * length * bytes_per_number
     fitting = int(SHARE * free / (cache + SAMPLING_BYTES * text.vocab_size))
     return max(1, min(fitting, MOST_ON_CPU if device == "cpu" else MOST_ON_GPU))
+
+
+def heads_of_keys(text: PreTrainedConfig) -> tuple[int, int]:
+    """How many heads of keys a layer has, the most where layers differ, and how many numbers each.
+
+    A model without attention counts as one head of its hidden size: its states are large, and do not grow with texts.
+    """
+    heads = [getattr(text, name, None) for name in ("num_key_value_heads", "num_attention_heads")]
+    keys, queries = (max(count) if isinstance(count, list | tuple) else count for count in heads)
+    if not (keys or queries):
+        return 1, text.hidden_size
+    return keys or queries, getattr(text, "head_dim", None) or text.hidden_size // (queries or keys)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -11,6 +11,7 @@ all policies are loaded once, nothing is merged into W, and a quantised base sta
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -22,6 +23,7 @@ from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lora.low_rank import coefficients, stack
 
 
+_ROUTED = re.compile(r"\bexperts\.\d+\.")
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of Llama and its relatives
 
 
@@ -33,16 +35,19 @@ class MultiLoRA:
         adapters: the policies, in the order of the specs' weights; a spec may have fewer weights, the rest are 0.
 
     Raises:
-        ValueError: an adapter has a module that the model has not.
+        ValueError: an adapter has a module that the model has not, or one that `check_mixable` refuses.
     """
 
     def __init__(self, model: nn.Module, adapters: Sequence[Adapter]) -> None:
         self.model = model
         self._num_layers = model.config.get_text_config().num_hidden_layers
+        check_mixable(adapters)
         stacked = stack(adapters)
         self._ranks = next(iter(stacked.values())).ranks
         self._diagonals: dict[int | None, Tensor] = {}  # layer -> [rows, 1, R]
         self._cache: dict[MergeSpec, Tensor] = {}
+        self._length = 0  # tokens of a row of the current pass
+        model.register_forward_pre_hook(self._see_length, with_kwargs=True)
         modules = dict(model.named_modules())
         layers = layer_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
         self._layers = sorted(set(layers.values()), key=lambda layer: -1 if layer is None else layer)
@@ -54,27 +59,26 @@ class MultiLoRA:
             narrow = _Narrow([stacked[name].A.T.float().to(device) for name in names])
             for place, name in enumerate(names):
                 self._attach(
-                    modules[name], stacked[name].B.T.float().to(device), narrow, place, layers[f"{name}.weight"]
+                    name, modules[name], stacked[name].B.T.float().to(device), narrow, place, layers[f"{name}.weight"]
                 )
 
     @contextlib.contextmanager
     def rows(self, specs: Sequence[MergeSpec]) -> Iterator[None]:
         """Inside, row i of every forward pass follows `specs[i]`; outside, all rows are the SFT model."""
-        self.set_rows(torch.stack([self._coefficients(spec) for spec in specs]))
+        self._given = torch.stack([self._coefficients(spec) for spec in specs]).to(self.model.device)
+        self.select_rows(torch.arange(len(specs)))
         try:
             yield
         finally:
             self._diagonals = {}
 
-    def set_rows(self, diagonals: Tensor) -> None:
-        """Give every row its coefficients, `[rows, layers, R]`, as `select_rows` returns them."""
-        device = self.model.device
-        self._current = diagonals.to(device)
-        self._diagonals = {layer: self._current[:, i].unsqueeze(1) for i, layer in enumerate(self._layers)}
-
     def select_rows(self, rows: Tensor) -> None:
-        """Keep only some of the current rows, by index: the others have left the batch."""
-        self.set_rows(self._current[rows])
+        """Let the next passes read only some of the given specs' rows, by index and in this order."""
+        current = self._given[rows.to(self._given.device)]
+        self._diagonals = {layer: current[:, i].unsqueeze(1) for i, layer in enumerate(self._layers)}
+
+    def _see_length(self, model: nn.Module, arguments: tuple, options: dict) -> None:
+        self._length = options["input_ids"].shape[1]
 
     def _coefficients(self, spec: MergeSpec) -> Tensor:
         if spec not in self._cache:
@@ -83,14 +87,21 @@ class MultiLoRA:
             self._cache[spec] = nn.functional.pad(per_layer, (0, sum(self._ranks) - sum(ranks)))
         return self._cache[spec]
 
-    def _attach(self, module: nn.Module, up: Tensor, narrow: _Narrow, place: int, layer: int | None) -> None:
+    def _attach(self, name: str, module: nn.Module, up: Tensor, narrow: _Narrow, place: int, layer: int | None) -> None:
         """Let a module add its residual; `up` is its B, `[R, out]`."""
 
         def add_residual(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             diagonal = self._diagonals.get(layer)
             if diagonal is None:
                 return output
-            scaled = narrow(inputs[0], diagonal, place)
+            x, rows = inputs[0], len(diagonal)
+            if len(x) != (rows if x.ndim > 2 else rows * self._length):
+                raise ValueError(
+                    f"module {name!r} reads {tuple(x.shape)} for {rows} rows of {self._length} tokens, which does not "
+                    "tell whose token is whose, so specs cannot share a batch: sweep policies that leave it alone, or "
+                    "merge them one by one with rlhf-lines merge"
+                )
+            scaled = narrow(x, diagonal, place)
             if output.dtype == torch.float32:
                 # One operation in place of two: small ones cost most where rows are short.
                 output.view(-1, up.shape[1]).addmm_(scaled, up)
@@ -98,6 +109,21 @@ class MultiLoRA:
             return output + (scaled @ up).view(output.shape).to(output.dtype)
 
         module.register_forward_hook(add_residual)
+
+
+def check_mixable(adapters: Iterable[Adapter]) -> None:
+    """Stop where policies adapt single experts of a mixture, which read some tokens of a batch, of unknown rows.
+
+    Raises:
+        ValueError: they do.
+    """
+    for adapter in adapters:
+        if routed := next(filter(_ROUTED.search, adapter.modules), None):
+            raise ValueError(
+                f"policy {adapter.path} adapts the expert {routed!r}, which reads only the tokens that are routed to "
+                "it, so specs cannot share a batch: sweep policies of other modules, or merge these with rlhf-lines "
+                "merge"
+            )
 
 
 class _Narrow:
@@ -113,9 +139,10 @@ class _Narrow:
         self._unread = 0
 
     def __call__(self, x: Tensor, diagonal: Tensor, place: int) -> Tensor:
-        """What the module at a place gets, `[rows T, R]`, for x `[rows, T, in]` and c `[rows, 1, R]`."""
+        """What the module at a place gets, `[rows T, R]`, for x `[rows, T, in]` or flattened, and c `[rows, 1, R]`."""
         if x is not self._input:
-            wide = (x.float() @ self._down).unflatten(-1, (self._count, self._rank)) * diagonal.unsqueeze(2)
+            by_row = x.float().reshape(len(diagonal), -1, x.shape[-1])
+            wide = (by_row @ self._down).unflatten(-1, (self._count, self._rank)) * diagonal.unsqueeze(2)
             self._input, self._found, self._unread = x, wide.flatten(2).flatten(0, 1), self._count
         found = self._found[:, place * self._rank : (place + 1) * self._rank]
         self._unread -= 1

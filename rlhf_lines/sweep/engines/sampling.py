@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.sampling import chosen_logprobs, left_pad, sample_tokens
+from rlhf_lines.reading import last_logits, left_pad, masks_padding
+from rlhf_lines.sampling import chosen_logprobs, sample_tokens
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.prefix_tree import takes_trees, tree_logprobs, trees_of
 from rlhf_lines.sweep.engines.protocol import Completion, Pair, Request
@@ -55,7 +56,7 @@ def sample(
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
             seed=seed,
-            keep_rows=multi_lora.select_rows if by_spec else lambda rows: None,
+            choose_rows=multi_lora.select_rows if by_spec else lambda rows: None,
         )
     completions = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
     own = logprobs.double().sum(dim=1).tolist()
@@ -121,13 +122,16 @@ def _logprobs(
     temperature: float,
 ) -> list[float]:
     """The summed log-probabilities of the second parts after the first, under specs or the SFT model."""
-    most = _positions(multi_lora)
+    most, padded = _positions(multi_lora), masks_padding(multi_lora.model)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = [0.0] * len(pairs)
     while order:
         # The longest first: what does not fit into memory fails at once. Equal lengths need little padding.
         before, after = pairs[order[-1]]
-        rows = rows_of_pass(most, len(before) + len(after), len(after))
+        length = len(before) + len(after)
+        rows = rows_of_pass(most, length, len(after))
+        if not padded:
+            rows = min(rows, sum(len(pairs[i][0]) + len(pairs[i][1]) == length for i in order[-rows:]))
         chunk, order = order[-rows:], order[:-rows]
         of_rows = None if specs is None else [specs[i] for i in chunk]
         values = _logprobs_of_batch(multi_lora, of_rows, [pairs[i] for i in chunk], pad_token_id, temperature)
@@ -167,13 +171,7 @@ def _logprobs_of_batch(
     inputs, mask = left_pad([before + after for before, after in pairs], pad_token_id, device)
     width = max(len(after) for _, after in pairs)
     with contextlib.nullcontext() if specs is None else multi_lora.rows(specs):
-        logits = multi_lora.model(
-            input_ids=inputs,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=width + 1,
-        ).logits[:, :-1]
+        logits = last_logits(multi_lora.model, inputs, mask, width + 1)[:, :-1]
     lengths = torch.tensor([len(after) for _, after in pairs], device=device)
     is_after = torch.arange(width, 0, -1, device=device) <= lengths.unsqueeze(1)
     logprobs = chosen_logprobs(logits, inputs[:, inputs.shape[1] - width :], temperature)

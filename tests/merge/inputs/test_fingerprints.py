@@ -18,7 +18,6 @@ from rlhf_lines.merge.inputs.fingerprints import (
     reward_fingerprint,
     rows_fingerprint,
 )
-from rlhf_lines.merge.inputs.provenance import called
 
 
 ADAPTER = {

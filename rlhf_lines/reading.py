@@ -1,0 +1,151 @@
+"""How a causal language model is read: what its forward pass takes, padding that it does not see, positions, tokens.
+
+Architectures differ in what a batch may look like. Most hide padding behind an attention mask and number the tokens as
+they are told, so rows of any length share a batch. Where that is not so (a recurrence that runs over padding,
+positions that are counted from the start of the row), rows of one length are read together and nothing is padded.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+CACHES = ("past_key_values", "cache_params")  # what forward passes call a cache that can drop rows
+# Without position_ids, or with a recurrence, and yet a row reads the same with padding before it: a test asserts it.
+MASKED = {
+    "bamba",
+    "bloom",
+    "falcon",
+    "falcon_h1",
+    "falcon_mamba",
+    "granitemoehybrid",
+    "jamba",
+    "lfm2",
+    "lfm2_moe",
+    "mamba",
+    "mamba2",
+    "minimax",
+    "mpt",
+    "nemotron_h",
+    "olmo_hybrid",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+    "zamba2",
+}
+# They take position_ids, and count from another number than 0 themselves.
+COUNTED_OTHERWISE = {"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xmod"}
+
+
+@functools.cache
+def _arguments(architecture: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(architecture.forward).parameters)
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward pass names this argument."""
+    return argument in _arguments(type(model))
+
+
+def masks_padding(model: nn.Module) -> bool:
+    """Whether a row of a batch reads the same with padding before it, its tokens numbered from 0 by the caller."""
+    kind = model.config.get_text_config().model_type
+    usual = takes(model, "position_ids") and not getattr(model, "_is_stateful", False)
+    return kind in MASKED or (usual and kind not in COUNTED_OTHERWISE)
+
+
+def of_one_length(lengths: Sequence[int]) -> list[list[int]]:
+    """The rows of a batch, by index, in parts whose rows have one length."""
+    parts: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        parts.setdefault(length, []).append(row)
+    return list(parts.values())
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both `[N, longest row]`, padded on the left."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def count_positions(mask: Tensor) -> Tensor:
+    """The number of every token in its row, from 0, for a mask `[N, T]` that may begin with padding."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+class Reader:
+    """The logits of the next token of a growing batch, from a cache where the model has one that can drop rows.
+
+    Args:
+        model: a causal language model.
+        inputs: token ids `[N, T]`.
+        mask: their attention mask `[N, T]`; padding, if any, comes first, and `masks_padding` holds.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, mask: Tensor) -> None:
+        self._model, self._mask = model, mask
+        self._unread = inputs
+        self._cache_name = next((name for name in CACHES if takes(model, name)), None)
+        self._cache = None
+
+    def next_logits(self) -> Tensor:
+        """The logits `[N, V]` of the next token of every row, with a graph where gradients are on."""
+        cache = {} if self._cache_name is None else {"use_cache": True, self._cache_name: self._cache}
+        # The states of a purely recurrent model hold no padding, and it takes no mask for what they have read.
+        mask = None if self._cache is not None and self._cache_name == "cache_params" else self._mask
+        output = _forward(self._model, self._unread, mask, 1, **cache)
+        found = output.get(self._cache_name) if cache else None
+        self._cache = found if hasattr(found, "reorder_cache") else None
+        if self._cache is None:  # the model has none, or keeps it to itself: it reads everything again
+            self._cache_name = None
+        return output.logits[:, -1]
+
+    def append(self, tokens: Tensor) -> None:
+        """Let every row go on with its token `[N]`."""
+        column = tokens.unsqueeze(1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(column.shape)], dim=1)
+        if self._cache is None:
+            column = torch.cat([self._unread, column], dim=1)
+        self._unread = column
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows, by index."""
+        self._mask, self._unread = self._mask[rows], self._unread[rows]
+        if self._cache is None:
+            return
+        from transformers import Cache
+
+        if type(self._cache).batch_select_indices is Cache.batch_select_indices:
+            # It leaves out the states of recurrent layers, which the reordering of beams takes along.
+            self._cache.reorder_cache(rows)
+        else:
+            self._cache.batch_select_indices(rows)
+
+
+def last_logits(model: nn.Module, inputs: Tensor, mask: Tensor, count: int) -> Tensor:
+    """The logits `[N, count, V]` of the last tokens of a batch.
+
+    Args:
+        model: a causal language model.
+        inputs: token ids `[N, T]`.
+        mask: their attention mask; padding, if any, comes first, and `masks_padding` holds.
+        count: how many.
+    """
+    return _forward(model, inputs, mask, count).logits[:, -count:]
+
+
+def _forward(model: nn.Module, inputs: Tensor, mask: Tensor | None, count: int, **arguments):
+    if mask is not None and takes(model, "position_ids") and masks_padding(model):
+        arguments["position_ids"] = count_positions(mask)[:, -inputs.shape[1] :]
+    if takes(model, "logits_to_keep"):
+        arguments["logits_to_keep"] = count
+    if takes(model, "use_cache") or takes(model, "past_key_values"):
+        arguments.setdefault("use_cache", False)
+    return model(input_ids=inputs, attention_mask=mask, **arguments)

@@ -1,0 +1,96 @@
+"""What a model cannot read or write is one sentence before the work, read from configs as transformers makes them."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoConfig
+
+from rlhf_lines.limits import check_length, check_prompts, check_writes, longest_text, position_table
+from tests.architectures import ARCHITECTURES
+from tests.tiny import gpt2, llama, llama_config, word_tokenizer
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "limit"),
+    [
+        ("llama", {"max_position_embeddings": 50}, 50),
+        ("gpt2", {"n_positions": 50}, 50),
+        ("mpt", {"max_seq_len": 50}, 50),
+        ("bloom", {}, None),
+        ("mamba", {}, None),
+        ("opt", {"max_position_embeddings": 50}, 50),  # its table has two rows more, for what it adds to positions
+        ("roberta", {"max_position_embeddings": 52, "pad_token_id": 1}, 50),  # positions begin at 2
+        (
+            "phi3",
+            {"original_max_position_embeddings": 50, "max_position_embeddings": 99, "rope_parameters": LONGROPE},
+            50,
+        ),
+    ],
+)
+def test_the_longest_text_of_an_architecture(kind, settings, limit):
+    found = longest_text(AutoConfig.for_model(kind, **settings))
+    assert (found and found.tokens) == limit
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(10, True), (11, False)])
+def test_a_prompt_and_its_completion_fit_up_to_the_last_position(tokens, fits):
+    config = llama_config(max_position_embeddings=16)
+    if fits:
+        check_length(config, tokens, max_completion_length=6)
+    else:
+        sentence = "longest prompt has 11 tokens and max_completion_length is 6, but the model has 16 positions"
+        with pytest.raises(ValueError, match=sentence):
+            check_length(config, tokens, max_completion_length=6)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        ([[3], []], "dataset words has a prompt without tokens"),
+        ([[3], [4, 24]], "dataset words has a prompt with the token 24, but the model knows 24 tokens"),
+        ([[3] * 40, [3]], "longest prompt has 40 tokens and max_new_tokens is 30, but the model has 64 positions"),
+    ],
+)
+def test_prompts_that_cannot_be_completed(prompts, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check_prompts(llama_config(vocab_size=24), prompts, dataset="words", max_new_tokens=30)
+
+
+def test_tokens_of_texts_that_no_model_ends_or_knows():
+    config = llama_config(vocab_size=13)
+    check_writes(config, word_tokenizer())
+    with pytest.raises(ValueError, match="has no end token"):
+        check_writes(config, word_tokenizer(eos_token=None))
+    with pytest.raises(
+        ValueError, match="padding token '<more>' of the tokenizer has the id 13, but the model knows 13"
+    ):
+        check_writes(config, word_tokenizer(pad_token="<more>"))
+    with pytest.raises(ValueError, match="end token '<more>' of the tokenizer has the id 13"):
+        check_writes(config, word_tokenizer(eos_token="<more>"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_models_that_read_what_comes_later_write_nothing(kind):
+    with pytest.raises(ValueError, match=f"{kind} models read the tokens that come later"):
+        check_writes(AutoConfig.for_model(kind), word_tokenizer())
+    check_writes(AutoConfig.for_model(kind, is_decoder=True), word_tokenizer())
+
+
+def test_the_table_of_positions():
+    assert position_table(gpt2(n_positions=12)) == 12
+    assert position_table(llama()) is None
+    tables = {a.name for a in ARCHITECTURES if position_table(a.model()) is not None}
+    assert tables == {"gpt2", "openai-gpt", "gptj", "gpt_bigcode", "opt", "bart"}
+
+
+def test_a_tokenizer_without_an_end_token_takes_that_of_the_model(tmp_path):
+    from rlhf_lines.models import load_tokenizer
+
+    tokenizer = word_tokenizer(eos_token=None, pad_token=None)
+    llama(vocab_size=13, eos_token_id=1, pad_token_id=None).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.eos_token, loaded.pad_token) == ("<eos>", "<eos>")
