@@ -46,7 +46,7 @@ def refused(path):
         (b'[{"prompt": "a"}', "line 1 of dataset file .* is cut off"),
         (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', "row 2 of dataset file .* holds half of a character"),
         (b'{\n  "data": [\n{"prompt": "a"}\n]}\n', "holds one object over several lines, expected rows"),
-        (gzip.compress(GOOD), "is packed with gzip: call it .*rows.jsonl.gz"),
+        (gzip.compress(GOOD, mtime=0), "is packed with gzip: call it .*rows.jsonl.gz"),
         (b"", "is empty, expected rows"),
         (b"\n\n", "holds no rows"),
         (b"[]", "holds no rows"),
@@ -61,7 +61,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("rows.jsonl.gz", gzip.compress(GOOD)[:-9]),
+        ("rows.jsonl.gz", gzip.compress(GOOD, mtime=0)[:-9]),
         ("rows.jsonl.gz", GOOD),
         ("rows.parquet", b"PAR1 and no more"),
     ],
