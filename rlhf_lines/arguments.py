@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ RANGES = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), (0, math.inf)),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),
 }  # fmt: skip
+LARGEST = 2**63 - 1  # whole number that torch and Python's own loops count to
 MANY = 3  # unknown keys of a file that are told one by one
 
 
@@ -57,6 +59,9 @@ def parse(dataclass_types: Sequence[type], arguments: list[str], *, prog: str) -
         if is_of_machine(error) or (is_ours(error) and not is_about_input(error)):
             raise
         message = str(error) if is_ours(error) else reason(error)
+        if isinstance(error, json.JSONDecodeError):  # which does not know what it read
+            key = next((key for key, value in {**given, **flags}.items() if value == error.doc), "a setting")
+            message = f"{key} holds {error.doc!r}, which is not valid JSON: {message}"
         raise ValueError(_place(message, settings, flags) + message) from error
     return configs, {**given, **flags}
 
@@ -68,6 +73,10 @@ def _check_ranges(given: Mapping[str, Any], known: Collection[str], settings: Se
         if key in known and isinstance(value, (int, float)) and not least <= value <= most:
             expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
             message = f"{key} is {value}, expected {expected}"
+            problems.add(_place(message, settings, flags) + message)
+    for key, value in given.items():
+        if isinstance(value, int) and not -LARGEST <= value <= LARGEST and key not in ("seed", "data_seed"):
+            message = f"{key} is {value}, expected at most {LARGEST}"
             problems.add(_place(message, settings, flags) + message)
     problems.check()
 

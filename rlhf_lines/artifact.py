@@ -108,6 +108,8 @@ def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
     output = Path(output_dir)
     if not output.name:
         raise ValueError(f"output_dir {str(output_dir)!r} has no name of its own: give a folder that can be made")
+    if output.parts[0].startswith("~"):
+        raise ValueError(f"output_dir {output} begins with ~, which only a shell replaces: write the path out")
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:

@@ -95,6 +95,18 @@ def _as_written(value: object) -> object:
     return {name: held for name, default in defaults.items() if (held := getattr(value, name)) != default}
 
 
+A_NAME = "a text without line breaks, and without blanks around it"
+
+
+def is_name(value: object) -> bool:
+    """Whether a user can call something by this and find it again: in tables, figures and flags.
+
+    >>> [is_name(name) for name in ("r 2", "", " r2", 2)]
+    [True, False, False, False]
+    """
+    return isinstance(value, str) and value == value.strip() != "" and value.isprintable()
+
+
 def is_list(annotation: Any) -> bool:
     """Whether a field holds a list, or a list or None."""
     return list in (get_origin(annotation), *map(get_origin, get_args(annotation)))

@@ -50,6 +50,7 @@ def read_settings(path: Path) -> Settings:
         raise FileNotFoundError(f"config file {path} does not exist")
     with _yaml_of(path):
         loader = _Loader(path.read_text(encoding="utf-8"))
+        loader.deep_construct = True  # refuses a value that holds itself
         node = loader.get_single_node()
     if isinstance(node, yaml.MappingNode):
         _check_keys(node, path)  # before merge keys (<<) put more of them beside each other

@@ -97,6 +97,8 @@ def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if isinstance(error, sqlite3.Error):
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:  # no room for the index of its log
+            return errno.ENOSPC
         return _OF_SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)  # the low byte is the kind
     if found := _OF_RUST.search(str(error)):
         return int(found[1])

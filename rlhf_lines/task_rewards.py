@@ -12,7 +12,7 @@ from typing import Any
 import reward_models
 from reward_models import RewardModel
 from reward_models.base import is_number
-from rlhf_lines.config import from_json
+from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about, alternatives, closest
 from rlhf_lines.models import LOAD_DTYPES
@@ -96,7 +96,7 @@ class RewardEntry:
 
     def __post_init__(self) -> None:
         for key, expected, holds in (
-            ("name", "a text", self.name is None or isinstance(self.name, str)),
+            ("name", A_NAME, self.name is None or is_name(self.name)),
             ("weight", "a finite number", is_number(self.weight)),
             ("normalize", "true or false", isinstance(self.normalize, bool)),
             ("clip", "a positive number", self.clip is None or (is_number(self.clip) and self.clip > 0)),

@@ -93,6 +93,7 @@ def test_a_value_is_what_its_field_holds(given, content, name, value):
         ("quick: 2\n", [], "thing.yaml, line 1: quick holds 2, expected true or false"),
         ("note: [a]\n", [], r"thing.yaml, line 1: note holds \['a'\], expected one value"),
         ("note: x\nsteps: 0\n", [], "^config file thing.yaml, line 2: steps is 0, expected at least 1$"),
+        (f"steps: {10**20}\n", [], f"thing.yaml, line 1: steps is {10**20}, expected at most {2**63 - 1}$"),
         # A wrong flag beside a config is not the config's fault.
         ("steps: 3\n", ["--steps", "0"], "^steps is 0, expected at least 1$"),
         ("note: x\n", ["--steps", "0"], "^steps is 0, expected at least 1$"),

@@ -66,6 +66,11 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert entries(tmp_path) == ["out"]
 
 
+def test_a_home_that_no_shell_has_written_out_is_refused():
+    with pytest.raises(ValueError, match=r"output_dir ~/here begins with ~, .*: write the path out"):
+        refuse_existing("~/here", overwrite=False)
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_overwrite_keeps_the_old_folder_until_the_new_one_is_complete(tmp_path, error):
     final = tmp_path / "out"

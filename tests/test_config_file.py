@@ -70,6 +70,7 @@ def test_a_merge_key_may_be_overruled(read):
         ("a: 1\n---\nb: 2\n", "is not valid YAML in line 2"),
         ("? {a: b}\n: c\n", "is not valid YAML in line 1"),
         ("a: !!python/object:os.system x\n", "is not valid YAML in line 1: could not determine a constructor"),
+        ("a: &all [*all]\n", "is not valid YAML in line 1: found unconstructable recursive node"),
         ("a: !!int x\n", "is not valid YAML: invalid literal"),
         ("a: \0", "is not valid YAML"),
         ("- a\n", "must be a mapping of keys to values .*, but holds a list"),

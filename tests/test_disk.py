@@ -85,6 +85,12 @@ def test_what_can_go_on_says_so(tmp_path, largest_file):
         by_hand(folder)
 
 
+def of_sqlite(code: int) -> sqlite3.Error:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -93,6 +99,8 @@ def test_what_can_go_on_says_so(tmp_path, largest_file):
         (OSError(errno.EROFS, "Read-only file system", "x"), "x may not be read or written (Read-only file system)"),
         (OSError(errno.EIO, "Input/output error"), "reading or writing place failed ("),
         (OSError(errno.EMFILE, "Too many open files", b"x"), "x cannot be opened (Too many open files)"),
+        (of_sqlite(sqlite3.SQLITE_IOERR_READ), "reading or writing place failed ("),
+        (of_sqlite(sqlite3.SQLITE_IOERR_SHMSIZE), "no space left while writing place ("),
         (Exception("I/O error: No space left on device (os error 28)"), "no space left while writing place ("),
     ],
     ids=str,

@@ -15,6 +15,12 @@ def test_two_reward_models_of_one_name_are_refused():
         load_reward_models(reward_entries(["posixpath:split", "ntpath:split"]))
 
 
+@pytest.mark.parametrize("name", ["", " ", " length", "two\nlines", 3])
+def test_a_reward_has_a_name_that_can_be_found_again(name):
+    with pytest.raises(ValueError, match=r"rewards: rule:length has name .*, expected a text without line breaks"):
+        RewardEntry.of({"model": "rule:length", "name": name})
+
+
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [("rlhf_lines.pareto", ["trl", "rlhf_lines.train"]), ("reward_models", ["trl", "rlhf_lines"])],

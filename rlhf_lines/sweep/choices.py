@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-from rlhf_lines.config import from_json
+from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES
@@ -115,7 +115,7 @@ class GroupEntry:
         if isinstance(item, cls):
             return item
         item = from_json("groups", item)
-        if not isinstance(item, Mapping) or not _is_text(item.get("name")):
+        if not isinstance(item, Mapping) or not item.get("name"):
             raise ValueError(f"groups holds {item!r}, expected a mapping with the key name")
         known = [entry.name for entry in fields(cls)]
         for key in item:
@@ -124,8 +124,8 @@ class GroupEntry:
         return cls(**item)
 
     def __post_init__(self) -> None:
-        if not _is_text(self.name):
-            raise ValueError(f"groups has name {self.name!r}, expected a text")
+        if not is_name(self.name):
+            raise ValueError(f"groups has name {self.name!r}, expected {A_NAME}")
         folders = self.statistics
         try:
             if isinstance(folders, str) or not (isinstance(folders, Sequence) and all(map(_is_text, folders))):
@@ -145,7 +145,7 @@ def group_problems(entries: Sequence[GroupEntry]) -> Iterator[str]:
     """What is wrong with groups beside one another: a name that is taken, statistics that differ for one rule."""
     names = [entry.name for entry in entries]
     for name in dict.fromkeys(names):
-        if name in GROUPS:
+        if name.lower() in GROUPS:
             yield f"groups: {name!r} is the name of a group that a sweep has anyway: choose another one"
         if names.count(name) > 1:
             yield f"groups: {name!r} occurs twice: give every group a name of its own"

@@ -26,7 +26,7 @@ from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.scaling import choose_scaling
-from rlhf_lines.sweep.store import RUN_STORE, Store
+from rlhf_lines.sweep.store import Store, has_begun
 
 
 CONFIGS = (RunConfig, PromptDataConfig, SweepConfig)
@@ -108,7 +108,7 @@ def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
         ValueError: it was; what has changed is named.
     """
     partial = partial_folder(output_dir)
-    if not _has_begun(partial):
+    if not has_begun(partial):
         return
     settings = {key: kept[key] for key in kept if key != "reward_models" and "sha256" not in key}
     with Store(partial, reading=True) as store:
@@ -122,7 +122,7 @@ def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
 def _refuse_stopped(output_dir: str) -> None:
     """Raise FileExistsError where a stopped sweep has completions, which a new one would throw away."""
     partial = partial_folder(output_dir)
-    if not _has_begun(partial):
+    if not has_begun(partial):
         return
     with Store(partial, reading=True) as store:
         finished = len(store.finished())
@@ -131,12 +131,6 @@ def _refuse_stopped(output_dir: str) -> None:
             f"a sweep into {output_dir} was stopped after {finished:,} completions: add --resume to go on with it, or "
             "--overwrite to begin again"
         )
-
-
-def _has_begun(partial: Path) -> bool:
-    """Whether the folder has a run store; one that was killed before its first fact is empty."""
-    path = partial / RUN_STORE
-    return path.is_file() and path.stat().st_size > 0
 
 
 def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Measurement) -> dict[str, Any]:

@@ -110,6 +110,16 @@ class StoredText(NamedTuple):
     tokens: int
 
 
+def has_begun(folder: str | Path) -> bool:
+    """Whether a folder has a run store; one of a run that stopped before its first table is empty, and none."""
+    path = Path(folder) / RUN_STORE
+    if not path.is_file():
+        return False
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=SHORT_PATIENCE)) as store:
+        return store.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+    return True  # it is damaged or locked, as whoever opens it is told
+
+
 class Store:
     """An open run store; a context manager, which tells faults of the file and of its disk in one sentence.
 

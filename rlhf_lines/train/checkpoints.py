@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from transformers import TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from rlhf_lines.artifact import (
@@ -91,6 +92,8 @@ def training_folder(
     ):
         training.output_dir = str(folder / trained)
         if leads():
+            if trained != ".":
+                _remove_what_came_after(folder)
             write_config(folder, given)
             write_whole(folder / BEGUN, json.dumps(begun))
         try:
@@ -217,7 +220,8 @@ def keep_trained(trained: Path, final: Path) -> None:
     What comes after training (a merge, a score, a record) can fail, on a full disk for one; the hours before it stay.
 
     Args:
-        trained: the folder of the trainer; without weights in it nothing is moved.
+        trained: the folder of the trainer; without weights in it nothing is moved. Its checkpoints stay, with what
+            `--resume` asks of a stopped run.
         final: the folder that was to be made: what is moved goes beside it, into `NAME.trained`.
     """
     if not any(trained.glob("*.safetensors")):
@@ -226,9 +230,18 @@ def keep_trained(trained: Path, final: Path) -> None:
     kept = next(place for place in places if not place.exists())
     kept.mkdir(parents=True)
     for file in trained.iterdir():
-        if file.is_file():
+        if file.name == TRAINING_ARGS_NAME:  # a pickle of every setting, secrets among them
+            file.unlink()
+        elif file.is_file() and file.name not in (CONFIG, BEGUN):
             file.rename(kept / file.name)
     logger.warning("what was trained is kept in %s: all but what comes after the training", kept)
+
+
+def _remove_what_came_after(folder: Path) -> None:
+    """Remove the files that a stopped run has left beside the folder of its trainer: half a merge cannot go on."""
+    for file in folder.iterdir():
+        if file.is_file():
+            file.unlink()
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -262,7 +275,7 @@ class WholeCheckpoints:
         if self.args.should_save:
             (written,) = hidden.iterdir()
             self.state.save_to_json(str(written / "trainer_state.json"))
-            (written / "training_args.bin").unlink(missing_ok=True)  # a pickle of every setting, which nobody reads
+            (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # which nobody reads
             write_manifest(written)
             final = run_dir / written.name
             shutil.rmtree(final, ignore_errors=True)  # of a run that went on from an earlier checkpoint

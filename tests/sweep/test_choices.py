@@ -144,6 +144,8 @@ def test_a_group_is_a_mapping_or_json():
         ([{"name": "a", "statistics": ["x", 3]}], "groups: a: statistics is ['x', 3], expected a list of folders"),
         ([{"name": "a", "schedule": "square"}], "groups: a: unknown schedule 'square'"),
         ([{"name": "lines"}], "groups: 'lines' is the name of a group that a sweep has anyway: choose another one"),
+        ([{"name": "SFT"}], "groups: 'SFT' is the name of a group that a sweep has anyway: choose another one"),
+        ([{"name": " a "}], "groups has name ' a ', expected a text without line breaks, and without blanks around it"),
         ([{"name": "uniform"}], "groups: 'uniform' is the name of a group that a sweep has anyway"),
         (
             [{"name": "a"}, {"name": "a", "rule": "ties"}],

@@ -13,7 +13,17 @@ from rlhf_lines.artifact import write_record
 from rlhf_lines.disk import DiskFault
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep import store as stores
-from rlhf_lines.sweep.store import RUN_STORE, Row, Store, StoredPoint, StoredPrompt, StoredText, Unscored, open_finished
+from rlhf_lines.sweep.store import (
+    RUN_STORE,
+    Row,
+    Store,
+    StoredPoint,
+    StoredPrompt,
+    StoredText,
+    Unscored,
+    has_begun,
+    open_finished,
+)
 
 
 SPECS = [MergeSpec("linear", (1.0, 0.0)), MergeSpec("linear", (0.3, 0.7), alpha=0.5, beta=1.0)]
@@ -324,6 +334,19 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path):
         store.finish()
     with Store(tmp_path, reading=True) as store:
         assert len(store.finished()) == 1000
+
+
+def test_a_store_without_a_table_has_not_begun(tmp_path):
+    """As a run leaves it that is killed, or whose disk is full, before its first table; the next one fills it."""
+    assert not has_begun(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / RUN_STORE)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+    assert (tmp_path / RUN_STORE).stat().st_size > 0 and not has_begun(tmp_path)
+    with Store(tmp_path) as store:
+        store.add([row(1, 1, 0)])
+    assert has_begun(tmp_path)
+    (tmp_path / RUN_STORE).write_bytes(b"no store" * 999)
+    assert has_begun(tmp_path), "whoever opens it is told"
 
 
 def test_only_a_finished_run_is_opened(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
 from safetensors.torch import load_file
 from transformers import Trainer
 
+from rlhf_lines.disk import DiskFault
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import UNFINISHED, newest_checkpoint
 from tests.tiny import WORDS
@@ -30,6 +32,7 @@ def stage(flags, base, write_rows, tmp_path):
         }
         return run_stage(verb, flags(**{**settings, **changes}))
 
+    run.base = base
     return run
 
 
@@ -75,6 +78,28 @@ def test_a_stopped_run_goes_on(stage, tmp_path, monkeypatch, verb, trained, meth
     a, b = (load_file(folder / trained / "adapter_model.safetensors") for folder in (whole, out))
     for name in a:
         assert (a[name] - b[name]).abs().max() < 1e-6, name
+
+
+@pytest.mark.parametrize(("verb", "trained"), [("sft", "adapter"), ("reward", ".")])
+def test_a_run_that_failed_after_its_training_goes_on(stage, tmp_path, monkeypatch, verb, trained):
+    """A full disk for one: half a merge is there then, and what was trained has been moved aside."""
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+
+    def fail(folder, *_, **__):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"rlhf_lines.train.{verb}.write_record", fail)
+        with pytest.raises(DiskFault, match="what was done so far is kept for --resume"):
+            stage(verb, output_dir=out)
+    assert newest_checkpoint(partial / trained).name == "checkpoint-8"
+    kept = {path.name for path in (tmp_path / "out.trained").iterdir()}
+    assert "adapter_model.safetensors" in kept and "training_args.bin" not in kept, "a pickle of the settings"
+    assert stage(verb, output_dir=out, resume=True) == out
+    assert not partial.exists()
+    if verb == "sft":
+        assert load_file(out / "model.safetensors").keys() == load_file(stage.base / "model.safetensors").keys()
 
 
 def test_old_checkpoints_are_removed(stage, tmp_path):
