@@ -36,7 +36,8 @@ _LOOKS = re.compile(
     r"\b(hf_(?=\w*[A-Z0-9])[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}|gh[opsru]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)|(?<=[Bb]earer )\S+"
 )
-_USER = re.compile(r"(?P<before>https?://)[^/@\s'\"]+(?=@)|(?P<other>://[^/@:\s'\"]+:)[^/@\s'\"]+(?=@)")
+# One slash is what a library leaves that takes the address for a path.
+_USER = re.compile(r"(?P<before>https?:/{1,2})[^/@\s'\"]+(?=@)|(?P<other>:/{1,2}[^/@:\s'\"]+:)[^/@\s'\"]+(?=@)")
 _QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"]+)")
 _MEANT = re.compile(r"tok(?!enizer)\w*$|secr|passw|api.?k|auth|cred", re.IGNORECASE)  # of flags, also misspelt ones
 _told: set[str] = set()  # values that the command line and config files gave

@@ -86,6 +86,12 @@ def test_what_looks_like_a_secret_is_hidden(secret):
     assert redact(f"unknown flag '--x={secret}'") == f"unknown flag '--x={HIDDEN}'"
 
 
+@pytest.mark.parametrize("before", ["https://", "https:/", "ftp://me:", "/data/s3:/me:"])
+def test_a_password_in_an_address_is_hidden(before):
+    """Also where a library took the address for a path and put one slash for two."""
+    assert redact(f"no file at {before}{SECRET}@host/x") == f"no file at {before}{HIDDEN}@host/x"
+
+
 @pytest.mark.parametrize("text", ["hf_transfer is missing", "a?b=c&d=e", "user@host", "--learning_rate 1e-5: sk-learn"])
 def test_other_texts_stay(text):
     assert redact(text) == text
