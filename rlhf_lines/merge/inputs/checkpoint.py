@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from rlhf_lines.merge.tensors.tensor_file import Entry, TensorFile
 _T = TypeVar("_T")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r".*-\d+-of-(\d+)\.safetensors")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _OF_PARTS = ("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers")
 _INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -86,8 +88,18 @@ class Checkpoint:
                 raise FileNotFoundError(f"{str(self.folder)!r} has no {file!r}, which {_INDEX} names; copy it there")
         held = {file: list(self._file(file).entries) for file in files}
         if self.index is not None:
+            self._check_number(files)
             self._check_index(held)
         return held
+
+    def _check_number(self, files: Sequence[str]) -> None:
+        """Stop where shards are called `...-of-N` and the index does not name N: some tensors would be missing."""
+        totals = {int(found[1]) for found in map(_SHARD.fullmatch, files) if found}
+        if len(totals) == 1 and totals != {len(files)}:
+            raise ValueError(
+                f"{_INDEX} of {str(self.folder)!r} names {len(files)} of the {totals.pop()} shards that {files[0]} is "
+                "one of: copy the model again, or save it again with save_pretrained"
+            )
 
     def _check_index(self, held: Mapping[str, Sequence[str]]) -> None:
         """Stop where the index and the headers of the shards disagree: they are of two models, or one is damaged."""

@@ -65,6 +65,10 @@ DISAGREEMENTS = {
         ),
         r"model-00002-of-00003\.safetensors holds 'model\.layers\.2\..*', which should not be there",
     ),
+    "a shard that the index does not name": (
+        lambda folder: change_index(folder, lambda names: names.pop(Q.format(1))),
+        "names 2 of the 3 shards that model-00001-of-00003.safetensors is one of: copy the model again",
+    ),
     "no shard": (lambda folder: (folder / shard(1, 3)).unlink(), "has no 'model-00002-of-00003.safetensors', which"),
     "half a shard": (
         lambda folder: (folder / shard(1, 3)).write_bytes((folder / shard(1, 3)).read_bytes()[:-9]),
