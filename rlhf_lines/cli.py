@@ -204,11 +204,11 @@ def _stage(options: argparse.Namespace) -> None:
         return
     if verb != "merge":  # loads no model and no data, and is done before these are imported
         _hide_bars()
-    folder = run_configured(module, configs, given)
+    folder, was_complete = run_configured(module, configs, given)
     if distributed.leads():  # of several processes, one speaks
         from rlhf_lines.summary import summary
 
-        _say(summary(verb, folder))
+        _say(summary(verb, folder, was_complete=was_complete))
 
 
 def _demo(options: argparse.Namespace) -> None:

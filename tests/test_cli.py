@@ -509,6 +509,7 @@ def test_merge_truncates_to_a_rank_and_says_what_that_lost(folder, capsys):
     )
     assert "--max-lora-rank 1 " in lines[3]
     assert cli.main(["merge", *merge_flags(rank=1), "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["kept out, which was complete", *lines[1:]]
     for rank in (None, 2):
         assert "was made with rank 1, now it is" in refused(
             capsys, folder, ["merge", *merge_flags(rank=rank), "--resume"]

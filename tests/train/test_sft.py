@@ -82,6 +82,12 @@ def test_only_completions_and_their_end_are_trained_on(run_sft, llama, tokenizer
     assert max((other[name] - expected[name]).abs().max() for name in other) > 1e-2
 
 
+def test_the_first_lines_show_a_row_and_what_is_learned_of_it(run_sft, caplog):
+    caplog.set_level("INFO", logger="rlhf_lines")
+    run_sft(DEMONSTRATIONS[:1], max_steps=1)
+    assert "policy     'a b c d e <eos>'" in caplog.text and "it learns  'c d e <eos>'" in caplog.text
+
+
 def test_packed_texts_are_trained_on_from_end_to_end(run_sft, llama, tokenizer):
     out = run_sft(
         [{"text": text} for text in TEXTS], packing=True, packing_strategy="wrapped", max_length=6, **ONE_STEP
