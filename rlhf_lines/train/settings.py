@@ -202,7 +202,10 @@ def _checks(args: TrainingArguments) -> list[Check]:
             not args.fp16 or not (args.use_cpu or distributed.on_cpu()),
         ),
         ("do_predict", "false: a stage trains, and predicts nothing", not args.do_predict),
-        ("do_eval", "false, or an eval_strategy beside it", not args.do_eval or args.eval_strategy != "no"),
+        *(
+            (name, "its default, or an eval_strategy beside it", args.eval_strategy != "no" or not value)
+            for name, value in _values(args, ("do_eval", "eval_on_start", "eval_steps"))
+        ),
         (
             "use_liger_kernel",
             "false: liger-kernel is not installed",
