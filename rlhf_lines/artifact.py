@@ -14,7 +14,7 @@ from pathlib import Path
 from rlhf_lines.disk import NOTHING_KEPT, named_faults
 from rlhf_lines.distributed import leads, wait
 from rlhf_lines.errors import about
-from rlhf_lines.lock import only_writer
+from rlhf_lines.lock import only_run
 from rlhf_lines.redaction import redact, without_secrets
 
 
@@ -49,7 +49,7 @@ def new_folder(
     """
     kept = "what was done so far is kept for --resume" if keep_partial or leave_partial else NOTHING_KEPT
     final = Path(output_dir)
-    with only_writer(final), named_faults(final, kept=kept):
+    with only_run(final), named_faults(final, kept=kept):
         yield from _new_folder(final, overwrite, keep_partial, leave_partial)
 
 

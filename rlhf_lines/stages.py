@@ -10,7 +10,7 @@ from rlhf_lines import distributed
 from rlhf_lines.arguments import parse
 from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder, read_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.lock import only_writer
+from rlhf_lines.lock import only_run
 
 
 # Each module has run(*configs, given) -> folder; one that has finish(folder) writes there what a killed run may not
@@ -51,7 +51,7 @@ def run_configured(module: ModuleType, configs: tuple, given: dict) -> Path:
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
     distributed.start()  # one locks and renames a folder, the others wait; training has started them by now
-    with only_writer(output_dir):
+    with only_run(output_dir):
         return _run(module, run_config, output_dir, configs, given)
 
 
