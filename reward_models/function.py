@@ -6,6 +6,7 @@ import functools
 import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,12 @@ class FunctionReward:
             return await awaitable
 
         self._runner = self._runner or asyncio.Runner()
-        return self._runner.run(result())
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._runner.run(result())
+        with ThreadPoolExecutor(1) as thread:  # in a notebook a loop runs in this one
+            return thread.submit(self._runner.run, result()).result()
 
     def _failure(
         self, error: BaseException, prompts: Sequence[Prompt], completions: Sequence[str], columns: Mapping[str, Any]

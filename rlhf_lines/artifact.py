@@ -14,7 +14,7 @@ from pathlib import Path
 from rlhf_lines.disk import NOTHING_KEPT, named_faults
 from rlhf_lines.distributed import leads, wait
 from rlhf_lines.errors import about
-from rlhf_lines.lock import only_writer
+from rlhf_lines.lock import only_run
 from rlhf_lines.redaction import redact, without_secrets
 
 
@@ -49,7 +49,7 @@ def new_folder(
     """
     kept = "what was done so far is kept for --resume" if keep_partial or leave_partial else NOTHING_KEPT
     final = Path(output_dir)
-    with only_writer(final), named_faults(final, kept=kept):
+    with only_run(final), named_faults(final, kept=kept):
         yield from _new_folder(final, overwrite, keep_partial, leave_partial)
 
 
@@ -162,14 +162,18 @@ def check_same_config(
         may_differ: keys that do not matter.
 
     Raises:
-        ValueError: `config.yaml` in the folder differs from what is given now; names the first key.
+        ValueError: `config.yaml` in the folder differs from what is given now; names the first key. Or it is damaged.
     """
     import yaml
 
     path = Path(folder) / CONFIG
     if not path.is_file():
         return
-    made_with = without_secrets(yaml.safe_load(path.read_text()) or {})
+    with about(f"{path} cannot be read, so nobody can tell of which settings {name or folder} is"):
+        made_with = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(made_with, dict):
+        raise ValueError(f"{path} holds no settings by name: restore it, or start again with --overwrite")
+    made_with = without_secrets(made_with)
     # Through YAML and back, so that both sides hold the same types.
     given = yaml.safe_load(yaml.safe_dump(without_secrets(given)))
     free = {"overwrite", "resume", "output_dir", "resume_from_checkpoint", *may_differ}

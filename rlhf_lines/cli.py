@@ -204,11 +204,11 @@ def _stage(options: argparse.Namespace) -> None:
         return
     if verb != "merge":  # loads no model and no data, and is done before these are imported
         _hide_bars()
-    folder = run_configured(module, configs, given)
+    folder, was_complete = run_configured(module, configs, given)
     if distributed.leads():  # of several processes, one speaks
         from rlhf_lines.summary import summary
 
-        _say(summary(verb, folder))
+        _say(summary(verb, folder, was_complete=was_complete))
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -317,10 +317,11 @@ def _quiet_warnings() -> None:
 
 
 class _Stderr(logging.Handler):
-    """Prints where stderr is at the time."""
+    """Prints where stderr is at the time; of several processes, one speaks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        if distributed.leads():
+            print(self.format(record), file=sys.stderr)
 
 
 def _show_log() -> None:

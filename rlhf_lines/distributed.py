@@ -18,6 +18,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from rlhf_lines.errors import is_about_input
+
 
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)  # for the leader, who may be computing a front
@@ -158,6 +160,7 @@ class Processes:
         """`work(item)` of at most one item per process, computed at the same time; for the leader only.
 
         Raises:
+            ValueError: another process was given a wrong input; the message says which.
             RuntimeError: another process failed; its traceback is in the message.
         """
         if self.count == 1:
@@ -167,7 +170,10 @@ class Processes:
         failed = [(rank, error) for rank, (_, error) in enumerate(answers) if error is not None]
         if failed:
             rank, error = failed[0]
-            raise error if rank == 0 else RuntimeError(f"process {rank} of {self.count} failed:\n{error}")
+            if rank == 0:
+                raise error
+            kind, text = error
+            raise kind(f"process {rank} of {self.count}{text}")
         return [result for result, _ in answers[: len(items)]]
 
     def follow(self, work: Callable[[Any], Any]) -> None:
@@ -179,7 +185,7 @@ class Processes:
         rank = self._torch.get_rank()
         while not isinstance(items := self._broadcast(None), bool):
             result, error = _attempt(work, items[rank]) if rank < len(items) else (None, None)
-            self._gather((result, error and "".join(traceback.format_exception(error))))
+            self._gather((result, error and _told_as(error)))
         self._group = None  # so that `leave` ends its threads, also while an error still holds this object
         if not items:
             raise SystemExit(1)
@@ -200,6 +206,13 @@ class Processes:
         answers = [None] * self.count if leads() else None
         self._torch.gather_object(answer, answers, group=self._group)
         return answers
+
+
+def _told_as(error: Exception) -> tuple[type[Exception], str]:
+    """What the leader raises for an error of another process, and what it says behind the name of that process."""
+    if is_about_input(error):
+        return ValueError, f": {error}"
+    return RuntimeError, " failed:\n" + "".join(traceback.format_exception(error))
 
 
 def _attempt(work: Callable[[Any], Any], item: Any) -> tuple[Any, Exception | None]:

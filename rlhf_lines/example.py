@@ -13,7 +13,7 @@ from reward_models import FunctionReward, RewardModel
 from reward_models.conversation import prompt_turns, reply
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import leads
-from rlhf_lines.scoring import Asked, score, shown_prompt
+from rlhf_lines.scoring import Asked, score, shown
 
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def reward_reading(name: str, model: Any, asked: Asked, completion: str) -> Read
         asked: what the completion answers.
         completion: its text.
     """
-    prompt, reader = shown_prompt(model, asked), f"reward {name}"
+    (prompt, completion), reader = shown(model, asked, completion), f"reward {name}"
     encoder = getattr(model, "encoder", model)
     if hasattr(encoder, "shown"):
         return Reading(reader, written(encoder.shown(prompt, completion)))

@@ -31,10 +31,25 @@ _descriptors: set[int] = set()
 
 
 @contextlib.contextmanager
+def only_run(folder: str | Path) -> Iterator[None]:
+    """As `only_writer`, for a run of several processes, all of which enter: the leader holds the lock for them.
+
+    Raises:
+        FileExistsError: another run has it; the message says which, in every process.
+    """
+    path = Path(os.path.realpath(folder))
+    with contextlib.ExitStack() as stack:
+        from_leader(lambda: stack.enter_context(only_writer(folder)))
+        token = _held.set(_held.get() | {path})
+        stack.callback(_held.reset, token)
+        yield
+
+
+@contextlib.contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
     """Inside, no other run makes or changes this folder, by whichever name; it need not exist yet.
 
-    Of several processes of one run the leader holds the lock. A block inside that asks for the same folder has it.
+    A block inside that asks for the same folder has it.
 
     Raises:
         FileExistsError: another run has it; the message says which.
@@ -43,11 +58,12 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     if not path.name or path in _held.get():
         yield
         return
-    with contextlib.ExitStack() as stack:
-        from_leader(lambda: stack.enter_context(_locked(path, folder)))
+    with _locked(path, folder):
         token = _held.set(_held.get() | {path})
-        stack.callback(_held.reset, token)
-        yield
+        try:
+            yield
+        finally:
+            _held.reset(token)
 
 
 def lock_file(folder: Path) -> Path:

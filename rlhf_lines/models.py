@@ -29,7 +29,8 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]  # code runs only where trusted
+        # Config, weights, the files of tokenizers; and code, which runs only where trusted.
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.py"]
         return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=patterns))
     except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
         reason = " ".join(str(error).split())[:200]

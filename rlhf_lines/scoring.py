@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from reward_models import FunctionReward, RewardModel
+from reward_models import Classifier, FunctionReward, RewardModel
 from reward_models.base import checked_scores
 from reward_models.conversation import Prompt, Turn
+from reward_models.encoder import Encoder
+from rlhf_lines.data.templates import with_blank
 
 
 class Asked(NamedTuple):
@@ -19,18 +21,22 @@ class Asked(NamedTuple):
         text: in the template of the data.
         conversation: its turns, for reward models that read turns; None where the data has none.
         columns: the other columns of its row, for functions that ask for them.
+        blank: what a classifier reads between `text` and a completion that begins with none: a chat model's, whose turn
+            does not, while the texts do that classifiers are trained on.
     """
 
     text: str
     conversation: Sequence[Turn] | None = None
     columns: Mapping[str, Any] = MappingProxyType({})
+    blank: str = ""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Asked:
         """What a row of kind `prompts` says; where it is of another source, its prompt is what is shown."""
         shown = row.get("scored_prompt")
         columns = json.loads(row.get("columns") or "{}")
-        return cls(row["prompt"] if shown is None else shown, row.get("conversation"), columns)
+        text = row["prompt"] if shown is None else shown
+        return cls(text, row.get("conversation"), columns, row.get("blank") or "")
 
 
 def score(
@@ -52,21 +58,29 @@ def score(
     Raises:
         ValueError: a score is no finite number, or the model cannot score a row.
     """
-    prompts = [shown_prompt(model, one) for one in asked]
+    pairs = [shown(model, one, text) for one, text in zip(asked, completions, strict=True)]
+    prompts, texts = [prompt for prompt, _ in pairs], [text for _, text in pairs]
     if not isinstance(model, FunctionReward):
-        return checked_scores(model.name, model.score(prompts, list(completions)), prompts)
+        return checked_scores(model.name, model.score(prompts, texts), prompts)
     names = dict.fromkeys(name for one in asked for name in one.columns)
     columns = {name: [one.columns.get(name) for one in asked] for name in names}
     ids = [list(tokens) for tokens in completion_ids]
     # TRL's trainers take notes from functions; where no trainer is, nobody does.
     unheard = {"log_extra": _unheard, "log_metric": _unheard}
-    return model.score(prompts, list(completions), {**unheard, **of_run, **columns, "completion_ids": ids})
+    return model.score(prompts, texts, {**unheard, **of_run, **columns, "completion_ids": ids})
 
 
-def shown_prompt(model: Any, asked: Asked) -> Prompt:
-    """What a reward model, or its encoder, is given as the prompt: turns where it reads those, else the text."""
-    reads_turns = getattr(model, "reads_turns", False)
-    return asked.conversation if reads_turns and asked.conversation is not None else asked.text
+def shown(model: Any, asked: Asked, completion: str) -> tuple[Prompt, str]:
+    """What a reward model, or the encoder of one, is given as prompt and completion.
+
+    The prompt is its turns where the model reads those, else a text. What a classifier reads as a text is one text with
+    the prompt; rules and functions are given what was said.
+    """
+    if getattr(model, "reads_turns", False):
+        return asked.text if asked.conversation is None else asked.conversation, completion
+    if isinstance(model, Classifier | Encoder):
+        return asked.text, with_blank(asked.blank, completion)
+    return asked.text, completion
 
 
 def _unheard(name: str, value: Any) -> None:

@@ -10,11 +10,12 @@ from rlhf_lines import distributed
 from rlhf_lines.arguments import parse
 from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder, read_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.lock import only_writer
+from rlhf_lines.lock import only_run
 
 
 # Each module has run(*configs, given) -> folder; one that has finish(folder) writes there what a killed run may not
-# have written after the folder got its name; inputs(*configs) is what it reads, as hashes, which its record keeps.
+# have written after the folder got its name; inputs(*configs) is what it reads, as hashes, which its record keeps;
+# is_kept(*configs), whether it leaves a finished folder by a comparison of its own.
 MODULES = {
     "sft": "rlhf_lines.train.sft",
     "reward": "rlhf_lines.train.reward",
@@ -43,24 +44,25 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the input is wrong; the message is one sentence.
     """
-    return run_configured(*read_stage(verb, arguments))
+    return run_configured(*read_stage(verb, arguments))[0]
 
 
-def run_configured(module: ModuleType, configs: tuple, given: dict) -> Path:
-    """As `run_stage`, of what `read_stage` returned."""
+def run_configured(module: ModuleType, configs: tuple, given: dict) -> tuple[Path, bool]:
+    """As `run_stage`, of what `read_stage` returned; and whether the folder was complete already."""
     run_config = next(config for config in configs if isinstance(config, RunConfig))
     output_dir = next(config.output_dir for config in configs if hasattr(config, "output_dir"))
     distributed.start()  # one locks and renames a folder, the others wait; training has started them by now
-    with only_writer(output_dir):
+    with only_run(output_dir):
         return _run(module, run_config, output_dir, configs, given)
 
 
-def _run(module: ModuleType, run_config: RunConfig, output_dir: str, configs: tuple, given: dict) -> Path:
+def _run(module: ModuleType, run_config: RunConfig, output_dir: str, configs: tuple, given: dict) -> tuple[Path, bool]:
     if run_config.resume and _is_done(module, configs, Path(output_dir), given, overwrite=run_config.overwrite):
         if hasattr(module, "finish") and distributed.leads():  # the others may not have the folder
             module.finish(Path(output_dir))
-        return Path(output_dir)
-    return module.run(*configs, given)
+        return Path(output_dir), True
+    is_kept = hasattr(module, "is_kept") and module.is_kept(*configs)
+    return module.run(*configs, given), is_kept
 
 
 def _is_done(module: ModuleType, configs: tuple, output_dir: Path, given: dict, *, overwrite: bool) -> bool:

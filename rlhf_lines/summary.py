@@ -11,10 +11,17 @@ from rlhf_lines.merge.output.summary import outcome_lines
 from rlhf_lines.pareto import front_table, read_front
 
 
-def summary(verb: str, folder: Path) -> str:
-    """What a user wants to know about a finished stage."""
+def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
+    """What a user wants to know about a finished stage.
+
+    Args:
+        verb: its name.
+        folder: what it made.
+        was_complete: whether that was made before, and `--resume` kept it.
+    """
     record = read_record(folder)
-    lines = [f"wrote {folder}"]
+    done = f"kept {folder}, which was complete" if was_complete else f"wrote {folder}"
+    lines = [done]
     if verb == "reward":
         lines.append(f"accuracy on {record['held_out_pairs']} held-out pairs: {record['accuracy']:.3f}")
         if record["train_pairs_left_out"] or record["held_out_pairs_cut"]:
@@ -32,7 +39,7 @@ def summary(verb: str, folder: Path) -> str:
     elif verb == "sweep":
         lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
         lines.append(_chosen(record))
-        lines.append(f"wrote {folder}: report.html, front.json, figures (.png, .pdf), run.sqlite")
+        lines.append(f"{done}: report.html, front.json, figures (.png, .pdf), run.sqlite")
     return "\n".join(lines)
 
 

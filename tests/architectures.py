@@ -37,7 +37,6 @@ LINEAR = {
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0]}
-NO_LAYERS = "no transformer layer among"  # mamba calls its trunk backbone
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -169,10 +168,8 @@ ARCHITECTURES = [
     ),
     Architecture("bamba", "Bamba", {**MAMBA, "attn_layer_indices": [1]}, (*ATTENTION, "in_proj", "out_proj")),
     Architecture("falcon_h1", "Falcon H1", {**MAMBA, "mamba_d_ssm": 32}, (*ATTENTION, "in_proj", "down_proj")),
-    Architecture("mamba", "Mamba", {"state_size": 8}, ("in_proj", "x_proj"), NO_LAYERS),
-    Architecture(
-        "mamba2", "Mamba 2", {"num_heads": 4, "head_dim": 8, "n_groups": 1, "state_size": 8}, ("in_proj",), NO_LAYERS
-    ),
+    Architecture("mamba", "Mamba", {"state_size": 8}, ("in_proj", "x_proj")),
+    Architecture("mamba2", "Mamba 2", {"num_heads": 4, "head_dim": 8, "n_groups": 1, "state_size": 8}, ("in_proj",)),
     Architecture(
         "recurrent_gemma",
         "RecurrentGemma",

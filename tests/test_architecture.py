@@ -47,7 +47,8 @@ data              task_rewards
 arguments
 artifact          config         models         sampling    completions    skeleton
 config_file       disk           limits         lock           progress    redaction
-__init__          distributed    errors         noise         reading        reward_models
+__init__          distributed    noise         reading        reward_models
+errors
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
 

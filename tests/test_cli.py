@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -353,6 +354,7 @@ def test_the_help_of_a_stage_has_our_options_first_then_those_of_the_libraries(c
         "Which rows a training stage reads:",
         "What the policy is trained to please:",
         "The settings of PPO beside those of TRL's GRPOConfig; a field that TRL names keeps its name:",
+        "The SFT model, and the LoRA of a policy:",
     ]
     for part, flags in (
         (
@@ -508,6 +510,7 @@ def test_merge_truncates_to_a_rank_and_says_what_that_lost(folder, capsys):
     )
     assert "--max-lora-rank 1 " in lines[3]
     assert cli.main(["merge", *merge_flags(rank=1), "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["kept out, which was complete", *lines[1:]]
     for rank in (None, 2):
         assert "was made with rank 1, now it is" in refused(
             capsys, folder, ["merge", *merge_flags(rank=rank), "--resume"]
@@ -528,6 +531,14 @@ def test_an_error_begins_its_own_line_where_a_bar_was_open(folder, capsys, monke
     err = capsys.readouterr().err
     assert "merge: write" in err  # the bar was there
     assert err.splitlines()[-1].startswith("rlhf-lines merge: merged values of ")
+
+
+def test_of_several_processes_one_speaks(capsys, monkeypatch):
+    cli._show_log()
+    for leads in (True, False):
+        monkeypatch.setattr("rlhf_lines.distributed.leads", lambda leads=leads: leads)
+        logging.getLogger("rlhf_lines.data").warning("2 rows are left out")
+        assert capsys.readouterr().err == ("2 rows are left out\n" if leads else "")
 
 
 def test_weights_are_equal_unless_given_or_taken_from_checkpoints(folder, capsys):

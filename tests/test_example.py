@@ -8,7 +8,7 @@ import pytest
 
 from reward_models import Classifier, Format, FunctionReward, LengthRule
 from rlhf_lines.example import Sample, as_text, policy_reading, readings, stand_in, try_rewards, written
-from rlhf_lines.scoring import Asked, score, shown_prompt
+from rlhf_lines.scoring import Asked, score, shown
 from tests.tiny import llama_config, word_tokenizer
 
 
@@ -48,15 +48,28 @@ def test_what_is_shown_is_what_is_scored(judge):
     ]  # fmt: skip
     assert given == [], "showing calls nothing"
     ids = chat.tokenizer("i b c <eos> j d <eos>")["input_ids"]
-    assert chat.encode(shown_prompt(chat, ASKED), " d\n")["input_ids"] == ids
+    assert chat.encode(*shown(chat, ASKED, " d\n"))["input_ids"] == ids
     assert score(function, [ASKED], [" d"], [[6]]) == [1.0] and given == [(["a b"], ["d"])]
     assert as_text(found, stands_in=True).splitlines()[1] == "  policy         'i a b'"
+
+
+def test_a_turn_of_a_chat_model_reads_as_the_texts_that_classifiers_are_trained_on(judge):
+    """It begins without the blank that stands behind an opener in a text, which only classifiers read as a text."""
+    asked = Asked("a b", TURNS, blank=" ")
+    chat, text, rule = judge("chat"), judge("{prompt}{completion}"), LengthRule()
+    function = FunctionReward(lambda prompts, completions: [0.0], name="f")
+    assert shown(text, asked, "d") == shown(text, asked, " d") == shown(text.encoder, asked, "d") == ("a b", " d")
+    assert [shown(model, asked, "d")[1] for model in (chat, rule, function)] == ["d", "d", "d"]
+    assert shown(text, asked, "") == ("a b", "")
+    assert readings(word_tokenizer(), "i a b", asked, [text], Sample("d", [6]))[1].text == "'a b d <eos>'"
+    assert score(text, [asked], ["d"], [[6]]) == text.score(["a b"], [" d"]) != text.score(["a b"], ["d"])
 
 
 def test_a_row_of_another_source_is_shown_as_it_is():
     assert Asked.of({"prompt": "a"}) == Asked("a", None, {})
     row = {"prompt": "i a", "scored_prompt": "", "conversation": TURNS, "columns": '{"answer": 4}'}
     assert Asked.of(row) == Asked("", TURNS, {"answer": 4})
+    assert Asked.of({**row, "blank": " "}).blank == " "
 
 
 def test_functions_are_tried_with_words_of_the_prompt(caplog):

@@ -48,6 +48,16 @@ def test_a_stage_does_not_begin_in_a_folder_that_another_run_makes(in_use, way):
     assert ran == []
 
 
+def test_a_folder_that_was_complete_is_kept_and_said_to_be(tmp_path):
+    folder, ran = tmp_path / "out", []
+    folder.mkdir()
+    write_record(folder, "merge", {})
+    stage = SimpleNamespace(run=lambda *_: ran.append(True) or folder)
+    output = SimpleNamespace(output_dir=str(folder))
+    assert run_configured(stage, (RunConfig(resume=True), output), {}) == (folder, True) and ran == []
+    assert run_configured(stage, (RunConfig(), output), {}) == (folder, False) and ran == [True]
+
+
 @pytest.mark.parametrize(
     "change", [trace_front, write_report, export, lambda folder: score(folder, ["rule:length"])],
     ids=["front", "report", "export", "score"],

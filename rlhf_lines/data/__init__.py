@@ -38,7 +38,7 @@ def load(
     | kind | columns |
     |---|---|
     | text | text |
-    | prompts | prompt: what the policy reads; scored_prompt, conversation: what reward models are shown; columns |
+    | prompts | prompt: as the policy reads it; scored_prompt, conversation: for reward models; blank; columns |
     | demonstrations | prompt, completion; both as messages where the tokenizer has a chat template |
     | preferences | prompt: what reward models are shown; chosen, rejected |
 
@@ -47,6 +47,7 @@ def load(
     data, and for summaries it is the post or article alone. A reward model with a chat template of its own may be shown
     `conversation`: the turns of the prompt as messages, as a chat model is asked. (TRL would take a column `messages`
     for a conversation that it has to write itself.) `columns` has what else a file says of a prompt, as a JSON text.
+    `blank` is what stands between `scored_prompt` and a completion of a chat model.
 
     Args:
         dataset_name: a task of this package (a key of `TASKS`), a local file or folder, or a Hub id.
@@ -100,7 +101,8 @@ def load(
         rows = _with_one_bos(rows, tokenizer, source)
     if kind != "text":
         scored_prompt = getattr(task, "scored_prompt", lambda prompt: prompt)
-        write = Writer(kind, template, scored_prompt, tokenizer, settings, dataset_name, with_turns)
+        blank = template.blank if task is None else " "  # which the completions of every task begin with
+        write = Writer(kind, template, scored_prompt, blank, tokenizer, settings, dataset_name, with_turns)
         written = [write.row(row) for row in rows]
         if kind != "preferences" and chat.has_chat_template(tokenizer):
             _tell_chat_template(rows, written, tokenizer, source)

@@ -212,11 +212,13 @@ def _spoken_row(row: dict, wanted: str, template: Template) -> dict | None:
     except ValueError as error:
         raise ValueError(f"prompt {error}") from None
     for column in COLUMNS[wanted][1:]:
-        source = column if column in answers or row.get(column) is not None else ALIKE.get(column, column)
+        alike = ALIKE.get(column, column)
+        stands_in = column not in answers and row.get(column) is None and (alike in answers or alike in row)
+        source = alike if stands_in else column
         answer = answers[source] if source in answers else _said(row, source)
-        if isinstance(answer, list):
-            answer = _reply(conversation.behind(prompt, answer), column, wanted, template)
-        made[column] = answer
+        if isinstance(answer, str):
+            answer = [{"role": "assistant", "content": answer}]
+        made[column] = _reply(prompt, conversation.behind(prompt, answer), column, wanted, template)
     if wanted == "demonstrations" and conversation.is_continued(prompt):
         raise ValueError("prompt ends in a turn of the assistant, which no demonstration can go on with")
     return {**made, "messages": prompt}
@@ -258,7 +260,7 @@ def _said(row: dict, column: str) -> str | Messages:
         raise ValueError(f"{column} {error}") from None
 
 
-def _reply(turns: Messages, column: str, wanted: str, template: Template) -> str:
+def _reply(prompt: Messages, turns: Messages, column: str, wanted: str, template: Template) -> str:
     """What stands behind the prompt, as a text: a turn of the assistant, in a preference perhaps with more after it."""
     if not turns:
         return ""
@@ -266,7 +268,7 @@ def _reply(turns: Messages, column: str, wanted: str, template: Template) -> str
     if turns[0]["role"] != "assistant" or several:
         has = ", ".join(turn["role"] for turn in turns)
         raise ValueError(f"{column} has turns of {has} behind the prompt, expected one of the assistant")
-    return template.reply_text(turns)
+    return template.reply_text(turns, goes_on=conversation.is_continued(prompt))
 
 
 def _columns(row: dict) -> dict[str, str]:

@@ -21,6 +21,7 @@ class Template:
         assistant: a turn of the assistant.
         system: a turn of the system. A template without one has a form for a single turn of the user only.
         reply: what opens the reply, at the end of a prompt.
+        blank: what stands between that and what is said.
         chat: what the user says when a tokenizer's own chat template writes the turns.
     """
 
@@ -28,6 +29,7 @@ class Template:
     assistant: str = "{content}"
     system: str | None = None
     reply: str = ""
+    blank: str = ""
     chat: str = "{content}"
 
     def text(self, messages: Messages) -> str:
@@ -48,10 +50,18 @@ class Template:
         turns = [getattr(self, m["role"]).format_map(m) for m in messages]
         return "".join(turns) + ("" if is_continued(messages) else self.reply)
 
-    def reply_text(self, turns: Messages) -> str:
-        """A reply as what stands behind the prompt: what was said, and any turns that follow it."""
+    def reply_text(self, turns: Messages, *, goes_on: bool) -> str:
+        r"""A reply as what stands behind the prompt: what was said, and any turns that follow it.
+
+        >>> TEMPLATES["hh"].reply_text([{"role": "assistant", "content": "4"}], goes_on=False)
+        ' 4'
+
+        Args:
+            turns: the first of the assistant.
+            goes_on: whether that goes on with a turn of the prompt, in place of a new one.
+        """
         following = "".join(getattr(self, m["role"]).format_map(m) for m in turns[1:])
-        return turns[0]["content"] + following
+        return with_blank("" if goes_on else self.blank, turns[0]["content"]) + following
 
     def messages(self, text: str) -> Messages:
         r"""The turns of a prompt of this form, the opened reply left out; other text is one turn of the user.
@@ -94,6 +104,15 @@ class Template:
         return turn.partition("{content}")[0].rstrip(" ")
 
 
+def with_blank(blank: str, said: str) -> str:
+    """What was said as it stands behind an opened reply: `blank` comes first, unless there is one, or nothing to say.
+
+    >>> with_blank(" ", "4"), with_blank(" ", " 4"), with_blank(" ", "")
+    (' 4', ' 4', '')
+    """
+    return said if not said or said[0].isspace() else blank + said
+
+
 TEMPLATES = {
     "plain": Template(),
     # The dialogues of Anthropic/hh-rlhf.
@@ -102,12 +121,14 @@ TEMPLATES = {
         assistant="\n\nAssistant: {content}",
         system="\n\nSystem: {content}",
         reply="\n\nAssistant:",
+        blank=" ",
     ),
     # Rewarded soups (arXiv 2306.04488, llama/utils/llama_utils.py) and rewards-in-context (arXiv 2402.10207,
     # ppo/utils.py). They leave a space at the end of the prompt; here it starts the completion, as tokenizers expect.
     "summary": Template(
         user="### Instruction: Generate a one-sentence summary of this post. ### Input: {content}",
         reply=" ### Response:",
+        blank=" ",
         chat="Generate a one-sentence summary of this post.\n\n{content}",
     ),
 }

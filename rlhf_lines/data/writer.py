@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_lines.data import chat
+from rlhf_lines.data.conversation import is_continued
 from rlhf_lines.data.templates import Template
 
 
@@ -18,6 +19,7 @@ class Writer:
         kind: `"demonstrations"`, `"prompts"` or `"preferences"`.
         template: of the data.
         scored_prompt: from the text of a prompt to what reward models are shown.
+        blank: what a completion as a text begins with, and as the turn of a chat model does not.
         tokenizer: the policy's; its chat template, where it has one, writes what the policy reads.
         settings: of that chat template.
         source: the name of the data, for errors.
@@ -27,6 +29,7 @@ class Writer:
     kind: str
     template: Template
     scored_prompt: Callable[[str], str]
+    blank: str
     tokenizer: Any
     settings: Mapping[str, Any]
     source: str
@@ -48,6 +51,8 @@ class Writer:
         if self.kind == "prompts":
             self._check_starts(row, read)
             more = {key: row[key] for key in ("columns",) if key in row}
+            if is_chat:
+                more["blank"] = "" if is_continued(turns) else self.blank
             return {"prompt": read, "scored_prompt": shown, "conversation": turns, **more, "read": read}
         if not is_chat:
             return {"prompt": read, "completion": row["completion"], "read": read}

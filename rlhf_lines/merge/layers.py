@@ -104,6 +104,14 @@ FAMILIES = (
         )
         for part in ("decoder", "encoder")
     ),
+    Family(  # Mamba, Mamba 2, Falcon Mamba, xLSTM
+        "backbone.layers",
+        r"(?:backbone\.)",
+        "layers",
+        ("embeddings", "norm_f", "out_norm"),
+        ("lm_head",),
+        ("embeddings",),
+    ),
     Family(  # MPT
         "transformer.blocks", r"(?:transformer\.)?", "blocks", ("wte", "wpe", "norm_f"), ("lm_head",), ("wte", "wpe")
     ),

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 from torch import nn
 
 from rlhf_lines.plan.memory import linear_bytes
 from rlhf_lines.skeleton import is_linear
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+class Held(NamedTuple):
+    """How weights are held.
+
+    Attributes:
+        bits: 8 or 4 where bitsandbytes holds the linear modules inside the layers, else 16.
+        nested: 4-bit with double quantisation.
+    """
+
+    bits: int
+    nested: bool = False
+
+
+def held_as(config: PreTrainedConfig, *, load_in_4bit: bool, load_in_8bit: bool, nested: bool = False) -> Held:
+    """How a model's weights are held: as its config says of the files, or else as the settings ask for."""
+    stored = getattr(config, "quantization_config", None) or {}
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    if stored:
+        load_in_8bit = stored.get("load_in_8bit") or stored.get("bits") == 8
+        load_in_4bit = stored.get("load_in_4bit") or stored.get("bits") == 4
+        nested = bool(stored.get("bnb_4bit_use_double_quant"))
+    bits = 4 if load_in_4bit else 8 if load_in_8bit else 16
+    return Held(bits, nested and bits == 4)
 
 
 def count(model: nn.Module, *, trainable: bool = False) -> int:

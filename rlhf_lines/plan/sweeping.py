@@ -61,7 +61,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     if rows.known:
         check_length(shape.config, rows.longest, max_new_tokens=config.max_new_tokens)
     rewards = plan_rewards(config.rewards, beside=beside, batch_size=config.batch_size or REWARD_BATCH)
-    bits = 8 if config.load_in_8bit else 4 if config.load_in_4bit else 16
+    bits, nested = counts.held_as(shape.config, load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit)
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
     plan = Plan("sweep", options.device or _device(config), counts.count(model))
     plan.models.append((config.sft_model, shape.source))
@@ -69,7 +69,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
     show_prompts(plan, rows, rewards)
     held = {
-        "weights": counts.frozen_bytes(model, bits=bits),
+        "weights": counts.frozen_bytes(model, bits=bits, nested=nested),
         "adapters": stacked(adapters) * FLOAT32,
         "reward models": sum(reward.weights for reward in rewards),
     }

@@ -144,7 +144,13 @@ class _Training:
             self.shape.config.num_labels = 1
             if self.peft_config is not None:
                 self.peft_config.task_type = "SEQ_CLS"
-        self.bits = 4 if self.model_config.load_in_4bit else 8 if self.model_config.load_in_8bit else 16
+        wanted = self.model_config
+        self.bits, nested = counts.held_as(
+            self.shape.config,
+            load_in_4bit=wanted.load_in_4bit,
+            load_in_8bit=wanted.load_in_8bit,
+            nested=wanted.use_bnb_nested_quant,
+        )
         self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
         self.device = options.device or _device(given, self.bits)
         self.model = self._skeleton()
@@ -156,7 +162,6 @@ class _Training:
         self.trainable = copies * counts.count(self.model, trainable=True) + value
         self.trainable_bytes = copies * counts.trainable_bytes(self.model) + 4 * value
         self.adapter_copies = copies
-        nested = self.model_config.use_bnb_nested_quant
         self.weights = counts.frozen_bytes(self.model, bits=self.bits, nested=nested)
         self.unpacked = counts.largest_quantised(self.model, bits=self.bits)
         if self.peft_config is not None and self.trainable == value:

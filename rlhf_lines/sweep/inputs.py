@@ -216,7 +216,8 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
 def _contents(prompts: Mapping[str, Asked]) -> dict[str, object]:
     """What the scores depend on: the prompts, with what reward models are shown and functions may ask for."""
     return {
-        prompt: [asked.text, dict(asked.columns)] if asked.columns else asked.text for prompt, asked in prompts.items()
+        prompt: [asked.text, dict(asked.columns), asked.blank] if asked.columns or asked.blank else asked.text
+        for prompt, asked in prompts.items()
     }
 
 

@@ -75,7 +75,7 @@ class Worker:
 
 
 def _more_than_text(asked: Asked) -> dict[str, Any]:
-    return {"conversation": asked.conversation, "columns": dict(asked.columns)}
+    return {"conversation": asked.conversation, "columns": dict(asked.columns), "blank": asked.blank}
 
 
 class Measurement:

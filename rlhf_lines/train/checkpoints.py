@@ -99,10 +99,9 @@ def training_folder(
         try:
             yield folder
         except BaseException:
-            if leads():
+            if leads() and not newest_checkpoint(folder / trained):  # from which --resume finishes the run
                 keep_trained(folder / trained, final)
-                if not newest_checkpoint(folder / trained):
-                    shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
             raise
 
 

@@ -37,6 +37,7 @@ from trl.trainer.utils import RepeatSampler
 from reward_models import RewardModel
 from reward_models.normalize import Normalization
 from rlhf_lines.completions import completion_texts
+from rlhf_lines.distributed import leads
 from rlhf_lines.reading import count_positions, masks_padding, of_one_length, takes
 from rlhf_lines.sampling import prompt_key, sample_tokens
 from rlhf_lines.scoring import Asked, score
@@ -601,7 +602,7 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
             super().log(logs, start_time)
         finally:
             self.log_completions = writes
-        if writes and self.accelerator.is_main_process:
+        if writes and leads():
             write_completions(Path(self.args.output_dir), self.state.global_step, self._logs, len(rows))
 
     # --- logs

@@ -101,19 +101,13 @@ def run(
                 peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
             )
-        used_pairs = len(trainer.train_dataset)
-        if not used_pairs:
-            raise ValueError(
-                f"each of the {len(train_pairs)} training pairs of {data_config.dataset_name} has a text of more than "
-                f"{training.max_length} tokens: raise max_length, as far as the base reads, or shorten the texts"
-            )
+        used_pairs, name = len(trainer.train_dataset), data_config.dataset_name
+        _tell_long_pairs(used_pairs, len(train_pairs), training.max_length, name)
+        if trainer.eval_dataset is not None:
+            whole = len(datasets["validation"])
+            _tell_long_pairs(len(trainer.eval_dataset), whole, training.max_length, f"{name}, split validation")
         first = trainer.train_dataset[0]
         tell([policy_reading(tokenizer, first[f"{side}_ids"], f"reward model, {side}") for side in SIDES])
-        if used_pairs < len(train_pairs):
-            logger.warning(
-                "%s: %d of %d pairs have a text of more than %d tokens: left out",
-                data_config.dataset_name, len(train_pairs) - used_pairs, len(train_pairs), training.max_length,
-            )  # fmt: skip
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
         show_progress(trainer, f"reward {final.name}")
@@ -175,6 +169,19 @@ def _check_template(text_config: RewardTextConfig, training: RewardConfig, token
         raise ValueError(
             "template is chat, but the tokenizer of the base has no chat template: give chat_template_path, or a text "
             "with {prompt} and {completion}"
+        )
+
+
+def _tell_long_pairs(kept: int, total: int, longest: int | None, source: str) -> None:
+    """Log how many pairs the trainer left out because a text of theirs is too long; stop where none is kept."""
+    if not kept:
+        raise ValueError(
+            f"each of the {total} pairs of {source} has a text of more than {longest} tokens: raise max_length, as far "
+            "as the base reads, or shorten the texts"
+        )
+    if kept < total:
+        logger.warning(
+            "%s: %d of %d pairs have a text of more than %d tokens: left out", source, total - kept, total, longest
         )
 
 

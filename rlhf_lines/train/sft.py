@@ -101,10 +101,10 @@ def run(
                 whole = len(datasets["validation"])
                 tell_long_rows(trainer.eval_dataset, whole, source=f"{name}, split validation", **limits)
         first = trainer.train_dataset[0]
-        learned = [
-            token for token, mask in zip(first["input_ids"], first.get("completion_mask", ()), strict=False) if mask
-        ]
-        readings = [("policy", first["input_ids"]), *([("it learns", learned)] if learned else [])]
+        learned = [label for label in first["labels"] if label != -100]
+        readings = [("policy", first["input_ids"])]
+        if learned != first["input_ids"]:
+            readings.append(("it learns", learned))
         tell([policy_reading(tokenizer, ids, reader) for reader, ids in readings])
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -151,6 +151,8 @@ def _check_positions(trainer: SFTTrainer) -> None:
 
 def _merge(base: Path, folder: Path, dtype: str) -> dict:
     """Write base + adapter as a dense checkpoint into `folder`; return what the cast to the dtype lost."""
+    for left in folder.glob("*.safetensors"):  # by a run that was stopped while it merged
+        left.unlink()
     with Checkpoint(base) as theta:
         merge = merge_into(theta, load_adapter(folder / ADAPTER))
         return dataclasses.asdict(merge.write(folder, dtype=None if dtype == "auto" else dtype))

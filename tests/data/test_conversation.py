@@ -29,23 +29,23 @@ WRITTEN = "\n\nSystem: Be brief.\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: 2+
     ("row", "kind", "rest"),
     [
         ({"prompt": SYSTEM}, "prompts", {}),
-        ({"prompt": SYSTEM, "completion": [reply("4")]}, "demonstrations", {"completion": "4"}),
-        ({"prompt": SYSTEM, "completion": "4"}, "demonstrations", {"completion": "4"}),
-        ({"messages": [*SYSTEM, reply("4")]}, "demonstrations", {"completion": "4"}),
+        ({"prompt": SYSTEM, "completion": [reply("4")]}, "demonstrations", {"completion": " 4"}),
+        ({"prompt": SYSTEM, "completion": "4"}, "demonstrations", {"completion": " 4"}),
+        ({"messages": [*SYSTEM, reply("4")]}, "demonstrations", {"completion": " 4"}),
         ({"messages": [*SYSTEM, reply("4")]}, "prompts", {}),
         ({"messages": SYSTEM}, "prompts", {}),
         ({"prompt": SYSTEM, "chosen": [reply("4")], "rejected": [reply("5")]}, "preferences",
-         {"chosen": "4", "rejected": "5"}),
+         {"chosen": " 4", "rejected": " 5"}),
         # The prompt is what the dialogues share, as TRL has it, also beside a prompt that is a text.
         ({"chosen": [*SYSTEM, reply("4")], "rejected": [*SYSTEM, reply("5")]}, "preferences",
-         {"chosen": "4", "rejected": "5"}),
+         {"chosen": " 4", "rejected": " 5"}),
         ({"prompt": "2+2?", "chosen": [*SYSTEM, reply("4")], "rejected": [*SYSTEM, reply("5")]}, "preferences",
-         {"chosen": "4", "rejected": "5"}),
-        ({"chosen": [*SYSTEM, reply("4")], "rejected": [*SYSTEM, reply("5")]}, "demonstrations", {"completion": "4"}),
+         {"chosen": " 4", "rejected": " 5"}),
+        ({"chosen": [*SYSTEM, reply("4")], "rejected": [*SYSTEM, reply("5")]}, "demonstrations", {"completion": " 4"}),
         ({"chosen": [*SYSTEM, reply("4")], "rejected": [*SYSTEM, reply("5")]}, "prompts", {}),
         # A dialogue may repeat the prompt that stands beside it.
         ({"prompt": SYSTEM, "chosen": [*SYSTEM, reply("4")], "rejected": [*SYSTEM, reply("5")]}, "preferences",
-         {"chosen": "4", "rejected": "5"}),
+         {"chosen": " 4", "rejected": " 5"}),
     ],
 )  # fmt: skip
 def test_a_prompt_is_the_same_in_every_kind_of_rows(write, row, kind, rest):
@@ -58,7 +58,7 @@ def test_a_prompt_is_the_same_in_every_kind_of_rows(write, row, kind, rest):
 
 def test_a_text_beside_messages_is_what_the_user_says(write):
     (row,) = load(write("rows.jsonl", [{"prompt": "2+2?", "completion": [reply("4")]}]), "demonstrations")
-    assert row == {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "completion": "4"}
+    assert row == {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "completion": " 4"}
     mixed = write("mixed.jsonl", [{"prompt": "a"}, {"prompt": [said("b")]}])
     assert [row["conversation"] for row in load(mixed, "prompts")] == [[said("a")], [said("b")]]
 
@@ -119,6 +119,9 @@ def test_what_a_chat_template_would_be_given_besides_is_refused(write):
          "chosen has turns of user behind the prompt"),
         ({"prompt": [said("a"), reply("b")], "completion": "c"}, "demonstrations",
          "prompt ends in a turn of the assistant, which no demonstration can go on with"),
+        # Not of the column that may stand in for it, which the file does not have.
+        ({"prompt": [said("a")], "completion": None}, "demonstrations", "completion is missing: fill it in"),
+        ({"prompt": [said("a")], "messages": [said("b"), reply("c")]}, "demonstrations", "completion is missing"),
     ],
 )  # fmt: skip
 def test_a_reply_is_one_turn_of_the_assistant(write, row, kind, message):
@@ -130,7 +133,35 @@ def test_a_reply_of_a_preference_may_go_on(write):
     """As in dialogues that are texts: the pair parts at the first reply."""
     row = {"chosen": [said("a"), reply("b"), said("c"), reply("d")], "rejected": [said("a"), reply("e")]}
     (found,) = load(write("rows.jsonl", [row]), "preferences")
-    assert found["chosen"] == "b\n\nHuman: c\n\nAssistant: d" and found["rejected"] == "e"
+    assert found["chosen"] == " b\n\nHuman: c\n\nAssistant: d" and found["rejected"] == " e"
+
+
+def test_a_reply_stands_behind_the_prompt_as_any_turn_does(write):
+    """Prompt and reply are the text that a further turn would be asked with, blank and all, as in HH-RLHF."""
+    (pair,) = load(
+        write("rows.jsonl", [{"chosen": [*SYSTEM, reply("4")], "rejected": [*SYSTEM, reply("5")]}]), "preferences"
+    )
+    (asked,) = load(write("next.jsonl", [{"prompt": [*SYSTEM, reply("4"), said("Why?")]}]), "prompts")
+    assert asked["prompt"] == f"{pair['prompt']}{pair['chosen']}\n\nHuman: Why?\n\nAssistant:"
+    begun = {"prompt": [said("2+2?"), reply("It")], "chosen": [reply("'s 4")], "rejected": " is 5"}
+    (pair,) = load(write("begun.jsonl", [begun]), "preferences")
+    assert pair["prompt"] + pair["chosen"] == "\n\nHuman: 2+2?\n\nAssistant: It's 4"
+    assert pair["prompt"] + pair["rejected"] == "\n\nHuman: 2+2?\n\nAssistant: It is 5"
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "blanks"),
+    [
+        ([{"prompt": [said("a")]}, {"prompt": [said("a"), reply("b")]}], {}, [" ", ""]),
+        ([{"prompt": "a"}], {}, [""]),
+        ([{"prompt": "a"}], {"prompt_template": "summary"}, [" "]),
+    ],
+)
+def test_the_turn_of_a_chat_model_is_shown_behind_a_blank(write, make_tokenizer, rows, options, blanks):
+    path = write("rows.jsonl", rows)
+    found = load(path, "prompts", tokenizer=make_tokenizer(), **options)
+    assert [row["blank"] for row in found] == blanks
+    assert "blank" not in load(path, "prompts", tokenizer=make_tokenizer(chat=False), **options)[0]
 
 
 def test_pairs_that_share_no_turn_are_left_out_and_counted(write, caplog):

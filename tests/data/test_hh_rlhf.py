@@ -92,6 +92,7 @@ def test_a_policy_with_a_chat_template_reads_turns(copy, make_tokenizer, write):
         "prompt": "<user>Hi.</s><assistant>Hello.</s><user>Bye.</s><assistant>",
         "scored_prompt": start,
         "conversation": TURNS,
+        "blank": " ",
     }
     (row,) = data.load("hh_rlhf", "prompts", split, dataset_path=path, tokenizer=make_tokenizer(chat=False))
     assert row == {"prompt": start, "scored_prompt": start, "conversation": TURNS}

@@ -285,7 +285,9 @@ def test_prompts_of_files(write, make_tokenizer, rows, template, text, turns):
     tokenizer = make_tokenizer()
     (row,) = data.load(path, "prompts", split, prompt_template=template, tokenizer=tokenizer)
     messages = "".join(f"<{role}>{content}</s>" for role, content in pairs_of(turns))
-    assert row == {"prompt": f"{messages}<assistant>", "scored_prompt": text, "conversation": conversation}
+    blank = " " if text.endswith("Assistant:") and conversation != asked(text) else ""  # plain texts are left alone
+    shown = {"scored_prompt": text, "conversation": conversation, "blank": blank}
+    assert row == {"prompt": f"{messages}<assistant>", **shown}
 
 
 def pairs_of(turns):
@@ -300,8 +302,8 @@ def test_pairs_and_replies_may_be_messages(write):
 
     rows = [{"prompt": CHAT[1:], "completion": said("a"), "chosen": said("b"), "rejected": said("c")}]
     path, split = write("rows.jsonl", rows), split_of(DIALOGUE)
-    assert data.load(path, "demonstrations", split).to_list() == [{"prompt": DIALOGUE, "completion": "a"}]
-    expected = [{"prompt": DIALOGUE, "chosen": "b", "rejected": "c"}]
+    assert data.load(path, "demonstrations", split).to_list() == [{"prompt": DIALOGUE, "completion": " a"}]
+    expected = [{"prompt": DIALOGUE, "chosen": " b", "rejected": " c"}]
     assert data.load(path, "preferences", split).to_list() == expected
 
 

@@ -49,6 +49,7 @@ def test_news(write, make_tokenizer):
         "prompt": f"<user>{question}</s><assistant>",
         "scored_prompt": shown.format(n=n),
         "conversation": [{"role": "user", "content": question}],
+        "blank": " ",
     }
 
 

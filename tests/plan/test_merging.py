@@ -194,8 +194,8 @@ def test_a_disk_that_is_too_small_is_a_problem(models, capsys, monkeypatch):
 
 def test_a_result_that_would_be_kept_is_planned_as_such(models, capsys):
     assert cli.main(["merge", *FLAGS]) == 0
-    capsys.readouterr()
-    assert "output_dir out exists" in refusal(capsys)
+    assert cli.main(["merge", *FLAGS, "--plan"]) == 0
+    assert "output_dir out exists" in capsys.readouterr().out
     assert cli.main(["merge", *FLAGS, "--plan", "--resume"]) == 0
     assert "out holds this merge and is kept (--resume)" in capsys.readouterr().out
     for flags in (["--beta", "0.5"], ["--dtype", "bfloat16"]):

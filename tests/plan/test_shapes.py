@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -64,6 +66,23 @@ def test_eight_bits_are_a_byte_per_weight_of_a_layer_and_the_rest_stays(llama):
     rest = counts.frozen_bytes(model) - 2 * weights
     assert counts.frozen_bytes(model, bits=8) == weights + 4 * rows + rest
     assert rest >= 2 * (2 * 64 * 16 + 5 * 16)  # embedding, head, norms
+
+
+@pytest.mark.parametrize(
+    ("stored", "held"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}, (4, True)),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, (8, False)),
+        ({"quant_method": "gptq", "bits": 4}, (4, False)),
+        ({"quant_method": "fp8"}, (16, False)),
+        (None, (8, False)),
+    ],
+)
+def test_a_stored_quantised_base_is_held_as_it_is_stored(llama, stored, held):
+    config = copy.deepcopy(llama)
+    if stored is not None:
+        config.quantization_config = stored
+    assert counts.held_as(config, load_in_4bit=False, load_in_8bit=True, nested=True) == held
 
 
 def test_a_folder_that_does_not_exist_has_the_shape_of_what_makes_it(folder):

@@ -96,6 +96,14 @@ def test_a_function_gets_what_it_asks_for(function, expected):
         assert model.score(PROMPTS, COMPLETIONS, COLUMNS) == expected
 
 
+def test_an_async_function_runs_where_a_loop_runs_as_in_a_notebook():
+    async def cell():
+        return FunctionReward(waits, name="f").score(["2+2?"], [" 4"])
+
+    with asyncio.Runner() as notebook:
+        assert notebook.run(cell()) == [2.0]
+
+
 def test_what_a_function_does_to_its_lists_is_its_own():
     prompts, completions = list(PROMPTS), list(COMPLETIONS)
 

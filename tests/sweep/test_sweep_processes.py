@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ REWARDS = '''
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -32,6 +34,8 @@ CALLS = []
 
 
 def short(prompts, completions):
+    if len(prompts) == 1 and prompts[0].startswith(completions[0] or "-"):  # the trial before the run
+        return [0.0]
     CALLS.append(len(completions))
     started = distributed.get_world_size() if distributed.is_initialized() else 1
     with (FOLDER / "calls.jsonl").open("a") as file:
@@ -173,12 +177,12 @@ def test_two_processes_leave_the_store_of_one(one, settings, judges, notes, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
 
-def test_a_failure_of_the_second_process_ends_both_with_its_traceback(settings, judges, notes, tmp_path):
+def test_a_failure_of_the_second_process_ends_both_with_one_sentence(settings, judges, notes, tmp_path):
     results = start_two(judges, {**settings, "output_dir": tmp_path / "sweep"}, FAILING_RANK="1")
-    assert [status for status, _ in results] == [1, 1]
+    assert [status for status, _ in results] == [2, 1]
     leader, follower = (error for _, error in results)
-    assert "process 1 of 2 failed:" in leader
-    assert leader.count("KeyError: 'a judge that fails'") == 1 and 'shared_rewards.py", line' in leader
+    assert re.search("process 1 of 2: the reward function '.*short' raised KeyError: 'a judge that fails'", leader)
+    assert "Traceback" not in leader
     assert "a judge that fails" not in follower and "Traceback" not in follower
     assert not (tmp_path / "sweep").exists()
 

@@ -196,7 +196,7 @@ def test_rewards_that_are_refused(stage_flags, tmp_path, changes, message):
     ("config", "error", "message"),
     [
         ("rewards: []", ValueError, "rewards is empty, expected one reward model or more"),
-        ("resume_from_checkpoint: true", FileNotFoundError, "resume_from_checkpoint True does not exist"),
+        ("resume_from_checkpoint: true", FileNotFoundError, "resume_from_checkpoint true does not exist"),
     ],
 )
 def test_values_of_a_yaml_file_that_are_refused(stage_flags, tmp_path, config, error, message):

@@ -161,8 +161,15 @@ def test_texts_that_are_too_long_are_counted(run_reward, tmp_path, architecture,
 
 
 def test_a_stage_whose_pairs_are_all_too_long_is_refused(run_reward, tmp_path):
-    with pytest.raises(ValueError, match=r"each of the 40 training pairs of .* has a text of more than 4 tokens"):
+    with pytest.raises(ValueError, match=r"each of the 40 pairs of .* has a text of more than 4 tokens"):
         run_reward(write_decoder(tmp_path / "base"), max_length=4)
+
+
+def test_an_evaluation_whose_pairs_are_all_too_long_is_refused_before_the_work(run_reward, tmp_path):
+    short = [{"prompt": word, "chosen": " a", "rejected": " b"} for word in WORDS]  # 3 tokens with EOS; held out: 6
+    with pytest.raises(ValueError, match=r"each of the 1 pairs of .*, split validation has a text of more than 4"):
+        run_reward(write_decoder(tmp_path / "base"), train=short, max_length=4, eval_strategy="steps", eval_steps=1)
+    assert not (tmp_path / "out" / "letters").exists()
 
 
 @pytest.mark.parametrize("architecture", BASES)

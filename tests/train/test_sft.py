@@ -82,6 +82,12 @@ def test_only_completions_and_their_end_are_trained_on(run_sft, llama, tokenizer
     assert max((other[name] - expected[name]).abs().max() for name in other) > 1e-2
 
 
+def test_the_first_lines_show_a_row_and_what_is_learned_of_it(run_sft, caplog):
+    caplog.set_level("INFO", logger="rlhf_lines")
+    run_sft(DEMONSTRATIONS[:1], max_steps=1)
+    assert "policy     'a b c d e <eos>'" in caplog.text and "it learns  'c d e <eos>'" in caplog.text
+
+
 def test_packed_texts_are_trained_on_from_end_to_end(run_sft, llama, tokenizer):
     out = run_sft(
         [{"text": text} for text in TEXTS], packing=True, packing_strategy="wrapped", max_length=6, **ONE_STEP
@@ -200,6 +206,18 @@ def test_a_merge_that_fails_leaves_the_trained_adapter(run_sft, base, llama, tmp
         policy = PeftModel.from_pretrained(llama(), folder)
         assert max(p.abs().max() for name, p in policy.named_parameters() if "lora_B" in name) > 1e-2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sft.trained", "sft.trained-2"]
+
+
+def test_a_run_that_was_stopped_behind_its_merge_is_resumed(run_sft, tmp_path, monkeypatch):
+    saving = {**LORA, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    rows = [{"prompt": "a b", "completion": " c d"}] * 4 + [{"prompt": "c d", "completion": " e"}] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_lines.train.sft.write_record", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_sft(rows, **saving)
+    stopped = load_file(tmp_path / "out" / ".sft.partial" / "model.safetensors")
+    resumed = load_file(run_sft(rows, resume=True, **saving) / "model.safetensors")
+    assert all(torch.equal(resumed[name], stopped[name]) for name in stopped) and resumed.keys() == stopped.keys()
 
 
 def test_target_modules_are_written_in_order(run_sft):

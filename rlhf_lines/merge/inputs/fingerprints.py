@@ -18,6 +18,7 @@ from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
 from rlhf_lines.merge.inputs.provenance import weights_sha256
+from rlhf_lines.merge.inputs.tokenizers import tokenizer_files
 from rlhf_lines.task_rewards import RewardEntry
 
 
@@ -35,11 +36,8 @@ _OF_ADAPTER = frozenset(
 )
 _SHOWN = 3
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")  # PEFT writes them in any order
-# Beside weights and config: tokenizer, chat templates, end tokens, the text format of a reward model, code.
-_OTHER_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
-    *("chat_template*", "additional_chat_templates/*", "generation_config.json", "reward_model.json", "*.py"),
-)
+# Beside weights, config and tokenizer: end tokens, the text format of a reward model, code.
+_OTHER_FILES = ("generation_config.json", "reward_model.json", "*.py")
 
 
 def config_sha256(folder: str | Path) -> str:
@@ -75,8 +73,8 @@ def policy_fingerprint(folder: str | Path) -> Fingerprint:
 def model_fingerprint(folder: str | Path) -> Fingerprint:
     """All that a stage reads of a model: weights, config, tokenizer, template, end tokens; of an adapter its base."""
     folder = Path(folder)
-    paths = sorted({path for pattern in _OTHER_FILES for path in folder.glob(pattern) if path.is_file()})
-    found = {str(path.relative_to(folder)): sha256_of([path]) for path in paths}
+    others = {path.name for pattern in _OTHER_FILES for path in folder.glob(pattern) if path.is_file()}
+    found = {name: sha256_of([folder / name]) for name in sorted(others | set(tokenizer_files(folder)))}
     if is_adapter(folder):
         base = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
         if base and Path(base).is_dir() and not is_adapter(base):

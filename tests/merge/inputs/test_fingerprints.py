@@ -89,7 +89,8 @@ def test_all_that_a_stage_reads_of_a_model_counts(sft, helpful, tmp_path):
     model = Path(shutil.copytree(sft, tmp_path / "model"))
     first = model_fingerprint(model)
     assert policy_fingerprint(model).items() <= first.items() and {"weights", "config.json"} <= first.keys()
-    for file in ("chat_template.jinja", "generation_config.json", "reward_model.json", "tokenizer.model", "code.py"):
+    of_tokenizer = ("chat_template.jinja", "tokenizer.model", "source.spm", "tekken.json")
+    for file in (*of_tokenizer, "generation_config.json", "reward_model.json", "code.py"):
         before = (model / file).read_bytes() if (model / file).exists() else None
         (model / file).write_text("{}")
         assert changed_parts(first, model_fingerprint(model)) == [file]
