@@ -92,8 +92,6 @@ def training_folder(
     ):
         training.output_dir = str(folder / trained)
         if leads():
-            if trained != ".":
-                _remove_what_came_after(folder)
             write_config(folder, given)
             write_whole(folder / BEGUN, json.dumps(begun))
         try:
@@ -219,8 +217,7 @@ def keep_trained(trained: Path, final: Path) -> None:
     What comes after training (a merge, a score, a record) can fail, on a full disk for one; the hours before it stay.
 
     Args:
-        trained: the folder of the trainer; without weights in it nothing is moved. Its checkpoints stay, with what
-            `--resume` asks of a stopped run.
+        trained: the folder of the trainer; without weights in it nothing is moved.
         final: the folder that was to be made: what is moved goes beside it, into `NAME.trained`.
     """
     if not any(trained.glob("*.safetensors")):
@@ -231,16 +228,9 @@ def keep_trained(trained: Path, final: Path) -> None:
     for file in trained.iterdir():
         if file.name == TRAINING_ARGS_NAME:  # a pickle of every setting, secrets among them
             file.unlink()
-        elif file.is_file() and file.name not in (CONFIG, BEGUN):
+        elif file.is_file():
             file.rename(kept / file.name)
     logger.warning("what was trained is kept in %s: all but what comes after the training", kept)
-
-
-def _remove_what_came_after(folder: Path) -> None:
-    """Remove the files that a stopped run has left beside the folder of its trainer: half a merge cannot go on."""
-    for file in folder.iterdir():
-        if file.is_file():
-            file.unlink()
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

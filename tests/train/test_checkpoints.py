@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on(stage, tmp_path, monkeypatch, verb, trained, meth
 
 @pytest.mark.parametrize(("verb", "trained"), [("sft", "adapter"), ("reward", ".")])
 def test_a_run_that_failed_after_its_training_goes_on(stage, tmp_path, monkeypatch, verb, trained):
-    """A full disk for one: half a merge is there then, and what was trained has been moved aside."""
+    """A full disk for one: half a merge is there then."""
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
 
     def fail(folder, *_, **__):
@@ -94,8 +94,6 @@ def test_a_run_that_failed_after_its_training_goes_on(stage, tmp_path, monkeypat
         with pytest.raises(DiskFault, match="what was done so far is kept for --resume"):
             stage(verb, output_dir=out)
     assert newest_checkpoint(partial / trained).name == "checkpoint-8"
-    kept = {path.name for path in (tmp_path / "out.trained").iterdir()}
-    assert "adapter_model.safetensors" in kept and "training_args.bin" not in kept, "a pickle of the settings"
     assert stage(verb, output_dir=out, resume=True) == out
     assert not partial.exists()
     if verb == "sft":

@@ -203,6 +203,7 @@ def test_a_merge_that_fails_leaves_the_trained_adapter(run_sft, base, llama, tmp
             run_sft(DEMONSTRATIONS, **LORA, max_steps=3, learning_rate=3e-2)
         folder = tmp_path / "out" / kept
         assert f"what was trained is kept in {folder}" in caplog.text
+        assert not (folder / "training_args.bin").exists(), "a pickle of the settings, secrets among them"
         policy = PeftModel.from_pretrained(llama(), folder)
         assert max(p.abs().max() for name, p in policy.named_parameters() if "lora_B" in name) > 1e-2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sft.trained", "sft.trained-2"]

@@ -88,8 +88,8 @@ class Checkpoint:
                 raise FileNotFoundError(f"{str(self.folder)!r} has no {file!r}, which {_INDEX} names; copy it there")
         held = {file: list(self._file(file).entries) for file in files}
         if self.index is not None:
-            self._check_number(files)
             self._check_index(held)
+            self._check_number(files)
         return held
 
     def _check_number(self, files: Sequence[str]) -> None:
