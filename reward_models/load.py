@@ -174,8 +174,11 @@ def _function(text: str) -> tuple[Any, str]:
     except (Exception, SystemExit) as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
+            here = [path.stem for path in Path.cwd().glob("*.py")]
+            meant = did_you_mean(module_name.removesuffix(".py"), here)
             raise ValueError(
-                f"the reward model {text!r} names the module {module_name!r}, which cannot be found; {_known(text)}"
+                f"the reward model {text!r} names the module {module_name!r}, which cannot be found; "
+                f"{meant or _known(text)}".rstrip()
             ) from None
         # A module that exists and lacks something of its own is not a mistake in the name.
         raise ValueError(
@@ -184,9 +187,11 @@ def _function(text: str) -> tuple[Any, str]:
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
+        functions = [name for name, value in vars(module).items() if callable(value)]
         raise ValueError(
             f"the reward model {text!r} names {attribute!r}, which is no function of {module_name!r}; "
-            "expected a function of prompts and completions that returns one number per pair"
+            f"{did_you_mean(attribute, functions)}expected a function of prompts and completions that returns one "
+            "number per pair"
         )
     return function, attribute
 

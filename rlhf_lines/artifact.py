@@ -160,14 +160,18 @@ def check_same_config(
         may_differ: keys that do not matter.
 
     Raises:
-        ValueError: `config.yaml` in the folder differs from what is given now; names the first key.
+        ValueError: `config.yaml` in the folder differs from what is given now; names the first key. Or it is damaged.
     """
     import yaml
 
     path = Path(folder) / CONFIG
     if not path.is_file():
         return
-    made_with = without_secrets(yaml.safe_load(path.read_text()) or {})
+    with about(f"{path} cannot be read, so nobody can tell of which settings {name or folder} is"):
+        made_with = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(made_with, dict):
+        raise ValueError(f"{path} holds no settings by name: restore it, or start again with --overwrite")
+    made_with = without_secrets(made_with)
     # Through YAML and back, so that both sides hold the same types.
     given = yaml.safe_load(yaml.safe_dump(without_secrets(given)))
     free = {"overwrite", "resume", "output_dir", "resume_from_checkpoint", *may_differ}

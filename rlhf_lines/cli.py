@@ -317,10 +317,11 @@ def _quiet_warnings() -> None:
 
 
 class _Stderr(logging.Handler):
-    """Prints where stderr is at the time."""
+    """Prints where stderr is at the time; of several processes, one speaks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        if distributed.leads():
+            print(self.format(record), file=sys.stderr)
 
 
 def _show_log() -> None:

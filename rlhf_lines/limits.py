@@ -126,9 +126,10 @@ def check_writes(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -
 
 def position_table(model: nn.Module) -> int | None:
     """How many positions a model has a row of a table for, so that one more is an error; None without a table."""
+    reader = model.get_decoder()  # of text: the positions of a model's eyes are patches of an image
     tables = [
         tensor.shape[0]
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        for name, tensor in (*reader.named_parameters(), *reader.named_buffers())
         if tensor.ndim == 2 and _POSITION_TABLE.search(name)
     ]
     limit = longest_text(model.config)

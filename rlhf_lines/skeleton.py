@@ -44,17 +44,18 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     """The model with its adapter.
 
     Raises:
-        ValueError: the adapter's target modules are not in the model.
+        ValueError: a module or parameter that the adapter names is not in the model.
     """
     from peft import get_peft_model
 
     targets = peft_config.target_modules  # which PEFT replaces by what it found
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+    unknown = _unknown_names(model, peft_config)
     try:
-        return get_peft_model(model, peft_config)
+        adapted = get_peft_model(model, peft_config)
     except (ValueError, re.error) as error:
-        names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         targets = sorted(targets) if isinstance(targets, set) else targets
         if "ParamWrapper" in str(error):
             raise ValueError(
@@ -63,10 +64,42 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
                 f"modules instead: {names}"
             ) from error
         reason = "" if "target" in str(error).lower() else f" ({' '.join(str(error).split())[:200]})"
+        if not targets and peft_config.target_parameters:
+            raise ValueError(
+                f"lora_target_parameters {list(peft_config.target_parameters)!r} do not fit a "
+                f"{model.config.model_type} model; name linear modules as lora_target_modules instead: {names}"
+            ) from error
         raise ValueError(
             f"lora_target_modules {targets!r} do not fit a {model.config.model_type} model, whose linear modules are "
             f"{names}{reason}: name some of these, or all-linear"
         ) from error
+    for setting, missing in unknown.items():
+        if missing:
+            raise ValueError(
+                f"{setting} holds {', '.join(missing)}, which no module of a {model.config.model_type} model is "
+                f"called: correct or leave out (its linear modules are {names})"
+            )
+    return adapted
+
+
+def _unknown_names(model: PreTrainedModel, peft_config: PeftConfig) -> dict[str, list[str]]:
+    """By setting, the names in it that no module has. PEFT leaves those out without a word, if another one fits."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    modules = [name for name, _ in model.named_modules()]
+    variants = KNOWN.get(model.config.model_type, ())  # what PEFT lists for a type need not be in each of its models
+    targets = peft_config.target_modules
+    listed = sorted(targets) if isinstance(targets, set | list) else []
+    return {
+        "lora_target_modules": [
+            name
+            for name in listed
+            if name not in variants and not any(module == name or module.endswith(f".{name}") for module in modules)
+        ],
+        "lora_modules_to_save": [
+            name for name in peft_config.modules_to_save or () if not any(module.endswith(name) for module in modules)
+        ],
+    }
 
 
 def is_linear(module: nn.Module) -> bool:

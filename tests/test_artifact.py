@@ -229,3 +229,12 @@ def test_a_finished_folder_of_other_settings_is_not_taken_for_the_result(tmp_pat
         check_same_config(tmp_path, {"learning_rate": 0.01, "policies": ["a"]})
     with pytest.raises(ValueError, match="was made with max_steps None, now it is 2"):
         check_same_config(tmp_path, {"learning_rate": 0.001, "policies": ["a"], "max_steps": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1]", "holds no settings by name"), ("a: [", r"config\.yaml cannot be read")]
+)
+def test_a_damaged_config_is_a_sentence(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        check_same_config(tmp_path, {"max_steps": 2})

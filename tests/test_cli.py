@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -530,6 +531,14 @@ def test_an_error_begins_its_own_line_where_a_bar_was_open(folder, capsys, monke
     err = capsys.readouterr().err
     assert "merge: write" in err  # the bar was there
     assert err.splitlines()[-1].startswith("rlhf-lines merge: merged values of ")
+
+
+def test_of_several_processes_one_speaks(capsys, monkeypatch):
+    cli._show_log()
+    for leads in (True, False):
+        monkeypatch.setattr("rlhf_lines.distributed.leads", lambda leads=leads: leads)
+        logging.getLogger("rlhf_lines.data").warning("2 rows are left out")
+        assert capsys.readouterr().err == ("2 rows are left out\n" if leads else "")
 
 
 def test_weights_are_equal_unless_given_or_taken_from_checkpoints(folder, capsys):

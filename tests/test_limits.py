@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
 
 from rlhf_lines.limits import check_length, check_prompts, check_writes, longest_text, position_table
 from tests.architectures import ARCHITECTURES
@@ -84,6 +84,16 @@ def test_the_table_of_positions():
     assert position_table(llama()) is None
     tables = {a.name for a in ARCHITECTURES if position_table(a.model()) is not None}
     assert tables == {"gpt2", "openai-gpt", "gptj", "gpt_bigcode", "opt", "bart"}
+
+
+def test_positions_of_patches_are_none_of_a_text():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={"vocab_size": 13, "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8, **sizes},
+        vision_config={"image_size": 28, "patch_size": 14, "num_hidden_layers": 1, **sizes},  # 4 patches
+        mm_tokens_per_image=4,
+    )
+    assert position_table(Gemma3ForConditionalGeneration(config)) is None
 
 
 def test_a_tokenizer_without_an_end_token_takes_that_of_the_model(tmp_path):

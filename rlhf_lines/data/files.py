@@ -212,7 +212,9 @@ def _spoken_row(row: dict, wanted: str, template: Template) -> dict | None:
     except ValueError as error:
         raise ValueError(f"prompt {error}") from None
     for column in COLUMNS[wanted][1:]:
-        source = column if column in answers or row.get(column) is not None else ALIKE.get(column, column)
+        alike = ALIKE.get(column, column)
+        stands_in = column not in answers and row.get(column) is None and (alike in answers or alike in row)
+        source = alike if stands_in else column
         answer = answers[source] if source in answers else _said(row, source)
         if isinstance(answer, str):
             answer = [{"role": "assistant", "content": answer}]

@@ -289,6 +289,7 @@ class PPOConfig(OnThisMachine, GRPOConfig):
                 not self.use_vllm or installed("vllm"),
             ),
             ("num_generations", "at least 1", (self.num_generations or 0) >= 1),
+            ("num_generations_eval", "at least 1", _absent_or(self.num_generations_eval, lambda x: x >= 1)),
             ("beta", "0 (the KL cost is set by kl_coef)", self.beta == 0.0),
             ("kl_estimator", "k1 or k3", self.kl_estimator in KL_ESTIMATORS),
             ("kl_coef", "a number >= 0", math.isfinite(self.kl_coef) and self.kl_coef >= 0),

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
@@ -143,6 +144,11 @@ def check_model(config: ModelConfig, given: dict, *, causal: bool) -> None:
     if not config.load_in_4bit:
         for name in of_4bit:
             problems.add(f"{name} is {given[name]}, but load_in_4bit is false, so it has no effect")
+    if config.model_revision not in (None, "main") and Path(config.model_name_or_path or "").is_dir():
+        problems.add(
+            f"model_revision is {config.model_revision}, but {config.model_name_or_path} is a folder, which has no "
+            "revisions: leave it out"
+        )
     checks = [
         ("lora_r", "at least 1", config.lora_r is not None and config.lora_r >= 1),
         ("lora_alpha", "a positive number", config.lora_alpha is not None and config.lora_alpha > 0),
@@ -196,7 +202,10 @@ def _checks(args: TrainingArguments) -> list[Check]:
             not args.fp16 or not (args.use_cpu or distributed.on_cpu()),
         ),
         ("do_predict", "false: a stage trains, and predicts nothing", not args.do_predict),
-        ("do_eval", "false, or an eval_strategy beside it", not args.do_eval or args.eval_strategy != "no"),
+        *(
+            (name, "its default, or an eval_strategy beside it", args.eval_strategy != "no" or not value)
+            for name, value in _values(args, ("do_eval", "eval_on_start", "eval_steps"))
+        ),
         (
             "use_liger_kernel",
             "false: liger-kernel is not installed",

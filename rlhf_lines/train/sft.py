@@ -151,6 +151,8 @@ def _check_positions(trainer: SFTTrainer) -> None:
 
 def _merge(base: Path, folder: Path, dtype: str) -> dict:
     """Write base + adapter as a dense checkpoint into `folder`; return what the cast to the dtype lost."""
+    for left in folder.glob("*.safetensors"):  # by a run that was stopped while it merged
+        left.unlink()
     with Checkpoint(base) as theta:
         merge = merge_into(theta, load_adapter(folder / ADAPTER))
         return dataclasses.asdict(merge.write(folder, dtype=None if dtype == "auto" else dtype))

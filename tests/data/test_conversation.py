@@ -119,6 +119,9 @@ def test_what_a_chat_template_would_be_given_besides_is_refused(write):
          "chosen has turns of user behind the prompt"),
         ({"prompt": [said("a"), reply("b")], "completion": "c"}, "demonstrations",
          "prompt ends in a turn of the assistant, which no demonstration can go on with"),
+        # Not of the column that may stand in for it, which the file does not have.
+        ({"prompt": [said("a")], "completion": None}, "demonstrations", "completion is missing: fill it in"),
+        ({"prompt": [said("a")], "messages": [said("b"), reply("c")]}, "demonstrations", "completion is missing"),
     ],
 )  # fmt: skip
 def test_a_reply_is_one_turn_of_the_assistant(write, row, kind, message):

@@ -153,8 +153,14 @@ def test_a_function_is_a_reward_model(tmp_path, monkeypatch):
         assert isinstance(model, RewardModel) and model.name == "short"
         assert model.score(["a", "b"], ["xy", ""]) == [-2.0, 0.0]
     assert load("plain_rewards:short", name="brevity").name == "brevity"
-    with pytest.raises(ValueError, match="'long', which is no function of 'plain_rewards'"):
+    with pytest.raises(ValueError, match="'long', which is no function of 'plain_rewards'; expected"):
         load("plain_rewards:long")
+    with pytest.raises(ValueError, match=r"'shrot', which is no function of 'plain_rewards'; did you mean 'short'\?"):
+        load("plain_rewards:shrot")
+    monkeypatch.chdir(tmp_path)
+    for typo in ("plain_reward:short", "plain_rewards.py:short"):
+        with pytest.raises(ValueError, match=r"which cannot be found; did you mean 'plain_rewards'\?$"):
+            load(typo)
     with pytest.raises(ValueError, match="the module 'no_such_module', which cannot be found"):
         load("no_such_module:short")
 

@@ -34,6 +34,15 @@ REFUSED = {
         "lora_target_modules ['q_proj', 'lm_head'] hold the head 'lm_head', but TRL computes log-probabilities",
     ),
     "nothing": ({"lora_target_modules": ["c_attn"]}, "lora_target_modules ['c_attn'] do not fit a llama model"),
+    "a name that no module has": (
+        {"lora_target_modules": ["q_proj", "v_prj", "c_attn"]},
+        "lora_target_modules holds c_attn, v_prj, which no module of a llama model is called: correct or leave out",
+    ),
+    "a parameter that is not there": (
+        {"lora_target_parameters": ["q_proj.weight"]},
+        "lora_target_parameters ['q_proj.weight'] do not fit a llama model; name linear modules",
+    ),
+    "revision": ({"model_revision": "v2"}, "is a folder, which has no revisions: leave it out"),
     "rank": ({"lora_r": 0}, "lora_r is 0, expected at least 1"),
     "attention": ({"attn_implementation": "flash_attention_2"}, "attn_implementation is flash_attention_2, which does"),
 }

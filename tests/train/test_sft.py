@@ -208,6 +208,18 @@ def test_a_merge_that_fails_leaves_the_trained_adapter(run_sft, base, llama, tmp
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sft.trained", "sft.trained-2"]
 
 
+def test_a_run_that_was_stopped_behind_its_merge_is_resumed(run_sft, tmp_path, monkeypatch):
+    saving = {**LORA, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    rows = [{"prompt": "a b", "completion": " c d"}] * 4 + [{"prompt": "c d", "completion": " e"}] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_lines.train.sft.write_record", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_sft(rows, **saving)
+    stopped = load_file(tmp_path / "out" / ".sft.partial" / "model.safetensors")
+    resumed = load_file(run_sft(rows, resume=True, **saving) / "model.safetensors")
+    assert all(torch.equal(resumed[name], stopped[name]) for name in stopped) and resumed.keys() == stopped.keys()
+
+
 def test_target_modules_are_written_in_order(run_sft):
     out = run_sft(DEMONSTRATIONS, **LORA, max_steps=1)
     written = json.loads((out / "adapter" / "adapter_config.json").read_text())["target_modules"]
