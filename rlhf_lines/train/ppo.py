@@ -23,6 +23,7 @@ from rlhf_lines.train.adapted import check_adapter
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
 from rlhf_lines.train.config import RewardsConfig
+from rlhf_lines.train.history import history
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig
@@ -104,7 +105,7 @@ def run(
                 processes=trainer.accelerator.num_processes,
                 updates=trainer.state.global_step,
                 truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
-                history=trainer.state.log_history,
+                history=history(trainer.state.log_history),
                 inputs_sha256=found,
             )
             remove_working_files(folder)

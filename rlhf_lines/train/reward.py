@@ -26,6 +26,7 @@ from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, local_folder, lora_config
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
+from rlhf_lines.train.history import history
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.progress import show_progress, tell_chosen
 from rlhf_lines.train.settings import check_model
@@ -113,7 +114,7 @@ def run(
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
-        history = trainer.state.log_history
+        rows_of_steps = history(trainer.state.log_history)
         del trainer  # before its model is read back a second time
         if leads():
             reward_models.write_settings(folder, text_config.format(max_length=training.max_length))
@@ -128,7 +129,7 @@ def run(
                 accuracy=_accuracy(saved, test_pairs),
                 held_out_pairs=len(test_pairs),
                 held_out_pairs_cut=_cut_pairs(saved, test_pairs),
-                history=history,
+                history=rows_of_steps,
                 inputs_sha256=found,
             )
             remove_working_files(folder)

@@ -21,6 +21,7 @@ from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
 from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
+from rlhf_lines.train.history import history
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.progress import show_progress, tell_chosen
@@ -115,7 +116,7 @@ def run(
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
             facts = {"seed": training.seed, "base_model": name, "loss": losses, "lost_residual": lost, **counts}
-            write_record(folder, "sft", given, **facts, history=trainer.state.log_history, inputs_sha256=found)
+            write_record(folder, "sft", given, **facts, history=history(trainer.state.log_history), inputs_sha256=found)
             remove_working_files(folder)
     return final
 
