@@ -26,7 +26,7 @@ class StageProgress(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar, in the process that speaks."""
         if leads():
-            self._bar = Bar(total=state.max_steps, initial=state.global_step, desc=self._description, unit="update")
+            self._bar = Bar(total=state.max_steps, initial=state.global_step, desc=self._description, unit="updates")
 
     def on_substep_end(self, args, state, control, **kwargs):
         """Show life before an update is done: it may take many batches."""
