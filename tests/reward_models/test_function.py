@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -100,8 +101,8 @@ def test_an_async_function_runs_where_a_loop_runs_as_in_a_notebook():
     async def cell():
         return FunctionReward(waits, name="f").score(["2+2?"], [" 4"])
 
-    with asyncio.Runner() as notebook:
-        assert notebook.run(cell()) == [2.0]
+    with ThreadPoolExecutor(1) as thread:  # in this one a browser test may have left a loop
+        assert thread.submit(asyncio.run, cell()).result() == [2.0]
 
 
 def test_what_a_function_does_to_its_lists_is_its_own():

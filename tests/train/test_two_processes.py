@@ -20,11 +20,8 @@ from tests.tiny import WORDS
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_ppo.py"
 SHARDED, KILLED = (Path(__file__).parent / name for name in ("sharded.py", "killed.py"))
 WEIGHTS = ("adapter_model.safetensors", "value_head.safetensors")
-TIMINGS = {
-    "step_time",
-    "tokens_per_second",
-    *(f"train_{it}" for it in ("runtime", "samples_per_second", "steps_per_second")),
-}
+TIMINGS = {"step_time", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+OF_ONE_PROCESS = {"train_loss"}  # transformers adds to it what one process alone has not logged yet
 
 
 @pytest.fixture
@@ -85,7 +82,7 @@ def assert_same_run(a, b, *, relative, weights):
     histories = (record(folder)["history"] for folder in (a, b))
     for row, other in zip(*histories, strict=True):
         assert row.keys() - TIMINGS == other.keys() - TIMINGS
-        for name in row.keys() - TIMINGS:
+        for name in row.keys() - TIMINGS - OF_ONE_PROCESS:
             assert other[name] == approx(row[name], rel=relative, abs=relative / 10), name
     assert (a / "ppo_state.json").read_text() == (b / "ppo_state.json").read_text()
     files = sorted(path.relative_to(a) for path in a.rglob("*.safetensors") if "checkpoint" not in str(path))
