@@ -12,6 +12,7 @@ from reward_models.conversation import Prompt
 
 
 EXCERPT = 80
+LARGEST = 1e18  # of a score: PPO squares differences of scores in float32, which ends at 3e38
 
 
 @runtime_checkable
@@ -69,7 +70,8 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
     """`scores` as floats.
 
     Raises:
-        ValueError: there is not one score per prompt, or a score is no finite number; names the prompt.
+        ValueError: there is not one score per prompt, or a score is no finite number of at most `LARGEST` in size;
+            names the prompt.
     """
     try:
         if isinstance(scores, str | bytes | Mapping | Set):
@@ -93,10 +95,10 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
             f"reward model {name!r} returned {len(scores)} scores for {len(prompts)} prompts; expected as many"
         )
     for i, (score, prompt) in enumerate(zip(scores, prompts, strict=True)):
-        if not math.isfinite(score):
+        if not abs(score) <= LARGEST:
             raise ValueError(
                 f"reward model {name!r} returned {score} for the pair at index {i} with the prompt {excerpt(prompt)}; "
-                "expected a finite number"
+                f"expected a finite number{f' of at most {LARGEST:g} in size' if math.isfinite(score) else ''}"
             )
     return scores
 

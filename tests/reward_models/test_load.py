@@ -221,6 +221,10 @@ def test_a_function_must_return_one_finite_number_per_pair():
         FunctionReward(lambda prompts, completions: [1.0], name="one").score(["a", "b"], ["c", "d"])
     with pytest.raises(ValueError, match="returned inf for the pair at index 1 with the prompt 'b'"):
         FunctionReward(lambda prompts, completions: [1.0, float("inf")], name="one").score(["a", "b"], ["c", "d"])
+    with pytest.raises(
+        ValueError, match=r"returned 1e\+39 for .* 'b'; expected a finite number of at most 1e\+18 in size"
+    ):
+        FunctionReward(lambda prompts, completions: [-1e18, 1e39], name="one").score(["a", "b"], ["c", "d"])
 
 
 def test_an_unknown_name_lists_the_presets_with_the_closest():
