@@ -61,20 +61,11 @@ def run(
         FileExistsError: `output_dir` exists.
         ValueError: the task has no such preference, or every training pair is too long.
     """
-    from transformers import AutoTokenizer
-
     check_model(model_config, given, causal=False)
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
     trust = {"trust_remote_code": training.trust_remote_code}
     config = load_config(base, **trust)
-    tokenizer = AutoTokenizer.from_pretrained(base, **trust)
-    if tokenizer.eos_token is None:  # encoders: the trainer ends every text with this token
-        tokenizer.eos_token = tokenizer.sep_token
-    if tokenizer.eos_token is None:
-        raise ValueError(
-            f"the tokenizer of {model_config.model_name_or_path} has no end token, which every text ends with: give it "
-            "an eos_token (tokenizer.eos_token = ...) and save it"
-        )
+    tokenizer = _load_tokenizer(base, model_config.model_name_or_path, **trust)
     peft_config = lora_config(model_config, config.model_type)
     if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
         peft_config.task_type = "SEQ_CLS"
@@ -144,13 +135,27 @@ def inputs(
     model_config: ModelConfig,
 ) -> dict[str, Fingerprint]:
     """What a run with these settings would read, as its record holds it."""
-    from transformers import AutoTokenizer
-
     name = model_config.model_name_or_path
     base = local_folder(name, revision=model_config.model_revision, what="base model")
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=training.trust_remote_code)
+    tokenizer = _load_tokenizer(base, name, trust_remote_code=training.trust_remote_code)
     datasets = _datasets(data_config, text_config, training, tokenizer)
     return fingerprints(name, base, data_config.dataset_name, datasets)
+
+
+def _load_tokenizer(base: Path, name: str, *, trust_remote_code: bool):
+    """The tokenizer of the base, which is called `name`, with the token that the trainer ends every text with."""
+    from transformers import AutoTokenizer
+
+    with about(f"tokenizer of {name} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token is None:  # of an encoder
+        tokenizer.eos_token = tokenizer.sep_token
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no end token, which every text ends with: give it an eos_token "
+            "(tokenizer.eos_token = ...) and save it"
+        )
+    return tokenizer
 
 
 def _datasets(data_config: PreferenceDataConfig, text_config: RewardTextConfig, training: RewardConfig, tokenizer):
