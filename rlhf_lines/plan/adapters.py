@@ -14,6 +14,7 @@ from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan.shapes import Shape, makers
+from rlhf_lines.train.layerwise import without_first_layers
 from rlhf_lines.train.settings import PolicyModelConfig
 
 
@@ -58,7 +59,9 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
             PolicyModelConfig(**{k: v for k, v in content.items() if k in names}), shape.config.model_type
         )
         if peft_config is not None:
-            model = skeleton.adapt(skeleton.causal_lm(shape.config), peft_config)
+            base = skeleton.causal_lm(shape.config)
+            frozen = int(content.get("frozen_layers") or 0)
+            model = skeleton.adapt(base, without_first_layers(peft_config, base, frozen))
             shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
             return _sizes(shapes, f"{path}, which makes it")
     raise FileNotFoundError(

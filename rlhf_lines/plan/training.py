@@ -31,9 +31,10 @@ from rlhf_lines.task_rewards import check_names, reward_weights
 from rlhf_lines.train.adapted import check_adapted, check_fits
 from rlhf_lines.train.checkpoints import choose_checkpoint
 from rlhf_lines.train.config import RewardsConfig, RewardTextConfig
+from rlhf_lines.train.layerwise import check_depth, freeze_first_layers, without_first_layers
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.progress import describe_chosen
-from rlhf_lines.train.settings import check_model
+from rlhf_lines.train.settings import LayerwiseSettings, check_model
 from rlhf_lines.train.sft import ADAPTER
 
 
@@ -244,9 +245,14 @@ class _Training:
     def _skeleton(self):
         wanted = self.model_config
         model = self._make(self.shape.config, dtype=wanted.dtype, attention=wanted.attn_implementation)
+        frozen = 0
+        if isinstance(self.args, LayerwiseSettings):
+            frozen = self.args.frozen_layers
+            check_depth(model, policy=self.args.layer_learning_rates, frozen=frozen)
         if self.peft_config is None:
+            freeze_first_layers(model, frozen)
             return model
-        model = skeleton.adapt(model, self.peft_config)
+        model = skeleton.adapt(model, without_first_layers(self.peft_config, model, frozen))
         if self.bits in (4, 8):  # as TRL does
             for parameter in model.parameters():
                 if parameter.requires_grad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,12 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import AdapterPolicy
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
+from rlhf_lines.train.layerwise import check_depth, without_first_layers
+from rlhf_lines.train.settings import LayerwiseSettings
 
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedConfig
 
 
@@ -40,8 +44,9 @@ def check_adapter(
     folder: Path,
     *,
     stage: str,
+    training: LayerwiseSettings,
     trust_remote_code: bool = False,
-) -> None:
+) -> LoraConfig:
     """Make the adapter on a model without weights, and stop where no later stage could take it.
 
     Args:
@@ -49,10 +54,14 @@ def check_adapter(
         model_config: settings of model and LoRA, with `use_peft`.
         folder: of the base.
         stage: `sft` or `ppo`.
+        training: settings of what depends on depth.
         trust_remote_code: whether code of the base may run.
 
+    Returns:
+        The config of the adapter.
+
     Raises:
-        ValueError: as `check_adapted` and `check_fits`, or the adapter cannot be made.
+        ValueError: as `check_adapted`, `check_fits` and `check_depth`, or the adapter cannot be made.
     """
     base = skeleton.causal_lm(
         config,
@@ -60,9 +69,12 @@ def check_adapter(
         attention=model_config.attn_implementation,
         trust_remote_code=trust_remote_code,
     )
-    model = skeleton.adapt(base, lora_config(model_config, config.model_type))
+    check_depth(base, policy=training.layer_learning_rates, frozen=training.frozen_layers)
+    found = without_first_layers(lora_config(model_config, config.model_type), base, training.frozen_layers)
+    model = skeleton.adapt(base, deepcopy(found))  # in which PEFT changes things
     check_adapted(model, model_config, stage=stage)
     check_fits(model, folder, stage=stage)
+    return found
 
 
 def check_adapted(model: PeftModel, model_config: ModelConfig, *, stage: str) -> None:

@@ -16,7 +16,7 @@ from rlhf_lines.example import try_rewards
 from rlhf_lines.limits import check_prompts, check_writes
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
+from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder
 from rlhf_lines.scoring import Asked
 from rlhf_lines.task_rewards import load_reward_models, reward_weights
 from rlhf_lines.train.adapted import check_adapter
@@ -55,7 +55,7 @@ def run(
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     trust = {"trust_remote_code": training.trust_remote_code}
     config = load_config(sft, **trust)
-    check_adapter(config, model_config, sft, stage="ppo", **trust)
+    peft_config = check_adapter(config, model_config, sft, stage="ppo", training=training, **trust)
     tokenizer = load_tokenizer(sft, **trust)
     final, datasets = Path(training.output_dir), _datasets(data_config, training, tokenizer)
     training.fit(len(datasets["train"]))
@@ -83,7 +83,7 @@ def run(
                 train_dataset=datasets["train"],
                 eval_dataset=datasets.get("validation"),
                 processing_class=tokenizer,
-                peft_config=lora_config(model_config, config.model_type),
+                peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
             )
         describe_adapters(trainer.model, model_config.model_name_or_path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from trl import GRPOConfig
 
 from rlhf_lines import distributed
-from rlhf_lines.train.settings import Check, OnThisMachine, differing, installed, refuse
+from rlhf_lines.train.settings import Check, LayerwiseSettings, OnThisMachine, differing, installed, refuse
 
 
 KL_ESTIMATORS = ("k1", "k3")
@@ -51,7 +51,7 @@ BELONGS_TO = {
 
 
 @dataclass
-class PPOConfig(OnThisMachine, GRPOConfig):
+class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
     """The settings of PPO beside those of TRL's GRPOConfig; a field that TRL names keeps its name.
 
     `num_iterations` is the number of epochs over a rollout, `per_device_train_batch_size *

@@ -53,6 +53,7 @@ from rlhf_lines.train.advantages import (
 )
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
+from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
@@ -98,7 +99,7 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
-class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
+class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer):
     """Train a LoRA policy and a value function on one frozen base.
 
     Args:
@@ -116,7 +117,7 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
 
     Raises:
         ValueError: there is no `peft_config`: the reference is the base without its adapter. Or there are fewer
-            prompts than one rollout takes.
+            prompts than one rollout takes, or layers that are not to be trained have an adapter.
     """
 
     _tag_names = ("trl", "ppo", "rlhf-lines")
@@ -150,6 +151,8 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
             raise ValueError("value_lora and max_update_kl do not work under FSDP and DeepSpeed: leave them out")
         if self.is_fsdp_enabled:
             _keep_float32(self.accelerator.state.fsdp_plugin)
+        check_depth(self.model, policy=args.layer_learning_rates, frozen=args.frozen_layers)
+        check_frozen(self.model, args.frozen_layers)
         self._add_value_function(peft_config)
         hold_steady(self.model)
         if self.use_vllm:
@@ -228,6 +231,10 @@ class PPOTrainer(ToldSettings, WholeCheckpoints, GRPOTrainer):
         self._train_value_function()
         self.optimizer.add_param_group({"params": own, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
         return self.optimizer
+
+    def _has_full_rate(self, name: str) -> bool:
+        """Whether a parameter is of the value function, which is no part of the policy."""
+        return _VALUE_PARAMETER.search(name) is not None
 
     # --- rollouts
 

@@ -15,7 +15,8 @@ from transformers import TrainingArguments
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from rlhf_lines import distributed
-from rlhf_lines.errors import Problems
+from rlhf_lines.errors import Problems, alternatives
+from rlhf_lines.train.layerwise import DECAY, FACTORS, has_groups
 
 
 Check = tuple[str, str, bool]  # a setting, what is expected of it, whether it holds
@@ -67,7 +68,48 @@ class OnThisMachine:
 
 
 @dataclass
-class SFTSettings(OnThisMachine, SFTConfig):
+class LayerwiseSettings:
+    """What depends on depth; see `train/layerwise.py`."""
+
+    layer_learning_rates: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rates that grow with depth: linear (l / L of learning_rate in layer l of L) or "
+            "exponential (layer_decay^(L - l)); one for all layers if not given."
+        },
+    )
+    layer_decay: float | None = field(
+        default=None,
+        metadata={"help": f"Of exponential: the ratio of two neighbouring layers' rates; {DECAY} if not given."},
+    )
+    frozen_layers: int = field(
+        default=0,
+        metadata={"help": "So many first layers, and what lies outside the layers, are not trained."},
+    )
+
+    @property
+    def decay_of_layers(self) -> float:
+        """The decay of `exponential`."""
+        return DECAY if self.layer_decay is None else self.layer_decay
+
+    def checks_of_layers(self) -> list[Check]:
+        """What holds of these settings for every model."""
+        policy, decay, optim = self.layer_learning_rates, self.layer_decay, str(plain(self.optim))
+        return [
+            ("layer_learning_rates", alternatives(list(FACTORS)), policy is None or policy in FACTORS),
+            ("layer_decay", "none: it counts only with layer_learning_rates: exponential", _only(decay, policy)),
+            ("layer_decay", "a number in (0, 1)", decay is None or 0 < decay < 1),
+            ("frozen_layers", "a whole number >= 0", self.frozen_layers is not None and self.frozen_layers >= 0),
+            (
+                "optim",
+                "one with a learning rate per layer, or no layer_learning_rates",
+                not policy or has_groups(optim),
+            ),
+        ]
+
+
+@dataclass
+class SFTSettings(OnThisMachine, LayerwiseSettings, SFTConfig):
     """TRL's settings of supervised fine-tuning, on this machine."""
 
 
@@ -221,7 +263,12 @@ def _checks(args: TrainingArguments) -> list[Check]:
             "none in one process: start several with accelerate launch or torchrun",
             not args.fsdp or distributed.count() > 1,
         ),
+        *(args.checks_of_layers() if isinstance(args, LayerwiseSettings) else ()),
     ]
+
+
+def _only(decay: float | None, policy: str | None) -> bool:
+    return decay is None or policy == "exponential"
 
 
 def _values(args: TrainingArguments, names: Iterable[str]) -> list[tuple[str, float | None]]:

@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import trl
-from trl import ModelConfig, SFTConfig, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
+from rlhf_lines import skeleton
 from rlhf_lines.artifact import remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
@@ -18,28 +19,29 @@ from rlhf_lines.limits import check_writes, position_table
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder, lora_config
+from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder
 from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.history import history
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.kept_rows import tell_long_rows
+from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, freeze_first_layers
 from rlhf_lines.train.progress import show_progress, tell_chosen
-from rlhf_lines.train.settings import check_model
+from rlhf_lines.train.settings import SFTSettings, check_model
 from rlhf_lines.train.told import ToldSettings
 
 
 ADAPTER = "adapter"
 
 
-class SFTTrainer(ToldSettings, WholeCheckpoints, trl.SFTTrainer):
+class SFTTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, trl.SFTTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
 def run(
     run_config: RunConfig,
     data_config: TrainingDataConfig,
-    training: SFTConfig,
+    training: SFTSettings,
     model_config: ModelConfig,
     given: dict,
 ) -> Path:
@@ -65,13 +67,17 @@ def run(
         )
     trust = {"trust_remote_code": training.trust_remote_code}
     config = load_config(base, **trust)
+    peft_config = None
     if model_config.use_peft:
-        check_adapter(config, model_config, base, stage="sft", **trust)
+        peft_config = check_adapter(config, model_config, base, stage="sft", training=training, **trust)
     elif getattr(config, "quantization_config", None):
         raise ValueError(
             f"{model_config.model_name_or_path} is quantised (quantization_config in config.json), and such weights "
             "are not trained: give the unquantised model, with use_peft and load_in_4bit where memory is short"
         )
+    elif training.layer_learning_rates or training.frozen_layers:
+        whole = skeleton.causal_lm(config, dtype=model_config.dtype, trust_remote_code=training.trust_remote_code)
+        check_depth(whole, policy=training.layer_learning_rates, frozen=training.frozen_layers)
     tokenizer = load_tokenizer(base, **trust)
     check_writes(config, tokenizer)
     datasets = _datasets(data_config, training, tokenizer)
@@ -87,9 +93,13 @@ def run(
                 train_dataset=datasets["train"],
                 eval_dataset=datasets.get("validation"),
                 processing_class=tokenizer,
-                peft_config=lora_config(model_config, config.model_type),
+                peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
             )
+        if peft_config is None:
+            freeze_first_layers(trainer.model, training.frozen_layers)
+            if training.frozen_layers and training.gradient_checkpointing:  # which may look at its input alone
+                trainer.model.enable_input_require_grads()
         _check_positions(trainer)
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
@@ -122,7 +132,7 @@ def run(
 
 
 def inputs(
-    run_config: RunConfig, data_config: TrainingDataConfig, training: SFTConfig, model_config: ModelConfig
+    run_config: RunConfig, data_config: TrainingDataConfig, training: SFTSettings, model_config: ModelConfig
 ) -> dict[str, Fingerprint]:
     """What a run with these settings would read, as its record holds it."""
     name = model_config.model_name_or_path
@@ -131,7 +141,7 @@ def inputs(
     return fingerprints(name, base, data_config.dataset_name, _datasets(data_config, training, tokenizer))
 
 
-def _datasets(data_config: TrainingDataConfig, training: SFTConfig, tokenizer) -> dict:
+def _datasets(data_config: TrainingDataConfig, training: SFTSettings, tokenizer) -> dict:
     kind = "text" if training.packing else "demonstrations"
     splits = ("train", *(["validation"] if training.eval_strategy != "no" else []))
     return {split: data_config.load(kind, split, tokenizer) for split in splits}
