@@ -158,7 +158,7 @@ class Front(TypedDict):
     fronts: dict[str, GroupFront]  # of the groups with two points or more
     comparisons: list[Comparison]  # of all pairs of `fronts`
     sft_model: str | None  # null where the points are no merges of known policies
-    policies: list[str]  # those that were merged, then the MORLHF runs; empty where they are not known
+    policies: list[str]  # those merged, the MORLHF runs, those of further sets; empty where they are not known
     validation: Validation | None  # null where a single scaling was given, so that nothing was chosen
     surrogate: dict[str, SurrogateEntry] | None  # by group; null unless the sampler is map
     forgetting: Forgetting | None  # null where no texts outside the task were read

@@ -42,7 +42,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     """The plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
     config = of_type(configs, SweepConfig)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
-    policies = [*config.policies, *config.morlhf]
+    policies = config.listed_policies
     adapters = [adapter_sizes(policy, shape, beside) for policy in policies]
     for policy, adapter in zip(policies, adapters, strict=True):
         if adapter.count is None:
@@ -130,7 +130,8 @@ def _add_work(
     scalings = len(config.candidates)
     validation = scalings * len(simplex(len(config.policies), config.validation_weights)) if scalings > 1 else 0
     entries = config.groups
-    of_weights = 2 + 2 * config.controls + len(entries)  # the soup, LiNeS, its ablations, further groups
+    # The soup, LiNeS, its ablations, further groups, further sets of policies.
+    of_weights = 2 + 2 * config.controls + len(entries) + len(config.policy_sets)
     weights = len(first_weights(config)) + (config.map_points if config.sampler == "map" else 0)
     test = 1 + of_weights * weights + len(config.morlhf)
     completions = config.samples_per_prompt * (validation * config.validation_prompts + test * config.test_prompts)

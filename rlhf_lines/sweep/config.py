@@ -21,6 +21,7 @@ from rlhf_lines.sweep.choices import (
     scaling_problems,
     weights_problems,
 )
+from rlhf_lines.sweep.policy_sets import PolicySet, all_policies, set_problems
 from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
 
@@ -110,6 +111,14 @@ class SweepConfig:
             "parse": GroupEntry.of,
         },
     )
+    policy_sets: list[PolicySet] = field(
+        default_factory=list,
+        metadata={
+            "help": "Other policies to compare, each set a group of its own: mappings with name, policies and, for "
+            "Bone Soup, mixing: the reward weights that each of them was trained on.",
+            "parse": PolicySet.of,
+        },
+    )
     control: str | None = field(
         default=None,
         metadata={
@@ -154,6 +163,11 @@ class SweepConfig:
         """The scalings to choose from: those of the list, or, without one, all of the grid."""
         grid = itertools.product(self.alphas, self.betas, self.schedules)
         return self.scalings or [Scaling(*scaling) for scaling in grid]
+
+    @property
+    def listed_policies(self) -> list[str]:
+        """Every policy, in the order of the specs' weights."""
+        return all_policies(self.policies, self.morlhf, self.policy_sets)
 
     @property
     def quantized(self) -> bool:
@@ -219,6 +233,7 @@ class SweepConfig:
             *scaling_problems(self.scalings, self.alphas, self.betas, self.schedules, given=self.given["scalings"]),
             *weights_problems(self.weights, len(self.policies), given=self.given["weights"]),
             *group_problems(self.groups),
+            *set_problems(self.policy_sets, len(self.policies), groups=[entry.name for entry in self.groups]),
         ]
         for entry in self.groups:
             if RULES[entry.rule].is_linear:

@@ -15,6 +15,7 @@ from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.merges import Merges
+from rlhf_lines.sweep.policy_sets import PolicySet, spec_weights
 
 
 Weights = tuple[float, ...]
@@ -50,6 +51,7 @@ class Specs:
             makers[UNIFORM] = lambda weights: uniform_ablation(self.resolve(lines(weights)), self._num_layers)
             makers[REVERSED] = lambda weights: reversed_ablation(self.resolve(lines(weights)))
         makers |= {entry.name: entry.spec for entry in self._config.groups}
+        makers |= {entry.name: soup_of(entry, self._config.listed_policies) for entry in self._config.policy_sets}
         return {name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()}
 
     def fixed(self) -> dict[str, list[MergeSpec]]:
@@ -104,6 +106,11 @@ def with_single_policies(weights: Sequence[Weights]) -> list[Weights]:
 def scaled(scaling: Scaling) -> Callable[[Weights], MergeSpec]:
     """The function from weights to the rewarded soup with this LiNeS scaling."""
     return lambda weights: MergeSpec("linear", weights, *scaling)
+
+
+def soup_of(entry: PolicySet, listed: Sequence[str]) -> Callable[[Weights], MergeSpec]:
+    """The function from a preference to the rewarded soup, or the Bone Soup, of a further set of policies."""
+    return lambda weights: MergeSpec("linear", spec_weights(entry.weights(weights), entry.policies, listed))
 
 
 def uniform_ablation(spec: MergeSpec, num_layers: int) -> MergeSpec:

@@ -52,7 +52,7 @@ class Inputs:
 
     Attributes:
         sft: folder of the SFT model.
-        adapters: of the policies, then of the MORLHF runs.
+        adapters: of the policies, then of the MORLHF runs, then of the policies of further sets.
         reward_models: that score.
         tokenizer: the SFT model's.
         prompts: by split, from what the policy reads to what reward models may be shown; of validation only where there
@@ -138,10 +138,16 @@ def fingerprints(data_config: DataConfig, config: SweepConfig) -> dict[str, Fing
 
 
 def _folders(config: SweepConfig) -> tuple[Path, list[Path]]:
-    """The folder of the SFT model, and those of the policies and of the MORLHF runs."""
+    """The folder of the SFT model, and those of all policies."""
     sft = local_folder(config.sft_model, what="SFT model")
-    policies = [local_folder(policy, what="policy") for policy in config.policies]
-    return sft, policies + [local_folder(policy, what="MORLHF run") for policy in config.morlhf]
+    return sft, [local_folder(policy, what=what) for what, _, policy in _numbered(config)]
+
+
+def _numbered(config: SweepConfig) -> list[tuple[str, int, str]]:
+    """What every policy is, its number among those, and its name."""
+    named = [("policy", config.policies), ("MORLHF run", config.morlhf)]
+    named.append(("policy of a set", config.listed_policies[len(config.policies) + len(config.morlhf) :]))
+    return [(what, number, name) for what, names in named for number, name in enumerate(names, start=1)]
 
 
 def _counts(config: SweepConfig) -> dict[str, int]:
@@ -174,9 +180,7 @@ def _fingerprints(
     forgetting: Sequence[ForgettingText],
 ) -> dict[str, Fingerprint]:
     found = {f"SFT model {called(config.sft_model)}": model_fingerprint(sft)}
-    names = [(number, "policy", name) for number, name in enumerate(config.policies, start=1)]
-    names += [(number, "MORLHF run", name) for number, name in enumerate(config.morlhf, start=1)]
-    for (number, what, name), folder in zip(names, policies, strict=True):
+    for (what, number, name), folder in zip(_numbered(config), policies, strict=True):
         found[f"{what} {number} ({called(name)})"] = policy_fingerprint(folder)
     for number, reward in enumerate(config.rewards, start=1):
         found[f"reward model {number} ({called(reward.model)})"] = reward_fingerprint(reward.model)

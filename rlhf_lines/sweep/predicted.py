@@ -23,6 +23,7 @@ def measure_predicted(
     makers: Mapping[str, Callable[[Weights], MergeSpec]],
     measurement: Measurement,
     points: Sequence[StoredPoint],
+    weights: Sequence[Weights],
     *,
     count: int,
 ) -> tuple[dict[str, SurrogateEntry], list[StoredPoint]]:
@@ -33,6 +34,7 @@ def measure_predicted(
         makers: of every group, from weights to its spec.
         measurement: samples and scores.
         points: what is measured already.
+        weights: at which every group is measured already. Those of its specs may be others, of other policies.
         count: how many predicted weights of a group are measured.
 
     Returns:
@@ -44,18 +46,19 @@ def measure_predicted(
         return {point.id: scores(point.spec_id, "test", inputs.rewards).mean(axis=0) for point in of}
 
     fits, predicted = {}, {}
+    asked = {(name, make(row)): row for name, make in makers.items() for row in weights}
     for name, make in makers.items():
         sampled = [point for point in points if point.group == name]
-        known, weights = means(sampled), [list(point.spec.weights) for point in sampled]
-        fit = fit_surrogate(weights, list(known.values()))
+        known, fitted = means(sampled), [list(asked[name, point.spec]) for point in sampled]
+        fit = fit_surrogate(fitted, list(known.values()))
         fits[name] = (fit, list(known))
-        predicted[name] = [make(tuple(row)) for row in predicted_front(fit, count, weights)]
+        found = [tuple(row) for row in predicted_front(fit, count, fitted)]
+        predicted[name] = [make(row) for row in found]
+        asked |= {(name, make(row)): row for row in found}
     new = measurement.measure("test", predicted, inputs.prompts["test"])
     reports: dict[str, SurrogateEntry] = {}
     for name, (fit, sampled) in fits.items():
         of_group = [point for point in new if point.group == name]
-        weights = {point.id: point.spec.weights for point in of_group}
-        reports[name] = surrogate_report(
-            fit, inputs.rewards, sampled=sampled, weights=weights, measured=means(of_group)
-        )
+        at = {point.id: asked[name, point.spec] for point in of_group}
+        reports[name] = surrogate_report(fit, inputs.rewards, sampled=sampled, weights=at, measured=means(of_group))
     return reports, new

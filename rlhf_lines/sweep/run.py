@@ -141,7 +141,9 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     of_weights = {name: [make(weights) for weights in specs.weights] for name, make in makers.items()}
     points, surrogate = measurement.measure("test", specs.fixed() | of_weights, inputs.prompts["test"]), None
     if config.sampler == "map":
-        surrogate, predicted = measure_predicted(inputs, makers, measurement, points, count=config.map_points)
+        surrogate, predicted = measure_predicted(
+            inputs, makers, measurement, points, specs.weights, count=config.map_points
+        )
         points += predicted
     if inputs.forgetting:
         measure_forgetting(store, measurement.nll, points, inputs.forgetting)

@@ -73,6 +73,8 @@ def test_a_grid_by_hand(planned):
     assert [phase.name for phase in result.phases] == ["generation", "reference", "scoring"]
     for phase in result.phases:
         assert phase.parts["adapters"] == (2 + 3) * WIDTHS * 4
+    sets = [{"name": name, "policies": ["both", "a"]} for name in ("slow", "frozen")]
+    assert planned(policy_sets=sets).phases[0].parts["adapters"] == (2 + 3 + 1) * WIDTHS * 4  # each of them once
     # Logits of 16 rows of 7 tokens and the one before, in float32 and three copies.
     assert result.phases[1].parts["logits"] == 16 * 8 * 64 * (4 + 12)
     # Keys and values of 2 layers, 2 heads of 4 numbers, 16 rows of 11 + 7 tokens.
@@ -87,6 +89,7 @@ def test_a_grid_by_hand(planned):
         ({"scalings": ["1 0.5", "auto 1 sqrt"]}, 2 * 3, 21),
         ({"schedules": ["linear", "sqrt"]}, 36, 21),
         ({"morlhf": ["both"]}, 18, 22),
+        ({"policy_sets": [{"name": "slow", "policies": ["both", "a"]}]}, 18, 1 + 5 * 5),
         ({"sampler": "list", "weights": ["0.3 0.7"]}, 18, 1 + 4 * 3),  # and the single policies
         ({"sampler": "dirichlet"}, 18, 1 + 4 * (2 + 5)),
         ({"sampler": "map", "map_points": 2}, 18, 1 + 4 * (5 + 2)),

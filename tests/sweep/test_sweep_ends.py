@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.models import load_tokenizer
@@ -155,6 +159,86 @@ def test_further_groups_and_morlhf_runs_are_those_of_the_merged_models(run, sft,
         request = Request(MergeSpec.from_dict(json.loads(spec)), ids, prompt_key(ids), sample)
         settings = {"eos": tokenizer.eos_token_id, "max_new_tokens": 4, "temperature": 1.0, "seed": 0}
         assert tuple(json.loads(token_ids)) == complete_by_hand(dense_model(request.spec), request, **settings)
+
+
+BONE = [[0.75, 0.25], [0.25, 0.75]]
+
+
+def test_sets_of_other_policies_are_those_of_the_merged_models(run, sft, four_policies, dense_model):
+    """A soup of the third and fourth policy, a Bone Soup of the second and fourth, and one that is the soup itself."""
+    ours = list(map(str, four_policies))
+    sets = [
+        {"name": "slow", "policies": ours[2:]},
+        {"name": "bone", "policies": [ours[1], ours[3]], "mixing": BONE},
+        {"name": "same", "policies": ours[:2], "mixing": [[1, 0], [0, 1]]},
+    ]
+    folder, front = run(policy_sets=[json.dumps(entry) for entry in sets], num_weights=5)
+    groups = groups_of(front)
+    assert front["policies"] == ours and {"slow", "bone", "same"} < front["fronts"].keys()
+    grid = [(4 - i) / 4 for i in range(5)]
+    assert weights_of(groups["slow"]) == [[0.0, 0.0, w, 1 - w] for w in grid]
+    # (w, 1 - w) B^-1 with B^-1 = [[1.5, -0.5], [-0.5, 1.5]].
+    assert weights_of(groups["bone"]) == [[0.0, 2 * w - 0.5, 0.0, 1.5 - 2 * w] for w in grid]
+    for ours_, soup in zip(groups["same"], groups["rewarded_soup"], strict=True):
+        assert {**ours_, "id": 0, "group": ""} == {**soup, "id": 0, "group": ""}
+    single = {(p["group"], p["single_policy"], p["label"]) for p in front["points"] if p["single_policy"] is not None}
+    assert single >= {("slow", 2, "plain"), ("slow", 3, "fourth"), ("bone", 1, "kind"), ("bone", 3, "fourth")}
+    rows = read(
+        folder,
+        "SELECT s.spec, p.text, c.sample, c.token_ids FROM points o JOIN specs s ON s.id = o.spec "
+        "JOIN completions c ON c.spec = s.id JOIN prompts p ON p.id = c.prompt WHERE \"group\" IN ('slow', 'bone')",
+    )
+    assert len(rows) == 2 * 5 * 4
+    tokenizer = load_tokenizer(sft)
+    for spec, prompt, sample, token_ids in rows:
+        ids = tuple(tokenizer(prompt)["input_ids"])
+        request = Request(MergeSpec.from_dict(json.loads(spec)), ids, prompt_key(ids), sample)
+        settings = {"eos": tokenizer.eos_token_id, "max_new_tokens": 4, "temperature": 1.0, "seed": 0}
+        assert tuple(json.loads(token_ids)) == complete_by_hand(dense_model(request.spec), request, **settings)
+
+
+def test_the_command_of_a_bone_soup_makes_its_policy(run, four_policies, dense_model, tmp_path):
+    bone = {"name": "bone", "policies": list(map(str, four_policies[2:])), "mixing": BONE}
+    _, front = run(policy_sets=[json.dumps(bone)], num_weights=2)
+    point = groups_of(front)["bone"][0]
+    assert point["spec"]["weights"] == [0.0, 0.0, 1.5, -0.5]
+    assert (
+        cli.main(["merge", *point["merge_arguments"], "--save", "dense", "--output_dir", str(tmp_path / "made")]) == 0
+    )
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32).state_dict()
+    expected = dense_model(MergeSpec("linear", (0.0, 0.0, 1.5, -0.5))).state_dict()
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
+def test_a_set_is_predicted_at_preferences_of_its_own(run, four_policies):
+    bone = {"name": "bone", "policies": list(map(str, four_policies[2:])), "mixing": BONE}
+    _, front = run(policy_sets=[json.dumps(bone)], sampler="map", num_weights=4, map_points=2)
+    report = front["surrogate"]["bone"]
+    points = {point["id"]: point for point in front["points"]}
+    for found in report["predicted"]:
+        weights = np.array(points[found["id"]]["spec"]["weights"])
+        w1 = (weights[2:] @ np.array(BONE))[0]  # the preference again
+        assert 0 <= w1 <= 1 and weights[:2].tolist() == [0.0, 0.0]
+        for name, coefficients in report["coefficients"].items():
+            by_hand = np.dot([w1**2, w1, 1.0], coefficients)
+            assert found["predicted"][name] == pytest.approx(by_hand, abs=1e-9)
+    assert report["predicted"] and report["monomials"] == ["w1^2", "w1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"name": "lines"}, "policy_sets: 'lines' is the name of a group that a sweep has anyway"),
+        ({"policies": ["a", "b", "c"]}, "policy_sets: bone has 3 policies, expected 2, as many as policies"),
+        ({"policies": ["/nowhere/a", "/nowhere/b"]}, "policy of a set /nowhere/a does not exist"),
+        ({"mixing": [[0.5, 0.5], [1, 1]]}, "which is singular"),
+    ],
+)
+def test_a_set_that_is_none_is_refused_before_anything_is_made(run, four_policies, tmp_path, changes, sentence):
+    bone = {"name": "bone", "policies": list(map(str, four_policies[2:])), **changes}
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
+        run(policy_sets=[json.dumps(bone)])
+    assert not list(tmp_path.glob("*sweep*"))
 
 
 # --- texts outside the task ---

@@ -66,7 +66,7 @@ class VllmEngine:
             sft=sft,
             dtype=config.dtype,
             seed=config.seed,
-            rank=largest_rank(adapters, mixed=len(config.policies)),
+            rank=largest_rank(adapters, mixed=_mixed(config)),
             modules=modules,
         )
         _check_installed()
@@ -200,6 +200,12 @@ class VllmEngine:
             with about("vLLM cannot serve the SFT model with these settings", ValueError, TypeError, ImportError):
                 self._llm = LLM(**self._arguments)
         return self._llm
+
+
+def _mixed(config: SweepConfig) -> list[list[int]]:
+    """Of every policy set, the merged policies among them, which adapters one spec may mix."""
+    listed, sets = config.listed_policies, [entry.policies for entry in config.policy_sets]
+    return [list(range(len(config.policies))), *([listed.index(policy) for policy in of_set] for of_set in sets)]
 
 
 def _check_installed() -> None:

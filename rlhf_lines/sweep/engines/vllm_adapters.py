@@ -62,10 +62,10 @@ class SpecAdapters:
         return path
 
 
-def largest_rank(adapters: Sequence[Adapter], *, mixed: int) -> int:
-    """The largest rank of a spec's adapter, where the first so many adapters are mixed and the rest stand alone.
+def largest_rank(adapters: Sequence[Adapter], *, mixed: Sequence[Sequence[int]]) -> int:
+    """The largest rank of a spec's adapter, where one spec mixes adapters of one of these sets, or is one alone.
 
-    That is the sum of the ranks of the first, or the rank of one of the rest.
+    That is the largest sum of the ranks of a set, or the rank of one adapter.
     """
     ranks = [max(factors.A.shape[0] for factors in adapter.modules.values()) for adapter in adapters]
-    return max(sum(ranks[:mixed]), *ranks[mixed:], 0)
+    return max([*ranks, *(sum(ranks[k] for k in of_set) for of_set in mixed)])

@@ -9,6 +9,7 @@ import numpy as np
 from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.pareto.schema import Forgetting
+from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
 from rlhf_lines.sweep.store import RUN_STORE, Store
 
 
@@ -40,7 +41,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             seed=store.recall("seed"),
             points=measured_points(store, split),
             sft_model=store.recall("sft_model"),
-            policies=[*store.recall("policies"), *store.recall("morlhf")],
+            policies=_policies(store),
             validation=store.recall("validation"),
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
@@ -52,6 +53,12 @@ def _trace_front(folder: Path, split: str) -> Front:
         plot_forgetting(front, *_files(folder, "forgetting"))
     write_front(folder, front)  # last: who finds it finds the figures too
     return front
+
+
+def _policies(store: Store) -> list[str]:
+    """Every policy, in the order of the specs' weights."""
+    sets = [PolicySet.of(entry) for entry in store.recall("policy_sets", [])]
+    return all_policies(store.recall("policies"), store.recall("morlhf"), sets)
 
 
 def _files(folder: Path, name: str) -> list[Path]:

@@ -76,6 +76,7 @@ def test_other_specs_are_refused(spec, spec_adapters, tmp_path):
 
 
 def test_the_largest_rank(loaded):
-    assert largest_rank(loaded, mixed=3) == 4 + 3 + 2
-    assert largest_rank(loaded, mixed=2) == 4 + 3
-    assert largest_rank([loaded[2], loaded[0]], mixed=1) == 4
+    assert largest_rank(loaded, mixed=[[0, 1, 2]]) == 4 + 3 + 2
+    assert largest_rank(loaded, mixed=[[0, 1]]) == 4 + 3
+    assert largest_rank(loaded, mixed=[[1, 2], [2, 0]]) == 2 + 4
+    assert largest_rank([loaded[2], loaded[0]], mixed=[[0]]) == 4
