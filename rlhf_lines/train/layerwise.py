@@ -123,7 +123,7 @@ def without_first_layers(peft_config: LoraConfig, base: nn.Module, frozen: int) 
         frozen: how many layers have no adapter; with 0 the config is that of all layers.
 
     Raises:
-        ValueError: the config leaves out layers itself.
+        ValueError: the config leaves out layers itself, or would adapt nothing in the others.
     """
     if not frozen:
         return peft_config
@@ -135,6 +135,14 @@ def without_first_layers(peft_config: LoraConfig, base: nn.Module, frozen: int) 
     trained = "|".join(map(str, range(frozen, layers.count)))
     found = deepcopy(peft_config)
     found.exclude_modules = rf"(?!(?:.*\.)?{re.escape(layers.place)}(?:{trained})\.).*"
+    names = [name for name, _ in base.named_modules()]
+    targets = found.target_modules
+    named = isinstance(targets, list | set) and [n for n in names if any(f".{n}".endswith(f".{t}") for t in targets)]
+    if named and all(re.fullmatch(found.exclude_modules, name) for name in named):
+        raise ValueError(
+            f"lora_target_modules hold only modules of the first {frozen} layers, or outside the layers, which "
+            "frozen_layers leaves out: name modules of later layers too, or lower frozen_layers"
+        )
     return found
 
 

@@ -138,6 +138,8 @@ def test_sft_reward_merge_and_sweep(folder, write_config):
     lora = 2 * 4 * (2 * 32 + 2 * 24 + 3 * 40)
     assert (merge.stage, merge.disk["merged adapter"]) == ("merge", 2 * lora * 4)
     assert planned("merge.yaml", "--save", "dense").disk["merged model"] == 4 * sft.parameters
+    write_config("ppo.yaml", output_dir="policies/a", frozen_layers=1)  # of two
+    assert planned("merge.yaml").disk["merged adapter"] == lora * 4
 
 
 def test_an_adapter_is_measured_by_the_header_of_its_file(folder, write_config):

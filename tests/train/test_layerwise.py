@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, get_scheduler
@@ -25,6 +25,7 @@ from rlhf_lines.train.ppo_trainer import VALUE_HEAD, PPOTrainer
 from rlhf_lines.train.settings import SFTSettings
 from rlhf_lines.train.sft import SFTTrainer
 from tests import tiny
+from tests.architectures import ARCHITECTURES
 
 
 ROWS = [{"prompt": f"a {word} c", "completion": " d e"} for word in tiny.WORDS]
@@ -333,6 +334,26 @@ def test_layers_are_left_out_in_one_way(tokenizer):
     config = LoraConfig(target_modules=["q_proj"])
     assert without_first_layers(config, model, 0) is config
     assert without_first_layers(config, model, 1).exclude_modules and config.exclude_modules is None
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.label)
+def test_the_first_layer_has_no_adapter_in_any_architecture(architecture):
+    model = architecture.model()
+    layers = Layers.of(model)
+    config = without_first_layers(LoraConfig(r=2, target_modules=list(architecture.targets)), model, 1)
+    adapted = [name for name, parameter in get_peft_model(model, config).named_parameters() if parameter.requires_grad]
+    assert {layer_of(name)[1] for name in adapted} == set(range(1, layers.count))
+    assert {layers.index(name) for name in adapted} == set(range(1, layers.count))
+
+
+def test_modules_that_are_only_in_frozen_layers_are_refused(four, flags, write_rows, tmp_path, capsys):
+    data = write_rows("data/train.jsonl", ROWS).parent
+    given = {"model_name_or_path": four, "dataset_name": data, "output_dir": tmp_path / "out", **LORA}
+    given |= {"lora_target_modules": ["layers.0.mlp.up_proj", "layers.1.mlp.up_proj"], "frozen_layers": 2}
+    for command in (["sft"], ["plan", "sft"]):
+        assert cli.main([*command, *flags(**given)]) == 2
+        sentence = "lora_target_modules hold only modules of the first 2 layers, or outside the layers, which "
+        assert sentence + "frozen_layers leaves out" in capsys.readouterr().err
 
 
 def test_a_trainer_whose_adapter_is_in_frozen_layers_is_refused(tmp_path, tokenizer):
