@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_lines.data import chat
 from rlhf_lines.data.conversation import is_continued
 from rlhf_lines.data.templates import Template
+from rlhf_lines.limits import without_tokens
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,7 @@ class Writer:
 
     def _check_starts(self, row: dict, read: str) -> None:
         if self.tokenizer is not None and not read.strip() and not self.tokenizer(read)["input_ids"]:
-            raise ValueError(
-                f"dataset {self.source} has a prompt without tokens ({_name(row)}), and the first word of a completion "
-                "needs one before it: fill it in, or leave out the row"
-            )
+            raise ValueError(without_tokens(self.source, _name(row)))
 
     def _chat_text(self, row: dict, turns: list[dict[str, str]]) -> str:
         try:
