@@ -194,3 +194,30 @@ def test_a_config_that_states_more_layers_than_there_are_is_named(sft, copy_of):
         assert checkpoint.num_layers() == 6
         with pytest.raises(ValueError, match=r"states 6 layers, but its files hold 4 named model.layers.<i>"):
             checkpoint.num_layers(["model.layers.0.self_attn.q_proj"])
+
+
+@pytest.mark.parametrize("model_type", [None, "", 5])
+@pytest.mark.parametrize("save", ["adapter", "dense"])
+def test_a_config_without_a_model_type_is_refused(sft, helpful, copy_of, tmp_path, model_type, save):
+    folder = copy_of(sft)
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), "model_type": model_type}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    with pytest.raises(ValueError, match=rf"config.json' has model_type {model_type!r}, expected the name of an arch"):
+        merge_policies(folder, [helpful], MergeSpec("linear", (1.0,)), save=save, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
+@pytest.mark.parametrize("save", ["adapter", "dense"])
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"])
+def test_codes_without_their_scales_are_refused(sft, helpful, copy_of, tmp_path, dtype, save, name):
+    """Also where no policy changes them: they would be copied, or cast, as if they were numbers."""
+    folder = copy_of(sft)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: tensors[name].to(dtype)}, path, metadata={"format": "pt"})
+    message = rf"{name!r} has dtype {str(dtype)[6:]} in .*, and no quantization_config in config.json says how"
+    with pytest.raises(ValueError, match=message):
+        merge_policies(folder, [helpful], MergeSpec("linear", (1.0,)), save=save, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
