@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tell(verb: str, sentence: str, status: int) -> int:
-    print(redact(f"rlhf-lines {verb}: {sentence}"), file=sys.stderr)
+    told = redact(f"rlhf-lines {verb}: {sentence}")
+    distributed.say_once(told, lambda: print(told, file=sys.stderr))
     return status
 
 
