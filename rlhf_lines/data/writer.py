@@ -58,9 +58,16 @@ class Writer:
         if not is_chat:
             return {"prompt": read, "completion": row["completion"], "read": read}
         # SFTTrainer applies the chat template itself, and so knows where a turn ends.
-        reply = [{"role": "assistant", "content": row["completion"].strip()}]
+        reply = [{"role": "assistant", "content": self.said(row)}]
         more = {"chat_template_kwargs": dict(self.settings)} if self.settings else {}
         return {"prompt": turns, "completion": reply, **more, "read": read}
+
+    def said(self, row: dict) -> str:
+        """What the assistant says next: a completion as a text may go on with turns, whose marks are no chat model's."""
+        if "messages" in row or not self.template.reply:
+            return row["completion"].strip()
+        turns = self.template.messages(self.template.reply + row["completion"])
+        return turns[0]["content"] if turns and turns[0]["role"] == "assistant" else ""
 
     def _turns(self, row: dict) -> list[dict[str, str]]:
         return self.template.asked(row.get("messages") or self.template.messages(row["prompt"]))
