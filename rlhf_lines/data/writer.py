@@ -63,7 +63,7 @@ class Writer:
         return {"prompt": turns, "completion": reply, **more, "read": read}
 
     def said(self, row: dict) -> str:
-        """What the assistant says next: a completion as a text may go on with turns, whose marks are no chat model's."""
+        """What the assistant says next; a completion as a text may go on with turns of its own."""
         if "messages" in row or not self.template.reply:
             return row["completion"].strip()
         turns = self.template.messages(self.template.reply + row["completion"])
