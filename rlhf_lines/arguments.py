@@ -52,7 +52,7 @@ def parse(dataclass_types: Sequence[type], arguments: list[str], *, prog: str) -
     others = _config_and_others(arguments)[1]
     flags = _flags(dataclass_types, others, prog)  # a mistake in a flag is told before one in the file
     given = parser.read_settings(settings)
-    _check_ranges({**given, **flags}, parser.of_libraries, settings, flags)
+    _check_values({**given, **flags}, parser.of_libraries, settings, flags)
     try:
         configs = parser.parse_args_into_dataclasses(others)
     except Exception as error:  # what the dataclasses of TRL and transformers think of the values
@@ -66,7 +66,7 @@ def parse(dataclass_types: Sequence[type], arguments: list[str], *, prog: str) -
     return configs, {**given, **flags}
 
 
-def _check_ranges(given: Mapping[str, Any], known: Collection[str], settings: Settings, flags: Collection[str]) -> None:
+def _check_values(given: Mapping[str, Any], known: Collection[str], settings: Settings, flags: Collection[str]) -> None:
     problems = Problems()
     for key, (least, most) in RANGES.items():
         value = given.get(key)
@@ -78,7 +78,25 @@ def _check_ranges(given: Mapping[str, Any], known: Collection[str], settings: Se
         if isinstance(value, int) and not -LARGEST <= value <= LARGEST and key not in ("seed", "data_seed"):
             message = f"{key} is {value}, expected at most {LARGEST}"
             problems.add(_place(message, settings, flags) + message)
+        items = value if isinstance(value, list) else [value]
+        if "" in items and key not in known:  # a Path of it would be the current folder
+            message = f"{key} is empty, expected a value"
+            problems.add(_place(message, settings, flags) + message)
+        if holds_nul(value):
+            message = f"{key} is {value!r}, expected a text without the character NUL"
+            problems.add(_place(message, settings, flags) + message)
     problems.check()
+
+
+def holds_nul(value: object) -> bool:
+    r"""Whether a text, or one inside a list or a mapping, holds the character that no path can.
+
+    >>> holds_nul("a b"), holds_nul([{"model": "a\0b"}])
+    (False, True)
+    """
+    if isinstance(value, Mapping):
+        return any(map(holds_nul, (*value, *value.values())))
+    return any(map(holds_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
 def _place(message: str, settings: Settings, flags: Collection[str]) -> str:

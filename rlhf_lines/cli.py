@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import accept_negative_numbers, check_unknown, read_config
+from rlhf_lines.arguments import accept_negative_numbers, check_unknown, holds_nul, read_config
 from rlhf_lines.disk import disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.redaction import guard, redact
@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tell(verb: str, sentence: str, status: int) -> int:
-    print(redact(f"rlhf-lines {verb}: {sentence}"), file=sys.stderr)
+    told = redact(f"rlhf-lines {verb}: {sentence}")
+    distributed.say_once(told, lambda: print(told, file=sys.stderr))
     return status
 
 
@@ -100,6 +101,8 @@ def _say(*texts: object) -> None:
 
 def _run(arguments: list[str]) -> None:
     verb, *others = arguments
+    for argument in filter(holds_nul, arguments):  # a shell cannot say it, Python can
+        raise ValueError(f"{argument!r} holds the character NUL, which no path and no name can: leave it out")
     if verb not in VERBS:
         raise ValueError(unknown_name("command", verb, VERBS))
     if verb == "plan" and others and not others[0].startswith("-"):  # plan ppo --rewards ... is plan --stage ppo ...
@@ -123,6 +126,12 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected a path")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     """The parser of all verbs; a stage's own, from its dataclasses, takes what this one leaves."""
     parser = _Parser(prog="rlhf-lines")
@@ -134,19 +143,23 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     demo = add("demo", _demo)
-    demo.add_argument("--output_dir", default="outputs/demo", help="folder of the demo (default: %(default)s)")
-    demo.add_argument("--config_dir", help="folder of base.yaml ... sweep.yaml, to change the demo's settings")
+    demo.add_argument(
+        "--output_dir", type=_path, default="outputs/demo", help="folder of the demo (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--config_dir", type=_path, help="folder of base.yaml ... sweep.yaml, to change the demo's settings"
+    )
 
     configs = add("configs", _configs)
     configs.add_argument(
-        "folder", metavar="DIR", nargs="?", default="configs", help="folder to make (default: %(default)s)"
+        "folder", metavar="DIR", type=_path, nargs="?", default="configs", help="folder to make (default: %(default)s)"
     )
 
     for verb in MODULES:
         add(verb, _stage, add_help=False)
 
     a_run = argparse.ArgumentParser(add_help=False)
-    a_run.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished sweep")
+    a_run.add_argument("run_dir", metavar="RUN_DIR", type=_path, help="folder of a finished sweep")
     add("front", _front, parents=[a_run])
     add("report", _report, parents=[a_run], description=f"{VERBS['report']}; report.html is written into RUN_DIR")
 
@@ -173,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = add("export", _export, parents=[a_run])
     export.add_argument("--format", default="parquet", help="parquet, csv or both (default: %(default)s)")
-    export.add_argument("--output_dir", help="where to write (default: RUN_DIR/export)")
+    export.add_argument("--output_dir", type=_path, help="where to write (default: RUN_DIR/export)")
     export.add_argument("--overwrite", action="store_true", help="replace files of these names")
 
     plan = add(
@@ -183,9 +196,11 @@ def _parser() -> argparse.ArgumentParser:
         description=f"{VERBS['plan']}. STAGE is sft, reward, ppo, merge or sweep, and may be left out where "
         "only one has the keys of the config. Flags of the stage itself change the config, as they do when it runs.",
     )
-    plan.add_argument("--config", metavar="FILE", help="the config of a stage; flags alone will do")
+    plan.add_argument("--config", metavar="FILE", type=_path, help="the config of a stage; flags alone will do")
     plan.add_argument("--stage", help="the same as STAGE")
-    plan.add_argument("--base_model", help="folder or Hub id of the shape of a model that does not exist yet")
+    plan.add_argument(
+        "--base_model", type=_path, help="folder or Hub id of the shape of a model that does not exist yet"
+    )
     plan.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")
     plan.add_argument("--device", choices=("cuda", "cpu"), help="whose memory; default: where the stage would run")
     return parser

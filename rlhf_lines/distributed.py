@@ -12,6 +12,7 @@ stored does not depend on how many processes there are.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import sys
 import traceback
@@ -22,6 +23,7 @@ from rlhf_lines.errors import is_about_input
 
 
 T = TypeVar("T")
+PATIENCE = datetime.timedelta(seconds=10)  # of a process that has a last sentence to say
 WAIT = datetime.timedelta(days=7)  # for the leader, who may be computing a front
 # Where launchers say how many processes they made: torchrun and accelerate, three MPIs, srun. The first that speaks
 # counts: srun may start one torchrun on each machine.
@@ -117,6 +119,31 @@ def from_leader(work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result
+
+
+def say_once(sentence: str, say: Callable[[], object]) -> None:
+    """Call `say`, unless another process says the same: of several that fail alike, one is heard.
+
+    They agree in the store that torchrun and accelerate launch keep for their processes, which is there before these
+    hear each other, and after one of them has failed. Under other launchers each speaks.
+    """
+    try:
+        if count() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            raise LookupError("no store")
+        from torch.distributed import TCPStore
+
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*place, is_master=False, timeout=PATIENCE)
+        key = f"rlhf_lines/{hashlib.sha256(sentence.encode()).hexdigest()}"
+        is_first = store.add(key, 1) == 1
+        if not is_first:  # the launcher ends all of them when the first has gone: not before it has spoken
+            store.wait([f"{key}/said"], PATIENCE)
+    except (LookupError, ValueError, RuntimeError):  # of torch's store, too
+        say()
+    else:
+        if is_first:
+            say()
+            store.set(f"{key}/said", "")
 
 
 def leave() -> None:

@@ -82,10 +82,7 @@ def check_prompts(
     size, longest = config.get_text_config().vocab_size, 0
     for ids in prompts:
         if not len(ids):
-            raise ValueError(
-                f"dataset {dataset} has a prompt without tokens, and the first word of a completion needs one before "
-                "it: leave it out, or give the data another prompt_template"
-            )
+            raise ValueError(without_tokens(dataset))
         if max(ids) >= size:
             raise ValueError(
                 f"dataset {dataset} has a prompt with the token {max(ids)}, but the model knows {size} tokens: its "
@@ -93,6 +90,19 @@ def check_prompts(
             )
         longest = max(longest, len(ids))
     check_length(config, longest, **completion)
+
+
+def without_tokens(dataset: str, row: str | None = None) -> str:
+    """The sentence on a prompt without tokens.
+
+    >>> without_tokens("words", "row 2").partition(", and")[0]
+    'dataset words has a prompt without tokens (row 2)'
+    """
+    place = f" ({row})" if row else ""
+    return (
+        f"dataset {dataset} has a prompt without tokens{place}, and the first word of a completion needs one before "
+        "it: fill it in, or leave out the row"
+    )
 
 
 def check_writes(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -15,6 +15,7 @@ from rlhf_lines.lock import only_run
 
 # Each module has run(*configs, given) -> folder; one that has finish(folder) writes there what a killed run may not
 # have written after the folder got its name; inputs(*configs) is what it reads, as hashes, which its record keeps;
+# upload_kept(configs, given) uploads a folder that is complete already, where it is asked to;
 # is_kept(*configs), whether it leaves a finished folder by a comparison of its own.
 MODULES = {
     "sft": "rlhf_lines.train.sft",
@@ -60,6 +61,8 @@ def _run(module: ModuleType, run_config: RunConfig, output_dir: str, configs: tu
     if run_config.resume and _is_done(module, configs, Path(output_dir), given, overwrite=run_config.overwrite):
         if hasattr(module, "finish") and distributed.leads():  # the others may not have the folder
             module.finish(Path(output_dir))
+        if hasattr(module, "upload_kept"):  # the run may have been stopped before, or during, its upload
+            module.upload_kept(configs, given)
         return Path(output_dir), True
     is_kept = hasattr(module, "is_kept") and module.is_kept(*configs)
     return module.run(*configs, given), is_kept

@@ -94,6 +94,11 @@ def test_a_value_is_what_its_field_holds(given, content, name, value):
         ("note: [a]\n", [], r"thing.yaml, line 1: note holds \['a'\], expected one value"),
         ("note: x\nsteps: 0\n", [], "^config file thing.yaml, line 2: steps is 0, expected at least 1$"),
         (f"steps: {10**20}\n", [], f"thing.yaml, line 1: steps is {10**20}, expected at most {2**63 - 1}$"),
+        ('note: ""', [], "thing.yaml, line 1: note is empty, expected a value$"),
+        ("", ["--note="], "^note is empty, expected a value$"),
+        ('output_dir: "a\\0b"', [], r"line 1: output_dir is 'a\\x00b', expected a text without the character NUL$"),
+        ('extra: {a: ["\\0"]}', [], r"line 1: extra is .*, expected a text without the character NUL$"),
+        ("", ["--note", "a\0"], r"^note is 'a\\x00', expected a text without the character NUL$"),
         # A wrong flag beside a config is not the config's fault.
         ("steps: 3\n", ["--steps", "0"], "^steps is 0, expected at least 1$"),
         ("note: x\n", ["--steps", "0"], "^steps is 0, expected at least 1$"),

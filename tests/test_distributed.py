@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import subprocess
@@ -41,6 +42,19 @@ except ValueError as error:
     assert "no number" in str(error)
     print(f"leads {distributed.leads()}\\n", end="", flush=True)
 distributed.leave()
+"""
+
+
+FAILING = """
+import os, sys, time
+from rlhf_lines.cli import main
+
+rank = os.environ["RANK"]
+if sys.argv[1] != "all":
+    time.sleep(1 if rank == "0" else 0)
+    if rank == "0":
+        sys.exit(0)
+sys.exit(main(["front", "./nowhere"]))
 """
 
 
@@ -85,3 +99,32 @@ def test_two_processes_share_work_and_hear_the_same(tmp_path):
     (tmp_path / "two.py").write_text(TWO)
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "two.py"))
     assert sorted(run(sys.executable, *command).split("\n")) == ["", "leads False", "leads True"]
+
+
+@pytest.mark.parametrize("failing", ["all", "the second"])
+def test_of_processes_that_fail_alike_one_says_so(tmp_path, failing):
+    (tmp_path / "failing.py").write_text(FAILING)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "failing.py", failing]
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("rlhf-lines front: nowhere has no run.sqlite") == 1, done.stderr[-3000:]
+
+
+def test_without_the_store_of_a_launcher_each_speaks(monkeypatch):
+    said = []
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "PATIENCE", datetime.timedelta(seconds=1))
+    for store in ("", "True"):  # none, and one that does not answer
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", store)
+        distributed.say_once("a", lambda: said.append("a"))
+    assert said == ["a", "a"]

@@ -49,12 +49,15 @@ def test_a_stage_does_not_begin_in_a_folder_that_another_run_makes(in_use, way):
 
 
 def test_a_folder_that_was_complete_is_kept_and_said_to_be(tmp_path):
-    folder, ran = tmp_path / "out", []
+    folder, ran, uploaded = tmp_path / "out", [], []
     folder.mkdir()
     write_record(folder, "merge", {})
     stage = SimpleNamespace(run=lambda *_: ran.append(True) or folder)
     output = SimpleNamespace(output_dir=str(folder))
     assert run_configured(stage, (RunConfig(resume=True), output), {}) == (folder, True) and ran == []
+    uploading = SimpleNamespace(run=stage.run, upload_kept=lambda configs, given: uploaded.append((configs[1], given)))
+    assert run_configured(uploading, (RunConfig(resume=True), output), {}) == (folder, True)
+    assert ran == [] and uploaded == [(output, {})]
     assert run_configured(stage, (RunConfig(), output), {}) == (folder, False) and ran == [True]
 
 

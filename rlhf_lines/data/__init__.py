@@ -106,6 +106,8 @@ def load(
         written = [write.row(row) for row in rows]
         if kind != "preferences" and chat.has_chat_template(tokenizer):
             _tell_chat_template(rows, written, tokenizer, source)
+            if kind == "demonstrations":
+                _tell_further_turns(rows, written, source)
         rows = left_out.leave_out(written, kind, tokenizer, max_prompt_length, source)
     return Dataset.from_list(rows[:max_samples])
 
@@ -158,6 +160,17 @@ def _tell_chat_template(rows: list[dict], written: list[dict], tokenizer, source
         logger.warning(
             "%s: the chat template changes or leaves out a turn of %d of %d prompts; the first is one of the %s: %r",
             source, sum(turn is not None for turn in unread), len(rows), first["role"], first["content"][:60],
+        )  # fmt: skip
+
+
+def _tell_further_turns(rows: list[dict], written: list[dict], source: str) -> None:
+    cut = sum(
+        made["completion"][0]["content"] != row["completion"].strip() for row, made in zip(rows, written, strict=True)
+    )
+    if cut:
+        logger.warning(
+            "%s: %d of %d completions go on with turns of their own: the first turn of the assistant is learned",
+            source, cut, len(rows),
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_lines.data import chat
 from rlhf_lines.data.conversation import is_continued
 from rlhf_lines.data.templates import Template
+from rlhf_lines.limits import without_tokens
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,23 @@ class Writer:
         if not is_chat:
             return {"prompt": read, "completion": row["completion"], "read": read}
         # SFTTrainer applies the chat template itself, and so knows where a turn ends.
-        reply = [{"role": "assistant", "content": row["completion"].strip()}]
+        reply = [{"role": "assistant", "content": self.said(row)}]
         more = {"chat_template_kwargs": dict(self.settings)} if self.settings else {}
         return {"prompt": turns, "completion": reply, **more, "read": read}
+
+    def said(self, row: dict) -> str:
+        """What the assistant says next; a completion as a text may go on with turns of its own."""
+        if "messages" in row or not self.template.reply:
+            return row["completion"].strip()
+        turns = self.template.messages(self.template.reply + row["completion"])
+        return turns[0]["content"] if turns and turns[0]["role"] == "assistant" else ""
 
     def _turns(self, row: dict) -> list[dict[str, str]]:
         return self.template.asked(row.get("messages") or self.template.messages(row["prompt"]))
 
     def _check_starts(self, row: dict, read: str) -> None:
         if self.tokenizer is not None and not read.strip() and not self.tokenizer(read)["input_ids"]:
-            raise ValueError(
-                f"dataset {self.source} has a prompt without tokens ({_name(row)}), and the first word of a completion "
-                "needs one before it: fill it in, or leave out the row"
-            )
+            raise ValueError(without_tokens(self.source, _name(row)))
 
     def _chat_text(self, row: dict, turns: list[dict[str, str]]) -> str:
         try:

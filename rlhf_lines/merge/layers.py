@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 
 _PEFT = r"(?:base_model\.model\.)?"
+_SHARED = r"(?:model\.)?shared"  # the embedding of an encoder and its decoder
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,17 @@ class Family:
     def is_outside(self, name: str) -> bool:
         """Whether the name is an embedding, the final norm or the head of this family."""
         inside_trunk = rf"{self.prefix}(?:{'|'.join(self.outside)})"
-        return re.match(rf"{_PEFT}(?:{inside_trunk}|{'|'.join(self.head)})(?:\.|$)", name) is not None
+        shared = rf"|{_SHARED}" if self.partner else ""
+        return re.match(rf"{_PEFT}(?:{inside_trunk}|{'|'.join(self.head)}{shared})(?:\.|$)", name) is not None
+
+    @property
+    def partner(self) -> str | None:
+        """The name of the encoder's family, of a decoder's, and the other way round."""
+        names = {family.name for family in FAMILIES}
+        for one, other in (("decoder", "encoder"), ("encoder", "decoder")):
+            if one in self.name and self.name.replace(one, other) in names:
+                return self.name.replace(one, other)
+        return None
 
     def is_head(self, name: str) -> bool:
         """Whether the name is the head of this family."""
@@ -40,7 +51,9 @@ class Family:
 
     def is_embedding(self, name: str) -> bool:
         """Whether the name is an embedding of tokens or positions of this family."""
-        return re.match(rf"{_PEFT}{self.prefix}(?:{'|'.join(self.embeddings)})(?:\.|$)", name) is not None
+        shared = rf"|{_SHARED}" if self.partner else ""
+        inside = rf"{self.prefix}(?:{'|'.join(self.embeddings)})"
+        return re.match(rf"{_PEFT}(?:{inside}{shared})(?:\.|$)", name) is not None
 
 
 # The parts of a model that sees, hears or reads images beside its language model: outside its layers.
@@ -89,7 +102,7 @@ FAMILIES = (
         "model.encoder.layers",
         r"(?:\w+\.)?encoder\.",
         "layers",
-        ("embed_tokens", "embed_positions", "layernorm_embedding", "layer_norm", "conv1", "conv2"),
+        ("embed_tokens", "embed_positions", "layernorm_embedding", "final_layer_norm", "layer_norm", "conv1", "conv2"),
         ("lm_head", "proj_out"),
         ("embed_tokens", "embed_positions"),
     ),
@@ -132,7 +145,8 @@ def layer_indices(names: Iterable[str], *, num_layers: int | None = None) -> dic
     """The 0-based layer index of every name, None for embeddings, final norm and head.
 
     Names may be parameters or modules, with or without the `model.` or `transformer.` prefix and PEFT's
-    `base_model.model.`, but all in the same way.
+    `base_model.model.`, but all in the same way. An encoder and a decoder of one depth L are two stacks of
+    layers 0..L-1.
 
     >>> layer_indices(["model.embed_tokens.weight", "model.layers.0.mlp.experts.3.w1.weight"])
     {'model.embed_tokens.weight': None, 'model.layers.0.mlp.experts.3.w1.weight': 0}
@@ -155,14 +169,20 @@ def layer_indices(names: Iterable[str], *, num_layers: int | None = None) -> dic
         places = ", ".join(f"{family.name}.<i>" for family in FAMILIES)
         raise ValueError(f"no transformer layer among {len(names)} names ({shown}); expected names such as {places}")
     family = max(families, key=lambda family: sum(_knows(family, name) for name in names))
+    partner = next((other for other in FAMILIES if other.name == family.partner), None)
+    depth, depth_beside = (_depth(one, names) for one in (family, partner))
+    stacks = [family]
+    if partner is not None and depth_beside == (num_layers or depth):  # layer l of each is l of L
+        stacks.append(partner)
     indices: dict[str, int | None] = {}
     first_of_place: dict[str, str] = {}
     for name in names:
-        match = family.layer(name)
-        if match is None and not family.is_outside(name):
+        match = next(filter(None, (stack.layer(name) for stack in stacks)), None)
+        if match is None and not any(one.is_outside(name) for one in (family, partner) if one is not None):
             other = next((other for other in FAMILIES if other.layer(name)), None)
             reason = (
-                f"belongs to layers {other.name}.<i>, whose depth is another; merge policies that change one of them"
+                f"belongs to layers {other.name}.<i>, whose depth is another ({_depth(other, names)}, not "
+                f"{num_layers or depth}); merge policies that change one of them"
                 if other
                 else "is neither a layer nor a known outside parameter"
             )
@@ -172,12 +192,13 @@ def layer_indices(names: Iterable[str], *, num_layers: int | None = None) -> dic
         indices[name] = int(match["index"]) if match else None
         if match:
             first_of_place.setdefault(match["place"], name)
-    if len(first_of_place) > 1:
+    if len(first_of_place) > len({stack.name for stack in stacks if any(map(stack.layer, first_of_place.values()))}):
         mixed = " and ".join(repr(name) for name in first_of_place.values())
         raise ValueError(
             f"{mixed} name their layers differently; give the names of one model, all with the same prefix"
         )
-    _check_range({index for index in indices.values() if index is not None}, family, num_layers)
+    for stack in stacks:
+        _check_range({int(match["index"]) for match in map(stack.layer, names) if match}, stack, num_layers)
     return indices
 
 
@@ -219,6 +240,12 @@ def is_linear_map(name: str, shape: Sequence[int]) -> bool:
 
 def _knows(family: Family, name: str) -> bool:
     return family.layer(name) is not None or family.is_outside(name)
+
+
+def _depth(family: Family | None, names: Iterable[str]) -> int:
+    """One more than the highest layer of a family among the names; 0 without one."""
+    found = filter(None, map(family.layer, names)) if family else ()
+    return max((int(match["index"]) + 1 for match in found), default=0)
 
 
 def _check_range(found: set[int], family: Family, num_layers: int | None) -> None:

@@ -69,7 +69,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
     show_prompts(plan, rows, rewards)
     held = {
-        "weights": counts.frozen_bytes(model, bits=bits, nested=nested),
+        "weights": counts.frozen_bytes(model, bits=bits, nested=nested, device=plan.device),
         "adapters": stacked(adapters) * FLOAT32,
         "reward models": sum(reward.weights for reward in rewards),
     }

@@ -163,7 +163,7 @@ class _Training:
         self.trainable = copies * counts.count(self.model, trainable=True) + value
         self.trainable_bytes = copies * counts.trainable_bytes(self.model) + 4 * value
         self.adapter_copies = copies
-        self.weights = counts.frozen_bytes(self.model, bits=self.bits, nested=nested)
+        self.weights = counts.frozen_bytes(self.model, bits=self.bits, nested=nested, device=self.device)
         self.unpacked = counts.largest_quantised(self.model, bits=self.bits)
         if self.peft_config is not None and self.trainable == value:
             raise ValueError(f"lora_target_modules {self.model_config.lora_target_modules!r} leave nothing to train")

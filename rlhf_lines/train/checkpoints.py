@@ -243,6 +243,16 @@ class WholeCheckpoints:
 
     _writes_checkpoint = False
 
+    def save_end(self) -> Path:
+        """Write a checkpoint of the end of the training, unless there is one, and return its folder.
+
+        What comes after the training may be killed: the next run goes on from there.
+        """
+        end = Path(self._get_output_dir(None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if not from_leader(end.is_dir):
+            self._save_checkpoint(self.model, None)
+        return end
+
     def _get_output_dir(self, trial):
         run_dir = super()._get_output_dir(trial)
         return str(Path(run_dir) / UNFINISHED) if self._writes_checkpoint else run_dir

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import TrainingArguments
@@ -34,6 +34,17 @@ def token_in_environment(training: TrainingArguments) -> Iterator[None]:
             os.environ["HF_TOKEN"] = before
         elif token:
             del os.environ["HF_TOKEN"]
+
+
+def upload_kept(configs: Sequence[object], given: Mapping[str, Any]) -> None:
+    """Upload a folder that `--resume` found complete, where the settings ask for it; what is there already stays.
+
+    Raises:
+        ValueError: as `uploaded`.
+    """
+    training = next(config for config in configs if isinstance(config, TrainingArguments))
+    with token_in_environment(training), uploaded(training, given):
+        pass
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
 from rlhf_lines.train.config import RewardsConfig
 from rlhf_lines.train.history import history
+from rlhf_lines.train.hub import upload_kept as upload_kept
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.normalization import normalizations
 from rlhf_lines.train.ppo_config import PPOConfig

@@ -27,6 +27,7 @@ from rlhf_lines.models import describe_adapters, init_kwargs, load_config, local
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
 from rlhf_lines.train.history import history
+from rlhf_lines.train.hub import upload_kept as upload_kept
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.progress import show_progress, tell_chosen
 from rlhf_lines.train.settings import check_model

@@ -125,6 +125,11 @@ class PolicyModelConfig(ModelConfig):
     use_peft: bool = field(default=True, metadata={"help": "PPO trains LoRA policies, so true."})
     lora_dropout: float = field(default=0.0, metadata={"help": "0: PPO reads without dropout."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        reason = "0: with dropout a policy differs from itself between two passes, so PPO switches it off"
+        refuse(self, [("lora_dropout", reason, not self.lora_dropout)])
+
 
 def has_bf16(*, cpu: bool) -> tuple[bool, str]:
     """Whether this machine computes in bfloat16, and what says so."""

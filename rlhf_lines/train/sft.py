@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import trl
@@ -23,6 +24,7 @@ from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_
 from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.history import history
+from rlhf_lines.train.hub import upload_kept as upload_kept
 from rlhf_lines.train.inputs import fingerprints
 from rlhf_lines.train.kept_rows import tell_long_rows
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, freeze_first_layers
@@ -120,6 +122,7 @@ def run(
         show_progress(trainer, f"sft {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
+        end = trainer.save_end() if model_config.use_peft else None
         if leads():
             lost = _merge(base, folder, model_config.dtype) if model_config.use_peft else None
             tokenizer.save_pretrained(folder)
@@ -128,6 +131,8 @@ def run(
             facts = {"seed": training.seed, "base_model": name, "loss": losses, "lost_residual": lost, **counts}
             write_record(folder, "sft", given, **facts, history=history(trainer.state.log_history), inputs_sha256=found)
             remove_working_files(folder)
+            if end is not None and training.save_strategy == "no":  # nobody asked for it
+                shutil.rmtree(end)
     return final
 
 

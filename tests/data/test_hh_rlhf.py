@@ -103,3 +103,19 @@ def test_a_policy_with_a_chat_template_reads_turns(copy, make_tokenizer, write):
     (row,) = data.load("hh_rlhf", "preferences", split, dataset_path=path, tokenizer=tokenizer)
     assert row == {"prompt": start, "chosen": " See you.", "rejected": " No."}
     assert hh_rlhf.prompts(split, path=path) == [{"prompt": start}]
+
+
+def test_a_chat_model_learns_the_first_turn_of_a_reply_that_goes_on(write, make_tokenizer, caplog):
+    start = "\n\nHuman: a?\n\nAssistant:"
+    replies = [" b", " b\n\nAssistant: c", " b\n\nHuman: d\n\nAssistant: e", "\n\nHuman: d\n\nAssistant: e", " b: c"]
+    rows = [{"chosen": start + reply, "rejected": f"{start} no"} for reply in replies]
+    given = {"dataset_path": str(write("hh.jsonl", rows)), "test_size": "all"}
+    found = data.load("hh_rlhf", "demonstrations", "test", tokenizer=make_tokenizer(), **given)
+    assert [row["completion"] for row in found] == [
+        [{"role": "assistant", "content": said}] for said in ("b", "b\n\nc", "b", "b: c")
+    ]
+    assert found[0]["prompt"] == [{"role": "user", "content": "a?"}]
+    assert "3 of 5 completions go on with turns of their own: the first turn of the assistant" in caplog.text
+    assert "1 of 5 completions are empty: left out" in caplog.text
+    as_text = data.load("hh_rlhf", "demonstrations", "test", tokenizer=make_tokenizer(chat=False), **given)
+    assert list(as_text["completion"]) == replies

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lines import data
+from tests.test_limits import NEEDS_ONE
 
 
 def load(path, kind, **options):
@@ -35,6 +36,6 @@ def test_prompts_that_are_all_too_long_are_a_sentence(write, make_tokenizer):
 
 def test_a_prompt_without_tokens_is_refused_with_its_row(write, make_tokenizer):
     path = write("rows.jsonl", [{"prompt": "a"}, {"prompt": ""}])
-    with pytest.raises(ValueError, match=r"has a prompt without tokens \(row 2\)"):
+    with pytest.raises(ValueError, match=rf"has a prompt without tokens \(row 2\){NEEDS_ONE}"):
         load(path, "prompts", tokenizer=make_tokenizer(chat=False, adds_bos=False))
     assert len(load(path, "prompts", tokenizer=make_tokenizer(chat=False))) == 2  # the BOS token is one

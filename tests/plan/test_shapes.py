@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from reward_models import PRESETS
 from rlhf_lines import skeleton
@@ -83,6 +83,34 @@ def test_a_stored_quantised_base_is_held_as_it_is_stored(llama, stored, held):
     if stored is not None:
         config.quantization_config = stored
     assert counts.held_as(config, load_in_4bit=False, load_in_8bit=True, nested=True) == held
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_weights_in_fp8_are_a_byte_and_a_scale_per_block(llama, adapted):
+    config = copy.deepcopy(llama)
+    config.quantization_config = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    model = skeleton.causal_lm(config, dtype="bfloat16").requires_grad_(False)
+    linear = [module.weight.shape for name, module in model.named_modules() if "_proj" in name]
+    blocks = sum(-(-rows // 8) * -(-columns // 8) for rows, columns in linear)
+    plain = counts.frozen_bytes(model)
+    if adapted:
+        model = skeleton.adapt(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    expected = plain - sum(rows * columns for rows, columns in linear) + 4 * blocks
+    assert counts.frozen_bytes(model, device="cuda") == expected
+    assert counts.frozen_bytes(model, device="cpu") == plain  # which transformers unpacks
+
+
+def test_experts_in_mxfp4_are_half_a_byte_and_a_scale_per_32():
+    sizes = {"num_local_experts": 4, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    config = AutoConfig.for_model("gpt_oss", **sizes, vocab_size=64)
+    plain = counts.frozen_bytes(skeleton.causal_lm(config, dtype="bfloat16").requires_grad_(False))
+    left = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": left}
+    model = skeleton.causal_lm(config, dtype="bfloat16").requires_grad_(False)
+    weights, biases = 2 * 4 * (2 * 96 * 64 + 64 * 96), 2 * 4 * (2 * 96 + 64)  # biases are held in float32
+    expected = plain - 2 * weights + weights // 2 + weights // 32 + 2 * biases
+    assert counts.frozen_bytes(model, device="cuda") == expected
+    assert counts.frozen_bytes(model, device="cpu") == plain
 
 
 def test_a_folder_that_does_not_exist_has_the_shape_of_what_makes_it(folder):

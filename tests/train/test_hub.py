@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import SimpleNamespace
 
 import pytest
+from trl import SFTConfig
 
+from rlhf_lines.stages import MODULES
 from rlhf_lines.train import hub
 
 
 def settings(**changes) -> SimpleNamespace:
     given = {"output_dir": "out", "push_to_hub": True, "hub_model_id": "me/policy", "hub_private_repo": True}
     return SimpleNamespace(**{**given, "hub_token": "hunter2-is-no-word", "model_init_kwargs": None, **changes})
+
+
+def arguments(**changes) -> SFTConfig:
+    return SFTConfig(output_dir="out", hub_model_id="me/policy", use_cpu=True, **changes)
 
 
 @pytest.fixture
@@ -54,3 +61,16 @@ def test_a_token_for_loading_is_lent_too(calls):
     training = settings(hub_token=None, model_init_kwargs={"token": "hunter2-is-no-word", "dtype": "float32"})
     with hub.token_in_environment(training):
         assert training.model_init_kwargs == {"dtype": "float32"} and os.environ["HF_TOKEN"] == "hunter2-is-no-word"
+
+
+def test_a_complete_folder_is_uploaded_by_resume(calls):
+    hub.upload_kept([object(), arguments(push_to_hub=False)], {})
+    assert calls == []
+    hub.upload_kept([object(), arguments(push_to_hub=True, hub_token="hunter2-is-no-word")], {})
+    assert [call[:2] for call in calls] == [("check", "me/policy"), ("upload", "out")]
+    assert calls[0][2] == "hunter2-is-no-word" and os.environ["HF_TOKEN"] == "that-of-before"
+
+
+@pytest.mark.parametrize("verb", ["sft", "reward", "ppo"])
+def test_every_stage_that_trains_does(verb):
+    assert importlib.import_module(MODULES[verb]).upload_kept is hub.upload_kept

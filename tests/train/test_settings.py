@@ -9,7 +9,7 @@ from trl import ModelConfig
 from rlhf_lines import distributed
 from rlhf_lines.train import settings
 from rlhf_lines.train.ppo_config import PPOConfig
-from rlhf_lines.train.settings import RewardSettings, SFTSettings, check_model, has_bf16
+from rlhf_lines.train.settings import PolicyModelConfig, RewardSettings, SFTSettings, check_model, has_bf16
 
 
 STAGES = (SFTSettings, RewardSettings, PPOConfig)
@@ -120,6 +120,12 @@ def test_settings_of_lora_that_mean_nothing_are_refused(config, given, sentence)
     with pytest.raises(ValueError) as caught:
         check_model(ModelConfig(**{"use_peft": True, **config}), given, causal=True)
     assert str(caught.value) == sentence
+
+
+def test_ppo_refuses_a_dropout_that_it_would_switch_off():
+    assert PolicyModelConfig(lora_dropout=0.0).lora_dropout == 0
+    with pytest.raises(ValueError, match=r"^lora_dropout is 0\.1, expected 0: with dropout a policy differs"):
+        PolicyModelConfig(lora_dropout=0.1)
 
 
 def test_who_switches_lora_off_may_leave_its_settings():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -193,20 +197,42 @@ def test_wrong_input_leaves_nothing(run_sft, tmp_path, rows, settings, error, me
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_a_merge_that_fails_leaves_the_trained_adapter(run_sft, base, llama, tmp_path, monkeypatch, caplog):
+KILLED = """
+import os, signal, sys
+from rlhf_lines.merge.dense import DenseMerge
+from rlhf_lines.stages import run_stage
+
+DenseMerge.write = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+run_stage("sft", sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("how", ["fails", "is killed"])
+def test_a_run_without_checkpoints_goes_on_from_what_it_trained(run_sft, flags, base, tmp_path, monkeypatch, how):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlhf_lines.merge.dense.DenseMerge.write", fail)
-    for kept in ("sft.trained", "sft.trained-2"):
-        with pytest.raises(OSError, match="No space left"):
-            run_sft(DEMONSTRATIONS, **LORA, max_steps=3, learning_rate=3e-2)
-        folder = tmp_path / "out" / kept
-        assert f"what was trained is kept in {folder}" in caplog.text
-        assert not (folder / "training_args.bin").exists(), "a pickle of the settings, secrets among them"
-        policy = PeftModel.from_pretrained(llama(), folder)
-        assert max(p.abs().max() for name, p in policy.named_parameters() if "lora_B" in name) > 1e-2
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sft.trained", "sft.trained-2"]
+    settings = {**LORA, "max_steps": 3, "learning_rate": 3e-2, "save_strategy": "no"}
+    whole = run_sft(DEMONSTRATIONS, **settings)
+    assert not list(whole.rglob("checkpoint-*")) and not list(whole.rglob("*.pt"))
+    expected = load_file(whole / "model.safetensors")
+    shutil.rmtree(whole)
+    if how == "fails":
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr("rlhf_lines.merge.dense.DenseMerge.write", fail)
+            run_sft(DEMONSTRATIONS, **settings)
+    else:
+        given = {"model_name_or_path": base, "dataset_name": tmp_path / "data", "output_dir": whole, "logging_steps": 1}
+        command = [sys.executable, "-c", KILLED, *flags(**given, **settings)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        assert subprocess.run(command, check=False, env=environment, timeout=300).returncode == -signal.SIGKILL
+    assert not whole.exists()
+    with pytest.raises(FileExistsError, match="was begun by a run that stopped after checkpoint-3: add --resume"):
+        run_sft(DEMONSTRATIONS, **settings)
+    monkeypatch.setattr("rlhf_lines.train.sft.SFTTrainer.training_step", lambda *_: 1 / 0)  # nothing is trained again
+    written = load_file(run_sft(DEMONSTRATIONS, resume=True, **settings) / "model.safetensors")
+    assert written.keys() == expected.keys() and all(torch.equal(written[name], expected[name]) for name in written)
+    assert not list(whole.rglob("checkpoint-*")) and [path.name for path in whole.parent.iterdir()] == ["sft"]
 
 
 def test_a_run_that_was_stopped_behind_its_merge_is_resumed(run_sft, tmp_path, monkeypatch):

@@ -63,7 +63,6 @@ def test_two_processes_train_the_policy_of_one(train):
         "rewards": ['{"model": "tiny_rewards:letters", "normalize": true}'],
         "value_lora": True,
         "use_cpu": False,  # as it is where nobody says it: a machine without a GPU knows
-        "lora_dropout": 0.1,  # switched off, in both adapters: else no two processes would agree
     }
     one, two = train(1, "one", **settings), train(2, "two", **settings)
     assert json.loads((one / "normalization.json").read_text()) == json.loads((two / "normalization.json").read_text())

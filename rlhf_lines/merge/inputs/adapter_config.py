@@ -16,6 +16,9 @@ CONFIG_FILE = "adapter_config.json"
 
 # Keys of a LoRA config whose value is looked at.
 _CHECKED = frozenset(["bias", "init_lora_weights", "lora_alpha", "peft_type", "r"])
+_SWITCHES = ("ensure_weight_tying", "fan_in_fan_out", "inference_mode", "use_rslora")
+_OF_MODULES = ("exclude_modules", "layers_pattern", "target_modules")
+_WRITERS = (None, "", "CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks of models that write
 # Keys that leave the residual at s B A, whatever they hold.
 _HARMLESS = frozenset(
     [
@@ -97,6 +100,17 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
                 f"has {key} {config[key]!r} in {CONFIG_FILE}, expected numbers by regular expressions of module names; "
                 "save it again"
             )
+    for key in _SWITCHES:
+        if not isinstance(config.get(key), bool | None):
+            yield f"has {key} {config[key]!r} in {CONFIG_FILE}, expected true or false; save it again"
+    for key in _OF_MODULES:
+        if not _names_modules(config.get(key)):
+            yield f"has {key} {config[key]!r} in {CONFIG_FILE}, expected names of modules, or a pattern; save it again"
+    if config.get("task_type") not in _WRITERS:
+        yield (
+            f"has task_type {config['task_type']!r} in {CONFIG_FILE}, expected CAUSAL_LM or SEQ_2_SEQ_LM: it was "
+            "trained for a model that writes no text; give a policy"
+        )
     for key in ("base_model_name_or_path", "revision"):
         if not isinstance(config.get(key), str | None):
             yield f"has {key} {config[key]!r} in {CONFIG_FILE}, expected a name; save it again"
@@ -117,7 +131,14 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_number(value: object, *, positive: bool) -> bool:
-    return isinstance(value, Real) and math.isfinite(value) and (value > 0 or not positive)
+    return (
+        isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and (value > 0 or not positive)
+    )
+
+
+def _names_modules(value: object) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return value is None or all(isinstance(item, str) for item in items)
 
 
 def _is_pattern(value: object, *, positive: bool) -> bool:

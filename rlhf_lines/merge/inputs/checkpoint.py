@@ -136,7 +136,13 @@ class Checkpoint:
         path = self.folder / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{str(self.folder)!r} has no config.json; save the model with save_pretrained")
-        return read_json(path)
+        config = read_json(path)
+        if not (isinstance(config.get("model_type"), str) and config["model_type"]):
+            raise ValueError(
+                f"{str(path)!r} has model_type {config.get('model_type')!r}, expected the name of an architecture, "
+                "such as llama; save the model with save_pretrained"
+            )
+        return config
 
     @cached_property
     def copies(self) -> dict[str, str]:
@@ -174,9 +180,21 @@ class Checkpoint:
             dtype = self.entries[name].dtype
             if dtype not in DTYPES.values():
                 raise ValueError(
-                    f"{name!r} has dtype {str(dtype).removeprefix('torch.')} in {str(self.folder)!r}, but a residual "
-                    f"needs one of {', '.join(DTYPES)}; dequantise the checkpoint or drop this tensor"
+                    f"{name!r} has dtype {str(dtype).removeprefix('torch.')} in {str(self.folder)!r}, and no "
+                    "quantization_config in config.json says how its numbers are scaled; a residual needs one of "
+                    f"{', '.join(DTYPES)}: dequantise the checkpoint or drop this tensor"
                 )
+
+    def check_numbers(self) -> None:
+        """Stop where weights are the codes of a quantisation, and nothing says what numbers they stand for.
+
+        Raises:
+            ValueError: so it is.
+        """
+        if not self.quantisation:
+            eight_bits = (torch.float8_e4m3fn, torch.float8_e5m2)
+            entries = self.entries.items()
+            self.check_plain(name for name, one in entries if name.endswith(".weight") or one.dtype in eight_bits)
 
     @property
     def quantisation(self) -> str | None:

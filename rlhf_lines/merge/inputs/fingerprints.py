@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from rlhf_lines.task_rewards import RewardEntry
 
 
 Fingerprint = dict[str, str]  # of one input: part (weights, config.json, rows, ...) to SHA-256
+
+OWN_PACKAGES = ("rlhf_lines", "reward_models")  # whose version a record has
 
 # Keys that do not change what the model or the adapter computes. A base is compared by its weights, wherever it lies.
 _OF_MODEL = frozenset(["_name_or_path", "transformers_version"])
@@ -148,16 +152,58 @@ def _weights_sha256(folder: Path) -> str:
 
 
 def _source(module: str, function: str) -> Fingerprint:
-    """The file that a function is named in, and the one that it is defined in; what these import is not followed."""
+    """The file that a function is named in, the one that it is defined in, and what these import from beside them."""
     look_here()
     try:
         named = importlib.import_module(module)
     except ImportError:
         return {}
     defined = sys.modules.get(getattr(getattr(named, function, None), "__module__", None) or "")
-    files = dict.fromkeys(getattr(held, "__file__", None) for held in (named, defined))
-    paths = [Path(file) for file in files if file]
-    return {"source": sha256_of(paths)} if paths else {}
+    modules = {held.__file__: held.__name__ for held in (named, defined) if getattr(held, "__file__", None)}
+    if not modules:
+        return {}
+    found = {"source": sha256_of(map(Path, modules))}
+    for file, name in modules.items():
+        root = _root(Path(file), name)
+        beside = _imported(Path(file), root) if root else set()
+        found |= {str(path.relative_to(root)): sha256_of([path]) for path in sorted(beside - set(map(Path, modules)))}
+    return found
+
+
+def _root(file: Path, name: str) -> Path | None:
+    """The folder in which a module's first name is looked up, if it is one of the user's; installed code is not."""
+    root = file.parents[name.count(".") + (file.stem == "__init__")]
+    installed = root.name in ("site-packages", "dist-packages") or name.partition(".")[0] in sys.stdlib_module_names
+    return None if installed else root
+
+
+def _imported(file: Path, root: Path) -> set[Path]:
+    """The files below `root` that a module imports, or that those import, inside functions as well."""
+    found, unread = set(), [file]
+    while unread:
+        reader = unread.pop()
+        for names in filter(None, _imports(reader, root)):
+            if names[0] in OWN_PACKAGES:
+                continue
+            places = (root.joinpath(*names[: depth + 1]) for depth in range(len(names)))
+            files = {path for place in places for path in (place.with_suffix(".py"), place / "__init__.py")}
+            new = {path for path in files if path.is_file()} - found
+            found |= new
+            unread += sorted(new)
+    return found
+
+
+def _imports(file: Path, root: Path) -> Iterator[list[str]]:
+    """Yield what a file imports, from its text: the parts of each name, seen from `root`."""
+    package = list(file.relative_to(root).parent.parts)
+    with contextlib.suppress(SyntaxError, ValueError):  # it is no Python, and nothing imports it
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.split(".") for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = package[: len(package) - node.level + 1] if node.level else []
+                module = [*above, *(node.module.split(".") if node.module else [])]
+                yield from ([*module, alias.name] for alias in node.names)
 
 
 def _without(value: Any, keys: frozenset[str]) -> Any:

@@ -103,6 +103,9 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
     problems = Problems()
     warnings: list[str] = []
     adapters = [policy for policy in policies if isinstance(policy, Adapter)]
+    for checkpoint in (sft, *(policy for policy in policies if isinstance(policy, Checkpoint))):
+        with problems.collect():
+            checkpoint.check_numbers()
     by_hash = all(adapter.sft_sha256 for adapter in adapters)  # as check_same_base compares them
     if adapters:
         with problems.collect():

@@ -59,14 +59,18 @@ def export(
         with named_faults(target, kept="no table was written"):
             hidden = target / ".export.partial"
             shutil.rmtree(hidden, ignore_errors=True)  # of a run that was killed
-            hidden.mkdir(parents=True)
+            made = [above for above in hidden.parents if not above.exists()]  # the deepest first
             try:
+                hidden.mkdir(parents=True)
                 for path in paths:
                     WRITERS[path.suffix](tables[path.stem](), hidden / path.name)
                 for path in paths:
                     (hidden / path.name).replace(path)
             finally:
-                shutil.rmtree(hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
+                for above in made:
+                    with contextlib.suppress(OSError):  # it has the tables now
+                        above.rmdir()
     return paths
 
 

@@ -317,6 +317,13 @@ def test_an_adapter_on_the_embedding_is_refused_with_a_way_out(sft, tmp_path, sa
         ({"rank_pattern": {"q_proj": 0}}, "has rank_pattern {'q_proj': 0} in"),
         ({"base_model_name_or_path": 5}, "has base_model_name_or_path 5 in adapter_config.json, expected a name"),
         ({"revision": ["main"]}, r"has revision \['main'\] in"),
+        ({"use_rslora": "yes"}, "has use_rslora 'yes' in adapter_config.json, expected true or false; save it again"),
+        ({"fan_in_fan_out": 1}, "has fan_in_fan_out 1 in adapter_config.json, expected true or false"),
+        ({"r": True}, "has r True in adapter_config.json, expected a number"),
+        ({"target_modules": 5}, "has target_modules 5 in adapter_config.json, expected names of modules, or a pattern"),
+        ({"exclude_modules": [1]}, r"has exclude_modules \[1\] in"),
+        ({"task_type": "SEQ_CLS"}, "has task_type 'SEQ_CLS' in .* expected CAUSAL_LM or SEQ_2_SEQ_LM: it was trained"),
+        ({"task_type": ["CAUSAL_LM"]}, r"has task_type \['CAUSAL_LM'\] in"),
     ],
 )
 def test_damaged_configs_are_one_sentence(copy_of, helpful, edit_config, changes, message):

@@ -119,6 +119,31 @@ def test_a_function_is_known_by_its_source(tmp_path, monkeypatch):
     assert reward_fingerprint("rule:length") == {}
 
 
+def test_a_function_is_known_by_what_it_imports_from_beside_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "imported_package").mkdir()
+    texts = {
+        "importing_rewards.py": "import json\nimport torch\nfrom imported_constants import SCALE\n\n"
+        "def score(prompts, completions):\n    from imported_package.inner import shift\n    return [SCALE + shift]\n",
+        "imported_constants.py": "SCALE = 1.0\n",
+        "imported_package/__init__.py": "",
+        "imported_package/inner.py": "from .deep import shift\nfrom rlhf_lines.errors import reason\n",
+        "imported_package/deep.py": "shift = 0.0\n",
+        "bystander.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    before = reward_fingerprint("importing_rewards:score")
+    assert before.keys() == {"source", *texts.keys() - {"importing_rewards.py", "bystander.py"}}
+    for name in texts:
+        (tmp_path / name).write_text(texts[name] + "# changed\n")
+        part = {"importing_rewards.py": ["source"], "bystander.py": []}.get(name, [name])
+        assert changed_parts(before, reward_fingerprint("importing_rewards:score")) == part
+        (tmp_path / name).write_text(texts[name])
+    assert reward_fingerprint("importing_rewards:score") == before
+    assert reward_fingerprint("statistics:mean").keys() == reward_fingerprint("numpy.linalg:norm").keys() == {"source"}
+
+
 def test_rows_are_known_by_content_and_order():
     rows = [{"prompt": "a", "n": 1}, {"prompt": [{"role": "user", "content": "b\ud800"}]}]
     assert rows_fingerprint(rows) == rows_fingerprint([dict(reversed(row.items())) for row in rows])

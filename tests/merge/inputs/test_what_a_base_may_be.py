@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -182,8 +183,42 @@ def test_the_layers_of_the_adapted_part_are_counted(tmp_path, kind):
         target_modules=[name],
         task_type="SEQ_2_SEQ_LM",
     )
-    with pytest.raises(ValueError, match=r"cannot place .* merge policies that change one of them"):
+    with pytest.raises(ValueError, match=r"whose depth is another \([35], not [35]\); merge policies that change one"):
         merge_policies(tmp_path / "sft", [both], spec, save="adapter", output_dir=tmp_path / "both_out")
+
+
+@pytest.mark.parametrize("kind", ["pegasus", "mbart", "t5"])
+def test_an_encoder_and_a_decoder_of_one_depth_are_two_stacks_of_layers(tmp_path, kind):
+    import transformers
+
+    of_t5 = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_heads": 2, "num_layers": 3, "vocab_size": 16}
+    sizes = {"d_model": 8, "encoder_layers": 3, "decoder_layers": 3, "vocab_size": 16, "max_position_embeddings": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "forced_eos_token_id": None}
+    config = transformers.AutoConfig.for_model(kind, **(of_t5 if kind == "t5" else {**sizes, **heads, **tokens}))
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    model.save_pretrained(tmp_path / "sft")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):  # Pegasus' positions are a formula
+            parameter += torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "policy")
+    spec = MergeSpec("linear", (1.0,), alpha=0.5, beta=1.0)
+    out = merge_policies(tmp_path / "sft", [tmp_path / "policy"], spec, save="dense", output_dir=tmp_path / "out")
+    sft, policy, merged = (load_file(tmp_path / name / "model.safetensors") for name in ("sft", "policy", "out"))
+    assert out == tmp_path / "out" and merged.keys() == sft.keys()
+    for name, before in sft.items():
+        layer = re.search(r"(?:encoder|decoder)\.(?:layers|block)\.(\d)\.", name)
+        factor = 0.5 if layer is None else (0.5, 1.0, 1.5)[int(layer[1])]
+        torch.testing.assert_close(merged[name], before + factor * (policy[name] - before), rtol=1e-5, atol=1e-6)
+
+    base, adapted = type(model).from_pretrained(tmp_path / "sft"), ["q" if kind == "t5" else "q_proj"]
+    lora = tiny.save_adapter(base, tmp_path / "lora", seed=1, target_modules=adapted, task_type="SEQ_2_SEQ_LM")
+    merge_policies(tmp_path / "sft", [lora], spec, save="adapter", output_dir=tmp_path / "adapter")
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("lora", "adapter"))
+    for key in (key for key in before if "lora_B" in key):
+        factor = (0.5, 1.0, 1.5)[int(re.search(r"\.(?:layers|block)\.(\d)\.", key)[1])]
+        torch.testing.assert_close(after[key], 2 * before[key] * factor)
 
 
 def test_a_config_that_states_more_layers_than_there_are_is_named(sft, copy_of):
@@ -194,3 +229,30 @@ def test_a_config_that_states_more_layers_than_there_are_is_named(sft, copy_of):
         assert checkpoint.num_layers() == 6
         with pytest.raises(ValueError, match=r"states 6 layers, but its files hold 4 named model.layers.<i>"):
             checkpoint.num_layers(["model.layers.0.self_attn.q_proj"])
+
+
+@pytest.mark.parametrize("model_type", [None, "", 5])
+@pytest.mark.parametrize("save", ["adapter", "dense"])
+def test_a_config_without_a_model_type_is_refused(sft, helpful, copy_of, tmp_path, model_type, save):
+    folder = copy_of(sft)
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), "model_type": model_type}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    with pytest.raises(ValueError, match=rf"config.json' has model_type {model_type!r}, expected the name of an arch"):
+        merge_policies(folder, [helpful], MergeSpec("linear", (1.0,)), save=save, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
+@pytest.mark.parametrize("save", ["adapter", "dense"])
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"])
+def test_codes_without_their_scales_are_refused(sft, helpful, copy_of, tmp_path, dtype, save, name):
+    """Also where no policy changes them: they would be copied, or cast, as if they were numbers."""
+    folder = copy_of(sft)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: tensors[name].to(dtype)}, path, metadata={"format": "pt"})
+    message = rf"{name!r} has dtype {str(dtype)[6:]} in .*, and no quantization_config in config.json says how"
+    with pytest.raises(ValueError, match=message):
+        merge_policies(folder, [helpful], MergeSpec("linear", (1.0,)), save=save, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

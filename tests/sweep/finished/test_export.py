@@ -211,6 +211,9 @@ def test_files_appear_whole_or_not_at_all(run, tmp_path, monkeypatch, error):
     with pytest.raises(error):
         export(run, tmp_path, format="both", overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(error):  # nor does the folder stay that was made for them
+        export(run, tmp_path / "made" / "here", format="csv")
+    assert {path.name for path in tmp_path.iterdir()} == before.keys()
 
 
 @pytest.mark.parametrize(
