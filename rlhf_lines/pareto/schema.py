@@ -258,7 +258,7 @@ class Group:
     dashes: tuple[float, ...]
 
 
-SFT, SOUP, LINES, UNIFORM, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "uniform", "reversed", "morlhf"
+SFT, SOUP, LINES, SCALED, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "scaled", "reversed", "morlhf"
 
 # In the order in which they are listed. Each has a colour, a marker and dashes of its own, so that colour is never the
 # only difference. Colours are Okabe and Ito's (Color Universal Design, 2008), told apart under the common forms of
@@ -268,7 +268,7 @@ GROUPS = {
     for group in (
         Group(LINES, "LiNeS", "#0072B2", "o", ()),
         Group(SOUP, "rewarded soup", "#D55E00", "s", (6.0, 1.5)),
-        Group(UNIFORM, "uniform scaling", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
+        Group(SCALED, "scaled evenly", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
         Group(REVERSED, "reversed LiNeS", "#CC79A7", "v", (1.5, 1.2)),
         Group(MORLHF, "MORLHF", "#E69F00", "D", (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
         Group(SFT, "SFT", "#000000", "*", (2.5, 2.5)),
