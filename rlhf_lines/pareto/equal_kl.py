@@ -43,20 +43,30 @@ def equal_kl_hypervolumes(values: ArrayLike, budget: float, reference_point: Seq
 
 
 def with_neighbours_joined(values: ArrayLike, weights: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Points `[R, n, K + 1]` and, of two policies, what lies between those with neighbouring weights, `[R, m, K + 1]`.
+    """Points `[n, ...]` and, of two policies, what lies between those with neighbouring weights, `[m, ...]`.
 
-    Between two neighbours scores and KL are interpolated linearly in 8 steps: m = 8 (n - 1) + 1, in the order of the
-    first weight. With more policies, or weights that do not all have one sum or occur twice, no point has two
-    neighbours, and the points are returned as they are.
+    Between two neighbours scores and KL are interpolated linearly in 8 steps: m = 8 (n - 1) + 1, in the order of their
+    weights. With more policies, or weights that lie on no line or occur twice, no point has two neighbours, and the
+    points are returned as they are.
 
-    >>> with_neighbours_joined([[[1.0, 2.0], [0.0, 4.0]]], [(1.0, 0.0), (0.0, 1.0)])[0, ::4].tolist()
+    >>> with_neighbours_joined([[1.0, 2.0], [0.0, 4.0]], [(1.0, 0.0), (0.0, 1.0)])[::4].tolist()
     [[0.0, 4.0], [0.5, 3.0], [1.0, 2.0]]
+
+    Args:
+        values: n points, each with scores and KL, of prompts or their means.
+        weights: n rows.
     """
     values, weights = np.asarray(values, dtype=np.float64), [tuple(row) for row in weights]
-    on_a_line = all(len(row) == 2 for row in weights) and np.ptp([sum(row) for row in weights]) < 1e-9
-    if not on_a_line or len(set(weights)) < len(weights):
+    if not _on_a_line(weights) or len(set(weights)) < len(weights):
         return values
-    values = values[:, sorted(range(len(weights)), key=weights.__getitem__)]
-    share = (np.arange(STEPS) / STEPS)[:, None]
-    between = values[:, :-1, None] * (1.0 - share) + values[:, 1:, None] * share  # [R, n - 1, steps, K + 1]
-    return np.concatenate([between.reshape(len(values), -1, values.shape[-1]), values[:, -1:]], axis=1)
+    values = values[sorted(range(len(weights)), key=weights.__getitem__)]
+    share = (np.arange(STEPS) / STEPS).reshape(-1, *(1 for _ in values.shape[1:]))
+    between = values[:-1, None] * (1.0 - share) + values[1:, None] * share  # [n - 1, steps, ...]
+    return np.concatenate([between.reshape(-1, *values.shape[1:]), values[-1:]])
+
+
+def _on_a_line(weights: Sequence[tuple[float, ...]]) -> bool:
+    """Whether weights are of the same one or two policies and lie on a line: mixtures, or scalings of one of them."""
+    if len({len(row) for row in weights}) > 1 or len(weights[0]) > 2:
+        return False
+    return np.linalg.matrix_rank(np.subtract(weights, weights[0]), tol=1e-9) < 2

@@ -130,7 +130,6 @@ def build_front(
     mean_samples = np.stack([resampled(columns) for columns in scores], axis=1)  # [R, n, K]
     reference, ideal, rule = _fixed_points(points, means, given_reference_point)
     kl = [_per_prompt(point, "kl", point.kl, prompts) for point in points]
-    values, samples = _with_kl(means, mean_samples, kl, resampled)
 
     groups: dict[str, list[int]] = {}
     for row, point in enumerate(points):
@@ -138,36 +137,41 @@ def build_front(
     groups = {group: rows for group, rows in groups.items() if len(rows) > 1}
     sft = [row for row, point in enumerate(points) if anchor(point.spec, point.group) == ()][:1]
 
-    def measured(rows: list[int], measure: Callable[[NDArray], NDArray]) -> Measured:
-        """A function from `[R, rows, K + 1]`, mean scores and mean KL of some points, to `[R]`."""
-        return Measured(float(measure(values[None, rows])[0]), measure(samples[:, rows]))
-
-    def of_fronts(means: NDArray) -> NDArray:
-        return bootstrap_hypervolumes(means[..., :-1], reference)
-
-    def of_utility(means: NDArray) -> NDArray:
-        return expected_utility(utilities(means[..., :-1], reference, ideal))
+    def measured(columns: NDArray, measure: Callable[[NDArray], NDArray]) -> Measured:
+        """A measure of points `[points, P, columns]`, by a function of their means `[R, points, columns]`."""
+        return Measured(
+            float(measure(columns.mean(axis=1)[None])[0]), measure(bootstrap_means(columns, resamples, seed))
+        )
 
     measures = {
-        group: {"hypervolume": measured(rows, of_fronts), "expected_utility": measured(rows, of_utility)}
+        group: {
+            "hypervolume": measured(scores[rows], lambda means: bootstrap_hypervolumes(means, reference)),
+            "expected_utility": measured(
+                scores[rows], lambda means: expected_utility(utilities(means, reference, ideal))
+            ),
+        }
         for group, rows in groups.items()
     }
 
     @cache
     def at_equal_kl(group: str, budget: float) -> Measured:
-        rows, weights = groups[group], [points[row].spec["weights"] for row in groups[group]]
+        rows = groups[group]
+        own = np.concatenate([scores[rows], np.stack([kl[row] for row in rows])[..., None]], axis=-1)
+        unmoved = np.concatenate([scores[sft], np.zeros((len(sft), prompts, 1))], axis=-1)
+        joined = with_neighbours_joined(own, [points[row].spec["weights"] for row in rows])
+        return measured(
+            np.concatenate([joined, unmoved]), lambda means: equal_kl_hypervolumes(means, budget, reference)
+        )
 
-        def within_budgets(means: NDArray) -> NDArray:
-            joined = with_neighbours_joined(means[:, : len(rows)], weights)
-            unmoved = means[:, len(rows) :].copy()
-            unmoved[..., -1] = 0.0
-            return equal_kl_hypervolumes(np.concatenate([joined, unmoved], axis=1), budget, reference)
-
-        return measured(rows + sft, within_budgets)
+    def kl_budget(*names: str) -> float:
+        """The smaller of the groups' largest mean KL, or 0 where a point has none."""
+        if any(kl[row] is None for group in names for row in groups[group]):
+            return 0.0
+        return min(max(float(kl[row].mean()) for row in groups[group]) for group in names)
 
     def compared(a: str, b: str) -> Comparison:
-        budget = np.min([values[groups[group], -1].max() for group in (a, b)])  # nan where a point has no KL
-        at_equal = [at_equal_kl(group, float(budget)) for group in (a, b)] if budget > 0 else None
+        budget = kl_budget(a, b)
+        at_equal = [at_equal_kl(group, budget) for group in (a, b)] if budget > 0 else None
         return {
             "a": a,
             "b": b,
@@ -176,7 +180,7 @@ def build_front(
                 for name, measure in measures[a].items()
             },
             "equal_kl_difference": at_equal and comparisons.difference(*at_equal, confidence),
-            "kl_budget": at_equal and float(budget),
+            "kl_budget": at_equal and budget,
             "equal_kl_hypervolumes": at_equal and [each.value for each in at_equal],
             "verdict": "undecided",
         }
@@ -256,22 +260,6 @@ def _fixed_points(
             f"reference_point is {reference}; expected {means.shape[1]} finite numbers, one for each objective"
         )
     return reference, ideal, GIVEN_RULE
-
-
-def _with_kl(
-    means: NDArray[np.float64],
-    mean_samples: NDArray[np.float64],
-    kl: Sequence[NDArray[np.float64] | None],
-    resampled: Callable[[ArrayLike], NDArray[np.float64]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean scores with the mean KL as a last column, `[n, K + 1]` and `[R, n, K + 1]`; nan where there is no KL."""
-    unknown = np.full(len(mean_samples), np.nan)
-    kl_means = np.array([np.nan if column is None else column.mean() for column in kl])
-    kl_samples = [unknown if column is None else resampled(column[:, None])[:, 0] for column in kl]
-    return (
-        np.concatenate([means, kl_means[:, None]], axis=1),
-        np.concatenate([mean_samples, np.stack(kl_samples, axis=1)[..., None]], axis=2),
-    )
 
 
 def _check_names(rewards: Sequence[str], metrics: Sequence[str]) -> None:

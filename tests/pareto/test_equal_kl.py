@@ -45,28 +45,39 @@ def test_it_is_the_mean_over_budgets(objectives, seed):
 
 
 def test_neighbours_are_joined_in_eight_steps_in_the_order_of_their_weights():
-    values = np.random.default_rng(0).normal(size=(3, 4, 3))
+    values = np.random.default_rng(0).normal(size=(4, 3, 3))
     weights = [(0.5, 0.5), (0.0, 1.0), (1.0, 0.0), (0.7, 0.3)]
     joined = with_neighbours_joined(values, weights)
     expected = []
     for a, b in ((1, 0), (0, 3), (3, 2)):
         for step in range(8):
-            expected.append((1 - step / 8) * values[:, a] + step / 8 * values[:, b])
-    expected.append(values[:, 2])
-    np.testing.assert_allclose(joined, np.stack(expected, axis=1), rtol=1e-14)
+            expected.append((1 - step / 8) * values[a] + step / 8 * values[b])
+    expected.append(values[2])
+    np.testing.assert_allclose(joined, np.stack(expected), rtol=1e-14)
+
+
+def test_three_weights_on_no_line_stay_as_they_are():
+    values = np.random.default_rng(0).normal(size=(3, 3, 3))
+    np.testing.assert_array_equal(with_neighbours_joined(values, [(1.0, 0.0), (0.2, 0.3), (0.7, 0.7)]), values)
+
+
+@pytest.mark.parametrize("weights", [[(0.0, 0.5), (0.0, 0.0), (0.0, 1.0)], [(0.5,), (0.0,), (1.0,)]])
+def test_the_steps_of_one_policy_are_joined(weights):
+    joined = with_neighbours_joined([[5.0, 0.5], [0.0, 0.0], [6.0, 1.0]], weights)
+    expected = [*np.linspace([0.0, 0.0], [5.0, 0.5], 9)[:-1], *np.linspace([5.0, 0.5], [6.0, 1.0], 9)]
+    np.testing.assert_allclose(joined, expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
     "weights",
     [
         [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0)],  # three policies
-        [(1.0,), (0.5,)],
+        [(1.0,), (0.5, 0.5)],
         [(1.0, 0.0), (1.0, 0.0)],  # two scalings of one mixture
-        [(1.0, 0.0), (0.2, 0.3)],  # on no line
     ],
 )
 def test_points_without_two_neighbours_stay_as_they_are(weights):
-    values = np.random.default_rng(0).normal(size=(3, 2, 3))
+    values = np.random.default_rng(0).normal(size=(2, 5, 3))
     np.testing.assert_array_equal(with_neighbours_joined(values, weights), values)
 
 
