@@ -160,28 +160,42 @@ def _parser() -> argparse.ArgumentParser:
 
     a_run = argparse.ArgumentParser(add_help=False)
     a_run.add_argument("run_dir", metavar="RUN_DIR", type=_path, help="folder of a finished sweep")
-    add("front", _front, parents=[a_run])
+    front = add("front", _front, parents=[a_run])
+    front.add_argument(
+        "--objectives", nargs="+", metavar="NAME", help="scores that fronts are made of from now on; others are metrics"
+    )
+    front.add_argument(
+        "--reference_point",
+        nargs="+",
+        metavar="X",
+        help="from where hypervolumes are measured from now on, a number per objective; anchors: by the rule",
+    )
     add("report", _report, parents=[a_run], description=f"{VERBS['report']}; report.html is written into RUN_DIR")
 
     pick = add(
         "pick",
         _pick,
         parents=[a_run],
-        usage="rlhf-lines pick RUN_DIR --preference W W ... [--scale raw|range]\n"
-        "       rlhf-lines pick RUN_DIR --min NAME=SCORE ... --maximize NAME",
-        description=f"{VERBS['pick']}. Points of all groups are looked at; nothing is loaded but front.json.",
+        usage="rlhf-lines pick RUN_DIR --preference W W ... [--scale raw|range] [--group NAME] [--max-kl NATS]\n"
+        "       rlhf-lines pick RUN_DIR --min NAME=SCORE ... --maximize NAME [--group NAME] [--max-kl NATS]\n"
+        "       rlhf-lines pick RUN_DIR --point ID",
+        description=f"{VERBS['pick']}. Points of all groups but the controls are looked at; no model is loaded.",
     )
     pick.add_argument(
-        "--preference", type=float, nargs="+", metavar="W", help="how much each reward counts, in the sweep's order"
+        "--preference", type=float, nargs="+", metavar="W", help="how much each objective counts, in the front's order"
     )
     pick.add_argument(
         "--scale", choices=("raw", "range"), help="of the scores that are weighed; range: 0 at the reference, 1 at best"
     )
-    pick.add_argument("--min", nargs="+", metavar="NAME=SCORE", help="lowest mean score of some rewards")
-    pick.add_argument("--maximize", metavar="NAME", help="the reward that is to be highest then")
+    pick.add_argument("--min", nargs="+", metavar="NAME=SCORE", help="lowest mean of some scores or metrics")
+    pick.add_argument("--maximize", metavar="NAME", help="the score or metric that is to be highest then")
+    pick.add_argument("--group", metavar="NAME", help="look at the points of one group only, which may be a control")
+    pick.add_argument("--max_kl", type=float, metavar="NATS", help="look at points within this KL to the SFT model")
+    pick.add_argument("--point", type=int, metavar="ID", help="the point of this id, whatever it is worth")
 
     score = add("score", _score, parents=[a_run])
     score.add_argument("--rewards", nargs="+", required=True, help="reward models, as in the config of a sweep")
+    score.add_argument("--as_objectives", action="store_true", help="make fronts of these scores too")
     score.add_argument("--batch_size", type=int, default=32, help="texts in one forward pass (default: %(default)s)")
 
     export = add("export", _export, parents=[a_run])
@@ -248,19 +262,30 @@ def _front(options: argparse.Namespace) -> None:
     from rlhf_lines.pareto import front_table
     from rlhf_lines.sweep.finished.front import trace_front
 
-    _say(front_table(trace_front(options.run_dir)))
+    asked = {"objectives": options.objectives, "reference_point": _reference_point(options.reference_point)}
+    _say(front_table(trace_front(options.run_dir, **asked)))
+
+
+def _reference_point(words: list[str] | None) -> list[float] | str | None:
+    if words in (None, ["anchors"]):
+        return words and "anchors"
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        found = " ".join(words)
+        raise ValueError(f"--reference_point is {found}, expected a number per objective, or anchors") from None
 
 
 def _pick(options: argparse.Namespace) -> None:
     if options.scale is not None and options.preference is None:
         raise ValueError(f"scale is {options.scale}, but it belongs to a preference; give --preference W W ...")
     minimum = None if options.min is None else dict(map(_minimum, options.min))
-    from rlhf_lines.pareto import pick_point, picked_text, read_front
+    from rlhf_lines.pareto import pick, picked_text, read_front
 
     front = read_front(options.run_dir)
-    way = {"preference": options.preference, "scale": options.scale or "raw"}
-    point = pick_point(front, **way, minimum=minimum, maximize=options.maximize)
-    _say(picked_text(front, point, options.run_dir))
+    asked = {name: getattr(options, name) for name in ("preference", "scale", "maximize", "group", "max_kl", "point")}
+    picked = pick(front, minimum=minimum, **asked)
+    _say(picked_text(front, picked.point, options.run_dir, left_out=picked.left_out))
 
 
 def _minimum(text: str) -> tuple[str, float]:
@@ -287,7 +312,8 @@ def _score(options: argparse.Namespace) -> None:
     from rlhf_lines.pareto import front_table
     from rlhf_lines.sweep.finished.score import score
 
-    outcome = score(options.run_dir, options.rewards, batch_size=options.batch_size)
+    settings = {"batch_size": options.batch_size, "as_objectives": options.as_objectives}
+    outcome = score(options.run_dir, options.rewards, **settings)
     for name, count in outcome.scored.items():
         _say(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
     _say("", front_table(outcome.front))

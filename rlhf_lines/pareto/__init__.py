@@ -16,9 +16,10 @@ from rlhf_lines.pareto.figures.front import plot_front
 from rlhf_lines.pareto.figures.validation import plot_validation
 from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.front import Point, build_front
+from rlhf_lines.pareto.headline import front_headline
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import REFERENCE_POINT_RULE, hypervolume, nondominated, reference_point
-from rlhf_lines.pareto.pick import merge_arguments, pick_point, picked_text
+from rlhf_lines.pareto.pick import Picked, Worth, merge_arguments, pick, pick_point, picked_text
 from rlhf_lines.pareto.schema import Front, read_front, write_front
 from rlhf_lines.pareto.surrogate import (
     Surrogate,
@@ -37,8 +38,10 @@ __all__ = [
     "UTILITY_RULE",
     "Estimate",
     "Front",
+    "Picked",
     "Point",
     "Surrogate",
+    "Worth",
     "attained_regions",
     "bootstrap_hypervolumes",
     "bootstrap_means",
@@ -47,6 +50,7 @@ __all__ = [
     "design",
     "expected_utility",
     "fit_surrogate",
+    "front_headline",
     "front_table",
     "hull_vertices",
     "hypervolume",
@@ -55,6 +59,7 @@ __all__ = [
     "merge_arguments",
     "nondominated",
     "paired_difference",
+    "pick",
     "pick_point",
     "picked_text",
     "plot_forgetting",

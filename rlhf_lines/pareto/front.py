@@ -1,35 +1,31 @@
 """From points with their scores to the content of `front.json`. Higher scores are better everywhere.
 
-Letters: n points, P prompts, K rewards, T texts.
+Letters: n points, P prompts, K objectives, T texts, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.attainment import attained_regions
-from rlhf_lines.pareto.bootstrap import (
-    CONFIDENCE,
-    RESAMPLES,
-    bootstrap_hypervolumes,
-    bootstrap_means,
-    interval,
-    probability_positive,
-)
+from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_hypervolumes, bootstrap_means, interval
+from rlhf_lines.pareto.comparisons import Measured
+from rlhf_lines.pareto.equal_kl import equal_kl_hypervolumes, with_neighbours_joined
 from rlhf_lines.pareto.hull import hull_vertices
-from rlhf_lines.pareto.measures import REFERENCE_POINT_RULE, hypervolume, nondominated, reference_point
-from rlhf_lines.pareto.origin import arguments_to_merge, point_label, single_policy
+from rlhf_lines.pareto.measures import ALL_POINTS_RULE, GIVEN_RULE, REFERENCE_POINT_RULE, nondominated
+from rlhf_lines.pareto.measures import reference_point as lowest_with_margin
+from rlhf_lines.pareto.origin import anchor, arguments_to_merge, point_label, single_policy
 from rlhf_lines.pareto.schema import (
     FORMAT,
-    LINES,
-    SOUP,
-    Difference,
+    METRICS,
+    Comparison,
     Forgetting,
     Front,
     Mean,
@@ -48,11 +44,12 @@ class Point:
         id: number of the point in its run; unique.
         group: `sft`, `rewarded_soup`, `lines` or any other name; groups are what is compared.
         spec: the merge that made the policy: rule, weights, alpha, beta, schedule, options.
-        scores: `[P, K]`, averaged over the samples of a prompt.
+        scores: `[P, K]`, of the objectives, averaged over the samples of a prompt.
         kl: `[P]`, estimated KL to the SFT model, or None when it was not measured.
         samples_per_prompt: how many completions were averaged for each prompt.
         nll: `[T]`, minus the log-probability of each text outside the task, or None when it was not measured.
         text_tokens: `[T]`, how many tokens of each text the `nll` is summed over, or None.
+        metrics: `[P]` each, what else was measured, by name: further scores, and what has a mean over prompts.
     """
 
     id: int
@@ -63,6 +60,7 @@ class Point:
     samples_per_prompt: int = 1
     nll: ArrayLike | None = None
     text_tokens: ArrayLike | None = None
+    metrics: Mapping[str, ArrayLike] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [key for key in Spec.__annotations__ if key not in self.spec]
@@ -76,6 +74,8 @@ def build_front(
     split: str,
     seed: int,
     points: Sequence[Point | Mapping[str, Any]],
+    metrics: Sequence[str] = (),
+    given_reference_point: Sequence[float] | None = None,
     sft_model: str | None = None,
     policies: Sequence[str] = (),
     validation: Validation | None = None,
@@ -88,14 +88,19 @@ def build_front(
 
     Points are listed by id, so the result does not depend on the order they come in. A group with one point (`sft`)
     gets no front. All groups with a front are compared with each other: `lines` with `rewarded_soup` first, then
-    `lines` with the others by name, then the rest. Reference and ideal point are those of the mean scores, also in
-    the resamples.
+    `lines` with the others by name, then the rest.
+
+    Reference and ideal point are those of the mean scores of the SFT model and the single policies (see `anchor`), so
+    that a group that is added changes neither; without two of these they are those of all points. They are the
+    same in all resamples.
 
     Args:
-        rewards: K names, in the order of the columns of `Point.scores`.
+        rewards: K names, the objectives, in the order of the columns of `Point.scores`.
         split: the prompts that were scored, such as `test`.
         seed: seed of the resampled prompts.
         points: points scored on the same prompts in the same order; a mapping with the fields of `Point` will do.
+        metrics: names of further scores, which every point has under its `metrics`.
+        given_reference_point: K numbers; None leaves it to the rule.
         sft_model: what the policies were trained from; without it no point says how it is made.
         policies: those that were merged, then the MORLHF runs; the weights of a spec belong to the first of them.
         validation: how alpha, beta and schedule were chosen; None, as for the next two, where there is nothing to say.
@@ -105,44 +110,93 @@ def build_front(
         confidence: coverage of all intervals.
 
     Raises:
-        ValueError: there are no points, an id occurs twice, shapes differ or a score is not finite.
+        ValueError: there are no points, an id or name occurs twice, shapes differ or a number is not finite.
     """
     rewards, policies = list(rewards), list(policies)
     points = [Point(**point) if isinstance(point, Mapping) else point for point in points]
     points = sorted(points, key=lambda point: point.id)
+    _check_names(rewards, metrics)
     scores = _stack_scores(points, rewards)  # [n, P, K]
-    means = scores.mean(axis=1)
-    mean_samples = bootstrap_means(scores, resamples, seed)
-    reference, ideal = reference_point(means), ideal_point(means)
+    means, prompts = scores.mean(axis=1), scores.shape[1]
+
+    def resampled(columns: ArrayLike) -> NDArray[np.float64]:
+        """Means `[R, columns]` of the columns `[P, columns]` of one point, whose digits no other point can change."""
+        return bootstrap_means(np.asarray(columns)[None], resamples, seed)[:, 0]
+
+    def mean_of(values: ArrayLike) -> Mean:
+        values = np.asarray(values, dtype=np.float64)
+        return _estimate("mean", values.mean(), resampled(values[:, None])[:, 0], confidence)
+
+    mean_samples = np.stack([resampled(columns) for columns in scores], axis=1)  # [R, n, K]
+    reference, ideal, rule = _fixed_points(points, means, given_reference_point)
+    kl = [_per_prompt(point, "kl", point.kl, prompts) for point in points]
 
     groups: dict[str, list[int]] = {}
     for row, point in enumerate(points):
         groups.setdefault(point.group, []).append(row)
-    fronts, measures = {}, {}
-    for group, rows in groups.items():
-        if len(rows) < 2:
-            continue
-        mine, my_samples = means[rows], mean_samples[:, rows]
-        measures[group] = {
-            "hypervolume": (hypervolume(mine, reference), bootstrap_hypervolumes(my_samples, reference)),
-            "expected_utility": (
-                float(expected_utility(utilities(mine[None], reference, ideal))[0]),
-                expected_utility(utilities(my_samples, reference, ideal)),
+    groups = {group: rows for group, rows in groups.items() if len(rows) > 1}
+    sft = [row for row, point in enumerate(points) if anchor(point.spec, point.group) == ()][:1]
+
+    def measured(columns: NDArray, measure: Callable[[NDArray], NDArray]) -> Measured:
+        """A measure of points `[points, P, columns]`, by a function of their means `[R, points, columns]`."""
+        return Measured(
+            float(measure(columns.mean(axis=1)[None])[0]), measure(bootstrap_means(columns, resamples, seed))
+        )
+
+    measures = {
+        group: {
+            "hypervolume": measured(scores[rows], lambda means: bootstrap_hypervolumes(means, reference)),
+            "expected_utility": measured(
+                scores[rows], lambda means: expected_utility(utilities(means, reference, ideal))
             ),
         }
-        fronts[group] = {
-            **{name: _estimate("value", *measure, confidence) for name, measure in measures[group].items()},
-            "nondominated": [points[rows[i]].id for i in nondominated(mine)],
-            "hull": [points[rows[i]].id for i in hull_vertices(mine)],
-            "attainment": attained_regions(my_samples),
+        for group, rows in groups.items()
+    }
+
+    @cache
+    def at_equal_kl(group: str, budget: float) -> Measured:
+        rows = groups[group]
+        own = np.concatenate([scores[rows], np.stack([kl[row] for row in rows])[..., None]], axis=-1)
+        unmoved = np.concatenate([scores[sft], np.zeros((len(sft), prompts, 1))], axis=-1)
+        joined = with_neighbours_joined(own, [points[row].spec["weights"] for row in rows])
+        return measured(
+            np.concatenate([joined, unmoved]), lambda means: equal_kl_hypervolumes(means, budget, reference)
+        )
+
+    def kl_budget(*names: str) -> float:
+        """The smaller of the groups' largest mean KL, or 0 where a point has none."""
+        if any(kl[row] is None for group in names for row in groups[group]):
+            return 0.0
+        return min(max(float(kl[row].mean()) for row in groups[group]) for group in names)
+
+    def compared(a: str, b: str) -> Comparison:
+        budget = kl_budget(a, b)
+        at_equal = [at_equal_kl(group, budget) for group in (a, b)] if budget > 0 else None
+        return {
+            "a": a,
+            "b": b,
+            **{
+                f"{name}_difference": comparisons.difference(measure, measures[b][name], confidence)
+                for name, measure in measures[a].items()
+            },
+            "equal_kl_difference": at_equal and comparisons.difference(*at_equal, confidence),
+            "kl_budget": at_equal and budget,
+            "equal_kl_hypervolumes": at_equal and [each.value for each in at_equal],
+            "verdict": "undecided",
         }
+
+    found = [compared(a, b) for a, b in comparisons.pairs(groups)]
+    comparisons.conclude(found, confidence)
+    names = list(dict.fromkeys([*(name for point in points for name in point.metrics), *metrics]))
 
     return {
         "format": FORMAT,
         "rewards": rewards,
+        "objectives": rewards,
+        "metrics": list(metrics),
         "split": split,
         "reference_point": reference,
-        "reference_point_rule": REFERENCE_POINT_RULE,
+        "reference_point_rule": rule,
         "ideal_point": ideal,
         "utility_rule": UTILITY_RULE,
         "seed": seed,
@@ -157,28 +211,31 @@ def build_front(
                     reward: _estimate("mean", means[row, k], mean_samples[:, row, k], confidence)
                     for k, reward in enumerate(rewards)
                 },
-                "kl": _kl(point, scores.shape[1], resamples, seed, confidence),
-                "prompts": scores.shape[1],
+                "metrics": {
+                    name: None if column is None else mean_of(column)
+                    for name in names
+                    for column in [_per_prompt(point, name, point.metrics.get(name), prompts, needed=name in metrics)]
+                },
+                "kl": None if kl[row] is None else mean_of(kl[row]),
+                "prompts": prompts,
                 "samples_per_prompt": point.samples_per_prompt,
-                "perplexity": _perplexity(point, resamples, seed, confidence),
+                "perplexity": _perplexity(point, resampled, confidence),
                 "label": point_label(point.spec, policies),
                 "single_policy": single_policy(point.spec, policies),
                 "merge_arguments": arguments_to_merge(point.spec, sft_model, policies),
             }
             for row, point in enumerate(points)
         ],
-        "fronts": fronts,
-        "comparisons": [
-            {
-                "a": a,
-                "b": b,
-                **{
-                    f"{name}_difference": _difference(measure, measures[b][name], confidence)
-                    for name, measure in measures[a].items()
-                },
+        "fronts": {
+            group: {
+                **{name: _estimate("value", *measure, confidence) for name, measure in measures[group].items()},
+                "nondominated": [points[rows[i]].id for i in nondominated(means[rows])],
+                "hull": [points[rows[i]].id for i in hull_vertices(means[rows])],
+                "attainment": attained_regions(mean_samples[:, rows]),
             }
-            for a, b in _pairs(fronts)
-        ],
+            for group, rows in groups.items()
+        },
+        "comparisons": found,
         "sft_model": sft_model,
         "policies": policies,
         "validation": validation,
@@ -187,11 +244,35 @@ def build_front(
     }
 
 
+def _fixed_points(
+    points: Sequence[Point], means: NDArray[np.float64], given: Sequence[float] | None
+) -> tuple[list[float], list[float], str]:
+    """Reference point, ideal point, and the rule for the first."""
+    anchors = {row: found for row, point in enumerate(points) if (found := anchor(point.spec, point.group)) is not None}
+    enough = len(set(anchors.values())) > 1
+    of_anchors = means[list(anchors)] if enough else means
+    ideal = ideal_point(of_anchors)
+    if given is None:
+        return lowest_with_margin(of_anchors), ideal, REFERENCE_POINT_RULE if enough else ALL_POINTS_RULE
+    reference = [float(value) for value in given]
+    if len(reference) != means.shape[1] or not np.isfinite(reference).all():
+        raise ValueError(
+            f"reference_point is {reference}; expected {means.shape[1]} finite numbers, one for each objective"
+        )
+    return reference, ideal, GIVEN_RULE
+
+
+def _check_names(rewards: Sequence[str], metrics: Sequence[str]) -> None:
+    if len(set(rewards)) != len(rewards):
+        raise ValueError(f"the rewards {list(rewards)} name one reward twice; give every reward its own name")
+    for name in metrics:
+        if name in METRICS or name in rewards or list(metrics).count(name) > 1:
+            raise ValueError(f"the score {name!r} has a name that is taken; give every score its own name")
+
+
 def _stack_scores(points: Sequence[Point], rewards: Sequence[str]) -> NDArray[np.float64]:
     if not points:
         raise ValueError("a front needs at least one scored point, got none; run the sweep first")
-    if len(set(rewards)) != len(rewards):
-        raise ValueError(f"the rewards {list(rewards)} name one reward twice; give every reward its own name")
     ids = [point.id for point in points]
     duplicates = sorted({i for i in ids if ids.count(i) > 1})
     if duplicates:
@@ -213,35 +294,27 @@ def _stack_scores(points: Sequence[Point], rewards: Sequence[str]) -> NDArray[np
     return np.stack(arrays)
 
 
-def _pairs(groups: Iterable[str]) -> list[tuple[str, str]]:
-    first = {LINES: 0, SOUP: 1}
-    return list(combinations(sorted(groups, key=lambda group: (first.get(group, 2), group)), 2))
-
-
-def _difference(
-    a: tuple[float, NDArray[np.float64]], b: tuple[float, NDArray[np.float64]], confidence: float
-) -> Difference:
-    (value_a, samples_a), (value_b, samples_b) = a, b
-    difference = _estimate("value", value_a - value_b, samples_a - samples_b, confidence)
-    return {**difference, "probability_positive": probability_positive(samples_a - samples_b)}
-
-
 def _estimate(key: str, value: float, samples: NDArray[np.float64], confidence: float) -> dict[str, float]:
     low, high = interval(samples, confidence)
     return {key: float(value), "low": low, "high": high}
 
 
-def _kl(point: Point, prompts: int, resamples: int, seed: int, confidence: float) -> Mean | None:
-    if point.kl is None:
+def _per_prompt(
+    point: Point, name: str, values: ArrayLike | None, prompts: int, *, needed: bool = False
+) -> NDArray[np.float64] | None:
+    """What was measured of every prompt, `[P]`, or None where it was not."""
+    if values is None and not needed:
         return None
-    kl = np.asarray(point.kl, dtype=np.float64)
-    if kl.shape != (prompts,) or not np.isfinite(kl).all():
-        raise ValueError(f"kl of point {point.id} has shape {kl.shape}; expected {prompts} finite numbers or None")
-    samples = bootstrap_means(kl[None, :, None], resamples, seed)[:, 0, 0]
-    return _estimate("mean", kl.mean(), samples, confidence)
+    values = np.asarray([] if values is None else values, dtype=np.float64)
+    if values.shape != (prompts,) or not np.isfinite(values).all():
+        optional = "" if needed else " or None"
+        raise ValueError(
+            f"{name} of point {point.id} has shape {values.shape}; expected {prompts} finite numbers{optional}"
+        )
+    return values
 
 
-def _perplexity(point: Point, resamples: int, seed: int, confidence: float) -> Mean | None:
+def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float64]], confidence: float) -> Mean | None:
     """`exp(sum of nll / sum of tokens)` with its interval over texts."""
     if point.nll is None and point.text_tokens is None:
         return None
@@ -251,5 +324,5 @@ def _perplexity(point: Point, resamples: int, seed: int, confidence: float) -> M
             f"point {point.id} has nll of shape {nll.shape} and text_tokens of shape {tokens.shape}; expected a "
             "finite nll and a positive number of tokens for every text outside the task, or None for both"
         )
-    samples = bootstrap_means(np.stack([nll, tokens], axis=-1)[None], resamples, seed)[:, 0]
+    samples = resampled(np.stack([nll, tokens], axis=-1))
     return _estimate("mean", np.exp(nll.sum() / tokens.sum()), np.exp(samples[:, 0] / samples[:, 1]), confidence)

@@ -14,8 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 
 MARGIN = 0.1
 REFERENCE_POINT_RULE = (
-    "per reward: the lowest mean score of any point, minus 10 % of the range of mean scores over all points"
+    "per objective: the lowest mean score of the SFT model and the single policies as they were trained, minus 10 % of "
+    "the range of their mean scores"
 )
+ALL_POINTS_RULE = (
+    "per objective: the lowest mean score of any point, minus 10 % of the range of mean scores over all points, as the "
+    "SFT model and single policies are not among them"
+)
+GIVEN_RULE = "given"
 
 
 def nondominated(scores: ArrayLike) -> list[int]:
@@ -47,10 +53,9 @@ def hypervolume(scores: ArrayLike, reference_point: Sequence[float]) -> float:
 
 
 def reference_point(scores: ArrayLike) -> list[float]:
-    """The reference point for mean scores `[n, K]` of all points: see `REFERENCE_POINT_RULE`.
+    """The lowest of mean scores `[n, K]` minus a tenth of their range, per objective: see `REFERENCE_POINT_RULE`.
 
-    The margin gives the ends of a front a volume of their own. A reward on which all points agree has no range, and
-    every hypervolume is then zero.
+    The margin gives the ends of a front a volume of their own. An objective on which all rows agree has no margin.
 
     >>> reference_point([[0.0, 10.0], [1.0, 30.0]])
     [-0.1, 8.0]

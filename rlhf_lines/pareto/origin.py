@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import PurePosixPath
 
-from rlhf_lines.pareto.schema import Spec, shortened
+from rlhf_lines.pareto.schema import MORLHF, Spec, shortened
 
 
 def policy_names(policies: Sequence[str]) -> list[str]:
@@ -33,10 +33,19 @@ def single_policy(spec: Spec, policies: Sequence[str]) -> int | None:
     >>> single_policy(spec, ["helpful", "harmless"]), single_policy({**spec, "rule": "sum"}, ["helpful", "harmless"])
     (1, None)
     """
-    weights = spec["weights"]
-    one_hot = sorted(weights) == [0.0] * (len(weights) - 1) + [1.0]
-    as_it_is = spec["rule"] == "linear" and (spec["alpha"], spec["beta"]) == (1.0, 0.0)
-    return weights.index(1.0) if one_hot and as_it_is and weights.index(1.0) < len(policies) else None
+    index = _unchanged(spec)
+    return None if index is None or index >= len(policies) else index
+
+
+def anchor(spec: Spec, group: str) -> tuple[float, ...] | None:
+    """Which anchor a point is: `()` for the SFT model, the weights of a single policy as it was trained, else None.
+
+    Anchors belong to no way to merge, so that reference and ideal point are theirs. MORLHF runs are none: they are a
+    method that is compared with others.
+    """
+    if not any(spec["weights"]):
+        return ()
+    return None if group == MORLHF or _unchanged(spec) is None else tuple(spec["weights"])
 
 
 def point_label(spec: Spec, policies: Sequence[str]) -> str:
@@ -65,6 +74,14 @@ def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str
         *("--beta", _plain(spec["beta"]), "--schedule", spec["schedule"]),
         *("--save", "adapter" if RULES[spec["rule"]].makes_adapter else "dense"),
     ]
+
+
+def _unchanged(spec: Spec) -> int | None:
+    """The place of the one policy that a spec takes as it is, or None."""
+    weights = spec["weights"]
+    one_hot = sorted(weights) == [0.0] * (len(weights) - 1) + [1.0]
+    as_it_is = spec["rule"] == "linear" and (spec["alpha"], spec["beta"]) == (1.0, 0.0)
+    return weights.index(1.0) if one_hot and as_it_is else None
 
 
 def _plain(number: float) -> str:

@@ -1,75 +1,138 @@
-"""Picking one point of a front, by a preference or by a minimum for some rewards, and what to tell about it."""
+"""Picking one point of a front, by a preference or by bounds, and what to tell about it."""
 
 from __future__ import annotations
 
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.pareto.measures import nondominated
-from rlhf_lines.pareto.schema import Front, PointEntry
+from rlhf_lines.pareto.schema import REVERSED, SCALED, Front, Mean, PointEntry, Value
 from rlhf_lines.pareto.table import decimals, estimate_text, interval_name, setting
-from rlhf_lines.pareto.utility import ideal_point, utilities
+from rlhf_lines.pareto.utility import FLAT
 
 
 SCALES = ("raw", "range")
+CONTROLS = (SCALED, REVERSED)  # they show what LiNeS' growth with depth is good for, and are not what a user looks for
 
 
-def pick_point(
+class Picked(NamedTuple):
+    """A picked point, and among which points it is the best.
+
+    Attributes:
+        point: the entry of the front.
+        among: ids of the points that were allowed; empty where the point was asked for by its id.
+        factors: what one unit of each score counts in the worth by which was picked, `sum of factor * score`.
+        left_out: groups of controls that were not looked at.
+    """
+
+    point: PointEntry
+    among: list[int]
+    factors: dict[str, float]
+    left_out: list[str]
+
+
+class Worth(NamedTuple):
+    """What is known of a picked point beside its scores.
+
+    Attributes:
+        measured: its worth as it was measured.
+        corrected: the same, corrected for having been picked.
+        alike: ids of the other points that cannot be told apart from the best.
+    """
+
+    measured: float
+    corrected: Value
+    alike: list[int]
+
+
+def pick(
     front: Front,
     *,
     preference: Sequence[float] | None = None,
-    scale: str = "raw",
+    scale: str | None = None,
     minimum: Mapping[str, float] | None = None,
     maximize: str | None = None,
-) -> PointEntry:
-    """The entry of `front["points"]` that is best under a preference, or above a minimum.
+    group: str | None = None,
+    max_kl: float | None = None,
+    point: int | None = None,
+) -> Picked:
+    """The point that is best under a preference, or above bounds; or that has an id.
 
-    The points of all groups are candidates, as far as no other point of the file dominates them. Of several that are
-    equally good, the one with the lowest id is returned.
+    The points of all groups are candidates but for the controls `scaled` and `reversed`, which are looked at only if
+    `group` names one. Of those within the limits, one is taken that no other dominates in the objectives; of several
+    that are equally good, the one with the lowest id.
 
-    With `preference` w, one number per reward: the point with the highest `w . s`, where s is its mean score, or,
-    with `scale="range"`, `(s - reference) / (ideal - reference)` per reward, so that rewards of different units
-    weigh alike. The sum of w does not matter. With `minimum` and `maximize`: the point with the highest mean score
-    in one reward among those whose mean scores are at least the minima.
+    With `preference` w, one number per objective: the point with the highest `w . s`, where s is its mean score, or,
+    with `scale="range"`, `(s - reference) / (ideal - reference)` per objective, so that scores of different units
+    weigh alike. The sum of w does not matter. With `minimum` and `maximize`: the point with the highest mean in one
+    score or metric among those whose means are at least the minima.
 
     Args:
         front: what `build_front` returns, or `read_front` reads.
-        preference: K numbers of at least 0, not all 0, in the order of `front["rewards"]`.
-        scale: `raw` or `range`; for `preference`.
-        minimum: lowest mean score by the name of a reward.
-        maximize: name of a reward.
+        preference: K numbers of at least 0, not all 0, in the order of `front["objectives"]`.
+        scale: `raw`, which None means too, or `range`; for `preference`.
+        minimum: lowest mean by the name of a score or metric.
+        maximize: name of a score or metric.
+        group: look at its points only.
+        max_kl: look only at points with at most this mean KL to the SFT model, in nats.
+        point: id of the point; with nothing else.
 
     Raises:
-        ValueError: neither or both ways are asked for, a reward or scale is unknown, a number is not as described,
-            or no point reaches the minima.
+        ValueError: not exactly one way is asked for, a name is unknown, a number is not as described, or no point is
+            within the limits.
     """
+    ways = (preference, scale, minimum, maximize, group, max_kl)
+    if point is not None:
+        if any(way is not None for way in ways):
+            raise ValueError(f"point {point} is asked for by its id; leave out what else it is to be picked by")
+        return Picked(_by_id(front, point), [], {}, [])
     if preference is not None and (minimum is not None or maximize is not None):
         raise ValueError("both a preference and a minimum are given; pick by one of them")
     if preference is None and (not minimum or maximize is None):
         raise ValueError(
-            "a point is picked by a preference (such as --preference 0.7 0.3), or by a minimum and the reward to "
-            "maximize (such as --min r2=0.4 --maximize r1); give one of the two"
+            "a point is picked by a preference (such as --preference 0.7 0.3), by a minimum and the score to maximize "
+            "(such as --min r2=0.4 --maximize r1), or by its id (--point 3); give one of them"
         )
-    points = sorted(front["points"], key=lambda point: point["id"])
-    means = np.array([[point["scores"][reward]["mean"] for reward in front["rewards"]] for point in points])
-    candidates = nondominated(means)
-    if preference is not None:
-        worth = _worth(front, means, preference, scale)
-    else:
-        columns = {reward: means[:, k] for k, reward in enumerate(front["rewards"])}
-        for reward in (*minimum, maximize):
-            if reward not in columns:
-                raise ValueError(unknown_name("reward", reward, columns))
-        reaching = _reaching(points, columns, minimum)
-        candidates, worth = [i for i in candidates if i in reaching], columns[maximize]
-    return points[max(candidates, key=lambda i: worth[i])]  # of equals, max returns the first
+    names, objectives = measured_names(front), list(front["objectives"])
+    factors = {maximize: 1.0} if preference is None else _factors(front, preference, scale or "raw")
+    for name in (*(minimum or ()), *factors):
+        if name not in names:
+            raise ValueError(unknown_name("score", name, names))
+    candidates, left_out = _of_groups(front, group)
+    candidates = _within_kl(candidates, max_kl)
+    candidates = _reaching(candidates, minimum or {})
+    candidates = [each for each in candidates if all(measured(each, name) is not None for name in factors)]
+    if not candidates:
+        raise ValueError(f"no point that is left has a {maximize}; maximize a score, or ask for less")
+    columns = [*objectives, *(name for name in factors if name not in objectives)]
+    means = np.array([[measured(each, name) for name in columns] for each in candidates])
+    worth = means @ [factors.get(name, 0.0) for name in columns]
+    best = max(nondominated(means), key=lambda i: worth[i])  # of equals, max returns the first
+    return Picked(candidates[best], [each["id"] for each in candidates], factors, left_out)
+
+
+def pick_point(front: Front, **question) -> PointEntry:
+    """The point of `pick`, which see."""
+    return pick(front, **question).point
+
+
+def measured_names(front: Front) -> list[str]:
+    """What a point can be picked by: the scores, and the metrics of which points have a mean."""
+    metrics = [name for point in front["points"] for name in point["metrics"] if measured(point, name) is not None]
+    return list(dict.fromkeys([*front["objectives"], *metrics]))
+
+
+def measured(point: PointEntry, name: str) -> float | None:
+    """The mean of a score or metric of a point, None where it has none."""
+    found = point["scores"].get(name) or point["metrics"].get(name)
+    return found.get("mean") if found else None
 
 
 def merge_arguments(front: Front, point: PointEntry, output_dir: str | Path) -> list[str]:
@@ -91,10 +154,19 @@ def merge_command(front: Front, point: PointEntry, run_dir: str | Path) -> str:
     return shlex.join(["rlhf-lines", "merge", *merge_arguments(front, point, Path(run_dir) / f"point_{point['id']}")])
 
 
-def picked_text(front: Front, point: PointEntry, run_dir: str | Path) -> str:
+def picked_text(
+    front: Front, point: PointEntry, run_dir: str | Path, *, left_out: Sequence[str] = (), worth: Worth | None = None
+) -> str:
     """What to tell about a picked point, without a trailing newline; its last line is the merge command.
 
     The SFT model needs no merge, and the last line says so.
+
+    Args:
+        front: of the point.
+        point: an entry of it.
+        run_dir: of the sweep.
+        left_out: groups that were not looked at.
+        worth: what is known of the choice, where it is.
 
     Raises:
         ValueError: the front does not know its policies.
@@ -103,7 +175,8 @@ def picked_text(front: Front, point: PointEntry, run_dir: str | Path) -> str:
     spec = point["spec"]
     options = f" {json.dumps(spec['options'])}" if spec["options"] else ""
     weights = " ".join(f"{weight:g}" for weight in spec["weights"])
-    rows = [(reward, point["scores"][reward]) for reward in front["rewards"]]
+    rows: list[tuple[str, Mean]] = [(name, point["scores"][name]) for name in front["objectives"]]
+    rows += [(name, point["metrics"][name]) for name in point["metrics"] if measured(point, name) is not None]
     rows += [(name, point[name]) for name in ("kl", "perplexity") if point[name] is not None]
     width = max(len(name) for name, _ in rows)
     lines = [
@@ -114,6 +187,9 @@ def picked_text(front: Front, point: PointEntry, run_dir: str | Path) -> str:
     ]
     if point["single_policy"] is not None:
         lines.append(f"  it is one policy as it was trained: {front['policies'][point['single_policy']]}")
+    lines += _choice(worth)
+    if left_out:
+        lines.append(f"  not looked at: {', '.join(left_out)} (controls; --group looks at one)")
     if point["merge_arguments"] is None:
         last = f"It is the SFT model itself, no merge is needed: {front['sft_model']}"
     else:
@@ -121,40 +197,105 @@ def picked_text(front: Front, point: PointEntry, run_dir: str | Path) -> str:
     return "\n".join([*lines, "", last])
 
 
-def _worth(front: Front, means: NDArray[np.float64], preference: Sequence[float], scale: str) -> NDArray[np.float64]:
-    """What each of the mean scores `[n, K]` is worth under a preference."""
-    weights, rewards = np.asarray(preference, dtype=np.float64), front["rewards"]
-    if weights.shape != (len(rewards),):
+def _choice(worth: Worth | None) -> list[str]:
+    """What the choice of the point does to what is known of it."""
+    if worth is None:
+        return []
+    digits, corrected = decimals([worth.measured]), worth.corrected
+    text = f"{corrected['value']:.{digits}f}" if corrected["low"] is None else estimate_text(corrected, digits)
+    alike = ", ".join(map(str, worth.alike)) or "none"
+    return [
+        f"  worth {worth.measured:.{digits}f} as measured, {text} corrected for having been picked",
+        f"  points that cannot be told apart from it: {alike}",
+    ]
+
+
+def _by_id(front: Front, point: int) -> PointEntry:
+    by_id = {entry["id"]: entry for entry in front["points"]}
+    if point not in by_id:
+        raise ValueError(f"the front has no point {point}; its points are {_ranges(by_id)}")
+    return by_id[point]
+
+
+def _ranges(ids: Iterable[int]) -> str:
+    """Whole numbers as people list them.
+
+    >>> _ranges([3, 1, 2, 7])
+    '1 to 3, 7'
+    """
+    runs: list[list[int]] = []
+    for number in sorted(ids):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _of_groups(front: Front, group: str | None) -> tuple[list[PointEntry], list[str]]:
+    """The points that are looked at, by id, and the controls that are not."""
+    groups = list(dict.fromkeys(point["group"] for point in front["points"]))
+    if group is not None and group not in groups:
+        raise ValueError(unknown_name("group", group, groups))
+    left_out = [name for name in groups if name in CONTROLS] if group is None else []
+    points = [p for p in front["points"] if p["group"] not in left_out and group in (None, p["group"])]
+    return sorted(points, key=lambda point: point["id"]), left_out
+
+
+def _within_kl(points: list[PointEntry], limit: float | None) -> list[PointEntry]:
+    if limit is None:
+        return points
+    if not limit >= 0:
+        raise ValueError(f"max_kl is {limit}; expected a number of at least 0, in nats")
+    known = [point for point in points if point["kl"] is not None]
+    if not known:
+        raise ValueError("max_kl is given, but no point that is looked at has a KL to the SFT model; leave it out")
+    within = [point for point in known if point["kl"]["mean"] <= limit]
+    if not within:
+        lowest = min(known, key=lambda point: point["kl"]["mean"])
         raise ValueError(
-            f"the preference has {weights.size} numbers; expected {len(rewards)}, one for each of {', '.join(rewards)}"
+            f"no point has a KL of at most {limit:g} nats: the lowest is {lowest['kl']['mean']!r} (point "
+            f"{lowest['id']}); allow at least that"
+        )
+    return within
+
+
+def _factors(front: Front, preference: Sequence[float], scale: str) -> dict[str, float]:
+    """What one unit of each objective is worth under a preference."""
+    weights, names = np.asarray(preference, dtype=np.float64), front["objectives"]
+    if weights.shape != (len(names),):
+        raise ValueError(
+            f"the preference has {weights.size} numbers; expected {len(names)}, one for each of {', '.join(names)}"
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
         raise ValueError(f"the preference is {weights.tolist()}; expected finite numbers of at least 0, not all 0")
     if scale not in SCALES:
         raise ValueError(unknown_name("scale", scale, SCALES))
     if scale == "range":
-        means = utilities(means, front["reference_point"], ideal_point(means))
-    return means @ weights
+        reference, ideal = np.array(front["reference_point"]), np.array(front["ideal_point"])
+        flat = ideal - reference <= FLAT * np.maximum(np.abs(ideal), np.abs(reference))
+        weights = np.where(flat, 0.0, weights / np.where(flat, 1.0, ideal - reference))
+    return dict(zip(names, weights.tolist(), strict=True))
 
 
-def _reaching(
-    points: Sequence[PointEntry], columns: Mapping[str, NDArray[np.float64]], minimum: Mapping[str, float]
-) -> list[int]:
-    """The rows that reach all minima; stop at the first minimum that none reaches which reaches those before it."""
-    left, before = list(range(len(points))), []
-    for reward, low in minimum.items():
+def _reaching(points: list[PointEntry], minimum: Mapping[str, float]) -> list[PointEntry]:
+    """The points that reach all minima; stop at the first minimum that none reaches which reaches those before it."""
+    left, before = points, []
+    for name, low in minimum.items():
         if not math.isfinite(low):
-            raise ValueError(f"the minimum of {reward} is {low}; expected a finite number")
-        scores = columns[reward]
-        highest = max(left, key=lambda i: scores[i])
-        left = [i for i in left if scores[i] >= low]
+            raise ValueError(f"the minimum of {name} is {low}; expected a finite number")
+        known = [point for point in left if measured(point, name) is not None]
+        among = f" among the points with {' and '.join(before)}" if before else ""
+        if not known:
+            raise ValueError(f"no point that is looked at has a {name}{among}; ask for another score")
+        highest = max(known, key=lambda point, name=name: measured(point, name))
+        left = [point for point in known if measured(point, name) >= low]
         if not left:
-            among = f" among the points with {' and '.join(before)}" if before else ""
             raise ValueError(
-                f"no point has a mean {reward} of at least {low:g}{among}: the highest is {float(scores[highest])!r} "
-                f"(point {points[highest]['id']}); ask for at most that"
+                f"no point has a mean {name} of at least {low:g}{among}: the highest is {measured(highest, name)!r} "
+                f"(point {highest['id']}); ask for at most that"
             )
-        before.append(f"{reward} of at least {low:g}")
+        before.append(f"{name} of at least {low:g}")
     return left
 
 

@@ -21,6 +21,11 @@ from rlhf_lines.artifact import write_whole
 
 FORMAT = 1
 FILE_NAME = "front.json"
+# What is measured of completions without a reward model. A score cannot have one of these names.
+METRICS = (
+    *("tokens", "share_empty", "share_cut", "repetition", "distinct", "win_rate", "length_correlation"),
+    *("at_matched_length", "log_ratio"),
+)
 
 
 class Spec(TypedDict):
@@ -51,9 +56,11 @@ class Value(TypedDict):
 
 
 class Difference(Value):
-    """A difference between two groups, paired by prompts."""
+    """A difference between two groups, paired by prompts; its interval is of this difference alone."""
 
     probability_positive: float  # share of the resamples in which it is above 0, of exactly 0 half
+    p_value: float  # two-sided, of no difference
+    adjusted_p_value: float  # by Holm, over this measure of all comparisons in the file
 
 
 class PointEntry(TypedDict):
@@ -62,8 +69,9 @@ class PointEntry(TypedDict):
     id: int  # in the run; unique
     group: str
     spec: Spec
-    scores: dict[str, Mean]  # by reward
-    kl: Mean | None  # to the SFT model, in nats; null where it was not measured
+    scores: dict[str, Mean]  # by objective
+    metrics: dict[str, Mean | None]  # what else was measured; null where it was not measured of this point
+    kl: Mean | None  # to the SFT model, in nats; null where it was not measured, and of greedy completions
     prompts: int
     samples_per_prompt: int
     perplexity: Mean | None  # of texts outside the task; null where none were read
@@ -79,7 +87,7 @@ class GroupFront(TypedDict):
     expected_utility: Value
     nondominated: list[int]  # ids of the points that no other point of the group dominates
     hull: list[int]  # ids of the points that are best for some preference
-    attainment: dict[str, list[list[float]]] | None  # corners, by share of the resamples; null unless rewards are two
+    attainment: dict[str, list[list[float]]] | None  # corners, by share of resamples; null unless objectives are two
 
 
 class Comparison(TypedDict):
@@ -89,6 +97,10 @@ class Comparison(TypedDict):
     b: str
     hypervolume_difference: Difference
     expected_utility_difference: Difference
+    equal_kl_difference: Difference | None  # of the hypervolume within a KL budget, on average; null without KL
+    kl_budget: float | None  # the largest budget, in nats; null as `equal_kl_difference`
+    equal_kl_hypervolumes: list[float] | None  # of a and of b
+    verdict: Literal["better", "worse", "mixed", "undecided"]  # of a against b, by all measures
 
 
 class ScalingEntry(TypedDict):
@@ -145,9 +157,11 @@ class Front(TypedDict):
     """The content of `front.json`."""
 
     format: int
-    rewards: list[str]
+    rewards: list[str]  # the same as `objectives`
+    objectives: list[str]  # the scores that fronts are made of
+    metrics: list[str]  # the other scores, of which a point has the mean in its `metrics`
     split: str
-    reference_point: list[float]  # one number per reward, as `ideal_point`
+    reference_point: list[float]  # one number per objective, as `ideal_point`
     reference_point_rule: str
     ideal_point: list[float]
     utility_rule: str
@@ -258,7 +272,7 @@ class Group:
     dashes: tuple[float, ...]
 
 
-SFT, SOUP, LINES, UNIFORM, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "uniform", "reversed", "morlhf"
+SFT, SOUP, LINES, SCALED, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "scaled", "reversed", "morlhf"
 
 # In the order in which they are listed. Each has a colour, a marker and dashes of its own, so that colour is never the
 # only difference. Colours are Okabe and Ito's (Color Universal Design, 2008), told apart under the common forms of
@@ -268,7 +282,7 @@ GROUPS = {
     for group in (
         Group(LINES, "LiNeS", "#0072B2", "o", ()),
         Group(SOUP, "rewarded soup", "#D55E00", "s", (6.0, 1.5)),
-        Group(UNIFORM, "uniform scaling", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
+        Group(SCALED, "scaled evenly", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
         Group(REVERSED, "reversed LiNeS", "#CC79A7", "v", (1.5, 1.2)),
         Group(MORLHF, "MORLHF", "#E69F00", "D", (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
         Group(SFT, "SFT", "#000000", "*", (2.5, 2.5)),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
+from rlhf_lines.pareto import comparisons
+from rlhf_lines.pareto.headline import front_headline
 from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Value
 
 
@@ -15,9 +18,10 @@ MEASURES = ("hypervolume", "expected_utility")
 def front_table(front: Front) -> str:
     """The front as aligned text of at most 110 columns, without a trailing newline.
 
-    First hypervolume and expected utility of each group, then the differences between groups, then one line per point;
-    `*` marks the points that no other point of their group dominates. A point that is one policy as it was trained
-    has that policy's name in place of weights. Columns that do not fit beside each other continue in a further block.
+    First what it says of LiNeS, then hypervolume and expected utility of each group, then the differences between
+    groups with verdicts and adjusted p-values, then one line per point; `*` marks the points that no other point of
+    their group dominates. A point that is one policy as it was trained has that policy's name in place of weights.
+    Columns that do not fit beside each other continue in a further block.
 
     Args:
         front: what `build_front` returns.
@@ -26,7 +30,10 @@ def front_table(front: Front) -> str:
     head = f"{prompts}, {interval_name(front)}s over prompts, higher is better"
     if any(point["perplexity"] for point in front["points"]):
         head += "\nppl: perplexity of the control texts, lower is better"
-    return "\n\n".join([head, *_groups(front), *_differences(front), *_points(front)])
+    if _measured(front, "tokens"):
+        head += "\ntokens, empty, cut: mean length, share of empty completions, share cut at the longest length"
+    headline = textwrap.fill(front_headline(front), WIDTH)
+    return "\n\n".join([head, *filter(None, [headline]), *_groups(front), *_differences(front), *_points(front)])
 
 
 def estimate_text(estimate: Mean | Value, digits: int) -> str:
@@ -91,12 +98,24 @@ def _groups(front: Front) -> list[str]:
 def _differences(front: Front) -> list[str]:
     if not front["comparisons"]:
         return []
-    columns = [["difference", *(f"{_clip(entry['a'])} - {_clip(entry['b'])}" for entry in front["comparisons"])]]
-    for measure in MEASURES:
-        differences = [entry[f"{measure}_difference"] for entry in front["comparisons"]]
-        columns.append(_estimates(measure, differences))
-        columns.append(["P(> 0)", *(f"{difference['probability_positive']:.3f}" for difference in differences)])
-    return [_align(list(zip(*columns, strict=True)), left=1)]
+    entries = front["comparisons"]
+    fixed = [["difference", "verdict"], *([f"{_clip(e['a'])} - {_clip(e['b'])}", e["verdict"]] for e in entries)]
+    columns = []
+    for measure, words in comparisons.MEASURES.items():
+        differences = [entry[f"{measure}_difference"] for entry in entries]
+        digits = decimals(each["value"] for each in differences if each is not None)
+        texts = [
+            "-" if each is None else f"{estimate_text(each, digits)}  {each['adjusted_p_value']:.3f}"
+            for each in differences
+        ]
+        if set(texts) != {"-"}:
+            columns.append([f"{words}  {'p':>5}", *texts])
+    count = f"{len(entries)} comparisons" if len(entries) > 1 else "1 comparison"
+    note = (
+        f"p is adjusted (Holm) for {count} by each measure, intervals are not; the verdict is of the first against the "
+        "second, by all measures"
+    )
+    return [*_in_blocks(fixed, columns, left=2), textwrap.fill(note, WIDTH)]
 
 
 def _points(front: Front) -> list[str]:
@@ -104,15 +123,44 @@ def _points(front: Front) -> list[str]:
     best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
     fixed = [[" id", "group", "weights", "alpha", "beta"], *(_fixed(point, point["id"] in best) for point in points)]
     columns = []
-    for reward in front["rewards"]:
+    for reward in front["objectives"]:
         columns.append([_clip(reward), *_texts([point["scores"][reward] for point in points])])
-    for key, name in (("kl", "kl"), ("perplexity", "ppl")):
-        means = [point[key]["mean"] if point[key] else None for point in points]
-        digits = decimals(mean for mean in means if mean is not None)
-        if any(mean is not None for mean in means):
-            columns.append([name, *("-" if mean is None else f"{mean:.{digits}f}" for mean in means)])
+    for score in front["metrics"]:
+        columns.append([_clip(score), *_texts([point["metrics"][score] for point in points])])
+    for key, name in (("tokens", "tokens"), ("share_empty", "empty"), ("share_cut", "cut")):
+        if found := _measured(front, key):
+            columns.append([name, *map(_share if key.startswith("share") else _length, found)])
+    for name, found in (("kl", [point["kl"] for point in points]), ("log ratio", _measured(front, "log_ratio"))):
+        columns += _means(name, found)
+    columns += _means("ppl", [point["perplexity"] for point in points])
+    return _in_blocks(fixed, columns, left=3)
+
+
+def _measured(front: Front, metric: str) -> list[Mean | None]:
+    """A metric of every point; empty where no point has it."""
+    found = [point["metrics"].get(metric) for point in front["points"]]
+    return found if any(found) else []
+
+
+def _means(name: str, found: Sequence[Mean | None]) -> list[list[str]]:
+    """The column of these means, or none where there are no means."""
+    digits = decimals(each["mean"] for each in found if each is not None)
+    column = [name, *("-" if each is None else f"{each['mean']:.{digits}f}" for each in found)]
+    return [column] if any(found) else []
+
+
+def _length(mean: Mean | None) -> str:
+    return "-" if mean is None else f"{mean['mean']:.1f}"
+
+
+def _share(mean: Mean | None) -> str:
+    return "-" if mean is None else f"{100 * mean['mean']:.1f} %"
+
+
+def _in_blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """The columns beside the fixed ones, in as many blocks as they need."""
     return [
-        _align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=3)
+        _align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=left)
         for block in _blocks(fixed, columns)
     ]
 

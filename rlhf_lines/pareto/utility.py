@@ -23,7 +23,7 @@ UTILITY_RULE = (
 
 
 def ideal_point(scores: ArrayLike) -> list[float]:
-    """The highest mean score of any point per reward, for mean scores `[n, K]` of all points.
+    """The highest of mean scores `[n, K]` per objective, of the points that the reference point is taken from.
 
     >>> ideal_point([[0.0, 30.0], [1.0, 10.0]])
     [1.0, 30.0]
@@ -32,10 +32,10 @@ def ideal_point(scores: ArrayLike) -> list[float]:
 
 
 def utilities(scores: ArrayLike, reference_point: Sequence[float], ideal_point: Sequence[float]) -> NDArray[np.float64]:
-    """Score `[..., K]` in units of the range of their reward: 0 at the reference point, 1 at the ideal.
+    """Score `[..., K]` in units of the range of their objective: 0 at the reference point, 1 at the ideal.
 
-    `u = (score - reference) / (ideal - reference)`. A reward on which all points agree cannot tell them apart; its
-    utility is 0 everywhere.
+    `u = (score - reference) / (ideal - reference)`; a point beyond them has a utility below 0 or above 1. An objective
+    without a range, whose ideal is not above its reference, has the utility 0 everywhere.
 
     >>> utilities([[0.0, 20.0], [1.0, 25.0]], [-1.0, 10.0], [1.0, 30.0]).tolist()
     [[0.5, 0.5], [1.0, 0.75]]

@@ -51,6 +51,20 @@ class SweepConfig:
         }
     )
     output_dir: str = field(metadata={"help": "The folder to make: run.sqlite, front.json, figures, report.html."})
+    objectives: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Names of the rewards that fronts are made of, in this order; left out, all. The others are "
+            "metrics, which are measured and shown beside."
+        },
+    )
+    reference_point: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "From where hypervolumes are measured, a number per objective, so that sweeps can share it; left "
+            "out, a little below the SFT model and the single policies."
+        },
+    )
     morlhf: list[str] = field(
         default_factory=list,
         metadata={"help": "PEFT folders of runs on a weighted sum of rewards (MORLHF): each a point of its own."},

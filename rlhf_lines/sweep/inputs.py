@@ -28,6 +28,7 @@ from rlhf_lines.merge.inputs.provenance import called
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_config, load_tokenizer, local_folder
+from rlhf_lines.pareto.objectives import check_objectives, check_reference_point, check_score_names
 from rlhf_lines.redaction import without_secrets
 from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.adapters import load_policies
@@ -54,6 +55,7 @@ class Inputs:
         sft: folder of the SFT model.
         adapters: of the policies, then of the MORLHF runs, then of the policies of further sets.
         reward_models: that score.
+        objectives: names of the rewards that fronts are made of.
         tokenizer: the SFT model's.
         prompts: by split, from what the policy reads to what reward models may be shown; of validation only where there
             is something to choose.
@@ -64,6 +66,7 @@ class Inputs:
     sft: Path
     adapters: list[Adapter]
     reward_models: list[RewardModel]
+    objectives: list[str]
     tokenizer: PreTrainedTokenizerBase
     prompts: dict[str, dict[str, Asked]]
     forgetting: list[ForgettingText]
@@ -88,6 +91,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     if config.engine == "local":
         check_mixable(adapters)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
+    objectives = _objectives(config, [model.name for model in reward_models])
     tokenizer = load_tokenizer(sft)
     prompts, forgetting = _read_texts(data_config, config, tokenizer)
     with Checkpoint(sft) as checkpoint:
@@ -96,7 +100,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     refuse_replacing(config.output_dir, [sft, *policies, *statistics])
     for split, texts in prompts.items():
         _check_count(len(texts), _counts(config)[split], split, data_config.dataset_name)
-    inputs = Inputs(sft, adapters, reward_models, tokenizer, prompts, forgetting, num_layers)
+    inputs = Inputs(sft, adapters, reward_models, objectives, tokenizer, prompts, forgetting, num_layers)
     _check_lengths(inputs, config, data_config.dataset_name)
     return inputs
 
@@ -108,6 +112,8 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
         **settings,
         "dataset_name": data_config.dataset_name,
         "reward_names": inputs.rewards,
+        "objectives": inputs.objectives,
+        "reference_point": config.reference_point or None,
         "reward_models": {
             name: reward_identity(entry) for name, entry in zip(inputs.rewards, config.rewards, strict=True)
         },
@@ -148,6 +154,16 @@ def _numbered(config: SweepConfig) -> list[tuple[str, int, str]]:
     named = [("policy", config.policies), ("MORLHF run", config.morlhf)]
     named.append(("policy of a set", config.listed_policies[len(config.policies) + len(config.morlhf) :]))
     return [(what, number, name) for what, names in named for number, name in enumerate(names, start=1)]
+
+
+def _objectives(config: SweepConfig, rewards: Sequence[str]) -> list[str]:
+    """The names of the rewards that fronts are made of."""
+    check_score_names(rewards)
+    objectives = config.objectives or list(rewards)
+    check_objectives(objectives, rewards)
+    if config.reference_point:
+        check_reference_point(config.reference_point, objectives)
+    return objectives
 
 
 def _counts(config: SweepConfig) -> dict[str, int]:

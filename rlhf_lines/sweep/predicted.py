@@ -1,4 +1,4 @@
-"""Sampler map: the weights that a quadratic fit of the scores predicts to be on the front, measured.
+"""Sampler map: the weights that a quadratic fit of the objectives predicts to be on the front, measured.
 
 Source: MAP, arXiv 2406.07529.
 """
@@ -30,7 +30,7 @@ def measure_predicted(
     """Fit a quadratic to every group's points, measure the weights it predicts to be on the front, and compare.
 
     Args:
-        inputs: with the prompts and the names of the rewards.
+        inputs: with the prompts and the names of the objectives.
         makers: of every group, from weights to its spec.
         measurement: samples and scores.
         points: what is measured already.
@@ -43,7 +43,7 @@ def measure_predicted(
 
     def means(of: Sequence[StoredPoint]) -> dict[int, np.ndarray]:
         scores = measurement.store.scores
-        return {point.id: scores(point.spec_id, "test", inputs.rewards).mean(axis=0) for point in of}
+        return {point.id: scores(point.spec_id, "test", inputs.objectives).mean(axis=0) for point in of}
 
     fits, predicted = {}, {}
     asked = {(name, make(row)): row for name, make in makers.items() for row in weights}
@@ -60,5 +60,5 @@ def measure_predicted(
     for name, (fit, sampled) in fits.items():
         of_group = [point for point in new if point.group == name]
         at = {point.id: asked[name, point.spec] for point in of_group}
-        reports[name] = surrogate_report(fit, inputs.rewards, sampled=sampled, weights=at, measured=means(of_group))
+        reports[name] = surrogate_report(fit, inputs.objectives, sampled=sampled, weights=at, measured=means(of_group))
     return reports, new

@@ -148,7 +148,7 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     if inputs.forgetting:
         measure_forgetting(store, measurement.nll, points, inputs.forgetting)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
-    gains = _gains(measured_points(store, "test"), config.policies, inputs.rewards, seed=config.seed)
+    gains = _gains(measured_points(store, "test"), config.policies, inputs.objectives, seed=config.seed)
     return {**chosen._asdict(), "validation": validation, "gains": gains}
 
 

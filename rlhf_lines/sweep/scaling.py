@@ -29,7 +29,7 @@ def choose_scaling(
         for scaling in candidates
     }
     points = measurement.measure("validation", groups, prompts)
-    scores = np.stack([measurement.store.scores(point.spec_id, "validation", inputs.rewards) for point in points])
+    scores = np.stack([measurement.store.scores(point.spec_id, "validation", inputs.objectives) for point in points])
     means, resampled = scores.mean(axis=1), bootstrap_means(scores, seed=config.seed)
     reference = reference_point(means)
     grid: list[GridEntry] = []

@@ -37,7 +37,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     # Written down a second time: a key that the schema loses, or gains, is seen here.
     assert set(front) == {
         *("format", "rewards", "split", "reference_point", "reference_point_rule", "seed", "resamples", "confidence"),
-        *("points", "fronts", "comparisons", "ideal_point", "utility_rule"),
+        *("points", "fronts", "comparisons", "ideal_point", "utility_rule", "objectives", "metrics"),
         *("sft_model", "policies", "validation", "surrogate", "forgetting"),
     }
     assert (front["format"], front["rewards"], front["split"], front["seed"]) == (1, ["a", "b"], "test", 7)
@@ -46,7 +46,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     for point in front["points"]:
         assert set(point) == {
             *("id", "group", "spec", "scores", "kl", "prompts", "samples_per_prompt", "perplexity"),
-            *("label", "single_policy", "merge_arguments"),
+            *("label", "single_policy", "merge_arguments", "metrics"),
         }
         assert set(point["spec"]) == {"rule", "weights", "alpha", "beta", "schedule", "options"}
         assert list(point["scores"]) == ["a", "b"]
@@ -63,10 +63,17 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
         assert list(entry["attainment"]) == ["0.025", "0.5", "0.975"]
         assert all(len(corner) == 2 for corners in entry["attainment"].values() for corner in corners)
     (comparison,) = front["comparisons"]
-    assert set(comparison) == {"a", "b", "hypervolume_difference", "expected_utility_difference"}
+    assert set(comparison) == {
+        *("a", "b", "hypervolume_difference", "expected_utility_difference", "equal_kl_difference"),
+        *("kl_budget", "equal_kl_hypervolumes", "verdict"),
+    }
     assert (comparison["a"], comparison["b"]) == ("lines", "rewarded_soup")
     for measure in ("hypervolume", "expected_utility"):
-        assert set(comparison[f"{measure}_difference"]) == {"value", "low", "high", "probability_positive"}
+        assert set(comparison[f"{measure}_difference"]) == {
+            *("value", "low", "high", "probability_positive", "p_value", "adjusted_p_value")
+        }
+    # The soup has no KL here.
+    assert [comparison[key] for key in ("equal_kl_difference", "kl_budget", "equal_kl_hypervolumes")] == [None] * 3
 
 
 SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}
@@ -81,7 +88,7 @@ def test_the_numbers_of_a_front_are_those_of_its_parts(make_points):
     points = make_points()
     front = front_of(points)
     means = np.array([point["scores"].mean(axis=0) for point in points])
-    reference = reference_point(means)
+    reference = reference_point(means[[0, 1, 5]])  # the SFT model and the two single policies
     assert front["reference_point"] == reference
     for row, point in enumerate(front["points"]):
         assert [score["mean"] for score in point["scores"].values()] == means[row].tolist()
@@ -104,7 +111,8 @@ def test_both_measures_are_of_the_same_resamples_and_fixed_points(make_points, r
     front = front_of(points, rewards=[f"r{k}" for k in range(rewards)])
     scores = np.stack([point["scores"] for point in points])
     means, resampled = scores.mean(axis=1), bootstrap_means(scores, 200, 7)
-    reference, ideal = reference_point(means), means.max(axis=0)
+    anchors = [0, 1, 5] if rewards == 2 else slice(None)  # else no point of the fixture is a single policy
+    reference, ideal = reference_point(means[anchors]), means[anchors].max(axis=0)
     assert front["ideal_point"] == ideal.tolist()
     groups = {"lines": slice(6, 11), "rewarded_soup": slice(1, 6)}
     for measure, of in (
@@ -124,6 +132,7 @@ def test_both_measures_are_of_the_same_resamples_and_fixed_points(make_points, r
                 "low": low,
                 "high": high,
                 "probability_positive": np.mean(difference > 0),
+                **dict.fromkeys(("p_value", "adjusted_p_value"), 2 * (1 + (difference <= 0).sum()) / 201),
             },
             rel=1e-10,
         )
@@ -168,8 +177,10 @@ def test_a_reward_on_which_all_points_agree_says_nothing(make_points):
     front = front_of(points)
     best = max(front["points"][6:], key=lambda point: point["scores"]["a"]["mean"])
     assert front["fronts"]["lines"]["hull"] == [best["id"]]
-    # The best point of the run has utility 1 in the reward that counts, whose mean weight is 1/2.
-    assert front["fronts"]["lines"]["expected_utility"]["value"] == pytest.approx(0.5, rel=1e-12)
+    # The best point counts in one reward, whose mean weight is 1/2; its utility there is 1 at the best single policy.
+    a = [front["points"][i]["scores"]["a"]["mean"] for i in (0, 1, 5)]
+    utility = (best["scores"]["a"]["mean"] - min(a) + 0.1 * (max(a) - min(a))) / (1.1 * (max(a) - min(a)))
+    assert front["fronts"]["lines"]["expected_utility"]["value"] == pytest.approx(0.5 * utility, rel=1e-12)
     json.dumps(front, allow_nan=False)
 
 
@@ -220,7 +231,11 @@ def test_identical_groups_do_not_differ(make_points):
     (comparison,) = front_of(points)["comparisons"]
     for measure in ("hypervolume", "expected_utility"):
         difference = comparison[f"{measure}_difference"]
-        assert difference == {"value": 0.0, "low": 0.0, "high": 0.0, "probability_positive": 0.5}
+        assert difference == {
+            **{"value": 0.0, "low": 0.0, "high": 0.0, "probability_positive": 0.5},
+            **{"p_value": 1.0, "adjusted_p_value": 1.0},
+        }
+    assert comparison["verdict"] == "undecided"
 
 
 def test_bad_input_is_named(make_points):
@@ -278,7 +293,7 @@ def test_a_missing_or_foreign_front_is_named(make_points, tmp_path):
     with pytest.raises(ValueError, match="has format 2; expected 1"):
         read_front(tmp_path)
     (tmp_path / "front.json").write_text('{"format": 1, "rewards": []}')
-    with pytest.raises(ValueError, match=r"has no split, reference_point, .*; make it again with: rlhf-lines front"):
+    with pytest.raises(ValueError, match=r"has no objectives, metrics, split, .*; make it again with: rlhf"):
         read_front(tmp_path)
     front = front_of(make_points())
     for point in front["points"]:  # as of an older version

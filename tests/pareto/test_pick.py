@@ -14,7 +14,7 @@ import pytest
 
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.pareto import build_front, merge_arguments, pick_point, picked_text
+from rlhf_lines.pareto import Worth, build_front, merge_arguments, pick, pick_point, picked_text
 from rlhf_lines.stages import read_stage
 
 
@@ -92,7 +92,7 @@ def test_a_reward_without_range_does_not_decide():
     [
         ({}, "picked by a preference"),
         ({"maximize": "r1"}, "picked by a preference"),
-        ({"minimum": {"r2": 0.0}}, "and the reward to maximize"),
+        ({"minimum": {"r2": 0.0}}, "by a minimum and the score to maximize"),
         ({"minimum": {}, "maximize": "r1"}, "picked by a preference"),
         ({"preference": [1, 1], "maximize": "r1"}, "pick by one of them"),
         ({"preference": [1, 1], "minimum": {"r1": 0.0}}, "pick by one of them"),
@@ -103,8 +103,8 @@ def test_a_reward_without_range_does_not_decide():
         ({"preference": [1, float("nan")]}, "expected finite numbers"),
         ({"preference": [1, float("inf")]}, "expected finite numbers"),
         ({"preference": [1, 1], "scale": "rang"}, "unknown scale 'rang'; known: range, raw; did you mean 'range'?"),
-        ({"minimum": {"r3": 0.0}, "maximize": "r1"}, "unknown reward 'r3'; known: r1, r2"),
-        ({"minimum": {"r1": 0.0}, "maximize": "R2"}, "unknown reward 'R2'"),
+        ({"minimum": {"r3": 0.0}, "maximize": "r1"}, "unknown score 'r3'; known: r1, r2"),
+        ({"minimum": {"r1": 0.0}, "maximize": "R2"}, "unknown score 'R2'"),
         ({"minimum": {"r1": float("nan")}, "maximize": "r2"}, "minimum of r1 is nan; expected a finite number"),
         ({"minimum": {"r2": 4}, "maximize": "r1"},
          r"no point has a mean r2 of at least 4: the highest is 3.0 \(point 13\); ask for at most that"),
@@ -221,3 +221,140 @@ def test_picking_imports_no_torch():
         "import sys, rlhf_lines.pareto, rlhf_lines.cli; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+# --- groups, KL, metrics, ids ---
+
+
+@pytest.fixture
+def many(make_points):
+    """Points with KL and two metrics; the controls are the best of all, and one group has no metric."""
+    points = make_points()
+    for group, gain in (("scaled", 3.0), ("reversed", 2.0), ("ties", 0.2)):
+        for point in make_points()[6:8]:
+            points.append({**point, "id": len(points), "group": group, "scores": point["scores"] + gain})
+    for point in points:
+        point["kl"] = [(17 - point["id"]) / 10] * 40
+        if point["group"] != "ties":
+            point["metrics"] = {"humor": [-abs(point["id"] - 8.0)] * 40, "share_empty": [point["id"] / 20] * 40}
+    points[11]["kl"] = None
+    return build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20, **SOURCES)
+
+
+def best(front, worth, allowed):
+    return max((p for p in front["points"] if allowed(p)), key=lambda p: (worth(p), -p["id"]))["id"]
+
+
+def a_and_b(point):
+    return 0.6 * point["scores"]["a"]["mean"] + 0.4 * point["scores"]["b"]["mean"]
+
+
+CONTROLS = ("scaled", "reversed")
+
+
+def test_controls_are_left_out_unless_one_is_asked_for(many):
+    picked = pick(many, preference=[0.6, 0.4])
+    assert picked.left_out == ["scaled", "reversed"]
+    assert picked.point["id"] == best(many, a_and_b, lambda p: p["group"] not in CONTROLS)
+    assert picked.among == [p["id"] for p in many["points"] if p["group"] not in CONTROLS]
+    assert picked.factors == {"a": 0.6, "b": 0.4}
+    for group in (*CONTROLS, "lines", "sft"):
+        picked = pick(many, preference=[0.6, 0.4], group=group)
+        assert picked.point["id"] == best(many, a_and_b, lambda p, group=group: p["group"] == group)
+        assert picked.left_out == []
+    text = picked_text(many, picked.point, "run", left_out=CONTROLS)
+    assert "  not looked at: scaled, reversed (controls; --group looks at one)" in text.splitlines()
+
+
+def test_a_limit_of_kl_holds_and_is_met_where_it_is_reached(many):
+    kl = {p["id"]: p["kl"]["mean"] for p in many["points"] if p["kl"]}
+    for limit in (0.2, 0.75, kl[9], 1.5, 9.0):
+        picked = pick(many, preference=[0.6, 0.4], max_kl=limit)
+        assert picked.point["id"] == best(
+            many, a_and_b, lambda p, limit=limit: p["group"] not in CONTROLS and kl.get(p["id"], 99.0) <= limit
+        )
+    assert 9 in pick(many, preference=[1, 1], max_kl=kl[9]).among
+    assert pick(many, preference=[1, 1], group="scaled", max_kl=9.0).among == [12]  # the other has no KL
+
+
+def test_a_point_that_only_left_out_ones_dominate_can_be_picked(many):
+    """Within a limit, the best of what is left: domination by a point beyond it does not count."""
+    sft = pick(many, preference=[0.6, 0.4], group="sft").point
+    assert sft["group"] == "sft"
+    assert any(p["scores"][k]["mean"] > sft["scores"][k]["mean"] for p in many["points"] for k in "ab")
+
+
+def test_metrics_can_be_bounded_and_maximized(many):
+    assert pick(many, minimum={"a": 0.0}, maximize="humor").point["id"] == 8  # which is dominated in a and b
+    assert 8 not in many["fronts"]["lines"]["nondominated"]
+    picked = pick(many, minimum={"share_empty": 0.3, "humor": -2.0}, maximize="a")
+    allowed = lambda p: 6 <= p["id"] <= 10 and p["group"] == "lines"  # noqa: E731
+    assert picked.point["id"] == best(many, lambda p: p["scores"]["a"]["mean"], allowed)
+    assert picked.among == [6, 7, 8, 9, 10]
+    text = picked_text(many, picked.point, "run")
+    assert f"  humor        {-abs(picked.point['id'] - 8.0):.3f} [" in text and "  share_empty  " in text
+
+
+def test_the_scale_counts_in_units_of_the_range(many):
+    picked = pick(many, preference=[0.6, 0.4], scale="range")
+    span = np.subtract(many["ideal_point"], many["reference_point"])
+    assert picked.factors == pytest.approx({"a": 0.6 / span[0], "b": 0.4 / span[1]}, rel=1e-12)
+
+
+def test_a_point_can_be_asked_for(many):
+    for i in (0, 3, 12):
+        assert pick(many, point=i) == (many["points"][i], [], {}, [])
+    assert picked_text(many, many["points"][3], "run").startswith("point 3: ")
+
+
+def test_what_is_known_of_the_choice_is_told(many):
+    worth = Worth(1.25, {"value": 1.125, "low": 1.0, "high": 1.25}, [4, 7])
+    lines = picked_text(many, many["points"][3], "run", worth=worth).splitlines()
+    assert "  worth 1.250 as measured, 1.125 [1.000, 1.250] corrected for having been picked" in lines
+    assert "  points that cannot be told apart from it: 4, 7" in lines
+    worth = Worth(1.25, {"value": 1.125, "low": None, "high": None}, [])
+    lines = picked_text(many, many["points"][3], "run", worth=worth).splitlines()
+    assert "  worth 1.250 as measured, 1.125 corrected for having been picked" in lines
+    assert "  points that cannot be told apart from it: none" in lines
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({"preference": [1, 1], "group": "line"}, "unknown group 'line'; known: .* did you mean 'lines'?"),
+        ({"group": "lines"}, "a point is picked by a preference"),
+        (
+            {"preference": [1, 1], "max_kl": 0.05},
+            r"KL of at most 0.05 nats: the lowest is 0.1 \(point 16\)",
+        ),
+        ({"preference": [1, 1], "max_kl": -1.0}, "max_kl is -1.0; expected a number of at least 0"),
+        ({"preference": [1, 1], "max_kl": float("nan")}, "max_kl is nan; expected a number of at least 0"),
+        ({"point": 99}, "the front has no point 99; its points are 0 to 16"),
+        ({"point": 3, "preference": [1, 1]}, "point 3 is asked for by its id; leave out what else"),
+        ({"point": 3, "group": "lines"}, "point 3 is asked for by its id; leave out what else"),
+        (
+            {"minimum": {"humor": 0.5}, "maximize": "a"},
+            "no point has a mean humor of at least 0.5: the highest is 0",
+        ),
+        ({"minimum": {"humor": -9}, "maximize": "a", "group": "ties"}, "no point that is looked at has a humor"),
+        ({"minimum": {"a": -9}, "maximize": "humor", "group": "ties"}, "no point that is left has a humor"),
+        ({"minimum": {"a": -9}, "maximize": "humour"}, "unknown score 'humour'; known: .* did you mean 'humor'?"),
+    ],
+)
+def test_limits_that_nothing_is_within_are_one_sentence(many, question, words):
+    with pytest.raises(ValueError, match=words) as error:
+        pick(many, **question)
+    assert "\n" not in str(error.value)
+
+
+def test_a_front_without_kl_has_no_limit_of_it(make_front):
+    front = make_front()
+    with pytest.raises(ValueError, match="max_kl is given, but no point that is looked at has a KL"):
+        pick(front, preference=[1, 1], group="rewarded_soup", max_kl=1.0)
+
+
+def test_one_objective_is_picked_by_one_number():
+    front = front_of([[0.0], [2.0], [1.0]])
+    assert pick_point(front, preference=[1])["id"] == 11
+    assert pick_point(front, preference=[3], scale="range")["id"] == 11
+    assert pick_point(front, minimum={"r1": 0.5}, maximize="r1")["id"] == 11

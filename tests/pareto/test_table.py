@@ -41,9 +41,12 @@ def test_groups_and_differences_come_with_intervals(front):
     (row,) = [line for line in lines if line.startswith("lines - rewarded_soup")]
     for measure in ("hypervolume", "expected_utility"):
         difference = front["comparisons"][0][f"{measure}_difference"]
-        assert f"{difference['value']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]   1.000" in row
+        assert f"{difference['value']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]  0.020" in row
+    assert row.split()[3] == "better"
     (heads,) = [line for line in lines if line.startswith("difference")]
-    assert heads.split() == ["difference", "hypervolume", "P(>", "0)", "expected", "utility", "P(>", "0)"]
+    assert heads.split() == ["difference", "verdict", "hypervolume", "p", "expected", "utility", "p"]
+    note = "p is adjusted (Holm) for 1 comparison by each measure, intervals are not; the verdict is of the first"
+    assert any(line.startswith(note) for line in lines) and "P(" not in "".join(lines)
 
 
 def test_a_front_without_kl_has_no_kl_column(make_points):
@@ -141,4 +144,53 @@ def test_long_names_and_all_columns_fit(make_points):
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, policies=policies, resamples=20)
     lines = front_table(front).splitlines()
     assert max(map(len, lines)) <= 110
-    assert sum(line.startswith(("difference", "group")) for line in lines) == 2
+    assert sum(line.startswith("difference") for line in lines) == 3  # a block for each measure
+
+
+def test_metrics_have_columns_and_shares_are_in_percent(make_points):
+    points = make_points()
+    for point in points:
+        cut = {"share_cut": [0.1] * 40} if point["id"] % 2 else {}
+        point["metrics"] = {
+            "humor": [point["id"] / 8] * 40,
+            "tokens": [12.25] * 40,
+            "share_empty": [1.0] * 9 + [0.0] * 31,
+        }
+        point["metrics"] |= cut | {"log_ratio": [0.25] * 40}
+        point["kl"] = None
+    front = build_front(rewards=["a", "b"], metrics=["humor"], split="test", seed=0, points=points, resamples=20)
+    text = front_table(front)
+    assert "tokens, empty, cut: mean length, share of empty completions" in text.splitlines()[1]
+    assert max(map(len, text.splitlines())) <= 110
+    table = "\n".join(text.split("\n\n")[-2:])
+    heads = " ".join(line for line in table.splitlines() if "weights" in line).split()
+    assert [name for name in heads if name not in ("id", "group", "weights", "alpha", "beta")] == [
+        *("a", "b", "humor", "tokens", "empty", "cut", "log", "ratio")
+    ]
+    for point in points:
+        rows = " ".join(line for line in table.splitlines() if line.strip("* ").startswith(f"{point['id']} "))
+        assert f"{point['id'] / 8:.3f} [" in rows and " 12.2 " in rows and " 22.5 % " in rows and "0.250" in rows
+        assert (" 10.0 %" in rows) == bool(point["id"] % 2)
+
+
+def test_comparisons_at_equal_kl_come_with_the_others(make_points):
+    points = [{**point, "kl": [point["id"] / 10] * 40} for point in make_points()]
+    for point in make_points()[6:]:
+        points.append({**point, "id": len(points), "group": "ties", "scores": point["scores"] - 0.01})
+    points[11]["kl"] = None
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=50)
+    lines = front_table(front).splitlines()
+    head = next(i for i, line in enumerate(lines) if "hypervolume at equal KL      p" in line)
+    at_equal = front["comparisons"][0]["equal_kl_difference"]
+    text = (
+        f"{at_equal['value']:.3f} [{at_equal['low']:.3f}, {at_equal['high']:.3f}]  {at_equal['adjusted_p_value']:.3f}"
+    )
+    assert lines[head + 1].endswith(text)
+    assert [lines[head + i].split()[-1] for i in (2, 3)] == ["-", "-"]  # of ties, a point has no KL
+    assert "for 3 comparisons by each measure" in "".join(lines)
+
+
+def test_one_objective_has_a_table(make_points):
+    points = [{**point, "scores": point["scores"][:, :1]} for point in make_points()]
+    front = build_front(rewards=["a"], split="test", seed=0, points=points, resamples=20)
+    assert sum(line.startswith("*") for line in front_table(front).splitlines()) == 2

@@ -53,8 +53,10 @@ def completion(spec: int, prompt: int, sample: int) -> Row:
     return Row(spec, prompt, sample, f"{text}{number}" if text else "", tokens, (number + 0.1) / 3, {})
 
 
-def write_run(folder: Path, rewards: Sequence[str | dict]) -> Path:
-    """Write a finished sweep with the scores of these reward models."""
+def write_run(
+    folder: Path, rewards: Sequence[str | dict], objectives: Sequence[str] | None = None, **settings: object
+) -> Path:
+    """Write a finished sweep with the scores of these reward models, of which `objectives` make the front, or all."""
     entries = reward_entries(rewards)
     models = load_reward_models(entries)
     folder.mkdir(parents=True)
@@ -62,6 +64,8 @@ def write_run(folder: Path, rewards: Sequence[str | dict]) -> Path:
         names = [model.name for model in models]
         store.remember(
             reward_names=names,
+            objectives=names if objectives is None else list(objectives),
+            reference_point=None,
             reward_models={name: reward_identity(entry) for name, entry in zip(names, entries, strict=True)},
             samples_per_prompt=SAMPLES,
             seed=3,
@@ -71,6 +75,7 @@ def write_run(folder: Path, rewards: Sequence[str | dict]) -> Path:
             validation=None,
             surrogate=None,
             control="texts.txt",
+            **settings,
         )
         for split, groups in GROUPS.items():
             points = [point for group, specs in groups.items() for point in store.add_points(split, group, specs)]

@@ -18,16 +18,18 @@ from rlhf_lines.pareto.table import decimals, estimate_text, interval_name
 
 BAND = ("0.025", "0.975")
 HULL_DASHES = (3.0, 2.0)
+ROW = 0.7  # of the distance of two rows, that the points of a group take
 
 
 def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     """Write the picture of a front as PNG or PDF, as the suffix of `path` says, and return its path.
 
-    Two rewards give one panel, more give one panel for each pair. Only points that no other point of their group
-    dominates are joined: the staircase is the edge of the region whose area is the hypervolume. Dominated points are
-    drawn faint and hollow. Bars are the intervals of the file. Of LiNeS and the rewarded soup also the convex hull and
-    the band between the fronts that 97.5 % and 2.5 % of the resamples attain are drawn. With more than two rewards a
-    nondominated point can lie anywhere in a panel, so panels of pairs show points alone.
+    Two objectives give one panel, more give one panel for each pair, and one gives a row for each group. Only points
+    that no other point of their group dominates are joined: the staircase is the edge of the region whose area is the
+    hypervolume. Dominated points are drawn faint and hollow. Bars are the intervals of the file. Of LiNeS and the
+    rewarded soup also the convex hull and the band between the fronts that 97.5 % and 2.5 % of the resamples attain are
+    drawn. With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs show
+    points alone.
 
     Args:
         front: what `build_front` returns.
@@ -35,13 +37,11 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
         others: further files of the same picture, such as a PDF beside a PNG.
 
     Raises:
-        ValueError: the front has fewer than two rewards or the suffix is another one.
+        ValueError: the suffix is another one.
         FileNotFoundError: the folder of `path` does not exist.
     """
     rewards = front["rewards"]
-    if len(rewards) < 2:
-        raise ValueError(f"the front has the rewards {rewards}; a picture needs at least two rewards")
-    pairs = list(combinations(rewards, 2))
+    pairs = list(combinations(rewards, 2)) or [(rewards[0],)]
     columns = min(len(pairs), 3)
     rows = math.ceil(len(pairs) / columns)
     groups = list(looks(point["group"] for point in front["points"]).values())
@@ -53,7 +53,10 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, pair in zip(panels, pairs, strict=False):
-            _draw_panel(panel, front, groups, pair, flat=len(rewards) == 2)
+            if len(rewards) == 1:
+                _draw_rows(panel, front, groups, rewards[0])
+            else:
+                _draw_panel(panel, front, groups, pair, flat=len(rewards) == 2)
         for panel in panels[len(pairs) :]:
             panel.set_axis_off()
         _draw_legend(figure, front, groups, legend_columns, flat=len(rewards) == 2)
@@ -104,6 +107,22 @@ def _draw_panel(panel: Any, front: Front, groups: Sequence[Group], pair: tuple[s
     _label_policies(panel, front, pair)
     panel.set_xlabel(canvas.score_label(front, pair[0]))
     panel.set_ylabel(canvas.score_label(front, pair[1]))
+    canvas.plain_axes(panel)
+
+
+def _draw_rows(panel: Any, front: Front, groups: Sequence[Group], reward: str) -> None:
+    """Draw the scores of one objective, a row for each group, in which points stand below one another."""
+    for row, group in enumerate(groups):
+        points = [point for point in front["points"] if point["group"] == group.name]
+        height = {point["id"]: row + ROW * ((i + 0.5) / len(points) - 0.5) for i, point in enumerate(points)}
+        best, dominated = canvas.split_dominated(front, points)
+        for drawn, strength in ((best, 0.45), (dominated, 0.12)):
+            x = [point["scores"][reward] for point in drawn]
+            y = [dict.fromkeys(("mean", "low", "high"), height[point["id"]]) for point in drawn]
+            canvas.draw_points(panel, group, x, y, dominated=drawn is dominated, strength=strength, depth=3)
+    panel.set_yticks(range(len(groups)), [group.label for group in groups])
+    panel.invert_yaxis()
+    panel.set_xlabel(canvas.score_label(front, reward))
     canvas.plain_axes(panel)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from rlhf_lines.disk import named_faults
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.sweep.finished.front import log_ratio_name
 from rlhf_lines.sweep.store import Store, open_finished
 
 
@@ -103,7 +104,7 @@ def _completions(store: Store) -> Table:
         "completion": TEXT,
         "tokens": INTEGER,
         "token_ids": INTEGERS,
-        "kl": NUMBER,
+        log_ratio_name(store): NUMBER,
         **_score_columns(rewards),
         **_spec_columns(num_policies),
     }
@@ -131,7 +132,7 @@ def _points(store: Store) -> Table:
         **_spec_columns(num_policies),
         "prompts": INTEGER,
         **_score_columns(rewards),
-        "kl": NUMBER,
+        log_ratio_name(store): NUMBER,
     }
 
     def rows() -> Iterator[tuple]:

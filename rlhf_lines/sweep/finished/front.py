@@ -2,41 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any, Literal
 
 from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
+from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
 from rlhf_lines.pareto.schema import Forgetting
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
-from rlhf_lines.sweep.store import RUN_STORE, Store
+from rlhf_lines.sweep.store import RUN_STORE, Store, StoredPoint, open_finished
 
 
 SUFFIXES = (".png", ".pdf")
+ANCHORS = "anchors"  # the reference point that the SFT model and the single policies make
 
 
-def trace_front(folder: str | Path, *, split: str = "test") -> Front:
+def trace_front(
+    folder: str | Path,
+    *,
+    split: str = "test",
+    objectives: Sequence[str] | None = None,
+    reference_point: Sequence[float] | Literal["anchors"] | None = None,
+) -> Front:
     """Write `front.json` and the figures from what the store holds, and return the front.
 
     The figures are `front`, and, where there is something to draw, `validation` and `forgetting`, each as .png
     and .pdf.
 
+    Args:
+        folder: of the sweep.
+        split: the prompts.
+        objectives: names of the scores that the front is made of from now on; None leaves them as they are.
+        reference_point: a number per objective, or `anchors` for the rule, from now on; None leaves it as it is.
+
     Raises:
-        FileNotFoundError: the folder has no run store.
-        ValueError: the store is not that of a finished sweep.
+        FileNotFoundError: the folder has no run store, or something is to be set and the sweep has not finished.
+        ValueError: the store is not that of a finished sweep, or what is to be set does not fit.
     """
     folder = Path(folder)
     if not (folder / RUN_STORE).is_file():
         raise FileNotFoundError(f"{folder} has no {RUN_STORE}: expected the output_dir of rlhf-lines sweep")
     with only_writer(folder):
+        if objectives is not None or reference_point is not None:
+            with open_finished(folder, reading=False) as store:
+                _set(store, objectives, reference_point)
+                store.finish()
         return _trace_front(folder, split)
+
+
+def objectives_of(store: Store) -> list[str]:
+    """The scores that the front is made of; of a run of an earlier version all."""
+    return store.recall("objectives", None) or store.recall("reward_names")
+
+
+def metrics_of(store: Store) -> list[str]:
+    """The other scores."""
+    objectives = objectives_of(store)
+    return [name for name in store.recall("reward_names") if name not in objectives]
+
+
+def check_free_of_reference_point(store: Store) -> None:
+    """Refuse other objectives where a reference point was given for those that there are.
+
+    Raises:
+        ValueError: it was.
+    """
+    if (given := store.recall("reference_point", None)) is not None:
+        raise ValueError(
+            f"the reference point {_numbers(given)} was given for {', '.join(objectives_of(store))}: with other "
+            "objectives it is another one; give it, or go back to the rule: rlhf-lines front RUN_DIR --reference_point "
+            "anchors"
+        )
+
+
+def log_ratio_name(store: Store) -> str:
+    """What the log-ratio of a completion to the SFT model is called: `kl`, which it estimates, or `log_ratio`.
+
+    It is no estimate of the KL where completions were not drawn from the policy itself: greedy, or from its most likely
+    tokens only.
+    """
+    greedy, cut = store.recall("temperature", 1.0) == 0, store.recall("top_p", None) not in (None, 1.0)
+    return "log_ratio" if greedy or cut or store.recall("top_k", None) is not None else "kl"
+
+
+def _set(store: Store, objectives: Sequence[str] | None, reference_point: Sequence[float] | str | None) -> None:
+    before = objectives_of(store)
+    objectives = before if objectives is None else list(objectives)
+    check_objectives(objectives, store.recall("reward_names"))
+    if reference_point is None and objectives != before:
+        check_free_of_reference_point(store)
+    facts = {"objectives": objectives}
+    if reference_point is not None:
+        given = reference_point != ANCHORS
+        if given:
+            check_reference_point(reference_point, objectives)
+        facts["reference_point"] = list(map(float, reference_point)) if given else None
+    store.replace(**facts)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _trace_front(folder: Path, split: str) -> Front:
     with Store(folder, reading=True) as store:
         front = build_front(
-            rewards=store.recall("reward_names"),
+            rewards=objectives_of(store),
+            metrics=metrics_of(store),
+            given_reference_point=store.recall("reference_point", None),
             split=split,
             seed=store.recall("seed"),
             points=measured_points(store, split),
@@ -75,21 +149,28 @@ def _forgetting(store: Store) -> Forgetting | None:
 
 def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
-    names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.forgetting_tokens()
+    objectives, metrics = objectives_of(store), metrics_of(store)
+    samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), log_ratio_name(store)
 
-    def forgetting(spec: int) -> dict[str, np.ndarray]:
+    def log_ratio(spec: int) -> dict[str, Any]:
+        values = store.kl(spec, split)
+        return {"kl": values} if name == "kl" else {"metrics": {name: values}}
+
+    def forgetting(spec: int) -> dict[str, Any]:
         nll = store.nll(spec)
         return {"nll": nll, "text_tokens": tokens} if len(nll) else {}
 
-    return [
-        Point(
-            id=point.id,
-            group=point.group,
-            spec=point.spec.to_dict(),
-            scores=store.scores(point.spec_id, split, names),
-            kl=store.kl(point.spec_id, split),
+    def point(stored: StoredPoint) -> Point:
+        further = store.scores(stored.spec_id, split, metrics).T if metrics else ()
+        measured = {**log_ratio(stored.spec_id), **forgetting(stored.spec_id)}
+        measured["metrics"] = {**measured.get("metrics", {}), **dict(zip(metrics, further, strict=True))}
+        return Point(
+            id=stored.id,
+            group=stored.group,
+            spec=stored.spec.to_dict(),
+            scores=store.scores(stored.spec_id, split, objectives),
             samples_per_prompt=samples,
-            **forgetting(point.spec_id),
+            **measured,
         )
-        for point in store.points(split)
-    ]
+
+    return [point(stored) for stored in store.points(split)]

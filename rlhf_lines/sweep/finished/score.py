@@ -14,11 +14,12 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.example import reward_reading
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.fingerprints import changed_parts, reward_identity
+from rlhf_lines.pareto.objectives import check_score_names
 from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.progress import Bar
 from rlhf_lines.scoring import Asked
 from rlhf_lines.scoring import score as score_completions
-from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.finished.front import check_free_of_reference_point, metrics_of, objectives_of, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.store import Store, Unscored, open_finished
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, raw_score_problems, reward_entries
@@ -29,40 +30,54 @@ CHUNK = 256  # completions per commit
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `score` did: per reward, how many completions it scored; and the front with all rewards."""
+    """What `score` did: per reward, how many completions it scored; and the front with them."""
 
     scored: Mapping[str, int]
     front: Front
 
 
-def score(folder: str | Path, rewards: Sequence[str | Mapping[str, Any]], *, batch_size: int = 32) -> Outcome:
+def score(
+    folder: str | Path,
+    rewards: Sequence[str | Mapping[str, Any]],
+    *,
+    batch_size: int = 32,
+    as_objectives: bool = False,
+) -> Outcome:
     """Score every stored completion of a finished sweep by further reward models; nothing is generated.
 
     Scores are committed in chunks. Killed and repeated, it goes on with the completions that have no score yet. A
     reward belongs to the run once all completions have its score; then `front.json` and its figures are written
-    again.
+    again. The new scores are metrics, which change no front.
 
     Args:
         folder: the `output_dir` of a sweep.
         rewards: as in the config of a sweep.
         batch_size: of a reward model that does not name its own.
+        as_objectives: make fronts of these scores too, also of those that the run has already.
 
     Raises:
         FileNotFoundError: there is no finished sweep, or no such reward model.
-        ValueError: an item is wrong, or the run has scores of this name by another reward model.
+        ValueError: an item is wrong, the run has scores of this name by another reward model, or a reference point was
+            given for the objectives that there are.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     entries = reward_entries(rewards)
     Problems(raw_score_problems(entries)).check()
     with only_writer(folder):
-        return _score(folder, entries, batch_size)
+        return _score(folder, entries, batch_size, as_objectives)
 
 
-def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int) -> Outcome:
+def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int, as_objectives: bool) -> Outcome:
     with open_finished(folder, reading=False) as store:
         known = store.recall("reward_models")
         models = load_reward_models(entries, batch_size=batch_size)
+        check_score_names([model.name for model in models])
+        objectives = objectives_of(store)
+        if as_objectives:
+            objectives += [model.name for model in models if model.name not in objectives]
+        if objectives != objectives_of(store):
+            check_free_of_reference_point(store)
         for model, entry in zip(models, entries, strict=True):
             _check_same_model(store, known, model.name, reward_identity(entry))
         scored = {}
@@ -72,11 +87,13 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int) 
             scored[model.name] = _score_all(store, model, size=max(CHUNK, entry.batch_size or batch_size))
             names = store.recall("reward_names")
             if model.name not in names:
-                store.replace(reward_names=[*names, model.name])
+                # A run of an earlier version does not say its objectives: what has been added is none of them.
+                store.replace(reward_names=[*names, model.name], objectives=objectives_of(store))
             _add_example(store, model)
-        names = store.recall("reward_names")
+        store.replace(objectives=objectives)
+        metrics = metrics_of(store)
         store.finish()
-    front = _front_of(folder, names) or trace_front(folder)
+    front = _front_of(folder, objectives, metrics) or trace_front(folder)
     if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
         write_report(folder)
     return Outcome(scored, front)
@@ -137,10 +154,10 @@ def _is_newer(path: Path, than: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
-def _front_of(folder: str | Path, rewards: Sequence[str]) -> Front | None:
-    """The front of these rewards; None where the file has others, is none or that of an older version."""
+def _front_of(folder: str | Path, objectives: Sequence[str], metrics: Sequence[str]) -> Front | None:
+    """The front of these scores; None where the file has others, is none or that of an older version."""
     try:
         front = read_front(folder)
     except (FileNotFoundError, ValueError):
         return None
-    return front if front["rewards"] == rewards else None
+    return front if (front["objectives"], front["metrics"]) == (objectives, metrics) else None

@@ -16,7 +16,7 @@ from rlhf_lines.pareto.schema import GROUPS as LOOKS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
 
 
-GROUPS = ("uniform", "reversed", "morlhf")
+GROUPS = ("scaled", "reversed", "morlhf")
 
 
 @pytest.fixture
@@ -99,9 +99,26 @@ def test_three_rewards_give_a_panel_for_each_pair(make_points, tmp_path):
     assert width > 2.5 * height
 
 
+def test_one_objective_has_a_row_for_each_group(make_points, tmp_path, monkeypatch):
+    points = [{**point, "scores": point["scores"][:, :1]} for point in make_points()]
+    front = build_front(rewards=["a"], split="test", seed=0, points=points, resamples=50)
+    figure = saved_figure_of(plot_front, front, tmp_path / "front.png", monkeypatch)
+    (panel,) = figure.axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["LiNeS", "rewarded soup", "SFT"]
+    drawn = {}
+    for line in panel.lines:
+        if line.get_marker() not in ("None", "none", None):
+            drawn.update(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    for point in front["points"]:
+        row = ["lines", "rewarded_soup", "sft"].index(point["group"])
+        assert abs(drawn[point["scores"]["a"]["mean"]] - row) < 0.35
+    for group in ("lines", "rewarded_soup"):
+        heights = [drawn[p["scores"]["a"]["mean"]] for p in front["points"] if p["group"] == group]
+        assert np.diff(heights) == pytest.approx([0.7 / 5] * 4)
+    assert_texts_are_whole_and_apart(figure)
+
+
 def test_what_cannot_be_drawn_is_named(front, tmp_path):
-    with pytest.raises(ValueError, match="at least two rewards"):
-        plot_front({**front, "rewards": ["a"]}, tmp_path / "front.png")
     with pytest.raises(ValueError, match=r"front.svg: expected a name that ends in .png or .pdf"):
         plot_front(front, tmp_path / "front.svg")
     with pytest.raises(FileNotFoundError, match="absent is not a folder"):
@@ -174,7 +191,7 @@ def test_ablations_have_neither_hull_nor_band(front_of_six, drawn_of):
     for entry in front_of_six["fronts"].values():
         entry["hull"] = entry["nondominated"]
         entry["attainment"] = {"0.025": [[1.0, 1.0]], "0.975": [[0.5, 0.5]]}
-    for group, expected in (("lines", 1), ("rewarded_soup", 1), ("uniform", 0), ("morlhf", 0)):
+    for group, expected in (("lines", 1), ("rewarded_soup", 1), ("scaled", 0), ("morlhf", 0)):
         drawn = drawn_of(front_of_six, group)
         assert len(drawn.steps) == 1 and len(drawn.bands) == expected and len(drawn.lines) == 2 + expected
 
@@ -197,7 +214,7 @@ def test_the_legend_says_the_hypervolumes_with_their_intervals(front_of_six, mon
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     volume = front_of_six["fronts"]["lines"]["hypervolume"]
     assert texts[0] == f"LiNeS  {volume['value']:.3f} [{volume['low']:.3f}, {volume['high']:.3f}]"
-    names = ["LiNeS", "rewarded soup", "uniform scaling", "reversed LiNeS", "MORLHF", "SFT"]
+    names = ["LiNeS", "rewarded soup", "scaled evenly", "reversed LiNeS", "MORLHF", "SFT"]
     assert [text.split("  ")[0] for text in texts] == names
     (panel,) = figure.axes
     for label, reward in ((panel.get_xlabel(), "a"), (panel.get_ylabel(), "b")):

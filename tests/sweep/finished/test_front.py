@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
+from rlhf_lines import cli
 from rlhf_lines.pareto.schema import faults, read_front
+from rlhf_lines.sweep.store import Store
 from tests.sweep.of_a_run import strict_json
+from tests.sweep.small_run import write_run
 
 
 def test_the_file_has_the_keys_of_the_schema_and_no_other(sweep):
@@ -25,3 +31,116 @@ def test_points_say_which_policy_they_are_and_how_they_are_made(sweep):
         k = arguments.index("--weights") + 1
         assert [float(word) for word in arguments[k : k + 2]] == point["spec"]["weights"]
         assert "--output_dir" not in arguments and front["sft_model"] in arguments
+
+
+# --- objectives and reference point ---
+
+REWARDS = ["rule:length", {"model": "rule:length", "name": "second", "options": {"unit": "characters"}}]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished sweep with two scores."""
+    return write_run(tmp_path / "run", REWARDS)
+
+
+def printed(capsys, *arguments, status=0):
+    assert cli.main([*map(str, arguments)]) == status
+    out, err = capsys.readouterr()
+    return out if status == 0 else err
+
+
+def test_objectives_are_set_and_set_back(run, capsys):
+    before = strict_json(run / "front.json")
+    assert before["objectives"] == ["length", "second"]
+    printed(capsys, "front", run, "--objectives", "second")
+    one = strict_json(run / "front.json")
+    assert list(faults(one)) == []
+    assert (one["objectives"], one["rewards"], one["metrics"]) == (["second"], ["second"], ["length"])
+    for point, old in zip(one["points"], before["points"], strict=True):
+        assert point["metrics"]["length"] == old["scores"]["length"]
+        assert point["scores"] == {"second": old["scores"]["second"]}
+    assert "second" in printed(capsys, "front", run) and strict_json(run / "front.json") == one  # it is kept
+    printed(capsys, "front", run, "--objectives", "length", "second")
+    assert strict_json(run / "front.json") == before
+
+
+def test_a_reference_point_is_set_and_the_rule_comes_back(run, capsys):
+    before = strict_json(run / "front.json")
+    printed(capsys, "front", run, "--reference_point", "-1e3", "-2000")
+    given = strict_json(run / "front.json")
+    assert (given["reference_point"], given["reference_point_rule"]) == ([-1000.0, -2000.0], "given")
+    for point in given["points"]:
+        if point["group"] == "lines":  # the front holds the box of each of its points
+            box = (point["scores"]["length"]["mean"] + 1000) * (point["scores"]["second"]["mean"] + 2000)
+            assert given["fronts"]["lines"]["hypervolume"]["value"] >= box * (1 - 1e-12) > 1e6
+    printed(capsys, "front", run)
+    assert strict_json(run / "front.json") == given
+    printed(capsys, "front", run, "--reference_point", "anchors")
+    assert strict_json(run / "front.json") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--objectives", "lenght"], "unknown reward 'lenght'; known: length, second; did you mean 'length'?"),
+        (["--objectives", "length", "length"], "objectives has 'length' twice: give every reward once"),
+        (["--objectives"], "argument --objectives: expected at least one argument"),
+        (
+            ["--reference_point", "1"],
+            "reference_point is 1, expected one finite number for each objective: length",
+        ),
+        (["--reference_point", "1", "nan"], "reference_point is 1 nan, expected one finite number"),
+        (["--reference_point", "1", "x"], "--reference_point is 1 x, expected a number per objective, or anchors"),
+        (["--objectives", "length", "--reference_point", "1", "2"], "one finite number for each objective: length"),
+    ],
+)
+def test_what_cannot_be_set_is_one_sentence_and_nothing_changes(run, capsys, arguments, words):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    sentence = printed(capsys, "front", run, *arguments, status=2)
+    assert words in sentence and len(sentence.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_other_objectives_need_another_reference_point_than_the_one_given(run, capsys):
+    printed(capsys, "front", run, "--reference_point", "1", "2")
+    before = strict_json(run / "front.json")
+    words = "the reference point 1 2 was given for length, second: with other objectives it is another one"
+    for objectives in (["second", "length"], ["length"]):
+        assert words in printed(capsys, "front", run, "--objectives", *objectives, status=2)
+    assert strict_json(run / "front.json") == before
+    printed(capsys, "front", run, "--objectives", "length", "--reference_point", "-3")
+    assert strict_json(run / "front.json")["reference_point"] == [-3.0]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.9}])
+def test_log_ratios_of_completions_that_are_no_samples_of_the_policy_are_not_called_kl(tmp_path, run, settings):
+    other = write_run(tmp_path / "other", REWARDS, **settings)
+    front, plain = (strict_json(folder / "front.json") for folder in (other, run))
+    assert list(faults(front)) == []
+    for point, old in zip(front["points"], plain["points"], strict=True):
+        assert point["kl"] is None and point["metrics"] == {"log_ratio": old["kl"]}
+        assert old["kl"] is not None and old["metrics"] == {}
+    assert [entry["equal_kl_difference"] for entry in front["comparisons"]] == [None]
+    assert [entry["equal_kl_difference"] is None for entry in plain["comparisons"]] == [False]
+
+
+def test_settings_that_change_nothing_leave_a_kl(tmp_path, run):
+    other = write_run(tmp_path / "other", REWARDS, temperature=0.7, top_p=1.0, top_k=None)
+    assert strict_json(other / "front.json") == strict_json(run / "front.json")
+
+
+def test_anchors_of_a_run_are_its_sft_model_and_its_single_policies(run):
+    front = strict_json(run / "front.json")
+    with Store(run, reading=True) as store:
+        texts = {(row.spec, row.prompt, row.sample): row.text for row in store.rows("test", ())}
+        specs = store.specs()
+    means = []
+    for spec, of in specs.items():
+        if of.rule == "linear" and of.weights in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)) and (of.alpha, of.beta) == (1, 0):
+            mine = [text for key, text in texts.items() if key[0] == spec]
+            means.append([-np.mean([len(text.split()) for text in mine]), -np.mean([len(text) for text in mine])])
+    low, high = np.min(means, axis=0), np.max(means, axis=0)
+    assert len(means) == 3 and (high > low).all()
+    np.testing.assert_allclose(front["ideal_point"], high, rtol=1e-12)
+    np.testing.assert_allclose(front["reference_point"], low - 0.1 * (high - low), rtol=1e-12)

@@ -74,19 +74,24 @@ def everything(folder) -> dict:
     return {**found, "front": json.loads((folder / "front.json").read_text())}
 
 
-def test_scores_are_those_of_a_sweep_that_had_the_reward_from_the_start(run, rewards, tmp_path):
+@pytest.mark.parametrize("as_objectives", [False, True])
+def test_scores_are_those_of_a_sweep_that_had_the_reward_from_the_start(run, rewards, tmp_path, as_objectives):
     before = everything(run)
-    outcome = score(run, [LATE])
+    outcome = score(run, [LATE], as_objectives=as_objectives)
     assert outcome.scored == {"late": ROWS}
     scored_texts = {prompt: scored_text for prompt, _, _, scored_text in before["prompts"]}
     pairs = [(scored_texts[prompt], text) for _, prompt, _, text, *_ in before["completions"]]
     assert sorted(rewards.SCORED) == sorted(pairs) and len(pairs) == ROWS
     rewards.SCORED.clear()
-    from_the_start = write_run(tmp_path / "other", [*FIRST, LATE])
+    objectives, metrics = (["long", "digits", "late"], []) if as_objectives else (["long", "digits"], ["late"])
+    from_the_start = write_run(tmp_path / "other", [*FIRST, LATE], objectives)
     after = everything(run)
     assert after == everything(from_the_start)
     assert after["front"] == outcome.front
-    assert after["front"]["rewards"] == ["long", "digits", "late"]
+    assert (after["front"]["rewards"], after["front"]["metrics"]) == (objectives, metrics)
+    if not as_objectives:  # a metric changes nothing but the points, which have one number more
+        assert after["front"]["comparisons"] == before["front"]["comparisons"]
+        assert after["front"]["fronts"] == before["front"]["fronts"]
     assert len(after["scores"]) == 3 * ROWS == 1.5 * len(before["scores"])
     assert after["completions"] == before["completions"]
 
@@ -108,7 +113,7 @@ def test_what_was_stopped_goes_on_without_repeating_rows(run, rewards, tmp_path,
     rewards.SCORED.clear()
     assert score(run, [LATE], batch_size=4).scored == {"late": ROWS - 16}
     assert len(rewards.SCORED) == ROWS - 16
-    assert everything(run) == everything(write_run(tmp_path / "other", [*FIRST, LATE]))
+    assert everything(run) == everything(write_run(tmp_path / "other", [*FIRST, LATE], ["long", "digits"]))
 
 
 def test_scores_of_a_reward_model_that_has_changed_are_not_mixed(run, rewards):
@@ -151,9 +156,9 @@ def test_a_front_that_was_not_written_before_the_end_is_written_the_next_time(ru
         patched.setattr(verb, "trace_front", killed)
         with pytest.raises(KeyboardInterrupt):
             score(run, [LATE])
-    assert everything(run)["front"]["rewards"] == ["long", "digits"]
+    assert everything(run)["front"]["metrics"] == []
     score(run, [LATE])
-    assert everything(run)["front"]["rewards"] == ["long", "digits", "late"]
+    assert everything(run)["front"]["metrics"] == ["late"]
 
 
 def test_several_reward_models_as_texts_and_mappings(run, rewards):
@@ -260,7 +265,9 @@ def test_a_real_sweep_gets_the_scores_that_it_would_have_had(sft, policies, rewa
     assert (
         outcome.scored == {"late": len(rewards.SCORED)} and len(rewards.SCORED) == len(later["completions"]) == shared
     )
-    assert outcome.front["rewards"] == ["long", "digits", "late"]
+    assert (outcome.front["rewards"], outcome.front["metrics"]) == (["long", "digits"], ["late"])
+    outcome = score(tmp_path / "later", [LATE], as_objectives=True)
+    assert (outcome.scored, outcome.front["objectives"]) == ({"late": 0}, ["long", "digits", "late"])
     # The third reward moves the points that are predicted: the others are the same, completions and scores.
     later = everything(tmp_path / "later")
     both = {row[1] for row in later["specs"]} & {row[1] for row in at_once["specs"]}
@@ -308,3 +315,31 @@ def test_a_function_is_asked_with_what_the_run_kept_of_its_prompts(run, rewards,
     with Store(run) as store:
         found = {row[:3]: row.scores["f"] for row in store.rows("test", ["f"])}
     assert found == {key: count + 2000 * (key[1] == prompt) for key, count in tokens.items()}
+
+
+def test_what_an_earlier_version_scored_stays_an_objective(run, rewards):
+    database = sqlite3.connect(run / "run.sqlite")
+    with database:
+        database.execute("DELETE FROM meta WHERE key IN ('objectives', 'reference_point')")
+    database.close()
+    assert score(run, [LATE]).front["objectives"] == ["long", "digits"]
+    with Store(run, reading=True) as store:
+        assert store.recall("objectives") == ["long", "digits"]
+
+
+def test_a_reference_point_of_other_objectives_is_not_taken_for_these(run, rewards, capsys):
+    assert cli.main(["front", str(run), "--reference_point", "-1", "0.5"]) == 0
+    capsys.readouterr()
+    before = everything(run)
+    sentence = refused(capsys, run, "--rewards", LATE, "--as_objectives")
+    assert "the reference point -1 0.5 was given for long, digits: with other objectives it is another one" in sentence
+    assert everything(run) == before and rewards.SCORED == []
+    assert cli.main(["score", str(run), "--rewards", LATE]) == 0  # a metric needs none
+    assert everything(run)["front"]["reference_point"] == [-1.0, 0.5]
+
+
+def test_a_name_of_something_else_in_the_front_is_refused(run, rewards, capsys):
+    before = everything(run)
+    sentence = refused(capsys, run, "--rewards", '{"model": "late_rewards:late", "name": "tokens"}')
+    assert "a reward has the name tokens, which is what a front calls something else" in sentence
+    assert everything(run) == before

@@ -1,0 +1,120 @@
+"""Differences between groups, adjusted for how many there are, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlhf_lines.pareto.bootstrap import interval, probability_positive
+from rlhf_lines.pareto.schema import LINES, SOUP, Comparison, Difference
+
+
+# By their names in `front.json`, where a comparison has NAME_difference; the words are for people.
+MEASURES = {
+    "hypervolume": "hypervolume",
+    "expected_utility": "expected utility",
+    "equal_kl": "hypervolume at equal KL",
+}
+Verdict = Literal["better", "worse", "mixed", "undecided"]
+
+
+class Measured(NamedTuple):
+    """A measure of a group: its value, and its values `[R]` under resampled prompts."""
+
+    value: float
+    samples: NDArray[np.float64]
+
+
+def pairs(groups: Iterable[str]) -> list[tuple[str, str]]:
+    """All pairs of groups: `lines` with `rewarded_soup`, then `lines` with the others by name, then the rest.
+
+    >>> pairs(["rewarded_soup", "ties", "lines"])
+    [('lines', 'rewarded_soup'), ('lines', 'ties'), ('rewarded_soup', 'ties')]
+    """
+    first = {LINES: 0, SOUP: 1}
+    return list(combinations(sorted(groups, key=lambda group: (first.get(group, 2), group)), 2))
+
+
+def difference(a: Measured, b: Measured, confidence: float) -> Difference:
+    """A measure of one group minus that of another, under the same resamples; not adjusted yet."""
+    samples = a.samples - b.samples
+    low, high = interval(samples, confidence)
+    p_value = two_sided_p_value(samples)
+    return {
+        "value": float(a.value - b.value),
+        "low": low,
+        "high": high,
+        "probability_positive": probability_positive(samples),
+        "p_value": p_value,
+        "adjusted_p_value": p_value,
+    }
+
+
+def two_sided_p_value(samples: ArrayLike) -> float:
+    """The p-value of no difference, by inverting percentile intervals of `samples` `[R]`.
+
+    `2 min(1 + #(samples <= 0), 1 + #(samples >= 0)) / (R + 1)`, at most 1; it is never 0.
+
+    >>> two_sided_p_value([1.0] * 39), two_sided_p_value([0.0] * 39)
+    (0.05, 1.0)
+
+    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), 4.2.5 (the added 1).
+    """
+    samples = np.asarray(samples, dtype=np.float64)
+    tail = 1 + min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
+    return float(min(1.0, 2.0 * tail / (len(samples) + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: called different at a level, any of m true nulls is wrong with at most that probability.
+
+    The i-th smallest of m becomes `max_{j <= i} min(1, (m - j + 1) p_j)`.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def conclude(comparisons: Sequence[Comparison], confidence: float) -> None:
+    """Adjust the p-values of every measure over all comparisons, in place, and set each verdict."""
+    for measure in MEASURES:
+        found = [entry[f"{measure}_difference"] for entry in comparisons]
+        found = [each for each in found if each is not None]
+        for each, adjusted in zip(found, holm([each["p_value"] for each in found]), strict=True):
+            each["adjusted_p_value"] = adjusted
+    for entry in comparisons:
+        entry["verdict"] = verdict(conclusions(entry, confidence).values())
+
+
+def conclusions(comparison: Comparison, confidence: float) -> dict[str, int]:
+    """By measure, 1 where a is above b, -1 where it is below and 0 where they cannot be told apart.
+
+    The adjusted p-value decides, against `1 - confidence`. A measure that a run does not have is left out.
+    """
+    found = {measure: comparison[f"{measure}_difference"] for measure in MEASURES}
+    return {measure: _conclusion(each, confidence) for measure, each in found.items() if each is not None}
+
+
+def verdict(conclusions: Iterable[int]) -> Verdict:
+    """What all measures say together: `mixed` where they do not say the same.
+
+    >>> verdict([1, 1, 1]), verdict([-1, -1]), verdict([0, 0]), verdict([1, 0, 1])
+    ('better', 'worse', 'undecided', 'mixed')
+    """
+    found = set(conclusions)
+    return {1: "better", -1: "worse", 0: "undecided"}[found.pop()] if len(found) == 1 else "mixed"
+
+
+def _conclusion(difference: Mapping[str, float], confidence: float) -> int:
+    return int(np.sign(difference["value"])) if difference["adjusted_p_value"] < 1.0 - confidence else 0

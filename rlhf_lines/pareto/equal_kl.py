@@ -1,0 +1,72 @@
+"""Hypervolume at equal KL: how much two groups offer whose policies have moved as far from the SFT model.
+
+Letters: R resamples, n points, K objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlhf_lines.pareto.bootstrap import bootstrap_hypervolumes
+
+
+STEPS = 8  # from one weight to the next
+
+
+def equal_kl_hypervolumes(values: ArrayLike, budget: float, reference_point: Sequence[float]) -> NDArray[np.float64]:
+    """The mean hypervolume of what points offer within a KL budget, over all budgets up to the given one, `[R]`.
+
+    With HV(k) the hypervolume, above the reference point r, of the points whose KL is at most k::
+
+        (1 / k*) integral_0^k* HV(k) dk
+
+    A point that gives the scores s at the KL c offers them for the budgets from c to k*, so that the integral is the
+    hypervolume of the points (s, -c) in K + 1 dimensions above (r, -k*). A mean KL is estimated and may come out below
+    0; it counts as 0.
+
+    Two points: one at no cost with a box of 2 x 1, the other at half of the budget with one of 3 x 1.
+
+    >>> equal_kl_hypervolumes([[[2.0, 1.0, 0.0], [3.0, 1.0, 2.0]]], 4.0, [0.0, 0.0]).tolist()
+    [2.5]
+
+    Args:
+        values: `[R, n, K + 1]`, mean scores and, last, mean KL in nats.
+        budget: k*, above 0.
+        reference_point: r, K numbers.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    offers = np.concatenate([values[..., :-1], -np.maximum(values[..., -1:], 0.0)], axis=-1)
+    return bootstrap_hypervolumes(offers, [*reference_point, -budget]) / budget
+
+
+def with_neighbours_joined(values: ArrayLike, weights: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Points `[n, ...]` and, of two policies, what lies between those with neighbouring weights, `[m, ...]`.
+
+    Between two neighbours scores and KL are interpolated linearly in 8 steps: m = 8 (n - 1) + 1, in the order of their
+    weights. With more policies, or weights that lie on no line or occur twice, no point has two neighbours, and the
+    points are returned as they are.
+
+    >>> with_neighbours_joined([[1.0, 2.0], [0.0, 4.0]], [(1.0, 0.0), (0.0, 1.0)])[::4].tolist()
+    [[0.0, 4.0], [0.5, 3.0], [1.0, 2.0]]
+
+    Args:
+        values: n points, each with scores and KL, of prompts or their means.
+        weights: n rows.
+    """
+    values, weights = np.asarray(values, dtype=np.float64), [tuple(row) for row in weights]
+    if not _on_a_line(weights) or len(set(weights)) < len(weights):
+        return values
+    values = values[sorted(range(len(weights)), key=weights.__getitem__)]
+    share = (np.arange(STEPS) / STEPS).reshape(-1, *(1 for _ in values.shape[1:]))
+    between = values[:-1, None] * (1.0 - share) + values[1:, None] * share  # [n - 1, steps, ...]
+    return np.concatenate([between.reshape(-1, *values.shape[1:]), values[-1:]])
+
+
+def _on_a_line(weights: Sequence[tuple[float, ...]]) -> bool:
+    """Whether weights are of the same one or two policies and lie on a line: mixtures, or scalings of one of them."""
+    if len({len(row) for row in weights}) > 1 or len(weights[0]) > 2:
+        return False
+    return np.linalg.matrix_rank(np.subtract(weights, weights[0]), tol=1e-9) < 2

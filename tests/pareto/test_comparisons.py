@@ -1,0 +1,77 @@
+"""Comparisons: p-values against counts, Holm's adjustment against its step-down procedure, verdicts by case."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from rlhf_lines.pareto import build_front
+from rlhf_lines.pareto.comparisons import conclusions, holm, two_sided_p_value, verdict
+
+
+def test_a_p_value_is_the_level_at_which_the_interval_stops_to_hold_zero():
+    samples = np.random.default_rng(0).normal(loc=1.5, size=999)
+    p_value = two_sided_p_value(samples)
+    assert p_value == 2 * (1 + sum(value <= 0 for value in samples)) / 1000
+    for confidence, holds_zero in ((1 - 1.1 * p_value, False), (1 - 0.9 * p_value, True)):
+        low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+        assert (low <= 0 <= high) == holds_zero
+    assert two_sided_p_value(-samples) == p_value
+    assert two_sided_p_value(np.zeros(99)) == 1.0
+    assert two_sided_p_value(np.ones(1999)) == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_rejects_what_its_step_down_procedure_rejects(seed):
+    generator = np.random.default_rng(seed)
+    p_values = (generator.random(7) ** 4).tolist()
+    p_values[3] = p_values[5]
+    adjusted = holm(p_values)
+    for level in (0.001, 0.01, 0.05, 0.2, 0.9):
+        rejected, left = set(), sorted(range(7), key=lambda i: p_values[i])
+        while left and p_values[left[0]] < level / len(left):
+            rejected.add(left.pop(0))
+        assert {i for i in range(7) if adjusted[i] < level} == rejected
+    assert holm([]) == [] and holm([0.3]) == [0.3] and max(holm([0.9, 0.8])) == 1.0
+
+
+def test_a_verdict_is_that_of_all_measures_or_mixed():
+    for found in itertools.product((-1, 0, 1), repeat=3):
+        expected = {(1, 1, 1): "better", (-1, -1, -1): "worse", (0, 0, 0): "undecided"}.get(found, "mixed")
+        assert verdict(found) == expected
+
+
+def test_conclusions_are_of_adjusted_p_values_and_leave_out_what_is_not_there():
+    def difference(value, adjusted):
+        return {"value": value, "adjusted_p_value": adjusted, "p_value": 0.0}
+
+    entry = {
+        "hypervolume_difference": difference(-2.0, 0.049),
+        "expected_utility_difference": difference(2.0, 0.06),
+        "equal_kl_difference": None,
+    }
+    assert conclusions(entry, 0.95) == {"hypervolume": -1, "expected_utility": 0}
+    assert conclusions(entry, 0.9) == {"hypervolume": -1, "expected_utility": 1}
+
+
+def test_p_values_are_adjusted_over_all_comparisons_of_a_measure(make_points):
+    points = make_points()
+    for group, shift in (("near", 0.02), ("far", 0.4)):
+        for point in make_points()[6:]:
+            noise = np.random.default_rng(len(points)).normal(scale=0.3, size=(40, 2))
+            points.append({**point, "id": len(points), "group": group, "scores": point["scores"] - shift + noise})
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=400)
+    assert len(front["comparisons"]) == 6
+    for measure in ("hypervolume", "expected_utility"):
+        found = [entry[f"{measure}_difference"] for entry in front["comparisons"]]
+        assert [each["adjusted_p_value"] for each in found] == holm([each["p_value"] for each in found])
+        assert any(each["adjusted_p_value"] > each["p_value"] for each in found)
+    for entry in front["comparisons"]:
+        signs = [
+            int(np.sign(each["value"])) * (each["adjusted_p_value"] < 0.05)
+            for each in (entry["hypervolume_difference"], entry["expected_utility_difference"])
+        ]
+        assert entry["verdict"] == {(1, 1): "better", (-1, -1): "worse", (0, 0): "undecided"}.get(tuple(signs), "mixed")
+    assert {entry["verdict"] for entry in front["comparisons"]} >= {"better", "undecided"}

@@ -1,0 +1,71 @@
+"""The sentence that stands above everything else, against hand-made comparisons."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlhf_lines.pareto.headline import front_headline
+
+
+def difference(value, p_value):
+    return {"value": value, "low": value - 1, "high": value + 1, "adjusted_p_value": p_value}
+
+
+def front_of(**comparisons):
+    """A front with these comparisons of LiNeS: a verdict, and value and p-value of each measure."""
+    measures = ("hypervolume", "expected_utility", "equal_kl")
+    return {
+        "confidence": 0.95,
+        "fronts": {
+            group: {"hypervolume": {"value": 20.0}, "expected_utility": {"value": 0.5}} for group in comparisons
+        },
+        "comparisons": [
+            {
+                "a": "lines",
+                "b": group,
+                "verdict": verdict,
+                "equal_kl_hypervolumes": [11.0, 8.0] if len(found) > 2 else None,
+            }
+            | {f"{name}_difference": None for name in measures}
+            | {f"{name}_difference": difference(*each) for name, each in zip(measures, found, strict=False)}
+            for group, (verdict, found) in comparisons.items()
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "sentence"),
+    [
+        (
+            {"rewarded_soup": ("better", [(3.4, 0.001), (0.1, 0.01), (0.16, 0.04)])},
+            "For these policies, LiNeS is better than the rewarded soup: +17 % hypervolume, +20 % expected utility, "
+            "+2.0 % hypervolume at equal KL.",
+        ),
+        (
+            {"scaled": ("mixed", [(-3.4, 0.001), (-0.01, 0.2), (0.8, 0.01)])},
+            "For these policies, LiNeS against one factor for all layers, tuned alike is mixed: -17 % hypervolume, "
+            "-2.0 % expected utility (within noise), +10 % hypervolume at equal KL.",
+        ),
+        (
+            {
+                "scaled": ("worse", [(-20.0, 0.0), (-1.0, 0.0)]),
+                "rewarded_soup": ("undecided", [(0.02, 0.9), (0.0, 1.0)]),
+            },
+            "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
+            "utility. LiNeS is worse than one factor for all layers, tuned alike: -100 % hypervolume, -200 % expected "
+            "utility.",
+        ),
+        ({"reversed": ("better", [(1.0, 0.0), (1.0, 0.0)])}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_headline(comparisons, sentence):
+    assert front_headline(front_of(**comparisons)) == sentence
+
+
+def test_what_has_no_size_is_told_by_the_difference():
+    front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1234, 0.01)]))
+    front["fronts"]["rewarded_soup"] = {"hypervolume": {"value": 0.0}, "expected_utility": {"value": -0.1}}
+    assert front_headline(front).endswith(
+        "LiNeS is better than the rewarded soup: +3.4 hypervolume, +0.123 expected utility."
+    )
