@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.attainment import attained_regions
+from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
 from rlhf_lines.pareto.bootstrap import (
     CONFIDENCE,
     RESAMPLES,
@@ -25,10 +26,13 @@ from rlhf_lines.pareto.bootstrap import (
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import REFERENCE_POINT_RULE, hypervolume, nondominated, reference_point
 from rlhf_lines.pareto.origin import arguments_to_merge, point_label, single_policy
+from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import (
     FORMAT,
     LINES,
+    SFT,
     SOUP,
+    Audit,
     Difference,
     Forgetting,
     Front,
@@ -53,6 +57,7 @@ class Point:
         samples_per_prompt: how many completions were averaged for each prompt.
         nll: `[T]`, minus the log-probability of each text outside the task, or None when it was not measured.
         text_tokens: `[T]`, how many tokens of each text the `nll` is summed over, or None.
+        behaviour: what its completions are like, or None.
     """
 
     id: int
@@ -63,6 +68,7 @@ class Point:
     samples_per_prompt: int = 1
     nll: ArrayLike | None = None
     text_tokens: ArrayLike | None = None
+    behaviour: Behaviour | None = None
 
     def __post_init__(self) -> None:
         missing = [key for key in Spec.__annotations__ if key not in self.spec]
@@ -81,6 +87,7 @@ def build_front(
     validation: Validation | None = None,
     surrogate: dict[str, SurrogateEntry] | None = None,
     forgetting: Forgetting | None = None,
+    audit: Audit | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Front:
@@ -101,6 +108,7 @@ def build_front(
         validation: how alpha, beta and schedule were chosen; None, as for the next two, where there is nothing to say.
         surrogate: by group, what a fit predicted.
         forgetting: what the texts outside the task were.
+        audit: the signatures of the policies.
         resamples: number of bootstrap resamples.
         confidence: coverage of all intervals.
 
@@ -114,6 +122,9 @@ def build_front(
     means = scores.mean(axis=1)
     mean_samples = bootstrap_means(scores, resamples, seed)
     reference, ideal = reference_point(means), ideal_point(means)
+
+    resampling = Resampling(resamples, seed, confidence)
+    sft = next((point.behaviour for point in points if point.group == SFT), None)
 
     groups: dict[str, list[int]] = {}
     for row, point in enumerate(points):
@@ -164,6 +175,8 @@ def build_front(
                 "label": point_label(point.spec, policies),
                 "single_policy": single_policy(point.spec, policies),
                 "merge_arguments": arguments_to_merge(point.spec, sft_model, policies),
+                "metrics": behaviour_entry(point.behaviour, sft, rewards, resampling),
+                "changes": changes(point.behaviour, sft, resampling),
             }
             for row, point in enumerate(points)
         ],
@@ -184,6 +197,7 @@ def build_front(
         "validation": validation,
         "surrogate": surrogate,
         "forgetting": forgetting,
+        "audit": audit,
     }
 
 

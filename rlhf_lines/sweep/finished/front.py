@@ -9,6 +9,7 @@ import numpy as np
 from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.pareto.schema import Forgetting
+from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.store import RUN_STORE, Store
 
 
@@ -44,6 +45,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             validation=store.recall("validation"),
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
+            audit=store.recall("audit", None),
         )
     plot_front(front, *_files(folder, "front"))
     if front["validation"] is not None:
@@ -69,6 +71,7 @@ def _forgetting(store: Store) -> Forgetting | None:
 def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
     names, samples, tokens = store.recall("reward_names"), store.recall("samples_per_prompt"), store.forgetting_tokens()
+    behaviours = read_behaviour(store, split, names)
 
     def forgetting(spec: int) -> dict[str, np.ndarray]:
         nll = store.nll(spec)
@@ -82,6 +85,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
             scores=store.scores(point.spec_id, split, names),
             kl=store.kl(point.spec_id, split),
             samples_per_prompt=samples,
+            behaviour=behaviours[point.spec_id],
             **forgetting(point.spec_id),
         )
         for point in store.points(split)
