@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -96,6 +96,18 @@ def audit_policies(adapters: Sequence[Adapter], *, num_layers: int, sft: Checkpo
         "layer_cosines": [_cosines(inner) for inner in products],
         "policies": [policy | judged for policy, judged in zip(policies, _judged(policies, cosine), strict=True)],
     }
+
+
+def audit_text(audit: Mapping[str, Any]) -> list[str]:
+    """One line for every policy: its norm, its cosine to the others, and why it is unlike them, if it is."""
+    lines = []
+    for policy, row in zip(audit["policies"], audit["cosine"], strict=True):
+        norm = f"policy {policy['name']}: residual of norm {policy['norm']:.4g}"
+        norm += f" ({policy['relative_norm']:.2%} of the weights)" if policy["relative_norm"] is not None else ""
+        cosines = ", ".join("-" if cosine is None else f"{cosine:.2f}" for cosine in row)
+        unlike = f"; unlike the others: {policy['reason']}" if policy["unlike"] else ""
+        lines.append(f"{norm}, cosines to the policies in their order: {cosines}{unlike}")
+    return lines
 
 
 def _of_module(module: str, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ def behaviour_entry(
             "at_matched_length": dict.fromkeys(objectives),
         }
     _check_same(own, sft)
-    means, scores = resampling.means(_of_prompts(own)), np.moveaxis(own.scores, -1, 0)
+    means, scores = resampling.means(prompt_means(own)), np.moveaxis(own.scores, -1, 0)
     matched: list[Mean | None] = [None] * len(objectives)
     if sft is not None:
         tokens = (own.tokens, sft.tokens)
@@ -152,14 +152,14 @@ def changes(own: Behaviour | None, sft: Behaviour | None, resampling: Resampling
     if own is None or sft is None:
         return None
     _check_same(own, sft)
-    mine, theirs = _of_prompts(own), _of_prompts(sft)
+    mine, theirs = prompt_means(own), prompt_means(sft)
     found = resampling.means({name: mine[name] - theirs[name] for name in mine if name in theirs})
     values = {name: {"value": mean["mean"], "low": mean["low"], "high": mean["high"]} for name, mean in found.items()}
     return {name: values.get(name) for name in CHANGING}
 
 
-def _of_prompts(behaviour: Behaviour) -> dict[str, Array]:
-    """The columns `[P]` that are plain means."""
+def prompt_means(behaviour: Behaviour) -> dict[str, Array]:
+    """By `CHANGING`, the mean over the samples of each prompt, `[P]`; without what is not known."""
     columns = zip(
         CHANGING,
         (behaviour.tokens, behaviour.empty, behaviour.cut, behaviour.repetition, behaviour.distinct),

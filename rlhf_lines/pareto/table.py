@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
+from rlhf_lines.pareto.look_at import what_to_look_at
 from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Value
 
 
@@ -26,7 +28,7 @@ def front_table(front: Front) -> str:
     head = f"{prompts}, {interval_name(front)}s over prompts, higher is better"
     if any(point["perplexity"] for point in front["points"]):
         head += "\nppl: perplexity of the control texts, lower is better"
-    return "\n\n".join([head, *_groups(front), *_differences(front), *_points(front)])
+    return "\n\n".join([head, *_groups(front), *_differences(front), *_to_look_at(front), *_points(front)])
 
 
 def estimate_text(estimate: Mean | Value, digits: int) -> str:
@@ -97,6 +99,12 @@ def _differences(front: Front) -> list[str]:
         columns.append(_estimates(measure, differences))
         columns.append(["P(> 0)", *(f"{difference['probability_positive']:.3f}" for difference in differences)])
     return [_align(list(zip(*columns, strict=True)), left=1)]
+
+
+def _to_look_at(front: Front) -> list[str]:
+    sentences = what_to_look_at(front)
+    lines = [textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ") for text in sentences]
+    return ["\n".join(["What to look at", *lines])] if lines else []
 
 
 def _points(front: Front) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.scaling import choose_scaling
 from rlhf_lines.sweep.store import Store, has_begun
 
+
+logger = logging.getLogger(__name__)
 
 CONFIGS = (RunConfig, PromptDataConfig, SweepConfig)
 
@@ -158,6 +161,9 @@ def _told_of_models(inputs: Inputs) -> dict[str, Any]:
     """What the store keeps of the models: signatures of the policies, and the tokens that end a completion."""
     with Checkpoint(inputs.sft) as sft:
         audit = audit_policies(inputs.adapters, num_layers=inputs.num_layers, sft=sft)
+    for policy in audit["policies"]:
+        if policy["unlike"]:
+            logger.warning("policy %s looks unlike the others: %s", policy["name"], policy["reason"])
     return {"audit": audit, "end_tokens": checkpoint_end_token_ids(inputs.sft, inputs.tokenizer)}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lines.pareto import build_front, front_table
+from rlhf_lines.pareto.look_at import what_to_look_at
+from tests.pareto.damaged import DEMO, front_of
 
 
 @pytest.fixture
@@ -142,3 +144,14 @@ def test_long_names_and_all_columns_fit(make_points):
     lines = front_table(front).splitlines()
     assert max(map(len, lines)) <= 110
     assert sum(line.startswith(("difference", "group")) for line in lines) == 2
+
+
+def test_what_to_look_at_stands_above_the_points_in_lines_that_fit():
+    table = front_table(front_of(DEMO))
+    block = next(block for block in table.split("\n\n") if block.startswith("What to look at"))
+    assert "- 22 % of the completions of LiNeS 1.00 0.00 are empty; of the SFT model's 1 %." in block
+    assert "- 29 % of the completions of LiNeS 0.00 1.00 are cut" in block
+    assert [" ".join(text.split()) for text in block.split("\n- ")[1:]] == what_to_look_at(front_of(DEMO))
+    assert max(map(len, block.splitlines())) <= 110
+    assert table.index(block) < table.index(" id  group")
+    assert "What to look at" not in front_table(front_of())
