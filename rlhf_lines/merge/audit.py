@@ -98,16 +98,10 @@ def audit_policies(adapters: Sequence[Adapter], *, num_layers: int, sft: Checkpo
     }
 
 
-def audit_text(audit: Mapping[str, Any]) -> list[str]:
-    """One line for every policy: its norm, its cosine to the others, and why it is unlike them, if it is."""
-    lines = []
-    for policy, row in zip(audit["policies"], audit["cosine"], strict=True):
-        norm = f"policy {policy['name']}: residual of norm {policy['norm']:.4g}"
-        norm += f" ({policy['relative_norm']:.2%} of the weights)" if policy["relative_norm"] is not None else ""
-        cosines = ", ".join("-" if cosine is None else f"{cosine:.2f}" for cosine in row)
-        unlike = f"; unlike the others: {policy['reason']}" if policy["unlike"] else ""
-        lines.append(f"{norm}, cosines to the policies in their order: {cosines}{unlike}")
-    return lines
+def unlike_policies(audit: Mapping[str, Any]) -> list[str]:
+    """One sentence for every policy that looks unlike the others."""
+    policies = [policy for policy in audit["policies"] if policy["unlike"]]
+    return [f"policy {policy['name']} looks unlike the others: {policy['reason']}" for policy in policies]
 
 
 def _of_module(module: str, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor]:

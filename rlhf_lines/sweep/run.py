@@ -13,7 +13,7 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
-from rlhf_lines.merge.audit import audit_policies
+from rlhf_lines.merge.audit import audit_policies, unlike_policies
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.models import checkpoint_end_token_ids
@@ -161,9 +161,8 @@ def _told_of_models(inputs: Inputs) -> dict[str, Any]:
     """What the store keeps of the models: signatures of the policies, and the tokens that end a completion."""
     with Checkpoint(inputs.sft) as sft:
         audit = audit_policies(inputs.adapters, num_layers=inputs.num_layers, sft=sft)
-    for policy in audit["policies"]:
-        if policy["unlike"]:
-            logger.warning("policy %s looks unlike the others: %s", policy["name"], policy["reason"])
+    for sentence in unlike_policies(audit):
+        logger.warning("%s", sentence)
     return {"audit": audit, "end_tokens": checkpoint_end_token_ids(inputs.sft, inputs.tokenizer)}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lines.merge.audit import DIRECTIONS, audit_policies
+from rlhf_lines.merge.audit import DIRECTIONS, audit_policies, unlike_policies
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from tests import tiny
@@ -151,6 +151,7 @@ def shared(seed: int, **options) -> Adapter:
 def test_policies_that_are_alike_are_none_unlike():
     found = audit_policies([shared(seed) for seed in range(1, 6)], num_layers=LAYERS)
     assert [(entry["unlike"], entry["reason"]) for entry in found["policies"]] == [(False, None)] * 5
+    assert unlike_policies(found) == []
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,7 @@ def test_the_one_that_is_unlike_the_others_is_told_with_why(odd, reason):
     found = audit_policies([*(shared(seed) for seed in range(1, 4)), odd], num_layers=LAYERS)
     assert [entry["unlike"] for entry in found["policies"]] == [False, False, False, True]
     assert reason in found["policies"][3]["reason"]
+    assert unlike_policies(found) == [f"policy {odd.path} looks unlike the others: {found['policies'][3]['reason']}"]
 
 
 def test_of_two_policies_neither_is_unlike_the_other():
