@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.attainment import attained_regions
+from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_hypervolumes, bootstrap_means, interval
 from rlhf_lines.pareto.comparisons import Measured
 from rlhf_lines.pareto.equal_kl import equal_kl_hypervolumes, with_neighbours_joined
@@ -22,9 +23,12 @@ from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import ALL_POINTS_RULE, GIVEN_RULE, REFERENCE_POINT_RULE, nondominated
 from rlhf_lines.pareto.measures import reference_point as lowest_with_margin
 from rlhf_lines.pareto.origin import anchor, arguments_to_merge, point_label, single_policy
+from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import (
     FORMAT,
     METRICS,
+    SFT,
+    Audit,
     Comparison,
     Forgetting,
     Front,
@@ -50,6 +54,7 @@ class Point:
         nll: `[T]`, minus the log-probability of each text outside the task, or None when it was not measured.
         text_tokens: `[T]`, how many tokens of each text the `nll` is summed over, or None.
         metrics: `[P]` each, what else was measured, by name: further scores, and what has a mean over prompts.
+        behaviour: what its completions are like, or None.
     """
 
     id: int
@@ -61,6 +66,7 @@ class Point:
     nll: ArrayLike | None = None
     text_tokens: ArrayLike | None = None
     metrics: Mapping[str, ArrayLike] = field(default_factory=dict)
+    behaviour: Behaviour | None = None
 
     def __post_init__(self) -> None:
         missing = [key for key in Spec.__annotations__ if key not in self.spec]
@@ -81,6 +87,7 @@ def build_front(
     validation: Validation | None = None,
     surrogate: dict[str, SurrogateEntry] | None = None,
     forgetting: Forgetting | None = None,
+    audit: Audit | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Front:
@@ -106,6 +113,7 @@ def build_front(
         validation: how alpha, beta and schedule were chosen; None, as for the next two, where there is nothing to say.
         surrogate: by group, what a fit predicted.
         forgetting: what the texts outside the task were.
+        audit: the signatures of the policies.
         resamples: number of bootstrap resamples.
         confidence: coverage of all intervals.
 
@@ -130,6 +138,9 @@ def build_front(
     mean_samples = np.stack([resampled(columns) for columns in scores], axis=1)  # [R, n, K]
     reference, ideal, rule = _fixed_points(points, means, given_reference_point)
     kl = [_per_prompt(point, "kl", point.kl, prompts) for point in points]
+
+    resampling = Resampling(resamples, seed, confidence)
+    model = next((point.behaviour for point in points if point.group == SFT), None)
 
     groups: dict[str, list[int]] = {}
     for row, point in enumerate(points):
@@ -211,7 +222,8 @@ def build_front(
                     reward: _estimate("mean", means[row, k], mean_samples[:, row, k], confidence)
                     for k, reward in enumerate(rewards)
                 },
-                "metrics": {
+                "metrics": behaviour_entry(point.behaviour, model, rewards, resampling)
+                | {
                     name: None if column is None else mean_of(column)
                     for name in names
                     for column in [_per_prompt(point, name, point.metrics.get(name), prompts, needed=name in metrics)]
@@ -223,6 +235,7 @@ def build_front(
                 "label": point_label(point.spec, policies),
                 "single_policy": single_policy(point.spec, policies),
                 "merge_arguments": arguments_to_merge(point.spec, sft_model, policies),
+                "changes": changes(point.behaviour, model, resampling),
             }
             for row, point in enumerate(points)
         ],
@@ -241,6 +254,7 @@ def build_front(
         "validation": validation,
         "surrogate": surrogate,
         "forgetting": forgetting,
+        "audit": audit,
     }
 
 

@@ -63,6 +63,40 @@ class Difference(Value):
     adjusted_p_value: float  # by Holm, over this measure of all comparisons in the file
 
 
+class WinRate(Mean):
+    """How often a point beats the SFT model in every objective: 1; loses in every one: 0; else 1/2."""
+
+    by_objective: dict[str, Mean]  # the share of wins, a tie half
+    all_better: Mean
+    all_worse: Mean
+
+
+class BehaviourEntry(TypedDict):
+    """What `front.json` says of the completions of a point, under `metrics`."""
+
+    tokens: Mean | None  # a completion, the end token included; null, as the next four, without completions
+    share_empty: Mean | None  # of the completions
+    share_cut: Mean | None  # null, too, where max_new_tokens is not known
+    repetition: Mean | None  # share of the 4-grams of a completion that occurred before in it
+    distinct: Mean | None  # different texts over completions
+    win_rate: WinRate | None  # null, as `at_matched_length`, without the SFT model's completions
+    length_correlation: dict[str, Mean | None]  # by objective; null where scores or lengths are all equal
+    at_matched_length: dict[str, Mean | None]  # by objective; null where lengths do not overlap
+
+
+Metric = Mean | WinRate | dict[str, Mean | None] | None
+
+
+class Changes(TypedDict):
+    """The mean of a point minus that of the SFT model, paired by prompts."""
+
+    tokens: Value
+    share_empty: Value
+    share_cut: Value | None
+    repetition: Value
+    distinct: Value
+
+
 class PointEntry(TypedDict):
     """One merged policy with what was measured of it."""
 
@@ -70,7 +104,9 @@ class PointEntry(TypedDict):
     group: str
     spec: Spec
     scores: dict[str, Mean]  # by objective
-    metrics: dict[str, Mean | None]  # what else was measured; null where it was not measured of this point
+    metrics: dict[
+        str, Metric
+    ]  # `BehaviourEntry`, and by name what else was measured; null where it was not of this point
     kl: Mean | None  # to the SFT model, in nats; null where it was not measured, and of greedy completions
     prompts: int
     samples_per_prompt: int
@@ -78,6 +114,7 @@ class PointEntry(TypedDict):
     label: str  # what people read: the policy's name if it is a single one, else the weights
     single_policy: int | None  # index into `policies` of the trained policy that it is, unchanged; null for a mixture
     merge_arguments: list[str] | None  # of `rlhf-lines merge`, but for --output_dir; null for the SFT model
+    changes: Changes | None  # null without completions of the point or of the SFT model
 
 
 class GroupFront(TypedDict):
@@ -153,6 +190,30 @@ class Forgetting(TypedDict):
     source: str
 
 
+class PolicyEntry(TypedDict):
+    """The signature of a policy: of its difference to the SFT model, from its LoRA factors."""
+
+    name: str
+    norm: float  # Frobenius
+    relative_norm: float | None  # over that of the SFT model's weights in the adapted modules; null where not read
+    norms: list[float]  # by layer, as in `layers`
+    relative_norms: list[float] | None
+    depth: float | None  # mean place of its squared norm: 0 is the first layer, 1 the last; null outside the layers
+    spectrum: list[float] | None  # share of its squared norm in the first directions of each module; null where it is 0
+    unlike: bool | None  # whether one of these is an outlier among the policies; null with fewer than three
+    reason: str | None  # why
+
+
+class Audit(TypedDict):
+    """What the weights of the policies say of them."""
+
+    layers: list[int | None]  # 0-based; null is what lies outside the layers
+    directions: list[int]  # how many of them each number in a `spectrum` is of
+    cosine: list[list[float | None]]  # of every two policies
+    layer_cosines: list[list[list[float | None]]]  # the same, by layer
+    policies: list[PolicyEntry]
+
+
 class Front(TypedDict):
     """The content of `front.json`."""
 
@@ -176,6 +237,7 @@ class Front(TypedDict):
     validation: Validation | None  # null where a single scaling was given, so that nothing was chosen
     surrogate: dict[str, SurrogateEntry] | None  # by group; null unless the sampler is map
     forgetting: Forgetting | None  # null where no texts outside the task were read
+    audit: Audit | None  # null in runs of versions that made none
 
 
 def write_front(folder: str | Path, front: Front) -> Path:

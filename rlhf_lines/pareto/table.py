@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.headline import front_headline
+from rlhf_lines.pareto.look_at import what_to_look_at
 from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Value
 
 
@@ -33,7 +34,8 @@ def front_table(front: Front) -> str:
     if _measured(front, "tokens"):
         head += "\ntokens, empty, cut: mean length, share of empty completions, share cut at the longest length"
     headline = textwrap.fill(front_headline(front), WIDTH)
-    return "\n\n".join([head, *filter(None, [headline]), *_groups(front), *_differences(front), *_points(front)])
+    groups = [*_groups(front), *_differences(front)]
+    return "\n\n".join([head, *filter(None, [headline]), *groups, *_to_look_at(front), *_points(front)])
 
 
 def estimate_text(estimate: Mean | Value, digits: int) -> str:
@@ -116,6 +118,12 @@ def _differences(front: Front) -> list[str]:
         "second, by all measures"
     )
     return [*_in_blocks(fixed, columns, left=2), textwrap.fill(note, WIDTH)]
+
+
+def _to_look_at(front: Front) -> list[str]:
+    sentences = what_to_look_at(front)
+    lines = [textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ") for text in sentences]
+    return ["\n".join(["What to look at", *lines])] if lines else []
 
 
 def _points(front: Front) -> list[str]:

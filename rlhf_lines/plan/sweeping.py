@@ -11,7 +11,9 @@ import torch
 from rlhf_lines import skeleton
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.limits import check_length
+from rlhf_lines.merge.audit import audit_policies, unlike_policies
 from rlhf_lines.merge.inputs.adapter import is_adapter
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
@@ -47,9 +49,14 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     for policy, adapter in zip(policies, adapters, strict=True):
         if adapter.count is None:
             raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
+    unlike: list[str] = []
     if any(Path(config.sft_model).glob("model*.safetensors*")) and all(map(is_adapter, policies)):
         folders = [Path(policy) for policy in policies]
-        load_policies(folders, Path(config.sft_model), sft_renamed=config.sft_renamed, quantise=config.quantized)
+        sft = Path(config.sft_model)
+        loaded = load_policies(folders, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
+        with Checkpoint(sft) as checkpoint:
+            num_layers = checkpoint.num_layers([module for policy in loaded for module in policy.modules])
+        unlike = unlike_policies(audit_policies(loaded, num_layers=num_layers))
     rows = look_at(
         of_type(configs, DataConfig),
         "prompts",
@@ -101,6 +108,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     scoring = max((reward.forward(batch, length) for reward in rewards), default=0)
     plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
     _add_work(plan, config, rows, batch, adapters, size)
+    plan.notes += unlike
     return plan
 
 

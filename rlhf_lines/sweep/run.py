@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
+from rlhf_lines.merge.audit import audit_policies, unlike_policies
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
+from rlhf_lines.models import checkpoint_end_token_ids
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
 from rlhf_lines.sweep.config import SweepConfig
@@ -28,6 +32,8 @@ from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.scaling import choose_scaling
 from rlhf_lines.sweep.store import Store, has_begun
 
+
+logger = logging.getLogger(__name__)
 
 CONFIGS = (RunConfig, PromptDataConfig, SweepConfig)
 
@@ -77,6 +83,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
             try:
                 with Store(folder) as store:
                     store.remember(**kept)
+                    store.replace(**_told_of_models(read))
                     measurement = Measurement(store, worker, processes, config.samples_per_prompt)
                     found = _measure(config, read, specs, measurement)
                     store.finish()
@@ -150,6 +157,15 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     gains = _gains(measured_points(store, "test"), config.policies, inputs.objectives, seed=config.seed)
     return {**chosen._asdict(), "validation": validation, "gains": gains}
+
+
+def _told_of_models(inputs: Inputs) -> dict[str, Any]:
+    """What the store keeps of the models: signatures of the policies, and the tokens that end a completion."""
+    with Checkpoint(inputs.sft) as sft:
+        audit = audit_policies(inputs.adapters, num_layers=inputs.num_layers, sft=sft)
+    for sentence in unlike_policies(audit):
+        logger.warning("%s", sentence)
+    return {"audit": audit, "end_tokens": checkpoint_end_token_ids(inputs.sft, inputs.tokenizer)}
 
 
 def _example(store: Store, inputs: Inputs) -> list[Reading]:

@@ -374,6 +374,11 @@ class Store:
             scores = {reward: score for reward, score in zip(rewards, in_order, strict=True) if score is not None}
             yield Row(*key, text, tuple(json.loads(token_ids)), kl, scores)
 
+    def last_tokens(self, *, shorter_than: int) -> set[int]:
+        """The last tokens of all completions that have fewer tokens than this."""
+        query = "SELECT DISTINCT json_extract(token_ids, '$[#-1]') FROM completions WHERE tokens < ?"
+        return {token for (token,) in self._db.execute(query, (shorter_than,)) if token is not None}
+
     def unscored(self, reward: str) -> Iterator[Unscored]:
         """Yield every completion without this score, in the order of spec, prompt and sample; see `rows`.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lines.pareto import build_front, front_table
+from rlhf_lines.pareto.look_at import what_to_look_at
+from tests.pareto.damaged import DEMO, front_of
 
 
 @pytest.fixture
@@ -194,3 +196,14 @@ def test_one_objective_has_a_table(make_points):
     points = [{**point, "scores": point["scores"][:, :1]} for point in make_points()]
     front = build_front(rewards=["a"], split="test", seed=0, points=points, resamples=20)
     assert sum(line.startswith("*") for line in front_table(front).splitlines()) == 2
+
+
+def test_what_to_look_at_stands_above_the_points_in_lines_that_fit():
+    table = front_table(front_of(DEMO))
+    block = next(block for block in table.split("\n\n") if block.startswith("What to look at"))
+    assert "- 22 % of the completions of LiNeS 1.00 0.00 are empty; of the SFT model's 1 %." in block
+    assert "- 29 % of the completions of LiNeS 0.00 1.00 are cut" in block
+    assert [" ".join(text.split()) for text in block.split("\n- ")[1:]] == what_to_look_at(front_of(DEMO))
+    assert max(map(len, block.splitlines())) <= 110
+    assert table.index(block) < table.index(" id  group")
+    assert "What to look at" not in front_table(front_of())

@@ -13,6 +13,17 @@ from rlhf_lines.pareto.schema import MORLHF, Front, Mean, PointEntry, Prediction
 from rlhf_lines.pareto.table import decimals
 
 
+# What is told of the completions of a point, as the page calls it.
+COMPLETIONS = {
+    "tokens": "tokens",
+    "share_empty": "share empty",
+    "share_cut": "share cut",
+    "repetition": "repetition",
+    "distinct": "distinct",
+    "win_rate": "win rate",
+}
+
+
 @dataclass(frozen=True)
 class Measure:
     """What is measured of every point, and with how many decimals it is written."""
@@ -70,12 +81,16 @@ class Content:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """The rewards in their order, then the KL and the perplexity if a point has them."""
-        perplexity = self._measure("perplexity", "", lambda point: point["perplexity"])
-        return [
-            *self.rewards.values(),
-            *(measure for measure in (self.kl, perplexity) if any(map(measure.of, self.front["points"]))),
+        """The rewards in their order, then what points have of KL, perplexity and what their completions are like."""
+        others = [
+            self.kl,
+            self._measure("perplexity", "", lambda point: point["perplexity"]),
+            *(
+                self._measure(name, "", lambda point, key=key: point["metrics"][key])
+                for key, name in COMPLETIONS.items()
+            ),
         ]
+        return [*self.rewards.values(), *(other for other in others if any(map(other.of, self.front["points"])))]
 
     def _measure(self, name: str, unit: str, of: Callable[[PointEntry], Mean | None]) -> Measure:
         return Measure(name, unit, of, decimals(found["mean"] for found in map(of, self.front["points"]) if found))

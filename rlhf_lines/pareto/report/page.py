@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, Template
 from markupsafe import Markup
 
+from rlhf_lines.pareto import look_at
 from rlhf_lines.pareto.report import facts, tables
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting
 from rlhf_lines.pareto.report.content import Content
@@ -121,7 +122,7 @@ def _template() -> Template:
         finalize=lambda value: value if isinstance(value, Markup) else visible(value),
     )
     environment.filters["setting"] = setting
-    return environment.from_string(_part("page.html"), globals={"facts": facts, "tables": tables})
+    return environment.from_string(_part("page.html"), globals={"facts": facts, "tables": tables, "look_at": look_at})
 
 
 def _policy(*scripts: str) -> str:

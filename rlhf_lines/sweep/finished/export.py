@@ -14,6 +14,8 @@ from typing import NamedTuple
 from rlhf_lines.disk import named_faults
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.pareto.behaviour import CHANGING, prompt_means
+from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.finished.front import log_ratio_name
 from rlhf_lines.sweep.store import Store, open_finished
 
@@ -133,15 +135,19 @@ def _points(store: Store) -> Table:
         "prompts": INTEGER,
         **_score_columns(rewards),
         log_ratio_name(store): NUMBER,
+        **dict.fromkeys(CHANGING, NUMBER),
     }
 
     def rows() -> Iterator[tuple]:
         for split in store.splits():
+            like = {spec: prompt_means(found) for spec, found in read_behaviour(store, split, rewards).items()}
             for point in store.points(split):
                 scores = store.scores(point.spec_id, split, rewards)  # [prompts, rewards]
                 kl = float(store.kl(point.spec_id, split).mean())
                 spec, means = _spec_values(point.spec, num_policies), scores.mean(axis=0).tolist()
-                yield point.id, split, point.group, point.spec_id, *spec, len(scores), *means, kl
+                columns = [like[point.spec_id].get(name) for name in CHANGING]
+                completions = [None if column is None else float(column.mean()) for column in columns]
+                yield point.id, split, point.group, point.spec_id, *spec, len(scores), *means, kl, *completions
 
     return Table(columns, rows())
 

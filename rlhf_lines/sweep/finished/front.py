@@ -10,6 +10,7 @@ from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
 from rlhf_lines.pareto.schema import Forgetting
+from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
 from rlhf_lines.sweep.store import RUN_STORE, Store, StoredPoint, open_finished
 
@@ -119,6 +120,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             validation=store.recall("validation"),
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
+            audit=store.recall("audit", None),
         )
     plot_front(front, *_files(folder, "front"))
     if front["validation"] is not None:
@@ -151,6 +153,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
     objectives, metrics = objectives_of(store), metrics_of(store)
     samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), log_ratio_name(store)
+    behaviours = read_behaviour(store, split, objectives)
 
     def log_ratio(spec: int) -> dict[str, Any]:
         values = store.kl(spec, split)
@@ -170,6 +173,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
             spec=stored.spec.to_dict(),
             scores=store.scores(stored.spec_id, split, objectives),
             samples_per_prompt=samples,
+            behaviour=behaviours[stored.spec_id],
             **measured,
         )
 

@@ -12,6 +12,7 @@ import pytest
 from rlhf_lines.pareto.report import MAX_BYTES, evenly_spaced, report_html
 from rlhf_lines.pareto.report.page import in_script
 from rlhf_lines.pareto.report.words import visible
+from tests.pareto.damaged import DEMO, front_of
 from tests.pareto.report.parsed import Page
 from tests.pareto.report.report_runs import HOSTILE, MADE, make_completions, make_front
 
@@ -123,3 +124,14 @@ def test_no_room_leaves_no_prompt():
     html = report_html(front, make_completions(front), MADE, max_bytes=0)
     assert Page(html).data["completions"] is None
     assert "None of the completions fits into this page." in html
+
+
+def test_damaged_completions_are_told_at_the_top_and_in_the_table_of_all_points():
+    page = report_html(front_of(DEMO), None, MADE)
+    told = page[page.index('id="look-at"') : page.index('<section id="front">')]
+    assert re.findall("<li[^>]*>(2[29] % of the completions of LiNeS [^;]*);", told) == [
+        "22 % of the completions of LiNeS 1.00 0.00 are empty",
+        "29 % of the completions of LiNeS 0.00 1.00 are cut at the longest length",
+    ]
+    assert all(f">{head}<" in page for head in ("share empty", "share cut", "repetition", "distinct", "win rate"))
+    assert re.search(r">0\.225(0)?<", page) and 'id="look-at"' not in report_html(front_of(), None, MADE)

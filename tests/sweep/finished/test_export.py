@@ -93,6 +93,14 @@ def points_by_hand(run: Path) -> list[dict]:
     for point, split, group, spec, text in read(run, query):
         rows = [row for row in completions if (row["split"], row["spec"]) == (split, spec)]
         means = {name: pytest.approx(np.mean([row[name] for row in rows]), rel=1e-12) for name in (*SCORES, "kl")}
+        texts = [row["completion"] for row in rows]
+        means |= {
+            "tokens": pytest.approx(np.mean([row["tokens"] for row in rows])),
+            "share_empty": pytest.approx(np.mean([text.strip() == "" for text in texts])),
+            "share_cut": None,  # this run does not say how long a completion may be
+            "repetition": 0.0,  # no token occurs twice in a completion
+            "distinct": pytest.approx(len(set(texts)) / len(texts)),
+        }
         prompts = len({row["prompt"] for row in rows})
         ids = {"point": point, "split": split, "group": group, "spec": spec, "prompts": prompts}
         found.append({**ids, **of_spec(text), **means})
@@ -157,8 +165,9 @@ def test_csv_gives_back_the_store(run, tmp_path):
     assert sorted(found["completions"], key=key) == [as_csv(row) for row in completions_by_hand(run)]
     assert found["control"] == [as_csv(row) for row in forgetting_by_hand(run)]
     for row, expected in zip(found["points"], points_by_hand(run), strict=True):
-        numbers = {name: float(row.pop(name)) for name in (*SCORES, "kl")}
-        assert numbers == {name: expected.pop(name) for name in (*SCORES, "kl")}
+        names = (*SCORES, "kl", "tokens", "share_empty", "repetition", "distinct")
+        numbers = {name: float(row.pop(name)) for name in names}
+        assert numbers == {name: expected.pop(name) for name in names}
         assert row == as_csv(expected)
     assert any(row["completion"].startswith("=SUM(A1)") for row in found["completions"])  # verbatim, no mark before it
 
@@ -174,6 +183,8 @@ def test_points_are_those_of_the_front(run, tmp_path):
         assert {f"score_{name}": pytest.approx(s["mean"], rel=1e-12) for name, s in point["scores"].items()} == {
             name: row[name] for name in SCORES
         }
+        for name in ("tokens", "share_empty", "repetition", "distinct"):
+            assert row[name] == pytest.approx(point["metrics"][name]["mean"], rel=1e-12)
 
 
 def test_without_control_texts_there_is_no_such_table(tmp_path, capsys):

@@ -1,0 +1,111 @@
+"""What completions are like: shares counted by hand, and nothing where there is nothing to say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlhf_lines.pareto.behaviour import CHANGING, Behaviour, behaviour_entry, changes, repeated
+from rlhf_lines.pareto.bootstrap import interval
+from rlhf_lines.pareto.resampling import Resampling
+
+
+END, MOST = 9, 6
+RESAMPLING = Resampling(resamples=50, seed=1)
+TEXTS = [["a b", " \n\t"], ["", "a b"], ["c", "d"]]
+IDS = [
+    [[1, 2, END], [END]],  # ended twice
+    [[3, 3, 3, 3, 3, 3], [1, 2, 1, 2, 1, END]],  # cut; of the full length, and ended
+    [[1, 2, 3, 4, 5], [5, 5, 5, 5, 5, END]],
+]
+SCORES = np.arange(12.0).reshape(3, 2, 2)
+
+
+def behaviour(texts=TEXTS, token_ids=IDS, scores=SCORES, max_new_tokens=MOST, end_tokens=(END, 8)) -> Behaviour:
+    return Behaviour.of(texts, token_ids, scores, max_new_tokens=max_new_tokens, end_tokens=end_tokens)
+
+
+def test_every_share_is_that_counted_by_hand():
+    entry = behaviour_entry(behaviour(), None, ["x", "y"], RESAMPLING)
+    assert entry["tokens"]["mean"] == pytest.approx((3 + 1 + 6 + 6 + 5 + 6) / 6)
+    assert entry["share_empty"]["mean"] == pytest.approx(2 / 6)
+    assert entry["share_cut"]["mean"] == pytest.approx(1 / 6)
+    # 3333 occurs three times among three; 1212 and 2121 once each; 5555 twice and 555E once.
+    assert entry["repetition"]["mean"] == pytest.approx((2 / 3 + 0 + 1 / 3) / 6)
+    assert entry["distinct"]["mean"] == pytest.approx(len({"a b", " \n\t", "", "c", "d"}) / 6)
+
+
+def test_intervals_are_those_of_the_same_resampled_prompts():
+    entry = behaviour_entry(behaviour(), None, ["x", "y"], RESAMPLING)
+    generator = np.random.Generator(np.random.PCG64(RESAMPLING.seed))
+    tokens = np.array([2.0, 6.0, 5.5])
+    means = [tokens[generator.integers(3, size=3)].mean() for _ in range(RESAMPLING.resamples)]
+    assert (entry["tokens"]["low"], entry["tokens"]["high"]) == pytest.approx(interval(means))
+
+
+def test_changes_are_paired_by_prompts():
+    longer = behaviour(token_ids=[[[*ids[:-1], 7, ids[-1]] for ids in row] for row in IDS], max_new_tokens=MOST + 1)
+    found = changes(longer, behaviour(), RESAMPLING)
+    assert tuple(found) == CHANGING
+    assert found["tokens"] == {"value": 1.0, "low": 1.0, "high": 1.0}  # of every prompt the same: no noise is left
+    assert found["share_empty"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "n", "expected"),
+    [
+        ([], 4, 0.0),
+        ([1, 2, 3], 4, 0.0),
+        ([1, 2, 3, 4], 4, 0.0),
+        ([1] * 103, 4, 0.99),
+        ([1, 2, 3, 4, 1, 2, 3, 4], 4, 0.2),
+        ([1, 2, 1, 2], 1, 0.5),
+    ],
+)
+def test_repetition_is_seq_rep(token_ids, n, expected):
+    assert repeated(token_ids, n) == pytest.approx(expected)
+
+
+def test_repetition_counts_the_ngrams_that_occurred_before():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        ids = generator.integers(3, size=generator.integers(1, 40)).tolist()
+        ngrams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
+        before = sum(ngram in ngrams[:i] for i, ngram in enumerate(ngrams))
+        assert repeated(ids) == pytest.approx(before / max(len(ngrams), 1))
+
+
+def test_what_is_not_known_is_null():
+    entry = behaviour_entry(behaviour(max_new_tokens=None), None, ["x", "y"], RESAMPLING)
+    assert entry["share_cut"] is None and entry["win_rate"] is None
+    assert entry["at_matched_length"] == {"x": None, "y": None}
+    assert changes(behaviour(max_new_tokens=None), behaviour(), RESAMPLING)["share_cut"] is None
+    nothing = behaviour_entry(None, behaviour(), ["x"], RESAMPLING)
+    assert nothing["tokens"] is None and nothing["length_correlation"] == {"x": None}
+    assert nothing.keys() == entry.keys()
+    assert changes(None, behaviour(), RESAMPLING) is changes(behaviour(), None, RESAMPLING) is None
+
+
+def test_a_point_is_compared_with_the_completions_of_the_same_prompts_only():
+    fewer = behaviour(TEXTS[:2], IDS[:2], SCORES[:2])
+    for compare in (
+        lambda: behaviour_entry(fewer, behaviour(), ["x", "y"], RESAMPLING),
+        lambda: changes(fewer, behaviour(), RESAMPLING),
+    ):
+        with pytest.raises(ValueError, match=r"shape \(2, 2, 2\), and those of the SFT model \(3, 2, 2\)"):
+            compare()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"texts": [["a", "b"], ["c"], ["d", "e"]]}, r"prompts have \[1, 2\] completions each"),
+        ({"token_ids": [[[1]], [[1]], [[1]]]}, r"prompts have \[1, 2\] completions each"),
+        ({"texts": []}, r"prompts have \[2\] completions each"),
+        ({"scores": SCORES[:2]}, r"scores have shape \(2, 2, 2\)"),
+        ({"scores": SCORES * np.nan}, "expected finite ones"),
+    ],
+)
+def test_completions_that_do_not_fit_together_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        behaviour(**given)
