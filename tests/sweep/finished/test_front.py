@@ -44,7 +44,8 @@ def test_every_point_says_what_its_completions_are_like(sweep):
         sweep,
         "SELECT o.id, avg(trim(c.text, char(9, 10, 32)) = ''), avg(c.tokens), "
         f"avg(c.tokens = 8 AND json_extract(c.token_ids, '$[7]') != {EOS}) "
-        "FROM points o JOIN completions c ON c.spec = o.spec JOIN prompts p ON p.id = c.prompt AND p.split = o.split WHERE o.split = 'test' GROUP BY o.id",
+        "FROM points o JOIN completions c ON c.spec = o.spec JOIN prompts p ON p.id = c.prompt AND p.split = o.split "
+        "WHERE o.split = 'test' GROUP BY o.id",
     )
     front, by_hand = strict_json(sweep / "front.json"), {row[0]: row[1:] for row in rows}
     for point in front["points"]:
