@@ -74,6 +74,8 @@ MEAN = {"mean": 1.0, "low": 0.0, "high": 2.0}
         (3, float, []),  # JSON of a float without a fraction
         ("auto", float | Literal["auto"], []),
         (True, int, [("wrong", "x")]),
+        (True, bool | None, []),
+        (1, bool, [("wrong", "x")]),
         (1.5, int, [("wrong", "x")]),
         (None, schema.Mean, [("wrong", "x")]),
         ("often", float | Literal["auto"], [("wrong", "x")]),

@@ -8,8 +8,9 @@ import pytest
 from rlhf_lines import cli
 from rlhf_lines.pareto.schema import faults, read_front
 from rlhf_lines.sweep.store import Store
-from tests.sweep.of_a_run import strict_json
+from tests.sweep.of_a_run import read, strict_json
 from tests.sweep.small_run import write_run
+from tests.tiny import EOS
 
 
 def test_the_file_has_the_keys_of_the_schema_and_no_other(sweep):
@@ -119,8 +120,8 @@ def test_log_ratios_of_completions_that_are_no_samples_of_the_policy_are_not_cal
     front, plain = (strict_json(folder / "front.json") for folder in (other, run))
     assert list(faults(front)) == []
     for point, old in zip(front["points"], plain["points"], strict=True):
-        assert point["kl"] is None and point["metrics"] == {"log_ratio": old["kl"]}
-        assert old["kl"] is not None and old["metrics"] == {}
+        assert point["kl"] is None and point["metrics"]["log_ratio"] == old["kl"]
+        assert old["kl"] is not None and "log_ratio" not in old["metrics"]
     assert [entry["equal_kl_difference"] for entry in front["comparisons"]] == [None]
     assert [entry["equal_kl_difference"] is None for entry in plain["comparisons"]] == [False]
 
@@ -144,3 +145,26 @@ def test_anchors_of_a_run_are_its_sft_model_and_its_single_policies(run):
     assert len(means) == 3 and (high > low).all()
     np.testing.assert_allclose(front["ideal_point"], high, rtol=1e-12)
     np.testing.assert_allclose(front["reference_point"], low - 0.1 * (high - low), rtol=1e-12)
+
+
+def test_a_sweep_keeps_what_its_policies_look_like_and_what_ends_a_completion(sweep):
+    front = strict_json(sweep / "front.json")
+    with Store(sweep, reading=True) as store:
+        assert store.recall("audit") == front["audit"] and store.recall("end_tokens") == [EOS]
+    assert [policy["name"] for policy in front["audit"]["policies"]] == front["policies"]
+    assert all(0 < policy["relative_norm"] < 10 for policy in front["audit"]["policies"])
+
+
+def test_every_point_says_what_its_completions_are_like(sweep):
+    rows = read(
+        sweep,
+        "SELECT o.id, avg(trim(c.text, char(9, 10, 32)) = ''), avg(c.tokens), "
+        f"avg(c.tokens = 8 AND json_extract(c.token_ids, '$[7]') != {EOS}) "
+        "FROM points o JOIN completions c ON c.spec = o.spec JOIN prompts p ON p.id = c.prompt AND p.split = o.split "
+        "WHERE o.split = 'test' GROUP BY o.id",
+    )
+    front, by_hand = strict_json(sweep / "front.json"), {row[0]: row[1:] for row in rows}
+    for point in front["points"]:
+        found = [point["metrics"][name]["mean"] for name in ("share_empty", "tokens", "share_cut")]
+        assert found == pytest.approx(by_hand[point["id"]])
+        assert point["changes"].keys() == {"tokens", "share_empty", "share_cut", "repetition", "distinct"}
