@@ -93,7 +93,7 @@ def _of_machine(error: Exception) -> str:
 def _say(*texts: object) -> None:
     """Print; a reader who has closed the pipe, as `head` does, has seen enough."""
     try:
-        print(*texts, sep="\n", flush=True)
+        print(*(redact(str(text)) for text in texts), sep="\n", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
 
