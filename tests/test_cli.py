@@ -305,6 +305,9 @@ def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):
     assert cli.main(["merge", *merge_flags()]) == 130
     assert capsys.readouterr().err.startswith("rlhf-lines merge: interrupted")
     assert everything(folder) == before
+    monkeypatch.setattr(cli, "guard", interrupt)  # before the verb has begun
+    assert cli.main(["merge", *merge_flags()]) == 130
+    assert capsys.readouterr().err.startswith("rlhf-lines merge: interrupted")
 
 
 # --- help ---
