@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Read when torch is first imported. Threads that wait for each other then sleep instead of spinning: with another
     # program on the cores, spinning makes training several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    guard(arguments)
     try:
+        guard(arguments)
         _run(arguments)
     except KeyboardInterrupt:
         left = "the scores so far are kept" if arguments[0] == "score" else "nothing was left under a final name"
@@ -94,7 +94,7 @@ def _of_machine(error: Exception) -> str:
 def _say(*texts: object) -> None:
     """Print; a reader who has closed the pipe, as `head` does, has seen enough."""
     try:
-        print(*texts, sep="\n", flush=True)
+        print(*(redact(str(text)) for text in texts), sep="\n", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
 

@@ -25,6 +25,7 @@ class Bar(tqdm):
 
     def __init__(self, *, total: float | None, late: bool = False, **settings) -> None:
         self._numbers, self._doing, self._beaten = "", "", 0.0
+        self._said: float | None = None  # how many units the last line of the log told
         self.in_log = not sys.stderr.isatty()
         if self.in_log:
             line = _LINE_WITHOUT_TOTAL if total is None else _LINE
@@ -41,6 +42,7 @@ class Bar(tqdm):
         if msg != "":  # which clears a bar; a log keeps what it has
             self.fp.write(f"{msg or self}\n")
             self.fp.flush()
+            self._said = self.n
         return None
 
     def update(self, n: float | None = 1) -> bool | None:
@@ -53,9 +55,15 @@ class Bar(tqdm):
         """Leave the last state."""
         if self in _open:
             _open.remove(self)
-            if self.in_log and self.last_print_t >= self.start_t + self.delay and self.n != self.last_print_n:
+            if self.in_log and self._said is not None and self.n != self._said:
                 self.display()
         super().close()
+
+    def begin(self, description: str, total: float) -> None:
+        """Say what is done from now on, and how many units there are by now; in a log by a line, if that is news."""
+        if (self.desc, self.total) != (description, total):
+            self.desc, self.total = description, total
+            self.refresh()
 
     def numbers(self, values: Mapping[str, str]) -> None:
         """Show some values beside the bar from now on."""

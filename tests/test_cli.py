@@ -261,6 +261,12 @@ def test_letters_that_a_terminal_has_not_are_written_in_ascii(tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Gr\\xf6\\xdfe/accelerate/fsdp.yaml\n")
 
 
+def test_what_is_printed_hides_a_password(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["configs", "https:/me:hunter2-is-no-word@host"]) == 0
+    assert capsys.readouterr().out.startswith("https:/***@host/accelerate/fsdp.yaml\n")
+
+
 def test_flags_may_have_dashes_and_numbers_exponents(folder, capsys):
     words = ["pick", "./no", "--preference", "-1e-3", "1", "--max-kl", "x"]
     assert "--max-kl: invalid float value: 'x'" in refused(capsys, folder, words)
@@ -309,6 +315,9 @@ def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):
     assert cli.main(["merge", *merge_flags()]) == 130
     assert capsys.readouterr().err.startswith("rlhf-lines merge: interrupted")
     assert everything(folder) == before
+    monkeypatch.setattr(cli, "guard", interrupt)  # before the verb has begun
+    assert cli.main(["merge", *merge_flags()]) == 130
+    assert capsys.readouterr().err.startswith("rlhf-lines merge: interrupted")
 
 
 # --- help ---

@@ -11,7 +11,6 @@ from rlhf_lines import data
 from rlhf_lines.data import files, sources
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.progress import Bar
 from rlhf_lines.sweep.engines.protocol import mixable
 from rlhf_lines.sweep.store import Store, StoredPoint
 
@@ -66,6 +65,8 @@ def measure_forgetting(
     nll: Callable[[Sequence[MergeSpec], Sequence[Sequence[int]]], list[float]],
     points: Sequence[StoredPoint],
     texts: Sequence[ForgettingText],
+    *,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Store -log p of every text under every spec of the points, in nats: of all its tokens but the first.
 
@@ -76,6 +77,7 @@ def measure_forgetting(
         nll: as `Engine.nll`.
         points: whose specs are measured.
         texts: outside the task.
+        advance: told how many more a spec has read.
 
     Raises:
         ValueError: the store has other texts.
@@ -91,13 +93,11 @@ def measure_forgetting(
         for spec_id in together
         if (spec_id, text_id) not in finished
     ]
-    total = len(specs) * len(texts)
-    with Bar(total=total, initial=total - len(missing), desc="sweep, control texts", unit="texts") as bar:
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            values = nll([specs[spec_id] for spec_id, _, _ in chunk], [text.token_ids for _, _, text in chunk])
-            store.add_nll((spec, text, value) for (spec, text, _), value in zip(chunk, values, strict=True))
-            bar.update(len(chunk))
+    for start in range(0, len(missing), CHUNK):
+        chunk = missing[start : start + CHUNK]
+        values = nll([specs[spec_id] for spec_id, _, _ in chunk], [text.token_ids for _, _, text in chunk])
+        store.add_nll((spec, text, value) for (spec, text, _), value in zip(chunk, values, strict=True))
+        advance(len(chunk))
 
 
 def _add_texts(store: Store, texts: Sequence[ForgettingText]) -> list[int]:

@@ -110,7 +110,7 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
     settings = without_secrets({key: value for key, value in config.given.items() if key not in CHANGEABLE})
     return {
         **settings,
-        "dataset_name": data_config.dataset_name,
+        "dataset_name": without_secrets(data_config.dataset_name),
         "reward_names": inputs.rewards,
         "objectives": inputs.objectives,
         "reference_point": config.reference_point or None,

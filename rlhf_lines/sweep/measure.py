@@ -9,10 +9,10 @@ from reward_models import RewardModel
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.progress import Bar
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.sweep.engines.protocol import Engine, Request, mixable
+from rlhf_lines.sweep.progress import Progress
 from rlhf_lines.sweep.store import Row, Store, StoredPoint
 
 
@@ -85,15 +85,18 @@ class Measurement:
         store: where completions and scores go.
         worker: what this process does, as the others do.
         processes: who shares the work.
+        progress: is told of every completion.
         samples_per_prompt: completions per prompt and spec.
     """
 
-    def __init__(self, store: Store, worker: Worker, processes: Processes, samples_per_prompt: int) -> None:
-        self.store, self._worker, self._processes = store, worker, processes
+    def __init__(
+        self, store: Store, worker: Worker, processes: Processes, progress: Progress, samples_per_prompt: int
+    ) -> None:
+        self.store, self._worker, self._processes, self.progress = store, worker, processes, progress
         self._samples = range(samples_per_prompt)
 
     def measure(
-        self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, Asked]
+        self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, Asked], *, phase: str
     ) -> list[StoredPoint]:
         """Sample and score every spec of every group on the prompts, and return their points.
 
@@ -101,16 +104,16 @@ class Measurement:
             split: what the prompts are of.
             groups: the specs by the name of their group.
             prompts: from what the policy reads to what reward models may be shown.
+            phase: see `Progress.enter`.
         """
         points = [point for group, specs in groups.items() for point in self.store.add_points(split, group, specs)]
         specs = {point.spec_id: point.spec for point in points}  # two groups may share a spec
         tasks = self._missing(split, specs, prompts)
-        total = len(specs) * len(prompts) * len(self._samples)
-        with Bar(total=total, initial=total - len(tasks), desc=f"sweep, {split} prompts", unit="completions") as bar:
-            for batches in self._rounds(tasks):
-                for rows in self._processes.map(self._worker, batches):
-                    self.store.add(rows)
-                    bar.update(len(rows))
+        self.progress.enter(phase, len(specs))
+        for batches in self._rounds(tasks):
+            for rows in self._processes.map(self._worker, batches):
+                self.store.add(rows)
+                self.progress.update(len(rows))
         return points
 
     def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:

@@ -15,6 +15,7 @@ from rlhf_lines.pareto.surrogate import fit_surrogate, predicted_front, surrogat
 from rlhf_lines.sweep.groups import Weights
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement
+from rlhf_lines.sweep.progress import PREDICTED
 from rlhf_lines.sweep.store import StoredPoint
 
 
@@ -55,7 +56,7 @@ def measure_predicted(
         found = [tuple(row) for row in predicted_front(fit, count, fitted)]
         predicted[name] = [make(row) for row in found]
         asked |= {(name, make(row)): row for row in found}
-    new = measurement.measure("test", predicted, inputs.prompts["test"])
+    new = measurement.measure("test", predicted, inputs.prompts["test"], phase=PREDICTED)
     reports: dict[str, SurrogateEntry] = {}
     for name, (fit, sampled) in fits.items():
         of_group = [point for point in new if point.group == name]

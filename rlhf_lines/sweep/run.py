@@ -29,6 +29,7 @@ from rlhf_lines.sweep.inputs import Inputs, facts, fingerprints, read_inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.predicted import measure_predicted
+from rlhf_lines.sweep.progress import CONTROL, TEST, Progress
 from rlhf_lines.sweep.scaling import choose_scaling
 from rlhf_lines.sweep.store import Store, has_begun
 
@@ -84,8 +85,9 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                 with Store(folder) as store:
                     store.remember(**kept)
                     store.replace(**_told_of_models(read))
-                    measurement = Measurement(store, worker, processes, config.samples_per_prompt)
-                    found = _measure(config, read, specs, measurement)
+                    with Progress.of(config, read, specs, store) as progress:
+                        measurement = Measurement(store, worker, processes, progress, config.samples_per_prompt)
+                        found = _measure(config, read, specs, measurement)
                     store.finish()
                 trace_front(folder)
                 write_record(folder, "sweep", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
@@ -146,14 +148,17 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     chosen, validation = choose_scaling(config, inputs, specs, measurement)
     makers = specs.makers(chosen)
     of_weights = {name: [make(weights) for weights in specs.weights] for name, make in makers.items()}
-    points, surrogate = measurement.measure("test", specs.fixed() | of_weights, inputs.prompts["test"]), None
+    groups = specs.fixed() | of_weights
+    points, surrogate = measurement.measure("test", groups, inputs.prompts["test"], phase=TEST), None
     if config.sampler == "map":
         surrogate, predicted = measure_predicted(
             inputs, makers, measurement, points, specs.weights, count=config.map_points
         )
         points += predicted
     if inputs.forgetting:
-        measure_forgetting(store, measurement.nll, points, inputs.forgetting)
+        progress = measurement.progress
+        progress.enter(CONTROL)
+        measure_forgetting(store, measurement.nll, points, inputs.forgetting, advance=progress.update)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     gains = _gains(measured_points(store, "test"), config.policies, inputs.objectives, seed=config.seed)
     return {**chosen._asdict(), "validation": validation, "gains": gains}

@@ -11,6 +11,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.groups import LINES, Specs, scaled, simplex
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement
+from rlhf_lines.sweep.progress import VALIDATION
 
 
 def choose_scaling(
@@ -28,7 +29,7 @@ def choose_scaling(
         f"{LINES} {' '.join(map(str, scaling))}": [specs.resolve(scaled(scaling)(row)) for row in weights]
         for scaling in candidates
     }
-    points = measurement.measure("validation", groups, prompts)
+    points = measurement.measure("validation", groups, prompts, phase=VALIDATION)
     scores = np.stack([measurement.store.scores(point.spec_id, "validation", inputs.objectives) for point in points])
     means, resampled = scores.mean(axis=1), bootstrap_means(scores, seed=config.seed)
     reference = reference_point(means)

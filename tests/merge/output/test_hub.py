@@ -17,8 +17,10 @@ from rlhf_lines import cli
 class Hub(BaseHTTPRequestHandler):
     """The five answers that an upload needs; what it got is in `server.got`."""
 
+    TOKEN = "hf_right"
+
     def do_GET(self) -> None:
-        known = self.headers.get("authorization") == "Bearer hf_right"
+        known = self.headers.get("authorization") == f"Bearer {self.TOKEN}"
         self._answer({"name": "me", "type": "user"} if known else {"error": "Invalid token"}, 200 if known else 401)
 
     def do_POST(self) -> None:
@@ -93,11 +95,15 @@ def assert_is_public_copy(files: dict[str, bytes], folder: Path) -> None:
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "sft"
 
 
-def test_the_finished_folder_is_uploaded(hub, flags):
+def test_the_finished_folder_is_uploaded(hub, flags, capfd, caplog, monkeypatch):
+    monkeypatch.setattr(Hub, "TOKEN", token := "swordfish-is-no-word")
+    monkeypatch.setenv("HF_TOKEN", token)
     assert cli.main([*flags, "--hub_private_repo", "true"]) == 0
     assert (hub.got["repo"]["name"], hub.got["repo"]["visibility"]) == ("merged", "private")
     assert_is_public_copy(hub.got["files"], Path("out"))
     assert hub.got["header"]["library_name"] == "peft"
+    assert not [path for path in Path("out").iterdir() if token.encode() in path.read_bytes()]
+    assert token not in "".join(capfd.readouterr()) + caplog.text + json.dumps(hub.got["repo"])
 
 
 def test_a_failed_upload_leaves_the_folder_and_names_the_way_back(hub, flags, capsys):

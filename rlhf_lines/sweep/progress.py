@@ -1,0 +1,86 @@
+"""One bar over a whole sweep: how much is done of all phases, and an estimate of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rlhf_lines.progress import Bar
+from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.groups import Specs, simplex
+from rlhf_lines.sweep.inputs import Inputs
+from rlhf_lines.sweep.store import Store
+
+
+VALIDATION, TEST, PREDICTED, CONTROL = "validation prompts", "test prompts", "predicted weights", "control texts"
+
+
+class Progress:
+    """The bar, a context manager. Its unit is a completion, or a text outside the task that a spec reads.
+
+        total = validation specs x validation prompts x samples + test specs x (test prompts x samples + texts)
+
+    Each spec counts once, also where groups share it. Before a phase begins, its specs are not known: its points are
+    counted then, which are as many or more, and `enter` corrects the total.
+
+    Args:
+        specs: how many specs are expected in the phases `VALIDATION`, `TEST` and `PREDICTED`; those that are absent
+            have none.
+        units: how many units a spec has in each phase.
+        done: how many units a stopped run has left.
+    """
+
+    def __init__(self, specs: Mapping[str, int], units: Mapping[str, int], done: int) -> None:
+        self._specs, self._units = dict(specs), units
+        unit = "completions and texts" if units.get(CONTROL) else "completions"
+        first = next(phase for phase in (VALIDATION, TEST) if phase in specs)
+        self._bar = Bar(total=self.total, initial=done, desc=_described(first), unit=unit)
+
+    @classmethod
+    def of(cls, config: SweepConfig, inputs: Inputs, specs: Specs, store: Store) -> Progress:
+        """The progress of a sweep, as much of it done as its store holds."""
+        makers = specs.makers(config.candidates[0])  # as many for each candidate
+        expected = {TEST: sum(map(len, specs.fixed().values())) + len(makers) * len(specs.weights)}
+        if "validation" in inputs.prompts:
+            weights = simplex(len(config.policies), config.validation_weights)
+            expected[VALIDATION] = len(config.candidates) * len(weights)
+        if config.sampler == "map":
+            expected[PREDICTED] = len(makers) * config.map_points
+        of_split = {split: len(prompts) * config.samples_per_prompt for split, prompts in inputs.prompts.items()}
+        units = {
+            VALIDATION: of_split.get("validation", 0),
+            TEST: of_split["test"],
+            PREDICTED: of_split["test"],
+            CONTROL: len(inputs.forgetting),
+        }
+        return cls(expected, units, len(store.finished()) + len(store.finished_forgetting()))
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    @property
+    def total(self) -> int:
+        """All units of the run, as far as they are known."""
+        counts = {**self._specs, CONTROL: self._specs[TEST] + self._specs.get(PREDICTED, 0)}
+        return sum(count * self._units[phase] for phase, count in counts.items())
+
+    def enter(self, phase: str, specs: int | None = None) -> None:
+        """Begin a phase: say which it is, and correct the total.
+
+        Args:
+            phase: `VALIDATION`, `TEST`, `PREDICTED` or `CONTROL`.
+            specs: how many specs are measured in it; left out of `CONTROL`, which has those of `TEST` and `PREDICTED`.
+        """
+        if specs is not None:
+            self._specs[phase] = specs
+        self._bar.begin(_described(phase), self.total)
+
+    def update(self, count: int) -> None:
+        """Count units that are done."""
+        self._bar.update(count)
+
+
+def _described(phase: str) -> str:
+    return f"sweep, {phase}"
