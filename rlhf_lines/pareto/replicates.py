@@ -1,0 +1,166 @@
+"""The mean over runs, and how sure we are of it: other runs, and other prompts, would give another one.
+
+A run is one draw of all that training leaves to chance. Its difference of two groups is D_i = d_i + e_i: d_i what its
+policies are worth, e_i what the test prompts add, which the runs share as far as they share prompts.
+
+Letters: S runs, R resamples of the prompts, P prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlhf_lines.pareto.bootstrap import CONFIDENCE, bootstrap_counts
+from rlhf_lines.pareto.student import t_quantile
+
+
+LEAST_P = 1e-9
+HALVINGS = 40  # of the logarithm of a p-value: to 1e-11 of it
+
+
+class Part(NamedTuple):
+    """A part of the variance of a mean, with the degrees of freedom that it is estimated by."""
+
+    variance: float
+    degrees: int
+
+
+class RunsMean(NamedTuple):
+    """A mean over runs, and the parts of its variance.
+
+    Attributes:
+        value: the mean, or the difference of two means.
+        runs: of other runs, a part for each mean; none where a single run stands for itself.
+        prompts: of other prompts.
+    """
+
+    value: float
+    runs: tuple[Part, ...]
+    prompts: Part
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """The ends `value -+ sqrt(sum_j t_j^2 v_j)`, t_j the quantile of Student's t with the part's degrees."""
+        reach = self._reach((1.0 - confidence) / 2.0)
+        return self.value - reach, self.value + reach
+
+    def p_value(self) -> float:
+        """The two-sided p-value of 0: one minus the confidence of the interval that ends at 0; at least `LEAST_P`."""
+        low, high = LEAST_P, 1.0
+        if abs(self.value) >= self._reach(low / 2.0):
+            return low if self.value else 1.0
+        for _ in range(HALVINGS):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self._reach(middle / 2.0) > abs(self.value) else (low, middle)
+        return high
+
+    def _reach(self, tail: float) -> float:
+        parts = [part for part in (*self.runs, self.prompts) if part.variance > 0.0]
+        return math.sqrt(sum(t_quantile(tail, part.degrees) ** 2 * part.variance for part in parts))
+
+
+def shared_counts(prompts: Sequence[Sequence[str]], resamples: int, seed: int) -> list[NDArray[np.float64]]:
+    """How often each prompt of each run occurs in each resample, `[R, P_i]` for every run.
+
+    A prompt is drawn as often in every run that has it. Prompts are drawn among those that the same runs have, so that
+    the number of prompts of a run stays what it is: with the same prompts everywhere this is `bootstrap_counts`, with
+    none shared it is a bootstrap of its own for every run.
+
+    Args:
+        prompts: the prompts of each run, each once.
+        resamples: R.
+        seed: seed of the resampled prompts.
+    """
+    owners: dict[str, list[int]] = {}
+    for run, texts in enumerate(prompts):
+        for text in texts:
+            owners.setdefault(text, []).append(run)
+    strata: dict[tuple[int, ...], list[str]] = {}
+    for text, runs in owners.items():
+        strata.setdefault(tuple(runs), []).append(text)
+    counts = [np.empty((resamples, len(texts))) for texts in prompts]
+    places = [{text: i for i, text in enumerate(texts)} for texts in prompts]
+    for number, (runs, texts) in enumerate(strata.items()):
+        drawn = bootstrap_counts(len(texts), resamples, seed + number)
+        for run in runs:
+            counts[run][:, [places[run][text] for text in texts]] = drawn
+    return counts
+
+
+def mean_over_runs(
+    values: ArrayLike,
+    samples: ArrayLike,
+    *,
+    prompts: int,
+    against: tuple[ArrayLike, ArrayLike] | None = None,
+) -> RunsMean:
+    """The mean of a number over runs, and how far it would move with other runs and other prompts of the same kind.
+
+    Runs and prompts are crossed: every run meets the same prompts, so the mean over more and more runs keeps the noise
+    of the prompts. Its variance is
+
+        s^2 / S + c
+
+    with s^2 the variance of the runs' values, which holds the spread of d and each run's own part of e, and c the
+    covariance of e between runs, from the resampled prompts: the variance of their mean over runs less 1/S of their
+    variance between runs, and no less than 0. The first part has S - 1 degrees of freedom, the second P - 1, and the
+    interval adds up the squares of what each alone would reach. A bootstrap that also draws runs is too narrow for few
+    of them, and Satterthwaite's single number of degrees of freedom too optimistic (`benchmarks/runs_coverage.py`).
+
+    With `against` it is the difference of the means of two sets of runs, whose parts add up. One run on each side has no
+    first part: the interval is that of other prompts for these very policies.
+
+    Args:
+        values: `[S]`, the number in each run.
+        samples: `[S, R]`, the number under resampled prompts (`shared_counts`).
+        prompts: P, of the run with the fewest.
+        against: values `[S']` and samples `[S', R]` of the runs to subtract.
+
+    Source: Obuchowski and Rockette, Communications in Statistics - Simulation and Computation 24 (1995), 285-308 (the
+    variance; readers and cases there, runs and prompts here); Howe, Journal of the American Statistical Association 69
+    (1974), 789-794 (the interval of a sum).
+
+    Raises:
+        ValueError: a side has no runs, one side has a single run and the other has several, or there is a single run
+            and nothing to subtract.
+    """
+    sides = [(1.0, values, samples), *([] if against is None else [(-1.0, *against)])]
+    sides = [(sign, np.asarray(v, np.float64), np.asarray(s, np.float64)) for sign, v, s in sides]
+    sizes = [len(v) for _, v, _ in sides]
+    if min(sizes) < 1 or (1 in sizes and sizes != [1, 1]):
+        raise ValueError(
+            f"got {' and '.join(map(str, sizes))} runs; expected at least two, or one on each side: the spread over "
+            "runs is not known from a single one"
+        )
+    value = sum(sign * v.mean() for sign, v, _ in sides)
+    unbiased = prompts / (prompts - 1) if prompts > 1 else 1.0  # a bootstrap has 1 - 1/P of the variance
+    of_prompts = unbiased * np.var(sum(sign * s.mean(axis=0) for sign, _, s in sides))
+    parts = []
+    if max(sizes) > 1:
+        for _, v, s in sides:
+            noise = s - s.mean(axis=1, keepdims=True)
+            of_prompts -= unbiased * noise.var(axis=0, ddof=1).mean() / len(v)
+            parts.append(Part(float(v.var(ddof=1)) / len(v), len(v) - 1))
+    return RunsMean(float(value), tuple(parts), Part(max(0.0, float(of_prompts)), max(1, prompts - 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for their number, in their order.
+
+    The smallest times n, the next times n - 1, ..., each at least what came before it and at most 1.
+
+    >>> holm([0.01, 0.5, 0.03])
+    [0.03, 0.5, 0.06]
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
