@@ -93,7 +93,7 @@ def differences(case: Case, found: np.ndarray, seed: int) -> tuple[np.ndarray, n
 
 
 def areas(means: np.ndarray) -> np.ndarray:
-    """The hypervolumes of points `[R, points, 2]` that all exceed the reference point, strip by strip from the right."""
+    """The hypervolumes of points `[R, points, 2]` above the reference point, strip by strip from the right."""
     ordered = np.take_along_axis(means, np.argsort(-means[..., :1], axis=1), axis=1)
     heights = np.maximum.accumulate(ordered[..., 1], axis=1) - REFERENCE[1]
     rights = ordered[..., 0]

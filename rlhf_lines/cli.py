@@ -34,6 +34,7 @@ VERBS = {
     "front": "the front of a finished sweep, computed again from its run store",
     "pick": "the best point of a front for a preference, with the command that merges it",
     "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
+    "compare": "finished sweeps beside each other: the same over training seeds, or two recipes",
     "score": "scores of further reward models for the completions of a finished sweep",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
     "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
@@ -167,6 +168,23 @@ def _parser() -> argparse.ArgumentParser:
     pick.add_argument("--min", nargs="+", metavar="NAME=SCORE", help="lowest mean score of some rewards")
     pick.add_argument("--maximize", metavar="NAME", help="the reward that is to be highest then")
 
+    compare = add(
+        "compare",
+        _compare,
+        usage="rlhf-lines compare RUN_DIR RUN_DIR ... [--against RUN_DIR ...] [--output_dir DIR]",
+        description=f"{VERBS['compare']}. The first runs are replicates: every difference between groups, and its mean "
+        "over runs. With --against, each group of theirs less the same group of the other recipe's.",
+    )
+    compare.add_argument(
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="folders of finished sweeps, one per training seed"
+    )
+    compare.add_argument("--against", metavar="RUN_DIR", nargs="+", default=[], help="those of another recipe")
+    compare.add_argument("--output_dir", default="comparison", help="folder to make (default: %(default)s)")
+    compare.add_argument(
+        "--reference_point", type=float, nargs="+", metavar="SCORE", help="of the hypervolume (default: from the runs)"
+    )
+    compare.add_argument("--overwrite", action="store_true", help="replace the folder")
+
     score = add("score", _score, parents=[a_run])
     score.add_argument("--rewards", nargs="+", required=True, help="reward models, as in the config of a sweep")
     score.add_argument("--batch_size", type=int, default=32, help="texts in one forward pass (default: %(default)s)")
@@ -264,6 +282,20 @@ def _report(options: argparse.Namespace) -> None:
 
     path = write_report(options.run_dir)
     _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from rlhf_lines.pareto.comparison_table import comparison_table
+    from rlhf_lines.sweep.finished.compare import PAGE, compare
+
+    comparison = compare(
+        options.run_dirs,
+        options.against,
+        output_dir=options.output_dir,
+        reference_point=options.reference_point,
+        overwrite=options.overwrite,
+    )
+    _say(comparison_table(comparison), "", f"wrote {Path(options.output_dir) / PAGE}")
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -69,7 +69,8 @@ class RunsComparison(TypedDict):
     # What the adjusted p-values at the file's confidence say of a: better or worse where all measures agree, undecided
     # where none differs, else mixed.
     verdict: Literal["better", "worse", "mixed", "undecided"]
-    attainment_difference: list[list[float]] | None  # see `attainment_difference`; null unless rewards are two
+    # Rectangles, see `pareto.runs.attainment_difference`; null unless rewards are two and both sides have as many runs.
+    attainment_difference: list[list[float]] | None
 
 
 class Attainment(TypedDict):

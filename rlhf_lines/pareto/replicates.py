@@ -27,7 +27,7 @@ class Part(NamedTuple):
     """A part of the variance of a mean, with the degrees of freedom that it is estimated by."""
 
     variance: float
-    degrees: int
+    degrees: float
 
 
 class RunsMean(NamedTuple):
@@ -35,16 +35,16 @@ class RunsMean(NamedTuple):
 
     Attributes:
         value: the mean, or the difference of two means.
-        runs: of other runs, a part for each mean; none where a single run stands for itself.
+        runs: of other runs; None where single runs stand for themselves.
         prompts: of other prompts.
     """
 
     value: float
-    runs: tuple[Part, ...]
+    runs: Part | None
     prompts: Part
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """The ends `value -+ sqrt(sum_j t_j^2 v_j)`, t_j the quantile of Student's t with the part's degrees."""
+        """The ends `value -+ sqrt(sum_j t_j^2 v_j)` over both parts, t_j Student's quantile by the part's degrees."""
         reach = self._reach((1.0 - confidence) / 2.0)
         return self.value - reach, self.value + reach
 
@@ -59,7 +59,7 @@ class RunsMean(NamedTuple):
         return high
 
     def _reach(self, tail: float) -> float:
-        parts = [part for part in (*self.runs, self.prompts) if part.variance > 0.0]
+        parts = [part for part in (self.runs, self.prompts) if part is not None and part.variance > 0.0]
         return math.sqrt(sum(t_quantile(tail, part.degrees) ** 2 * part.variance for part in parts))
 
 
@@ -111,8 +111,8 @@ def mean_over_runs(
     interval adds up the squares of what each alone would reach. A bootstrap that also draws runs is too narrow for few
     of them, and Satterthwaite's single number of degrees of freedom too optimistic (`benchmarks/runs_coverage.py`).
 
-    With `against` it is the difference of the means of two sets of runs, whose parts add up. One run on each side has no
-    first part: the interval is that of other prompts for these very policies.
+    With `against` it is the difference of the means of two sets of runs. Their first parts add up, with Welch's degrees
+    of freedom. One run on each side has none: the interval is that of other prompts for these very policies.
 
     Args:
         values: `[S]`, the number in each run.
@@ -125,27 +125,38 @@ def mean_over_runs(
     (1974), 789-794 (the interval of a sum).
 
     Raises:
-        ValueError: a side has no runs, one side has a single run and the other has several, or there is a single run
-            and nothing to subtract.
+        ValueError: `check_sizes` does.
     """
     sides = [(1.0, values, samples), *([] if against is None else [(-1.0, *against)])]
     sides = [(sign, np.asarray(v, np.float64), np.asarray(s, np.float64)) for sign, v, s in sides]
     sizes = [len(v) for _, v, _ in sides]
-    if min(sizes) < 1 or (1 in sizes and sizes != [1, 1]):
-        raise ValueError(
-            f"got {' and '.join(map(str, sizes))} runs; expected at least two, or one on each side: the spread over "
-            "runs is not known from a single one"
-        )
+    check_sizes(*sizes)
     value = sum(sign * v.mean() for sign, v, _ in sides)
     unbiased = prompts / (prompts - 1) if prompts > 1 else 1.0  # a bootstrap has 1 - 1/P of the variance
     of_prompts = unbiased * np.var(sum(sign * s.mean(axis=0) for sign, _, s in sides))
-    parts = []
+    of_runs = None
     if max(sizes) > 1:
         for _, v, s in sides:
             noise = s - s.mean(axis=1, keepdims=True)
             of_prompts -= unbiased * noise.var(axis=0, ddof=1).mean() / len(v)
-            parts.append(Part(float(v.var(ddof=1)) / len(v), len(v) - 1))
-    return RunsMean(float(value), tuple(parts), Part(max(0.0, float(of_prompts)), max(1, prompts - 1)))
+        of_runs = _welch([Part(float(v.var(ddof=1)) / len(v), len(v) - 1) for _, v, _ in sides])
+    return RunsMean(float(value), of_runs, Part(max(0.0, float(of_prompts)), max(1, prompts - 1)))
+
+
+def check_sizes(runs: int, against: int | None = None) -> None:
+    """Stop where the spread over runs is not known from so many.
+
+    Raises:
+        ValueError: there is a single run and nothing to subtract, or unlike numbers of which one is below three, for
+            which Welch's interval is too narrow.
+    """
+    if against is None and runs < 2:
+        raise ValueError("got one run: the spread over runs is not known from a single one; give at least two")
+    if against is not None and runs != against and min(runs, against) < 3:
+        raise ValueError(
+            f"got {runs} runs against {against}: give as many on each side, or at least three; one on each side "
+            "compares these very policies"
+        )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -164,3 +175,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         adjusted[i] = largest
     return adjusted
 
+
+def _welch(parts: Sequence[Part]) -> Part:
+    """The sum of parts, with the degrees of freedom of Welch, Biometrika 34 (1947), 28-35."""
+    variance = sum(part.variance for part in parts)
+    if variance <= 0.0:
+        return Part(0.0, 1.0)
+    shares = [(part.variance / variance, part.degrees) for part in parts]  # whose squares are never too small
+    return Part(variance, max(1.0, 1.0 / sum(share**2 / degrees for share, degrees in shares)))

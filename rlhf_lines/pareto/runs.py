@@ -31,8 +31,8 @@ from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_poin
 
 
 ANCHORS_RULE = (
-    "per reward: the lowest mean score of the SFT model and the single policies of all runs, minus 10 % of the range of "
-    "these mean scores"
+    "per reward: the lowest mean score of the SFT model and the single policies of all runs, minus 10 % of the range "
+    "of these mean scores"
 )
 ALL_RULE = "per reward: the lowest mean score of any point of any run, minus 10 % of the range of mean scores"
 GIVEN_RULE = "as given"
@@ -117,7 +117,7 @@ def compare_runs(
         confidence: coverage of all intervals.
 
     Raises:
-        ValueError: the runs have nothing in common that can be compared, or their number does not fit (`mean_over_runs`).
+        ValueError: the runs have nothing in common that can be compared, or their number does not fit.
     """
     groups = [name for name in runs[0].groups() if all(name in run.groups() for run in runs)]
     sides = {side: [i for i, run in enumerate(runs) if run.side == side] for side in SIDES}
@@ -177,7 +177,7 @@ def compare_runs(
             }
             for i, run in enumerate(runs)
         ],
-        "comparisons": _comparisons(names, found, fronts, sides, confidence),
+        "comparisons": _comparisons(names, found, fronts, sides, reference, confidence),
         "attainment": {
             side: {group: attainment_over_runs([fronts[group][i] for i in members]) for group in groups}
             for side, members in sides.items()
@@ -247,9 +247,7 @@ def attainment_difference(a: Sequence[ArrayLike], b: Sequence[ArrayLike], floor:
     return rectangles
 
 
-def _common_points(
-    runs: Sequence[RunScores], given: Sequence[float] | None
-) -> tuple[list[float], str, list[float]]:
+def _common_points(runs: Sequence[RunScores], given: Sequence[float] | None) -> tuple[list[float], str, list[float]]:
     """Reference point, its rule, and ideal point of the anchors of all runs; of all points where a run has none."""
     anchored = all(run.anchors() for run in runs)
     ids = [run.anchors() if anchored else sorted(run.scores) for run in runs]
@@ -276,11 +274,11 @@ def _comparisons(
     found: Sequence[Mapping[str, tuple[list[Measured], RunsMean]]],
     fronts: Mapping[str, Sequence[NDArray[np.float64]]],
     sides: Mapping[str, Sequence[int]],
+    reference: Sequence[float],
     confidence: float,
 ) -> list[RunsComparison]:
     p_values = {m: [entry[m][1].p_value() for entry in found] for m in MEASURES}
     adjusted = {m: holm(values) for m, values in p_values.items()}
-    floor = np.min([front.min(axis=0) for each in fronts.values() for front in each], axis=0)
     comparisons = []
     for k, ((a, b), entry) in enumerate(zip(names, found, strict=True)):
         differences = {
@@ -295,8 +293,8 @@ def _comparisons(
                 "b": b,
                 **{f"{m}_difference": differences[m] for m in MEASURES},
                 "verdict": _verdict([difference["over_runs"] for difference in differences.values()], confidence),
-                "attainment_difference": attainment_difference(of_a, of_b, floor)
-                if len(floor) == 2 and len(of_a) == len(of_b)
+                "attainment_difference": attainment_difference(of_a, of_b, reference)
+                if len(reference) == 2 and len(of_a) == len(of_b)
                 else None,
             }
         )
@@ -317,7 +315,7 @@ def _difference(
         "value": mean.value,
         "low": low,
         "high": high,
-        "error_of_runs": sum(part.variance for part in mean.runs) ** 0.5 if mean.runs else None,
+        "error_of_runs": None if mean.runs is None else mean.runs.variance**0.5,
         "error_of_prompts": mean.prompts.variance**0.5,
         "p_value": p_value,
         "adjusted_p_value": adjusted,
@@ -330,9 +328,7 @@ def _difference(
 
 
 def _verdict(differences: Sequence[OverRuns], confidence: float) -> Any:
-    signs = {
-        0 if d["adjusted_p_value"] >= 1.0 - confidence else (1 if d["value"] > 0 else -1) for d in differences
-    }
+    signs = {0 if d["adjusted_p_value"] >= 1.0 - confidence else (1 if d["value"] > 0 else -1) for d in differences}
     return {(1,): "better", (-1,): "worse", (0,): "undecided"}.get(tuple(signs), "mixed")
 
 
