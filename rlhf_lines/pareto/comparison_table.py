@@ -19,14 +19,15 @@ def comparison_table(comparison: RunsFile) -> str:
     First the differences over all runs, then each difference in every run, or, between two sides, each group of every
     run.
     """
-    return "\n\n".join(["\n".join(heading(comparison)), _over_runs(comparison), _each_run(comparison)])
+    head = "\n".join(map(_wrapped, heading(comparison)))
+    return "\n\n".join([head, _over_runs(comparison), _each_run(comparison)])
 
 
 def heading(comparison: RunsFile) -> list[str]:
-    """What was compared, by which intervals, and the notes, as lines of at most 110 columns."""
+    """What was compared, by which intervals, and the notes, a line each."""
     runs = comparison["runs"]
     sizes = sorted({run["prompts"] for run in runs})
-    prompts = f"{sizes[0]} {comparison['split']} prompts" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} prompts"
+    count = " to ".join(dict.fromkeys(str(size) for size in (sizes[0], sizes[-1])))
     sides = [[run["name"] for run in runs if run["side"] == side] for side in "ab"]
     what = f"{len(runs)} runs: {', '.join(sides[0])}"
     what += f" (a) against {', '.join(sides[1])} (b)" if sides[1] else ""
@@ -34,20 +35,20 @@ def heading(comparison: RunsFile) -> list[str]:
     over = "other runs and other prompts" if len(sides[0]) > 1 else "other prompts, for these policies"
     shared = "the same in all runs, " if comparison["shared_prompts"] == sizes[0] == sizes[-1] else ""
     reference = ", ".join(f"{value:.4g}" for value in comparison["reference_point"])
-    lines = [
+    return [
         what,
-        f"{prompts}, {shared}higher is better; reference point {reference}, {comparison['reference_point_rule']}",
+        f"{count} {comparison['split']} prompts, {shared}higher is better; reference point {reference}, "
+        f"{comparison['reference_point_rule']}",
         f"{percent} intervals for {over}, unadjusted; verdicts are adjusted for the number of comparisons (Holm)",
         *(f"note: {note}" for note in comparison["notes"]),
     ]
-    return [piece for line in lines for piece in _wrapped(line)]
 
 
 def difference_name(entry: RunsComparison) -> str:
     """What people read for a difference."""
     if entry["a"] == entry["b"]:
         return f"{shortened(entry['a'], NAME_WIDTH)}: a - b"
-    return " - ".join(shortened(entry[side], NAME_WIDTH // 2 + 6) for side in ("a", "b"))
+    return " - ".join(shortened(entry[side], NAME_WIDTH // 2) for side in ("a", "b"))
 
 
 def positive_text(entry: RunsComparison, measure: str) -> str:
@@ -79,7 +80,7 @@ def _each_run(comparison: RunsFile) -> str:
         rows = [(group, f"{run['side']} {run['name']}", run) for group in runs[0]["groups"] for run in runs]
         cells = {m: [run["groups"][group][m] for group, _, run in rows] for m in MEASURES}
         head = "group"
-    columns = [[head, *(shortened(row[0], 44) for row in rows)], ["run", *(shortened(row[1], 16) for row in rows)]]
+    columns = [[head, *(shortened(row[0], 44) for row in rows)], ["run", *(shortened(row[1], 24) for row in rows)]]
     for measure in MEASURES:
         digits = decimals(each["value"] for each in cells[measure])
         columns.append([measure.replace("_", " "), *(estimate_text(each, digits) for each in cells[measure])])
@@ -97,5 +98,5 @@ def _aligned(columns: Sequence[Sequence[str]], left: int = 1) -> str:
     )
 
 
-def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [""]
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

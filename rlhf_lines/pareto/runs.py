@@ -238,6 +238,8 @@ def attainment_difference(a: Sequence[ArrayLike], b: Sequence[ArrayLike], floor:
     """
     low = np.asarray(floor, np.float64)
     sets = [np.column_stack([-np.concatenate(side), _owners(side)]) for side in (a, b)]
+    if np.array_equal(*(moocore.eaf(each[:, :2], each[:, 2]) for each in sets)):
+        return []  # moocore stops where there is no rectangle
     found = moocore.eafdiff(*sets, intervals=len(a), rectangles=True)
     rectangles = []
     for *corners, more in found.tolist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -63,14 +64,12 @@ def compare(
     if len(set(names)) < len(names):
         names = list(map(str, folders))
     sides = ["a"] * len(run_dirs) + ["b"] * len(against)
-    sweeps = [_read(*of) for of in zip(folders, names, sides, strict=True)]
+    sweeps: list[Sweep] = []
+    for folder, name, side in zip(folders, names, sides, strict=True):
+        sweeps.append(_read(folder, name, side, sweeps[0].front["rewards"] if sweeps else None))
     first = sweeps[0].front
     _check_alike(sweeps, replicates=not against)
-    if reference_point is not None and len(reference_point) != len(first["rewards"]):
-        raise ValueError(
-            f"reference_point has {len(reference_point)} numbers; expected {len(first['rewards'])}, one for each of "
-            f"{', '.join(first['rewards'])}"
-        )
+    _check_reference(reference_point, first["rewards"])
     comparison = compare_runs(
         [sweep.run for sweep in sweeps],
         rewards=first["rewards"],
@@ -96,14 +95,31 @@ def _check_folders(run_dirs: Sequence[str | Path], against: Sequence[str | Path]
     check_sizes(len(run_dirs), len(against) or None)
     where: dict[Path, str | Path] = {}
     for folder in (*run_dirs, *against):
-        if (other := where.setdefault(Path(folder).resolve(), folder)) is not folder:
-            raise ValueError(f"{other} and {folder} are one folder: give every run once")
+        resolved = Path(folder).resolve()
+        if resolved in where:
+            raise ValueError(f"{where[resolved]} and {folder} are one folder: give every run once")
+        where[resolved] = folder
 
 
-def _read(folder: str | Path, name: str, side: str) -> Sweep:
+def _check_reference(reference_point: Sequence[float] | None, rewards: Sequence[str]) -> None:
+    if reference_point is None:
+        return
+    if len(reference_point) != len(rewards):
+        raise ValueError(
+            f"reference_point has {len(reference_point)} numbers; expected {len(rewards)}, one for each of "
+            f"{', '.join(rewards)}"
+        )
+    for value in reference_point:
+        if not math.isfinite(value):
+            raise ValueError(f"reference_point has {value}; expected finite numbers")
+
+
+def _read(folder: str | Path, name: str, side: str, rewards: Sequence[str] | None) -> Sweep:
+    """A run, with the scores in the order of these rewards, or in its own."""
     with open_finished(folder) as store:
         front = read_front(folder)
-        split, rewards = front["split"], front["rewards"]
+        split, own = front["split"], front["rewards"]
+        rewards = rewards if rewards and sorted(rewards) == sorted(own) else own
         spec_of = {point.id: point.spec_id for point in store.points(split)}
         if not all(point["id"] in spec_of for point in front["points"]):
             raise ValueError(
@@ -128,11 +144,11 @@ def _check_alike(sweeps: Sequence[Sweep], *, replicates: bool) -> None:
     first = sweeps[0]
     for other in sweeps[1:]:
         pair = f"{first.run.folder} and {other.run.folder}"
-        for what, key in (("rewards", "rewards"), ("split", "split")):
+        for key in ("rewards", "split"):
             a, b = first.front[key], other.front[key]
-            if a != b:
+            if sorted(a) != sorted(b):
                 raise ValueError(
-                    f"{pair} have other {what}, {_listed(a)} and {_listed(b)}: runs are compared by the same scores "
+                    f"{pair} have other {key}, {_listed(a)} and {_listed(b)}: runs are compared by the same scores "
                     "on the same split"
                 )
         for reward in first.front["rewards"]:
