@@ -19,10 +19,11 @@ import numpy as np
 from rlhf_lines.pareto.bootstrap import interval
 from rlhf_lines.pareto.measures import hypervolume
 from rlhf_lines.pareto.replicates import mean_over_runs, shared_counts
-from rlhf_lines.pareto.student import t_quantile
+from rlhf_lines.pareto.student import critical_value
 
 
 RUNS = (2, 3, 5, 10)
+SIDES = ((2, 2), (3, 3), (5, 5), (3, 5))
 POINTS = 5
 REFERENCE = (-6.0, -6.0)
 RESAMPLES = 300
@@ -78,18 +79,16 @@ def scores(case: Case, means: np.ndarray, generator: np.random.Generator) -> np.
     return means[:, :, :, None] + difficulty + of_method + of_run + noise
 
 
-def differences(case: Case, found: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The difference of hypervolume of every run, and under resampled prompts."""
+def hypervolumes(case: Case, found: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The hypervolumes of both methods in every run, `[2, runs]`, and under resampled prompts, `[2, runs, R]`."""
     texts = [[f"{0 if case.shared else run} {p}" for p in range(case.prompts)] for run in range(len(found))]
-    counts = shared_counts(texts, RESAMPLES, seed)
     values, samples = [], []
-    for drawn, groups in zip(counts, found, strict=True):
+    for drawn, groups in zip(shared_counts(texts, RESAMPLES, seed), found, strict=True):
         means = [np.tensordot(drawn, group, axes=(1, 1)) / case.prompts for group in groups]
-        a, b = map(areas, means)
-        values.append(hypervolume(groups[0].mean(axis=1), REFERENCE) - hypervolume(groups[1].mean(axis=1), REFERENCE))
-        samples.append(a - b)
-        assert abs(a[0] - hypervolume(means[0][0], REFERENCE)) < 1e-9
-    return np.array(values), np.array(samples)
+        values.append([hypervolume(group.mean(axis=1), REFERENCE) for group in groups])
+        samples.append([areas(each) for each in means])
+        assert abs(samples[-1][0][0] - hypervolume(means[0][0], REFERENCE)) < 1e-9
+    return np.array(values).T, np.array(samples).transpose(1, 0, 2)
 
 
 def areas(means: np.ndarray) -> np.ndarray:
@@ -105,25 +104,46 @@ def intervals(case: Case, values: np.ndarray, samples: np.ndarray, generator: np
     """The ends of each of the three intervals."""
     yield mean_over_runs(values, samples, prompts=case.prompts).interval()
     runs = len(values)
-    reach = t_quantile(0.025, runs - 1) * values.std(ddof=1) / runs**0.5
+    reach = critical_value(0.95, runs - 1) * values.std(ddof=1) / runs**0.5
     yield values.mean() - reach, values.mean() + reach
     drawn = generator.integers(runs, size=(RESAMPLES, runs))
     yield interval(samples[drawn, np.arange(RESAMPLES)[:, None]].mean(axis=1))
 
 
+def true_difference(case: Case, generator: np.random.Generator) -> float:
+    """The mean difference of hypervolume over many runs, LiNeS - soup."""
+    a, b = true_means(case, TRUTHS, generator).transpose(1, 0, 2, 3)
+    return float(np.mean(areas(a) - areas(b)))
+
+
 def coverage(case: Case, simulations: int, seed: int) -> Iterator[tuple[int, list[float], float]]:
     """Yield the number of runs, the share of intervals of each kind that hold the truth, and the width of the first."""
     generator = np.random.default_rng(seed)
-    a, b = true_means(case, TRUTHS, generator).transpose(1, 0, 2, 3)
-    truth = float(np.mean(areas(a) - areas(b)))
+    truth = true_difference(case, generator)
     for runs in RUNS:
         held, width = np.zeros(3), 0.0
         for simulation in range(simulations):
             found = scores(case, true_means(case, runs, generator), generator)
-            ends = list(intervals(case, *differences(case, found, simulation), generator))
+            (a, b), (sample_a, sample_b) = hypervolumes(case, found, simulation)
+            ends = list(intervals(case, a - b, sample_a - sample_b, generator))
             held += [low <= truth <= high for low, high in ends]
             width += (ends[0][1] - ends[0][0]) / simulations
         yield runs, (held / simulations).tolist(), width
+
+
+def coverage_of_sides(case: Case, simulations: int, seed: int) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of runs of two recipes, and the share of intervals that hold LiNeS of some - soup of others."""
+    generator = np.random.default_rng(seed)
+    truth = true_difference(case, generator)
+    for runs, against in SIDES:
+        held = 0
+        for simulation in range(simulations):
+            found = scores(case, true_means(case, runs + against, generator), generator)
+            (a, b), (sample_a, sample_b) = hypervolumes(case, found, simulation)
+            other = (b[runs:], sample_b[runs:])
+            low, high = mean_over_runs(a[:runs], sample_a[:runs], prompts=case.prompts, against=other).interval()
+            held += low <= truth <= high
+        yield f"{runs} against {against}", held / simulations
 
 
 def main() -> None:
@@ -139,6 +159,12 @@ def main() -> None:
             print(f"| {case.name} | {runs} | {cells} | {width:.2f} |", flush=True)
             if not GOAL[0] <= shares[0] <= GOAL[1]:
                 outside.append(f"{case.name}, {runs} runs: {100 * shares[0]:.1f} %")
+    print("\n| simulated | runs | ours |\n|---|---|---|")
+    for case in CASES:
+        for runs, share in coverage_of_sides(case, options.simulations, options.seed):
+            print(f"| {case.name} | {runs} | {100 * share:.1f} |", flush=True)
+            if not GOAL[0] <= share <= GOAL[1]:
+                outside.append(f"{case.name}, {runs}: {100 * share:.1f} %")
     print(f"\n{options.simulations} simulations of each; ours outside 92 to 98 %: {'; '.join(outside) or 'none'}")
 
 

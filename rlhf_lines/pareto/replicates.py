@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, bootstrap_counts
-from rlhf_lines.pareto.student import t_quantile
+from rlhf_lines.pareto.student import critical_value
 
 
 LEAST_P = 1e-9
-HALVINGS = 40  # of the logarithm of a p-value: to 1e-11 of it
+HALVINGS = 30  # of the logarithm of a p-value: to 2e-8 of it
 
 
 class Part(NamedTuple):
@@ -45,22 +45,22 @@ class RunsMean(NamedTuple):
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """The ends `value -+ sqrt(sum_j t_j^2 v_j)` over both parts, t_j Student's quantile by the part's degrees."""
-        reach = self._reach((1.0 - confidence) / 2.0)
+        reach = self._reach(confidence)
         return self.value - reach, self.value + reach
 
     def p_value(self) -> float:
         """The two-sided p-value of 0: one minus the confidence of the interval that ends at 0; at least `LEAST_P`."""
         low, high = LEAST_P, 1.0
-        if abs(self.value) >= self._reach(low / 2.0):
+        if abs(self.value) >= self._reach(1.0 - low):
             return low if self.value else 1.0
         for _ in range(HALVINGS):
             middle = math.sqrt(low * high)
-            low, high = (middle, high) if self._reach(middle / 2.0) > abs(self.value) else (low, middle)
+            low, high = (middle, high) if self._reach(1.0 - middle) > abs(self.value) else (low, middle)
         return high
 
-    def _reach(self, tail: float) -> float:
+    def _reach(self, confidence: float) -> float:
         parts = [part for part in (self.runs, self.prompts) if part is not None and part.variance > 0.0]
-        return math.sqrt(sum(t_quantile(tail, part.degrees) ** 2 * part.variance for part in parts))
+        return math.sqrt(sum(critical_value(confidence, part.degrees) ** 2 * part.variance for part in parts))
 
 
 def shared_counts(prompts: Sequence[Sequence[str]], resamples: int, seed: int) -> list[NDArray[np.float64]]:

@@ -1,9 +1,9 @@
-"""Student's t distribution, of any degrees of freedom from 1 on."""
+"""Student's t distribution, for any degrees of freedom from 1 on, without a table."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,45 +12,45 @@ from numpy.typing import NDArray
 NODES = 100
 
 
-def t_tail(t: float, degrees: float) -> float:
-    """The probability `P(T > t)`.
+def within(t: float, degrees: float) -> float:
+    """`P(|T| <= t)` for T with Student's distribution of `degrees` degrees of freedom v.
 
-    With `t = sqrt(v) tan x` the density is `c cos(x)^(v - 1)` on `|x| < pi/2`, smooth for v >= 1; its integral is taken
-    by Gauss and Legendre's rule.
+    With `t = sqrt(v) tan x` the density is `c cos(x)^(v - 1)` on `|x| < pi/2`; its integral is taken by Gauss and
+    Legendre's rule, to 1e-12 for whole v and to 1e-6 for v between 1 and 2.
 
-    >>> round(t_tail(1.0, 1.0), 12), round(t_tail(2.0, 2.0), 12)  # 1/4, and (1 - 2/sqrt(6))/2
-    (0.25, 0.091751709536)
+    >>> round(within(1.0, 1.0), 12), round(within(2.0, 2.0), 12)  # 1/2, and 2/sqrt(6)
+    (0.5, 0.816496580928)
 
     Raises:
         ValueError: `degrees` is below 1.
     """
-    if not degrees >= 1.0:
-        raise ValueError(f"got {degrees} degrees of freedom; expected at least 1")
-    if t < 0:
-        return 1.0 - t_tail(-t, degrees)
+    if not degrees >= 1:
+        raise ValueError(f"got {degrees} degrees of freedom; Student's distribution needs at least 1")
+    # Beyond the second angle the density, in units of its value at 0, is below 1e-40.
+    ends = math.atan(abs(t) / math.sqrt(degrees)), math.acos(10.0 ** (-40.0 / (degrees - 1.0))) if degrees > 1 else 2.0
     nodes, weights = _rule()
-    # Above this angle the density, in units of its value at 0, is below 1e-40.
-    start = math.atan(t / math.sqrt(degrees))
-    end = math.acos(10.0 ** (-40.0 / (degrees - 1.0))) if degrees > 1.0 else math.pi / 2
-    if start >= end:
-        return 0.0
-    angles = start + (end - start) * nodes
-    constant = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
-    return float(constant * (end - start) * (weights @ np.cos(angles) ** (degrees - 1.0)))
+    log = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)
+    integral = min(ends) * float(weights @ np.cos(min(ends) * nodes) ** (degrees - 1.0))
+    return min(1.0, 2.0 * math.exp(log) / math.sqrt(math.pi) * integral)
 
 
-@cache
-def t_quantile(tail: float, degrees: float) -> float:
-    """The t for which `P(T > t)` is `tail`, at most 1/2.
+@lru_cache(maxsize=4096)
+def critical_value(confidence: float, degrees: float) -> float:
+    """The t with `P(|T| <= t) = confidence`, by bisection to the last digit.
 
-    >>> round(t_quantile(0.025, 4.0), 6), round(t_quantile(0.025, 1e6), 6)
-    (2.776445, 1.959966)
+    >>> round(critical_value(0.95, 10), 3)
+    2.228
+
+    Raises:
+        ValueError: `confidence` is not inside (0, 1), or `degrees` is below 1.
     """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1, for example 0.95")
     low, high = 0.0, 1.0
-    while t_tail(high, degrees) > tail:
+    while within(high, degrees) < confidence:
         high *= 2.0
-    while (middle := (low + high) / 2.0) not in (low, high):
-        low, high = (middle, high) if t_tail(middle, degrees) > tail else (low, middle)
+    while low < (middle := (low + high) / 2.0) < high:
+        low, high = (middle, high) if within(middle, degrees) < confidence else (low, middle)
     return high
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lines.pareto.bootstrap import bootstrap_counts
 from rlhf_lines.pareto.replicates import LEAST_P, Part, RunsMean, check_sizes, holm, mean_over_runs, shared_counts
-from rlhf_lines.pareto.student import t_quantile
+from rlhf_lines.pareto.student import critical_value
 
 
 def covariances(samples: np.ndarray, prompts: int) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_the_variance_is_that_of_runs_and_the_covariance_of_prompts():
     assert found.value == pytest.approx(values.mean())
     assert found.runs == pytest.approx((between / 4, 3))
     assert found.prompts == pytest.approx((shared, 29))
-    reach = np.sqrt(t_quantile(0.025, 3) ** 2 * between / 4 + t_quantile(0.025, 29) ** 2 * shared)
+    reach = np.sqrt(critical_value(0.95, 3) ** 2 * between / 4 + critical_value(0.95, 29) ** 2 * shared)
     assert found.interval() == pytest.approx((values.mean() - reach, values.mean() + reach))
 
 

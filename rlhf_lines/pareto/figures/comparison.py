@@ -81,7 +81,8 @@ def _draw_attainment(panel: Any, comparison: RunsFile, curves: Sequence[_Curve])
             panel.step(*zip(*edge, strict=True), where="pre", label=curve.label, zorder=3 + depth, **look)
     _name_rewards(panel, comparison)
     panel.set_title("attained by half of the runs; shaded: by all to by any", fontsize=10, color=canvas.INK)
-    panel.legend(frameon=False, fontsize=9, labelcolor=canvas.INK, loc="lower left", handlelength=3.4)
+    handles = panel.get_legend_handles_labels()[0][::-1]  # what is listed first lies on top, and was drawn last
+    panel.legend(handles=handles, frameon=False, fontsize=9, labelcolor=canvas.INK, loc="lower left", handlelength=3.4)
 
 
 def _draw_difference(panel: Any, comparison: RunsFile, entry: Any) -> None:
