@@ -92,6 +92,8 @@ def test_an_unrelated_group_changes_nothing_but_the_list(make_run):
         for i in (11, 12):
             run.points.append({**run.points[1], "id": i, "group": "ties", "single_policy": None})
             run.scores[i] = np.asarray(run.scores[1]) - 9.0
+        run.points.append({**run.points[1], "id": 13, "group": "morlhf", "single_policy": 2})
+        run.scores[13] = np.asarray(run.scores[1]) - 99.0
     after = compare_runs(runs, **SETTINGS)
     assert after["reference_point"] == before["reference_point"] and len(after["comparisons"]) == 3
     ours, theirs = (c["comparisons"][0]["hypervolume_difference"]["over_runs"] for c in (before, after))
