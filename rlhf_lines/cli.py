@@ -34,6 +34,7 @@ VERBS = {
     "front": "the front of a finished sweep, computed again from its run store",
     "pick": "the best point of a front for a preference, with the command that merges it",
     "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
+    "compare": "finished sweeps beside each other: the same over training seeds, or two recipes",
     "score": "scores of further reward models for the completions of a finished sweep",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
     "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
@@ -193,6 +194,23 @@ def _parser() -> argparse.ArgumentParser:
     pick.add_argument("--max_kl", type=float, metavar="NATS", help="look at points within this KL to the SFT model")
     pick.add_argument("--point", type=int, metavar="ID", help="the point of this id, whatever it is worth")
 
+    compare = add(
+        "compare",
+        _compare,
+        usage="rlhf-lines compare RUN_DIR RUN_DIR ... [--against RUN_DIR ...] [--output_dir DIR]",
+        description=f"{VERBS['compare']}. The first runs are replicates: every difference between groups, and its mean "
+        "over runs. With --against, each group of theirs less the same group of the other recipe's.",
+    )
+    compare.add_argument(
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="folders of finished sweeps, one per training seed"
+    )
+    compare.add_argument("--against", metavar="RUN_DIR", nargs="+", default=[], help="those of another recipe")
+    compare.add_argument("--output_dir", default="comparison", help="folder to make (default: %(default)s)")
+    compare.add_argument(
+        "--reference_point", type=float, nargs="+", metavar="SCORE", help="of the hypervolume (default: from the runs)"
+    )
+    compare.add_argument("--overwrite", action="store_true", help="replace the folder")
+
     score = add("score", _score, parents=[a_run])
     score.add_argument("--rewards", nargs="+", required=True, help="reward models, as in the config of a sweep")
     score.add_argument("--as_objectives", action="store_true", help="make fronts of these scores too")
@@ -304,6 +322,20 @@ def _report(options: argparse.Namespace) -> None:
 
     path = write_report(options.run_dir)
     _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without a network")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from rlhf_lines.pareto.comparison_table import comparison_table
+    from rlhf_lines.sweep.finished.compare import PAGE, compare
+
+    comparison = compare(
+        options.run_dirs,
+        options.against,
+        output_dir=options.output_dir,
+        reference_point=options.reference_point,
+        overwrite=options.overwrite,
+    )
+    _say(comparison_table(comparison), "", f"wrote {Path(options.output_dir) / PAGE}")
 
 
 def _score(options: argparse.Namespace) -> None:

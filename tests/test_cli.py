@@ -22,8 +22,8 @@ from tests import tiny
 
 
 VERBS = (
-    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "report", "score",
-    "export", "plan",
+    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "sweep", "front", "pick", "report", "compare",
+    "score", "export", "plan",
 )  # fmt: skip
 
 
@@ -392,7 +392,7 @@ def test_the_verbs_are_those_of_the_stages(capsys):
     assert (
         set(cli.VERBS)
         == set(VERBS)
-        == {*MODULES, "demo", "configs", "front", "pick", "report", "score", "export", "plan"}
+        == {*MODULES, "demo", "configs", "front", "pick", "report", "compare", "score", "export", "plan"}
     )
     assert cli.main([]) == 2
     assert cli.main(["-h"]) == 0

@@ -1,0 +1,218 @@
+"""`comparison.json` of synthetic runs: the measures of single runs, attainment by counting, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlhf_lines.pareto import build_front, expected_utility, hypervolume, utilities
+from rlhf_lines.pareto.comparison import RunsFile, read_comparison, write_comparison
+from rlhf_lines.pareto.runs import RunScores, attainment_difference, attainment_over_runs, compare_runs
+from rlhf_lines.pareto.schema import faults
+
+
+SETTINGS = {"rewards": ["r1", "r2"], "split": "test", "seed": 4, "resamples": 200}
+POLICIES = ["one", "two"]
+
+
+@pytest.fixture
+def make_run(make_points):
+    """A function from a seed to a run and to the arguments of `build_front`."""
+
+    def make(seed, *, side="a", prompts=30, **changes):
+        points = make_points(prompts=prompts, seed=seed)
+        front = build_front(points=points, sft_model="sft", policies=POLICIES, **SETTINGS)
+        values = {
+            "name": f"run {seed}",
+            "folder": f"runs/{seed}",
+            "prompts": [f"p{i}" for i in range(prompts)],
+            "points": front["points"],
+            "scores": {point["id"]: point["scores"] for point in points},
+            "sft_model": "sft",
+            "policies": POLICIES,
+            "side": side,
+        }
+        return RunScores(**{**values, **changes}), front
+
+    return make
+
+
+def test_the_file_has_the_keys_of_the_schema_and_is_read_as_it_was_written(make_run, tmp_path):
+    comparison = compare_runs([make_run(seed)[0] for seed in (1, 2, 3)], **SETTINGS)
+    assert list(faults(comparison, RunsFile)) == []
+    write_comparison(tmp_path, comparison)
+    assert read_comparison(tmp_path) == comparison
+    text = (tmp_path / "comparison.json").read_text()
+    for damage, told in (
+        (text.replace('"format": 1', '"format": 2'), "has format 2; expected 1"),
+        (text.replace('"verdict"', '"verdikt"', 1), r"has no comparisons\[0\].verdict"),
+        (text.replace('"split": "test"', '"split": 3'), "has a wrong value for split"),
+        ("{", "is not valid JSON"),
+    ):
+        (tmp_path / "comparison.json").write_text(damage)
+        with pytest.raises(ValueError, match=told):
+            read_comparison(tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected the output_dir of rlhf-lines compare"):
+        read_comparison(tmp_path / "no")
+
+
+def test_by_its_own_reference_point_a_run_has_the_numbers_of_its_front(make_run):
+    """Intervals too: the prompts are resampled as there. Utilities depend on the ideal point, which is the anchors'."""
+    run, front = make_run(1)
+    found = compare_runs([run, make_run(2)[0]], **SETTINGS, given_reference=front["reference_point"])
+    assert found["reference_point_rule"] == "as given"
+    for name, entry in front["fronts"].items():
+        assert found["runs"][0]["groups"][name]["hypervolume"] == pytest.approx(entry["hypervolume"])
+    (theirs,), (ours,) = front["comparisons"], found["comparisons"]
+    assert (ours["a"], ours["b"]) == (theirs["a"], theirs["b"]) == ("lines", "rewarded_soup")
+    of_run = ours["hypervolume_difference"]["runs"][0]
+    assert of_run == pytest.approx({key: theirs["hypervolume_difference"][key] for key in of_run})
+
+
+def test_all_runs_are_measured_by_the_anchors_of_all(make_run):
+    runs = [make_run(seed)[0] for seed in (1, 2)]
+    found = compare_runs(runs, **SETTINGS)
+    # The SFT model is point 0; the ends of the rewarded soup are 1 and 5. LiNeS' ends are none: they are scaled.
+    anchors = np.array([np.mean(run.scores[i], axis=0) for run in runs for i in (0, 1, 5)])
+    low, high = anchors.min(axis=0), anchors.max(axis=0)
+    assert found["reference_point"] == pytest.approx((low - 0.1 * (high - low)).tolist())
+    assert found["ideal_point"] == pytest.approx(high.tolist())
+    for run, entry in zip(runs, found["runs"], strict=True):
+        means = np.array([np.mean(run.scores[i], axis=0) for i in range(6, 11)])
+        measures = entry["groups"]["lines"]
+        assert measures["hypervolume"]["value"] == pytest.approx(hypervolume(means, found["reference_point"]))
+        units = utilities(means[None], found["reference_point"], found["ideal_point"])
+        assert measures["expected_utility"]["value"] == pytest.approx(expected_utility(units)[0])
+
+
+def test_an_unrelated_group_changes_nothing_but_the_list(make_run):
+    runs = [make_run(seed)[0] for seed in (1, 2)]
+    before = compare_runs(runs, **SETTINGS)
+    for run in runs:
+        for i in (11, 12):
+            run.points.append({**run.points[1], "id": i, "group": "ties", "single_policy": None})
+            run.scores[i] = np.asarray(run.scores[1]) - 9.0
+        run.points.append({**run.points[1], "id": 13, "group": "morlhf", "single_policy": 2})
+        run.scores[13] = np.asarray(run.scores[1]) - 99.0
+    after = compare_runs(runs, **SETTINGS)
+    assert after["reference_point"] == before["reference_point"] and len(after["comparisons"]) == 3
+    ours, theirs = (c["comparisons"][0]["hypervolume_difference"]["over_runs"] for c in (before, after))
+    assert {**theirs, "adjusted_p_value": ours["adjusted_p_value"]} == ours
+    assert theirs["adjusted_p_value"] >= ours["adjusted_p_value"] == ours["p_value"]
+
+
+def test_over_runs_is_the_mean_of_the_runs_and_signs_are_counted(make_run):
+    found = compare_runs([make_run(seed)[0] for seed in (1, 2, 3, 4)], **SETTINGS)
+    for key in ("hypervolume_difference", "expected_utility_difference"):
+        difference = found["comparisons"][0][key]
+        values = [run["value"] for run in difference["runs"]]
+        assert difference["over_runs"]["value"] == pytest.approx(np.mean(values))
+        assert difference["over_runs"]["error_of_runs"] == pytest.approx(np.std(values, ddof=1) / 2)
+        assert difference["positive_runs"] == sum(value > 0 for value in values) == 4
+    assert found["comparisons"][0]["verdict"] == "better"
+    assert found["shared_prompts"] == 30 and found["notes"] == []
+
+
+def test_the_same_run_twice_has_the_numbers_of_the_run(make_run):
+    run = make_run(1)[0]
+    found = compare_runs([run, run, run], **SETTINGS)
+    difference = found["comparisons"][0]["hypervolume_difference"]
+    assert difference["runs"][0] == difference["runs"][2]
+    assert difference["over_runs"]["value"] == pytest.approx(difference["runs"][0]["value"])
+    assert difference["over_runs"]["error_of_runs"] == pytest.approx(0.0, abs=1e-12)
+    half = (difference["over_runs"]["high"] - difference["over_runs"]["low"]) / 2
+    of_run = (difference["runs"][0]["high"] - difference["runs"][0]["low"]) / 2
+    assert half == pytest.approx(of_run, rel=0.15)  # Student's beside the percentiles of 200 resamples
+    surfaces = found["attainment"]["a"]["lines"]
+    assert surfaces["best"] == surfaces["median"] == surfaces["worst"]
+
+
+def test_prompts_in_another_order_are_the_same_prompts(make_run):
+    runs = [make_run(seed)[0] for seed in (1, 2)]
+    order = np.random.default_rng(0).permutation(30)
+    turned, _ = make_run(2, prompts=30)
+    turned = RunScores(
+        "turned",
+        "t",
+        [turned.prompts[i] for i in order],
+        turned.points,
+        {i: np.asarray(s)[order] for i, s in turned.scores.items()},
+    )
+    one, other = compare_runs(runs, **SETTINGS), compare_runs([runs[0], turned], **SETTINGS)
+    for a, b in zip(one["comparisons"], other["comparisons"], strict=True):
+        for key in ("hypervolume_difference", "expected_utility_difference"):
+            assert a[key]["over_runs"] == pytest.approx(b[key]["over_runs"])
+
+
+def test_two_recipes_are_compared_group_by_group(make_run):
+    runs = [make_run(seed, side=side)[0] for seed, side in ((1, "a"), (2, "a"), (3, "b"), (4, "b"))]
+    found = compare_runs(runs, **SETTINGS)
+    assert list(faults(found, RunsFile)) == []
+    assert [(entry["a"], entry["b"]) for entry in found["comparisons"]] == [
+        ("lines", "lines"),
+        ("rewarded_soup", "rewarded_soup"),
+    ]
+    values = [run["groups"]["lines"]["hypervolume"]["value"] for run in found["runs"]]
+    difference = found["comparisons"][0]["hypervolume_difference"]
+    assert difference["over_runs"]["value"] == pytest.approx(sum(values[:2]) / 2 - sum(values[2:]) / 2)
+    assert difference["runs"] == [] and difference["positive_runs"] is None
+    assert sorted(found["attainment"]) == ["a", "b"]
+    pair = compare_runs([runs[0], runs[2]], **SETTINGS)["comparisons"][0]["hypervolume_difference"]["over_runs"]
+    assert pair["error_of_runs"] is None and pair["error_of_prompts"] > 0
+
+
+def test_groups_that_a_run_lacks_are_named(make_run):
+    full, part = make_run(1)[0], make_run(2)[0]
+    kept = [point for point in part.points if point["group"] != "lines"]
+    lacking = RunScores("lacking", "l", part.prompts, kept, part.scores)
+    with pytest.raises(ValueError, match="share 'rewarded_soup' of several points; expected two groups"):
+        compare_runs([full, lacking], **SETTINGS)
+    beside = RunScores("beside", "b", part.prompts, kept, part.scores, side="b")
+    found = compare_runs([full, beside], **SETTINGS)
+    assert found["notes"] == ["left out, because not every run has them: lines"]
+    assert list(found["runs"][0]["groups"]) == ["rewarded_soup"]
+
+
+def test_three_rewards_have_no_attainment(make_points):
+    settings = {**SETTINGS, "rewards": ["r1", "r2", "r3"]}
+    runs = []
+    for seed in (1, 2):
+        points = make_points(rewards=3, seed=seed)
+        entries = build_front(points=points, **settings)["points"]
+        scores = {point["id"]: point["scores"] for point in points}
+        runs.append(RunScores(f"{seed}", f"{seed}", [f"p{i}" for i in range(40)], entries, scores))
+    found = compare_runs(runs, **settings)
+    assert found["attainment"] is None and found["comparisons"][0]["attainment_difference"] is None
+    assert list(faults(found, RunsFile)) == []
+
+
+def fronts(seed: int, runs: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.uniform(0, 3, size=(generator.integers(1, 6), 2)) for _ in range(runs)]
+
+
+def attained(fronts, place) -> int:
+    return sum(any(x >= place[0] and y >= place[1] for x, y in front) for front in fronts)
+
+
+@pytest.mark.parametrize("runs", [2, 3, 4, 5])
+def test_attainment_over_runs_is_counted(runs):
+    found = attainment_over_runs(some := fronts(runs, runs))
+    for place in np.random.default_rng(9).uniform(0, 3.2, size=(400, 2)):
+        count = attained(some, place)
+        for name, least in (("best", 1), ("median", runs / 2), ("worst", runs)):
+            assert attained([np.array(found[name]).reshape(-1, 2)], place) == (count >= least)
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 5])
+def test_a_difference_of_attainment_is_counted(runs):
+    a, b = fronts(1, runs), fronts(2, runs)
+    rectangles = attainment_difference(a, b, [0.0, -0.5])
+    for place in np.random.default_rng(9).uniform(-0.4, 3.2, size=(400, 2)):
+        inside = [share for x0, y0, x1, y1, share in rectangles if x0 < place[0] < x1 and y0 < place[1] < y1]
+        expected = (attained(a, place) - attained(b, place)) / runs if place[0] > 0 else 0.0
+        assert len(inside) <= 1 and sum(inside) == pytest.approx(expected)
+
+
+def test_where_no_run_attains_more_there_is_no_rectangle():
+    assert attainment_difference(fronts(1, 3), fronts(1, 3)[::-1], [0.0, 0.0]) == []

@@ -1,0 +1,203 @@
+"""From run folders to a table, `comparison.json`, a figure and a page; and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from rlhf_lines.cli import main
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.pareto import read_front
+from rlhf_lines.pareto.comparison import read_comparison
+from rlhf_lines.sweep.finished.compare import compare
+from tests.sweep.finished.several_runs import PROMPTS, REWARDS, specs, write_sweep
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three sweeps of one recipe and two of another, for tests that only read them."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in range(3):
+        write_sweep(root / f"seed{seed}", seed)
+    for seed in (7, 8):
+        write_sweep(root / f"other{seed}", seed, gain=0.2)
+    return root
+
+
+def refused(capsys, arguments) -> str:
+    """The sentence that `rlhf-lines compare` ends with."""
+    assert main(["compare", *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("rlhf-lines compare: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.fixture(scope="module")
+def compared(runs, tmp_path_factory):
+    """What comparing three runs of one recipe printed, where it wrote, and what the runs' folders held before."""
+    folders, out = [runs / f"seed{seed}" for seed in range(3)], tmp_path_factory.mktemp("compared") / "out"
+    before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["compare", *map(str, folders), "--output_dir", str(out)]) == 0
+    return {"folder": out, "text": printed.getvalue(), "before": before, "runs": folders}
+
+
+def test_a_file_a_picture_and_a_page_are_written(compared):
+    figures = {"comparison.png", "comparison.pdf"}
+    written = {path.name for path in compared["folder"].iterdir()}
+    assert written == {"comparison.json", "comparison.html", "config.yaml", "rlhf_lines.json"} | figures
+    assert {path: path.read_bytes() for run in compared["runs"] for path in run.iterdir()} == compared["before"]
+    assert [run["name"] for run in read_comparison(compared["folder"])["runs"]] == ["seed0", "seed1", "seed2"]
+
+
+def test_the_table_has_the_numbers_of_the_file(compared):
+    out, (entry, *_) = compared["text"], read_comparison(compared["folder"])["comparisons"]
+    *table, last = out.splitlines()
+    assert max(map(len, table)) <= 110 and last == f"wrote {compared['folder'] / 'comparison.html'}"
+    (line,) = re.findall(r"^lines - rewarded_soup  +(\S+) \[(\S+), (\S+)\]  3 of 3 .* (\w+)$", out, flags=re.M)
+    over = entry["hypervolume_difference"]["over_runs"]
+    assert [float(text) for text in line[:3]] == pytest.approx([over[k] for k in ("value", "low", "high")], abs=1e-3)
+    assert line[3] == entry["verdict"] == "better"
+    assert "12 test prompts, the same in all runs" in out and "note:" not in out
+
+
+def test_the_differences_are_those_of_the_fronts_by_one_reference_point(runs, tmp_path):
+    front = read_front(runs / "seed0")
+    found = compare(
+        [runs / "seed0", runs / "seed1"], output_dir=tmp_path / "out", reference_point=front["reference_point"]
+    )
+    theirs = {(entry["a"], entry["b"]): entry["hypervolume_difference"] for entry in front["comparisons"]}
+    assert len(found["comparisons"]) == len(theirs) == 3
+    for entry in found["comparisons"]:
+        ours = entry["hypervolume_difference"]["runs"][0]
+        assert ours == pytest.approx({key: theirs[entry["a"], entry["b"]][key] for key in ours})
+
+
+def test_two_recipes_and_two_single_runs(runs, tmp_path, capsys):
+    a, b = [str(runs / f"seed{seed}") for seed in (0, 1)], [str(runs / f"other{seed}") for seed in (7, 8)]
+    assert main(["compare", *a, "--against", *b, "--output_dir", str(tmp_path / "recipes")]) == 0
+    out = capsys.readouterr().out
+    assert "seed0, seed1 (a) against other7, other8 (b)" in out and "lines: a - b" in out
+    assert main(["compare", a[0], "--against", b[0], "--output_dir", str(tmp_path / "single")]) == 0
+    assert "intervals for other prompts, for these policies" in capsys.readouterr().out
+    for entry in read_comparison(tmp_path / "single")["comparisons"]:
+        assert entry["hypervolume_difference"]["over_runs"]["error_of_runs"] is None
+
+
+def test_rewards_in_another_order_are_the_same_rewards(runs, tmp_path):
+    turned = write_sweep(tmp_path / "turned", 1, rewards=REWARDS[::-1])
+    found = compare([runs / "seed0", turned], output_dir=tmp_path / "out")
+    front = read_front(turned)
+    best = {r: max(p["scores"][r]["mean"] for p in front["points"] if p["single_policy"] is not None) for r in REWARDS}
+    assert found["rewards"] == list(REWARDS)
+    assert all(ideal >= best[r] - 1e-12 for r, ideal in zip(REWARDS, found["ideal_point"], strict=True))
+
+
+def test_other_prompts_are_said_and_paired_as_far_as_they_are_the_same(runs, tmp_path, capsys):
+    other = write_sweep(tmp_path / "other", 1, prompts=[*PROMPTS[:9], "new 1", "new 2"])
+    assert main(["compare", str(runs / "seed0"), str(other), "--output_dir", str(tmp_path / "out")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the runs have other prompts (seed0 12, other 11; 9 in all)" in out and "11 to 12 test prompts" in out
+    assert read_comparison(tmp_path / "out")["shared_prompts"] == 9
+
+
+def test_what_makes_runs_no_replicates_is_said(runs, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(runs / "seed0", copied)
+    fewer = {name: some[:2] if name == "reversed" else some for name, some in specs().items()}
+    fewer["extra"] = [MergeSpec("ties", spec.weights) for spec in specs()["lines"]]
+    other = write_sweep(tmp_path / "fewer", 4, groups=fewer)
+    notes = compare([runs / "seed0", copied, other], output_dir=tmp_path / "out")["notes"]
+    assert notes == [
+        "the same policies are in seed0 and copied: these are no independent training runs",
+        "weights differ between runs in reversed: more points make a larger hypervolume",
+        "left out, because not every run has them: extra",
+    ]
+
+
+@pytest.mark.parametrize("hostile", ['<script>alert("x")</script>', "b & <b>", "$x^2$"])
+def test_names_are_shown_as_text_and_the_page_needs_nothing(tmp_path, hostile):
+    folders = []
+    for seed in (1, 2):
+        groups = {**specs(), hostile: [MergeSpec("linear", s.weights, 0.5) for s in specs()["lines"]]}
+        folders.append(write_sweep(tmp_path / f"<i>{seed}", seed, groups=groups, rewards=(hostile, "kind")))
+    compare(folders, output_dir=tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<script" not in page and "<b>" not in page and "<i>" not in page and "&lt;i&gt;1" in page
+    assert "\x00" not in page and re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert "default-src 'none'" in page and len(page) < 2_000_000
+
+
+def test_the_page_has_the_numbers_of_the_file(compared):
+    found, page = read_comparison(compared["folder"]), (compared["folder"] / "comparison.html").read_text()
+    cells = re.findall(r'<span>([^<]+)<span class="range"> \[([^,]+), ([^\]]+)\]</span></span>', page)
+    values = [tuple(float(text.replace("\u2212", "-")) for text in cell) for cell in cells]
+    expected = [
+        tuple(entry[f"{m}_difference"]["over_runs"][k] for k in ("value", "low", "high"))
+        for entry in found["comparisons"]
+        for m in ("hypervolume", "expected_utility")
+    ]
+    np.testing.assert_allclose(values[: len(expected)], expected, atol=1e-3)
+    assert len(values) == len(expected) + 2 * 3 * len(found["comparisons"]) + 2 * 3 * 3
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, capsys):
+    one, two, out = runs / "seed0", runs / "seed1", ["--output_dir", tmp_path / "out"]
+    assert "got one run: the spread over runs is not known" in refused(capsys, [one, *out])
+    assert "got 2 runs against 1" in refused(capsys, [one, two, *out, "--against", runs / "other7"])
+    assert "are one folder: give every run once" in refused(capsys, [one, f"{one}/../seed0", *out])
+    assert "are one folder" in refused(capsys, [one, *out, "--against", one])
+    assert "has no run.sqlite" in refused(capsys, [one, tmp_path / "no", *out])
+    assert "reference_point has 1 numbers; expected 2" in refused(capsys, [one, two, *out, "--reference_point", "1"])
+    assert "reference_point has nan" in refused(capsys, [one, two, *out, "--reference_point", "1", "nan"])
+    other = write_sweep(tmp_path / "rewards", 1, rewards=("brief", "long"))
+    assert "have other rewards, brief, kind and brief, long" in refused(capsys, [one, other, *out])
+    models = {name: {"model": name, "files": {"weights": "f00"}} for name in REWARDS}
+    known = write_sweep(tmp_path / "known", 1, reward_models=models)
+    changed = write_sweep(tmp_path / "changed", 2, reward_models={**models, "kind": {"files": {"weights": "ba4"}}})
+    told = refused(capsys, [known, changed, *out])
+    assert "different reward models of the name 'kind' (files differ)" in told
+    ties = {**specs(), "lines": [MergeSpec("ties", spec.weights) for spec in specs()["lines"]]}
+    other = write_sweep(tmp_path / "ties", 1, groups=ties)
+    assert "merge the group 'lines' in two ways, linear and ties" in refused(capsys, [one, other, *out])
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(one, unfinished)
+    (unfinished / "rlhf_lines.json").unlink()
+    assert "has not finished" in refused(capsys, [one, unfinished, *out])
+    stale = tmp_path / "stale"
+    shutil.copytree(one, stale)
+    front = json.loads((stale / "front.json").read_text())
+    front["points"][0]["id"] = 99
+    (stale / "front.json").write_text(json.dumps(front))
+    assert "has points that its run store has not" in refused(capsys, [stale, two, *out])
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_an_existing_folder_is_replaced_only_when_told_to(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = [runs / "seed0", runs / "seed1", "--output_dir", out]
+    assert "add --overwrite to replace it" in refused(capsys, arguments)
+    assert main(["compare", *map(str, arguments), "--overwrite"]) == 0
+    assert (out / "comparison.json").is_file()
+    copied = tmp_path / "copied"
+    shutil.copytree(runs / "seed0", copied)
+    capsys.readouterr()
+    inside = [copied, runs / "seed1", "--output_dir", copied, "--overwrite"]
+    assert "which --overwrite would delete" in refused(capsys, inside)
+
+
+def test_runs_of_the_same_name_have_that_of_the_folder_above(runs, tmp_path):
+    folders = []
+    for seed in (1, 2):
+        (tmp_path / f"s{seed}").mkdir()
+        shutil.copytree(runs / f"seed{seed}", folder := tmp_path / f"s{seed}" / "sweep")
+        folders.append(folder)
+    found = compare(folders, output_dir=tmp_path / "out")
+    assert [run["name"] for run in found["runs"]] == ["s1/sweep", "s2/sweep"]
