@@ -249,7 +249,12 @@ def _front(options: argparse.Namespace) -> None:
     from rlhf_lines.sweep.finished.front import trace_front
 
     asked = {"objectives": options.objectives, "reference_point": _reference_point(options.reference_point)}
-    _say(front_table(trace_front(options.run_dir, **asked)))
+    front = trace_front(options.run_dir, **asked)
+    if any(value is not None for value in asked.values()):  # the page would show what the front is no longer made of
+        from rlhf_lines.sweep.finished.report import write_report
+
+        write_report(options.run_dir)
+    _say(front_table(front))
 
 
 def _reference_point(words: list[str] | None) -> list[float] | str | None:
