@@ -21,6 +21,7 @@ from rlhf_lines.redaction import guard, redact
 from rlhf_lines.stages import MODULES, read_stage, run_configured
 
 
+RUN_STORE = "run.sqlite"
 VERBS = {
     "demo": "the whole pipeline on a tiny model, without network or weights",
     "configs": "a copy of the configs that come with this: of the demo, of 7B models, and of accelerate",
@@ -281,7 +282,12 @@ def _front(options: argparse.Namespace) -> None:
     from rlhf_lines.sweep.finished.front import trace_front
 
     asked = {"objectives": options.objectives, "reference_point": _reference_point(options.reference_point)}
-    _say(front_table(trace_front(options.run_dir, **asked)))
+    front = trace_front(options.run_dir, **asked)
+    if any(value is not None for value in asked.values()):  # the page would show what the front is no longer made of
+        from rlhf_lines.sweep.finished.report import write_report
+
+        write_report(options.run_dir)
+    _say(front_table(front))
 
 
 def _reference_point(words: list[str] | None) -> list[float] | str | None:
@@ -303,7 +309,12 @@ def _pick(options: argparse.Namespace) -> None:
     front = read_front(options.run_dir)
     asked = {name: getattr(options, name) for name in ("preference", "scale", "maximize", "group", "max_kl", "point")}
     picked = pick(front, minimum=minimum, **asked)
-    _say(picked_text(front, picked.point, options.run_dir, left_out=picked.left_out))
+    worth = None
+    if (Path(options.run_dir) / RUN_STORE).is_file():
+        from rlhf_lines.sweep.finished.worth import worth_of
+
+        worth = worth_of(options.run_dir, front, picked)
+    _say(picked_text(front, picked.point, options.run_dir, left_out=picked.left_out, worth=worth))
 
 
 def _minimum(text: str) -> tuple[str, float]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import interval, probability_positive
+from rlhf_lines.pareto.intervals import holm
 from rlhf_lines.pareto.schema import LINES, SOUP, Comparison, Difference
 
 
@@ -67,23 +68,6 @@ def two_sided_p_value(samples: ArrayLike) -> float:
     samples = np.asarray(samples, dtype=np.float64)
     tail = 1 + min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
     return float(min(1.0, 2.0 * tail / (len(samples) + 1)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: called different at a level, any of m true nulls is wrong with at most that probability.
-
-    The i-th smallest of m becomes `max_{j <= i} min(1, (m - j + 1) p_j)`.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-
-    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
-    """
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
 
 
 def conclude(comparisons: Sequence[Comparison], confidence: float) -> None:

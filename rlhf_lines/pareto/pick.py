@@ -28,21 +28,23 @@ class Picked(NamedTuple):
     Attributes:
         point: the entry of the front.
         among: ids of the points that were allowed; empty where the point was asked for by its id.
-        factors: what one unit of each score counts in the worth by which was picked, `sum of factor * score`.
+        factors: what one unit of each score counts in the worth by which was picked.
+        constant: what the worth has beside: it is `constant + sum of factor * score`.
         left_out: groups of controls that were not looked at.
     """
 
     point: PointEntry
     among: list[int]
     factors: dict[str, float]
+    constant: float
     left_out: list[str]
 
 
 class Worth(NamedTuple):
-    """What is known of a picked point beside its scores.
+    """What is known of the choice of a point.
 
     Attributes:
-        measured: its worth as it was measured.
+        measured: its worth as it was measured, see `Picked`.
         corrected: the same, corrected for having been picked.
         alike: ids of the other points that cannot be told apart from the best.
     """
@@ -92,7 +94,7 @@ def pick(
     if point is not None:
         if any(way is not None for way in ways):
             raise ValueError(f"point {point} is asked for by its id; leave out what else it is to be picked by")
-        return Picked(_by_id(front, point), [], {}, [])
+        return Picked(_by_id(front, point), [], {}, 0.0, [])
     if preference is not None and (minimum is not None or maximize is not None):
         raise ValueError("both a preference and a minimum are given; pick by one of them")
     if preference is None and (not minimum or maximize is None):
@@ -115,7 +117,11 @@ def pick(
     means = np.array([[measured(each, name) for name in columns] for each in candidates])
     worth = means @ [factors.get(name, 0.0) for name in columns]
     best = max(nondominated(means), key=lambda i: worth[i])  # of equals, max returns the first
-    return Picked(candidates[best], [each["id"] for each in candidates], factors, left_out)
+    constant = 0.0
+    if scale == "range":
+        reference = dict(zip(objectives, front["reference_point"], strict=True))
+        constant = -sum(factor * reference[name] for name, factor in factors.items())
+    return Picked(candidates[best], [each["id"] for each in candidates], factors, constant, left_out)
 
 
 def pick_point(front: Front, **question) -> PointEntry:

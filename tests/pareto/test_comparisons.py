@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_lines.pareto import build_front
-from rlhf_lines.pareto.comparisons import conclusions, holm, two_sided_p_value, verdict
+from rlhf_lines.pareto.comparisons import conclusions, two_sided_p_value, verdict
+from rlhf_lines.pareto.intervals import holm
 
 
 def test_a_p_value_is_the_level_at_which_the_interval_stops_to_hold_zero():

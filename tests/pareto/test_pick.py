@@ -299,11 +299,15 @@ def test_the_scale_counts_in_units_of_the_range(many):
     picked = pick(many, preference=[0.6, 0.4], scale="range")
     span = np.subtract(many["ideal_point"], many["reference_point"])
     assert picked.factors == pytest.approx({"a": 0.6 / span[0], "b": 0.4 / span[1]}, rel=1e-12)
+    at = {"reference_point": picked.constant, "ideal_point": picked.constant}
+    for point in at:
+        at[point] += sum(factor * many[point]["ab".index(name)] for name, factor in picked.factors.items())
+    assert at == pytest.approx({"reference_point": 0.0, "ideal_point": 1.0}, abs=1e-12)
 
 
 def test_a_point_can_be_asked_for(many):
     for i in (0, 3, 12):
-        assert pick(many, point=i) == (many["points"][i], [], {}, [])
+        assert pick(many, point=i) == (many["points"][i], [], {}, 0.0, [])
     assert picked_text(many, many["points"][3], "run").startswith("point 3: ")
 
 

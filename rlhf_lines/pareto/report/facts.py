@@ -137,7 +137,7 @@ def _difference(front: Front, entry: Comparison) -> str:
         key = f"{measure}_difference"
         digits = decimals(other[key]["value"] for other in front["comparisons"])
         text = f"{measure.replace('_', ' ')} {' '.join(estimated(entry[key], digits))}"
-        parts.append(f"{text}, above zero with probability {number(entry[key]['probability_positive'], 3)}")
+        parts.append(f"{text} (adjusted p {number(entry[key]['adjusted_p_value'], 3)})")
     return f"{label(entry['a'])} {MINUS} {label(entry['b'])}: {_list(parts)}."
 
 

@@ -99,7 +99,7 @@ def differences_table(content: Content) -> Table:
         digits = decimals(difference["value"] for difference in differences)
         columns += [
             Column(measure.replace("_", " "), [_estimate(difference, digits) for difference in differences]),
-            Column("P(> 0)", [number(difference["probability_positive"], 3) for difference in differences]),
+            Column("adjusted p", [number(difference["adjusted_p_value"], 3) for difference in differences]),
         ]
     return Table("Differences between groups", columns)
 

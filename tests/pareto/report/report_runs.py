@@ -31,7 +31,7 @@ def make_front(
     base = generator.normal(size=(prompts, len(rewards)))
 
     def point(group, weights, gain):
-        shares = np.array([*weights, *[0.2] * (len(rewards) - len(weights))])
+        shares = np.array([*weights, *[0.2] * (len(rewards) - len(weights))][: len(rewards)])
         spec = {"rule": "linear", "weights": list(weights), "alpha": 1.0, "schedule": "linear", "options": {}}
         spec["beta"] = 1.0 if group == "lines" else 0.0
         noise = 0.15 * generator.normal(size=(prompts, len(rewards)))

@@ -17,11 +17,11 @@ class TestFacts:
         front["comparisons"] = [
             {"a": "lines", "b": group}
             | {"hypervolume_difference": {"value": (low + high) / 2, "low": low, "high": high}}
-            | {"expected_utility_difference": {"value": 0.1, "low": -0.2, "high": 0.4, "probability_positive": 0.7}}
+            | {"expected_utility_difference": {"value": 0.1, "low": -0.2, "high": 0.4, "adjusted_p_value": 0.7}}
             for group, (low, high) in intervals.items()
         ]
         for entry in front["comparisons"]:
-            entry["hypervolume_difference"]["probability_positive"] = 0.25
+            entry["hypervolume_difference"]["adjusted_p_value"] = 0.25
         return facts(front)
 
     @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ class TestFacts:
         assert (fact["verdict"], fact["title"]) == (verdict, title)
         value = f"{sum(interval) / 2:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]".replace("-", MINUS)
         assert fact["text"] == (
-            f"LiNeS {MINUS} rewarded soup: hypervolume {value}, above zero with probability 0.250 and "
-            f"expected utility 0.100 [{MINUS}0.200, 0.400], above zero with probability 0.700."
+            f"LiNeS {MINUS} rewarded soup: hypervolume {value} (adjusted p 0.250) and "
+            f"expected utility 0.100 [{MINUS}0.200, 0.400] (adjusted p 0.700)."
         )
 
     @pytest.mark.parametrize("against_reversed", [(1, 2), (-2, -1), (-1, 1), None])

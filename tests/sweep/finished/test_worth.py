@@ -1,0 +1,77 @@
+"""The worth of a picked point, from the scores that the run keeps, and what `pick` prints of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlhf_lines import cli
+from rlhf_lines.pareto import may_be_best, pick, picked_worth, read_front
+from rlhf_lines.sweep.finished.worth import worth_of
+from rlhf_lines.sweep.store import Store
+from tests.sweep.small_run import write_run
+
+
+REWARDS = ["rule:length", {"model": "rule:length", "name": "second", "options": {"unit": "characters"}}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished sweep with two scores, one of which makes the front."""
+    return write_run(tmp_path_factory.mktemp("runs") / "run", REWARDS, ["length"])
+
+
+def by_hand(run, ids, score):
+    """The worth `[points, prompts]` of points, from every completion."""
+    with Store(run, reading=True) as store:
+        specs = {point.id: point.spec_id for point in store.points("test")}
+        found = {}
+        for row in store.rows("test", ()):
+            found.setdefault((row.spec, row.prompt), []).append(score(row.text))
+        prompts = list(store.prompts("test"))
+    return np.array([[np.mean(found[specs[i], prompt]) for prompt in prompts] for i in ids])
+
+
+@pytest.mark.parametrize(
+    ("question", "score"),
+    [
+        ({"preference": [2.0]}, lambda text: -2.0 * len(text.split())),
+        ({"minimum": {"length": -9.0}, "maximize": "second"}, lambda text: -len(text)),
+    ],
+)
+def test_the_worth_is_that_of_every_prompt(run, question, score):
+    front = read_front(run)
+    picked = pick(front, **question)
+    values = by_hand(run, picked.among, score)
+    found, corrected = worth_of(run, front, picked), picked_worth(values, front["seed"])
+    assert found.measured == pytest.approx(values.mean(axis=1).max(), rel=1e-12)
+    assert found.corrected == pytest.approx(
+        {"value": corrected.value, "low": corrected.low, "high": corrected.high}, rel=1e-9
+    )
+    alike = {picked.among[row] for row in may_be_best(values, front["seed"])}
+    assert set(found.alike) == alike - {picked.point["id"]}
+
+
+def test_the_range_begins_at_the_reference_point(run):
+    front = read_front(run)
+    picked = pick(front, preference=[1.0], scale="range")
+    (low,), (high,) = front["reference_point"], front["ideal_point"]
+    if high > low:
+        expected = (picked.point["scores"]["length"]["mean"] - low) / (high - low)
+        assert worth_of(run, front, picked).measured == pytest.approx(expected, rel=1e-9)
+    else:
+        assert worth_of(run, front, picked).measured == 0.0
+
+
+def test_what_was_not_chosen_has_no_worth(run):
+    front = read_front(run)
+    assert worth_of(run, front, pick(front, point=3)) is None
+    assert worth_of(run, front, pick(front, preference=[1.0], group="sft")) is None
+
+
+def test_pick_prints_it(run, capsys):
+    assert cli.main(["pick", str(run), "--preference", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "corrected for having been picked" in out and "cannot be told apart from it: " in out
+    assert cli.main(["pick", str(run), "--point", "2"]) == 0
+    assert "corrected" not in capsys.readouterr().out
