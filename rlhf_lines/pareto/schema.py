@@ -103,16 +103,30 @@ class GridEntry(ScalingEntry):
     """A scaling that was tried."""
 
     hypervolume: Value
+    kl: (
+        float | None
+    )  # the largest mean KL of its points, in nats; null where completions were not drawn from the policy
+    forgetting: float | None  # their largest perplexity over the SFT model's; null without `max_forgetting`
+    within_limits: bool  # whether it could be chosen
 
 
-class Validation(TypedDict):
-    """How alpha, beta and schedule were chosen."""
+class Tuning(TypedDict):
+    """How alpha, beta and schedule of a group were chosen."""
+
+    grid: list[GridEntry]
+    chosen: ScalingEntry
+    at_edge: bool  # its alpha or beta is the largest or smallest of those that were tried, where they are two or more
+
+
+class Validation(Tuning):
+    """What was chosen on validation prompts: for LiNeS, and for the other groups that have a scaling to choose."""
 
     prompts: int
     weights: int  # how many, for every scaling
     reference_point: list[float]
-    grid: list[GridEntry]
-    chosen: ScalingEntry
+    max_kl: float | None  # the limits within which was chosen; null where there is none
+    max_forgetting: float | None
+    groups: dict[str, Tuning]
 
 
 class Prediction(TypedDict):
@@ -258,7 +272,7 @@ class Group:
     dashes: tuple[float, ...]
 
 
-SFT, SOUP, LINES, UNIFORM, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "uniform", "reversed", "morlhf"
+SFT, SOUP, LINES, SCALED, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "scaled", "reversed", "morlhf"
 
 # In the order in which they are listed. Each has a colour, a marker and dashes of its own, so that colour is never the
 # only difference. Colours are Okabe and Ito's (Color Universal Design, 2008), told apart under the common forms of
@@ -268,7 +282,7 @@ GROUPS = {
     for group in (
         Group(LINES, "LiNeS", "#0072B2", "o", ()),
         Group(SOUP, "rewarded soup", "#D55E00", "s", (6.0, 1.5)),
-        Group(UNIFORM, "uniform scaling", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
+        Group(SCALED, "scaled evenly", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
         Group(REVERSED, "reversed LiNeS", "#CC79A7", "v", (1.5, 1.2)),
         Group(MORLHF, "MORLHF", "#E69F00", "D", (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
         Group(SFT, "SFT", "#000000", "*", (2.5, 2.5)),

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES, lines_scales
-from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SFT, SOUP, UNIFORM
+from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SFT, SOUP
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
@@ -47,7 +47,7 @@ class Specs:
         lines = scaled(chosen)
         makers = {SOUP: scaled(Scaling(1.0, 0.0)), LINES: lines}
         if self._config.controls:
-            makers[UNIFORM] = lambda weights: uniform_ablation(self.resolve(lines(weights)), self._num_layers)
+            makers[SCALED] = lambda weights: uniform_ablation(self.resolve(lines(weights)), self._num_layers)
             makers[REVERSED] = lambda weights: reversed_ablation(self.resolve(lines(weights)))
         makers |= {entry.name: entry.spec for entry in self._config.groups}
         return {name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()}

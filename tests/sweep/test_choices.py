@@ -146,7 +146,7 @@ def test_a_group_is_a_mapping_or_json():
         ([{"name": "lines"}], "groups: 'lines' is the name of a group that a sweep has anyway: choose another one"),
         ([{"name": "SFT"}], "groups: 'SFT' is the name of a group that a sweep has anyway: choose another one"),
         ([{"name": " a "}], "groups has name ' a ', expected a text without line breaks, and without blanks around it"),
-        ([{"name": "uniform"}], "groups: 'uniform' is the name of a group that a sweep has anyway"),
+        ([{"name": "scaled"}], "groups: 'scaled' is the name of a group that a sweep has anyway"),
         (
             [{"name": "a"}, {"name": "a", "rule": "ties"}],
             "groups: 'a' occurs twice: give every group a name of its own",

@@ -102,14 +102,14 @@ def test_map_measures_what_a_quadratic_predicts(run, rewards):
 def test_ablations_of_length_and_depth(run):
     _, front = run(controls="true", num_weights=3)
     groups = groups_of(front)
-    assert groups.keys() == {"sft", "rewarded_soup", "lines", "uniform", "reversed"}
+    assert groups.keys() == {"sft", "rewarded_soup", "lines", "scaled", "reversed"}
     mean = sum(0.5 + 1.5 * layer / 3 for layer in range(4)) / 4
-    for point, lines in zip(groups["uniform"], groups["lines"], strict=True):
+    for point, lines in zip(groups["scaled"], groups["lines"], strict=True):
         assert point["spec"] == {**lines["spec"], "alpha": pytest.approx(mean, rel=1e-14), "beta": 0.0}
     for point, lines in zip(groups["reversed"], groups["lines"], strict=True):
         assert point["spec"] == {**lines["spec"], "schedule": "reversed"}
     pairs = [(c["a"], c["b"]) for c in front["comparisons"]]
-    assert pairs[0] == ("lines", "rewarded_soup") and set(pairs[1:3]) == {("lines", "uniform"), ("lines", "reversed")}
+    assert pairs[0] == ("lines", "rewarded_soup") and set(pairs[1:3]) == {("lines", "scaled"), ("lines", "reversed")}
     assert len(pairs) == 6
 
 
@@ -121,7 +121,7 @@ def test_alpha_auto_is_measured_at_every_weight(run, sft, policies):
     _, front = run(scalings=["auto 1"], num_weights=3, controls="true")
     groups = groups_of(front)
     alphas = []
-    for lines, uniform, upside_down in zip(groups["lines"], groups["uniform"], groups["reversed"], strict=True):
+    for lines, uniform, upside_down in zip(groups["lines"], groups["scaled"], groups["reversed"], strict=True):
         spec = MergeSpec("linear", tuple(lines["spec"]["weights"]), "auto", 1.0)
         alphas.append(merges.resolved(spec).alpha)
         assert lines["spec"]["alpha"] == upside_down["spec"]["alpha"] == alphas[-1]

@@ -7,7 +7,7 @@ from statistics import median
 
 from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.report.words import MINUS, estimated, number, percent, setting
-from rlhf_lines.pareto.schema import LINES, REVERSED, SOUP, UNIFORM, Comparison, Front, label, looks
+from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED, SOUP, Comparison, Front, label, looks
 from rlhf_lines.pareto.table import MEASURES, decimals
 
 
@@ -64,7 +64,7 @@ def _beats_soup(front: Front) -> list[dict[str, str]]:
 
 
 def _depth(front: Front) -> list[dict[str, str]]:
-    entries = {group: entry for group in (UNIFORM, REVERSED) if (entry := _comparison(front, group))}
+    entries = {group: entry for group in (SCALED, REVERSED) if (entry := _comparison(front, group))}
     if not entries:
         return []
     found = {group: verdict(entry["hypervolume_difference"]) for group, entry in entries.items()}
@@ -73,21 +73,21 @@ def _depth(front: Front) -> list[dict[str, str]]:
 
 
 def _depth_title(found: Mapping[str, str]) -> str:
-    against_uniform, against_reversed = found.get(UNIFORM), found.get(REVERSED)
-    if against_uniform is None:
+    against_scaled, against_reversed = found.get(SCALED), found.get(REVERSED)
+    if against_scaled is None:
         return {
             BETTER: "The direction of the schedule matters: reversed, it does worse",
             WORSE: "Reversed, the schedule does better than LiNeS",
             UNCLEAR: "LiNeS and its reversal cannot be told apart",
         }[against_reversed]
     title = {
-        BETTER: "Depth matters, not only length: LiNeS beats uniform scaling with the same mean factor",
-        WORSE: "Depth does not help: uniform scaling with the same mean factor beats LiNeS",
-        UNCLEAR: "Depth is not seen to matter, only length: LiNeS and uniform scaling with the same mean factor "
+        BETTER: "Depth matters, not only length: LiNeS beats one factor for all layers, tuned alike",
+        WORSE: "Depth does not help: one factor for all layers, tuned alike, beats LiNeS",
+        UNCLEAR: "Depth is not seen to matter, only length: LiNeS and one factor for all layers, tuned alike, "
         "cannot be told apart",
-    }[against_uniform]
+    }[against_scaled]
     addition = {BETTER: "reversed, it does worse", WORSE: "reversed, it does better", None: None}.get(
-        against_reversed, "nor its reversal from LiNeS" if against_uniform == UNCLEAR else "its reversal is not clear"
+        against_reversed, "nor its reversal from LiNeS" if against_scaled == UNCLEAR else "its reversal is not clear"
     )
     return title if addition is None else f"{title}; {addition}"
 

@@ -109,7 +109,7 @@ def test_the_shares_are_said_beside_the_best_policy_and_below_the_panels(front, 
 def test_no_text_is_cut_or_covers_another(make_points, rewards, tmp_path, monkeypatch):
     names = [f"a reward model with quite a long name {k}" for k in range(rewards)]
     front = front_of(make_points(rewards=rewards), names, 20)
-    for group in ("uniform", "reversed", "morlhf", "a group of the user with a long name"):
+    for group in ("scaled", "reversed", "morlhf", "a group of the user with a long name"):
         for point in front["points"][1:4]:
             front["points"].append({**point, "id": len(front["points"]), "group": group})
     figure = saved_figure_of(plot_forgetting, front, tmp_path / "forgetting.png", monkeypatch)

@@ -16,7 +16,7 @@ from rlhf_lines.pareto.schema import GROUPS as LOOKS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
 
 
-GROUPS = ("uniform", "reversed", "morlhf")
+GROUPS = ("scaled", "reversed", "morlhf")
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_ablations_have_neither_hull_nor_band(front_of_six, drawn_of):
     for entry in front_of_six["fronts"].values():
         entry["hull"] = entry["nondominated"]
         entry["attainment"] = {"0.025": [[1.0, 1.0]], "0.975": [[0.5, 0.5]]}
-    for group, expected in (("lines", 1), ("rewarded_soup", 1), ("uniform", 0), ("morlhf", 0)):
+    for group, expected in (("lines", 1), ("rewarded_soup", 1), ("scaled", 0), ("morlhf", 0)):
         drawn = drawn_of(front_of_six, group)
         assert len(drawn.steps) == 1 and len(drawn.bands) == expected and len(drawn.lines) == 2 + expected
 
@@ -197,7 +197,7 @@ def test_the_legend_says_the_hypervolumes_with_their_intervals(front_of_six, mon
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     volume = front_of_six["fronts"]["lines"]["hypervolume"]
     assert texts[0] == f"LiNeS  {volume['value']:.3f} [{volume['low']:.3f}, {volume['high']:.3f}]"
-    names = ["LiNeS", "rewarded soup", "uniform scaling", "reversed LiNeS", "MORLHF", "SFT"]
+    names = ["LiNeS", "rewarded soup", "scaled evenly", "reversed LiNeS", "MORLHF", "SFT"]
     assert [text.split("  ")[0] for text in texts] == names
     (panel,) = figure.axes
     for label, reward in ((panel.get_xlabel(), "a"), (panel.get_ylabel(), "b")):

@@ -10,7 +10,7 @@ from rlhf_lines.pareto.report import Completions
 
 WEIGHTS = tuple((i / 10, (10 - i) / 10) for i in range(11))
 MINUS = "\u2212"
-GAINS = {"rewarded_soup": 1.0, "lines": 1.25, "uniform": 1.1, "reversed": 0.8}
+GAINS = {"rewarded_soup": 1.0, "lines": 1.25, "scaled": 1.1, "reversed": 0.8}
 WORDS = ["rain", "fell", "over", "hills", "while", "people", "in", "town", "went", "on", "with", "their", "work"]
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
@@ -75,13 +75,15 @@ def add_validation(front):
     grid = [
         {"alpha": alpha, "beta": beta, "schedule": "linear"}
         | {"hypervolume": {"value": value, "low": value - 0.1, "high": value + 0.1}}
+        | {"kl": 3.0 + beta, "forgetting": None, "within_limits": True}
         for alpha in (0.5, 1.0, "auto")
         for beta in (0.0, 0.5, 1.0)
         for value in [2.0 + beta - (0.3 if alpha == 0.5 else 0.1 if alpha == "auto" else 0.0)]
     ]
     chosen = {"alpha": 1.0, "beta": 1.0, "schedule": "linear"}
     front["validation"] = {"prompts": 16, "weights": 3, "reference_point": [0.0] * len(front["rewards"])}
-    front["validation"] |= {"grid": grid, "chosen": chosen}
+    front["validation"] |= {"grid": grid, "chosen": chosen, "at_edge": True, "max_kl": None, "max_forgetting": None}
+    front["validation"]["groups"] = {}
 
 
 def make_completions(front, prompts=24, samples=1, length=60, hostile=False):

@@ -43,15 +43,15 @@ class TestFacts:
 
     @pytest.mark.parametrize("against_reversed", [(1, 2), (-2, -1), (-1, 1), None])
     @pytest.mark.parametrize(
-        ("against_uniform", "verdict", "begins"),
+        ("against_scaled", "verdict", "begins"),
         [
             ((1, 2), "better", "Depth matters, not only length"),
             ((-2, -1), "worse", "Depth does not help"),
             ((-1, 1), "unclear", "Depth is not seen to matter, only length"),
         ],
     )
-    def test_depth_or_only_length(self, against_uniform, verdict, begins, against_reversed):
-        intervals = {"uniform": against_uniform} | ({"reversed": against_reversed} if against_reversed else {})
+    def test_depth_or_only_length(self, against_scaled, verdict, begins, against_reversed):
+        intervals = {"scaled": against_scaled} | ({"reversed": against_reversed} if against_reversed else {})
         [fact] = self.compared(**intervals)
         assert fact["verdict"] == verdict
         assert fact["title"].startswith(begins)

@@ -130,16 +130,16 @@ def test_the_slider_shows_every_group_at_its_weights(page, front):
     assert slider.get_attribute("aria-valuetext") == "0.1 ppo-first · 0.9 ppo-second"
     rows = [row.split("\t") for row in page.locator("#weight-table tbody tr").all_inner_texts()]
     assert [row[0].split(maxsplit=1)[1] for row in rows] == (
-        ["LiNeS", "rewarded soup", "uniform scaling", "reversed LiNeS", "SFT"]
+        ["LiNeS", "rewarded soup", "scaled evenly", "reversed LiNeS", "SFT"]
     )
-    chosen = [find(front, group, (0.1, 0.9)) for group in ("lines", "rewarded_soup", "uniform", "reversed")]
+    chosen = [find(front, group, (0.1, 0.9)) for group in ("lines", "rewarded_soup", "scaled", "reversed")]
     means = [[point["scores"][reward]["mean"] for reward in front["rewards"]] for point in chosen]
     assert [row[3].split()[0] for row in rows[:4]] == [f"{x:.3f}".replace("-", MINUS) for x, _ in means]
     assert sorted(ringed(page)) == sorted(means)
 
 
 def test_completions_of_any_two_points_side_by_side(page, front):
-    left, right = find(front, "uniform", (0.3, 0.7)), find(front, "lines", (0.8, 0.2))
+    left, right = find(front, "scaled", (0.3, 0.7)), find(front, "lines", (0.8, 0.2))
     page.get_by_role("combobox", name="Left").select_option(str(left["id"]))
     page.get_by_role("combobox", name="Right").select_option(str(right["id"]))
     page.locator("#prompt-number").fill("1")
@@ -300,7 +300,7 @@ class TestHostileTexts:
 
     @pytest.fixture(scope="class")
     def hostile(self, open_page):
-        front = make_front(rewards=self.REWARDS, rename=lambda group: {"uniform": HOSTILE[4]}.get(group, group))
+        front = make_front(rewards=self.REWARDS, rename=lambda group: {"scaled": HOSTILE[4]}.get(group, group))
         front["policies"] = [HOSTILE[1], HOSTILE[0]]
         front["forgetting"]["source"] = HOSTILE[1]
         for point in front["points"]:
