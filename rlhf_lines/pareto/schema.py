@@ -236,7 +236,8 @@ def faults(value: Any, kind: Any = Front, key: str = "") -> Iterator[tuple[str, 
     elif container is Literal:
         yield from () if value in parts else [("wrong", key)]
     elif container is not Any and (
-        isinstance(value, bool) or not isinstance(value, (int, float) if container is float else container)
+        isinstance(value, bool) != (container is bool)
+        or not isinstance(value, (int, float) if container is float else container)
     ):
         yield "wrong", key
     elif is_typeddict(kind):
