@@ -47,7 +47,8 @@ class StopTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
         self._tokenizer, self._texts = tokenizer, tuple(texts)
-        # A token of such a text has a byte of it at least, unless it has no text at all.
+        # A token of such a text has a byte of it at least, unless it has no text at all. One more goes before, because
+        # the first that is decoded may lose its blank.
         self._window = 1 + max((len(text.encode()) for text in texts), default=0)
 
     def __bool__(self) -> bool:
@@ -71,7 +72,10 @@ class StopTexts:
         The last tokens are looked at, and all of a completion only where those hold one. What that misses (tokens
         without text lie between) `kept` finds.
         """
-        ends = [_decoded(self._tokenizer, ids[-self._window :]) for ids in completions]
+        ends = [
+            _decoded(self._tokenizer, [*prompt[-self._window :], *completion][-self._window :])
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
         return [
             any(stop in end for stop in self._texts) and self._holds(prompt, completion)
             for prompt, completion, end in zip(prompts, completions, ends, strict=True)

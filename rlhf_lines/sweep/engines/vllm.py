@@ -145,7 +145,8 @@ class VllmEngine:
         if self._config.samples_policy or self._config.temperature == 0:
             # The tokens that are kept, of those that have been written.
             return [
-                _sum_logprobs(output.logprobs[: len(ids)], ids) for output, (_, ids) in zip(outputs, pairs, strict=True)
+                _sum_logprobs(list(output.logprobs)[: len(ids)], ids)
+                for output, (_, ids) in zip(outputs, pairs, strict=True)
             ]
         return self._logprobs([request.spec for request in requests], pairs, temperature=self._config.temperature)
 
