@@ -400,7 +400,7 @@ def test_three_policies_several_samples_and_repeated_prompts(flags, policies, re
     front = strict_json(tmp_path / "sweep" / "front.json")
     assert Counter(point["group"] for point in front["points"]) == {"sft": 1, "rewarded_soup": 6, "lines": 6}
     assert {(point["prompts"], point["samples_per_prompt"]) for point in front["points"]} == {(TEST, 2)}
-    assert len(read(tmp_path / "sweep", "SELECT * FROM completions")) == (4 * 3 * VALIDATION + 13 * TEST) * 2
+    assert len(read(tmp_path / "sweep", "SELECT * FROM completions")) == ((4 * 3 + 4) * VALIDATION + 13 * TEST) * 2
     expected = means_by_hand(tmp_path / "sweep", "test", rewards)
     for point in front["points"]:
         got = [point["scores"][name]["mean"] for name in ("short", "early")]
@@ -434,7 +434,7 @@ def test_policies_of_another_base_are_refused(sft, policies, save_sft, save_poli
         ({"betas": [0.5, "inf"]}, "betas or scalings hold beta inf, expected finite numbers"),
         ({"alphas": [1.0, 1.0]}, r"alphas is \[1.0, 1.0\], expected every value once"),
         ({"dtype": "float31"}, "dtype is 'float31', expected float32, bfloat16 or float16"),
-        ({"rewards": ["tiny_rewards:short"]}, "rewards has 1, expected two or more"),
+        ({"stop": [""]}, "stop is \\[''\\], expected texts that are not empty"),
         ({"rewards": ["tiny_rewards:short", "tiny_rewards.short"]}, "names short, short"),
         ({"rewards": ["tiny_rewards:short", "tiny_rewards:tall"]}, "'tall', which is no function of"),
     ],
