@@ -37,6 +37,55 @@ def completion_texts(
     return texts
 
 
+class StopTexts:
+    """Texts that end a completion: it is written up to the token that completes one, and read up to where that begins.
+
+    Args:
+        tokenizer: the policy's.
+        texts: any of them ends a completion; none, where there are none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+        self._tokenizer, self._texts = tokenizer, tuple(texts)
+        # A token of such a text has a byte of it at least, unless it has no text at all. One more goes before, because
+        # the first that is decoded may lose its blank.
+        self._window = 1 + max((len(text.encode()) for text in texts), default=0)
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def cut(self, text: str) -> str:
+        """What comes before the first of the texts."""
+        return text[: min((at for stop in self._texts if (at := text.find(stop)) >= 0), default=len(text))]
+
+    def kept(self, prompt: Ids, completion: Ids) -> int:
+        """How many tokens of a completion are written: those up to the one that completes one of the texts."""
+        if self._holds(prompt, completion):
+            for count in range(1, len(completion)):
+                if self._holds(prompt, completion[:count]):
+                    return count
+        return len(completion)
+
+    def ended(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> list[bool]:
+        """Which completions hold one of the texts, of those that held none before their last token.
+
+        The last tokens are looked at, and all of a completion only where those hold one. What that misses (tokens
+        without text lie between) `kept` finds.
+        """
+        ends = [
+            _decoded(self._tokenizer, [*prompt[-self._window :], *completion][-self._window :])
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return [
+            any(stop in end for stop in self._texts) and self._holds(prompt, completion)
+            for prompt, completion, end in zip(prompts, completions, ends, strict=True)
+        ]
+
+    def _holds(self, prompt: Ids, completion: Ids) -> bool:
+        (text,) = completion_texts(self._tokenizer, [prompt], [completion])
+        return any(stop in text for stop in self._texts)
+
+
 def _added(before: str, whole: str, alone: Callable[[], str]) -> str:
     """What `whole` says beyond `before`.
 

@@ -25,8 +25,8 @@ class Sampled(NamedTuple):
     Attributes:
         tokens: `[N, T]`, the end token included, padding after it.
         lengths: `[N]`, the number of tokens of each.
-        logprobs: `[N, T]`, of the tokens under softmax(logits / temperature) (under softmax(logits) for greedy
-            sampling), zero on padding.
+        logprobs: `[N, T]`, of the tokens under softmax(logits / temperature) over all tokens (under softmax(logits) for
+            greedy sampling), zero on padding.
     """
 
     tokens: Tensor
@@ -75,6 +75,9 @@ def sample_tokens(
     eos_token_ids: Sequence[int],
     pad_token_id: int,
     seed: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    has_ended: Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[bool]] | None = None,
     choose_rows: Callable[[Tensor], None] = lambda rows: None,
 ) -> Sampled:
     """One completion per prompt, all in one batch where padding is masked; rows that have ended leave it.
@@ -88,6 +91,10 @@ def sample_tokens(
         eos_token_ids: the tokens that end a completion.
         pad_token_id: what fills the rows of shorter prompts and completions.
         seed: of the noise.
+        top_k: draw among so many of the most likely tokens; None is all.
+        top_p: draw among the most likely tokens that together have this probability; None is all. See `truncated`.
+        has_ended: called after each token with the indices of prompts and the tokens that each has got, says which
+            completions end with that token, whatever it is.
         choose_rows: called with the indices of the prompts that the next passes read, in their order.
     """
     device = next(model.parameters()).device
@@ -107,11 +114,15 @@ def sample_tokens(
             perturbed = logits
             if temperature > 0:
                 noise = gumbel(seed, distinct[:, 0], distinct[:, 1], step, logits.shape[1])
-                perturbed = logits.double() / temperature + noise[inverse[active]]
+                kept = truncated(logits.double() / temperature, top_k=top_k, top_p=top_p)
+                perturbed = kept + noise[inverse[active]]
             chosen = perturbed.argmax(dim=1)
             tokens[active, step] = chosen
             logprobs[active, step] = chosen_logprobs(logits, chosen, temperature or 1.0)
             ended = torch.isin(chosen, ends)
+            if has_ended is not None:
+                so_far = tokens[active, : step + 1].tolist()
+                ended |= torch.tensor(has_ended(active.tolist(), so_far), device=device)
             lengths[active[ended]] = step + 1
             running = (~ended).nonzero().squeeze(1)
             if len(running) == 0:
@@ -122,6 +133,23 @@ def sample_tokens(
                 reader.keep(running)
                 choose_rows(active)
     return Sampled(tokens, lengths, logprobs)
+
+
+def truncated(logits: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits `[rows, V]` with minus infinity for what is not drawn: first by `top_k`, of the rest by `top_p`.
+
+    `top_p` keeps the fewest of the most likely tokens whose probabilities sum to it or more. Noise is added to what is
+    kept: a token that two models both keep meets the same noise, and the argmax is a draw from the rest.
+
+    Source: arXiv 1805.04833 (top-k); arXiv 1904.09751 (top-p); as transformers and vLLM have them.
+    """
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    if top_k is not None:
+        logits = TopKLogitsWarper(top_k)(None, logits)
+    if top_p is not None:
+        logits = TopPLogitsWarper(top_p)(None, logits)
+    return logits
 
 
 def chosen_logprobs(logits: Tensor, chosen: Tensor, temperature: float) -> Tensor:

@@ -55,9 +55,13 @@ def _statistics(verb: str, record: dict) -> list[str]:
 
 def _chosen(record: dict) -> str:
     scaling = f"alpha {record['alpha']}, beta {record['beta']} and schedule {record['schedule']} of LiNeS"
-    if record["validation"] is None:
+    validation = record["validation"]
+    if validation is None:
         return f"{scaling} were given"
-    return f"{scaling} were chosen on validation prompts, of {len(record['validation']['grid'])}"
+    tunings = {"lines": validation, **validation["groups"]}
+    at_edge = [name for name, tuning in tunings.items() if tuning["at_edge"]]
+    edge = f"; at an edge of what was tried: {', '.join(at_edge)}" if at_edge else ""
+    return f"{scaling} were chosen on validation prompts, of {len(validation['grid'])}{edge}"
 
 
 def _gains_table(gains: list[dict]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lines.completions import completion_texts
+from rlhf_lines.completions import StopTexts, completion_texts
 from tests.tiny import word_tokenizer
 
 
@@ -91,3 +91,46 @@ def test_bytes_at_the_border():
     texts = completion_texts(tokenizer, [prompt] * 3, [[first], [first, blank_b], prompt[-4:]])
     assert texts == ["\ufffd", "\ufffd b", thumb]
     assert completion_texts(tokenizer, [prompt[:-1]], [[prompt[-1], blank_b]]) == [f"{thumb} b"]
+
+
+# --- texts that end a completion ---
+
+
+@pytest.mark.parametrize("make", [like_llama2, like_t5, like_gpt2])
+@pytest.mark.parametrize(
+    ("completion", "stops", "before"),
+    [
+        (" b c\n\nH: d", ["\n\nH:"], " b c"),
+        (" b c d b", ["d b", "c"], " b "),
+        (" b c", [" b"], ""),
+        (" b c", ["x", "cc"], " b c"),
+    ],
+)
+def test_a_completion_is_written_up_to_a_stop_text_and_read_up_to_before_it(make, completion, stops, before):
+    """The tokens are the fewest whose text holds one: with one less it holds none."""
+    if make is like_t5 and "\n" in completion:  # of which this tokenizer makes a blank
+        completion, stops = completion.replace("\n\nH:", " j"), [" j"]
+    tokenizer = make()
+    prompt = tokenizer("a:")["input_ids"]
+    ids = tokenizer("a:" + completion)["input_ids"][len(prompt) :]
+    texts = [completion_texts(tokenizer, [prompt], [ids[:n]])[0] for n in range(len(ids) + 1)]
+    holding = [n for n, text in enumerate(texts) if any(stop in text for stop in stops)]
+    stop = StopTexts(tokenizer, stops)
+    assert stop.kept(prompt, ids) == (holding[0] if holding else len(ids))
+    assert stop.cut(texts[stop.kept(prompt, ids)]) == stop.cut(texts[-1]) == before
+    for n in range(1, stop.kept(prompt, ids) + 1):  # it is not asked of what has ended
+        assert stop.ended([prompt, prompt], [ids[:n], ids[:0]]) == [n in holding, False]
+
+
+def test_a_stop_text_in_bytes_is_seen_when_it_is_whole():
+    tokenizer, thumb = like_llama2(), "👍"
+    prompt, ids = tokenizer("a")["input_ids"], tokenizer(f"a b{thumb} c")["input_ids"]
+    ids = ids[len(prompt) :]
+    stop = StopTexts(tokenizer, [thumb])
+    assert [stop.ended([prompt], [ids[:n]])[0] for n in range(1, 6)] == [False, False, False, False, True]
+    assert stop.kept(prompt, ids) == 5 and stop.cut(f" b{thumb} c") == " b"
+
+
+def test_no_stop_text_ends_nothing():
+    stop = StopTexts(like_gpt2(), [])
+    assert not stop and stop.cut("a b") == "a b" and stop.kept([4], [5, 6]) == 2

@@ -152,16 +152,30 @@ class GridEntry(ScalingEntry):
     """A scaling that was tried."""
 
     hypervolume: Value
+    kl: (
+        float | None
+    )  # the largest mean KL of its points, in nats; null where completions were not drawn from the policy
+    forgetting: float | None  # their largest perplexity over the SFT model's; null without `max_forgetting`
+    within_limits: bool  # whether it could be chosen
 
 
-class Validation(TypedDict):
-    """How alpha, beta and schedule were chosen."""
+class Tuning(TypedDict):
+    """How alpha, beta and schedule of a group were chosen."""
+
+    grid: list[GridEntry]
+    chosen: ScalingEntry
+    at_edge: bool  # its alpha or beta is the largest or smallest of those that were tried, where they are two or more
+
+
+class Validation(Tuning):
+    """What was chosen on validation prompts: for LiNeS, and for the other groups that have a scaling to choose."""
 
     prompts: int
     weights: int  # how many, for every scaling
     reference_point: list[float]
-    grid: list[GridEntry]
-    chosen: ScalingEntry
+    max_kl: float | None  # the limits within which was chosen; null where there is none
+    max_forgetting: float | None
+    groups: dict[str, Tuning]
 
 
 class Prediction(TypedDict):

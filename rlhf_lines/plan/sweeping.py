@@ -132,18 +132,31 @@ def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> 
     return rows
 
 
+def _validation_points(config: SweepConfig) -> tuple[int, int]:
+    """How many points there are to choose from, with all that may come beyond an edge, and without."""
+    if not config.chooses:
+        return 0, 0
+    counts, anchors = config.candidate_counts.values(), 1 + len(config.policies)
+    beyond = config.edge_extensions * sum(count > 1 for count in counts)
+    weights = len(simplex(len(config.policies), config.validation_weights))
+    return (sum(counts) + beyond) * weights + anchors, sum(counts) * weights + anchors
+
+
 def _add_work(
     plan: Plan, config: SweepConfig, rows: Rows, batch: int, adapters: Sequence[AdapterSizes], size: int
 ) -> None:
-    scalings = len(config.candidates)
-    validation = scalings * len(simplex(len(config.policies), config.validation_weights)) if scalings > 1 else 0
+    validation, least = _validation_points(config)
+    while_choosing = len(simplex(len(config.policies), config.validation_weights))
     entries = config.groups
-    # The soup, LiNeS, its ablations, further groups, further sets of policies.
+    # The soup, LiNeS, its controls, further groups, further sets of policies.
     of_weights = 2 + 2 * config.controls + len(entries) + len(config.policy_sets)
     weights = len(first_weights(config)) + (config.map_points if config.sampler == "map" else 0)
-    test = 1 + of_weights * weights + len(config.morlhf)
+    test = 1 + of_weights * weights + len(config.morlhf) + len(config.wise_ft_names) * config.num_weights
     completions = config.samples_per_prompt * (validation * config.validation_prompts + test * config.test_prompts)
-    chosen = f"{validation:,} on validation prompts, " if validation else "none on validation prompts (one scaling), "
+    chosen = "none on validation prompts (one scaling), "
+    if validation:
+        beyond = f" (and up to {validation - least:,} beyond the edge)" if validation > least else ""
+        chosen = f"{least:,} on validation prompts{beyond}, "
     plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
     plan.work.append(("points", f"{chosen}{test:,} on test prompts"))
     plan.work.append(("completions to generate", f"at most {completions:,}"))
@@ -151,10 +164,14 @@ def _add_work(
     plan.work.append(("batches", f"{math.ceil(completions / batch):,} of {batch:,}"))
     plan.disk["run store"] = completions * BYTES_PER_COMPLETION
     if config.control:
-        texts = test * config.control_texts
+        texts = (test + (validation if config.max_forgetting is not None else 0)) * config.control_texts
         plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
         plan.disk["run store"] += texts * BYTES_PER_NLL
-    alone = sum(not RULES[entry.rule].is_linear for entry in entries) * weights
+    alone = sum(
+        weights + entry.is_tuned * (len(entry.candidates) + config.edge_extensions) * while_choosing
+        for entry in entries
+        if not RULES[entry.rule].is_linear
+    )
     if alone:
         plan.work.append(("points merged one by one", f"{alone:,}: their rules are not linear"))
     if config.engine == "vllm":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,7 +18,7 @@ from rlhf_lines.pareto.schema import GROUPS
 
 
 class Scaling(NamedTuple):
-    """alpha, beta and schedule of LiNeS."""
+    """alpha, beta and schedule, as LiNeS has them."""
 
     alpha: float | Literal["auto"]
     beta: float
@@ -49,6 +50,11 @@ def read_alpha(value: object) -> float | Literal["auto"]:
         if alpha == "auto" or math.isfinite(alpha):
             return alpha
     raise ValueError(f"alphas or scalings hold alpha {value!r}, expected finite numbers or auto")
+
+
+def grid(alphas: Sequence, betas: Sequence[float], schedules: Sequence[str]) -> list[Scaling]:
+    """Every alpha with every beta and schedule, the last to change first."""
+    return [Scaling(*scaling) for scaling in itertools.product(alphas, betas, schedules)]
 
 
 def scaling_problems(
@@ -95,6 +101,7 @@ class GroupEntry:
         name: what the group is called in the front.
         rule, options, alpha, beta, schedule: as in `MergeSpec`.
         statistics: folders of `rlhf-lines fisher` or `gram`, one per policy, for the rules of these names.
+        alphas, betas, schedules: in place of one of each, what to choose from on validation prompts; or `scalings`.
     """
 
     name: str
@@ -104,6 +111,10 @@ class GroupEntry:
     beta: float = 0.0
     schedule: str = "linear"
     statistics: tuple[str, ...] = ()
+    alphas: tuple[float | Literal["auto"], ...] = ()
+    betas: tuple[float, ...] = ()
+    schedules: tuple[str, ...] = ()
+    scalings: tuple[Scaling, ...] = ()
 
     @classmethod
     def of(cls, item: str | Mapping[str, Any] | GroupEntry) -> GroupEntry:
@@ -132,13 +143,55 @@ class GroupEntry:
                 raise ValueError(f"statistics is {folders!r}, expected a list of folders, one per policy")
             object.__setattr__(self, "statistics", tuple(folders))
             object.__setattr__(self, "alpha", number_or_auto("alpha", self.alpha))
-            self.spec((1.0,))
+            for name, read in LISTS.items():
+                object.__setattr__(self, name, tuple(map(read, self._list(name))))
+            for problem in self._problems():
+                raise ValueError(problem)
+            for scaling in self.candidates:
+                self.spec((1.0,), scaling)
         except ValueError as error:
             raise ValueError(f"groups: {self.name}: {error}") from None
 
-    def spec(self, weights: tuple[float, ...]) -> MergeSpec:
-        """The spec at some weights."""
-        return MergeSpec(self.rule, weights, self.alpha, self.beta, self.schedule, self.options)
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its scaling is chosen on validation prompts."""
+        return bool(self.alphas or self.betas or self.schedules or self.scalings)
+
+    @property
+    def candidates(self) -> list[Scaling]:
+        """The scalings to choose from; the only one, where there is no choice."""
+        whole = grid(self.alphas or (self.alpha,), self.betas or (self.beta,), self.schedules or (self.schedule,))
+        return list(self.scalings) or whole
+
+    def spec(self, weights: tuple[float, ...], scaling: Scaling | None = None) -> MergeSpec:
+        """The spec at some weights, with this scaling; without one, with the first of `candidates`."""
+        return MergeSpec(self.rule, weights, *(scaling or self.candidates[0]), self.options)
+
+    def _list(self, name: str) -> Sequence:
+        items = getattr(self, name)
+        if isinstance(items, str) or not isinstance(items, Sequence):
+            raise ValueError(f"{name} is {items!r}, expected a list")
+        return items
+
+    def _problems(self) -> Iterator[str]:
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for one, several in (("alpha", "alphas"), ("beta", "betas"), ("schedule", "schedules")):
+            is_given = {one: getattr(self, one) != defaults[one]}
+            is_given |= {name: bool(getattr(self, name)) for name in (several, "scalings")}
+            if sum(is_given.values()) > 1:
+                yield f"{' and '.join(filter(is_given.get, is_given))} are given: keep one"
+        if self.is_tuned:
+            lists = self.alphas or (self.alpha,), self.betas or (0.0,), self.schedules or ("linear",)
+            yield from scaling_problems(self.scalings, *lists, given=self.scalings)
+
+
+def _read_beta(value: object) -> float:
+    for problem in _growth_problems([value], ()):
+        raise ValueError(problem)
+    return float(value)
+
+
+LISTS = {"alphas": read_alpha, "betas": _read_beta, "schedules": str, "scalings": Scaling.of}
 
 
 def group_problems(entries: Sequence[GroupEntry]) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
@@ -12,9 +12,12 @@ from rlhf_lines.errors import Problems, alternatives
 from rlhf_lines.merge.lines import GROWING
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import LOAD_DTYPES
+from rlhf_lines.pareto.origin import policy_names
+from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED
 from rlhf_lines.sweep.choices import (
     GroupEntry,
     Scaling,
+    grid,
     group_problems,
     read_alpha,
     read_weights,
@@ -26,6 +29,7 @@ from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
 
 ENGINES = ("local", "vllm")
+WISE_FT = "wise_ft"
 SAMPLERS = ("grid", "list", "dirichlet", "map")
 
 
@@ -115,13 +119,45 @@ class SweepConfig:
     )
     controls: bool = field(
         default=True,
-        metadata={"help": "Also sweep a uniform factor with the mean of LiNeS' factors, and LiNeS upside down."},
+        metadata={
+            "help": "Also sweep one factor for all layers, and LiNeS upside down, each chosen as LiNeS is and among as "
+            "many candidates."
+        },
+    )
+    scaled_alphas: list[float | Literal["auto"]] = field(
+        default_factory=list,
+        metadata={
+            "help": "The factors for all layers to choose from; left out, as many as LiNeS has candidates, evenly from "
+            "the smallest to the largest of their mean factors.",
+            "parse": read_alpha,
+        },
+    )
+    edge_extensions: int = field(
+        default=6,
+        metadata={
+            "help": "How many more candidates a group gets where its best one has the largest or smallest alpha or "
+            "beta, one step beyond; 0 only says so."
+        },
+    )
+    max_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "Choose among candidates whose every point has at most this mean KL to the SFT model (nats) on "
+            "validation prompts."
+        },
+    )
+    max_forgetting: float | None = field(
+        default=None,
+        metadata={
+            "help": "Choose among candidates whose every point has at most this times the SFT model's perplexity on "
+            "the texts of control."
+        },
     )
     groups: list[GroupEntry] = field(
         default_factory=list,
         metadata={
             "help": "Further groups to compare: mappings with name, rule, and options, alpha, beta, schedule, "
-            "statistics as a merge has them.",
+            "statistics as a merge has them; with lists alphas, betas, schedules or scalings they are chosen from.",
             "parse": GroupEntry.of,
         },
     )
@@ -131,6 +167,13 @@ class SweepConfig:
             "help": "Other policies to compare, each set a group of its own: mappings with name, policies and, for "
             "Bone Soup, mixing: the reward weights that each of them was trained on.",
             "parse": PolicySet.of,
+        },
+    )
+    wise_ft: bool = field(
+        default=False,
+        metadata={
+            "help": "Also sweep each policy alone, from the SFT model (0) to the policy (1) in num_weights steps; a "
+            "single policy is anyway."
         },
     )
     control: str | None = field(
@@ -148,6 +191,18 @@ class SweepConfig:
     samples_per_prompt: int = field(default=1, metadata={"help": "Completions per prompt and point."})
     max_new_tokens: int = field(default=48, metadata={"help": "Longest completion."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
+    top_p: float | None = field(
+        default=None,
+        metadata={
+            "help": "Draw among the most likely tokens that together have this probability; left out, among all."
+        },
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "Draw among so many of the most likely tokens; left out, among all."}
+    )
+    stop: list[str] = field(
+        default_factory=list, metadata={"help": "Texts that end a completion, which are no part of what is scored."}
+    )
     batch_size: int | None = field(
         default=None,
         metadata={"help": "Completions in one batch, of any specs; left out, what free memory allows."},
@@ -174,9 +229,35 @@ class SweepConfig:
 
     @property
     def candidates(self) -> list[Scaling]:
-        """The scalings to choose from: those of the list, or, without one, all of the grid."""
-        grid = itertools.product(self.alphas, self.betas, self.schedules)
-        return self.scalings or [Scaling(*scaling) for scaling in grid]
+        """The scalings of LiNeS to choose from: those of the list, or, without one, all of the grid."""
+        return self.scalings or grid(self.alphas, self.betas, self.schedules)
+
+    @property
+    def candidate_counts(self) -> dict[str, int]:
+        """How many scalings there are to choose from, by group; groups that have one given are left out."""
+        count = len(self.candidates)
+        controls = {SCALED: len(self.scaled_alphas) or count, REVERSED: count} if self.controls else {}
+        return {LINES: count, **controls, **{e.name: len(e.candidates) for e in self.groups if e.is_tuned}}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether validation prompts are measured: a group has several candidates, or there is a limit to keep."""
+        limits = self.max_kl is not None or self.max_forgetting is not None
+        return limits or max(self.candidate_counts.values()) > 1
+
+    @property
+    def wise_ft_names(self) -> dict[str, int]:
+        """The groups that sweep one policy alone, and which one each does."""
+        if len(self.policies) == 1:
+            return {WISE_FT: 0}
+        names = policy_names(self.policies) if self.wise_ft else []
+        numbered = len(set(names)) < len(names)
+        return {f"{WISE_FT} {name}{f' {k + 1}' if numbered else ''}": k for k, name in enumerate(names)}
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether completions are drawn from softmax(logits / temperature), so that their log-ratios estimate a KL."""
+        return self.temperature > 0 and self.top_k is None and self.top_p in (None, 1.0)
 
     @property
     def listed_policies(self) -> list[str]:
@@ -200,6 +281,8 @@ class SweepConfig:
             "samples_per_prompt": 1,
             "max_new_tokens": 1,
             "batch_size": 1,
+            "edge_extensions": 0,
+            "top_k": 1,
         }
         given = {name: getattr(self, name) for name in numbers}
         problems = [
@@ -211,6 +294,11 @@ class SweepConfig:
             problems.append(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature is {self.temperature}, expected a number >= 0")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            problems.append(f"top_p is {self.top_p}, expected a number above 0 and at most 1")
+        for name in ("top_p", "top_k"):
+            if self.temperature == 0 and getattr(self, name) is not None:
+                problems.append(f"{name} is given, but temperature 0 takes the most likely token: leave one out")
         return problems
 
     def _names(self) -> list[str]:
@@ -223,6 +311,8 @@ class SweepConfig:
             )
             if value is not None and value not in known
         ]
+        if not all(self.stop or []):
+            problems.append(f"stop is {self.stop}, expected texts that are not empty")
         if self.load_in_8bit and self.load_in_4bit:
             problems.append("load_in_8bit and load_in_4bit are both given: keep one")
         if self.sampler is not None and (self.sampler == "list") != bool(self.weights):
@@ -235,11 +325,26 @@ class SweepConfig:
             problems.append(f"vllm is given, but engine is {self.engine}: leave it out, or use engine vllm")
         if self.engine == "vllm" and self.quantized:
             problems.append("load_in_8bit and load_in_4bit are of engine local: give vllm {quantization: ...} instead")
-        if len(self.policies) < 2:
-            problems.append(f"policies has {len(self.policies)} folder, expected two or more")
-        if len(self.rewards) < 2:
-            problems.append(f"rewards has {len(self.rewards)}, expected two or more")
+        needed = {"policies": self.policies, "rewards": self.rewards}
+        problems += [f"{name} is empty, expected one or more" for name, given in needed.items() if not given]
+        if len(self.policies) == 1 and self.sampler in ("dirichlet", "map"):
+            problems.append(f"sampler is {self.sampler}, but a single policy has no mixtures: use grid, or list")
         return problems
+
+    def _limits(self) -> Iterator[str]:
+        """What is wrong with the controls and the limits within which is chosen."""
+        if len(set(self.scaled_alphas)) < len(self.scaled_alphas):
+            yield f"scaled_alphas is {self.scaled_alphas}, expected every value once"
+        if self.scaled_alphas and not self.controls:
+            yield "scaled_alphas is given, but controls is false: leave it out, or leave controls on"
+        if self.max_kl is not None and not (math.isfinite(self.max_kl) and self.max_kl > 0):
+            yield f"max_kl is {self.max_kl}, expected a number above 0"
+        if self.max_kl is not None and not self.samples_policy:
+            yield "max_kl needs completions drawn from the policy: give a temperature above 0, and no top_p or top_k"
+        if self.max_forgetting is not None and not (math.isfinite(self.max_forgetting) and self.max_forgetting > 0):
+            yield f"max_forgetting is {self.max_forgetting}, expected a number above 0, such as 1.05"
+        if self.max_forgetting is not None and not self.control:
+            yield "max_forgetting is given, but no control: name texts outside the task there"
 
     def _choices(self) -> list[str]:
         problems = [
@@ -248,7 +353,10 @@ class SweepConfig:
             *weights_problems(self.weights, len(self.policies), given=self.given["weights"]),
             *group_problems(self.groups),
             *set_problems(self.policy_sets, len(self.policies), groups=[entry.name for entry in self.groups]),
+            *self._limits(),
         ]
+        taken = {entry.name for entry in self.groups} & self.wise_ft_names.keys()
+        problems += [f"groups: {name!r} is the name of a group of wise_ft: choose another one" for name in taken]
         for entry in self.groups:
             if RULES[entry.rule].is_linear:
                 continue

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES, lines_scales
 from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SFT, SOUP
 from rlhf_lines.pareto.surrogate import design
-from rlhf_lines.sweep.choices import Scaling
+from rlhf_lines.sweep.choices import GroupEntry, Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.policy_sets import PolicySet, spec_weights
@@ -31,11 +32,13 @@ class Specs:
 
     Attributes:
         weights: of every group, but for sampler map, which begins with these.
+        candidates: the scalings that each group chooses from; groups that have one given are left out.
     """
 
     def __init__(self, config: SweepConfig, merges: Merges, num_layers: int) -> None:
-        self._config, self._merges, self._num_layers = config, merges, num_layers
+        self._config, self._merges = config, merges
         self.weights = first_weights(config)
+        self.candidates = candidates(config, num_layers)
         self.resolve = cache(merges.resolved)
 
     def check(self) -> None:
@@ -43,24 +46,48 @@ class Specs:
         for entry in self._config.groups:
             self._merges.check(entry.spec(self.weights[0]))
 
-    def makers(self, chosen: Scaling) -> dict[str, Callable[[Weights], MergeSpec]]:
-        """For every group that is swept over weights, the function from weights to its spec."""
-        lines = scaled(chosen)
-        makers = {SOUP: scaled(Scaling(1.0, 0.0)), LINES: lines}
-        if self._config.controls:
-            makers[SCALED] = lambda weights: uniform_ablation(self.resolve(lines(weights)), self._num_layers)
-            makers[REVERSED] = lambda weights: reversed_ablation(self.resolve(lines(weights)))
-        makers |= {entry.name: entry.spec for entry in self._config.groups}
-        makers |= {entry.name: soup_of(entry, self._config.listed_policies) for entry in self._config.policy_sets}
-        return {name: lambda weights, make=make: self.resolve(make(weights)) for name, make in makers.items()}
+    def maker(self, group: str, scaling: Scaling) -> Callable[[Weights], MergeSpec]:
+        """The function from weights to the spec of a group with this scaling."""
+        entry = next((entry for entry in self._config.groups if entry.name == group), GroupEntry(LINES))
+        return lambda weights: self.resolve(entry.spec(weights, scaling))
+
+    def makers(self, chosen: Mapping[str, Scaling]) -> dict[str, Callable[[Weights], MergeSpec]]:
+        """For every group that is swept over weights, the function from weights to its spec.
+
+        Args:
+            chosen: the scaling of every group of `candidates`.
+        """
+        given = {entry.name: entry.candidates[0] for entry in self._config.groups if not entry.is_tuned}
+        scalings = {SOUP: Scaling(1.0, 0.0), **{name: chosen[name] for name in self.candidates}, **given}
+        soups = {entry.name: soup_of(entry, self._config.listed_policies) for entry in self._config.policy_sets}
+        return {name: self.maker(name, scaling) for name, scaling in scalings.items()} | soups
 
     def fixed(self) -> dict[str, list[MergeSpec]]:
-        """The groups whose points are no matter of weights: the SFT model and the MORLHF runs."""
+        """The groups whose points are no matter of weights: the SFT model, the MORLHF runs, and policies alone."""
         policies, runs = len(self._config.policies), len(self._config.morlhf)
         fixed = {SFT: [MergeSpec("linear", (0.0,) * policies)]}
         if runs:
             fixed[MORLHF] = [MergeSpec("linear", row) for row in one_hot(policies + runs)[policies:]]
+        for name, k in self._config.wise_ft_names.items():
+            fixed[name] = wise_ft_of(k, policies, self._config.num_weights)
         return fixed
+
+    def anchors(self) -> dict[str, list[MergeSpec]]:
+        """What every scaling is measured against: the SFT model, and the policies as they are."""
+        return {
+            SFT: self.fixed()[SFT],
+            SOUP: [MergeSpec("linear", row) for row in one_hot(len(self._config.policies))],
+        }
+
+
+def candidates(config: SweepConfig, num_layers: int) -> dict[str, list[Scaling]]:
+    """The scalings that each group chooses from: LiNeS, its controls, and further groups that have lists."""
+    lines = config.candidates
+    controls = {}
+    if config.controls:
+        scaled = config.scaled_alphas or factors_of(lines, num_layers)
+        controls = {SCALED: [Scaling(alpha, 0.0) for alpha in scaled], REVERSED: [upside_down(one) for one in lines]}
+    return {LINES: lines, **controls, **{e.name: e.candidates for e in config.groups if e.is_tuned}}
 
 
 def first_weights(config: SweepConfig) -> list[Weights]:
@@ -103,9 +130,13 @@ def with_single_policies(weights: Sequence[Weights]) -> list[Weights]:
     return single + list(weights)
 
 
-def scaled(scaling: Scaling) -> Callable[[Weights], MergeSpec]:
-    """The function from weights to the rewarded soup with this LiNeS scaling."""
-    return lambda weights: MergeSpec("linear", weights, *scaling)
+def wise_ft_of(policy: int, num_policies: int, num_weights: int) -> list[MergeSpec]:
+    """A policy alone, in equal steps from the SFT model to itself: theta_SFT + a tau, a = 0 .. 1.
+
+    Source: arXiv 2109.01903, weight-space ensembling.
+    """
+    shares = [step / (num_weights - 1) for step in range(num_weights)]
+    return [MergeSpec("linear", [a * (k == policy) for k in range(num_policies)]) for a in shares]
 
 
 def soup_of(entry: PolicySet, listed: Sequence[str]) -> Callable[[Weights], MergeSpec]:
@@ -113,17 +144,33 @@ def soup_of(entry: PolicySet, listed: Sequence[str]) -> Callable[[Weights], Merg
     return lambda weights: MergeSpec("linear", spec_weights(entry.weights(weights), entry.policies, listed))
 
 
-def uniform_ablation(spec: MergeSpec, num_layers: int) -> MergeSpec:
-    """The spec without its dependence on depth: every layer scaled by the mean of the spec's factors over the layers.
+def factors_of(scalings: Sequence[Scaling], num_layers: int) -> list[float | Literal["auto"]]:
+    """As many factors for all layers as there are scalings, which are as long.
 
-        alpha' = (1/L) sum_l lambda(l),   beta' = 0
+    They lie evenly between the smallest and the largest mean factor of a scaling over the layers,
 
-    What lies outside the layers gets alpha' too.
+        (1/L) sum_l lambda(l),
+
+    or, where that is the same for all, from half below to half above it; a single one has the mean of the two. alpha
+    `"auto"` counts as 1, which it is for equal weights; where a scaling has it, `"auto"` takes the place of one factor.
+
+    >>> factors_of([Scaling(0.5, 1.0), Scaling(1.0, 0.0), Scaling(1.0, 2.0)], num_layers=4)
+    [1.0, 1.5, 2.0]
     """
-    factors = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule)
-    return MergeSpec(spec.rule, spec.weights, factors.mean().item(), 0.0, "linear", spec.options)
+    means = [mean_factor(one._replace(alpha=1.0) if one.alpha == "auto" else one, num_layers) for one in scalings]
+    auto = ["auto"] if len(scalings) > 1 and any(one.alpha == "auto" for one in scalings) else []
+    count, low, high = len(scalings) - len(auto), min(means), max(means)
+    if count == 1:
+        return [*auto, (low + high) / 2]
+    margin = 0.5 if low == high else 0.0
+    return [*auto, *np.linspace(low - margin, high + margin, count).tolist()]
 
 
-def reversed_ablation(spec: MergeSpec) -> MergeSpec:
-    """The spec with its factors upside down, the last layer's first."""
-    return MergeSpec(spec.rule, spec.weights, spec.alpha, spec.beta, SCHEDULES[spec.schedule].reverse, spec.options)
+def mean_factor(scaling: Scaling, num_layers: int) -> float:
+    """The mean of the factors of a scaling over the layers."""
+    return lines_scales(num_layers, *scaling).mean().item()
+
+
+def upside_down(scaling: Scaling) -> Scaling:
+    """The scaling with its factors in reverse, the last layer's first."""
+    return scaling._replace(schedule=SCHEDULES[scaling.schedule].reverse)

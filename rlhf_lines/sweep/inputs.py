@@ -169,7 +169,7 @@ def _objectives(config: SweepConfig, rewards: Sequence[str]) -> list[str]:
 def _counts(config: SweepConfig) -> dict[str, int]:
     """How many prompts are read, by split."""
     counts = {"validation": config.validation_prompts, "test": config.test_prompts}
-    if len(config.candidates) == 1:  # nothing is chosen
+    if not config.chooses:
         del counts["validation"]
     return counts
 

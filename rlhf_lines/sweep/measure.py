@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reward_models import RewardModel
-from rlhf_lines.completions import completion_texts
+from rlhf_lines.completions import StopTexts, completion_texts
 from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sampling import prompt_key
@@ -43,12 +43,18 @@ class Worker:
         engine: generates.
         reward_models: score the completions.
         tokenizer: the SFT model's.
+        stop: texts before which a completion ends.
     """
 
     def __init__(
-        self, engine: Engine, reward_models: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase
+        self,
+        engine: Engine,
+        reward_models: Sequence[RewardModel],
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str] = (),
     ) -> None:
         self.engine, self.tokenizer, self._reward_models = engine, tokenizer, reward_models
+        self._stop = StopTexts(tokenizer, stop)
 
     def __call__(self, job: list[Task] | Reading) -> list[Row] | list[float]:
         """The rows of a batch of tasks, or what `Engine.nll` says of texts."""
@@ -58,6 +64,7 @@ class Worker:
         completions = self.engine.complete([task.request for task in tasks])
         token_ids = [completion.token_ids for completion in completions]
         texts = completion_texts(self.tokenizer, [task.request.prompt_ids for task in tasks], token_ids)
+        texts = [self._stop.cut(text) for text in texts]
         asked = [task.asked for task in tasks]
         scores = {model.name: score(model, asked, texts, token_ids) for model in self._reward_models}
         return [

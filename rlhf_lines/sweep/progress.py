@@ -20,7 +20,8 @@ class Progress:
         total = validation specs x validation prompts x samples + test specs x (test prompts x samples + texts)
 
     Each spec counts once, also where groups share it. Before a phase begins, its specs are not known: its points are
-    counted then, which are as many or more, and `enter` corrects the total.
+    counted then, and `enter` corrects the total. Where `max_forgetting` limits the choice, validation specs read the
+    texts, too.
 
     Args:
         specs: how many specs are expected in the phases `VALIDATION`, `TEST` and `PREDICTED`; those that are absent
@@ -38,16 +39,18 @@ class Progress:
     @classmethod
     def of(cls, config: SweepConfig, inputs: Inputs, specs: Specs, store: Store) -> Progress:
         """The progress of a sweep, as much of it done as its store holds."""
-        makers = specs.makers(config.candidates[0])  # as many for each candidate
+        makers = specs.makers({name: tried[0] for name, tried in specs.candidates.items()})  # as many for each choice
         expected = {TEST: sum(map(len, specs.fixed().values())) + len(makers) * len(specs.weights)}
         if "validation" in inputs.prompts:
             weights = simplex(len(config.policies), config.validation_weights)
-            expected[VALIDATION] = len(config.candidates) * len(weights)
+            anchors = sum(map(len, specs.anchors().values()))
+            expected[VALIDATION] = anchors + sum(map(len, specs.candidates.values())) * len(weights)
         if config.sampler == "map":
             expected[PREDICTED] = len(makers) * config.map_points
         of_split = {split: len(prompts) * config.samples_per_prompt for split, prompts in inputs.prompts.items()}
+        read_early = len(inputs.forgetting) if config.max_forgetting is not None else 0
         units = {
-            VALIDATION: of_split.get("validation", 0),
+            VALIDATION: of_split.get("validation", 0) + read_early,
             TEST: of_split["test"],
             PREDICTED: of_split["test"],
             CONTROL: len(inputs.forgetting),
@@ -63,7 +66,7 @@ class Progress:
     @property
     def total(self) -> int:
         """All units of the run, as far as they are known."""
-        counts = {**self._specs, CONTROL: self._specs[TEST] + self._specs.get(PREDICTED, 0)}
+        counts = {CONTROL: self._specs[TEST] + self._specs.get(PREDICTED, 0), **self._specs}
         return sum(count * self._units[phase] for phase, count in counts.items())
 
     def enter(self, phase: str, specs: int | None = None) -> None:
@@ -71,7 +74,7 @@ class Progress:
 
         Args:
             phase: `VALIDATION`, `TEST`, `PREDICTED` or `CONTROL`.
-            specs: how many specs are measured in it; left out of `CONTROL`, which has those of `TEST` and `PREDICTED`.
+            specs: how many specs are measured in it; left out of `CONTROL`, those of `TEST` and `PREDICTED`.
         """
         if specs is not None:
             self._specs[phase] = specs

@@ -24,13 +24,13 @@ from rlhf_lines.sweep.engines import make_engine
 from rlhf_lines.sweep.finished.front import measured_points, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.forgetting import measure_forgetting
-from rlhf_lines.sweep.groups import SFT, SOUP, Specs
+from rlhf_lines.sweep.groups import LINES, SFT, SOUP, Specs
 from rlhf_lines.sweep.inputs import Inputs, facts, fingerprints, read_inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.progress import CONTROL, TEST, Progress
-from rlhf_lines.sweep.scaling import choose_scaling
+from rlhf_lines.sweep.scaling import choose_scalings
 from rlhf_lines.sweep.store import Store, has_begun
 
 
@@ -42,10 +42,10 @@ CONFIGS = (RunConfig, PromptDataConfig, SweepConfig)
 def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, given: dict) -> Path:
     """Sweep, and return the folder with the run store, `front.json`, figures and the report.
 
-    1. On validation prompts, every candidate for alpha, beta and schedule is sampled at a few weights; the one whose
-       front has the largest hypervolume is chosen.
-    2. On test prompts, the SFT model, the rewarded soup (alpha 1, beta 0), LiNeS as chosen, its ablations, MORLHF runs
-       and further groups are sampled at all weights and scored by all reward models.
+    1. On validation prompts, every candidate for alpha, beta and schedule of LiNeS, of its controls and of further
+       groups is sampled at a few weights; of each group the one whose front has the largest hypervolume is chosen.
+    2. On test prompts, the SFT model, the rewarded soup (alpha 1, beta 0), these groups as chosen, MORLHF runs and
+       policies alone are sampled at all weights and scored by all reward models.
     3. Texts outside the task, if any, are read by every spec.
 
     With `--resume` a killed sweep goes on: finished completions are not sampled again. Of several processes the first
@@ -76,7 +76,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         )
         folder = stack.enter_context(partial)
         engine = stack.enter_context(contextlib.closing(make_engine(config, merges, read.adapters, folder)))
-        worker = Worker(engine, read.reward_models, read.tokenizer)
+        worker = Worker(engine, read.reward_models, read.tokenizer, config.stop)
         if not leads():
             processes.follow(worker)
         else:
@@ -145,8 +145,8 @@ def _refuse_stopped(output_dir: str) -> None:
 def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Measurement) -> dict[str, Any]:
     """Fill the store with all that the front needs, and return what the record of the run tells of it."""
     store = measurement.store
-    chosen, validation = choose_scaling(config, inputs, specs, measurement)
-    makers = specs.makers(chosen)
+    scalings, validation = choose_scalings(config, inputs, specs, measurement)
+    makers, chosen = specs.makers(scalings), scalings[LINES]
     of_weights = {name: [make(weights) for weights in specs.weights] for name, make in makers.items()}
     groups = specs.fixed() | of_weights
     points, surrogate = measurement.measure("test", groups, inputs.prompts["test"], phase=TEST), None
@@ -157,7 +157,10 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         points += predicted
     if inputs.forgetting:
         progress = measurement.progress
-        progress.enter(CONTROL)
+        read_while_choosing = set()
+        if config.max_forgetting is not None:
+            read_while_choosing = {point.spec_id for point in store.points("validation")}
+        progress.enter(CONTROL, len({point.spec_id for point in points} - read_while_choosing))
         measure_forgetting(store, measurement.nll, points, inputs.forgetting, advance=progress.update)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     gains = _gains(measured_points(store, "test"), config.policies, inputs.objectives)

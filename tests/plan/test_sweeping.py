@@ -63,9 +63,11 @@ def work(result) -> dict[str, str]:
 
 def test_a_grid_by_hand(planned):
     result = planned()
-    # 6 scalings at 3 weights; the SFT model, and soup, LiNeS and two ablations at 5 weights.
-    completions = 6 * 3 * 6 + (1 + 4 * 5) * 8
-    assert work(result)["points"] == "18 on validation prompts, 21 on test prompts"
+    # 6 scalings of LiNeS and of either control, and up to 6 more of each, at 3 weights; the SFT model and the policies.
+    # The SFT model, and soup, LiNeS and its two controls at 5 weights.
+    completions = (3 * 12 * 3 + 3) * 6 + (1 + 4 * 5) * 8
+    points = "57 on validation prompts (and up to 54 beyond the edge), 21 on test prompts"
+    assert work(result)["points"] == points
     assert work(result)["completions to generate"] == f"at most {completions}"
     assert work(result)["tokens to generate"] == f"at most {completions * 7:,}"
     assert work(result)["batches"] == f"{-(-completions // 16)} of 16"
@@ -84,25 +86,30 @@ def test_a_grid_by_hand(planned):
 @pytest.mark.parametrize(
     ("changes", "validation", "test"),
     [
-        ({"controls": False}, 18, 1 + 2 * 5),
+        ({"controls": False}, 6 * 3 + 3, 1 + 2 * 5),
         ({"alphas": ["auto"], "betas": [1.0]}, 0, 21),
-        ({"scalings": ["1 0.5", "auto 1 sqrt"]}, 2 * 3, 21),
-        ({"schedules": ["linear", "sqrt"]}, 36, 21),
-        ({"morlhf": ["both"]}, 18, 22),
-        ({"policy_sets": [{"name": "slow", "policies": ["both", "a"]}]}, 18, 1 + 5 * 5),
-        ({"sampler": "list", "weights": ["0.3 0.7"]}, 18, 1 + 4 * 3),  # and the single policies
-        ({"sampler": "dirichlet"}, 18, 1 + 4 * (2 + 5)),
-        ({"sampler": "map", "map_points": 2}, 18, 1 + 4 * (5 + 2)),
-        ({"groups": [{"name": "sum", "rule": "sum"}]}, 18, 1 + 5 * 5),
+        ({"scalings": ["1 0.5", "auto 1 sqrt"]}, 3 * 2 * 3 + 3, 21),
+        ({"schedules": ["linear", "sqrt"]}, 3 * 12 * 3 + 3, 21),
+        ({"scaled_alphas": [1, 2]}, (6 + 2 + 6) * 3 + 3, 21),
+        ({"scalings": ["1 1"], "max_kl": 5.0}, 3 * 3 + 3, 21),
+        ({"morlhf": ["both"]}, 57, 22),
+        ({"wise_ft": True}, 57, 21 + 2 * 5),
+        ({"policies": ["a"]}, 3 * 6 + 2, 1 + 4 + 5),
+        ({"sampler": "list", "weights": ["0.3 0.7"]}, 57, 1 + 4 * 3),  # and the single policies
+        ({"sampler": "dirichlet"}, 57, 1 + 4 * (2 + 5)),
+        ({"sampler": "map", "map_points": 2}, 57, 1 + 4 * (5 + 2)),
+        ({"groups": [{"name": "sum", "rule": "sum"}]}, 57, 1 + 5 * 5),
+        ({"groups": [{"name": "sum", "rule": "sum", "alphas": [1, 2]}]}, 57 + 2 * 3, 1 + 5 * 5),
+        ({"policy_sets": [{"name": "slow", "policies": ["both", "a"]}]}, 57, 1 + 5 * 5),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_points_and_completions_of_every_choice(planned, changes, validation, test):
-    result = planned(samples_per_prompt=2, **changes)
+    result = planned(samples_per_prompt=2, edge_extensions=0, **changes)
     text = f"{validation:,} on" if validation else "none on validation prompts (one scaling),"
     assert work(result)["points"].startswith(text)
     assert work(result)["points"].endswith(f"{test} on test prompts")
-    assert work(result)["completions to generate"] == f"at most {2 * (validation * 6 + test * 8)}"
+    assert work(result)["completions to generate"] == f"at most {2 * (validation * 6 + test * 8):,}"
     assert "points merged one by one" not in work(result)
 
 
@@ -150,7 +157,7 @@ def test_a_quantised_base_takes_less(planned):
 
 def test_vllm_writes_every_spec_as_an_adapter(planned):
     result = planned(engine="vllm", dtype="bfloat16")
-    assert result.disk["adapters for vLLM"] == (18 + 21) * (2 + 3) * WIDTHS * 2
+    assert result.disk["adapters for vLLM"] == (3 * 12 * 3 + 3 + 21) * (2 + 3) * WIDTHS * 2
     assert any("engine vllm: what vLLM holds is its own to plan" in note for note in result.notes)
 
 

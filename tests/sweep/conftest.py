@@ -133,6 +133,7 @@ def flags(sft, policies, dataset, rewards):
             "alphas": of_a_run.ALPHAS,
             "betas": of_a_run.BETAS,
             "controls": "false",
+            "edge_extensions": 0,
             "num_weights": of_a_run.WEIGHTS,
             "validation_weights": 3,
             "validation_prompts": of_a_run.VALIDATION,

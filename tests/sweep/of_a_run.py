@@ -11,7 +11,8 @@ import numpy as np
 
 ALPHAS, BETAS = [0.5, 1.0], [0.5, 1.5]
 VALIDATION, TEST, WEIGHTS = 6, 8, 5
-ROWS = len(ALPHAS) * len(BETAS) * 3 * VALIDATION + (1 + WEIGHTS + WEIGHTS) * TEST  # 3 weights while choosing
+# While choosing 3 weights, and the SFT model and the two policies.
+ROWS = (len(ALPHAS) * len(BETAS) * 3 + 3) * VALIDATION + (1 + WEIGHTS + WEIGHTS) * TEST
 REWARDS = '''
 """Two rewards that disagree, which count their calls and can fail."""
 

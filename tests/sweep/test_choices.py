@@ -134,7 +134,7 @@ def test_a_group_is_a_mapping_or_json():
         (["ties"], "groups holds 'ties', which is no valid JSON"),
         (["[1]"], "groups holds [1], expected a mapping with the key name"),
         ([{"rule": "ties"}], "expected a mapping with the key name"),
-        ([{"name": "a", "rul": "ties"}], "groups: a: unknown key 'rul'; known: alpha, beta, name, options, rule,"),
+        ([{"name": "a", "rul": "ties"}], "groups: a: unknown key 'rul'; known: alpha, alphas, beta, betas, name, "),
         ([{"name": "a", "rule": "tees"}], "groups: a: unknown rule 'tees'"),
         ([{"name": "a", "rule": "ties", "options": {"densty": 0.3}}], "groups: a: "),
         ([{"name": "a", "alpha": "much"}], "groups: a: alpha is 'much'"),
@@ -143,6 +143,12 @@ def test_a_group_is_a_mapping_or_json():
         ([{"name": "a", "statistics": "x"}], "groups: a: statistics is 'x', expected a list of folders"),
         ([{"name": "a", "statistics": ["x", 3]}], "groups: a: statistics is ['x', 3], expected a list of folders"),
         ([{"name": "a", "schedule": "square"}], "groups: a: unknown schedule 'square'"),
+        ([{"name": "a", "alpha": 2, "alphas": [1]}], "groups: a: alpha and alphas are given: keep one"),
+        ([{"name": "a", "betas": [1], "scalings": ["1 1"]}], "groups: a: betas and scalings are given: keep one"),
+        ([{"name": "a", "alphas": "1 2"}], "groups: a: alphas is '1 2', expected a list"),
+        ([{"name": "a", "betas": ["much"]}], "groups: a: betas or scalings hold beta 'much', expected finite numbers"),
+        ([{"name": "a", "betas": [1, 1.0]}], "groups: a: betas is [1.0, 1.0], expected every value once"),
+        ([{"name": "a", "schedules": ["square"]}], "groups: a: unknown schedule 'square'"),
         ([{"name": "lines"}], "groups: 'lines' is the name of a group that a sweep has anyway: choose another one"),
         ([{"name": "SFT"}], "groups: 'SFT' is the name of a group that a sweep has anyway: choose another one"),
         ([{"name": " a "}], "groups has name ' a ', expected a text without line breaks, and without blanks around it"),
@@ -257,15 +263,31 @@ TIES = {"name": "t", "rule": "ties"}
         ({"engine": "vllm", "groups": [TIES]}, "group t has rule ties, which no adapter holds: use engine local"),
         ({"load_in_8bit": True, "groups": [TIES]}, "group t has rule ties, which needs the weights of the SFT model"),
         ({"load_in_4bit": True, "groups": [TIES]}, "leave out load_in_8bit and load_in_4bit, or the group"),
-        ({"policies": ["a"]}, "policies has 1 folder, expected two or more"),
-        ({"rewards": ["rule:length"]}, "rewards has 1, expected two or more"),
+        ({"policies": []}, "policies is empty, expected one or more"),
+        ({"rewards": []}, "rewards is empty, expected one or more"),
+        ({"policies": ["a"], "sampler": "map"}, "sampler is map, but a single policy has no mixtures: use grid"),
+        ({"policies": ["a"], "sampler": "dirichlet"}, "sampler is dirichlet, but a single policy has no mixtures"),
+        ({"policies": ["a"], "groups": [{"name": "wise_ft"}]}, "groups: 'wise_ft' is the name of a group of wise_ft"),
+        ({"wise_ft": True, "groups": [{"name": "wise_ft b"}]}, "groups: 'wise_ft b' is the name of a group of wise_ft"),
+        ({"scaled_alphas": [1, "1.0"]}, "scaled_alphas is [1.0, 1.0], expected every value once"),
+        ({"scaled_alphas": [1], "controls": False}, "scaled_alphas is given, but controls is false: leave it out"),
+        ({"max_kl": 0.0}, "max_kl is 0.0, expected a number above 0"),
+        ({"max_kl": 1.0, "temperature": 0.0}, "max_kl needs completions drawn from the policy"),
+        ({"max_kl": 1.0, "top_k": 5}, "max_kl needs completions drawn from the policy"),
+        ({"max_forgetting": float("nan"), "control": "c"}, "max_forgetting is nan, expected a number above 0"),
+        ({"max_forgetting": 1.1}, "max_forgetting is given, but no control: name texts outside the task there"),
+        ({"top_p": 0.0}, "top_p is 0.0, expected a number above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5, expected a number above 0 and at most 1"),
+        ({"top_p": 0.9, "temperature": 0.0}, "top_p is given, but temperature 0 takes the most likely token"),
+        ({"top_k": 9, "temperature": 0.0}, "top_k is given, but temperature 0 takes the most likely token"),
+        ({"stop": ["a", ""]}, "stop is ['a', ''], expected texts that are not empty"),
         ({"temperature": -1.0}, "temperature is -1.0, expected a number >= 0"),
         *(
             ({name: least - 1}, f"{name} is {least - 1}, expected at least {least}")
             for name, least in {
                 "num_weights": 2, "map_points": 1, "control_texts": 2, "control_tokens": 2, "validation_weights": 2,
                 "validation_prompts": 2, "test_prompts": 2, "samples_per_prompt": 1, "max_new_tokens": 1,
-                "batch_size": 1,
+                "batch_size": 1, "edge_extensions": 0, "top_k": 1,
             }.items()
         ),
     ],
@@ -279,10 +301,10 @@ def test_what_does_not_go_together(changes, sentence):
 
 def test_all_problems_are_told_at_once():
     told = (
-        r"4 problems: \(1\) num_weights is 1.*; \(2\) temperature is -1.*; \(3\) engine is 'x'.*; \(4\) policies has 1"
+        r"4 problems: \(1\) num_weights is 1.*; \(2\) temperature is -1.*; \(3\) engine is 'x'.*; \(4\) policies is em"
     )
     with pytest.raises(ValueError, match=told):
-        config(num_weights=1, temperature=-1.0, engine="x", policies=["a"])
+        config(num_weights=1, temperature=-1.0, engine="x", policies=[])
 
 
 def test_mistakes_of_several_keys_are_told_at_once():

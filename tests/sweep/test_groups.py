@@ -11,15 +11,18 @@ import torch
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES, lines_scales
 from rlhf_lines.sweep.choices import Scaling
+from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.groups import (
+    candidates,
     dirichlet,
+    factors_of,
     one_hot,
-    reversed_ablation,
-    scaled,
     simplex,
-    uniform_ablation,
+    upside_down,
+    wise_ft_of,
     with_single_policies,
 )
+from rlhf_lines.sweep.scaling import beyond, next_values
 
 
 # --- weights ---
@@ -92,11 +95,6 @@ def test_single_policies_that_are_missing_come_first():
 # --- specs ---
 
 
-def test_scaled_is_the_soup_with_lines():
-    make = scaled(Scaling(0.4, 1.2, "sqrt"))
-    assert make((0.1, 0.9)) == MergeSpec("linear", (0.1, 0.9), 0.4, 1.2, "sqrt")
-
-
 def mean_factor(layers: int, alpha: float, beta: float, schedule: str) -> float:
     """The mean of LiNeS' factors over the layers, written out."""
     shapes = {"linear": lambda d: d, "sqrt": math.sqrt, "quadratic": lambda d: d * d}
@@ -112,31 +110,119 @@ def mean_factor(layers: int, alpha: float, beta: float, schedule: str) -> float:
     ("alpha", "beta", "schedule"),
     [(0.5, 1.0, "linear"), (1.3, -0.7, "sqrt"), (0.0, 2.0, "quadratic"), (0.25, 0.0, "sqrt")],
 )
-def test_the_uniform_ablation_has_the_mean_factor_in_every_layer(layers, alpha, beta, schedule):
-    spec = MergeSpec("linear", (0.2, 0.8), alpha, beta, schedule)
-    ablation = uniform_ablation(spec, layers)
-    assert (ablation.rule, ablation.weights, ablation.beta) == ("linear", (0.2, 0.8), 0.0)
-    assert ablation.alpha == pytest.approx(mean_factor(layers, alpha, beta, schedule), rel=1e-14, abs=1e-15)
-    factors = lines_scales(layers, ablation.alpha, ablation.beta, ablation.schedule)
-    assert torch.equal(factors, torch.full((layers,), ablation.alpha, dtype=torch.float64))
+def test_one_scaling_gives_the_factor_that_is_as_long(layers, alpha, beta, schedule):
+    (factor,) = factors_of([Scaling(alpha, beta, schedule)], layers)
+    assert factor == pytest.approx(mean_factor(layers, alpha, beta, schedule), rel=1e-14, abs=1e-15)
 
 
-def test_ablations_keep_rule_and_options():
-    spec = MergeSpec("ties", (0.2, 0.8), 0.5, 1.0, "sqrt", {"density": 0.3})
-    for ablation in (uniform_ablation(spec, 4), reversed_ablation(spec)):
-        assert (ablation.rule, ablation.weights, ablation.options) == ("ties", (0.2, 0.8), {"density": 0.3})
+@pytest.mark.parametrize(
+    ("scalings", "factors"),
+    [
+        # Means 0.75, 1, 1, 1.25: as many, evenly.
+        ([Scaling(a, b) for a in (0.5, 0.75) for b in (0.5, 1.0)], [0.75, 0.75 + 0.5 / 3, 0.75 + 1 / 3, 1.25]),
+        ([Scaling(1.0, 0.0), Scaling(0.5, 1.0), Scaling(0.0, 2.0)], [0.5, 1.0, 1.5]),  # all alike
+        ([Scaling("auto", 0.0), Scaling("auto", 1.0), Scaling(1.0, 2.0)], ["auto", 1.0, 2.0]),
+        ([Scaling("auto", 1.0), Scaling(0.5, 0.0)], ["auto", 1.0]),
+        ([Scaling("auto", 1.0)], [1.5]),
+    ],
+)
+def test_scaled_has_as_many_factors_over_the_same_range(scalings, factors):
+    found = factors_of(scalings, num_layers=5)
+    assert [one if one == "auto" else pytest.approx(one, rel=1e-14) for one in factors] == found
+    assert len(set(found)) == len(found) == len(scalings)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("layers", [2, 3, 8, 32])
-def test_the_reversed_ablation_has_the_factors_upside_down(schedule, layers):
-    spec = MergeSpec("linear", (0.2, 0.8), 0.3, 1.7, schedule)
-    ablation = reversed_ablation(spec)
-    own = lines_scales(layers, spec.alpha, spec.beta, spec.schedule)
-    turned = lines_scales(layers, ablation.alpha, ablation.beta, ablation.schedule)
+def test_reversed_has_the_factors_upside_down(schedule, layers):
+    scaling = Scaling(0.3, 1.7, schedule)
+    own, turned = lines_scales(layers, *scaling), lines_scales(layers, *upside_down(scaling))
     # 1 - (l - 1) / (L - 1) and (L - l) / (L - 1) are one number, rounded once or twice.
     torch.testing.assert_close(turned, own.flip(0), rtol=0, atol=1e-15)
     assert turned[0] == own[-1] and turned[-1] == own[0]
     assert not torch.allclose(turned, own)
-    assert reversed_ablation(ablation) == spec
-    assert SCHEDULES[ablation.schedule].falls != SCHEDULES[schedule].falls
+    assert upside_down(upside_down(scaling)) == scaling
+    assert SCHEDULES[upside_down(scaling).schedule].falls != SCHEDULES[schedule].falls
+
+
+def test_wise_ft_goes_from_the_sft_model_to_the_policy():
+    """theta_SFT + a tau: as weights of the rule linear the very specs of the SFT model and of the single policy."""
+    specs = wise_ft_of(1, 3, 5)
+    assert [spec.weights for spec in specs] == [(0.0, a, 0.0) for a in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert specs[0] == MergeSpec("linear", (0.0, 0.0, 0.0)) and specs[-1] == MergeSpec("linear", (0.0, 1.0, 0.0))
+
+
+# --- candidates ---
+
+MIXED = {
+    "alphas": [0.5, 1.0],
+    "betas": [0.5, 1.0],
+    "groups": [
+        {"name": "plain", "rule": "ties"},
+        {"name": "lists", "rule": "ties", "alphas": [1, 2, 3], "options": {"density": 0.3}},
+        {"name": "listed", "rule": "sum", "scalings": ["0.5 0", "auto 1 sqrt"]},
+    ],
+}
+
+
+def config_of(**changes) -> SweepConfig:
+    needed = {"sft_model": "sft", "policies": ["a", "b"], "rewards": ["rule:length", "m:f"], "output_dir": "out"}
+    return SweepConfig(**{**needed, **MIXED, **changes})
+
+
+def test_every_group_with_a_scale_has_its_candidates():
+    found = candidates(config_of(), num_layers=4)
+    assert list(found) == ["lines", "scaled", "reversed", "lists", "listed"]
+    assert found["scaled"] == [Scaling(a, 0.0) for a in (0.75, 1.0, 1.25, 1.5)]
+    assert found["reversed"] == [Scaling(a, b, "reversed") for a in (0.5, 1.0) for b in (0.5, 1.0)]
+    assert found["lists"] == [Scaling(a, 0.0) for a in (1.0, 2.0, 3.0)]
+    assert found["listed"] == [Scaling(0.5, 0.0), Scaling("auto", 1.0, "sqrt")]
+    assert candidates(config_of(scaled_alphas=[2, "auto"]), 4)["scaled"] == [Scaling(2.0, 0.0), Scaling("auto", 0.0)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"controls": False}, {"scaled_alphas": [1, 2, 3]}, {"groups": []}, {"scalings": ["1 1"], "groups": []}],
+    ids=str,
+)
+def test_the_counts_are_those_of_the_candidates(changes):
+    config = config_of(**changes)
+    found = candidates(config, num_layers=4)
+    assert config.candidate_counts == {name: len(scalings) for name, scalings in found.items()}
+    assert config.chooses == any(len(scalings) > 1 for scalings in found.values())
+    if not (changes.get("scaled_alphas") or changes.get("controls") is False):
+        assert len(found["lines"]) == len(found["scaled"]) == len(found["reversed"])
+
+
+def test_a_limit_has_one_candidate_measured_too():
+    alone = {"scalings": ["1 1"], "groups": []}
+    assert not config_of(**alone).chooses
+    assert (
+        config_of(**alone, max_kl=1.0).chooses and config_of(**alone, max_forgetting=1.1, control="docstrings").chooses
+    )
+
+
+# --- beyond an edge ---
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (Scaling(1.0, 0.5), []),  # inside
+        (Scaling(2.0, 0.5), [Scaling(3.0, 0.5)]),
+        (Scaling(0.5, 0.5), [Scaling(0.0, 0.5)]),
+        (Scaling(1.0, 2.0), [Scaling(1.0, 3.5)]),
+        (Scaling(2.0, 0.0), [Scaling(3.0, 0.0), Scaling(2.0, -0.5), Scaling(3.0, -0.5)]),
+        (Scaling("auto", 2.0), [Scaling("auto", 3.5)]),  # a number that is measured is at no edge
+    ],
+)
+def test_one_step_beyond_the_edge(chosen, expected):
+    """Of 0.5, 1, 2 and 0, 0.5, 2: the step is that to the neighbour."""
+    tried = [Scaling(a, b) for a in (2.0, 0.5, "auto", 1.0) for b in (0.5, 0.0, 2.0)]
+    assert beyond(tried, chosen) == expected
+
+
+def test_a_single_value_is_no_edge():
+    assert next_values([Scaling(a, 0.0) for a in (1.0, 2.0)], Scaling(2.0, 0.0)) == {"alpha": 3.0}
+    assert next_values([Scaling(1.0, 0.0)], Scaling(1.0, 0.0)) == {}
+    assert next_values([Scaling("auto", 0.0), Scaling(1.0, 0.0)], Scaling(1.0, 0.0)) == {}

@@ -151,11 +151,16 @@ def test_the_report_shows_the_first_prompt_as_it_was_read(sweep):
 def test_alpha_and_beta_have_the_largest_validation_hypervolume(sweep, rewards):
     record = strict_json(sweep / "rlhf_lines.json")
     means = means_by_hand(sweep, "validation", rewards)
-    specs = {i: json.loads(s) for i, s in read(sweep, "SELECT o.id, s.spec FROM points o JOIN specs s ON s.id = o.spec "
-             "WHERE split = 'validation'")}  # fmt: skip
-    assert len(specs) == len(means) == len(ALPHAS) * len(BETAS) * 3
-    everything = np.array(list(means.values()))
-    low, high = everything.min(axis=0), everything.max(axis=0)
+    specs = {i: (g, json.loads(s)) for i, g, s in read(sweep, 'SELECT o.id, "group", s.spec FROM points o JOIN specs s '
+             "ON s.id = o.spec WHERE split = 'validation'")}  # fmt: skip
+    anchors = {i: spec for i, (group, spec) in specs.items() if group in ("sft", "rewarded_soup")}
+    assert sorted((spec["weights"], spec["alpha"], spec["beta"]) for spec in anchors.values()) == [
+        ([0.0, 0.0], 1.0, 0.0), ([0.0, 1.0], 1.0, 0.0), ([1.0, 0.0], 1.0, 0.0)
+    ]  # fmt: skip
+    assert len(specs) == len(means) == len(ALPHAS) * len(BETAS) * 3 + len(anchors)
+    of_anchors = np.array([means[i] for i in anchors])
+    low, high = of_anchors.min(axis=0), of_anchors.max(axis=0)
+    specs = {i: spec for i, (_, spec) in specs.items() if i not in anchors}
     grid = []
     for alpha in ALPHAS:
         for beta in BETAS:
@@ -175,6 +180,10 @@ def test_alpha_and_beta_have_the_largest_validation_hypervolume(sweep, rewards):
     best = max(grid)
     assert len({row[0] for row in grid}) == len(grid) and (record["alpha"], record["beta"]) == best[1:]
     assert validation["chosen"] == {"alpha": best[1], "beta": best[2], "schedule": "linear"}
+    assert validation["at_edge"] and validation["groups"] == {}  # of two values each is an edge
+    assert validation["max_kl"] is validation["max_forgetting"] is None
+    for row in validation["grid"]:
+        assert row["kl"] > 0 and row["forgetting"] is None and row["within_limits"]
 
 
 def test_gains_are_the_distance_of_the_policies_to_the_sft_model(sweep, rewards, policies):
@@ -393,7 +402,7 @@ def test_three_policies_several_samples_and_repeated_prompts(flags, policies, re
     front = strict_json(tmp_path / "sweep" / "front.json")
     assert Counter(point["group"] for point in front["points"]) == {"sft": 1, "rewarded_soup": 6, "lines": 6}
     assert {(point["prompts"], point["samples_per_prompt"]) for point in front["points"]} == {(TEST, 2)}
-    assert len(read(tmp_path / "sweep", "SELECT * FROM completions")) == (4 * 3 * VALIDATION + 13 * TEST) * 2
+    assert len(read(tmp_path / "sweep", "SELECT * FROM completions")) == ((4 * 3 + 4) * VALIDATION + 13 * TEST) * 2
     expected = means_by_hand(tmp_path / "sweep", "test", rewards)
     for point in front["points"]:
         got = [point["scores"][name]["mean"] for name in ("short", "early")]
@@ -427,7 +436,7 @@ def test_policies_of_another_base_are_refused(sft, policies, save_sft, save_poli
         ({"betas": [0.5, "inf"]}, "betas or scalings hold beta inf, expected finite numbers"),
         ({"alphas": [1.0, 1.0]}, r"alphas is \[1.0, 1.0\], expected every value once"),
         ({"dtype": "float31"}, "dtype is 'float31', expected float32, bfloat16 or float16"),
-        ({"rewards": ["tiny_rewards:short"]}, "rewards has 1, expected two or more"),
+        ({"stop": [""]}, "stop is \\[''\\], expected texts that are not empty"),
         ({"rewards": ["tiny_rewards:short", "tiny_rewards.short"]}, "names short, short"),
         ({"rewards": ["tiny_rewards:short", "tiny_rewards:tall"]}, "'tall', which is no function of"),
     ],

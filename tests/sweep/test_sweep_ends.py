@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.models import load_tokenizer
 from rlhf_lines.pareto.schema import faults
 from rlhf_lines.pareto.surrogate import design
@@ -25,6 +24,7 @@ from tests.sweep.of_a_run import TEST, VALIDATION, assert_same_store, means_by_h
 
 
 ONE = {"scalings": ["0.5 1.5"]}  # nothing to choose
+CHOOSING = {"scalings": ["0.5 1.5", "1 1"], "validation_weights": 2, "validation_prompts": 3}
 
 
 @pytest.fixture
@@ -103,9 +103,11 @@ def test_map_measures_what_a_quadratic_predicts(run, rewards):
 # --- groups ---
 
 
-def test_ablations_of_length_and_depth(run):
+def test_controls_of_length_and_depth(run):
+    """With one candidate for LiNeS each has the one that it stands for, and nothing is measured to choose it."""
     _, front = run(controls="true", num_weights=3)
     groups = groups_of(front)
+    assert front["validation"] is None
     assert groups.keys() == {"sft", "rewarded_soup", "lines", "scaled", "reversed"}
     mean = sum(0.5 + 1.5 * layer / 3 for layer in range(4)) / 4
     for point, lines in zip(groups["scaled"], groups["lines"], strict=True):
@@ -125,12 +127,11 @@ def test_alpha_auto_is_measured_at_every_weight(run, sft, policies):
     _, front = run(scalings=["auto 1"], num_weights=3, controls="true")
     groups = groups_of(front)
     alphas = []
-    for lines, uniform, upside_down in zip(groups["lines"], groups["scaled"], groups["reversed"], strict=True):
+    for lines, scaled, upside_down in zip(groups["lines"], groups["scaled"], groups["reversed"], strict=True):
         spec = MergeSpec("linear", tuple(lines["spec"]["weights"]), "auto", 1.0)
         alphas.append(merges.resolved(spec).alpha)
         assert lines["spec"]["alpha"] == upside_down["spec"]["alpha"] == alphas[-1]
-        mean = lines_scales(4, alphas[-1], 1.0).mean().item()
-        assert uniform["spec"]["alpha"] == pytest.approx(mean, rel=1e-14)
+        assert scaled["spec"]["alpha"] == 1.5  # of auto what it is at equal weights, 1, and half of beta
     assert len(set(alphas)) == 3
 
 
@@ -239,6 +240,90 @@ def test_a_set_that_is_none_is_refused_before_anything_is_made(run, four_policie
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run(policy_sets=[json.dumps(bone)])
     assert not list(tmp_path.glob("*sweep*"))
+
+
+# --- one policy, one reward, policies alone ---
+
+
+def test_one_policy_is_scaled_and_moved_back(run, policies, rewards):
+    """The soup is the policy, LiNeS scales it, and WiSE-FT goes to it from the SFT model."""
+    folder, front = run(policies=[policies[0]], num_weights=3, controls="true", **CHOOSING)
+    groups = groups_of(front)
+    assert groups.keys() == {"sft", "rewarded_soup", "lines", "scaled", "reversed", "wise_ft"}
+    assert front["validation"]["groups"].keys() == {"scaled", "reversed"}
+    for name, points in groups.items():
+        assert weights_of(points) == {"sft": [[0.0]], "wise_ft": [[0.0], [0.5], [1.0]]}.get(name, [[1.0]])
+    assert [point["single_policy"] for point in groups["rewarded_soup"]] == [0]
+    assert front["fronts"].keys() == {"wise_ft"}
+    # What is the same is measured once: the ends of WiSE-FT are the SFT model and the soup.
+    ends = [point["scores"] for point in groups["wise_ft"]]
+    assert ends[0] == groups["sft"][0]["scores"] and ends[2] == groups["rewarded_soup"][0]["scores"]
+    means = means_by_hand(folder, "test", rewards)
+    for point in front["points"]:
+        got = [point["scores"][name]["mean"] for name in ("short", "early")]
+        np.testing.assert_allclose(got, means[point["id"]], rtol=1e-12)
+
+
+def test_one_policy_at_given_weights(run, policies):
+    _, front = run(policies=[policies[0]], sampler="list", weights=["0.5", "2"])
+    groups = groups_of(front)
+    assert weights_of(groups["rewarded_soup"]) == weights_of(groups["lines"]) == [[1.0], [0.5], [2.0]]
+    assert front["fronts"].keys() == {"rewarded_soup", "lines", "wise_ft"}
+
+
+def test_policies_alone_are_those_of_the_dense_interpolation(run, sft, policies, dense_model):
+    """theta_SFT + a (theta - theta_SFT), tensor by tensor of the single policy as it was merged."""
+    import torch
+
+    _, front = run(wise_ft="true", num_weights=3)
+    groups = groups_of(front)
+    assert weights_of(groups["wise_ft brief"]) == [[0.0, 0.0], [0.5, 0.0], [1.0, 0.0]]
+    assert weights_of(groups["wise_ft kind"]) == [[0.0, 0.0], [0.0, 0.5], [0.0, 1.0]]
+    for k, name in enumerate(("wise_ft brief", "wise_ft kind")):
+        start, half, end = (
+            dense_model(MergeSpec.from_dict(point["spec"])).state_dict() for point in groups[name]
+        )  # fmt: skip
+        single = dense_model(MergeSpec("linear", tuple(float(j == k) for j in range(2)))).state_dict()
+        for key in half:
+            torch.testing.assert_close(half[key], (start[key] + single[key]) / 2, rtol=1e-5, atol=1e-6)
+            assert torch.equal(end[key], single[key])
+
+
+def test_one_reward_has_a_front_of_one_number(run, rewards):
+    """A hypervolume is the length between the best point and the reference point."""
+    folder, front = run(rewards=["tiny_rewards:early"], num_weights=3, controls="true", **CHOOSING)
+    assert front["rewards"] == ["early"] and front["fronts"].keys() == {"rewarded_soup", "lines", "scaled", "reversed"}
+    means = {i: row[1] for i, row in means_by_hand(folder, "test", rewards).items()}
+    (reference,) = front["reference_point"]
+    for group, entry in front["fronts"].items():
+        best = max(means[point["id"]] for point in front["points"] if point["group"] == group)
+        assert entry["hypervolume"]["value"] == pytest.approx(max(best - reference, 0.0), abs=1e-12)
+    assert (folder / "report.html").is_file()
+
+
+# --- texts that end a completion ---
+
+
+def test_completions_end_at_stop_texts_and_are_scored_without_them(run, rewards, sft):
+    """Against the sweep without: the tokens up to the one that completes a stop text, the text before it."""
+    plain, _ = run("plain", num_weights=2, max_new_tokens=12)
+    stopped, _ = run("stopped", num_weights=2, max_new_tokens=12, stop=["e", "t"])
+    query = "SELECT spec, prompt, sample, text, tokens, token_ids FROM completions ORDER BY spec, prompt, sample"
+    tokenizer, ended = load_tokenizer(sft), 0
+    for one, other in zip(read(plain, query), read(stopped, query), strict=True):
+        ids, kept = json.loads(one[5]), json.loads(other[5])
+        letters = [tokenizer.decode([token]) for token in ids]
+        length = next((n for n, letter in enumerate(letters, start=1) if letter in "et"), len(ids))
+        assert one[:3] == other[:3] and (kept, other[4]) == (ids[:length], length)
+        assert other[3] == one[3].partition("e")[0].partition("t")[0]
+        ended += length < len(ids)
+    assert ended > 0
+    for prompt, text, score in read(
+        stopped,
+        "SELECT p.scored_text, c.text, s.score FROM scores s JOIN completions c USING (spec, prompt, sample) "
+        "JOIN prompts p ON p.id = c.prompt WHERE reward = 'early'",
+    ):
+        assert rewards.early([prompt], [text]) == [score]
 
 
 # --- texts outside the task ---

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
+from rlhf_lines.completions import StopTexts
 from rlhf_lines.errors import about
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
@@ -90,6 +91,9 @@ class LocalEngine:
             eos_token_ids=self._ends,
             pad_token_id=self._tokenizer.pad_token_id,
             seed=self._config.seed,
+            top_k=self._config.top_k,
+            top_p=self._config.top_p,
+            stop=StopTexts(self._tokenizer, self._config.stop),
             policy=None if spec is None else self._merged.loaded(spec),
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rlhf_lines.completions import StopTexts
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.reading import last_logits, left_pad, masks_padding
 from rlhf_lines.sampling import chosen_logprobs, sample_tokens
@@ -30,6 +31,9 @@ def sample(
     eos_token_ids: Sequence[int],
     pad_token_id: int,
     seed: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: StopTexts | None = None,
     policy: contextlib.AbstractContextManager | None = None,
 ) -> list[Completion]:
     """One completion per request, all in one batch. Specs share their noise, prompt by prompt.
@@ -42,6 +46,9 @@ def sample(
         eos_token_ids: any of them ends a completion.
         pad_token_id: fills up the rows.
         seed: of the noise.
+        top_k: draw among so many tokens; see `truncated`. Log-probabilities are those among all.
+        top_p: draw among tokens that have this probability.
+        stop: texts that end a completion.
         policy: inside it the model is the merged policy of all requests; None: every row follows its spec.
     """
     prompts = [request.prompt_ids for request in requests]
@@ -56,10 +63,16 @@ def sample(
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
             seed=seed,
+            top_k=top_k,
+            top_p=top_p,
+            has_ended=(lambda rows, so_far: stop.ended([prompts[row] for row in rows], so_far)) if stop else None,
             choose_rows=multi_lora.select_rows if by_spec else lambda rows: None,
         )
     completions = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-    own = logprobs.double().sum(dim=1).tolist()
+    if stop:
+        completions = [ids[: stop.kept(prompt, ids)] for prompt, ids in zip(prompts, completions, strict=True)]
+    in_order = zip(logprobs.double(), completions, strict=True)
+    own = torch.stack([row[: len(ids)].sum() for row, ids in in_order]).tolist()
     reference = sft_logprobs(multi_lora, list(zip(prompts, completions, strict=True)), pad_token_id, temperature or 1.0)
     return [
         Completion(completion, ours - theirs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lines import distributed
+from rlhf_lines.completions import StopTexts
 from rlhf_lines.errors import about
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
@@ -70,7 +71,9 @@ class VllmEngine:
             modules=modules,
         )
         _check_installed()
-        self._end_tokens = checkpoint_end_token_ids(sft, load_tokenizer(sft))
+        tokenizer = load_tokenizer(sft)
+        self._end_tokens = checkpoint_end_token_ids(sft, tokenizer)
+        self._stop = StopTexts(tokenizer, config.stop)
         self._adapters = SpecAdapters(folder, adapters, sft, config.dtype)
         self._llm = None
         self._numbers: dict[Path, int] = {}  # vLLM knows an adapter by a number from 1
@@ -90,8 +93,11 @@ class VllmEngine:
         jobs = [Job(request.spec, request.prompt_ids, self._sampling(request)) for request in requests]
         outputs = [output.outputs[0] for output in self._generate(jobs)]
         tokens = [tuple(output.token_ids) for output in outputs]
-        own = [_sum_logprobs(output.logprobs, output.token_ids) for output in outputs]
-        reference = self.sft_logprobs([(r.prompt_ids, ids) for r, ids in zip(requests, tokens, strict=True)])
+        if self._stop:  # vLLM, which has no tokenizer here, has written on
+            tokens = [ids[: self._stop.kept(r.prompt_ids, ids)] for r, ids in zip(requests, tokens, strict=True)]
+        pairs = [(request.prompt_ids, ids) for request, ids in zip(requests, tokens, strict=True)]
+        own = self._own_logprobs(requests, pairs, outputs)
+        reference = self.sft_logprobs(pairs)
         return [Completion(ids, ours - theirs) for ids, ours, theirs in zip(tokens, own, reference, strict=True)]
 
     def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
@@ -126,8 +132,23 @@ class VllmEngine:
             temperature=self._config.temperature,
             max_new_tokens=self._config.max_new_tokens,
             end_tokens=self._end_tokens,
+            top_k=self._config.top_k,
+            top_p=self._config.top_p,
             seed=request_seed(self._config.seed, request.prompt_key, request.sample),
         )
+
+    def _own_logprobs(self, requests: Sequence[Request], pairs: Sequence[Pair], outputs: Sequence) -> list[float]:
+        """The log-probability of each completion under its spec, among all tokens.
+
+        Where vLLM draws among the most likely, it tells the log-probabilities among those: completions are read again.
+        """
+        if self._config.samples_policy or self._config.temperature == 0:
+            # The tokens that are kept, of those that have been written.
+            return [
+                _sum_logprobs(list(output.logprobs)[: len(ids)], ids)
+                for output, (_, ids) in zip(outputs, pairs, strict=True)
+            ]
+        return self._logprobs([request.spec for request in requests], pairs, temperature=self._config.temperature)
 
     def _logprobs(self, specs: Sequence[MergeSpec | None], pairs: Sequence[Pair], *, temperature: float) -> list[float]:
         """The log-probability of each completion after its prompt under its spec.

@@ -53,11 +53,18 @@ def engine_arguments(
 
 
 def sampling_arguments(
-    *, temperature: float, max_new_tokens: int, end_tokens: Sequence[int], seed: int
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    end_tokens: Sequence[int],
+    seed: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> dict[str, Any]:
     """The arguments of `vllm.SamplingParams` for one completion, the log-probability of each token included.
 
-    It ends with one of `end_tokens`, which is part of it, and with nothing else. Greedy requests have no seed.
+    It ends with one of `end_tokens`, which is part of it, and with nothing else: stop texts, for which vLLM would need
+    a tokenizer, cut it later. Greedy requests have no seed.
     """
     return {
         "temperature": temperature,
@@ -67,6 +74,7 @@ def sampling_arguments(
         "logprobs": 0,  # of the chosen token alone
         "detokenize": False,
         **({"seed": seed} if temperature > 0 else {}),
+        **{name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None},
     }
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 import torch
 
+from rlhf_lines.completions import StopTexts
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.sampling import gumbel, truncated
 from rlhf_lines.sweep.engines import sampling
 from rlhf_lines.sweep.engines.protocol import Completion, Request
 from rlhf_lines.sweep.engines.sampling import rows_of_pass, sample, sft_logprobs, text_nll
@@ -130,6 +135,129 @@ def test_greedy_is_generate(multi_lora, dense_model, spec):
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=SETTINGS["max_new_tokens"]
         )
         assert list(completion.token_ids) == generated[0, ids.shape[1] :].tolist()
+
+
+# --- among the most likely tokens, and up to a text ---
+
+FEW = {"top_k": 5, "top_p": 0.8}
+
+
+def kept_by_hand(logits: list[float], top_k: int | None, top_p: float | None) -> set[int]:
+    """The tokens that may be drawn, by the definitions: the k most likely; of these the fewest that reach p."""
+    order = sorted(range(len(logits)), key=lambda v: -logits[v])[:top_k]
+    weights = [math.exp(logits[v] - logits[order[0]]) for v in order]
+    kept, reached = set(), 0.0
+    for token, weight in zip(order, weights, strict=True):
+        if top_p is not None and reached >= top_p:
+            break
+        kept.add(token)
+        reached += weight / math.fsum(weights)
+    return kept
+
+
+@pytest.mark.parametrize("few", [{"top_k": 3, "top_p": None}, {"top_k": None, "top_p": 0.6}, FEW], ids=str)
+def test_what_may_be_drawn_is_what_the_definitions_say(few):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 30, generator=generator, dtype=torch.float64)
+    finite = truncated(logits, **few).isfinite()
+    assert [set(row.nonzero().flatten().tolist()) for row in finite] == [
+        kept_by_hand(row, few["top_k"], few["top_p"]) for row in logits.tolist()
+    ]
+    assert len(set(finite.sum(dim=1).tolist())) > 1 or few["top_p"] is None
+    assert torch.equal(truncated(logits, top_k=None, top_p=None), logits)
+
+
+def test_draws_follow_the_distribution_of_what_is_kept():
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -2.0], dtype=torch.float64)
+    n = 20_000
+    noise = gumbel(1, torch.arange(n), torch.zeros(n, dtype=torch.long), 3, len(logits))
+    drawn = (truncated(logits.expand(n, -1), top_k=4, top_p=0.9) + noise).argmax(dim=1)
+    kept = sorted(kept_by_hand(logits.tolist(), 4, 0.9))
+    assert kept == [0, 3, 4]
+    counts, expected = torch.bincount(drawn, minlength=6).double(), n * logits[kept].softmax(0)
+    assert counts.sum() == counts[kept].sum() == n
+    # Chi-square with 2 degrees of freedom exceeds 18.4 once in 10,000 draws.
+    assert ((counts[kept] - expected) ** 2 / expected).sum() < 18.4
+
+
+def test_a_token_among_few_is_the_argmax_of_kept_logits_and_the_same_noise(dense_model, multi_lora, requests):
+    """Token by token from dense merges, with transformers' own warpers on its logits and the noise by hand."""
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(0.7), TopKLogitsWarper(5), TopPLogitsWarper(0.8)])
+    few = sample(multi_lora, requests, **{**SETTINGS, **FEW, "temperature": 0.7})
+    all_of_them = sample(multi_lora, requests, **{**SETTINGS, "temperature": 0.7})
+    assert tokens(few) != tokens(all_of_them)
+    for request, completion in list(zip(requests, few, strict=True))[:: len(requests) // 8]:
+        ids, model = list(request.prompt_ids), dense_model(request.spec)
+        for step, token in enumerate(completion.token_ids):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0, -1:]
+            kept = warpers(torch.tensor([ids]), logits)[0].tolist()
+            numbers = (SETTINGS["seed"], request.prompt_key, request.sample, step)
+            sums = [logit + noise_by_hand(*numbers, v) for v, logit in enumerate(kept)]
+            assert token == max(range(len(sums)), key=sums.__getitem__)
+            ids.append(token)
+
+
+def test_the_log_ratio_of_a_draw_among_few_is_that_among_all(dense_model, multi_lora, requests):
+    few = sample(multi_lora, requests, **{**SETTINGS, **FEW})
+    sft = dense_model(MergeSpec("linear", (0.0, 0.0)))
+    for request, completion in list(zip(requests, few, strict=True))[:: len(requests) // 8]:
+        expected = kl_by_hand(dense_model(request.spec), sft, request, completion.token_ids, 1.0)
+        assert completion.kl == pytest.approx(expected, abs=1e-4)
+
+
+STOPS = ("e", "b'", "qx")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(sft):
+    from rlhf_lines.models import load_tokenizer
+
+    return load_tokenizer(sft)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stop_text_ends_a_completion_and_changes_no_token(multi_lora, requests, tokenizer, temperature):
+    """As transformers' own criterion says of the completions without: all up to the token that completes one."""
+    from transformers import StopStringCriteria
+
+    settings = {**SETTINGS, "temperature": temperature, "max_new_tokens": 40}
+    whole = sample(multi_lora, requests, **settings)
+    stopped = sample(multi_lora, requests, **settings, stop=StopTexts(tokenizer, STOPS))
+    criterion, ended = StopStringCriteria(tokenizer, list(STOPS)), 0
+    for one, longer in zip(stopped, whole, strict=True):
+        ids = longer.token_ids
+        found = [n for n in range(1, len(ids) + 1) if criterion(torch.tensor([ids[:n]]), None).item()]
+        assert one.token_ids == ids[: found[0] if found else len(ids)]
+        ended += len(one.token_ids) < len(ids)
+        written = tokenizer.decode(one.token_ids, skip_special_tokens=True)
+        assert StopTexts(tokenizer, STOPS).cut(written) == re.split("e|b'|qx", written)[0]
+    assert 0 < ended < len(requests)
+
+
+def test_the_log_ratio_of_a_stopped_completion_is_of_its_tokens(dense_model, multi_lora, requests, tokenizer):
+    stopped = sample(multi_lora, requests, **SETTINGS, stop=StopTexts(tokenizer, STOPS))
+    sft = dense_model(MergeSpec("linear", (0.0, 0.0)))
+    for request, completion in list(zip(requests, stopped, strict=True))[:: len(requests) // 8]:
+        expected = kl_by_hand(dense_model(request.spec), sft, request, completion.token_ids, 1.0)
+        assert completion.kl == pytest.approx(expected, abs=1e-4)
+
+
+def test_greedy_text_up_to_a_stop_text_is_that_of_transformers(dense_model, multi_lora, tokenizer):
+    spec = MergeSpec("linear", (0.5, 0.5))
+    requests = [Request(spec, ids, key) for key, ids in PROMPTS.items()]
+    got = sample(
+        multi_lora, requests, **{**SETTINGS, "temperature": 0.0, "max_new_tokens": 30}, stop=StopTexts(tokenizer, STOPS)
+    )
+    for request, completion in zip(requests, got, strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        expected = dense_model(spec).generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=30, eos_token_id=EOS,
+            pad_token_id=PAD, stop_strings=list(STOPS), tokenizer=tokenizer,
+        )  # fmt: skip
+        assert completion.token_ids == tuple(expected[0, ids.shape[1] :].tolist())
 
 
 # --- the KL ---

@@ -52,6 +52,13 @@ def test_greedy_requests_have_no_seed():
     assert greedy["stop_token_ids"] == [1, 37] and greedy["ignore_eos"] and not greedy["detokenize"]
 
 
+def test_what_is_drawn_among_is_said_where_it_is_given():
+    settings = {"temperature": 1.0, "max_new_tokens": 16, "end_tokens": [1], "seed": 5}
+    plain = sampling_arguments(**settings)
+    assert not {"top_k", "top_p", "stop"} & plain.keys()
+    assert sampling_arguments(**settings, top_k=7, top_p=0.5) == {**plain, "top_k": 7, "top_p": 0.5}
+
+
 def test_seeds_are_placed():
     """By hand: the first 8 bytes of sha256("0 5 1"), without the sign."""
     assert request_seed(0, 5, 1) == int("5127d714a24f7c38", 16) >> 1

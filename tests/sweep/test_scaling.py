@@ -1,0 +1,267 @@
+"""How a scaling is chosen: every group alike, beyond the edge of its candidates, within limits, also when killed."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from rlhf_lines import cli
+from rlhf_lines.pareto.schema import faults
+from rlhf_lines.stages import run_stage
+from rlhf_lines.summary import summary
+from tests.sweep.of_a_run import area, assert_same_store, means_by_hand, read, strict_json
+
+
+TIES = {"name": "sparse", "rule": "ties", "options": {"density": 0.5}, "alphas": [0.5, 1.0], "betas": [0.0, 0.5]}
+SMALL = {
+    "alphas": [0.2, 0.4],
+    "betas": [0.2, 0.4],
+    "controls": "true",
+    "edge_extensions": 4,
+    "num_weights": 2,
+    "validation_weights": 2,
+    "test_prompts": 4,
+    "max_new_tokens": 6,
+}
+TUNED = {"groups": [json.dumps(TIES)]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict:
+    """The sweeps that are made already, by their changes, which tests only read."""
+    return {}
+
+
+@pytest.fixture
+def run(flags, made, tmp_path_factory):
+    """A function from changes of a small sweep to its folder, and what it says of validation."""
+
+    def make(**changes):
+        key = json.dumps(changes, default=str)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("sweeps") / "sweep"
+            made[key] = run_stage("sweep", flags(folder, **{**SMALL, **changes}))
+        front = strict_json(made[key] / "front.json")
+        assert list(faults(front)) == []
+        return made[key], front["validation"]
+
+    return make
+
+
+def tunings_of(validation) -> dict[str, dict]:
+    """Of every group, LiNeS first, what was tried and chosen."""
+    return {"lines": validation, **validation["groups"]}
+
+
+def scaling_of(entry) -> tuple:
+    return entry["alpha"], entry["beta"], entry["schedule"]
+
+
+def points_of(folder, group: str, entry) -> list[tuple[int, dict]]:
+    """The validation points of a candidate."""
+    name = f"{group} {' '.join(map(str, scaling_of(entry)))}"
+    query = (
+        "SELECT o.id, s.spec FROM points o JOIN specs s ON s.id = o.spec WHERE split = 'validation' AND \"group\" = "
+    )
+    return [(i, json.loads(spec)) for i, spec in read(folder, f"{query}'{name}'")]
+
+
+# --- every group alike ---
+
+
+def test_every_group_chooses_among_its_own_by_its_own_hypervolume(run, rewards):
+    folder, validation = run(**TUNED, edge_extensions=0)
+    tunings, means = tunings_of(validation), means_by_hand(folder, "validation", rewards)
+    assert tunings.keys() == {"lines", "scaled", "reversed", "sparse"}
+    assert {len(tuning["grid"]) for tuning in tunings.values()} == {4}  # as many candidates each
+    assert [scaling_of(entry) for entry in tunings["scaled"]["grid"]] == [
+        (pytest.approx(0.3 + 0.1 * k, rel=1e-12), 0.0, "linear") for k in range(4)
+    ]
+    assert [scaling_of(entry) for entry in tunings["reversed"]["grid"]] == [
+        (alpha, beta, "reversed") for alpha in (0.2, 0.4) for beta in (0.2, 0.4)
+    ]
+    for group, tuning in tunings.items():
+        found = []
+        for entry in tuning["grid"]:
+            points = points_of(folder, group, entry)
+            assert [spec["weights"] for _, spec in points] == [[1.0, 0.0], [0.0, 1.0]]
+            assert {scaling_of(spec) for _, spec in points} == {scaling_of(entry)}
+            assert {spec["rule"] for _, spec in points} == {"ties" if group == "sparse" else "linear"}
+            found.append(area(np.array([means[i] for i, _ in points]), np.array(validation["reference_point"])))
+        values = [entry["hypervolume"]["value"] for entry in tuning["grid"]]
+        np.testing.assert_allclose(values, found, rtol=1e-9, atol=1e-12)
+        assert scaling_of(tuning["chosen"]) == scaling_of(tuning["grid"][int(np.argmax(found))])
+    front = strict_json(folder / "front.json")
+    for group, tuning in tunings.items():
+        used = {scaling_of(point["spec"]) for point in front["points"] if point["group"] == group}
+        assert used == {scaling_of(tuning["chosen"])}
+
+
+def test_an_unrelated_group_changes_no_choice(run):
+    _, alone = run()
+    _, beside = run(groups=[json.dumps({**TIES, "alphas": [5.0, 9.0]})])
+    other = beside["groups"].pop("sparse")
+    assert other["grid"] and beside == alone
+
+
+def test_given_factors_are_those_of_scaled(run):
+    _, validation = run(scaled_alphas=[0.5, 2.0, 1.0], scalings=["0.5 1"], edge_extensions=0)
+    tunings = tunings_of(validation)
+    assert [scaling_of(entry) for entry in tunings["scaled"]["grid"]] == [(a, 0.0, "linear") for a in (0.5, 2.0, 1.0)]
+    assert [len(tunings[group]["grid"]) for group in ("lines", "reversed")] == [1, 1]  # measured beside, to compare
+    assert not tunings["lines"]["at_edge"] and not tunings["reversed"]["at_edge"]
+
+
+# --- beyond the edge ---
+
+
+def extended_by_hand(value, first: list[tuple], most: int) -> list[tuple]:
+    """The candidates that a group measures, from the hypervolume of each: written out, an edge at a time.
+
+    Args:
+        value: from (alpha, beta) to its hypervolume.
+        first: the (alpha, beta) that are given.
+        most: how many may come.
+    """
+    tried = list(first)
+    while True:
+        best = max(tried, key=value)
+        steps = []
+        for axis in (0, 1):
+            known = sorted({candidate[axis] for candidate in tried})
+            at = known.index(best[axis])
+            step = 0.0
+            if len(known) > 1 and at == len(known) - 1:
+                step = known[-1] - known[-2]
+            elif len(known) > 1 and at == 0:
+                step = known[0] - known[1]
+            steps.append(step)
+        new = [(best[0] + steps[0], best[1])] * (steps[0] != 0) + [(best[0], best[1] + steps[1])] * (steps[1] != 0)
+        if steps[0] and steps[1]:
+            new.append((best[0] + steps[0], best[1] + steps[1]))
+        new = new[: most - (len(tried) - len(first))]
+        if not new:
+            return tried
+        tried += new
+
+
+def test_a_group_goes_on_beyond_its_edge_until_inside_or_used_up(run):
+    """Every group by one rule and up to one limit, as worked out from the hypervolumes of what it measured."""
+    _, validation = run(**TUNED)
+    extended = 0
+    for group, tuning in tunings_of(validation).items():
+        values = {scaling_of(entry)[:2]: entry["hypervolume"]["value"] for entry in tuning["grid"]}
+        tried = list(values)
+        assert extended_by_hand(values.__getitem__, tried[:4], most=4) == tried, group
+        assert 4 <= len(tried) <= 4 + 4
+        extended += len(tried) > 4
+        alpha, beta = max(tried, key=values.__getitem__)
+        assert scaling_of(tuning["chosen"])[:2] == (alpha, beta)
+        edges = [
+            len(known := sorted({one[axis] for one in tried})) > 1 and value in (known[0], known[-1])
+            for axis, value in enumerate((alpha, beta))
+        ]
+        assert tuning["at_edge"] == any(edges)
+        assert not tuning["at_edge"] or len(tried) == 4 + 4  # at an edge only where all are used up
+    assert extended >= 2
+
+
+def test_nothing_beyond_is_measured_where_that_is_asked(run):
+    folder, validation = run(**TUNED, edge_extensions=0)
+    assert {len(tuning["grid"]) for tuning in tunings_of(validation).values()} == {4}
+    assert any(tuning["at_edge"] for tuning in tunings_of(validation).values())
+    record = strict_json(folder / "rlhf_lines.json")
+    assert record["validation"] == validation
+    told = ", ".join(name for name, tuning in tunings_of(validation).items() if tuning["at_edge"])
+    assert f" of LiNeS were chosen on validation prompts, of 4; at an edge of what was tried: {told}\n" in summary(
+        "sweep", folder
+    )
+
+
+@pytest.mark.parametrize("after", [3, 6, 7, 8])
+def test_a_sweep_that_is_killed_beyond_the_edge_goes_on_to_the_same(run, flags, rewards, tmp_path, after):
+    """Killed after so many batches: six are of the given candidates, two and one beyond, two of the test prompts."""
+    whole, validation = run()
+    count = sum(len(tuning["grid"]) for tuning in tunings_of(validation).values())
+    assert count > 3 * 4  # and beyond; the second of these kills comes between the two rounds
+    rewards.SCORED.clear()
+    rewards.FAIL_AT, rewards.ERROR = after, KeyboardInterrupt
+    killed = tmp_path / "sweep"
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("sweep", flags(killed, **SMALL))
+    rewards.FAIL_AT = None
+    run_stage("sweep", [*flags(killed, **SMALL), "--resume"])
+    assert (killed / "front.json").read_bytes() == (whole / "front.json").read_bytes()
+    assert_same_store(killed, whole)
+
+
+# --- limits ---
+
+
+def test_a_limit_on_kl_holds_for_every_group(run):
+    """The largest mean KL of a candidate's points, from the stored completions; the best of those within is chosen."""
+    _, free = run(**TUNED, edge_extensions=0)
+    values = sorted(entry["kl"] for tuning in tunings_of(free).values() for entry in tuning["grid"])
+    limit = max(min(entry["kl"] for entry in tuning["grid"]) for tuning in tunings_of(free).values()) * 1.001
+    assert values[0] < limit < values[-1]
+    folder, validation = run(**TUNED, edge_extensions=0, max_kl=limit)
+    assert validation["max_kl"] == limit
+    kl = dict(read(folder, "SELECT o.id, AVG(kl) FROM points o JOIN completions c ON c.spec = o.spec "
+                   "JOIN prompts p ON p.id = c.prompt AND p.split = o.split GROUP BY o.id"))  # fmt: skip
+    out = 0
+    for group, tuning in tunings_of(validation).items():
+        for entry in tuning["grid"]:
+            assert entry["kl"] == pytest.approx(max(kl[i] for i, _ in points_of(folder, group, entry)), abs=1e-12)
+            assert entry["within_limits"] == (entry["kl"] <= limit)
+        within = [entry for entry in tuning["grid"] if entry["within_limits"]]
+        best = max(within, key=lambda entry: entry["hypervolume"]["value"])
+        assert scaling_of(tuning["chosen"]) == scaling_of(best)
+        out += len(tuning["grid"]) - len(within)
+    assert out > 0
+
+
+def test_a_limit_on_forgetting_is_a_ratio_of_perplexities(run, sft, dense_model, tmp_path):
+    from rlhf_lines.merge import MergeSpec
+    from rlhf_lines.models import load_tokenizer
+    from tests.sweep.by_hand import cross_entropy
+
+    texts = ["the quick brown fox", "ab.", "zz top <and> below"]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
+    folder, validation = run(control=tmp_path / "texts.txt", control_tokens=12, max_forgetting=50.0, edge_extensions=0)
+    rows = [load_tokenizer(sft)(text)["input_ids"][:12] for text in texts]
+    tokens = sum(len(row) - 1 for row in rows)
+
+    def nll(spec) -> float:
+        return sum(cross_entropy(dense_model(spec), row) for row in rows)
+
+    of_sft = nll(MergeSpec("linear", (0.0, 0.0)))
+    for group, tuning in tunings_of(validation).items():
+        for entry in tuning["grid"]:
+            specs = [MergeSpec.from_dict(spec) for _, spec in points_of(folder, group, entry)]
+            expected = max(np.exp((nll(spec) - of_sft) / tokens) for spec in specs)
+            assert entry["forgetting"] == pytest.approx(expected, rel=1e-4)
+    assert validation["max_forgetting"] == 50.0 and all(entry["within_limits"] for entry in validation["grid"])
+
+
+def test_where_no_candidate_keeps_the_limits_the_smallest_is_told(run, flags, tmp_path, capsys):
+    _, free = run(edge_extensions=0, controls="false")
+    least = min(free["grid"], key=lambda entry: entry["kl"])
+    (tmp_path / "texts.txt").write_text("abcd\n\nefgh")
+    limits = {"max_kl": 1e-4, "max_forgetting": 1e-3, "control": tmp_path / "texts.txt"}
+    changes = {**SMALL, **limits, "edge_extensions": 0, "controls": "false"}
+    assert cli.main(["sweep", *flags(tmp_path / "limited", **changes)]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    told = f"none of the 4 scalings of group lines keeps max_kl 0.0001 (the smallest is {least['kl']:.4g}, of alpha "
+    assert told + f"{least['alpha']}, beta {least['beta']}, schedule linear) and max_forgetting 0.001" in sentence
+    assert sentence.endswith(": raise the limit, or give smaller alphas and betas")
+    assert not (tmp_path / "limited").exists()
+
+
+def test_one_candidate_has_to_keep_the_limit_too(flags, tmp_path):
+    changes = {**SMALL, "scalings": ["1 1"], "controls": "false", "max_kl": 1e-4}
+    told = re.escape("none of the 1 scalings of group lines keeps max_kl 0.0001")
+    with pytest.raises(ValueError, match=told):
+        run_stage("sweep", flags(tmp_path / "sweep", **changes))
