@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import moocore
 import numpy as np
@@ -17,14 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-
-
-class Estimate(NamedTuple):
-    """A number with the ends of its percentile interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @lru_cache(maxsize=2)  # of a run's prompts and of its texts outside the task: every point asks for the same
@@ -76,8 +67,22 @@ def bootstrap_hypervolumes(means: ArrayLike, reference_point: Sequence[float]) -
     noisy points is biased upwards, and the bootstrap repeats that bias: compare hypervolumes of two groups by their
     paired difference rather than each with zero.
     """
-    indicator = moocore.Hypervolume(ref=np.asarray(reference_point, dtype=np.float64), maximise=True)
-    return np.array([indicator(resample) for resample in np.asarray(means, dtype=np.float64)])
+    means, reference = np.asarray(means, dtype=np.float64), np.asarray(reference_point, dtype=np.float64)
+    if means.shape[-1] == 2:
+        return _areas(np.maximum(means - reference, 0.0))
+    indicator = moocore.Hypervolume(ref=reference, maximise=True)
+    return np.array([indicator(resample) for resample in means])
+
+
+def _areas(sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The areas of unions of n rectangles with one corner at the origin, shape `[R]`, for sides `[R, n, 2]`.
+
+    From the widest rectangle to the narrowest, each adds its width times what it rises above all before it.
+    """
+    order = np.argsort(-sides[..., 0], axis=-1)
+    widths, heights = (np.take_along_axis(sides[..., k], order, axis=-1) for k in range(2))
+    tops = np.maximum.accumulate(heights, axis=-1)
+    return (widths * np.diff(tops, axis=-1, prepend=0.0)).sum(axis=-1)
 
 
 def interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -106,31 +111,3 @@ def probability_positive(samples: ArrayLike) -> float:
     """
     samples = np.asarray(samples, dtype=np.float64)
     return float(np.mean(samples > 0) + 0.5 * np.mean(samples == 0))
-
-
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
-) -> Estimate:
-    """`mean(a - b)` with its bootstrap interval over prompts.
-
-    Pairing removes the part of the noise that comes from some prompts being easier than others.
-
-    >>> paired_difference([3.0, 5.0], [2.0, 4.0])
-    Estimate(value=1.0, low=1.0, high=1.0)
-
-    Args:
-        a: `[P]`, scores of one policy, one per prompt.
-        b: `[P]`, scores of the other policy on the same prompts in the same order.
-        resamples: R.
-        seed: seed of the resampled prompts.
-        confidence: coverage of the interval.
-
-    Raises:
-        ValueError: the two vectors do not have the same length.
-    """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"got scores of shape {a.shape} and {b.shape}; expected one score per prompt, same prompts")
-    difference = a - b
-    samples = bootstrap_means(difference[None, :, None], resamples, seed)[:, 0, 0]
-    return Estimate(float(difference.mean()), *interval(samples, confidence))

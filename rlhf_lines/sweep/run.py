@@ -146,7 +146,7 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     if inputs.forgetting:
         measure_forgetting(store, measurement.nll, points, inputs.forgetting)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
-    gains = _gains(measured_points(store, "test"), config.policies, inputs.rewards, seed=config.seed)
+    gains = _gains(measured_points(store, "test"), config.policies, inputs.rewards)
     return {**chosen._asdict(), "validation": validation, "gains": gains}
 
 
@@ -158,7 +158,7 @@ def _example(store: Store, inputs: Inputs) -> list[Reading]:
     return readings(inputs.tokenizer, prompt, inputs.prompts["test"][prompt], inputs.reward_models, sample)
 
 
-def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str], *, seed: int) -> list[dict]:
+def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str]) -> list[dict]:
     """For every policy and reward, the mean gain over the SFT model in its standard deviations."""
     sft = next(point for point in points if point.group == SFT)
     gains = []
@@ -166,6 +166,6 @@ def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str],
         point = next(p for p in points if p.group == SOUP and single_policy(p.spec, policies) == k)
         for j, name in enumerate(rewards):
             scale = sft.scores[:, j].std() or 1.0  # a reward that is the same for all prompts has no spread
-            gain = paired_difference(point.scores[:, j] / scale, sft.scores[:, j] / scale, seed=seed)
+            gain = paired_difference(point.scores[:, j] / scale, sft.scores[:, j] / scale)
             gains.append({"policy": policy, "reward": name, "value": gain.value, "low": gain.low, "high": gain.high})
     return gains

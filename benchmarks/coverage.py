@@ -1,0 +1,221 @@
+"""How often the 95 % intervals hold the truth, in simulated runs.
+
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--runs 300] [--only WORD]
+
+A run has two groups of points with known mean scores, and three anchors (the SFT model and the two single policies)
+that set the reference and ideal point as in the product: from their measured means. Its scores are
+
+    score = truth[point, objective] + prompt[prompt, objective] + merge[point, prompt, objective] + sample
+
+so that points share what a prompt does to all of them. "Held" is the share of runs whose interval holds the measure of
+the true means, for the reference point of that run; of the intervals that are printed. "Better" is the share of runs in
+which either of two groups with equal true fronts is called better, at p below 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from peer import machine, note  # noqa: E402
+
+from rlhf_lines.pareto import (  # noqa: E402
+    ExpectedUtility,
+    Hypervolume,
+    correct,
+    holm,
+    ideal_point,
+    may_be_best,
+    mean_estimate,
+    paired_difference,
+    picked_worth,
+    reference_point,
+)
+
+
+LEVEL = 0.05
+GOAL = (0.92, 0.98)
+
+
+def front(points: int, length: float = 1.0, bulge: float = 0.25) -> NDArray[np.float64]:
+    """True means of points on an arc from (0, length) to (length, 0)."""
+    w = np.linspace(0.0, 1.0, points)
+    lift = bulge * 4.0 * w * (1.0 - w)
+    return length * np.stack([w + lift, 1.0 - w + lift], axis=1)
+
+
+def coinciding(points: int) -> NDArray[np.float64]:
+    return np.full((points, 2), 0.6)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Two groups, and the standard deviations of what a prompt, a merge on a prompt and a sample add to a score."""
+
+    title: str
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+    prompts: tuple[int, ...] = (50, 100, 400)
+    samples: int = 1
+    spread: tuple[float, float, float] = (1.0, 0.7, 0.7)
+    length: float = 1.0
+    skewed: bool = False
+    alike: float = 0.0  # correlation of neighbouring merges on a prompt
+
+    @property
+    def is_null(self) -> bool:
+        return self.a.shape == self.b.shape and bool((self.a == self.b).all())
+
+
+CLUSTER = np.concatenate([front(3), np.full((8, 2), 0.7)])
+OWN = (0.2, 0.7, 0.7)  # prompts share little; noise is each point's own
+SCENES = (
+    Scene("separated 11 and 11", 5 * front(11), 5 * front(11, bulge=0.1), length=5.0, prompts=(20, 50, 100, 400)),
+    Scene("close 11 and 11", front(11), front(11, bulge=0.1), prompts=(20, 50, 100, 400)),
+    Scene("close 11 and 11, equal", front(11), front(11)),
+    Scene("close 31 and 3", front(31), front(3), prompts=(20, 50, 100, 400)),
+    Scene("close 31 and 11", front(31), front(11)),
+    Scene("close 31 and 3, own noise", front(31), front(3), spread=OWN),
+    Scene("very close 11 and 11, equal", front(11, 0.2), front(11, 0.2), length=0.2),
+    Scene("coinciding 31 and 3", coinciding(31), coinciding(3)),
+    Scene("coinciding 31 and 3, own noise", coinciding(31), coinciding(3), spread=OWN),
+    Scene("coinciding 11 and 11, equal", coinciding(11), coinciding(11)),
+    Scene("coinciding 11 and close 11", coinciding(11), front(11)),
+    Scene("11, 8 of them coinciding, and 3", CLUSTER, front(3)),
+    Scene("close 11 and 11, 4 samples", front(11), front(11, bulge=0.1), samples=4, spread=(1.0, 0.35, 1.2)),
+    Scene("close 11 and 11, skewed", front(11), front(11, bulge=0.1), skewed=True),
+    Scene("close 31 and 3, neighbours alike", front(31), front(3), spread=(1.0, 0.9, 0.4), alike=0.9),
+)
+
+
+@dataclass
+class Tally:
+    """Of one measure: whether the printed intervals held the truth."""
+
+    held: list[bool] = field(default_factory=list)
+    runs: int = 0
+
+    def add(self, estimate, truth: float) -> None:
+        self.runs += 1
+        if estimate.low is not None:
+            self.held.append(estimate.low <= truth <= estimate.high)
+
+    def __str__(self) -> str:
+        if len(self.held) < self.runs / 10:
+            return "-"
+        share = np.mean(self.held)
+        missed = "" if GOAL[0] <= share <= GOAL[1] else "*"
+        printed = len(self.held) / self.runs
+        return f"{100 * share:.1f}{missed}" + (f" ({100 * printed:.0f})" if printed < 1 else "")
+
+
+def draw(scene: Scene, generator: np.random.Generator, prompts: int, truths: NDArray[np.float64]):
+    """Scores `[n, P, 2]` of points with these true means."""
+    points = len(truths)
+
+    def noise(spread: float, *shape: int) -> NDArray[np.float64]:
+        if scene.skewed:
+            return generator.exponential(spread, shape) - spread
+        return generator.normal(0.0, spread, shape)
+
+    of_prompt, of_merge, of_sample = scene.spread
+    merge = noise(of_merge, points, prompts, 2)
+    for i in range(1, points):
+        merge[i] = scene.alike * merge[i - 1] + np.sqrt(1.0 - scene.alike**2) * merge[i]
+    sample = generator.normal(0.0, of_sample / np.sqrt(scene.samples), (points, prompts, 2))
+    return truths[:, None] + noise(of_prompt, 1, prompts, 2) + merge + sample
+
+
+def simulate(scene: Scene, prompts: int, runs: int) -> str:
+    """One row of the table."""
+    generator = np.random.default_rng([prompts, *scene.title.encode()])
+    anchors = scene.length * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    count = len(scene.a)
+    truths = np.concatenate([scene.a, scene.b, anchors])
+    names = ("mean", "difference", "hv a", "hv b", "hv a - b", "eu a", "eu b", "eu a - b", "picked")
+    tallies = {name: Tally() for name in names}
+    better = {"hv a - b": [], "eu a - b": []}
+    best_kept = []
+    for _ in range(runs):
+        scores = draw(scene, generator, prompts, truths)
+        means = scores[-3:].mean(axis=1)
+        reference = tuple(reference_point(means))
+        i, k = generator.integers(count), generator.integers(2)
+        tallies["mean"].add(mean_estimate(scores[i, :, k]), truths[i, k])
+        tallies["difference"].add(paired_difference(scores[i, :, k], scores[-4, :, k]), truths[i, k] - truths[-4, k])
+        for name, measure in (
+            ("hv", Hypervolume(reference)),
+            ("eu", ExpectedUtility(reference, tuple(ideal_point(means)))),
+        ):
+            a, b = correct(scores[:count], measure), correct(scores[count:-3], measure)
+            true_a, true_b = measure.value(scene.a), measure.value(scene.b)
+            tallies[f"{name} a"].add(a.estimate(), true_a)
+            tallies[f"{name} b"].add(b.estimate(), true_b)
+            difference = (a - b).estimate()
+            tallies[f"{name} a - b"].add(difference, true_a - true_b)
+            better[f"{name} a - b"].append(difference.p_value < LEVEL)
+        preference = generator.dirichlet([1.0, 1.0])
+        worth, true_worth = scores[:count] @ preference, scene.a @ preference
+        tallies["picked"].add(picked_worth(worth), true_worth[worth.mean(axis=1).argmax()])
+        highest = np.flatnonzero(true_worth >= true_worth.max() - 1e-12)
+        best_kept.append(bool(set(highest.tolist()) & set(may_be_best(worth))))
+    called = ", ".join(f"{100 * np.mean(x):.1f}" for x in better.values()) if scene.is_null else ""
+    cells = [scene.title, prompts, *tallies.values(), f"{100 * np.mean(best_kept):.1f}", called]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def family(runs: int, prompts: int, spread: tuple[float, float, float]) -> str:
+    """Four groups with one truth, six comparisons: how often is any of them called better."""
+    scene = Scene("four equal groups", front(11, 2.0), front(11, 2.0), spread=spread)
+    generator = np.random.default_rng(prompts)
+    anchors = 2.0 * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    truths = np.concatenate([scene.a] * 4 + [anchors])
+    found = []
+    for _ in range(runs):
+        scores = draw(scene, generator, prompts, truths)
+        means = scores[-3:].mean(axis=1)
+        reference, ideal = tuple(reference_point(means)), tuple(ideal_point(means))
+        row = []
+        for measure in (Hypervolume(reference), ExpectedUtility(reference, ideal)):
+            groups = [correct(scores[11 * g : 11 * g + 11], measure) for g in range(4)]
+            p_values = [(a - b).estimate().p_value for a, b in combinations(groups, 2)]
+            row += [np.mean(np.array(p_values) < LEVEL), min(p_values) < LEVEL, min(holm(p_values)) < LEVEL]
+        found.append(row)
+    cells = [f"{100 * x:.1f}" for x in np.mean(found, axis=0)]
+    return f"| {prompts} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Print the tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--only", default="", help="rows whose title has this text; 'family' for the second table")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    print(
+        "| a and b | prompts | mean | paired difference | HV a | HV b | HV a - b | EU a | EU b | EU a - b | picked "
+        "| best kept | called better, HV, EU |\n" + "|---" * 13 + "|"
+    )
+    for scene in SCENES:
+        for prompts in scene.prompts:
+            if options.only in scene.title:
+                print(simulate(scene, prompts, options.runs), flush=True)
+    if options.only in "family":
+        print("\n| prompts | HV each | HV any | HV any, Holm | EU each | EU any | EU any, Holm |\n" + "|---" * 7 + "|")
+        for prompts, spread in ((100, (1.0, 0.7, 0.0)), (400, (1.0, 0.3, 0.0))):
+            print(family(options.runs, prompts, spread), flush=True)
+    note(f"{options.runs} runs a row, {time.perf_counter() - start:.0f} s on one thread of {machine()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Intervals of means over prompts, their p-values, and the adjustment for several comparisons.
+
+Student's t: `mean +- t se`, with `se = sd / sqrt(P)` and P - 1 degrees of freedom. `docs/statistics.md` has the
+simulated coverage. One prompt has no spread: its interval is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlhf_lines.pareto.bootstrap import CONFIDENCE
+from rlhf_lines.pareto.student import critical_value, within
+
+
+FEW_PROMPTS = 30  # below, the mean of skewed scores is not near enough to a normal variable
+
+
+class Estimate(NamedTuple):
+    """A number with the ends of its interval; None where no interval would hold what it says.
+
+    `p_value` is two-sided, of the hypothesis that the number is 0: below 1 - confidence exactly where the interval
+    leaves 0 out.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+
+def estimate(value: float, standard_error: float, prompts: int, confidence: float = CONFIDENCE) -> Estimate:
+    """`value +- t standard_error` with P - 1 degrees of freedom, and the p-value that inverts it.
+
+    Without spread the interval is the number itself; its p-value is 1 if that is 0, else 0.
+
+    >>> estimate(1.0, 0.5, 11).low.__round__(3)
+    -0.114
+    """
+    if prompts < 2:
+        return Estimate(float(value), None, None, None)
+    reach = critical_value(confidence, prompts - 1) * standard_error
+    if standard_error == 0.0:
+        p_value = float(value == 0.0)
+    else:
+        p_value = max(0.0, 1.0 - within(value / standard_error, prompts - 1))
+    return Estimate(float(value), float(value - reach), float(value + reach), p_value)
+
+
+def mean_estimate(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of `values` `[P]`, one per prompt, with its t interval. For a difference, give the paired differences.
+
+    >>> mean_estimate([1.0, 2.0, 3.0]).value
+    2.0
+
+    Raises:
+        ValueError: `values` is not a vector with at least one number.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"got values of shape {values.shape}; expected one per prompt")
+    error = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
+    if np.ptp(values) == 0.0:  # rounding of the mean would give a spread of 1e-17
+        error = 0.0
+    return estimate(values.mean(), error, values.size, confidence)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:
+    """`mean(a - b)` with its interval and p-value over prompts.
+
+    Pairing removes the part of the noise that comes from some prompts being easier than others.
+
+    >>> paired_difference([3.0, 5.0], [2.0, 4.0])
+    Estimate(value=1.0, low=1.0, high=1.0, p_value=0.0)
+
+    Args:
+        a: `[P]`, scores of one policy, one per prompt.
+        b: `[P]`, scores of the other policy on the same prompts in the same order.
+        confidence: coverage of the interval.
+
+    Raises:
+        ValueError: the two vectors do not have the same length.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"got scores of shape {a.shape} and {b.shape}; expected one score per prompt, same prompts")
+    return mean_estimate(a - b, confidence)
+
+
+def ratio_estimate(numerators: ArrayLike, denominators: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """`sum of numerators / sum of denominators` over P prompts or texts, such as nats per token.
+
+    The error is that of the mean of `(numerator - ratio denominator) / mean denominator` (the delta method). `p_value`
+    is that of a ratio of 0.
+
+    >>> ratio_estimate([1.0, 3.0], [2.0, 6.0])
+    Estimate(value=0.5, low=0.5, high=0.5, p_value=0.0)
+
+    Raises:
+        ValueError: the two vectors do not have the same length, or the denominators sum to 0.
+    """
+    numerators, denominators = (np.asarray(x, dtype=np.float64) for x in (numerators, denominators))
+    if numerators.ndim != 1 or numerators.shape != denominators.shape or denominators.sum() == 0.0:
+        raise ValueError(
+            f"got numerators of shape {numerators.shape} and denominators of shape {denominators.shape}; expected one "
+            "of each per prompt, the denominators with a sum above 0"
+        )
+    ratio = numerators.sum() / denominators.sum()
+    residuals = (numerators - ratio * denominators) / denominators.mean()
+    prompts = residuals.size
+    error = math.sqrt(float(residuals @ residuals) / (prompts - 1) / prompts) if prompts > 1 else math.nan
+    return estimate(ratio, error, prompts, confidence)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values adjusted for being several: an adjusted one below 0.05 is significant at a family-wise 5 %.
+
+    The i-th smallest of m becomes `max over j <= i of min(1, (m - j + 1) p_j)`. None stays None and is not counted.
+
+    >>> holm([0.01, 0.04, 0.03, None])
+    [0.03, 0.06, 0.06, None]
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - rank) * p))
+        adjusted[i] = highest
+    return adjusted
