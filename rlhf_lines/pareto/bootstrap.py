@@ -68,8 +68,9 @@ def bootstrap_hypervolumes(means: ArrayLike, reference_point: Sequence[float]) -
     paired difference rather than each with zero.
     """
     means, reference = np.asarray(means, dtype=np.float64), np.asarray(reference_point, dtype=np.float64)
-    if means.shape[-1] == 2:
-        return _areas(np.maximum(means - reference, 0.0))
+    if means.shape[-1] <= 2:  # without a loop
+        sides = np.maximum(means - reference, 0.0)
+        return sides[..., 0].max(axis=1) if means.shape[-1] == 1 else _areas(sides)
     indicator = moocore.Hypervolume(ref=reference, maximise=True)
     return np.array([indicator(resample) for resample in means])
 

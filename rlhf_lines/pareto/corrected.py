@@ -40,19 +40,21 @@ from rlhf_lines.pareto.utility import CHUNK, expected_utility, preferences, util
 OUTER, INNER = 160, 10  # resamples of the first level, and of the second, each used with both signs
 HELD_OUT = 100  # of the first level, for the held-out choice, with both signs
 ADDED_NOISE = 0.5  # a: little noise chooses almost as well as all prompts do
-DOUBT, MOST_DOUBT = 0.35, 0.5  # in the error: this share of the correction, at most this share of the rest
+MOST_DOUBTED = 1.5  # standard deviations of a correction
+WIDENED = 0.1  # times the share of the held-out choice, which varies more than what is resampled
 DIRECTIONS = 32  # for each of K objectives
-LEAST = 2.0  # errors that a measure must be above 0
 
 
 class Measure(Protocol):
     """A number for a group of points, made of maxima over them.
 
-    `held_out_share` is the share of the held-out choice in the mix. Where the best points of neighbouring directions
-    are near each other, as on a smooth front, shrinking leaves more of the bias of an expected utility.
+    `held_out_share` is the share of the held-out choice in the mix, `doubt` that of the correction in the error. Both
+    are larger for an expected utility: on a smooth front many points are nearly best for a preference, and shrinking
+    leaves more of its bias.
     """
 
     held_out_share: ClassVar[float]
+    doubt: ClassVar[float]
 
     def value(self, means: NDArray[np.float64]) -> float:
         """The measure of mean scores `[n, K]`."""
@@ -77,6 +79,7 @@ class Hypervolume:
 
     reference_point: tuple[float, ...]
     held_out_share: ClassVar[float] = 0.2
+    doubt: ClassVar[float] = 0.2
 
     def value(self, means: NDArray[np.float64]) -> float:
         """See `Measure`."""
@@ -113,6 +116,7 @@ class ExpectedUtility:
     reference_point: tuple[float, ...]
     ideal_point: tuple[float, ...]
     held_out_share: ClassVar[float] = 0.4
+    doubt: ClassVar[float] = 0.3
 
     def value(self, means: NDArray[np.float64]) -> float:
         """See `Measure`."""
@@ -145,8 +149,9 @@ class Corrected:
     Attributes:
         value: the measure of the mean scores as they are.
         corrected: the same without the bias of choosing among noisy points; the interval lies around it.
-        resampled: `[OUTER]`, the estimate in resamples, for the error; paired between groups.
+        resampled: `[OUTER]`, the estimate in resamples (widened), for the error; paired between groups.
         prompts: P.
+        doubt: share of the correction in the error.
         is_difference: of two groups; it may be 0 or less.
     """
 
@@ -154,6 +159,7 @@ class Corrected:
     corrected: float
     resampled: NDArray[np.float64]
     prompts: int
+    doubt: float
     is_difference: bool = False
 
     def __sub__(self, other: Corrected) -> Corrected:
@@ -166,25 +172,25 @@ class Corrected:
             self.corrected - other.corrected,
             self.resampled - other.resampled,
             self.prompts,
+            self.doubt,
             is_difference=True,
         )
 
     @property
     def standard_error(self) -> float:
-        """The standard deviation of `resampled`, and a share of the correction: independent of each other."""
+        """`hypot(sd, doubt min(|value - corrected|, MOST_DOUBTED sd))`, with sd that of `resampled`."""
         if self.prompts < 2:
             return math.nan
         spread = float(self.resampled.std(ddof=1))
-        return math.hypot(spread, min(DOUBT * abs(self.value - self.corrected), MOST_DOUBT * spread))
+        return math.hypot(spread, self.doubt * min(abs(self.value - self.corrected), MOST_DOUBTED * spread))
 
     def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
         """The corrected number with interval and p-value: Student's t with P - 1 degrees of freedom.
 
-        No interval is given for one prompt, and none for a group of its own whose measure is not `LEAST` errors above
-        0: its points are then as near to the reference point as noise is wide, and no interval was found to hold there.
-        A difference of two such groups has one.
+        No interval is given for one prompt, and none for a group of its own whose corrected measure is not above 0: its
+        points are then as near to the reference point as noise is wide. A difference of two such groups has one.
         """
-        if not self.is_difference and not self.corrected >= LEAST * self.standard_error:
+        if not self.is_difference and self.corrected <= 0.0:
             return Estimate(self.corrected, None, None, None)
         return estimate(self.corrected, self.standard_error, self.prompts, confidence)
 
@@ -210,7 +216,7 @@ def correct(scores: ArrayLike, measure: Measure, seed: int = 0) -> Corrected:
     means = scores.mean(axis=1)
     value = measure.value(means)
     if prompts < 2:
-        return Corrected(value, value, np.zeros(OUTER), prompts)
+        return Corrected(value, value, np.zeros(OUTER), prompts, measure.doubt)
     noise = resampled_noise(scores, OUTER + INNER, seed)
     outer, inner = noise[:OUTER], both_signs(noise[OUTER:])
     shrunk = Shrinking(noise)
@@ -221,11 +227,11 @@ def correct(scores: ArrayLike, measure: Measure, seed: int = 0) -> Corrected:
         bias = measure.values(moved).reshape(len(centres), -1).mean(axis=1) - measure.values(centres)
         return measure.values(resamples) - bias
 
-    resampled = estimates(shrunk(means[None]) + outer)
+    share = measure.held_out_share
+    resampled = (1.0 + WIDENED * share) * estimates(shrunk(means[None]) + outer)
     left = float((estimates(means[None]) - measure.values(means[None]))[0])
     held_out = measure.held_out(means, both_signs(outer[:HELD_OUT]), ADDED_NOISE)
-    share = measure.held_out_share
-    return Corrected(value, value + (1.0 - share) * left + share * held_out, resampled, prompts)
+    return Corrected(value, value + (1.0 - share) * left + share * held_out, resampled, prompts, measure.doubt)
 
 
 def resampled_noise(scores: ArrayLike, resamples: int, seed: int = 0) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ Letters: R resamples, n points, P prompts.
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,8 +71,8 @@ def may_be_best(worth: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE)
     if prompts < 2:
         return list(range(points))
     means = worth.mean(axis=1)
-    noise = resampled_noise(worth[..., None], RESAMPLES, seed)[..., 0]
-    widened = critical_value(confidence, prompts - 1) / critical_value(confidence, 10**6)
+    noise = resampled_noise(worth[..., None], RESAMPLES // 2, seed)[..., 0]
+    widened = critical_value(confidence, prompts - 1) / NormalDist().inv_cdf((1.0 + confidence) / 2.0)
     rounding = 1e-12 * np.abs(worth).max()
     kept = []
     for j in range(points):

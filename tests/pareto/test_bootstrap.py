@@ -11,7 +11,6 @@ from rlhf_lines.pareto import (
     bootstrap_means,
     hypervolume,
     interval,
-    paired_difference,
     probability_positive,
 )
 
@@ -58,6 +57,15 @@ def test_bootstrap_hypervolumes_are_those_of_each_resample(scores):
     assert bootstrap_hypervolumes(means, reference).tolist() == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.parametrize("points", [1, 2, 40])
+def test_areas_are_those_of_moocore(points):
+    means = np.random.default_rng(points).normal(size=(200, points, 2)).round(1)  # with ties, and below the reference
+    expected = [hypervolume(resample, [-0.5, 0.1]) for resample in means]
+    lengths = [hypervolume(resample[:, :1], [0.1]) for resample in means]
+    assert bootstrap_hypervolumes(means[..., :1], [0.1]).tolist() == pytest.approx(lengths, rel=1e-12, abs=1e-15)
+    assert bootstrap_hypervolumes(means, [-0.5, 0.1]).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
 def test_interval_is_the_percentile_interval():
     # 0..1000 at 95 %: 2.5 % of 1000 from either end.
     assert interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
@@ -79,21 +87,7 @@ def test_ties_count_half():
     assert probability_positive(np.zeros(4)) == 0.5
 
 
-def test_paired_difference_is_the_bootstrap_of_the_difference():
-    generator = np.random.default_rng(4)
-    b = generator.normal(0.0, 10.0, size=60)
-    a = b + 1.0 + generator.normal(0.0, 0.5, size=60)
-    estimate = paired_difference(a, b, resamples=500, seed=9)
-    draws = [np.mean((a - b)[draw]) for draw in resampled_prompts(60, 500, 9)]
-    assert estimate.value == pytest.approx(np.mean(a) - np.mean(b))
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
-    # Pairing sees a difference of 1 under a spread of 10 between prompts.
-    assert 0.5 < estimate.low < 1.0 < estimate.high < 1.5
-
-
-def test_scores_of_other_prompts_cannot_be_paired():
-    with pytest.raises(ValueError, match=r"shape \(3,\) and \(2,\)"):
-        paired_difference([1.0, 2.0, 3.0], [1.0, 2.0])
+def test_scores_have_three_axes_and_no_empty_one():
     with pytest.raises(ValueError, match="expected \\[points, prompts, rewards\\]"):
         bootstrap_means([[1.0, 2.0]])
     with pytest.raises(ValueError, match="at least one of each"):

@@ -1,0 +1,183 @@
+"""Corrected measures against closed forms, identities and simulated truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from rlhf_lines.pareto import ExpectedUtility, Hypervolume, correct, expected_utility, hypervolume, utilities
+from rlhf_lines.pareto import corrected as module
+from rlhf_lines.pareto.corrected import Shrinking, resampled_noise
+
+
+def drawn(truths, prompts=200, spread=1.0, seed=0):
+    truths = np.asarray(truths, dtype=float)
+    noise = np.random.default_rng(seed).normal(0.0, spread, (len(truths), prompts, truths.shape[1]))
+    return truths[:, None] + noise
+
+
+@pytest.fixture
+def arc():
+    w = np.linspace(0.0, 1.0, 9)
+    return np.stack([w + w * (1 - w), 1 - w + w * (1 - w)], axis=1)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_the_value_is_the_plain_measure(objectives):
+    scores = drawn(np.random.default_rng(1).uniform(0, 1, (6, objectives)))
+    reference, ideal = (-0.5,) * objectives, (1.5,) * objectives
+    means = scores.mean(axis=1)
+    assert correct(scores, Hypervolume(reference)).value == hypervolume(means, reference)
+    utility = correct(scores, ExpectedUtility(reference, ideal)).value
+    assert utility == expected_utility(utilities(means[None], reference, ideal))[0]
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_a_hypervolume_is_the_mean_over_directions_of_how_far_the_front_reaches(objectives, monkeypatch):
+    monkeypatch.setattr(module, "DIRECTIONS", 20000)
+    means = np.random.default_rng(3).uniform(0.2, 1.0, (5, objectives))
+    sides = means.max(axis=0)
+    reach = module._reach(means / sides, module._cube_faces(objectives)).max(axis=0)
+    assert sides.prod() * (reach**objectives).mean() == pytest.approx(hypervolume(means, [0.0] * objectives), rel=1e-3)
+
+
+def test_noise_has_the_covariance_of_the_means():
+    scores = drawn([[0.0, 1.0], [2.0, 3.0]], prompts=12)
+    scores[1] += scores[0]
+    noise = resampled_noise(scores, 100_000).reshape(-1, 4)
+    columns = scores.transpose(1, 0, 2).reshape(12, 4)
+    expected = np.cov(columns.T) / 12
+    np.testing.assert_allclose(
+        np.cov(noise.T).diagonal(), expected.diagonal(), rtol=0.02
+    )  # a factor 11 / 12 would show
+    np.testing.assert_allclose(np.cov(noise.T), expected, atol=0.02)
+    assert np.abs(noise.mean(axis=0)).max() < 0.01
+
+
+def test_shrunk_points_spread_as_they_would_without_noise(arc):
+    noise = np.random.default_rng(0).normal(0.0, 0.1, (4000, 40, 2))
+    truths = np.random.default_rng(1).normal(0.0, [0.3, 0.2], (40, 2))
+    means = truths + noise[0]
+    between = np.cov(Shrinking(noise)(means[None])[0].T)
+    within = np.einsum("rnk,rnl->kl", noise - noise.mean(1, keepdims=True), noise) / 4000 / 39
+    np.testing.assert_allclose(between, np.cov(means.T) - within, atol=1e-12)
+    # Points that coincide become one; an objective without noise stays; nothing moves without noise.
+    flat = Shrinking(noise)(0.05 * noise[:1])
+    np.testing.assert_allclose(flat, np.broadcast_to(flat.mean(axis=1, keepdims=True), flat.shape), atol=1e-12)
+    exact = noise * [1.0, 0.0]
+    np.testing.assert_allclose(Shrinking(exact)(means[None])[0, :, 1], means[:, 1], atol=1e-12)
+    np.testing.assert_array_equal(Shrinking(0.0 * noise)(means[None])[0], means)
+    # The units of an objective do not matter.
+    np.testing.assert_allclose(
+        Shrinking(noise * [1.0, 1e6])(means[None] * [1.0, 1e6])[0], Shrinking(noise)(means[None])[0] * [1.0, 1e6]
+    )
+
+
+def test_held_out_of_two_equal_points_has_the_closed_form():
+    # One objective, above the reference: d = m_1 - m_2 with noise of standard deviation t. Chosen at d + a e and
+    # measured at d - e / a: the mean of the higher is m_2 + d Phi(d / (a t)) - (t / a) phi(d / (a t)).
+    distance, spread, a = 0.03, 0.05, 0.5
+    noise = np.zeros((400_000, 2, 1))
+    noise[:, 0, 0] = np.random.default_rng(0).normal(0.0, spread, 400_000)
+    z = distance / (a * spread)
+    closed = distance * 0.5 * math.erfc(-z / math.sqrt(2)) - spread / a * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    means = np.array([[1.0 + distance], [1.0]])
+    for measure in (Hypervolume((0.0,)), ExpectedUtility((0.0,), (1.0,))):
+        assert measure.held_out(means, noise, a) + distance == pytest.approx(closed, abs=5e-4)
+
+
+def test_the_bias_of_the_higher_of_two_equal_points_goes():
+    # The higher of two independent means with error s is s / sqrt(pi) too high.
+    plain, corrected = [], []
+    for seed in range(200):
+        found = correct(drawn([[1.0], [1.0]], prompts=60, seed=seed), Hypervolume((0.0,)))
+        plain.append(found.value - 1.0)
+        corrected.append(found.corrected - 1.0)
+    error = 1.0 / math.sqrt(60)
+    assert np.mean(plain) == pytest.approx(error / math.sqrt(math.pi), abs=0.2 * error)
+    assert abs(np.mean(corrected)) < 0.25 * error / math.sqrt(math.pi) + 0.1 * error
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_one_point_has_nothing_to_correct_and_the_error_of_a_product(objectives):
+    scores = drawn([[2.0, 3.0, 4.0][:objectives]], prompts=2000, spread=0.5)
+    found = correct(scores, Hypervolume((0.0,) * objectives))
+    means = scores.mean(axis=1)[0]
+    assert found.value == pytest.approx(means.prod(), rel=1e-12)
+    gradient = means.prod() / means
+    error = (scores[0] @ gradient).std(ddof=1) / math.sqrt(2000)
+    assert found.corrected == pytest.approx(found.value, abs=0.05 * error)
+    assert found.standard_error == pytest.approx(error, rel=0.15)
+
+
+@pytest.mark.parametrize("measure", [Hypervolume((-0.3, -0.3)), ExpectedUtility((-0.3, -0.3), (1.2, 1.2))])
+def test_points_far_apart_are_left_as_they_are(measure):
+    # Far from each other against noise of 0.002; each of them is best somewhere, and has a wide region of its own.
+    scores = drawn([[0.0, 1.0], [0.7, 0.7], [1.0, 0.0]], prompts=400, spread=0.04)
+    found = correct(scores, measure)
+    assert abs(found.value - found.corrected) < 0.2 * found.standard_error
+
+
+def test_a_group_against_itself_is_no_difference(arc):
+    found = correct(drawn(arc), Hypervolume((-0.3, -0.3)))
+    assert (found - found).estimate() == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_differences_are_paired(arc):
+    prompts = np.random.default_rng(5).normal(0.0, 2.0, (1, 300, 2))
+    a, b = drawn(arc + 0.1, 300, 0.1) + prompts, drawn(arc, 300, 0.1, seed=1) + prompts
+    measure = Hypervolume((-1.0, -1.0))
+    found = correct(a, measure), correct(b, measure)
+    difference = found[0] - found[1]
+    assert difference.value == found[0].value - found[1].value
+    assert difference.standard_error < 0.3 * found[0].standard_error
+    back = found[1] - found[0]
+    assert back.estimate().p_value == difference.estimate().p_value
+    with pytest.raises(ValueError, match="300 and 200 prompts"):
+        found[0] - correct(drawn(arc), measure)
+
+
+def test_points_between_measured_ones_are_combined_prompt_by_prompt(arc):
+    # A point on the line between its neighbours adds nothing to the expected utility, whatever its noise.
+    ends = drawn(arc[::8], 100)
+    between = np.concatenate([ends, ends.mean(axis=0, keepdims=True)])
+    measure = ExpectedUtility((-0.3, -0.3), (1.2, 1.2))
+    assert correct(between, measure).value == pytest.approx(correct(ends, measure).value, rel=1e-12)
+
+
+def test_no_interval_where_points_are_as_near_to_the_reference_as_noise(arc):
+    scores = drawn(0.01 * arc, prompts=50, seed=0)
+    found = correct(scores, Hypervolume((-0.05, -0.05)))
+    assert found.corrected < 0 < found.value
+    assert found.estimate()[1:] == (None, None, None)
+    assert (found - correct(scores[:5], Hypervolume((-0.05, -0.05)))).estimate().p_value is not None
+
+
+def test_one_prompt_has_no_interval(arc):
+    found = correct(drawn(arc, prompts=1), Hypervolume((-9.0, -9.0)))
+    assert found.corrected == found.value
+    assert found.estimate()[1:] == (None, None, None)
+    assert (found - found).estimate()[1:] == (None, None, None)
+
+
+def test_points_below_the_reference_have_no_volume(arc):
+    found = correct(drawn(arc - 5.0), Hypervolume((0.0, 0.0)))
+    assert (found.value, found.corrected) == (0.0, 0.0)
+    assert found.estimate() == (0.0, None, None, None)
+
+
+def test_the_order_of_points_and_units_do_not_matter(arc):
+    scores = drawn(arc)
+    measure = Hypervolume((-0.3, -0.3))
+    found, turned = correct(scores, measure), correct(scores[::-1], measure)
+    assert turned.corrected == pytest.approx(found.corrected, rel=1e-10)
+    scaled = correct(scores * [1.0, 1000.0], Hypervolume((-0.3, -300.0)))
+    assert scaled.corrected == pytest.approx(1000.0 * found.corrected, rel=1e-9)
+    assert scaled.standard_error == pytest.approx(1000.0 * found.standard_error, rel=1e-9)
+
+
+def test_scores_need_three_axes():
+    with pytest.raises(ValueError, match=r"\[points, prompts, objectives\]"):
+        correct(np.zeros((3, 4)), Hypervolume((0.0,)))
