@@ -130,7 +130,10 @@ def behaviour_entry(
             "at_matched_length": dict.fromkeys(objectives),
         }
     _check_same(own, sft)
-    means, scores = resampling.means(prompt_means(own)), np.moveaxis(own.scores, -1, 0)
+    columns, scores = prompt_means(own), np.moveaxis(own.scores, -1, 0)
+    shares = {name: columns[name] for name in ("share_empty", "share_cut") if name in columns}
+    means = resampling.means(columns) | resampling.shares(shares)
+    means["distinct"] |= {"low": None, "high": None}  # how often a text recurs depends on all other prompts
     matched: list[Mean | None] = [None] * len(objectives)
     if sft is not None:
         tokens = (own.tokens, sft.tokens)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from rlhf_lines.pareto.bootstrap import interval, probability_positive
+from rlhf_lines.pareto.bootstrap import probability_positive
+from rlhf_lines.pareto.corrected import Corrected
 from rlhf_lines.pareto.intervals import holm
-from rlhf_lines.pareto.schema import LINES, SOUP, Comparison, Difference
+from rlhf_lines.pareto.schema import LINES, SOUP, Comparison, Difference, GroupMeasure
 
 
 # By their names in `front.json`, where a comparison has NAME_difference; the words are for people.
@@ -21,13 +21,6 @@ MEASURES = {
     "equal_kl": "hypervolume at equal KL",
 }
 Verdict = Literal["better", "worse", "mixed", "undecided"]
-
-
-class Measured(NamedTuple):
-    """A measure of a group: its value, and its values `[R]` under resampled prompts."""
-
-    value: float
-    samples: NDArray[np.float64]
 
 
 def pairs(groups: Iterable[str]) -> list[tuple[str, str]]:
@@ -40,34 +33,23 @@ def pairs(groups: Iterable[str]) -> list[tuple[str, str]]:
     return list(combinations(sorted(groups, key=lambda group: (first.get(group, 2), group)), 2))
 
 
-def difference(a: Measured, b: Measured, confidence: float) -> Difference:
+def group_measure(measure: Corrected, confidence: float) -> GroupMeasure:
+    """A measure of a group as `front.json` has it."""
+    found = measure.estimate(confidence)
+    return {"value": measure.value, "corrected": measure.corrected, "low": found.low, "high": found.high}
+
+
+def difference(a: Corrected, b: Corrected, confidence: float) -> Difference:
     """A measure of one group minus that of another, under the same resamples; not adjusted yet."""
-    samples = a.samples - b.samples
-    low, high = interval(samples, confidence)
-    p_value = two_sided_p_value(samples)
+    found = a - b
+    p_value = found.estimate(confidence).p_value
+    around = found.resampled - found.resampled.mean() + found.corrected
     return {
-        "value": float(a.value - b.value),
-        "low": low,
-        "high": high,
-        "probability_positive": probability_positive(samples),
+        **group_measure(found, confidence),
+        "probability_positive": probability_positive(around),
         "p_value": p_value,
         "adjusted_p_value": p_value,
     }
-
-
-def two_sided_p_value(samples: ArrayLike) -> float:
-    """The p-value of no difference, by inverting percentile intervals of `samples` `[R]`.
-
-    `2 min(1 + #(samples <= 0), 1 + #(samples >= 0)) / (R + 1)`, at most 1; it is never 0.
-
-    >>> two_sided_p_value([1.0] * 39), two_sided_p_value([0.0] * 39)
-    (0.05, 1.0)
-
-    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), 4.2.5 (the added 1).
-    """
-    samples = np.asarray(samples, dtype=np.float64)
-    tail = 1 + min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
-    return float(min(1.0, 2.0 * tail / (len(samples) + 1)))
 
 
 def conclude(comparisons: Sequence[Comparison], confidence: float) -> None:
@@ -101,4 +83,5 @@ def verdict(conclusions: Iterable[int]) -> Verdict:
 
 
 def _conclusion(difference: Mapping[str, float], confidence: float) -> int:
-    return int(np.sign(difference["value"])) if difference["adjusted_p_value"] < 1.0 - confidence else 0
+    p_value = difference["adjusted_p_value"]
+    return int(np.sign(difference["corrected"])) if p_value is not None and p_value < 1.0 - confidence else 0

@@ -6,14 +6,44 @@ Letters: R resamples, n points, K objectives.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import bootstrap_hypervolumes
+from rlhf_lines.pareto.corrected import Hypervolume
 
 
 STEPS = 8  # from one weight to the next
+
+
+@dataclass(frozen=True)
+class EqualKL(Hypervolume):
+    """`equal_kl_hypervolumes` as a measure that can be corrected: K scores, then minus the KL, above `(r, -k*)`."""
+
+    @classmethod
+    def within(cls, budget: float, reference_point: Sequence[float]) -> EqualKL:
+        """Up to a KL of `budget` nats, above the reference point of the scores."""
+        return cls((*map(float, reference_point), -float(budget)))
+
+    @property
+    def budget(self) -> float:
+        """k*, in nats."""
+        return -self.reference_point[-1]
+
+    def value(self, means: NDArray[np.float64]) -> float:
+        """See `Measure`."""
+        return float(self.values(means[None])[0])
+
+    def values(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See `Measure`."""
+        kl = -means[..., -1:]
+        return equal_kl_hypervolumes(np.concatenate([means[..., :-1], kl], -1), self.budget, self.reference_point[:-1])
+
+    def held_out(self, means: NDArray[np.float64], noise: NDArray[np.float64], added: float) -> float:
+        """See `Measure`."""
+        return super().held_out(means, noise, added) / self.budget
 
 
 def equal_kl_hypervolumes(values: ArrayLike, budget: float, reference_point: Sequence[float]) -> NDArray[np.float64]:

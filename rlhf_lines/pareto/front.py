@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
-from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_hypervolumes, bootstrap_means, interval
-from rlhf_lines.pareto.comparisons import Measured
-from rlhf_lines.pareto.equal_kl import equal_kl_hypervolumes, with_neighbours_joined
+from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, mean_interval
+from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, correct
+from rlhf_lines.pareto.equal_kl import EqualKL, with_neighbours_joined
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import ALL_POINTS_RULE, GIVEN_RULE, REFERENCE_POINT_RULE, nondominated
 from rlhf_lines.pareto.measures import reference_point as lowest_with_margin
@@ -37,7 +37,7 @@ from rlhf_lines.pareto.schema import (
     SurrogateEntry,
     Validation,
 )
-from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, utilities
+from rlhf_lines.pareto.utility import UTILITY_RULE, ideal_point
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def build_front(
 
     def mean_of(values: ArrayLike) -> Mean:
         values = np.asarray(values, dtype=np.float64)
-        return _estimate("mean", values.mean(), resampled(values[:, None])[:, 0], confidence)
+        return _mean(values.mean(), resampled(values[:, None])[:, 0], len(values), confidence)
 
     mean_samples = np.stack([resampled(columns) for columns in scores], axis=1)  # [R, n, K]
     reference, ideal, rule = _fixed_points(points, means, given_reference_point)
@@ -148,31 +148,21 @@ def build_front(
     groups = {group: rows for group, rows in groups.items() if len(rows) > 1}
     sft = [row for row, point in enumerate(points) if anchor(point.spec, point.group) == ()][:1]
 
-    def measured(columns: NDArray, measure: Callable[[NDArray], NDArray]) -> Measured:
-        """A measure of points `[points, P, columns]`, by a function of their means `[R, points, columns]`."""
-        return Measured(
-            float(measure(columns.mean(axis=1)[None])[0]), measure(bootstrap_means(columns, resamples, seed))
-        )
-
     measures = {
         group: {
-            "hypervolume": measured(scores[rows], lambda means: bootstrap_hypervolumes(means, reference)),
-            "expected_utility": measured(
-                scores[rows], lambda means: expected_utility(utilities(means, reference, ideal))
-            ),
+            "hypervolume": correct(scores[rows], Hypervolume(tuple(reference)), seed),
+            "expected_utility": correct(scores[rows], ExpectedUtility(tuple(reference), tuple(ideal)), seed),
         }
         for group, rows in groups.items()
     }
 
     @cache
-    def at_equal_kl(group: str, budget: float) -> Measured:
+    def at_equal_kl(group: str, budget: float) -> Corrected:
         rows = groups[group]
-        own = np.concatenate([scores[rows], np.stack([kl[row] for row in rows])[..., None]], axis=-1)
+        own = np.concatenate([scores[rows], -np.stack([kl[row] for row in rows])[..., None]], axis=-1)
         unmoved = np.concatenate([scores[sft], np.zeros((len(sft), prompts, 1))], axis=-1)
         joined = with_neighbours_joined(own, [points[row].spec["weights"] for row in rows])
-        return measured(
-            np.concatenate([joined, unmoved]), lambda means: equal_kl_hypervolumes(means, budget, reference)
-        )
+        return correct(np.concatenate([joined, unmoved]), EqualKL.within(budget, reference), seed)
 
     def kl_budget(*names: str) -> float:
         """The smaller of the groups' largest mean KL, or 0 where a point has none."""
@@ -192,7 +182,7 @@ def build_front(
             },
             "equal_kl_difference": at_equal and comparisons.difference(*at_equal, confidence),
             "kl_budget": at_equal and budget,
-            "equal_kl_hypervolumes": at_equal and [each.value for each in at_equal],
+            "equal_kl_hypervolumes": at_equal and [each.corrected for each in at_equal],
             "verdict": "undecided",
         }
 
@@ -219,7 +209,7 @@ def build_front(
                 "group": point.group,
                 "spec": dict(point.spec),
                 "scores": {
-                    reward: _estimate("mean", means[row, k], mean_samples[:, row, k], confidence)
+                    reward: _mean(means[row, k], mean_samples[:, row, k], prompts, confidence)
                     for k, reward in enumerate(rewards)
                 },
                 "metrics": behaviour_entry(point.behaviour, model, rewards, resampling)
@@ -241,7 +231,7 @@ def build_front(
         ],
         "fronts": {
             group: {
-                **{name: _estimate("value", *measure, confidence) for name, measure in measures[group].items()},
+                **{name: comparisons.group_measure(each, confidence) for name, each in measures[group].items()},
                 "nondominated": [points[rows[i]].id for i in nondominated(means[rows])],
                 "hull": [points[rows[i]].id for i in hull_vertices(means[rows])],
                 "attainment": attained_regions(mean_samples[:, rows]),
@@ -308,9 +298,9 @@ def _stack_scores(points: Sequence[Point], rewards: Sequence[str]) -> NDArray[np
     return np.stack(arrays)
 
 
-def _estimate(key: str, value: float, samples: NDArray[np.float64], confidence: float) -> dict[str, float]:
-    low, high = interval(samples, confidence)
-    return {key: float(value), "low": low, "high": high}
+def _mean(value: float, samples: NDArray[np.float64], prompts: int, confidence: float) -> Mean:
+    low, high = mean_interval(samples, float(value), prompts, confidence)
+    return {"mean": float(value), "low": low, "high": high}
 
 
 def _per_prompt(
@@ -339,4 +329,4 @@ def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float6
             "finite nll and a positive number of tokens for every text outside the task, or None for both"
         )
     samples = resampled(np.stack([nll, tokens], axis=-1))
-    return _estimate("mean", np.exp(nll.sum() / tokens.sum()), np.exp(samples[:, 0] / samples[:, 1]), confidence)
+    return _mean(np.exp(nll.sum() / tokens.sum()), np.exp(samples[:, 0] / samples[:, 1]), nll.size, confidence)

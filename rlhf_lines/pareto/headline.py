@@ -44,11 +44,11 @@ def effect(value: float, base: float, words: str) -> str:
 
 def _effects(front: Front, entry: Comparison) -> str:
     """The effect of every measure, and which of them noise may explain where others decide."""
-    bases = {name: measure["value"] for name, measure in front["fronts"][entry["b"]].items() if name in MEASURES}
+    bases = {name: measure["corrected"] for name, measure in front["fronts"][entry["b"]].items() if name in MEASURES}
     if entry["equal_kl_hypervolumes"] is not None:
         bases["equal_kl"] = entry["equal_kl_hypervolumes"][1]
     texts = []
     for measure, sign in conclusions(entry, front["confidence"]).items():
-        text = effect(entry[f"{measure}_difference"]["value"], bases[measure], MEASURES[measure])
+        text = effect(entry[f"{measure}_difference"]["corrected"], bases[measure], MEASURES[measure])
         texts.append(text if sign or entry["verdict"] == "undecided" else f"{text} (within noise)")
     return ", ".join(texts)

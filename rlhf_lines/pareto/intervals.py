@@ -116,6 +116,36 @@ def ratio_estimate(numerators: ArrayLike, denominators: ArrayLike, confidence: f
     return estimate(ratio, error, prompts, confidence)
 
 
+def share_estimate(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """The mean p of `values` `[P]` between 0 and 1, one share per prompt, with Wilson's interval.
+
+    The ends solve `|p - q| = t sqrt(q (1 - q) / n)` for q: that of a share near 0 or 1, where a t interval is far too
+    narrow, reaches inwards. n is the number of independent yes or no answers that a mean with this spread is worth,
+    `p (1 - p) / (sd^2 / P)`, and P where all values are equal; t has P - 1 degrees of freedom.
+
+    >>> [round(end, 3) for end in share_estimate([0.0] * 100)[1:3]]
+    [0.0, 0.038]
+
+    Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212; Korn and Graubard, Survey
+    Methodology 24 (1998), 193-201 (the effective number).
+
+    Raises:
+        ValueError: `values` is not a vector of numbers from 0 to 1.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"got values of shape {values.shape}; expected a share from 0 to 1 per prompt")
+    prompts, share = values.size, float(values.mean())
+    if prompts < 2:
+        return Estimate(share, None, None, None)
+    variance = values.var(ddof=1) / prompts
+    count = share * (1.0 - share) / variance if np.ptp(values) > 0.0 else float(prompts)
+    weight = critical_value(confidence, prompts - 1) ** 2 / count
+    centre = (share + weight / 2.0) / (1.0 + weight)
+    reach = math.sqrt(weight * share * (1.0 - share) + weight**2 / 4.0) / (1.0 + weight)
+    return Estimate(share, max(0.0, centre - reach), min(1.0, centre + reach), None)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P-values adjusted for being several: an adjusted one below 0.05 is significant at a family-wise 5 %.
 

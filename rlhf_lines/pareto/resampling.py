@@ -9,7 +9,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, interval
+from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, mean_interval
+from rlhf_lines.pareto.intervals import share_estimate
 from rlhf_lines.pareto.schema import Mean
 
 
@@ -24,10 +25,17 @@ class Resampling:
     def means(self, columns: Mapping[str, NDArray[np.float64]]) -> dict[str, Mean]:
         """The mean of each column `[P]`, with its interval from a bootstrap over prompts."""
         values = np.stack(list(columns.values()), axis=-1)  # [P, columns]
-        samples = bootstrap_means(values[None], self.resamples, self.seed)[:, 0]
-        ends = [interval(column, self.confidence) for column in samples.T]
-        rows = zip(columns, values.mean(axis=0).tolist(), ends, strict=True)
-        return {name: {"mean": mean, "low": low, "high": high} for name, mean, (low, high) in rows}
+        samples, means = bootstrap_means(values[None], self.resamples, self.seed)[:, 0], values.mean(axis=0).tolist()
+        found = {}
+        for name, column, mean in zip(columns, samples.T, means, strict=True):
+            low, high = mean_interval(column, mean, len(values), self.confidence)
+            found[name] = {"mean": mean, "low": low, "high": high}
+        return found
+
+    def shares(self, columns: Mapping[str, NDArray[np.float64]]) -> dict[str, Mean]:
+        """The mean of each column `[P]` of numbers from 0 to 1, with the interval of `share_estimate`."""
+        found = {name: share_estimate(column, self.confidence) for name, column in columns.items()}
+        return {name: {"mean": share.value, "low": share.low, "high": share.high} for name, share in found.items()}
 
     @property
     def quantile(self) -> float:

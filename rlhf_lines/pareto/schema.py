@@ -43,24 +43,30 @@ class Mean(TypedDict):
     """A mean with the ends of its interval."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None  # null, as `high`, where no interval would hold what it says
+    high: float | None
 
 
 class Value(TypedDict):
-    """A measure of a group with the ends of its interval."""
+    """A number with the ends of its interval."""
 
     value: float
-    low: float
-    high: float
+    low: float | None  # null, as `high`, where no interval would hold what it says
+    high: float | None
 
 
-class Difference(Value):
+class GroupMeasure(Value):
+    """A measure of a group, which is made of the best of noisy points."""
+
+    corrected: float  # without the bias of that choice; the interval is around it
+
+
+class Difference(GroupMeasure):
     """A difference between two groups, paired by prompts; its interval is of this difference alone."""
 
     probability_positive: float  # share of the resamples in which it is above 0, of exactly 0 half
-    p_value: float  # two-sided, of no difference
-    adjusted_p_value: float  # by Holm, over this measure of all comparisons in the file
+    p_value: float | None  # two-sided, of no difference; null without an interval
+    adjusted_p_value: float | None  # by Holm, over this measure of all comparisons in the file
 
 
 class WinRate(Mean):
@@ -104,9 +110,7 @@ class PointEntry(TypedDict):
     group: str
     spec: Spec
     scores: dict[str, Mean]  # by objective
-    metrics: dict[
-        str, Metric
-    ]  # `BehaviourEntry`, and by name what else was measured; null where it was not of this point
+    metrics: dict[str, Metric]  # `BehaviourEntry`, and by name what else was measured; null where this point was not
     kl: Mean | None  # to the SFT model, in nats; null where it was not measured, and of greedy completions
     prompts: int
     samples_per_prompt: int
@@ -120,8 +124,8 @@ class PointEntry(TypedDict):
 class GroupFront(TypedDict):
     """The front of a group."""
 
-    hypervolume: Value
-    expected_utility: Value
+    hypervolume: GroupMeasure
+    expected_utility: GroupMeasure
     nondominated: list[int]  # ids of the points that no other point of the group dominates
     hull: list[int]  # ids of the points that are best for some preference
     attainment: dict[str, list[list[float]]] | None  # corners, by share of resamples; null unless objectives are two
@@ -151,10 +155,8 @@ class ScalingEntry(TypedDict):
 class GridEntry(ScalingEntry):
     """A scaling that was tried."""
 
-    hypervolume: Value
-    kl: (
-        float | None
-    )  # the largest mean KL of its points, in nats; null where completions were not drawn from the policy
+    hypervolume: GroupMeasure
+    kl: float | None  # the largest mean KL of its points, in nats; null where it is no KL (see `PointEntry`)
     forgetting: float | None  # their largest perplexity over the SFT model's; null without `max_forgetting`
     within_limits: bool  # whether it could be chosen
 

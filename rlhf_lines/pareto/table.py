@@ -44,12 +44,23 @@ def estimate_text(estimate: Mean | Value, digits: int) -> str:
     >>> estimate_text({"value": 1.0, "low": 0.25, "high": 2.0}, 2)
     '1.00 [0.25, 2.00]'
     """
-    return f"{value_of(estimate):.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+    ends = estimate["low"], estimate["high"]
+    interval = "" if None in ends else f" [{', '.join(f'{end:.{digits}f}' for end in ends)}]"
+    return f"{value_of(estimate):.{digits}f}{interval}"
 
 
 def value_of(estimate: Mean | Value) -> float:
     """What the interval of an estimate is around."""
-    return estimate["mean"] if "mean" in estimate else estimate["value"]
+    return next(estimate[key] for key in ("mean", "corrected", "value") if key in estimate)
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value with three decimals; one that is smaller than they show is not written as 0.
+
+    >>> p_text(0.0312), p_text(1e-9), p_text(None)
+    ('0.031', '<0.001', '-')
+    """
+    return "-" if p_value is None else "<0.001" if p_value < 0.0005 else f"{p_value:.3f}"
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -105,13 +116,13 @@ def _differences(front: Front) -> list[str]:
     columns = []
     for measure, words in comparisons.MEASURES.items():
         differences = [entry[f"{measure}_difference"] for entry in entries]
-        digits = decimals(each["value"] for each in differences if each is not None)
+        digits = decimals(value_of(each) for each in differences if each is not None)
         texts = [
-            "-" if each is None else f"{estimate_text(each, digits)}  {each['adjusted_p_value']:.3f}"
+            "-" if each is None else f"{estimate_text(each, digits)}  {p_text(each['adjusted_p_value']):>6}"
             for each in differences
         ]
         if set(texts) != {"-"}:
-            columns.append([f"{words}  {'p':>5}", *texts])
+            columns.append([f"{words}  {'p':>6}", *texts])
     count = f"{len(entries)} comparisons" if len(entries) > 1 else "1 comparison"
     note = (
         f"p is adjusted (Holm) for {count} by each measure, intervals are not; the verdict is of the first against the "

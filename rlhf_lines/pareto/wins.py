@@ -33,7 +33,7 @@ def win_rate(own: ArrayLike, sft: ArrayLike, objectives: Sequence[str], resampli
     wins = (np.sign(difference) + 1) / 2
     joint = {"win_rate": (1 + better - 1.0 * worse) / 2, "all_better": 1.0 * better, "all_worse": 1.0 * worse}
     columns = joint | {f"objective {k}": wins[..., k] for k in range(len(objectives))}
-    found = resampling.means({name: column.mean(axis=1) for name, column in columns.items()})
+    found = resampling.shares({name: column.mean(axis=1) for name, column in columns.items()})
     return {
         **found["win_rate"],
         "by_objective": {name: found[f"objective {k}"] for k, name in enumerate(objectives)},

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rlhf_lines.errors import Problems
-from rlhf_lines.pareto import bootstrap_hypervolumes, bootstrap_means, hypervolume, interval, reference_point
-from rlhf_lines.pareto.schema import GridEntry, Tuning, Validation
+from rlhf_lines.pareto import hypervolume, reference_point
+from rlhf_lines.pareto.bootstrap import CONFIDENCE
+from rlhf_lines.pareto.comparisons import group_measure
+from rlhf_lines.pareto.corrected import Hypervolume, correct
+from rlhf_lines.pareto.schema import GridEntry, GroupMeasure, Tuning, Validation
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.forgetting import measure_forgetting
@@ -120,10 +123,10 @@ class _Trials:
                 advance=measurement.progress.update,
             )
         of_anchors = [self._scores(point) for point in self._points if point.group in anchors]
-        self.reference = reference_point(np.stack(of_anchors).mean(axis=1))
+        self.reference = self._config.reference_point or reference_point(np.stack(of_anchors).mean(axis=1))
 
     def entries(self, group: str, tried: Sequence[Scaling], *, resamples: bool = False) -> list[GridEntry]:
-        """What was measured of every candidate of a group; without resamples, intervals are left at their values."""
+        """What was measured of every candidate of a group; without resamples, hypervolumes have no interval."""
         return [self._entry(scaling, _called(group, scaling), resamples=resamples) for scaling in tried]
 
     def tuning(self, group: str, tried: Sequence[Scaling], chosen: Scaling) -> Tuning:
@@ -137,15 +140,16 @@ class _Trials:
     def _entry(self, scaling: Scaling, name: str, *, resamples: bool) -> GridEntry:
         points = [point for point in self._points if point.group == name]
         scores = np.stack([self._scores(point) for point in points])  # [points, prompts, rewards]
-        value = low = high = hypervolume(scores.mean(axis=1), self.reference)
+        value = hypervolume(scores.mean(axis=1), self.reference)
+        measure: GroupMeasure = {"value": value, "corrected": value, "low": None, "high": None}
         if resamples:
-            means = bootstrap_means(scores, seed=self._config.seed)
-            low, high = interval(bootstrap_hypervolumes(means, self.reference))
+            found = correct(scores, Hypervolume(tuple(self.reference)), self._config.seed)
+            measure = group_measure(found, CONFIDENCE)
         kl, forgetting = self._kl(points), self._forgetting(points)
         limits = ((kl, self._config.max_kl), (forgetting, self._config.max_forgetting))
         return {
             **scaling._asdict(),
-            "hypervolume": {"value": value, "low": low, "high": high},
+            "hypervolume": measure,
             "kl": kl,
             "forgetting": forgetting,
             "within_limits": all(limit is None or value <= limit for value, limit in limits),

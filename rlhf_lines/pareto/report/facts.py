@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from rlhf_lines.pareto.forgetting import damage_undone
-from rlhf_lines.pareto.report.words import MINUS, estimated, number, percent, setting
+from rlhf_lines.pareto.report.words import MINUS, estimated, percent, setting
 from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED, SOUP, Comparison, Front, label, looks
-from rlhf_lines.pareto.table import MEASURES, decimals
+from rlhf_lines.pareto.table import MEASURES, decimals, p_text
 
 
 BETTER, WORSE, UNCLEAR = "better", "worse", "unclear"
@@ -137,7 +137,7 @@ def _difference(front: Front, entry: Comparison) -> str:
         key = f"{measure}_difference"
         digits = decimals(other[key]["value"] for other in front["comparisons"])
         text = f"{measure.replace('_', ' ')} {' '.join(estimated(entry[key], digits))}"
-        parts.append(f"{text} (adjusted p {number(entry[key]['adjusted_p_value'], 3)})")
+        parts.append(f"{text} (adjusted p {p_text(entry[key]['adjusted_p_value'])})")
     return f"{label(entry['a'])} {MINUS} {label(entry['b'])}: {_list(parts)}."
 
 

@@ -13,7 +13,7 @@ from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, visible, weights
 from rlhf_lines.pareto.schema import SFT, Mean, PointEntry, Value
-from rlhf_lines.pareto.table import MEASURES, decimals
+from rlhf_lines.pareto.table import MEASURES, decimals, p_text
 
 
 class Column(NamedTuple):
@@ -99,7 +99,7 @@ def differences_table(content: Content) -> Table:
         digits = decimals(difference["value"] for difference in differences)
         columns += [
             Column(measure.replace("_", " "), [_estimate(difference, digits) for difference in differences]),
-            Column("adjusted p", [number(difference["adjusted_p_value"], 3) for difference in differences]),
+            Column("adjusted p", [p_text(difference["adjusted_p_value"]) for difference in differences]),
         ]
     return Table("Differences between groups", columns)
 

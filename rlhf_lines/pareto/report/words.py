@@ -45,8 +45,9 @@ def number(value: float | None, digits: int) -> str:
 
 def estimated(estimate: Mean | Value, digits: int) -> tuple[str, str]:
     """An estimate and its interval."""
-    low, high = (number(estimate[end], digits) for end in ("low", "high"))
-    return number(value_of(estimate), digits), f"[{low}, {high}]"
+    ends = estimate["low"], estimate["high"]
+    interval = NOTHING if None in ends else f"[{', '.join(number(end, digits) for end in ends)}]"
+    return number(value_of(estimate), digits), interval
 
 
 def percent(share: float | None) -> str:
