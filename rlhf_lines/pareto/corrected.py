@@ -42,7 +42,7 @@ HELD_OUT = 100  # of the first level, for the held-out choice, with both signs
 ADDED_NOISE = 0.5  # a: little noise chooses almost as well as all prompts do
 MOST_DOUBTED = 1.5  # standard deviations of a correction
 WIDENED = 0.1  # times the share of the held-out choice, which varies more than what is resampled
-DIRECTIONS = 32  # for each of K objectives
+DIRECTIONS = 32  # for each dimension
 
 
 class Measure(Protocol):
@@ -293,14 +293,15 @@ def _cube_faces(objectives: int) -> NDArray[np.float64]:
 
 
 def _spread(dimensions: int) -> NDArray[np.float64]:
-    """`DIRECTIONS` points in the open unit cube: midpoints, or the R sequence (Roberts 2018) in more dimensions."""
+    """Points in the open unit cube: midpoints, or the R sequence (Roberts 2018) in more dimensions than one."""
+    count = DIRECTIONS * dimensions
     if dimensions == 1:
-        return (np.arange(DIRECTIONS)[:, None] + 0.5) / DIRECTIONS
-    root = 2.0
+        return (np.arange(count)[:, None] + 0.5) / count
+    root = 2.0  # becomes the solution of x^(dimensions + 1) = x + 1
     for _ in range(60):
         root = (1.0 + root) ** (1.0 / (dimensions + 1))
     steps = root ** -np.arange(1.0, dimensions + 1)
-    return (0.5 + np.arange(1, DIRECTIONS + 1)[:, None] * steps) % 1.0
+    return (0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0
 
 
 def _reach(above: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
