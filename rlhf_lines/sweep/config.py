@@ -207,6 +207,13 @@ class SweepConfig:
         default=None,
         metadata={"help": "Completions in one batch, of any specs; left out, what free memory allows."},
     )
+    reuse: str | None = field(
+        default=None,
+        metadata={
+            "help": "A finished sweep, to which this one adds prompts, samples, weights, groups or policies: of its "
+            "completions, those that would be the same are taken over."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling noise and of the bootstrap."})
     dtype: str = field(default="float32", metadata={"help": f"{alternatives(LOAD_DTYPES)}, of the loaded SFT model."})
     load_in_8bit: bool = field(default=False, metadata={"help": "Load the SFT model in 8 bits (bitsandbytes)."})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,6 +66,8 @@ def measure_forgetting(
     points: Sequence[StoredPoint],
     texts: Sequence[ForgettingText],
     *,
+    known: Callable[[Mapping[int, MergeSpec], Mapping[int, ForgettingText]], Iterable[tuple[int, int, float]]]
+    | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Store -log p of every text under every spec of the points, in nats: of all its tokens but the first.
@@ -77,14 +79,20 @@ def measure_forgetting(
         nll: as `Engine.nll`.
         points: whose specs are measured.
         texts: outside the task.
+        known: what another run has of specs and texts, see `Reused.nll`.
         advance: told how many more a spec has read.
 
     Raises:
         ValueError: the store has other texts.
     """
     text_ids = _add_texts(store, texts)
-    finished = store.finished_forgetting()
     specs = {point.spec_id: point.spec for point in points}
+    finished = store.finished_forgetting()
+    if known is not None:
+        taken = [row for row in known(specs, dict(zip(text_ids, texts, strict=True))) if row[:2] not in finished]
+        store.add_nll(taken)
+        advance(len(taken))
+        finished |= {row[:2] for row in taken}
     longest_first = sorted(zip(text_ids, texts, strict=True), key=lambda pair: -len(pair[1].token_ids))
     missing = [
         (spec_id, text_id, text)

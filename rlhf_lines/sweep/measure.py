@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from reward_models import RewardModel
 from rlhf_lines.completions import StopTexts, completion_texts
@@ -12,12 +13,16 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.sweep.engines.protocol import Engine, Request, mixable
+from rlhf_lines.sweep.forgetting import ForgettingText, measure_forgetting
 from rlhf_lines.sweep.progress import Progress
+from rlhf_lines.sweep.reuse import Reused, more_than_text
 from rlhf_lines.sweep.store import Row, Store, StoredPoint
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CHUNK = 1024  # completions that are taken per commit
 
 
 class Task(NamedTuple):
@@ -81,10 +86,6 @@ class Worker:
         ]
 
 
-def _more_than_text(asked: Asked) -> dict[str, Any]:
-    return {"conversation": asked.conversation, "columns": dict(asked.columns), "blank": asked.blank}
-
-
 class Measurement:
     """Fills the store with what it does not hold yet; for the process that leads.
 
@@ -94,13 +95,20 @@ class Measurement:
         processes: who shares the work.
         progress: is told of every completion.
         samples_per_prompt: completions per prompt and spec.
+        reused: a finished sweep, whose completions are taken where they are the same.
     """
 
     def __init__(
-        self, store: Store, worker: Worker, processes: Processes, progress: Progress, samples_per_prompt: int
+        self,
+        store: Store,
+        worker: Worker,
+        processes: Processes,
+        progress: Progress,
+        samples_per_prompt: int,
+        reused: Reused | None = None,
     ) -> None:
-        self.store, self._worker, self._processes, self.progress = store, worker, processes, progress
-        self._samples = range(samples_per_prompt)
+        self.store, self._worker, self._processes, self._progress = store, worker, processes, progress
+        self._samples, self._reused = range(samples_per_prompt), reused
 
     def measure(
         self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, Asked], *, phase: str
@@ -115,28 +123,67 @@ class Measurement:
         """
         points = [point for group, specs in groups.items() for point in self.store.add_points(split, group, specs)]
         specs = {point.spec_id: point.spec for point in points}  # two groups may share a spec
-        tasks = self._missing(split, specs, prompts)
-        self.progress.enter(phase, len(specs))
+        prompt_ids = self._add_prompts(split, prompts)
+        self._progress.enter(phase, len(specs))
+        self._take_completions(specs, dict(zip(prompt_ids, prompts.items(), strict=True)))
+        tasks = self._missing(specs, prompts, prompt_ids)
         for batches in self._rounds(tasks):
             for rows in self._processes.map(self._worker, batches):
                 self.store.add(rows)
-                self.progress.update(len(rows))
+                self._progress.update(len(rows))
         return points
 
-    def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
+    def forgetting(
+        self,
+        points: Sequence[StoredPoint],
+        texts: Sequence[ForgettingText],
+        *,
+        phase: str | None = None,
+        early: Sequence[StoredPoint] = (),
+    ) -> None:
+        """Let every spec of the points read the texts outside the task; see `measure_forgetting`.
+
+        Args:
+            points: whose specs read.
+            texts: what they read.
+            phase: begin it; left out where reading belongs to the phase that has begun.
+            early: points whose specs have read in an earlier phase.
+        """
+        if phase is not None:
+            specs = {point.spec_id for point in points} - {point.spec_id for point in early}
+            self._progress.enter(phase, len(specs))
+        known = None if self._reused is None else self._reused.nll
+        measure_forgetting(self.store, self._nll, points, texts, known=known, advance=self._progress.update)
+
+    def _nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
         """What `Engine.nll` does, the rows shared by all processes."""
         part = -(-len(rows) // self._processes.count)
         jobs = [Reading(list(specs[i : i + part]), list(rows[i : i + part])) for i in range(0, len(rows), part)]
         return [value for values in self._processes.map(self._worker, jobs) for value in values]
 
-    def _missing(self, split: str, specs: Mapping[int, MergeSpec], prompts: Mapping[str, Asked]) -> list[Task]:
+    def _add_prompts(self, split: str, prompts: Mapping[str, Asked]) -> list[int]:
+        prompt_ids = self.store.add_prompts(split, {text: asked.text for text, asked in prompts.items()})
+        self.store.add_shown(dict(zip(prompt_ids, map(more_than_text, prompts.values()), strict=True)))
+        return prompt_ids
+
+    def _take_completions(self, specs: Mapping[int, MergeSpec], prompts: Mapping[int, tuple[str, Asked]]) -> None:
+        """Take what a finished sweep has of them."""
+        if self._reused is None:
+            return
+        finished = self.store.finished()
+        rows = (row for row in self._reused.completions(specs, prompts, self._samples) if row[:3] not in finished)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            self.store.add(chunk)
+            self._progress.update(len(chunk))
+
+    def _missing(
+        self, specs: Mapping[int, MergeSpec], prompts: Mapping[str, Asked], prompt_ids: Sequence[int]
+    ) -> list[Task]:
         """The tasks that are left: `mixable` specs together, the longest prompts first.
 
         The specs of one prompt stay together: they share their noise, and equal lengths need no padding.
         """
         finished = self.store.finished()
-        prompt_ids = self.store.add_prompts(split, {text: asked.text for text, asked in prompts.items()})
-        self.store.add_shown(dict(zip(prompt_ids, map(_more_than_text, prompts.values()), strict=True)))
         tokens = [tuple(self._worker.tokenizer(text)["input_ids"]) for text in prompts]
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
         asked = list(prompts.values())

@@ -23,13 +23,13 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
 from rlhf_lines.sweep.finished.front import measured_points, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
-from rlhf_lines.sweep.forgetting import measure_forgetting
 from rlhf_lines.sweep.groups import LINES, SFT, SOUP, Specs
 from rlhf_lines.sweep.inputs import Inputs, facts, fingerprints, read_inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.progress import CONTROL, TEST, Progress
+from rlhf_lines.sweep.reuse import Reused, check_reusable
 from rlhf_lines.sweep.scaling import choose_scalings
 from rlhf_lines.sweep.store import Store, has_begun
 
@@ -69,6 +69,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         kept = facts(read, data_config, config) if leads() else {}
         if run_config.resume:  # every process stops where the leader does
             from_leader(lambda: _check_stopped(config.output_dir, kept))
+        if config.reuse is not None:
+            from_leader(lambda: check_reusable(config.reuse, kept))
         prompt, asked = next(iter(read.prompts["test"].items()))
         try_rewards(read.tokenizer, prompt, asked, read.reward_models)
         partial = new_folder(
@@ -80,13 +82,15 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         if not leads():
             processes.follow(worker)
         else:
-            done = False
+            done, reused = False, None
+            if config.reuse is not None:
+                reused = stack.enter_context(Reused(config.reuse, kept))
             try:
                 with Store(folder) as store:
                     store.remember(**kept)
                     store.replace(**_told_of_models(read))
                     with Progress.of(config, read, specs, store) as progress:
-                        measurement = Measurement(store, worker, processes, progress, config.samples_per_prompt)
+                        measurement = Measurement(store, worker, processes, progress, config.samples_per_prompt, reused)
                         found = _measure(config, read, specs, measurement)
                     store.finish()
                 trace_front(folder)
@@ -156,12 +160,8 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         )
         points += predicted
     if inputs.forgetting:
-        progress = measurement.progress
-        read_while_choosing = set()
-        if config.max_forgetting is not None:
-            read_while_choosing = {point.spec_id for point in store.points("validation")}
-        progress.enter(CONTROL, len({point.spec_id for point in points} - read_while_choosing))
-        measure_forgetting(store, measurement.nll, points, inputs.forgetting, advance=progress.update)
+        early = store.points("validation") if config.max_forgetting is not None else []
+        measurement.forgetting(points, inputs.forgetting, phase=CONTROL, early=early)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     gains = _gains(measured_points(store, "test"), config.policies, inputs.objectives)
     return {**chosen._asdict(), "validation": validation, "gains": gains}

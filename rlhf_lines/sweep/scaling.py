@@ -14,7 +14,6 @@ from rlhf_lines.pareto.corrected import Hypervolume, correct
 from rlhf_lines.pareto.schema import GridEntry, GroupMeasure, Tuning, Validation
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.forgetting import measure_forgetting
 from rlhf_lines.sweep.groups import LINES, SFT, Specs, simplex
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement
@@ -114,14 +113,7 @@ class _Trials:
         anchors = self._specs.anchors()
         self._points = self._measurement.measure("validation", anchors | groups, self.prompts, phase=VALIDATION)
         if self._config.max_forgetting is not None:
-            measurement = self._measurement
-            measure_forgetting(
-                measurement.store,
-                measurement.nll,
-                self._points,
-                self._inputs.forgetting,
-                advance=measurement.progress.update,
-            )
+            self._measurement.forgetting(self._points, self._inputs.forgetting)
         of_anchors = [self._scores(point) for point in self._points if point.group in anchors]
         self.reference = self._config.reference_point or reference_point(np.stack(of_anchors).mean(axis=1))
 

@@ -364,12 +364,15 @@ class Store:
 
         A page is read at a time: memory does not grow with the run. A score that is missing is left out of its row.
         """
+        return self._rows("p.split = ?", split, rewards)
+
+    def _rows(self, condition: str, value: Any, rewards: Sequence[str]) -> Iterator[Row]:
         columns = "".join(
             ", (SELECT score FROM scores s WHERE (s.spec, s.prompt, s.sample) = (c.spec, c.prompt, c.sample) "
             "AND reward = ?)"
             for _ in rewards
         )
-        found = self._pages(f"c.text, c.token_ids, c.kl{columns}", "p.split = ?", *rewards, split)
+        found = self._pages(f"c.text, c.token_ids, c.kl{columns}", condition, *rewards, value)
         for *key, text, token_ids, kl, in_order in ((*row[:6], row[6:]) for row in found):
             scores = {reward: score for reward, score in zip(rewards, in_order, strict=True) if score is not None}
             yield Row(*key, text, tuple(json.loads(token_ids)), kl, scores)
@@ -378,6 +381,10 @@ class Store:
         """The last tokens of all completions that have fewer tokens than this."""
         query = "SELECT DISTINCT json_extract(token_ids, '$[#-1]') FROM completions WHERE tokens < ?"
         return {token for (token,) in self._db.execute(query, (shorter_than,)) if token is not None}
+
+    def rows_of(self, spec: int, rewards: Sequence[str]) -> Iterator[Row]:
+        """Yield every completion of a spec with these scores, in the order of prompt and sample; see `rows`."""
+        return self._rows("c.spec = ?", spec, rewards)
 
     def unscored(self, reward: str) -> Iterator[Unscored]:
         """Yield every completion without this score, in the order of spec, prompt and sample; see `rows`.
@@ -437,6 +444,10 @@ class Store:
     def nll(self, spec: int) -> np.ndarray:
         """-log p of every text outside the task under a spec, in nats, `[texts]`, in the order of text ids."""
         return self._column("SELECT text, nats FROM control WHERE spec = ? ORDER BY text", spec)
+
+    def nll_by_text(self, spec: int) -> dict[int, float]:
+        """The same, by the ids of the texts."""
+        return dict(self._db.execute("SELECT text, nats FROM control WHERE spec = ?", (spec,)))
 
     def _pages(self, columns: str, condition: str, *values) -> Iterator[tuple]:
         """Yield spec, prompt, sample and more columns of completions `c` and their prompts `p`, by primary key.

@@ -1,0 +1,153 @@
+"""Completions of a finished sweep, taken over by one that asks for more: prompts, samples, weights, groups, policies.
+
+A completion depends on the SFT model, the policies that its spec mixes, the prompt, the sample and the settings of
+sampling, and on nothing else of a run: not on its groups, its other policies, or how many prompts it has. Where these are
+the same it is taken as it is stored, with its scores and its KL, and only the rest is generated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.rules import RULES
+from rlhf_lines.scoring import Asked
+from rlhf_lines.sweep.forgetting import ForgettingText
+from rlhf_lines.sweep.store import Row, open_finished
+
+
+# What completions and their KL depend on beside models, prompts and specs.
+SAMPLING = ("seed", "temperature", "top_k", "top_p", "stop", "max_new_tokens", "dtype", "engine")
+QUANTISATION = ("load_in_8bit", "load_in_4bit")
+
+
+class Reused:
+    """A finished sweep whose completions another one takes; a context manager.
+
+    Args:
+        folder: of the finished sweep.
+        kept: what the other sweep keeps of itself, see `sweep.inputs.facts`.
+
+    Raises:
+        FileNotFoundError: there is no finished sweep.
+        ValueError: its completions were sampled otherwise, or lack a score.
+    """
+
+    def __init__(self, folder: str | Path, kept: Mapping[str, Any]) -> None:
+        self._store = open_finished(folder)
+        try:
+            self._check(Path(folder), kept)
+        except BaseException:
+            self._store.__exit__()
+            raise
+        self._rewards = kept["reward_names"]
+        self._policies = _policies(kept["inputs_sha256"])
+        theirs = _policies(self._store.recall("inputs_sha256"))
+        self._specs = {_key(spec, theirs): spec_id for spec_id, spec in self._store.specs().items()}
+        shown = self._store.shown()
+        self._prompts = {
+            (prompt.text, prompt.scored_text, _written(shown.get(prompt_id, {}))): prompt_id
+            for split in ("validation", "test")
+            for prompt_id, prompt in self._store.prompts(split).items()
+        }
+
+    def __enter__(self) -> Reused:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.__exit__()
+
+    def completions(
+        self, specs: Mapping[int, MergeSpec], prompts: Mapping[int, tuple[str, Asked]], samples: Sequence[int]
+    ) -> Iterator[Row]:
+        """Yield what it has of these specs, prompts and samples, under the ids of the other store.
+
+        Args:
+            specs: by their ids there.
+            prompts: by their ids there, what the policy reads and what reward models may be shown.
+            samples: their numbers.
+        """
+        ours = {
+            self._prompts.get((text, asked.text, _written(more_than_text(asked)))): prompt
+            for prompt, (text, asked) in prompts.items()
+        }
+        for spec_id, spec in specs.items():
+            theirs = self._specs.get(_key(spec, self._policies))
+            for row in [] if theirs is None else self._store.rows_of(theirs, self._rewards):
+                if row.prompt in ours and row.sample in samples and row.scores.keys() == set(self._rewards):
+                    yield row._replace(spec=spec_id, prompt=ours[row.prompt])
+
+    def nll(
+        self, specs: Mapping[int, MergeSpec], texts: Mapping[int, ForgettingText]
+    ) -> Iterator[tuple[int, int, float]]:
+        """Yield the (spec, text, -log p in nats) that it has of these specs and texts, by the other store's ids."""
+        ids = {(text.text, len(text.token_ids) - 1): text_id for text_id, text in texts.items()}
+        names = {stored.id: ids.get((stored.text, stored.tokens)) for stored in self._store.forgetting_texts()}
+        for spec_id, spec in specs.items():
+            theirs = self._specs.get(_key(spec, self._policies))
+            for text, value in {} if theirs is None else self._store.nll_by_text(theirs).items():
+                if names[text] is not None:
+                    yield spec_id, names[text], value
+
+    def _check(self, folder: Path, kept: Mapping[str, Any]) -> None:
+        way_out = "give the same, or leave out reuse"
+        for key in (*SAMPLING, *QUANTISATION):
+            before = self._store.recall(key, None)
+            if before != kept[key]:
+                raise ValueError(
+                    f"reuse: the sweep in {folder} has {key} {before}, and now it is {kept[key]}: {way_out}"
+                )
+        if _sft(self._store.recall("inputs_sha256", {})) != _sft(kept["inputs_sha256"]):
+            raise ValueError(f"reuse: the sweep in {folder} is of another SFT model or tokenizer: {way_out}")
+        known = self._store.recall("reward_models")
+        for name in kept["reward_names"]:
+            if name not in self._store.recall("reward_names"):
+                raise ValueError(
+                    f"reuse: the completions in {folder} have no score {name!r}: give them one first, by rlhf-lines "
+                    f"score {folder} --rewards ..."
+                )
+            if known[name] != kept["reward_models"][name]:
+                raise ValueError(f"reuse: the scores {name!r} in {folder} are of another reward model: {way_out}")
+
+
+def check_reusable(folder: str | Path, kept: Mapping[str, Any]) -> None:
+    """Raise as `Reused` does, and leave nothing open."""
+    with Reused(folder, kept):
+        pass
+
+
+def more_than_text(asked: Asked) -> dict[str, Any]:
+    """What reward models may be shown of a prompt beside its text, as a store keeps it."""
+    return {"conversation": asked.conversation, "columns": dict(asked.columns), "blank": asked.blank}
+
+
+def _written(shown: Mapping[str, Any]) -> str:
+    return json.dumps(shown, sort_keys=True)
+
+
+def _sft(inputs: Mapping[str, Any]) -> list[Any]:
+    return [value for name, value in inputs.items() if name.startswith("SFT model ")]
+
+
+def _policies(inputs: Mapping[str, Any]) -> list[str]:
+    """What tells the policies of a run apart, in the order of the specs' weights."""
+    found = []
+    for place, what in enumerate(("policy", "MORLHF run", "policy of a set")):
+        numbered = ((re.fullmatch(rf"{what} (\d+) \(.*\)", name, re.DOTALL), value) for name, value in inputs.items())
+        found += [(place, int(match[1]), _written(value)) for match, value in numbered if match]
+    return [value for _, _, value in sorted(found)]
+
+
+def _key(spec: MergeSpec, policies: Sequence[str]) -> str:
+    """What makes a merged policy the same in two runs: its settings, and which policy has which weight.
+
+    A linear merge is the same with a policy more that has weight 0; another rule counts its policies.
+    """
+    mixed = list(zip(policies, spec.weights, strict=False))
+    if RULES[spec.rule].is_linear:
+        mixed = sorted((policy, weight) for policy, weight in mixed if weight)
+    return json.dumps([{**spec.to_dict(), "weights": None}, mixed], sort_keys=True)

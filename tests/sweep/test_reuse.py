@@ -1,0 +1,143 @@
+"""A sweep that adds to a finished one leaves what a sweep of all of it would have left, and does nothing twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+from rlhf_lines.pareto.schema import faults
+from rlhf_lines.stages import run_stage
+from tests.sweep.of_a_run import read, strict_json
+
+
+SMALL = {
+    **{"num_weights": 3, "test_prompts": 4, "max_new_tokens": 4, "validation_weights": 2, "validation_prompts": 3},
+    **{"scalings": ["0.5 1.5", "1 1"], "edge_extensions": 0, "control_texts": 3},
+}
+BY_PROMPT = (
+    "SELECT s.spec, p.split, p.text, c.sample, c.text, c.tokens, c.token_ids FROM completions c "
+    "JOIN specs s ON s.id = c.spec JOIN prompts p ON p.id = c.prompt ORDER BY s.spec, p.split, p.text, c.sample"
+)
+
+
+@pytest.fixture
+def sweep(flags, tmp_path):
+    """A function from a name and changes of the small sweep to its folder."""
+    return lambda name, **changes: run_stage("sweep", flags(tmp_path / name, **{**SMALL, **changes}))
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A file of three texts outside the task."""
+    path = tmp_path / "control.txt"
+    path.write_text("a b c\n\nd e\n\nsome more")
+    return path
+
+
+def scored(rewards) -> list:
+    return [pair for pairs in rewards.SCORED for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"test_prompts": 7},
+        {"samples_per_prompt": 3},
+        {"num_weights": 5, "validation_prompts": 5},
+        {"groups": ['{"name": "ties", "rule": "ties"}'], "controls": "true"},
+        {"scalings": ["0.5 1.5", "2 0"], "wise_ft": "true"},
+        {"third": True},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_is_added_leaves_the_front_of_a_sweep_of_all(sweep, rewards, policies, texts, more):
+    more = {**more}
+    if more.pop("third", False):  # in front of the others, so that all weights move
+        more["policies"] = [policies[2], *policies[:2]]
+    small = sweep("small", control=texts)
+    rewards.SCORED.clear()
+    grown = sweep("grown", control=texts, reuse=small, **more)
+    new = len(scored(rewards))
+    rewards.SCORED.clear()
+    fresh = sweep("fresh", control=texts, **more)
+    assert read(grown, BY_PROMPT) == read(fresh, BY_PROMPT)
+    keys = [(spec, text, sample) for spec, _, text, sample, *_ in read(fresh, BY_PROMPT)]
+    assert len(keys) == len(scored(rewards)) > new
+    ours, theirs = (strict_json(folder / "front.json") for folder in (grown, fresh))
+    assert list(faults(ours)) == []
+    for front in (ours, theirs):
+        for point in front["points"]:
+            for name in ("kl", "perplexity"):  # batches of other sizes round differently
+                point[name] = {end: pytest.approx(value, rel=1e-5, abs=1e-4) for end, value in point[name].items()}
+        for entry in front["comparisons"]:
+            for name in ("equal_kl_difference", "kl_budget", "equal_kl_hypervolumes", "verdict"):
+                del entry[name]
+        if front["validation"]:
+            for tuning in (front["validation"], *front["validation"]["groups"].values()):
+                for entry in tuning["grid"]:
+                    entry["kl"] = pytest.approx(entry["kl"], rel=1e-5, abs=1e-4)
+    assert_equal(ours, theirs)
+
+
+def assert_equal(ours, theirs) -> None:
+    """Equal, with the numbers of one side, where they are approximate, against the other's."""
+    assert type(ours) is type(theirs)
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_equal(ours[key], theirs[key])
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_equal(one, other)
+    elif hasattr(ours, "expected"):
+        assert ours.expected == theirs
+    else:
+        assert ours == theirs
+
+
+def test_a_sweep_of_the_same_is_taken_whole_also_in_place(sweep, rewards, texts):
+    small = sweep("small", control=texts)
+    before = read(small, BY_PROMPT), strict_json(small / "front.json")
+    rewards.SCORED.clear()
+    again = sweep("small", control=texts, reuse=small, overwrite="true")
+    assert again == small and scored(rewards) == []
+    assert (read(small, BY_PROMPT), strict_json(small / "front.json")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": 0.5}, "has temperature 1.0, and now it is 0.5: give the same, or leave out reuse"),
+        ({"seed": 1}, "has seed 0, and now it is 1"),
+        ({"max_new_tokens": 5}, "has max_new_tokens 4, and now it is 5"),
+        ({"top_k": 3}, "has top_k None, and now it is 3"),
+        ({"rewards": ["tiny_rewards:short", "tiny_rewards:constant"]}, "have no score 'constant': give them one first"),
+        ({"reuse": "/nowhere"}, "/nowhere has no run.sqlite"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_completions_that_would_be_others_are_not_taken(sweep, tmp_path, changes, words):
+    small = sweep("small")
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(words)):
+        sweep("grown", **{"reuse": small, **changes})
+    assert [path.name for path in tmp_path.glob("*grown*")] == []
+
+
+def test_another_sft_model_or_policy_shares_nothing(sweep, rewards, sft, policies, tmp_path):
+    small = sweep("small")
+    other = tmp_path / "other" / "sft"
+    shutil.copytree(sft, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    with pytest.raises(ValueError, match="of another SFT model or tokenizer"):
+        sweep("grown", reuse=small, sft_model=other, sft_renamed="true")
+    rewards.SCORED.clear()
+    sweep("swapped", reuse=small, policies=[policies[0], policies[2]], scalings=["1 0"], num_weights=2)
+    texts = {(prompt, spec) for spec, _, prompt, *_ in read(tmp_path / "swapped", BY_PROMPT)}
+    weights = {tuple(json.loads(spec)["weights"]) for _, spec in texts}
+    assert weights == {(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)}
+    assert len(scored(rewards)) == 4, "only the policy that the other sweep did not have, on four prompts"
