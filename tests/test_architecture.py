@@ -26,7 +26,7 @@ stages
 sweep
 sweep.finished    sweep.engines
 sweep.config      sweep.store    sweep.merges
-sweep.choices     sweep.policy_sets
+sweep.choices     sweep.policy_sets    sweep.trackers
 pareto.report     statistics     train
 pareto.__init__
 pareto.figures

@@ -25,6 +25,7 @@ from rlhf_lines.sweep.choices import (
     weights_problems,
 )
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies, set_problems
+from rlhf_lines.sweep.trackers import tracker_problems
 from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
 
@@ -207,6 +208,10 @@ class SweepConfig:
         default=None,
         metadata={"help": "Completions in one batch, of any specs; left out, what free memory allows."},
     )
+    report_to: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Trackers that get points as they finish: trackio, wandb, tensorboard, mlflow, ..."},
+    )
     reuse: str | None = field(
         default=None,
         metadata={
@@ -361,6 +366,7 @@ class SweepConfig:
             *group_problems(self.groups),
             *set_problems(self.policy_sets, len(self.policies), groups=[entry.name for entry in self.groups]),
             *self._limits(),
+            *tracker_problems(self.report_to),
         ]
         taken = {entry.name for entry in self.groups} & self.wise_ft_names.keys()
         problems += [f"groups: {name!r} is the name of a group of wise_ft: choose another one" for name in taken]

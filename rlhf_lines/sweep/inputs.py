@@ -41,7 +41,14 @@ from rlhf_lines.task_rewards import load_reward_models
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHANGEABLE = ("output_dir", "batch_size", "sft_renamed", "vllm", "reuse")  # what a resumed sweep may have otherwise
+CHANGEABLE = (
+    "output_dir",
+    "batch_size",
+    "sft_renamed",
+    "vllm",
+    "reuse",
+    "report_to",
+)  # what a resumed sweep may have otherwise
 REWARD_BATCH = 32  # texts in one pass of a reward model, where batch_size is left out
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ from rlhf_lines.sweep.forgetting import ForgettingText, measure_forgetting
 from rlhf_lines.sweep.progress import Progress
 from rlhf_lines.sweep.reuse import Reused, more_than_text
 from rlhf_lines.sweep.store import Row, Store, StoredPoint
+from rlhf_lines.sweep.trackers import Trackers
 
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class Measurement:
         progress: is told of every completion.
         samples_per_prompt: completions per prompt and spec.
         reused: a finished sweep, whose completions are taken where they are the same.
+        trackers: are told of every point that is done.
     """
 
     def __init__(
@@ -106,9 +109,10 @@ class Measurement:
         progress: Progress,
         samples_per_prompt: int,
         reused: Reused | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.store, self._worker, self._processes, self._progress = store, worker, processes, progress
-        self._samples, self._reused = range(samples_per_prompt), reused
+        self._samples, self._reused, self._trackers = range(samples_per_prompt), reused, trackers or Trackers([])
 
     def measure(
         self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, Asked], *, phase: str
@@ -127,11 +131,27 @@ class Measurement:
         self._progress.enter(phase, len(specs))
         self._take_completions(specs, dict(zip(prompt_ids, prompts.items(), strict=True)))
         tasks = self._missing(specs, prompts, prompt_ids)
+        left = Counter(task.spec_id for task in tasks)
+        self._tell(split, [point for point in points if not left[point.spec_id]])
         for batches in self._rounds(tasks):
             for rows in self._processes.map(self._worker, batches):
                 self.store.add(rows)
                 self._progress.update(len(rows))
+                left.subtract(row.spec for row in rows)
+                done = {row.spec for row in rows if not left[row.spec]}
+                self._tell(split, [point for point in points if point.spec_id in done])
         return points
+
+    def _tell(self, split: str, points: Sequence[StoredPoint]) -> None:
+        """Tell the trackers of points that are done."""
+        if not self._trackers:
+            return
+        names = self.store.recall("reward_names")
+        for point in points:
+            scores = self.store.scores(point.spec_id, split, names).mean(axis=0)
+            kl = self.store.kl(point.spec_id, split).mean()
+            means = {**dict(zip(names, scores.tolist(), strict=True)), "log_ratio": float(kl)}
+            self._trackers.tell(split, point.group, point.spec.weights, means, point.id)
 
     def forgetting(
         self,

@@ -1,8 +1,8 @@
 """Completions of a finished sweep, taken over by one that asks for more: prompts, samples, weights, groups, policies.
 
 A completion depends on the SFT model, the policies that its spec mixes, the prompt, the sample and the settings of
-sampling, and on nothing else of a run: not on its groups, its other policies, or how many prompts it has. Where these are
-the same it is taken as it is stored, with its scores and its KL, and only the rest is generated.
+sampling, and on nothing else of a run: not on its groups, its other policies, or how many prompts it has. Where these
+are the same it is taken as it is stored, with its scores and its KL, and only the rest is generated.
 """
 
 from __future__ import annotations

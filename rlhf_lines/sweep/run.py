@@ -32,6 +32,7 @@ from rlhf_lines.sweep.progress import CONTROL, TEST, Progress
 from rlhf_lines.sweep.reuse import Reused, check_reusable
 from rlhf_lines.sweep.scaling import choose_scalings
 from rlhf_lines.sweep.store import Store, has_begun
+from rlhf_lines.sweep.trackers import open_trackers
 
 
 logger = logging.getLogger(__name__)
@@ -86,11 +87,16 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
             if config.reuse is not None:
                 reused = stack.enter_context(Reused(config.reuse, kept))
             try:
-                with Store(folder) as store:
+                with (
+                    Store(folder) as store,
+                    open_trackers(config.report_to, Path(config.output_dir).name, folder, kept) as trackers,
+                ):
                     store.remember(**kept)
                     store.replace(**_told_of_models(read))
                     with Progress.of(config, read, specs, store) as progress:
-                        measurement = Measurement(store, worker, processes, progress, config.samples_per_prompt, reused)
+                        measurement = Measurement(
+                            store, worker, processes, progress, config.samples_per_prompt, reused, trackers
+                        )
                         found = _measure(config, read, specs, measurement)
                     store.finish()
                 trace_front(folder)
