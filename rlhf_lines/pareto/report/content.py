@@ -17,12 +17,12 @@ from rlhf_lines.pareto.utility import utilities
 
 # What is told of the completions of a point, as the page calls it.
 COMPLETIONS = {
-    "tokens": "tokens",
-    "share_empty": "share empty",
-    "share_cut": "share cut",
-    "repetition": "repetition",
-    "distinct": "distinct",
-    "log_ratio": "log ratio",
+    "tokens": ("tokens", ""),
+    "share_empty": ("empty", "%"),
+    "share_cut": ("cut", "%"),
+    "repetition": ("repetition", "%"),
+    "distinct": ("distinct", "%"),
+    "log_ratio": ("log ratio", "nats"),
 }
 
 
@@ -121,29 +121,31 @@ class Content:
     @cached_property
     def behaviour(self) -> list[Measure]:
         """What completions are like."""
-        found = [self._measure(text, "", lambda p, key=key: p["metrics"].get(key)) for key, text in COMPLETIONS.items()]
+        found = [self._measure(*text, lambda p, key=key: p["metrics"].get(key)) for key, text in COMPLETIONS.items()]
         return [measure for measure in found if self._is_known(measure)]
 
     @cached_property
     def wins(self) -> list[Measure]:
         """How completions compare with the SFT model's, jointly and by objective, and what length has to do with it."""
-        measures = [self._measure("win rate", "", lambda point: point["metrics"].get("win_rate"))]
+        measures = [self._measure("win rate", "%", lambda point: point["metrics"].get("win_rate"))]
         texts = {"all_better": "better in all", "all_worse": "worse in all"}
         for key, text in texts.items() if len(self.front["objectives"]) > 1 else ():
-            measures.append(self._measure(text, "", lambda p, key=key: (p["metrics"].get("win_rate") or {}).get(key)))
+            measures.append(self._measure(text, "%", lambda p, key=key: (p["metrics"].get("win_rate") or {}).get(key)))
         for name in self.front["objectives"]:
-            for text, find in (
-                ("win rate in {}", lambda m, n=name: ((m.get("win_rate") or {}).get("by_objective") or {}).get(n)),
-                ("{} above SFT at equal length", lambda m, n=name: (m.get("at_matched_length") or {}).get(n)),
-                ("correlation of {} with length", lambda m, n=name: (m.get("length_correlation") or {}).get(n)),
+            for text, unit, find in (
+                ("win rate in {}", "%", lambda m, n=name: ((m.get("win_rate") or {}).get("by_objective") or {}).get(n)),
+                ("{} above SFT at equal length", "", lambda m, n=name: (m.get("at_matched_length") or {}).get(n)),
+                ("correlation of {} with length", "", lambda m, n=name: (m.get("length_correlation") or {}).get(n)),
             ):
-                measures.append(self._measure(text.format(name), "", lambda p, find=find: find(p["metrics"])))
+                measures.append(self._measure(text.format(name), unit, lambda p, find=find: find(p["metrics"])))
         return [measure for measure in measures if self._is_known(measure)]
 
     def _is_known(self, measure: Measure) -> bool:
         return any(map(measure.of, self.front["points"]))
 
     def _measure(self, name: str, unit: str, of: Callable[[PointEntry], Mean | None]) -> Measure:
+        if unit == "%":
+            return Measure(name, unit, lambda point: _in_percent(of(point)), 1)
         return Measure(name, unit, of, decimals(found["mean"] for found in map(of, self.front["points"]) if found))
 
     def points_of(self, group: str) -> list[PointEntry]:
@@ -195,3 +197,7 @@ class Content:
         parts = {1: 1, 2: 10, 3: 5}.get(count, 3 if count < 6 else 1)
         rows = itertools.product(range(parts, -1, -1), repeat=count) if count < 6 else []
         yield from (tuple(part / parts for part in row) for row in rows if sum(row) == parts)
+
+
+def _in_percent(share: Mean | None) -> Mean | None:
+    return share and {end: 100 * share[end] for end in ("mean", "low", "high")}

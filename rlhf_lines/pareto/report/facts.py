@@ -104,7 +104,7 @@ def shares(difference: dict[str, float], base: float) -> tuple[str, str]:
         digits = decimals([value])
         return signed(value, digits), f"[{signed(low, digits)}, {signed(high, digits)}]"
     value, low, high = (100.0 * number / base for number in (value, low, high))
-    digits = 0 if max(map(abs, (value, low, high))) >= 9.95 else 1
+    digits = 0 if abs(value) >= 9.95 else 1
     return f"{signed(value, digits)} %", f"[{signed(low, digits)}, {signed(high, digits)}] %"
 
 

@@ -167,7 +167,9 @@ def parallel_figure(content: Content, *, narrow: bool = False) -> go.Figure:
         "", "0: reference point, 1: best anchor" if narrow else "0: reference point, 1: best single policy"
     )
     labels = [isolated(reward, 10 if narrow else 18) for reward in rewards]
-    layout.xaxis.update(tickvals=list(range(len(rewards))), ticktext=labels, range=[-0.2, len(rewards) - 0.8])
+    places = {"tickvals": list(range(len(rewards))), "ticktext": labels, "ticklabeloverflow": "allow"}
+    layout.xaxis.update(range=[-0.2, len(rewards) - 0.8], **places)
+    layout.margin.r = 48
     return go.Figure([*traces, *_rings(narrow)], layout)
 
 
@@ -189,7 +191,7 @@ def kl_figure(content: Content, reward: str | None = None, *, narrow: bool = Fal
             look = {"mode": "lines+markers", "line": {"color": group.ink(0.5), "width": 2, "dash": _dash(group)}}
         bars |= {"error_x": _bars(kl, group.ink(0.2))}
         traces.append(_cloud(content, points, group, _means(kl), heights, narrow=narrow, **look, **bars))
-    title = _axis_title("utility, all objectives alike", "higher is better", narrow)
+    title = _axis_title("utility", "higher is better", narrow)
     y = title if reward is None else _score_title(reward, narrow)
     return go.Figure([*traces, *_rings(narrow)], _layout(_axis_title("KL to SFT, nats", "lower is closer", narrow), y))
 
@@ -210,7 +212,7 @@ def ternary_figure(content: Content, measure: Measure | None = None, *, narrow: 
             of_group.setdefault(content.by_id[i]["group"], []).append((content.by_id[i], step.parts))
     values = [found for each in of_group.values() for point, _ in each if (found := value(point)) is not None]
     ends = {"cmin": min(values, default=0), "cmax": max(values, default=1)}
-    title = "utility, all objectives alike" if measure is None else isolated(measure.name, 30)
+    title = "utility" if measure is None else isolated(measure.name, 30)
     bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0}
     traces = []
     for name, found in of_group.items():

@@ -60,12 +60,18 @@ def report_html(
         sft = next((completions.spec_of.get(p["id"]) for p in front["points"] if p["group"] == SFT), None)
         spreads = score_spreads(completions, sft)
 
-    def page(some: Completions | None) -> str:
-        return _page(content, figures, made, some, spreads)
+    def page(some: Completions | None, **shown: Any) -> str:
+        return _page(content, figures, made, some, spreads, **shown)
 
     if completions is None:
         return page(None)
-    return page(fitting(completions, lambda some: len(page(some).encode()), max_bytes))
+    # Around the completions every page is the same, but for how many there are, which no page says longer than this.
+    around = len(page(completions.some(range(len(completions.prompts) - 1)), with_texts=False).encode())
+
+    def size(some: Completions) -> int:
+        return around + len(in_script(_columns(content, some, spreads)).encode())
+
+    return page(fitting(completions, size, max_bytes))
 
 
 def in_script(value: Any) -> str:
@@ -93,6 +99,8 @@ def _page(
     made: Mapping[str, Any],
     completions: Completions | None,
     spreads: Mapping[str, float],
+    *,
+    with_texts: bool = True,
 ) -> str:
     groups = {point["id"]: content.groups[point["group"]].key for point in content.front["points"]}
     data = {
@@ -107,8 +115,7 @@ def _page(
     if completions is not None and completions.prompts:
         read = [point for point in content.front["points"] if point["id"] in completions.spec_of]
     if read:
-        digits = {reward: measure.digits for reward, measure in content.rewards.items()}
-        data["completions"] = columns(completions, digits, content.kl.digits, spreads)
+        data["completions"] = _columns(content, completions, spreads) if with_texts else None
         compared = _first_compared(read, content.steps[len(content.steps) // 2].points if content.steps else [])
     return _template().render(
         content=content,
@@ -130,6 +137,11 @@ def _page(
         plotly=Markup(_plotly()),
         script=Markup(_part("page.js")),
     )
+
+
+def _columns(content: Content, completions: Completions, spreads: Mapping[str, float]) -> dict[str, Any]:
+    digits = {reward: measure.digits for reward, measure in content.rewards.items()}
+    return columns(completions, digits, content.kl.digits, spreads)
 
 
 def _first_compared(read: Sequence[PointEntry], ringed: Sequence[int]) -> tuple[int, int]:

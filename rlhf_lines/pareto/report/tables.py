@@ -11,6 +11,7 @@ from markupsafe import Markup
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import bases
+from rlhf_lines.pareto.look_at import likely_choices
 from rlhf_lines.pareto.pick import CONTROLS, Picked, pick
 from rlhf_lines.pareto.report import facts
 from rlhf_lines.pareto.report.content import Content, Measure, Tuned
@@ -18,6 +19,9 @@ from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, signed, visible, weights
 from rlhf_lines.pareto.schema import SFT, GridEntry, Mean, PointEntry, Value, label, shortened
 from rlhf_lines.pareto.table import MEASURES, decimals
+
+
+PRINTED = 60  # of more points, only those that one would likely choose are on paper
 
 
 class Column(NamedTuple):
@@ -104,7 +108,7 @@ def choice_table(content: Content, read: Collection[int]) -> Table | None:
         worth = {name: _worth(each) for name, each in found.items()}
         best = max(allowed, key=worth.get)
         for name, each in found.items():
-            text = Markup("<span>{} <span class='range'>{}</span></span>").format(
+            text = Markup("<span>{} <span class='range'>({})</span></span>").format(
                 content.place(each.point), number(worth[name], 3)
             )
             if each.point["id"] in read:
@@ -298,14 +302,19 @@ def _points(content: Content, points: Sequence[PointEntry]) -> Column:
 
 
 def _rows(content: Content, points: Sequence[PointEntry]) -> list[Mapping[str, str]]:
-    """Paper has no room for dominated points."""
-    return [{} if point["id"] in content.best else {"class": "dominated"} for point in points]
+    """Paper has no room for dominated points, and of many points for those that one would hardly choose."""
+    kept = content.best
+    if len(points) > PRINTED:
+        kept = {point["id"] for point in points if point["group"] == SFT}
+        kept |= {point["id"] for point in likely_choices(content.front)}
+    return [{} if point["id"] in kept else {"class": "unprinted"} for point in points]
 
 
 def _measured(content: Content, measures: Iterable[Measure], points: Sequence[PointEntry]) -> list[Column]:
     columns = []
     for measure in measures:
-        head = f"{measure.name}, {measure.unit}" if measure.unit else name(measure.name)
+        unit = f", {measure.unit}" if measure.unit else ""
+        head = Markup("<span>{}{}</span>").format(name(measure.name), unit)
         columns.append(Column(head, [_estimate(measure.of(point), measure.digits) for point in points]))
     return columns
 

@@ -56,7 +56,10 @@ def visible(text: object) -> str:
     >>> visible("a\x00b\u202ec\xa0d")
     'a␀b⟨U+202E⟩c⍽d'
     """
-    idle = _IDLE_JOINER.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", str(text))
+    text = str(text)
+    if text.isascii() and text.isprintable():  # most are
+        return text
+    idle = _IDLE_JOINER.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
     return idle.translate(_SHOWN)
 
 
