@@ -5,6 +5,7 @@ Letters: n points, P prompts, K objectives, T texts, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,6 +28,7 @@ from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import (
     FORMAT,
     METRICS,
+    MORLHF,
     SFT,
     Audit,
     Comparison,
@@ -55,6 +57,8 @@ class Point:
         text_tokens: `[T]`, how many tokens of each text the `nll` is summed over, or None.
         metrics: `[P]` each, what else was measured, by name: further scores, and what has a mean over prompts.
         behaviour: what its completions are like, or None.
+        preference: the weights at which it stands beside the points of other groups; None where they are those of the
+            spec, if they sum to 1.
     """
 
     id: int
@@ -67,6 +71,7 @@ class Point:
     text_tokens: ArrayLike | None = None
     metrics: Mapping[str, ArrayLike] = field(default_factory=dict)
     behaviour: Behaviour | None = None
+    preference: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         missing = [key for key in Spec.__annotations__ if key not in self.spec]
@@ -223,6 +228,7 @@ def build_front(
                 "samples_per_prompt": point.samples_per_prompt,
                 "perplexity": _perplexity(point, resampled, confidence),
                 "label": point_label(point.spec, policies),
+                "preference": _preference(point),
                 "single_policy": single_policy(point.spec, policies),
                 "merge_arguments": arguments_to_merge(point.spec, sft_model, policies),
                 "changes": changes(point.behaviour, model, resampling),
@@ -246,6 +252,18 @@ def build_front(
         "forgetting": forgetting,
         "audit": audit,
     }
+
+
+def _preference(point: Point) -> list[float] | None:
+    """The weights that groups share.
+
+    MORLHF runs have none of their group's choosing: theirs only say which run it is. Nor has a step from the SFT model
+    towards one policy.
+    """
+    if point.preference is not None:
+        return list(map(float, point.preference))
+    weights = point.spec["weights"]
+    return list(weights) if point.group != MORLHF and math.isclose(sum(weights), 1.0, abs_tol=1e-9) else None
 
 
 def _fixed_points(

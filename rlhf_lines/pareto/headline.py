@@ -42,13 +42,17 @@ def effect(value: float, base: float, words: str) -> str:
     return f"{share:+.{0 if abs(share) >= 9.95 else 1}f} % {words}"
 
 
+def bases(front: Front, entry: Comparison) -> dict[str, float]:
+    """By measure, the value of the second group of a comparison, to which a difference is a share."""
+    of_group = {name: measure["corrected"] for name, measure in front["fronts"][entry["b"]].items() if name in MEASURES}
+    at_equal = entry["equal_kl_hypervolumes"]
+    return of_group if at_equal is None else {**of_group, "equal_kl": at_equal[1]}
+
+
 def _effects(front: Front, entry: Comparison) -> str:
     """The effect of every measure, and which of them noise may explain where others decide."""
-    bases = {name: measure["corrected"] for name, measure in front["fronts"][entry["b"]].items() if name in MEASURES}
-    if entry["equal_kl_hypervolumes"] is not None:
-        bases["equal_kl"] = entry["equal_kl_hypervolumes"][1]
-    texts = []
+    texts, of = [], bases(front, entry)
     for measure, sign in conclusions(entry, front["confidence"]).items():
-        text = effect(entry[f"{measure}_difference"]["corrected"], bases[measure], MEASURES[measure])
+        text = effect(entry[f"{measure}_difference"]["corrected"], of[measure], MEASURES[measure])
         texts.append(text if sign or entry["verdict"] == "undecided" else f"{text} (within noise)")
     return ", ".join(texts)

@@ -116,6 +116,7 @@ class PointEntry(TypedDict):
     samples_per_prompt: int
     perplexity: Mean | None  # of texts outside the task; null where none were read
     label: str  # what people read: the policy's name if it is a single one, else the weights
+    preference: list[float] | None  # the weights that groups share, whatever they merge; null where there are none
     single_policy: int | None  # index into `policies` of the trained policy that it is, unchanged; null for a mixture
     merge_arguments: list[str] | None  # of `rlhf-lines merge`, but for --output_dir; null for the SFT model
     changes: Changes | None  # null without completions of the point or of the SFT model

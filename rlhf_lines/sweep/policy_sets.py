@@ -80,6 +80,19 @@ class PolicySet:
         """The weights of the policies at a preference over the rewards."""
         return tuple(preference) if self.mixing is None else merge_weights(preference, self.mixing)
 
+    def preference(self, weights: Sequence[float]) -> tuple[float, ...]:
+        """The preference of these weights: what `weights` is the inverse of.
+
+        >>> bones = PolicySet("bones", ("a", "b"), ((0.6, 0.4), (0.4, 0.6)))
+        >>> bones.preference(bones.weights((0.7, 0.3)))
+        (0.7, 0.3)
+        """
+        if self.mixing is None:
+            return tuple(weights)
+        columns = zip(*self.mixing, strict=True)
+        # Rounded, so that it is the preference at which other groups were measured.
+        return tuple(round(math.fsum(w * b for w, b in zip(weights, column, strict=True)), 9) for column in columns)
+
 
 def merge_weights(preference: Sequence[float], mixing: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """The weights of policies that were trained on mixed rewards, at a preference over the rewards.

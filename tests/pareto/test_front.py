@@ -46,7 +46,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     for point in front["points"]:
         assert set(point) == {
             *("id", "group", "spec", "scores", "kl", "prompts", "samples_per_prompt", "perplexity"),
-            *("label", "single_policy", "merge_arguments", "metrics", "changes"),
+            *("label", "preference", "single_policy", "merge_arguments", "metrics", "changes"),
         }
         assert set(point["spec"]) == {"rule", "weights", "alpha", "beta", "schedule", "options"}
         assert list(point["scores"]) == ["a", "b"]
@@ -310,3 +310,13 @@ def test_a_missing_or_foreign_front_is_named(make_points, tmp_path):
     (tmp_path / "front.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         read_front(tmp_path)
+
+
+def test_the_preference_of_a_point_is_that_of_its_spec_unless_it_is_given(make_points):
+    points = make_points()
+    points[1]["preference"] = (0.7, 0.3)
+    points[2]["spec"]["weights"] = [0.25, 0.5]  # a step towards the policies
+    points[3]["group"] = "morlhf"
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
+    found = [point["preference"] for point in front["points"]]
+    assert found[:4] == [None, [0.7, 0.3], None, None] and found[4] == points[4]["spec"]["weights"]

@@ -103,3 +103,10 @@ def test_sets_beside_one_another():
         "policy_sets: three has 3 policies, expected 2, as many as policies: all groups are measured at the same "
         "weights",
     ]
+
+
+@pytest.mark.parametrize("preference", [(0.7, 0.3), (0.0, 1.0), (1 / 3, 2 / 3)])
+def test_the_preference_of_merge_weights_is_what_they_were_made_for(preference):
+    bones = PolicySet("bones", ("a", "b"), ((0.6, 0.4), (0.25, 0.75)))
+    assert bones.preference(bones.weights(preference)) == pytest.approx(preference, abs=1e-9)
+    assert PolicySet("plain", ("a", "b")).preference(preference) == preference

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from rlhf_lines.pareto.report.words import number, visible
 
 
@@ -48,18 +50,22 @@ class Completions:
         )
 
 
-def columns(completions: Completions, digits: Mapping[str, int], kl_digits: int) -> dict[str, Any]:
+def columns(
+    completions: Completions, digits: Mapping[str, int], kl_digits: int, spreads: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """The completions as JSON values in which every text occurs once.
 
     `texts` lists the distinct texts, and `written[spec][prompt][sample]` is an index into it, or None. `measures` has
     one entry for each of the rewards in `digits` and a last one for the KL: `texts`, the distinct numbers as they are
     shown, in ascending order, and `ranks`, indices into them in the shape of `written`. Of two scores, the one with the
-    higher rank is higher. Specs that no point has are left out.
+    higher rank is higher. A reward has its `spread`, too: in its units differences of several rewards can be added.
+    Specs that no point has are left out.
 
     Args:
         completions: what the points wrote.
         digits: the decimals of each reward's scores; rewards that were not read are left out.
         kl_digits: the decimals of the KL.
+        spreads: of each reward, by default 1.
     """
     number_of: dict[str, int] = {}
     specs = sorted(set(completions.spec_of.values()))
@@ -82,10 +88,30 @@ def columns(completions: Completions, digits: Mapping[str, int], kl_digits: int)
         "texts": list(number_of),
         "written": written,
         "measures": [
-            *(ranked(scores[reward], places) for reward, places in digits.items() if reward in scores),
+            *(
+                ranked(scores[reward], places) | {"spread": (spreads or {}).get(reward, 1.0)}
+                for reward, places in digits.items()
+                if reward in scores
+            ),
             ranked(completions.kl, kl_digits),
         ],
     }
+
+
+def score_spreads(completions: Completions, spec: int | None) -> dict[str, float]:
+    """The standard deviation of every reward over prompts, of a spec or, for None, of all; 1 where it is 0.
+
+    The spec is that of the SFT model: see `lost_most` (`wins.py`), whose losses the page sorts by.
+    """
+
+    def spread(by_spec: Mapping[int, Sequence[Sequence[float | None]]]) -> float:
+        specs = by_spec.values() if spec is None else [by_spec[spec]]
+        known = [[value for value in row if value is not None] for rows in specs for row in rows]
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = float(np.std([np.mean(row) for row in known if row])) if any(known) else 0.0
+        return found if found > 0 and math.isfinite(found) else 1.0
+
+    return {reward: spread(by_spec) for reward, by_spec in completions.scores.items()}
 
 
 def fitting(completions: Completions, size: Callable[[Completions], int], room: int) -> Completions:

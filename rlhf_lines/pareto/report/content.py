@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.report.groups import Mark, marks
 from rlhf_lines.pareto.report.words import share, weights
-from rlhf_lines.pareto.schema import MORLHF, Front, Mean, PointEntry, Prediction
+from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Prediction, Tuning
 from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.utility import utilities
 
 
 # What is told of the completions of a point, as the page calls it.
 COMPLETIONS = {
-    "tokens": "tokens",
-    "share_empty": "share empty",
-    "share_cut": "share cut",
-    "repetition": "repetition",
-    "distinct": "distinct",
-    "win_rate": "win rate",
+    "tokens": ("tokens", ""),
+    "share_empty": ("empty", "%"),
+    "share_cut": ("cut", "%"),
+    "repetition": ("repetition", "%"),
+    "distinct": ("distinct", "%"),
+    "log_ratio": ("log ratio", "nats"),
 }
 
 
@@ -36,10 +38,24 @@ class Measure:
 
 @dataclass(frozen=True)
 class Step:
-    """One place of the slider: weights of the policies, in words, and the ids of the points that have them."""
+    """One place of the slider: weights of the policies, in words too, and the ids of the points that have them."""
 
     text: str
+    parts: list[float]
     points: list[int]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A group whose scaling was chosen on validation prompts, or LiNeS alone."""
+
+    group: str
+    tuning: Tuning
+
+    @property
+    def schedules(self) -> list[str]:
+        """The schedules that were tried."""
+        return list(dict.fromkeys(entry["schedule"] for entry in self.tuning["grid"]))
 
 
 @dataclass(frozen=True)
@@ -53,10 +69,20 @@ class Content:
         """The groups by name, in the order in which they are listed."""
         return marks(point["group"] for point in self.front["points"])
 
+    @cached_property
+    def by_id(self) -> dict[int, PointEntry]:
+        """The points by their ids."""
+        return {point["id"]: point for point in self.front["points"]}
+
+    @cached_property
+    def best(self) -> set[int]:
+        """The ids of the points that no other of their group dominates."""
+        return {i for entry in self.front["fronts"].values() for i in entry["nondominated"]}
+
     @property
     def flat(self) -> bool:
         """Whether fronts are lines in a plane."""
-        return len(self.front["rewards"]) == 2
+        return len(self.front["objectives"]) == 2
 
     @cached_property
     def predictions(self) -> list[Prediction]:
@@ -64,15 +90,17 @@ class Content:
         return [entry for surrogate in (self.front["surrogate"] or {}).values() for entry in surrogate["predicted"]]
 
     @cached_property
-    def schedules(self) -> list[str]:
-        """The schedules that were tried on the validation prompts."""
+    def tuned(self) -> list[Tuned]:
+        """What was tried on validation prompts, LiNeS first."""
         validation = self.front["validation"]
-        return list(dict.fromkeys(entry["schedule"] for entry in validation["grid"])) if validation else []
+        if not validation:
+            return []
+        return [Tuned("lines", validation), *(Tuned(name, entry) for name, entry in validation["groups"].items())]
 
     @cached_property
     def rewards(self) -> dict[str, Measure]:
-        """The scores, by reward."""
-        return {name: self._measure(name, "", lambda p, name=name: p["scores"][name]) for name in self.front["rewards"]}
+        """The objectives, by name."""
+        return {name: self._measure(name, "", lambda p, n=name: p["scores"][n]) for name in self.front["objectives"]}
 
     @cached_property
     def kl(self) -> Measure:
@@ -80,19 +108,44 @@ class Content:
         return self._measure("KL to SFT", "nats", lambda point: point["kl"])
 
     @cached_property
-    def measures(self) -> list[Measure]:
-        """The rewards in their order, then what points have of KL, perplexity and what their completions are like."""
-        others = [
-            self.kl,
-            self._measure("perplexity", "", lambda point: point["perplexity"]),
-            *(
-                self._measure(name, "", lambda point, key=key: point["metrics"][key])
-                for key, name in COMPLETIONS.items()
-            ),
-        ]
-        return [*self.rewards.values(), *(other for other in others if any(map(other.of, self.front["points"])))]
+    def perplexity(self) -> Measure:
+        """Of the texts outside the task."""
+        return self._measure("perplexity", "", lambda point: point["perplexity"])
+
+    @cached_property
+    def scores(self) -> list[Measure]:
+        """The objectives in their order, then what points have of KL, perplexity and further scores."""
+        others = [self._measure(n, "", lambda p, n=n: p["metrics"].get(n)) for n in self.front["metrics"]]
+        return [*self.rewards.values(), *filter(self._is_known, [self.kl, self.perplexity, *others])]
+
+    @cached_property
+    def behaviour(self) -> list[Measure]:
+        """What completions are like."""
+        found = [self._measure(*text, lambda p, key=key: p["metrics"].get(key)) for key, text in COMPLETIONS.items()]
+        return [measure for measure in found if self._is_known(measure)]
+
+    @cached_property
+    def wins(self) -> list[Measure]:
+        """How completions compare with the SFT model's, jointly and by objective, and what length has to do with it."""
+        measures = [self._measure("win rate", "%", lambda point: point["metrics"].get("win_rate"))]
+        texts = {"all_better": "better in all", "all_worse": "worse in all"}
+        for key, text in texts.items() if len(self.front["objectives"]) > 1 else ():
+            measures.append(self._measure(text, "%", lambda p, key=key: (p["metrics"].get("win_rate") or {}).get(key)))
+        for name in self.front["objectives"]:
+            for text, unit, find in (
+                ("win rate in {}", "%", lambda m, n=name: ((m.get("win_rate") or {}).get("by_objective") or {}).get(n)),
+                ("{} above SFT at equal length", "", lambda m, n=name: (m.get("at_matched_length") or {}).get(n)),
+                ("correlation of {} with length", "", lambda m, n=name: (m.get("length_correlation") or {}).get(n)),
+            ):
+                measures.append(self._measure(text.format(name), unit, lambda p, find=find: find(p["metrics"])))
+        return [measure for measure in measures if self._is_known(measure)]
+
+    def _is_known(self, measure: Measure) -> bool:
+        return any(map(measure.of, self.front["points"]))
 
     def _measure(self, name: str, unit: str, of: Callable[[PointEntry], Mean | None]) -> Measure:
+        if unit == "%":
+            return Measure(name, unit, lambda point: _in_percent(of(point)), 1)
         return Measure(name, unit, of, decimals(found["mean"] for found in map(of, self.front["points"]) if found))
 
     def points_of(self, group: str) -> list[PointEntry]:
@@ -106,24 +159,45 @@ class Content:
 
     def label(self, point: PointEntry) -> str:
         """A point in words: its names and its weights."""
-        values = point["spec"]["weights"]
-        return ", ".join([*self.names(point), *([weights(values)] if any(values) else [])])
+        return ", ".join(filter(None, [*self.names(point), self.place(point)]))
+
+    def place(self, point: PointEntry) -> str:
+        """The weights of a point that its group shares with others, or those of its spec; nothing of the SFT model."""
+        values = point["preference"] or point["spec"]["weights"]
+        return weights(values) if any(values) else ""
+
+    def equal_utility(self, point: PointEntry) -> float:
+        """What a point is worth to somebody to whom all objectives are the same."""
+        scores = [point["scores"][name]["mean"] for name in self.front["objectives"]]
+        return float(utilities(scores, self.front["reference_point"], self.front["ideal_point"]).mean())
+
+    @cached_property
+    def policy_names(self) -> list[str]:
+        """What the weights of a step belong to."""
+        longest = max((len(p["preference"]) for p in self.front["points"] if p["preference"]), default=0)
+        names = policy_names(self.front["policies"])[:longest]
+        return names + [f"policy {k + 1}" for k in range(len(names), longest)]
 
     @cached_property
     def steps(self) -> list[Step]:
-        """The distinct weights, from the first policy's lowest to its highest, with their points.
-
-        MORLHF runs have no weights of their group's choosing: theirs only say which run it is. A spec may have fewer
-        weights than there are policies; the others are 0.
-        """
-        groups = self.front["fronts"].keys() - {MORLHF}
-        points = [p for p in self.front["points"] if p["group"] in groups and any(p["spec"]["weights"])]
-        longest = max((len(point["spec"]["weights"]) for point in points), default=0)
+        """The distinct weights that groups share, from the first policy's lowest to its highest, with their points."""
         found: dict[tuple[float, ...], list[int]] = {}
-        for point in points:
-            values = point["spec"]["weights"]
-            found.setdefault((*values, *[0.0] * (longest - len(values))), []).append(point["id"])
-        names = policy_names(self.front["policies"])[:longest]
-        names += [f"policy {k + 1}" for k in range(len(names), longest)]
-        texts = {key: [f"{share(w)} {name}" for w, name in zip(key, names, strict=True)] for key in found}
-        return [Step(" · ".join(texts[key]), found[key]) for key in sorted(found)]
+        for point in self.front["points"]:
+            if point["preference"] and point["group"] in self.front["fronts"]:
+                values = [*point["preference"], *[0.0] * (len(self.policy_names) - len(point["preference"]))]
+                found.setdefault(tuple(round(value, 9) for value in values), []).append(point["id"])
+        return [
+            Step(" · ".join(f"{share(w)} {n}" for w, n in zip(key, self.policy_names, strict=True)), [*key], found[key])
+            for key in sorted(found)
+        ]
+
+    def preferences(self) -> Iterator[tuple[float, ...]]:
+        """Preferences over the objectives, evenly spaced: eleven for two objectives, some dozens for more."""
+        count = len(self.front["objectives"])
+        parts = {1: 1, 2: 10, 3: 5}.get(count, 3 if count < 6 else 1)
+        rows = itertools.product(range(parts, -1, -1), repeat=count) if count < 6 else []
+        yield from (tuple(part / parts for part in row) for row in rows if sum(row) == parts)
+
+
+def _in_percent(share: Mean | None) -> Mean | None:
+    return share and {end: 100 * share[end] for end in ("mean", "low", "high")}

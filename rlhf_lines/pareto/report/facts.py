@@ -1,29 +1,70 @@
-"""What a front says, in plain sentences."""
+"""What a front says, in plain sentences and a few numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import median
 
-from rlhf_lines.pareto.forgetting import damage_undone
-from rlhf_lines.pareto.report.words import MINUS, estimated, percent, setting
-from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED, SOUP, Comparison, Front, label, looks
-from rlhf_lines.pareto.table import MEASURES, decimals, p_text
+from rlhf_lines.pareto.comparisons import MEASURES, conclusions
+from rlhf_lines.pareto.forgetting import damage_undone, sft_point
+from rlhf_lines.pareto.headline import bases
+from rlhf_lines.pareto.report.content import Content
+from rlhf_lines.pareto.report.words import NOTHING, percent, setting, signed
+from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front, label, looks
+from rlhf_lines.pareto.table import decimals, p_text, value_of
 
 
-BETTER, WORSE, UNCLEAR = "better", "worse", "unclear"
+TITLES = {
+    "better": "{} is better than {}",
+    "worse": "{} is worse than {}",
+    "mixed": "{} against {}: it depends",
+    "undecided": "{} and {} cannot be told apart",
+}
+# What the comparison with one factor for all layers, which is tuned alike, says of scaling by depth.
+DEPTH = {
+    "better": "So depth helps here, and not length alone.",
+    "worse": "So depth does not help here: one factor for all layers gives more.",
+    "mixed": "So depth helps by some of these measures and not by others.",
+    "undecided": "So depth is not seen to matter here, only length.",
+}
+SHOWN = (SOUP, SCALED)  # what LiNeS is compared with on the first screen
+WORDS = {1: ("better", "▲"), -1: ("worse", "▼"), 0: ("unclear", "≈")}
 
 
-def facts(front: Front) -> list[dict[str, str]]:
-    """What the front says, most important first, each with `title`, `text` and `verdict`.
+@dataclass(frozen=True)
+class Effect:
+    """By how much a group differs from another by one measure; `verdict` and `sign` say whether beyond noise."""
 
-    A verdict is `better` or `worse` where the interval of the difference lies on one side of zero, else
-    `unclear`; a statement that compares nothing has the verdict `""`.
+    measure: str
+    effect: str
+    interval: str
+    p_value: str
+    verdict: str
+    sign: str
 
-    Args:
-        front: what `build_front` returns.
-    """
-    return [*_beats_soup(front), *_depth(front), *_chosen(front), *_forgetting(front)]
+
+@dataclass(frozen=True)
+class Card:
+    """A statement with what it rests on."""
+
+    title: str
+    verdict: str
+    text: str
+    effects: Sequence[Effect] = ()
+
+
+def verdicts(front: Front) -> list[Card]:
+    """What the comparisons of LiNeS say, or the first two where it is not among the groups."""
+    of_lines = [entry for entry in front["comparisons"] if entry["a"] == LINES]
+    entries = [entry for entry in of_lines if entry["b"] in SHOWN] or of_lines[:2] or front["comparisons"][:2]
+    entries.sort(key=lambda entry: SHOWN.index(entry["b"]) if entry["b"] in SHOWN else 0)
+    return [_verdict(front, entry) for entry in entries]
+
+
+def facts(front: Front) -> list[Card]:
+    """What else the front says: which scalings were chosen, and what was forgotten."""
+    return [*_chosen(front), *_forgetting(front)]
 
 
 def swept(front: Front) -> str:
@@ -33,112 +74,112 @@ def swept(front: Front) -> str:
     counts = [f"{label(group)} ({_count(sum(p['group'] == group for p in points), 'point')})" for group in groups]
     prompts, samples = points[0]["prompts"], points[0]["samples_per_prompt"]
     return (
-        f"{_count(len(points), 'merged policy', 'merged policies')}: {_list(counts)}; each measured on "
+        f"{_count(len(points), 'policy', 'policies')}: {_list(counts)}; each measured on "
         f"{_count(prompts, front['split'] + ' prompt')} with {_count(samples, 'completion')} per prompt, "
-        f"scored by {_list(front['rewards'])}. Higher scores are better."
+        f"scored by {_list(front['objectives'])}. Higher scores are better."
     )
 
 
-def verdict(difference: Mapping[str, float]) -> str:
-    """On which side of zero the interval lies.
+def effects(front: Front, entry: Comparison) -> Iterator[Effect]:
+    """Yield every measure of a comparison, as a share of the second group's value where that is above 0."""
+    of = bases(front, entry)
+    for measure, conclusion in conclusions(entry, front["confidence"]).items():
+        found = entry[f"{measure}_difference"]
+        yield Effect(
+            MEASURES[measure],
+            *shares(found, of[measure]),
+            p_text(found["adjusted_p_value"]),
+            *WORDS[conclusion],
+        )
 
-    >>> verdict({"low": 0.1, "high": 0.3}), verdict({"low": -0.1, "high": 0.3})
-    ('better', 'unclear')
+
+def shares(difference: dict[str, float], base: float) -> tuple[str, str]:
+    """A difference and its interval as shares of a base, in percent, or as they are where that is not above 0.
+
+    >>> shares({"value": 1.7, "low": -0.4, "high": 2.5}, 10.0), shares({"value": 0.1, "low": 0.05, "high": 0.2}, -1.0)
+    (('+17 %', '[−4, +25] %'), ('+0.100', '[+0.050, +0.200]'))
     """
-    if difference["low"] > 0:
-        return BETTER
-    return WORSE if difference["high"] < 0 else UNCLEAR
+    value, ends, unit = value_of(difference), [difference["low"], difference["high"]], ""
+    if base > 0:
+        value, unit = 100.0 * value / base, " %"
+        ends = [None if end is None else 100.0 * end / base for end in ends]
+        digits = 0 if abs(value) >= 9.95 else 1
+    else:
+        digits = decimals([value])
+    interval = NOTHING if None in ends else f"[{', '.join(signed(end, digits) for end in ends)}]{unit}"
+    return f"{signed(value, digits)}{unit}", interval
 
 
-def _beats_soup(front: Front) -> list[dict[str, str]]:
-    entry = _comparison(front, SOUP)
-    if entry is None:
+def _verdict(front: Front, entry: Comparison) -> Card:
+    title = TITLES[entry["verdict"]].format(label(entry["a"]), label(entry["b"]))
+    text = DEPTH[entry["verdict"]] if (entry["a"], entry["b"]) == (LINES, SCALED) else ""
+    if entry["verdict"] == "mixed":
+        found = conclusions(entry, front["confidence"])
+        more, less, same = ([MEASURES[m] for m, sign in found.items() if sign == wanted] for wanted in (1, -1, 0))
+        parts = [(more, "higher"), (less, "lower"), (same, "not different beyond noise")]
+        text = f"{'; '.join(f'{_list(names)} {word}' for names, word in parts if names)}. {text}".strip()
+        text = text[0].upper() + text[1:]
+    return Card(title, {"undecided": "unclear"}.get(entry["verdict"], entry["verdict"]), text, [*effects(front, entry)])
+
+
+def _chosen(front: Front) -> list[Card]:
+    tuned = Content(front).tuned
+    if not tuned:
         return []
-    found = verdict(entry["hypervolume_difference"])
-    title = {
-        BETTER: "LiNeS beats the rewarded soup",
-        WORSE: "LiNeS does worse than the rewarded soup",
-        UNCLEAR: "LiNeS and the rewarded soup cannot be told apart",
-    }[found]
-    return [{"title": title, "text": _difference(front, entry), "verdict": found}]
-
-
-def _depth(front: Front) -> list[dict[str, str]]:
-    entries = {group: entry for group in (SCALED, REVERSED) if (entry := _comparison(front, group))}
-    if not entries:
-        return []
-    found = {group: verdict(entry["hypervolume_difference"]) for group, entry in entries.items()}
-    text = " ".join(_difference(front, entry) for entry in entries.values())
-    return [{"title": _depth_title(found), "text": text, "verdict": next(iter(found.values()))}]
-
-
-def _depth_title(found: Mapping[str, str]) -> str:
-    against_scaled, against_reversed = found.get(SCALED), found.get(REVERSED)
-    if against_scaled is None:
-        return {
-            BETTER: "The direction of the schedule matters: reversed, it does worse",
-            WORSE: "Reversed, the schedule does better than LiNeS",
-            UNCLEAR: "LiNeS and its reversal cannot be told apart",
-        }[against_reversed]
-    title = {
-        BETTER: "Depth matters, not only length: LiNeS beats one factor for all layers, tuned alike",
-        WORSE: "Depth does not help: one factor for all layers, tuned alike, beats LiNeS",
-        UNCLEAR: "Depth is not seen to matter, only length: LiNeS and one factor for all layers, tuned alike, "
-        "cannot be told apart",
-    }[against_scaled]
-    addition = {BETTER: "reversed, it does worse", WORSE: "reversed, it does better", None: None}.get(
-        against_reversed, "nor its reversal from LiNeS" if against_scaled == UNCLEAR else "its reversal is not clear"
-    )
-    return title if addition is None else f"{title}; {addition}"
-
-
-def _chosen(front: Front) -> list[dict[str, str]]:
     validation = front["validation"]
-    if not validation:
-        return []
-    chosen = validation["chosen"]
+    texts = []
+    for each in tuned:
+        chosen = each.tuning["chosen"]
+        text = f"{label(each.group)}: alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}"
+        text += f", schedule {chosen['schedule']}" if len(each.schedules) > 1 else ""
+        text += f" (of {_count(len(each.tuning['grid']), 'setting')}"
+        text += "; at an edge of what was tried, so that more of it may be better)" if each.tuning["at_edge"] else ")"
+        texts.append(text)
+    limits = [
+        f"{name} at most {setting(validation[key])}"
+        for key, name in (("max_kl", "KL"), ("max_forgetting", "forgetting"))
+        if validation[key] is not None
+    ]
     text = (
-        f"Chosen among {_count(len(validation['grid']), 'setting')} on {validation['prompts']} validation prompts at "
-        f"{_count(validation['weights'], 'weight')}, and used for all test points of LiNeS."
+        f"{'; '.join(texts)}. Chosen by hypervolume on {validation['prompts']} validation prompts at "
+        f"{_count(validation['weights'], 'weight')}{f', with {_list(limits)}' if limits else ''}, and used for all "
+        "test points of the group."
     )
-    if chosen["beta"] == 0:
+    if tuned[0].tuning["chosen"]["beta"] == 0:
         text += " With beta 0 every layer has the same factor, so that LiNeS is plain scaling here."
-    title = f"alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}, schedule {chosen['schedule']}"
-    return [{"title": title, "text": text, "verdict": ""}]
+    edge = any(each.tuning["at_edge"] for each in tuned)
+    title = "Scalings were chosen at the edge of what was tried" if edge else "Scalings were chosen on other prompts"
+    return [Card(title, "unclear" if edge else "", text)]
 
 
-def _forgetting(front: Front) -> list[dict[str, str]]:
-    rows = damage_undone(front)
-    shares = [row["damage_undone"] for row in rows if row["damage_undone"] is not None]
-    if not rows:
+def _forgetting(front: Front) -> list[Card]:
+    """How much more perplexing texts outside the task have become, in words that need no other page."""
+    sft = sft_point(front)
+    if sft is None or sft["perplexity"] is None:
         return []
-    if not shares:
-        title = "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"
-        return [{"title": title, "text": "Its perplexity is not above that of the SFT model.", "verdict": ""}]
-    title = f"LiNeS undoes {percent(median(shares))} of what the rewarded soup forgets"
-    if median(shares) < 0:
-        title = f"LiNeS forgets more than the rewarded soup: {percent(-median(shares))} more"
-    kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["rewards"]}
-    kept = {reward: [share for share in values if share is not None] for reward, values in kept.items()}
-    texts = [f"{percent(median(values))} of the gain in {reward}" for reward, values in kept.items() if values]
-    text = "Medians over the same weights, by the perplexity of control texts"
-    text += f"; LiNeS keeps {_list(texts)}." if texts else "."
-    return [{"title": title, "text": text, "verdict": ""}]
-
-
-def _comparison(front: Front, group: str) -> Comparison | None:
-    """That of LiNeS with the group."""
-    return next((entry for entry in front["comparisons"] if (entry["a"], entry["b"]) == (LINES, group)), None)
-
-
-def _difference(front: Front, entry: Comparison) -> str:
-    parts = []
-    for measure in MEASURES:
-        key = f"{measure}_difference"
-        digits = decimals(other[key]["value"] for other in front["comparisons"])
-        text = f"{measure.replace('_', ' ')} {' '.join(estimated(entry[key], digits))}"
-        parts.append(f"{text} (adjusted p {p_text(entry[key]['adjusted_p_value'])})")
-    return f"{label(entry['a'])} {MINUS} {label(entry['b'])}: {_list(parts)}."
+    base = sft["perplexity"]["mean"]
+    about = front["forgetting"]
+    texts = f"{about['texts']} texts outside the task" if about else "texts outside the task"
+    start = f"Perplexity of {texts}, lower is better: the SFT model's is {base:.3g}"
+    rows = damage_undone(front)
+    if not rows:
+        return [Card("What the policies forgot", "", f"{start}.")]
+    by_id = {point["id"]: point["perplexity"]["mean"] for point in front["points"] if point["perplexity"]}
+    soup, lines = (median(by_id[row[key]] for row in rows) for key in ("soup", "point"))
+    if soup <= base and lines <= base:
+        title = "Nothing was forgotten"
+    elif round(soup, 4) == round(lines, 4):
+        title = "LiNeS forgets as much as the rewarded soup"
+    else:
+        title = f"LiNeS forgets {'more' if lines > soup else 'less'} than the rewarded soup"
+    text = (
+        f"{start}. At the same weights the rewarded soup changes it by {signed(100 * (soup / base - 1), 0)} % and "
+        f"LiNeS by {signed(100 * (lines / base - 1), 0)} % (medians over {_count(len(rows), 'weight')})"
+    )
+    kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["objectives"]}
+    kept = {reward: [value for value in values if value is not None] for reward, values in kept.items()}
+    gains = [f"{percent(median(values))} of the soup's gain in {reward}" for reward, values in kept.items() if values]
+    return [Card(title, "", f"{text}; LiNeS has {_list(gains)}." if gains else f"{text}.")]
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

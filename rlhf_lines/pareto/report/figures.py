@@ -16,14 +16,16 @@ from plotly import graph_objects as go
 from rlhf_lines.pareto.figures.canvas import bar_lengths, split_dominated
 from rlhf_lines.pareto.figures.front import BAND, hull_places, places, staircase
 from rlhf_lines.pareto.figures.validation import in_order
-from rlhf_lines.pareto.report.content import Content
+from rlhf_lines.pareto.report.content import Content, Measure, Tuned
 from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import estimated, isolated, number, setting, settings, visible
-from rlhf_lines.pareto.schema import Mean, PointEntry, shortened
+from rlhf_lines.pareto.schema import Mean, PointEntry, label, shortened
 from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.utility import utilities
 
 
-RING = "ring"  # the meta of the trace of the points at the slider's weights, which the page fills
+RING, COMPARED = "ring", "compared"  # the meta of the traces around points, which the page fills
+ROW = 0.7  # of the distance of two rows, that the points of a group take
 
 
 def page_figures(content: Content) -> dict[str, dict[str, Any]]:
@@ -33,18 +35,50 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
     that are others on a narrow one. `choices` has those that a control changes, by its id and by its value (that of a
     select, or 0 and 1 of a box), first on a wide and then on a narrow screen.
     """
-    rewards = content.front["rewards"]
-    figures = {"front-figure": (front_figure, {"intervals": [{"intervals": False}, {}]})}
-    if not content.flat:
-        axes = {f"axis-{axis}": [{axis: reward} for reward in rewards] for axis in "xy"}
-        figures["front-figure"] = (front_figure, axes | figures["front-figure"][1])
+    rewards = content.front["objectives"]
+    switch = {"intervals": [{"intervals": False}, {}]}
+    axes = {f"axis-{axis}": [{axis: reward} for reward in rewards] for axis in "xy"}
+    figures: dict[str, tuple[Callable[..., go.Figure], Mapping[str, Any]]]
+    if len(rewards) == 1:
+        figures = {"front-figure": (rows_figure, switch)}
+    elif len(rewards) <= 3:
+        figures = {"front-figure": (front_figure, switch if content.flat else axes | switch)}
+    else:
+        figures = {"front-figure": (parallel_figure, {}), "pair-figure": (front_figure, axes | switch)}
+    if any(point["kl"] for point in content.front["points"]):
+        choices = [{"reward": reward} for reward in kl_choices(content)]
+        figures["kl-figure"] = (kl_figure, {"kl-reward": choices})
+    if is_ternary(content):
+        choices = [{}, *({"measure": measure} for measure in ternary_measures(content))]
+        figures["ternary-figure"] = (ternary_figure, {"ternary-measure": choices})
     if any(point["perplexity"] for point in content.front["points"]):
         figures["forgetting-figure"] = (forgetting_figure, {"forgetting-reward": [{"reward": r} for r in rewards]})
     if content.predictions:
         figures["surrogate-figure"] = (surrogate_figure, {"surrogate-reward": [{"reward": r} for r in rewards]})
-    for i, schedule in enumerate(content.schedules):
-        figures[f"validation-figure-{i}"] = (partial(validation_figure, schedule=schedule), {})
+    for i, (tuned, schedule) in enumerate(validation_maps(content)):
+        figures[f"validation-figure-{i}"] = (partial(validation_figure, tuned=tuned, schedule=schedule), {})
     return {key: _with_choices(partial(draw, content), choices) for key, (draw, choices) in figures.items()}
+
+
+def kl_choices(content: Content) -> list[str | None]:
+    """What may stand above the KL: None is the utility to somebody to whom all objectives are the same."""
+    rewards = list(content.front["objectives"])
+    return rewards if len(rewards) == 1 else [None, *rewards]
+
+
+def is_ternary(content: Content) -> bool:
+    """Whether the weights are those of three policies, which are a place in a triangle."""
+    return len(content.policy_names) == 3 and len(content.steps) > 1
+
+
+def ternary_measures(content: Content) -> list[Measure]:
+    """What may colour the weights, beside the utility."""
+    return [*content.scores, *content.behaviour]
+
+
+def validation_maps(content: Content) -> list[tuple[Tuned, str]]:
+    """A map for every schedule that was tried for a group."""
+    return [(tuned, schedule) for tuned in content.tuned for schedule in tuned.schedules]
 
 
 def _with_choices(draw: Callable[..., go.Figure], choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -71,7 +105,7 @@ def front_figure(
     content: Content, x: str | None = None, y: str | None = None, *, intervals: bool = True, narrow: bool = False
 ) -> go.Figure:
     """Mean scores in two rewards: points, intervals, and for two rewards all about the front."""
-    rewards = content.front["rewards"]
+    rewards = content.front["objectives"]
     pair = (x or rewards[0], y or rewards[:2][-1])
 
     def cloud(points: Sequence[PointEntry], group: Mark, opacity: float, **look: Any) -> go.Scatter:
@@ -87,14 +121,129 @@ def front_figure(
             traces += [*_band(content, group), *_staircase(content, group, best), *_hull(content, group)]
         hollow = {"symbol": f"{group.symbol}-open", "color": group.ink(0.5), "size": 8}
         traces += [cloud(dominated, group, 0.2, marker=hollow), cloud(best, group, 0.45)]
-    ring = {"symbol": "circle-open", "size": 15 if narrow else 20, "color": "var(--ink)", "line": {"width": 2}}
-    traces.append(go.Scatter(mode="markers", x=[], y=[], marker=ring, hoverinfo="skip", meta=[RING]))
-    return go.Figure(traces, _layout(*(_score_title(reward, narrow) for reward in pair)))
+    return go.Figure([*traces, *_rings(narrow)], _layout(*(_score_title(reward, narrow) for reward in pair)))
+
+
+def rows_figure(content: Content, *, intervals: bool = True, narrow: bool = False) -> go.Figure:
+    """The scores of one objective, a row for each group, in which points stand below one another."""
+    (reward,) = content.front["objectives"]
+    traces = []
+    for row, group in enumerate(content.groups.values()):
+        points = content.points_of(group.name)
+        heights = [row + ROW * ((i + 0.5) / len(points) - 0.5) for i in range(len(points))]
+        scores = [point["scores"][reward] for point in points]
+        bars = {"error_x": _bars(scores, group.ink(0.45)) if intervals else {"visible": False}}
+        traces.append(_cloud(content, points, group, _means(scores), heights, narrow=narrow, **bars))
+    layout = _layout(_score_title(reward, narrow), "")
+    labels = [isolated(group.label, 14 if narrow else 28) for group in content.groups.values()]
+    layout.yaxis.update(tickvals=list(range(len(labels))), ticktext=labels, range=[len(labels) - 0.5, -0.5])
+    return go.Figure([*traces, *_rings(narrow)], layout)
+
+
+def parallel_figure(content: Content, *, narrow: bool = False) -> go.Figure:
+    """An axis for every objective, from the reference point (0) to the best of SFT model and single policies (1)."""
+    front, rewards = content.front, content.front["objectives"]
+    traces = []
+    for group in reversed(content.groups.values()):
+        best, dominated = split_dominated(front, content.points_of(group.name))
+        for points, opacity in ((dominated, 0.2), (best, 0.5)):
+            x, y, ids, texts = [], [], [], []
+            for point in points:
+                scores = [point["scores"][reward]["mean"] for reward in rewards]
+                heights = utilities(scores, front["reference_point"], front["ideal_point"]).tolist()
+                x += [*range(len(rewards)), None]
+                y += [*heights, None]
+                ids += [point["id"]] * (len(rewards) + 1)
+                texts += [_hover_text(content, point)] * (len(rewards) + 1)
+            look = {"color": group.ink(opacity), "symbol": group.symbol, "size": 7}
+            line = {"color": group.ink(opacity), "width": 1.5, "dash": _dash(group)}
+            traces.append(
+                go.Scatter(
+                    mode="lines+markers", x=x, y=y, customdata=ids, text=texts, marker=look, line=line,
+                    meta=[group.key], hovertemplate="%{text}<extra></extra>", connectgaps=False,
+                )
+            )  # fmt: skip
+    layout = _layout(
+        "", "0: reference point, 1: best anchor" if narrow else "0: reference point, 1: best single policy"
+    )
+    labels = [isolated(reward, 10 if narrow else 18) for reward in rewards]
+    places = {"tickvals": list(range(len(rewards))), "ticktext": labels, "ticklabeloverflow": "allow"}
+    layout.xaxis.update(range=[-0.2, len(rewards) - 0.8], **places)
+    layout.margin.r = 48
+    return go.Figure([*traces, *_rings(narrow)], layout)
+
+
+def kl_figure(content: Content, reward: str | None = None, *, narrow: bool = False) -> go.Figure:
+    """The KL to the SFT model to the right and a score upwards; the points of a group are joined along its weights."""
+    traces = []
+    for group in reversed(content.groups.values()):
+        points = [point for point in content.points_of(group.name) if point["kl"]]
+        if all(point["preference"] for point in points):
+            points.sort(key=lambda point: point["preference"])
+        kl, bars = [point["kl"] for point in points], {}
+        if reward is None:
+            heights = [content.equal_utility(point) for point in points]
+        else:
+            scores = [point["scores"][reward] for point in points]
+            heights, bars = _means(scores), {"error_y": _bars(scores, group.ink(0.45))}
+        look = {"mode": "markers"}
+        if len(content.policy_names) == 2 and len(points) > 1:
+            look = {"mode": "lines+markers", "line": {"color": group.ink(0.5), "width": 2, "dash": _dash(group)}}
+        bars |= {"error_x": _bars(kl, group.ink(0.2))}
+        traces.append(_cloud(content, points, group, _means(kl), heights, narrow=narrow, **look, **bars))
+    title = _axis_title("utility", "higher is better", narrow)
+    y = title if reward is None else _score_title(reward, narrow)
+    return go.Figure([*traces, *_rings(narrow)], _layout(_axis_title("KL to SFT, nats", "lower is closer", narrow), y))
+
+
+def ternary_figure(content: Content, measure: Measure | None = None, *, narrow: bool = False) -> go.Figure:
+    """The weights of three policies in a triangle, coloured by a measure; one group at a time."""
+
+    def value(point: PointEntry) -> float | None:
+        if measure is None:
+            return content.equal_utility(point)
+        found = measure.of(point)
+        return found and found["mean"]
+
+    steps = [step for step in content.steps if min(step.parts) >= 0]
+    of_group: dict[str, list[tuple[PointEntry, list[float]]]] = {}
+    for step in steps:
+        for i in step.points:
+            of_group.setdefault(content.by_id[i]["group"], []).append((content.by_id[i], step.parts))
+    values = [found for each in of_group.values() for point, _ in each if (found := value(point)) is not None]
+    ends = {"cmin": min(values, default=0), "cmax": max(values, default=1)}
+    title = "utility" if measure is None else isolated(measure.name, 30)
+    bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    traces = []
+    for name, found in of_group.items():
+        points, parts = zip(*found, strict=True)
+        a, b, c = zip(*parts, strict=True)
+        look = {"color": [value(point) for point in points], "colorscale": "Cividis", "size": 16 if narrow else 22}
+        look |= {"symbol": "hexagon", "colorbar": bar, "showscale": True, "line": {"color": "var(--faint)", "width": 1}}
+        traces.append(
+            go.Scatterternary(
+                mode="markers", a=a, b=b, c=c, marker=look | ends, customdata=[point["id"] for point in points],
+                text=[_hover_text(content, point) for point in points], hovertemplate="%{text}<extra></extra>",
+                meta=[f"ternary-{content.groups[name].key}"], cliponaxis=False,
+            )
+        )  # fmt: skip
+    layout = _layout("", "")
+    axis = {"gridcolor": "var(--line)", "linecolor": "var(--faint)", "tickvals": [0.25, 0.5, 0.75]}
+    axes = {
+        f"{key}axis": {**axis, "title": {"text": isolated(name, 12 if narrow else 18)}}
+        for key, name in zip("abc", content.policy_names, strict=True)
+    }
+    layout.update(ternary={"sum": 1, "bgcolor": "rgba(0,0,0,0)", **axes}, xaxis=None, yaxis=None)
+    layout.margin.update(t=44, r=30, l=44)
+    rings = [
+        go.Scatterternary(**_ring_look(key, narrow), a=[], b=[], c=[], cliponaxis=False) for key in (RING, COMPARED)
+    ]
+    return go.Figure([*traces, *rings], layout)
 
 
 def forgetting_figure(content: Content, reward: str | None = None, *, narrow: bool = False) -> go.Figure:
     """Perplexity to the right and the mean score in a reward upwards."""
-    reward = reward or content.front["rewards"][0]
+    reward = reward or content.front["objectives"][0]
     traces = []
     for group in reversed(content.groups.values()):
         points = [point for point in content.points_of(group.name) if point["perplexity"]]
@@ -107,7 +256,7 @@ def forgetting_figure(content: Content, reward: str | None = None, *, narrow: bo
 
 def surrogate_figure(content: Content, reward: str | None = None, *, narrow: bool = False) -> go.Figure:
     """Predicted to the right and measured upwards, with the line on which both agree."""
-    reward = reward or content.front["rewards"][0]
+    reward = reward or content.front["objectives"][0]
     keys = ("predicted", "measured")  # both without rewards that were added when the sweep was over
     of = {entry["id"]: [entry[key].get(reward) for key in keys] for entry in content.predictions}
     values = [value for pair in of.values() for value in pair if value is not None]
@@ -122,12 +271,13 @@ def surrogate_figure(content: Content, reward: str | None = None, *, narrow: boo
     return go.Figure(traces, _layout(*(isolated(f"{short}: {key} mean score") for key in keys)))
 
 
-def validation_figure(content: Content, schedule: str, *, narrow: bool = False) -> go.Figure:
-    """The validation hypervolume over alpha and beta for one schedule, with a frame around what was chosen."""
-    grid, chosen = content.front["validation"]["grid"], content.front["validation"]["chosen"]
+def validation_figure(content: Content, tuned: Tuned, schedule: str, *, narrow: bool = False) -> go.Figure:
+    """The validation hypervolume of a group over alpha and beta for one schedule, a frame around what was chosen."""
+    grid, chosen = tuned.tuning["grid"], tuned.tuning["chosen"]
     entries = {(e["alpha"], e["beta"]): e["hypervolume"]["value"] for e in grid if e["schedule"] == schedule}
     alphas, betas = (in_order({pair[k] for pair in entries}) for k in (0, 1))
-    values = [entry["hypervolume"]["value"] for entry in grid]
+    # All maps share their colours.
+    values = [entry["hypervolume"]["value"] for each in content.tuned for entry in each.tuning["grid"]]
     low, high, digits = min(values), max(values), decimals(values)
     cells = [[entries.get((alpha, beta)) for beta in betas] for alpha in alphas]
     written = [["" if value is None else number(value, digits) for value in row] for row in cells]
@@ -157,11 +307,29 @@ def validation_figure(content: Content, schedule: str, *, narrow: bool = False) 
         i, j = betas.index(chosen["beta"]), alphas.index(chosen["alpha"])
         frames = [{"type": "rect", "x0": i - 0.5, "x1": i + 0.5, "y0": j - 0.5, "y1": j + 0.5}]
         frames[0]["line"] = {"color": "var(--ink)", "width": 4}
-    several = f" (schedule {isolated(schedule)})" if len(content.schedules) > 1 else ""
-    layout = _layout(f"beta{several}", "alpha", annotations=texts, shapes=frames)
+    several = f", schedule {isolated(schedule, 20)}" if len(tuned.schedules) > 1 else ""
+    layout = _layout(f"beta ({isolated(label(tuned.group), 24)}{several})", "alpha", annotations=texts, shapes=frames)
     for axis in (layout.xaxis, layout.yaxis):
         axis.update(type="category", showgrid=False)
     return go.Figure(heat, layout)
+
+
+def _rings(narrow: bool) -> list[go.Scatter]:
+    """Around the points at the slider's weights, and around those whose completions are compared."""
+    return [go.Scatter(**_ring_look(key, narrow), x=[], y=[]) for key in (RING, COMPARED)]
+
+
+def _ring_look(key: str, narrow: bool) -> dict[str, Any]:
+    size = 15 if narrow else 20
+    looks = {
+        RING: {"symbol": "circle-open", "size": size, "color": "var(--ink)", "line": {"width": 2}},
+        COMPARED: {"symbol": "square-open", "size": size + 6, "color": "var(--accent)", "line": {"width": 2}},
+    }
+    return {"mode": "markers", "marker": looks[key], "hoverinfo": "skip", "meta": [key]}
+
+
+def _dash(group: Mark) -> str:
+    return ",".join(f"{length * 1.5:g}px" for length in group.dashes) or "solid"
 
 
 def _axis_title(quantity: str, note: str, narrow: bool) -> str:
@@ -209,12 +377,12 @@ def _cloud(
         "hovertemplate": "%{text}<extra></extra>",
         "meta": [group.key],
     }
-    return go.Scatter(mode="markers", x=x, y=y, **usual | look)
+    return go.Scatter(x=x, y=y, **{"mode": "markers"} | usual | look)
 
 
 def _hover_text(content: Content, point: PointEntry) -> str:
     lines = [f"<b>{isolated(': '.join(content.names(point)))}</b>", isolated(settings(point["spec"]), 90)]
-    for measure in content.measures:
+    for measure in [*content.scores, *content.behaviour, *content.wins[:1]]:
         if found := measure.of(point):
             parts = [isolated(measure.name, 30), *estimated(found, measure.digits), measure.unit]
             lines.append(" ".join(parts).rstrip())
@@ -239,14 +407,13 @@ def _line(places: Sequence[Sequence[float]], group: Mark, *boxes: str, **look: A
 
 
 def _staircase(content: Content, group: Mark, best: Sequence[PointEntry]) -> list[go.Scatter]:
-    edge = staircase(places(best, content.front["rewards"]), content.front["reference_point"])
-    dash = ",".join(f"{length * 1.5:g}px" for length in group.dashes) or "solid"
-    look = {"shape": "vh", "color": group.ink(), "dash": dash, "width": 2}
+    edge = staircase(places(best, content.front["objectives"]), content.front["reference_point"])
+    look = {"shape": "vh", "color": group.ink(), "dash": _dash(group), "width": 2}
     return _line(edge, group, line=look)
 
 
 def _hull(content: Content, group: Mark) -> list[go.Scatter]:
-    hull = hull_places(content.front, group.name, content.front["rewards"])
+    hull = hull_places(content.front, group.name, content.front["objectives"])
     return _line(hull, group, "hulls", line={"color": group.ink(), "width": 1, "dash": "dot"})
 
 

@@ -17,12 +17,12 @@ from markupsafe import Markup
 
 from rlhf_lines.pareto import look_at
 from rlhf_lines.pareto.report import facts, tables
-from rlhf_lines.pareto.report.completions import Completions, columns, fitting
+from rlhf_lines.pareto.report.completions import Completions, columns, fitting, score_spreads
 from rlhf_lines.pareto.report.content import Content
-from rlhf_lines.pareto.report.figures import page_figures
+from rlhf_lines.pareto.report.figures import is_ternary, kl_choices, page_figures, ternary_measures, validation_maps
 from rlhf_lines.pareto.report.groups import palette
 from rlhf_lines.pareto.report.words import setting, visible
-from rlhf_lines.pareto.schema import LINES, SOUP, Front, PointEntry
+from rlhf_lines.pareto.schema import LINES, SFT, SOUP, Front, PointEntry, label
 
 
 MAX_BYTES = 8_000_000
@@ -55,12 +55,23 @@ def report_html(
     content = Content(front)
     figures = page_figures(content)
 
-    def page(some: Completions | None) -> str:
-        return _page(content, figures, made, some)
+    spreads: dict[str, float] = {}
+    if completions is not None:
+        sft = next((completions.spec_of.get(p["id"]) for p in front["points"] if p["group"] == SFT), None)
+        spreads = score_spreads(completions, sft)
+
+    def page(some: Completions | None, **shown: Any) -> str:
+        return _page(content, figures, made, some, spreads, **shown)
 
     if completions is None:
         return page(None)
-    return page(fitting(completions, lambda some: len(page(some).encode()), max_bytes))
+    # Around the completions every page is the same, but for how many there are, which no page says longer than this.
+    around = len(page(completions.some(range(len(completions.prompts) - 1)), with_texts=False).encode())
+
+    def size(some: Completions) -> int:
+        return around + len(in_script(_columns(content, some, spreads)).encode())
+
+    return page(fitting(completions, size, max_bytes))
 
 
 def in_script(value: Any) -> str:
@@ -76,16 +87,35 @@ def in_script(value: Any) -> str:
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def slider_values(content: Content) -> list[list[float]]:
+    """The places of one slider a policy, for three or more; with two, one slider goes through the steps."""
+    columns = list(zip(*(step.parts for step in content.steps), strict=True))
+    return [sorted(set(column)) for column in columns] if len(columns) > 2 else []
+
+
 def _page(
-    content: Content, figures: Mapping[str, Any], made: Mapping[str, Any], completions: Completions | None
+    content: Content,
+    figures: Mapping[str, Any],
+    made: Mapping[str, Any],
+    completions: Completions | None,
+    spreads: Mapping[str, float],
+    *,
+    with_texts: bool = True,
 ) -> str:
-    data = {"figures": figures, "steps": [asdict(step) for step in content.steps], "completions": None}
+    groups = {point["id"]: content.groups[point["group"]].key for point in content.front["points"]}
+    data = {
+        "figures": figures,
+        "steps": [asdict(step) for step in content.steps],
+        "values": slider_values(content),
+        "groups": groups,
+        "sft": next((point["id"] for point in content.front["points"] if point["group"] == SFT), None),
+        "completions": None,
+    }
     read, compared = [], None
     if completions is not None and completions.prompts:
         read = [point for point in content.front["points"] if point["id"] in completions.spec_of]
     if read:
-        digits = {reward: measure.digits for reward, measure in content.rewards.items()}
-        data["completions"] = columns(completions, digits, content.kl.digits)
+        data["completions"] = _columns(content, completions, spreads) if with_texts else None
         compared = _first_compared(read, content.steps[len(content.steps) // 2].points if content.steps else [])
     return _template().render(
         content=content,
@@ -95,12 +125,23 @@ def _page(
         completions=completions,
         read=read,
         compared=compared,
+        is_ternary=is_ternary(content),
+        kl_choices=kl_choices(content),
+        ternary_names=[measure.name for measure in ternary_measures(content)],
+        ternary_groups={content.by_id[i]["group"] for step in content.steps for i in step.points},
+        validation_maps=validation_maps(content),
+        values=data["values"],
         style=Markup(_part("page.css") + palette(content.groups.values())),
         policy=_policy(_plotly(), _part("page.js")),
         data=Markup(in_script(data)),
         plotly=Markup(_plotly()),
         script=Markup(_part("page.js")),
     )
+
+
+def _columns(content: Content, completions: Completions, spreads: Mapping[str, float]) -> dict[str, Any]:
+    digits = {reward: measure.digits for reward, measure in content.rewards.items()}
+    return columns(completions, digits, content.kl.digits, spreads)
 
 
 def _first_compared(read: Sequence[PointEntry], ringed: Sequence[int]) -> tuple[int, int]:
@@ -122,7 +163,8 @@ def _template() -> Template:
         finalize=lambda value: value if isinstance(value, Markup) else visible(value),
     )
     environment.filters["setting"] = setting
-    return environment.from_string(_part("page.html"), globals={"facts": facts, "tables": tables, "look_at": look_at})
+    known = {"facts": facts, "tables": tables, "look_at": look_at, "label": label}
+    return environment.from_string(_part("page.html"), globals=known)
 
 
 def _policy(*scripts: str) -> str:

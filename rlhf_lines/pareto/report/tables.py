@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from rlhf_lines.pareto.forgetting import damage_undone
-from rlhf_lines.pareto.report.content import Content
+from rlhf_lines.pareto import comparisons
+from rlhf_lines.pareto.forgetting import damage_undone, sft_point
+from rlhf_lines.pareto.headline import bases
+from rlhf_lines.pareto.look_at import likely_choices
+from rlhf_lines.pareto.pick import CONTROLS, Picked, pick
+from rlhf_lines.pareto.report import facts
+from rlhf_lines.pareto.report.content import Content, Measure, Tuned
 from rlhf_lines.pareto.report.groups import Mark
-from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, visible, weights
-from rlhf_lines.pareto.schema import SFT, Mean, PointEntry, Value
+from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, signed, visible, weights
+from rlhf_lines.pareto.schema import SFT, GridEntry, Mean, PointEntry, Value, label, shortened
 from rlhf_lines.pareto.table import MEASURES, decimals, p_text
+
+
+PRINTED = 60  # of more points, only those that one would likely choose are on paper
 
 
 class Column(NamedTuple):
@@ -43,6 +51,11 @@ def name(text: str) -> Markup:
     return Markup('<bdi title="{0}">{0}</bdi>').format(visible(text))
 
 
+def bdi(text: str) -> Markup:
+    """A text apart from the direction of what stands around it, which is short enough already."""
+    return Markup("<bdi>{}</bdi>").format(visible(text))
+
+
 def symbol(group: Mark) -> Markup:
     """The character of a group in its colour."""
     span = Markup('<span class="symbol" aria-hidden="true" style="color:{}">{}</span>')
@@ -50,26 +63,69 @@ def symbol(group: Mark) -> Markup:
 
 
 def points_table(content: Content) -> Table:
-    """All points, with what tells those of one group apart."""
+    """All points: what they score, and how they are made."""
     points = content.front["points"]
-    best = {i for entry in content.front["fronts"].values() for i in entry["nondominated"]}
-    group, *others = _settings_and_scores(content, points)
-    columns = [
-        Column("", ["★" if point["id"] in best else "" for point in points]),
-        Column("id", [str(point["id"]) for point in points]),
-        group,
-        Column("weights", [weights(point["spec"]["weights"]) for point in points]),
-        *others,
-    ]
-    return Table("All points", columns)
+    columns = [*_measured(content, content.scores, points), *_settings(content, points)]
+    return Table("All points", [_points(content, points), *columns], _rows(content, points))
+
+
+def behaviour_table(content: Content) -> Table | None:
+    """What the completions of all points are like; None where that is not known."""
+    points = content.front["points"]
+    columns = _measured(content, [*content.behaviour, *content.wins], points)
+    return (
+        Table("What the completions are like", [_points(content, points), *columns], _rows(content, points))
+        if columns
+        else None
+    )
 
 
 def weight_table(content: Content) -> Table:
     """The points of every step of the slider, group by group, and the SFT model, which is in all of them."""
     steps = {i: {"data-step": str(k)} for k, step in enumerate(content.steps) for i in step.points}
     points = [p for group in content.groups for p in content.points_of(group) if group == SFT or p["id"] in steps]
-    columns = _settings_and_scores(content, points)
-    return Table("Scores at these weights", columns, [steps.get(point["id"], {}) for point in points])
+    columns = [*_measured(content, [*content.scores, *content.behaviour], points), *_settings(content, points)]
+    groups = _groups(content, [point["group"] for point in points])
+    return Table("Scores at these weights", [groups, *columns], [steps.get(point["id"], {}) for point in points])
+
+
+def choice_table(content: Content, read: Collection[int]) -> Table | None:
+    """For every preference the best point of each group; None where there are too many objectives to list them.
+
+    Args:
+        content: the front.
+        read: ids of the points whose completions are on the page.
+    """
+    front, rows = content.front, list(content.preferences())
+    if not rows or not front["fronts"]:
+        return None
+    groups = [name for name in content.groups if name in front["fronts"]]
+    allowed = [name for name in groups if name not in CONTROLS] or groups
+    objectives = [shortened(visible(objective), 20) for objective in front["objectives"]]
+    cells: dict[str, list[str]] = {name: [] for name in groups}
+    for row in rows:
+        found = {name: pick(front, preference=row, scale="range", group=name) for name in groups}
+        worth = {name: _worth(each) for name, each in found.items()}
+        best = max(allowed, key=worth.get)
+        for name, each in found.items():
+            text = Markup("<span>{} <span class='range'>({})</span></span>").format(
+                content.place(each.point), number(worth[name], 3)
+            )
+            if each.point["id"] in read:
+                text = Markup('<a href="#b={}">{}</a>').format(each.point["id"], text)
+            cells[name].append(Markup("<b class='chosen'>{} ★</b>").format(text) if name == best else text)
+    heads = [
+        Markup("<span>{} {}</span>").format(symbol(content.groups[name]), bdi(content.groups[name].label))
+        for name in groups
+    ]
+    labels = [" : ".join(f"{100 * part:.0f}" for part in row) for row in rows]
+    first = Column(Markup("<span>{} (%)</span>").format(bdi(" : ".join(objectives))), labels, start=True)
+    return Table("The best point of every group by preference", [first, *map(Column, heads, cells.values())])
+
+
+def _worth(picked: Picked) -> float:
+    scores = picked.point["scores"]
+    return sum(factor * scores[name]["mean"] for name, factor in picked.factors.items()) + picked.constant
 
 
 def volumes_table(content: Content) -> Table:
@@ -89,47 +145,127 @@ def volumes_table(content: Content) -> Table:
 
 
 def differences_table(content: Content) -> Table:
-    """The measures of one group minus those of another."""
+    """The measures of one group minus those of another, also as shares of the latter's, and what they say together."""
     entries = content.front["comparisons"]
-    names = [[name(content.groups[entry[k]].label) for k in "ab"] for entry in entries]
+    names = [[bdi(content.groups[entry[k]].label) for k in "ab"] for entry in entries]
     pairs = [Markup("<span>{} {} {}</span>").format(a, MINUS, b) for a, b in names]
-    columns = [Column("difference", pairs, start=True)]
-    for measure in MEASURES:
-        differences = [entry[f"{measure}_difference"] for entry in entries]
-        digits = decimals(difference["value"] for difference in differences)
+    columns = [
+        Column("difference", pairs, start=True),
+        Column("a against b", [e["verdict"] for e in entries], start=True),
+    ]
+    for measure, words in comparisons.MEASURES.items():
+        found = [entry[f"{measure}_difference"] for entry in entries]
+        if not any(found):
+            continue
+        digits = decimals(each["value"] for each in found if each)
         columns += [
-            Column(measure.replace("_", " "), [_estimate(difference, digits) for difference in differences]),
-            Column("adjusted p", [p_text(difference["adjusted_p_value"]) for difference in differences]),
+            Column(
+                words,
+                [
+                    NOTHING if each is None else facts.shares(each, bases(content.front, entry)[measure])[0]
+                    for each, entry in zip(found, entries, strict=True)
+                ],
+            ),
+            Column("difference", [_estimate(each, digits) for each in found]),
+            Column("adjusted p", [p_text(each and each["adjusted_p_value"]) for each in found]),
         ]
+    if any(entry["kl_budget"] is not None for entry in entries):
+        columns.append(Column("KL up to, nats", [number(entry["kl_budget"], 2) for entry in entries]))
     return Table("Differences between groups", columns)
 
 
 def validation_table(content: Content) -> Table:
-    """Every setting that was tried."""
-    grid, chosen = content.front["validation"]["grid"], content.front["validation"]["chosen"]
-    digits = decimals(entry["hypervolume"]["value"] for entry in grid)
-    is_chosen = [all(entry[key] == chosen[key] for key in chosen) for entry in grid]
+    """Every setting that was tried, group by group."""
+    rows = [(each, entry) for each in content.tuned for entry in each.tuning["grid"]]
+    entries = [entry for _, entry in rows]
+    digits = decimals(entry["hypervolume"]["value"] for entry in entries)
+    is_chosen = [all(entry[key] == each.tuning["chosen"][key] for key in each.tuning["chosen"]) for each, entry in rows]
+
+    def said(each: Tuned, entry: GridEntry, chosen: bool) -> str:
+        if chosen:
+            return "chosen, at an edge" if each.tuning["at_edge"] else "chosen"
+        return "" if entry["within_limits"] else "beyond the limits"
+
     columns = [
-        *(Column(key, [setting(entry[key]) for entry in grid]) for key in ("alpha", "beta")),
-        Column("schedule", [name(entry["schedule"]) for entry in grid], start=True),
-        Column("hypervolume", [_estimate(entry["hypervolume"], digits) for entry in grid]),
-        Column("", ["chosen" if found else "" for found in is_chosen], start=True),
+        Column("group", [bdi(label(each.group)) for each, _ in rows], start=True),
+        Column("hypervolume", [_estimate(entry["hypervolume"], digits) for entry in entries]),
+        *(Column(key, [setting(entry[key]) for entry in entries]) for key in ("alpha", "beta")),
+        Column("schedule", [name(entry["schedule"]) for entry in entries], start=True),
     ]
+    for key, head in (("kl", "largest KL, nats"), ("forgetting", "perplexity over SFT's")):
+        if any(entry[key] is not None for entry in entries):
+            columns.append(Column(head, [number(entry[key], 3) for entry in entries]))
+    columns.append(Column("", [said(*row, found) for row, found in zip(rows, is_chosen, strict=True)], start=True))
     return Table("Validation hypervolumes", columns, [{"class": "chosen"} if found else {} for found in is_chosen])
 
 
 def undone_table(content: Content) -> Table | None:
     """LiNeS beside the rewarded soup at the same weights; None if no weights have both."""
     rows = damage_undone(content.front)
+    if not rows:
+        return None
+    base = sft_point(content.front)["perplexity"]["mean"]
+    rises = {
+        key: [content.by_id[row[key]]["perplexity"]["mean"] / base - 1 for row in rows] for key in ("soup", "point")
+    }
+
+    def against(soup: float, lines: float) -> str:
+        change = percent(abs(lines - soup))
+        return f"{change} more" if lines > soup else f"{change} less"
+
     columns = [
-        Column("weights", [weights(row["weights"]) for row in rows]),
-        Column("policy", ["" if row["policy"] is None else name(row["policy"]) for row in rows], start=True),
-        Column("damage undone", [percent(row["damage_undone"]) for row in rows]),
+        Column("weights", [content.place(content.by_id[row["soup"]]) for row in rows], start=True),
+        *(
+            Column(head, [f"{signed(100 * rise, 0)} %" for rise in rises[key]])
+            for key, head in (("soup", "perplexity under the soup, over SFT's"), ("point", "under LiNeS"))
+        ),
+        Column("LiNeS forgets", [against(*pair) for pair in zip(*rises.values(), strict=True)], start=True),
     ]
-    for reward in content.front["rewards"]:
-        head = Markup("<span>kept of {}</span>").format(name(reward))
+    for reward in content.front["objectives"]:
+        head = Markup("<span>share of the soup's gain in {}</span>").format(name(reward))
         columns.append(Column(head, [percent(row["reward_kept"][reward]) for row in rows]))
-    return Table("Damage undone and reward kept by LiNeS", columns) if rows else None
+    return Table("Forgetting and gains of LiNeS beside the rewarded soup", columns)
+
+
+def audit_table(content: Content) -> Table:
+    """What the weights of the policies say of them."""
+    audit = content.front["audit"]
+    policies = audit["policies"]
+    first = audit["directions"]
+    columns = [
+        Column("policy", [name(each["name"]) for each in policies], start=True),
+        Column(
+            "unlike the others",
+            ["" if each["unlike"] is None else "yes" if each["unlike"] else "no" for each in policies],
+        ),
+        Column("norm", [number(each["norm"], decimals(p["norm"] for p in policies)) for each in policies]),
+        Column("of the SFT model's", [percent_of(each["relative_norm"]) for each in policies]),
+        Column("mean depth", [number(each["depth"], 2) for each in policies]),
+        *(
+            Column(
+                f"in the first {count} direction{'s' * (count > 1)}",
+                [percent(each["spectrum"][k] if each["spectrum"] else None) for each in policies],
+            )
+            for k, count in enumerate(first)
+        ),
+        *(
+            Column(
+                Markup("<span>cosine with {}</span>").format(name(other["name"])),
+                [number(row[k], 2) for row in audit["cosine"]],
+            )
+            for k, other in enumerate(policies)
+        ),
+        Column("why", [each["reason"] or "" for each in policies], start=True),
+    ]
+    return Table(
+        "Signatures of the policies",
+        [column for column in columns if any(c not in ("", NOTHING) for c in column.cells)],
+    )
+
+
+def percent_of(share: float | None) -> str:
+    """A share that may be small, in percent."""
+    return NOTHING if share is None else f"{100 * share:.2g} %"
 
 
 def predictions_table(content: Content) -> Table:
@@ -137,12 +273,12 @@ def predictions_table(content: Content) -> Table:
     predictions, by_id = content.predictions, {point["id"]: point for point in content.front["points"]}
     points = [by_id[entry["id"]] for entry in predictions]
     columns = [
+        _points(content, points),
         Column("id", [str(point["id"]) for point in points]),
-        _groups(content, [point["group"] for point in points]),
-        Column("weights", [weights(point["spec"]["weights"]) for point in points]),
     ]
     for reward, measure in content.rewards.items():
-        for head, key in ((Markup("<span>{} predicted</span>").format(name(reward)), "predicted"), ("measured",) * 2):
+        for key in ("predicted", "measured"):
+            head = Markup("<span>{} {}</span>").format(name(reward), key)
             columns.append(Column(head, [number(entry[key].get(reward), measure.digits) for entry in predictions]))
     return Table("Predicted and measured scores", columns)
 
@@ -152,21 +288,51 @@ def pairs_table(head: str, pairs: Sequence[tuple[str, str]]) -> Table:
     return Table(head, [Column(top, [name(pair[k]) for pair in pairs], start=True) for k, top in enumerate((head, ""))])
 
 
-def _settings_and_scores(content: Content, points: Sequence[PointEntry]) -> list[Column]:
-    specs = [point["spec"] for point in points]
-    columns = [_groups(content, [point["group"] for point in points])]
-    columns += [Column(key, [setting(spec[key]) for spec in specs]) for key in ("alpha", "beta")]
-    if any(point["spec"]["schedule"] != "linear" for point in content.front["points"]):
-        columns.append(Column("schedule", [name(spec["schedule"]) for spec in specs], start=True))
-    for measure in content.measures:
-        head = f"{measure.name}, {measure.unit}" if measure.unit else name(measure.name)
+def _points(content: Content, points: Sequence[PointEntry]) -> Column:
+    """Which point a row is of, which stays in sight while the others are scrolled."""
+    cells = [
+        Markup("<span>{} {}{}</span>").format(
+            symbol(content.groups[point["group"]]),
+            bdi(content.label(point)),
+            Markup(" ★") if point["id"] in content.best else "",
+        )
+        for point in points
+    ]
+    return Column("policy", cells, start=True)
+
+
+def _rows(content: Content, points: Sequence[PointEntry]) -> list[Mapping[str, str]]:
+    """Paper has no room for dominated points, and of many points for those that one would hardly choose."""
+    kept = content.best
+    if len(points) > PRINTED:
+        kept = {point["id"] for point in points if point["group"] == SFT}
+        kept |= {point["id"] for point in likely_choices(content.front)}
+    return [{} if point["id"] in kept else {"class": "unprinted"} for point in points]
+
+
+def _measured(content: Content, measures: Iterable[Measure], points: Sequence[PointEntry]) -> list[Column]:
+    columns = []
+    for measure in measures:
+        unit = f", {measure.unit}" if measure.unit else ""
+        head = Markup("<span>{}{}</span>").format(name(measure.name), unit)
         columns.append(Column(head, [_estimate(measure.of(point), measure.digits) for point in points]))
     return columns
 
 
+def _settings(content: Content, points: Sequence[PointEntry]) -> list[Column]:
+    specs = [point["spec"] for point in points]
+    columns = [Column(key, [setting(spec[key]) for spec in specs]) for key in ("alpha", "beta")]
+    for key in ("schedule", "rule"):
+        if any(point["spec"][key] != "linear" for point in content.front["points"]):
+            columns.append(Column(key, [name(spec[key]) for spec in specs], start=True))
+    if any(point["preference"] not in (None, point["spec"]["weights"]) for point in content.front["points"]):
+        columns.append(Column("weights", [weights(spec["weights"]) for spec in specs]))
+    return [*columns, Column("id", [str(point["id"]) for point in points])]
+
+
 def _groups(content: Content, names: Sequence[str]) -> Column:
     groups = [content.groups[name] for name in names]
-    cells = [Markup("<span>{} {}</span>").format(symbol(group), name(group.label)) for group in groups]
+    cells = [Markup("<span>{} {}</span>").format(symbol(group), bdi(group.label)) for group in groups]
     return Column("group", cells, start=True)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 
@@ -11,19 +13,54 @@ from rlhf_lines.pareto.table import value_of
 
 
 MINUS, NOTHING = "\u2212", "\u2013"
-# Control characters have pictures (U+2400), so that nothing that was written is invisible; UTF-8 cannot hold half of a
-# surrogate pair.
-_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-_PICTURES |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
+JOINERS = "\u200c\u200d\ufe0e\ufe0f"
+# They shape letters of some scripts and join emoji; where they stand beside neither, they only hide.
+_IDLE_JOINER = re.compile(
+    f"(?<![\u0300-\u1fff\u2070-\ufdff\ufe0f-\ufefe\uff00-\U000dffff])[{JOINERS}]"
+    "|[\u200c\u200d](?![\u0300-\u1fff\u2070-\ufdff\ufe10-\ufefe\uff00-\U000dffff])"
+)
+_DRAWN = {0x3000, *map(ord, " \t\n"), *map(ord, JOINERS)}
+# Signs that stand before Arabic, Syriac and Kaithi numbers and words, which Unicode counts among the invisible ones.
+_DRAWN |= {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD}
+# Blanks that Unicode counts among letters and marks: fillers, the empty Braille cell, variation selectors.
+_BLANK = {0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
+_BLANK |= {*range(0x180B, 0x1810), *range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0)}
+# Control characters have pictures (U+2400); a space that breaks no line has the sign of that.
+_PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421, 0xA0: 0x237D}
+
+
+class _Shown(dict):
+    """What stands in place of every character, by its code, filled as texts need it."""
+
+    def __missing__(self, code: int) -> int | str:
+        character = chr(code)
+        kind = unicodedata.category(character)
+        if code in _DRAWN:
+            shown = code
+        elif code in _PICTURES:
+            shown = _PICTURES[code]
+        elif kind == "Cs":  # half of a surrogate pair, which UTF-8 cannot hold
+            shown = 0xFFFD
+        else:
+            shown = f"⟨U+{code:04X}⟩" if kind in ("Cc", "Cf", "Zs", "Zl", "Zp") or code in _BLANK else code
+        self[code] = shown
+        return shown
+
+
+_SHOWN = _Shown()
 
 
 def visible(text: object) -> str:
-    r"""`text` with a picture in place of every character that a page would not show.
+    r"""`text` with a sign in place of every character that a page would not show, or that would turn text around.
 
-    >>> visible("a\x00b")
-    'a␀b'
+    >>> visible("a\x00b\u202ec\xa0d")
+    'a␀b⟨U+202E⟩c⍽d'
     """
-    return str(text).translate(_PICTURES)
+    text = str(text)
+    if text.isascii() and text.isprintable():  # most are
+        return text
+    idle = _IDLE_JOINER.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+    return idle.translate(_SHOWN)
 
 
 def isolated(text: str, width: int = 60) -> str:
@@ -53,6 +90,15 @@ def estimated(estimate: Mean | Value, digits: int) -> tuple[str, str]:
 def percent(share: float | None) -> str:
     """A share in whole percents."""
     return NOTHING if share is None else f"{number(100 * share, 0)} %"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """A difference, with its sign.
+
+    >>> signed(0.25, 1), signed(-0.25, 2), signed(0.0, 1)
+    ('+0.2', '−0.25', '0.0')
+    """
+    return f"{'+' if value is not None and round(value, digits) > 0 else ''}{number(value, digits)}"
 
 
 def setting(value: float | str) -> str:

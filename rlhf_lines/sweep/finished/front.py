@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
-from rlhf_lines.pareto.schema import Forgetting
+from rlhf_lines.pareto.schema import Forgetting, Validation
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
 from rlhf_lines.sweep.store import RUN_STORE, Store, StoredPoint, open_finished
@@ -117,7 +117,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             points=measured_points(store, split),
             sft_model=store.recall("sft_model"),
             policies=_policies(store),
-            validation=store.recall("validation"),
+            validation=_validation(store),
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
             audit=store.recall("audit", None),
@@ -129,6 +129,19 @@ def _trace_front(folder: Path, split: str) -> Front:
         plot_forgetting(front, *_files(folder, "forgetting"))
     write_front(folder, front)  # last: who finds it finds the figures too
     return front
+
+
+def _validation(store: Store) -> Validation | None:
+    """How alpha and beta were chosen; a run of an earlier version knew no limits, and chose for LiNeS alone."""
+    found = store.recall("validation")
+    if found is None or "groups" in found:
+        return found
+    grid, chosen = found["grid"], found["chosen"]
+    tried = {axis: {entry[axis] for entry in grid} - {"auto"} for axis in ("alpha", "beta")}
+    at_edge = any(len(values) > 1 and chosen[axis] in (min(values), max(values)) for axis, values in tried.items())
+    unknown = {"kl": None, "forgetting": None, "within_limits": True}
+    limits = {"max_kl": None, "max_forgetting": None}
+    return {**found, "grid": [unknown | entry for entry in grid], "at_edge": at_edge, **limits, "groups": {}}
 
 
 def _policies(store: Store) -> list[str]:
@@ -152,6 +165,8 @@ def _forgetting(store: Store) -> Forgetting | None:
 def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
     objectives, metrics = objectives_of(store), metrics_of(store)
+    sets = {entry.name: entry for entry in map(PolicySet.of, store.recall("policy_sets", []))}
+    listed = _policies(store)
     samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), log_ratio_name(store)
     behaviours = read_behaviour(store, split, objectives)
 
@@ -162,6 +177,12 @@ def measured_points(store: Store, split: str) -> list[Point]:
     def forgetting(spec: int) -> dict[str, Any]:
         nll = store.nll(spec)
         return {"nll": nll, "text_tokens": tokens} if len(nll) else {}
+
+    def preference(stored: StoredPoint) -> tuple[float, ...] | None:
+        if (entry := sets.get(stored.group)) is None:
+            return None
+        weights = [*stored.spec.weights, *[0.0] * len(listed)]
+        return entry.preference([weights[listed.index(policy)] for policy in entry.policies])
 
     def point(stored: StoredPoint) -> Point:
         further = store.scores(stored.spec_id, split, metrics).T if metrics else ()
@@ -174,6 +195,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
             scores=store.scores(stored.spec_id, split, objectives),
             samples_per_prompt=samples,
             behaviour=behaviours[stored.spec_id],
+            preference=preference(stored),
             **measured,
         )
 

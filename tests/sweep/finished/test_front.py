@@ -170,3 +170,21 @@ def test_every_point_says_what_its_completions_are_like(sweep):
         found = [point["metrics"][name]["mean"] for name in ("share_empty", "tokens", "share_cut")]
         assert found == pytest.approx(by_hand[point["id"]])
         assert point["changes"].keys() == {"tokens", "share_empty", "share_cut", "repetition", "distinct"}
+
+
+def test_a_choice_of_an_earlier_version_is_read(run):
+    """It knew no limits, and chose for LiNeS alone."""
+    grid = [
+        {"alpha": alpha, "beta": 0.0, "schedule": "linear", "hypervolume": {"value": alpha, "low": 0.0, "high": 2.0}}
+        for alpha in (0.5, 1.0)
+    ]
+    chosen = {"alpha": 1.0, "beta": 0.0, "schedule": "linear"}
+    with Store(run) as store:
+        store.replace(
+            validation={"prompts": 3, "weights": 2, "reference_point": [0.0, 0.0], "grid": grid, "chosen": chosen}
+        )
+    assert cli.main(["front", str(run)]) == 0
+    front = read_front(run)
+    assert list(faults(front)) == []
+    assert front["validation"]["at_edge"] and front["validation"]["groups"] == {}
+    assert [entry["within_limits"] for entry in front["validation"]["grid"]] == [True, True]
