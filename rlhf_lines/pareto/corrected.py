@@ -42,6 +42,7 @@ HELD_OUT = 100  # of the first level, for the held-out choice, with both signs
 ADDED_NOISE = 0.5  # a: little noise chooses almost as well as all prompts do
 MOST_DOUBTED = 1.5  # standard deviations of a correction
 WIDENED = 0.1  # times the share of the held-out choice, which varies more than what is resampled
+ROUNDING = 1e-12  # of a measure: smaller differences have no meaning, and neither has their spread
 DIRECTIONS = 32  # for each dimension
 
 
@@ -167,10 +168,18 @@ class Corrected:
             raise ValueError(
                 f"got measures over {self.prompts} and {other.prompts} prompts; a difference needs the same prompts"
             )
+        size = max(np.abs(each.resampled).max() for each in (self, other))
+        rounding = ROUNDING * max(size, abs(self.value), abs(other.value))
+
+        def apart(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+            """`a - b`, and 0 where the same points in another order would differ as much."""
+            difference = np.subtract(a, b)
+            return np.where(np.abs(difference) <= rounding, 0.0, difference)
+
         return Corrected(
-            self.value - other.value,
-            self.corrected - other.corrected,
-            self.resampled - other.resampled,
+            float(apart(self.value, other.value)),
+            float(apart(self.corrected, other.corrected)),
+            apart(self.resampled, other.resampled),
             self.prompts,
             self.doubt,
             is_difference=True,

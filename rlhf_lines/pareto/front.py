@@ -319,7 +319,7 @@ def _per_prompt(
 
 
 def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float64]], confidence: float) -> Mean | None:
-    """`exp(sum of nll / sum of tokens)` with its interval over texts: that of the exponent, so that it stays above 0."""
+    """`exp(sum of nll / sum of tokens)`; its interval over texts is that of the exponent, so that it stays above 0."""
     if point.nll is None and point.text_tokens is None:
         return None
     nll, tokens = (np.asarray(values, dtype=np.float64) for values in (point.nll, point.text_tokens))

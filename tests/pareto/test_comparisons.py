@@ -57,6 +57,8 @@ def test_p_values_are_adjusted_over_all_comparisons_of_a_measure(make_points):
         found = [entry[f"{measure}_difference"] for entry in front["comparisons"]]
         assert [each["adjusted_p_value"] for each in found] == holm([each["p_value"] for each in found])
         assert any(each["adjusted_p_value"] > each["p_value"] for each in found)
+        # Adjusting leaves the interval alone, which has 0 outside exactly where the p-value is below 5 %.
+        assert all((each["p_value"] < 0.05) == (not each["low"] <= 0 <= each["high"]) for each in found)
     for entry in front["comparisons"]:
         signs = [
             int(np.sign(each["corrected"])) * (each["adjusted_p_value"] < 0.05)
