@@ -150,7 +150,8 @@ class Corrected:
     Attributes:
         value: the measure of the mean scores as they are.
         corrected: the same without the bias of choosing among noisy points; the interval lies around it.
-        resampled: `[OUTER]`, the estimate in resamples (widened), for the error; paired between groups.
+        resampled: `[OUTER]`, the estimate in resamples (widened), for the error; paired between groups. Of a difference,
+            how far each is from their mean.
         prompts: P.
         doubt: share of the correction in the error.
         is_difference: of two groups; it may be 0 or less.
@@ -176,10 +177,11 @@ class Corrected:
             difference = np.subtract(a, b)
             return np.where(np.abs(difference) <= rounding, 0.0, difference)
 
+        resampled = self.resampled - other.resampled
         return Corrected(
             float(apart(self.value, other.value)),
             float(apart(self.corrected, other.corrected)),
-            apart(self.resampled, other.resampled),
+            apart(resampled, resampled.mean()),
             self.prompts,
             self.doubt,
             is_difference=True,

@@ -154,8 +154,8 @@ def test_one_objective_has_lengths_in_place_of_areas(make_points):
         assert entry["expected_utility"]["value"] == pytest.approx(share, rel=1e-12)
         assert entry["nondominated"] == entry["hull"] == [best]
         assert entry["attainment"] is None
-    # All have one KL: within less only the SFT model is offered, so that the mean over budgets is its length. Nothing is
-    # chosen, and no length is cut off at a reference point that is far below.
+    # All have one KL: within less only the SFT model is offered, so that the mean over budgets is its length. Nothing
+    # is chosen, and no length is cut off at a reference point that is far below.
     (found,) = front_of(points, rewards=["a"], given_reference_point=[-3.0])["comparisons"]
     assert found["kl_budget"] == 1.0
     assert found["equal_kl_hypervolumes"] == pytest.approx([scores[0] + 3.0] * 2, rel=1e-12)
