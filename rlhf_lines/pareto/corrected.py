@@ -42,6 +42,7 @@ HELD_OUT = 100  # of the first level, for the held-out choice, with both signs
 ADDED_NOISE = 0.5  # a: little noise chooses almost as well as all prompts do
 MOST_DOUBTED = 1.5  # standard deviations of a correction
 WIDENED = 0.1  # times the share of the held-out choice, which varies more than what is resampled
+ROUNDING = 1e-12  # of a measure: smaller differences have no meaning, and neither has their spread
 DIRECTIONS = 32  # for each dimension
 
 
@@ -149,7 +150,8 @@ class Corrected:
     Attributes:
         value: the measure of the mean scores as they are.
         corrected: the same without the bias of choosing among noisy points; the interval lies around it.
-        resampled: `[OUTER]`, the estimate in resamples (widened), for the error; paired between groups.
+        resampled: `[OUTER]`, the estimate in resamples (widened), for the error; paired between groups. Of a difference,
+            how far each is from their mean.
         prompts: P.
         doubt: share of the correction in the error.
         is_difference: of two groups; it may be 0 or less.
@@ -167,10 +169,19 @@ class Corrected:
             raise ValueError(
                 f"got measures over {self.prompts} and {other.prompts} prompts; a difference needs the same prompts"
             )
+        size = max(np.abs(each.resampled).max() for each in (self, other))
+        rounding = ROUNDING * max(size, abs(self.value), abs(other.value))
+
+        def apart(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+            """`a - b`, and 0 where the same points in another order would differ as much."""
+            difference = np.subtract(a, b)
+            return np.where(np.abs(difference) <= rounding, 0.0, difference)
+
+        resampled = self.resampled - other.resampled
         return Corrected(
-            self.value - other.value,
-            self.corrected - other.corrected,
-            self.resampled - other.resampled,
+            float(apart(self.value, other.value)),
+            float(apart(self.corrected, other.corrected)),
+            apart(resampled, resampled.mean()),
             self.prompts,
             self.doubt,
             is_difference=True,

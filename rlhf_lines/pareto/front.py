@@ -337,7 +337,7 @@ def _per_prompt(
 
 
 def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float64]], confidence: float) -> Mean | None:
-    """`exp(sum of nll / sum of tokens)` with its interval over texts."""
+    """`exp(sum of nll / sum of tokens)`; its interval over texts is that of the exponent, so that it stays above 0."""
     if point.nll is None and point.text_tokens is None:
         return None
     nll, tokens = (np.asarray(values, dtype=np.float64) for values in (point.nll, point.text_tokens))
@@ -347,4 +347,5 @@ def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float6
             "finite nll and a positive number of tokens for every text outside the task, or None for both"
         )
     samples = resampled(np.stack([nll, tokens], axis=-1))
-    return _mean(np.exp(nll.sum() / tokens.sum()), np.exp(samples[:, 0] / samples[:, 1]), nll.size, confidence)
+    exponent = _mean(nll.sum() / tokens.sum(), samples[:, 0] / samples[:, 1], nll.size, confidence)
+    return {key: None if end is None else float(np.exp(end)) for key, end in exponent.items()}

@@ -36,6 +36,8 @@ def length_correlation(tokens: ArrayLike, scores: ArrayLike, resampling: Resampl
     if moments.flat.any():
         return None
     r = moments.correlation()
+    if len(moments.of_prompts) < 2:
+        return {"mean": float(r), "low": None, "high": None}
     if 1 - abs(r) < FLAT:
         return {"mean": float(np.sign(r)), "low": float(np.sign(r)), "high": float(np.sign(r))}
     left_out = moments.without_each().correlation()
@@ -72,6 +74,8 @@ def at_matched_length(
         return None
     moments = Moments.of(longer, higher)
     value = moments.intercept()
+    if len(moments.of_prompts) < 2:
+        return {"mean": float(value), "low": None, "high": None}
     reach = resampling.quantile * jackknife_error(moments.without_each().intercept())
     return {"mean": float(value), "low": float(value - reach), "high": float(value + reach)}
 

@@ -87,7 +87,7 @@ def _told(found: Sequence[Finding]) -> str:
 
 def _findings(point: PointEntry, sft: PointEntry) -> Iterator[Finding]:
     name = f"{label(point['group'])} {shortened(point['label'])}"
-    if point["changes"] is not None:
+    if point["changes"] is not None and point["prompts"] > 1:  # of one prompt nothing is known beyond noise
         yield from _of_shares(name, point, sft)
         yield from _of_length(name, point, sft)
         yield from _of_scores(name, point, sft)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_lines.pareto import build_front
 from rlhf_lines.pareto.measures import ALL_POINTS_RULE, GIVEN_RULE, REFERENCE_POINT_RULE
@@ -108,8 +109,12 @@ def test_metrics_stand_beside_and_change_nothing(points):
     assert (front["fronts"], front["comparisons"]) == (plain["fronts"], plain["comparisons"])
     counts = np.random.Generator(np.random.PCG64(7))
     draws = [counts.integers(40, size=40) for _ in range(50)]
+    factor = stats.t.ppf(0.975, 39) / stats.norm.ppf(0.975) * np.sqrt(40 / 39)  # below 50 prompts
     for point, values in zip(front["points"], humor, strict=True):
-        low, high = np.quantile([values[draw].mean() for draw in draws], [0.025, 0.975])
+        low, high = (
+            values.mean() + factor * (end - values.mean())
+            for end in np.quantile([values[draw].mean() for draw in draws], [0.025, 0.975])
+        )
         expected = {"mean": values.mean(), "low": low, "high": high}
         assert point["metrics"]["humor"] == pytest.approx(expected, rel=1e-12, abs=1e-12)
         assert (point["metrics"]["tokens"] is None) == (point["id"] != 3)
@@ -149,9 +154,13 @@ def test_one_objective_has_lengths_in_place_of_areas(make_points):
         assert entry["expected_utility"]["value"] == pytest.approx(share, rel=1e-12)
         assert entry["nondominated"] == entry["hull"] == [best]
         assert entry["attainment"] is None
-    # All have one KL: within less only the SFT model is offered, so that the mean over budgets is its length.
-    expected = [scores[0] - reference] * 2
-    assert front["comparisons"][0]["equal_kl_hypervolumes"] == pytest.approx(expected, rel=1e-12)
+    # All have one KL: within less only the SFT model is offered, so that the mean over budgets is its length. Nothing
+    # is chosen, and no length is cut off at a reference point that is far below.
+    (found,) = front_of(points, rewards=["a"], given_reference_point=[-3.0])["comparisons"]
+    assert found["kl_budget"] == 1.0
+    assert found["equal_kl_hypervolumes"] == pytest.approx([scores[0] + 3.0] * 2, rel=1e-12)
+    for key, expected in (("value", 0.0), ("corrected", 0.0), ("low", 0.0), ("high", 0.0), ("p_value", 1.0)):
+        assert found["equal_kl_difference"][key] == expected
 
 
 def test_one_policy_makes_a_group_of_its_scalings(make_points):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_lines.pareto.behaviour import CHANGING, Behaviour, behaviour_entry, changes, repeated
-from rlhf_lines.pareto.bootstrap import interval
 from rlhf_lines.pareto.resampling import Resampling
 
 
@@ -35,12 +35,38 @@ def test_every_share_is_that_counted_by_hand():
     assert entry["distinct"]["mean"] == pytest.approx(len({"a b", " \n\t", "", "c", "d"}) / 6)
 
 
-def test_intervals_are_those_of_the_same_resampled_prompts():
+def test_intervals_are_those_of_the_same_resampled_prompts_stretched_for_few():
     entry = behaviour_entry(behaviour(), None, ["x", "y"], RESAMPLING)
     generator = np.random.Generator(np.random.PCG64(RESAMPLING.seed))
     tokens = np.array([2.0, 6.0, 5.5])
     means = [tokens[generator.integers(3, size=3)].mean() for _ in range(RESAMPLING.resamples)]
-    assert (entry["tokens"]["low"], entry["tokens"]["high"]) == pytest.approx(interval(means))
+    factor = stats.t.ppf(0.975, 2) / stats.norm.ppf(0.975) * np.sqrt(3 / 2)
+    expected = [4.5 + factor * (end - 4.5) for end in np.quantile(means, [0.025, 0.975])]
+    assert [entry["tokens"]["low"], entry["tokens"]["high"]] == pytest.approx(expected, rel=1e-12)
+
+
+def test_shares_have_intervals_of_shares_and_distinct_has_none():
+    entry = behaviour_entry(behaviour(), behaviour(), ["x", "y"], RESAMPLING)
+    # One of six is cut: 0, 1/2, 0 by prompt. The ends solve |p - q| = t sqrt(q (1 - q) / n).
+    share = entry["share_cut"]
+    answers = (1 / 6) * (5 / 6) / (np.var([0, 0.5, 0], ddof=1) / 3)
+    for end in (share["low"], share["high"]):
+        reach = stats.t.ppf(0.975, 2) * np.sqrt(end * (1 - end) / answers)
+        assert abs(1 / 6 - end) == pytest.approx(reach, rel=1e-12)
+    assert 0 < share["low"] < 1 / 6 < share["high"] < 1
+    assert (entry["distinct"]["low"], entry["distinct"]["high"]) == (None, None)
+
+
+def test_one_prompt_has_numbers_without_intervals():
+    one = behaviour(TEXTS[:1], IDS[:1], SCORES[:1])
+    other = behaviour(TEXTS[:1], [[[1, END], [1, END]]], SCORES[:1] + 1)
+    entry, found = behaviour_entry(one, other, ["x", "y"], RESAMPLING), changes(one, other, RESAMPLING)
+    wins = entry["win_rate"]
+    means = [*(entry[name] for name in CHANGING), wins, *wins["by_objective"].values(), wins["all_worse"]]
+    means += [*found.values(), *entry["length_correlation"].values(), *entry["at_matched_length"].values()]
+    assert all((each["low"], each["high"]) == (None, None) for each in means)
+    assert entry["length_correlation"]["x"]["mean"] == pytest.approx(-1.0)
+    assert entry["at_matched_length"]["x"]["mean"] == pytest.approx(-1.0)
 
 
 def test_changes_are_paired_by_prompts():

@@ -53,14 +53,19 @@ def test_p_values_are_adjusted_over_all_comparisons_of_a_measure(make_points):
             points.append({**point, "id": len(points), "group": group, "scores": point["scores"] - shift + noise})
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=400)
     assert len(front["comparisons"]) == 6
-    for measure in ("hypervolume", "expected_utility"):
-        found = [entry[f"{measure}_difference"] for entry in front["comparisons"]]
+    for measure, count in (("hypervolume", 6), ("expected_utility", 6), ("equal_kl", 3)):  # the soup has no KL
+        found = [each for entry in front["comparisons"] if (each := entry[f"{measure}_difference"]) is not None]
+        assert len(found) == count
         assert [each["adjusted_p_value"] for each in found] == holm([each["p_value"] for each in found])
         assert any(each["adjusted_p_value"] > each["p_value"] for each in found)
+        # Adjusting leaves the interval alone, which has 0 outside exactly where the p-value is below 5 %.
+        assert all((each["p_value"] < 0.05) == (not each["low"] <= 0 <= each["high"]) for each in found)
     for entry in front["comparisons"]:
         signs = [
             int(np.sign(each["corrected"])) * (each["adjusted_p_value"] < 0.05)
-            for each in (entry["hypervolume_difference"], entry["expected_utility_difference"])
+            for measure in ("hypervolume", "expected_utility", "equal_kl")
+            if (each := entry[f"{measure}_difference"]) is not None
         ]
-        assert entry["verdict"] == {(1, 1): "better", (-1, -1): "worse", (0, 0): "undecided"}.get(tuple(signs), "mixed")
+        same = {1: "better", -1: "worse", 0: "undecided"}[signs[0]]
+        assert entry["verdict"] == (same if len(set(signs)) == 1 else "mixed")
     assert {entry["verdict"] for entry in front["comparisons"]} >= {"better", "undecided"}

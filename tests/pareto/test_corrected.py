@@ -125,6 +125,15 @@ def test_a_group_against_itself_is_no_difference(arc):
     assert (found - found).estimate() == (0.0, 0.0, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_group_against_itself_in_another_order_is_no_difference(arc, seed):
+    """Rounding leaves a spread of 1e-16, and anything over it would be many standard errors."""
+    scores, measure = drawn(arc, seed=seed), ExpectedUtility((-0.3, -0.3), (1.2, 1.2))
+    for one in (measure, Hypervolume((-0.3, -0.3))):
+        found = correct(scores, one) - correct(scores[::-1], one)
+        assert (found.value, *found.estimate()) == (0.0, 0.0, 0.0, 0.0, 1.0)
+
+
 def test_differences_are_paired(arc):
     prompts = np.random.default_rng(5).normal(0.0, 2.0, (1, 300, 2))
     a, b = drawn(arc + 0.1, 300, 0.1) + prompts, drawn(arc, 300, 0.1, seed=1) + prompts

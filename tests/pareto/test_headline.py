@@ -8,17 +8,24 @@ from rlhf_lines.pareto.headline import front_headline
 
 
 def difference(value, p_value):
-    return {"value": value, "low": value - 1, "high": value + 1, "adjusted_p_value": p_value}
+    """Told by its corrected value; the plain one is another number here, which must not show."""
+    ends = {"low": value - 1, "high": value + 1}
+    return {"value": value + 7, "corrected": value, **ends, "adjusted_p_value": p_value}
+
+
+def measures(hypervolume, expected_utility):
+    return {
+        name: {"value": corrected + 7, "corrected": corrected}
+        for name, corrected in (("hypervolume", hypervolume), ("expected_utility", expected_utility))
+    }
 
 
 def front_of(**comparisons):
     """A front with these comparisons of LiNeS: a verdict, and value and p-value of each measure."""
-    measures = ("hypervolume", "expected_utility", "equal_kl")
+    names = ("hypervolume", "expected_utility", "equal_kl")
     return {
         "confidence": 0.95,
-        "fronts": {
-            group: {"hypervolume": {"value": 20.0}, "expected_utility": {"value": 0.5}} for group in comparisons
-        },
+        "fronts": {group: measures(20.0, 0.5) for group in comparisons},
         "comparisons": [
             {
                 "a": "lines",
@@ -26,8 +33,8 @@ def front_of(**comparisons):
                 "verdict": verdict,
                 "equal_kl_hypervolumes": [11.0, 8.0] if len(found) > 2 else None,
             }
-            | {f"{name}_difference": None for name in measures}
-            | {f"{name}_difference": difference(*each) for name, each in zip(measures, found, strict=False)}
+            | {f"{name}_difference": None for name in names}
+            | {f"{name}_difference": difference(*each) for name, each in zip(names, found, strict=False)}
             for group, (verdict, found) in comparisons.items()
         ],
     }
@@ -65,7 +72,7 @@ def test_the_headline(comparisons, sentence):
 
 def test_what_has_no_size_is_told_by_the_difference():
     front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1234, 0.01)]))
-    front["fronts"]["rewarded_soup"] = {"hypervolume": {"value": 0.0}, "expected_utility": {"value": -0.1}}
+    front["fronts"]["rewarded_soup"] = measures(0.0, -0.1)
     assert front_headline(front).endswith(
         "LiNeS is better than the rewarded soup: +3.4 hypervolume, +0.123 expected utility."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.wins import lost_most, win_rate
@@ -36,8 +37,14 @@ def test_win_rates_are_those_of_every_pair():
 def test_the_sft_model_ties_with_itself():
     scores = whole(3)
     found = win_rate(scores, scores, ["a", "b", "c"], RESAMPLING)
-    half, none = {"mean": 0.5, "low": 0.5, "high": 0.5}, {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert found == {**half, "by_objective": dict.fromkeys("abc", half), "all_better": none, "all_worse": none}
+    # Wilson's ends of 1/2 are 1/2 -+ w / 2 sqrt(1 + w^2), those of 0 are 0 and w^2 / (1 + w^2), with w = t / sqrt(P).
+    w = student.ppf(0.975, 29) / np.sqrt(30)
+    reach = 0.5 * w / np.sqrt(1 + w * w)
+    half = pytest.approx({"mean": 0.5, "low": 0.5 - reach, "high": 0.5 + reach}, rel=1e-12)
+    none = pytest.approx({"mean": 0.0, "low": 0.0, "high": w * w / (1 + w * w)}, rel=1e-12)
+    joint = {key: found.pop(key) for key in ("mean", "low", "high")}
+    assert joint == half
+    assert found == {"by_objective": dict.fromkeys("abc", half), "all_better": none, "all_worse": none}
 
 
 def test_with_one_objective_the_joint_rate_is_its_own():

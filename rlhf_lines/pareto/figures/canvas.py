@@ -87,10 +87,10 @@ def split_dominated(front: Front, points: Sequence[PointEntry]) -> tuple[list[Po
 
 
 def bar_lengths(estimates: Sequence[Mean]) -> list[list[float]]:
-    """The lengths of bars below and above the means; an interval that misses its own mean has a bar of length 0."""
+    """The lengths of bars below and above the means; 0 without an interval and where one misses its own mean."""
     return [
-        [max(0.0, estimate["mean"] - estimate["low"]) for estimate in estimates],
-        [max(0.0, estimate["high"] - estimate["mean"]) for estimate in estimates],
+        [0.0 if each[end] is None else max(0.0, sign * (each[end] - each["mean"])) for each in estimates]
+        for end, sign in (("low", -1.0), ("high", 1.0))
     ]
 
 

@@ -213,7 +213,7 @@ def test_the_legend_says_the_hypervolumes_with_their_intervals(front_of_six, mon
     figure = saved_figure_of(plot_front, front_of_six, tmp_path / "front.png", monkeypatch)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     volume = front_of_six["fronts"]["lines"]["hypervolume"]
-    assert texts[0] == f"LiNeS  {volume['value']:.3f} [{volume['low']:.3f}, {volume['high']:.3f}]"
+    assert texts[0] == f"LiNeS  {volume['corrected']:.3f} [{volume['low']:.3f}, {volume['high']:.3f}]"
     names = ["LiNeS", "rewarded soup", "scaled evenly", "reversed LiNeS", "MORLHF", "SFT"]
     assert [text.split("  ")[0] for text in texts] == names
     (panel,) = figure.axes
