@@ -37,13 +37,15 @@ def test_groups_and_differences_come_with_intervals(front):
     assert lines[0] == "40 test prompts, 95 % intervals over prompts, higher is better"
     (row,) = [line for line in lines if line.startswith("lines  ")]
     measures = [front["fronts"]["lines"][measure] for measure in ("hypervolume", "expected_utility")]
-    texts = [f"{measure['value']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]" for measure in measures]
+    assert all(measure["value"] != measure["corrected"] for measure in measures)
+    texts = [f"{measure['corrected']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]" for measure in measures]
     assert row.split()[1:7] == f"{texts[0]} {texts[1]}".split()
     assert row.split()[-2:] == ["5", "4"]
     (row,) = [line for line in lines if line.startswith("lines - rewarded_soup")]
     for measure in ("hypervolume", "expected_utility"):
         difference = front["comparisons"][0][f"{measure}_difference"]
-        assert f"{difference['value']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]  0.020" in row
+        assert difference["adjusted_p_value"] < 0.0005
+        assert f"{difference['corrected']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]  <0.001" in row
     assert row.split()[3] == "better"
     (heads,) = [line for line in lines if line.startswith("difference")]
     assert heads.split() == ["difference", "verdict", "hypervolume", "p", "expected", "utility", "p"]
