@@ -97,7 +97,7 @@ def test_held_out_is_chosen_under_one_noise_and_measured_under_another():
 
 def test_a_group_at_equal_kl_against_itself_is_no_difference():
     generator = np.random.default_rng(4)
-    scores = generator.normal(size=(5, 60, 3)) + [2.0, 2.0, -1.0]
+    scores = generator.normal([2.0, 2.0, -1.0], 1.0, size=(5, 60, 3))
     measure = EqualKL.within(1.5, [0.0, 0.0])
     for other in (scores, scores[::-1]):
         found = correct(scores, measure, 3) - correct(other, measure, 3)
