@@ -22,7 +22,7 @@ class GroupMeasures(TypedDict):
     """A group of a run, by the common reference point."""
 
     points: int
-    hypervolume: Value  # with the interval over prompts, as in `front.json`
+    hypervolume: Value  # of the mean scores, with the percentile interval over prompts
     expected_utility: Value
 
 

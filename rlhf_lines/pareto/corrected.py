@@ -150,8 +150,8 @@ class Corrected:
     Attributes:
         value: the measure of the mean scores as they are.
         corrected: the same without the bias of choosing among noisy points; the interval lies around it.
-        resampled: `[OUTER]`, the estimate in resamples (widened), for the error; paired between groups. Of a difference,
-            how far each is from their mean.
+        resampled: `[OUTER]`, the estimate in resamples (widened), for the error; paired between groups. Of a
+            difference, how far each is from their mean.
         prompts: P.
         doubt: share of the correction in the error.
         is_difference: of two groups; it may be 0 or less.
@@ -262,32 +262,33 @@ class Shrinking:
 
     With S the covariance of n means between points and N the part that noise has in it, deviations d (rows) become
     `d T` with `T' S T = S - N` where S exceeds N, and 0 where it does not. Directions without noise stay as they are.
+    In directions where S + N is 1 and N is m, T is the root of `(1 - 2 m) / (1 - m)`: nothing is divided by a noise or
+    a spread that is next to nothing.
     """
 
     def __init__(self, noise: NDArray[np.float64]) -> None:
         """Args: noise: `[R, n, K]`, draws of the error of the means."""
-        points, objectives = noise.shape[1:]
         apart = noise - noise.mean(axis=1, keepdims=True)
-        covariance = np.einsum("rnk,rnl->kl", apart, apart) / (len(noise) * max(1, points - 1))
-        unit = np.sqrt(np.diag(covariance))
-        unit[unit == 0.0] = 1.0
-        variances, axes = np.linalg.eigh(covariance / np.outer(unit, unit))
-        noisy = variances > 1e-12 * objectives
-        self._whiten = axes[:, noisy] / np.sqrt(variances[noisy]) / unit[:, None]
-        self._restore = (axes[:, noisy] * np.sqrt(variances[noisy]) * unit[:, None]).T
+        self._noise = np.einsum("rnk,rnl->kl", apart, apart) / (len(noise) * max(1, noise.shape[1] - 1))
 
     def __call__(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
         """The shrunk means, for `[R, n, K]`."""
-        points = means.shape[1]
-        if points < 2 or not self._whiten.size:
+        points, objectives = means.shape[1:]
+        if points < 2:
             return means
-        centre = means.mean(axis=1, keepdims=True)
-        apart = means - centre
-        white = apart @ self._whiten
-        spread, axes = np.linalg.eigh(white.swapaxes(1, 2) @ white / (points - 1))
-        kept = np.sqrt(np.maximum(0.0, 1.0 - 1.0 / np.maximum(spread, 1e-300)))
+        apart = means - means.mean(axis=1, keepdims=True)
+        total = apart.swapaxes(1, 2) @ apart / (points - 1) + self._noise
+        unit = np.sqrt(np.diagonal(total, axis1=1, axis2=2))
+        unit = np.where(unit > 0.0, unit, 1.0)
+        variances, axes = np.linalg.eigh(total / (unit[:, :, None] * unit[:, None]))
+        there = variances > 1e-12 * objectives
+        roots = np.sqrt(np.where(there, variances, 1.0))
+        whiten = axes * (there / roots)[:, None] / unit[:, :, None]
+        restore = (axes * (there * roots)[:, None]).swapaxes(1, 2) * unit[:, None]
+        shares, axes = np.linalg.eigh(whiten.swapaxes(1, 2) @ self._noise @ whiten)
+        kept = np.sqrt(np.maximum(0.0, 1.0 - 2.0 * shares) / np.maximum(0.5, 1.0 - shares))
         change = (axes * (kept - 1.0)[:, None]) @ axes.swapaxes(1, 2)
-        return means + white @ change @ self._restore
+        return means + apart @ whiten @ change @ restore
 
 
 def both_signs(noise: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_lines.pareto import (
     bootstrap,
@@ -13,6 +14,7 @@ from rlhf_lines.pareto import (
     interval,
     probability_positive,
 )
+from rlhf_lines.pareto.bootstrap import mean_interval
 
 
 def resampled_prompts(prompts, resamples, seed):
@@ -80,6 +82,30 @@ def test_the_interval_of_a_mean_has_the_width_of_the_normal_approximation():
     half_width = 1.96 * scores.std() / np.sqrt(400)
     assert low == pytest.approx(scores.mean() - half_width, abs=0.02)
     assert high == pytest.approx(scores.mean() + half_width, abs=0.02)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize("prompts", [2, 10, 49, 50, 400])
+def test_the_interval_of_a_mean_is_stretched_below_50_prompts(prompts, confidence):
+    samples = np.random.default_rng(prompts).gamma(2.0, size=999)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    factor = stats.t.ppf(1 - tail, prompts - 1) / stats.norm.ppf(1 - tail) * np.sqrt(prompts / (prompts - 1))
+    assert factor > 1
+    expected = (low, high) if prompts >= 50 else (1.9 + factor * (low - 1.9), 1.9 + factor * (high - 1.9))
+    assert mean_interval(samples, 1.9, prompts, confidence) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_mean_of_few_normal_scores_has_the_width_of_students_interval():
+    """The bootstrap's variance lacks a factor P / (P - 1), and its quantiles are normal ones: both are made up for."""
+    scores = stats.norm.ppf((np.arange(30) + 0.5) / 30)[None, :, None]
+    low, high = mean_interval(bootstrap_means(scores, 20_000, 0)[:, 0, 0], 0.0, 30)
+    reach = stats.t.ppf(0.975, 29) * scores.std(ddof=1) / np.sqrt(30)
+    assert (low, high) == pytest.approx((-reach, reach), rel=0.02)
+
+
+def test_the_mean_of_one_prompt_has_no_interval():
+    assert mean_interval([2.0, 2.0], 2.0, 1) == (None, None)
 
 
 def test_ties_count_half():

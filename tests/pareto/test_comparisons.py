@@ -6,9 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_lines.pareto import build_front
-from rlhf_lines.pareto.comparisons import conclusions, verdict
+from rlhf_lines.pareto.comparisons import conclusions, difference, verdict
+from rlhf_lines.pareto.corrected import Corrected
 from rlhf_lines.pareto.intervals import holm
 
 
@@ -33,16 +35,51 @@ def test_a_verdict_is_that_of_all_measures_or_mixed():
 
 
 def test_conclusions_are_of_adjusted_p_values_and_leave_out_what_is_not_there():
-    def difference(value, adjusted):
+    def found(value, adjusted):
         return {"corrected": value, "adjusted_p_value": adjusted, "p_value": 0.0}
 
     entry = {
-        "hypervolume_difference": difference(-2.0, 0.049),
-        "expected_utility_difference": difference(2.0, 0.06),
+        "hypervolume_difference": found(-2.0, 0.049),
+        "expected_utility_difference": found(2.0, 0.06),
         "equal_kl_difference": None,
     }
     assert conclusions(entry, 0.95) == {"hypervolume": -1, "expected_utility": 0}
     assert conclusions(entry, 0.9) == {"hypervolume": -1, "expected_utility": 1}
+
+
+def test_a_difference_is_paired_and_around_the_corrected_one():
+    generator = np.random.default_rng(0)
+    shared = generator.normal(size=160)
+    a = Corrected(3.0, 2.5, shared + 0.1 * generator.normal(size=160), 60, 0.2)
+    b = Corrected(2.0, 1.8, shared, 60, 0.2)
+    paired = a.resampled - b.resampled
+    error = np.hypot(paired.std(ddof=1), 0.2 * min(0.3, 1.5 * paired.std(ddof=1)))
+    reach, p_value = stats.t.ppf(0.95, 59) * error, 2 * stats.t.sf(0.7 / error, 59)
+    found = difference(a, b, 0.9)
+    assert found == pytest.approx(
+        {
+            **{"value": 1.0, "corrected": 0.7, "low": 0.7 - reach, "high": 0.7 + reach, "probability_positive": 1.0},
+            **{"p_value": p_value, "adjusted_p_value": p_value},
+        },
+        rel=1e-9,
+        abs=1e-15,
+    )
+    turned = difference(b, a, 0.9)
+    assert (turned["low"], turned["high"]) == pytest.approx((-found["high"], -found["low"]), rel=1e-12)
+    assert turned["corrected"] == -found["corrected"] and turned["p_value"] == found["p_value"]
+    # The share is of the resamples around what was found, which noise of 0.1 leaves in doubt.
+    near = Corrected(2.0, 1.75, a.resampled, 60, 0.2)
+    around = paired - paired.mean() - 0.05
+    share = difference(near, b, 0.9)["probability_positive"]
+    assert 0.1 < share == (around > 0).mean() < 0.5
+
+
+def test_the_difference_of_a_group_to_itself_is_none():
+    one = Corrected(3.0, 2.5, np.random.default_rng(0).normal(size=160), 60, 0.2)
+    assert difference(one, one, 0.95) == {
+        **{"value": 0.0, "corrected": 0.0, "low": 0.0, "high": 0.0, "probability_positive": 0.5},
+        **{"p_value": 1.0, "adjusted_p_value": 1.0},
+    }
 
 
 def test_p_values_are_adjusted_over_all_comparisons_of_a_measure(make_points):

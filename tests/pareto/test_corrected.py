@@ -75,6 +75,28 @@ def test_shrunk_points_spread_as_they_would_without_noise(arc):
     )
 
 
+@pytest.mark.parametrize("smallness", [1e-4, 1e-9, 1e-17])
+def test_next_to_no_noise_in_one_objective_leaves_the_others_as_without_it(smallness):
+    """A KL that is the same for all prompts has the noise of its rounding, and points that are any distance apart."""
+    noise = np.random.default_rng(0).normal(0.0, 0.1, (400, 30, 2))
+    means = np.random.default_rng(1).normal(0.0, 0.2, (5, 30, 2))
+    shrunk = Shrinking(noise * [1.0, smallness])(means)
+    np.testing.assert_allclose(shrunk, Shrinking(noise * [1.0, 0.0])(means), rtol=0, atol=100 * smallness + 1e-13)
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_scores_without_noise_have_nothing_to_correct(column):
+    scores = np.broadcast_to(np.linspace(0.1, 0.9, 6)[:, None, None], (6, 40, 2)).copy()
+    scores[..., 1] = 1.1 - scores[..., 1] ** 2
+    measure = Hypervolume((-0.3, -0.3))
+    exact = correct(scores, measure)
+    assert exact.estimate() == pytest.approx((exact.value, exact.value, exact.value, 0.0), rel=1e-12)
+    # With noise in one objective, of all points alike, that is what is uncertain.
+    scores[..., column] += np.random.default_rng(0).normal(0.0, 0.2, 40)
+    found = correct(scores, measure)
+    assert abs(found.corrected - found.value) < 0.1 * found.standard_error < 0.1 * found.value
+
+
 def test_held_out_of_two_equal_points_has_the_closed_form():
     # One objective, above the reference: d = m_1 - m_2 with noise of standard deviation t. Chosen at d + a e and
     # measured at d - e / a: the mean of the higher is m_2 + d Phi(d / (a t)) - (t / a) phi(d / (a t)).

@@ -7,21 +7,27 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_lines.pareto import (
     REFERENCE_POINT_RULE,
     UTILITY_RULE,
+    ExpectedUtility,
+    Hypervolume,
     Point,
-    bootstrap_hypervolumes,
-    bootstrap_means,
     build_front,
+    correct,
     expected_utility,
+    front_table,
     hypervolume,
+    plot_forgetting,
+    plot_front,
     read_front,
     reference_point,
     utilities,
     write_front,
 )
+from rlhf_lines.pareto.behaviour import Behaviour
 from rlhf_lines.pareto.schema import faults
 
 
@@ -59,7 +65,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     for entry in front["fronts"].values():
         assert set(entry) == {"hypervolume", "nondominated", "hull", "expected_utility", "attainment"}
         for measure in ("hypervolume", "expected_utility"):
-            assert set(entry[measure]) == {"value", "low", "high"}
+            assert set(entry[measure]) == {"value", "corrected", "low", "high"}
         assert list(entry["attainment"]) == ["0.025", "0.5", "0.975"]
         assert all(len(corner) == 2 for corners in entry["attainment"].values() for corner in corners)
     (comparison,) = front["comparisons"]
@@ -70,7 +76,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     assert (comparison["a"], comparison["b"]) == ("lines", "rewarded_soup")
     for measure in ("hypervolume", "expected_utility"):
         assert set(comparison[f"{measure}_difference"]) == {
-            *("value", "low", "high", "probability_positive", "p_value", "adjusted_p_value")
+            *("value", "corrected", "low", "high", "probability_positive", "p_value", "adjusted_p_value")
         }
     # The soup has no KL here.
     assert [comparison[key] for key in ("equal_kl_difference", "kl_budget", "equal_kl_hypervolumes")] == [None] * 3
@@ -107,36 +113,41 @@ def test_the_numbers_of_a_front_are_those_of_its_parts(make_points):
 
 
 @pytest.mark.parametrize("rewards", [2, 3, 4])
-def test_both_measures_are_of_the_same_resamples_and_fixed_points(make_points, rewards):
+def test_both_measures_have_the_same_fixed_points_and_prompts(make_points, rewards):
     points = make_points(rewards=rewards)
     front = front_of(points, rewards=[f"r{k}" for k in range(rewards)])
     scores = np.stack([point["scores"] for point in points])
-    means, resampled = scores.mean(axis=1), bootstrap_means(scores, 200, 7)
+    means = scores.mean(axis=1)
     anchors = [0, 1, 5] if rewards == 2 else slice(None)  # else no point of the fixture is a single policy
     reference, ideal = reference_point(means[anchors]), means[anchors].max(axis=0)
     assert front["ideal_point"] == ideal.tolist()
     groups = {"lines": slice(6, 11), "rewarded_soup": slice(1, 6)}
-    for measure, of in (
-        ("hypervolume", lambda values: bootstrap_hypervolumes(values, reference)),
-        ("expected_utility", lambda values: expected_utility(utilities(values, reference, ideal))),
+    t = stats.t.ppf(0.975, 39)
+    for name, measure, plain in (
+        ("hypervolume", Hypervolume(tuple(reference)), lambda rows: hypervolume(rows, reference)),
+        (
+            "expected_utility",
+            ExpectedUtility(tuple(reference), tuple(ideal)),
+            lambda rows: expected_utility(utilities(rows[None], reference, ideal))[0],
+        ),
     ):
-        value = {group: of(means[None, rows])[0] for group, rows in groups.items()}
-        samples = {group: of(resampled[:, rows]) for group, rows in groups.items()}
-        for group, entry in front["fronts"].items():
-            low, high = np.quantile(samples[group], [0.025, 0.975])
-            assert entry[measure] == pytest.approx({"value": value[group], "low": low, "high": high}, rel=1e-12)
-        difference = samples["lines"] - samples["rewarded_soup"]
-        low, high = np.quantile(difference, [0.025, 0.975])
-        assert front["comparisons"][0][f"{measure}_difference"] == pytest.approx(
-            {
-                "value": value["lines"] - value["rewarded_soup"],
-                "low": low,
-                "high": high,
-                "probability_positive": np.mean(difference > 0),
-                **dict.fromkeys(("p_value", "adjusted_p_value"), 2 * (1 + (difference <= 0).sum()) / 201),
-            },
-            rel=1e-10,
-        )
+        found = {group: correct(scores[rows], measure, 7) for group, rows in groups.items()}
+        for group, rows in groups.items():
+            one = found[group]
+            ends = {"low": one.corrected - t * one.standard_error, "high": one.corrected + t * one.standard_error}
+            expected = {"value": plain(means[rows]), "corrected": one.corrected, **ends}
+            assert front["fronts"][group][name] == pytest.approx(expected, rel=1e-12)
+        between = found["lines"] - found["rewarded_soup"]
+        value = plain(means[groups["lines"]]) - plain(means[groups["rewarded_soup"]])
+        corrected = found["lines"].corrected - found["rewarded_soup"].corrected
+        paired = found["lines"].resampled - found["rewarded_soup"].resampled
+        doubt = measure.doubt * min(abs(value - corrected), 1.5 * paired.std(ddof=1))
+        error = np.hypot(paired.std(ddof=1), doubt)
+        assert between.standard_error == pytest.approx(error, rel=1e-10)
+        expected = {"value": value, "corrected": corrected, "low": corrected - t * error, "high": corrected + t * error}
+        expected["probability_positive"] = np.mean(paired - paired.mean() + corrected > 0)
+        expected |= dict.fromkeys(("p_value", "adjusted_p_value"), 2 * stats.t.sf(corrected / error, 39))
+        assert front["comparisons"][0][f"{name}_difference"] == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert (front["fronts"]["lines"]["attainment"] is None) == (rewards > 2)
 
 
@@ -154,21 +165,61 @@ def test_the_hull_of_a_front_names_ids_and_leaves_out_dents():
     assert front["fronts"]["lines"]["hull"] == [11, 14, 16]
 
 
-def test_perplexity_weighs_tokens_and_resamples_texts(make_points):
+@pytest.mark.parametrize("copies", [1, 13])
+def test_perplexity_weighs_tokens_and_resamples_texts(make_points, copies):
     points = make_points()
-    nll, tokens = [12.0, 30.0, 3.0, 9.0], [10, 20, 1, 4]
+    nll, tokens = [12.0, 30.0, 3.0, 9.0] * copies, [10, 20, 1, 4] * copies
     points[4] |= {"nll": nll, "text_tokens": tokens}
     front = front_of(points)
     assert [point["id"] for point in front["points"] if point["perplexity"] is not None] == [4]
     # As a loop: each resample draws whole texts and divides sums, not a mean of four ratios.
     generator = np.random.Generator(np.random.PCG64(7))
-    samples = []
+    texts, samples = len(nll), []
     for _ in range(200):
-        draw = generator.integers(4, size=4)
-        samples.append(np.exp(sum(nll[i] for i in draw) / sum(tokens[i] for i in draw)))
-    low, high = np.quantile(samples, [0.025, 0.975])
-    expected = {"mean": np.exp(54.0 / 35.0), "low": low, "high": high}
+        draw = generator.integers(texts, size=texts)
+        samples.append(sum(nll[i] for i in draw) / sum(tokens[i] for i in draw))
+    few = stats.t.ppf(0.975, texts - 1) / stats.norm.ppf(0.975) * np.sqrt(texts / (texts - 1))
+    factor = few if texts < 50 else 1.0
+    low, high = (np.exp(54 / 35 + factor * (end - 54 / 35)) for end in np.quantile(samples, [0.025, 0.975]))
+    expected = {"mean": np.exp(54 / 35), "low": low, "high": high}
     assert front["points"][4]["perplexity"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_text_has_a_perplexity_without_an_interval(make_points):
+    points = make_points()
+    points[4] |= {"nll": [12.0], "text_tokens": [10]}
+    expected = {"mean": pytest.approx(np.exp(1.2), rel=1e-14), "low": None, "high": None}
+    assert front_of(points)["points"][4]["perplexity"] == expected
+
+
+def test_one_prompt_has_numbers_and_no_intervals(make_points, tmp_path):
+    points = make_points(prompts=1)
+    for point in points:
+        point |= {"kl": [0.1 * point["id"]], "nll": [3.0], "text_tokens": [2]}
+        scores = np.stack([point["scores"], point["scores"] + 1], axis=1)
+        texts, ids = [["a b", "c"]], [[[1, 2, 9], [3, 9]]]
+        point["behaviour"] = Behaviour.of(texts, ids, scores, max_new_tokens=6, end_tokens=[9])
+    front = front_of(points)
+    assert list(faults(front)) == []
+    means = np.array([point["scores"][0] for point in points])
+    for point, row in zip(front["points"], means, strict=True):
+        for k, reward in enumerate("ab"):
+            assert point["scores"][reward] == {"mean": row[k], "low": None, "high": None}
+        assert point["kl"] == {"mean": 0.1 * point["id"], "low": None, "high": None}
+    volume = hypervolume(means[6:], front["reference_point"])
+    lines, (comparison,) = front["fronts"]["lines"], front["comparisons"]
+    assert lines["hypervolume"] == {"value": volume, "corrected": volume, "low": None, "high": None}
+    assert comparison["verdict"] == "undecided"
+    for name in ("hypervolume", "expected_utility", "equal_kl"):
+        difference = comparison[f"{name}_difference"]
+        assert difference["value"] == difference["corrected"] != 0.0
+        assert [difference[key] for key in ("low", "high", "p_value", "adjusted_p_value")] == [None] * 4
+    # It is written, and shown.
+    assert read_front(write_front(tmp_path, front).parent) == front
+    table = front_table(front)
+    assert "[" not in table and "None" not in table and "nan" not in table and "What to look at" not in table
+    for draw in (plot_front, plot_forgetting):
+        assert draw(front, tmp_path / f"{draw.__name__}.png").stat().st_size > 0
 
 
 def test_a_reward_on_which_all_points_agree_says_nothing(make_points):
@@ -191,10 +242,14 @@ def test_points_that_all_agree_have_a_front_without_size(make_points):
     for group, ids in (("rewarded_soup", [1, 2, 3, 4, 5]), ("lines", [6, 7, 8, 9, 10])):
         entry = front["fronts"][group]
         assert entry["nondominated"] == ids and entry["hull"] == ids[:1]
-        assert entry["expected_utility"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-        assert entry["hypervolume"]["value"] == 0.0
+        # They are the reference point, where luck alone adds to a hypervolume: nothing is left, and no interval given.
+        assert entry["expected_utility"] == {"value": 0.0, "corrected": 0.0, "low": None, "high": None}
+        volume = entry["hypervolume"]
+        assert (volume["value"], volume["low"], volume["high"]) == (0.0, None, None) and volume["corrected"] <= 0.0
     for measure in ("hypervolume", "expected_utility"):
-        assert front["comparisons"][0][f"{measure}_difference"]["probability_positive"] == 0.5
+        difference = front["comparisons"][0][f"{measure}_difference"]
+        assert difference["probability_positive"] == 0.5
+        assert [difference[key] for key in ("corrected", "low", "high", "p_value")] == [0.0, 0.0, 0.0, 1.0]
     json.dumps(front, allow_nan=False)
 
 
@@ -226,14 +281,19 @@ def test_all_groups_with_a_front_are_compared_and_lines_with_rewarded_soup_comes
     assert [(entry["a"], entry["b"]) for entry in without_lines["comparisons"]] == [("averaged", "reversed")]
 
 
-def test_identical_groups_do_not_differ(make_points):
-    points = make_points()[:6]
-    points += [{**point, "id": point["id"] + 5, "group": "lines"} for point in points[1:]]
+@pytest.mark.parametrize("step", [1, -1])
+def test_identical_groups_do_not_differ(make_points, step):
+    """Whatever the order of their points, which rounds otherwise."""
+    generator, points = np.random.default_rng(0), make_points()[:6]
+    for point in points:
+        point["kl"] = generator.gamma(2.0, size=40)
+    points += [{**point, "id": 6 + i, "group": "lines"} for i, point in enumerate(points[1:][::step])]
     (comparison,) = front_of(points)["comparisons"]
-    for measure in ("hypervolume", "expected_utility"):
+    assert comparison["equal_kl_hypervolumes"][0] == pytest.approx(comparison["equal_kl_hypervolumes"][1], rel=1e-12)
+    for measure in ("hypervolume", "expected_utility", "equal_kl"):
         difference = comparison[f"{measure}_difference"]
         assert difference == {
-            **{"value": 0.0, "low": 0.0, "high": 0.0, "probability_positive": 0.5},
+            **{"value": 0.0, "corrected": 0.0, "low": 0.0, "high": 0.0, "probability_positive": 0.5},
             **{"p_value": 1.0, "adjusted_p_value": 1.0},
         }
     assert comparison["verdict"] == "undecided"

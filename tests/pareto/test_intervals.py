@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_lines.pareto import Estimate, holm, mean_estimate, paired_difference, ratio_estimate
-from rlhf_lines.pareto.intervals import estimate
+from rlhf_lines.pareto.intervals import estimate, share_estimate
 
 
 # "Student" (1908), Cushny and Peebles' hours of sleep gained by two drugs on ten patients: the paired difference is
@@ -50,6 +51,46 @@ def test_a_ratio_is_linearised():
     assert found.low == pytest.approx(reach.low, abs=0.01 * jackknife)
     # With denominators of 1 it is the mean.
     assert ratio_estimate(nats, np.ones(300))[1:3] == pytest.approx(mean_estimate(nats)[1:3], rel=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("chance", [0.02, 0.5, 0.97])
+def test_the_ends_of_a_share_solve_wilsons_equation(chance, samples, confidence):
+    """|p - q| = t sqrt(q (1 - q) / n), n as many answers as have the spread of the mean."""
+    values = (np.random.default_rng(7).random((60, samples)) < chance).mean(axis=1)
+    found, share = share_estimate(values, confidence), values.mean()
+    answers = share * (1 - share) / (values.var(ddof=1) / 60)
+    if samples == 1:  # of yes or no, one less than there are prompts
+        assert answers == pytest.approx(59, rel=1e-12)
+    t = stats.t.ppf((1 + confidence) / 2, 59)
+    assert found.value == share and found.p_value is None
+    assert 0 < found.low < share < found.high < 1
+    for end in (found.low, found.high):
+        assert abs(share - end) == pytest.approx(t * np.sqrt(end * (1 - end) / answers), rel=1e-10)
+
+
+@pytest.mark.parametrize("prompts", [2, 10, 400])
+def test_a_share_of_none_or_of_all_has_an_interval_that_reaches_inwards(prompts):
+    w = stats.t.ppf(0.975, prompts - 1) ** 2 / prompts
+    none, every, half = (share_estimate(np.full(prompts, share)) for share in (0.0, 1.0, 0.5))
+    assert none == (0.0, 0.0, pytest.approx(w / (1 + w), rel=1e-12), None)
+    assert every == (1.0, pytest.approx(1 / (1 + w), rel=1e-12), 1.0, None)
+    reach = 0.5 * np.sqrt(w / (1 + w))
+    assert half[1:3] == pytest.approx((0.5 - reach, 0.5 + reach), rel=1e-12)
+
+
+def test_a_share_and_its_rest_have_intervals_that_mirror():
+    values = np.random.default_rng(1).integers(5, size=80) / 4
+    found, rest = share_estimate(values), share_estimate(1 - values)
+    assert (1 - rest.high, 1 - rest.low) == pytest.approx((found.low, found.high), rel=1e-12)
+
+
+def test_a_share_of_one_prompt_has_no_interval_and_others_are_refused():
+    assert share_estimate([0.25]) == (0.25, None, None, None)
+    for wrong in ([], [[0.5]], [0.5, 1.1], [-0.1, 0.5], [np.nan, 0.5]):
+        with pytest.raises(ValueError, match="a share from 0 to 1 per prompt"):
+            share_estimate(wrong)
 
 
 def test_holm_by_hand():

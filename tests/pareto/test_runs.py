@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_lines.pareto import build_front, expected_utility, hypervolume, utilities
+from rlhf_lines.pareto import bootstrap_means, build_front, expected_utility, hypervolume, utilities
 from rlhf_lines.pareto.comparison import RunsFile, read_comparison, write_comparison
 from rlhf_lines.pareto.runs import RunScores, attainment_difference, attainment_over_runs, compare_runs
 from rlhf_lines.pareto.schema import faults
@@ -57,16 +57,24 @@ def test_the_file_has_the_keys_of_the_schema_and_is_read_as_it_was_written(make_
 
 
 def test_by_its_own_reference_point_a_run_has_the_numbers_of_its_front(make_run):
-    """Intervals too: the prompts are resampled as there. Utilities depend on the ideal point, which is the anchors'."""
+    """Intervals are percentiles here. Utilities depend on the ideal point, which is the anchors'."""
     run, front = make_run(1)
     found = compare_runs([run, make_run(2)[0]], **SETTINGS, given_reference=front["reference_point"])
     assert found["reference_point_rule"] == "as given"
+    samples = {}
     for name, entry in front["fronts"].items():
-        assert found["runs"][0]["groups"][name]["hypervolume"] == pytest.approx(entry["hypervolume"])
+        ids = range(6, 11) if name == "lines" else range(1, 6)
+        means = bootstrap_means(np.stack([run.scores[i] for i in ids]), SETTINGS["resamples"], SETTINGS["seed"])
+        samples[name] = np.array([hypervolume(each, front["reference_point"]) for each in means])
+        low, high = np.quantile(samples[name], [0.025, 0.975])
+        expected = {"value": entry["hypervolume"]["value"], "low": low, "high": high}
+        assert found["runs"][0]["groups"][name]["hypervolume"] == pytest.approx(expected, rel=1e-10)
     (theirs,), (ours,) = front["comparisons"], found["comparisons"]
     assert (ours["a"], ours["b"]) == (theirs["a"], theirs["b"]) == ("lines", "rewarded_soup")
     of_run = ours["hypervolume_difference"]["runs"][0]
-    assert of_run == pytest.approx({key: theirs["hypervolume_difference"][key] for key in of_run})
+    low, high = np.quantile(samples["lines"] - samples["rewarded_soup"], [0.025, 0.975])
+    expected = {"value": theirs["hypervolume_difference"]["value"], "low": low, "high": high}
+    assert of_run == pytest.approx(expected, rel=1e-10)
 
 
 def test_all_runs_are_measured_by_the_anchors_of_all(make_run):

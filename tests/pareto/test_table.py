@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_lines.pareto import build_front, front_table
 from rlhf_lines.pareto.look_at import what_to_look_at
+from rlhf_lines.pareto.table import estimate_text, p_text
 from tests.pareto.damaged import DEMO, front_of
 
 
@@ -37,13 +38,15 @@ def test_groups_and_differences_come_with_intervals(front):
     assert lines[0] == "40 test prompts, 95 % intervals over prompts, higher is better"
     (row,) = [line for line in lines if line.startswith("lines  ")]
     measures = [front["fronts"]["lines"][measure] for measure in ("hypervolume", "expected_utility")]
-    texts = [f"{measure['value']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]" for measure in measures]
+    assert all(measure["value"] != measure["corrected"] for measure in measures)
+    texts = [f"{measure['corrected']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]" for measure in measures]
     assert row.split()[1:7] == f"{texts[0]} {texts[1]}".split()
     assert row.split()[-2:] == ["5", "4"]
     (row,) = [line for line in lines if line.startswith("lines - rewarded_soup")]
     for measure in ("hypervolume", "expected_utility"):
         difference = front["comparisons"][0][f"{measure}_difference"]
-        assert f"{difference['value']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]  0.020" in row
+        assert difference["adjusted_p_value"] < 0.0005
+        assert f"{difference['corrected']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]  <0.001" in row
     assert row.split()[3] == "better"
     (heads,) = [line for line in lines if line.startswith("difference")]
     assert heads.split() == ["difference", "verdict", "hypervolume", "p", "expected", "utility", "p"]
@@ -182,14 +185,26 @@ def test_comparisons_at_equal_kl_come_with_the_others(make_points):
     points[11]["kl"] = None
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=50)
     lines = front_table(front).splitlines()
-    head = next(i for i, line in enumerate(lines) if "hypervolume at equal KL      p" in line)
+    head = next(i for i, line in enumerate(lines) if line.endswith("hypervolume at equal KL       p"))
     at_equal = front["comparisons"][0]["equal_kl_difference"]
-    text = (
-        f"{at_equal['value']:.3f} [{at_equal['low']:.3f}, {at_equal['high']:.3f}]  {at_equal['adjusted_p_value']:.3f}"
-    )
-    assert lines[head + 1].endswith(text)
+    assert at_equal["value"] != at_equal["corrected"] and 0.0005 < at_equal["adjusted_p_value"] < 0.05
+    ends = f"[{at_equal['low']:.3f}, {at_equal['high']:.3f}]"
+    assert lines[head + 1].endswith(f"{at_equal['corrected']:.3f} {ends}   {at_equal['adjusted_p_value']:.3f}")
     assert [lines[head + i].split()[-1] for i in (2, 3)] == ["-", "-"]  # of ties, a point has no KL
     assert "for 3 comparisons by each measure" in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"),
+    [(0.0, "<0.001"), (0.00049, "<0.001"), (0.0005, "0.001"), (0.04949, "0.049"), (1.0, "1.000"), (None, "-")],
+)
+def test_a_p_value_is_never_written_as_0(p_value, text):
+    assert p_text(p_value) == text
+
+
+def test_a_number_without_an_interval_is_written_alone():
+    assert estimate_text({"value": 1.0, "corrected": 0.25, "low": None, "high": None}, 2) == "0.25"
+    assert estimate_text({"mean": 1.0, "low": 0.5, "high": 2.0}, 1) == "1.0 [0.5, 2.0]"
 
 
 def test_one_objective_has_a_table(make_points):

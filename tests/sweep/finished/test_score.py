@@ -284,7 +284,9 @@ def test_a_real_sweep_gets_the_scores_that_it_would_have_had(sft, policies, rewa
     for point in outcome.front["points"]:
         if json.dumps([point["group"], point["spec"]]) in front:
             other = front[json.dumps([point["group"], point["spec"]])]
-            assert {**point, "id": None} == {**other, "id": None} and point["perplexity"] is not None
+            assert {**point, "id": None, "perplexity": None} == {**other, "id": None, "perplexity": None}
+            # In other company, a text is in a batch of another layout, which sums in another order in float32.
+            assert point["perplexity"] == pytest.approx(other["perplexity"], rel=1e-6)
     assert outcome.front["forgetting"]["texts"] == 3
 
 
