@@ -37,7 +37,7 @@ class TestVerdicts:
     def test_effects_are_shares_of_the_other_group(self):
         [card] = verdicts(compared(rewarded_soup=(1, -1, 0)))
         assert [(e.measure, e.effect, e.interval, e.p_value, e.verdict, e.sign) for e in card.effects] == [
-            ("hypervolume", "+17 %", "[+8, +26] %", "< 0.001", "better", "▲"),
+            ("hypervolume", "+16 %", "[+8, +24] %", "< 0.001", "better", "▲"),
             ("expected utility", f"{MINUS}2.0 %", f"[{MINUS}3.0, {MINUS}1.0] %", "< 0.001", "worse", "▼"),
             ("hypervolume at equal KL", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
         ]
@@ -112,8 +112,8 @@ class TestFacts:
         assert forgotten.title == title
         assert forgotten.text == (
             "Perplexity of 50 texts outside the task, lower is better: the SFT model's is 4. At the same weights the "
-            f"rewarded soup changes it by {change} % and LiNeS by +6 % (medians over 11 weights); LiNeS has 90 % of the "
-            "soup's gain in brief and 90 % of the soup's gain in faithful."
+            f"rewarded soup changes it by {change} % and LiNeS by +6 % (medians over 11 weights); LiNeS has 90 % of "
+            "the soup's gain in brief and 90 % of the soup's gain in faithful."
         )
 
     def test_nothing_was_forgotten(self):
