@@ -11,23 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lines.artifact import whole_file
-from rlhf_lines.pareto.schema import GROUPS, LINES, SOUP, Front, Group, Mean, PointEntry, shortened
+from rlhf_lines.pareto.schema import LINES, SOUP, Front, Group, Mean, PointEntry, shortened
 from rlhf_lines.pareto.table import interval_name
 
 
 INK, FAINT_INK, GRID = "#222222", "#666666", "#E4E4E4"
 GREY = {"color": FAINT_INK}  # of marks that belong to no group
 COMPARED = (SOUP, LINES)  # hulls and bands of the ablations too would cover them
-PANEL_INCHES = (8.75, 6.25)  # 1400 x 1000 pixels
-SMALL_PANEL_INCHES = (5.5, 4.6)
-LEGEND_ROW_INCHES = 0.24
-_LEGEND = {"alignment": "left", "frameon": False, "labelcolor": INK}
-UPPER_LEGEND = {**_LEGEND, "loc": "outside upper left", "fontsize": 10.5, "title_fontsize": 10.5, "handlelength": 3.4}
-LOWER_LEGEND = {**_LEGEND, "loc": "outside lower left", "fontsize": 9}
+# Of a column and of both columns of a page, as most venues set them: figures are printed as they are, and no text in
+# them is smaller than POINTS.
+COLUMN_INCHES, PAGE_INCHES = 3.25, 6.75
+PANEL_INCHES = 2.7  # high
+POINTS = 8
+LEGEND_ROW_INCHES = 0.17
+_LEGEND = {"alignment": "left", "frameon": False, "labelcolor": INK, "fontsize": POINTS, "title_fontsize": POINTS}
+_LEGEND |= {"handletextpad": 0.5, "columnspacing": 1.2, "labelspacing": 0.3, "borderpad": 0.1}
+UPPER_LEGEND = {**_LEGEND, "loc": "outside upper left", "handlelength": 2.6}
+LOWER_LEGEND = {**_LEGEND, "loc": "outside lower left", "handlelength": 1.8}
 SUFFIXES = (".png", ".pdf")
-DPI = 160
+DPI = 400
 # A name with dollar signs is a name, not a formula. Type 42 keeps text in a PDF selectable, as journals ask.
-SETTINGS = {"font.family": "DejaVu Sans", "font.size": 11, "text.parse_math": False, "pdf.fonttype": 42}
+SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": POINTS,
+    "lines.linewidth": 1.0,
+    "text.parse_math": False,
+    "pdf.fonttype": 42,
+}
 
 
 @contextmanager
@@ -62,21 +72,39 @@ def saved_figure(paths: Sequence[str | Path], inches: tuple[float, float]) -> It
 
 def plain_axes(panel: Any) -> None:
     """Give a panel the look that all panels share: a faint grid behind the data and only two spines."""
-    panel.grid(color=GRID, linewidth=0.8)
+    panel.grid(color=GRID, linewidth=0.5)
     panel.set_axisbelow(True)
-    panel.tick_params(colors=FAINT_INK, labelsize=10)
+    panel.tick_params(colors=FAINT_INK, labelsize=POINTS, length=2, width=0.6)
     for name in ("xaxis", "yaxis"):
-        getattr(panel, name).label.set(color=INK, fontsize=10, linespacing=1.3)
+        getattr(panel, name).label.set(color=INK, fontsize=POINTS, linespacing=1.2)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         panel.spines[side].set_color("#AAAAAA")
 
 
-def score_label(front: Front, reward: str) -> str:
-    """The label of an axis of scores in three lines: the reward, what the numbers are, what their bars are."""
+def score_label(reward: str) -> str:
+    """The label of an axis of scores in two lines."""
+    return f"{shortened(reward, 34)}\nmean score, higher is better"
+
+
+def bars_text(front: Front) -> str:
+    """What the bars of points are."""
     prompts = max(point["prompts"] for point in front["points"])
-    return f"{shortened(reward, 48)}\nmean score, higher is better\n{interval_name(front)} over {prompts} prompts"
+    return f"bars: {interval_name(front)}s over {prompts} prompts"
+
+
+def score_limits(front: Front, reward: str) -> tuple[float, float]:
+    """The ends of every axis of a reward, so that figures beside each other can be compared.
+
+    They hold all points with their intervals, and the reference point.
+    """
+    k = front["rewards"].index(reward)
+    scores = [point["scores"][reward] for point in front["points"]]
+    ends = [score[end] for score in scores for end in ("low", "mean", "high")]
+    low, high = min([*ends, front["reference_point"][k]]), max(ends)
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def split_dominated(front: Front, points: Sequence[PointEntry]) -> tuple[list[PointEntry], list[PointEntry]]:
@@ -98,9 +126,9 @@ def draw_points(
     panel: Any, group: Group, x: Sequence[Mean], y: Sequence[Mean], *, dominated: bool, strength: float, depth: int
 ) -> None:
     """Draw points with their intervals, as opaque as `strength`; those that are dominated are faint and hollow."""
-    hollow = {"markersize": 5.5, "markerfacecolor": "white", "alpha": 0.4}
+    hollow = {"markersize": 3, "markerfacecolor": "white", "markeredgewidth": 0.6, "alpha": 0.4}
     means = [[estimate["mean"] for estimate in estimates] for estimates in (x, y)]
-    bars = {"xerr": bar_lengths(x), "yerr": bar_lengths(y), "ecolor": group.colour, "elinewidth": 1.0}
+    bars = {"xerr": bar_lengths(x), "yerr": bar_lengths(y), "ecolor": group.colour, "elinewidth": 0.6}
     panel.errorbar(x=means[0], y=means[1], **bars, linestyle="none", alpha=strength, zorder=depth + 0.2)
     dots = {"linestyle": "none", "marker": group.marker, "color": group.colour}
     look, above = (hollow, 0.3) if dominated else (solid_marker(group), 0.4)
@@ -114,43 +142,12 @@ def line_style(dashes: tuple[float, ...]) -> Any:
 
 def solid_marker(group: Group) -> dict[str, Any]:
     """The size and edge of the marker of a nondominated point; a star looks smaller than it is."""
-    return {"markersize": 13 if group.marker == "*" else 7.5, "markeredgecolor": "white", "markeredgewidth": 0.9}
+    return {"markersize": 8 if group.marker == "*" else 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
 
 
 def group_handle(group: Group, text: str, *, joined: bool) -> Any:
     """The entry of a group in a legend: its marker, with its line if its points are joined."""
     from matplotlib.lines import Line2D
 
-    line = {"linestyle": line_style(group.dashes) if joined else "none", "linewidth": 2.0}
+    line = {"linestyle": line_style(group.dashes) if joined else "none", "linewidth": 1.2}
     return Line2D([], [], color=group.colour, marker=group.marker, **solid_marker(group), **line, label=text)
-
-
-def annotate(
-    panel: Any,
-    text: str,
-    point: tuple[float, float],
-    place: tuple[float, float],
-    align: str,
-    of: Any = "offset points",
-) -> Any:
-    """Write `text` about a point of the rewarded soup at `place`, on a white halo, join the two, and return it.
-
-    `of` says of which coordinates `place` is, as matplotlib takes them; by default points from the point.
-    """
-    from matplotlib.patheffects import withStroke
-
-    colour = GROUPS[SOUP].colour
-    from_the_point = of == "offset points"
-    corner = (0.5, 0.5) if from_the_point else (1.0 if align == "right" else 0.0, 0.0)
-    return panel.annotate(
-        text,
-        point,
-        xytext=place,
-        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 5, "relpos": corner},
-        textcoords=of,
-        ha=align,
-        fontsize=10,
-        color=colour,
-        zorder=20,
-        path_effects=[withStroke(linewidth=3, foreground="white")],
-    )

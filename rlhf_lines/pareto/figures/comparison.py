@@ -13,7 +13,7 @@ from rlhf_lines.pareto.figures.front import staircase, staircase_height
 from rlhf_lines.pareto.schema import LINES, SOUP, looks, shortened
 
 
-PANEL_INCHES = (5.6, 5.2)
+PANEL_INCHES = 2.7  # high
 SIDE_LOOKS = (("#0072B2", ()), ("#D55E00", (6.0, 1.5)))
 SIGNS = ("#D55E00", "#0072B2")  # where b, and where a is attained by more runs
 
@@ -43,9 +43,8 @@ def plot_comparison(comparison: RunsFile, path: str | Path, *others: str | Path)
     if first["attainment_difference"]:
         panels.append((_draw_difference, first))
     panels.append((_draw_runs, comparison["comparisons"]))
-    width, height = PANEL_INCHES
-    with canvas.saved_figure([path, *others], (width * len(panels), height)) as figure:
-        for panel, (draw, drawn) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    with canvas.saved_figure([path, *others], (canvas.COLUMN_INCHES, PANEL_INCHES * len(panels))) as figure:
+        for panel, (draw, drawn) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
             draw(panel, comparison, drawn)
             canvas.plain_axes(panel)
     return Path(path)
@@ -77,12 +76,19 @@ def _draw_attainment(panel: Any, comparison: RunsFile, curves: Sequence[_Curve])
             low, high = (staircase_height(corners, x, reference[1]) for corners in (inner, outer))
             panel.fill_between(x, low, high, step="pre", color=curve.colour, alpha=0.15, linewidth=0, zorder=1)
         if edge := staircase(curve.attainment["median"], reference):
-            look = {"color": curve.colour, "linewidth": 2.0, "linestyle": canvas.line_style(curve.dashes)}
+            look = {"color": curve.colour, "linewidth": 1.2, "linestyle": canvas.line_style(curve.dashes)}
             panel.step(*zip(*edge, strict=True), where="pre", label=curve.label, zorder=3 + depth, **look)
     _name_rewards(panel, comparison)
-    panel.set_title("attained by half of the runs; shaded: by all to by any", fontsize=10, color=canvas.INK)
+    panel.set_title("attained by half of the runs (shaded: all to any)", fontsize=canvas.POINTS, color=canvas.INK)
     handles = panel.get_legend_handles_labels()[0][::-1]  # what is listed first lies on top, and was drawn last
-    panel.legend(handles=handles, frameon=False, fontsize=9, labelcolor=canvas.INK, loc="lower left", handlelength=3.4)
+    panel.legend(
+        handles=handles,
+        frameon=False,
+        fontsize=canvas.POINTS,
+        labelcolor=canvas.INK,
+        loc="lower left",
+        handlelength=2.6,
+    )
 
 
 def _draw_difference(panel: Any, comparison: RunsFile, entry: Any) -> None:
@@ -97,8 +103,8 @@ def _draw_difference(panel: Any, comparison: RunsFile, entry: Any) -> None:
     ]
     panel.autoscale_view()
     _name_rewards(panel, comparison)
-    panel.set_title(f"attained: {difference_name(entry)}", fontsize=10, color=canvas.INK)
-    panel.legend(handles=handles, frameon=False, fontsize=9, labelcolor=canvas.INK, loc="lower left")
+    panel.set_title(f"attained: {difference_name(entry)}", fontsize=canvas.POINTS, color=canvas.INK)
+    panel.legend(handles=handles, frameon=False, fontsize=canvas.POINTS, labelcolor=canvas.INK, loc="lower left")
 
 
 def _draw_runs(panel: Any, comparison: RunsFile, entries: Sequence[Any]) -> None:
@@ -110,11 +116,11 @@ def _draw_runs(panel: Any, comparison: RunsFile, entries: Sequence[Any]) -> None
         found = entry["hypervolume_difference"]
         over = found["over_runs"]
         values = [run["value"] for run in found["runs"]]
-        panel.plot(values, [row + 0.14] * len(values), "o", markersize=5, color=SIGNS[1], alpha=0.5, linestyle="none")
-        panel.plot([over["low"], over["high"]], [row, row], color=canvas.INK, linewidth=1.6)
-        panel.plot(over["value"], row, "D", markersize=6, color=canvas.INK)
+        panel.plot(values, [row + 0.14] * len(values), "o", markersize=3, color=SIGNS[1], alpha=0.5, linestyle="none")
+        panel.plot([over["low"], over["high"]], [row, row], color=canvas.INK, linewidth=1.0)
+        panel.plot(over["value"], row, "D", markersize=4, color=canvas.INK)
         name = difference_name(entry)
-        panel.text(0.0, row - 0.2, name, transform=beside_axis, fontsize=9, color=canvas.INK, va="bottom")
+        panel.text(0.0, row - 0.2, name, transform=beside_axis, fontsize=canvas.POINTS, color=canvas.INK, va="bottom")
     panel.set_ylim(len(entries) - 0.5, -0.6)
     panel.set_yticks([])
     percent = f"{100 * comparison['confidence']:g} %"
@@ -123,7 +129,7 @@ def _draw_runs(panel: Any, comparison: RunsFile, entries: Sequence[Any]) -> None
 
 
 def _name_rewards(panel: Any, comparison: RunsFile) -> None:
-    x, y = (shortened(reward, 48) for reward in comparison["rewards"])
+    x, y = (shortened(reward, 34) for reward in comparison["rewards"])
     panel.set_xlabel(f"{x}\nmean score, higher is better")
     panel.set_ylabel(f"{y}\nmean score, higher is better")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 from rlhf_lines.pareto.figures import canvas
 from rlhf_lines.pareto.forgetting import Undone, damage_undone, sft_point
 from rlhf_lines.pareto.schema import GROUPS, SFT, Front, Group, PointEntry, looks, shortened
-from rlhf_lines.pareto.table import interval_name
 
 
-SFT_LINE = {"color": GROUPS[SFT].colour, "linewidth": 1.0, "linestyle": canvas.line_style(GROUPS[SFT].dashes)}
-KEY_WIDTH = 80  # characters of one line of the key below the panels
+SFT_LINE = {"color": GROUPS[SFT].colour, "linewidth": 0.8, "linestyle": canvas.line_style(GROUPS[SFT].dashes)}
+KEY_WIDTH = 50  # characters of one line of the key below the panels
 
 
 def plot_forgetting(front: Front, path: str | Path, *others: str | Path) -> Path:
@@ -47,9 +46,9 @@ def plot_forgetting(front: Front, path: str | Path, *others: str | Path) -> Path
     groups = list(looks(point["group"] for point in points).values())
     columns = min(len(rewards), 3)
     lines = math.ceil(len(rewards) / columns)
-    width = max(canvas.PANEL_INCHES[0], canvas.SMALL_PANEL_INCHES[0] * columns)
-    legend_columns = min(len(groups), 6 if columns > 2 else 3)
-    height = canvas.SMALL_PANEL_INCHES[1] * lines + 0.9
+    width = canvas.COLUMN_INCHES if columns == 1 else canvas.PAGE_INCHES
+    legend_columns = min(len(groups), 2 if columns == 1 else 4)
+    height = canvas.PANEL_INCHES * lines + 0.6
     height += canvas.LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
     with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
@@ -57,15 +56,24 @@ def plot_forgetting(front: Front, path: str | Path, *others: str | Path) -> Path
             _draw_panel(panel, front, points, groups, rows, reward)
         for panel in panels[len(rewards) :]:
             panel.set_axis_off()
-        _draw_legend(figure, groups, rows, legend_columns)
+        _draw_legend(figure, front, groups, rows, legend_columns)
     return Path(path)
 
 
+def change(share: float) -> str:
+    """How a share of the damage that is undone reads.
+
+    >>> change(0.4), change(-0.25)
+    ('40 % less', '25 % more')
+    """
+    return f"{100 * abs(share):.0f} % {'less' if share >= 0 else 'more'}"
+
+
 def perplexity_label(front: Front) -> str:
-    """The label of the axis of perplexities, in three lines."""
+    """The label of the axis of perplexities, in two lines."""
     about = front["forgetting"]
-    texts, source = (f"{about['texts']} ", f"{shortened(about['source'], 40)}, ") if about else ("", "")
-    return f"perplexity of {texts}control texts\n{source}lower is better\n{interval_name(front)} over texts"
+    texts, source = (f"{about['texts']} ", f"{shortened(about['source'], 24)}, ") if about else ("", "")
+    return f"perplexity of {texts}control texts\n{source}lower is better"
 
 
 def _draw_panel(
@@ -81,30 +89,23 @@ def _draw_panel(
         panel.axhline(sft["perplexity"]["mean"], **SFT_LINE, zorder=2)
     places = {point["id"]: (point["scores"][reward]["mean"], point["perplexity"]["mean"]) for point in points}
     for row in rows:
-        arrow = {"arrowstyle": "-|>", **canvas.GREY, "linewidth": 0.8, "shrinkA": 4, "shrinkB": 4, "alpha": 0.7}
+        arrow = {
+            "arrowstyle": "-|>",
+            **canvas.GREY,
+            "linewidth": 0.5,
+            "shrinkA": 2,
+            "shrinkB": 2,
+            "mutation_scale": 5,
+            "alpha": 0.7,
+        }
         panel.annotate("", places[row["point"]], xytext=places[row["soup"]], arrowprops=arrow, zorder=2.5)
     for depth, group in enumerate(reversed(groups)):
         _draw_group(panel, front, [point for point in points if point["group"] == group.name], group, reward, 3 + depth)
     panel.margins(0.09)
-    _label_best_policy(panel, rows, places)
-    panel.set_xlabel(canvas.score_label(front, reward))
+    panel.set_xlim(*canvas.score_limits(front, reward))
+    panel.set_xlabel(canvas.score_label(reward))
     panel.set_ylabel(perplexity_label(front))
     canvas.plain_axes(panel)
-
-
-def _label_best_policy(panel: Any, rows: Sequence[Undone], places: Mapping[int, tuple[float, float]]) -> None:
-    """Name the single policy with the highest score, above the panel, where no points are; others may be crowded."""
-    single = [row for row in rows if row["policy"] is not None]
-    if not single:
-        return
-    row = max(single, key=lambda row: places[row["soup"]][0])
-    x, y = places[row["soup"]]
-    low, high = panel.get_xlim()
-    align = "right" if x > (low + high) / 2 else "left"
-    share = row["damage_undone"]
-    text = f"{row['policy']} alone" if share is None else f"{row['policy']} alone: {100 * share:.0f} % undone"
-    label = canvas.annotate(panel, text, (x, y), (x, 1.02), align, of=panel.get_xaxis_transform())
-    label.arrow_patch.set_zorder(2.4)  # below the points
 
 
 def _draw_group(panel: Any, front: Front, points: Sequence[PointEntry], group: Group, reward: str, depth: int) -> None:
@@ -115,7 +116,7 @@ def _draw_group(panel: Any, front: Front, points: Sequence[PointEntry], group: G
         canvas.draw_points(panel, group, scores, perplexities, **look, depth=depth)
 
 
-def _draw_legend(figure: Any, groups: Sequence[Group], rows: Sequence[Undone], columns: int) -> None:
+def _draw_legend(figure: Any, front: Front, groups: Sequence[Group], rows: Sequence[Undone], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [canvas.group_handle(group, group.label, joined=False) for group in groups]
@@ -123,15 +124,19 @@ def _draw_legend(figure: Any, groups: Sequence[Group], rows: Sequence[Undone], c
     keys = {}
     shares = [row["damage_undone"] for row in rows if row["damage_undone"] is not None]
     if shares:
-        text = f"rewarded soup to LiNeS, same weights: undoes {100 * median(shares):.0f} % of the damage"
+        text = f"soup to LiNeS: {change(median(shares))} damage"
         if len(shares) > 1:
-            text += f" (median of {len(shares)} weights)"
+            text += f" (median of {len(shares)})"
         single = [row for row in rows if row["policy"] is not None and row["damage_undone"] is not None]
         if single:
-            alone = ", ".join(f"{row['policy']} {100 * row['damage_undone']:.0f} %" for row in single)
-            text += "\n" + textwrap.fill(f"single policies: {alone}", KEY_WIDTH)
-        keys[text] = Line2D([], [], **canvas.GREY, linewidth=0.8, marker=">", markersize=5)
+            alone = ", ".join(f"{row['policy']} {change(row['damage_undone'])}" for row in single)
+            text += "\n" + textwrap.fill(f"single policies: {alone}", 2 * KEY_WIDTH if columns > 2 else KEY_WIDTH)
+        keys[text] = Line2D([], [], **canvas.GREY, linewidth=0.5, marker=">", markersize=3)
     if GROUPS[SFT] in groups:
         keys["SFT's perplexity"] = Line2D([], [], **SFT_LINE)
-    keys["dominated"] = Line2D([], [], **canvas.GREY, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6)
-    figure.legend(keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=3)
+    keys["dominated"] = Line2D(
+        [], [], **canvas.GREY, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6, markersize=3
+    )
+    figure.legend(
+        keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=1, title=f"{canvas.bars_text(front)}, and over texts"
+    )

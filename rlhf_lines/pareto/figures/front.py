@@ -12,21 +12,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.figures import canvas
+from rlhf_lines.pareto.figures.labels import Label, along, draw_labels
 from rlhf_lines.pareto.schema import SOUP, Front, Group, PointEntry, looks
-from rlhf_lines.pareto.table import decimals, estimate_text, interval_name
 
 
 BAND = ("0.025", "0.975")
 HULL_DASHES = (3.0, 2.0)
+LEGEND_COLUMNS = 4
 ROW = 0.7  # of the distance of two rows, that the points of a group take
 
 
 def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     """Write the picture of a front as PNG or PDF, as the suffix of `path` says, and return its path.
 
-    Two objectives give one panel, more give one panel for each pair, and one gives a row for each group. Only points
-    that no other point of their group dominates are joined: the staircase is the edge of the region whose area is the
-    hypervolume. Dominated points are drawn faint and hollow. Bars are the intervals of the file. Of LiNeS and the
+    Two objectives give one panel of a column's width, in which every line bears its name; more give one panel for each
+    pair, over both columns, and one gives a row for each group. Axes of a reward have the same ends in all figures.
+    Only points that no other point of their group dominates are joined: the staircase is the edge of the region whose
+    area is the hypervolume. Dominated points are drawn faint and hollow. Bars are the intervals of the file. Of LiNeS and the
     rewarded soup also the convex hull and the band between the fronts that 97.5 % and 2.5 % of the resamples attain are
     drawn. With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs show
     points alone.
@@ -45,11 +47,12 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     columns = min(len(pairs), 3)
     rows = math.ceil(len(pairs) / columns)
     groups = list(looks(point["group"] for point in front["points"]).values())
-    width = canvas.PANEL_INCHES[0] if columns == 1 else canvas.SMALL_PANEL_INCHES[0] * columns
-    height = canvas.PANEL_INCHES[1] if columns == 1 else canvas.SMALL_PANEL_INCHES[1] * rows + 1.2
-    # An entry takes about four inches. A panel loses no height to a legend of more than two rows.
-    legend_columns = min(len(groups), max(2, int(width / 4)))
-    height += canvas.LEGEND_ROW_INCHES * max(0, math.ceil(len(groups) / legend_columns) - 2)
+    several = len(pairs) > 1
+    width = canvas.PAGE_INCHES if several else canvas.COLUMN_INCHES
+    height = (canvas.PANEL_INCHES - 0.4 * several) * rows + 0.45
+    height += canvas.LEGEND_ROW_INCHES * math.ceil(len(groups) / LEGEND_COLUMNS) * several
+    if len(rewards) == 1:
+        height = 0.9 + 0.42 * len(groups)
     with canvas.saved_figure([path, *others], (width, height)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, pair in zip(panels, pairs, strict=False):
@@ -59,8 +62,26 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
                 _draw_panel(panel, front, groups, pair, flat=len(rewards) == 2)
         for panel in panels[len(pairs) :]:
             panel.set_axis_off()
-        _draw_legend(figure, front, groups, legend_columns, flat=len(rewards) == 2)
+        _draw_keys(figure, front, groups, flat=len(rewards) == 2)
+        if len(rewards) == 2:
+            draw_labels(panels[0], *_labels(front, groups))
     return Path(path)
+
+
+def _labels(front: Front, groups: Sequence[Group]) -> tuple[list[Label], list[tuple[float, float]]]:
+    """The names of the groups and of the single policies beside their points, and what they should not cover."""
+    pair, labels, marks = front["rewards"], [], []
+    for group in groups:
+        points = [point for point in front["points"] if point["group"] == group.name]
+        best, _ = canvas.split_dominated(front, points)
+        own = places(points, pair)
+        marks += own * 3  # a mark is worse to hide than a piece of a line
+        marks += along(staircase(places(best, pair), front["reference_point"]))
+        labels.append(Label(group.label, group.colour, places(best, pair) or own))
+    for point in front["points"]:
+        if point["group"] == SOUP and point["single_policy"] is not None:
+            labels.append(Label(f"{point['label']} alone", canvas.FAINT_INK, places([point], pair)))
+    return labels, marks
 
 
 def places(points: Iterable[PointEntry], pair: Sequence[str]) -> list[tuple[float, float]]:
@@ -103,10 +124,10 @@ def staircase_height(corners: Sequence[Sequence[float]], x: ArrayLike, floor: fl
 def _draw_panel(panel: Any, front: Front, groups: Sequence[Group], pair: tuple[str, str], *, flat: bool) -> None:
     for depth, group in enumerate(reversed(groups)):  # what is listed first lies on top
         _draw_group(panel, front, group, pair, 3 + depth, flat=flat)
-    panel.margins(0.09)
-    _label_policies(panel, front, pair)
-    panel.set_xlabel(canvas.score_label(front, pair[0]))
-    panel.set_ylabel(canvas.score_label(front, pair[1]))
+    panel.set_xlim(*canvas.score_limits(front, pair[0]))
+    panel.set_ylim(*canvas.score_limits(front, pair[1]))
+    panel.set_xlabel(canvas.score_label(pair[0]))
+    panel.set_ylabel(canvas.score_label(pair[1]))
     canvas.plain_axes(panel)
 
 
@@ -122,7 +143,8 @@ def _draw_rows(panel: Any, front: Front, groups: Sequence[Group], reward: str) -
             canvas.draw_points(panel, group, x, y, dominated=drawn is dominated, strength=strength, depth=3)
     panel.set_yticks(range(len(groups)), [group.label for group in groups])
     panel.invert_yaxis()
-    panel.set_xlabel(canvas.score_label(front, reward))
+    panel.set_xlim(*canvas.score_limits(front, reward))
+    panel.set_xlabel(canvas.score_label(reward))
     canvas.plain_axes(panel)
 
 
@@ -135,11 +157,11 @@ def _draw_group(panel: Any, front: Front, group: Group, pair: tuple[str, str], d
         if compared and entry["attainment"]:
             _draw_band(panel, entry["attainment"], front["reference_point"], group.colour)
         if compared:
-            hull = {"color": group.colour, "linewidth": 0.9, "linestyle": canvas.line_style(HULL_DASHES)}
+            hull = {"color": group.colour, "linewidth": 0.6, "linestyle": canvas.line_style(HULL_DASHES)}
             x, y = zip(*hull_places(front, group.name, pair), strict=True)
             panel.plot(x, y, **hull, marker="none", zorder=depth + 0.1)
         if edge := staircase(places(best, pair), front["reference_point"]):
-            line = {"color": group.colour, "linewidth": 2.0, "linestyle": canvas.line_style(group.dashes)}
+            line = {"color": group.colour, "linewidth": 1.2, "linestyle": canvas.line_style(group.dashes)}
             panel.step(*zip(*edge, strict=True), where="pre", **line, zorder=depth)
     for drawn, strength in ((best, 0.45 if compared else 0.25), (dominated, 0.12)):
         x, y = ([point["scores"][reward] for point in drawn] for reward in pair)
@@ -156,38 +178,20 @@ def _draw_band(
     panel.fill_between(x, low, high, step="pre", color=colour, alpha=0.15, linewidth=0, zorder=1)
 
 
-def _label_policies(panel: Any, front: Front, pair: tuple[str, str]) -> None:
-    """Name the points of the soup that are one policy, towards the dominated side, where the front itself is not."""
-    for point in front["points"]:
-        if point["group"] == SOUP and point["single_policy"] is not None:
-            ((x, y),) = places([point], pair)
-            low, high = panel.get_xlim()
-            label = ((-26, -14), "right") if x > (low + high) / 2 else ((20, -46), "left")
-            canvas.annotate(panel, point["label"], (x, y), *label)
-
-
-def _draw_legend(figure: Any, front: Front, groups: Sequence[Group], columns: int, *, flat: bool) -> None:
-    """Draw the groups with their hypervolumes above the panels, and what the other marks mean below them."""
+def _draw_keys(figure: Any, front: Front, groups: Sequence[Group], *, flat: bool) -> None:
+    """Draw below the panels what marks mean, and above several panels, whose points no line joins, the groups."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    if len(front["rewards"]) > 2:
+        handles = [canvas.group_handle(group, group.label, joined=False) for group in groups]
+        figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=min(len(groups), LEGEND_COLUMNS))
     fronts = front["fronts"]
-    digits = decimals(entry["hypervolume"]["value"] for entry in fronts.values())
-    handles = []
-    for group in groups:
-        text, joined = group.label, group.name in fronts and flat
-        if group.name in fronts:
-            text += f"  {estimate_text(fronts[group.name]['hypervolume'], digits)}"
-        handles.append(canvas.group_handle(group, text, joined=joined))
-    figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=columns, title=f"hypervolume, {interval_name(front)}")
-
-    hollow = Line2D(
-        [], [], **canvas.GREY, linestyle="none", marker="o", markerfacecolor="white", alpha=0.6, markersize=5.5
-    )
-    keys = {"dominated within its group": hollow}
+    hollow = {"linestyle": "none", "marker": "o", "markerfacecolor": "white", "alpha": 0.6, "markersize": 3}
+    keys: dict[str, Any] = {"dominated": Line2D([], [], **canvas.GREY, **hollow)}
     compared = [fronts[group] for group in canvas.COMPARED if group in fronts and flat]
     if compared:
-        keys["convex hull"] = Line2D([], [], **canvas.GREY, linewidth=0.9, linestyle=canvas.line_style(HULL_DASHES))
+        keys["convex hull"] = Line2D([], [], **canvas.GREY, linewidth=0.6, linestyle=canvas.line_style(HULL_DASHES))
     if any(entry["attainment"] for entry in compared):
-        keys["where 95 % of the resampled fronts run"] = Patch(**canvas.GREY, alpha=0.25, linewidth=0)
-    figure.legend(keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=3)
+        keys["resampled fronts"] = Patch(**canvas.GREY, alpha=0.25, linewidth=0)
+    figure.legend(keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=3, title=canvas.bars_text(front))

@@ -113,7 +113,7 @@ def choice_table(content: Content, read: Collection[int]) -> Table | None:
             )
             if each.point["id"] in read:
                 text = Markup('<a href="#b={}">{}</a>').format(each.point["id"], text)
-            cells[name].append(Markup("<b class='chosen'>{} ★</b>").format(text) if name == best else text)
+            cells[name].append(Markup("<strong class='chosen'>{} ★</strong>").format(text) if name == best else text)
     heads = [
         Markup("<span>{} {}</span>").format(symbol(content.groups[name]), bdi(content.groups[name].label))
         for name in groups

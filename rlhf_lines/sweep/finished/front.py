@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf_lines.artifact import write_whole
 from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
+from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
 from rlhf_lines.pareto.schema import Forgetting, Validation
+from rlhf_lines.pareto.spreadsheet import front_csv
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
 from rlhf_lines.sweep.store import RUN_STORE, Store, StoredPoint, open_finished
 
 
 SUFFIXES = (".png", ".pdf")
+TABLE, POINTS = "table.tex", "front.csv"
 ANCHORS = "anchors"  # the reference point that the SFT model and the single policies make
 
 
@@ -29,7 +33,7 @@ def trace_front(
     """Write `front.json` and the figures from what the store holds, and return the front.
 
     The figures are `front`, and, where there is something to draw, `validation` and `forgetting`, each as .png
-    and .pdf.
+    and .pdf. Beside them are `table.tex`, the measures of the groups, and `front.csv`, the points.
 
     Args:
         folder: of the sweep.
@@ -127,6 +131,8 @@ def _trace_front(folder: Path, split: str) -> Front:
         plot_validation(front, *_files(folder, "validation"))
     if front["forgetting"] is not None:
         plot_forgetting(front, *_files(folder, "forgetting"))
+    write_whole(folder / TABLE, front_tex(front))
+    write_whole(folder / POINTS, front_csv(front))
     write_front(folder, front)  # last: who finds it finds the figures too
     return front
 

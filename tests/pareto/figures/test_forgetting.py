@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from rlhf_lines.pareto import build_front, damage_undone, plot_forgetting
+from rlhf_lines.pareto.figures.canvas import score_limits
 from rlhf_lines.pareto.figures.forgetting import perplexity_label
 from rlhf_lines.pareto.schema import GROUPS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
@@ -78,11 +79,10 @@ def test_every_point_an_arrow_for_every_weight_and_a_line_for_sft(front, tmp_pat
         assert arrows == {(places[i], places[i + 5]) for i in range(1, 6)}
         (across,) = [line for line in panel.lines if list(line.get_ydata()) == [SFT, SFT]]
         assert across.get_color() == GROUPS["sft"].colour and list(across.get_xdata()) == [0, 1]
-        assert panel.get_xlabel().startswith(f"{reward}\nmean score, higher is better")
+        assert panel.get_xlabel() == f"{reward}\nmean score, higher is better"
+        assert panel.get_xlim() == score_limits(front, reward)
         assert panel.get_ylabel() == perplexity_label(front)
-    assert perplexity_label(front) == (
-        "perplexity of 50 control texts\na public corpus, lower is better\n95 % interval over texts"
-    )
+    assert perplexity_label(front) == ("perplexity of 50 control texts\na public corpus, lower is better")
 
 
 def test_a_dominated_point_is_faint_and_hollow(front, tmp_path, monkeypatch):
@@ -95,14 +95,12 @@ def test_a_dominated_point_is_faint_and_hollow(front, tmp_path, monkeypatch):
     assert list(line.get_ydata()) == [LINES[2]]
 
 
-def test_the_shares_are_said_beside_the_best_policy_and_below_the_panels(front, tmp_path, monkeypatch):
+def test_the_shares_are_said_below_the_panels(front, tmp_path, monkeypatch):
     front["points"][10]["perplexity"]["mean"] = SFT + 1.5
     figure = saved_figure_of(plot_forgetting, front, tmp_path / "forgetting.png", monkeypatch)
-    labels = [[text.get_text() for text in panel.texts if text.get_text()] for panel in figure.axes]
-    assert labels == [["helpful alone: 50 % undone"], ["harmless alone: 67 % undone"]]
     key = figure.legends[1].get_texts()[0].get_text()
-    assert "undoes 67 % of the damage (median of 5 weights)" in key
-    assert key.endswith("single policies: harmless 67 %, helpful 50 %")
+    assert key.startswith("soup to LiNeS: 67 % less damage (median of 5)")
+    assert key.endswith("single policies: harmless 67 % less, helpful 50 % less")
 
 
 @pytest.mark.parametrize("rewards", [2, 3, 4])

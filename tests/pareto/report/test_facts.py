@@ -1,101 +1,131 @@
-"""What a sweep has found, in sentences."""
+"""What a sweep has found, in sentences and effects."""
 
 from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.pareto.report.facts import facts, swept
+from rlhf_lines.pareto.report.facts import facts, swept, verdicts
 from tests.pareto.report.report_runs import MINUS, make_front
 
 
-class TestFacts:
-    def compared(self, **intervals):
-        front = make_front(groups=("lines", "rewarded_soup"))
-        front["validation"] = None
-        for point in front["points"]:
-            point["perplexity"] = None
-        front["comparisons"] = [
-            {"a": "lines", "b": group}
-            | {"hypervolume_difference": {"value": (low + high) / 2, "low": low, "high": high}}
-            | {"expected_utility_difference": {"value": 0.1, "low": -0.2, "high": 0.4, "adjusted_p_value": 0.7}}
-            for group, (low, high) in intervals.items()
-        ]
-        for entry in front["comparisons"]:
-            entry["hypervolume_difference"]["adjusted_p_value"] = 0.25
-        return facts(front)
+def compared(**signs):
+    """Returns a front in which LiNeS is compared with groups, by the sign of each measure."""
+    front = make_front(groups=("lines", "rewarded_soup", "scaled"))
+    front["confidence"], words = 0.95, {(1, 1, 1): "better", (-1, -1, -1): "worse", (0, 0, 0): "undecided"}
+    for entry in front["fronts"].values():
+        entry["hypervolume"]["value"], entry["expected_utility"]["value"] = 10.0, 0.5
+    front["comparisons"] = [
+        {"a": "lines", "b": group, "kl_budget": 1.0, "equal_kl_hypervolumes": [5.0, 4.0]}
+        | {
+            f"{measure}_difference": {
+                "value": sign * size,
+                "low": sign * size - size / 2,
+                "high": sign * size + size / 2,
+            }
+            | {"adjusted_p_value": 0.0001 if sign else 0.7, "p_value": 0.0001, "probability_positive": 0.5}
+            for measure, sign, size in zip(
+                ("hypervolume", "expected_utility", "equal_kl"), found, (1.7, 0.01, 0.4), strict=True
+            )
+        }
+        | {"verdict": words.get(found, "mixed")}
+        for group, found in signs.items()
+    ]
+    return front
 
-    @pytest.mark.parametrize(
-        ("interval", "verdict", "title"),
-        [
-            ((0.1, 0.3), "better", "LiNeS beats the rewarded soup"),
-            ((-0.3, -0.1), "worse", "LiNeS does worse than the rewarded soup"),
-            ((-0.1, 0.5), "unclear", "LiNeS and the rewarded soup cannot be told apart"),
-        ],
-    )
-    def test_lines_against_the_soup(self, interval, verdict, title):
-        [fact] = self.compared(rewarded_soup=interval)
-        assert (fact["verdict"], fact["title"]) == (verdict, title)
-        value = f"{sum(interval) / 2:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]".replace("-", MINUS)
-        assert fact["text"] == (
-            f"LiNeS {MINUS} rewarded soup: hypervolume {value} (adjusted p 0.250) and "
-            f"expected utility 0.100 [{MINUS}0.200, 0.400] (adjusted p 0.700)."
+
+class TestVerdicts:
+    def test_effects_are_shares_of_the_other_group(self):
+        [card] = verdicts(compared(rewarded_soup=(1, -1, 0)))
+        assert [(e.measure, e.effect, e.interval, e.p_value, e.verdict, e.sign) for e in card.effects] == [
+            ("hypervolume", "+16 %", "[+8, +24] %", "< 0.001", "better", "▲"),
+            ("expected utility", f"{MINUS}2.0 %", f"[{MINUS}3.0, {MINUS}1.0] %", "< 0.001", "worse", "▼"),
+            ("hypervolume at equal KL", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
+        ]
+        assert (card.title, card.verdict) == ("LiNeS against rewarded soup: it depends", "mixed")
+        assert card.text == (
+            "Hypervolume higher; expected utility lower; hypervolume at equal KL not different beyond noise."
         )
 
-    @pytest.mark.parametrize("against_reversed", [(1, 2), (-2, -1), (-1, 1), None])
     @pytest.mark.parametrize(
-        ("against_scaled", "verdict", "begins"),
+        ("signs", "title", "verdict"),
         [
-            ((1, 2), "better", "Depth matters, not only length"),
-            ((-2, -1), "worse", "Depth does not help"),
-            ((-1, 1), "unclear", "Depth is not seen to matter, only length"),
+            ((1, 1, 1), "LiNeS is better than rewarded soup", "better"),
+            ((-1, -1, -1), "LiNeS is worse than rewarded soup", "worse"),
+            ((0, 0, 0), "LiNeS and rewarded soup cannot be told apart", "unclear"),
         ],
     )
-    def test_depth_or_only_length(self, against_scaled, verdict, begins, against_reversed):
-        intervals = {"scaled": against_scaled} | ({"reversed": against_reversed} if against_reversed else {})
-        [fact] = self.compared(**intervals)
-        assert fact["verdict"] == verdict
-        assert fact["title"].startswith(begins)
-        ends = {(1, 2): "reversed, it does worse", (-2, -1): "reversed, it does better"}
-        if against_reversed in ends:
-            assert fact["title"].endswith(ends[against_reversed])
+    def test_all_measures_give_the_verdict(self, signs, title, verdict):
+        [card] = verdicts(compared(rewarded_soup=signs))
+        assert (card.title, card.verdict, card.text) == (title, verdict, "")
 
-    @pytest.mark.parametrize(("interval", "verdict"), [((1, 2), "better"), ((-2, -1), "worse"), ((-1, 1), "unclear")])
-    def test_the_reversed_schedule_alone(self, interval, verdict):
-        [fact] = self.compared(reversed=interval)
-        assert fact["verdict"] == verdict
+    @pytest.mark.parametrize(
+        ("signs", "text"),
+        [
+            ((1, 1, 1), "So depth helps here, and not length alone."),
+            ((-1, -1, -1), "So depth does not help here: one factor for all layers gives more."),
+            ((0, 0, 0), "So depth is not seen to matter here, only length."),
+        ],
+    )
+    def test_the_comparison_with_one_factor_says_whether_depth_helps(self, signs, text):
+        soup, scaled = verdicts(compared(scaled=signs, rewarded_soup=(1, 1, 1)))
+        assert "rewarded soup" in soup.title and "scaled evenly" in scaled.title  # the soup is told first
+        assert scaled.text == text
 
+    def test_other_groups_are_compared_where_lines_is_not(self):
+        front = compared(rewarded_soup=(1, 1, 1))
+        front["comparisons"][0]["a"] = "scaled"
+        assert [card.title for card in verdicts(front)] == ["scaled evenly is better than rewarded soup"]
+
+
+class TestFacts:
     def test_what_was_chosen(self):
         front = make_front(groups=("lines",))
-        [chosen] = facts(front)
-        assert chosen["title"] == "alpha 1, beta 1, schedule linear"
-        assert "9 settings on 16 validation prompts" in chosen["text"]
+        front["validation"]["groups"] = {"scaled": {**front["validation"], "at_edge": False}}
+        chosen = facts(front)[0]
+        assert chosen.title == "Scalings were chosen at the edge of what was tried"
+        assert "LiNeS: alpha 1, beta 1 (of 9 settings; at an edge of what was tried, so" in chosen.text
+        assert "scaled evenly: alpha 1, beta 1 (of 9 settings)." in chosen.text
+        assert "on 16 validation prompts at 3 weights" in chosen.text
+        front["validation"] |= {"at_edge": False, "max_kl": 4.5}
         front["validation"]["chosen"]["beta"] = 0.0
-        assert "LiNeS is plain scaling here" in facts(front)[0]["text"]
+        chosen = facts(front)[0]
+        assert chosen.title == "Scalings were chosen on other prompts" and "with KL at most 4.5" in chosen.text
+        assert "LiNeS is plain scaling here" in chosen.text
 
     @pytest.mark.parametrize(
-        ("soup", "title"),
+        ("soup", "title", "change"),
         [
-            (5.0, "LiNeS undoes 75 % of what the rewarded soup forgets"),
-            (4.2, "LiNeS forgets more than the rewarded soup: 25 % more"),
-            (3.9, "The rewarded soup forgets nothing of the control texts, so that LiNeS has nothing to undo"),
+            (5.0, "LiNeS forgets less than the rewarded soup", "+25"),
+            (4.2, "LiNeS forgets more than the rewarded soup", "+5"),
+            (4.25, "LiNeS forgets as much as the rewarded soup", "+6"),
         ],
     )
-    def test_what_is_forgotten(self, soup, title):
+    def test_what_is_forgotten(self, soup, title, change):
         front = make_front(groups=("lines", "rewarded_soup"))
-        front["comparisons"], front["validation"] = [], None
+        front["validation"] = None
         for point in front["points"]:
             mean = {"sft": 4.0, "lines": 4.25, "rewarded_soup": soup}[point["group"]]
             score = {"sft": 1.0, "lines": 1.9, "rewarded_soup": 2.0}[point["group"]]
             point["perplexity"] = {"mean": mean, "low": mean, "high": mean}
             point["scores"] = {key: {"mean": score, "low": score, "high": score} for key in front["rewards"]}
         [forgotten] = facts(front)
-        assert forgotten["title"] == title
-        if soup == 5.0:
-            assert forgotten["text"].endswith("LiNeS keeps 90 % of the gain in brief and 90 % of the gain in faithful.")
+        assert forgotten.title == title
+        assert forgotten.text == (
+            "Perplexity of 50 texts outside the task, lower is better: the SFT model's is 4. At the same weights the "
+            f"rewarded soup changes it by {change} % and LiNeS by +6 % (medians over 11 weights); LiNeS has 90 % of "
+            "the soup's gain in brief and 90 % of the soup's gain in faithful."
+        )
+
+    def test_nothing_was_forgotten(self):
+        front = make_front(groups=("lines", "rewarded_soup"))
+        front["validation"] = None
+        for point in front["points"]:
+            point["perplexity"] = {"mean": 4.0 - 0.1 * (point["group"] != "sft"), "low": 3.0, "high": 5.0}
+        assert facts(front)[0].title == "Nothing was forgotten"
 
     def test_what_was_swept(self):
         front = make_front(groups=("lines",), rewards=("a", "b", "c"))
         assert swept(front) == (
-            "12 merged policies: LiNeS (11 points) and SFT (1 point); each measured on 24 test prompts with "
+            "12 policies: LiNeS (11 points) and SFT (1 point); each measured on 24 test prompts with "
             "1 completion per prompt, scored by a, b and c. Higher scores are better."
         )

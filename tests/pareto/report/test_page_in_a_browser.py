@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
+import numpy as np
 import pytest
 
-from rlhf_lines.pareto.report import report_html
+from rlhf_lines.pareto.pick import pick_point
+from rlhf_lines.pareto.report import Completions, report_html
+from rlhf_lines.pareto.report.words import visible
+from rlhf_lines.pareto.wins import lost_most
 from tests.pareto.report.report_runs import HOSTILE, MADE, MINUS, make_completions, make_front
 
 
@@ -35,8 +40,15 @@ def drawn_ids(page):
     return set(page.evaluate(f"{DRAWN}.data.flatMap(trace => trace.customdata ?? [])"))
 
 
-def ringed(page):
-    return page.evaluate(f"(() => {{ const {{ x, y }} = {DRAWN}.data.at(-1); return x.map((v, i) => [v, y[i]]); }})()")
+def ringed(page, name="ring"):
+    """Returns the places of the points that are marked."""
+    return page.evaluate(
+        f"""name => {{
+            const {{ x, y }} = {DRAWN}.data.find(trace => trace.meta?.includes(name));
+            return x.map((value, i) => [value, y[i]]);
+        }}""",
+        name,
+    )
 
 
 def tab_to(page, selector):
@@ -51,16 +63,19 @@ def tab_to(page, selector):
 def test_everything_is_on_the_page(page, front):
     assert page.title() == "demo: front"
     assert page.locator("h1").inner_text() == "demo"
-    assert page.evaluate(SECTIONS) == (
-        ["facts", "front", "weights", "compare", "volumes", "validation", "forgetting", "surrogate", "points", "made"]
-    )
+    assert page.evaluate(SECTIONS) == [
+        *("decision", "choice", "weights", "compare", "volumes", "validation", "forgetting", "surrogate", "points"),
+        "made",
+    ]
     assert page.locator("#points-table tbody tr").count() == len(front["points"]) == len(drawn_ids(page))
     assert page.locator("#volumes-table tbody tr").count() == 4
-    assert page.locator("#validation-table tr.chosen").inner_text().split("\t")[:3] == ["1", "1", "linear"]
+    assert page.locator("#validation-table tr.chosen td").all_text_contents()[1:] == (
+        ["1", "1", "linear", "3.9990", "chosen, at an edge"]
+    )
     assert page.locator("#surrogate-table tbody tr").count() == 12
     assert page.locator("#undone-table tbody tr").count() == 11
     assert "rlhf-lines pick" in page.locator("#made").inner_text()
-    assert page.locator(".js-plotly-plot").count() == 4
+    assert page.locator(".js-plotly-plot").count() == 5
 
 
 def test_hover_shows_the_settings_and_scores(page, front):
@@ -134,7 +149,7 @@ def test_the_slider_shows_every_group_at_its_weights(page, front):
     )
     chosen = [find(front, group, (0.1, 0.9)) for group in ("lines", "rewarded_soup", "scaled", "reversed")]
     means = [[point["scores"][reward]["mean"] for reward in front["rewards"]] for point in chosen]
-    assert [row[3].split()[0] for row in rows[:4]] == [f"{x:.3f}".replace("-", MINUS) for x, _ in means]
+    assert [row[1].split()[0] for row in rows[:4]] == [f"{x:.3f}".replace("-", MINUS) for x, _ in means]
     assert sorted(ringed(page)) == sorted(means)
 
 
@@ -142,8 +157,7 @@ def test_completions_of_any_two_points_side_by_side(page, front):
     left, right = find(front, "scaled", (0.3, 0.7)), find(front, "lines", (0.8, 0.2))
     page.get_by_role("combobox", name="Left").select_option(str(left["id"]))
     page.get_by_role("combobox", name="Right").select_option(str(right["id"]))
-    page.locator("#prompt-number").fill("1")
-    page.locator("#prompt-number").press("Enter")
+    page.get_by_label("Order").select_option("run")
     page.get_by_role("button", name="Next").click()
     assert page.locator("#comparison .prompt").inner_text().startswith("prompt 1: ")
     texts = [text.split()[0] for text in page.locator("#comparison .text").all_inner_texts()]
@@ -156,6 +170,7 @@ def test_completions_of_any_two_points_side_by_side(page, front):
 
 
 def test_prompts_are_reached_by_number_and_by_text(page):
+    page.get_by_label("Order").select_option("run")
     number = page.get_by_label("Prompt", exact=True)
     number.fill("1")
     number.press("Enter")
@@ -177,6 +192,8 @@ def test_a_click_on_a_point_opens_its_completions(page, front):
     page.mouse.click(*pixel(page, point, front["rewards"]))
     assert page.locator("#right").input_value() == str(point["id"])
     assert page.locator("#comparison .side").last.locator(".text").first.inner_text().startswith(f"{point['id']}.")
+    page.wait_for_function("() => Math.abs(document.getElementById('compare').getBoundingClientRect().top) < 40")
+    assert [point["scores"][reward]["mean"] for reward in front["rewards"]] in ringed(page, "compared")
 
 
 def test_a_keyboard_is_enough(open_page, report, front):
@@ -199,7 +216,7 @@ def test_a_keyboard_is_enough(open_page, report, front):
     assert page.locator("#comparison .side").first.locator("h3").inner_text().endswith("SFT")
     tab_to(page, "#next")
     page.keyboard.press("Enter")
-    assert page.locator("#prompt-number").input_value() == "2"
+    assert page.locator("#place").inner_text() == "place 2 of 24"
 
 
 def test_every_control_and_figure_has_a_name(page):
@@ -224,7 +241,7 @@ def test_a_phone_scrolls_down_only(open_page, report):
 def test_dark_mode_changes_page_and_figures(page):
     page.emulate_media(color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
-    colours = f"[{DRAWN}.layout.font.color, {DRAWN}.data.at(-2).marker.color].join()"
+    colours = f"[{DRAWN}.layout.font.color, {DRAWN}.data.at(-3).marker.color].join()"
 
     def are_drawn_in(ink, lines):
         """Figures are drawn anew when the browser tells the page, which is not at once."""
@@ -246,7 +263,7 @@ def test_dark_mode_changes_page_and_figures(page):
 def test_more_than_two_rewards_are_chosen_for_the_axes(open_page):
     front = make_front(rewards=("one", "two", "three"), groups=("lines",))
     page = open_page(report_html(front, None, {}))
-    page.get_by_role("combobox", name="Up").select_option(label="three")
+    page.locator("#axis-y").select_option(label="three")
     point = find(front, "lines", (0.5, 0.5))
     page.mouse.move(*pixel(page, point, ("one", "three")))
     page.locator("#front-figure .hovertext").wait_for()
@@ -259,10 +276,10 @@ def test_the_slider_goes_up_in_the_weight_of_the_first_policy_and_leaves_morlhf_
     front["policies"] = ["one", "two", "first run", "second run"]
     points = [point for point in front["points"] if point["group"] == "lines"]
     for point, weights in zip(points, [(1.0, 0.0), (0.2, 0.8), (0.0, 1.0), (0.7, 0.3)], strict=False):
-        point["spec"]["weights"] = weights
+        point["spec"]["weights"] = point["preference"] = list(weights)
     runs = [point for point in front["points"] if point["group"] == "morlhf"]
     for k, point in enumerate(runs):
-        point["spec"]["weights"] = [0.0, 0.0, 1.0 - k % 2, float(k % 2)]
+        point |= {"spec": {**point["spec"], "weights": [0.0, 0.0, 1.0 - k % 2, float(k % 2)]}, "preference": None}
         point |= {"single_policy": 2 + k % 2, "label": front["policies"][2 + k % 2]}
     front["points"] = [front["points"][0], *points[:4], *runs[:2]]
     front["fronts"] = {
@@ -287,7 +304,7 @@ def test_what_is_not_known_is_left_out(open_page):
     for point in front["points"]:
         point["kl"] = point["perplexity"] = None
     page = open_page(report_html(front, None, {}))
-    assert page.evaluate(SECTIONS) == ["facts", "front", "compare", "points"]
+    assert page.evaluate(SECTIONS) == ["decision", "compare", "points"]
     assert page.locator("#compare").inner_text().endswith("There are no completions here.")
     page.emulate_media(color_scheme="dark")
     assert page.locator("#points-table tbody tr").count() == 1
@@ -315,17 +332,18 @@ class TestHostileTexts:
         front, page = hostile
         point = find(front, HOSTILE[4], (0.0, 1.0))
         page.get_by_role("combobox", name="Left").select_option(str(point["id"]))
+        page.get_by_label("Order").select_option("run")
         for prompt, text in enumerate(HOSTILE):
-            assert page.locator("#comparison .prompt").text_content().endswith(text.replace("\x00", "␀"))
-            assert page.locator("#comparison .text").first.text_content().endswith(text.replace("\x00", "␀"))
+            assert page.locator("#comparison .prompt").text_content().endswith(visible(text))
+            assert page.locator("#comparison .text").first.text_content().endswith(visible(text))
             if prompt < len(HOSTILE) - 1:
                 page.get_by_role("button", name="Next").click()
         page.mouse.move(*pixel(page, point, self.REWARDS))
         page.locator("#front-figure .hovertext").wait_for()
         assert page.locator("h1").text_content() == HOSTILE[0]
-        assert page.locator("#made pre").last.text_content() == "\n".join(HOSTILE).replace("\x00", "␀")
+        assert page.locator("#made pre").last.text_content() == visible("\n".join(HOSTILE))
         assert page.evaluate("window.hacked") is None
-        added = "main script, main img, main iframe, main a[href], svg a, main b, main [onerror]"
+        added = "main script, main img, main iframe, main a:not([href^='#']), svg a, main b, main [onerror]"
         assert page.locator(added).count() == 0
 
     def test_are_shown_as_written_in_figures_too(self, hostile):
@@ -363,3 +381,269 @@ def test_some_of_the_prompts_say_how_many(open_page):
     )
     assert total == 400 and 10 < shown < 400
     assert page.locator("#prompt-count").inner_text() == f"of {shown}"
+
+
+# --- completions: order, words, addresses, folds ---
+
+
+def place(page):
+    return int(page.locator("#prompt-number").input_value()) - 1
+
+
+def test_completions_open_where_the_two_differ_most(open_page, report, front):
+    page = open_page(report)
+    scores = make_completions(front, samples=2).scores
+    left, right = (int(page.locator(f"#{side}").input_value()) for side in ("left", "right"))
+    spread = {name: np.std(np.mean(by_id[0], axis=1)) for name, by_id in scores.items()}
+
+    def shown(values):
+        return np.round(np.array([[float(f"{v:.4g}") for v in row] for row in values]), 3).mean(axis=1)
+
+    apart = sum(abs(shown(by_id[right]) - shown(by_id[left])) / spread[name] for name, by_id in scores.items())
+    expected = np.argsort(-apart, kind="stable").tolist()
+    found = [place(page)]
+    for _ in range(len(expected) - 1):
+        page.get_by_role("button", name="Next").click()
+        found.append(place(page))
+    assert found == expected
+    assert page.get_by_role("button", name="Next").is_disabled()
+
+
+def test_prompts_are_sorted_by_what_the_right_one_lost(open_page, report, front):
+    page = open_page(report)
+    right = find(front, "lines", (0.8, 0.2))["id"]
+    page.get_by_role("combobox", name="Right").select_option(str(right))
+    page.get_by_label("Order").select_option("loss")
+    scores = make_completions(front, samples=2).scores
+    own, sft = (np.stack([np.array(scores[name][i]) for name in front["rewards"]], axis=-1) for i in (right, 0))
+    worst = [lost.prompt for lost in lost_most(own, sft, front["rewards"])]
+    found = [place(page)]
+    for _ in worst[1:]:
+        page.get_by_role("button", name="Next").click()
+        found.append(place(page))
+    assert found == worst
+
+
+def two_texts(left, right):
+    """Returns a front with two points that wrote these texts."""
+    front = make_front(groups=("lines",))
+    front["points"] = front["points"][:3]
+    front["fronts"]["lines"] |= {"nondominated": [3, 6], "hull": [3, 6], "attainment": None}
+    front["surrogate"] = None
+    ids, one = [0, 3, 6], {i: [[0.0]] for i in (0, 3, 6)}
+    texts = dict(zip(ids, [[[""]], [[left]], [[right]]], strict=True))
+    return front, Completions(["prompt"], 1, {i: i for i in ids}, texts, one, dict.fromkeys(front["rewards"], one))
+
+
+def test_words_that_differ_are_marked(open_page):
+    left, right = "the cat sat on the mat", "the dog sat on a mat, <b>late</b>"
+    page = open_page(report_html(*two_texts(left, right), {}))
+    page.get_by_role("combobox", name="Left").select_option("3")
+    page.get_by_role("combobox", name="Right").select_option("6")
+    marked = [side.locator("mark").all_inner_texts() for side in page.locator("#comparison .side").all()]
+    assert marked == [["cat", "the"], ["dog", "a", ", <b>late</b>"]]
+    assert page.locator("#comparison .text").all_inner_texts() == [left, right]
+    page.get_by_label("mark words").uncheck()
+    assert page.locator("mark").count() == 0
+
+
+def test_an_address_brings_the_view_back(open_page, report, front):
+    page = open_page(report)
+    left, right = find(front, "scaled", (0.3, 0.7))["id"], find(front, "lines", (0.8, 0.2))["id"]
+    page.evaluate(f"location.hash = '#p=12&a={left}&b={right}'")
+    page.wait_for_function("() => document.getElementById('prompt-number').value === '12'")
+    assert [page.locator(f"#{side}").input_value() for side in ("left", "right")] == [str(left), str(right)]
+    assert page.locator("#comparison .prompt").inner_text().startswith("prompt 11: ")
+    page.get_by_role("button", name="Next").click()
+    address = page.get_by_role("link", name="Address of this view").get_attribute("href")
+    assert page.evaluate("location.hash") == address and re.fullmatch(rf"#p=\d+&a={left}&b={right}", address)
+    number, text = page.locator("#prompt-number").input_value(), page.locator("#comparison .prompt").inner_text()
+    page.reload()
+    assert page.locator("#prompt-number").input_value() == number
+    assert page.locator("#comparison .prompt").inner_text() == text
+    page.evaluate("location.hash = '#p=1e9&a=<b>&b=nothing'")
+    assert page.locator("#prompt-number").input_value() == number
+    open_page.requests.clear()  # the page itself, read again
+
+
+def test_the_slider_moves_the_comparison(open_page, report, front):
+    page = open_page(report)
+    page.locator("#weight").focus()
+    page.keyboard.press("Home")
+    chosen = [find(front, group, (0.0, 1.0))["id"] for group in ("rewarded_soup", "lines")]
+    assert [int(page.locator(f"#{side}").input_value()) for side in ("left", "right")] == chosen
+    assert page.locator("#comparison .text").first.inner_text().startswith(f"{chosen[0]}.")
+
+
+def test_a_long_completion_is_folded(open_page):
+    text = "word " * 2000
+    page = open_page(report_html(*two_texts(text, "short"), {}))
+    page.get_by_role("combobox", name="Left").select_option("3")
+    long, short = page.locator("#comparison .side").all()
+    button = long.get_by_role("button", name="Show all")
+    assert long.bounding_box()["height"] < 500 and not short.get_by_role("button").count()
+    button.click()
+    assert long.locator(".text").bounding_box()["height"] > 500
+    assert long.get_by_role("button", name="Show less").get_attribute("aria-expanded") == "true"
+
+
+def test_the_best_point_for_a_preference_is_that_of_pick_and_opens(open_page, report, front):
+    page = open_page(report)
+    row = page.locator("#choice-table tbody tr").nth(3)
+    assert row.locator("th").inner_text() == "70 : 30"
+    picked = pick_point(front, preference=[0.7, 0.3], scale="range")
+    star = row.locator(".chosen")
+    assert star.inner_text().startswith(" / ".join(f"{w:g}" for w in picked["spec"]["weights"]))
+    star.locator("a").click()
+    page.wait_for_function(f"() => document.getElementById('right').value === '{picked['id']}'")
+
+
+# --- numbers of objectives ---
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_any_number_of_objectives(open_page, count):
+    names = tuple("abcd"[:count])
+    front = make_front(rewards=names)
+    page = open_page(report_html(front, make_completions(front), MADE))
+    ids = {point["id"] for point in front["points"]}
+    assert drawn_ids(page) == ids
+    point = find(front, "lines", (1.0, 0.0))
+    ys = page.evaluate(
+        f"""id => {DRAWN}.data.flatMap(({{ customdata = [], x, y }}) =>
+            customdata.flatMap((other, i) => (other === id && x[i] !== null ? [[x[i], y[i]]] : [])))""",
+        point["id"],
+    )
+    means = [point["scores"][name]["mean"] for name in names]
+    if count == 1:
+        [(x, _)] = ys
+        assert x == means[0]
+    elif count < 4:
+        assert ys == [means[:2]]
+    else:
+        low, high = np.array(front["reference_point"]), np.array(front["ideal_point"])
+        assert [x for x, _ in ys] == [0, 1, 2, 3]
+        assert [y for _, y in ys] == pytest.approx(list((np.array(means) - low) / (high - low)))
+
+
+def three_policies():
+    weights = [(a / 4, b / 4, (4 - a - b) / 4) for a in range(5) for b in range(5 - a)]
+    front = make_front(rewards=("one", "two", "three"), groups=("lines", "rewarded_soup"))
+    front["policies"] = ["p", "q", "r"]
+    for group in ("lines", "rewarded_soup"):
+        points = [point for point in front["points"] if point["group"] == group]
+        for point, row in zip(points, weights, strict=False):
+            point["spec"]["weights"] = point["preference"] = list(row)
+    return front, weights[:11]
+
+
+def test_three_policies_have_a_slider_each_and_a_triangle(open_page):
+    front, weights = three_policies()
+    page = open_page(report_html(front, make_completions(front), MADE))
+    drawn = "document.getElementById('ternary-figure').data[0]"
+    points = [point for point in front["points"] if point["group"] == "lines"]
+    found = zip(*page.evaluate(f"(({{ a, b, c, customdata }}) => [customdata, a, b, c])({drawn})"), strict=True)
+    assert sorted(map(list, found)) == sorted([point["id"], *row] for point, row in zip(points, weights, strict=True))
+    page.locator("#ternary-measure").select_option(label="two")
+    colours = dict(zip(*page.evaluate(f"[{drawn}.customdata, {drawn}.marker.color]"), strict=True))
+    assert colours == {point["id"]: point["scores"]["two"]["mean"] for point in points}
+    page.locator("#ternary-groups input").nth(1).check()
+    assert set(page.evaluate(f"{drawn}.customdata")).isdisjoint(colours)
+    sliders = page.locator(".part")
+    assert sliders.count() == 3
+    sliders.nth(1).focus()
+    page.keyboard.press("End")
+    assert page.locator("#weight-text").inner_text() == "0 p · 1 q · 0 r"
+    assert [slider.input_value() for slider in sliders.all()] == ["0", "4", "0"]
+    chosen = find(front, "rewarded_soup", (0.0, 1.0, 0.0))["id"]
+    assert page.locator("#left").input_value() == str(chosen)
+
+
+# --- what every reader needs ---
+
+CONTRAST = """() => {
+    const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
+        .getContext("2d", { willReadFrequently: true });
+    const rgba = (colour) => {
+        context.clearRect(0, 0, 1, 1);
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const over = ([r, g, b, a], below) => [r, g, b].map((c, i) => (c * a + below[i] * (255 - a)) / 255);
+    const behind = (element) => {
+        if (!element) return [255, 255, 255];
+        const colour = rgba(getComputedStyle(element).backgroundColor);
+        return colour[3] === 255 ? colour.slice(0, 3) : over(colour, behind(element.parentElement));
+    };
+    const light = (colour) => colour.map((c) => c / 255)
+        .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * c, 0);
+    const low = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement;
+        const left_out = ".figure, script, option, optgroup, :disabled, [aria-hidden=true]";
+        if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest(left_out)) continue;
+        const style = getComputedStyle(element), back = behind(element);
+        const [a, b] = [light(over(rgba(style.color), back)), light(back)].sort((x, y) => y - x);
+        const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < (large ? 3 : 4.5)) low.push([element.outerHTML.slice(0, 80), ratio]);
+    }
+    return low;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_from_its_background(open_page, report, scheme):
+    page = open_page(report, color_scheme=scheme)
+    for details in page.locator("details").all():
+        details.evaluate("element => { element.open = true; }")
+    assert page.evaluate(CONTRAST) == []  # WCAG 2.2, 1.4.3, level AA
+
+
+def test_everything_that_is_used_has_a_name(page):
+    tree = page.locator("body").aria_snapshot()
+    roles = "button|link|checkbox|combobox|textbox|searchbox|spinbutton|slider|radio|region|navigation"
+    unnamed = [line for line in tree.splitlines() if re.match(rf"\s*- ({roles})(?! \")(:|$| \[)", line)]
+    assert unnamed == []
+
+
+def test_headings_leave_out_no_level(page):
+    shown = "[...document.querySelectorAll('h1, h2, h3, h4')].filter(heading => heading.checkVisibility())"
+    levels = page.evaluate(f"{shown}.map(heading => Number(heading.tagName[1]))")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_tab_reaches_every_control_from_top_to_bottom(open_page, report):
+    page = open_page(report)
+    focusable = "a[href], button, input, select, summary, [tabindex='0']"
+    wanted = page.evaluate(
+        f"""() => [...document.querySelectorAll("{focusable}")].filter(e => e.checkVisibility() && !e.disabled)
+            .filter(e => e.type !== "radio" || e.checked).map((e, i) => {{ e.dataset.tab = i; return i; }})"""
+    )
+    reached = []
+    for _ in range(len(wanted) + 5):
+        page.keyboard.press("Tab")
+        index = page.evaluate("document.activeElement.dataset.tab")
+        if index is None or int(index) in reached:
+            break
+        reached.append(int(index))
+    assert reached == wanted  # in the order in which they stand
+
+
+def test_a_table_keeps_its_first_column_and_begins_with_scores(open_page, report, front):
+    page = open_page(report, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    box = page.locator("#points-table .scroll")
+    box.evaluate("box => { box.scrollLeft = 400; }")
+    first = page.locator("#points-table tbody tr").nth(1).locator("th").bounding_box()
+    assert first["x"] == pytest.approx(box.bounding_box()["x"], abs=1)
+    heads = page.locator("#points-table thead th").all_inner_texts()
+    assert heads[:3] == ["policy", *front["rewards"]] and heads.index("alpha") > heads.index("perplexity")
+
+
+def test_paper_has_few_pages(page):
+    pages = len(re.findall(rb"/Type\s*/Page[^s]", page.pdf(format="A4")))
+    assert pages <= 8

@@ -1,0 +1,106 @@
+r"""The measures of a front as LaTeX: `table.tex`, for `\input` in a paper that loads booktabs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rlhf_lines.pareto.comparisons import MEASURES
+from rlhf_lines.pareto.schema import Difference, Front, Value, label
+from rlhf_lines.pareto.table import decimals, interval_name, value_of
+
+
+ESCAPED = {character: rf"\{character}" for character in "&%$#_{}"}
+ESCAPED |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+# Under the T1 encoding and its forerunner these stand for others.
+ESCAPED |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+_ESCAPES = str.maketrans(ESCAPED)
+OF_GROUPS = ("hypervolume", "expected_utility")
+
+
+def front_tex(front: Front) -> str:
+    """Two tables: hypervolume and expected utility of every group, and the differences between groups.
+
+    Each number has its interval below it in small print; of a group, the highest values are not marked: the differences
+    say what is more than noise.
+
+    Args:
+        front: what `build_front` returns.
+    """
+    prompts = front["points"][0]["prompts"]
+    name = interval_name(front)
+    head = [
+        "% Made by rlhf-lines front; needs \\usepackage{booktabs}.",
+        f"% {name}s over {prompts} {_commented(front['split'])} prompts, {front['resamples']} resamples.",
+    ]
+    return "\n".join([*head, *_groups(front), *_differences(front)]) + "\n"
+
+
+def escaped(text: str) -> str:
+    r"""`text` on one line as TeX prints it.
+
+    >>> escaped("50_% & $x^2$ \\input")
+    '50\\_\\% \\& \\$x\\textasciicircum{}2\\$ \\textbackslash{}input'
+    """
+    printable = (character for character in " ".join(text.split()) if character.isprintable())
+    return "".join(printable).translate(_ESCAPES)
+
+
+def _groups(front: Front) -> list[str]:
+    fronts = front["fronts"]
+    if not fronts:
+        return []
+    columns = [[escaped(label(name)) for name in fronts]]
+    columns += [_estimates([entry[measure] for entry in fronts.values()]) for measure in OF_GROUPS]
+    points = [sum(point["group"] == name for point in front["points"]) for name in fronts]
+    return _tabular(["group", "hypervolume", "expected utility", "points"], [*columns, list(map(str, points))])
+
+
+def _differences(front: Front) -> list[str]:
+    entries = front["comparisons"]
+    if not entries:
+        return []
+    heads = ["difference"]
+    columns = [[f"{escaped(label(entry['a']))} $-$ {escaped(label(entry['b']))}" for entry in entries]]
+    for measure, words in MEASURES.items():
+        found = [entry[f"{measure}_difference"] for entry in entries]
+        if any(found):
+            heads += [words, "$p$"]
+            columns += [_estimates(found), [_p_value(each) for each in found]]
+    columns.append([entry["verdict"] for entry in entries])
+    note = f"% p is adjusted (Holm) for {len(entries)} comparisons by each measure; intervals are not."
+    return ["", note, *_tabular([*heads, "verdict"], columns)]
+
+
+def _estimates(estimates: Sequence[Value | None]) -> list[str]:
+    digits = decimals(value_of(each) for each in estimates if each is not None)
+    return [
+        "--"
+        if each is None
+        else f"${value_of(each):.{digits}f}$ "
+        rf"{{\scriptsize $[{each['low']:.{digits}f}, {each['high']:.{digits}f}]$}}"
+        for each in estimates
+    ]
+
+
+def _p_value(difference: Difference | None) -> str:
+    if difference is None:
+        return "--"
+    value = difference["adjusted_p_value"]
+    return "$<0.001$" if value < 0.001 else f"${value:.3f}$"
+
+
+def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
+    rows: Iterable[Sequence[str]] = zip(*columns, strict=True)
+    return [
+        rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        r"\toprule",
+        " & ".join(heads) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def _commented(text: str) -> str:
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
