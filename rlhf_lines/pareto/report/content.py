@@ -200,4 +200,4 @@ class Content:
 
 
 def _in_percent(share: Mean | None) -> Mean | None:
-    return share and {end: 100 * share[end] for end in ("mean", "low", "high")}
+    return share and {end: None if share[end] is None else 100 * share[end] for end in ("mean", "low", "high")}
