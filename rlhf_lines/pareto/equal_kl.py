@@ -20,17 +20,23 @@ STEPS = 8  # from one weight to the next
 
 @dataclass(frozen=True)
 class EqualKL(Hypervolume):
-    """`equal_kl_hypervolumes` as a measure that can be corrected: K scores, then minus the KL, above `(r, -k*)`."""
+    """`equal_kl_hypervolumes` as a measure that can be corrected: K scores, then minus the KL, above `(r, -k1)`.
+
+    Attributes:
+        least: k0, in nats.
+    """
+
+    least: float = 0.0
 
     @classmethod
-    def within(cls, budget: float, reference_point: Sequence[float]) -> EqualKL:
-        """Up to a KL of `budget` nats, above the reference point of the scores."""
-        return cls((*map(float, reference_point), -float(budget)))
+    def between(cls, least: float, most: float, reference_point: Sequence[float]) -> EqualKL:
+        """For budgets from `least` to `most` nats, above the reference point of the scores."""
+        return cls((*map(float, reference_point), -float(most)), float(least))
 
     @property
-    def budget(self) -> float:
-        """k*, in nats."""
-        return -self.reference_point[-1]
+    def budgets(self) -> tuple[float, float]:
+        """k0 and k1, in nats."""
+        return self.least, -self.reference_point[-1]
 
     def value(self, means: NDArray[np.float64]) -> float:
         """See `Measure`."""
@@ -38,38 +44,45 @@ class EqualKL(Hypervolume):
 
     def values(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
         """See `Measure`."""
-        kl = -means[..., -1:]
-        return equal_kl_hypervolumes(np.concatenate([means[..., :-1], kl], -1), self.budget, self.reference_point[:-1])
+        values = np.concatenate([means[..., :-1], -means[..., -1:]], axis=-1)
+        return equal_kl_hypervolumes(values, self.budgets, self.reference_point[:-1])
 
     def held_out(self, means: NDArray[np.float64], noise: NDArray[np.float64], added: float) -> float:
         """See `Measure`."""
-        return super().held_out(means, noise, added) / self.budget
+        cheap, least, most = means[:, -1] > -self.least, *self.budgets
+        means, noise = means.copy(), noise.copy()
+        means[cheap, -1], noise[:, cheap, -1] = (
+            -least,
+            0.0,
+        )  # what costs less is offered for every budget, whatever noise
+        return super().held_out(means, noise, added) / (most - least)
 
 
-def equal_kl_hypervolumes(values: ArrayLike, budget: float, reference_point: Sequence[float]) -> NDArray[np.float64]:
-    """The mean hypervolume of what points offer within a KL budget, over all budgets up to the given one, `[R]`.
+def equal_kl_hypervolumes(
+    values: ArrayLike, budgets: tuple[float, float], reference_point: Sequence[float]
+) -> NDArray[np.float64]:
+    """The mean hypervolume of what points offer within a KL budget, over budgets from k0 to k1, `[R]`.
 
     With HV(k) the hypervolume, above the reference point r, of the points whose KL is at most k::
 
-        (1 / k*) integral_0^k* HV(k) dk
+        1 / (k1 - k0) integral_k0^k1 HV(k) dk
 
-    A point that gives the scores s at the KL c offers them for the budgets from c to k*, so that the integral is the
-    hypervolume of the points (s, -c) in K + 1 dimensions above (r, -k*). A mean KL is estimated and may come out below
-    0; it counts as 0.
+    A point that gives the scores s at the KL c offers them for the budgets from c, or from k0, to k1, so that the
+    integral is the hypervolume of the points (s, -max(c, k0)) in K + 1 dimensions above (r, -k1).
 
     Two points: one at no cost with a box of 2 x 1, the other at half of the budget with one of 3 x 1.
 
-    >>> equal_kl_hypervolumes([[[2.0, 1.0, 0.0], [3.0, 1.0, 2.0]]], 4.0, [0.0, 0.0]).tolist()
+    >>> equal_kl_hypervolumes([[[2.0, 1.0, 0.0], [3.0, 1.0, 2.0]]], (0.0, 4.0), [0.0, 0.0]).tolist()
     [2.5]
 
     Args:
         values: `[R, n, K + 1]`, mean scores and, last, mean KL in nats.
-        budget: k*, above 0.
+        budgets: k0, and k1 above it.
         reference_point: r, K numbers.
     """
-    values = np.asarray(values, dtype=np.float64)
-    offers = np.concatenate([values[..., :-1], -np.maximum(values[..., -1:], 0.0)], axis=-1)
-    return bootstrap_hypervolumes(offers, [*reference_point, -budget]) / budget
+    values, (least, most) = np.asarray(values, dtype=np.float64), budgets
+    offers = np.concatenate([values[..., :-1], -np.maximum(values[..., -1:], least)], axis=-1)
+    return bootstrap_hypervolumes(offers, [*reference_point, -most]) / (most - least)
 
 
 def with_neighbours_joined(values: ArrayLike, weights: Sequence[Sequence[float]]) -> NDArray[np.float64]:

@@ -162,22 +162,24 @@ def build_front(
     }
 
     @cache
-    def at_equal_kl(group: str, budget: float) -> Corrected:
+    def at_equal_kl(group: str, budgets: tuple[float, float]) -> Corrected:
         rows = groups[group]
         own = np.concatenate([scores[rows], -np.stack([kl[row] for row in rows])[..., None]], axis=-1)
         unmoved = np.concatenate([scores[sft], np.zeros((len(sft), prompts, 1))], axis=-1)
         joined = with_neighbours_joined(own, [points[row].spec["weights"] for row in rows])
-        return correct(np.concatenate([joined, unmoved]), EqualKL.within(budget, reference), seed)
+        return correct(np.concatenate([joined, unmoved]), EqualKL.between(*budgets, reference), seed)
 
-    def kl_budget(*names: str) -> float:
-        """The smaller of the groups' largest mean KL, or 0 where a point has none."""
+    def kl_budgets(*names: str) -> tuple[float, float] | None:
+        """From the least that both groups need to the most that both can spend; None where that is nothing."""
         if any(kl[row] is None for group in names for row in groups[group]):
-            return 0.0
-        return min(max(float(kl[row].mean()) for row in groups[group]) for group in names)
+            return None
+        spent = [[max(0.0, float(kl[row].mean())) for row in groups[group]] for group in names]
+        least, most = max(map(min, spent)), min(map(max, spent))
+        return (least, most) if least < most else None
 
     def compared(a: str, b: str) -> Comparison:
-        budget = kl_budget(a, b)
-        at_equal = [at_equal_kl(group, budget) for group in (a, b)] if budget > 0 else None
+        budgets = kl_budgets(a, b)
+        at_equal = budgets and [at_equal_kl(group, budgets) for group in (a, b)]
         return {
             "a": a,
             "b": b,
@@ -186,7 +188,7 @@ def build_front(
                 for name, measure in measures[a].items()
             },
             "equal_kl_difference": at_equal and comparisons.difference(*at_equal, confidence),
-            "kl_budget": at_equal and budget,
+            "kl_budgets": budgets and list(budgets),
             "equal_kl_hypervolumes": at_equal and [each.corrected for each in at_equal],
             "verdict": "undecided",
         }

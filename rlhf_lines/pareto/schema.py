@@ -139,8 +139,8 @@ class Comparison(TypedDict):
     b: str
     hypervolume_difference: Difference
     expected_utility_difference: Difference
-    equal_kl_difference: Difference | None  # of the hypervolume within a KL budget, on average; null without KL
-    kl_budget: float | None  # the largest budget, in nats; null as `equal_kl_difference`
+    equal_kl_difference: Difference | None  # of the mean hypervolume within a KL budget; null without common budgets
+    kl_budgets: list[float] | None  # the smallest and the largest budget, in nats; null as `equal_kl_difference`
     equal_kl_hypervolumes: list[float] | None  # of a and of b
     verdict: Literal["better", "worse", "mixed", "undecided"]  # of a against b, by all measures
 

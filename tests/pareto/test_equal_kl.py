@@ -22,15 +22,15 @@ def union_of_boxes(rows, reference):
     return total
 
 
-def mean_over_budgets(rows, budget, reference):
-    """The hypervolume of the rows whose KL is within k, integrated over k from 0 to the budget; constant in between."""
-    costs = [max(0.0, kl) for *_, kl in rows]
-    steps = sorted({0.0, budget, *(kl for kl in costs if kl < budget)})
+def mean_over_budgets(rows, least, most, reference):
+    """The hypervolume of the rows whose KL is within k, integrated over budgets k; constant in between."""
+    costs = [max(least, kl) for *_, kl in rows]
+    steps = sorted({least, most, *(kl for kl in costs if kl < most)})
     total = 0.0
     for low, high in itertools.pairwise(steps):
         offered = [row[:-1] for row, kl in zip(rows, costs, strict=True) if kl <= low]
         total += (high - low) * union_of_boxes(offered, reference)
-    return total / budget
+    return total / (most - least)
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3])
@@ -40,9 +40,9 @@ def test_it_is_the_mean_over_budgets(objectives, seed):
     values = generator.normal(size=(4, 7, objectives + 1))
     values[..., -1] = generator.gamma(1.0, size=(4, 7)) - 0.3  # an estimated KL can lie below 0
     reference = generator.normal(size=objectives) - 1.0
-    for budget in (0.5, 2.0, 9.0):
-        expected = [mean_over_budgets(rows.tolist(), budget, reference) for rows in values]
-        np.testing.assert_allclose(equal_kl_hypervolumes(values, budget, reference), expected, rtol=1e-10)
+    for budgets in ((0.0, 0.5), (0.0, 2.0), (0.7, 9.0), (0.3, 0.4)):
+        expected = [mean_over_budgets(rows.tolist(), *budgets, reference) for rows in values]
+        np.testing.assert_allclose(equal_kl_hypervolumes(values, budgets, reference), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("objectives", [1, 2])
@@ -51,11 +51,11 @@ def test_as_a_measure_it_is_the_mean_over_budgets(objectives):
     means = generator.normal(size=(6, 7, objectives + 1))
     means[..., -1] = 0.3 - generator.gamma(1.0, size=(6, 7))  # minus the KL
     reference = generator.normal(size=objectives) - 1.0
-    measure = EqualKL.within(0.8, reference)
+    measure = EqualKL.between(0.2, 0.8, reference)
     rows = [[[*scores, -cost] for *scores, cost in each] for each in means.tolist()]
-    expected = [mean_over_budgets(each, 0.8, reference) for each in rows]
+    expected = [mean_over_budgets(each, 0.2, 0.8, reference) for each in rows]
     np.testing.assert_allclose(measure.values(means), expected, rtol=1e-10)
-    assert measure.value(means[2]) == pytest.approx(expected[2], rel=1e-10) and measure.budget == 0.8
+    assert measure.value(means[2]) == pytest.approx(expected[2], rel=1e-10) and measure.budgets == (0.2, 0.8)
 
 
 def test_held_out_of_two_points_at_no_cost_has_the_closed_form():
@@ -72,17 +72,18 @@ def test_held_out_of_two_points_at_no_cost_has_the_closed_form():
     means = np.array([[4.0, 0.0], [4.0 - distance, 0.0]])
     z = distance / (a * spread)
     closed = 0.5 * (stats.norm.cdf(-z) * ((1 - distance) ** 2 - 1) - 2 * spread / a * stats.norm.pdf(z))
-    found = EqualKL.within(budget, [3.0]).held_out(means, noise, a)
+    found = EqualKL.between(0.0, budget, [3.0]).held_out(means, noise, a)
     assert found == pytest.approx(closed, rel=2e-4)
 
 
 def test_held_out_is_chosen_under_one_noise_and_measured_under_another():
-    """Direction by direction in plain loops, in three dimensions."""
+    """Direction by direction in plain loops, in three dimensions; the first point costs less than any budget."""
     generator = np.random.default_rng(3)
-    means = np.column_stack([generator.uniform(0.0, 1.0, (4, 2)), -generator.uniform(0.2, 1.0, 4)])
-    noise, a = 0.1 * generator.normal(size=(5, 4, 3)), 0.5
-    measure = EqualKL.within(2.0, [-0.5, -0.5])
-    above = means - [-0.5, -0.5, -2.0]
+    means = np.column_stack([generator.uniform(0.0, 1.0, (4, 2)), [-0.1, -0.3, -0.5, -0.9]])
+    given, a = 0.1 * generator.normal(size=(5, 4, 3)), 0.5
+    measure = EqualKL.between(0.2, 2.0, [-0.5, -0.5])
+    above, noise = means - [-0.5, -0.5, -2.0], given.copy()
+    above[0, 2], noise[:, 0, 2] = 1.8, 0.0
     sides = above.max(axis=0)
     total = []
     for u in corrected._cube_faces(3):
@@ -92,13 +93,13 @@ def test_held_out_is_chosen_under_one_noise_and_measured_under_another():
             k = int(np.argmin(above[best] / sides / u))
             slope = 3 * reach[best] ** 2 / (sides[k] * u[k])
             total.append(reach[best] ** 3 - slope * e[best, k] / a - max(reach) ** 3)
-    assert measure.held_out(means, noise, a) == pytest.approx(sides.prod() * np.mean(total) / 2.0, rel=1e-10)
+    assert measure.held_out(means, given, a) == pytest.approx(sides.prod() * np.mean(total) / 1.8, rel=1e-10)
 
 
 def test_a_group_at_equal_kl_against_itself_is_no_difference():
     generator = np.random.default_rng(4)
     scores = generator.normal([2.0, 2.0, -1.0], 1.0, size=(5, 60, 3))
-    measure = EqualKL.within(1.5, [0.0, 0.0])
+    measure = EqualKL.between(0.5, 1.5, [0.0, 0.0])
     for other in (scores, scores[::-1]):
         found = correct(scores, measure, 3) - correct(other, measure, 3)
         assert (found.value, *found.estimate()) == (0.0, 0.0, 0.0, 0.0, 1.0)
@@ -143,12 +144,12 @@ def test_points_without_two_neighbours_stay_as_they_are(weights):
 
 @pytest.fixture
 def measured(make_points):
-    """Points with KL, the soup's smaller than that of LiNeS."""
+    """Points with KL, the soup's smaller than that of LiNeS, and less in the middle than at the ends."""
     generator = np.random.default_rng(1)
     points = make_points()
     for point in points:
-        length = {"sft": 0.0, "rewarded_soup": 1.0, "lines": 2.5}[point["group"]]
-        point["kl"] = length * generator.gamma(2.0, size=40)
+        length = {"sft": 0.0, "rewarded_soup": 1.0, "lines": 1.5}[point["group"]]
+        point["kl"] = length * (1.0 + ((point["id"] - 1) % 5 - 2) ** 2 / 2) * generator.gamma(8.0, 0.25, size=40)
     return points
 
 
@@ -157,9 +158,9 @@ def test_a_comparison_at_equal_kl_is_worked_out_from_prompts(measured):
     (comparison,) = front["comparisons"]
     columns = np.stack([np.column_stack([point["scores"], point["kl"]]) for point in measured])
     means = columns.mean(axis=1)
-    budget = means[1:6, 2].max()
-    assert budget < means[6:, 2].max()  # the smaller of the two
-    assert comparison["kl_budget"] == pytest.approx(budget, rel=1e-14)
+    least, most = means[6:, 2].min(), means[1:6, 2].max()
+    assert means[1:6, 2].min() < least < most < means[6:, 2].max()
+    assert comparison["kl_budgets"] == pytest.approx([least, most], rel=1e-14)
 
     def by_hand():
         found = {}
@@ -167,7 +168,7 @@ def test_a_comparison_at_equal_kl_is_worked_out_from_prompts(measured):
             joined = [means[rows[-1]]]  # the fixture's weights ascend
             for a, b in itertools.pairwise(rows):
                 joined += [(1 - step / 8) * means[a] + step / 8 * means[b] for step in range(8)]
-            found[group] = sliced([*joined, [*means[0, :2], 0.0]], budget, front["reference_point"])
+            found[group] = sliced([*joined, [*means[0, :2], 0.0]], least, most, front["reference_point"])
         return found["lines"], found["rewarded_soup"]
 
     a, b = by_hand()
@@ -178,7 +179,7 @@ def test_a_comparison_at_equal_kl_is_worked_out_from_prompts(measured):
             (1 - step / 8) * one + step / 8 * other for one, other in itertools.pairwise(own) for step in range(8)
         ]
         sft = columns[0] * [1.0, 1.0, 0.0]
-        found[group] = correct([*joined, own[-1], sft], EqualKL.within(budget, front["reference_point"]), 7)
+        found[group] = correct([*joined, own[-1], sft], EqualKL.between(least, most, front["reference_point"]), 7)
     assert [one.value for one in found.values()] == pytest.approx([a, b], rel=1e-12)
     one, other = found["lines"], found["rewarded_soup"]
     assert comparison["equal_kl_hypervolumes"] == pytest.approx([one.corrected, other.corrected], rel=1e-10)
@@ -195,9 +196,9 @@ def test_a_comparison_at_equal_kl_is_worked_out_from_prompts(measured):
     )
 
 
-def sliced(rows, budget, reference):
+def sliced(rows, least, most, reference):
     """The mean over budgets of the area of two objectives, by rectangles under each staircase."""
-    steps = sorted({0.0, budget, *(row[2] for row in rows if row[2] < budget)})
+    steps = sorted({least, most, *(row[2] for row in rows if least < row[2] < most)})
     total = 0.0
     for low, high in itertools.pairwise(steps):
         area, floor = 0.0, reference[1]
@@ -206,7 +207,7 @@ def sliced(rows, budget, reference):
                 area += (x - reference[0]) * (y - floor)
                 floor = y
         total += (high - low) * area
-    return total / budget
+    return total / (most - least)
 
 
 def test_without_the_kl_of_a_point_of_either_group_there_is_nothing_to_compare(measured):
@@ -214,7 +215,7 @@ def test_without_the_kl_of_a_point_of_either_group_there_is_nothing_to_compare(m
         points = [{**point, "kl": None} if point["id"] == i else point for point in measured]
         front = build_front(rewards=["a", "b"], split="test", seed=7, points=points, resamples=10)
         (comparison,) = front["comparisons"]
-        assert [comparison[key] for key in ("equal_kl_difference", "kl_budget", "equal_kl_hypervolumes")] == [None] * 3
+        assert [comparison[key] for key in ("equal_kl_difference", "kl_budgets", "equal_kl_hypervolumes")] == [None] * 3
     # That of the SFT model is known.
     points = [{**measured[0], "kl": None}, *measured[1:]]
     fronts = [build_front(rewards=["a", "b"], split="test", seed=7, points=p, resamples=10) for p in (points, measured)]

@@ -71,7 +71,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     (comparison,) = front["comparisons"]
     assert set(comparison) == {
         *("a", "b", "hypervolume_difference", "expected_utility_difference", "equal_kl_difference"),
-        *("kl_budget", "equal_kl_hypervolumes", "verdict"),
+        *("kl_budgets", "equal_kl_hypervolumes", "verdict"),
     }
     assert (comparison["a"], comparison["b"]) == ("lines", "rewarded_soup")
     for measure in ("hypervolume", "expected_utility"):
@@ -79,7 +79,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
             *("value", "corrected", "low", "high", "probability_positive", "p_value", "adjusted_p_value")
         }
     # The soup has no KL here.
-    assert [comparison[key] for key in ("equal_kl_difference", "kl_budget", "equal_kl_hypervolumes")] == [None] * 3
+    assert [comparison[key] for key in ("equal_kl_difference", "kl_budgets", "equal_kl_hypervolumes")] == [None] * 3
 
 
 SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}
@@ -195,7 +195,7 @@ def test_one_text_has_a_perplexity_without_an_interval(make_points):
 def test_one_prompt_has_numbers_and_no_intervals(make_points, tmp_path):
     points = make_points(prompts=1)
     for point in points:
-        point |= {"kl": [0.1 * point["id"]], "nll": [3.0], "text_tokens": [2]}
+        point |= {"kl": [0.1 * (1 + (point["id"] + 1) % 4)], "nll": [3.0], "text_tokens": [2]}
         scores = np.stack([point["scores"], point["scores"] + 1], axis=1)
         texts, ids = [["a b", "c"]], [[[1, 2, 9], [3, 9]]]
         point["behaviour"] = Behaviour.of(texts, ids, scores, max_new_tokens=6, end_tokens=[9])
@@ -205,7 +205,7 @@ def test_one_prompt_has_numbers_and_no_intervals(make_points, tmp_path):
     for point, row in zip(front["points"], means, strict=True):
         for k, reward in enumerate("ab"):
             assert point["scores"][reward] == {"mean": row[k], "low": None, "high": None}
-        assert point["kl"] == {"mean": 0.1 * point["id"], "low": None, "high": None}
+        assert point["kl"] == {"mean": 0.1 * (1 + (point["id"] + 1) % 4), "low": None, "high": None}
     volume = hypervolume(means[6:], front["reference_point"])
     lines, (comparison,) = front["fronts"]["lines"], front["comparisons"]
     assert lines["hypervolume"] == {"value": volume, "corrected": volume, "low": None, "high": None}

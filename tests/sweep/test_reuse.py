@@ -73,7 +73,7 @@ def test_what_is_added_leaves_the_front_of_a_sweep_of_all(sweep, rewards, polici
             for name in ("kl", "perplexity"):  # batches of other sizes round differently
                 point[name] = {end: pytest.approx(value, rel=1e-5, abs=1e-4) for end, value in point[name].items()}
         for entry in front["comparisons"]:
-            for name in ("equal_kl_difference", "kl_budget", "equal_kl_hypervolumes", "verdict"):
+            for name in ("equal_kl_difference", "kl_budgets", "equal_kl_hypervolumes", "verdict"):
                 del entry[name]
         if front["validation"]:
             for tuning in (front["validation"], *front["validation"]["groups"].values()):

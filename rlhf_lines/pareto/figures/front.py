@@ -28,9 +28,10 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     Two objectives give one panel of a column's width, in which every line bears its name; more give one panel for each
     pair, over both columns, and one gives a row for each group. Axes of a reward have the same ends in all figures.
     Only points that no other point of their group dominates are joined: the staircase is the edge of the region whose
-    area is the hypervolume. Dominated points are drawn faint and hollow. Bars are the intervals of the file. Of LiNeS and the
-    rewarded soup also the convex hull and the band between the fronts that 97.5 % and 2.5 % of the resamples attain are
-    drawn. With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs show
+    area is the hypervolume. Dominated points are drawn faint and hollow. Bars are the intervals of the file. Of LiNeS
+    and the rewarded soup also the convex hull and the band between the fronts that 97.5 % and 2.5 % of the resamples
+    attain are drawn.
+    With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs show
     points alone.
 
     Args:

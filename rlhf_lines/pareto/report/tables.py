@@ -169,8 +169,9 @@ def differences_table(content: Content) -> Table:
             Column("difference", [_estimate(each, digits) for each in found]),
             Column("adjusted p", [p_text(each and each["adjusted_p_value"]) for each in found]),
         ]
-    if any(entry["kl_budget"] is not None for entry in entries):
-        columns.append(Column("KL up to, nats", [number(entry["kl_budget"], 2) for entry in entries]))
+    if any(entry["kl_budgets"] is not None for entry in entries):
+        budgets = [entry["kl_budgets"] and " to ".join(number(k, 2) for k in entry["kl_budgets"]) for entry in entries]
+        columns.append(Column("KL, nats", [text or NOTHING for text in budgets]))
     return Table("Differences between groups", columns)
 
 

@@ -15,7 +15,7 @@ def compared(**signs):
     for entry in front["fronts"].values():
         entry["hypervolume"]["value"], entry["expected_utility"]["value"] = 10.0, 0.5
     front["comparisons"] = [
-        {"a": "lines", "b": group, "kl_budget": 1.0, "equal_kl_hypervolumes": [5.0, 4.0]}
+        {"a": "lines", "b": group, "kl_budgets": [0.0, 1.0], "equal_kl_hypervolumes": [5.0, 4.0]}
         | {
             f"{measure}_difference": {
                 "value": sign * size,
