@@ -30,8 +30,8 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     Only points that no other point of their group dominates are joined: the staircase is the edge of the region whose
     area is the hypervolume. Dominated points are drawn faint and hollow. Bars are the intervals of the file. Of LiNeS
     and the rewarded soup also the convex hull and the band between the fronts that 97.5 % and 2.5 % of the resamples
-    attain are drawn. With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs show
-    points alone.
+    attain are drawn. With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs
+    show points alone.
 
     Args:
         front: what `build_front` returns.
