@@ -38,11 +38,12 @@ from tests.sweep.of_a_run import (
 
 
 FILES = {f"{figure}{suffix}" for figure in ("front", "validation") for suffix in (".png", ".pdf")}
+TABLES = ("table.tex", "front.csv")
 
 
 def test_the_folder_and_the_keys_of_the_contract(sweep):
     names = {path.name for path in sweep.iterdir()}
-    assert names == {"run.sqlite", "front.json", "report.html", "config.yaml", "rlhf_lines.json"} | FILES
+    assert names == {"run.sqlite", "front.json", "report.html", "config.yaml", "rlhf_lines.json", *TABLES} | FILES
     for name in FILES:
         assert (sweep / name).read_bytes().startswith(b"\x89PNG" if name.endswith(".png") else b"%PDF")
     front = strict_json(sweep / "front.json")

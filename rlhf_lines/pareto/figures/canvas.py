@@ -85,7 +85,7 @@ def plain_axes(panel: Any) -> None:
 
 def score_label(reward: str) -> str:
     """The label of an axis of scores in two lines."""
-    return f"{shortened(reward, 34)}\nmean score, higher is better"
+    return f"{shortened(reward, 26)}\nmean score, higher is better"
 
 
 def bars_text(front: Front) -> str:

@@ -47,7 +47,7 @@ def plot_forgetting(front: Front, path: str | Path, *others: str | Path) -> Path
     columns = min(len(rewards), 3)
     lines = math.ceil(len(rewards) / columns)
     width = canvas.COLUMN_INCHES if columns == 1 else canvas.PAGE_INCHES
-    legend_columns = min(len(groups), 2 if columns == 1 else 4)
+    legend_columns = min(len(groups), 2 if columns == 1 else 3)
     height = canvas.PANEL_INCHES * lines + 0.6
     height += canvas.LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
     with canvas.saved_figure([path, *others], (width, height)) as figure:

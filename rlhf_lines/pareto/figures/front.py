@@ -18,7 +18,7 @@ from rlhf_lines.pareto.schema import SOUP, Front, Group, PointEntry, looks
 
 BAND = ("0.025", "0.975")
 HULL_DASHES = (3.0, 2.0)
-LEGEND_COLUMNS = 4
+LEGEND_COLUMNS = 3
 ROW = 0.7  # of the distance of two rows, that the points of a group take
 
 
@@ -30,9 +30,8 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     Only points that no other point of their group dominates are joined: the staircase is the edge of the region whose
     area is the hypervolume. Dominated points are drawn faint and hollow. Bars are the intervals of the file. Of LiNeS
     and the rewarded soup also the convex hull and the band between the fronts that 97.5 % and 2.5 % of the resamples
-    attain are drawn.
-    With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs show
-    points alone.
+    attain are drawn. With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs
+    show points alone.
 
     Args:
         front: what `build_front` returns.
@@ -194,5 +193,5 @@ def _draw_keys(figure: Any, front: Front, groups: Sequence[Group], *, flat: bool
     if compared:
         keys["convex hull"] = Line2D([], [], **canvas.GREY, linewidth=0.6, linestyle=canvas.line_style(HULL_DASHES))
     if any(entry["attainment"] for entry in compared):
-        keys["resampled fronts"] = Patch(**canvas.GREY, alpha=0.25, linewidth=0)
+        keys["resamples"] = Patch(**canvas.GREY, alpha=0.25, linewidth=0)
     figure.legend(keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=3, title=canvas.bars_text(front))

@@ -18,7 +18,7 @@ from rlhf_lines.pareto.table import decimals, p_text, value_of
 TITLES = {
     "better": "{} is better than {}",
     "worse": "{} is worse than {}",
-    "mixed": "{} against {}: it depends",
+    "mixed": "{} against {}: mixed",
     "undecided": "{} and {} cannot be told apart",
 }
 # What the comparison with one factor for all layers, which is tuned alike, says of scaling by depth.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_lines.pareto import build_front, hypervolume, plot_front
+from rlhf_lines.pareto.figures.canvas import score_limits
 from rlhf_lines.pareto.schema import GROUPS as LOOKS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
 
@@ -90,13 +91,13 @@ def png_size(path):
 
 def test_two_rewards_give_one_picture_without_pyplot_and_its_global_state(front, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    assert png_size(plot_front(front, tmp_path / "front.png")) == (1400, 1000)
+    assert png_size(plot_front(front, tmp_path / "front.png"))[0] == 3.25 * 400  # of a column
 
 
 def test_three_rewards_give_a_panel_for_each_pair(make_points, tmp_path):
     front = build_front(rewards=["a", "b", "c"], split="test", seed=0, points=make_points(rewards=3), resamples=100)
     width, height = png_size(plot_front(front, tmp_path / "front.png"))
-    assert width > 2.5 * height
+    assert width == 6.75 * 400 > 2 * height  # of both columns
 
 
 def test_one_objective_has_a_row_for_each_group(make_points, tmp_path, monkeypatch):
@@ -128,7 +129,7 @@ def test_what_cannot_be_drawn_is_named(front, tmp_path):
 
 def test_names_with_markup_are_drawn_as_they_are(make_points, tmp_path):
     front = build_front(rewards=["$a_{$", "$^$"], split="test", seed=0, points=make_points(), resamples=100)
-    assert png_size(plot_front(front, tmp_path / "front.png")) == (1400, 1000)
+    assert png_size(plot_front(front, tmp_path / "front.png"))[0] == 3.25 * 400  # of a column
 
 
 def test_a_pdf_embeds_its_letters_and_knows_no_date(front, tmp_path):
@@ -209,16 +210,34 @@ def test_groups_differ_in_colour_marker_and_line(front_of_six, drawn_of):
     assert all(a != b for pair in combinations(styles, 2) for a, b in zip(*pair, strict=True))
 
 
-def test_the_legend_says_the_hypervolumes_with_their_intervals(front_of_six, monkeypatch, tmp_path):
+def test_every_line_bears_its_name(front_of_six, monkeypatch, tmp_path):
     figure = saved_figure_of(plot_front, front_of_six, tmp_path / "front.png", monkeypatch)
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    volume = front_of_six["fronts"]["lines"]["hypervolume"]
-    assert texts[0] == f"LiNeS  {volume['corrected']:.3f} [{volume['low']:.3f}, {volume['high']:.3f}]"
-    names = ["LiNeS", "rewarded soup", "scaled evenly", "reversed LiNeS", "MORLHF", "SFT"]
-    assert [text.split("  ")[0] for text in texts] == names
     (panel,) = figure.axes
-    for label, reward in ((panel.get_xlabel(), "a"), (panel.get_ylabel(), "b")):
-        assert label == f"{reward}\nmean score, higher is better\n95 % interval over 40 prompts"
+    colours = {text.get_text(): text.get_color() for text in panel.texts}
+    for look in LOOKS.values():
+        assert colours[look.label] == look.colour
+        (text,) = [text for text in panel.texts if text.get_text() == look.label]
+        own = [tuple(p["scores"][r]["mean"] for r in "ab") for p in front_of_six["points"] if p["group"] == look.name]
+        assert any(text.xy == pytest.approx(place) for place in own)
+    boxes = [text.get_window_extent() for text in panel.texts]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert next(text.get_text() for text in figure.legends[0].get_texts()) == "dominated"
+    assert figure.legends[0].get_title().get_text() == "bars: 95 % intervals over 40 prompts"
+
+
+def test_no_text_is_smaller_than_eight_points_and_axes_are_those_of_other_figures(front, monkeypatch, tmp_path):
+    from matplotlib.text import Text
+
+    figure = saved_figure_of(plot_front, front, tmp_path / "front.png", monkeypatch)
+    assert {text.get_fontsize() for text in figure.findobj(Text) if text.get_text()} == {8}
+    (panel,) = figure.axes
+    assert (panel.get_xlim(), panel.get_ylim()) == (score_limits(front, "a"), score_limits(front, "b"))
+    assert (panel.get_xlabel(), panel.get_ylabel()) == tuple(f"{r}\nmean score, higher is better" for r in "ab")
+    for reward, k in (("a", 0), ("b", 1)):
+        low, high = score_limits(front, reward)
+        scores = [point["scores"][reward] for point in front["points"]]
+        assert low < min(front["reference_point"][k], *(score["low"] for score in scores))
+        assert high > max(score["high"] for score in scores)
 
 
 @pytest.mark.parametrize("rewards", [2, 3])
@@ -236,15 +255,16 @@ def test_no_text_is_cut_or_covers_another(make_points, rewards, monkeypatch, tmp
 def test_single_policies_are_named_by_their_folders(front, make_points, monkeypatch, tmp_path):
     def names(front):
         (panel,) = saved_figure_of(plot_front, front, tmp_path / "front.png", monkeypatch).axes
-        return {text.get_text(): text.xy for text in panel.texts}
+        alone = [text for text in panel.texts if text.get_text().endswith(" alone")]
+        return {text.get_text(): pytest.approx(text.xy) for text in alone}
 
     ends = {point["id"]: tuple(score["mean"] for score in point["scores"].values()) for point in front["points"]}
     # Weights (0, 1) have id 1 and (1, 0) have id 5.
-    assert names(front) == {"harmless": ends[1], "helpful": ends[5]}
+    assert names(front) == {"harmless alone": ends[1], "helpful alone": ends[5]}
     points = make_points()
     points[1]["spec"]["rule"] = "sum"  # two times the policy
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, policies=front["policies"])
-    assert names(front) == {"helpful": ends[5]}
+    assert names(front) == {"helpful alone": ends[5]}
 
 
 def test_a_front_below_the_reference_point_has_no_staircase(front, drawn_of):

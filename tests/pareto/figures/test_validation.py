@@ -38,7 +38,7 @@ def panels_of(figure):
 def test_every_pair_is_in_its_cell_with_its_interval(front, tmp_path, monkeypatch):
     figure = saved_figure_of(plot_validation, front, tmp_path / "validation.png", monkeypatch)
     panels = panels_of(figure)
-    assert [panel.get_title(loc="left") for panel in panels] == ["schedule: linear", "schedule: sqrt"]
+    assert [panel.get_title(loc="left") for panel in panels] == ["LiNeS, linear", "LiNeS, sqrt"]
     alphas, betas = [0.5, 1.0, "auto"], [0.0, 0.25, 1.0]
     for panel, schedule in zip(panels, ("linear", "sqrt"), strict=True):
         assert [text.get_text() for text in panel.get_xticklabels()] == ["0", "0.25", "1"]
@@ -66,8 +66,22 @@ def test_the_chosen_cell_alone_has_a_frame(front, tmp_path, monkeypatch):
     assert frame.get_xy() == (0.5, 1.5) and (frame.get_width(), frame.get_height()) == (1, 1)
     assert to_hex(frame.get_edgecolor()).upper() == GROUPS["rewarded_soup"].colour and not frame.get_fill()
     (text,) = figure.legends[0].get_texts()
-    assert text.get_text() == "chosen: alpha auto, beta 0.25, schedule sqrt"
-    assert figure.get_suptitle() == "30 validation prompts, 5 weights, higher is better"
+    assert text.get_text() == "chosen"
+    assert figure.legends[0].get_title().get_text() == "hypervolume, 30 validation prompts, 5 weights"
+
+
+def test_every_tuned_group_has_its_map_in_the_same_colours(front, tmp_path, monkeypatch):
+    grid = [row(alpha, 0.0, "linear", alpha) for alpha in (0.5, 1.0, 3.0)]
+    chosen = {"alpha": 3.0, "beta": 0.0, "schedule": "linear"}
+    front["validation"]["groups"] = {"scaled": {"grid": grid, "chosen": chosen, "at_edge": True}}
+    figure = saved_figure_of(plot_validation, front, tmp_path / "validation.png", monkeypatch)
+    panels = panels_of(figure)
+    assert [panel.get_title(loc="left") for panel in panels] == ["LiNeS, linear", "LiNeS, sqrt", "scaled evenly"]
+    assert {panel.images[0].get_clim() for panel in panels} == {(0.5, 3.0)}
+    assert [len(panel.patches) for panel in panels] == [0, 1, 1]
+    (text,) = figure.legends[0].get_texts()
+    assert text.get_text() == "chosen (at an edge of what was tried: scaled\nevenly)"
+    assert_texts_are_whole_and_apart(figure, [text for panel in panels for text in panel.texts])
 
 
 def test_a_text_is_readable_on_the_colour_of_its_cell(front, tmp_path, monkeypatch):

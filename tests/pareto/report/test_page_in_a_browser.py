@@ -70,7 +70,7 @@ def test_everything_is_on_the_page(page, front):
     assert page.locator("#points-table tbody tr").count() == len(front["points"]) == len(drawn_ids(page))
     assert page.locator("#volumes-table tbody tr").count() == 4
     assert page.locator("#validation-table tr.chosen td").all_text_contents()[1:] == (
-        ["1", "1", "linear", "3.9990", "chosen, at an edge"]
+        ["1", "1", "linear", "4.000", "chosen, at an edge"]
     )
     assert page.locator("#surrogate-table tbody tr").count() == 12
     assert page.locator("#undone-table tbody tr").count() == 11
