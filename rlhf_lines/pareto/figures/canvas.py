@@ -101,7 +101,7 @@ def score_limits(front: Front, reward: str) -> tuple[float, float]:
     """
     k = front["rewards"].index(reward)
     scores = [point["scores"][reward] for point in front["points"]]
-    ends = [score[end] for score in scores for end in ("low", "mean", "high")]
+    ends = [score[end] for score in scores for end in ("low", "mean", "high") if score[end] is not None]
     low, high = min([*ends, front["reference_point"][k]]), max(ends)
     margin = 0.05 * (high - low) or 0.5
     return low - margin, high + margin
