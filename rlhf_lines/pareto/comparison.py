@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from rlhf_lines.artifact import write_whole
-from rlhf_lines.pareto.schema import Value, faults
+from rlhf_lines.pareto.schema import GroupMeasure, faults
 
 
 FORMAT = 1
 FILE_NAME = "comparison.json"
-MEASURES = ("hypervolume", "expected_utility")
 
 
 class GroupMeasures(TypedDict):
     """A group of a run, by the common reference point."""
 
     points: int
-    hypervolume: Value  # of the mean scores, with the percentile interval over prompts
-    expected_utility: Value
+    hypervolume: GroupMeasure  # with the interval over prompts, as in `front.json`
+    expected_utility: GroupMeasure
 
 
 class RunEntry(TypedDict):
@@ -39,23 +38,17 @@ class RunEntry(TypedDict):
     groups: dict[str, GroupMeasures]  # those that all runs have
 
 
-class OverRuns(Value):
-    """A mean over runs, or the difference of two means, with an interval for other runs and other prompts.
+class RunsDifference(GroupMeasure):
+    """The mean difference of a measure over runs, with an interval for other runs and other prompts.
 
-    With one run on each side the interval is for other prompts alone.
+    With one run on each side the interval is for other prompts alone. Where a run has a single prompt there is none.
     """
 
     error_of_runs: float | None  # standard error from the spread over runs; null with one run on each side
-    error_of_prompts: float  # standard error from the prompts that runs share
-    p_value: float  # of 0, two-sided
-    adjusted_p_value: float  # Holm's, over all comparisons of this measure in the file
-
-
-class RunsDifference(TypedDict):
-    """A difference of a measure."""
-
-    over_runs: OverRuns
-    runs: list[Value]  # by run, each with its interval over prompts; empty between two sides
+    error_of_prompts: float | None  # standard error from the prompts that runs share; null as the interval
+    p_value: float | None  # of 0, two-sided; null as the interval
+    adjusted_p_value: float | None  # Holm's, over all comparisons of this measure in the file
+    runs: list[GroupMeasure]  # the difference in each run, with its interval over prompts; empty between two sides
     positive_runs: int | None  # in how many it is above 0; null between two sides
 
 
@@ -66,15 +59,19 @@ class RunsComparison(TypedDict):
     b: str  # the same group between two sides
     hypervolume_difference: RunsDifference
     expected_utility_difference: RunsDifference
+    equal_kl_difference: RunsDifference | None  # as in `front.json`; null where a run has no KL
+    # The smallest and largest KL budget of each run, in nats; between two sides, whose groups it compares, one for all.
+    kl_budgets: list[list[float]] | None
     # What the adjusted p-values at the file's confidence say of a: better or worse where all measures agree, undecided
     # where none differs, else mixed.
     verdict: Literal["better", "worse", "mixed", "undecided"]
-    # Rectangles, see `pareto.runs.attainment_difference`; null unless rewards are two and both sides have as many runs.
+    # Rectangles, see `pareto.runs.attainment_difference`; null unless there are two objectives and as many runs on
+    # both sides.
     attainment_difference: list[list[float]] | None
 
 
 class Attainment(TypedDict):
-    """Corners of what the front of a group attains, ascending in the first reward, of the runs of one side."""
+    """Corners of what the front of a group attains, ascending in the first objective, of the runs of one side."""
 
     best: list[list[float]]  # in at least one run
     median: list[list[float]]  # in at least half of the runs
@@ -85,19 +82,18 @@ class RunsFile(TypedDict):
     """The content of `comparison.json`."""
 
     format: int
-    rewards: list[str]
+    objectives: list[str]  # what is compared; the runs' metrics are not
     split: str
-    reference_point: list[float]  # one number per reward, as `ideal_point`; the same for all runs
+    reference_point: list[float]  # one number per objective, as `ideal_point`; the same for all runs
     reference_point_rule: str
     ideal_point: list[float]
     utility_rule: str
     seed: int
-    resamples: int
     confidence: float
     shared_prompts: int  # how many prompts all runs have
     runs: list[RunEntry]
     comparisons: list[RunsComparison]
-    attainment: dict[str, dict[str, Attainment]] | None  # by side and group; null unless rewards are two
+    attainment: dict[str, dict[str, Attainment]] | None  # by side and group; null unless objectives are two
     notes: list[str]  # a sentence each: what is left out, what differs between runs
 
 

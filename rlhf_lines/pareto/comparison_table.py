@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from rlhf_lines.pareto.comparison import MEASURES, RunsComparison, RunsFile
-from rlhf_lines.pareto.schema import shortened
-from rlhf_lines.pareto.table import WIDTH, decimals, estimate_text
+from rlhf_lines.pareto import comparisons
+from rlhf_lines.pareto.comparison import RunsComparison, RunsDifference, RunsFile
+from rlhf_lines.pareto.schema import GroupMeasure, shortened
+from rlhf_lines.pareto.table import MEASURES, WIDTH, align, decimals, estimate_text, in_blocks, p_text, value_of
 
 
 NAME_WIDTH = 28
@@ -20,7 +21,8 @@ def comparison_table(comparison: RunsFile) -> str:
     run.
     """
     head = "\n".join(map(_wrapped, heading(comparison)))
-    return "\n\n".join([head, _over_runs(comparison), _each_run(comparison)])
+    each = _each_run(comparison) if of_each_run(comparison) else _groups(comparison)
+    return "\n\n".join([head, *_over_runs(comparison), *each])
 
 
 def heading(comparison: RunsFile) -> list[str]:
@@ -39,7 +41,8 @@ def heading(comparison: RunsFile) -> list[str]:
         what,
         f"{count} {comparison['split']} prompts, {shared}higher is better; reference point {reference}, "
         f"{comparison['reference_point_rule']}",
-        f"{percent} intervals for {over}, unadjusted; verdicts are adjusted for the number of comparisons (Holm)",
+        f"{percent} intervals for {over}; p is adjusted for the number of comparisons (Holm), intervals are not; "
+        "verdicts are by all measures",
         *(f"note: {note}" for note in comparison["notes"]),
     ]
 
@@ -51,51 +54,61 @@ def difference_name(entry: RunsComparison) -> str:
     return " - ".join(shortened(entry[side], NAME_WIDTH // 2) for side in ("a", "b"))
 
 
-def positive_text(entry: RunsComparison, measure: str) -> str:
-    """In how many runs the difference is above 0."""
-    found = entry[f"{measure}_difference"]
-    return "-" if found["positive_runs"] is None else f"{found['positive_runs']} of {len(found['runs'])}"
+def of_each_run(comparison: RunsFile) -> bool:
+    """Whether there are differences in single runs: between two sides there are none."""
+    return bool(comparison["comparisons"][0]["hypervolume_difference"]["runs"])
 
 
-def _over_runs(comparison: RunsFile) -> str:
+def measured(comparison: RunsFile) -> dict[str, list[RunsDifference | None]]:
+    """By measure, the differences of all comparisons; only measures that some of them have."""
     entries = comparison["comparisons"]
-    columns = [["difference", *map(difference_name, entries)]]
-    for measure in MEASURES:
-        found = [entry[f"{measure}_difference"]["over_runs"] for entry in entries]
-        digits = decimals(each["value"] for each in found)
-        columns.append([measure.replace("_", " "), *(estimate_text(each, digits) for each in found)])
-        if entries[0]["hypervolume_difference"]["runs"]:
-            columns.append(["> 0 in", *(positive_text(entry, measure) for entry in entries)])
-    columns.append(["a is", *(entry["verdict"] for entry in entries)])
-    return _aligned(columns)
+    found = {m: [entry[f"{m}_difference"] for entry in entries] for m in comparisons.MEASURES}
+    return {m: each for m, each in found.items() if any(each)}
 
 
-def _each_run(comparison: RunsFile) -> str:
-    entries, runs = comparison["comparisons"], comparison["runs"]
-    if entries[0]["hypervolume_difference"]["runs"]:
-        rows = [(difference_name(entry), run["name"], entry, i) for entry in entries for i, run in enumerate(runs)]
-        cells = {m: [entry[f"{m}_difference"]["runs"][i] for *_, entry, i in rows] for m in MEASURES}
-        head = "in each run"
-    else:
-        rows = [(group, f"{run['side']} {run['name']}", run) for group in runs[0]["groups"] for run in runs]
-        cells = {m: [run["groups"][group][m] for group, _, run in rows] for m in MEASURES}
-        head = "group"
-    columns = [[head, *(shortened(row[0], 44) for row in rows)], ["run", *(shortened(row[1], 24) for row in rows)]]
-    for measure in MEASURES:
-        digits = decimals(each["value"] for each in cells[measure])
-        columns.append([measure.replace("_", " "), *(estimate_text(each, digits) for each in cells[measure])])
-    return _aligned(columns, left=2)
+def positive_text(difference: RunsDifference | None) -> str:
+    """In how many runs a difference is above 0."""
+    if difference is None or difference["positive_runs"] is None:
+        return "-"
+    return f"{difference['positive_runs']} of {len(difference['runs'])}"
 
 
-def _aligned(columns: Sequence[Sequence[str]], left: int = 1) -> str:
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in zip(*columns, strict=True)
-    )
+def _over_runs(comparison: RunsFile) -> list[str]:
+    entries, counted = comparison["comparisons"], of_each_run(comparison)
+    fixed = [["difference", "a is"], *([difference_name(entry), entry["verdict"]] for entry in entries)]
+    columns = []
+    for measure, found in measured(comparison).items():
+        parts = [
+            [comparisons.MEASURES[measure], *_texts(found)],
+            ["p", *(p_text(each and each["adjusted_p_value"]) for each in found)],
+            *([["> 0 in", *map(positive_text, found)]] if counted else []),
+        ]
+        columns.append(align(list(zip(*parts, strict=True)), left=0).splitlines())
+    return in_blocks(fixed, columns, left=2)
+
+
+def _each_run(comparison: RunsFile) -> list[str]:
+    runs = comparison["runs"]
+    rows = [(difference_name(entry), run["name"]) for entry in comparison["comparisons"] for run in runs]
+    fixed = [["in each run", "run"], *([shortened(name, 44), shortened(run, 24)] for name, run in rows)]
+    columns = []
+    for measure, found in measured(comparison).items():
+        each = [run for difference in found for run in (difference["runs"] if difference else [None] * len(runs))]
+        columns.append([comparisons.MEASURES[measure], *_texts(each)])
+    return in_blocks(fixed, columns, left=2)
+
+
+def _groups(comparison: RunsFile) -> list[str]:
+    runs = comparison["runs"]
+    rows = [(group, run) for group in runs[0]["groups"] for run in runs]
+    fixed = [["group", "run"], *([shortened(g, 44), shortened(f"{run['side']} {run['name']}", 24)] for g, run in rows)]
+    columns = [[comparisons.MEASURES[m], *_texts([run["groups"][g][m] for g, run in rows])] for m in MEASURES]
+    return in_blocks(fixed, columns, left=2)
+
+
+def _texts(estimates: Sequence[GroupMeasure | None]) -> list[str]:
+    digits = decimals(value_of(each) for each in estimates if each is not None)
+    return ["-" if each is None else estimate_text(each, digits) for each in estimates]
 
 
 def _wrapped(line: str) -> str:

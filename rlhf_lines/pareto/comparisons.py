@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from rlhf_lines.pareto.bootstrap import probability_positive
+from rlhf_lines.pareto.comparison import RunsComparison
 from rlhf_lines.pareto.corrected import Corrected
 from rlhf_lines.pareto.intervals import holm
 from rlhf_lines.pareto.schema import LINES, SOUP, Comparison, Difference, GroupMeasure
@@ -23,14 +24,19 @@ MEASURES = {
 Verdict = Literal["better", "worse", "mixed", "undecided"]
 
 
+def ordered(groups: Iterable[str]) -> list[str]:
+    """Groups as they are compared: `lines`, `rewarded_soup`, then the others by name."""
+    first = {LINES: 0, SOUP: 1}
+    return sorted(groups, key=lambda group: (first.get(group, 2), group))
+
+
 def pairs(groups: Iterable[str]) -> list[tuple[str, str]]:
     """All pairs of groups: `lines` with `rewarded_soup`, then `lines` with the others by name, then the rest.
 
     >>> pairs(["rewarded_soup", "ties", "lines"])
     [('lines', 'rewarded_soup'), ('lines', 'ties'), ('rewarded_soup', 'ties')]
     """
-    first = {LINES: 0, SOUP: 1}
-    return list(combinations(sorted(groups, key=lambda group: (first.get(group, 2), group)), 2))
+    return list(combinations(ordered(groups), 2))
 
 
 def group_measure(measure: Corrected, confidence: float) -> GroupMeasure:
@@ -52,7 +58,7 @@ def difference(a: Corrected, b: Corrected, confidence: float) -> Difference:
     }
 
 
-def conclude(comparisons: Sequence[Comparison], confidence: float) -> None:
+def conclude(comparisons: Sequence[Comparison | RunsComparison], confidence: float) -> None:
     """Adjust the p-values of every measure over all comparisons, in place, and set each verdict."""
     for measure in MEASURES:
         found = [entry[f"{measure}_difference"] for entry in comparisons]
@@ -63,7 +69,7 @@ def conclude(comparisons: Sequence[Comparison], confidence: float) -> None:
         entry["verdict"] = verdict(conclusions(entry, confidence).values())
 
 
-def conclusions(comparison: Comparison, confidence: float) -> dict[str, int]:
+def conclusions(comparison: Comparison | RunsComparison, confidence: float) -> dict[str, int]:
     """By measure, 1 where a is above b, -1 where it is below and 0 where they cannot be told apart.
 
     The adjusted p-value decides, against `1 - confidence`. A measure that a run does not have is left out.

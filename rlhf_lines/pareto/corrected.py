@@ -38,6 +38,7 @@ from rlhf_lines.pareto.utility import CHUNK, expected_utility, preferences, util
 
 
 OUTER, INNER = 160, 10  # resamples of the first level, and of the second, each used with both signs
+DRAWN = OUTER + INNER
 HELD_OUT = 100  # of the first level, for the held-out choice, with both signs
 ADDED_NOISE = 0.5  # a: little noise chooses almost as well as all prompts do
 MOST_DOUBTED = 1.5  # standard deviations of a correction
@@ -206,7 +207,7 @@ class Corrected:
         return estimate(self.corrected, self.standard_error, self.prompts, confidence)
 
 
-def correct(scores: ArrayLike, measure: Measure, seed: int = 0) -> Corrected:
+def correct(scores: ArrayLike, measure: Measure, seed: int = 0, *, counts: ArrayLike | None = None) -> Corrected:
     """A measure of a group of points, corrected for the choice of the best of them.
 
     `scores` may be linear combinations of measured ones, prompt by prompt, such as points between two weights. For a
@@ -216,6 +217,7 @@ def correct(scores: ArrayLike, measure: Measure, seed: int = 0) -> Corrected:
         scores: `[n, P, K]`, one score per point, prompt and objective (averaged over samples of the prompt).
         measure: `Hypervolume` or `ExpectedUtility`.
         seed: seed of the resampled prompts.
+        counts: `[DRAWN, P]`, how often each prompt is drawn, in place of the seed's own draws.
 
     Raises:
         ValueError: `scores` does not have three axes.
@@ -228,7 +230,7 @@ def correct(scores: ArrayLike, measure: Measure, seed: int = 0) -> Corrected:
     value = measure.value(means)
     if prompts < 2:
         return Corrected(value, value, np.zeros(OUTER), prompts, measure.doubt)
-    noise = resampled_noise(scores, OUTER + INNER, seed)
+    noise = resampled_noise(scores, bootstrap_counts(prompts, DRAWN, seed) if counts is None else counts)
     outer, inner = noise[:OUTER], both_signs(noise[OUTER:])
     shrunk = Shrinking(noise)
 
@@ -245,16 +247,17 @@ def correct(scores: ArrayLike, measure: Measure, seed: int = 0) -> Corrected:
     return Corrected(value, value + (1.0 - share) * left + share * held_out, resampled, prompts, measure.doubt)
 
 
-def resampled_noise(scores: ArrayLike, resamples: int, seed: int = 0) -> NDArray[np.float64]:
-    """Draws of the error of mean scores, shape `[R, n, K]`, for scores `[n, P, K]`.
+def resampled_noise(scores: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
+    """Draws of the error of mean scores, shape `[R, n, K]`, for scores `[n, P, K]` and counts `[R, P]` of the prompts.
 
     `sqrt(P / (P - 1)) (mean under resampled prompts - mean)`: the factor gives it the unbiased covariance of a mean.
+    The counts may be those of some of the prompts that were drawn from; their sum over these need not be P.
     """
     scores = np.asarray(scores, dtype=np.float64)
     points, prompts, objectives = scores.shape
-    weights = (bootstrap_counts(prompts, resamples, seed) - 1.0) / math.sqrt(prompts * (prompts - 1))
+    weights = (np.asarray(counts) - 1.0) / math.sqrt(prompts * (prompts - 1))
     columns = scores - scores.mean(axis=1, keepdims=True)
-    return (weights @ columns.transpose(1, 0, 2).reshape(prompts, -1)).reshape(resamples, points, objectives)
+    return (weights @ columns.transpose(1, 0, 2).reshape(prompts, -1)).reshape(-1, points, objectives)
 
 
 class Shrinking:

@@ -85,6 +85,39 @@ def equal_kl_hypervolumes(
     return bootstrap_hypervolumes(offers, [*reference_point, -most]) / (most - least)
 
 
+def common_budgets(*groups: Sequence[ArrayLike | None]) -> tuple[float, float] | None:
+    """From the least KL that all groups have a point for to the most that all can spend, in nats.
+
+    The largest of their smallest mean KL (below 0 it counts as 0), and the smallest of their largest. None where the
+    first is not below the second, and where a point has no KL.
+
+    Args:
+        groups: of each, the KL of every point, one per prompt.
+    """
+    if any(kl is None for group in groups for kl in group):
+        return None
+    spent = [[max(0.0, float(np.mean(kl))) for kl in group] for group in groups]
+    least, most = max(map(min, spent)), min(map(max, spent))
+    return (least, most) if least < most else None
+
+
+def offers(
+    scores: ArrayLike, kl: Sequence[ArrayLike], weights: Sequence[Sequence[float]], unmoved: ArrayLike
+) -> NDArray[np.float64]:
+    """What a group offers at which KL, as `EqualKL` measures it, `[m, P, K + 1]`: scores, then minus the KL.
+
+    Args:
+        scores: `[n, P, K]`.
+        kl: n times `[P]`.
+        weights: n rows; what lies between neighbours is joined (`with_neighbours_joined`).
+        unmoved: `[1, P, K]`, scores of the SFT model, which every group offers at no KL; `[0, P, K]` where they are
+            unknown.
+    """
+    own = np.concatenate([scores, -np.stack(kl)[..., None]], axis=-1)
+    free = np.concatenate([unmoved, np.zeros((*np.shape(unmoved)[:2], 1))], axis=-1)
+    return np.concatenate([with_neighbours_joined(own, weights), free])
+
+
 def with_neighbours_joined(values: ArrayLike, weights: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     """Points `[n, ...]` and, of two policies, what lies between those with neighbouring weights, `[m, ...]`.
 

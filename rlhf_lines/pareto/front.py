@@ -19,10 +19,10 @@ from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, mean_interval
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, correct
-from rlhf_lines.pareto.equal_kl import EqualKL, with_neighbours_joined
+from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers
+from rlhf_lines.pareto.fixed_points import fixed_points
 from rlhf_lines.pareto.hull import hull_vertices
-from rlhf_lines.pareto.measures import ALL_POINTS_RULE, GIVEN_RULE, REFERENCE_POINT_RULE, nondominated
-from rlhf_lines.pareto.measures import reference_point as lowest_with_margin
+from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.origin import anchor, arguments_to_merge, point_label, single_policy
 from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import (
@@ -39,7 +39,7 @@ from rlhf_lines.pareto.schema import (
     SurrogateEntry,
     Validation,
 )
-from rlhf_lines.pareto.utility import UTILITY_RULE, ideal_point
+from rlhf_lines.pareto.utility import UTILITY_RULE
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def build_front(
         return _mean(values.mean(), resampled(values[:, None])[:, 0], len(values), confidence)
 
     mean_samples = np.stack([resampled(columns) for columns in scores], axis=1)  # [R, n, K]
-    reference, ideal, rule = _fixed_points(points, means, given_reference_point)
+    anchors = [anchor(point.spec, point.group) for point in points]
+    reference, ideal, rule = fixed_points([(anchors, means)], rewards, given_reference_point)
     kl = [_per_prompt(point, "kl", point.kl, prompts) for point in points]
 
     resampling = Resampling(resamples, seed, confidence)
@@ -151,7 +152,7 @@ def build_front(
     for row, point in enumerate(points):
         groups.setdefault(point.group, []).append(row)
     groups = {group: rows for group, rows in groups.items() if len(rows) > 1}
-    sft = [row for row, point in enumerate(points) if anchor(point.spec, point.group) == ()][:1]
+    sft = [row for row, found in enumerate(anchors) if found == ()][:1]
 
     measures = {
         group: {
@@ -164,21 +165,12 @@ def build_front(
     @cache
     def at_equal_kl(group: str, budgets: tuple[float, float]) -> Corrected:
         rows = groups[group]
-        own = np.concatenate([scores[rows], -np.stack([kl[row] for row in rows])[..., None]], axis=-1)
-        unmoved = np.concatenate([scores[sft], np.zeros((len(sft), prompts, 1))], axis=-1)
-        joined = with_neighbours_joined(own, [points[row].spec["weights"] for row in rows])
-        return correct(np.concatenate([joined, unmoved]), EqualKL.between(*budgets, reference), seed)
-
-    def kl_budgets(*names: str) -> tuple[float, float] | None:
-        """From the least that both groups need to the most that both can spend; None where that is nothing."""
-        if any(kl[row] is None for group in names for row in groups[group]):
-            return None
-        spent = [[max(0.0, float(kl[row].mean())) for row in groups[group]] for group in names]
-        least, most = max(map(min, spent)), min(map(max, spent))
-        return (least, most) if least < most else None
+        weights = [points[row].spec["weights"] for row in rows]
+        offered = offers(scores[rows], [kl[row] for row in rows], weights, scores[sft])
+        return correct(offered, EqualKL.between(*budgets, reference), seed)
 
     def compared(a: str, b: str) -> Comparison:
-        budgets = kl_budgets(a, b)
+        budgets = common_budgets(*([kl[row] for row in groups[group]] for group in (a, b)))
         at_equal = budgets and [at_equal_kl(group, budgets) for group in (a, b)]
         return {
             "a": a,
@@ -266,24 +258,6 @@ def _preference(point: Point) -> list[float] | None:
         return list(map(float, point.preference))
     weights = point.spec["weights"]
     return list(weights) if point.group != MORLHF and math.isclose(sum(weights), 1.0, abs_tol=1e-9) else None
-
-
-def _fixed_points(
-    points: Sequence[Point], means: NDArray[np.float64], given: Sequence[float] | None
-) -> tuple[list[float], list[float], str]:
-    """Reference point, ideal point, and the rule for the first."""
-    anchors = {row: found for row, point in enumerate(points) if (found := anchor(point.spec, point.group)) is not None}
-    enough = len(set(anchors.values())) > 1
-    of_anchors = means[list(anchors)] if enough else means
-    ideal = ideal_point(of_anchors)
-    if given is None:
-        return lowest_with_margin(of_anchors), ideal, REFERENCE_POINT_RULE if enough else ALL_POINTS_RULE
-    reference = [float(value) for value in given]
-    if len(reference) != means.shape[1] or not np.isfinite(reference).all():
-        raise ValueError(
-            f"reference_point is {reference}; expected {means.shape[1]} finite numbers, one for each objective"
-        )
-    return reference, ideal, GIVEN_RULE
 
 
 def _check_names(rewards: Sequence[str], metrics: Sequence[str]) -> None:

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, bootstrap_counts
+from rlhf_lines.pareto.corrected import DRAWN, Corrected
+from rlhf_lines.pareto.intervals import Estimate
 from rlhf_lines.pareto.student import critical_value
 
 
@@ -31,31 +33,38 @@ class Part(NamedTuple):
 
 
 class RunsMean(NamedTuple):
-    """A mean over runs, and the parts of its variance.
+    """A mean over runs, or the difference of two means, and the parts of its variance.
 
     Attributes:
-        value: the mean, or the difference of two means.
+        value: of the mean scores as they are.
+        corrected: the same without the bias of choosing among noisy points; the interval lies around it.
         runs: of other runs; None where single runs stand for themselves.
-        prompts: of other prompts.
+        prompts: of other prompts; None where a run has a single one, which says nothing of others.
     """
 
     value: float
+    corrected: float
     runs: Part | None
-    prompts: Part
+    prompts: Part | None
 
-    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """The ends `value -+ sqrt(sum_j t_j^2 v_j)` over both parts, t_j Student's quantile by the part's degrees."""
+    def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
+        """The corrected number with its interval and p-value.
+
+        The ends are `corrected -+ sqrt(sum_j t_j^2 v_j)` over both parts, t_j Student's quantile by the part's degrees.
+        The two-sided p-value is one minus the confidence of the interval that ends at 0, at least `LEAST_P`.
+        """
+        if self.prompts is None:
+            return Estimate(self.corrected, None, None, None)
         reach = self._reach(confidence)
-        return self.value - reach, self.value + reach
+        return Estimate(self.corrected, self.corrected - reach, self.corrected + reach, self._p_value())
 
-    def p_value(self) -> float:
-        """The two-sided p-value of 0: one minus the confidence of the interval that ends at 0; at least `LEAST_P`."""
-        low, high = LEAST_P, 1.0
-        if abs(self.value) >= self._reach(1.0 - low):
-            return low if self.value else 1.0
+    def _p_value(self) -> float:
+        low, high, size = LEAST_P, 1.0, abs(self.corrected)
+        if size >= self._reach(1.0 - low):
+            return low if size else 1.0
         for _ in range(HALVINGS):
             middle = math.sqrt(low * high)
-            low, high = (middle, high) if self._reach(1.0 - middle) > abs(self.value) else (low, middle)
+            low, high = (middle, high) if self._reach(1.0 - middle) > size else (low, middle)
         return high
 
     def _reach(self, confidence: float) -> float:
@@ -63,62 +72,46 @@ class RunsMean(NamedTuple):
         return math.sqrt(sum(critical_value(confidence, part.degrees) ** 2 * part.variance for part in parts))
 
 
-def shared_counts(prompts: Sequence[Sequence[str]], resamples: int, seed: int) -> list[NDArray[np.float64]]:
-    """How often each prompt of each run occurs in each resample, `[R, P_i]` for every run.
+def shared_counts(prompts: Sequence[Sequence[str]], seed: int, resamples: int = DRAWN) -> list[NDArray[np.float64]]:
+    """How often each prompt of each run occurs in each resample, `[R, P_i]` for every run, as `correct` takes them.
 
-    A prompt is drawn as often in every run that has it. Prompts are drawn among those that the same runs have, so that
-    the number of prompts of a run stays what it is: with the same prompts everywhere this is `bootstrap_counts`, with
-    none shared it is a bootstrap of its own for every run.
+    They are drawn from the prompts of all runs together, so that a prompt is drawn as often in every run that has it:
+    with the same prompts everywhere this is `bootstrap_counts`. A run has P_i of them in the mean only, but
+    `resampled_noise` weighs how far scores are from their mean over prompts, for which the covariance of a run, and of
+    two runs by the prompts that they share, is exactly that of their means.
 
     Args:
-        prompts: the prompts of each run, each once.
-        resamples: R.
+        prompts: the prompts of each run.
         seed: seed of the resampled prompts.
+        resamples: R.
     """
-    owners: dict[str, list[int]] = {}
-    for run, texts in enumerate(prompts):
-        for text in texts:
-            owners.setdefault(text, []).append(run)
-    strata: dict[tuple[int, ...], list[str]] = {}
-    for text, runs in owners.items():
-        strata.setdefault(tuple(runs), []).append(text)
-    counts = [np.empty((resamples, len(texts))) for texts in prompts]
-    places = [{text: i for i, text in enumerate(texts)} for texts in prompts]
-    for number, (runs, texts) in enumerate(strata.items()):
-        drawn = bootstrap_counts(len(texts), resamples, seed + number)
-        for run in runs:
-            counts[run][:, [places[run][text] for text in texts]] = drawn
-    return counts
+    places = {text: i for i, text in enumerate(dict.fromkeys(text for texts in prompts for text in texts))}
+    drawn = bootstrap_counts(len(places), resamples, seed)
+    return [drawn[:, [places[text] for text in texts]] for texts in prompts]
 
 
-def mean_over_runs(
-    values: ArrayLike,
-    samples: ArrayLike,
-    *,
-    prompts: int,
-    against: tuple[ArrayLike, ArrayLike] | None = None,
-) -> RunsMean:
-    """The mean of a number over runs, and how far it would move with other runs and other prompts of the same kind.
+def mean_over_runs(runs: Sequence[Corrected], against: Sequence[Corrected] = ()) -> RunsMean:
+    """The mean of a measure over runs, and how far it would move with other runs and other prompts of the same kind.
 
     Runs and prompts are crossed: every run meets the same prompts, so the mean over more and more runs keeps the noise
     of the prompts. Its variance is
 
         s^2 / S + c
 
-    with s^2 the variance of the runs' values, which holds the spread of d and each run's own part of e, and c the
-    covariance of e between runs, from the resampled prompts: the variance of their mean over runs less 1/S of their
-    variance between runs, and no less than 0. The first part has S - 1 degrees of freedom, the second P - 1, and the
-    interval adds up the squares of what each alone would reach. A bootstrap that also draws runs is too narrow for few
-    of them, and Satterthwaite's single number of degrees of freedom too optimistic (`benchmarks/runs_coverage.py`).
+    with s^2 the variance of the runs' corrected numbers, which holds the spread of d and each run's own part of e, and
+    c the covariance of e between runs: the squared standard error of their mean (`Corrected.standard_error`, with its
+    doubt about the correction, which runs share) less 1/S of the variance of their noise between them, and no less
+    than 0. The first part has S - 1 degrees of freedom, the second P - 1, and the interval adds up the squares of what
+    each alone would reach. A bootstrap that also draws runs is too narrow for few of them, and Satterthwaite's single
+    number of degrees of freedom too optimistic (`benchmarks/runs_coverage.py`).
 
     With `against` it is the difference of the means of two sets of runs. Their first parts add up, with Welch's degrees
     of freedom. One run on each side has none: the interval is that of other prompts for these very policies.
 
     Args:
-        values: `[S]`, the number in each run.
-        samples: `[S, R]`, the number under resampled prompts (`shared_counts`).
-        prompts: P, of the run with the fewest.
-        against: values `[S']` and samples `[S', R]` of the runs to subtract.
+        runs: a measure of each, or a difference of two groups, under `shared_counts`. P is that of the run with the
+            fewest prompts.
+        against: the runs to subtract.
 
     Source: Obuchowski and Rockette, Communications in Statistics - Simulation and Computation 24 (1995), 285-308 (the
     variance; readers and cases there, runs and prompts here); Howe, Journal of the American Statistical Association 69
@@ -127,20 +120,38 @@ def mean_over_runs(
     Raises:
         ValueError: `check_sizes` does.
     """
-    sides = [(1.0, values, samples), *([] if against is None else [(-1.0, *against)])]
-    sides = [(sign, np.asarray(v, np.float64), np.asarray(s, np.float64)) for sign, v, s in sides]
-    sizes = [len(v) for _, v, _ in sides]
-    check_sizes(*sizes)
-    value = sum(sign * v.mean() for sign, v, _ in sides)
-    unbiased = prompts / (prompts - 1) if prompts > 1 else 1.0  # a bootstrap has 1 - 1/P of the variance
-    of_prompts = unbiased * np.var(sum(sign * s.mean(axis=0) for sign, _, s in sides))
-    of_runs = None
-    if max(sizes) > 1:
-        for _, v, s in sides:
-            noise = s - s.mean(axis=1, keepdims=True)
-            of_prompts -= unbiased * noise.var(axis=0, ddof=1).mean() / len(v)
-        of_runs = _welch([Part(float(v.var(ddof=1)) / len(v), len(v) - 1) for _, v, _ in sides])
-    return RunsMean(float(value), of_runs, Part(max(0.0, float(of_prompts)), max(1, prompts - 1)))
+    sides = [side for side in (runs, against) if side]
+    check_sizes(*map(len, sides))
+    prompts = min(run.prompts for side in sides for run in side)
+    means = [_mean(side, prompts) for side in sides]
+    mean = means[0] - means[1] if against else means[0]
+    several = len(runs) > 1
+    of_runs = (
+        _welch([Part(_variance([run.corrected for run in side]), len(side) - 1) for side in sides]) if several else None
+    )
+    if prompts < 2:
+        return RunsMean(mean.value, mean.corrected, of_runs, None)
+    of_prompts = mean.standard_error**2 - (sum(map(_own_noise, sides)) if several else 0.0)
+    return RunsMean(mean.value, mean.corrected, of_runs, Part(max(0.0, of_prompts), prompts - 1))
+
+
+def _mean(runs: Sequence[Corrected], prompts: int) -> Corrected:
+    """The mean of a measure over these very runs, whose error is that of their prompts."""
+    value, corrected = (float(np.mean([getattr(run, key) for run in runs])) for key in ("value", "corrected"))
+    resampled = np.mean([run.resampled for run in runs], axis=0)
+    return Corrected(value, corrected, resampled, prompts, runs[0].doubt, is_difference=True)
+
+
+def _variance(values: Sequence[float]) -> float:
+    """Of the mean of values."""
+    return float(np.var(values, ddof=1)) / len(values)
+
+
+def _own_noise(runs: Sequence[Corrected]) -> float:
+    """What noise of the prompts that runs do not share adds to the variance of their mean."""
+    resampled = np.stack([run.resampled for run in runs])  # [S, R]
+    noise = resampled - resampled.mean(axis=1, keepdims=True)
+    return float(noise.var(axis=0, ddof=1).sum()) / (noise.shape[1] - 1) / len(runs)
 
 
 def check_sizes(runs: int, against: int | None = None) -> None:
@@ -157,23 +168,6 @@ def check_sizes(runs: int, against: int | None = None) -> None:
             f"got {runs} runs against {against}: give as many on each side, or at least three; one on each side "
             "compares these very policies"
         )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for their number, in their order.
-
-    The smallest times n, the next times n - 1, ..., each at least what came before it and at most 1.
-
-    >>> holm([0.01, 0.5, 0.03])
-    [0.03, 0.5, 0.06]
-
-    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
-    """
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
 
 
 def _welch(parts: Sequence[Part]) -> Part:

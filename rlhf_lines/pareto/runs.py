@@ -1,41 +1,29 @@
 """From finished sweeps to the content of `comparison.json`. Higher scores are better everywhere.
 
-Letters: S runs, n points, P prompts, K rewards, R resamples.
+Letters: S runs, n points, P prompts, K objectives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
 
 import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_hypervolumes, interval
-from rlhf_lines.pareto.comparison import (
-    FORMAT,
-    MEASURES,
-    Attainment,
-    OverRuns,
-    RunsComparison,
-    RunsDifference,
-    RunsFile,
-)
-from rlhf_lines.pareto.measures import hypervolume, reference_point
-from rlhf_lines.pareto.replicates import RunsMean, holm, mean_over_runs, shared_counts
-from rlhf_lines.pareto.schema import LINES, MORLHF, SFT, SOUP, PointEntry, Value
-from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, utilities
+from rlhf_lines.pareto import comparisons
+from rlhf_lines.pareto.bootstrap import CONFIDENCE
+from rlhf_lines.pareto.comparison import FORMAT, Attainment, RunsComparison, RunsDifference, RunsFile
+from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, Measure, correct
+from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers
+from rlhf_lines.pareto.fixed_points import Anchor, fixed_points
+from rlhf_lines.pareto.origin import anchor
+from rlhf_lines.pareto.replicates import mean_over_runs, shared_counts
+from rlhf_lines.pareto.schema import PointEntry
+from rlhf_lines.pareto.utility import UTILITY_RULE
 
 
-ANCHORS_RULE = (
-    "per reward: the lowest mean score of the SFT model and the single policies of all runs, minus 10 % of the range "
-    "of these mean scores"
-)
-ALL_RULE = "per reward: the lowest mean score of any point of any run, minus 10 % of the range of mean scores"
-GIVEN_RULE = "as given"
 SIDES = ("a", "b")
 
 
@@ -52,6 +40,7 @@ class RunScores:
         sft_model: what the policies were trained from.
         policies: what was merged, then the MORLHF runs.
         side: `a`, or `b` for a run that the others are compared against.
+        kl: `[P]` by the id of the point, of those points where it was measured.
     """
 
     name: str
@@ -62,43 +51,47 @@ class RunScores:
     sft_model: str | None = None
     policies: Sequence[str] = ()
     side: str = "a"
+    kl: Mapping[int, ArrayLike] = field(default_factory=dict)
 
     def group(self, name: str) -> NDArray[np.float64]:
         """The scores of a group, `[n, P, K]`, by id."""
-        ids = sorted(point["id"] for point in self.points if point["group"] == name)
-        return np.stack([np.asarray(self.scores[i], np.float64) for i in ids])
+        return self._scores(self._of(name))
+
+    def group_kl(self, name: str) -> list[ArrayLike | None]:
+        """The KL of each point of a group, `[P]` or None, by id."""
+        return [self.kl.get(point["id"]) for point in self._of(name)]
 
     def groups(self) -> list[str]:
-        """The groups of two points or more, `lines` and the soup first, then by name."""
+        """The groups of two points or more, in the order in which they are compared."""
         names = [point["group"] for point in self.points]
-        first = {LINES: 0, SOUP: 1}
-        return sorted({n for n in names if names.count(n) > 1}, key=lambda n: (first.get(n, 2), n))
+        return comparisons.ordered({name for name in names if names.count(name) > 1})
 
-    def anchors(self) -> list[int]:
-        """The ids of the SFT model and of the single policies as they were trained."""
-        return [
-            point["id"]
-            for point in self.points
-            if point["group"] == SFT or (point["single_policy"] is not None and point["group"] != MORLHF)
-        ]
+    def offers(self, name: str) -> NDArray[np.float64]:
+        """What a group offers at which KL, see `equal_kl.offers`."""
+        weights = [point["spec"]["weights"] for point in self._of(name)]
+        sft = [point for point in self.points if anchor(point["spec"], point["group"]) == ()][:1]
+        unmoved = self._scores(sft) if sft else np.empty((0, *self.group(name).shape[1:]))
+        return offers(self.group(name), self.group_kl(name), weights, unmoved)
 
+    def anchored_means(self) -> tuple[list[Anchor], NDArray[np.float64]]:
+        """Which anchor every point is, and the mean scores of every point, `[points, K]`."""
+        return [anchor(point["spec"], point["group"]) for point in self.points], self._scores(self.points).mean(axis=1)
 
-class Measured(NamedTuple):
-    """A measure of a group: of the mean scores, and of those under resampled prompts `[R]`."""
+    def _of(self, group: str) -> list[PointEntry]:
+        return sorted((point for point in self.points if point["group"] == group), key=lambda point: point["id"])
 
-    value: float
-    samples: NDArray[np.float64]
+    def _scores(self, points: Sequence[PointEntry]) -> NDArray[np.float64]:
+        return np.stack([np.asarray(self.scores[point["id"]], np.float64) for point in points])
 
 
 def compare_runs(
     runs: Sequence[RunScores],
     *,
-    rewards: Sequence[str],
+    objectives: Sequence[str],
     split: str,
     seed: int,
     given_reference: Sequence[float] | None = None,
     notes: Sequence[str] = (),
-    resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> RunsFile:
     """The content of `comparison.json`: runs beside each other, all by one reference point and one ideal point.
@@ -108,12 +101,11 @@ def compare_runs(
 
     Args:
         runs: at least two, of one side, or one or several of each.
-        rewards: K names, in the order of the columns of scores.
+        objectives: K names, in the order of the columns of scores.
         split: the prompts that were scored.
         seed: seed of the resampled prompts.
-        given_reference: K numbers, or None for the rule of the anchors.
+        given_reference: K numbers, or None for the rule of the anchors, of all runs.
         notes: what else is to be said of the runs.
-        resamples: R.
         confidence: coverage of all intervals.
 
     Raises:
@@ -126,36 +118,72 @@ def compare_runs(
             f"the runs share {' and '.join(map(repr, groups)) or 'no group'} of several points; expected "
             f"{'a group' if sides['b'] else 'two groups'} that every run has"
         )
-    reference, rule, ideal = _common_points(runs, given_reference)
-    counts = shared_counts([run.prompts for run in runs], resamples, seed)
+    reference, ideal, rule = fixed_points([run.anchored_means() for run in runs], objectives, given_reference)
+    counts = shared_counts([run.prompts for run in runs], seed)
+    measures: dict[str, Measure] = {
+        "hypervolume": Hypervolume(tuple(reference)),
+        "expected_utility": ExpectedUtility(tuple(reference), tuple(ideal)),
+    }
     measured = [
-        {group: measure_group(run.group(group), drawn, reference, ideal) for group in groups}
+        {
+            group: {m: correct(run.group(group), measure, counts=drawn) for m, measure in measures.items()}
+            for group in groups
+        }
         for run, drawn in zip(runs, counts, strict=True)
     ]
-    fewest = min(len(run.prompts) for run in runs)
-    if sides["b"]:
-        names = [(group, group) for group in groups]
-        found = [
-            {m: _between(*([measured[i][group][m] for i in sides[side]] for side in SIDES), fewest) for m in MEASURES}
-            for group in groups
+
+    def at_equal_kl(i: int, group: str, budgets: tuple[float, float]) -> Corrected:
+        return correct(runs[i].offers(group), EqualKL.between(*budgets, reference), counts=counts[i])
+
+    def over_runs(found: Sequence[Sequence[Corrected]]) -> RunsDifference:
+        """Of a measure: by run, of both groups; or by side, of every run."""
+        if sides["b"]:
+            return _difference([], *found, confidence=confidence)
+        return _difference([a - b for a, b in found], confidence=confidence)
+
+    def compared(a: str, b: str) -> RunsComparison:
+        # By run, its two groups; or by side, its runs with their group.
+        members = (
+            [[(i, a) for i in sides[side]] for side in SIDES] if sides["b"] else [[(i, a), (i, b)] for i in sides["a"]]
+        )
+        together = [[pair for some in members for pair in some]] * len(runs) if sides["b"] else members
+        budgets = [common_budgets(*(runs[i].group_kl(group) for i, group in some)) for some in together]
+        at_equal = None
+        if None not in budgets:
+            at_equal = [[at_equal_kl(i, group, budgets[i]) for i, group in some] for some in members]
+        differences = {
+            f"{m}_difference": over_runs([[measured[i][group][m] for i, group in some] for some in members])
+            for m in measures
+        }
+        fronts = [
+            [runs[i].group(group).mean(axis=1) for i in sides[side] or sides["a"]]
+            for side, group in zip(SIDES, (a, b), strict=True)
         ]
-    else:
-        names = list(combinations(groups, 2))
-        found = [{m: _within([(run[a][m], run[b][m]) for run in measured], fewest) for m in MEASURES} for a, b in names]
-    fronts = {group: [run.group(group).mean(axis=1) for run in runs] for group in groups}
+        drawn = len(objectives) == 2 and len(fronts[0]) == len(fronts[1])
+        return {
+            "a": a,
+            "b": b,
+            **differences,
+            "equal_kl_difference": at_equal and over_runs(at_equal),
+            "kl_budgets": at_equal and [list(pair) for pair in budgets],
+            "verdict": "undecided",
+            "attainment_difference": attainment_difference(*fronts, reference) if drawn else None,
+        }
+
+    found = [compared(a, b) for a, b in ([(g, g) for g in groups] if sides["b"] else comparisons.pairs(groups))]
+    comparisons.conclude(found, confidence)
     left_out = sorted({name for run in runs for name in run.groups()} - set(groups))
     if left_out:
         notes = [*notes, f"left out, because not every run has them: {', '.join(left_out)}"]
     return {
         "format": FORMAT,
-        "rewards": list(rewards),
+        "objectives": list(objectives),
         "split": split,
         "reference_point": reference,
         "reference_point_rule": rule,
         "ideal_point": ideal,
         "utility_rule": UTILITY_RULE,
         "seed": seed,
-        "resamples": resamples,
         "confidence": confidence,
         "shared_prompts": len(set.intersection(*(set(run.prompts) for run in runs))),
         "runs": [
@@ -170,38 +198,24 @@ def compare_runs(
                 "groups": {
                     group: {
                         "points": len(run.group(group)),
-                        **{m: _value(measured[i][group][m], confidence) for m in MEASURES},
+                        **{m: comparisons.group_measure(each, confidence) for m, each in measured[i][group].items()},
                     }
                     for group in groups
                 },
             }
             for i, run in enumerate(runs)
         ],
-        "comparisons": _comparisons(names, found, fronts, sides, reference, confidence),
+        "comparisons": found,
         "attainment": {
-            side: {group: attainment_over_runs([fronts[group][i] for i in members]) for group in groups}
+            side: {
+                group: attainment_over_runs([runs[i].group(group).mean(axis=1) for i in members]) for group in groups
+            }
             for side, members in sides.items()
             if members
         }
-        if len(rewards) == 2
+        if len(objectives) == 2
         else None,
         "notes": list(notes),
-    }
-
-
-def measure_group(
-    scores: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    reference: Sequence[float],
-    ideal: Sequence[float],
-) -> dict[str, Measured]:
-    """Hypervolume and expected utility of scores `[n, P, K]` under resampled prompts `counts` `[R, P]`."""
-    means = scores.mean(axis=1)
-    samples = np.tensordot(counts, scores, axes=(1, 1)) / scores.shape[1]  # [R, n, K]
-    utility = expected_utility(utilities(np.concatenate([means[None], samples]), reference, ideal))
-    return {
-        "hypervolume": Measured(hypervolume(means, reference), bootstrap_hypervolumes(samples, reference)),
-        "expected_utility": Measured(float(utility[0]), utility[1:]),
     }
 
 
@@ -249,94 +263,23 @@ def attainment_difference(a: Sequence[ArrayLike], b: Sequence[ArrayLike], floor:
     return rectangles
 
 
-def _common_points(runs: Sequence[RunScores], given: Sequence[float] | None) -> tuple[list[float], str, list[float]]:
-    """Reference point, its rule, and ideal point of the anchors of all runs; of all points where a run has none."""
-    anchored = all(run.anchors() for run in runs)
-    ids = [run.anchors() if anchored else sorted(run.scores) for run in runs]
-    means = np.array([np.mean(run.scores[i], axis=0) for run, of in zip(runs, ids, strict=True) for i in of])
-    if given is not None:
-        return [float(value) for value in given], GIVEN_RULE, ideal_point(means)
-    return reference_point(means), ANCHORS_RULE if anchored else ALL_RULE, ideal_point(means)
-
-
-def _within(pairs: Sequence[tuple[Measured, Measured]], prompts: int) -> tuple[list[Measured], RunsMean]:
-    """The difference in every run, and its mean."""
-    each = [Measured(a.value - b.value, a.samples - b.samples) for a, b in pairs]
-    return each, mean_over_runs([d.value for d in each], [d.samples for d in each], prompts=prompts)
-
-
-def _between(a: Sequence[Measured], b: Sequence[Measured], prompts: int) -> tuple[list[Measured], RunsMean]:
-    """Nothing for single runs, and the difference of the means of two sides."""
-    (x, sample_x), (y, sample_y) = (([m.value for m in side], [m.samples for m in side]) for side in (a, b))
-    return [], mean_over_runs(x, sample_x, prompts=prompts, against=(y, sample_y))
-
-
-def _comparisons(
-    names: Sequence[tuple[str, str]],
-    found: Sequence[Mapping[str, tuple[list[Measured], RunsMean]]],
-    fronts: Mapping[str, Sequence[NDArray[np.float64]]],
-    sides: Mapping[str, Sequence[int]],
-    reference: Sequence[float],
-    confidence: float,
-) -> list[RunsComparison]:
-    p_values = {m: [entry[m][1].p_value() for entry in found] for m in MEASURES}
-    adjusted = {m: holm(values) for m, values in p_values.items()}
-    comparisons = []
-    for k, ((a, b), entry) in enumerate(zip(names, found, strict=True)):
-        differences = {
-            m: _difference(*entry[m], p_values[m][k], adjusted[m][k], confidence, within=not sides["b"])
-            for m in MEASURES
-        }
-        of_a = [fronts[a][i] for i in sides["a"]]
-        of_b = [fronts[b][i] for i in sides["b"] or sides["a"]]
-        comparisons.append(
-            {
-                "a": a,
-                "b": b,
-                **{f"{m}_difference": differences[m] for m in MEASURES},
-                "verdict": _verdict([difference["over_runs"] for difference in differences.values()], confidence),
-                "attainment_difference": attainment_difference(of_a, of_b, reference)
-                if len(reference) == 2 and len(of_a) == len(of_b)
-                else None,
-            }
-        )
-    return comparisons
-
-
-def _difference(
-    each: Sequence[Measured],
-    mean: RunsMean,
-    p_value: float,
-    adjusted: float,
-    confidence: float,
-    *,
-    within: bool,
-) -> RunsDifference:
-    low, high = mean.interval(confidence)
-    over_runs: OverRuns = {
-        "value": mean.value,
-        "low": low,
-        "high": high,
-        "error_of_runs": None if mean.runs is None else mean.runs.variance**0.5,
-        "error_of_prompts": mean.prompts.variance**0.5,
-        "p_value": p_value,
-        "adjusted_p_value": adjusted,
-    }
+def _difference(each: Sequence[Corrected], *sides: Sequence[Corrected], confidence: float) -> RunsDifference:
+    """The mean of the differences in each run, or the difference of the means of two sides; not adjusted yet."""
+    mean = mean_over_runs(*(sides or [each]))
+    found = mean.estimate(confidence)
+    errors = [None if part is None else part.variance**0.5 for part in (mean.runs, mean.prompts)]
     return {
-        "over_runs": over_runs,
-        "runs": [_value(difference, confidence) for difference in each],
-        "positive_runs": sum(difference.value > 0 for difference in each) if within else None,
+        "value": mean.value,
+        "corrected": mean.corrected,
+        "low": found.low,
+        "high": found.high,
+        "error_of_runs": errors[0],
+        "error_of_prompts": errors[1],
+        "p_value": found.p_value,
+        "adjusted_p_value": found.p_value,
+        "runs": [comparisons.group_measure(difference, confidence) for difference in each],
+        "positive_runs": None if sides else sum(difference.corrected > 0 for difference in each),
     }
-
-
-def _verdict(differences: Sequence[OverRuns], confidence: float) -> Any:
-    signs = {0 if d["adjusted_p_value"] >= 1.0 - confidence else (1 if d["value"] > 0 else -1) for d in differences}
-    return {(1,): "better", (-1,): "worse", (0,): "undecided"}.get(tuple(signs), "mixed")
-
-
-def _value(measured: Measured, confidence: float) -> Value:
-    low, high = interval(measured.samples, confidence)
-    return {"value": float(measured.value), "low": low, "high": high}
 
 
 def _owners(fronts: Sequence[ArrayLike]) -> NDArray[np.int64]:

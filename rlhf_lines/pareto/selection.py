@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES
+from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_counts
 from rlhf_lines.pareto.corrected import ADDED_NOISE, Shrinking, both_signs, resampled_noise
 from rlhf_lines.pareto.intervals import Estimate, estimate
 from rlhf_lines.pareto.student import critical_value
@@ -43,7 +43,7 @@ def picked_worth(worth: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE
     means, prompts = worth.mean(axis=1), worth.shape[1]
     if prompts < 2:
         return Estimate(float(means.max()), None, None, None)
-    noise = resampled_noise(worth[..., None], RESAMPLES, seed)
+    noise = resampled_noise(worth[..., None], bootstrap_counts(worth.shape[1], RESAMPLES, seed))
     centres = Shrinking(noise)(means[None, :, None])[..., 0]
     noise = noise[..., 0]
     resampled = centres + noise[:OUTER]
@@ -71,7 +71,7 @@ def may_be_best(worth: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE)
     if prompts < 2:
         return list(range(points))
     means = worth.mean(axis=1)
-    noise = resampled_noise(worth[..., None], RESAMPLES // 2, seed)[..., 0]
+    noise = resampled_noise(worth[..., None], bootstrap_counts(worth.shape[1], RESAMPLES // 2, seed))[..., 0]
     widened = critical_value(confidence, prompts - 1) / NormalDist().inv_cdf((1.0 + confidence) / 2.0)
     rounding = 1e-12 * np.abs(worth).max()
     kept = []

@@ -105,7 +105,7 @@ def _groups(front: Front) -> list[str]:
     ]
     if any(names != ["linear"] for names in schedules.values()):
         columns.append(["schedule", *(_clip(", ".join(names)) for names in schedules.values())])
-    return [_align(list(zip(*columns, strict=True)), left=1)]
+    return [align(list(zip(*columns, strict=True)), left=1)]
 
 
 def _differences(front: Front) -> list[str]:
@@ -128,7 +128,7 @@ def _differences(front: Front) -> list[str]:
         f"p is adjusted (Holm) for {count} by each measure, intervals are not; the verdict is of the first against the "
         "second, by all measures"
     )
-    return [*_in_blocks(fixed, columns, left=2), textwrap.fill(note, WIDTH)]
+    return [*in_blocks(fixed, columns, left=2), textwrap.fill(note, WIDTH)]
 
 
 def _to_look_at(front: Front) -> list[str]:
@@ -152,7 +152,7 @@ def _points(front: Front) -> list[str]:
     for name, found in (("kl", [point["kl"] for point in points]), ("log ratio", _measured(front, "log_ratio"))):
         columns += _means(name, found)
     columns += _means("ppl", [point["perplexity"] for point in points])
-    return _in_blocks(fixed, columns, left=3)
+    return in_blocks(fixed, columns, left=3)
 
 
 def _measured(front: Front, metric: str) -> list[Mean | None]:
@@ -176,10 +176,10 @@ def _share(mean: Mean | None) -> str:
     return "-" if mean is None else f"{100 * mean['mean']:.1f} %"
 
 
-def _in_blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]], *, left: int) -> list[str]:
+def in_blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]], *, left: int) -> list[str]:
     """The columns beside the fixed ones, in as many blocks as they need."""
     return [
-        _align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=left)
+        align([[*row, *(column[i] for column in block)] for i, row in enumerate(fixed)], left=left)
         for block in _blocks(fixed, columns)
     ]
 
@@ -227,7 +227,7 @@ def _clip(text: str) -> str:
     return text if len(text) <= NAME_WIDTH else text[: NAME_WIDTH - 3] + "..."
 
 
-def _align(rows: Sequence[Sequence[str]], left: int) -> str:
+def align(rows: Sequence[Sequence[str]], left: int) -> str:
     """The rows with columns aligned: the first `left` columns to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []

@@ -93,7 +93,7 @@ def test_a_reference_point_that_is_given_wins(points):
         total, floor = total + max(0.0, x + 1) * max(0.0, y - floor), max(floor, y)
     assert front["fronts"]["lines"]["hypervolume"]["value"] == pytest.approx(total, rel=1e-12)
     for wrong in ([0.0], [0.0, 1.0, 2.0], [0.0, float("nan")]):
-        with pytest.raises(ValueError, match="expected 2 finite numbers, one for each objective"):
+        with pytest.raises(ValueError, match="expected one finite number for each objective"):
             front_of(points, given_reference_point=wrong)
 
 

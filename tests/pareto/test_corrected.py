@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_lines.pareto import ExpectedUtility, Hypervolume, correct, expected_utility, hypervolume, utilities
 from rlhf_lines.pareto import corrected as module
+from rlhf_lines.pareto.bootstrap import bootstrap_counts
 from rlhf_lines.pareto.corrected import Shrinking, resampled_noise
 
 
@@ -46,7 +47,7 @@ def test_a_hypervolume_is_the_mean_over_directions_of_how_far_the_front_reaches(
 def test_noise_has_the_covariance_of_the_means():
     scores = drawn([[0.0, 1.0], [2.0, 3.0]], prompts=12)
     scores[1] += scores[0]
-    noise = resampled_noise(scores, 100_000).reshape(-1, 4)
+    noise = resampled_noise(scores, bootstrap_counts(scores.shape[1], 100_000, 0)).reshape(-1, 4)
     columns = scores.transpose(1, 0, 2).reshape(12, 4)
     expected = np.cov(columns.T) / 12
     np.testing.assert_allclose(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_lines.pareto import bootstrap_means, build_front, expected_utility, hypervolume, utilities
+from rlhf_lines.pareto import build_front, correct, expected_utility, holm, hypervolume, utilities
 from rlhf_lines.pareto.comparison import RunsFile, read_comparison, write_comparison
+from rlhf_lines.pareto.equal_kl import EqualKL, with_neighbours_joined
+from rlhf_lines.pareto.replicates import mean_over_runs
 from rlhf_lines.pareto.runs import RunScores, attainment_difference, attainment_over_runs, compare_runs
 from rlhf_lines.pareto.schema import faults
 
 
-SETTINGS = {"rewards": ["r1", "r2"], "split": "test", "seed": 4, "resamples": 200}
+SETTINGS = {"objectives": ["r1", "r2"], "split": "test", "seed": 4}
+OF_FRONT = {"rewards": SETTINGS["objectives"], "split": "test", "seed": 4, "resamples": 200}
+DIFFERENCES = ("hypervolume_difference", "expected_utility_difference", "equal_kl_difference")
 POLICIES = ["one", "two"]
 
 
@@ -21,7 +25,10 @@ def make_run(make_points):
 
     def make(seed, *, side="a", prompts=30, **changes):
         points = make_points(prompts=prompts, seed=seed)
-        front = build_front(points=points, sft_model="sft", policies=POLICIES, **SETTINGS)
+        generator = np.random.default_rng(100 + seed)
+        for point in points[1:]:
+            point["kl"] = generator.gamma(4.0, 0.3 + 0.05 * point["spec"]["beta"] + 0.1 * (point["id"] % 5), size=prompts)
+        front = build_front(points=points, sft_model="sft", policies=POLICIES, **OF_FRONT)
         values = {
             "name": f"run {seed}",
             "folder": f"runs/{seed}",
@@ -31,6 +38,7 @@ def make_run(make_points):
             "sft_model": "sft",
             "policies": POLICIES,
             "side": side,
+            "kl": {point["id"]: point["kl"] for point in points[1:]},
         }
         return RunScores(**{**values, **changes}), front
 
@@ -57,24 +65,25 @@ def test_the_file_has_the_keys_of_the_schema_and_is_read_as_it_was_written(make_
 
 
 def test_by_its_own_reference_point_a_run_has_the_numbers_of_its_front(make_run):
-    """Intervals are percentiles here. Utilities depend on the ideal point, which is the anchors'."""
+    """Corrected ones and intervals too, also at equal KL: the prompts are resampled as there.
+
+    Utilities depend on the ideal point, which is the anchors' of all runs.
+    """
     run, front = make_run(1)
     found = compare_runs([run, make_run(2)[0]], **SETTINGS, given_reference=front["reference_point"])
-    assert found["reference_point_rule"] == "as given"
-    samples = {}
+    assert found["reference_point_rule"] == "given"
     for name, entry in front["fronts"].items():
-        ids = range(6, 11) if name == "lines" else range(1, 6)
-        means = bootstrap_means(np.stack([run.scores[i] for i in ids]), SETTINGS["resamples"], SETTINGS["seed"])
-        samples[name] = np.array([hypervolume(each, front["reference_point"]) for each in means])
-        low, high = np.quantile(samples[name], [0.025, 0.975])
-        expected = {"value": entry["hypervolume"]["value"], "low": low, "high": high}
-        assert found["runs"][0]["groups"][name]["hypervolume"] == pytest.approx(expected, rel=1e-10)
+        assert found["runs"][0]["groups"][name]["hypervolume"] == entry["hypervolume"]
     (theirs,), (ours,) = front["comparisons"], found["comparisons"]
     assert (ours["a"], ours["b"]) == (theirs["a"], theirs["b"]) == ("lines", "rewarded_soup")
-    of_run = ours["hypervolume_difference"]["runs"][0]
-    low, high = np.quantile(samples["lines"] - samples["rewarded_soup"], [0.025, 0.975])
-    expected = {"value": theirs["hypervolume_difference"]["value"], "low": low, "high": high}
-    assert of_run == pytest.approx(expected, rel=1e-10)
+    assert ours["kl_budgets"][0] == theirs["kl_budgets"] != ours["kl_budgets"][1]
+    for key in ("hypervolume_difference", "equal_kl_difference"):
+        of_run = ours[key]["runs"][0]
+        assert list(of_run) == ["value", "corrected", "low", "high"]
+        assert of_run == {k: theirs[key][k] for k in of_run}
+    same = compare_runs([run, run], **SETTINGS)["comparisons"][0]  # whose anchors are those of the one
+    for key in DIFFERENCES:
+        assert same[key]["runs"] == [{k: theirs[key][k] for k in same[key]["runs"][0]}] * 2
 
 
 def test_all_runs_are_measured_by_the_anchors_of_all(make_run):
@@ -98,39 +107,40 @@ def test_an_unrelated_group_changes_nothing_but_the_list(make_run):
     before = compare_runs(runs, **SETTINGS)
     for run in runs:
         for i in (11, 12):
-            run.points.append({**run.points[1], "id": i, "group": "ties", "single_policy": None})
+            spec = {**run.points[1]["spec"], "rule": "ties"}
+            run.points.append({**run.points[1], "id": i, "group": "ties", "spec": spec, "single_policy": None})
             run.scores[i] = np.asarray(run.scores[1]) - 9.0
         run.points.append({**run.points[1], "id": 13, "group": "morlhf", "single_policy": 2})
         run.scores[13] = np.asarray(run.scores[1]) - 99.0
     after = compare_runs(runs, **SETTINGS)
     assert after["reference_point"] == before["reference_point"] and len(after["comparisons"]) == 3
-    ours, theirs = (c["comparisons"][0]["hypervolume_difference"]["over_runs"] for c in (before, after))
+    ours, theirs = (c["comparisons"][0]["hypervolume_difference"] for c in (before, after))
     assert {**theirs, "adjusted_p_value": ours["adjusted_p_value"]} == ours
     assert theirs["adjusted_p_value"] >= ours["adjusted_p_value"] == ours["p_value"]
 
 
 def test_over_runs_is_the_mean_of_the_runs_and_signs_are_counted(make_run):
     found = compare_runs([make_run(seed)[0] for seed in (1, 2, 3, 4)], **SETTINGS)
-    for key in ("hypervolume_difference", "expected_utility_difference"):
+    for key in DIFFERENCES[:2]:
         difference = found["comparisons"][0][key]
-        values = [run["value"] for run in difference["runs"]]
-        assert difference["over_runs"]["value"] == pytest.approx(np.mean(values))
-        assert difference["over_runs"]["error_of_runs"] == pytest.approx(np.std(values, ddof=1) / 2)
-        assert difference["positive_runs"] == sum(value > 0 for value in values) == 4
-    assert found["comparisons"][0]["verdict"] == "better"
+        values, corrected = ([run[k] for run in difference["runs"]] for k in ("value", "corrected"))
+        assert difference["value"] == pytest.approx(np.mean(values))
+        assert difference["corrected"] == pytest.approx(np.mean(corrected)) != difference["value"]
+        assert difference["error_of_runs"] == pytest.approx(np.std(corrected, ddof=1) / 2)
+        assert difference["low"] + difference["high"] == pytest.approx(2 * difference["corrected"])
+        assert difference["positive_runs"] == sum(value > 0 for value in corrected) == 4
     assert found["shared_prompts"] == 30 and found["notes"] == []
 
 
 def test_the_same_run_twice_has_the_numbers_of_the_run(make_run):
     run = make_run(1)[0]
     found = compare_runs([run, run, run], **SETTINGS)
-    difference = found["comparisons"][0]["hypervolume_difference"]
-    assert difference["runs"][0] == difference["runs"][2]
-    assert difference["over_runs"]["value"] == pytest.approx(difference["runs"][0]["value"])
-    assert difference["over_runs"]["error_of_runs"] == pytest.approx(0.0, abs=1e-12)
-    half = (difference["over_runs"]["high"] - difference["over_runs"]["low"]) / 2
-    of_run = (difference["runs"][0]["high"] - difference["runs"][0]["low"]) / 2
-    assert half == pytest.approx(of_run, rel=0.15)  # Student's beside the percentiles of 200 resamples
+    for key in DIFFERENCES:
+        difference = found["comparisons"][0][key]
+        assert difference["runs"][0] == difference["runs"][2]
+        for number in difference["runs"][0]:
+            assert difference[number] == pytest.approx(difference["runs"][0][number], rel=1e-9)
+        assert difference["error_of_runs"] == pytest.approx(0.0, abs=1e-12)
     surfaces = found["attainment"]["a"]["lines"]
     assert surfaces["best"] == surfaces["median"] == surfaces["worst"]
 
@@ -145,11 +155,13 @@ def test_prompts_in_another_order_are_the_same_prompts(make_run):
         [turned.prompts[i] for i in order],
         turned.points,
         {i: np.asarray(s)[order] for i, s in turned.scores.items()},
+        kl={i: s[order] for i, s in turned.kl.items()},
     )
     one, other = compare_runs(runs, **SETTINGS), compare_runs([runs[0], turned], **SETTINGS)
     for a, b in zip(one["comparisons"], other["comparisons"], strict=True):
-        for key in ("hypervolume_difference", "expected_utility_difference"):
-            assert a[key]["over_runs"] == pytest.approx(b[key]["over_runs"])
+        for key in DIFFERENCES:
+            for number in ("value", "corrected", "low", "high", "error_of_runs", "error_of_prompts"):
+                assert a[key][number] == pytest.approx(b[key][number], rel=1e-9)
 
 
 def test_two_recipes_are_compared_group_by_group(make_run):
@@ -160,13 +172,79 @@ def test_two_recipes_are_compared_group_by_group(make_run):
         ("lines", "lines"),
         ("rewarded_soup", "rewarded_soup"),
     ]
-    values = [run["groups"]["lines"]["hypervolume"]["value"] for run in found["runs"]]
     difference = found["comparisons"][0]["hypervolume_difference"]
-    assert difference["over_runs"]["value"] == pytest.approx(sum(values[:2]) / 2 - sum(values[2:]) / 2)
+    for key in ("value", "corrected"):
+        values = [run["groups"]["lines"]["hypervolume"][key] for run in found["runs"]]
+        assert difference[key] == pytest.approx(sum(values[:2]) / 2 - sum(values[2:]) / 2)
     assert difference["runs"] == [] and difference["positive_runs"] is None
     assert sorted(found["attainment"]) == ["a", "b"]
-    pair = compare_runs([runs[0], runs[2]], **SETTINGS)["comparisons"][0]["hypervolume_difference"]["over_runs"]
+    pair = compare_runs([runs[0], runs[2]], **SETTINGS)["comparisons"][0]["hypervolume_difference"]
     assert pair["error_of_runs"] is None and pair["error_of_prompts"] > 0
+
+
+def test_at_equal_kl_every_run_has_its_own_budget(make_run):
+    """The smaller of both groups' largest mean KL, from scores of every prompt."""
+    runs = [make_run(seed)[0] for seed in (1, 2, 3)]
+    found = compare_runs(runs, **SETTINGS)
+    entry, each = found["comparisons"][0], []
+    for run, budget in zip(runs, entry["kl_budgets"], strict=True):
+        spent = [[np.mean(run.kl[i]) for i in ids] for ids in (range(1, 6), range(6, 11))]
+        assert budget == [max(map(min, spent)), min(map(max, spent))]
+        measure, sides = EqualKL.between(*budget, found["reference_point"]), []
+        for ids in (range(6, 11), range(1, 6)):
+            own = np.stack([np.column_stack([run.scores[i], -run.kl[i]]) for i in ids])
+            joined = with_neighbours_joined(own, [run.points[i]["spec"]["weights"] for i in ids])
+            unmoved = np.column_stack([run.scores[0], np.zeros(30)])[None]
+            sides.append(correct(np.concatenate([joined, unmoved]), measure, SETTINGS["seed"]))
+        each.append(sides[0] - sides[1])
+    expected = mean_over_runs(each)
+    difference = entry["equal_kl_difference"]
+    assert [run["value"] for run in difference["runs"]] == pytest.approx([one.value for one in each], rel=1e-12)
+    assert [difference[key] for key in ("corrected", "low", "high", "p_value")] == pytest.approx(expected.estimate())
+
+
+def test_between_two_sides_one_budget_holds_for_all_runs(make_run):
+    """Else the side that moved further would be given more of it."""
+    runs = [make_run(seed, side=side)[0] for seed, side in ((1, "a"), (2, "a"), (3, "b"), (4, "b"))]
+    for entry, ids in zip(compare_runs(runs, **SETTINGS)["comparisons"], (range(6, 11), range(1, 6)), strict=True):
+        spent = [[np.mean(run.kl[i]) for i in ids] for run in runs]
+        budget = [max(map(min, spent)), min(map(max, spent))]
+        assert entry["kl_budgets"] == [budget] * 4 and entry["equal_kl_difference"]["runs"] == []
+
+
+def test_without_the_kl_of_a_point_there_is_no_comparison_at_equal_kl(make_run):
+    run = make_run(1)[0]
+    lacking = make_run(2, kl={i: kl for i, kl in make_run(2)[0].kl.items() if i != 3})[0]
+    (entry,) = compare_runs([run, lacking], **SETTINGS)["comparisons"]
+    assert (entry["equal_kl_difference"], entry["kl_budgets"]) == (None, None)
+    sides = compare_runs([run, make_run(2, kl=lacking.kl, side="b")[0]], **SETTINGS)["comparisons"]
+    assert [entry["equal_kl_difference"] is None for entry in sides] == [False, True]
+
+
+def test_verdicts_are_by_p_values_that_are_adjusted_over_the_file(make_run):
+    runs = [make_run(seed)[0] for seed in (1, 2, 3, 4)]
+    for run in runs:
+        for i in range(11, 16):  # the soup again, and no KL
+            run.points.append({**run.points[i - 10], "id": i, "group": "ties"})
+            run.scores[i] = run.scores[i - 10]
+    found = compare_runs(runs, **SETTINGS)
+    pairs = {(entry["a"], entry["b"]): entry for entry in found["comparisons"]}
+    assert list(pairs) == [("lines", "rewarded_soup"), ("lines", "ties"), ("rewarded_soup", "ties")]
+    for key in DIFFERENCES[:2]:
+        differences = [entry[key] for entry in found["comparisons"]]
+        assert [each["adjusted_p_value"] for each in differences] == holm([each["p_value"] for each in differences])
+        assert differences[0]["p_value"] < 0.05 and differences[2]["p_value"] == 1.0
+    assert pairs["lines", "ties"]["verdict"] == "better" and pairs["rewarded_soup", "ties"]["verdict"] == "undecided"
+
+
+def test_one_prompt_has_no_interval(make_run, tmp_path):
+    found = compare_runs([make_run(seed, prompts=1)[0] for seed in (1, 2)], **SETTINGS)
+    difference = found["comparisons"][0]["hypervolume_difference"]
+    empty = ("low", "high", "error_of_prompts", "p_value", "adjusted_p_value")
+    assert [difference[key] for key in empty] == [None] * 5 and difference["error_of_runs"] > 0
+    assert found["comparisons"][0]["verdict"] == "undecided"
+    write_comparison(tmp_path, found)
+    assert read_comparison(tmp_path) == found
 
 
 def test_groups_that_a_run_lacks_are_named(make_run):
@@ -182,14 +260,14 @@ def test_groups_that_a_run_lacks_are_named(make_run):
 
 
 def test_three_rewards_have_no_attainment(make_points):
-    settings = {**SETTINGS, "rewards": ["r1", "r2", "r3"]}
+    names = ["r1", "r2", "r3"]
     runs = []
     for seed in (1, 2):
         points = make_points(rewards=3, seed=seed)
-        entries = build_front(points=points, **settings)["points"]
+        entries = build_front(points=points, **{**OF_FRONT, "rewards": names})["points"]
         scores = {point["id"]: point["scores"] for point in points}
         runs.append(RunScores(f"{seed}", f"{seed}", [f"p{i}" for i in range(40)], entries, scores))
-    found = compare_runs(runs, **settings)
+    found = compare_runs(runs, **{**SETTINGS, "objectives": names})
     assert found["attainment"] is None and found["comparisons"][0]["attainment_difference"] is None
     assert list(faults(found, RunsFile)) == []
 

@@ -29,8 +29,8 @@ class _Curve(NamedTuple):
 def plot_comparison(comparison: RunsFile, path: str | Path, *others: str | Path) -> Path:
     """Write the picture of a comparison as PNG or PDF, as the suffixes say, and return `path`.
 
-    For two rewards: what the fronts of half of the runs attain, shaded between what all and what any of them attain;
-    and, of the first comparison, where more runs of one side attain a pair of scores. For any number of rewards: the
+    For two objectives: what the fronts of half of the runs attain, shaded between what all and what any of them attain;
+    and, of the first comparison, where more runs of one side attain a pair of scores. For any number of objectives: the
     difference of hypervolume in every run, and the mean with its interval.
 
     Args:
@@ -78,7 +78,7 @@ def _draw_attainment(panel: Any, comparison: RunsFile, curves: Sequence[_Curve])
         if edge := staircase(curve.attainment["median"], reference):
             look = {"color": curve.colour, "linewidth": 1.2, "linestyle": canvas.line_style(curve.dashes)}
             panel.step(*zip(*edge, strict=True), where="pre", label=curve.label, zorder=3 + depth, **look)
-    _name_rewards(panel, comparison)
+    _name_objectives(panel, comparison)
     panel.set_title("attained by half of the runs (shaded: all to any)", fontsize=canvas.POINTS, color=canvas.INK)
     handles = panel.get_legend_handles_labels()[0][::-1]  # what is listed first lies on top, and was drawn last
     panel.legend(
@@ -102,7 +102,7 @@ def _draw_difference(panel: Any, comparison: RunsFile, entry: Any) -> None:
         for colour, name in zip(reversed(SIGNS), _sides(entry), strict=True)
     ]
     panel.autoscale_view()
-    _name_rewards(panel, comparison)
+    _name_objectives(panel, comparison)
     panel.set_title(f"attained: {difference_name(entry)}", fontsize=canvas.POINTS, color=canvas.INK)
     panel.legend(handles=handles, frameon=False, fontsize=canvas.POINTS, labelcolor=canvas.INK, loc="lower left")
 
@@ -114,11 +114,11 @@ def _draw_runs(panel: Any, comparison: RunsFile, entries: Sequence[Any]) -> None
     beside_axis = blended_transform_factory(panel.transAxes, panel.transData)
     for row, entry in enumerate(entries):
         found = entry["hypervolume_difference"]
-        over = found["over_runs"]
-        values = [run["value"] for run in found["runs"]]
+        values = [run["corrected"] for run in found["runs"]]
         panel.plot(values, [row + 0.14] * len(values), "o", markersize=3, color=SIGNS[1], alpha=0.5, linestyle="none")
-        panel.plot([over["low"], over["high"]], [row, row], color=canvas.INK, linewidth=1.0)
-        panel.plot(over["value"], row, "D", markersize=4, color=canvas.INK)
+        if found["low"] is not None:
+            panel.plot([found["low"], found["high"]], [row, row], color=canvas.INK, linewidth=1.0)
+        panel.plot(found["corrected"], row, "D", markersize=4, color=canvas.INK)
         name = difference_name(entry)
         panel.text(0.0, row - 0.2, name, transform=beside_axis, fontsize=canvas.POINTS, color=canvas.INK, va="bottom")
     panel.set_ylim(len(entries) - 0.5, -0.6)
@@ -128,8 +128,8 @@ def _draw_runs(panel: Any, comparison: RunsFile, entries: Sequence[Any]) -> None
     panel.set_xlabel(f"difference of hypervolume\n{dots}mean with {percent} interval")
 
 
-def _name_rewards(panel: Any, comparison: RunsFile) -> None:
-    x, y = (shortened(reward, 34) for reward in comparison["rewards"])
+def _name_objectives(panel: Any, comparison: RunsFile) -> None:
+    x, y = (shortened(objective, 34) for objective in comparison["objectives"])
     panel.set_xlabel(f"{x}\nmean score, higher is better")
     panel.set_ylabel(f"{y}\nmean score, higher is better")
 

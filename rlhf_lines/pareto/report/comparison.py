@@ -10,12 +10,13 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from rlhf_lines.pareto.comparison import MEASURES, RunsComparison, RunsFile
-from rlhf_lines.pareto.comparison_table import difference_name, heading, positive_text
+from rlhf_lines.pareto import comparisons
+from rlhf_lines.pareto.comparison import RunsDifference, RunsFile
+from rlhf_lines.pareto.comparison_table import difference_name, heading, measured, of_each_run, positive_text
 from rlhf_lines.pareto.report.tables import Column, Table, name
 from rlhf_lines.pareto.report.words import NOTHING, estimated, number, visible
-from rlhf_lines.pareto.schema import Value
-from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.schema import GroupMeasure
+from rlhf_lines.pareto.table import MEASURES, decimals, p_text, value_of
 
 
 VERDICTS = {
@@ -45,8 +46,8 @@ def comparison_html(comparison: RunsFile, picture: str | Path) -> str:
         title=f"{len(comparison['runs'])} runs compared",
         verdicts=[f"{difference_name(entry)}: {VERDICTS[entry['verdict']]}" for entry in entries],
         heading=heading(comparison),
-        over_runs=_over_runs(entries),
-        each_run=_each_run(comparison) if entries[0]["hypervolume_difference"]["runs"] else None,
+        over_runs=_over_runs(comparison),
+        each_run=_each_run(comparison) if of_each_run(comparison) else None,
         groups=_groups(comparison),
         runs=_runs(comparison),
         picture=base64.b64encode(Path(picture).read_bytes()).decode(),
@@ -54,30 +55,43 @@ def comparison_html(comparison: RunsFile, picture: str | Path) -> str:
     )
 
 
-def _over_runs(entries: Sequence[RunsComparison]) -> Table:
-    columns = [Column("difference", [name(difference_name(entry)) for entry in entries], start=True)]
-    for measure in MEASURES:
-        found = [entry[f"{measure}_difference"]["over_runs"] for entry in entries]
-        digits = decimals(each["value"] for each in found)
-        parts = [(each["error_of_runs"], each["error_of_prompts"]) for each in found]
-        errors = [" / ".join(NOTHING if part is None else number(part, digits) for part in each) for each in parts]
+def _over_runs(comparison: RunsFile) -> Table:
+    entries = comparison["comparisons"]
+    columns = [
+        Column("difference", [name(difference_name(entry)) for entry in entries], start=True),
+        Column("a is", [entry["verdict"] for entry in entries], start=True),
+    ]
+    for measure, found in measured(comparison).items():
         columns += [
-            Column(measure.replace("_", " "), [_estimate(each, digits) for each in found]),
-            Column("error of runs / of prompts", errors),
-            Column("above 0 in", [positive_text(entry, measure) for entry in entries]),
-            Column("adjusted p", [_p_text(each["adjusted_p_value"]) for each in found]),
+            _estimates(comparisons.MEASURES[measure], found),
+            Column("error of runs / of prompts", _errors(found)),
+            Column("above 0 in", [positive_text(each) for each in found]),
+            Column("adjusted p", [p_text(each and each["adjusted_p_value"]) for each in found]),
         ]
-    columns.append(Column("a is", [entry["verdict"] for entry in entries], start=True))
     return Table("Differences over all runs", columns)
 
 
+def _errors(found: Sequence[RunsDifference | None]) -> list[str]:
+    digits = decimals(value_of(each) for each in found if each is not None)
+    parts = [each and (each["error_of_runs"], each["error_of_prompts"]) for each in found]
+    return [" / ".join(number(part, digits) for part in each) if each else NOTHING for each in parts]
+
+
 def _each_run(comparison: RunsFile) -> Table:
-    rows = [(entry, i) for entry in comparison["comparisons"] for i in range(len(comparison["runs"]))]
+    runs = comparison["runs"]
+    rows = [(entry, i) for entry in comparison["comparisons"] for i in range(len(runs))]
     columns = [
         Column("difference", [name(difference_name(entry)) for entry, _ in rows], start=True),
-        Column("run", [name(comparison["runs"][i]["name"]) for _, i in rows], start=True),
-        *(_measure(m, [entry[f"{m}_difference"]["runs"][i] for entry, i in rows]) for m in MEASURES),
+        Column("run", [name(runs[i]["name"]) for _, i in rows], start=True),
     ]
+    for measure in measured(comparison):
+        found = [entry[f"{measure}_difference"] for entry, _ in rows]
+        each = [difference and difference["runs"][i] for difference, (_, i) in zip(found, rows, strict=True)]
+        columns.append(_estimates(comparisons.MEASURES[measure], each))
+    budgets = [entry["kl_budgets"] and entry["kl_budgets"][i] for entry, i in rows]
+    if any(budgets):
+        texts = [NOTHING if pair is None else " to ".join(number(k, 2) for k in pair) for pair in budgets]
+        columns.append(Column("KL, nats", texts))
     return Table("Differences in each run", columns)
 
 
@@ -87,7 +101,7 @@ def _groups(comparison: RunsFile) -> Table:
         Column("group", [name(group) for group, _ in rows], start=True),
         Column("run", [name(run["name"]) for _, run in rows], start=True),
         Column("points", [str(run["groups"][group]["points"]) for group, run in rows]),
-        *(_measure(m, [run["groups"][group][m] for group, run in rows]) for m in MEASURES),
+        *(_estimates(comparisons.MEASURES[m], [run["groups"][group][m] for group, run in rows]) for m in MEASURES),
     ]
     return Table("Groups of each run", columns)
 
@@ -105,14 +119,7 @@ def _runs(comparison: RunsFile) -> Table:
     return Table("Runs", columns)
 
 
-def _measure(measure: str, values: Sequence[Value]) -> Column:
-    digits = decimals(each["value"] for each in values)
-    return Column(measure.replace("_", " "), [_estimate(each, digits) for each in values])
-
-
-def _estimate(estimate: Value, digits: int) -> str:
-    return Markup('<span>{}<span class="range"> {}</span></span>').format(*estimated(estimate, digits))
-
-
-def _p_text(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else number(p_value, 3)
+def _estimates(head: str, found: Sequence[GroupMeasure | None]) -> Column:
+    digits = decimals(value_of(each) for each in found if each is not None)
+    cell = Markup('<span>{}<span class="range"> {}</span></span>')
+    return Column(head, [NOTHING if each is None else cell.format(*estimated(each, digits)) for each in found])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +12,7 @@ from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, w
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.comparison import RunsFile, write_comparison
 from rlhf_lines.pareto.figures.comparison import plot_comparison
+from rlhf_lines.pareto.objectives import check_reference_point
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.replicates import check_sizes
 from rlhf_lines.pareto.report.comparison import comparison_html
@@ -48,7 +48,7 @@ def compare(
         run_dirs: folders of finished sweeps, replicates of each other.
         against: folders of sweeps of another recipe; each group of theirs is subtracted from that of `run_dirs`.
         output_dir: the folder to make.
-        reference_point: of the hypervolume, one number per reward; None is that of the anchors of all runs.
+        reference_point: of the hypervolume, one number per objective; None is that of the anchors of all runs.
         overwrite: replace an existing folder.
 
     Raises:
@@ -66,13 +66,14 @@ def compare(
     sides = ["a"] * len(run_dirs) + ["b"] * len(against)
     sweeps: list[Sweep] = []
     for folder, name, side in zip(folders, names, sides, strict=True):
-        sweeps.append(_read(folder, name, side, sweeps[0].front["rewards"] if sweeps else None))
+        sweeps.append(_read(folder, name, side, sweeps[0].front["objectives"] if sweeps else None))
     first = sweeps[0].front
     _check_alike(sweeps, replicates=not against)
-    _check_reference(reference_point, first["rewards"])
+    if reference_point is not None:
+        check_reference_point(reference_point, first["objectives"])
     comparison = compare_runs(
         [sweep.run for sweep in sweeps],
-        rewards=first["rewards"],
+        objectives=first["objectives"],
         split=first["split"],
         seed=first["seed"],
         given_reference=reference_point,
@@ -101,25 +102,12 @@ def _check_folders(run_dirs: Sequence[str | Path], against: Sequence[str | Path]
         where[resolved] = folder
 
 
-def _check_reference(reference_point: Sequence[float] | None, rewards: Sequence[str]) -> None:
-    if reference_point is None:
-        return
-    if len(reference_point) != len(rewards):
-        raise ValueError(
-            f"reference_point has {len(reference_point)} numbers; expected {len(rewards)}, one for each of "
-            f"{', '.join(rewards)}"
-        )
-    for value in reference_point:
-        if not math.isfinite(value):
-            raise ValueError(f"reference_point has {value}; expected finite numbers")
-
-
-def _read(folder: str | Path, name: str, side: str, rewards: Sequence[str] | None) -> Sweep:
+def _read(folder: str | Path, name: str, side: str, objectives: Sequence[str] | None) -> Sweep:
     """A run, with the scores in the order of these rewards, or in its own."""
     with open_finished(folder) as store:
         front = read_front(folder)
-        split, own = front["split"], front["rewards"]
-        rewards = rewards if rewards and sorted(rewards) == sorted(own) else own
+        split, own = front["split"], front["objectives"]
+        objectives = objectives if objectives and sorted(objectives) == sorted(own) else own
         spec_of = {point.id: point.spec_id for point in store.points(split)}
         if not all(point["id"] in spec_of for point in front["points"]):
             raise ValueError(
@@ -131,27 +119,29 @@ def _read(folder: str | Path, name: str, side: str, rewards: Sequence[str] | Non
             folder=str(folder),
             prompts=[prompt.text for prompt in store.prompts(split).values()],
             points=front["points"],
-            scores={p["id"]: store.scores(spec_of[p["id"]], split, rewards) for p in front["points"]},
+            scores={p["id"]: store.scores(spec_of[p["id"]], split, objectives) for p in front["points"]},
             sft_model=front["sft_model"],
             policies=front["policies"],
             side=side,
+            kl={p["id"]: store.kl(spec_of[p["id"]], split) for p in front["points"] if p["kl"] is not None},
         )
         return Sweep(run, front, store.recall("reward_models", {}), store.recall("policies_sha256", []))
 
 
 def _check_alike(sweeps: Sequence[Sweep], *, replicates: bool) -> None:
-    """Stop where runs have other rewards or another split, or one group name for two ways to merge."""
+    """Stop where runs have other objectives or another split, or one group name for two ways to merge."""
     first = sweeps[0]
     for other in sweeps[1:]:
         pair = f"{first.run.folder} and {other.run.folder}"
-        for key in ("rewards", "split"):
+        for key in ("objectives", "split"):
             a, b = first.front[key], other.front[key]
             if sorted(a) != sorted(b):
+                remedy = "; choose them with rlhf-lines front RUN_DIR --objectives" if key == "objectives" else ""
                 raise ValueError(
                     f"{pair} have other {key}, {_listed(a)} and {_listed(b)}: runs are compared by the same scores "
-                    "on the same split"
+                    f"on the same split{remedy}"
                 )
-        for reward in first.front["rewards"]:
+        for reward in first.front["objectives"]:
             a, b = (_identity(sweep.reward_models.get(reward)) for sweep in (first, other))
             if a and b and (parts := sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))):
                 raise ValueError(

@@ -16,15 +16,17 @@ def compared(make_points):
     """A function from the number of rewards and the side of the last runs to a comparison of four runs."""
 
     def make(rewards=2, last_side="a"):
-        settings = {"rewards": [f"r{k}" for k in range(rewards)], "split": "test", "seed": 0, "resamples": 50}
+        names, settings = [f"r{k}" for k in range(rewards)], {"split": "test", "seed": 0}
         runs = []
         for seed in range(4):
             points = make_points(rewards=rewards, seed=seed)
-            entries = build_front(points=points, policies=["one", "two"], **settings)["points"]
+            entries = build_front(points=points, policies=["one", "two"], rewards=names, resamples=50, **settings)[
+                "points"
+            ]
             scores = {point["id"]: point["scores"] for point in points}
             prompts = [f"p{i}" for i in range(40)]
             runs.append(RunScores(f"{seed}", "", prompts, entries, scores, side=last_side if seed > 1 else "a"))
-        return compare_runs(runs, **settings)
+        return compare_runs(runs, objectives=names, **settings)
 
     return make
 
@@ -36,9 +38,9 @@ def test_runs_are_dots_below_their_mean(compared, tmp_path, monkeypatch):
     assert_texts_are_whole_and_apart(figure)
     found = comparison["comparisons"][0]["hypervolume_difference"]
     _, dots, interval, mean = figure.axes[2].lines
-    assert list(dots.get_xdata()) == [run["value"] for run in found["runs"]]
-    assert list(interval.get_xdata()) == [found["over_runs"]["low"], found["over_runs"]["high"]]
-    assert list(mean.get_xdata()) == [found["over_runs"]["value"]]
+    assert list(dots.get_xdata()) == [run["corrected"] for run in found["runs"]]
+    assert list(interval.get_xdata()) == [found["low"], found["high"]]
+    assert list(mean.get_xdata()) == [found["corrected"]]
 
 
 def test_the_median_front_is_drawn_inside_of_what_any_and_all_attain(compared, tmp_path, monkeypatch):

@@ -53,12 +53,13 @@ def write_sweep(
             for point in store.add_points("test", group, of_group):
                 worth = np.sqrt(np.array([*point.spec.weights, 0.2, 0.2][: len(rewards)]))
                 worth += (gain if group == "lines" else 0.0) + 0.1 * generator.normal(size=len(rewards))
+                kl = 0.1 + generator.gamma(2.0, 1.0 + gain, size=len(prompts))
                 scores = np.array([worth + hard[text] + 0.3 * generator.normal(size=len(rewards)) for text in prompts])
                 store.add(
-                    Row(point.spec_id, prompt, 0, "text", (1, 2), 0.1, dict(zip(rewards, row, strict=True)))
-                    for prompt, row in zip(ids, scores.tolist(), strict=True)
+                    Row(point.spec_id, prompt, 0, "text", (1, 2), nats, dict(zip(rewards, row, strict=True)))
+                    for prompt, nats, row in zip(ids, kl.tolist(), scores.tolist(), strict=True)
                 )
-                points.append(Point(point.id, group, point.spec.to_dict(), scores))
+                points.append(Point(point.id, group, point.spec.to_dict(), scores, kl))
     settings = {"rewards": rewards, "split": "test", "seed": 5, "sft_model": "sft", "policies": ["one", "two"]}
     write_front(folder, build_front(points=points, **settings))
     write_record(folder, "sweep", {"seed": seed})

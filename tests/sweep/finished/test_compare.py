@@ -15,7 +15,11 @@ from rlhf_lines.cli import main
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.comparison import read_comparison
+from rlhf_lines.pareto.comparison_table import comparison_table
+from rlhf_lines.pareto.comparisons import MEASURES
+from rlhf_lines.pareto.table import p_text
 from rlhf_lines.sweep.finished.compare import compare
+from rlhf_lines.sweep.finished.front import trace_front
 from tests.sweep.finished.several_runs import PROMPTS, REWARDS, specs, write_sweep
 
 
@@ -60,10 +64,14 @@ def test_the_table_has_the_numbers_of_the_file(compared):
     out, (entry, *_) = compared["text"], read_comparison(compared["folder"])["comparisons"]
     *table, last = out.splitlines()
     assert max(map(len, table)) <= 110 and last == f"wrote {compared['folder'] / 'comparison.html'}"
-    (line,) = re.findall(r"^lines - rewarded_soup  +(\S+) \[(\S+), (\S+)\]  3 of 3 .* (\w+)$", out, flags=re.M)
-    over = entry["hypervolume_difference"]["over_runs"]
-    assert [float(text) for text in line[:3]] == pytest.approx([over[k] for k in ("value", "low", "high")], abs=1e-3)
-    assert line[3] == entry["verdict"] == "better"
+    cell = r"(\S+) \[(\S+), (\S+)\] +(\S+) +3 of 3"
+    lines = re.findall(rf"^lines - rewarded_soup +(\w+) +{cell}$", out, flags=re.M)
+    for (verdict, *cell), measure in zip(lines, MEASURES, strict=True):  # a block each
+        assert verdict == entry["verdict"]
+        over = entry[f"{measure}_difference"]
+        expected = [over[key] for key in ("corrected", "low", "high")]
+        assert [float(text) for text in cell[:3]] == pytest.approx(expected, abs=1e-3)
+        assert cell[3] == p_text(over["adjusted_p_value"])
     assert "12 test prompts, the same in all runs" in out and "note:" not in out
 
 
@@ -72,12 +80,12 @@ def test_the_differences_are_those_of_the_fronts_by_one_reference_point(runs, tm
     found = compare(
         [runs / "seed0", runs / "seed1"], output_dir=tmp_path / "out", reference_point=front["reference_point"]
     )
-    theirs = {(entry["a"], entry["b"]): entry["hypervolume_difference"] for entry in front["comparisons"]}
+    theirs = {(entry["a"], entry["b"]): entry for entry in front["comparisons"]}
     assert len(found["comparisons"]) == len(theirs) == 3
     for entry in found["comparisons"]:
-        ours = entry["hypervolume_difference"]["runs"][0]
-        assert ours["value"] == pytest.approx(theirs[entry["a"], entry["b"]]["value"], rel=1e-12)
-        assert ours["low"] < ours["high"]  # percentiles, see tests/pareto/test_runs.py
+        for measure in ("hypervolume_difference", "equal_kl_difference"):
+            ours = entry[measure]["runs"][0]
+            assert ours == pytest.approx({key: theirs[entry["a"], entry["b"]][measure][key] for key in ours})
 
 
 def test_two_recipes_and_two_single_runs(runs, tmp_path, capsys):
@@ -88,7 +96,7 @@ def test_two_recipes_and_two_single_runs(runs, tmp_path, capsys):
     assert main(["compare", a[0], "--against", b[0], "--output_dir", str(tmp_path / "single")]) == 0
     assert "intervals for other prompts, for these policies" in capsys.readouterr().out
     for entry in read_comparison(tmp_path / "single")["comparisons"]:
-        assert entry["hypervolume_difference"]["over_runs"]["error_of_runs"] is None
+        assert entry["hypervolume_difference"]["error_of_runs"] is None
 
 
 def test_rewards_in_another_order_are_the_same_rewards(runs, tmp_path):
@@ -96,8 +104,33 @@ def test_rewards_in_another_order_are_the_same_rewards(runs, tmp_path):
     found = compare([runs / "seed0", turned], output_dir=tmp_path / "out")
     front = read_front(turned)
     best = {r: max(p["scores"][r]["mean"] for p in front["points"] if p["single_policy"] is not None) for r in REWARDS}
-    assert found["rewards"] == list(REWARDS)
+    assert found["objectives"] == list(REWARDS)
     assert all(ideal >= best[r] - 1e-12 for r, ideal in zip(REWARDS, found["ideal_point"], strict=True))
+
+
+def test_objectives_are_compared_and_metrics_are_not(tmp_path, runs):
+    """Of runs with further scores, and with the objectives in another order: as without."""
+    folders = []
+    for seed in (0, 1):
+        folder = write_sweep(tmp_path / f"seed{seed}", seed, rewards=REWARDS)
+        trace_front(folder, objectives=["kind"])
+        folders.append(folder)
+    found = compare(folders, output_dir=tmp_path / "one")
+    assert found["objectives"] == ["kind"] and len(found["reference_point"]) == 1 and found["attainment"] is None
+    assert all("brief" not in entry["groups"] for entry in found["runs"])
+    with pytest.raises(ValueError, match=r"have other objectives, kind and brief, kind: .* --objectives"):
+        compare([folders[0], runs / "seed1"], output_dir=tmp_path / "two")
+
+
+def test_a_log_ratio_that_is_no_kl_is_not_compared(tmp_path):
+    folders = []
+    for seed in (0, 1):
+        folders.append(write_sweep(tmp_path / f"seed{seed}", seed, temperature=0))
+        trace_front(folders[-1])
+    found = compare(folders, output_dir=tmp_path / "out")
+    assert [entry["equal_kl_difference"] for entry in found["comparisons"]] == [None] * 3
+    page = (tmp_path / "out/comparison.html").read_text()
+    assert "KL" not in comparison_table(found) and "KL" not in re.sub(r'src="data:[^"]+"', "", page)
 
 
 def test_other_prompts_are_said_and_paired_as_far_as_they_are_the_same(runs, tmp_path, capsys):
@@ -140,12 +173,12 @@ def test_the_page_has_the_numbers_of_the_file(compared):
     cells = re.findall(r'<span>([^<]+)<span class="range"> \[([^,]+), ([^\]]+)\]</span></span>', page)
     values = [tuple(float(text.replace("\u2212", "-")) for text in cell) for cell in cells]
     expected = [
-        tuple(entry[f"{m}_difference"]["over_runs"][k] for k in ("value", "low", "high"))
+        tuple(entry[f"{m}_difference"][k] for k in ("corrected", "low", "high"))
         for entry in found["comparisons"]
-        for m in ("hypervolume", "expected_utility")
+        for m in MEASURES
     ]
     np.testing.assert_allclose(values[: len(expected)], expected, atol=1e-3)
-    assert len(values) == len(expected) + 2 * 3 * len(found["comparisons"]) + 2 * 3 * 3
+    assert len(values) == len(expected) + 3 * 3 * len(found["comparisons"]) + 2 * 3 * 3
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, capsys):
@@ -155,10 +188,11 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, capsys):
     assert "are one folder: give every run once" in refused(capsys, [one, f"{one}/../seed0", *out])
     assert "are one folder" in refused(capsys, [one, *out, "--against", one])
     assert "has no run.sqlite" in refused(capsys, [one, tmp_path / "no", *out])
-    assert "reference_point has 1 numbers; expected 2" in refused(capsys, [one, two, *out, "--reference_point", "1"])
-    assert "reference_point has nan" in refused(capsys, [one, two, *out, "--reference_point", "1", "nan"])
+    for words in (["1"], ["1", "nan"]):
+        told = refused(capsys, [one, two, *out, "--reference_point", *words])
+        assert f"is {' '.join(words)}, expected one finite number for each objective: brief, kind" in told
     other = write_sweep(tmp_path / "rewards", 1, rewards=("brief", "long"))
-    assert "have other rewards, brief, kind and brief, long" in refused(capsys, [one, other, *out])
+    assert "have other objectives, brief, kind and brief, long" in refused(capsys, [one, other, *out])
     models = {name: {"model": name, "files": {"weights": "f00"}} for name in REWARDS}
     known = write_sweep(tmp_path / "known", 1, reward_models=models)
     changed = write_sweep(tmp_path / "changed", 2, reward_models={**models, "kind": {"files": {"weights": "ba4"}}})

@@ -1,0 +1,42 @@
+"""Reference and ideal point: where hypervolumes and utilities are measured from, of one run or the same for several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_lines.pareto.measures import ALL_POINTS_RULE, GIVEN_RULE, REFERENCE_POINT_RULE, reference_point
+from rlhf_lines.pareto.objectives import check_reference_point
+from rlhf_lines.pareto.utility import ideal_point
+
+
+Anchor = tuple[float, ...] | None
+
+
+def fixed_points(
+    runs: Sequence[tuple[Sequence[Anchor], NDArray[np.float64]]],
+    objectives: Sequence[str],
+    given: Sequence[float] | None = None,
+) -> tuple[list[float], list[float], str]:
+    """Reference point, ideal point, and the rule for the first.
+
+    They are those of the anchors, so that a group that is added changes neither. Where a run has fewer than two unlike
+    anchors they are those of all points.
+
+    Args:
+        runs: of each, which anchor every point is (`origin.anchor`), and the mean scores `[n, K]`.
+        objectives: K names.
+        given: the reference point, or None for the rule.
+
+    Raises:
+        ValueError: what is given is not one finite number per objective.
+    """
+    enough = all(len(set(anchors) - {None}) > 1 for anchors, _ in runs)
+    means = np.concatenate([means[[not enough or anchor is not None for anchor in anchors]] for anchors, means in runs])
+    if given is None:
+        rule = REFERENCE_POINT_RULE if enough else ALL_POINTS_RULE
+        return reference_point(means), ideal_point(means), rule if len(runs) == 1 else f"{rule}; of all runs"
+    check_reference_point(given, objectives)
+    return list(map(float, given)), ideal_point(means), GIVEN_RULE
