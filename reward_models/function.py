@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from reward_models.base import check_lengths, checked_scores, excerpt
 from reward_models.conversation import CHAT, Prompt, prompt_turns, reply
@@ -101,15 +104,21 @@ class FunctionReward:
         else:
             given = list(prompts), list(completions)
         arguments, named = self._arguments(*given, columns)
-        returned = self.function(*arguments, **named)
-        if inspect.isawaitable(returned):
-            returned = self._wait(returned)
-        if inspect.isgenerator(returned):  # which fails, if it does, while it is read
-            returned = list(returned)
-        return returned
+        with _settings_of_torch_kept():
+            returned = self.function(*arguments, **named)
+            if inspect.isawaitable(returned):
+                returned = self._wait(returned)
+            if inspect.isgenerator(returned):  # which fails, if it does, while it is read
+                returned = list(returned)
+            return returned
 
     def _arguments(self, prompts: list, completions: list, columns: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """What the function is called with: positional, and by name."""
+        if inspect.isclass(self.function):
+            raise _WrongForm(
+                f"the reward function {self.name!r} is a class: name a function, or an object of the class that can be "
+                "called, made in its module"
+            )
         try:
             signature = inspect.signature(self.function)
         except (TypeError, ValueError):  # a built-in function that does not tell
@@ -198,6 +207,17 @@ class FunctionReward:
         file = getattr(getattr(function, "__code__", None), "co_filename", None)
         frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
         return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+@contextlib.contextmanager
+def _settings_of_torch_kept() -> Iterator[None]:
+    """What the block sets for all of torch ends with it: gradients off, another default dtype."""
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
 
 
 class _WrongForm(Exception):

@@ -63,7 +63,10 @@ def _new_folder(final: Path, overwrite: bool, keep_partial: bool, leave_partial:
     if leads():
         if not keep_partial:
             shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # as /proc says it: there no folder can be made
+            raise ValueError(f"output_dir {final} cannot be made in {final.parent}: choose another one") from error
     wait()
     try:
         yield partial

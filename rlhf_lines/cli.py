@@ -107,6 +107,10 @@ def _run(arguments: list[str]) -> None:
         raise ValueError(f"{argument!r} holds the character NUL, which no path and no name can: leave it out")
     if verb not in VERBS:
         raise ValueError(unknown_name("command", verb, VERBS))
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ValueError("the current folder was deleted: change into one that exists (cd)") from error
     if verb == "plan" and others and not others[0].startswith("-"):  # plan ppo --rewards ... is plan --stage ppo ...
         others[:1] = ["--stage", others[0]]
     options, options.rest = _parser().parse_known_args([verb, *others])

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
 
+# Outputs and inputs of a block: functional._convert_weight_packed_for_cpu of bitsandbytes 0.50, with its block of 64.
+PACKED = (32, 64)
+
 
 def causal_lm(config: PreTrainedConfig, **settings) -> PreTrainedModel:
     """A causal language model without weights; the settings are those of `_build`."""
@@ -107,6 +110,39 @@ def is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def check_4bit_on_cpu(model: nn.Module) -> None:
+    """Stop where bitsandbytes' kernel of a CPU cannot take a linear map of the model in 4 bits.
+
+    Where a CPU has bfloat16 in AVX-512 the kernel packs weights in blocks of `PACKED`; elsewhere any width will do. The
+    head stays as it is.
+
+    Args:
+        model: without weights or with them, without adapter or with it.
+
+    Raises:
+        ValueError: one has other widths, or bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.functional import has_avx512bf16
+    except ImportError as error:
+        raise ValueError(
+            "load_in_4bit needs bitsandbytes, which cannot be imported: pip install bitsandbytes"
+        ) from error
+    if not has_avx512bf16():
+        return
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings() or getattr(base, "score", None)
+    for name, module in base.named_modules():
+        if is_linear(module) and module is not head and ".lora_" not in name:
+            outputs, inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+            if outputs % PACKED[0] or inputs % PACKED[1]:
+                raise ValueError(
+                    f"load_in_4bit on a CPU takes widths that are multiples of {PACKED[1]} (inputs) and {PACKED[0]} "
+                    f"(outputs), but {name.removesuffix('.base_layer')!r} has {inputs} inputs and {outputs} outputs: "
+                    "leave it out, or take load_in_8bit or a GPU"
+                )
 
 
 def _build(

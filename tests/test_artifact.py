@@ -243,3 +243,9 @@ def test_a_damaged_config_is_a_sentence(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         check_same_config(tmp_path, {"max_steps": 2})
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_where_no_folder_can_be_made_is_a_sentence():
+    with pytest.raises(ValueError, match=r"output_dir /proc/x .*choose another one"), new_folder("/proc/x"):
+        pytest.fail("there is no folder")

@@ -609,3 +609,16 @@ def test_merge_refuses_keeps_or_replaces_what_exists(folder, capsys):
         assert second.keys() == first.keys() and second != first
         capsys.readouterr()
         shutil.rmtree(folder / "out")
+
+
+def test_a_current_folder_that_was_deleted_is_one_sentence(tmp_path, capsys, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    status = cli.main(["merge", "--sft_model", "sft", "--policies", "a", "b", "--output_dir", "merged"])
+    told = capsys.readouterr().err
+    assert (status, told) == (
+        2,
+        "rlhf-lines merge: the current folder was deleted: change into one that exists (cd)\n",
+    )

@@ -27,6 +27,13 @@ SPOKEN = ("prompt", "completion", *PAIR, "messages")  # the columns that may hol
 # What a chat template or a model of images would be given besides: a conversation is not the same without it.
 BESIDE_MESSAGES = ("tools", "chat_template_kwargs", "images", "image")
 
+# What data sets call our columns; they are not renamed here, because two of them may be one of ours.
+CALLED_ELSEWHERE = {
+    **dict.fromkeys(("prompt", "question", "query", "instruction", "input"), "prompt"),
+    **dict.fromkeys(("completion", "answer", "response", "output"), "completion"),
+    **dict.fromkeys(("conversations", "conversation", "dialogue"), "messages, a list of turns with role and content,"),
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -151,11 +158,22 @@ def columns_of(rows: Rows, wanted: Sequence[str], purpose: str, source: str) -> 
 
 def _check_columns(rows: Rows, wanted: Sequence[str], given: Sequence[str], purpose: str, source: str) -> None:
     missing = [column for column in wanted if column not in given]
-    if missing:
-        raise ValueError(
-            f"dataset {source} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} for {purpose}; "
-            f"it has {', '.join(columns(rows))}"
-        )
+    if not missing:
+        return
+    has = columns(rows)
+    if "messages" in has and "prompt" in missing:
+        number, said = next((n, row["messages"]) for n, row in enumerate(rows, start=1) if "messages" in row)
+        raise ValueError(_no_text(number, source, "messages", said, "a list of messages with role and content"))
+    meant = [
+        f"{known} is called {name} here"
+        for name in has
+        if (known := CALLED_ELSEWHERE.get(name.strip().lower())) not in (None, name)
+    ]
+    renaming = f": rename columns ({', '.join(meant)})" if meant else ""
+    raise ValueError(
+        f"dataset {source} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} for {purpose}; "
+        f"it has {', '.join(has)}{renaming}"
+    )
 
 
 def _no_text(number: int, source: str, column: str, value: object, expected: str) -> str:

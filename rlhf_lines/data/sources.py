@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rlhf_lines.data.json_rows import read_json
@@ -12,6 +14,8 @@ from rlhf_lines.errors import about, closest
 
 Rows = list[dict]
 
+logger = logging.getLogger(__name__)
+
 FORMATS = {
     ".jsonl": "json",
     ".json": "json",
@@ -20,6 +24,8 @@ FORMATS = {
     ".json.gz": "json",
 }
 TABLES = (".csv", ".tsv")
+OTHER_SPLITS = ("dev", "eval", "val", "valid")  # what people call a split that is not read
+SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})\.")  # as the Hub and datasets number them
 SAVED = {"dataset_dict.json": "a DatasetDict", "state.json": "a Dataset"}  # what save_to_disk of datasets leaves
 
 
@@ -48,7 +54,12 @@ def read(source: str, *, subset: str | None = None, revision: str | None = None)
             return _saved(folder)
         found = {split: files for split in SPLITS if (files := _files_of(folder, split))}
         if not found:
-            raise FileNotFoundError(f"dataset folder {folder} has no train split: expected {folder / 'train.jsonl'}")
+            names = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+            holds = f"; it holds {', '.join(names[:8])}: rename what is meant, or name the file itself" if names else ""
+            raise FileNotFoundError(
+                f"dataset folder {folder} has no train split: expected {folder / 'train.jsonl'}{holds}"
+            )
+        _tell_not_read(source, [name for name in OTHER_SPLITS if _files_of(folder, name)])
         return {split: _read(files) for split, files in found.items()}
     if _format_of(path) or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"dataset file {source} does not exist{_meant(path)}")
@@ -61,13 +72,37 @@ def columns(rows: Rows) -> list[str]:
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
-    """The files of a split in the first place that has any, in one format."""
+    """The files of a split in the first place that has any, in one format.
+
+    Raises:
+        FileNotFoundError: a shard is missing.
+        ValueError: the place has the split in several forms.
+    """
     for place in (folder, folder / "data"):
-        for suffix in FORMATS:
-            for pattern in (f"{split}{suffix}", f"{split}-*{suffix}", f"{split}/*{suffix}"):
-                if found := sorted(place.glob(pattern)):
-                    return found
+        patterns = [f"{split}{way}{suffix}" for suffix in FORMATS for way in ("", "-*", "/*")]
+        forms = [files for pattern in patterns if (files := sorted(place.glob(pattern)))]
+        if len(forms) > 1:
+            raise ValueError(
+                f"dataset folder {place} has the {split} split in several forms ({forms[0][0].name}, "
+                f"{forms[1][0].name}): keep one of them, or name the file itself"
+            )
+        if forms:
+            _check_shards(forms[0])
+            return forms[0]
     return []
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Stop where files are numbered as parts of more than there are: `train-00000-of-00002.parquet`."""
+    numbered = {path.name: match for path in files if (match := SHARD.search(path.name))}
+    for count in {int(match["count"]) for match in numbered.values()}:
+        there = {int(match["number"]) for match in numbered.values() if int(match["count"]) == count}
+        lacking = sorted(set(range(count)) - there)
+        if lacking:
+            raise FileNotFoundError(
+                f"dataset folder {files[0].parent} has {len(there)} of {count} shards, such as {files[0].name}; "
+                f"number {lacking[0]} is missing: fetch the others, too"
+            )
 
 
 def _fetch(source: str, subset: str | None, revision: str | None) -> dict[str, Rows]:
@@ -96,7 +131,13 @@ def _of_splits(loaded, source: str) -> dict[str, Rows]:
     found = {split: loaded[split].to_list() for split in SPLITS if split in loaded}
     if not found:
         raise FileNotFoundError(f"dataset {source} has the splits {', '.join(loaded)}, expected one of {SPLITS}")
+    _tell_not_read(source, set(loaded) - set(found))
     return found
+
+
+def _tell_not_read(source: str, names: Iterable[str]) -> None:
+    if names := ", ".join(sorted(names)):
+        logger.warning("%s: %s is not read: splits are called %s", source, names, ", ".join(SPLITS))
 
 
 def _read(paths: list[Path]) -> Rows:

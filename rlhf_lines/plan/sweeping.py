@@ -75,6 +75,8 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
     show_prompts(plan, rows, rewards)
+    if config.load_in_4bit and plan.device == "cpu":
+        skeleton.check_4bit_on_cpu(model)
     held = {
         "weights": counts.frozen_bytes(model, bits=bits, nested=nested, device=plan.device),
         "adapters": stacked(adapters) * FLOAT32,

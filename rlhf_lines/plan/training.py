@@ -28,7 +28,7 @@ from rlhf_lines.plan.rewards import plan_rewards
 from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.task_rewards import check_names, reward_weights
-from rlhf_lines.train.adapted import check_adapted, check_fits
+from rlhf_lines.train.adapted import check_4bit, check_adapted, check_fits
 from rlhf_lines.train.checkpoints import choose_checkpoint
 from rlhf_lines.train.config import RewardsConfig, RewardTextConfig
 from rlhf_lines.train.layerwise import check_depth, freeze_first_layers, without_first_layers
@@ -155,6 +155,8 @@ class _Training:
         self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
         self.device = options.device or _device(given, self.bits)
         self.model = self._skeleton()
+        if self.device == "cpu":
+            check_4bit(self.model, wanted, self.args)
         base = self._make(self.shape.config, dtype=self.model_config.dtype)
         self.parameters, self.dense_bytes = counts.count(base), sum(p.nbytes for p in base.parameters())
         self.hidden = self.shape.config.get_text_config().hidden_size

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from reward_models import RewardModel
+from rlhf_lines import skeleton
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.limits import check_prompts, check_writes, longest_text
@@ -95,6 +98,8 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     """
     sft, policies = _folders(config)
     adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
+    if config.load_in_4bit and not torch.cuda.is_available():
+        skeleton.check_4bit_on_cpu(skeleton.causal_lm(load_config(sft)))
     if config.engine == "local":
         check_mixable(adapters)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 from peft.tuners.lora import Embedding, Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from trl import ModelConfig
+from trl import GRPOConfig, ModelConfig
 
 from rlhf_lines import skeleton
 from rlhf_lines.errors import Problems
@@ -27,7 +27,7 @@ from rlhf_lines.train.settings import LayerwiseSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 
 # What TRL's settings call what PEFT's config calls otherwise.
@@ -61,7 +61,7 @@ def check_adapter(
         The config of the adapter.
 
     Raises:
-        ValueError: as `check_adapted`, `check_fits` and `check_depth`, or the adapter cannot be made.
+        ValueError: as `check_adapted`, `check_fits`, `check_depth` and `check_4bit`, or the adapter cannot be made.
     """
     base = skeleton.causal_lm(
         config,
@@ -74,7 +74,24 @@ def check_adapter(
     model = skeleton.adapt(base, deepcopy(found))  # in which PEFT changes things
     check_adapted(model, model_config, stage=stage)
     check_fits(model, folder, stage=stage)
+    check_4bit(model, model_config, training)
     return found
+
+
+def check_4bit(model: PreTrainedModel | PeftModel, model_config: ModelConfig, training: TrainingArguments) -> None:
+    """Stop where the CPU cannot read a model in 4 bits: PPO samples, others read so only where they evaluate.
+
+    Args:
+        model: with weights or without, with its adapter or without.
+        model_config: settings of the model.
+        training: settings of the stage.
+
+    Raises:
+        ValueError: a width does not fit, or bitsandbytes is not installed.
+    """
+    reads = isinstance(training, GRPOConfig) or training.eval_strategy != "no"
+    if model_config.load_in_4bit and training.use_cpu and reads:
+        skeleton.check_4bit_on_cpu(model)
 
 
 def check_adapted(model: PeftModel, model_config: ModelConfig, *, stage: str) -> None:

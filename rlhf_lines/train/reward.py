@@ -24,6 +24,7 @@ from rlhf_lines.errors import about
 from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, local_folder, lora_config
+from rlhf_lines.train.adapted import check_4bit
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
 from rlhf_lines.train.history import history
@@ -70,7 +71,8 @@ def run(
     peft_config = lora_config(model_config, config.model_type)
     if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
         peft_config.task_type = "SEQ_CLS"
-        skeleton.adapt(skeleton.classifier(config, **trust), copy.copy(peft_config))
+        model = skeleton.adapt(skeleton.classifier(config, **trust), copy.copy(peft_config))
+        check_4bit(model, model_config, training)
     _check_template(text_config, training, tokenizer)
     datasets = _datasets(data_config, text_config, training, tokenizer)
     train_pairs, test_pairs = datasets["train"], datasets["test"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -228,3 +229,29 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.chdir(tmp_path)
     assert load("beside_me:f").score(PROMPTS, COMPLETIONS) == LENGTHS
+
+
+def test_what_a_function_sets_for_all_of_torch_ends_with_it():
+    def rude(completions, **_):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        if not completions[0]:
+            raise RuntimeError("it fails, too")
+        return [1.0] * len(completions)
+
+    reward = FunctionReward(rude)
+    for completion in ("a", ""):
+        with contextlib.suppress(ValueError):
+            reward.score(["q"], [completion])
+        assert torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_class_is_no_function():
+    class Brevity:
+        def __call__(self, prompts, completions):
+            return [-float(len(text)) for text in completions]
+
+    assert FunctionReward(Brevity(), name="brevity").score(["q"], ["ab"]) == [-2.0]
+    with pytest.raises(ValueError, match="'Brevity' is a class: name a function, or an object of the class"):
+        FunctionReward(Brevity).check_form([])

@@ -22,6 +22,11 @@ from rlhf_lines.merge.tensors.precision import wide
 
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"  # of PEFT before 0.7: a pickle, which may run code, so it is not opened here
+_OLDER = (
+    f"; it has {PICKLED_FILE}, as PEFT before 0.7 wrote it: where you trust it, load it with PEFT "
+    "(PeftModel.from_pretrained) and save it again"
+)
 RECORD_FILE = "rlhf_lines.json"
 
 _CONV1D_MODELS = ("gpt2", "openai-gpt")
@@ -100,7 +105,7 @@ def load_adapter(path: str | Path) -> Adapter:
         if not (folder / file).is_file():
             raise FileNotFoundError(
                 f"{str(path)!r} has no {file}; expected the folder that model.save_pretrained of a PEFT model writes"
-                + adapters_below(folder)
+                + (_OLDER if (folder / PICKLED_FILE).is_file() else adapters_below(folder))
             )
     config = read_json(folder / CONFIG_FILE)
     check_config(config, path)

@@ -334,3 +334,15 @@ def test_damaged_configs_are_one_sentence(copy_of, helpful, edit_config, changes
 def test_a_damaged_record_is_one_sentence(copy_of, helpful):
     with pytest.raises(ValueError, match=r"rlhf_lines.json' has sft_sha256 5, expected a hash"):
         load_adapter(record_hash(copy_of(helpful), 5))
+
+
+def test_an_adapter_of_an_older_peft_says_how_to_save_it_again(harmless, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(harmless, older)
+    torch.save(load_file(older / "adapter_model.safetensors"), older / "adapter_model.bin")
+    load_adapter(older)  # of both, the safe one is read
+    (older / "adapter_model.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"has adapter_model\.bin, as PEFT before 0\.7 wrote it: .*save it again"
+    ):
+        load_adapter(older)
