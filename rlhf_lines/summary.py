@@ -64,5 +64,6 @@ def _gains_table(gains: list[dict]) -> str:
     lines = ["gain over the SFT model, in standard deviations of its scores, 95 % interval over test prompts", ""]
     for gain in gains:
         name = f"{Path(gain['policy']).name} policy, {gain['reward']} score"
-        lines.append(f"  {name:<40} {gain['value']:6.2f} [{gain['low']:.2f}, {gain['high']:.2f}]")
+        interval = "" if gain["low"] is None else f" [{gain['low']:.2f}, {gain['high']:.2f}]"  # one prompt has none
+        lines.append(f"  {name:<40} {gain['value']:6.2f}{interval}")
     return "\n".join(lines)
