@@ -2,14 +2,17 @@
 
     OMP_NUM_THREADS=1 python benchmarks/coverage.py [--runs 300] [--only WORD]
 
+It takes the better part of an hour. `docs/statistics.md` has its tables.
+
 A run has two groups of points with known mean scores, and three anchors (the SFT model and the two single policies)
 that set the reference and ideal point as in the product: from their measured means. Its scores are
 
     score = truth[point, objective] + prompt[prompt, objective] + merge[point, prompt, objective] + sample
 
 so that points share what a prompt does to all of them. "Held" is the share of runs whose interval holds the measure of
-the true means, for the reference point of that run; of the intervals that are printed. "Better" is the share of runs in
-which either of two groups with equal true fronts is called better, at p below 5 %.
+the true means, for the reference point of that run; of the intervals that are printed. A star is outside 92 to 98 %;
+in brackets is the percentage of runs with an interval, where that is not all. "Called better" is the share of runs in
+which either of two groups with equal true fronts is, at p below 5 %.
 """
 
 from __future__ import annotations

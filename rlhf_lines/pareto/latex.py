@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rlhf_lines.pareto.comparisons import MEASURES
 from rlhf_lines.pareto.schema import Difference, Front, Value, label
-from rlhf_lines.pareto.table import decimals, interval_name, value_of
+from rlhf_lines.pareto.table import decimals, interval_name, p_text, value_of
 
 
 ESCAPED = {character: rf"\{character}" for character in "&%$#_{}"}
@@ -73,20 +73,17 @@ def _differences(front: Front) -> list[str]:
 
 def _estimates(estimates: Sequence[Value | None]) -> list[str]:
     digits = decimals(value_of(each) for each in estimates if each is not None)
-    return [
-        "--"
-        if each is None
-        else f"${value_of(each):.{digits}f}$ "
-        rf"{{\scriptsize $[{each['low']:.{digits}f}, {each['high']:.{digits}f}]$}}"
-        for each in estimates
-    ]
+    return ["--" if each is None else f"${value_of(each):.{digits}f}${_interval(each, digits)}" for each in estimates]
+
+
+def _interval(estimate: Value, digits: int) -> str:
+    ends = estimate["low"], estimate["high"]
+    return "" if None in ends else rf" {{\scriptsize $[{', '.join(f'{end:.{digits}f}' for end in ends)}]$}}"
 
 
 def _p_value(difference: Difference | None) -> str:
-    if difference is None:
-        return "--"
-    value = difference["adjusted_p_value"]
-    return "$<0.001$" if value < 0.001 else f"${value:.3f}$"
+    p_value = difference and difference["adjusted_p_value"]
+    return "--" if p_value is None else f"${p_text(p_value)}$"
 
 
 def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
