@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_lines.pareto import build_front
 from rlhf_lines.pareto.latex import escaped, front_tex
+from rlhf_lines.pareto.table import p_text
 
 
 HOSTILE = r"50_% of #1 & $x^2$ {~} \input{/etc/passwd} <a|b> \"q\""
@@ -37,7 +38,7 @@ def test_every_measure_stands_with_its_interval(front):
     [comparison] = front["comparisons"]
     value = comparison["hypervolume_difference"]
     assert f"${value['corrected']:.4f}$" in text or f"${value['corrected']:.3f}$" in text
-    assert f"${value['adjusted_p_value']:.3f}$" in text and f"{comparison['verdict']} \\\\" in text
+    assert f"${p_text(value['adjusted_p_value'])}$" in text and f"{comparison['verdict']} \\\\" in text
     assert "at equal KL" not in text  # nothing has a KL
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     columns = [len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows]
