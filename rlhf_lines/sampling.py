@@ -107,6 +107,7 @@ def sample_tokens(
     for part in parts:
         active = torch.tensor(part, device=device)
         choose_rows(active)
+        beat(f"reading {len(part)} prompts")
         reader = Reader(model, *left_pad([prompts[row] for row in part], pad_token_id, device))
         for step in range(max_new_tokens):
             beat(f"token {step + 1} of at most {max_new_tokens}")

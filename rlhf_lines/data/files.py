@@ -184,9 +184,13 @@ def _no_text(number: int, source: str, column: str, value: object, expected: str
 
 @cache  # a stage reads several splits of one source, and is told once
 def _tell_split(source: str, lacking: str, sizes: tuple[tuple[str, int], ...], test_size: TestSize) -> None:
+    counts = ", ".join(f"{count} {name}" for name, count in sizes)
+    if test_size == "all":
+        logger.warning("%s has no %s split, so all of it is test: %s (test_size: all)", source, lacking, counts)
+        return
     logger.warning(
         "%s has no %s split, so a hash of the prompt holds some of train out: %s (test_size: %s)",
-        source, lacking, ", ".join(f"{count} {name}" for name, count in sizes), test_size,
+        source, lacking, counts, test_size,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from rlhf_lines.pareto.comparisons import MEASURES, conclusions
 from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front
 
 
-OPPONENTS = {SOUP: "the rewarded soup", SCALED: "evenly scaled merges"}
+OPPONENTS = {SOUP: "the rewarded soup", SCALED: "even scaling"}
 SAYINGS = {
     "better": "LiNeS is better than {}",
     "worse": "LiNeS is worse than {}",

@@ -362,7 +362,7 @@ GROUPS = {
     for group in (
         Group(LINES, "LiNeS", "#0072B2", "o", ()),
         Group(SOUP, "rewarded soup", "#D55E00", "s", (6.0, 1.5)),
-        Group(SCALED, "scaled evenly", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
+        Group(SCALED, "even scaling", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
         Group(REVERSED, "reversed LiNeS", "#CC79A7", "v", (1.5, 1.2)),
         Group(MORLHF, "MORLHF", "#E69F00", "D", (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
         Group(SFT, "SFT", "#000000", "*", (2.5, 2.5)),

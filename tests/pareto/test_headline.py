@@ -50,7 +50,7 @@ def front_of(**comparisons):
         ),
         (
             {"scaled": ("mixed", [(-3.4, 0.001), (-0.01, 0.2), (0.8, 0.01)])},
-            "For these policies, LiNeS against evenly scaled merges is mixed: -17 % hypervolume, "
+            "For these policies, LiNeS against even scaling is mixed: -17 % hypervolume, "
             "-2.0 % expected utility (within noise), +10 % hypervolume at equal KL.",
         ),
         (
@@ -59,7 +59,7 @@ def front_of(**comparisons):
                 "rewarded_soup": ("undecided", [(0.02, 0.9), (0.0, 1.0)]),
             },
             "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
-            "utility. LiNeS is worse than evenly scaled merges: -100 % hypervolume, -200 % expected "
+            "utility. LiNeS is worse than even scaling: -100 % hypervolume, -200 % expected "
             "utility.",
         ),
         ({"reversed": ("better", [(1.0, 0.0), (1.0, 0.0)])}, ""),

@@ -26,7 +26,7 @@ DEPTH = {
     "better": "So depth helps here, and not length alone.",
     "worse": "So depth does not help here: one factor for all layers gives more.",
     "mixed": "So depth helps by some of these measures and not by others.",
-    "undecided": "So depth is not seen to matter here, only length.",
+    "undecided": "So depth is not seen to matter here.",
 }
 SHOWN = (SOUP, SCALED)  # what LiNeS is compared with on the first screen
 WORDS = {1: ("better", "▲"), -1: ("worse", "▼"), 0: ("unclear", "≈")}

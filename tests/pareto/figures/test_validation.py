@@ -76,7 +76,7 @@ def test_every_tuned_group_has_its_map_in_the_same_colours(front, tmp_path, monk
     front["validation"]["groups"] = {"scaled": {"grid": grid, "chosen": chosen, "at_edge": True}}
     figure = saved_figure_of(plot_validation, front, tmp_path / "validation.png", monkeypatch)
     panels = panels_of(figure)
-    assert [panel.get_title(loc="left") for panel in panels] == ["LiNeS, linear", "LiNeS, sqrt", "scaled evenly"]
+    assert [panel.get_title(loc="left") for panel in panels] == ["LiNeS, linear", "LiNeS, sqrt", "even scaling"]
     assert {panel.images[0].get_clim() for panel in panels} == {(0.5, 3.0)}
     assert [len(panel.patches) for panel in panels] == [0, 1, 1]
     (text,) = figure.legends[0].get_texts()

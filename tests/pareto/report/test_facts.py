@@ -64,18 +64,18 @@ class TestVerdicts:
         [
             ((1, 1, 1), "So depth helps here, and not length alone."),
             ((-1, -1, -1), "So depth does not help here: one factor for all layers gives more."),
-            ((0, 0, 0), "So depth is not seen to matter here, only length."),
+            ((0, 0, 0), "So depth is not seen to matter here."),
         ],
     )
     def test_the_comparison_with_one_factor_says_whether_depth_helps(self, signs, text):
         soup, scaled = verdicts(compared(scaled=signs, rewarded_soup=(1, 1, 1)))
-        assert "rewarded soup" in soup.title and "scaled evenly" in scaled.title  # the soup is told first
+        assert "rewarded soup" in soup.title and "even scaling" in scaled.title  # the soup is told first
         assert scaled.text == text
 
     def test_other_groups_are_compared_where_lines_is_not(self):
         front = compared(rewarded_soup=(1, 1, 1))
         front["comparisons"][0]["a"] = "scaled"
-        assert [card.title for card in verdicts(front)] == ["scaled evenly is better than rewarded soup"]
+        assert [card.title for card in verdicts(front)] == ["even scaling is better than rewarded soup"]
 
 
 class TestFacts:
@@ -85,7 +85,7 @@ class TestFacts:
         chosen = facts(front)[0]
         assert chosen.title == "Scalings were chosen at the edge of what was tried"
         assert "LiNeS: alpha 1, beta 1 (of 9 settings; at an edge of what was tried, so" in chosen.text
-        assert "scaled evenly: alpha 1, beta 1 (of 9 settings)." in chosen.text
+        assert "even scaling: alpha 1, beta 1 (of 9 settings)." in chosen.text
         assert "on 16 validation prompts at 3 weights" in chosen.text
         front["validation"] |= {"at_edge": False, "max_kl": 4.5}
         front["validation"]["chosen"]["beta"] = 0.0

@@ -145,7 +145,7 @@ def test_the_slider_shows_every_group_at_its_weights(page, front):
     assert slider.get_attribute("aria-valuetext") == "0.1 ppo-first · 0.9 ppo-second"
     rows = [row.split("\t") for row in page.locator("#weight-table tbody tr").all_inner_texts()]
     assert [row[0].split(maxsplit=1)[1] for row in rows] == (
-        ["LiNeS", "rewarded soup", "scaled evenly", "reversed LiNeS", "SFT"]
+        ["LiNeS", "rewarded soup", "even scaling", "reversed LiNeS", "SFT"]
     )
     chosen = [find(front, group, (0.1, 0.9)) for group in ("lines", "rewarded_soup", "scaled", "reversed")]
     means = [[point["scores"][reward]["mean"] for reward in front["rewards"]] for point in chosen]
