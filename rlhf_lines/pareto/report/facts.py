@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rlhf_lines.pareto.comparisons import MEASURES, conclusions
+from rlhf_lines.pareto.comparisons import MEASURES, conclusions, verdict
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import bases
 from rlhf_lines.pareto.report.content import Content
@@ -112,14 +112,20 @@ def shares(difference: dict[str, float], base: float) -> tuple[str, str]:
 
 def _verdict(front: Front, entry: Comparison) -> Card:
     title = TITLES[entry["verdict"]].format(label(entry["a"]), label(entry["b"]))
-    text = DEPTH[entry["verdict"]] if (entry["a"], entry["b"]) == (LINES, SCALED) else ""
+    found = conclusions(entry, front["confidence"])
+    text = DEPTH[_says_of_depth(found.values())] if (entry["a"], entry["b"]) == (LINES, SCALED) else ""
     if entry["verdict"] == "mixed":
-        found = conclusions(entry, front["confidence"])
         more, less, same = ([MEASURES[m] for m, sign in found.items() if sign == wanted] for wanted in (1, -1, 0))
         parts = [(more, "higher"), (less, "lower"), (same, "not different beyond noise")]
         text = f"{'; '.join(f'{_list(names)} {word}' for names, word in parts if names)}. {text}".strip()
         text = text[0].upper() + text[1:]
     return Card(title, {"undecided": "unclear"}.get(entry["verdict"], entry["verdict"]), text, [*effects(front, entry)])
+
+
+def _says_of_depth(signs: Iterable[int]) -> str:
+    """The verdict on depth: where measures are mixed but none is for it, depth does not help."""
+    found = set(signs)
+    return "worse" if found == {-1, 0} else "mixed" if len(found) > 1 else verdict(found)
 
 
 def _chosen(front: Front) -> list[Card]:

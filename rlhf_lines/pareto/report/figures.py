@@ -20,7 +20,7 @@ from rlhf_lines.pareto.report.content import Content, Measure, Tuned
 from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import estimated, isolated, number, setting, settings, visible
 from rlhf_lines.pareto.schema import Mean, PointEntry, label, shortened
-from rlhf_lines.pareto.table import decimals
+from rlhf_lines.pareto.table import decimals, value_of
 from rlhf_lines.pareto.utility import utilities
 
 
@@ -274,10 +274,10 @@ def surrogate_figure(content: Content, reward: str | None = None, *, narrow: boo
 def validation_figure(content: Content, tuned: Tuned, schedule: str, *, narrow: bool = False) -> go.Figure:
     """The validation hypervolume of a group over alpha and beta for one schedule, a frame around what was chosen."""
     grid, chosen = tuned.tuning["grid"], tuned.tuning["chosen"]
-    entries = {(e["alpha"], e["beta"]): e["hypervolume"]["value"] for e in grid if e["schedule"] == schedule}
+    entries = {(e["alpha"], e["beta"]): value_of(e["hypervolume"]) for e in grid if e["schedule"] == schedule}
     alphas, betas = (in_order({pair[k] for pair in entries}) for k in (0, 1))
     # All maps share their colours.
-    values = [entry["hypervolume"]["value"] for each in content.tuned for entry in each.tuning["grid"]]
+    values = [value_of(entry["hypervolume"]) for each in content.tuned for entry in each.tuning["grid"]]
     low, high, digits = min(values), max(values), decimals(values)
     cells = [[entries.get((alpha, beta)) for beta in betas] for alpha in alphas]
     written = [["" if value is None else number(value, digits) for value in row] for row in cells]

@@ -211,8 +211,8 @@ def undone_table(content: Content) -> Table | None:
     }
 
     def against(soup: float, lines: float) -> str:
-        change = percent(abs(lines - soup))
-        return f"{change} more" if lines > soup else f"{change} less"
+        change = number(100 * abs(lines - soup), 0)
+        return f"{change} points more" if lines > soup else f"{change} points less"
 
     columns = [
         Column("weights", [content.place(content.by_id[row["soup"]]) for row in rows], start=True),
