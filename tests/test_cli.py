@@ -173,7 +173,7 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["swep"], ["unknown command 'swep'; known: configs, demo,", "did you mean 'sweep'?"]),
+        (["swep"], ["unknown command 'swep'; known: compare, configs, demo,", "did you mean 'sweep'?"]),
         (["--verbose"], ["unknown command"]),
         (["sft", "--dataset_name=docstrings", "--model_name_or_path=./here", "--bf16=false"],
          ["output_dir is missing"]),
@@ -373,6 +373,7 @@ def test_the_help_of_a_stage_has_our_options_first_then_those_of_the_libraries(c
         "Which rows a training stage reads:",
         "What the policy is trained to please:",
         "The settings of PPO beside those of TRL's GRPOConfig; a field that TRL names keeps its name:",
+        "Which layers are trained, and how fast:",
         "The SFT model, and the LoRA of a policy:",
     ]
     for part, flags in (

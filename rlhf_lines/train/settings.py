@@ -69,7 +69,7 @@ class OnThisMachine:
 
 @dataclass
 class LayerwiseSettings:
-    """What depends on depth; see `train/layerwise.py`."""
+    """Which layers are trained, and how fast."""
 
     layer_learning_rates: str | None = field(
         default=None,

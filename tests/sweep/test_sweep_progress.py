@@ -59,11 +59,15 @@ def test_a_total_that_shrinks_is_corrected_where_it_becomes_known(told, tmp_path
     groups = ['{"name": "plain"}', '{"name": "half", "alpha": 0.5}']
     settings = {"scalings": ["1 0", "1 0 sqrt"], "groups": groups, "samples_per_prompt": 2}
     phases, done, unit = told(**settings)
-    choosing = 2 * 3 * VALIDATION * 2
+    expected = (3 + 2 * 3) * VALIDATION * 2  # the SFT model and the two policies, which LiNeS with beta 0 is, too
+    chosen_from = read(tmp_path / "sweep", "SELECT DISTINCT spec FROM points WHERE split = 'validation'")
+    choosing = len(chosen_from) * VALIDATION * 2
     specs = read(tmp_path / "sweep", "SELECT DISTINCT spec FROM points WHERE split = 'test'")
     assert len(specs) in (1 + 5 + 5, 1 + 5 + 5 + 5)  # plain is the soup, and so may be the chosen one
     total = choosing + len(specs) * TEST * 2
-    assert phases == [(CHOOSING, choosing + (1 + 4 * 5) * TEST * 2), (MEASURING, total)]
+    later = (1 + 4 * 5) * TEST * 2
+    assert phases == [(CHOOSING, expected + later), (CHOOSING, choosing + later), (MEASURING, total)]
+    assert choosing < expected
     assert done == (0, total) and unit == "completions" and stored(tmp_path / "sweep") == total
 
 

@@ -97,8 +97,8 @@ def test_a_sweep_and_what_follows_keep_their_secrets(run, settings):
     run("report", "sweep")
     run("export", "sweep", "--format", "both")
     run("export", "sweep", "--format", SECRET, f"--token={SECRET}", status=2)
-    run("pick", "sweep", "--preference", "0.5", "0.5", "0")
-    run("pick", "sweep", "--preference", "0.5", "0.5", "0", "--api_key", SECRET, status=2)
+    run("pick", "sweep", "--preference", "0.5", "0.5")
+    run("pick", "sweep", "--preference", "0.5", "0.5", "--api_key", SECRET, status=2)
     run("plan", "sweep", *settings)
 
 

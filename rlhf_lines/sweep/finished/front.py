@@ -146,6 +146,9 @@ def _validation(store: Store) -> Validation | None:
     tried = {axis: {entry[axis] for entry in grid} - {"auto"} for axis in ("alpha", "beta")}
     at_edge = any(len(values) > 1 and chosen[axis] in (min(values), max(values)) for axis, values in tried.items())
     unknown = {"kl": None, "forgetting": None, "within_limits": True}
+    grid = [
+        {**entry, "hypervolume": {"corrected": entry["hypervolume"]["value"]} | entry["hypervolume"]} for entry in grid
+    ]
     limits = {"max_kl": None, "max_forgetting": None}
     return {**found, "grid": [unknown | entry for entry in grid], "at_edge": at_edge, **limits, "groups": {}}
 
