@@ -1,4 +1,4 @@
-# make demo        the whole pipeline on a tiny model, without network or weights (about 6 minutes on 2 idle cores)
+# make demo        the whole pipeline on a tiny model, without network or weights (about 10 minutes on 2 cores)
 # make test        the test suite
 # make test-vllm   the tests of the vLLM engine, with vLLM's CPU build in an environment of its own (.venv-vllm)
 # The first call makes .venv and installs; later calls install nothing.
