@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from rlhf_lines.pareto import comparisons
+from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
 from rlhf_lines.pareto.headline import front_headline
+from rlhf_lines.pareto.intervals import FEW_PROMPTS
 from rlhf_lines.pareto.look_at import what_to_look_at
 from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Value
 
@@ -29,6 +31,8 @@ def front_table(front: Front) -> str:
     """
     prompts = f"{front['points'][0]['prompts']} {front['split']} prompts"
     head = f"{prompts}, {interval_name(front)}s over prompts, higher is better"
+    if few := few_prompts(front):
+        head += f"\n{textwrap.fill(few, WIDTH)}"
     if any(point["perplexity"] for point in front["points"]):
         head += "\nppl: perplexity of the control texts, lower is better"
     if _measured(front, "tokens"):
@@ -36,6 +40,17 @@ def front_table(front: Front) -> str:
     headline = textwrap.fill(front_headline(front), WIDTH)
     groups = [*_groups(front), *_differences(front)]
     return "\n\n".join([head, *filter(None, [headline]), *groups, *_to_look_at(front), *_points(front)])
+
+
+def few_prompts(front: Front) -> str:
+    """What to know of intervals over less than 30 prompts; empty where there are as many or more."""
+    count = front["points"][0]["prompts"]
+    if count >= FEW_PROMPTS:
+        return ""
+    return (
+        f"Few prompts ({count}): intervals are widened for it, and may still be too narrow where scores are skewed; "
+        f"take {MANY_PROMPTS} or more to decide by"
+    )
 
 
 def estimate_text(estimate: Mean | Value, digits: int) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_lines.pareto import build_front, front_table
 from rlhf_lines.pareto.look_at import what_to_look_at
+from rlhf_lines.pareto.report.facts import swept
 from rlhf_lines.pareto.table import estimate_text, p_text
 from tests.pareto.damaged import DEMO, front_of
 
@@ -200,6 +201,13 @@ def test_comparisons_at_equal_kl_come_with_the_others(make_points):
     assert lines[head + 1].endswith(f"{at_equal['corrected']:.3f} {ends}   {at_equal['adjusted_p_value']:.3f}")
     assert [lines[head + i].split()[-1] for i in (2, 3)] == ["-", "-"]  # of ties, a point has no KL
     assert "for 3 comparisons by each measure" in "".join(lines)
+
+
+@pytest.mark.parametrize(("prompts", "few"), [(29, True), (30, False)])
+def test_few_prompts_are_told(make_points, prompts, few):
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=make_points(prompts=prompts), resamples=20)
+    assert ("Few prompts (29): intervals are widened" in front_table(front)) == few
+    assert ("Few prompts (29): intervals are widened" in swept(front)) == few
 
 
 @pytest.mark.parametrize(

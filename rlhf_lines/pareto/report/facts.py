@@ -12,7 +12,7 @@ from rlhf_lines.pareto.headline import bases
 from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.words import NOTHING, percent, setting, signed
 from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front, label, looks
-from rlhf_lines.pareto.table import decimals, p_text, value_of
+from rlhf_lines.pareto.table import decimals, few_prompts, p_text, value_of
 
 
 TITLES = {
@@ -73,10 +73,12 @@ def swept(front: Front) -> str:
     groups = looks(point["group"] for point in points)
     counts = [f"{label(group)} ({_count(sum(p['group'] == group for p in points), 'point')})" for group in groups]
     prompts, samples = points[0]["prompts"], points[0]["samples_per_prompt"]
+    few = few_prompts(front)
     return (
         f"{_count(len(points), 'policy', 'policies')}: {_list(counts)}; each measured on "
         f"{_count(prompts, front['split'] + ' prompt')} with {_count(samples, 'completion')} per prompt, "
         f"scored by {_list(front['objectives'])}. Higher scores are better."
+        f"{f' {few}.' if few else ''}"
     )
 
 

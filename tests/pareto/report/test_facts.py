@@ -125,8 +125,8 @@ class TestFacts:
         assert facts(front)[0].title == "Nothing was forgotten"
 
     def test_what_was_swept(self):
-        front = make_front(groups=("lines",), rewards=("a", "b", "c"))
+        front = make_front(groups=("lines",), rewards=("a", "b", "c"), prompts=30)
         assert swept(front) == (
-            "12 policies: LiNeS (11 points) and SFT (1 point); each measured on 24 test prompts with "
+            "12 policies: LiNeS (11 points) and SFT (1 point); each measured on 30 test prompts with "
             "1 completion per prompt, scored by a, b and c. Higher scores are better."
         )
