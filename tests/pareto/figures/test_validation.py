@@ -80,7 +80,7 @@ def test_every_tuned_group_has_its_map_in_the_same_colours(front, tmp_path, monk
     assert {panel.images[0].get_clim() for panel in panels} == {(0.5, 3.0)}
     assert [len(panel.patches) for panel in panels] == [0, 1, 1]
     (text,) = figure.legends[0].get_texts()
-    assert text.get_text() == "chosen (at an edge of what was tried: scaled\nevenly)"
+    assert text.get_text() == "chosen (at an edge of what was tried: even\nscaling)"
     assert_texts_are_whole_and_apart(figure, [text for panel in panels for text in panel.texts])
 
 
