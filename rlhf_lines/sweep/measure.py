@@ -113,6 +113,7 @@ class Measurement:
     ) -> None:
         self.store, self._worker, self._processes, self._progress = store, worker, processes, progress
         self._samples, self._reused, self._trackers = range(samples_per_prompt), reused, trackers or Trackers([])
+        self._told: set[int] = set()  # ids of points
 
     def measure(
         self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, Asked], *, phase: str
@@ -143,11 +144,11 @@ class Measurement:
         return points
 
     def _tell(self, split: str, points: Sequence[StoredPoint]) -> None:
-        """Tell the trackers of points that are done."""
-        if not self._trackers:
-            return
+        """Tell the trackers of points that are done, each once: a choice beyond an edge measures its group again."""
+        new = [point for point in points if point.id not in self._told] if self._trackers else []
+        self._told.update(point.id for point in new)
         names = self.store.recall("reward_names")
-        for point in points:
+        for point in new:
             scores = self.store.scores(point.spec_id, split, names).mean(axis=0)
             kl = self.store.kl(point.spec_id, split).mean()
             means = {**dict(zip(names, scores.tolist(), strict=True)), "log_ratio": float(kl)}

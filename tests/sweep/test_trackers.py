@@ -47,7 +47,7 @@ def told(monkeypatch):
 
 def test_a_tracker_gets_every_point_with_its_means(told, flags, tmp_path):
     settings = {"num_weights": 3, "test_prompts": 4, "max_new_tokens": 4, "scalings": ["0.5 1.5", "1 1"]}
-    settings |= {"groups": ['{"name": "ties", "rule": "ties"}'], "edge_extensions": 0, "validation_prompts": 3}
+    settings |= {"groups": ['{"name": "ties", "rule": "ties"}'], "edge_extensions": 2, "validation_prompts": 3}
     folder = run_stage("sweep", flags(tmp_path / "sweep", report_to=["notebook"], **settings))
     assert told[:2] == [("project", "rlhf_lines"), ("start",)] and told[-1] == ("finish",)
     assert told[2][0] == "settings" and told[2][1]["max_new_tokens"] == 4
@@ -63,6 +63,9 @@ def test_a_tracker_gets_every_point_with_its_means(told, flags, tmp_path):
             assert np.isclose(logged[step][start + name], value, rtol=1e-12, atol=1e-12)
     validation = [values for _, values in told[3:-1] if any(name.startswith("validation/") for name in values)]
     assert len(validation) == len(told[3:-1]) - len(logged) > 0
+    steps = [step for step, _ in told[3:-1]]
+    assert len(set(steps)) == len(steps), "also where a choice at an edge is tried beyond"
+    assert len(strict_json(folder / "front.json")["validation"]["grid"]) > 2
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_refused(flags, tmp_path, monkeypatch):
