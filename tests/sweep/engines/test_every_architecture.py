@@ -9,6 +9,7 @@ import torch
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors
+from rlhf_lines.reading import Reader
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.protocol import Request
 from rlhf_lines.sweep.engines.sampling import sample, text_nll
@@ -21,6 +22,7 @@ PROMPTS = [(5, 9, 14, 3, 7), (8,), (12, 13), (10, 4)]  # of several lengths, two
 SFT = MergeSpec("linear", (0.0, 0.0))
 SPECS = [MergeSpec("linear", (0.3, 0.7)), SFT, MergeSpec("linear", (1.0, -0.5), alpha=1.5)]
 LENGTH = 7
+ENDS = [EOS, 4, 11]  # several, so that rows leave a batch at different tokens
 
 
 def adapters_of(model, architecture: Architecture) -> list[Adapter]:
@@ -53,7 +55,9 @@ def merged(model, adapters: list[Adapter], spec: MergeSpec):
 def generated(model, prompt) -> tuple[int, ...]:
     """What transformers writes after a prompt, alone in its batch."""
     ids = torch.tensor([prompt])
-    settings = {"do_sample": False, "max_new_tokens": LENGTH, "eos_token_id": EOS, "pad_token_id": PAD}
+    settings = {"do_sample": False, "max_new_tokens": LENGTH, "eos_token_id": ENDS, "pad_token_id": PAD}
+    # RecurrentGemma's modules keep the states of the last text read with a cache, and `generate` goes on from them.
+    settings["use_cache"] = not hasattr(model, "_setup_cache")
     return tuple(model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist())
 
 
@@ -68,7 +72,7 @@ def test_a_mixed_batch_is_generate_of_each_merged_model(architecture):
     dense = {spec: merged(model, adapters, spec) for spec in SPECS}
     multi_lora = MultiLoRA(model, adapters)
     requests = [Request(spec, prompt, key) for key, prompt in enumerate(PROMPTS) for spec in SPECS]
-    settings = {"max_new_tokens": LENGTH, "eos_token_ids": [EOS], "pad_token_id": PAD, "seed": 0}
+    settings = {"max_new_tokens": LENGTH, "eos_token_ids": ENDS, "pad_token_id": PAD, "seed": 0}
     got = sample(multi_lora, requests, temperature=0.0, **settings)
     for request, completion in zip(requests, got, strict=True):
         want = generated(dense[request.spec], request.prompt_ids)
@@ -89,3 +93,16 @@ def test_what_cannot_be_swept_is_refused(architecture):
     model = architecture.model()
     with pytest.raises(ValueError, match=architecture.refused):
         MultiLoRA(model, adapters_of(model, architecture))
+
+
+@pytest.mark.parametrize("architecture", SWEPT, ids=lambda architecture: architecture.name)
+@torch.no_grad()
+def test_a_row_reads_the_same_once_others_have_left(architecture):
+    model = architecture.model()
+    rows = torch.tensor([[5, 9, 14], [8, 3, 7], [12, 13, 2]])
+    reader = Reader(model, rows[:, :2], torch.ones_like(rows[:, :2]))
+    reader.next_logits()
+    reader.append(rows[:, 2])
+    reader.keep(torch.tensor([0, 2]))
+    want = model(input_ids=rows[[0, 2]], attention_mask=torch.ones(2, 3), use_cache=False).logits[:, -1]
+    torch.testing.assert_close(reader.next_logits(), want, rtol=1e-4, atol=1e-5)
