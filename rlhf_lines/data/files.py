@@ -67,7 +67,8 @@ def rows(
     own_splits = read(source)
     everything = [row for own in own_splits.values() for row in own]
     spoken = kind != "text" and any(isinstance(row.get(column), list) for row in everything for column in SPOKEN)
-    names = set(columns(everything))
+    named = columns(everything)
+    names = set(named)
     implicit = kind != "text" and not spoken and "prompt" not in names and set(PAIR) <= names
     native = "hh" if spoken or implicit else "plain"
     written = find(template or native)
@@ -77,7 +78,7 @@ def rows(
         if wanted == "text":
             return texts_of(own, COLUMNS["text"], wanted, where)
         if spoken:
-            return _conversations(own, wanted, written, where)
+            return _conversations(own, wanted, written, where, named)
         if implicit:
             found = dialogues.rows(texts_of(own, PAIR, wanted, where), wanted, source)
             return [_rewritten(row, written, native, f"a prompt of dataset {where}") for row in found]
@@ -86,7 +87,7 @@ def rows(
             {
                 **_rewritten(row, written, native, f"row {number} of dataset {where}"),
                 "row": number,
-                **(_columns(whole) if wanted == "prompts" else {}),
+                **(_columns(whole, named) if wanted == "prompts" else {}),
             }
             for number, (row, whole) in enumerate(zip(found, own, strict=True), start=1)
         ]
@@ -197,7 +198,7 @@ def _tell_split(source: str, lacking: str, sizes: tuple[tuple[str, int], ...], t
 # --- conversations
 
 
-def _conversations(rows: Rows, wanted: str, template: Template, source: str) -> list[dict]:
+def _conversations(rows: Rows, wanted: str, template: Template, source: str, named: Sequence[str]) -> list[dict]:
     """The rows of one kind of a source that holds messages; a pair without a common turn is left out, and counted."""
     given = set(columns(rows))
     if "messages" in given:
@@ -209,7 +210,7 @@ def _conversations(rows: Rows, wanted: str, template: Template, source: str) -> 
     for number, row in enumerate(rows, start=1):
         try:
             if (made := _spoken_row(row, wanted, template)) is not None:
-                found.append({**made, "row": number, **(_columns(row) if wanted == "prompts" else {})})
+                found.append({**made, "row": number, **(_columns(row, named) if wanted == "prompts" else {})})
         except ValueError as error:
             raise ValueError(f"row {number} of dataset {source}: {error}") from None
     if not found:
@@ -293,8 +294,9 @@ def _reply(prompt: Messages, turns: Messages, column: str, wanted: str, template
     return template.reply_text(turns, goes_on=conversation.is_continued(prompt))
 
 
-def _columns(row: dict) -> dict[str, str]:
-    others = {name: value for name, value in row.items() if name != "prompt"}
+def _columns(row: dict, named: Sequence[str]) -> dict[str, str]:
+    """What a row says besides; a column that it lacks and others have is null, so that a function may ask for it."""
+    others = {name: row.get(name) for name in (*row, *named) if name != "prompt"}
     return {"columns": json.dumps(others, default=str)} if others else {}
 
 
