@@ -5,6 +5,7 @@ Letters: P prompts, S samples of each, K objectives. Lengths are in tokens, the 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from rlhf_lines.pareto.wins import win_rate
 
 NGRAM = 4  # as seq-rep-4 of arXiv 1908.04319: three words in a row recur in good texts too
 CHANGING = ("tokens", "share_empty", "share_cut", "repetition", "distinct")  # plain means over completions
+SHARES = CHANGING[1:]  # they lie from 0 to 1
+NO_INTERVAL = {"low": None, "high": None}
 
 Array = NDArray[np.float64]
 
@@ -133,7 +136,9 @@ def behaviour_entry(
     columns, scores = prompt_means(own), np.moveaxis(own.scores, -1, 0)
     shares = {name: columns[name] for name in ("share_empty", "share_cut") if name in columns}
     means = resampling.means(columns) | resampling.shares(shares)
-    means["distinct"] |= {"low": None, "high": None}  # how often a text recurs depends on all other prompts
+    means["distinct"] |= NO_INTERVAL  # how often a text recurs depends on all other prompts
+    means["repetition"] = _within(means["repetition"], 0.0, 1.0)
+    means["tokens"] = _within(means["tokens"], 0.0, math.inf)
     matched: list[Mean | None] = [None] * len(objectives)
     if sft is not None:
         tokens = (own.tokens, sft.tokens)
@@ -151,12 +156,17 @@ def behaviour_entry(
 
 
 def changes(own: Behaviour | None, sft: Behaviour | None, resampling: Resampling) -> Changes | None:
-    """The mean of a point minus that of the SFT model, paired by prompts; None without one of them."""
+    """The mean of a point minus that of the SFT model, paired by prompts; None without one of them.
+
+    That of `distinct` has no interval, for the reason that `distinct` itself has none.
+    """
     if own is None or sft is None:
         return None
     _check_same(own, sft)
     mine, theirs = prompt_means(own), prompt_means(sft)
     found = resampling.means({name: mine[name] - theirs[name] for name in mine if name in theirs})
+    found |= {name: _within(found[name], -1.0, 1.0) for name in SHARES if name in found}
+    found["distinct"] |= NO_INTERVAL
     values = {name: {"value": mean["mean"], "low": mean["low"], "high": mean["high"]} for name, mean in found.items()}
     return {name: values.get(name) for name in CHANGING}
 
@@ -169,6 +179,13 @@ def prompt_means(behaviour: Behaviour) -> dict[str, Array]:
         strict=True,
     )
     return {name: column.mean(axis=1) for name, column in columns if column is not None}
+
+
+def _within(mean: Mean, least: float, most: float) -> Mean:
+    """A mean whose interval keeps to what it can be: stretched for few prompts, the ends may lie beyond."""
+    if mean["low"] is None:
+        return mean
+    return {**mean, "low": max(mean["low"], least), "high": min(mean["high"], most)}
 
 
 def _check_same(own: Behaviour, sft: Behaviour | None) -> None:

@@ -313,7 +313,7 @@ def _per_prompt(
 
 
 def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float64]], confidence: float) -> Mean | None:
-    """`exp(sum of nll / sum of tokens)`; its interval over texts is that of the exponent, so that it stays above 0."""
+    """`exp(sum of nll / sum of tokens)`; its interval over texts is that of the exponent, and ends at 1 or above."""
     if point.nll is None and point.text_tokens is None:
         return None
     nll, tokens = (np.asarray(values, dtype=np.float64) for values in (point.nll, point.text_tokens))
@@ -324,4 +324,4 @@ def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float6
         )
     samples = resampled(np.stack([nll, tokens], axis=-1))
     exponent = _mean(nll.sum() / tokens.sum(), samples[:, 0] / samples[:, 1], nll.size, confidence)
-    return {key: None if end is None else float(np.exp(end)) for key, end in exponent.items()}
+    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in exponent.items()}

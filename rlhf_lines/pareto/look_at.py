@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from rlhf_lines.pareto.intervals import FEW_PROMPTS
 from rlhf_lines.pareto.schema import SFT, Front, PointEntry, Value, label, shortened
 
 
-# What moved is told where the interval of its difference to the SFT model leaves out 0, and where it is worth a look:
+# What moved is told where the interval of its difference to the SFT model leaves out 0, and where it is worth a look.
+# `distinct` has no interval: it is told from `FEW_PROMPTS` on, where a tenth is several completions.
 EMPTY = 0.05  # one completion more in twenty says nothing at all
 CUT = 0.10  # one more in ten breaks off, and its scores are of a part
 REPETITION = 0.05  # good texts repeat about 1 % of their 4-grams, so this is far outside
@@ -96,7 +98,8 @@ def _findings(point: PointEntry, sft: PointEntry) -> Iterator[Finding]:
 def _of_shares(name: str, point: PointEntry, sft: PointEntry) -> Iterator[Finding]:
     for metric, least, text in SHARES:
         change = point["changes"][metric]
-        if _is_beyond_noise(change) and change["value"] / least >= 1:
+        is_told = point["prompts"] >= FEW_PROMPTS if metric == "distinct" else _is_beyond_noise(change)
+        if is_told and change["value"] / least >= 1:
             own, before = (_percent(of["metrics"][metric]["mean"]) for of in (point, sft))
             sentence = f"{text.format(own, name)}; of the SFT model's {before}."
             yield Finding(metric, change["value"] / least, sentence, name, own)

@@ -185,6 +185,14 @@ def test_perplexity_weighs_tokens_and_resamples_texts(make_points, copies):
     assert front["points"][4]["perplexity"] == pytest.approx(expected, rel=1e-12)
 
 
+def test_no_perplexity_is_below_one(make_points):
+    """Of two texts the ends are stretched to 9 times as far, and no token has a probability above 1."""
+    points = make_points()
+    points[4] |= {"nll": [1.0, 40.0], "text_tokens": [20, 20]}
+    found = front_of(points)["points"][4]["perplexity"]
+    assert (found["mean"], found["low"]) == (pytest.approx(np.exp(41 / 40)), 1.0) and found["high"] > np.exp(2.0)
+
+
 def test_one_text_has_a_perplexity_without_an_interval(make_points):
     points = make_points()
     points[4] |= {"nll": [12.0], "text_tokens": [10]}
