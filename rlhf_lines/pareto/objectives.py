@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.pareto.schema import METRICS
@@ -36,6 +36,17 @@ def check_objectives(objectives: Sequence[str], scores: Sequence[str]) -> None:
             raise ValueError(f"objectives: {unknown_name('reward', name, scores)}")
         if list(objectives).count(name) > 1:
             raise ValueError(f"objectives has {name!r} twice: give every reward once")
+
+
+def check_minimum(minimum: Iterable[str], scores: Sequence[str]) -> None:
+    """Refuse a minimum of what is no score of the run.
+
+    Raises:
+        ValueError: a name is none.
+    """
+    for name in minimum:
+        if name not in scores:
+            raise ValueError(f"minimum: {unknown_name('reward', name, scores)}")
 
 
 def check_reference_point(reference_point: Sequence[float], objectives: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ class BehaviourEntry(TypedDict):
     share_empty: Mean | None  # of the completions
     share_cut: Mean | None  # null, too, where max_new_tokens is not known
     repetition: Mean | None  # share of the 4-grams of a completion that occurred before in it
-    distinct: Mean | None  # different texts over completions
+    distinct: Mean | None  # different texts over completions, without an interval
     win_rate: WinRate | None  # null, as `at_matched_length`, without the SFT model's completions
     length_correlation: dict[str, Mean | None]  # by objective; null where scores or lengths are all equal
     at_matched_length: dict[str, Mean | None]  # by objective; null where lengths do not overlap
@@ -100,7 +100,7 @@ class Changes(TypedDict):
     share_empty: Value
     share_cut: Value | None
     repetition: Value
-    distinct: Value
+    distinct: Value  # without an interval, as the metric
 
 
 class PointEntry(TypedDict):
@@ -159,6 +159,7 @@ class GridEntry(ScalingEntry):
     hypervolume: GroupMeasure
     kl: float | None  # the largest mean KL of its points, in nats; null where it is no KL (see `PointEntry`)
     forgetting: float | None  # their largest perplexity over the SFT model's; null without `max_forgetting`
+    lowest: dict[str, float]  # the smallest mean of its points in each score of `minimum`
     within_limits: bool  # whether it could be chosen
 
 
@@ -178,6 +179,9 @@ class Validation(Tuning):
     reference_point: list[float]
     max_kl: float | None  # the limits within which was chosen; null where there is none
     max_forgetting: float | None
+    minimum: dict[
+        str, float
+    ]  # by score, likewise: what the mean of every point has to reach; empty where there is none
     groups: dict[str, Tuning]
 
 

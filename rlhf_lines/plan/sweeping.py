@@ -32,7 +32,7 @@ from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
 from rlhf_lines.sweep.groups import first_weights, simplex
-from rlhf_lines.sweep.inputs import REWARD_BATCH
+from rlhf_lines.sweep.inputs import REWARD_BATCH, checked_objectives
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
@@ -68,6 +68,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     if rows.known:
         check_length(shape.config, rows.longest, max_new_tokens=config.max_new_tokens)
     rewards = plan_rewards(config.rewards, beside=beside, batch_size=config.batch_size or REWARD_BATCH)
+    checked_objectives(config, [reward.name for reward in rewards])
     bits, nested = counts.held_as(shape.config, load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit)
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
     plan = Plan("sweep", options.device or _device(config), counts.count(model))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
+from reward_models.base import is_number
 from rlhf_lines.config import from_json, read_fields
 from rlhf_lines.errors import Problems, alternatives
 from rlhf_lines.merge.lines import GROWING
@@ -40,6 +41,17 @@ def _mapping(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"vllm holds {value!r}, expected a mapping")
     return value
+
+
+def _bounds(value: object) -> dict[str, float]:
+    """The lowest mean of each score that is named, from a mapping or the JSON of one."""
+    value = from_json("minimum", value)
+    if not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
+        raise ValueError(f"minimum holds {value!r}, expected a mapping from names of scores: {{harmless: 0.5}}")
+    for name, least in value.items():
+        if not is_number(least):
+            raise ValueError(f"minimum of {name} is {least!r}, expected a finite number")
+    return {name: float(least) for name, least in value.items()}
 
 
 @dataclass
@@ -154,6 +166,14 @@ class SweepConfig:
             "the texts of control."
         },
     )
+    minimum: dict[str, float] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Choose among candidates whose every point has at least these mean scores on validation prompts, "
+            "of rewards by their names, as a mapping: {harmless: 0.5}.",
+            "parse": _bounds,
+        },
+    )
     groups: list[GroupEntry] = field(
         default_factory=list,
         metadata={
@@ -254,8 +274,8 @@ class SweepConfig:
     @property
     def chooses(self) -> bool:
         """Whether validation prompts are measured: a group has several candidates, or there is a limit to keep."""
-        limits = self.max_kl is not None or self.max_forgetting is not None
-        return limits or max(self.candidate_counts.values()) > 1
+        limits = self.max_kl is not None or self.max_forgetting is not None or self.minimum
+        return bool(limits) or max(self.candidate_counts.values()) > 1
 
     @property
     def wise_ft_names(self) -> dict[str, int]:

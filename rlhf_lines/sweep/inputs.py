@@ -31,7 +31,7 @@ from rlhf_lines.merge.inputs.provenance import called
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import load_config, load_tokenizer, local_folder
-from rlhf_lines.pareto.objectives import check_objectives, check_reference_point, check_score_names
+from rlhf_lines.pareto.objectives import check_minimum, check_objectives, check_reference_point, check_score_names
 from rlhf_lines.redaction import without_secrets
 from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.adapters import load_policies
@@ -103,7 +103,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     if config.engine == "local":
         check_mixable(adapters)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
-    objectives = _objectives(config, [model.name for model in reward_models])
+    objectives = checked_objectives(config, [model.name for model in reward_models])
     tokenizer = load_tokenizer(sft)
     prompts, forgetting = _read_texts(data_config, config, tokenizer)
     with Checkpoint(sft) as checkpoint:
@@ -126,6 +126,7 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
         "reward_names": inputs.rewards,
         "objectives": inputs.objectives,
         "reference_point": config.reference_point or None,
+        "minimum": config.minimum,  # the same from a file and as JSON
         "reward_models": {
             name: reward_identity(entry) for name, entry in zip(inputs.rewards, config.rewards, strict=True)
         },
@@ -168,11 +169,16 @@ def _numbered(config: SweepConfig) -> list[tuple[str, int, str]]:
     return [(what, number, name) for what, names in named for number, name in enumerate(names, start=1)]
 
 
-def _objectives(config: SweepConfig, rewards: Sequence[str]) -> list[str]:
-    """The names of the rewards that fronts are made of."""
+def checked_objectives(config: SweepConfig, rewards: Sequence[str]) -> list[str]:
+    """The names of the rewards that fronts are made of.
+
+    Raises:
+        ValueError: a reward has a name that is taken, or what the config says of rewards by name does not fit them.
+    """
     check_score_names(rewards)
     objectives = config.objectives or list(rewards)
     check_objectives(objectives, rewards)
+    check_minimum(config.minimum, rewards)
     if config.reference_point:
         check_reference_point(config.reference_point, objectives)
     return objectives

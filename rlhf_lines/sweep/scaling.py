@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ from rlhf_lines.sweep.progress import VALIDATION
 from rlhf_lines.sweep.store import StoredPoint
 
 
+logger = logging.getLogger(__name__)
+
 Candidates = dict[str, list[Scaling]]  # by group
 
 
@@ -29,9 +32,10 @@ def choose_scalings(
 ) -> tuple[dict[str, Scaling], Validation | None]:
     """By group, the scaling whose front has the largest hypervolume, and what was measured of every candidate.
 
-    Each group is treated alike. A candidate is out if a point of it lies beyond a limit. Where the best one lies at an
-    edge of what was tried, one step beyond is tried too (see `beyond`), until it does not, or `edge_extensions` more
-    candidates of the group are used up. All of that is a function of the stored measurements: a killed run goes on.
+    Each group is treated alike. A candidate is out if a point of it lies beyond a limit, or below a minimum. Where the
+    best one lies at an edge of what was tried, one step beyond is tried too (see `beyond`), until it does not, or
+    `edge_extensions` more candidates of the group are used up. All of that is a function of the stored measurements: a
+    killed run goes on.
 
     Hypervolumes are those above the reference point of the SFT model and the policies as they are, which no candidate
     moves.
@@ -55,6 +59,10 @@ def choose_scalings(
         if not any(further.values()):
             break
         candidates = {name: [*tried, *further[name]] for name, tried in candidates.items()}
+    for name in trials.without_spread():
+        logger.warning(
+            "the score %s is the same for all validation prompts and points, so its minimum limits nothing", name
+        )
     tunings = {name: trials.tuning(name, tried, chosen[name]) for name, tried in candidates.items()}
     return chosen, {
         **tunings.pop(LINES),
@@ -63,6 +71,7 @@ def choose_scalings(
         "reference_point": trials.reference,
         "max_kl": config.max_kl,
         "max_forgetting": config.max_forgetting,
+        "minimum": config.minimum,
         "groups": tunings,
     }
 
@@ -129,6 +138,14 @@ class _Trials:
             "at_edge": bool(next_values(tried, chosen)),
         }
 
+    def without_spread(self) -> list[str]:
+        """The scores that have a minimum, and are the same for all prompts and points."""
+        names = list(self._config.minimum)
+        if not names:
+            return []
+        scores = np.stack([self._scores(point, names) for point in self._points])  # [points, prompts, names]
+        return [name for name, spread in zip(names, np.ptp(scores, axis=(0, 1)), strict=True) if spread == 0.0]
+
     def _entry(self, scaling: Scaling, name: str, *, resamples: bool) -> GridEntry:
         points = [point for point in self._points if point.group == name]
         scores = np.stack([self._scores(point) for point in points])  # [points, prompts, rewards]
@@ -137,18 +154,21 @@ class _Trials:
         if resamples:
             found = correct(scores, Hypervolume(tuple(self.reference)), self._config.seed)
             measure = group_measure(found, CONFIDENCE)
-        kl, forgetting = self._kl(points), self._forgetting(points)
+        kl, forgetting, lowest = self._kl(points), self._forgetting(points), self._lowest(points)
         limits = ((kl, self._config.max_kl), (forgetting, self._config.max_forgetting))
+        reaches = all(lowest[name] >= least for name, least in self._config.minimum.items())
         return {
             **scaling._asdict(),
             "hypervolume": measure,
             "kl": kl,
             "forgetting": forgetting,
-            "within_limits": all(limit is None or value <= limit for value, limit in limits),
+            "lowest": lowest,
+            "within_limits": reaches and all(limit is None or value <= limit for value, limit in limits),
         }
 
-    def _scores(self, point: StoredPoint) -> np.ndarray:
-        return self._measurement.store.scores(point.spec_id, "validation", self._inputs.objectives)
+    def _scores(self, point: StoredPoint, rewards: Sequence[str] | None = None) -> np.ndarray:
+        """Of each prompt those of some rewards, or of the objectives, `[prompts, rewards]`."""
+        return self._measurement.store.scores(point.spec_id, "validation", rewards or self._inputs.objectives)
 
     def _kl(self, points: Sequence[StoredPoint]) -> float | None:
         """The largest mean KL of a point, in nats."""
@@ -166,6 +186,14 @@ class _Trials:
         sft = next(point for point in self._points if point.group == SFT)
         nll, of_sft = max(store.nll(point.spec_id).sum() for point in points), store.nll(sft.spec_id).sum()
         return np.exp((nll - of_sft) / tokens).item()
+
+    def _lowest(self, points: Sequence[StoredPoint]) -> dict[str, float]:
+        """By the scores that have a minimum, the smallest mean of a point."""
+        names = list(self._config.minimum)
+        if not names:
+            return {}
+        means = [self._scores(point, names).mean(axis=0) for point in points]
+        return dict(zip(names, np.min(means, axis=0).tolist(), strict=True))
 
 
 def _called(group: str, scaling: Scaling) -> str:
@@ -193,9 +221,13 @@ def _none_left(config: SweepConfig, group: str, grid: Sequence[GridEntry]) -> st
     for key, limit in (("kl", config.max_kl), ("forgetting", config.max_forgetting)):
         if limit is not None:
             least = min(grid, key=lambda entry: entry[key])
-            scaling = f"alpha {least['alpha']}, beta {least['beta']}, schedule {least['schedule']}"
-            found.append(f"max_{key} {limit:g} (the smallest is {least[key]:.4g}, of {scaling})")
-    return (
-        f"none of the {len(grid)} scalings of group {group} keeps {' and '.join(found)}: raise the limit, or give "
-        "smaller alphas and betas"
-    )
+            found.append(f"max_{key} {limit:g} (the smallest is {least[key]:.4g}, of {_settings(least)})")
+    for name, limit in config.minimum.items():
+        most = max(grid, key=lambda entry: entry["lowest"][name])
+        found.append(f"minimum {name} {limit:g} (the largest is {most['lowest'][name]:.4g}, of {_settings(most)})")
+    advice = "loosen it, or give other" if config.minimum else "raise the limit, or give smaller"
+    return f"none of the {len(grid)} scalings of group {group} keeps {' and '.join(found)}: {advice} alphas and betas"
+
+
+def _settings(entry: GridEntry) -> str:
+    return f"alpha {entry['alpha']}, beta {entry['beta']}, schedule {entry['schedule']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_a_grid_by_hand(planned):
         ({"schedules": ["linear", "sqrt"]}, 3 * 12 * 3 + 3, 21),
         ({"scaled_alphas": [1, 2]}, (6 + 2 + 6) * 3 + 3, 21),
         ({"scalings": ["1 1"], "max_kl": 5.0}, 3 * 3 + 3, 21),
+        ({"scalings": ["1 1"], "minimum": {"length": -9}}, 3 * 3 + 3, 21),
         ({"morlhf": ["both"]}, 57, 22),
         ({"wise_ft": True}, 57, 21 + 2 * 5),
         ({"policies": ["a"]}, 3 * 6 + 2, 1 + 4 + 5),
@@ -111,6 +113,21 @@ def test_points_and_completions_of_every_choice(planned, changes, validation, te
     assert work(result)["points"].endswith(f"{test} on test prompts")
     assert work(result)["completions to generate"] == f"at most {2 * (validation * 6 + test * 8):,}"
     assert "points merged one by one" not in work(result)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"minimum": {"lenght": -9}},
+            "minimum: unknown reward 'lenght'; known: capwords, length; did you mean 'length'?",
+        ),
+        ({"objectives": ["lenght"]}, "objectives: unknown reward 'lenght'; known: capwords, length; did you mean"),
+    ],
+)
+def test_names_that_no_reward_has_are_refused(planned, changes, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        planned(**changes)
 
 
 def test_the_plan_counts_what_the_sweep_makes(planned):

@@ -198,7 +198,9 @@ def test_a_limit_has_one_candidate_measured_too():
     alone = {"scalings": ["1 1"], "groups": []}
     assert not config_of(**alone).chooses
     assert (
-        config_of(**alone, max_kl=1.0).chooses and config_of(**alone, max_forgetting=1.1, control="docstrings").chooses
+        config_of(**alone, minimum={"r": 0}).chooses
+        and config_of(**alone, max_kl=1.0).chooses
+        and config_of(**alone, max_forgetting=1.1, control="docstrings").chooses
     )
 
 

@@ -40,6 +40,7 @@ def test_a_front_of_one_reward_with_the_other_beside_it(flags, rewards, tmp_path
     [
         ({"objectives": ["erly"]}, "objectives: unknown reward 'erly'; known: early, short; did you mean 'early'?"),
         ({"objectives": ["early", "early"]}, "objectives has 'early' twice"),
+        ({"minimum": '{"erly": 0}'}, "minimum: unknown reward 'erly'; known: early, short; did you mean 'early'?"),
         ({"reference_point": [1.0]}, "reference_point is 1, expected one finite number for each objective: short"),
         ({"objectives": ["early"], "reference_point": ["nan"]}, "reference_point is nan, expected one finite number"),
         ({"rewards": ["tiny_rewards:short", '{"model": "tiny_rewards:early", "name": "win_rate"}']},

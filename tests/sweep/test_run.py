@@ -183,9 +183,9 @@ def test_alpha_and_beta_have_the_largest_validation_hypervolume(sweep, rewards):
     assert len({row[0] for row in grid}) == len(grid) and (record["alpha"], record["beta"]) == best[1:]
     assert validation["chosen"] == {"alpha": best[1], "beta": best[2], "schedule": "linear"}
     assert validation["at_edge"] and validation["groups"] == {}  # of two values each is an edge
-    assert validation["max_kl"] is validation["max_forgetting"] is None
+    assert validation["max_kl"] is validation["max_forgetting"] is None and validation["minimum"] == {}
     for row in validation["grid"]:
-        assert row["kl"] > 0 and row["forgetting"] is None and row["within_limits"]
+        assert row["kl"] > 0 and row["forgetting"] is None and row["lowest"] == {} and row["within_limits"]
 
 
 def test_gains_are_the_distance_of_the_policies_to_the_sft_model(sweep, rewards, policies):
@@ -293,6 +293,7 @@ def test_a_sweep_may_go_on_with_another_batch_size(sweep, flags, rewards, tmp_pa
         ({"groups": ['{"name": "sum", "rule": "sum"}']}, r"had groups \[\], now it is"),
         ({"alphas": [0.5]}, r'had alphas \["0.5", "1.0"\], now it is \["0.5"\]'),
         ({"max_new_tokens": 9}, "had max_new_tokens 8, now it is 9"),
+        ({"minimum": '{"early": 0}'}, r'had minimum {}, now it is {"early": 0.0}'),
         ({"test_prompts": 9}, "had test_prompts 8, now it is 9"),
         ({"rewards": ["tiny_rewards:early", "tiny_rewards:short"]}, "had rewards"),
     ],

@@ -246,6 +246,31 @@ def test_a_limit_on_forgetting_is_a_ratio_of_perplexities(run, sft, dense_model,
     assert validation["max_forgetting"] == 50.0 and all(entry["within_limits"] for entry in validation["grid"])
 
 
+@pytest.mark.parametrize("objectives", [["short", "early"], ["short"]], ids=["objective", "metric"])
+def test_a_minimum_holds_for_every_group(run, rewards, objectives):
+    """The smallest mean of a candidate's points, from the stored texts; the best of those that reach it is chosen."""
+    free, freely = run(**TUNED, edge_extensions=0, objectives=objectives)
+    means = means_by_hand(free, "validation", rewards)
+    lowest = {
+        group: [min(means[i][1] for i, _ in points_of(free, group, entry)) for entry in tuning["grid"]]
+        for group, tuning in tunings_of(freely).items()
+    }
+    least = min(map(max, lowest.values())) - 1e-9
+    _, validation = run(
+        **TUNED, edge_extensions=0, objectives=objectives, minimum=json.dumps({"early": least, "short": -99})
+    )
+    assert validation["minimum"] == {"early": least, "short": -99.0}
+    other = 0
+    for group, tuning in tunings_of(validation).items():
+        grid = tuning["grid"]
+        assert [entry["lowest"]["early"] for entry in grid] == pytest.approx(lowest[group], rel=1e-12)
+        assert [entry["within_limits"] for entry in grid] == [value >= least for value in lowest[group]]
+        best = max((e for e in grid if e["within_limits"]), key=lambda entry: entry["hypervolume"]["value"])
+        assert scaling_of(tuning["chosen"]) == scaling_of(best)
+        other += tuning["chosen"] != tunings_of(freely)[group]["chosen"]
+    assert other > 0
+
+
 def test_where_no_candidate_keeps_the_limits_the_smallest_is_told(run, flags, tmp_path, capsys):
     _, free = run(edge_extensions=0, controls="false")
     least = min(free["grid"], key=lambda entry: entry["kl"])
@@ -258,6 +283,35 @@ def test_where_no_candidate_keeps_the_limits_the_smallest_is_told(run, flags, tm
     assert told + f"{least['alpha']}, beta {least['beta']}, schedule linear) and max_forgetting 0.001" in sentence
     assert sentence.endswith(": raise the limit, or give smaller alphas and betas")
     assert not (tmp_path / "limited").exists()
+
+
+def test_where_no_candidate_reaches_a_minimum_the_largest_is_told(run, rewards, flags, tmp_path, capsys):
+    folder, free = run(edge_extensions=0, controls="false")
+    means = means_by_hand(folder, "validation", rewards)
+    lowest = {scaling_of(e): min(means[i][1] for i, _ in points_of(folder, "lines", e)) for e in free["grid"]}
+    alpha, beta, schedule = max(lowest, key=lowest.get)
+    largest = f"{lowest[alpha, beta, schedule]:.4g}"
+    changes = {**SMALL, "minimum": '{"early": 0.99}', "edge_extensions": 0, "controls": "false"}
+    assert cli.main(["sweep", *flags(tmp_path / "limited", **changes)]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.endswith(
+        f"none of the 4 scalings of group lines keeps minimum early 0.99 (the largest is {largest}, of alpha {alpha}, "
+        f"beta {beta}, schedule {schedule}): loosen it, or give other alphas and betas"
+    )
+    assert not (tmp_path / "limited").exists()
+
+
+def test_a_minimum_of_a_file_is_that_of_a_flag_when_a_run_goes_on(flags, rewards, tmp_path):
+    """`{early: -1}` in YAML and `{"early": -1.0}` as JSON are one setting."""
+    rewards.FAIL_AT, rewards.ERROR = 3, KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("sweep", flags(tmp_path / "sweep", **SMALL, minimum='{"early": -1.0}'))
+    rewards.FAIL_AT = None
+    (tmp_path / "more.yaml").write_text("minimum: {early: -1}\n")
+    more = ["--config", str(tmp_path / "more.yaml"), "--resume"]
+    folder = run_stage("sweep", [*flags(tmp_path / "sweep", **SMALL), *more])
+    validation = strict_json(folder / "front.json")["validation"]
+    assert validation["minimum"] == {"early": -1.0} and all(entry["within_limits"] for entry in validation["grid"])
 
 
 def test_one_candidate_has_to_keep_the_limit_too(flags, tmp_path):

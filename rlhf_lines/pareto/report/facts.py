@@ -148,6 +148,7 @@ def _chosen(front: Front) -> list[Card]:
         for key, name in (("max_kl", "KL"), ("max_forgetting", "forgetting"))
         if validation[key] is not None
     ]
+    limits += [f"{name} at least {setting(least)}" for name, least in validation["minimum"].items()]
     text = (
         f"{'; '.join(texts)}. Chosen by hypervolume on {validation['prompts']} validation prompts at "
         f"{_count(validation['weights'], 'weight')}{f', with {_list(limits)}' if limits else ''}, and used for all "

@@ -138,10 +138,22 @@ def _trace_front(folder: Path, split: str) -> Front:
 
 
 def _validation(store: Store) -> Validation | None:
-    """How alpha and beta were chosen; a run of an earlier version knew no limits, and chose for LiNeS alone."""
+    """How alpha and beta were chosen; a run of an earlier version knew fewer limits, or none, and LiNeS alone."""
     found = store.recall("validation")
-    if found is None or "groups" in found:
+    if found is None or "minimum" in found:
         return found
+    if "groups" not in found:
+        found = _of_lines_alone(found)
+    tunings = {name: _without_minimum(tuning) for name, tuning in found["groups"].items()}
+    return {**_without_minimum(found), "minimum": {}, "groups": tunings}
+
+
+def _without_minimum(tuning: dict[str, Any]) -> dict[str, Any]:
+    return {**tuning, "grid": [{"lowest": {}} | entry for entry in tuning["grid"]]}
+
+
+def _of_lines_alone(found: dict[str, Any]) -> dict[str, Any]:
+    """What a version kept that knew no limits, and chose for LiNeS alone, as later ones do."""
     grid, chosen = found["grid"], found["chosen"]
     tried = {axis: {entry[axis] for entry in grid} - {"auto"} for axis in ("alpha", "beta")}
     at_edge = any(len(values) > 1 and chosen[axis] in (min(values), max(values)) for axis, values in tried.items())

@@ -75,7 +75,7 @@ def add_validation(front):
     grid = [
         {"alpha": alpha, "beta": beta, "schedule": "linear"}
         | {"hypervolume": {"value": value, "low": value - 0.1, "high": value + 0.1}}
-        | {"kl": 3.0 + beta, "forgetting": None, "within_limits": True}
+        | {"kl": 3.0 + beta, "forgetting": None, "lowest": {}, "within_limits": True}
         for alpha in (0.5, 1.0, "auto")
         for beta in (0.0, 0.5, 1.0)
         for value in [2.0 + beta - (0.3 if alpha == 0.5 else 0.1 if alpha == "auto" else 0.0)]
@@ -83,7 +83,7 @@ def add_validation(front):
     chosen = {"alpha": 1.0, "beta": 1.0, "schedule": "linear"}
     front["validation"] = {"prompts": 16, "weights": 3, "reference_point": [0.0] * len(front["rewards"])}
     front["validation"] |= {"grid": grid, "chosen": chosen, "at_edge": True, "max_kl": None, "max_forgetting": None}
-    front["validation"]["groups"] = {}
+    front["validation"] |= {"minimum": {}, "groups": {}}
 
 
 def make_completions(front, prompts=24, samples=1, length=60, hostile=False):

@@ -92,6 +92,8 @@ class TestFacts:
         chosen = facts(front)[0]
         assert chosen.title == "Scalings were chosen on other prompts" and "with KL at most 4.5" in chosen.text
         assert "LiNeS is plain scaling here" in chosen.text
+        front["validation"]["minimum"] = {"harmless": 0.25}
+        assert "with KL at most 4.5 and harmless at least 0.25, and used" in facts(front)[0].text
 
     @pytest.mark.parametrize(
         ("soup", "title", "change"),

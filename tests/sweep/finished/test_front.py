@@ -187,3 +187,19 @@ def test_a_choice_of_an_earlier_version_is_read(run):
     assert list(faults(front)) == []
     assert front["validation"]["at_edge"] and front["validation"]["groups"] == {}
     assert [entry["within_limits"] for entry in front["validation"]["grid"]] == [True, True]
+    assert [entry["lowest"] for entry in front["validation"]["grid"]] == [{}, {}]
+
+
+def test_a_choice_of_a_version_without_minima_is_read(run):
+    entry = {"alpha": 1.0, "beta": 0.0, "schedule": "linear", "kl": 0.5, "forgetting": None, "within_limits": True}
+    entry["hypervolume"] = {"value": 1.0, "corrected": 0.9, "low": 0.0, "high": 2.0}
+    tuning = {"grid": [entry], "chosen": {"alpha": 1.0, "beta": 0.0, "schedule": "linear"}, "at_edge": False}
+    validation = {**tuning, "prompts": 3, "weights": 2, "reference_point": [0.0, 0.0], "max_kl": 2.0}
+    validation |= {"max_forgetting": None, "groups": {"scaled": tuning}}
+    with Store(run) as store:
+        store.replace(validation=validation)
+    assert cli.main(["front", str(run)]) == 0
+    found = read_front(run)
+    assert list(faults(found)) == []
+    expected = {**tuning, "grid": [{**entry, "lowest": {}}]}
+    assert found["validation"] == {**validation, **expected, "minimum": {}, "groups": {"scaled": expected}}
