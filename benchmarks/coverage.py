@@ -13,6 +13,8 @@ so that points share what a prompt does to all of them. "Held" is the share of r
 the true means, for the reference point of that run; of the intervals that are printed. A star is outside 92 to 98 %;
 in brackets is the percentage of runs with an interval, where that is not all. "Called better" is the share of runs in
 which either of two groups with equal true fronts is, at p below 5 %.
+
+The last table is of a reward for some prompts only: its score less a bound where a prompt is marked, 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from rlhf_lines.pareto import (  # noqa: E402
     picked_worth,
     reference_point,
 )
+from rlhf_lines.pareto.bootstrap import bootstrap_means, mean_interval  # noqa: E402
 
 
 LEVEL = 0.05
@@ -198,11 +201,34 @@ def family(runs: int, prompts: int, spread: tuple[float, float, float]) -> str:
     return f"| {prompts} | " + " | ".join(cells) + " |"
 
 
+def marked(runs: int, prompts: int, share: float) -> str:
+    """A row on the mean of (score - bound) over all prompts, of which a share is marked and the others are 0.
+
+    Normal scores lie 0, 1 and 3 standard deviations above the bound; refusals are 90 %, with the bound there and at 0.
+    Beside what was held stands the width over that of the marked prompts' mean alone, times their share.
+    """
+    cells = []
+    for mean, spread, bound in ((0.0, None, 0.0), (1.0, None, 0.0), (3.0, None, 0.0), (0.9, 0.3, 0.9), (0.9, 0.3, 0.0)):
+        generator, truth = np.random.default_rng(prompts), share * (mean - bound)
+        marks = generator.random((prompts, runs)) < share
+        refused = generator.random((prompts, runs)) < mean
+        scores = generator.normal(mean, 1.0, (prompts, runs)) if spread is None else refused
+        values = (marks * (scores - bound)).T[:, :, None]  # [runs, P, 1]
+        samples, means = bootstrap_means(values)[:, :, 0], values.mean(axis=(1, 2))
+        ends = np.array([mean_interval(samples[:, run], means[run], prompts) for run in range(runs)])
+        held = np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
+        alone = 2 * 1.96 * (spread or 1.0) * np.sqrt(share / prompts)
+        cells.append(f"{100 * held:.1f} ({np.mean(ends[:, 1] - ends[:, 0]) / alone:.2f})")
+    return f"| {prompts} | {share * prompts:.0f} | " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     """Print the tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300)
-    parser.add_argument("--only", default="", help="rows whose title has this text; 'family' for the second table")
+    parser.add_argument(
+        "--only", default="", help="rows whose title has this text; 'family' or 'marked' for the next tables"
+    )
     options = parser.parse_args()
     start = time.perf_counter()
     print(
@@ -217,6 +243,11 @@ def main() -> None:
         print("\n| prompts | HV each | HV any | HV any, Holm | EU each | EU any | EU any, Holm |\n" + "|---" * 7 + "|")
         for prompts, spread in ((100, (1.0, 0.7, 0.0)), (400, (1.0, 0.3, 0.0))):
             print(family(options.runs, prompts, spread), flush=True)
+    if options.only in "marked":
+        print("\n| prompts | marked | normal, 0 | 1 | 3 | refusals, bound 0.9 | bound 0 |\n" + "|---" * 7 + "|")
+        for prompts in (100, 200, 400):
+            for share in (0.1, 0.25, 0.5):
+                print(marked(options.runs, prompts, share), flush=True)
     note(f"{options.runs} runs a row, {time.perf_counter() - start:.0f} s on one thread of {machine()}")
 
 
