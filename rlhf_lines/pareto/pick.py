@@ -13,13 +13,12 @@ import numpy as np
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.pareto.measures import nondominated
-from rlhf_lines.pareto.schema import REVERSED, SCALED, Front, Mean, PointEntry, Value
+from rlhf_lines.pareto.schema import CONTROLS, Front, Mean, PointEntry, Value
 from rlhf_lines.pareto.table import decimals, estimate_text, interval_name, setting
 from rlhf_lines.pareto.utility import FLAT
 
 
 SCALES = ("raw", "range")
-CONTROLS = (SCALED, REVERSED)  # they show what LiNeS' growth with depth is good for, and are not what a user looks for
 
 
 class Picked(NamedTuple):
