@@ -63,8 +63,8 @@ def estimate_text(estimate: Mean | Value, digits: int) -> str:
     '1.00 [0.25, 2.00]'
     """
     ends = estimate["low"], estimate["high"]
-    interval = "" if None in ends else f" [{', '.join(f'{end:.{digits}f}' for end in ends)}]"
-    return f"{value_of(estimate):.{digits}f}{interval}"
+    interval = "" if None in ends else f" [{', '.join(f'{end:z.{digits}f}' for end in ends)}]"
+    return f"{value_of(estimate):z.{digits}f}{interval}"
 
 
 def value_of(estimate: Mean | Value) -> float:
@@ -78,7 +78,7 @@ def p_text(p_value: float | None) -> str:
     >>> p_text(0.0312), p_text(1e-9), p_text(None)
     ('0.031', '<0.001', '-')
     """
-    return "-" if p_value is None else "<0.001" if p_value < 0.0005 else f"{p_value:.3f}"
+    return "-" if p_value is None else "<0.001" if p_value < 0.0005 else f"{p_value:z.3f}"
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -96,7 +96,7 @@ def setting(value: float | str) -> str:
     >>> setting(1.0), setting("auto")
     ('1', 'auto')
     """
-    return value if isinstance(value, str) else f"{value:g}"
+    return value if isinstance(value, str) else f"{value:zg}"
 
 
 def interval_name(front: Front) -> str:
@@ -106,7 +106,7 @@ def interval_name(front: Front) -> str:
 
 def confidence_text(front: Front) -> str:
     """How often the intervals of a front hold, such as `95 %`."""
-    return f"{100 * front['confidence']:g} %"
+    return f"{100 * front['confidence']:zg} %"
 
 
 def _groups(front: Front) -> list[str]:
@@ -251,15 +251,15 @@ def _further(points: Sequence[PointEntry]) -> dict[str, list[str]]:
 def _means(found: Sequence[Mean | None]) -> list[str]:
     """Means with as many decimals each."""
     digits = decimals(each["mean"] for each in found if each is not None)
-    return ["-" if each is None else f"{each['mean']:.{digits}f}" for each in found]
+    return ["-" if each is None else f"{each['mean']:z.{digits}f}" for each in found]
 
 
 def _length(mean: Mean | None) -> str:
-    return "-" if mean is None else f"{mean['mean']:.1f}"
+    return "-" if mean is None else f"{mean['mean']:z.1f}"
 
 
 def _share(mean: Mean | None) -> str:
-    return "-" if mean is None else f"{100 * mean['mean']:.1f} %"
+    return "-" if mean is None else f"{100 * mean['mean']:z.1f} %"
 
 
 def in_blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]], *, left: int) -> list[str]:

@@ -97,7 +97,7 @@ def _set(store: Store, objectives: Sequence[str] | None, reference_point: Sequen
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:g}" for value in values)
+    return " ".join(f"{value:zg}" for value in values)
 
 
 def _trace_front(folder: Path, split: str) -> Front:
