@@ -311,12 +311,7 @@ def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float6
             "finite nll and a positive number of tokens for every text outside the task, or None for both"
         )
     samples = resampled(np.stack([nll, tokens], axis=-1))
-<<<<<<< HEAD
-    exponent = _mean(nll.sum() / tokens.sum(), samples[:, 0] / samples[:, 1], nll.size, confidence)
-    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in exponent.items()}
-=======
     exponent = float(nll.sum() / tokens.sum())
     low, high = mean_interval(samples[:, 0] / samples[:, 1], exponent, nll.size, confidence)
     ends = {"mean": exponent, "low": low, "high": high}
-    return {key: None if end is None else float(np.exp(end)) for key, end in ends.items()}
->>>>>>> sweepux
+    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in ends.items()}
