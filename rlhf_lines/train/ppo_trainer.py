@@ -691,6 +691,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.value_lora:  # beside an adapter in a folder of its own, transformers 5.16 forgets the policy's
+            self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
         self._train_value_function()
         state = load_file(str(Path(resume_from_checkpoint) / VALUE_HEAD))
         # Under FSDP2 a process keeps a part of the head: torch takes it from the whole.
