@@ -16,14 +16,14 @@ from rlhf_lines.pareto.schema import CONTROLS, SFT, Front, Mean, PointEntry, Val
 WIDTH = 110
 NAME_WIDTH = 20
 MEASURES = ("hypervolume", "expected_utility")
-# What is shown of points beside their scores, those first that one decides by.
+# What is shown of points beside their scores, those first that one decides by: where it stands, and what it means.
 FURTHER = {
-    "kl": "to the SFT model, in nats",
-    "log ratio": "to the SFT model, in nats",
-    "tokens": "mean length",
-    "empty": "share of empty completions",
-    "cut": "share cut at the longest length",
-    "ppl": "perplexity of the control texts, lower is better",
+    "kl": ("kl", "to the SFT model, in nats"),
+    "log ratio": ("log_ratio", "to the SFT model, in nats"),
+    "tokens": ("tokens", "mean length"),
+    "empty": ("share_empty", "share of empty completions"),
+    "cut": ("share_cut", "share cut at the longest length"),
+    "ppl": ("perplexity", "perplexity of the control texts, lower is better"),
 }
 
 
@@ -206,17 +206,17 @@ def _title(group: str | None, points: Sequence[PointEntry]) -> list[str]:
         return []
     scalings = {_scaling(point) for point in points if point["group"] == group}
     scaling = f" ({', '.join(scalings.pop())})" if len(scalings) == 1 else ""
-    return [f"The group of the largest expected utility: {group}{scaling}"]
+    return [f"The group of the largest expected utility: {_clip(group)}{scaling}"]
 
 
 def _notes(front: Front, points: Sequence[PointEntry], shown: Sequence[str], left_out: Sequence[str]) -> list[str]:
     """What marks and columns mean, and where the rest stands."""
-    marks = [("*", "no other point of its group dominates it")] if front["fronts"] else []
-    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in [*marks, *((name, FURTHER[name]) for name in shown)])
+    meanings = ["*: no other point of its group dominates it"] if front["fronts"] else []
+    meanings += [f"{name}: {FURTHER[name][1]}" for name in shown]
     left = len(front["points"]) - len(points)
-    rest = [f"{left} other point{'s' * (left > 1)}"] * bool(left) + [f"{', '.join(left_out)}"] * bool(left_out)
+    rest = [*([f"{left} other point{'s' * (left > 1)}"] if left else []), *left_out]
     where = f"front.csv and the page have also: {', '.join(rest)}" if rest else ""
-    lines = [textwrap.fill(text, WIDTH) for text in (meanings, where) if text]
+    lines = [textwrap.fill(text, WIDTH) for text in ("; ".join(meanings), where) if text]
     return ["\n".join(lines)] if lines else []
 
 
@@ -237,12 +237,10 @@ def _scores(front: Front, points: Sequence[PointEntry], fixed: Sequence[Sequence
 
 def _further(points: Sequence[PointEntry]) -> dict[str, list[str]]:
     """By name, the columns of what else was measured, in the order of `FURTHER`."""
-    keys = {"log ratio": "log_ratio", "tokens": "tokens", "empty": "share_empty", "cut": "share_cut"}
-    own = {"kl": "kl", "ppl": "perplexity"}
     as_text = {"tokens": _length, "empty": _share, "cut": _share}
     columns = {}
-    for name in FURTHER:
-        found = [point[own[name]] if name in own else point["metrics"].get(keys[name]) for point in points]
+    for name, (key, _) in FURTHER.items():
+        found = [point[key] if key in ("kl", "perplexity") else point["metrics"].get(key) for point in points]
         if any(found):
             columns[name] = [name, *(map(as_text[name], found) if name in as_text else _means(found))]
     return columns
