@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from rlhf_lines.pareto.figures.kl import equal_utility
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.report.groups import Mark, marks
 from rlhf_lines.pareto.report.words import share, weights
 from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Prediction, Tuning
 from rlhf_lines.pareto.table import decimals
-from rlhf_lines.pareto.utility import utilities
 
 
 # What is told of the completions of a point, as the page calls it.
@@ -168,8 +168,7 @@ class Content:
 
     def equal_utility(self, point: PointEntry) -> float:
         """What a point is worth to somebody to whom all objectives are the same."""
-        scores = [point["scores"][name]["mean"] for name in self.front["objectives"]]
-        return float(utilities(scores, self.front["reference_point"], self.front["ideal_point"]).mean())
+        return equal_utility(self.front, point)
 
     @cached_property
     def policy_names(self) -> list[str]:

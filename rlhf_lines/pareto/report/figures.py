@@ -15,6 +15,7 @@ from plotly import graph_objects as go
 
 from rlhf_lines.pareto.figures.canvas import bar_lengths, split_dominated
 from rlhf_lines.pareto.figures.front import BAND, hull_places, places, staircase
+from rlhf_lines.pareto.figures.kl import along_weights, kl_choices
 from rlhf_lines.pareto.figures.validation import in_order
 from rlhf_lines.pareto.report.content import Content, Measure, Tuned
 from rlhf_lines.pareto.report.groups import Mark
@@ -46,7 +47,7 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
     else:
         figures = {"front-figure": (parallel_figure, {}), "pair-figure": (front_figure, axes | switch)}
     if any(point["kl"] for point in content.front["points"]):
-        choices = [{"reward": reward} for reward in kl_choices(content)]
+        choices = [{"reward": reward} for reward in kl_choices(content.front)]
         figures["kl-figure"] = (kl_figure, {"kl-reward": choices})
     if is_ternary(content):
         choices = [{}, *({"measure": measure} for measure in ternary_measures(content))]
@@ -58,12 +59,6 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
     for i, (tuned, schedule) in enumerate(validation_maps(content)):
         figures[f"validation-figure-{i}"] = (partial(validation_figure, tuned=tuned, schedule=schedule), {})
     return {key: _with_choices(partial(draw, content), choices) for key, (draw, choices) in figures.items()}
-
-
-def kl_choices(content: Content) -> list[str | None]:
-    """What may stand above the KL: None is the utility to somebody to whom all objectives are the same."""
-    rewards = list(content.front["objectives"])
-    return rewards if len(rewards) == 1 else [None, *rewards]
 
 
 def is_ternary(content: Content) -> bool:
@@ -177,9 +172,7 @@ def kl_figure(content: Content, reward: str | None = None, *, narrow: bool = Fal
     """The KL to the SFT model to the right and a score upwards; the points of a group are joined along its weights."""
     traces = []
     for group in reversed(content.groups.values()):
-        points = [point for point in content.points_of(group.name) if point["kl"]]
-        if all(point["preference"] for point in points):
-            points.sort(key=lambda point: point["preference"])
+        points, joined = along_weights([point for point in content.points_of(group.name) if point["kl"]])
         kl, bars = [point["kl"] for point in points], {}
         if reward is None:
             heights = [content.equal_utility(point) for point in points]
@@ -187,7 +180,7 @@ def kl_figure(content: Content, reward: str | None = None, *, narrow: bool = Fal
             scores = [point["scores"][reward] for point in points]
             heights, bars = _means(scores), {"error_y": _bars(scores, group.ink(0.45))}
         look = {"mode": "markers"}
-        if len(content.policy_names) == 2 and len(points) > 1:
+        if joined:
             look = {"mode": "lines+markers", "line": {"color": group.ink(0.5), "width": 2, "dash": _dash(group)}}
         bars |= {"error_x": _bars(kl, group.ink(0.2))}
         traces.append(_cloud(content, points, group, _means(kl), heights, narrow=narrow, **look, **bars))

@@ -16,10 +16,11 @@ from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from rlhf_lines.pareto import look_at
+from rlhf_lines.pareto.figures.kl import kl_choices
 from rlhf_lines.pareto.report import facts, tables
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting, score_spreads
 from rlhf_lines.pareto.report.content import Content
-from rlhf_lines.pareto.report.figures import is_ternary, kl_choices, page_figures, ternary_measures, validation_maps
+from rlhf_lines.pareto.report.figures import is_ternary, page_figures, ternary_measures, validation_maps
 from rlhf_lines.pareto.report.groups import palette
 from rlhf_lines.pareto.report.words import setting, visible
 from rlhf_lines.pareto.schema import LINES, SFT, SOUP, Front, PointEntry, label
@@ -126,7 +127,7 @@ def _page(
         read=read,
         compared=compared,
         is_ternary=is_ternary(content),
-        kl_choices=kl_choices(content),
+        kl_choices=kl_choices(content.front),
         ternary_names=[measure.name for measure in ternary_measures(content)],
         ternary_groups={content.by_id[i]["group"] for step in content.steps for i in step.points},
         validation_maps=validation_maps(content),
