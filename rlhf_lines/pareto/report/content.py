@@ -9,6 +9,7 @@ from functools import cached_property
 
 from rlhf_lines.pareto.figures.kl import equal_utility
 from rlhf_lines.pareto.origin import policy_names
+from rlhf_lines.pareto.pick import pick
 from rlhf_lines.pareto.report.groups import Mark, marks
 from rlhf_lines.pareto.report.words import share, weights
 from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Prediction, Tuning
@@ -43,6 +44,15 @@ class Step:
     text: str
     parts: list[float]
     points: list[int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A preference over the objectives, in words too, and the id of the point that `pick --scale range` finds."""
+
+    preference: tuple[float, ...]
+    text: str
+    point: int
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,18 @@ class Content:
             Step(" · ".join(f"{share(w)} {n}" for w, n in zip(key, self.policy_names, strict=True)), [*key], found[key])
             for key in sorted(found)
         ]
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """What is best for each of `preferences`; none where there is no front to choose from."""
+        if not self.front["fronts"]:
+            return []
+
+        def choice(row: tuple[float, ...]) -> Choice:
+            parts = (f"{100 * part:.0f} % {name}" for part, name in zip(row, self.front["objectives"], strict=True))
+            return Choice(row, " · ".join(parts), pick(self.front, preference=row, scale="range").point["id"])
+
+        return [choice(row) for row in self.preferences()]
 
     def preferences(self) -> Iterator[tuple[float, ...]]:
         """Preferences over the objectives, evenly spaced: eleven for two objectives, some dozens for more."""

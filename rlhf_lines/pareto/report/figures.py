@@ -25,7 +25,8 @@ from rlhf_lines.pareto.table import decimals, value_of
 from rlhf_lines.pareto.utility import utilities
 
 
-RING, COMPARED = "ring", "compared"  # the meta of the traces around points, which the page fills
+RING, COMPARED, SELECTED = "ring", "compared", "selected"  # the meta of traces around points, which the page fills
+AROUND = (RING, COMPARED, SELECTED)
 ROW = 0.7  # of the distance of two rows, that the points of a group take
 
 
@@ -228,9 +229,7 @@ def ternary_figure(content: Content, measure: Measure | None = None, *, narrow: 
     }
     layout.update(ternary={"sum": 1, "bgcolor": "rgba(0,0,0,0)", **axes}, xaxis=None, yaxis=None)
     layout.margin.update(t=44, r=30, l=44)
-    rings = [
-        go.Scatterternary(**_ring_look(key, narrow), a=[], b=[], c=[], cliponaxis=False) for key in (RING, COMPARED)
-    ]
+    rings = [go.Scatterternary(**_ring_look(key, narrow), a=[], b=[], c=[], cliponaxis=False) for key in AROUND]
     return go.Figure([*traces, *rings], layout)
 
 
@@ -308,15 +307,16 @@ def validation_figure(content: Content, tuned: Tuned, schedule: str, *, narrow: 
 
 
 def _rings(narrow: bool) -> list[go.Scatter]:
-    """Around the points at the slider's weights, and around those whose completions are compared."""
-    return [go.Scatter(**_ring_look(key, narrow), x=[], y=[]) for key in (RING, COMPARED)]
+    """Around the points at the slider's weights, that which is selected, and that which it is compared with."""
+    return [go.Scatter(**_ring_look(key, narrow), x=[], y=[]) for key in AROUND]
 
 
 def _ring_look(key: str, narrow: bool) -> dict[str, Any]:
     size = 15 if narrow else 20
     looks = {
         RING: {"symbol": "circle-open", "size": size, "color": "var(--ink)", "line": {"width": 2}},
-        COMPARED: {"symbol": "square-open", "size": size + 6, "color": "var(--accent)", "line": {"width": 2}},
+        COMPARED: {"symbol": "square-open", "size": size + 6, "color": "var(--accent)", "line": {"width": 1}},
+        SELECTED: {"symbol": "square-open", "size": size + 6, "color": "var(--accent)", "line": {"width": 4}},
     }
     return {"mode": "markers", "marker": looks[key], "hoverinfo": "skip", "meta": [key]}
 
