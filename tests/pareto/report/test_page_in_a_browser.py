@@ -789,7 +789,8 @@ def test_tab_reaches_every_control_from_top_to_bottom(open_page, report):
     focusable = "a[href], button, input, select, summary, [tabindex='0']"
     wanted = page.evaluate(
         f"""() => [...document.querySelectorAll("{focusable}")].filter(e => e.checkVisibility() && !e.disabled)
-            .filter(e => e.tabIndex >= 0).filter(e => e.type !== "radio" || e.checked).map((e, i) => {{ e.dataset.tab = i; return i; }})"""
+            .filter(e => e.tabIndex >= 0).filter(e => e.type !== "radio" || e.checked)
+            .map((e, i) => {{ e.dataset.tab = i; return i; }})"""
     )
     reached = []
     for _ in range(len(wanted) + 5):
