@@ -273,7 +273,7 @@ function differences(a, b, number) {
 
 // By how much a spec is below the SFT model, over all objectives.
 function lossOf(spec, number) {
-  return differences(spec, specOf(data.sft), number).reduce((sum, value) => sum - value, 0);
+  return differences(spec, specOf(data.sft), number).reduce((sum, value) => sum + value, 0);
 }
 
 // The prompts in the order that the reader asks for.
@@ -490,7 +490,7 @@ setUpSelection();
 setUpScrolling();
 addEventListener("hashchange", openAddress);
 openAddress();
-for (const control of document.querySelectorAll("fieldset input, #axes select, .figures select, #ternary-measure, #forgetting-reward, #surrogate-reward")) {
+for (const control of document.querySelectorAll("fieldset input, #axes select, #kl-reward, #ternary-measure, #forgetting-reward, #surrogate-reward")) {
   control.addEventListener("change", drawAll);
 }
 for (const screen of [darkScreen, narrowScreen]) screen.addEventListener("change", drawAll);

@@ -295,7 +295,7 @@ def test_the_selected_policy_needs_no_completions(open_page, front):
     page = open_page(report_html(front, None, MADE))
     point = find(front, "lines", (1.0, 0.0))
     page.mouse.click(*pixel(page, point, front["rewards"]))
-    assert selected(page) == (point["id"], "LiNeS, ppo-first alone, 1 / 0")
+    assert selected(page) == (point["id"], "LiNeS, 1 / 0")
     page.locator("#weight").focus()
     page.keyboard.press("Home")
     assert selected(page)[0] == find(front, "lines", (0.0, 1.0))["id"]
@@ -326,8 +326,11 @@ def test_a_negative_kl_of_a_completion_is_explained(open_page):
         assert page.locator("#negative-kl").is_visible() == is_told
 
 
-def test_a_front_and_its_cost_stand_beside_each_other(open_page, report):
+def test_a_front_and_its_cost_stand_beside_each_other(open_page, report, front):
     page = open_page(report)
+    page.locator("#kl-reward").select_option(label="faithful")
+    drawn = page.evaluate("document.getElementById('kl-figure').data.flatMap(t => (t.customdata ?? []).map((id, i) => [id, t.y[i]]))")
+    assert dict(drawn) == {point["id"]: point["scores"]["faithful"]["mean"] for point in front["points"]}
     front, cost = (page.locator(f"#{name}-figure").bounding_box() for name in ("front", "kl"))
     assert front["y"] == cost["y"] and front["x"] + front["width"] <= cost["x"]
     page.set_viewport_size({"width": 360, "height": 740})
