@@ -335,16 +335,17 @@ def _score_title(reward: str, narrow: bool) -> str:
 
 
 def _layout(x: str, y: str, **more: Any) -> go.Layout:
-    axis = {"gridcolor": "var(--line)", "linecolor": "var(--faint)", "zeroline": False, "automargin": True}
+    axis = {"gridcolor": "var(--line)", "linecolor": "var(--faint)", "zeroline": False}
     ink = {"color": "var(--ink)"}
     return go.Layout(
         template={},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, **ink},
-        margin={"l": 56, "r": 12, "t": 12, "b": 52},
-        xaxis={"title": {"text": x, "standoff": 10}, **axis},
-        yaxis={"title": {"text": y, "standoff": 10}, **axis},
+        margin={"l": 56, "r": 20, "t": 12, "b": 52},
+        # Margins grow on an axis' own side alone: the last label beside the right edge would come and go with the margin.
+        xaxis={"title": {"text": x, "standoff": 10}, "automargin": "bottom", **axis},
+        yaxis={"title": {"text": y, "standoff": 10}, "automargin": "left", **axis},
         showlegend=False,
         hovermode="closest",
         hoverlabel={"align": "left", "bgcolor": "var(--raised)", "bordercolor": "var(--faint)", "font": ink},

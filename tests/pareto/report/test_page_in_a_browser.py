@@ -329,7 +329,9 @@ def test_a_negative_kl_of_a_completion_is_explained(open_page):
 def test_a_front_and_its_cost_stand_beside_each_other(open_page, report, front):
     page = open_page(report)
     page.locator("#kl-reward").select_option(label="faithful")
-    drawn = page.evaluate("document.getElementById('kl-figure').data.flatMap(t => (t.customdata ?? []).map((id, i) => [id, t.y[i]]))")
+    drawn = page.evaluate(
+        "document.getElementById('kl-figure').data.flatMap(t => (t.customdata ?? []).map((id, i) => [id, t.y[i]]))"
+    )
     assert dict(drawn) == {point["id"]: point["scores"]["faithful"]["mean"] for point in front["points"]}
     front, cost = (page.locator(f"#{name}-figure").bounding_box() for name in ("front", "kl"))
     assert front["y"] == cost["y"] and front["x"] + front["width"] <= cost["x"]
