@@ -343,7 +343,7 @@ def _layout(x: str, y: str, **more: Any) -> go.Layout:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, **ink},
         margin={"l": 56, "r": 20, "t": 12, "b": 52},
-        # Margins grow on an axis' own side alone: the last label beside the right edge would come and go with the margin.
+        # Margins grow on an axis' own side alone: the last label at the right edge would come and go with its margin.
         xaxis={"title": {"text": x, "standoff": 10}, "automargin": "bottom", **axis},
         yaxis={"title": {"text": y, "standoff": 10}, "automargin": "left", **axis},
         showlegend=False,
