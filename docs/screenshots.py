@@ -24,6 +24,7 @@ def main(report: str) -> None:
         page = browser.new_page(viewport=SIZE)
         page.goto(Path(report).resolve().as_uri())
         page.wait_for_selector("#front-figure .main-svg")
+        page.wait_for_selector("#kl-figure .main-svg")
         page.screenshot(path=HERE / "report.png")
         page.locator("#compare").screenshot(path=HERE / "report_completions.png")
         browser.close()

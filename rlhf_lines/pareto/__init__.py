@@ -12,6 +12,7 @@ from rlhf_lines.pareto.bootstrap import (
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, correct
 from rlhf_lines.pareto.figures.forgetting import plot_forgetting
 from rlhf_lines.pareto.figures.front import plot_front
+from rlhf_lines.pareto.figures.kl import plot_kl
 from rlhf_lines.pareto.figures.validation import plot_validation
 from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.front import Point, build_front
@@ -73,6 +74,7 @@ __all__ = [
     "picked_worth",
     "plot_forgetting",
     "plot_front",
+    "plot_kl",
     "plot_validation",
     "predict",
     "predicted_front",

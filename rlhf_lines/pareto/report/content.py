@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from rlhf_lines.pareto.figures.kl import equal_utility
 from rlhf_lines.pareto.origin import policy_names
+from rlhf_lines.pareto.pick import pick
 from rlhf_lines.pareto.report.groups import Mark, marks
 from rlhf_lines.pareto.report.words import share, weights
 from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Prediction, Tuning
 from rlhf_lines.pareto.table import decimals
-from rlhf_lines.pareto.utility import utilities
 
 
 # What is told of the completions of a point, as the page calls it.
@@ -43,6 +44,15 @@ class Step:
     text: str
     parts: list[float]
     points: list[int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A preference over the objectives, in words too, and the id of the point that `pick --scale range` finds."""
+
+    preference: tuple[float, ...]
+    text: str
+    point: int
 
 
 @dataclass(frozen=True)
@@ -168,8 +178,7 @@ class Content:
 
     def equal_utility(self, point: PointEntry) -> float:
         """What a point is worth to somebody to whom all objectives are the same."""
-        scores = [point["scores"][name]["mean"] for name in self.front["objectives"]]
-        return float(utilities(scores, self.front["reference_point"], self.front["ideal_point"]).mean())
+        return equal_utility(self.front, point)
 
     @cached_property
     def policy_names(self) -> list[str]:
@@ -190,6 +199,18 @@ class Content:
             Step(" · ".join(f"{share(w)} {n}" for w, n in zip(key, self.policy_names, strict=True)), [*key], found[key])
             for key in sorted(found)
         ]
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """What is best for each of `preferences`; none where there is no front to choose from."""
+        if not self.front["fronts"]:
+            return []
+
+        def choice(row: tuple[float, ...]) -> Choice:
+            parts = (f"{100 * part:.0f} % {name}" for part, name in zip(row, self.front["objectives"], strict=True))
+            return Choice(row, " · ".join(parts), pick(self.front, preference=row, scale="range").point["id"])
+
+        return [choice(row) for row in self.preferences()]
 
     def preferences(self) -> Iterator[tuple[float, ...]]:
         """Preferences over the objectives, evenly spaced: eleven for two objectives, some dozens for more."""

@@ -29,7 +29,7 @@ DEPTH = {
     "undecided": "So depth is not seen to matter here.",
 }
 SHOWN = (SOUP, SCALED)  # what LiNeS is compared with on the first screen
-WORDS = {1: ("better", "▲"), -1: ("worse", "▼"), 0: ("unclear", "≈")}
+WORDS = {1: ("better", "↑"), -1: ("worse", "↓"), 0: ("unclear", "≈")}  # no sign is that of a group
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,7 @@ def _chosen(front: Front) -> list[Card]:
         chosen = each.tuning["chosen"]
         text = f"{label(each.group)}: alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}"
         text += f", schedule {chosen['schedule']}" if len(each.schedules) > 1 else ""
-        text += f" (of {_count(len(each.tuning['grid']), 'setting')}"
-        text += "; at an edge of what was tried, so that more of it may be better)" if each.tuning["at_edge"] else ")"
-        texts.append(text)
+        texts.append(f"{text} (of {_count(len(each.tuning['grid']), 'setting')})")
     limits = [
         f"{name} at most {setting(validation[key])}"
         for key, name in (("max_kl", "KL"), ("max_forgetting", "forgetting"))
@@ -156,9 +154,12 @@ def _chosen(front: Front) -> list[Card]:
     )
     if tuned[0].tuning["chosen"]["beta"] == 0:
         text += " With beta 0 every layer has the same factor, so that LiNeS is plain scaling here."
-    edge = any(each.tuning["at_edge"] for each in tuned)
-    title = "Scalings were chosen at the edge of what was tried" if edge else "Scalings were chosen on other prompts"
-    return [Card(title, "unclear" if edge else "", text)]
+    edge = [label(each.group) for each in tuned if each.tuning["at_edge"]]
+    if edge:
+        which = "All" if len(edge) == len(tuned) > 1 else _list(edge)
+        lie = "lies" if len(edge) == 1 else "lie"
+        text += f" {which} {lie} at an edge of what was tried, so that more of it may be better."
+    return [Card("Scalings were chosen on other prompts", "unclear" if edge else "", text)]
 
 
 def _forgetting(front: Front) -> list[Card]:
@@ -187,7 +188,11 @@ def _forgetting(front: Front) -> list[Card]:
     )
     kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["objectives"]}
     kept = {reward: [value for value in values if value is not None] for reward, values in kept.items()}
-    gains = [f"{percent(median(values))} of the soup's gain in {reward}" for reward, values in kept.items() if values]
+    gains = [
+        f"{percent(median(values))} of the soup's gain in {reward} (median over {_count(len(values), 'weight')})"
+        for reward, values in kept.items()
+        if values
+    ]
     return [Card(title, "", f"{text}; LiNeS has {_list(gains)}." if gains else f"{text}.")]
 
 

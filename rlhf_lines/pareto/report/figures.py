@@ -15,6 +15,7 @@ from plotly import graph_objects as go
 
 from rlhf_lines.pareto.figures.canvas import bar_lengths, split_dominated
 from rlhf_lines.pareto.figures.front import BAND, hull_places, places, staircase
+from rlhf_lines.pareto.figures.kl import along_weights, kl_choices
 from rlhf_lines.pareto.figures.validation import in_order
 from rlhf_lines.pareto.report.content import Content, Measure, Tuned
 from rlhf_lines.pareto.report.groups import Mark
@@ -24,7 +25,8 @@ from rlhf_lines.pareto.table import decimals, value_of
 from rlhf_lines.pareto.utility import utilities
 
 
-RING, COMPARED = "ring", "compared"  # the meta of the traces around points, which the page fills
+RING, COMPARED, SELECTED = "ring", "compared", "selected"  # the meta of traces around points, which the page fills
+AROUND = (RING, COMPARED, SELECTED)
 ROW = 0.7  # of the distance of two rows, that the points of a group take
 
 
@@ -46,7 +48,7 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
     else:
         figures = {"front-figure": (parallel_figure, {}), "pair-figure": (front_figure, axes | switch)}
     if any(point["kl"] for point in content.front["points"]):
-        choices = [{"reward": reward} for reward in kl_choices(content)]
+        choices = [{"reward": reward} for reward in kl_choices(content.front)]
         figures["kl-figure"] = (kl_figure, {"kl-reward": choices})
     if is_ternary(content):
         choices = [{}, *({"measure": measure} for measure in ternary_measures(content))]
@@ -58,12 +60,6 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
     for i, (tuned, schedule) in enumerate(validation_maps(content)):
         figures[f"validation-figure-{i}"] = (partial(validation_figure, tuned=tuned, schedule=schedule), {})
     return {key: _with_choices(partial(draw, content), choices) for key, (draw, choices) in figures.items()}
-
-
-def kl_choices(content: Content) -> list[str | None]:
-    """What may stand above the KL: None is the utility to somebody to whom all objectives are the same."""
-    rewards = list(content.front["objectives"])
-    return rewards if len(rewards) == 1 else [None, *rewards]
 
 
 def is_ternary(content: Content) -> bool:
@@ -177,9 +173,7 @@ def kl_figure(content: Content, reward: str | None = None, *, narrow: bool = Fal
     """The KL to the SFT model to the right and a score upwards; the points of a group are joined along its weights."""
     traces = []
     for group in reversed(content.groups.values()):
-        points = [point for point in content.points_of(group.name) if point["kl"]]
-        if all(point["preference"] for point in points):
-            points.sort(key=lambda point: point["preference"])
+        points, joined = along_weights([point for point in content.points_of(group.name) if point["kl"]])
         kl, bars = [point["kl"] for point in points], {}
         if reward is None:
             heights = [content.equal_utility(point) for point in points]
@@ -187,7 +181,7 @@ def kl_figure(content: Content, reward: str | None = None, *, narrow: bool = Fal
             scores = [point["scores"][reward] for point in points]
             heights, bars = _means(scores), {"error_y": _bars(scores, group.ink(0.45))}
         look = {"mode": "markers"}
-        if len(content.policy_names) == 2 and len(points) > 1:
+        if joined:
             look = {"mode": "lines+markers", "line": {"color": group.ink(0.5), "width": 2, "dash": _dash(group)}}
         bars |= {"error_x": _bars(kl, group.ink(0.2))}
         traces.append(_cloud(content, points, group, _means(kl), heights, narrow=narrow, **look, **bars))
@@ -235,9 +229,7 @@ def ternary_figure(content: Content, measure: Measure | None = None, *, narrow: 
     }
     layout.update(ternary={"sum": 1, "bgcolor": "rgba(0,0,0,0)", **axes}, xaxis=None, yaxis=None)
     layout.margin.update(t=44, r=30, l=44)
-    rings = [
-        go.Scatterternary(**_ring_look(key, narrow), a=[], b=[], c=[], cliponaxis=False) for key in (RING, COMPARED)
-    ]
+    rings = [go.Scatterternary(**_ring_look(key, narrow), a=[], b=[], c=[], cliponaxis=False) for key in AROUND]
     return go.Figure([*traces, *rings], layout)
 
 
@@ -315,15 +307,16 @@ def validation_figure(content: Content, tuned: Tuned, schedule: str, *, narrow: 
 
 
 def _rings(narrow: bool) -> list[go.Scatter]:
-    """Around the points at the slider's weights, and around those whose completions are compared."""
-    return [go.Scatter(**_ring_look(key, narrow), x=[], y=[]) for key in (RING, COMPARED)]
+    """Around the points at the slider's weights, that which is selected, and that which it is compared with."""
+    return [go.Scatter(**_ring_look(key, narrow), x=[], y=[]) for key in AROUND]
 
 
 def _ring_look(key: str, narrow: bool) -> dict[str, Any]:
     size = 15 if narrow else 20
     looks = {
         RING: {"symbol": "circle-open", "size": size, "color": "var(--ink)", "line": {"width": 2}},
-        COMPARED: {"symbol": "square-open", "size": size + 6, "color": "var(--accent)", "line": {"width": 2}},
+        COMPARED: {"symbol": "square-open", "size": size + 6, "color": "var(--accent)", "line": {"width": 1}},
+        SELECTED: {"symbol": "square-open", "size": size + 6, "color": "var(--accent)", "line": {"width": 4}},
     }
     return {"mode": "markers", "marker": looks[key], "hoverinfo": "skip", "meta": [key]}
 
@@ -342,16 +335,17 @@ def _score_title(reward: str, narrow: bool) -> str:
 
 
 def _layout(x: str, y: str, **more: Any) -> go.Layout:
-    axis = {"gridcolor": "var(--line)", "linecolor": "var(--faint)", "zeroline": False, "automargin": True}
+    axis = {"gridcolor": "var(--line)", "linecolor": "var(--faint)", "zeroline": False}
     ink = {"color": "var(--ink)"}
     return go.Layout(
         template={},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, **ink},
-        margin={"l": 56, "r": 12, "t": 12, "b": 52},
-        xaxis={"title": {"text": x, "standoff": 10}, **axis},
-        yaxis={"title": {"text": y, "standoff": 10}, **axis},
+        margin={"l": 56, "r": 20, "t": 12, "b": 52},
+        # Margins grow on an axis' own side alone: the last label at the right edge would come and go with its margin.
+        xaxis={"title": {"text": x, "standoff": 10}, "automargin": "bottom", **axis},
+        yaxis={"title": {"text": y, "standoff": 10}, "automargin": "left", **axis},
         showlegend=False,
         hovermode="closest",
         hoverlabel={"align": "left", "bgcolor": "var(--raised)", "bordercolor": "var(--faint)", "font": ink},

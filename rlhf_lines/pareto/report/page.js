@@ -12,9 +12,11 @@ const narrowScreen = matchMedia("(max-width: 700px)");
 const WORDS = 2000; // of two texts with more, the time for finding what differs would be felt
 const LONG = 900; // characters, or
 const LINES = 14; // lines, beyond which a text is folded
+const LOST = 3; // prompts that are listed
 
-let step = 0;
-let compared = [];
+// What the reader has chosen: a point, and where the sliders stand (-1: at no preference for which the point is best).
+let { selected, step } = data;
+let choice = -1;
 
 // ---- Figures
 
@@ -40,7 +42,8 @@ function draw(id) {
   const traces = figure.data.filter(({ meta = [] }) => meta.every((box) => byId(box)?.checked ?? true));
   for (const trace of traces) {
     if (trace.meta?.includes("ring")) putAround(trace, traces, data.steps[step]?.points ?? []);
-    if (trace.meta?.includes("compared")) putAround(trace, traces, compared);
+    if (trace.meta?.includes("compared")) putAround(trace, traces, compared().filter((point) => point !== selected));
+    if (trace.meta?.includes("selected")) putAround(trace, traces, [selected]);
   }
   Plotly.react(id, traces, figure.layout, { responsive: true, displayModeBar: false, displaylogo: false });
 }
@@ -58,27 +61,160 @@ function drawAll() {
   Object.keys(data.figures).forEach(draw);
 }
 
+const marked = ["front-figure", "pair-figure", "kl-figure", "ternary-figure"].filter((id) => id in data.figures);
+
 function drawMarked() {
-  for (const id of ["front-figure", "pair-figure", "kl-figure", "ternary-figure"]) if (id in data.figures) draw(id);
+  marked.forEach(draw);
 }
 
-// ---- The sliders: one over all weights, or one a policy
+// ---- The selected point: the sliders follow it, what it does badly is told, its completions stand on the right
+
+function select(id) {
+  selected = id;
+  const at = data.steps.findIndex(({ points }) => points.includes(id));
+  if (at >= 0) step = at;
+  if (data.choices[choice]?.point !== id) choice = data.choices.findIndex(({ point }) => point === id);
+  if (completions && id in completions.spec_of) {
+    if (byId("left").value === String(id)) byId("left").value = byId("right").value;
+    byId("right").value = id;
+    choose();
+  }
+  showSelected();
+}
+
+function showSelected() {
+  showWeights();
+  showPreference();
+  showBadly();
+  for (const row of document.querySelectorAll("tr[data-point]")) mark(row, row.dataset.point === String(selected));
+  for (const body of document.querySelectorAll("tbody:has(tr[data-point])")) rove(body);
+}
+
+function mark(row, current) {
+  if (current) row.setAttribute("aria-current", "true");
+  else row.removeAttribute("aria-current");
+}
+
+// One row of a table is reached by Tab, the others by arrows.
+function rove(body, to = body.querySelector("tr[aria-current] a") ?? body.querySelector("a")) {
+  for (const link of body.querySelectorAll("a")) link.tabIndex = link === to ? 0 : -1;
+}
+
+function showBadly() {
+  if (!byId("selected")) return;
+  byId("selected-policy").replaceChildren(...copyOf(`policy-${selected}`).children);
+  const [told, lines] = data.badly[selected];
+  byId("told").textContent = told;
+  const rows = [...byId("badly-table").querySelector("tbody").rows];
+  for (const [i, [own, range, sft, verdict]] of lines.entries()) {
+    const [, mine, theirs, said] = rows[i].cells;
+    [mine.firstElementChild, mine.querySelector(".range"), theirs, said]
+      .forEach((part, k) => { part.textContent = [own, range, sft, verdict][k]; });
+    rows[i].classList.toggle("worse", verdict !== "");
+  }
+  if (data.picks) byId("pick-command").textContent = data.picks.choices[choice] ?? data.picks.point + selected;
+  if (completions) showLost();
+}
+
+// The prompts for which the selected point lost most against the SFT model, as far as they are on the page.
+function showLost() {
+  const [own, sft] = [specOf(selected), specOf(data.sft)];
+  byId("lost").hidden = own === undefined || sft === undefined || selected === data.sft;
+  if (byId("lost").hidden) return;
+  const losses = completions.prompts.map((_, number) => lossOf(own, number));
+  const worst = [...losses.keys()].filter((number) => losses[number] > 0)
+    .sort((a, b) => losses[b] - losses[a] || a - b).filter((_, place) => place < LOST);
+  byId("lost").querySelector("ol").replaceChildren(...worst.map((number) => {
+    const shown = copyOf("lost-prompt");
+    const link = shown.querySelector("a");
+    link.textContent = completions.prompts[number];
+    link.href = `#p=${number + 1}&a=${data.sft}&b=${selected}`;
+    const values = [...shown.querySelectorAll("dd")];
+    for (let k = 0; 2 * k < values.length; k += 1) {
+      const { texts, ranks } = completions.measures[k];
+      [own, sft].forEach((spec, i) => {
+        values[2 * k + i].textContent = ranks[spec][number].filter((rank) => rank !== null).map((rank) => texts[rank]).join(" / ");
+      });
+    }
+    return shown;
+  }));
+  byId("lost").querySelector("p").hidden = worst.length > 0;
+}
+
+// The selected point comes into view.
+function open(id) {
+  if (!(id in data.groups)) return;
+  select(Number(id));
+  drawMarked();
+  keepAddress();
+  (byId("selected") ?? byId("compare")).scrollIntoView();
+}
+
+function setUpSelection() {
+  for (const id of marked) byId(id).on("plotly_click", ({ points: [clicked] }) => open(clicked?.customdata));
+  document.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // another window
+    const link = event.target.closest("a[href^='#b=']");
+    const row = event.target.closest("tr[data-point], tr[data-preference]");
+    if (!link && (!row || String(getSelection()))) return; // who marks a text to copy it selects nothing else
+    event.preventDefault();
+    if (row?.dataset.preference) choice = Number(row.dataset.preference);
+    open(link ? link.hash.slice(3) : row.dataset.point ?? data.choices[choice].point);
+  });
+  for (const body of document.querySelectorAll("tbody:has(tr[data-point])")) {
+    body.addEventListener("keydown", (event) => {
+      const links = [...body.querySelectorAll("tr[data-point] a")];
+      const from = links.indexOf(event.target);
+      const to = links[{ ArrowDown: from + 1, ArrowUp: from - 1, Home: 0, End: links.length - 1 }[event.key]];
+      if (from < 0 || !to) return;
+      event.preventDefault();
+      rove(body, to);
+      to.focus();
+    });
+  }
+}
+
+// ---- The slider over preferences, from the last objective to the first as the one over weights
+
+function setUpPreference() {
+  const slider = byId("preference");
+  slider?.addEventListener("input", () => {
+    choice = data.choices.length - 1 - Number(slider.value);
+    select(data.choices[choice].point);
+    moveLeft();
+    drawMarked();
+  });
+}
+
+function showPreference() {
+  for (const row of document.querySelectorAll("tr[data-preference]")) mark(row, row.dataset.preference === String(choice));
+  const slider = byId("preference");
+  if (!slider) return;
+  byId("preference-off").hidden = choice >= 0;
+  byId("preference-text").textContent = data.choices[choice]?.text ?? "";
+  if (choice >= 0) slider.value = data.choices.length - 1 - choice;
+  slider.setAttribute("aria-valuetext", (choice >= 0 ? byId("preference-text") : byId("preference-off")).textContent);
+}
+
+// ---- The sliders over weights: one over all, or one a policy
+
+const sliders = [...document.querySelectorAll("#weight, .part")];
+const [weightBody] = byId("weight-table")?.querySelector("table").tBodies ?? [];
+const weightRows = [...weightBody?.rows ?? []];
+
+function showWeights() {
+  if (!sliders.length) return;
+  const { text, parts, points } = data.steps[step];
+  byId("weight-text").textContent = text;
+  for (const [k, slider] of sliders.entries()) {
+    slider.value = byId("weight") ? step : data.values[k].indexOf(parts[k]);
+    slider.setAttribute("aria-valuetext", text);
+  }
+  weightBody.replaceChildren(...weightRows.filter((row) => (row.dataset.step ?? String(step)) === String(step)));
+  byId("weight-off").hidden = points.includes(selected);
+}
 
 function setUpWeights() {
-  const sliders = [...document.querySelectorAll("#weight, .part")];
-  if (!sliders.length) return;
-  const single = byId("weight");
-  const [body] = byId("weight-table").querySelector("table").tBodies;
-  const rows = [...body.rows];
-  const show = () => {
-    const { text, parts } = data.steps[step];
-    byId("weight-text").textContent = text;
-    for (const [k, slider] of sliders.entries()) {
-      slider.value = single ? step : data.values[k].indexOf(parts[k]);
-      slider.setAttribute("aria-valuetext", text);
-    }
-    body.replaceChildren(...rows.filter((row) => (row.dataset.step ?? String(step)) === String(step)));
-  };
   // Of the weights with this value for one policy, those nearest to where the sliders were.
   const nearest = (k, value) => {
     const { parts } = data.steps[step];
@@ -87,23 +223,22 @@ function setUpWeights() {
   };
   for (const [k, slider] of sliders.entries()) {
     slider.addEventListener("input", () => {
-      step = single ? Number(slider.value) : data.steps.indexOf(nearest(k, data.values[k][slider.value]));
-      show();
-      if (completions) moveTo(data.steps[step].points);
+      step = byId("weight") ? Number(slider.value) : data.steps.indexOf(nearest(k, data.values[k][slider.value]));
+      const { points } = data.steps[step];
+      select(points.find((id) => data.groups[id] === data.groups[selected]) ?? points[0]);
+      moveLeft();
       drawMarked();
     });
   }
-  step = data.steps.length >> 1;
-  show();
 }
 
-// The points of the compared groups among these.
-function moveTo(ids) {
-  for (const side of ["left", "right"]) {
-    const group = data.groups[byId(side).value];
-    const found = ids.find((id) => data.groups[id] === group && id in completions.spec_of);
-    if (found !== undefined) byId(side).value = found;
-  }
+// What the selected point is compared with moves along to its weights.
+function moveLeft() {
+  if (!completions) return;
+  const group = data.groups[byId("left").value];
+  const found = data.steps[step]?.points.find((id) => data.groups[id] === group && id in completions.spec_of);
+  if (found === undefined || found === selected) return;
+  byId("left").value = found;
   choose();
 }
 
@@ -111,6 +246,7 @@ function moveTo(ids) {
 
 let prompt = 0;
 let order = [];
+let compared = () => [];
 
 function copyOf(id) {
   return byId(id).content.firstElementChild.cloneNode(true);
@@ -118,6 +254,7 @@ function copyOf(id) {
 
 const specOf = (id) => completions.spec_of[id];
 const sides = () => ["left", "right"].map((id) => byId(id).value);
+if (completions) compared = () => sides().map(Number);
 
 // The mean over samples of a score of a prompt, in units of its spread; null where there is none.
 function score({ values, ranks }, spec, number) {
@@ -134,15 +271,19 @@ function differences(a, b, number) {
   return found;
 }
 
+// By how much a spec is below the SFT model, over all objectives.
+function lossOf(spec, number) {
+  return differences(spec, specOf(data.sft), number).reduce((sum, value) => sum + value, 0);
+}
+
 // The prompts in the order that the reader asks for.
 function arrange() {
   const [left, right] = sides().map(specOf);
-  const sft = specOf(data.sft);
   const how = byId("order").value;
   const count = completions.prompts.length;
   const weigh = {
     difference: (number) => differences(left, right, number).reduce((sum, value) => sum + Math.abs(value), 0),
-    loss: (number) => (sft === undefined ? 0 : -differences(sft, right, number).reduce((sum, value) => sum + value, 0)),
+    loss: (number) => (specOf(data.sft) === undefined ? 0 : lossOf(right, number)),
     run: () => 0,
   }[how];
   const keys = Array.from({ length: count }, (_, number) => weigh(number));
@@ -228,7 +369,7 @@ function sample(spec, other, index, number, parts) {
 
 function side(id, otherId, marked) {
   const [spec, other] = [id, otherId].map(specOf);
-  const shown = copyOf(`side-${id}`);
+  const shown = copyOf(`policy-${id}`);
   const written = completions.written[spec][prompt];
   shown.querySelector("h3").after(...written.map((index, i) => sample(spec, other, index, i, marked[i])));
   return shown;
@@ -250,6 +391,8 @@ function compare() {
   });
   const marked = [0, 1].map((k) => written[k].map((_, i) => pairs[i]?.[k] ?? null));
   byId("comparison").querySelector(".sides").replaceChildren(side(left, right, marked[0]), side(right, left, marked[1]));
+  const shownKl = [left, right].flatMap((id) => completions.measures.at(-1).ranks[specOf(id)][prompt]);
+  byId("negative-kl").hidden = !shownKl.some((rank) => rank !== null && completions.measures.at(-1).texts[rank].startsWith("\u2212"));
   byId("address").href = `#p=${prompt + 1}&a=${left}&b=${right}`;
 }
 
@@ -262,26 +405,28 @@ function goTo(number) {
 
 // The address of the window is that of the view once the reader has chosen one.
 function keepAddress() {
-  history.replaceState(null, "", byId("address").getAttribute("href"));
+  const shown = completions && compared().includes(selected);
+  history.replaceState(null, "", shown ? byId("address").getAttribute("href") : `#b=${selected}`);
 }
 
 // Another pair, or another order: begin where it begins.
 function choose({ at = null } = {}) {
-  compared = sides().map(Number);
   arrange();
   prompt = at ?? order[0];
   compare();
 }
 
-// What an address such as #p=12&a=3&b=7 asks for; one without b is of no view.
+// What an address such as #p=12&a=3&b=7 or #b=7 asks for; one without b is of no view.
 function openAddress() {
   const asked = new URLSearchParams(location.hash.slice(1));
-  if (!completions || !(asked.get("b") in completions.spec_of)) return;
-  for (const [key, id] of [["a", "left"], ["b", "right"]]) if (asked.get(key) in completions.spec_of) byId(id).value = asked.get(key);
+  if (!(asked.get("b") in data.groups)) return;
+  select(Number(asked.get("b")));
+  const isRead = completions && asked.get("b") in completions.spec_of;
+  if (isRead && asked.get("a") in completions.spec_of) byId("left").value = asked.get("a");
   const number = Number(asked.get("p")) - 1;
-  choose({ at: number in completions.prompts ? number : null });
+  if (isRead) choose({ at: number in completions.prompts ? number : null });
   drawMarked();
-  byId("compare").scrollIntoView();
+  (isRead && asked.has("p") ? byId("compare") : byId("selected") ?? byId("compare")).scrollIntoView();
 }
 
 // The next prompt, after this one and around, that has the text in itself or in one of the two columns.
@@ -305,37 +450,47 @@ function setUpComparison() {
     measure.values = measure.texts.map((text) => Number(text.replace("\u2212", "-")) / measure.spread);
   }
   const chosen = () => { choose(); keepAddress(); drawMarked(); };
-  for (const id of ["left", "right"]) byId(id).addEventListener("change", chosen);
+  byId("left").addEventListener("change", chosen);
+  byId("right").addEventListener("change", () => {
+    select(Number(byId("right").value));
+    keepAddress();
+    drawMarked();
+  });
   byId("order").addEventListener("change", chosen);
   byId("words").addEventListener("change", compare);
   byId("previous").addEventListener("click", () => goTo(order[order.indexOf(prompt) - 1]));
   byId("next").addEventListener("click", () => goTo(order[order.indexOf(prompt) + 1]));
   byId("prompt-number").addEventListener("change", (event) => goTo(event.target.valueAsNumber - 1));
   byId("find").addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target.value) find(event.target.value); });
-  for (const id of ["front-figure", "pair-figure", "kl-figure", "ternary-figure"]) {
-    if (id in data.figures) byId(id).on("plotly_click", ({ points: [clicked] }) => open(clicked?.customdata));
+  choose();
+}
+
+// ---- Tables that are wider than their place say so
+
+function setUpScrolling() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    const show = () => {
+      const wide = box.scrollWidth > box.clientWidth + 1;
+      box.previousElementSibling.hidden = !wide;
+      box.classList.toggle("further", wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+    };
+    box.addEventListener("scroll", show, { passive: true });
+    const watch = new ResizeObserver(show);
+    watch.observe(box);
+    watch.observe(box.firstElementChild);
   }
-  choose();
-  addEventListener("hashchange", openAddress);
 }
 
-// The completions of a point, on the right, come into view.
-function open(id) {
-  if (!(id in completions.spec_of)) return;
-  if (byId("left").value === String(id)) byId("left").value = byId("right").value;
-  byId("right").value = id;
-  choose();
-  keepAddress();
-  drawMarked();
-  byId("compare").scrollIntoView();
-}
-
+setUpComparison();
+select(selected);
+setUpPreference();
 setUpWeights();
 drawAll();
-setUpComparison();
-drawMarked();
+setUpSelection();
+setUpScrolling();
+addEventListener("hashchange", openAddress);
 openAddress();
-for (const control of document.querySelectorAll("fieldset input, #axes select, .figures select, #ternary-measure, #forgetting-reward, #surrogate-reward")) {
+for (const control of document.querySelectorAll("fieldset input, #axes select, #kl-reward, #ternary-measure, #forgetting-reward, #surrogate-reward")) {
   control.addEventListener("change", drawAll);
 }
 for (const screen of [darkScreen, narrowScreen]) screen.addEventListener("change", drawAll);

@@ -16,10 +16,11 @@ from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from rlhf_lines.pareto import look_at
-from rlhf_lines.pareto.report import facts, tables
+from rlhf_lines.pareto.figures.kl import kl_choices
+from rlhf_lines.pareto.report import badly, facts, tables
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting, score_spreads
 from rlhf_lines.pareto.report.content import Content
-from rlhf_lines.pareto.report.figures import is_ternary, kl_choices, page_figures, ternary_measures, validation_maps
+from rlhf_lines.pareto.report.figures import is_ternary, page_figures, ternary_measures, validation_maps
 from rlhf_lines.pareto.report.groups import palette
 from rlhf_lines.pareto.report.words import setting, visible
 from rlhf_lines.pareto.schema import LINES, SFT, SOUP, Front, PointEntry, label
@@ -44,9 +45,9 @@ def report_html(
         front: what `build_front` returns; what it does not know leaves out its section.
         completions: what the points wrote; None leaves out the comparison.
         made: how it was made, all optional: `title`, `facts` (pairs of name and text), `versions` (name to
-            version), `commands` (pairs of purpose and command), `merges` (id of a point to the command that makes
-            its policy), `example` (pairs of a reader and what it reads of one row) and `config` (text of
-            `config.yaml`).
+            version), `run` (the folder as a shell reads it), `commands` (pairs of purpose and command), `merges` (id of
+            a point to the command that makes its policy), `example` (pairs of a reader and what it reads of one row)
+            and `config` (text of `config.yaml`).
         max_bytes: size of the page.
 
     Raises:
@@ -102,31 +103,44 @@ def _page(
     *,
     with_texts: bool = True,
 ) -> str:
-    groups = {point["id"]: content.groups[point["group"]].key for point in content.front["points"]}
+    front = content.front
+    selected, step = _first_selected(content)
+    picks = _pick_commands(content, made)
     data = {
         "figures": figures,
         "steps": [asdict(step) for step in content.steps],
         "values": slider_values(content),
-        "groups": groups,
-        "sft": next((point["id"] for point in content.front["points"] if point["group"] == SFT), None),
+        "choices": [
+            {"point": choice.point, "text": f"{choice.text}: {visible(content.label(content.by_id[choice.point]))}"}
+            for choice in content.choices
+        ],
+        "picks": picks,
+        "groups": {point["id"]: content.groups[point["group"]].key for point in front["points"]},
+        "sft": next((point["id"] for point in front["points"] if point["group"] == SFT), None),
+        "badly": {point["id"]: _badly(content, point) for point in front["points"]},
+        "selected": selected,
+        "step": step,
         "completions": None,
     }
     read, compared = [], None
     if completions is not None and completions.prompts:
-        read = [point for point in content.front["points"] if point["id"] in completions.spec_of]
+        read = [point for point in front["points"] if point["id"] in completions.spec_of]
     if read:
         data["completions"] = _columns(content, completions, spreads) if with_texts else None
-        compared = _first_compared(read, content.steps[len(content.steps) // 2].points if content.steps else [])
+        compared = _first_compared(read, selected, content.steps[step].points if content.steps else [])
+        data["selected"] = compared[1]
     return _template().render(
         content=content,
-        front=content.front,
+        front=front,
         figures=figures,
         made=made,
         completions=completions,
         read=read,
+        picks=picks,
+        step=step,
         compared=compared,
         is_ternary=is_ternary(content),
-        kl_choices=kl_choices(content),
+        kl_choices=kl_choices(content.front),
         ternary_names=[measure.name for measure in ternary_measures(content)],
         ternary_groups={content.by_id[i]["group"] for step in content.steps for i in step.points},
         validation_maps=validation_maps(content),
@@ -144,13 +158,50 @@ def _columns(content: Content, completions: Completions, spreads: Mapping[str, f
     return columns(completions, digits, content.kl.digits, spreads)
 
 
-def _first_compared(read: Sequence[PointEntry], ringed: Sequence[int]) -> tuple[int, int]:
-    """The ids of the points whose completions are side by side at first: the soup and LiNeS at the slider's weights."""
+def _first_selected(content: Content) -> tuple[int, int]:
+    """The id of the point that is selected at first, and the step of its weights.
+
+    It is the best for the preference that is nearest to equal, or LiNeS at the weights in the middle.
+    """
+    middle = len(content.steps) // 2
+    if content.choices:
+        selected = min(content.choices, key=lambda choice: sum(part**2 for part in choice.preference)).point
+    elif content.steps:
+        of = {content.by_id[i]["group"]: i for i in content.steps[middle].points}
+        selected = of.get(LINES, content.steps[middle].points[0])
+    else:
+        selected = content.front["points"][-1]["id"]
+    return selected, next((k for k, step in enumerate(content.steps) if selected in step.points), middle)
+
+
+def _first_compared(read: Sequence[PointEntry], selected: int, ringed: Sequence[int]) -> tuple[int, int]:
+    """The ids of the points whose completions are side by side at first: the soup at the same weights and the selected.
+
+    Where the selected one is the soup itself, LiNeS is beside it, or any other.
+    """
     of = {point["group"]: point["id"] for point in reversed(read) if point["id"] in ringed}
     ids = [point["id"] for point in read]
-    right = of.get(LINES, next((i for i in ids if i in ringed), ids[-1]))
-    left = of.get(SOUP, next((i for i in ids if i != right), right))
-    return left, right
+    right = selected if selected in ids else of.get(LINES, ids[-1])
+    beside = [of.get(SOUP), of.get(LINES), *ids]
+    return next((i for i in beside if i not in (None, right)), right), right
+
+
+def _badly(content: Content, point: PointEntry) -> tuple[str, list[list[str]]]:
+    """What a point does badly: a sentence, and the cells of `badly_table`."""
+    cells = [[line.own, line.interval, line.sft, line.verdict] for line in badly.lines(content, point)]
+    return visible(badly.told(content, point)), cells
+
+
+def _pick_commands(content: Content, made: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The commands that pick what is picked on the page: one a preference, and the beginning of that of a point."""
+    if "run" not in made:
+        return None
+    pick = f"rlhf-lines pick {visible(made['run'])}"
+    preferences = (" ".join(repr(part).removesuffix(".0") for part in each.preference) for each in content.choices)
+    return {
+        "choices": [f"{pick} --preference {preference} --scale range" for preference in preferences],
+        "point": f"{pick} --point ",
+    }
 
 
 @cache

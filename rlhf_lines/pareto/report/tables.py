@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import bases
 from rlhf_lines.pareto.look_at import likely_choices
-from rlhf_lines.pareto.pick import CONTROLS, Picked, pick
-from rlhf_lines.pareto.report import facts
-from rlhf_lines.pareto.report.content import Content, Measure, Tuned
+from rlhf_lines.pareto.pick import Picked, pick
+from rlhf_lines.pareto.report import badly, facts
+from rlhf_lines.pareto.report.content import Content, Measure
 from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, signed, visible, weights
 from rlhf_lines.pareto.schema import SFT, GridEntry, Mean, PointEntry, Value, label, shortened
@@ -85,42 +85,36 @@ def weight_table(content: Content) -> Table:
     steps = {i: {"data-step": str(k)} for k, step in enumerate(content.steps) for i in step.points}
     points = [p for group in content.groups for p in content.points_of(group) if group == SFT or p["id"] in steps]
     columns = [*_measured(content, [*content.scores, *content.behaviour], points), *_settings(content, points)]
-    groups = _groups(content, [point["group"] for point in points])
-    return Table("Scores at these weights", [groups, *columns], [steps.get(point["id"], {}) for point in points])
+    cells = _groups(content, [point["group"] for point in points]).cells
+    groups = Column("group", [_link(point, cell) for point, cell in zip(points, cells, strict=True)], start=True)
+    rows = [steps.get(point["id"], {}) | _row(point) for point in points]
+    return Table("Scores at these weights", [groups, *columns], rows)
 
 
-def choice_table(content: Content, read: Collection[int]) -> Table | None:
-    """For every preference the best point of each group; None where there are too many objectives to list them.
-
-    Args:
-        content: the front.
-        read: ids of the points whose completions are on the page.
-    """
-    front, rows = content.front, list(content.preferences())
-    if not rows or not front["fronts"]:
+def choice_table(content: Content) -> Table | None:
+    """For every preference the best point of each group; None where there are too many objectives to list them."""
+    front = content.front
+    if not content.choices:
         return None
     groups = [name for name in content.groups if name in front["fronts"]]
-    allowed = [name for name in groups if name not in CONTROLS] or groups
     objectives = [shortened(visible(objective), 20) for objective in front["objectives"]]
     cells: dict[str, list[str]] = {name: [] for name in groups}
-    for row in rows:
-        found = {name: pick(front, preference=row, scale="range", group=name) for name in groups}
-        worth = {name: _worth(each) for name, each in found.items()}
-        best = max(allowed, key=worth.get)
-        for name, each in found.items():
-            text = Markup("<span>{} <span class='range'>({})</span></span>").format(
-                content.place(each.point), number(worth[name], 3)
-            )
-            if each.point["id"] in read:
-                text = Markup('<a href="#b={}">{}</a>').format(each.point["id"], text)
-            cells[name].append(Markup("<strong class='chosen'>{} ★</strong>").format(text) if name == best else text)
+    for choice in content.choices:
+        for name in groups:
+            found = pick(front, preference=choice.preference, scale="range", group=name)
+            place = content.place(found.point)
+            text = Markup("<span>{} <span class='range'>({})</span></span>").format(place, number(_worth(found), 3))
+            cell = _link(found.point, text)
+            is_best = found.point["id"] == choice.point
+            cells[name].append(Markup("<strong class='chosen'>{} best</strong>").format(cell) if is_best else cell)
     heads = [
         Markup("<span>{} {}</span>").format(symbol(content.groups[name]), bdi(content.groups[name].label))
         for name in groups
     ]
-    labels = [" : ".join(f"{100 * part:.0f}" for part in row) for row in rows]
+    labels = [" : ".join(f"{100 * part:.0f}" for part in choice.preference) for choice in content.choices]
     first = Column(Markup("<span>{} (%)</span>").format(bdi(" : ".join(objectives))), labels, start=True)
-    return Table("The best point of every group by preference", [first, *map(Column, heads, cells.values())])
+    rows = [{"data-preference": str(k)} for k in range(len(labels))]
+    return Table("The best point of every group by preference", [first, *map(Column, heads, cells.values())], rows)
 
 
 def _worth(picked: Picked) -> float:
@@ -182,10 +176,8 @@ def validation_table(content: Content) -> Table:
     digits = decimals(entry["hypervolume"]["value"] for entry in entries)
     is_chosen = [all(entry[key] == each.tuning["chosen"][key] for key in each.tuning["chosen"]) for each, entry in rows]
 
-    def said(each: Tuned, entry: GridEntry, chosen: bool) -> str:
-        if chosen:
-            return "chosen, at an edge" if each.tuning["at_edge"] else "chosen"
-        return "" if entry["within_limits"] else "beyond the limits"
+    def said(entry: GridEntry, chosen: bool) -> str:
+        return "chosen" if chosen else "" if entry["within_limits"] else "beyond the limits"
 
     columns = [
         Column("group", [bdi(label(each.group)) for each, _ in rows], start=True),
@@ -196,7 +188,7 @@ def validation_table(content: Content) -> Table:
     for key, head in (("kl", "largest KL, nats"), ("forgetting", "perplexity over SFT's")):
         if any(entry[key] is not None for entry in entries):
             columns.append(Column(head, [number(entry[key], 3) for entry in entries]))
-    columns.append(Column("", [said(*row, found) for row, found in zip(rows, is_chosen, strict=True)], start=True))
+    columns.append(Column("", [said(*each) for each in zip(entries, is_chosen, strict=True)], start=True))
     return Table("Validation hypervolumes", columns, [{"class": "chosen"} if found else {} for found in is_chosen])
 
 
@@ -281,7 +273,7 @@ def predictions_table(content: Content) -> Table:
         for key in ("predicted", "measured"):
             head = Markup("<span>{} {}</span>").format(name(reward), key)
             columns.append(Column(head, [number(entry[key].get(reward), measure.digits) for entry in predictions]))
-    return Table("Predicted and measured scores", columns)
+    return Table("Predicted and measured scores", columns, list(map(_row, points)))
 
 
 def pairs_table(head: str, pairs: Sequence[tuple[str, str]]) -> Table:
@@ -289,17 +281,44 @@ def pairs_table(head: str, pairs: Sequence[tuple[str, str]]) -> Table:
     return Table(head, [Column(top, [name(pair[k]) for pair in pairs], start=True) for k, top in enumerate((head, ""))])
 
 
+def badly_table(content: Content) -> Table:
+    """What a point does badly, whose numbers the page fills in."""
+    lines = badly.lines(content, content.front["points"][0])
+    empty = [""] * len(lines)
+    columns = [Column("measure", [name(line.measure) for line in lines], start=True)]
+    columns += [Column("this policy", [Markup("<span></span> <span class='range'></span>")] * len(lines))]
+    columns += [Column("SFT model", empty), Column("verdict", empty, start=True)]
+    return Table("What the selected policy does badly", columns)
+
+
 def _points(content: Content, points: Sequence[PointEntry]) -> Column:
-    """Which point a row is of, which stays in sight while the others are scrolled."""
+    """Which point a row is of, which stays in sight while the others are scrolled.
+
+    A long name is cut; what tells the points of a group apart stands in a part of its own, which is not.
+    """
     cells = [
-        Markup("<span>{} {}{}</span>").format(
-            symbol(content.groups[point["group"]]),
-            bdi(content.label(point)),
-            Markup(" ★") if point["id"] in content.best else "",
+        _link(
+            point,
+            Markup('<span class="point"><span>{} {}</span> <span class="place">{}{}</span></span>').format(
+                symbol(content.groups[point["group"]]),
+                bdi(", ".join(content.names(point))),
+                content.place(point),
+                " ✓" if point["id"] in content.best else "",
+            ),
         )
         for point in points
     ]
     return Column("policy", cells, start=True)
+
+
+def _link(point: PointEntry, text: Markup) -> Markup:
+    """A text that selects a point."""
+    return Markup('<a href="#b={}">{}</a>').format(point["id"], text)
+
+
+def _row(point: PointEntry) -> dict[str, str]:
+    """The attributes of a row that stands for a point."""
+    return {"data-point": str(point["id"])}
 
 
 def _rows(content: Content, points: Sequence[PointEntry]) -> list[Mapping[str, str]]:
@@ -308,7 +327,7 @@ def _rows(content: Content, points: Sequence[PointEntry]) -> list[Mapping[str, s
     if len(points) > PRINTED:
         kept = {point["id"] for point in points if point["group"] == SFT}
         kept |= {point["id"] for point in likely_choices(content.front)}
-    return [{} if point["id"] in kept else {"class": "unprinted"} for point in points]
+    return [_row(point) | ({} if point["id"] in kept else {"class": "unprinted"}) for point in points]
 
 
 def _measured(content: Content, measures: Iterable[Measure], points: Sequence[PointEntry]) -> list[Column]:

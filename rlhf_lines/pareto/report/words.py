@@ -102,17 +102,17 @@ def signed(value: float | None, digits: int) -> str:
 
 
 def setting(value: float | str) -> str:
-    """A setting as people write it, with four significant digits.
+    """A setting as people write it, with four significant digits, never -0.
 
-    >>> setting(1.0), setting(-12345.6), setting("auto")
-    ('1', '−12350', 'auto')
+    >>> setting(1.0), setting(-12345.6), setting(-0.0), setting("auto")
+    ('1', '−12350', '0', 'auto')
     """
-    return value if isinstance(value, str) else f"{float(f'{value:.4g}'):.15g}".replace("-", MINUS)
+    return value if isinstance(value, str) else f"{float(f'{value:.4g}'):z.15g}".replace("-", MINUS)
 
 
 def share(weight: float) -> str:
-    """A weight with at most three decimals."""
-    return f"{round(weight, 3):g}"
+    """A weight with at most three decimals, never -0."""
+    return f"{round(weight, 3):zg}"
 
 
 def weights(values: Sequence[float]) -> str:

@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 from rlhf_lines.artifact import write_whole
 from rlhf_lines.lock import only_writer
-from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
+from rlhf_lines.pareto import (
+    Front,
+    Point,
+    build_front,
+    plot_forgetting,
+    plot_front,
+    plot_kl,
+    plot_validation,
+    write_front,
+)
 from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
 from rlhf_lines.pareto.schema import Forgetting, Validation
@@ -32,7 +41,7 @@ def trace_front(
 ) -> Front:
     """Write `front.json` and the figures from what the store holds, and return the front.
 
-    The figures are `front`, and, where there is something to draw, `validation` and `forgetting`, each as .png
+    The figures are `front`, and, where there is something to draw, `kl`, `validation` and `forgetting`, each as .png
     and .pdf. Beside them are `table.tex`, the measures of the groups, and `front.csv`, the points.
 
     Args:
@@ -117,6 +126,8 @@ def _trace_front(folder: Path, split: str) -> Front:
             audit=store.recall("audit", None),
         )
     plot_front(front, *_files(folder, "front"))
+    if any(point["kl"] for point in front["points"]):
+        plot_kl(front, *_files(folder, "kl"))
     if front["validation"] is not None:
         plot_validation(front, *_files(folder, "validation"))
     if front["forgetting"] is not None:

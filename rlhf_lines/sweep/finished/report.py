@@ -83,13 +83,13 @@ def how_it_was_made(folder: Path, front: Front) -> dict[str, Any]:
     facts += [("SFT model", front["sft_model"])] if front["sft_model"] else []
     facts += [(f"policy {k}", path) for k, path in enumerate(front["policies"], 1)]
     run = shlex.quote(str(folder))
-    equal = " ".join("1" for _ in front["rewards"])
     return {
         "title": "/".join(folder.resolve().parts[-2:]).lstrip("/"),
         "facts": facts,
+        "run": run,
         "versions": read_record(folder).get("versions", {}),
         "commands": [
-            ("Choose a point by preference", f"rlhf-lines pick {run} --preference {equal} --scale range"),
+            *([("Sweep again, with the config.yaml below", _sweep_command(config))] if config.is_file() else []),
             ("Compute the front and this page again", f"rlhf-lines front {run} && rlhf-lines report {run}"),
         ],
         "merges": {
@@ -99,6 +99,12 @@ def how_it_was_made(folder: Path, front: Front) -> dict[str, Any]:
         },
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
     }
+
+
+def _sweep_command(config: Path) -> str:
+    """The sweep of a run once more, in a folder of its own: that of the run is there already."""
+    again = config.parent.with_name(f"{config.parent.name}-again")
+    return shlex.join(["rlhf-lines", "sweep", "--config", str(config), "--output_dir", str(again)])
 
 
 def _by_sample(rows: list[Row], value: Callable[[Row], Any]) -> list[Any]:

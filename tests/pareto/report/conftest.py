@@ -42,7 +42,7 @@ def open_page(browser, tmp_path_factory):
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, "offline": True, **settings})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # a limit, for machines that are busy
         if watched:
             page.on("console", lambda message: opened.complaints.append(message.text))
             page.on("pageerror", lambda error: opened.complaints.append(str(error)))

@@ -112,7 +112,9 @@ def make_completions(front, prompts=24, samples=1, length=60, hostile=False):
 MADE = {
     "title": "demo",
     "facts": [["seed", "0"], ["reference point", "lowest mean score"]],
+    "run": "outputs/demo/sweep",
+    "merges": {"3": "rlhf-lines merge --output_dir outputs/demo/sweep/point_3"},
     "versions": {"python": "3.11", "torch": "2.13.0"},
-    "commands": [["Choose a point", "rlhf-lines pick outputs/demo/sweep --preference 0.5 0.5"]],
+    "commands": [["Sweep again", "rlhf-lines sweep --config outputs/demo/sweep/config.yaml"]],
     "config": "seed: 0\nrewards: [brief, faithful]\n",
 }

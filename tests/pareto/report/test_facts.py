@@ -38,8 +38,8 @@ class TestVerdicts:
     def test_effects_are_shares_of_the_other_group(self):
         [card] = verdicts(compared(rewarded_soup=(1, -1, 0)))
         assert [(e.measure, e.effect, e.interval, e.p_value, e.verdict, e.sign) for e in card.effects] == [
-            ("hypervolume", "+16 %", "[+8, +24] %", "<0.001", "better", "▲"),
-            ("expected utility", f"{MINUS}2.0 %", f"[{MINUS}3.0, {MINUS}1.0] %", "<0.001", "worse", "▼"),
+            ("hypervolume", "+16 %", "[+8, +24] %", "<0.001", "better", "↑"),
+            ("expected utility", f"{MINUS}2.0 %", f"[{MINUS}3.0, {MINUS}1.0] %", "<0.001", "worse", "↓"),
             ("hypervolume at equal KL", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
         ]
         assert (card.title, card.verdict) == ("LiNeS against rewarded soup: mixed", "mixed")
@@ -83,17 +83,35 @@ class TestFacts:
         front = make_front(groups=("lines",))
         front["validation"]["groups"] = {"scaled": {**front["validation"], "at_edge": False}}
         chosen = facts(front)[0]
-        assert chosen.title == "Scalings were chosen at the edge of what was tried"
-        assert "LiNeS: alpha 1, beta 1 (of 9 settings; at an edge of what was tried, so" in chosen.text
-        assert "even scaling: alpha 1, beta 1 (of 9 settings)." in chosen.text
+        assert (chosen.title, chosen.verdict) == ("Scalings were chosen on other prompts", "unclear")
+        settings = "LiNeS: alpha 1, beta 1 (of 9 settings); even scaling: alpha 1, beta 1 (of 9 settings). Chosen by"
+        assert chosen.text.startswith(settings)
+        assert chosen.text.endswith("LiNeS lies at an edge of what was tried, so that more of it may be better.")
         assert "on 16 validation prompts at 3 weights" in chosen.text
         front["validation"] |= {"at_edge": False, "max_kl": 4.5}
         front["validation"]["chosen"]["beta"] = 0.0
         chosen = facts(front)[0]
-        assert chosen.title == "Scalings were chosen on other prompts" and "with KL at most 4.5" in chosen.text
+        assert "edge" not in chosen.text and "with KL at most 4.5" in chosen.text and chosen.verdict == ""
         assert "LiNeS is plain scaling here" in chosen.text
         front["validation"]["minimum"] = {"harmless": 0.25}
         assert "with KL at most 4.5 and harmless at least 0.25, and used" in facts(front)[0].text
+
+    @pytest.mark.parametrize(
+        ("at_edge", "words"),
+        [
+            ((True, True, True), "All lie at an edge of"),
+            ((True, False, True), "LiNeS and reversed LiNeS lie at an edge of"),
+        ],
+    )
+    def test_an_edge_is_told_once(self, at_edge, words):
+        front = make_front(groups=("lines",))
+        others = {"scaled": at_edge[1], "reversed": at_edge[2]}
+        front["validation"]["at_edge"] = at_edge[0]
+        front["validation"]["groups"] = {
+            name: {**front["validation"], "at_edge": edge} for name, edge in others.items()
+        }
+        text = facts(front)[0].text
+        assert words in text and text.count("edge") == 1
 
     @pytest.mark.parametrize(
         ("soup", "title", "change"),
@@ -116,7 +134,8 @@ class TestFacts:
         assert forgotten.text == (
             "Perplexity of 50 texts outside the task, lower is better: the SFT model's is 4. At the same weights the "
             f"rewarded soup changes it by {change} % and LiNeS by +6 % (medians over 11 weights); LiNeS has 90 % of "
-            "the soup's gain in brief and 90 % of the soup's gain in faithful."
+            "the soup's gain in brief (median over 11 weights) and 90 % of the soup's gain in faithful (median over 11 "
+            "weights)."
         )
 
     def test_nothing_was_forgotten(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rlhf_lines.pareto.pick import pick_point
 from rlhf_lines.pareto.report import Completions, report_html
 from rlhf_lines.pareto.report.words import visible
 from rlhf_lines.pareto.wins import lost_most
+from tests.pareto.damaged import DEMO, front_of
 from tests.pareto.report.report_runs import HOSTILE, MADE, MINUS, make_completions, make_front
 
 
@@ -64,17 +66,28 @@ def test_everything_is_on_the_page(page, front):
     assert page.title() == "demo: front"
     assert page.locator("h1").inner_text() == "demo"
     assert page.evaluate(SECTIONS) == [
-        *("decision", "choice", "weights", "compare", "volumes", "validation", "forgetting", "surrogate", "points"),
+        *(
+            "decision",
+            "choice",
+            "weights",
+            "selected",
+            "compare",
+            "volumes",
+            "validation",
+            "forgetting",
+            "surrogate",
+            "points",
+        ),
         "made",
     ]
     assert page.locator("#points-table tbody tr").count() == len(front["points"]) == len(drawn_ids(page))
     assert page.locator("#volumes-table tbody tr").count() == 4
     assert page.locator("#validation-table tr.chosen td").all_text_contents()[1:] == (
-        ["1", "1", "linear", "4.000", "chosen, at an edge"]
+        ["1", "1", "linear", "4.000", "chosen"]
     )
     assert page.locator("#surrogate-table tbody tr").count() == 12
     assert page.locator("#undone-table tbody tr").count() == 11
-    assert "rlhf-lines pick" in page.locator("#made").inner_text()
+    assert "rlhf-lines sweep" in page.locator("#made").inner_text()
     assert page.locator(".js-plotly-plot").count() == 5
 
 
@@ -166,7 +179,7 @@ def test_completions_of_any_two_points_side_by_side(page, front):
     shown = page.locator("#comparison dl div:first-child dd").all_inner_texts()
     pairs = [(scores[left["id"]][1][s], scores[right["id"]][1][s]) for s in (0, 1)]
     expected = [(a, a > b) for a, b in pairs] + [(b, b > a) for a, b in pairs]
-    assert shown == [f"{value:.3f}".replace("-", MINUS) + " ▲" * higher for value, higher in expected]
+    assert shown == [f"{value:.3f}".replace("-", MINUS) + " ↑" * higher for value, higher in expected]
 
 
 def test_prompts_are_reached_by_number_and_by_text(page):
@@ -192,8 +205,166 @@ def test_a_click_on_a_point_opens_its_completions(page, front):
     page.mouse.click(*pixel(page, point, front["rewards"]))
     assert page.locator("#right").input_value() == str(point["id"])
     assert page.locator("#comparison .side").last.locator(".text").first.inner_text().startswith(f"{point['id']}.")
-    page.wait_for_function("() => Math.abs(document.getElementById('compare').getBoundingClientRect().top) < 40")
-    assert [point["scores"][reward]["mean"] for reward in front["rewards"]] in ringed(page, "compared")
+    page.wait_for_function("() => Math.abs(document.getElementById('selected').getBoundingClientRect().top) < 40")
+    assert [point["scores"][reward]["mean"] for reward in front["rewards"]] in ringed(page, "selected")
+
+
+def selected(page):
+    """Returns the id of the point whose faults are listed, by the command that picks or makes it, and its name."""
+    return page.evaluate("selected"), page.locator("#selected-policy h3").inner_text().split(maxsplit=1)[1]
+
+
+def test_a_row_of_a_table_selects_its_point(open_page, report, front):
+    page = open_page(report)
+    point = find(front, "scaled", (0.3, 0.7))
+    row = page.locator(f"#points-table tr[data-point='{point['id']}']")
+    row.locator("td").nth(1).click()
+    assert selected(page) == (point["id"], "even scaling, 0.3 / 0.7")
+    assert page.locator("#right").input_value() == str(point["id"])
+    assert row.get_attribute("aria-current") == "true"
+    assert ringed(page, "selected") == [[point["scores"][reward]["mean"] for reward in front["rewards"]]]
+    # By keys: one row is reached by Tab, the next by an arrow, and Enter selects it.
+    link = row.locator("a")
+    assert page.locator("#points-table a").evaluate_all("links => links.filter(a => a.tabIndex === 0).length") == 1
+    link.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert selected(page) == (find(front, "scaled", (0.4, 0.6))["id"], "even scaling, 0.4 / 0.6")
+    page.locator("#weight-table tbody tr", has_text="SFT").locator("td").first.click()
+    assert selected(page) == (0, "SFT")
+    assert page.locator("#pick-command").inner_text() == "rlhf-lines pick outputs/demo/sweep --point 0"
+
+
+def test_the_sliders_follow_the_selected_point_or_say_that_they_do_not(open_page, report, front):
+    page = open_page(report)
+    picked = pick_point(front, preference=[0.7, 0.3], scale="range")
+    slider = page.locator("#preference")
+    slider.focus()
+    page.keyboard.press("End")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")  # from 100 : 0 to 70 : 30
+    assert page.locator("#preference-text").inner_text().startswith("70 % brief · 30 % faithful: LiNeS, ")
+    assert selected(page)[0] == picked["id"] and page.locator("#preference-off").is_hidden()
+    command = "rlhf-lines pick outputs/demo/sweep --preference 0.7 0.3 --scale range"
+    assert page.locator("#pick-command").inner_text() == command
+    assert page.locator("#choice-table tr[aria-current] th").inner_text() == "70 : 30"
+    weights = page.locator("#weight-text").inner_text().split(" · ")
+    assert [float(part.split()[0]) for part in weights] == picked["spec"]["weights"]
+    # A control is best for no preference, and has the slider's weights.
+    control = find(front, "reversed", (0.2, 0.8))
+    page.mouse.click(*pixel(page, control, front["rewards"]))
+    assert page.locator("#preference-off").is_visible() and page.locator("#preference-text").inner_text() == ""
+    assert page.locator("#choice-table tr[aria-current]").count() == 0
+    assert page.locator("#pick-command").inner_text() == f"rlhf-lines pick outputs/demo/sweep --point {control['id']}"
+    assert page.locator("#weight-text").inner_text() == "0.2 ppo-first · 0.8 ppo-second"
+    assert page.locator("#weight-off").is_hidden()
+    # The SFT model has no weights, either.
+    page.get_by_role("combobox", name="Right").select_option("0")
+    assert page.locator("#weight-off").is_visible()
+    # A row of preferences decides again.
+    page.locator("#choice-table tbody tr").nth(3).locator("th").click()
+    assert selected(page)[0] == picked["id"] and page.locator("#pick-command").inner_text() == command
+
+
+def test_all_that_a_policy_does_badly_stands_in_one_place(open_page):
+    front = front_of(DEMO)
+    completions = make_completions(front)
+    page = open_page(report_html(front, completions, MADE))
+    point = next(p for p in front["points"] if p["metrics"]["share_empty"]["mean"] > 0.2)
+    page.evaluate(f"location.hash = '#b={point['id']}'")
+    page.wait_for_function(f"selected === {point['id']}")
+    rows = {row.split("\t")[0]: row.split("\t")[1:] for row in page.locator("#badly-table tbody tr").all_inner_texts()}
+    assert rows["empty completions"][0].startswith(f"{100 * point['metrics']['share_empty']['mean']:.1f} %")
+    assert rows["empty completions"][1:] == ["1.0 %", "↓ worse"]
+    assert "empty completions (worse)" in page.locator("#told").inner_text()
+    names = ("completions cut at the longest length", "4-grams repeated within a completion", "tokens")
+    assert {*names, "completions worse in all objectives"} < rows.keys()
+    lost = page.locator("#lost li a")
+    own, sft = (
+        np.stack([np.array(completions.scores[name][i]) for name in front["rewards"]], axis=-1)
+        for i in (point["id"], 0)
+    )
+    worst = [entry.prompt for entry in lost_most(own, sft, front["rewards"], 3)]
+    assert lost.all_inner_texts() == [completions.prompts[number] for number in worst]
+    lost.nth(1).click()
+    page.wait_for_function(f"() => document.getElementById('prompt-number').value === '{worst[1] + 1}'")
+    assert [page.locator(f"#{side}").input_value() for side in ("left", "right")] == ["0", str(point["id"])]
+
+
+def test_the_selected_policy_needs_no_completions(open_page, front):
+    page = open_page(report_html(front, None, MADE))
+    point = find(front, "lines", (1.0, 0.0))
+    page.mouse.click(*pixel(page, point, front["rewards"]))
+    assert selected(page) == (point["id"], "LiNeS, 1 / 0")
+    page.locator("#weight").focus()
+    page.keyboard.press("Home")
+    assert selected(page)[0] == find(front, "lines", (0.0, 1.0))["id"]
+
+
+def test_every_sign_means_one_thing(page):
+    """Marks of groups stand for groups alone, wherever a text has one, and the legend names the other signs."""
+    marks = set(page.locator("#groups .symbol").all_inner_texts())
+    assert {"★", "▲", "▼"} - marks == set() and len(marks) == 5
+    outside = """() => {
+        const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+        while (walker.nextNode()) {
+            const element = walker.currentNode.parentElement;
+            if (!element.closest(".symbol, script, style, .figure")) found.push(walker.currentNode.data);
+        }
+        return found.join("");
+    }"""
+    assert not marks & set(page.evaluate(outside))
+    legend = page.locator("#legend").inner_text()
+    assert all(text in legend for text in ("✓ in a table", "↑ better", "↓ worse", "≈ cannot be told apart"))
+
+
+def test_a_negative_kl_of_a_completion_is_explained(open_page):
+    front, completions = two_texts("one", "two")
+    for kl, is_told in ((0.5, False), (-0.5, True)):
+        page = open_page(report_html(front, replace(completions, kl={**completions.kl, 6: [[kl]]}), {}))
+        page.get_by_role("combobox", name="Right").select_option("6")
+        assert page.locator("#negative-kl").is_visible() == is_told
+
+
+def test_a_front_and_its_cost_stand_beside_each_other(open_page, report, front):
+    page = open_page(report)
+    page.locator("#kl-reward").select_option(label="faithful")
+    drawn = page.evaluate(
+        "document.getElementById('kl-figure').data.flatMap(t => (t.customdata ?? []).map((id, i) => [id, t.y[i]]))"
+    )
+    assert dict(drawn) == {point["id"]: point["scores"]["faithful"]["mean"] for point in front["points"]}
+    front, cost = (page.locator(f"#{name}-figure").bounding_box() for name in ("front", "kl"))
+    assert front["y"] == cost["y"] and front["x"] + front["width"] <= cost["x"]
+    page.set_viewport_size({"width": 360, "height": 740})
+    front, cost = (page.locator(f"#{name}-figure").bounding_box() for name in ("front", "kl"))
+    assert front["y"] + front["height"] <= cost["y"] and front["x"] == cost["x"]
+
+
+def test_what_a_figure_says_for_a_moment_covers_no_heading(open_page, report):
+    page = open_page(report)
+    box = page.locator("#front-figure").bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 400, box["y"] + 250, steps=4)
+    page.mouse.up()
+    note = page.locator(".plotly-notifier")
+    note.wait_for()
+    assert note.bounding_box()["y"] > 450  # in the lower half of the window
+
+
+def test_a_wide_table_says_so_and_rows_are_told_apart_on_a_phone(open_page, report, front):
+    page = open_page(report, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    box, hint = page.locator("#points-table .scroll"), page.locator("#points-table .more")
+    box.scroll_into_view_if_needed()
+    assert hint.is_visible()
+    box.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    page.wait_for_function(
+        "() => getComputedStyle(document.querySelector('#points-table .more')).visibility === 'hidden'"
+    )
+    names = page.locator("#points-table tbody tr[data-point] .point")
+    assert len(set(names.all_inner_texts())) == len(front["points"])
+    whole = "parts => parts.every(part => part.scrollWidth <= part.clientWidth + 1)"
+    assert page.locator("#points-table .point bdi, #points-table .place").evaluate_all(whole)
 
 
 def test_a_keyboard_is_enough(open_page, report, front):
@@ -241,7 +412,7 @@ def test_a_phone_scrolls_down_only(open_page, report):
 def test_dark_mode_changes_page_and_figures(page):
     page.emulate_media(color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
-    colours = f"[{DRAWN}.layout.font.color, {DRAWN}.data.at(-3).marker.color].join()"
+    colours = f"[{DRAWN}.layout.font.color, {DRAWN}.data.at(-4).marker.color].join()"
 
     def are_drawn_in(ink, lines):
         """Figures are drawn anew when the browser tells the page, which is not at once."""
@@ -493,6 +664,7 @@ def test_the_best_point_for_a_preference_is_that_of_pick_and_opens(open_page, re
     assert row.locator("th").inner_text() == "70 : 30"
     picked = pick_point(front, preference=[0.7, 0.3], scale="range")
     star = row.locator(".chosen")
+    assert star.inner_text().endswith(" best")
     assert star.inner_text().startswith(" / ".join(f"{w:g}" for w in picked["spec"]["weights"]))
     star.locator("a").click()
     page.wait_for_function(f"() => document.getElementById('right').value === '{picked['id']}'")
@@ -622,7 +794,8 @@ def test_tab_reaches_every_control_from_top_to_bottom(open_page, report):
     focusable = "a[href], button, input, select, summary, [tabindex='0']"
     wanted = page.evaluate(
         f"""() => [...document.querySelectorAll("{focusable}")].filter(e => e.checkVisibility() && !e.disabled)
-            .filter(e => e.type !== "radio" || e.checked).map((e, i) => {{ e.dataset.tab = i; return i; }})"""
+            .filter(e => e.tabIndex >= 0).filter(e => e.type !== "radio" || e.checked)
+            .map((e, i) => {{ e.dataset.tab = i; return i; }})"""
     )
     reached = []
     for _ in range(len(wanted) + 5):

@@ -125,6 +125,8 @@ def test_log_ratios_of_completions_that_are_no_samples_of_the_policy_are_not_cal
         assert point["kl"] is None and point["metrics"]["log_ratio"] == old["kl"]
         assert old["kl"] is not None and "log_ratio" not in old["metrics"]
     assert [entry["equal_kl_difference"] for entry in front["comparisons"]] == [None]
+    figures = [{path.name for path in folder.glob("kl.*")} for folder in (run, other)]
+    assert figures == [{"kl.png", "kl.pdf"}, set()]
 
 
 def test_settings_that_change_nothing_leave_a_kl(tmp_path, run):

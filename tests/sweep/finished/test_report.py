@@ -97,7 +97,18 @@ def test_how_it_was_made_is_said(run):
     assert "seed: 3\nnote: </script>\n" in texts
     assert value_of("rlhf_lines", texts) == __version__
     assert value_of("seed", texts) == "3" and value_of("samples per prompt", texts) == "2"
-    assert f"rlhf-lines pick '{run}' --preference 1 1 --scale range" in texts
+    again = run.with_name("my run-again")
+    assert f"rlhf-lines sweep --config '{run / 'config.yaml'}' --output_dir '{again}'" in texts
+
+
+def test_the_commands_pick_what_is_picked_on_the_page(run, capsys):
+    data = page_of(write_report(run)).data
+    picks = data["picks"]
+    assert picks["choices"][3] == f"rlhf-lines pick '{run}' --preference 0.7 0.3 --scale range"
+    points = [choice["point"] for choice in data["choices"]]
+    for command, point in [*zip(picks["choices"], points, strict=True), (f"{picks['point']}{points[3]}", points[3])]:
+        assert main(shlex.split(command)[1:]) == 0
+        assert capsys.readouterr().out.startswith(f"point {point}: ")
 
 
 def test_every_point_says_how_to_make_its_policy(run):
