@@ -132,7 +132,7 @@ def configs_of(verb: str) -> tuple[type, ...]:
 def refuse_taken(arguments: list[str]) -> None:
     """Stop where the folder to be made exists, before the imports of a stage, which take many seconds.
 
-    Where `--resume` may keep it the stage decides, as it does on whatever its dataclasses have to say.
+    Where `--resume` may keep it, or a stopped run was to replace it, the stage decides.
 
     Raises:
         FileExistsError: it exists, and is not to be replaced.
@@ -149,7 +149,9 @@ def refuse_taken(arguments: list[str]) -> None:
     said = {**read_config(arguments), **{name: value for name, value in vars(flags).items() if value is not None}}
     output_dir = said.get("output_dir")
     may_exist = any(str(said.get(name, False)).lower() not in OFF for name in SWITCHES)
-    if isinstance(output_dir, str) and output_dir and not may_exist and not {"-h", "--help"} & set(arguments):
+    if not isinstance(output_dir, str) or not Path(output_dir).name or may_exist or {"-h", "--help"} & set(arguments):
+        return
+    if not partial_folder(output_dir).exists():
         refuse_existing(output_dir, overwrite=False)
 
 
