@@ -54,6 +54,7 @@ from rlhf_lines.train.advantages import (
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
+from rlhf_lines.train.lora import add_in_place
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
@@ -173,6 +174,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         self._sampled_logprobs: list[Tensor] = []  # of the latest rollout, each `[rows, T]`, where we sample ourselves
         self._has_compared = False  # two readings of the first rollout
         if not self.is_sharded:
+            add_in_place(self.model)
             self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
         self._rollout_began: float | None = None  # seconds
