@@ -33,6 +33,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer import utils
 from trl.trainer.utils import RepeatSampler
 
 from reward_models import RewardModel
@@ -70,6 +71,7 @@ _VALUE_PARAMETER = re.compile(rf"^value_head\.|\.lora_\w+\.{VALUE}(\.|$)")
 
 # Nats between two ways to the log-probability of one token: rounding.
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+HEAD_TILE = 1024  # words of which TRL makes the logits at once: on a CPU, so few that they stay in its cache
 
 
 class _Reading(NamedTuple):
@@ -174,6 +176,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         self._leaves_out_updates = False
         self._sampled: _Reading | None = None  # of the latest rollout, where we sample ourselves
         self._has_compared = False  # two readings of the first rollout
+        if self.accelerator.device.type == "cpu":
+            utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TILE
         if not self.is_sharded:
             add_in_place(self.model)
             self._check_head()
