@@ -346,7 +346,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         def keep(module, inputs, output) -> None:
             states[:] = [output.last_hidden_state[:, -1]]
 
-        with self._trunk.register_forward_hook(keep):
+        # Some models (OPT, BART) leave out their trunk on the way to the head, and none its decoder.
+        with self.model.get_base_model().get_decoder().register_forward_hook(keep):
             yield watch, entropies, values
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
