@@ -79,6 +79,7 @@ def sample_tokens(
     top_p: float | None = None,
     has_ended: Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[bool]] | None = None,
     choose_rows: Callable[[Tensor], None] = lambda rows: None,
+    watch: Callable[[Tensor, int, Tensor], None] = lambda rows, step, logits: None,
 ) -> Sampled:
     """One completion per prompt, all in one batch where padding is masked; rows that have ended leave it.
 
@@ -96,6 +97,8 @@ def sample_tokens(
         has_ended: called after each token with the indices of prompts and the tokens that each has got, says which
             completions end with that token, whatever it is.
         choose_rows: called with the indices of the prompts that the next passes read, in their order.
+        watch: called after every pass with the indices of its prompts, the number of the token that comes next, from 0,
+            and its logits `[rows, V]`.
     """
     device = next(model.parameters()).device
     distinct, inverse = torch.unique(torch.tensor(keys, device=device), dim=0, return_inverse=True)
@@ -112,6 +115,7 @@ def sample_tokens(
         for step in range(max_new_tokens):
             beat(f"token {step + 1} of at most {max_new_tokens}")
             logits = reader.next_logits()
+            watch(active, step, logits)
             perturbed = logits
             if temperature > 0:
                 noise = gumbel(seed, distinct[:, 0], distinct[:, 1], step, logits.shape[1])

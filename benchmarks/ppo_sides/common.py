@@ -26,6 +26,7 @@ class Task:
     reward_model: str
     prompts: list[str]  # rollouts * completions of them: each is seen once
     checks: list[list[str]]  # prompt, completion: where both sides must agree before the clock starts
+    held_out: list[str]  # prompts that no side trains on
     rollouts: int = 10
     completions: int = 64
     epochs: int = 4
@@ -122,6 +123,12 @@ def peak_resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+def weights_mib(*models) -> float:
+    """The memory of all parameters that models have before training, shared ones once, in MiB."""
+    parameters = {p for model in models for name, p in model.named_parameters() if ".lora_" not in name}
+    return sum(p.nbytes for p in parameters) / 2**20
+
+
 @torch.no_grad()
 def completion_logprobs(model, tokenizer, pairs: list[list[str]]) -> list[float]:
     """Log pi(completion and its end token | prompt) of each pair, in nats, one unpadded text at a time."""
@@ -149,12 +156,24 @@ def write_checks(output_dir: str, *, logprobs: list[float], scores: list[float])
 
 
 def write_result(
-    output_dir: str, *, clock: RolloutClock, imports_mib: float, scores: list[float], kl: list[float]
+    output_dir: str,
+    *,
+    clock: RolloutClock,
+    imports_mib: float,
+    weights_mib: float,
+    scores: list[float],
+    kl: list[float],
+    tokens: float | None = None,
 ) -> None:
-    """Write `result.json`: memory, and of each rollout its seconds, its mean raw score and its mean KL in nats."""
+    """Write `result.json`: memory, and of each rollout its seconds, its mean raw score and its mean KL in nats.
+
+    `tokens` is the mean length of all completions.
+    """
     result = {
         **clock.seconds(),
         "imports_mib": imports_mib,
+        "weights_mib": weights_mib,
+        "tokens": tokens,
         "peak_mib": peak_resident_mib(),
         "scores": scores,
         "kl": kl,

@@ -7,57 +7,55 @@ import json
 from pathlib import Path
 
 import torch
+from common import Task
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import reward_models
-from rlhf_lines import data
 from rlhf_lines.models import load_tokenizer
 
 
-BATCH = 128
+LOGITS = 2**26  # numbers at most in the logits of a batch
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sft_model", required=True)
-    parser.add_argument("--reward_model", required=True)
-    parser.add_argument("--max_new_tokens", type=int, required=True)
-    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--task", required=True, help="the task, as Task.write writes it")
     parser.add_argument("--output", required=True, help="JSON: one {score, kl} per policy, the SFT model first")
     parser.add_argument("adapters", nargs="+")
     options = parser.parse_args()
-    tokenizer = load_tokenizer(options.sft_model)
-    prompts = data.load("docstrings", "prompts", "test", max_samples=options.prompts)["prompt"]
-    reward_model = reward_models.load(options.reward_model)
-    sft = AutoModelForCausalLM.from_pretrained(options.sft_model).eval()
+    task = Task.read(options.task)
+    tokenizer = load_tokenizer(task.sft_model)
+    reward_model = reward_models.load(task.reward_model)
+    sft = AutoModelForCausalLM.from_pretrained(task.sft_model).eval()
     results = []
     for adapter in [None, *options.adapters]:
-        policy = AutoModelForCausalLM.from_pretrained(options.sft_model)
+        policy = AutoModelForCausalLM.from_pretrained(task.sft_model)
         if adapter is not None:
             policy = PeftModel.from_pretrained(policy, adapter).merge_and_unload()
-        score, kl = measure(policy.eval(), sft, tokenizer, reward_model, list(prompts), options.max_new_tokens)
+        score, kl = measure(policy.eval(), sft, tokenizer, reward_model, task)
         results.append({"score": score, "kl": kl})
     Path(options.output).write_text(json.dumps(results))
 
 
 @torch.no_grad()
-def measure(policy, sft, tokenizer, reward_model, prompts: list[str], max_new_tokens: int) -> tuple[float, float]:
-    """The mean score of one sample per prompt, and its mean KL to the SFT model in nats per completion.
+def measure(policy, sft, tokenizer, reward_model, task: Task) -> tuple[float, float]:
+    """The mean score of one sample per held-out prompt, and its mean KL to the SFT model in nats per completion.
 
     The KL is sum_t KL(pi(.|s_t) || pi_SFT(.|s_t)) over the states of the samples, each term exact over the vocabulary.
     """
     torch.manual_seed(0)
     sampling = GenerationConfig(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=task.max_new_tokens,
         do_sample=True,
         top_k=0,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    completions, kl = [], 0.0
-    for start in range(0, len(prompts), BATCH):
-        batch = tokenizer(prompts[start : start + BATCH], padding=True, return_tensors="pt")
+    prompts, completions, kl = task.held_out, [], 0.0
+    rows = max(1, LOGITS // ((max(map(len, tokenizer(prompts).input_ids)) + task.max_new_tokens) * len(tokenizer)))
+    for start in range(0, len(prompts), rows):
+        batch = tokenizer(prompts[start : start + rows], padding=True, return_tensors="pt")
         width = batch.input_ids.shape[1]
         ids = policy.generate(**batch, generation_config=sampling)
         completions += tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)

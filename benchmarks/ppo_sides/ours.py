@@ -11,6 +11,7 @@ from common import (
     lora_config,
     resident_mib,
     shared_arguments,
+    weights_mib,
     write_checks,
     write_result,
 )
@@ -68,6 +69,8 @@ def main() -> None:
         options.output_dir,
         clock=clock,
         imports_mib=imports_mib,
+        weights_mib=weights_mib(trainer.model, reward_model.model),
+        tokens=sum(row["completions/mean_length"] for row in history) / len(history),
         scores=[row["reward"] for row in history],
         kl=[row["kl"] for row in history],
     )

@@ -12,6 +12,7 @@ from common import (
     lora_config,
     resident_mib,
     shared_arguments,
+    weights_mib,
     write_checks,
     write_result,
 )
@@ -102,6 +103,7 @@ def main() -> None:
         options.output_dir,
         clock=clock,
         imports_mib=imports_mib,
+        weights_mib=weights_mib(trainer.policy_model, reward_model, value_model),
         scores=[row["objective/scores"] for row in history],
         kl=[row["objective/kl"] for row in history],
     )

@@ -13,6 +13,7 @@ That is the seam: everything around the rollout and everything after the advanta
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -32,6 +33,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer import utils
 from trl.trainer.utils import RepeatSampler
 
 from reward_models import RewardModel
@@ -54,6 +56,7 @@ from rlhf_lines.train.advantages import (
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
+from rlhf_lines.train.lora import add_in_place
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.steady import distance, hold_steady, tolerance
 from rlhf_lines.train.told import ToldSettings
@@ -68,6 +71,7 @@ _VALUE_PARAMETER = re.compile(rf"^value_head\.|\.lora_\w+\.{VALUE}(\.|$)")
 
 # Nats between two ways to the log-probability of one token: rounding.
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+HEAD_TILE = 1024  # words of which TRL makes the logits at once: on a CPU, so few that they stay in its cache
 
 
 class _Reading(NamedTuple):
@@ -170,9 +174,12 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         self._evaluated_scores: list[Tensor] = []  # [all processes' B, rewards], raw, of the same
         self._update_kl: list[Tensor] = []  # (sum, tokens) of every minibatch of the current update
         self._leaves_out_updates = False
-        self._sampled_logprobs: list[Tensor] = []  # of the latest rollout, each `[rows, T]`, where we sample ourselves
+        self._sampled: _Reading | None = None  # of the latest rollout, where we sample ourselves
         self._has_compared = False  # two readings of the first rollout
+        if self.accelerator.device.type == "cpu":
+            utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TILE
         if not self.is_sharded:
+            add_in_place(self.model)
             self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
         self._rollout_began: float | None = None  # seconds
@@ -297,8 +304,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
             samples: a number per prompt, which places its noise beside seed and prompt.
         """
         keys = [(prompt_key(ids), sample) for ids, sample in zip(prompt_ids, samples, strict=True)]
-        size, completions = self.args.sampling_batch_size or len(prompt_ids), []
-        self._sampled_logprobs = []
+        size, completions, readings = self.args.sampling_batch_size or len(prompt_ids), [], []
         kwargs = self.args.gradient_checkpointing_kwargs
         with (
             unwrap_model_for_generation(
@@ -307,19 +313,42 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
             self.accelerator.autocast(),
         ):
             for start in range(0, len(prompt_ids), size):
-                tokens, lengths, logprobs = sample_tokens(
-                    policy.get_base_model(),
-                    prompt_ids[start : start + size],
-                    keys[start : start + size],
-                    max_new_tokens=self.max_completion_length,
-                    temperature=self.temperature,
-                    eos_token_ids=self.eos_token_ids,
-                    pad_token_id=self._tokenizer.pad_token_id,
-                    seed=self.args.seed,
-                )
+                part = prompt_ids[start : start + size]
+                with self._watch(len(part)) as (watch, entropies, values):
+                    tokens, lengths, logprobs = sample_tokens(
+                        policy.get_base_model(),
+                        part,
+                        keys[start : start + size],
+                        max_new_tokens=self.max_completion_length,
+                        temperature=self.temperature,
+                        eos_token_ids=self.eos_token_ids,
+                        pad_token_id=self._tokenizer.pad_token_id,
+                        seed=self.args.seed,
+                        watch=watch,
+                    )
                 completions += [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-                self._sampled_logprobs.append(logprobs)
+                readings.append(_Reading(logprobs, entropies, values))
+        self._sampled = _Reading(*(torch.cat(column) for column in zip(*readings, strict=True)))
         return completions
+
+    @contextlib.contextmanager
+    def _watch(self, count: int):
+        """Inside, a `watch` of `sample_tokens` fills entropies (of an evaluation) and values, each `[count, T]`."""
+        entropies, values = torch.zeros(2, count, self.max_completion_length, device=self.accelerator.device)
+        states = []
+
+        def watch(rows: Tensor, step: int, logits: Tensor) -> None:
+            values[rows, step] = self._value(states.pop()).to(values.device)
+            if not self.model.training:
+                logprobs = (logits.float() / self.temperature).log_softmax(-1)
+                entropies[rows, step] = -(logprobs.exp() * logprobs).sum(-1).to(entropies.device)
+
+        def keep(module, inputs, output) -> None:
+            states[:] = [output.last_hidden_state[:, -1]]
+
+        # Some models (OPT, BART) leave out their trunk on the way to the head, and none its decoder.
+        with self.model.get_base_model().get_decoder().register_forward_hook(keep):
+            yield watch, entropies, values
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -327,6 +356,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
 
     def _generate_and_score_completions(self, inputs):
         """As GRPOTrainer's, with advantages per token, `[B, T]`, and what the value loss needs."""
+        self._sampled = None
         rollout = super()._generate_and_score_completions(inputs)
         mask = rollout["completion_mask"]
         if "old_per_token_logps" not in rollout:
@@ -398,8 +428,15 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         compute_aux_loss=False,
         **images,
     ):
-        """As GRPOTrainer's, and leaves the values of the same states in `self._values`, `[B, T]`."""
-        reading = self._read(model, input_ids, attention_mask, logits_to_keep, batch_size)
+        """As GRPOTrainer's, and leaves the values of the same states in `self._values`, `[B, T]`.
+
+        Without gradients, a rollout is asked about. In float32 its numbers are taken from the sampling; coarser ones
+        depend on how they were read, and updates read all tokens at once.
+        """
+        if torch.is_grad_enabled() or self._sampled is None or not self._reads_alike():
+            reading = self._read(model, input_ids, attention_mask, logits_to_keep, batch_size)
+        else:
+            reading = _Reading(*(functional.pad(x, (0, logits_to_keep - x.shape[1])) for x in self._sampled))
         self._logprobs, self._values = reading.logprobs.detach(), reading.values
         self._entropies = reading.entropies.detach()
         if self.args.value_lora:
@@ -497,10 +534,10 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
             "in evaluation mode": (self._read_part(part), "draws noise, or keeps statistics of batches, in training")
         }
         self.model.train()
-        if self._sampled_logprobs:
-            sampled = torch.cat(self._sampled_logprobs)[:rows, : mask.shape[1]]
+        if self._sampled is not None:
+            sampled = self._sampled.logprobs[:rows, : mask.shape[1]]
             others["token by token, with a cache"] = (sampled, "has a cache or positions that depend on the batch")
-        allowed = tolerance(self._reading_dtype(), quantised=bool(getattr(self.model, "is_quantized", False)))
+        allowed = tolerance(self._reading_dtype(), quantised=self._is_quantised())
         for how, (other, why) in others.items():
             total, tokens = self._sum_over_processes(torch.stack(distance(training, other.to(training), mask)))
             if not total / tokens <= allowed:
@@ -518,6 +555,13 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         """The coarser dtype of the weights' and of autocast's."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         return half or self.model.get_base_model().dtype
+
+    def _is_quantised(self) -> bool:
+        return bool(getattr(self.model, "is_quantized", False))
+
+    def _reads_alike(self) -> bool:
+        """Whether a token's numbers are the same, but for float32's rounding, however they are read."""
+        return self._reading_dtype() == torch.float32 and not self._is_quantised()
 
     def _sequences(self, rollout) -> tuple[Tensor, Tensor, int]:
         ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)

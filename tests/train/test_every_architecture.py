@@ -72,7 +72,11 @@ def test_rollouts_and_their_probabilities_are_those_of_rows_alone(make_trainer, 
     trainer = make_trainer(model, architecture.targets)
     policy = copy.deepcopy(trainer.model).merge_and_unload().eval()
     trainer.model.train()
+    torch.nn.init.normal_(trainer.model.value_head.weight)
     rollout = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS])
+    with torch.no_grad():  # of all tokens at once, while the rollout's are those of the sampling
+        read = trainer._read(trainer.model, *trainer._sequences(rollout), None)
+    torch.testing.assert_close(rollout["old_values"], read.values, atol=2e-3, rtol=0)
     reference = trainer._reference_logprobs(rollout)
     assert (rollout["prompt_mask"] == 0).any()
     for row in range(len(PROMPTS)):
