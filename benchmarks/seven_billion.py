@@ -5,16 +5,15 @@
     python benchmarks/seven_billion.py --only ppo sweep      some of the stages
 
 Weights are random, in bfloat16, made on the spot. Every stage is the command that a user gives, in its own process.
-Its memory is the peak of the resident set, which is all that the process touched: Python and its libraries included,
-weights too, and pages of files that it maps. The plan counts what is beside the libraries; they are measured
-(the resident set after all imports of the stage) and added to it.
+Two peaks of its memory are measured: of all that is resident, and of that without pages of files, which the kernel
+drops when it needs room. The plan is compared with the second. It counts what is beside Python and its libraries (but
+for merges, where they are a part of the plan), so what is resident after the stage's imports is added to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -45,6 +44,7 @@ PROMPTS = {
     ],
     "test": ["Delete the folder with all that is in it.", "Return the square root of a number that is not negative."],
 }
+MEASURE = Path(__file__).parent / "merge_sides" / "measure.py"
 LIMIT = 20e9  # bytes that a stage may take
 WITHIN = 0.1  # of the plan
 
@@ -85,8 +85,8 @@ def main() -> None:
         parser.error(f"--only {' '.join(sorted(unknown))}: expected some of {', '.join(s.name for s in stages)}")
     _write_inputs(options.folder, options.layers)
     print(f"{machine()}; {', '.join(f'{name} {version}' for name, version in versions().items())}\n")
-    print("| stage | seconds | peak, GB | of it libraries, GB | planned, with libraries, GB | planned / measured |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| stage | seconds | peak, GB | without pages of files, GB | of it libraries, GB | planned, GB | ratio |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     rows = [_run(stage, options.folder) for stage in stages if not options.only or stage.name in options.only]
     kept = [row for row in rows if row is not None]
     print()
@@ -163,38 +163,37 @@ def _write_inputs(folder: Path, layers: int) -> None:
 def _run(stage: Stage, folder: Path) -> dict | None:
     """Print the row of a stage, and return its peak and the ratio of plan to measured."""
     shutil.rmtree(stage.made, ignore_errors=True)
-    planned = _planned(stage)
+    planned, whole = _planned(stage)
     libraries = _libraries(stage)
     command = [sys.executable, "-m", "rlhf_lines", stage.verb, *stage.words]
-    log = folder / f"{stage.name}.log"
-    start = time.monotonic()
+    log, result = folder / f"{stage.name}.log", folder / f"{stage.name}.json"
     with log.open("w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - start
-    if status:
+        done = subprocess.run([sys.executable, MEASURE, result, *command], stdout=stream, stderr=stream, check=False)
+    if done.returncode:
         last = log.read_text().strip().splitlines()[-1:]
-        print(f"| {stage.name} | stopped: {' '.join(last)} | | | | |", flush=True)
+        print(f"| {stage.name} | stopped: {' '.join(last)} | | | | | |", flush=True)
         return None
-    peak = used.ru_maxrss * 1024
-    total = planned + libraries
-    cells = [stage.name, f"{seconds:.0f}", *(f"{size / 1e9:.2f}" for size in (peak, libraries, total))]
-    print(f"| {' | '.join(cells)} | {total / peak:.2f} |", flush=True)
-    return {"peak": peak, "ratio": total / peak}
+    measured = json.loads(result.read_text())
+    peak, held = measured["peak_bytes"], measured["peak_bytes_without_files"]
+    total = planned if whole else planned + libraries
+    sizes = (f"{size / 1e9:.2f}" for size in (peak, held, libraries, total))
+    print(f"| {stage.name} | {measured['seconds']:.0f} | {' | '.join(sizes)} | {total / held:.2f} |", flush=True)
+    return {"peak": peak, "ratio": total / held}
 
 
-def _planned(stage: Stage) -> int:
-    """The peak of the plan, without the libraries, in bytes."""
+def _planned(stage: Stage) -> tuple[int, bool]:
+    """The peak of the plan in bytes, and whether libraries are a part of it."""
     code = (
         "import sys; from rlhf_lines.plan import Options, plan; from rlhf_lines.plan import memory\n"
         "top = memory.peak(plan(sys.argv[2:], Options(stage=sys.argv[1])).phases);"
-        "print(top.total - top.parts.get(memory.LIBRARIES_PART, 0))"
+        "print(top.total, int(memory.LIBRARIES_PART in top.parts))"
     )
-    return int(_last_line([sys.executable, "-c", code, stage.verb, *stage.words]))
+    total, whole = _last_line([sys.executable, "-c", code, stage.verb, *stage.words]).split()
+    return int(total), whole == "1"
 
 
 def _libraries(stage: Stage) -> int:
-    """The resident set once a stage has imported what it uses, in bytes."""
+    """What is resident, without pages of files, once a stage has imported what it uses, in bytes."""
     model = "peft.tuners.lora, transformers.models.llama.modeling_llama"
     imports = {
         "ppo": f"import {model}, rlhf_lines.train.ppo, torch._dynamo; from trl import GRPOTrainer",
@@ -203,8 +202,8 @@ def _libraries(stage: Stage) -> int:
     }[stage.verb]
     if stage.flags.get("load_in_4bit"):
         imports += "\nimport bitsandbytes"
-    code = f"{imports}\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])"
-    return int(_last_line([sys.executable, "-c", code])) * 1024
+    code = f"{imports}\nprint(*(line for line in open('/proc/self/status') if 'RssAnon' in line))"
+    return int(_last_line([sys.executable, "-c", code]).split()[1]) * 1024
 
 
 def _last_line(command: list[str]) -> str:
