@@ -24,7 +24,7 @@ SWEEP = "outputs/smollm2/docstrings/sweep"
 
 
 def main() -> int:
-    """Run all stages, then pick for equal preference and write the page; returns the first exit status that is not 0."""
+    """Run all stages, pick for equal preference and write the page; returns the first exit status that is not 0."""
     start = time.monotonic()
     configs = shipped_configs() / "smollm2" / "docstrings"
     for number, (verb, name) in enumerate(STAGES, 1):
