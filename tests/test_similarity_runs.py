@@ -78,7 +78,10 @@ def completions(sweep, tmp_path, name):
 
     export(sweep, tmp_path / name, format="parquet")
     (path,) = (tmp_path / name).glob("completions.parquet")
-    return [(row["prompt_text"], row["completion"], row[name]) for row in pyarrow.parquet.read_table(path).to_pylist()]
+    return [
+        (row["prompt_text"], row["completion"], row[f"score_{name}"])
+        for row in pyarrow.parquet.read_table(path).to_pylist()
+    ]
 
 
 def test_ppo_is_rewarded_by_the_similarity(policy):

@@ -25,7 +25,7 @@ from rlhf_lines.data.docstrings import Entry, completion, entries
 
 INSTRUCTION = "Say in one sentence what this Python function or class does."
 SHORTEST_BODY = 60  # characters: of less than that nothing can be said
-LONGEST_BODY = 180  # characters: cut between words
+LONGEST_BODY = 140  # characters: cut between words
 
 
 def body(entry: Entry) -> str:

@@ -32,7 +32,7 @@ def test_prompts_and_demonstrations_are_of_one_split_and_tell_of_public_names(sp
     for row, demonstration in zip(prompts, shown, strict=True):
         name, _, body = row["prompt"].removeprefix(f"{task.INSTRUCTION}\n\n").partition(": ")
         assert name in names and not any(part.startswith("_") for part in name.split("."))
-        assert 60 <= len(body) <= 180 and "\n" not in body
+        assert 60 <= len(body) <= 140 and "\n" not in body
         assert json.loads(row["columns"]) == {"docstring": f"{demonstration['completion'][1:]} {body}"}
 
 
