@@ -178,7 +178,7 @@ def _opened(model: str, make: Callable[[], Any], hint: str = "") -> Any:
 def _looks_local(text: str) -> bool:
     parts = Path(text).parts
     return (
-        text.startswith(("/", ".", "~"))
+        text.startswith(("/", ".", "~", "models/"))  # the last is where scripts/fetch_models.py writes
         or text.endswith("/")
         or text.count("/") > 1
         or (len(parts) == 2 and Path(parts[0]).is_dir())

@@ -214,7 +214,7 @@ def _known(name: str) -> Shape | None:
 def _fetched(name: str) -> Shape | None:
     from huggingface_hub import hf_hub_download
 
-    if name.count("/") > 1 or name.startswith((".", "/", "~", "outputs/")) or not name:
+    if name.count("/") > 1 or name.startswith((".", "/", "~", "outputs/", "models/")) or not name:
         return None
     try:
         path = hf_hub_download(name, "config.json")
