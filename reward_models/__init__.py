@@ -13,7 +13,8 @@ from reward_models.function import FunctionReward
 from reward_models.load import load
 from reward_models.normalize import Normalization
 from reward_models.presets import PRESETS, Preset
-from reward_models.rules import RULES, FormatRule, LengthRule, LexicalRule
+from reward_models.rules import RULES, FormatRule, LengthRule, LexicalRule, ReadabilityRule
+from reward_models.similarity import Similarity
 
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "LexicalRule",
     "Normalization",
     "Preset",
+    "ReadabilityRule",
     "RewardModel",
+    "Similarity",
     "load",
     "read_settings",
     "write_settings",

@@ -25,6 +25,9 @@ class RewardModel(Protocol):
     One that reads conversations has an attribute `reads_turns` that is true: then a prompt may be a text or the list of
     its turns `{"role", "content"}`. Of any other, prompts are texts: ask with `getattr(model, "reads_turns", False)`.
 
+    One that reads other columns of the data has an attribute `reads_columns` that is true: then `score` takes them as a
+    third argument, a mapping from names to lists.
+
     Attributes:
         name: what the score is called in files, tables and figures.
     """

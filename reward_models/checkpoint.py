@@ -47,6 +47,22 @@ def open_checkpoint(source: str, *, dtype: Any, device: Any, trust_remote_code: 
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
+def torch_dtype(dtype: Any, source: str | Path) -> Any:
+    """The torch dtype of this name, or the dtype itself; None is float32.
+
+    Raises:
+        ValueError: torch has no such floating-point dtype.
+    """
+    import torch
+
+    named = getattr(torch, dtype or "float32", None) if dtype is None or isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ValueError(
+            f"the dtype of reward model {str(source)!r} is {dtype!r}; expected float32, bfloat16 or float16"
+        )
+    return named
+
+
 def _open_model(source: str, dtype: Any, trust_remote_code: bool, **config: Any) -> tuple[Any, set[str]]:
     from transformers import AutoModelForSequenceClassification
 

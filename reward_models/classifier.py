@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_models.base import check_lengths, checked_scores
-from reward_models.checkpoint import open_checkpoint
+from reward_models.checkpoint import open_checkpoint, torch_dtype
 from reward_models.conversation import Prompt
 from reward_models.encoder import Encoder, guesses
 from reward_models.format import Format, read_settings
@@ -109,13 +109,7 @@ class Classifier:
         """
         import torch
 
-        if dtype is None or isinstance(dtype, str):
-            named = getattr(torch, dtype or "float32", None)
-            if not isinstance(named, torch.dtype) or not named.is_floating_point:
-                raise ValueError(
-                    f"the dtype of reward model {str(source)!r} is {dtype!r}; expected float32, bfloat16 or float16"
-                )
-            dtype = named
+        dtype = torch_dtype(dtype, source)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = open_checkpoint(str(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)

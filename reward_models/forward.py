@@ -1,4 +1,4 @@
-"""Logits of many texts that do not depend on how the texts are batched.
+"""Logits, or mean hidden states, of many texts that do not depend on how the texts are batched.
 
 The definition is the model's own forward of one unpadded text. What stands between that and a padded batch is where
 a model looks: a decoder's head reads the last token that is not `config.pad_token_id`, whatever the tokenizer pads
@@ -56,13 +56,39 @@ def logits(model: Any, rows: Sequence[Row], *, pad_token_id: int | None, batch_s
         if not model.config.is_encoder_decoder and model.config.get_text_config().pad_token_id is None:
             # Such a model may refuse more than one text, even without padding.
             batch_size = 1
+    result = _in_order(model, rows, groups, run, pad_token_id, batch_size)
+    return torch.stack(result) if result else torch.empty(0, model.config.num_labels)
+
+
+@torch.no_grad()
+def mean_states(model: Any, rows: Sequence[Row], *, pad_token_id: int | None, batch_size: int) -> torch.Tensor:
+    """The float32 means `[N, hidden size]` of the last hidden states over the tokens of each text, in their order.
+
+    Args:
+        model: a model without a head in evaluation mode, no encoder-decoder.
+        rows: n texts as of `logits`, each with a token.
+        pad_token_id: the tokenizer's pad token, or None if it has none.
+        batch_size: most texts in one forward pass.
+    """
+    if model.config.model_type in PADDED_ENCODERS and pad_token_id is not None:
+        groups = [list(range(len(rows)))]
+    else:
+        groups = _same_shape(model, rows)
+    result = _in_order(model, rows, groups, _mean_states, pad_token_id or 0, batch_size)
+    return torch.stack(result) if result else torch.empty(0, model.config.get_text_config().hidden_size)
+
+
+def _in_order(
+    model: Any, rows: Sequence[Row], groups: Sequence[Sequence[int]], run: Any, pad_token_id: int | None, size: int
+) -> list[torch.Tensor]:
+    """What `run` makes of each row, on the CPU; a batch has `size` rows of one group at most."""
     result: list[torch.Tensor | None] = [None] * len(rows)
     for group in groups:
-        for batch in _by_length(group, rows, batch_size):
+        for batch in _by_length(group, rows, size):
             output = run(model, [rows[i] for i in batch], pad_token_id).float().cpu()
             for i, row in zip(batch, output, strict=True):
                 result[i] = row
-    return torch.stack(result) if result else torch.empty(0, model.config.num_labels)
+    return result
 
 
 def _reads_last_token(model: Any) -> bool:
@@ -121,6 +147,13 @@ def _last_other(ids: Sequence[int], pad_token_id: int | None) -> int:
 def _masked_logits(model: Any, rows: Sequence[Row], pad_token_id: int) -> torch.Tensor:
     inputs = {name: _padded(model, rows, name, pad_token_id if name == "input_ids" else 0) for name in rows[0]}
     return model(**inputs, attention_mask=_mask(model, rows)).logits
+
+
+def _mean_states(model: Any, rows: Sequence[Row], pad_token_id: int) -> torch.Tensor:
+    inputs = {name: _padded(model, rows, name, pad_token_id if name == "input_ids" else 0) for name in rows[0]}
+    mask = _mask(model, rows)
+    states = model(**inputs, attention_mask=mask).last_hidden_state.float()
+    return (states * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 def _own_logits(model: Any, rows: Sequence[Row], pad_token_id: int | None) -> torch.Tensor:

@@ -39,7 +39,10 @@ class FunctionReward:
         function: what is called.
         name: what the score is called.
         reads_turns: whether the function gets conversations, as lists of messages, in place of texts.
+        reads_columns: always; the function may ask for them.
     """
+
+    reads_columns = True
 
     def __init__(self, function: Callable[..., Any], *, name: str | None = None, template: str | None = None) -> None:
         """Make a reward model of a function.

@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from reward_models.classifier import Classifier
 from reward_models.function import FunctionReward
 from reward_models.presets import PRESETS, preset_of
 from reward_models.rules import PREFIX, RULES, make_rule
+from reward_models.similarity import OPTIONS, Similarity, SimilaritySettings
+from reward_models.similarity import PREFIX as SIMILARITY
 
 
 CONVERT = "as docs/reward_models.md shows"
@@ -35,7 +37,8 @@ def load(
 ) -> RewardModel:
     """The reward model that `source` names, tried in this order.
 
-    1. `rule:length`, `rule:format` or `rule:lexical`, a rule of `reward_models.rules`.
+    1. `rule:length`, `rule:format`, `rule:lexical` or `rule:readability`, a rule of `reward_models.rules`; or
+       `similarity:` and a folder or Hub id, a `Similarity` by that sentence encoder.
     2. The name or Hub id of a preset, with the preset's text format.
     3. A folder with a classifier or a PEFT adapter of one; `reward_model.json` there says the text format.
     4. `package.module:function` or `package.module.function`, a function as `FunctionReward` takes it; the module may
@@ -46,11 +49,12 @@ def load(
     Args:
         source: what to load; a folder named like a preset is written with `./` before it.
         name: what the score is called; None is the preset, the folder, the function or the model.
-        device: torch device of a classifier; None is the current CUDA device, or the CPU.
-        dtype: torch dtype of a classifier or its name; None is float32.
-        batch_size: most texts in one forward pass of a classifier.
+        device: torch device of a classifier or encoder; None is the current CUDA device, or the CPU.
+        dtype: torch dtype of a classifier or encoder, or its name; None is float32.
+        batch_size: most texts in one forward pass of a classifier or encoder.
         trust_remote_code: whether code that comes with a classifier may run.
-        options: attributes of a rule, or keyword arguments of a function; a classifier has none.
+        options: attributes of a rule, settings of a similarity, or keyword arguments of a function; a classifier has
+            none.
         template: what a classifier is shown, in place of what its folder or preset says: a text with `{prompt}` and
             `{completion}`, two such texts, or `chat` for its tokenizer's chat template. Of a function only `chat`, for
             lists of messages.
@@ -67,6 +71,10 @@ def load(
     if text.startswith(PREFIX):
         _refuse(text, "a rule reads the texts as they are", template=template, label=label)
         return make_rule(text, options, name=name)
+    settings = {"device": device, "dtype": dtype, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
+    if text.startswith(SIMILARITY):
+        stated = check_similarity(text, name=name, options=options, template=template, label=label)
+        return _similarity(text, name=stated.name, **options, **settings)
     preset_name = preset_of(text)
     is_local = preset_name is None and (Path(text).is_dir() or _looks_local(text))
     if preset_name is None and not is_local:
@@ -81,14 +89,7 @@ def load(
             "reads and which output is its score is said by template and label, by its preset, or by reward_model.json "
             "in its folder"
         )
-    settings = {
-        "template": template,
-        "label": label,
-        "device": device,
-        "dtype": dtype,
-        "batch_size": batch_size,
-        "trust_remote_code": trust_remote_code,
-    }
+    settings |= {"template": template, "label": label}
     if preset_name is not None:
         preset = PRESETS[preset_name]
         return _from_hub(preset.model, preset.format, name=name or preset_name, **settings)
@@ -103,7 +104,35 @@ def _refuse(text: str, reason: str, **given: Any) -> None:
             raise ValueError(f"the reward model {text!r} has {key} {value!r}, but {reason}; leave it out")
 
 
-def _folder(text: str) -> Path:
+def check_similarity(
+    text: str, *, name: str | None, options: Mapping[str, Any], template: Any = None, label: Any = None
+) -> SimilaritySettings:
+    """What is said of a similarity, before its encoder is read.
+
+    Raises:
+        ValueError: the encoder is missing, or there is no such setting, or it is wrong.
+    """
+    _refuse(text, "a sentence encoder reads completion and source alone", template=template, label=label)
+    for option in options:
+        if option not in OPTIONS:
+            meant = did_you_mean(str(option), OPTIONS)
+            raise ValueError(f"{text} has no option {option!r}; {meant}known: {', '.join(OPTIONS)}")
+    if text == SIMILARITY:
+        raise ValueError(f"the reward model {text!r} names no encoder; expected {text}FOLDER or {text}HUB_ID")
+    return SimilaritySettings(name or SIMILARITY.removesuffix(":"), **options)
+
+
+def _similarity(text: str, **settings: Any) -> Similarity:
+    source = text.removeprefix(SIMILARITY)
+    make = functools.partial(Similarity.from_pretrained, **settings)
+    if not Path(source).is_dir() and not _looks_local(source) and source.count("/") == 1:
+        return _opened(source, lambda: make(source))
+    if (Path(source) / ADAPTER_FILE).is_file():
+        raise ValueError(f"the folder {source} holds an adapter; expected a whole sentence encoder")
+    return make(_folder(source, "fetch an encoder with: python scripts/fetch_models.py"))
+
+
+def _folder(text: str, way_out: str = "make one with: rlhf-lines reward") -> Path:
     """The folder that the text names, absolute.
 
     Raises:
@@ -111,15 +140,13 @@ def _folder(text: str) -> Path:
     """
     folder = Path(text)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"the reward model {text} does not exist; make it with: rlhf-lines reward, or check the path"
-        )
+        raise FileNotFoundError(f"the reward model {text} does not exist; {way_out}, or check the path")
     if (folder / ADAPTER_FILE).is_file():
         return folder.resolve()
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"the folder {text} holds neither config.json nor {ADAPTER_FILE}, so it is no reward model; "
-            "make one with: rlhf-lines reward, or check the path"
+            f"{way_out}, or check the path"
         )
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
@@ -130,22 +157,28 @@ def _folder(text: str) -> Path:
 
 
 def _from_hub(model: str, format: Any, *, name: str | None, **settings: Any) -> Classifier:
+    make = functools.partial(Classifier.from_pretrained, model, format, name=name, **settings)
+    return _opened(model, make, "" if format else f"; {_known(model)}")
+
+
+def _opened(model: str, make: Callable[[], Any], hint: str = "") -> Any:
+    """What `make` makes of a Hub id, or one sentence why it cannot."""
     from huggingface_hub.utils import httpx
 
     try:
-        return Classifier.from_pretrained(model, format, name=name, **settings)
+        return make()
     except (OSError, httpx.HTTPError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
             f"the reward model {model!r} cannot be loaded from the Hub as safetensors ({reason}); if it holds a pickle "
-            f"alone, convert it, if you trust it, {CONVERT}" + ("" if format else f"; {_known(model)}")
+            f"alone, convert it, if you trust it, {CONVERT}{hint}"
         ) from error
 
 
 def _looks_local(text: str) -> bool:
     parts = Path(text).parts
     return (
-        text.startswith(("/", ".", "~"))
+        text.startswith(("/", ".", "~", "models/"))  # the last is where scripts/fetch_models.py writes
         or text.endswith("/")
         or text.count("/") > 1
         or (len(parts) == 2 and Path(parts[0]).is_dir())
@@ -207,6 +240,6 @@ def _known(text: str) -> str:
     rules = [PREFIX + rule for rule in RULES]
     names = [*PRESETS, *(preset.model for preset in PRESETS.values()), *rules]
     return (
-        f"{did_you_mean(text, names, cutoff=0.5)}expected a folder, a function as 'module:function', a Hub id, or one "
-        f"of {', '.join([*PRESETS, *rules])}"
+        f"{did_you_mean(text, names, cutoff=0.5)}expected a folder, a function as 'module:function', a Hub id, "
+        f"{SIMILARITY}FOLDER, or one of {', '.join([*PRESETS, *rules])}"
     )

@@ -1,4 +1,4 @@
-"""Reward models that need no weights: the length of a completion, its format, and the words that it uses.
+"""Reward models that need no weights: a completion's length, format and words, and how easily it reads.
 
 Texts are read as they are: nothing is stripped, cut or rounded before a rule looks at them. The same pair always gets
 the same score. Higher is better.
@@ -17,6 +17,7 @@ from reward_models.base import RewardModel, check_lengths, checked_scores, did_y
 
 
 PREFIX = "rule:"
+GRADES = (1.0, 14.0)  # of the automated readability index
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,73 @@ class LexicalRule:
         return part / whole if whole else 0.0
 
 
-RULES: dict[str, type] = {"length": LengthRule, "format": FormatRule, "lexical": LexicalRule}
+@dataclass(frozen=True)
+class ReadabilityRule:
+    """Score how easily a completion reads: short words in short sentences.
+
+        grade = 4.71 characters / words + 0.5 words / sentences - 21.43    the automated readability index, in 1 to 14
+        score = -max(grade - target, 0) / scale
+
+    The index estimates how many years of school a text asks for. It is held in 1 to 14, the range of its own table, and
+    a text without words has grade 14, so that saying nothing is no way to be easy. Easier than `target` scores no more.
+
+    A word is what whitespace separates and has a letter or a digit; characters are its letters and digits. A sentence
+    ends with ".", "!" or "?" before whitespace or the end; what follows the last end is one more, if it has words.
+
+    >>> ReadabilityRule(target=4).score(["p"], ["The cat sat on the mat."])  # 17 characters, 6 words: grade 1
+    [0.0]
+    >>> ReadabilityRule(target=1, scale=13).score(["p"], [""])
+    [-1.0]
+
+    Source: Senter and Smith 1967, Automated Readability Index, AMRL-TR-66-220.
+
+    Attributes:
+        target: the grade from which on easier is no better.
+        scale: how many grades are worth 1.
+        name: what the score is called.
+    """
+
+    target: float = 1.0
+    scale: float = 1.0
+    _: KW_ONLY
+    name: str = "readability"
+
+    def __post_init__(self) -> None:
+        low, high = GRADES
+        _require(
+            is_number(self.target) and low <= self.target < high,
+            "rule:readability", "target", self.target, f"a grade from {low} to below {high}",
+        )  # fmt: skip
+        _require(is_number(self.scale) and self.scale > 0, "rule:readability", "scale", self.scale, "a positive number")
+
+    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
+        """One score per pair; the prompts are not read."""
+        check_lengths(self.name, prompts, completions)
+        return [0.0 - max(reading_grade(text) - self.target, 0.0) / self.scale for text in completions]
+
+
+def reading_grade(text: str) -> float:
+    """The automated readability index of a text, in 1 to 14; see `ReadabilityRule`."""
+    low, high = GRADES
+    words = sentences = characters = in_sentence = 0
+    for piece in text.split():
+        letters = sum(unicodedata.category(c)[0] in "LN" for c in piece)
+        if letters:
+            words, characters, in_sentence = words + 1, characters + letters, in_sentence + 1
+        if in_sentence and piece[-1] in ".!?":
+            sentences, in_sentence = sentences + 1, 0
+    if not words:
+        return high
+    sentences += in_sentence > 0
+    return min(max(4.71 * characters / words + 0.5 * words / sentences - 21.43, low), high)
+
+
+RULES: dict[str, type] = {
+    "length": LengthRule,
+    "format": FormatRule,
+    "lexical": LexicalRule,
+    "readability": ReadabilityRule,
+}
 
 
 def make_rule(source: str, options: Mapping[str, Any], *, name: str | None = None) -> RewardModel:

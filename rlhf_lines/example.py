@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reward_models import FunctionReward, RewardModel
 from reward_models.conversation import prompt_turns, reply
+from reward_models.similarity import SimilaritySettings
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.data.templates import said
 from rlhf_lines.distributed import leads
@@ -73,6 +74,9 @@ def reward_reading(name: str, model: Any, asked: Asked, completion: str) -> Read
     """
     (prompt, completion), reader = shown(model, asked, completion), f"reward {name}"
     encoder = getattr(model, "encoder", model)
+    if isinstance(model, SimilaritySettings):
+        (source,) = model.sources([prompt], {name: [value] for name, value in asked.columns.items()})
+        return Reading(reader, f"source {written(source)}, completion {written(completion)}")
     if hasattr(encoder, "shown"):
         return Reading(reader, written(encoder.shown(prompt, completion)))
     if getattr(model, "reads_turns", False):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from reward_models import RULES, Classifier, FunctionReward, RewardModel
+from reward_models import RULES, Classifier, RewardModel
 from reward_models.base import checked_scores
 from reward_models.conversation import Prompt, Turn
 from reward_models.encoder import Encoder
@@ -60,7 +60,7 @@ def score(
     """
     pairs = [shown(model, one, text) for one, text in zip(asked, completions, strict=True)]
     prompts, texts = [prompt for prompt, _ in pairs], [text for _, text in pairs]
-    if not isinstance(model, FunctionReward):
+    if not getattr(model, "reads_columns", False):
         return checked_scores(model.name, model.score(prompts, texts), prompts)
     names = dict.fromkeys(name for one in asked for name in one.columns)
     columns = {name: [one.columns.get(name) for one in asked] for name in names}

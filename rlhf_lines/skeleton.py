@@ -43,6 +43,13 @@ def classifier(config: PreTrainedConfig, **settings) -> PreTrainedModel:
     return _build(AutoModelForSequenceClassification, config, **settings)
 
 
+def encoder(config: PreTrainedConfig, **settings) -> PreTrainedModel:
+    """A model of hidden states, with no head and without weights; the settings are those of `_build`."""
+    from transformers import AutoModel
+
+    return _build(AutoModel, config, **settings)
+
+
 def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     """The model with its adapter.
 

@@ -12,6 +12,7 @@ from typing import Any
 import reward_models
 from reward_models import RewardModel
 from reward_models.base import is_number
+from reward_models.similarity import PREFIX as SIMILARITY
 from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about, alternatives, closest
@@ -33,14 +34,15 @@ class RewardEntry:
     with mean 0 and standard deviation 1 where `normalize` is false, and no limit where `clip` is absent.
 
     Attributes:
-        model: what to load: a folder of the reward stage, a preset, a Hub id, `module:function` or `rule:name`.
+        model: what to load: a folder of the reward stage, a preset, a Hub id, `module:function`, `rule:name` or
+            `similarity:` and a folder or Hub id.
         name: what the score is called; None is the folder, preset, model, function or rule.
         weight: factor in the sum (mu of MORLHF).
         normalize: whether mean and standard deviation are measured on samples of the SFT model before training.
         clip: largest absolute value after that.
-        dtype: of a classifier's weights; None is float32.
-        batch_size: most texts in one forward pass of a classifier; None leaves it to the stage.
-        options: of a rule or a function.
+        dtype: of the weights of a classifier or encoder; None is float32.
+        batch_size: most texts in one forward pass of a classifier or encoder; None leaves it to the stage.
+        options: of a rule, a similarity or a function.
         template: what a classifier is shown: a text with `{prompt}` and `{completion}`, two of them, or `chat`, the
             chat template of its tokenizer; of a function `chat`, for lists of messages. None is what its folder or
             preset says, or else the prompt's text and the completion's.
@@ -85,7 +87,9 @@ class RewardEntry:
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on: the model, a folder by its absolute path, dtype, options, template and label."""
-        model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
+        kind = SIMILARITY if self.model.startswith(SIMILARITY) else ""
+        source = self.model.removeprefix(kind)
+        model = f"{kind}{Path(source).resolve()}" if Path(source).is_dir() else self.model
         given = {"template": self.template, "label": self.label}
         return {
             "model": model,

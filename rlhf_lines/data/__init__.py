@@ -6,13 +6,19 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_lines.data import chat, docstrings, files, hh_rlhf, left_out, news, templates, tldr
+from rlhf_lines.data import chat, docstring_sentences, docstrings, files, hh_rlhf, left_out, news, templates, tldr
 from rlhf_lines.data.splits import TestSize
 from rlhf_lines.data.writer import Writer
 from rlhf_lines.errors import closest
 
 
-TASKS = {"docstrings": docstrings, "tldr": tldr, "hh_rlhf": hh_rlhf, "news": news}
+TASKS = {
+    "docstrings": docstrings,
+    "docstring_sentences": docstring_sentences,
+    "tldr": tldr,
+    "hh_rlhf": hh_rlhf,
+    "news": news,
+}
 KINDS = tuple(files.COLUMNS)
 
 logger = logging.getLogger(__name__)

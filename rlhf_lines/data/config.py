@@ -17,8 +17,8 @@ class DataConfig:
 
     dataset_name: str = field(
         metadata={
-            "help": "A task (docstrings, tldr, hh_rlhf, news), a local JSONL or Parquet file, a folder of them, "
-            "or a Hub id."
+            "help": "A task (docstrings, docstring_sentences, tldr, hh_rlhf, news), a local JSONL or Parquet file, a "
+            "folder of them, or a Hub id."
         }
     )
     dataset_path: str | None = field(

@@ -72,13 +72,18 @@ def specificity(summary: str) -> int:
 @functools.cache
 def corpus() -> tuple[Entry, ...]:
     """Every documented function and class of the standard library, one per name, sorted by name."""
-    entries = {}
+    found = {}
     for name, docstring in [*_from_source(), *_from_builtins()]:
         summary = " ".join(docstring.strip().split("\n\n")[0].split())
         usable = len(summary.split()) >= 2 and len(summary) <= LONGEST_SUMMARY and len(name) <= LONGEST_NAME
         if usable and summary.isascii():
-            entries.setdefault(name, Entry(name, summary, docstring))
-    return tuple(entries[name] for name in sorted(entries))
+            found.setdefault(name, Entry(name, summary, docstring))
+    return tuple(found[name] for name in sorted(found))
+
+
+def entries(split: str) -> list[Entry]:
+    """The entries of one split."""
+    return [entry for entry in corpus() if split_of(prompt(entry)) == split]
 
 
 def prompt(entry: Entry) -> str:
@@ -93,17 +98,17 @@ def completion(entry: Entry) -> str:
 
 def text(split: str) -> list[dict[str, str]]:
     """Rows `{"text"}`: name and the start of the docstring, as a language model reads them in pre-training."""
-    return [{"text": f"{prompt(e)} {' '.join(e.docstring.split())[:LONGEST_TEXT]}"} for e in _of(split)]
+    return [{"text": f"{prompt(e)} {' '.join(e.docstring.split())[:LONGEST_TEXT]}"} for e in entries(split)]
 
 
 def demonstrations(split: str) -> list[dict[str, str]]:
     """Rows `{"prompt", "completion"}` for supervised fine-tuning."""
-    return [{"prompt": prompt(e), "completion": completion(e)} for e in _of(split)]
+    return [{"prompt": prompt(e), "completion": completion(e)} for e in entries(split)]
 
 
 def prompts(split: str) -> list[dict[str, str]]:
     """Rows `{"prompt"}`."""
-    return [{"prompt": prompt(e)} for e in _of(split)]
+    return [{"prompt": prompt(e)} for e in entries(split)]
 
 
 def preferences(split: str, preference: str, *, seed: int = 0) -> list[dict[str, str]]:
@@ -120,24 +125,20 @@ def preferences(split: str, preference: str, *, seed: int = 0) -> list[dict[str,
         raise ValueError(
             f"preference {preference!r} is unknown to the docstrings task, which has {' and '.join(PREFERENCES)}"
         )
-    entries = _of(split)
+    owns = entries(split)
     draw = random.Random(f"{split}-{preference}-{seed}")
-    others = [*draw.sample(entries, len(entries)), *draw.sample(entries, len(entries))]
+    others = [*draw.sample(owns, len(owns)), *draw.sample(owns, len(owns))]
     if preference == "brief":
         merit, least = (lambda summary: -len(summary.split())), 3
     else:
         merit, least = specificity, 2
     rows = []
-    for own, other in zip(entries * 2, others, strict=True):
+    for own, other in zip(owns * 2, others, strict=True):
         difference = merit(own.summary) - merit(other.summary)
         if abs(difference) >= least:
             better, worse = (own, other) if difference > 0 else (other, own)
             rows.append({"prompt": prompt(own), "chosen": completion(better), "rejected": completion(worse)})
     return rows
-
-
-def _of(split: str) -> list[Entry]:
-    return [entry for entry in corpus() if split_of(prompt(entry)) == split]
 
 
 def _from_source():

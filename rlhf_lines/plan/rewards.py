@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,10 @@ import reward_models
 from reward_models import Format, RewardModel
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.encoder import Encoder, guesses
+from reward_models.load import check_similarity
 from reward_models.presets import PRESETS, preset_of
+from reward_models.similarity import PREFIX as SIMILARITY
+from reward_models.similarity import SimilaritySettings
 from rlhf_lines import skeleton
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.rehearsal import Rehearsal
@@ -34,14 +37,16 @@ class RewardPlan:
         batch_size: most texts in one pass.
         reader: what shows a row as the reward model reads it; None where its tokenizer is not at hand.
         guessed: what is assumed of it, in one line, or None.
+        make: what makes another model of its config.
     """
 
     name: str
     source: str
     model: object | None = None
     batch_size: int = 32
-    reader: Encoder | RewardModel | None = None
+    reader: Encoder | RewardModel | SimilaritySettings | None = None
     guessed: str | None = None
+    make: Callable[..., object] = skeleton.classifier
 
     @property
     def weights(self) -> int:
@@ -56,7 +61,7 @@ class RewardPlan:
             return 0
         config, dtype = self.model.config, next(self.model.parameters()).dtype
         longest = getattr(config.get_text_config(), "max_position_embeddings", None) or length
-        other = skeleton.classifier(config, dtype=str(dtype).removeprefix("torch."))  # a rehearsal changes its model
+        other = self.make(config, dtype=str(dtype).removeprefix("torch."))  # a rehearsal changes its model
         return Rehearsal(other).forward(min(texts, self.batch_size), min(length, longest))
 
 
@@ -71,6 +76,8 @@ def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_s
 
 def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
     source = entry.model
+    if source.startswith(SIMILARITY):
+        return _similarity(entry, beside, batch_size)
     preset_name = preset_of(source)
     made = next(makers(source, beside), None)
     is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
@@ -94,6 +101,16 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
         reader = Encoder(model.config, tokenizer, (stated or Format()).with_changes(**given), name=name)
         guessed = guesses(model.config, tokenizer, name=name, **given) if stated is None else None
     return RewardPlan(name, found, model, entry.batch_size or batch_size, reader, guessed)
+
+
+def _similarity(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
+    source = entry.model.removeprefix(SIMILARITY)
+    given = {"options": entry.options, "template": entry.template, "label": entry.label}
+    reader = check_similarity(entry.model, name=entry.name, **given)
+    shape = find_shape(source, beside=beside, what="sentence encoder")
+    model = skeleton.encoder(shape.config, dtype=entry.dtype)
+    found = f"{counts.count(model):,} parameters; {shape.source}"
+    return RewardPlan(reader.name, found, model, entry.batch_size or batch_size, reader, make=skeleton.encoder)
 
 
 def tokenizer_at_hand(source: str):

@@ -12,7 +12,7 @@ from rlhf_lines import data
 from rlhf_lines.data.config import ChatTemplateConfig, DataConfig
 
 
-OFFLINE_TASKS = ("docstrings",)
+OFFLINE_TASKS = ("docstrings", "docstring_sentences")
 ASSUMED_TOKENS = 512
 CHARACTERS_PER_TOKEN = 4
 READ_ROWS = 2000

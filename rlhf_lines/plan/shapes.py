@@ -20,6 +20,29 @@ _GPT2_LARGE = {**_GPT2, "n_embd": 1280, "n_layer": 36, "n_head": 20, "num_labels
 # Shapes of the models that the shipped configs and presets name, from their cards and config.json files. With these
 # numbers transformers builds as many parameters as the weights have.
 KNOWN: dict[str, dict] = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    },
+    "sentence-transformers/all-MiniLM-L6-v2": {
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+    },
     "meta-llama/Llama-2-7b-hf": {
         "model_type": "llama",
         "vocab_size": 32000,
@@ -72,6 +95,13 @@ KNOWN: dict[str, dict] = {
         "n_heads": 12,
         "num_labels": 2,
     },
+}
+
+
+# Folders that scripts/fetch_models.py makes, and whose shapes they have.
+FETCHED = {
+    "models/SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "models/all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2",
 }
 
 
@@ -177,13 +207,14 @@ def _demo(name: str) -> Shape | None:
 
 
 def _known(name: str) -> Shape | None:
+    name = FETCHED.get(os.path.normpath(name), name)
     return Shape(_config(KNOWN[name]), "table of known shapes") if name in KNOWN else None
 
 
 def _fetched(name: str) -> Shape | None:
     from huggingface_hub import hf_hub_download
 
-    if name.count("/") > 1 or name.startswith((".", "/", "~", "outputs/")) or not name:
+    if name.count("/") > 1 or name.startswith((".", "/", "~", "outputs/", "models/")) or not name:
         return None
     try:
         path = hf_hub_download(name, "config.json")

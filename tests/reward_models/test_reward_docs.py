@@ -11,6 +11,8 @@ import torch
 import yaml
 
 from reward_models import PRESETS, RULES, RewardModel, load, read_settings
+from reward_models.load import check_similarity
+from reward_models.similarity import OPTIONS
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reward_models.md").read_text(encoding="utf-8")
@@ -39,7 +41,7 @@ def test_the_list_of_rewards_can_be_loaded(tmp_path, monkeypatch):
     (source,) = [block for block in blocks("python") if block.startswith("# my_rewards.py")]
     (tmp_path / "my_rewards.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    (config,) = blocks("yaml")
+    config, _ = blocks("yaml")
     scores = {}
     for item in yaml.safe_load(config)["rewards"]:
         item = {"model": item} if isinstance(item, str) else item
@@ -48,6 +50,16 @@ def test_the_list_of_rewards_can_be_loaded(tmp_path, monkeypatch):
         (scores[model.name],) = model.score(["write a list"], ["a list:\n - b"])
     # Of a, list and b, the first two are in the prompt; the dash is no word. Split at whitespace there are four.
     assert scores == {"brevity": 0.0, "forty_words": -3.6, "no_lists": 0.0, "lexical": 2 / 3}
+
+
+def test_the_table_of_a_similarity():
+    _, config = blocks("yaml")
+    for item in yaml.safe_load(config)["rewards"]:
+        check_similarity(item["model"], name=item["name"], options=item["options"])
+    rows = re.findall(
+        r"^\| `(\w+)` \|", PAGE.partition("## Similarity")[2].partition("## Presets")[0], flags=re.MULTILINE
+    )
+    assert tuple(rows) == OPTIONS
 
 
 def test_a_pickle_can_be_converted(examples, make_model, make_tokenizer, tmp_path):

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from reward_models import LengthRule, LexicalRule, RewardModel, load, rules
+from reward_models import LengthRule, LexicalRule, ReadabilityRule, RewardModel, load, rules
+from reward_models.rules import reading_grade
 
 
 TEXTS = [
@@ -157,6 +158,9 @@ def test_rules_are_reward_models(source):
         ("rule:length", {"target": True}, "is True; expected shorter, longer"),
         ("rule:length", {"target": float("nan")}, "is nan; expected shorter, longer"),
         ("rule:length", {"scale": 0}, "option scale of rule:length is 0; expected a positive number"),
+        ("rule:readability", {"scale": -2}, "option scale of rule:readability is -2; expected a positive number"),
+        ("rule:readability", {"target": 14}, "option target of rule:readability is 14; expected a grade from 1"),
+        ("rule:readability", {"grade": 6}, "rule:readability has no option 'grade'"),
         ("rule:format", {}, "rule:format needs the option pattern"),
         ("rule:format", {"pattern": "("}, "'(', which is no regular expression"),
         ("rule:format", {"pattern": 3}, "is 3; expected a regular expression"),
@@ -176,3 +180,27 @@ def test_wrong_rules_and_options(source, options, message):
         load(source, options=options)
     assert re.search(message if ".*" in message else re.escape(message), str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "grade"),
+    [
+        # characters, words, sentences by hand: 4.71 c / w + 0.5 w / s - 21.43
+        ("Wrap a single paragraph of text, returning a list of wrapped lines.", 4.71 * 54 / 12 + 6 - 21.43),
+        ("Returns items. Raises errors", 4.71 * 24 / 4 + 1 - 21.43),  # two sentences, the second without an end
+        (
+            "Iterators wait... - then continue!",
+            4.71 * 25 / 4 + 1 - 21.43,
+        ),  # a dash is no word, dots after a word are one end
+        ("a b c", 1),  # below 1
+        ("Internationalisation configurations", 14),  # above 14
+        ("", 14),
+        ("?! -", 14),
+    ],
+)
+def test_the_reading_grade_is_the_automated_readability_index(text, grade):
+    expected = min(max(grade, 1), 14)
+    assert reading_grade(text) == pytest.approx(expected, abs=1e-12)
+    for target, scale in ((1, 1), (5.5, 2)):
+        (score,) = ReadabilityRule(target=target, scale=scale).score(["p"], [text])
+        assert score == pytest.approx(-max(expected - target, 0) / scale, abs=1e-12)

@@ -15,6 +15,7 @@ from typing import Any
 from reward_models.load import look_here
 from reward_models.presets import PRESETS, preset_of
 from reward_models.rules import PREFIX
+from reward_models.similarity import PREFIX as SIMILARITY
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE
@@ -41,7 +42,7 @@ _OF_ADAPTER = frozenset(
 _SHOWN = 3
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")  # PEFT writes them in any order
 # Beside weights, config and tokenizer: end tokens, the text format of a reward model, code.
-_OTHER_FILES = ("generation_config.json", "reward_model.json", "*.py")
+_OTHER_FILES = ("generation_config.json", "reward_model.json", "sentence_bert_config.json", "*.py")
 
 
 def config_sha256(folder: str | Path) -> str:
@@ -91,9 +92,11 @@ def reward_fingerprint(model: str) -> Fingerprint:
 
     A rule is made of its options, which the config holds.
     """
-    preset = preset_of(model)
     if model.startswith(PREFIX):
         return {}
+    if model.startswith(SIMILARITY):
+        return reward_fingerprint(model.removeprefix(SIMILARITY))
+    preset = preset_of(model)
     if preset is None and Path(model).is_dir():
         return model_fingerprint(model)
     if preset is None and (":" in model or ("." in model and "/" not in model)):
