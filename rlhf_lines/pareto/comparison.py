@@ -62,9 +62,8 @@ class RunsComparison(TypedDict):
     equal_kl_difference: RunsDifference | None  # as in `front.json`; null where a run has no KL
     # The smallest and largest KL budget of each run, in nats; between two sides, whose groups it compares, one for all.
     kl_budgets: list[list[float]] | None
-    # What the adjusted p-values at the file's confidence say of a: better or worse where all measures agree, undecided
-    # where none differs, else mixed.
-    verdict: Literal["better", "worse", "mixed", "undecided"]
+    no_equal_kl: str | None  # as in `front.json`, of the first run that has none
+    verdict: Literal["better", "worse", "higher", "lower", "mixed", "undecided"]  # as in `front.json`
     # Rectangles, see `pareto.runs.attainment_difference`; null unless there are two objectives and as many runs on
     # both sides.
     attainment_difference: list[list[float]] | None

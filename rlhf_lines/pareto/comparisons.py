@@ -21,7 +21,7 @@ MEASURES = {
     "expected_utility": "expected utility",
     "equal_kl": "hypervolume at equal KL",
 }
-Verdict = Literal["better", "worse", "mixed", "undecided"]
+Verdict = Literal["better", "worse", "higher", "lower", "mixed", "undecided"]
 
 
 def ordered(groups: Iterable[str]) -> list[str]:
@@ -66,26 +66,35 @@ def conclude(comparisons: Sequence[Comparison | RunsComparison], confidence: flo
         for each, adjusted in zip(found, holm([each["p_value"] for each in found]), strict=True):
             each["adjusted_p_value"] = adjusted
     for entry in comparisons:
-        entry["verdict"] = verdict(conclusions(entry, confidence).values())
+        entry["verdict"] = verdict(conclusions(entry, confidence))
 
 
 def conclusions(comparison: Comparison | RunsComparison, confidence: float) -> dict[str, int]:
     """By measure, 1 where a is above b, -1 where it is below and 0 where they cannot be told apart.
 
-    The adjusted p-value decides, against `1 - confidence`. A measure that a run does not have is left out.
+    The adjusted p-value decides, against `1 - confidence`. A measure that a run does not have is left out, and
+    `verdict` calls nothing better or worse then.
     """
     found = {measure: comparison[f"{measure}_difference"] for measure in MEASURES}
     return {measure: _conclusion(each, confidence) for measure, each in found.items() if each is not None}
 
 
-def verdict(conclusions: Iterable[int]) -> Verdict:
-    """What all measures say together: `mixed` where they do not say the same.
+def verdict(conclusions: Mapping[str, int]) -> Verdict:
+    """What the measures say together: `mixed` where they do not say the same.
 
-    >>> verdict([1, 1, 1]), verdict([-1, -1]), verdict([0, 0]), verdict([1, 0, 1])
-    ('better', 'worse', 'undecided', 'mixed')
+    `better` and `worse` need all of `MEASURES`. A higher front may be just a longer step from the SFT model, so that
+    without the comparison at equal KL a group is `higher` or `lower` than another and no more.
+
+    >>> verdict({"hypervolume": 1, "expected_utility": 1, "equal_kl": 1})
+    'better'
+    >>> verdict({"hypervolume": 1, "expected_utility": 1}), verdict({"hypervolume": 1, "expected_utility": 0})
+    ('higher', 'mixed')
     """
-    found = set(conclusions)
-    return {1: "better", -1: "worse", 0: "undecided"}[found.pop()] if len(found) == 1 else "mixed"
+    found = set(conclusions.values())
+    if len(found) > 1:
+        return "mixed"
+    whole = all(measure in conclusions for measure in MEASURES)
+    return {1: "better" if whole else "higher", -1: "worse" if whole else "lower", 0: "undecided"}[found.pop()]
 
 
 def _conclusion(difference: Mapping[str, float], confidence: float) -> int:

@@ -19,7 +19,7 @@ from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, mean_interval
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, correct
-from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers
+from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers, why_no_budgets
 from rlhf_lines.pareto.fixed_points import fixed_points
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import nondominated
@@ -38,6 +38,7 @@ from rlhf_lines.pareto.schema import (
     Spec,
     SurrogateEntry,
     Validation,
+    label,
 )
 from rlhf_lines.pareto.utility import UTILITY_RULE
 
@@ -170,7 +171,9 @@ def build_front(
         return correct(offered, EqualKL.between(*budgets, reference), seed)
 
     def compared(a: str, b: str) -> Comparison:
-        budgets = common_budgets(*([kl[row] for row in groups[group]] for group in (a, b)))
+        spent = {group: [kl[row] for row in groups[group]] for group in (a, b)}
+        budgets = common_budgets(*spent.values())
+        is_ratio = any("log_ratio" in points[row].metrics for group in (a, b) for row in groups[group])
         at_equal = budgets and [at_equal_kl(group, budgets) for group in (a, b)]
         return {
             "a": a,
@@ -182,6 +185,9 @@ def build_front(
             "equal_kl_difference": at_equal and comparisons.difference(*at_equal, confidence),
             "kl_budgets": budgets and list(budgets),
             "equal_kl_hypervolumes": at_equal and [each.corrected for each in at_equal],
+            "no_equal_kl": None
+            if at_equal
+            else why_no_budgets({label(group): found for group, found in spent.items()}, is_ratio=is_ratio),
             "verdict": "undecided",
         }
 

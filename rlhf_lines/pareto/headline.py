@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlhf_lines.pareto.comparison import RunsComparison
 from rlhf_lines.pareto.comparisons import MEASURES, conclusions
 from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front
 
@@ -10,6 +11,8 @@ OPPONENTS = {SOUP: "the rewarded soup", SCALED: "even scaling"}
 SAYINGS = {
     "better": "LiNeS is better than {}",
     "worse": "LiNeS is worse than {}",
+    "higher": "LiNeS is higher than {}",
+    "lower": "LiNeS is lower than {}",
     "mixed": "LiNeS against {} is mixed",
     "undecided": "LiNeS and {} cannot be told apart",
 }
@@ -42,6 +45,11 @@ def effect(value: float, base: float, words: str) -> str:
     return f"{share:+.{0 if abs(share) >= 9.95 else 1}f} % {words}"
 
 
+def without_equal_kl(entry: Comparison | RunsComparison) -> str:
+    """That and why two groups are not compared at equal KL; empty where they are."""
+    return f"not compared at equal KL ({entry['no_equal_kl']})" if entry["no_equal_kl"] else ""
+
+
 def bases(front: Front, entry: Comparison) -> dict[str, float]:
     """By measure, the value of the second group of a comparison, to which a difference is a share."""
     of_group = {name: measure["corrected"] for name, measure in front["fronts"][entry["b"]].items() if name in MEASURES}
@@ -50,9 +58,10 @@ def bases(front: Front, entry: Comparison) -> dict[str, float]:
 
 
 def _effects(front: Front, entry: Comparison) -> str:
-    """The effect of every measure, and which of them noise may explain where others decide."""
+    """The effect of every measure, which of them noise may explain where others decide, and what is missing."""
     texts, of = [], bases(front, entry)
     for measure, sign in conclusions(entry, front["confidence"]).items():
         text = effect(entry[f"{measure}_difference"]["corrected"], of[measure], MEASURES[measure])
         texts.append(text if sign or entry["verdict"] == "undecided" else f"{text} (within noise)")
-    return ", ".join(texts)
+    missing = without_equal_kl(entry)
+    return "; ".join([", ".join(texts), *([missing] if missing else [])])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rlhf_lines.pareto.comparisons import MEASURES
-from rlhf_lines.pareto.schema import Difference, Front, Value, label
-from rlhf_lines.pareto.table import decimals, interval_name, p_text, value_of
+from rlhf_lines.pareto.schema import Comparison, Difference, Front, Value, label
+from rlhf_lines.pareto.table import decimals, interval_name, not_at_equal_kl, p_text, value_of
 
 
 ESCAPED = {character: rf"\{character}" for character in "&%$#_{}"}
@@ -66,9 +66,11 @@ def _differences(front: Front) -> list[str]:
         if any(found):
             heads += [words, "$p$"]
             columns += [_estimates(found), [_p_value(each) for each in found]]
-    columns.append([entry["verdict"] for entry in entries])
+    columns.append([_verdict(entry) for entry in entries])
     note = f"% p is adjusted (Holm) for {len(entries)} comparisons by each measure; intervals are not."
-    return ["", note, *_tabular([*heads, "verdict"], columns)]
+    pairs = {f"{entry['a']} - {entry['b']}": entry["no_equal_kl"] for entry in entries}
+    notes = [note, *(f"% {_commented(text)}." for text in not_at_equal_kl(pairs))]
+    return ["", *notes, *_tabular([*heads, "verdict"], columns)]
 
 
 def _estimates(estimates: Sequence[Value | None]) -> list[str]:
@@ -79,6 +81,11 @@ def _estimates(estimates: Sequence[Value | None]) -> list[str]:
 def _interval(estimate: Value, digits: int) -> str:
     ends = estimate["low"], estimate["high"]
     return "" if None in ends else rf" {{\scriptsize $[{', '.join(f'{end:.{digits}f}' for end in ends)}]$}}"
+
+
+def _verdict(entry: Comparison) -> str:
+    """What is said of a pair, and that it is said without equal KL."""
+    return entry["verdict"] if entry["no_equal_kl"] is None else f"{entry['verdict']} (not at equal KL)"
 
 
 def _p_value(difference: Difference | None) -> str:

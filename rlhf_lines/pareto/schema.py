@@ -142,7 +142,10 @@ class Comparison(TypedDict):
     equal_kl_difference: Difference | None  # of the mean hypervolume within a KL budget; null without common budgets
     kl_budgets: list[float] | None  # the smallest and the largest budget, in nats; null as `equal_kl_difference`
     equal_kl_hypervolumes: list[float] | None  # of a and of b
-    verdict: Literal["better", "worse", "mixed", "undecided"]  # of a against b, by all measures
+    no_equal_kl: str | None  # why there is no `equal_kl_difference`; null where there is one
+    # Of a against b: better or worse by all measures, undecided where none differs, mixed where they do not agree;
+    # higher or lower where they agree without equal KL.
+    verdict: Literal["better", "worse", "higher", "lower", "mixed", "undecided"]
 
 
 class ScalingEntry(TypedDict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
@@ -51,6 +51,24 @@ def few_prompts(front: Front) -> str:
         f"Few prompts ({count}): intervals are widened for it, and may still be too narrow where scores are skewed; "
         f"take {MANY_PROMPTS} or more to decide by"
     )
+
+
+def not_at_equal_kl(reasons: Mapping[str, str | None]) -> list[str]:
+    """Which differences are without a comparison at equal KL, a sentence for each reason.
+
+    >>> not_at_equal_kl({"a - b": "no KL", "a - c": "no KL", "b - c": None})
+    ['not compared at equal KL, and so not called better: a - b, a - c (no KL)']
+    >>> not_at_equal_kl({"a - b": "no KL"})
+    ['nothing is compared at equal KL, and so no group is called better (no KL)']
+    """
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if reason is not None:
+            found.setdefault(reason, []).append(name)
+    if len(found) == 1 and None not in reasons.values():
+        return [f"nothing is compared at equal KL, and so no group is called better ({reason})" for reason in found]
+    start = "not compared at equal KL, and so not called better"
+    return [f"{start}: {', '.join(names)} ({reason})" for reason, names in found.items()]
 
 
 def estimate_text(estimate: Mean | Value, digits: int) -> str:
@@ -143,7 +161,8 @@ def _differences(front: Front) -> list[str]:
         f"p is adjusted (Holm) for {count} by each measure, intervals are not; the verdict is of the first against the "
         "second, by all measures"
     )
-    return [*in_blocks(fixed, columns, left=2), textwrap.fill(note, WIDTH)]
+    notes = [note, *not_at_equal_kl({f"{_clip(e['a'])} - {_clip(e['b'])}": e["no_equal_kl"] for e in entries})]
+    return [*in_blocks(fixed, columns, left=2), "\n".join(textwrap.fill(text, WIDTH) for text in notes)]
 
 
 def _to_look_at(front: Front) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from rlhf_lines.pareto import build_front
-from rlhf_lines.pareto.comparisons import conclusions, difference, verdict
+from rlhf_lines.pareto.comparisons import MEASURES, conclusions, difference, verdict
 from rlhf_lines.pareto.corrected import Corrected
 from rlhf_lines.pareto.intervals import holm
 
@@ -31,7 +31,14 @@ def test_holm_rejects_what_its_step_down_procedure_rejects(seed):
 def test_a_verdict_is_that_of_all_measures_or_mixed():
     for found in itertools.product((-1, 0, 1), repeat=3):
         expected = {(1, 1, 1): "better", (-1, -1, -1): "worse", (0, 0, 0): "undecided"}.get(found, "mixed")
-        assert verdict(found) == expected
+        assert verdict(dict(zip(MEASURES, found, strict=True))) == expected
+
+
+@pytest.mark.parametrize("missing", MEASURES)
+def test_nothing_is_better_or_worse_without_all_measures(missing):
+    for found in itertools.product((-1, 0, 1), repeat=2):
+        expected = {(1, 1): "higher", (-1, -1): "lower", (0, 0): "undecided"}.get(found, "mixed")
+        assert verdict(dict(zip((m for m in MEASURES if m != missing), found, strict=True))) == expected
 
 
 def test_conclusions_are_of_adjusted_p_values_and_leave_out_what_is_not_there():
@@ -103,6 +110,8 @@ def test_p_values_are_adjusted_over_all_comparisons_of_a_measure(make_points):
             for measure in ("hypervolume", "expected_utility", "equal_kl")
             if (each := entry[f"{measure}_difference"]) is not None
         ]
-        same = {1: "better", -1: "worse", 0: "undecided"}[signs[0]]
+        whole = ("better", "worse") if len(signs) == 3 else ("higher", "lower")
+        same = {1: whole[0], -1: whole[1], 0: "undecided"}[signs[0]]
         assert entry["verdict"] == (same if len(set(signs)) == 1 else "mixed")
-    assert {entry["verdict"] for entry in front["comparisons"]} >= {"better", "undecided"}
+        assert (entry["no_equal_kl"] is None) == (len(signs) == 3) == (entry["kl_budgets"] is not None)
+    assert {entry["verdict"] for entry in front["comparisons"]} >= {"higher", "undecided"}

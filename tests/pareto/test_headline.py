@@ -32,6 +32,7 @@ def front_of(**comparisons):
                 "b": group,
                 "verdict": verdict,
                 "equal_kl_hypervolumes": [11.0, 8.0] if len(found) > 2 else None,
+                "no_equal_kl": None if len(found) > 2 else "no KL",
             }
             | {f"{name}_difference": None for name in names}
             | {f"{name}_difference": difference(*each) for name, each in zip(names, found, strict=False)}
@@ -55,12 +56,12 @@ def front_of(**comparisons):
         ),
         (
             {
-                "scaled": ("worse", [(-20.0, 0.0), (-1.0, 0.0)]),
+                "scaled": ("lower", [(-20.0, 0.0), (-1.0, 0.0)]),
                 "rewarded_soup": ("undecided", [(0.02, 0.9), (0.0, 1.0)]),
             },
             "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
-            "utility. LiNeS is worse than even scaling: -100 % hypervolume, -200 % expected "
-            "utility.",
+            "utility; not compared at equal KL (no KL). LiNeS is lower than even scaling: -100 % hypervolume, -200 % "
+            "expected utility; not compared at equal KL (no KL).",
         ),
         ({"reversed": ("better", [(1.0, 0.0), (1.0, 0.0)])}, ""),
         ({}, ""),
@@ -71,8 +72,9 @@ def test_the_headline(comparisons, sentence):
 
 
 def test_what_has_no_size_is_told_by_the_difference():
-    front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1234, 0.01)]))
+    front = front_of(rewarded_soup=("higher", [(3.4, 0.001), (0.1234, 0.01)]))
     front["fronts"]["rewarded_soup"] = measures(0.0, -0.1)
     assert front_headline(front).endswith(
-        "LiNeS is better than the rewarded soup: +3.4 hypervolume, +0.123 expected utility."
+        "LiNeS is higher than the rewarded soup: +3.4 hypervolume, +0.123 expected utility; not compared at equal KL "
+        "(no KL)."
     )

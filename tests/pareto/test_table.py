@@ -48,7 +48,7 @@ def test_groups_and_differences_come_with_intervals(front):
         difference = front["comparisons"][0][f"{measure}_difference"]
         assert difference["adjusted_p_value"] < 0.0005
         assert f"{difference['corrected']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]  <0.001" in row
-    assert row.split()[3] == "better"
+    assert row.split()[3] == "higher"
     (heads,) = [line for line in lines if line.startswith("difference")]
     assert heads.split() == ["difference", "verdict", "hypervolume", "p", "expected", "utility", "p"]
     note = "p is adjusted (Holm) for 1 comparison by each measure, intervals are not; the verdict is of the first"

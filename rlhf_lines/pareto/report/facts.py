@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from rlhf_lines.pareto.comparisons import MEASURES, conclusions, verdict
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
-from rlhf_lines.pareto.headline import bases
+from rlhf_lines.pareto.headline import bases, without_equal_kl
 from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.words import NOTHING, percent, setting, signed
 from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front, label, looks
@@ -18,6 +18,8 @@ from rlhf_lines.pareto.table import decimals, few_prompts, p_text, value_of
 TITLES = {
     "better": "{} is better than {}",
     "worse": "{} is worse than {}",
+    "higher": "{} is higher than {}",
+    "lower": "{} is lower than {}",
     "mixed": "{} against {}: mixed",
     "undecided": "{} and {} cannot be told apart",
 }
@@ -25,10 +27,13 @@ TITLES = {
 DEPTH = {
     "better": "So depth helps here, and not length alone.",
     "worse": "So depth does not help here: one factor for all layers gives more.",
+    "higher": "So depth may help here, or longer steps.",
+    "lower": "So depth does not help here, unless at equal KL.",
     "mixed": "So depth helps by some of these measures and not by others.",
     "undecided": "So depth is not seen to matter here.",
 }
 SHOWN = (SOUP, SCALED)  # what LiNeS is compared with on the first screen
+UNCLEAR = ("higher", "lower", "undecided")  # verdicts that do not say which group is better
 WORDS = {1: ("better", "▲"), -1: ("worse", "▼"), 0: ("unclear", "≈")}
 
 
@@ -115,19 +120,22 @@ def shares(difference: dict[str, float], base: float) -> tuple[str, str]:
 def _verdict(front: Front, entry: Comparison) -> Card:
     title = TITLES[entry["verdict"]].format(label(entry["a"]), label(entry["b"]))
     found = conclusions(entry, front["confidence"])
-    text = DEPTH[_says_of_depth(found.values())] if (entry["a"], entry["b"]) == (LINES, SCALED) else ""
+    text = DEPTH[_says_of_depth(found)] if (entry["a"], entry["b"]) == (LINES, SCALED) else ""
     if entry["verdict"] == "mixed":
         more, less, same = ([MEASURES[m] for m, sign in found.items() if sign == wanted] for wanted in (1, -1, 0))
         parts = [(more, "higher"), (less, "lower"), (same, "not different beyond noise")]
-        text = f"{'; '.join(f'{_list(names)} {word}' for names, word in parts if names)}. {text}".strip()
-        text = text[0].upper() + text[1:]
-    return Card(title, {"undecided": "unclear"}.get(entry["verdict"], entry["verdict"]), text, [*effects(front, entry)])
+        text = f"{_sentence('; '.join(f'{_list(names)} {word}' for names, word in parts if names))} {text}"
+    if missing := without_equal_kl(entry):
+        text = f"{_sentence(missing)} {text}"
+    is_clear = entry["verdict"] not in UNCLEAR
+    return Card(title, entry["verdict"] if is_clear else "unclear", text.strip(), [*effects(front, entry)])
 
 
-def _says_of_depth(signs: Iterable[int]) -> str:
+def _says_of_depth(signs: Mapping[str, int]) -> str:
     """The verdict on depth: where measures are mixed but none is for it, depth does not help."""
-    found = set(signs)
-    return "worse" if found == {-1, 0} else "mixed" if len(found) > 1 else verdict(found)
+    if set(signs.values()) == {-1, 0}:
+        return "worse" if len(signs) == len(MEASURES) else "lower"
+    return verdict(signs)
 
 
 def _chosen(front: Front) -> list[Card]:
@@ -189,6 +197,10 @@ def _forgetting(front: Front) -> list[Card]:
     kept = {reward: [value for value in values if value is not None] for reward, values in kept.items()}
     gains = [f"{percent(median(values))} of the soup's gain in {reward}" for reward, values in kept.items() if values]
     return [Card(title, "", f"{text}; LiNeS has {_list(gains)}." if gains else f"{text}.")]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rlhf_lines.pareto.comparisons import verdict
 from rlhf_lines.pareto.report.facts import facts, swept, verdicts
 from tests.pareto.report.report_runs import MINUS, make_front
 
@@ -15,7 +16,7 @@ def compared(**signs):
     for entry in front["fronts"].values():
         entry["hypervolume"]["corrected"], entry["expected_utility"]["corrected"] = 10.0, 0.5
     front["comparisons"] = [
-        {"a": "lines", "b": group, "kl_budgets": [0.0, 1.0], "equal_kl_hypervolumes": [5.0, 4.0]}
+        {"a": "lines", "b": group, "kl_budgets": [0.0, 1.0], "equal_kl_hypervolumes": [5.0, 4.0], "no_equal_kl": None}
         | {
             f"{measure}_difference": {
                 "value": 9.0,
@@ -71,6 +72,25 @@ class TestVerdicts:
         soup, scaled = verdicts(compared(scaled=signs, rewarded_soup=(1, 1, 1)))
         assert "rewarded soup" in soup.title and "even scaling" in scaled.title  # the soup is told first
         assert scaled.text == text
+
+    @pytest.mark.parametrize(
+        ("signs", "title", "text"),
+        [
+            ((1, 1), "LiNeS is higher than even scaling", "So depth may help here, or longer steps."),
+            ((-1, -1), "LiNeS is lower than even scaling", "So depth does not help here, unless at equal KL."),
+            ((-1, 0), "LiNeS against even scaling: mixed", "So depth does not help here, unless at equal KL."),
+            ((0, 0), "LiNeS and even scaling cannot be told apart", "So depth is not seen to matter here."),
+        ],
+    )
+    def test_without_equal_kl_the_card_says_so_and_nothing_is_better(self, signs, title, text):
+        front = compared(scaled=(*signs, 1))
+        [entry] = front["comparisons"]
+        entry |= {"equal_kl_difference": None, "kl_budgets": None, "equal_kl_hypervolumes": None, "no_equal_kl": "why"}
+        entry["verdict"] = verdict(dict(zip(("hypervolume", "expected_utility"), signs, strict=True)))
+        [card] = verdicts(front)
+        assert card.title == title and card.verdict == ("mixed" if "mixed" in title else "unclear")
+        assert card.text.startswith("Not compared at equal KL (why). ") and card.text.endswith(text)
+        assert len(card.effects) == 2
 
     def test_other_groups_are_compared_where_lines_is_not(self):
         front = compared(rewarded_soup=(1, 1, 1))
