@@ -47,7 +47,7 @@ class RunsDifference(GroupMeasure):
     error_of_runs: float | None  # standard error from the spread over runs; null with one run on each side
     error_of_prompts: float | None  # standard error from the prompts that runs share; null as the interval
     p_value: float | None  # of 0, two-sided; null as the interval
-    adjusted_p_value: float | None  # Holm's, over all comparisons of this measure in the file
+    adjusted_p_value: float | None  # Holm's, as in `front.json`
     runs: list[GroupMeasure]  # the difference in each run, with its interval over prompts; empty between two sides
     positive_runs: int | None  # in how many it is above 0; null between two sides
 

@@ -51,8 +51,8 @@ def heading(comparison: RunsFile) -> list[str]:
         what,
         f"{count} {comparison['split']} prompts, {shared}higher is better; reference point {reference}, "
         f"{comparison['reference_point_rule']}",
-        f"{percent} intervals for {over}; p is adjusted for the number of comparisons (Holm), intervals are not; "
-        "verdicts are by all measures",
+        f"{percent} intervals for {over}; p is adjusted (Holm) by each measure for "
+        f"{comparisons.adjusted_for(comparison['comparisons'])}; intervals are not; verdicts are by all measures",
         *(f"note: {note}" for note in comparison["notes"]),
     ]
 

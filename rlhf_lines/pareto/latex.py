@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rlhf_lines.pareto.comparisons import MEASURES
+from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for
 from rlhf_lines.pareto.schema import Comparison, Difference, Front, Value, label
 from rlhf_lines.pareto.table import decimals, interval_name, not_at_equal_kl, p_text, value_of
 
@@ -67,7 +67,7 @@ def _differences(front: Front) -> list[str]:
             heads += [words, "$p$"]
             columns += [_estimates(found), [_p_value(each) for each in found]]
     columns.append([_verdict(entry) for entry in entries])
-    note = f"% p is adjusted (Holm) for {len(entries)} comparisons by each measure; intervals are not."
+    note = f"% p is adjusted (Holm) by each measure for {adjusted_for(entries)}; intervals are not."
     pairs = {f"{entry['a']} - {entry['b']}": entry["no_equal_kl"] for entry in entries}
     notes = [note, *(f"% {_commented(text)}." for text in not_at_equal_kl(pairs))]
     return ["", *notes, *_tabular([*heads, "verdict"], columns)]

@@ -66,7 +66,7 @@ class Difference(GroupMeasure):
 
     probability_positive: float  # share of the resamples in which it is above 0, of exactly 0 half
     p_value: float | None  # two-sided, of no difference; null without an interval
-    adjusted_p_value: float | None  # by Holm, over this measure of all comparisons in the file
+    adjusted_p_value: float | None  # by Holm, over the comparisons of its family (`comparisons.families`)
 
 
 class WinRate(Mean):

@@ -156,10 +156,9 @@ def _differences(front: Front) -> list[str]:
         ]
         if set(texts) != {"-"}:
             columns.append([f"{words}  {'p':>6}", *texts])
-    count = f"{len(entries)} comparisons" if len(entries) > 1 else "1 comparison"
     note = (
-        f"p is adjusted (Holm) for {count} by each measure, intervals are not; the verdict is of the first against the "
-        "second, by all measures"
+        f"p is adjusted (Holm) by each measure for {comparisons.adjusted_for(entries)}; intervals are not; the verdict "
+        "is of the first against the second, by all measures"
     )
     notes = [note, *not_at_equal_kl({f"{_clip(e['a'])} - {_clip(e['b'])}": e["no_equal_kl"] for e in entries})]
     return [*in_blocks(fixed, columns, left=2), "\n".join(textwrap.fill(text, WIDTH) for text in notes)]

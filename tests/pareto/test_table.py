@@ -51,7 +51,7 @@ def test_groups_and_differences_come_with_intervals(front):
     assert row.split()[3] == "higher"
     (heads,) = [line for line in lines if line.startswith("difference")]
     assert heads.split() == ["difference", "verdict", "hypervolume", "p", "expected", "utility", "p"]
-    note = "p is adjusted (Holm) for 1 comparison by each measure, intervals are not; the verdict is of the first"
+    note = "p is adjusted (Holm) by each measure for 1 comparison; intervals are not; the verdict is of the first"
     assert any(line.startswith(note) for line in lines) and "P(" not in "".join(lines)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rlhf_lines.pareto.comparisons import MEASURES, conclusions, verdict
+from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for, conclusions, verdict
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import bases, without_equal_kl
 from rlhf_lines.pareto.report.content import Content
@@ -85,6 +85,11 @@ def swept(front: Front) -> str:
         f"scored by {_list(front['objectives'])}. Higher scores are better."
         f"{f' {few}.' if few else ''}"
     )
+
+
+def adjusted(front: Front) -> str:
+    """For how many comparisons p-values are adjusted."""
+    return adjusted_for(front["comparisons"])
 
 
 def effects(front: Front, entry: Comparison) -> Iterator[Effect]:
