@@ -14,6 +14,7 @@ from rlhf_lines.pareto.table import (
     align,
     decimals,
     estimate_text,
+    few_prompts_text,
     in_blocks,
     not_at_equal_kl,
     p_text,
@@ -53,6 +54,7 @@ def heading(comparison: RunsFile) -> list[str]:
         f"{comparison['reference_point_rule']}",
         f"{percent} intervals for {over}; p is adjusted (Holm) by each measure for "
         f"{comparisons.adjusted_for(comparison['comparisons'])}; intervals are not; verdicts are by all measures",
+        *filter(None, [few_prompts_text(sizes[0])]),
         *(f"note: {note}" for note in comparison["notes"]),
     ]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for
+from rlhf_lines.pareto.headline import budgets_text
 from rlhf_lines.pareto.schema import Comparison, Difference, Front, Value, label
-from rlhf_lines.pareto.table import decimals, interval_name, not_at_equal_kl, p_text, value_of
+from rlhf_lines.pareto.table import at_edges, decimals, few_prompts, interval_name, not_at_equal_kl, p_text, value_of
 
 
 ESCAPED = {character: rf"\{character}" for character in "&%$#_{}"}
@@ -14,6 +15,8 @@ ESCAPED |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textas
 # Under the T1 encoding and its forerunner these stand for others.
 ESCAPED |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
 _ESCAPES = str.maketrans(ESCAPED)
+EDGE = r"$^\dagger$"
+EDGE_NOTE = f"{EDGE} chosen at an edge of what was tried"
 OF_GROUPS = ("hypervolume", "expected_utility")
 
 
@@ -31,6 +34,7 @@ def front_tex(front: Front) -> str:
     head = [
         "% Made by rlhf-lines front; needs \\usepackage{booktabs}.",
         f"% {name}s over {prompts} {_commented(front['split'])} prompts, {front['resamples']} resamples.",
+        *(f"% {few}." for few in [few_prompts(front)] if few),
     ]
     return "\n".join([*head, *_groups(front), *_differences(front)]) + "\n"
 
@@ -49,10 +53,15 @@ def _groups(front: Front) -> list[str]:
     fronts = front["fronts"]
     if not fronts:
         return []
-    columns = [[escaped(label(name)) for name in fronts]]
+    edges = [name for name in at_edges(front) if name in fronts]
+    columns = [[escaped(label(name)) + EDGE * (name in edges) for name in fronts]]
     columns += [_estimates([entry[measure] for entry in fronts.values()]) for measure in OF_GROUPS]
     points = [sum(point["group"] == name for point in front["points"]) for name in fronts]
-    return _tabular(["group", "hypervolume", "expected utility", "points"], [*columns, list(map(str, points))])
+    return _tabular(
+        ["group", "hypervolume", "expected utility", "points"],
+        [*columns, list(map(str, points))],
+        EDGE_NOTE if edges else "",
+    )
 
 
 def _differences(front: Front) -> list[str]:
@@ -66,6 +75,9 @@ def _differences(front: Front) -> list[str]:
         if any(found):
             heads += [words, "$p$"]
             columns += [_estimates(found), [_p_value(each) for each in found]]
+            if measure == "equal_kl":
+                heads.append("KL (nats)")
+                columns.append([_budgets(entry) for entry in entries])
     columns.append([_verdict(entry) for entry in entries])
     note = f"% p is adjusted (Holm) by each measure for {adjusted_for(entries)}; intervals are not."
     pairs = {f"{entry['a']} - {entry['b']}": entry["no_equal_kl"] for entry in entries}
@@ -88,12 +100,16 @@ def _verdict(entry: Comparison) -> str:
     return entry["verdict"] if entry["no_equal_kl"] is None else f"{entry['verdict']} (not at equal KL)"
 
 
+def _budgets(entry: Comparison) -> str:
+    return "--" if entry["kl_budgets"] is None else budgets_text(entry).replace(" to ", "--")
+
+
 def _p_value(difference: Difference | None) -> str:
     p_value = difference and difference["adjusted_p_value"]
     return "--" if p_value is None else f"${p_text(p_value)}$"
 
 
-def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
+def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]], note: str = "") -> list[str]:
     rows: Iterable[Sequence[str]] = zip(*columns, strict=True)
     return [
         rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
@@ -102,6 +118,7 @@ def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str
         r"\midrule",
         *(" & ".join(row) + r" \\" for row in rows),
         r"\bottomrule",
+        *([rf"\multicolumn{{{len(heads)}}}{{l}}{{\footnotesize {note}}} \\"] if note else []),
         r"\end{tabular}",
     ]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
-from rlhf_lines.pareto.headline import front_headline
+from rlhf_lines.pareto.headline import budgets_text, front_headline
 from rlhf_lines.pareto.intervals import FEW_PROMPTS
 from rlhf_lines.pareto.look_at import what_to_look_at
-from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Value
+from rlhf_lines.pareto.schema import LINES, Front, Mean, PointEntry, Value
 
 
 WIDTH = 110
@@ -43,8 +43,20 @@ def front_table(front: Front) -> str:
 
 
 def few_prompts(front: Front) -> str:
+    """`few_prompts_text` of the prompts of a front."""
+    return few_prompts_text(front["points"][0]["prompts"])
+
+
+def at_edges(front: Front) -> list[str]:
+    """The groups whose alpha or beta was chosen at an edge of what was tried."""
+    validation = front["validation"]
+    if validation is None:
+        return []
+    return [name for name, tuning in ({LINES: validation} | validation["groups"]).items() if tuning["at_edge"]]
+
+
+def few_prompts_text(count: int) -> str:
     """What to know of intervals over less than 30 prompts; empty where there are as many or more."""
-    count = front["points"][0]["prompts"]
     if count >= FEW_PROMPTS:
         return ""
     return (
@@ -138,7 +150,9 @@ def _groups(front: Front) -> list[str]:
     ]
     if any(names != ["linear"] for names in schedules.values()):
         columns.append(["schedule", *(_clip(", ".join(names)) for names in schedules.values())])
-    return [align(list(zip(*columns, strict=True)), left=1)]
+    edges = ", ".join(map(_clip, at_edges(front)))
+    note = f"chosen at an edge of what was tried, so that going beyond may give more: {edges}"
+    return [align(list(zip(*columns, strict=True)), left=1), *([textwrap.fill(note, WIDTH)] if edges else [])]
 
 
 def _differences(front: Front) -> list[str]:
@@ -155,7 +169,11 @@ def _differences(front: Front) -> list[str]:
             for each in differences
         ]
         if set(texts) != {"-"}:
-            columns.append([f"{words}  {'p':>6}", *texts])
+            column = [f"{words}  {'p':>6}", *texts]
+            if measure == "equal_kl":  # the budgets belong to the number
+                budgets = ["KL, nats", *map(budgets_text, entries)]
+                column = align(list(zip(column, budgets, strict=True)), left=0).splitlines()
+            columns.append(column)
     note = (
         f"p is adjusted (Holm) by each measure for {comparisons.adjusted_for(entries)}; intervals are not; the verdict "
         "is of the first against the second, by all measures"

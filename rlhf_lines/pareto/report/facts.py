@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for, conclusions, verdict
+from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, adjusted_for, conclusions, verdict
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
-from rlhf_lines.pareto.headline import bases, without_equal_kl
+from rlhf_lines.pareto.headline import bases, best_of_others, measure_name, without_equal_kl
 from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.words import NOTHING, percent, setting, signed
-from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front, label, looks
+from rlhf_lines.pareto.schema import LINES, SCALED, Comparison, Front, label, looks
 from rlhf_lines.pareto.table import decimals, few_prompts, p_text, value_of
 
 
@@ -32,7 +32,6 @@ DEPTH = {
     "mixed": "So depth helps by some of these measures and not by others.",
     "undecided": "So depth is not seen to matter here.",
 }
-SHOWN = (SOUP, SCALED)  # what LiNeS is compared with on the first screen
 UNCLEAR = ("higher", "lower", "undecided")  # verdicts that do not say which group is better
 WORDS = {1: ("better", "▲"), -1: ("worse", "▼"), 0: ("unclear", "≈")}
 
@@ -62,14 +61,15 @@ class Card:
 def verdicts(front: Front) -> list[Card]:
     """What the comparisons of LiNeS say, or the first two where it is not among the groups."""
     of_lines = [entry for entry in front["comparisons"] if entry["a"] == LINES]
-    entries = [entry for entry in of_lines if entry["b"] in SHOWN] or of_lines[:2] or front["comparisons"][:2]
-    entries.sort(key=lambda entry: SHOWN.index(entry["b"]) if entry["b"] in SHOWN else 0)
+    entries = [entry for entry in of_lines if entry["b"] in OPPONENTS] or of_lines[:2] or front["comparisons"][:2]
+    entries.sort(key=lambda entry: OPPONENTS.index(entry["b"]) if entry["b"] in OPPONENTS else 0)
     return [_verdict(front, entry) for entry in entries]
 
 
 def facts(front: Front) -> list[Card]:
-    """What else the front says: which scalings were chosen, and what was forgotten."""
-    return [*_chosen(front), *_forgetting(front)]
+    """What else the front says: which other group is the best, which scalings were chosen, and what was forgotten."""
+    best = best_of_others(front)
+    return [*([Card("Another group is the best", "", best)] if best else []), *_chosen(front), *_forgetting(front)]
 
 
 def swept(front: Front) -> str:
@@ -98,7 +98,7 @@ def effects(front: Front, entry: Comparison) -> Iterator[Effect]:
     for measure, conclusion in conclusions(entry, front["confidence"]).items():
         found = entry[f"{measure}_difference"]
         yield Effect(
-            MEASURES[measure],
+            measure_name(entry, measure),
             *shares(found, of[measure]),
             p_text(found["adjusted_p_value"]),
             *WORDS[conclusion],

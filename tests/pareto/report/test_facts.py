@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import pytest
 
 from rlhf_lines.pareto.comparisons import verdict
@@ -9,9 +12,15 @@ from rlhf_lines.pareto.report.facts import facts, swept, verdicts
 from tests.pareto.report.report_runs import MINUS, make_front
 
 
+@cache
+def three_groups():
+    return make_front(groups=("lines", "rewarded_soup", "scaled"))
+
+
 def compared(**signs):
     """Returns a front in which LiNeS is compared with groups, by the sign of each measure."""
-    front = make_front(groups=("lines", "rewarded_soup", "scaled"))
+    front = deepcopy(three_groups())
+    front["fronts"]["reversed"] = deepcopy(front["fronts"]["scaled"])
     front["confidence"], words = 0.95, {(1, 1, 1): "better", (-1, -1, -1): "worse", (0, 0, 0): "undecided"}
     for entry in front["fronts"].values():
         entry["hypervolume"]["corrected"], entry["expected_utility"]["corrected"] = 10.0, 0.5
@@ -41,7 +50,7 @@ class TestVerdicts:
         assert [(e.measure, e.effect, e.interval, e.p_value, e.verdict, e.sign) for e in card.effects] == [
             ("hypervolume", "+16 %", "[+8, +24] %", "<0.001", "better", "▲"),
             ("expected utility", f"{MINUS}2.0 %", f"[{MINUS}3.0, {MINUS}1.0] %", "<0.001", "worse", "▼"),
-            ("hypervolume at equal KL", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
+            ("hypervolume at equal KL (0.00 to 1.00 nats)", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
         ]
         assert (card.title, card.verdict) == ("LiNeS against rewarded soup: mixed", "mixed")
         assert card.text == (
@@ -72,6 +81,23 @@ class TestVerdicts:
         soup, scaled = verdicts(compared(scaled=signs, rewarded_soup=(1, 1, 1)))
         assert "rewarded soup" in soup.title and "even scaling" in scaled.title  # the soup is told first
         assert scaled.text == text
+
+    def test_the_strongest_control_has_a_card_too(self):
+        front = compared(reversed=(-1, -1, -1), scaled=(1, 1, 1), rewarded_soup=(1, 1, 1))
+        titles = [card.title for card in verdicts(front)]
+        assert [title.split()[2] for title in titles] == ["better", "better", "worse"]
+        assert titles[-1] == "LiNeS is worse than reversed LiNeS"
+
+    def test_another_group_that_is_the_best_is_a_fact(self):
+        front = compared(rewarded_soup=(1, 1, 1))
+        assert "Another group is the best" not in [card.title for card in facts(front)]
+        front["fronts"]["ties"] = {
+            "hypervolume": {"corrected": 12.5},
+            "expected_utility": {"corrected": 0.25},
+        }
+        card = facts(front)[0]
+        assert card.title == "Another group is the best"
+        assert card.text == "Of all groups, ties has the largest hypervolume (12.5)."
 
     @pytest.mark.parametrize(
         ("signs", "title", "text"),

@@ -73,6 +73,7 @@ def test_the_table_has_the_numbers_of_the_file(compared):
         expected = [over[key] for key in ("corrected", "low", "high")]
         assert [float(text) for text in cell[:3]] == pytest.approx(expected, abs=1e-3)
         assert cell[3] == p_text(over["adjusted_p_value"])
+    assert "\nFew prompts (12): intervals are widened for it" in out
     assert "12 test prompts, the same in all runs" in out and "note:" not in out
 
 
