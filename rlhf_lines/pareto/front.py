@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto import comparisons
-from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, mean_interval
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, correct
@@ -137,7 +136,6 @@ def build_front(
         """Means `[R, columns]` of the columns `[P, columns]` of one point, whose digits no other point can change."""
         return bootstrap_means(np.asarray(columns)[None], resamples, seed)[:, 0]
 
-    mean_samples = np.stack([resampled(columns) for columns in scores], axis=1)  # [R, n, K]
     anchors = [anchor(point.spec, point.group) for point in points]
     reference, ideal, rule = fixed_points([(anchors, means)], rewards, given_reference_point)
     kl = [_per_prompt(point, "kl", point.kl, prompts) for point in points]
@@ -237,7 +235,6 @@ def build_front(
                 **{name: comparisons.group_measure(each, confidence) for name, each in measures[group].items()},
                 "nondominated": [points[rows[i]].id for i in nondominated(means[rows])],
                 "hull": [points[rows[i]].id for i in hull_vertices(means[rows])],
-                "attainment": attained_regions(mean_samples[:, rows]),
             }
             for group, rows in groups.items()
         },

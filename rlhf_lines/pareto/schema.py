@@ -129,7 +129,6 @@ class GroupFront(TypedDict):
     expected_utility: GroupMeasure
     nondominated: list[int]  # ids of the points that no other point of the group dominates
     hull: list[int]  # ids of the points that are best for some preference
-    attainment: dict[str, list[list[float]]] | None  # corners, by share of resamples; null unless objectives are two
 
 
 class Comparison(TypedDict):

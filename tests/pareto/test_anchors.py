@@ -150,7 +150,6 @@ def test_one_objective_has_lengths_in_place_of_areas(make_points):
         share = (scores[best] - reference) / (max(anchors) - reference)
         assert entry["expected_utility"]["value"] == pytest.approx(share, rel=1e-12)
         assert entry["nondominated"] == entry["hull"] == [best]
-        assert entry["attainment"] is None
     # All have one KL, so that there are no budgets to average over.
     (found,) = front["comparisons"]
     assert (found["kl_budgets"], found["equal_kl_difference"]) == (None, None)

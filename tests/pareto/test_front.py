@@ -63,11 +63,9 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
         assert point["perplexity"] is None
     assert set(front["fronts"]) == {"rewarded_soup", "lines"}
     for entry in front["fronts"].values():
-        assert set(entry) == {"hypervolume", "nondominated", "hull", "expected_utility", "attainment"}
+        assert set(entry) == {"hypervolume", "nondominated", "hull", "expected_utility"}
         for measure in ("hypervolume", "expected_utility"):
             assert set(entry[measure]) == {"value", "corrected", "low", "high"}
-        assert list(entry["attainment"]) == ["0.025", "0.5", "0.975"]
-        assert all(len(corner) == 2 for corners in entry["attainment"].values() for corner in corners)
     (comparison,) = front["comparisons"]
     assert set(comparison) == {
         *("a", "b", "hypervolume_difference", "expected_utility_difference", "equal_kl_difference"),
@@ -149,7 +147,6 @@ def test_both_measures_have_the_same_fixed_points_and_prompts(make_points, rewar
         expected["probability_positive"] = np.mean(paired - paired.mean() + corrected > 0)
         expected |= dict.fromkeys(("p_value", "adjusted_p_value"), 2 * stats.t.sf(corrected / error, 39))
         assert front["comparisons"][0][f"{name}_difference"] == pytest.approx(expected, rel=1e-9, abs=1e-15)
-    assert (front["fronts"]["lines"]["attainment"] is None) == (rewards > 2)
 
 
 def test_the_hull_of_a_front_names_ids_and_leaves_out_dents():
