@@ -67,7 +67,7 @@ def measure_name(entry: Comparison, measure: str) -> str:
     """A measure in words; that at equal KL with its budgets."""
     if measure != "equal_kl" or entry["kl_budgets"] is None:
         return MEASURES[measure]
-    return f"{MEASURES[measure]} ({budgets_text(entry)} nats)"
+    return f"{MEASURES[measure]} from {budgets_text(entry)} nats"
 
 
 def budgets_text(entry: Comparison) -> str:

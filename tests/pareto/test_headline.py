@@ -48,12 +48,12 @@ def front_of(**comparisons):
         (
             {"rewarded_soup": ("better", [(3.4, 0.001), (0.1, 0.01), (0.16, 0.04)])},
             "For these policies, LiNeS is better than the rewarded soup: +17 % hypervolume, +20 % expected utility, "
-            "+2.0 % hypervolume at equal KL (0.50 to 3.25 nats).",
+            "+2.0 % hypervolume at equal KL from 0.50 to 3.25 nats.",
         ),
         (
             {"scaled": ("mixed", [(-3.4, 0.001), (-0.01, 0.2), (0.8, 0.01)])},
             "For these policies, LiNeS against even scaling is mixed: -17 % hypervolume, "
-            "-2.0 % expected utility (within noise), +10 % hypervolume at equal KL (0.50 to 3.25 nats).",
+            "-2.0 % expected utility (within noise), +10 % hypervolume at equal KL from 0.50 to 3.25 nats.",
         ),
         (
             {
@@ -71,9 +71,9 @@ def front_of(**comparisons):
                 "rewarded_soup": ("better", [(1.0, 0.0), (0.1, 0.0), (0.8, 0.0)]),
             },
             "For these policies, LiNeS is better than the rewarded soup: +5.0 % hypervolume, +20 % expected utility, "
-            "+10 % hypervolume at equal KL (0.50 to 3.25 nats). LiNeS is better than even scaling: +5.0 % hypervolume, "
-            "+20 % expected utility, +10 % hypervolume at equal KL (0.50 to 3.25 nats). LiNeS is worse than reversed "
-            "LiNeS: -5.0 % hypervolume, -20 % expected utility, -10 % hypervolume at equal KL (0.50 to 3.25 nats).",
+            "+10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is better than even scaling: +5.0 % hypervolume, "
+            "+20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is worse than reversed "
+            "LiNeS: -5.0 % hypervolume, -20 % expected utility, -10 % hypervolume at equal KL from 0.50 to 3.25 nats.",
         ),
         ({}, ""),
     ],
@@ -114,4 +114,4 @@ def test_the_best_group_is_named_where_it_is_another_one(best, sentence):
     front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1, 0.01), (0.16, 0.04)]))
     front["fronts"] |= {"lines": measures(23.4, 0.6)} | best
     assert best_of_others(front) == sentence
-    assert front_headline(front).endswith(sentence or "at equal KL (0.50 to 3.25 nats).")
+    assert front_headline(front).endswith(sentence or "at equal KL from 0.50 to 3.25 nats.")

@@ -50,7 +50,7 @@ class TestVerdicts:
         assert [(e.measure, e.effect, e.interval, e.p_value, e.verdict, e.sign) for e in card.effects] == [
             ("hypervolume", "+16 %", "[+8, +24] %", "<0.001", "better", "▲"),
             ("expected utility", f"{MINUS}2.0 %", f"[{MINUS}3.0, {MINUS}1.0] %", "<0.001", "worse", "▼"),
-            ("hypervolume at equal KL (0.00 to 1.00 nats)", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
+            ("hypervolume at equal KL from 0.00 to 1.00 nats", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
         ]
         assert (card.title, card.verdict) == ("LiNeS against rewarded soup: mixed", "mixed")
         assert card.text == (
