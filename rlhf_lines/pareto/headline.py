@@ -24,12 +24,16 @@ def front_headline(front: Front) -> str:
     policies, because other ones, as of another seed, may say something else. Empty where there is nothing to say.
     """
     entries = {entry["b"]: entry for entry in front["comparisons"] if entry["a"] == LINES}
-    found = [
-        f"{SAYINGS[entry['verdict']].format('the rewarded soup' if group == SOUP else label(group))}: "
-        f"{_effects(front, entry)}."
-        for group in OPPONENTS
-        if (entry := entries.get(group)) is not None
-    ]
+    told = [entries[group] for group in OPPONENTS if group in entries]
+    reasons = {entry["no_equal_kl"] for entry in told}
+    is_one = len(told) > 1 and len(reasons) == 1  # which is then said once
+    found = []
+    for entry in told:
+        words = "the rewarded soup" if entry["b"] == SOUP else label(entry["b"])
+        missing = "" if is_one or not without_equal_kl(entry) else f"; {without_equal_kl(entry)}"
+        found.append(f"{SAYINGS[entry['verdict']].format(words)}: {_effects(front, entry)}{missing}.")
+    if is_one and without_equal_kl(told[0]):
+        found.append(f"All this is {without_equal_kl(told[0])}.")
     found += filter(None, [best_of_others(front)])
     return f"For these policies, {' '.join(found)}" if found else ""
 
@@ -87,10 +91,9 @@ def bases(front: Front, entry: Comparison) -> dict[str, float]:
 
 
 def _effects(front: Front, entry: Comparison) -> str:
-    """The effect of every measure, which of them noise may explain where others decide, and what is missing."""
+    """The effect of every measure, and which of them noise may explain where others decide."""
     texts, of = [], bases(front, entry)
     for measure, sign in conclusions(entry, front["confidence"]).items():
         text = effect(entry[f"{measure}_difference"]["corrected"], of[measure], measure_name(entry, measure))
         texts.append(text if sign or entry["verdict"] == "undecided" else f"{text} (within noise)")
-    missing = without_equal_kl(entry)
-    return "; ".join([", ".join(texts), *([missing] if missing else [])])
+    return ", ".join(texts)

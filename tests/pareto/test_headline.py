@@ -61,8 +61,17 @@ def front_of(**comparisons):
                 "rewarded_soup": ("undecided", [(0.02, 0.9), (0.0, 1.0)]),
             },
             "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
-            "utility; not compared at equal KL (no KL). LiNeS is lower than even scaling: -100 % hypervolume, -200 % "
-            "expected utility; not compared at equal KL (no KL).",
+            "utility. LiNeS is lower than even scaling: -100 % hypervolume, -200 % expected utility. All this is not "
+            "compared at equal KL (no KL).",
+        ),
+        (
+            {
+                "scaled": ("higher", [(20.0, 0.0), (1.0, 0.0)]),
+                "rewarded_soup": ("undecided", [(0.02, 0.9), (0.0, 1.0), (0.0, 1.0)]),
+            },
+            "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
+            "utility, +0.0 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is higher than even scaling: +100 % "
+            "hypervolume, +200 % expected utility; not compared at equal KL (no KL).",
         ),
         (
             {
@@ -71,9 +80,10 @@ def front_of(**comparisons):
                 "rewarded_soup": ("better", [(1.0, 0.0), (0.1, 0.0), (0.8, 0.0)]),
             },
             "For these policies, LiNeS is better than the rewarded soup: +5.0 % hypervolume, +20 % expected utility, "
-            "+10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is better than even scaling: +5.0 % hypervolume, "
-            "+20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is worse than reversed "
-            "LiNeS: -5.0 % hypervolume, -20 % expected utility, -10 % hypervolume at equal KL from 0.50 to 3.25 nats.",
+            "+10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is better than even scaling: +5.0 % "
+            "hypervolume, +20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is worse "
+            "than reversed LiNeS: -5.0 % hypervolume, -20 % expected utility, -10 % hypervolume at equal KL from 0.50 "
+            "to 3.25 nats.",
         ),
         ({}, ""),
     ],

@@ -47,10 +47,18 @@ def compared(**signs):
 class TestVerdicts:
     def test_effects_are_shares_of_the_other_group(self):
         [card] = verdicts(compared(rewarded_soup=(1, -1, 0)))
+        at_equal = "hypervolume at equal KL from 0.00 to 1.00 nats"
         assert [(e.measure, e.effect, e.interval, e.p_value, e.verdict, e.sign) for e in card.effects] == [
             ("hypervolume", "+16 %", "[+8, +24] %", "<0.001", "better", "▲"),
             ("expected utility", f"{MINUS}2.0 %", f"[{MINUS}3.0, {MINUS}1.0] %", "<0.001", "worse", "▼"),
-            ("hypervolume at equal KL from 0.00 to 1.00 nats", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
+            (
+                at_equal,
+                "0.0 %",
+                f"[{MINUS}5.0, +5.0] %",
+                "0.700",
+                "unclear",
+                "≈",
+            ),
         ]
         assert (card.title, card.verdict) == ("LiNeS against rewarded soup: mixed", "mixed")
         assert card.text == (
