@@ -1,8 +1,9 @@
 """How often the 95 % intervals hold the truth, in simulated runs.
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--runs 300] [--only WORD]
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--runs 300] [--only WORD] [--prompts 20 50]
 
-It takes the better part of an hour. `docs/statistics.md` has its tables.
+It takes about two hours on a free core. `docs/statistics.md` has its tables: of groups, at equal KL, of the intervals
+of points, and of a family of comparisons.
 
 A run has two groups of points with known mean scores, and three anchors (the SFT model and the two single policies)
 that set the reference and ideal point as in the product: from their measured means. Its scores are
@@ -12,7 +13,10 @@ that set the reference and ideal point as in the product: from their measured me
 so that points share what a prompt does to all of them. "Held" is the share of runs whose interval holds the measure of
 the true means, for the reference point of that run; of the intervals that are printed. A star is outside 92 to 98 %;
 in brackets is the percentage of runs with an interval, where that is not all. "Called better" is the share of runs in
-which either of two groups with equal true fronts is, at p below 5 %.
+which either of two groups with equal true fronts, or with equal true hypervolumes, is, at p below 5 %.
+
+At equal KL every point has a mean KL, too. Of a prompt it is that times a factor which all points share, plus noise of
+the completions.
 
 The last table is of a reward for some prompts only: its score less a bound where a prompt is marked, 0 elsewhere.
 """
@@ -35,6 +39,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from peer import machine, note  # noqa: E402
 
 from rlhf_lines.pareto import (  # noqa: E402
+    Estimate,
     ExpectedUtility,
     Hypervolume,
     correct,
@@ -47,6 +52,9 @@ from rlhf_lines.pareto import (  # noqa: E402
     reference_point,
 )
 from rlhf_lines.pareto.bootstrap import bootstrap_means, mean_interval  # noqa: E402
+from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers  # noqa: E402
+from rlhf_lines.pareto.intervals import paired_share_difference, share_estimate  # noqa: E402
+from rlhf_lines.pareto.resampling import Resampling  # noqa: E402
 
 
 LEVEL = 0.05
@@ -71,25 +79,54 @@ class Scene:
     title: str
     a: NDArray[np.float64]
     b: NDArray[np.float64]
-    prompts: tuple[int, ...] = (50, 100, 400)
+    prompts: tuple[int, ...] = (20, 50, 100, 400)
     samples: int = 1
     spread: tuple[float, float, float] = (1.0, 0.7, 0.7)
     length: float = 1.0
     skewed: bool = False
     alike: float = 0.0  # correlation of neighbouring merges on a prompt
+    kl: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None  # of the points of a and of b, in nats
+
+    @property
+    def anchors(self) -> NDArray[np.float64]:
+        return self.length * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+
+    @property
+    def equal_hypervolumes(self) -> bool:
+        a, b = (Hypervolume(tuple(reference_point(self.anchors))).value(group) for group in (self.a, self.b))
+        return abs(a - b) < 1e-9
 
     @property
     def is_null(self) -> bool:
         return self.a.shape == self.b.shape and bool((self.a == self.b).all())
 
 
+def as_high_as(group: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coinciding points with the hypervolume of a group of the same number; the reference point is that of length 1."""
+    low, high = 0.0, 5.0
+    measure = Hypervolume((-0.1, -0.1))
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        if measure.value(np.full((1, 2), middle)) < measure.value(group):
+            low = middle
+        else:
+            high = middle
+    return np.full(group.shape, low)
+
+
+def spent(points: int, low: float, high: float) -> NDArray[np.float64]:
+    """True mean KL of points: merges in the middle have moved less than the policies at the ends."""
+    w = np.linspace(0.0, 1.0, points)
+    return (low + (high - low) * w) * (1.0 - w * (1.0 - w))
+
+
 CLUSTER = np.concatenate([front(3), np.full((8, 2), 0.7)])
 OWN = (0.2, 0.7, 0.7)  # prompts share little; noise is each point's own
 SCENES = (
-    Scene("separated 11 and 11", 5 * front(11), 5 * front(11, bulge=0.1), length=5.0, prompts=(20, 50, 100, 400)),
-    Scene("close 11 and 11", front(11), front(11, bulge=0.1), prompts=(20, 50, 100, 400)),
+    Scene("separated 11 and 11", 5 * front(11), 5 * front(11, bulge=0.1), length=5.0),
+    Scene("close 11 and 11", front(11), front(11, bulge=0.1)),
     Scene("close 11 and 11, equal", front(11), front(11)),
-    Scene("close 31 and 3", front(31), front(3), prompts=(20, 50, 100, 400)),
+    Scene("close 31 and 3", front(31), front(3)),
     Scene("close 31 and 11", front(31), front(11)),
     Scene("close 31 and 3, own noise", front(31), front(3), spread=OWN),
     Scene("very close 11 and 11, equal", front(11, 0.2), front(11, 0.2), length=0.2),
@@ -101,6 +138,12 @@ SCENES = (
     Scene("close 11 and 11, 4 samples", front(11), front(11, bulge=0.1), samples=4, spread=(1.0, 0.35, 1.2)),
     Scene("close 11 and 11, skewed", front(11), front(11, bulge=0.1), skewed=True),
     Scene("close 31 and 3, neighbours alike", front(31), front(3), spread=(1.0, 0.9, 0.4), alike=0.9),
+    Scene("coinciding 11 and spread 11 of one hypervolume", as_high_as(front(11)), front(11)),
+)
+AT_EQUAL_KL = (
+    Scene("close 11 and 11, equal", front(11), front(11), kl=(spent(11, 3.0, 4.0), spent(11, 3.0, 4.0))),
+    Scene("close 11 and 11, b further", front(11), 1.2 * front(11), kl=(spent(11, 1.0, 4.0), spent(11, 2.0, 7.0))),
+    Scene("separated 11 and 11", 5 * front(11), 5 * front(11, bulge=0.1), length=5.0, kl=(spent(11, 3.0, 4.0),) * 2),
 )
 
 
@@ -145,9 +188,8 @@ def draw(scene: Scene, generator: np.random.Generator, prompts: int, truths: NDA
 def simulate(scene: Scene, prompts: int, runs: int) -> str:
     """One row of the table."""
     generator = np.random.default_rng([prompts, *scene.title.encode()])
-    anchors = scene.length * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     count = len(scene.a)
-    truths = np.concatenate([scene.a, scene.b, anchors])
+    truths = np.concatenate([scene.a, scene.b, scene.anchors])
     names = ("mean", "difference", "hv a", "hv b", "hv a - b", "eu a", "eu b", "eu a - b", "picked")
     tallies = {name: Tally() for name in names}
     better = {"hv a - b": [], "eu a - b": []}
@@ -176,8 +218,87 @@ def simulate(scene: Scene, prompts: int, runs: int) -> str:
         highest = np.flatnonzero(true_worth >= true_worth.max() - 1e-12)
         best_kept.append(bool(set(highest.tolist()) & set(may_be_best(worth))))
     called = ", ".join(f"{100 * np.mean(x):.1f}" for x in better.values()) if scene.is_null else ""
+    if scene.equal_hypervolumes and not scene.is_null:
+        called = f"{100 * np.mean(better['hv a - b']):.1f}, -"
     cells = [scene.title, prompts, *tallies.values(), f"{100 * np.mean(best_kept):.1f}", called]
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def at_equal_kl(scene: Scene, prompts: int, runs: int) -> str:
+    """One row: the hypervolume of a minus that of b at equal KL; the budgets are those of the run."""
+    generator = np.random.default_rng([prompts, *scene.title.encode()])
+    count = len(scene.a)
+    truths, true_kl = np.concatenate([scene.a, scene.b, scene.anchors]), np.concatenate(scene.kl)
+    groups = (slice(0, count), slice(count, len(true_kl)))
+    held, better, none = Tally(), [], 0
+    for _ in range(runs):
+        scores = draw(scene, generator, prompts, truths)
+        kl = true_kl[:, None] * generator.gamma(4.0, 0.25, (1, prompts))
+        kl = kl + generator.normal(0.0, 0.7 * np.sqrt(true_kl)[:, None], (len(true_kl), prompts))
+        budgets = common_budgets(*(list(kl[group]) for group in groups))
+        if budgets is None:
+            none += 1
+            continue
+        measure = EqualKL.between(*budgets, reference_point(scores[-3:].mean(axis=1)))
+
+        def offered(group: slice, scores=scores, kl=kl):
+            weights = [(1.0 - w, w) for w in np.linspace(0.0, 1.0, group.stop - group.start)]
+            return offers(scores[group], list(kl[group]), weights, scores[-3:-2])
+
+        a, b = (correct(offered(group), measure) for group in groups)
+        true_a, true_b = (
+            measure.value(offered(group, truths[:, None], true_kl[:, None]).mean(axis=1)) for group in groups
+        )
+        difference = (a - b).estimate()
+        held.add(difference, true_a - true_b)
+        better.append(difference.p_value < LEVEL)
+    called = f"{100 * np.mean(better):.1f}" if scene.is_null and better else ""
+    return f"| {scene.title} | {prompts} | {held if better else '-'} | {called} | {100 * none / runs:.0f} |"
+
+
+def of_points(prompts: int, runs: int) -> str:
+    """One row: the intervals of means of a point, by what is drawn."""
+    generator = np.random.default_rng([prompts, 1])
+    resampling = Resampling(500)
+
+    def some(chance: float, parts: NDArray[np.float64] | float = 1.0) -> NDArray[np.float64]:
+        return (generator.random(prompts) < chance) * parts
+
+    def changed(low: float, high: float, size: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Two shares of the same prompts, half of which meet the same noise."""
+        u = generator.random(prompts)
+        v = np.where(generator.random(prompts) < 0.5, u, generator.random(prompts))
+        parts = generator.beta(1.0, 3.0, (2, prompts)) if size else np.ones((2, prompts))
+        return (u < high) * parts[0], (v < low) * parts[1]
+
+    def mean(values: NDArray[np.float64]):
+        found = resampling.scores({"": values})[""]
+        return Estimate(found["mean"], found["low"], found["high"], None)
+
+    cells = []
+    for make, truth in (
+        (lambda: mean(generator.normal(size=prompts)), 0.0),
+        (lambda: mean(generator.exponential(size=prompts)), 1.0),
+        *((lambda share=share: mean(some(share)), share) for share in (0.01, 0.03, 0.1, 0.5)),
+        (lambda: share_estimate(generator.binomial(4, generator.beta(0.5, 4.5, prompts)) / 4), 0.1),
+        *(
+            (lambda share=share: mean(some(share, generator.beta(1.0, 3.0, prompts))), share / 4.0)
+            for share in (0.005, 0.02, 0.05, 0.2)
+        ),
+        *(
+            (lambda a=a, b=b: paired_share_difference(*changed(a, b, False)), b - a)
+            for a, b in ((0.005, 0.02), (0.02, 0.1), (0.1, 0.3))
+        ),
+        *(
+            (lambda a=a, b=b: paired_share_difference(*changed(a, b, True), answers=False), (b - a) / 4.0)
+            for a, b in ((0.02, 0.1), (0.1, 0.3))
+        ),
+    ):
+        tally = Tally()
+        for _ in range(runs):
+            tally.add(make(), truth)
+        cells.append(str(tally))
+    return f"| {prompts} | " + " | ".join(cells) + " |"
 
 
 def family(runs: int, prompts: int, spread: tuple[float, float, float]) -> str:
@@ -227,18 +348,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument(
-        "--only", default="", help="rows whose title has this text; 'family' or 'marked' for the next tables"
+        "--only", default="", help="rows whose title has this text; 'equal KL', 'points', 'family', 'marked'"
     )
+    parser.add_argument("--prompts", type=int, nargs="*", help="rows of these numbers of prompts; all by default")
     options = parser.parse_args()
     start = time.perf_counter()
     print(
         "| a and b | prompts | mean | paired difference | HV a | HV b | HV a - b | EU a | EU b | EU a - b | picked "
         "| best kept | called better, HV, EU |\n" + "|---" * 13 + "|"
     )
+
+    def rows(scene: Scene) -> list[int]:
+        return [prompts for prompts in scene.prompts if not options.prompts or prompts in options.prompts]
+
     for scene in SCENES:
-        for prompts in scene.prompts:
-            if options.only in scene.title:
-                print(simulate(scene, prompts, options.runs), flush=True)
+        for prompts in rows(scene) if options.only in scene.title else ():
+            print(simulate(scene, prompts, options.runs), flush=True)
+    if options.only in "equal KL":
+        print("\n| a and b | prompts | HV a - b at equal KL | called better | no common KL |\n" + "|---" * 5 + "|")
+        for scene in AT_EQUAL_KL:
+            for prompts in rows(scene):
+                print(at_equal_kl(scene, prompts, options.runs), flush=True)
+    if options.only in "points":
+        print(
+            "\n| prompts | normal | exponential | 0 or 1, 0.01 | 0.03 | 0.1 | 0.5 | 0.1 of 4 samples "
+            "| repetition in 0.5 % | 2 % | 5 % | 20 % | change 0.005 to 0.02 | 0.02 to 0.1 | 0.1 to 0.3 "
+            "| of repetition, 2 to 10 % | 10 to 30 % |\n" + "|---" * 17 + "|"
+        )
+        for prompts in (10, 20, 50, 100, 400):
+            print(of_points(prompts, max(400, options.runs)), flush=True)
     if options.only in "family":
         print("\n| prompts | HV each | HV any | HV any, Holm | EU each | EU any | EU any, Holm |\n" + "|---" * 7 + "|")
         for prompts, spread in ((100, (1.0, 0.7, 0.0)), (400, (1.0, 0.3, 0.0))):

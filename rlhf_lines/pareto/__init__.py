@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.bootstrap import (
     bootstrap_hypervolumes,
     bootstrap_means,
@@ -47,7 +46,6 @@ __all__ = [
     "Point",
     "Surrogate",
     "Worth",
-    "attained_regions",
     "bootstrap_hypervolumes",
     "bootstrap_means",
     "build_front",

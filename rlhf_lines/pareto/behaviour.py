@@ -14,6 +14,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_lines.pareto.intervals import paired_share_difference
 from rlhf_lines.pareto.length import at_matched_length, length_correlation
 from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import BehaviourEntry, Changes, Mean
@@ -22,7 +23,7 @@ from rlhf_lines.pareto.wins import win_rate
 
 NGRAM = 4  # as seq-rep-4 of arXiv 1908.04319: three words in a row recur in good texts too
 CHANGING = ("tokens", "share_empty", "share_cut", "repetition", "distinct")  # plain means over completions
-SHARES = CHANGING[1:]  # they lie from 0 to 1
+ANSWERS = ("share_empty", "share_cut")  # 0 or 1 of each completion
 NO_INTERVAL = {"low": None, "high": None}
 
 Array = NDArray[np.float64]
@@ -134,10 +135,10 @@ def behaviour_entry(
         }
     _check_same(own, sft)
     columns, scores = prompt_means(own), np.moveaxis(own.scores, -1, 0)
-    shares = {name: columns[name] for name in ("share_empty", "share_cut") if name in columns}
+    shares = {name: columns[name] for name in ANSWERS if name in columns}
     means = resampling.means(columns) | resampling.shares(shares)
+    means |= resampling.shares({"repetition": columns["repetition"]}, answers=False)
     means["distinct"] |= NO_INTERVAL  # how often a text recurs depends on all other prompts
-    means["repetition"] = _within(means["repetition"], 0.0, 1.0)
     means["tokens"] = _within(means["tokens"], 0.0, math.inf)
     matched: list[Mean | None] = [None] * len(objectives)
     if sft is not None:
@@ -158,16 +159,20 @@ def behaviour_entry(
 def changes(own: Behaviour | None, sft: Behaviour | None, resampling: Resampling) -> Changes | None:
     """The mean of a point minus that of the SFT model, paired by prompts; None without one of them.
 
-    That of `distinct` has no interval, for the reason that `distinct` itself has none.
+    That of `distinct` has no interval, for the reason that `distinct` itself has none. The SFT model's own are
+    exactly 0.
     """
     if own is None or sft is None:
         return None
     _check_same(own, sft)
     mine, theirs = prompt_means(own), prompt_means(sft)
     found = resampling.means({name: mine[name] - theirs[name] for name in mine if name in theirs})
-    found |= {name: _within(found[name], -1.0, 1.0) for name in SHARES if name in found}
     found["distinct"] |= NO_INTERVAL
     values = {name: {"value": mean["mean"], "low": mean["low"], "high": mean["high"]} for name, mean in found.items()}
+    if own is not sft:
+        for name in values.keys() & {*ANSWERS, "repetition"}:
+            share = paired_share_difference(mine[name], theirs[name], resampling.confidence, answers=name in ANSWERS)
+            values[name] |= {"low": share.low, "high": share.high}
     return {name: values.get(name) for name in CHANGING}
 
 

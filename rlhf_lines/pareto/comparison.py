@@ -47,7 +47,7 @@ class RunsDifference(GroupMeasure):
     error_of_runs: float | None  # standard error from the spread over runs; null with one run on each side
     error_of_prompts: float | None  # standard error from the prompts that runs share; null as the interval
     p_value: float | None  # of 0, two-sided; null as the interval
-    adjusted_p_value: float | None  # Holm's, over all comparisons of this measure in the file
+    adjusted_p_value: float | None  # Holm's, as in `front.json`
     runs: list[GroupMeasure]  # the difference in each run, with its interval over prompts; empty between two sides
     positive_runs: int | None  # in how many it is above 0; null between two sides
 
@@ -62,9 +62,8 @@ class RunsComparison(TypedDict):
     equal_kl_difference: RunsDifference | None  # as in `front.json`; null where a run has no KL
     # The smallest and largest KL budget of each run, in nats; between two sides, whose groups it compares, one for all.
     kl_budgets: list[list[float]] | None
-    # What the adjusted p-values at the file's confidence say of a: better or worse where all measures agree, undecided
-    # where none differs, else mixed.
-    verdict: Literal["better", "worse", "mixed", "undecided"]
+    no_equal_kl: str | None  # as in `front.json`, of the first run that has none
+    verdict: Literal["better", "worse", "higher", "lower", "mixed", "undecided"]  # as in `front.json`
     # Rectangles, see `pareto.runs.attainment_difference`; null unless there are two objectives and as many runs on
     # both sides.
     attainment_difference: list[list[float]] | None

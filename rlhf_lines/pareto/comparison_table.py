@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.comparison import RunsComparison, RunsDifference, RunsFile
 from rlhf_lines.pareto.schema import GroupMeasure, shortened
-from rlhf_lines.pareto.table import MEASURES, WIDTH, align, decimals, estimate_text, in_blocks, p_text, value_of
+from rlhf_lines.pareto.table import (
+    MEASURES,
+    WIDTH,
+    align,
+    decimals,
+    estimate_text,
+    few_prompts_text,
+    in_blocks,
+    not_at_equal_kl,
+    p_text,
+    value_of,
+)
 
 
 NAME_WIDTH = 28
@@ -41,8 +52,9 @@ def heading(comparison: RunsFile) -> list[str]:
         what,
         f"{count} {comparison['split']} prompts, {shared}higher is better; reference point {reference}, "
         f"{comparison['reference_point_rule']}",
-        f"{percent} intervals for {over}; p is adjusted for the number of comparisons (Holm), intervals are not; "
-        "verdicts are by all measures",
+        f"{percent} intervals for {over}; p is adjusted (Holm) by each measure for "
+        f"{comparisons.adjusted_for(comparison['comparisons'])}; intervals are not; verdicts are by all measures",
+        *filter(None, [few_prompts_text(sizes[0])]),
         *(f"note: {note}" for note in comparison["notes"]),
     ]
 
@@ -84,7 +96,8 @@ def _over_runs(comparison: RunsFile) -> list[str]:
             *([["> 0 in", *map(positive_text, found)]] if counted else []),
         ]
         columns.append(align(list(zip(*parts, strict=True)), left=0).splitlines())
-    return in_blocks(fixed, columns, left=2)
+    reasons = not_at_equal_kl({difference_name(entry): entry["no_equal_kl"] for entry in entries})
+    return [*in_blocks(fixed, columns, left=2), *map(_wrapped, reasons)]
 
 
 def _each_run(comparison: RunsFile) -> list[str]:

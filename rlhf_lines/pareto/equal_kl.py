@@ -5,7 +5,7 @@ Letters: R resamples, n points, K objectives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,30 @@ def common_budgets(*groups: Sequence[ArrayLike | None]) -> tuple[float, float] |
     spent = [[max(0.0, float(np.mean(kl))) for kl in group] for group in groups]
     least, most = max(map(min, spent)), min(map(max, spent))
     return (least, most) if least < most else None
+
+
+def why_no_budgets(groups: Mapping[str, Sequence[ArrayLike | None]], *, is_ratio: bool) -> str:
+    """Why `common_budgets` finds none, in words.
+
+    >>> why_no_budgets({"LiNeS": [[5.0], [7.0]], "soup": [[1.0], [4.5]]}, is_ratio=False)
+    'no common KL: LiNeS takes longer steps, from 5.00 nats on, where soup ends at 4.50'
+
+    Args:
+        groups: by what people read, the KL of every point, one per prompt.
+        is_ratio: whether log-ratios were measured that are no KL.
+    """
+    if is_ratio:
+        return "no KL: the text is greedy, or drawn with top_p or top_k"
+    if any(kl is None for group in groups.values() for kl in group):
+        return "no KL: it was not measured at every point"
+    spent = {name: [max(0.0, float(np.mean(kl))) for kl in group] for name, group in groups.items()}
+    far, near = max(spent, key=lambda name: min(spent[name])), min(spent, key=lambda name: max(spent[name]))
+    if far == near:
+        return f"no common KL: all of {far} is at {min(spent[far]):.2f} nats"
+    return (
+        f"no common KL: {far} takes longer steps, from {min(spent[far]):.2f} nats on, where {near} ends at "
+        f"{max(spent[near]):.2f}"
+    )
 
 
 def offers(

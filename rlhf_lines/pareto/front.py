@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto import comparisons
-from rlhf_lines.pareto.attainment import attained_regions
 from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, mean_interval
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, correct
-from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers
+from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers, why_no_budgets
 from rlhf_lines.pareto.fixed_points import fixed_points
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import nondominated
@@ -38,6 +37,7 @@ from rlhf_lines.pareto.schema import (
     Spec,
     SurrogateEntry,
     Validation,
+    label,
 )
 from rlhf_lines.pareto.utility import UTILITY_RULE
 
@@ -136,7 +136,6 @@ def build_front(
         """Means `[R, columns]` of the columns `[P, columns]` of one point, whose digits no other point can change."""
         return bootstrap_means(np.asarray(columns)[None], resamples, seed)[:, 0]
 
-    mean_samples = np.stack([resampled(columns) for columns in scores], axis=1)  # [R, n, K]
     anchors = [anchor(point.spec, point.group) for point in points]
     reference, ideal, rule = fixed_points([(anchors, means)], rewards, given_reference_point)
     kl = [_per_prompt(point, "kl", point.kl, prompts) for point in points]
@@ -166,7 +165,9 @@ def build_front(
         return correct(offered, EqualKL.between(*budgets, reference), seed)
 
     def compared(a: str, b: str) -> Comparison:
-        budgets = common_budgets(*([kl[row] for row in groups[group]] for group in (a, b)))
+        spent = {group: [kl[row] for row in groups[group]] for group in (a, b)}
+        budgets = common_budgets(*spent.values())
+        is_ratio = any("log_ratio" in points[row].metrics for group in (a, b) for row in groups[group])
         at_equal = budgets and [at_equal_kl(group, budgets) for group in (a, b)]
         return {
             "a": a,
@@ -178,6 +179,9 @@ def build_front(
             "equal_kl_difference": at_equal and comparisons.difference(*at_equal, confidence),
             "kl_budgets": budgets and list(budgets),
             "equal_kl_hypervolumes": at_equal and [each.corrected for each in at_equal],
+            "no_equal_kl": None
+            if at_equal
+            else why_no_budgets({label(group): found for group, found in spent.items()}, is_ratio=is_ratio),
             "verdict": "undecided",
         }
 
@@ -203,10 +207,14 @@ def build_front(
                 "id": point.id,
                 "group": point.group,
                 "spec": dict(point.spec),
-                "scores": resampling.means(dict(zip(rewards, scores[row].T, strict=True))),
+                "scores": resampling.scores(dict(zip(rewards, scores[row].T, strict=True))),
                 "metrics": behaviour_entry(point.behaviour, model, rewards, resampling)
                 | {
-                    name: None if column is None else resampling.mean(column)
+                    name: None
+                    if column is None
+                    else resampling.mean(column)
+                    if name in METRICS
+                    else resampling.scores({name: column})[name]
                     for name in names
                     for column in [_per_prompt(point, name, point.metrics.get(name), prompts, needed=name in metrics)]
                 },
@@ -227,7 +235,6 @@ def build_front(
                 **{name: comparisons.group_measure(each, confidence) for name, each in measures[group].items()},
                 "nondominated": [points[rows[i]].id for i in nondominated(means[rows])],
                 "hull": [points[rows[i]].id for i in hull_vertices(means[rows])],
-                "attainment": attained_regions(mean_samples[:, rows]),
             }
             for group, rows in groups.items()
         },
@@ -311,7 +318,7 @@ def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float6
             "finite nll and a positive number of tokens for every text outside the task, or None for both"
         )
     samples = resampled(np.stack([nll, tokens], axis=-1))
-    exponent = float(nll.sum() / tokens.sum())
-    low, high = mean_interval(samples[:, 0] / samples[:, 1], exponent, nll.size, confidence)
-    ends = {"mean": exponent, "low": low, "high": high}
-    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in ends.items()}
+    value = float(nll.sum() / tokens.sum())
+    low, high = mean_interval(samples[:, 0] / samples[:, 1], value, nll.size, confidence)
+    exponent = {"mean": value, "low": low, "high": high}
+    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in exponent.items()}

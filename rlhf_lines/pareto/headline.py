@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from rlhf_lines.pareto.comparisons import MEASURES, conclusions
-from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front
+from rlhf_lines.pareto.comparison import RunsComparison
+from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, conclusions
+from rlhf_lines.pareto.schema import LINES, SOUP, Comparison, Front, label
 
 
-OPPONENTS = {SOUP: "the rewarded soup", SCALED: "even scaling"}
 SAYINGS = {
     "better": "LiNeS is better than {}",
     "worse": "LiNeS is worse than {}",
+    "higher": "LiNeS is higher than {}",
+    "lower": "LiNeS is lower than {}",
     "mixed": "LiNeS against {} is mixed",
     "undecided": "LiNeS and {} cannot be told apart",
 }
 
 
 def front_headline(front: Front) -> str:
-    """What the comparisons of LiNeS with the rewarded soup and with scaling alone say, by all measures.
+    """What the comparisons of LiNeS with the rewarded soup and the controls say, and which other group is the best.
 
     Effects are shares of the other group's value, or differences where that is not above 0. It speaks of these
-    policies, because other ones, as of another seed, may say something else. Empty where neither comparison is there.
+    policies, because other ones, as of another seed, may say something else. Empty where there is nothing to say.
     """
     entries = {entry["b"]: entry for entry in front["comparisons"] if entry["a"] == LINES}
-    found = [
-        f"{SAYINGS[entry['verdict']].format(words)}: {_effects(front, entry)}."
-        for group, words in OPPONENTS.items()
-        if (entry := entries.get(group)) is not None
-    ]
+    told = [entries[group] for group in OPPONENTS if group in entries]
+    reasons = {entry["no_equal_kl"] for entry in told}
+    is_one = len(told) > 1 and len(reasons) == 1  # which is then said once
+    found = []
+    for entry in told:
+        words = "the rewarded soup" if entry["b"] == SOUP else label(entry["b"])
+        missing = "" if is_one or not without_equal_kl(entry) else f"; {without_equal_kl(entry)}"
+        found.append(f"{SAYINGS[entry['verdict']].format(words)}: {_effects(front, entry)}{missing}.")
+    if is_one and without_equal_kl(told[0]):
+        found.append(f"All this is {without_equal_kl(told[0])}.")
+    found += filter(None, [best_of_others(front)])
     return f"For these policies, {' '.join(found)}" if found else ""
+
+
+def best_of_others(front: Front) -> str:
+    """Which group has the largest measures, where it is neither LiNeS nor what LiNeS is held against; else empty."""
+    best: dict[str, list[str]] = {}
+    for measure in ("hypervolume", "expected_utility"):
+        of_groups = {name: entry[measure]["corrected"] for name, entry in front["fronts"].items()}
+        name = max(of_groups, key=of_groups.__getitem__, default=LINES)
+        if name not in (LINES, *OPPONENTS):
+            best.setdefault(name, []).append(f"{MEASURES[measure]} ({of_groups[name]:.4g})")
+    parts = [f"{label(name)} has the largest {' and '.join(values)}" for name, values in best.items()]
+    return f"Of all groups, {', '.join(parts)}." if parts else ""
 
 
 def effect(value: float, base: float, words: str) -> str:
@@ -42,6 +62,27 @@ def effect(value: float, base: float, words: str) -> str:
     return f"{share:+z.{0 if abs(share) >= 9.95 else 1}f} % {words}"
 
 
+def without_equal_kl(entry: Comparison | RunsComparison) -> str:
+    """That and why two groups are not compared at equal KL; empty where they are."""
+    return f"not compared at equal KL ({entry['no_equal_kl']})" if entry["no_equal_kl"] else ""
+
+
+def measure_name(entry: Comparison, measure: str) -> str:
+    """A measure in words; that at equal KL with its budgets."""
+    if measure != "equal_kl" or entry["kl_budgets"] is None:
+        return MEASURES[measure]
+    return f"{MEASURES[measure]} from {budgets_text(entry)} nats"
+
+
+def budgets_text(entry: Comparison) -> str:
+    """From which KL to which two groups are compared, in nats; a dash where they are not.
+
+    >>> budgets_text({"kl_budgets": [0.5, 3.25]})
+    '0.50 to 3.25'
+    """
+    return "-" if entry["kl_budgets"] is None else " to ".join(f"{kl:.2f}" for kl in entry["kl_budgets"])
+
+
 def bases(front: Front, entry: Comparison) -> dict[str, float]:
     """By measure, the value of the second group of a comparison, to which a difference is a share."""
     of_group = {name: measure["corrected"] for name, measure in front["fronts"][entry["b"]].items() if name in MEASURES}
@@ -53,6 +94,6 @@ def _effects(front: Front, entry: Comparison) -> str:
     """The effect of every measure, and which of them noise may explain where others decide."""
     texts, of = [], bases(front, entry)
     for measure, sign in conclusions(entry, front["confidence"]).items():
-        text = effect(entry[f"{measure}_difference"]["corrected"], of[measure], MEASURES[measure])
+        text = effect(entry[f"{measure}_difference"]["corrected"], of[measure], measure_name(entry, measure))
         texts.append(text if sign or entry["verdict"] == "undecided" else f"{text} (within noise)")
     return ", ".join(texts)

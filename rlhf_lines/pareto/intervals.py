@@ -17,6 +17,7 @@ from rlhf_lines.pareto.bootstrap import CONFIDENCE
 from rlhf_lines.pareto.student import critical_value, within
 
 
+FEW_OTHERS = 10  # fewer values than these beside the most frequent one do not show how large others may be
 FEW_PROMPTS = 30  # below, the mean of skewed scores is not near enough to a normal variable
 
 
@@ -91,15 +92,31 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
     return mean_estimate(a - b, confidence)
 
 
-def share_estimate(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def is_sparse(values: ArrayLike) -> bool:
+    """Whether most of `values` are one and the same number, and fewer than 10 are others.
+
+    >>> is_sparse([0.0] * 30 + [0.3] * 9), is_sparse([0.0] * 30 + [0.3] * 10), is_sparse([1.0, 2.0, 3.0])
+    (True, False, False)
+    """
+    _, counts = np.unique(np.asarray(values), return_counts=True)
+    return bool(counts.max() > counts.sum() / 2 and counts.sum() - counts.max() < FEW_OTHERS)
+
+
+def share_estimate(values: ArrayLike, confidence: float = CONFIDENCE, *, answers: bool = True) -> Estimate:
     """The mean p of `values` `[P]` between 0 and 1, one share per prompt, with Wilson's interval.
 
     The ends solve `|p - q| = t sqrt(q (1 - q) / n)` for q: that of a share near 0 or 1, where a t interval is far too
     narrow, reaches inwards. n is the number of independent yes or no answers that a mean with this spread is worth,
-    `p (1 - p) / (sd^2 / P)`, and P where all values are equal; t has P - 1 degrees of freedom.
+    `p (1 - p) / (sd^2 / P)`, and P where all values are equal; t has P - 1 degrees of freedom. Parts that are no means
+    of answers may be larger than the few that were seen: of `is_sparse` ones n is P at most, as if all were 0 or 1.
 
     >>> [round(end, 3) for end in share_estimate([0.0] * 100)[1:3]]
     [0.0, 0.038]
+
+    Args:
+        values: `[P]`.
+        confidence: coverage of the interval.
+        answers: whether each is a mean of answers, which are 0 or 1.
 
     Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212; Korn and Graubard, Survey
     Methodology 24 (1998), 193-201 (the effective number).
@@ -115,10 +132,51 @@ def share_estimate(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimat
         return Estimate(share, None, None, None)
     variance = values.var(ddof=1) / prompts
     count = share * (1.0 - share) / variance if np.ptp(values) > 0.0 else float(prompts)
+    if not answers and is_sparse(values):
+        count = min(count, float(prompts))
     weight = critical_value(confidence, prompts - 1) ** 2 / count
     centre = (share + weight / 2.0) / (1.0 + weight)
     reach = math.sqrt(weight * share * (1.0 - share) + weight**2 / 4.0) / (1.0 + weight)
     return Estimate(share, max(0.0, centre - reach), min(1.0, centre + reach), None)
+
+
+def paired_share_difference(
+    a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE, *, answers: bool = True
+) -> Estimate:
+    """`mean(a - b)` of shares `[P]` of the same prompts, with the interval that those of both shares give.
+
+    With p, q the shares, [l, u] and [m, v] their intervals by `share_estimate`, and r the correlation of a and b over
+    prompts (0 where one of them has no spread)::
+
+        p - q - sqrt((p - l)^2 - 2 r (p - l) (v - q) + (v - q)^2)
+        p - q + sqrt((u - p)^2 - 2 r (u - p) (q - m) + (q - m)^2)
+
+    Where few prompts or none differ, the differences have next to no spread, and an interval that is made of it holds
+    nothing.
+
+    >>> [round(end, 3) for end in paired_share_difference([0.0] * 100, [0.0] * 100)[1:3]]
+    [-0.038, 0.038]
+
+    Source: Newcombe, Statistics in Medicine 17 (1998), 2635-2650 (method 10 without its continuity correction); Zou and
+    Donner, Statistics in Medicine 27 (2008), 1693-1702 (for any two intervals).
+
+    Raises:
+        ValueError: as `share_estimate`, or the two vectors do not have the same length.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"got shares of shape {a.shape} and {b.shape}; expected one per prompt, the same prompts")
+    one, other = (share_estimate(values, confidence, answers=answers) for values in (a, b))
+    value = one.value - other.value
+    if one.low is None or other.low is None:
+        return Estimate(value, None, None, None)
+    r = float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0.0 and np.ptp(b) > 0.0 else 0.0
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x**2 - 2.0 * r * x * y + y**2))
+
+    low = value - reach(one.value - one.low, other.high - other.value)
+    return Estimate(value, low, value + reach(one.high - one.value, other.value - other.low), None)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

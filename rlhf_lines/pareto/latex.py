@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rlhf_lines.pareto.comparisons import MEASURES
-from rlhf_lines.pareto.schema import Difference, Front, Value, label
-from rlhf_lines.pareto.table import decimals, interval_name, p_text, value_of
+from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for
+from rlhf_lines.pareto.headline import budgets_text
+from rlhf_lines.pareto.schema import Comparison, Difference, Front, Value, label
+from rlhf_lines.pareto.table import at_edges, decimals, few_prompts, interval_name, not_at_equal_kl, p_text, value_of
 
 
 ESCAPED = {character: rf"\{character}" for character in "&%$#_{}"}
@@ -14,6 +15,8 @@ ESCAPED |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textas
 # Under the T1 encoding and its forerunner these stand for others.
 ESCAPED |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
 _ESCAPES = str.maketrans(ESCAPED)
+EDGE = r"$^\dagger$"
+EDGE_NOTE = f"{EDGE} chosen at an edge of what was tried"
 OF_GROUPS = ("hypervolume", "expected_utility")
 
 
@@ -31,6 +34,7 @@ def front_tex(front: Front) -> str:
     head = [
         "% Made by rlhf-lines front; needs \\usepackage{booktabs}.",
         f"% {name}s over {prompts} {_commented(front['split'])} prompts, {front['resamples']} resamples.",
+        *(f"% {few}." for few in [few_prompts(front)] if few),
     ]
     return "\n".join([*head, *_groups(front), *_differences(front)]) + "\n"
 
@@ -49,10 +53,15 @@ def _groups(front: Front) -> list[str]:
     fronts = front["fronts"]
     if not fronts:
         return []
-    columns = [[escaped(label(name)) for name in fronts]]
+    edges = [name for name in at_edges(front) if name in fronts]
+    columns = [[escaped(label(name)) + EDGE * (name in edges) for name in fronts]]
     columns += [_estimates([entry[measure] for entry in fronts.values()]) for measure in OF_GROUPS]
     points = [sum(point["group"] == name for point in front["points"]) for name in fronts]
-    return _tabular(["group", "hypervolume", "expected utility", "points"], [*columns, list(map(str, points))])
+    return _tabular(
+        ["group", "hypervolume", "expected utility", "points"],
+        [*columns, list(map(str, points))],
+        EDGE_NOTE if edges else "",
+    )
 
 
 def _differences(front: Front) -> list[str]:
@@ -66,9 +75,14 @@ def _differences(front: Front) -> list[str]:
         if any(found):
             heads += [words, "$p$"]
             columns += [_estimates(found), [_p_value(each) for each in found]]
-    columns.append([entry["verdict"] for entry in entries])
-    note = f"% p is adjusted (Holm) for {len(entries)} comparisons by each measure; intervals are not."
-    return ["", note, *_tabular([*heads, "verdict"], columns)]
+            if measure == "equal_kl":
+                heads.append("KL (nats)")
+                columns.append([_budgets(entry) for entry in entries])
+    columns.append([_verdict(entry) for entry in entries])
+    note = f"% p is adjusted (Holm) by each measure for {adjusted_for(entries)}; intervals are not."
+    pairs = {f"{entry['a']} - {entry['b']}": entry["no_equal_kl"] for entry in entries}
+    notes = [note, *(f"% {_commented(text)}." for text in not_at_equal_kl(pairs))]
+    return ["", *notes, *_tabular([*heads, "verdict"], columns)]
 
 
 def _estimates(estimates: Sequence[Value | None]) -> list[str]:
@@ -81,12 +95,21 @@ def _interval(estimate: Value, digits: int) -> str:
     return "" if None in ends else rf" {{\scriptsize $[{', '.join(f'{end:z.{digits}f}' for end in ends)}]$}}"
 
 
+def _verdict(entry: Comparison) -> str:
+    """What is said of a pair, and that it is said without equal KL."""
+    return entry["verdict"] if entry["no_equal_kl"] is None else f"{entry['verdict']} (not at equal KL)"
+
+
+def _budgets(entry: Comparison) -> str:
+    return "--" if entry["kl_budgets"] is None else budgets_text(entry).replace(" to ", "--")
+
+
 def _p_value(difference: Difference | None) -> str:
     p_value = difference and difference["adjusted_p_value"]
     return "--" if p_value is None else f"${p_text(p_value)}$"
 
 
-def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
+def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]], note: str = "") -> list[str]:
     rows: Iterable[Sequence[str]] = zip(*columns, strict=True)
     return [
         rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
@@ -95,6 +118,7 @@ def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str
         r"\midrule",
         *(" & ".join(row) + r" \\" for row in rows),
         r"\bottomrule",
+        *([rf"\multicolumn{{{len(heads)}}}{{l}}{{\footnotesize {note}}} \\"] if note else []),
         r"\end{tabular}",
     ]
 

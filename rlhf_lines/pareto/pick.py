@@ -14,7 +14,7 @@ import numpy as np
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.schema import CONTROLS, Front, Mean, PointEntry, Value
-from rlhf_lines.pareto.table import decimals, estimate_text, interval_name, setting
+from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interval_name, setting
 from rlhf_lines.pareto.utility import FLAT
 
 
@@ -189,6 +189,7 @@ def picked_text(
         f"alpha {setting(spec['alpha'])}, beta {setting(spec['beta'])}, schedule {spec['schedule']}",
         *(f"  {name:<{width}}  {estimate_text(value, decimals([value['mean']]))}" for name, value in rows),
         f"  mean [{interval_name(front)}] over {point['prompts']} {front['split']} prompts",
+        *(f"  {few}" for few in [few_prompts(front)] if few),
     ]
     if point["single_policy"] is not None:
         lines.append(f"  it is one policy as it was trained: {front['policies'][point['single_policy']]}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, mean_interval
-from rlhf_lines.pareto.intervals import share_estimate
+from rlhf_lines.pareto.intervals import is_sparse, share_estimate
 from rlhf_lines.pareto.schema import Mean
 
 
@@ -36,9 +36,26 @@ class Resampling:
         """That of one column."""
         return self.means({"": column})[""]
 
-    def shares(self, columns: Mapping[str, NDArray[np.float64]]) -> dict[str, Mean]:
+    def scores(self, columns: Mapping[str, NDArray[np.float64]]) -> dict[str, Mean]:
+        """The mean of each column `[P]` of scores, with an interval that holds, or none.
+
+        Resamples of a score that nearly all prompts have alike are nearly all alike, and hold next to nothing. Where
+        all scores are 0 or 1, or nearly all one of these and the others between, the interval is that of
+        `share_estimate`; of other scores that are `is_sparse` there is none.
+        """
+        found = self.means(columns)
+        for name, column in columns.items():
+            answers, sparse = bool(np.isin(column, (0.0, 1.0)).all()), is_sparse(column)
+            at_end = max(np.mean(column == 0.0), np.mean(column == 1.0)) > 0.5
+            if answers or (sparse and at_end and column.min() >= 0.0 and column.max() <= 1.0):
+                found |= self.shares({name: column}, answers=answers)
+            elif sparse:
+                found[name] |= {"low": None, "high": None}
+        return found
+
+    def shares(self, columns: Mapping[str, NDArray[np.float64]], *, answers: bool = True) -> dict[str, Mean]:
         """The mean of each column `[P]` of numbers from 0 to 1, with the interval of `share_estimate`."""
-        found = {name: share_estimate(column, self.confidence) for name, column in columns.items()}
+        found = {name: share_estimate(column, self.confidence, answers=answers) for name, column in columns.items()}
         return {name: {"mean": share.value, "low": share.low, "high": share.high} for name, share in found.items()}
 
     @property

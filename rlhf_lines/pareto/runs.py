@@ -16,11 +16,11 @@ from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.bootstrap import CONFIDENCE
 from rlhf_lines.pareto.comparison import FORMAT, Attainment, RunsComparison, RunsDifference, RunsFile
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, Measure, correct
-from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers
+from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers, why_no_budgets
 from rlhf_lines.pareto.fixed_points import Anchor, fixed_points
 from rlhf_lines.pareto.origin import anchor
 from rlhf_lines.pareto.replicates import mean_over_runs, shared_counts
-from rlhf_lines.pareto.schema import PointEntry
+from rlhf_lines.pareto.schema import PointEntry, label
 from rlhf_lines.pareto.utility import UTILITY_RULE
 
 
@@ -60,6 +60,10 @@ class RunScores:
     def group_kl(self, name: str) -> list[ArrayLike | None]:
         """The KL of each point of a group, `[P]` or None, by id."""
         return [self.kl.get(point["id"]) for point in self._of(name)]
+
+    def has_ratios(self, name: str) -> bool:
+        """Whether the log-ratios of a group are no KL."""
+        return any(point["metrics"].get("log_ratio") for point in self._of(name))
 
     def groups(self) -> list[str]:
         """The groups of two points or more, in the order in which they are compared."""
@@ -135,6 +139,10 @@ def compare_runs(
     def at_equal_kl(i: int, group: str, budgets: tuple[float, float]) -> Corrected:
         return correct(runs[i].offers(group), EqualKL.between(*budgets, reference), counts=counts[i])
 
+    def without_kl(members: Sequence[tuple[int, str]]) -> str:
+        spent = {f"{label(group)} of {runs[i].name}": runs[i].group_kl(group) for i, group in members}
+        return why_no_budgets(spent, is_ratio=any(runs[i].has_ratios(group) for i, group in members))
+
     def over_runs(found: Sequence[Sequence[Corrected]]) -> RunsDifference:
         """Of a measure: by run, of both groups; or by side, of every run."""
         if sides["b"]:
@@ -166,6 +174,7 @@ def compare_runs(
             **differences,
             "equal_kl_difference": at_equal and over_runs(at_equal),
             "kl_budgets": at_equal and [list(pair) for pair in budgets],
+            "no_equal_kl": None if at_equal else without_kl(together[budgets.index(None)]),
             "verdict": "undecided",
             "attainment_difference": attainment_difference(*fronts, reference) if drawn else None,
         }

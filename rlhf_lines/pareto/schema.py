@@ -66,7 +66,7 @@ class Difference(GroupMeasure):
 
     probability_positive: float  # share of the resamples in which it is above 0, of exactly 0 half
     p_value: float | None  # two-sided, of no difference; null without an interval
-    adjusted_p_value: float | None  # by Holm, over this measure of all comparisons in the file
+    adjusted_p_value: float | None  # by Holm, over the comparisons of its family (`comparisons.families`)
 
 
 class WinRate(Mean):
@@ -129,7 +129,6 @@ class GroupFront(TypedDict):
     expected_utility: GroupMeasure
     nondominated: list[int]  # ids of the points that no other point of the group dominates
     hull: list[int]  # ids of the points that are best for some preference
-    attainment: dict[str, list[list[float]]] | None  # corners, by share of resamples; null unless objectives are two
 
 
 class Comparison(TypedDict):
@@ -142,7 +141,10 @@ class Comparison(TypedDict):
     equal_kl_difference: Difference | None  # of the mean hypervolume within a KL budget; null without common budgets
     kl_budgets: list[float] | None  # the smallest and the largest budget, in nats; null as `equal_kl_difference`
     equal_kl_hypervolumes: list[float] | None  # of a and of b
-    verdict: Literal["better", "worse", "mixed", "undecided"]  # of a against b, by all measures
+    no_equal_kl: str | None  # why there is no `equal_kl_difference`; null where there is one
+    # Of a against b: better or worse by all measures, undecided where none differs, mixed where they do not agree;
+    # higher or lower where they agree without equal KL.
+    verdict: Literal["better", "worse", "higher", "lower", "mixed", "undecided"]
 
 
 class ScalingEntry(TypedDict):

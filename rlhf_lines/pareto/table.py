@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
-from rlhf_lines.pareto.headline import front_headline
+from rlhf_lines.pareto.headline import budgets_text, front_headline
 from rlhf_lines.pareto.intervals import FEW_PROMPTS
 from rlhf_lines.pareto.look_at import what_to_look_at
-from rlhf_lines.pareto.schema import CONTROLS, SFT, Front, Mean, PointEntry, Value
+from rlhf_lines.pareto.schema import CONTROLS, LINES, SFT, Front, Mean, PointEntry, Value
 
 
 WIDTH = 110
@@ -46,14 +46,44 @@ def front_table(front: Front) -> str:
 
 
 def few_prompts(front: Front) -> str:
+    """`few_prompts_text` of the prompts of a front."""
+    return few_prompts_text(front["points"][0]["prompts"])
+
+
+def at_edges(front: Front) -> list[str]:
+    """The groups whose alpha or beta was chosen at an edge of what was tried."""
+    validation = front["validation"]
+    if validation is None:
+        return []
+    return [name for name, tuning in ({LINES: validation} | validation["groups"]).items() if tuning["at_edge"]]
+
+
+def few_prompts_text(count: int) -> str:
     """What to know of intervals over less than 30 prompts; empty where there are as many or more."""
-    count = front["points"][0]["prompts"]
     if count >= FEW_PROMPTS:
         return ""
     return (
         f"Few prompts ({count}): intervals are widened for it, and may still be too narrow where scores are skewed; "
         f"take {MANY_PROMPTS} or more to decide by"
     )
+
+
+def not_at_equal_kl(reasons: Mapping[str, str | None]) -> list[str]:
+    """Which differences are without a comparison at equal KL, a sentence for each reason.
+
+    >>> not_at_equal_kl({"a - b": "no KL", "a - c": "no KL", "b - c": None})
+    ['not compared at equal KL, and so not called better: a - b, a - c (no KL)']
+    >>> not_at_equal_kl({"a - b": "no KL"})
+    ['nothing is compared at equal KL, and so no group is called better (no KL)']
+    """
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if reason is not None:
+            found.setdefault(reason, []).append(name)
+    if len(found) == 1 and None not in reasons.values():
+        return [f"nothing is compared at equal KL, and so no group is called better ({reason})" for reason in found]
+    start = "not compared at equal KL, and so not called better"
+    return [f"{start}: {', '.join(names)} ({reason})" for reason, names in found.items()]
 
 
 def estimate_text(estimate: Mean | Value, digits: int) -> str:
@@ -123,7 +153,9 @@ def _groups(front: Front) -> list[str]:
     ]
     if any(names != ["linear"] for names in schedules.values()):
         columns.append(["schedule", *(_clip(", ".join(names)) for names in schedules.values())])
-    return [align(list(zip(*columns, strict=True)), left=1)]
+    edges = ", ".join(map(_clip, at_edges(front)))
+    note = f"chosen at an edge of what was tried, so that going beyond may give more: {edges}"
+    return [align(list(zip(*columns, strict=True)), left=1), *([textwrap.fill(note, WIDTH)] if edges else [])]
 
 
 def _differences(front: Front) -> list[str]:
@@ -140,13 +172,17 @@ def _differences(front: Front) -> list[str]:
             for each in differences
         ]
         if set(texts) != {"-"}:
-            columns.append([f"{words}  {'p':>6}", *texts])
-    count = f"{len(entries)} comparisons" if len(entries) > 1 else "1 comparison"
+            column = [f"{words}  {'p':>6}", *texts]
+            if measure == "equal_kl":  # the budgets belong to the number
+                budgets = ["KL, nats", *map(budgets_text, entries)]
+                column = align(list(zip(column, budgets, strict=True)), left=0).splitlines()
+            columns.append(column)
     note = (
-        f"p is adjusted (Holm) for {count} by each measure, intervals are not; the verdict is of the first against the "
-        "second, by all measures"
+        f"p is adjusted (Holm) by each measure for {comparisons.adjusted_for(entries)}; intervals are not; the verdict "
+        "is of the first against the second, by all measures"
     )
-    return [*in_blocks(fixed, columns, left=2), textwrap.fill(note, WIDTH)]
+    notes = [note, *not_at_equal_kl({f"{_clip(e['a'])} - {_clip(e['b'])}": e["no_equal_kl"] for e in entries})]
+    return [*in_blocks(fixed, columns, left=2), "\n".join(textwrap.fill(text, WIDTH) for text in notes)]
 
 
 def _to_look_at(front: Front) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_lines.pareto import build_front
+from rlhf_lines.pareto import build_front, front_headline
 from rlhf_lines.pareto.measures import ALL_POINTS_RULE, GIVEN_RULE, REFERENCE_POINT_RULE
 from rlhf_lines.pareto.schema import faults
 
@@ -38,7 +38,7 @@ def collapsed(ids, group="collapsed", weights=((0.5, 0.5), (0.3, 0.7))):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_group_that_is_added_changes_no_number_of_the_others(points, first):
-    """But for the adjusted p-values, which depend on how many comparisons there are."""
+    """Nor the verdict of LiNeS against the soup, which is of a family of its own."""
     before = front_of([{**point, "id": point["id"] + 5} for point in points])
     after = front_of(
         [*({**point, "id": point["id"] + 5} for point in points), *collapsed([0, 1] if first else [50, 51])]
@@ -50,10 +50,7 @@ def test_a_group_that_is_added_changes_no_number_of_the_others(points, first):
     (entry,) = [c for c in after["comparisons"] if (c["a"], c["b"]) == ("lines", "rewarded_soup")]
     (old,) = before["comparisons"]
     assert entry["equal_kl_difference"] is not None
-    for comparison in (entry, old):
-        for measure in ("hypervolume", "expected_utility", "equal_kl"):
-            del comparison[f"{measure}_difference"]["adjusted_p_value"]
-    assert {**entry, "verdict": None} == {**old, "verdict": None}
+    assert entry == old and front_headline(after) == front_headline(before)
 
 
 def test_anchors_are_the_sft_model_and_single_policies_as_they_were_trained(points):
@@ -153,7 +150,6 @@ def test_one_objective_has_lengths_in_place_of_areas(make_points):
         share = (scores[best] - reference) / (max(anchors) - reference)
         assert entry["expected_utility"]["value"] == pytest.approx(share, rel=1e-12)
         assert entry["nondominated"] == entry["hull"] == [best]
-        assert entry["attainment"] is None
     # All have one KL, so that there are no budgets to average over.
     (found,) = front["comparisons"]
     assert (found["kl_budgets"], found["equal_kl_difference"]) == (None, None)

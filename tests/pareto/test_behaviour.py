@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from rlhf_lines.pareto.behaviour import CHANGING, NO_INTERVAL, Behaviour, behaviour_entry, changes, repeated
+from rlhf_lines.pareto.intervals import paired_share_difference
 from rlhf_lines.pareto.resampling import Resampling
 
 
@@ -74,20 +75,27 @@ def test_changes_are_paired_by_prompts():
     found = changes(longer, behaviour(), RESAMPLING)
     assert tuple(found) == CHANGING
     assert found["tokens"] == {"value": 1.0, "low": 1.0, "high": 1.0}  # of every prompt the same: no noise is left
-    assert found["share_empty"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    # That no prompt differs does not say that none would.
+    shares = [1 / 2, 1 / 2, 0.0]
+    between = paired_share_difference(shares, shares)
+    assert found["share_empty"] == {"value": 0.0, "low": between.low, "high": between.high}
+    assert between.low < 0.0 < between.high
+    assert changes(own := behaviour(), own, RESAMPLING)["share_empty"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_no_interval_leaves_what_its_mean_can_be():
-    """Of two prompts an end is 9 times as far away as it was resampled."""
+    """Of two prompts t is 12.7."""
     texts, long = [["a"], ["b"]], [*[5] * 20, END]
     one = behaviour(texts, [[[1, 2, END]], [long]], SCORES[:2, :1], max_new_tokens=30)
     entry = behaviour_entry(one, None, ["x", "y"], RESAMPLING)
-    assert entry["repetition"] == {"mean": pytest.approx(16 / 18 / 2), "low": 0.0, "high": 1.0}
+    repetition = entry["repetition"]
+    assert repetition["mean"] == pytest.approx(16 / 18 / 2) and 0.0 < repetition["low"] < repetition["high"] < 1.0
     assert entry["tokens"]["low"] == 0.0 and entry["tokens"]["high"] > 21
     other = behaviour([["a"], [""]], [[long], [[1, END]]], SCORES[:2, :1], max_new_tokens=30)
     found = changes(one, other, RESAMPLING)
-    assert found["repetition"] == {"value": pytest.approx(0.0), "low": -1.0, "high": 1.0}
-    assert found["share_empty"] == {"value": -0.5, "low": -1.0, "high": 1.0}
+    for name, value in (("repetition", 0.0), ("share_empty", -0.5)):
+        assert found[name]["value"] == pytest.approx(value)
+        assert -1.0 <= found[name]["low"] < value < found[name]["high"] <= 1.0
     assert found["tokens"]["low"] < -19 and found["tokens"]["high"] > 19  # which can be any number
 
 

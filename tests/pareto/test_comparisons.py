@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from rlhf_lines.pareto import build_front
-from rlhf_lines.pareto.comparisons import conclusions, difference, verdict
+from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for, conclusions, difference, verdict
 from rlhf_lines.pareto.corrected import Corrected
+from rlhf_lines.pareto.headline import front_headline
 from rlhf_lines.pareto.intervals import holm
 
 
@@ -31,7 +32,14 @@ def test_holm_rejects_what_its_step_down_procedure_rejects(seed):
 def test_a_verdict_is_that_of_all_measures_or_mixed():
     for found in itertools.product((-1, 0, 1), repeat=3):
         expected = {(1, 1, 1): "better", (-1, -1, -1): "worse", (0, 0, 0): "undecided"}.get(found, "mixed")
-        assert verdict(found) == expected
+        assert verdict(dict(zip(MEASURES, found, strict=True))) == expected
+
+
+@pytest.mark.parametrize("missing", MEASURES)
+def test_nothing_is_better_or_worse_without_all_measures(missing):
+    for found in itertools.product((-1, 0, 1), repeat=2):
+        expected = {(1, 1): "higher", (-1, -1): "lower", (0, 0): "undecided"}.get(found, "mixed")
+        assert verdict(dict(zip((m for m in MEASURES if m != missing), found, strict=True))) == expected
 
 
 def test_conclusions_are_of_adjusted_p_values_and_leave_out_what_is_not_there():
@@ -82,19 +90,28 @@ def test_the_difference_of_a_group_to_itself_is_none():
     }
 
 
-def test_p_values_are_adjusted_over_all_comparisons_of_a_measure(make_points):
+def with_others(make_points, *others):
+    """The points of the fixture, and groups that are like LiNeS with less or more score."""
     points = make_points()
-    for group, shift in (("near", 0.02), ("far", 0.4)):
+    for group, shift in others:
         for point in make_points()[6:]:
             noise = np.random.default_rng(len(points)).normal(scale=0.3, size=(40, 2))
             points.append({**point, "id": len(points), "group": group, "scores": point["scores"] - shift + noise})
+    return points
+
+
+def test_p_values_are_adjusted_over_a_family_of_a_measure(make_points):
+    points = with_others(make_points, ("near", 0.02), ("scaled", 0.03), ("far", 0.4))
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=400)
-    assert len(front["comparisons"]) == 6
-    for measure, count in (("hypervolume", 6), ("expected_utility", 6), ("equal_kl", 3)):  # the soup has no KL
-        found = [each for entry in front["comparisons"] if (each := entry[f"{measure}_difference"]) is not None]
-        assert len(found) == count
+    assert len(front["comparisons"]) == 10
+    counts = {"hypervolume": (2, 8), "expected_utility": (2, 8), "equal_kl": (1, 5)}  # the soup has no KL
+    ours = [("lines", "rewarded_soup"), ("lines", "scaled")]
+    for (measure, numbers), is_ours in itertools.product(counts.items(), (True, False)):
+        of_family = [entry for entry in front["comparisons"] if ((entry["a"], entry["b"]) in ours) == is_ours]
+        found = [each for entry in of_family if (each := entry[f"{measure}_difference"]) is not None]
+        assert len(found) == numbers[not is_ours]
         assert [each["adjusted_p_value"] for each in found] == holm([each["p_value"] for each in found])
-        assert any(each["adjusted_p_value"] > each["p_value"] for each in found)
+        assert len(found) < 3 or any(each["adjusted_p_value"] > each["p_value"] for each in found)
         # Adjusting leaves the interval alone, which has 0 outside exactly where the p-value is below 5 %.
         assert all((each["p_value"] < 0.05) == (not each["low"] <= 0 <= each["high"]) for each in found)
     for entry in front["comparisons"]:
@@ -103,6 +120,28 @@ def test_p_values_are_adjusted_over_all_comparisons_of_a_measure(make_points):
             for measure in ("hypervolume", "expected_utility", "equal_kl")
             if (each := entry[f"{measure}_difference"]) is not None
         ]
-        same = {1: "better", -1: "worse", 0: "undecided"}[signs[0]]
+        whole = ("better", "worse") if len(signs) == 3 else ("higher", "lower")
+        same = {1: whole[0], -1: whole[1], 0: "undecided"}[signs[0]]
         assert entry["verdict"] == (same if len(set(signs)) == 1 else "mixed")
-    assert {entry["verdict"] for entry in front["comparisons"]} >= {"better", "undecided"}
+        assert (entry["no_equal_kl"] is None) == (len(signs) == 3) == (entry["kl_budgets"] is not None)
+    assert {entry["verdict"] for entry in front["comparisons"]} >= {"higher", "undecided"}
+    words = "2 comparisons of LiNeS with the soup and its controls, and separately for the 8 others"
+    assert adjusted_for(front["comparisons"]) == words
+
+
+def test_groups_that_are_added_change_nothing_that_is_said_of_lines(make_points):
+    """The p-values of LiNeS against one factor are such that adjusting for more would turn the verdict."""
+    few = with_others(make_points, ("scaled", 0.05), ("reversed", 0.0))
+    many = with_others(make_points, ("scaled", 0.05), ("reversed", 0.0), *((f"other {i}", 0.0) for i in range(3)))
+    before, after = (
+        build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=100) for points in (few, many)
+    )
+    of_lines = {entry["b"]: entry for entry in after["comparisons"] if entry["a"] == "lines"}
+    assert (len(before["comparisons"]), len(after["comparisons"])) == (6, 21)
+    for entry in before["comparisons"]:
+        if entry["a"] == "lines":
+            assert of_lines[entry["b"]] == entry
+    assert front_headline(after) == front_headline(before)
+    of_all = holm([entry["expected_utility_difference"]["p_value"] for entry in after["comparisons"]])
+    index = [(entry["a"], entry["b"]) for entry in after["comparisons"]].index(("lines", "scaled"))
+    assert of_lines["scaled"]["expected_utility_difference"]["adjusted_p_value"] < 0.05 < of_all[index]

@@ -63,15 +63,13 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
         assert point["perplexity"] is None
     assert set(front["fronts"]) == {"rewarded_soup", "lines"}
     for entry in front["fronts"].values():
-        assert set(entry) == {"hypervolume", "nondominated", "hull", "expected_utility", "attainment"}
+        assert set(entry) == {"hypervolume", "nondominated", "hull", "expected_utility"}
         for measure in ("hypervolume", "expected_utility"):
             assert set(entry[measure]) == {"value", "corrected", "low", "high"}
-        assert list(entry["attainment"]) == ["0.025", "0.5", "0.975"]
-        assert all(len(corner) == 2 for corners in entry["attainment"].values() for corner in corners)
     (comparison,) = front["comparisons"]
     assert set(comparison) == {
         *("a", "b", "hypervolume_difference", "expected_utility_difference", "equal_kl_difference"),
-        *("kl_budgets", "equal_kl_hypervolumes", "verdict"),
+        *("kl_budgets", "equal_kl_hypervolumes", "no_equal_kl", "verdict"),
     }
     assert (comparison["a"], comparison["b"]) == ("lines", "rewarded_soup")
     for measure in ("hypervolume", "expected_utility"):
@@ -80,6 +78,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
         }
     # The soup has no KL here.
     assert [comparison[key] for key in ("equal_kl_difference", "kl_budgets", "equal_kl_hypervolumes")] == [None] * 3
+    assert (comparison["no_equal_kl"], comparison["verdict"]) == ("no KL: it was not measured at every point", "higher")
 
 
 SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}
@@ -148,7 +147,6 @@ def test_both_measures_have_the_same_fixed_points_and_prompts(make_points, rewar
         expected["probability_positive"] = np.mean(paired - paired.mean() + corrected > 0)
         expected |= dict.fromkeys(("p_value", "adjusted_p_value"), 2 * stats.t.sf(corrected / error, 39))
         assert front["comparisons"][0][f"{name}_difference"] == pytest.approx(expected, rel=1e-9, abs=1e-15)
-    assert (front["fronts"]["lines"]["attainment"] is None) == (rewards > 2)
 
 
 def test_the_hull_of_a_front_names_ids_and_leaves_out_dents():
@@ -287,6 +285,46 @@ def test_all_groups_with_a_front_are_compared_and_lines_with_rewarded_soup_comes
     ]
     without_lines = front_of([point for point in points if point["group"] in ("sft", "reversed", "averaged")])
     assert [(entry["a"], entry["b"]) for entry in without_lines["comparisons"]] == [("averaged", "reversed")]
+
+
+@pytest.mark.parametrize(
+    ("soup", "lines", "reason"),
+    [
+        (None, None, "no KL: it was not measured at every point"),
+        ("ratio", "ratio", "no KL: the text is greedy, or drawn with top_p or top_k"),
+        (
+            (1.0, 4.5),
+            (5.0, 7.0),
+            "no common KL: LiNeS takes longer steps, from 5.00 nats on, where rewarded soup ends at 4.50",
+        ),
+        (
+            (3.0, 9.0),
+            (0.5, 2.25),
+            "no common KL: rewarded soup takes longer steps, from 3.00 nats on, where LiNeS ends at 2.25",
+        ),
+        ((1.0, 5.0), (3.0, 3.0), "no common KL: all of LiNeS is at 3.00 nats"),
+        ((1.0, 5.0), (3.0, 7.0), None),
+    ],
+)
+def test_no_group_is_better_that_is_not_compared_at_equal_kl(make_points, soup, lines, reason):
+    points = make_points()
+    for point in points:
+        ends = {"rewarded_soup": soup, "lines": lines}.get(point["group"])
+        point["kl"] = None
+        if ends == "ratio":
+            point["metrics"] = {"log_ratio": np.ones(40)}
+        elif ends is not None:
+            share = point["spec"]["weights"][0]
+            point["kl"] = np.full(40, (1 - share) * ends[0] + share * ends[1])
+    (comparison,) = front_of(points)["comparisons"]
+    assert comparison["no_equal_kl"] == reason
+    for measure in ("hypervolume", "expected_utility"):
+        difference = comparison[f"{measure}_difference"]
+        assert difference["corrected"] > 0 and difference["adjusted_p_value"] < 0.01
+    if reason is None:
+        assert comparison["equal_kl_difference"] is not None and comparison["verdict"] in ("better", "mixed")
+    else:
+        assert (comparison["equal_kl_difference"], comparison["verdict"]) == (None, "higher")
 
 
 @pytest.mark.parametrize("step", [1, -1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.pareto.headline import front_headline
+from rlhf_lines.pareto.headline import best_of_others, front_headline
 
 
 def difference(value, p_value):
@@ -31,7 +31,9 @@ def front_of(**comparisons):
                 "a": "lines",
                 "b": group,
                 "verdict": verdict,
+                "kl_budgets": [0.5, 3.25] if len(found) > 2 else None,
                 "equal_kl_hypervolumes": [11.0, 8.0] if len(found) > 2 else None,
+                "no_equal_kl": None if len(found) > 2 else "no KL",
             }
             | {f"{name}_difference": None for name in names}
             | {f"{name}_difference": difference(*each) for name, each in zip(names, found, strict=False)}
@@ -46,23 +48,43 @@ def front_of(**comparisons):
         (
             {"rewarded_soup": ("better", [(3.4, 0.001), (0.1, 0.01), (0.16, 0.04)])},
             "For these policies, LiNeS is better than the rewarded soup: +17 % hypervolume, +20 % expected utility, "
-            "+2.0 % hypervolume at equal KL.",
+            "+2.0 % hypervolume at equal KL from 0.50 to 3.25 nats.",
         ),
         (
             {"scaled": ("mixed", [(-3.4, 0.001), (-0.01, 0.2), (0.8, 0.01)])},
             "For these policies, LiNeS against even scaling is mixed: -17 % hypervolume, "
-            "-2.0 % expected utility (within noise), +10 % hypervolume at equal KL.",
+            "-2.0 % expected utility (within noise), +10 % hypervolume at equal KL from 0.50 to 3.25 nats.",
         ),
         (
             {
-                "scaled": ("worse", [(-20.0, 0.0), (-1.0, 0.0)]),
+                "scaled": ("lower", [(-20.0, 0.0), (-1.0, 0.0)]),
                 "rewarded_soup": ("undecided", [(0.02, 0.9), (0.0, 1.0)]),
             },
             "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
-            "utility. LiNeS is worse than even scaling: -100 % hypervolume, -200 % expected "
-            "utility.",
+            "utility. LiNeS is lower than even scaling: -100 % hypervolume, -200 % expected utility. All this is not "
+            "compared at equal KL (no KL).",
         ),
-        ({"reversed": ("better", [(1.0, 0.0), (1.0, 0.0)])}, ""),
+        (
+            {
+                "scaled": ("higher", [(20.0, 0.0), (1.0, 0.0)]),
+                "rewarded_soup": ("undecided", [(0.02, 0.9), (0.0, 1.0), (0.0, 1.0)]),
+            },
+            "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
+            "utility, +0.0 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is higher than even scaling: +100 % "
+            "hypervolume, +200 % expected utility; not compared at equal KL (no KL).",
+        ),
+        (
+            {
+                "reversed": ("worse", [(-1.0, 0.0), (-0.1, 0.0), (-0.8, 0.0)]),
+                "scaled": ("better", [(1.0, 0.0), (0.1, 0.0), (0.8, 0.0)]),
+                "rewarded_soup": ("better", [(1.0, 0.0), (0.1, 0.0), (0.8, 0.0)]),
+            },
+            "For these policies, LiNeS is better than the rewarded soup: +5.0 % hypervolume, +20 % expected utility, "
+            "+10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is better than even scaling: +5.0 % "
+            "hypervolume, +20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is worse "
+            "than reversed LiNeS: -5.0 % hypervolume, -20 % expected utility, -10 % hypervolume at equal KL from 0.50 "
+            "to 3.25 nats.",
+        ),
         ({}, ""),
     ],
 )
@@ -71,8 +93,35 @@ def test_the_headline(comparisons, sentence):
 
 
 def test_what_has_no_size_is_told_by_the_difference():
-    front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1234, 0.01)]))
+    front = front_of(rewarded_soup=("higher", [(3.4, 0.001), (0.1234, 0.01)]))
     front["fronts"]["rewarded_soup"] = measures(0.0, -0.1)
     assert front_headline(front).endswith(
-        "LiNeS is better than the rewarded soup: +3.4 hypervolume, +0.123 expected utility."
+        "LiNeS is higher than the rewarded soup: +3.4 hypervolume, +0.123 expected utility; not compared at equal KL "
+        "(no KL)."
     )
+
+
+@pytest.mark.parametrize(
+    ("best", "sentence"),
+    [
+        ({}, ""),
+        ({"reversed": measures(60.0, 0.9), "ties": measures(59.0, 0.8)}, ""),
+        (
+            {"reversed": measures(60.0, 0.9), "ties": measures(60.25, 0.92)},
+            "Of all groups, ties has the largest hypervolume (60.25) and expected utility (0.92).",
+        ),
+        (
+            {"scaled": measures(60.0, 0.95), "dare": measures(61.0, 0.9)},
+            "Of all groups, dare has the largest hypervolume (61).",
+        ),
+        (
+            {"ties": measures(60.0, 0.95), "dare": measures(61.0, 0.9)},
+            "Of all groups, dare has the largest hypervolume (61), ties has the largest expected utility (0.95).",
+        ),
+    ],
+)
+def test_the_best_group_is_named_where_it_is_another_one(best, sentence):
+    front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1, 0.01), (0.16, 0.04)]))
+    front["fronts"] |= {"lines": measures(23.4, 0.6)} | best
+    assert best_of_others(front) == sentence
+    assert front_headline(front).endswith(sentence or "at equal KL from 0.50 to 3.25 nats.")

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from rlhf_lines.pareto import Estimate, holm, mean_estimate, paired_difference
-from rlhf_lines.pareto.intervals import share_estimate
+from rlhf_lines.pareto.intervals import paired_share_difference, share_estimate
 
 
 # "Student" (1908), Cushny and Peebles' hours of sleep gained by two drugs on ten patients: the paired difference is
@@ -68,6 +68,54 @@ def test_a_share_and_its_rest_have_intervals_that_mirror():
     values = np.random.default_rng(1).integers(5, size=80) / 4
     found, rest = share_estimate(values), share_estimate(1 - values)
     assert (1 - rest.high, 1 - rest.low) == pytest.approx((found.low, found.high), rel=1e-12)
+
+
+def test_sparse_parts_count_as_answers_of_one_a_prompt():
+    """Of 60 prompts three have a part of 0.3: as many answers as its spread is worth would be 3.4 a prompt."""
+    values = np.array([0.3] * 3 + [0.0] * 57)
+    found, share, w = share_estimate(values, answers=False), 0.015, stats.t.ppf(0.975, 59) ** 2 / 60
+    for end in (found.low, found.high):
+        assert (share - end) ** 2 == pytest.approx(w * end * (1 - end), rel=1e-10)
+    narrow = share_estimate(values)
+    assert found.low < narrow.low < share < narrow.high < found.high
+    dense = np.array([0.3] * 10 + [0.0] * 50)
+    assert share_estimate(dense, answers=False) == share_estimate(dense)
+
+
+def test_a_difference_of_paired_shares_is_newcombes():
+    """Of 51 pairs with counts 36, 12, 2 and 1; n of the shares is one less than there are pairs.
+
+    The ends of both are the roots of Wilson's equation, and phi is made of the four counts.
+    """
+    a = np.array([1.0] * 36 + [1.0] * 12 + [0.0] * 2 + [0.0])
+    b = np.array([1.0] * 36 + [0.0] * 12 + [1.0] * 2 + [0.0])
+    p, q = 48 / 51, 38 / 51
+    phi = (36 * 1 - 12 * 2) / np.sqrt(48 * 3 * 38 * 13)
+    w = stats.t.ppf(0.975, 50) ** 2 / 50
+
+    def ends(share):
+        return np.sort(np.roots([1 + w, -2 * share - w, share**2]).real)
+
+    (low_a, high_a), (low_b, high_b) = ends(p), ends(q)
+    low = p - q - np.sqrt((p - low_a) ** 2 - 2 * phi * (p - low_a) * (high_b - q) + (high_b - q) ** 2)
+    high = p - q + np.sqrt((high_a - p) ** 2 - 2 * phi * (high_a - p) * (q - low_b) + (q - low_b) ** 2)
+    found = paired_share_difference(a, b)
+    assert found == (pytest.approx(p - q), pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9), None)
+    turned = paired_share_difference(b, a)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), rel=1e-12)
+
+
+def test_shares_that_differ_nowhere_have_an_interval_and_stay_within_what_can_be():
+    generator = np.random.default_rng(4)
+    for chance in (0.0, 0.01, 0.5, 1.0):
+        a, b = (generator.random((2, 40, 3)) < [[[chance]], [[1 - chance]]]).mean(axis=2)
+        found = paired_share_difference(a, b)
+        assert -1.0 <= found.low <= found.value <= found.high <= 1.0 and found.low < found.high
+        same = paired_share_difference(a, a)
+        assert same.value == 0.0 and same.low <= 0.0 <= same.high
+    assert paired_share_difference([0.5], [0.25]) == (0.25, None, None, None)
+    with pytest.raises(ValueError, match="expected one per prompt, the same prompts"):
+        paired_share_difference([0.5, 0.5], [0.5])
 
 
 def test_a_share_of_one_prompt_has_no_interval_and_others_are_refused():

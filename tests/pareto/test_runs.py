@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from rlhf_lines.pareto import build_front, correct, expected_utility, holm, hypervolume, utilities
 from rlhf_lines.pareto.comparison import RunsFile, read_comparison, write_comparison
+from rlhf_lines.pareto.comparison_table import comparison_table
 from rlhf_lines.pareto.equal_kl import EqualKL, with_neighbours_joined
 from rlhf_lines.pareto.replicates import mean_over_runs
 from rlhf_lines.pareto.runs import RunScores, attainment_difference, attainment_over_runs, compare_runs
@@ -221,9 +224,26 @@ def test_without_the_kl_of_a_point_there_is_no_comparison_at_equal_kl(make_run):
     assert (entry["equal_kl_difference"], entry["kl_budgets"]) == (None, None)
     sides = compare_runs([run, make_run(2, kl=lacking.kl, side="b")[0]], **SETTINGS)["comparisons"]
     assert [entry["equal_kl_difference"] is None for entry in sides] == [False, True]
+    reason = "no KL: it was not measured at every point"
+    assert entry["no_equal_kl"] == reason and [entry["no_equal_kl"] for entry in sides] == [None, reason]
 
 
-def test_verdicts_are_by_p_values_that_are_adjusted_over_the_file(make_run):
+def test_the_run_and_group_of_the_longer_steps_are_named(make_run):
+    near, far = make_run(1)[0], make_run(2)[0]
+    for i in range(6, 11):
+        far.kl[i] = far.kl[i] + 50.0
+    (entry,) = compare_runs([near, far], **SETTINGS)["comparisons"]
+    assert entry["verdict"] not in ("better", "worse")
+    assert re.fullmatch(
+        rf"no common KL: LiNeS of {far.name} takes longer steps, from 5\d\.\d\d nats on, where rewarded soup of "
+        rf"{far.name} ends at \d\.\d\d",
+        entry["no_equal_kl"],
+    )
+    text = " ".join(comparison_table(compare_runs([near, far], **SETTINGS)).split())
+    assert f"nothing is compared at equal KL, and so no group is called better ({entry['no_equal_kl']})" in text
+
+
+def test_verdicts_are_by_p_values_that_are_adjusted_by_family(make_run):
     runs = [make_run(seed)[0] for seed in (1, 2, 3, 4)]
     for run in runs:
         for i in range(11, 16):  # the soup again, and no KL
@@ -233,10 +253,11 @@ def test_verdicts_are_by_p_values_that_are_adjusted_over_the_file(make_run):
     pairs = {(entry["a"], entry["b"]): entry for entry in found["comparisons"]}
     assert list(pairs) == [("lines", "rewarded_soup"), ("lines", "ties"), ("rewarded_soup", "ties")]
     for key in DIFFERENCES[:2]:
-        differences = [entry[key] for entry in found["comparisons"]]
-        assert [each["adjusted_p_value"] for each in differences] == holm([each["p_value"] for each in differences])
-        assert differences[0]["p_value"] < 0.05 and differences[2]["p_value"] == 1.0
-    assert pairs["lines", "ties"]["verdict"] == "better" and pairs["rewarded_soup", "ties"]["verdict"] == "undecided"
+        first, *others = [entry[key] for entry in found["comparisons"]]
+        assert first["adjusted_p_value"] == first["p_value"] < 0.05  # the family of LiNeS and the soup
+        assert [each["adjusted_p_value"] for each in others] == holm([each["p_value"] for each in others])
+        assert others[1]["p_value"] == 1.0
+    assert pairs["lines", "ties"]["verdict"] == "higher" and pairs["rewarded_soup", "ties"]["verdict"] == "undecided"
 
 
 def test_one_prompt_has_no_interval(make_run, tmp_path):

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from rlhf_lines.pareto import build_front, front_table
+from rlhf_lines.pareto import build_front, front_table, picked_text
+from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.look_at import what_to_look_at
 from rlhf_lines.pareto.report.facts import swept
 from rlhf_lines.pareto.table import estimate_text, p_text
@@ -87,10 +88,10 @@ def test_groups_and_differences_come_with_intervals(front):
         difference = front["comparisons"][0][f"{measure}_difference"]
         assert difference["adjusted_p_value"] < 0.0005
         assert f"{difference['corrected']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]  <0.001" in row
-    assert row.split()[3] == "better"
+    assert row.split()[3] == "higher"
     (heads,) = [line for line in lines if line.startswith("difference")]
     assert heads.split() == ["difference", "verdict", "hypervolume", "p", "expected", "utility", "p"]
-    note = "p is adjusted (Holm) for 1 comparison by each measure, intervals are not; the verdict is of the first"
+    note = "p is adjusted (Holm) by each measure for 1 comparison; intervals are not; the verdict is of the first"
     assert any(line.startswith(note) for line in lines) and "P(" not in "".join(lines)
 
 
@@ -249,13 +250,21 @@ def test_comparisons_at_equal_kl_come_with_the_others(make_points):
     points[11]["kl"] = None
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=50)
     lines = front_table(front).splitlines()
-    head = next(i for i, line in enumerate(lines) if line.endswith("hypervolume at equal KL       p"))
+    head = next(i for i, line in enumerate(lines) if "hypervolume at equal KL       p " in line)
     at_equal = front["comparisons"][0]["equal_kl_difference"]
     assert at_equal["value"] != at_equal["corrected"] and at_equal["adjusted_p_value"] > 0.0005
     ends = f"[{at_equal['low']:.3f}, {at_equal['high']:.3f}]"
-    assert lines[head + 1].endswith(f"{at_equal['corrected']:.3f} {ends}   {at_equal['adjusted_p_value']:.3f}")
-    assert [lines[head + i].split()[-1] for i in (2, 3)] == ["-", "-"]  # of ties, a point has no KL
-    assert "for 3 comparisons by each measure" in "".join(lines)
+    low, high = front["comparisons"][0]["kl_budgets"]
+    budgets = f"{low:.2f} to {high:.2f}"
+    assert lines[head].endswith(f"  {'KL, nats':>{len(budgets)}}")
+    assert lines[head + 1].endswith(
+        f"{at_equal['corrected']:.3f} {ends}   {at_equal['adjusted_p_value']:.3f}  {budgets}"
+    )
+    assert [lines[head + i].split()[-2:] for i in (2, 3)] == [["-", "-"]] * 2  # of ties, a point has no KL
+    text = " ".join("\n".join(lines).split())
+    assert "for 1 comparison of LiNeS with the soup and its controls, and separately for the 2 others;" in text
+    missing = "lines - ties, rewarded_soup - ties (no KL: it was not measured at every point)"
+    assert f"not compared at equal KL, and so not called better: {missing}" in text
 
 
 @pytest.mark.parametrize(("prompts", "few"), [(29, True), (30, False)])
@@ -263,6 +272,26 @@ def test_few_prompts_are_told(make_points, prompts, few):
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=make_points(prompts=prompts), resamples=20)
     assert ("Few prompts (29): intervals are widened" in front_table(front)) == few
     assert ("Few prompts (29): intervals are widened" in swept(front)) == few
+    assert ("% Few prompts (29): intervals are widened" in front_tex(front)) == few
+    front |= {"sft_model": "sft", "policies": ["a", "b"]}
+    assert ("\n  Few prompts (29): intervals are widened" in picked_text(front, front["points"][0], "run")) == few
+
+
+def test_what_was_chosen_at_an_edge_is_marked_in_table_and_tex(front):
+    tuning = {"grid": [], "chosen": {}, "at_edge": False}
+    front["validation"] = {**tuning, "groups": {"rewarded_soup": {**tuning}, "scaled": {**tuning, "at_edge": True}}}
+    of_lines, of_soup = front["validation"], front["validation"]["groups"]["rewarded_soup"]
+    said = "chosen at an edge of what was tried"
+    for edges in ((False, False), (True, False), (True, True)):
+        of_lines["at_edge"], of_soup["at_edge"] = edges
+        names = [*["lines"] * edges[0], *["rewarded_soup"] * edges[1], "scaled"]
+        assert f"{said}, so that going beyond may give more: {', '.join(names)}\n" in front_table(front)
+        rows = [line for line in front_tex(front).splitlines() if r"$^\dagger$" in line]
+        assert [row.split("$")[0] for row in rows] == [
+            *["rewarded soup"] * edges[1], *["LiNeS"] * edges[0], *[r"\multicolumn{4}{l}{\footnotesize "] * any(edges)
+        ]  # fmt: skip
+    front["validation"]["groups"]["scaled"]["at_edge"] = of_lines["at_edge"] = of_soup["at_edge"] = False
+    assert said not in front_table(front) and said not in front_tex(front)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rlhf_lines.pareto.table import interval_name
 
 INK, FAINT_INK, GRID = "#222222", "#666666", "#E4E4E4"
 GREY = {"color": FAINT_INK}  # of marks that belong to no group
-COMPARED = (SOUP, LINES)  # hulls and bands of the ablations too would cover them
+COMPARED = (SOUP, LINES)  # hulls of the ablations too would cover them
 # Of a column and of both columns of a page, as most venues set them: figures are printed as they are, and no text in
 # them is smaller than POINTS.
 COLUMN_INCHES, PAGE_INCHES = 3.25, 6.75

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from rlhf_lines.pareto.figures.labels import Label, along, draw_labels
 from rlhf_lines.pareto.schema import SOUP, Front, Group, PointEntry, looks
 
 
-BAND = ("0.025", "0.975")
 HULL_DASHES = (3.0, 2.0)
 LEGEND_COLUMNS = 3
 ROW = 0.7  # of the distance of two rows, that the points of a group take
@@ -29,9 +28,8 @@ def plot_front(front: Front, path: str | Path, *others: str | Path) -> Path:
     pair, over both columns, and one gives a row for each group. Axes of a reward have the same ends in all figures.
     Only points that no other point of their group dominates are joined: the staircase is the edge of the region whose
     area is the hypervolume. Dominated points are drawn faint and hollow. Bars are the intervals of the file. Of LiNeS
-    and the rewarded soup also the convex hull and the band between the fronts that 97.5 % and 2.5 % of the resamples
-    attain are drawn. With more than two objectives a nondominated point can lie anywhere in a panel, so panels of pairs
-    show points alone.
+    and the rewarded soup also the convex hull is drawn. With more than two objectives a nondominated point can lie
+    anywhere in a panel, so panels of pairs show points alone.
 
     Args:
         front: what `build_front` returns.
@@ -154,8 +152,6 @@ def _draw_group(panel: Any, front: Front, group: Group, pair: tuple[str, str], d
     best, dominated = canvas.split_dominated(front, points)
     entry = front["fronts"].get(group.name)
     if entry is not None and flat:
-        if compared and entry["attainment"]:
-            _draw_band(panel, entry["attainment"], front["reference_point"], group.colour)
         if compared:
             hull = {"color": group.colour, "linewidth": 0.6, "linestyle": canvas.line_style(HULL_DASHES)}
             x, y = zip(*hull_places(front, group.name, pair), strict=True)
@@ -168,20 +164,9 @@ def _draw_group(panel: Any, front: Front, group: Group, pair: tuple[str, str], d
         canvas.draw_points(panel, group, x, y, dominated=drawn is dominated, strength=strength, depth=depth)
 
 
-def _draw_band(
-    panel: Any, attainment: Mapping[str, Sequence[Sequence[float]]], reference: Sequence[float], colour: str
-) -> None:
-    """Shade between the fronts that nearly all and hardly any of the resampled fronts attain."""
-    outer, inner = (attainment[level] for level in BAND)
-    x = np.unique([max(float(x), reference[0]) for x, _ in [*outer, *inner]] + [reference[0]])
-    low, high = (staircase_height(corners, x, reference[1]) for corners in (inner, outer))
-    panel.fill_between(x, low, high, step="pre", color=colour, alpha=0.15, linewidth=0, zorder=1)
-
-
 def _draw_keys(figure: Any, front: Front, groups: Sequence[Group], *, flat: bool) -> None:
     """Draw below the panels what marks mean, and above several panels, whose points no line joins, the groups."""
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     if len(front["rewards"]) > 2:
         handles = [canvas.group_handle(group, group.label, joined=False) for group in groups]
@@ -189,9 +174,6 @@ def _draw_keys(figure: Any, front: Front, groups: Sequence[Group], *, flat: bool
     fronts = front["fronts"]
     hollow = {"linestyle": "none", "marker": "o", "markerfacecolor": "white", "alpha": 0.6, "markersize": 3}
     keys: dict[str, Any] = {"dominated": Line2D([], [], **canvas.GREY, **hollow)}
-    compared = [fronts[group] for group in canvas.COMPARED if group in fronts and flat]
-    if compared:
+    if flat and any(group in fronts for group in canvas.COMPARED):
         keys["convex hull"] = Line2D([], [], **canvas.GREY, linewidth=0.6, linestyle=canvas.line_style(HULL_DASHES))
-    if any(entry["attainment"] for entry in compared):
-        keys["resamples"] = Patch(**canvas.GREY, alpha=0.25, linewidth=0)
     figure.legend(keys.values(), keys.keys(), **canvas.LOWER_LEGEND, ncols=3, title=canvas.bars_text(front))

@@ -11,8 +11,9 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from rlhf_lines.pareto import comparisons
-from rlhf_lines.pareto.comparison import RunsDifference, RunsFile
+from rlhf_lines.pareto.comparison import RunsComparison, RunsDifference, RunsFile
 from rlhf_lines.pareto.comparison_table import difference_name, heading, measured, of_each_run, positive_text
+from rlhf_lines.pareto.headline import without_equal_kl
 from rlhf_lines.pareto.report.tables import Column, Table, name
 from rlhf_lines.pareto.report.words import NOTHING, estimated, number, visible
 from rlhf_lines.pareto.schema import GroupMeasure
@@ -22,6 +23,8 @@ from rlhf_lines.pareto.table import MEASURES, decimals, p_text, value_of
 VERDICTS = {
     "better": "better: every measure is higher, and the difference is more than noise",
     "worse": "worse: every measure is lower, and the difference is more than noise",
+    "higher": "higher by every measure that was compared, and the difference is more than noise",
+    "lower": "lower by every measure that was compared, and the difference is more than noise",
     "mixed": "mixed: the measures do not agree",
     "undecided": "undecided: no measure differs by more than noise",
 }
@@ -44,7 +47,7 @@ def comparison_html(comparison: RunsFile, picture: str | Path) -> str:
     entries = comparison["comparisons"]
     return environment.from_string(template).render(
         title=f"{len(comparison['runs'])} runs compared",
-        verdicts=[f"{difference_name(entry)}: {VERDICTS[entry['verdict']]}" for entry in entries],
+        verdicts=[f"{difference_name(entry)}: {_said(entry)}" for entry in entries],
         heading=heading(comparison),
         over_runs=_over_runs(comparison),
         each_run=_each_run(comparison) if of_each_run(comparison) else None,
@@ -53,6 +56,10 @@ def comparison_html(comparison: RunsFile, picture: str | Path) -> str:
         picture=base64.b64encode(Path(picture).read_bytes()).decode(),
         picture_text="Differences of hypervolume in each run and over all runs; the tables have the numbers.",
     )
+
+
+def _said(entry: RunsComparison) -> str:
+    return "; ".join(filter(None, [VERDICTS[entry["verdict"]], without_equal_kl(entry)]))
 
 
 def _over_runs(comparison: RunsFile) -> Table:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rlhf_lines.pareto.comparisons import MEASURES, conclusions, verdict
+from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, adjusted_for, conclusions, verdict
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
-from rlhf_lines.pareto.headline import bases
+from rlhf_lines.pareto.headline import bases, best_of_others, measure_name, without_equal_kl
 from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.words import NOTHING, percent, setting, signed
-from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front, label, looks
+from rlhf_lines.pareto.schema import LINES, SCALED, Comparison, Front, label, looks
 from rlhf_lines.pareto.table import decimals, few_prompts, p_text, value_of
 
 
 TITLES = {
     "better": "{} is better than {}",
     "worse": "{} is worse than {}",
+    "higher": "{} is higher than {}",
+    "lower": "{} is lower than {}",
     "mixed": "{} against {}: mixed",
     "undecided": "{} and {} cannot be told apart",
 }
@@ -25,10 +27,12 @@ TITLES = {
 DEPTH = {
     "better": "So depth helps here, and not length alone.",
     "worse": "So depth does not help here: one factor for all layers gives more.",
+    "higher": "So depth may help here, or longer steps.",
+    "lower": "So depth does not help here, unless at equal KL.",
     "mixed": "So depth helps by some of these measures and not by others.",
     "undecided": "So depth is not seen to matter here.",
 }
-SHOWN = (SOUP, SCALED)  # what LiNeS is compared with on the first screen
+UNCLEAR = ("higher", "lower", "undecided")  # verdicts that do not say which group is better
 WORDS = {1: ("better", "↑"), -1: ("worse", "↓"), 0: ("unclear", "≈")}  # no sign is that of a group
 
 
@@ -57,14 +61,15 @@ class Card:
 def verdicts(front: Front) -> list[Card]:
     """What the comparisons of LiNeS say, or the first two where it is not among the groups."""
     of_lines = [entry for entry in front["comparisons"] if entry["a"] == LINES]
-    entries = [entry for entry in of_lines if entry["b"] in SHOWN] or of_lines[:2] or front["comparisons"][:2]
-    entries.sort(key=lambda entry: SHOWN.index(entry["b"]) if entry["b"] in SHOWN else 0)
+    entries = [entry for entry in of_lines if entry["b"] in OPPONENTS] or of_lines[:2] or front["comparisons"][:2]
+    entries.sort(key=lambda entry: OPPONENTS.index(entry["b"]) if entry["b"] in OPPONENTS else 0)
     return [_verdict(front, entry) for entry in entries]
 
 
 def facts(front: Front) -> list[Card]:
-    """What else the front says: which scalings were chosen, and what was forgotten."""
-    return [*_chosen(front), *_forgetting(front)]
+    """What else the front says: which other group is the best, which scalings were chosen, and what was forgotten."""
+    best = best_of_others(front)
+    return [*([Card("Another group is the best", "", best)] if best else []), *_chosen(front), *_forgetting(front)]
 
 
 def swept(front: Front) -> str:
@@ -82,13 +87,18 @@ def swept(front: Front) -> str:
     )
 
 
+def adjusted(front: Front) -> str:
+    """For how many comparisons p-values are adjusted."""
+    return adjusted_for(front["comparisons"])
+
+
 def effects(front: Front, entry: Comparison) -> Iterator[Effect]:
     """Yield every measure of a comparison, as a share of the second group's value where that is above 0."""
     of = bases(front, entry)
     for measure, conclusion in conclusions(entry, front["confidence"]).items():
         found = entry[f"{measure}_difference"]
         yield Effect(
-            MEASURES[measure],
+            measure_name(entry, measure),
             *shares(found, of[measure]),
             p_text(found["adjusted_p_value"]),
             *WORDS[conclusion],
@@ -115,19 +125,22 @@ def shares(difference: dict[str, float], base: float) -> tuple[str, str]:
 def _verdict(front: Front, entry: Comparison) -> Card:
     title = TITLES[entry["verdict"]].format(label(entry["a"]), label(entry["b"]))
     found = conclusions(entry, front["confidence"])
-    text = DEPTH[_says_of_depth(found.values())] if (entry["a"], entry["b"]) == (LINES, SCALED) else ""
+    text = DEPTH[_says_of_depth(found)] if (entry["a"], entry["b"]) == (LINES, SCALED) else ""
     if entry["verdict"] == "mixed":
         more, less, same = ([MEASURES[m] for m, sign in found.items() if sign == wanted] for wanted in (1, -1, 0))
         parts = [(more, "higher"), (less, "lower"), (same, "not different beyond noise")]
-        text = f"{'; '.join(f'{_list(names)} {word}' for names, word in parts if names)}. {text}".strip()
-        text = text[0].upper() + text[1:]
-    return Card(title, {"undecided": "unclear"}.get(entry["verdict"], entry["verdict"]), text, [*effects(front, entry)])
+        text = f"{_sentence('; '.join(f'{_list(names)} {word}' for names, word in parts if names))} {text}"
+    if missing := without_equal_kl(entry):
+        text = f"{_sentence(missing)} {text}"
+    is_clear = entry["verdict"] not in UNCLEAR
+    return Card(title, entry["verdict"] if is_clear else "unclear", text.strip(), [*effects(front, entry)])
 
 
-def _says_of_depth(signs: Iterable[int]) -> str:
+def _says_of_depth(signs: Mapping[str, int]) -> str:
     """The verdict on depth: where measures are mixed but none is for it, depth does not help."""
-    found = set(signs)
-    return "worse" if found == {-1, 0} else "mixed" if len(found) > 1 else verdict(found)
+    if set(signs.values()) == {-1, 0}:
+        return "worse" if len(signs) == len(MEASURES) else "lower"
+    return verdict(signs)
 
 
 def _chosen(front: Front) -> list[Card]:
@@ -194,6 +207,10 @@ def _forgetting(front: Front) -> list[Card]:
         if values
     ]
     return [Card(title, "", f"{text}; LiNeS has {_list(gains)}." if gains else f"{text}.")]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from plotly import graph_objects as go
 
 from rlhf_lines.pareto.figures.canvas import bar_lengths, split_dominated
-from rlhf_lines.pareto.figures.front import BAND, hull_places, places, staircase
+from rlhf_lines.pareto.figures.front import hull_places, places, staircase
 from rlhf_lines.pareto.figures.kl import along_weights, kl_choices
 from rlhf_lines.pareto.figures.validation import in_order
 from rlhf_lines.pareto.report.content import Content, Measure, Tuned
@@ -114,7 +113,7 @@ def front_figure(
     for group in reversed(content.groups.values()):
         best, dominated = split_dominated(content.front, content.points_of(group.name))
         if content.flat and group.name in content.front["fronts"]:
-            traces += [*_band(content, group), *_staircase(content, group, best), *_hull(content, group)]
+            traces += [*_staircase(content, group, best), *_hull(content, group)]
         hollow = {"symbol": f"{group.symbol}-open", "color": group.ink(0.5), "size": 8}
         traces += [cloud(dominated, group, 0.2, marker=hollow), cloud(best, group, 0.45)]
     return go.Figure([*traces, *_rings(narrow)], _layout(*(_score_title(reward, narrow) for reward in pair)))
@@ -409,19 +408,3 @@ def _staircase(content: Content, group: Mark, best: Sequence[PointEntry]) -> lis
 def _hull(content: Content, group: Mark) -> list[go.Scatter]:
     hull = hull_places(content.front, group.name, content.front["objectives"])
     return _line(hull, group, "hulls", line={"color": group.ink(), "width": 1, "dash": "dot"})
-
-
-def _band(content: Content, group: Mark) -> list[go.Scatter]:
-    """The edge of what 2.5 % of the resampled fronts attain, and back along the edge of what 97.5 % attain."""
-    attainment = content.front["fronts"][group.name]["attainment"]
-    if not attainment:
-        return []
-    outer, inner = (_steps(attainment[level]) for level in BAND)
-    look = {"fill": "toself", "fillcolor": group.ink(0.13), "line": {"width": 0}}
-    return _line([*outer, *reversed(inner)], group, "bands", **look)
-
-
-def _steps(corners: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """The corners in ascending order, each reached level from the one before and then straight down."""
-    ordered = sorted(map(tuple, corners))
-    return [*ordered[:1], *(place for (x, _), (right, y) in pairwise(ordered) for place in ((x, y), (right, y)))]

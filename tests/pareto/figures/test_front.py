@@ -7,11 +7,10 @@ import subprocess
 import sys
 from itertools import combinations
 
-import moocore
 import numpy as np
 import pytest
 
-from rlhf_lines.pareto import build_front, hypervolume, plot_front
+from rlhf_lines.pareto import build_front, plot_front
 from rlhf_lines.pareto.figures.canvas import score_limits
 from rlhf_lines.pareto.schema import GROUPS as LOOKS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
@@ -22,14 +21,12 @@ GROUPS = ("scaled", "reversed", "morlhf")
 
 @pytest.fixture
 def front(make_points):
-    """Two groups and the SFT model, with a hull and regions that are easy to follow."""
+    """Two groups and the SFT model, with a hull that is easy to follow."""
     policies = ["runs/helpful", "runs/harmless"]
     front = build_front(
         rewards=["a", "b"], split="test", seed=0, points=make_points(), policies=policies, resamples=100
     )
     front["fronts"]["lines"]["hull"] = [6, 9, 10]
-    inner, outer = [[0.2, 1.0], [1.0, 0.1]], [[0.3, 1.4], [0.9, 1.0], [1.5, 0.2]]
-    front["fronts"]["lines"]["attainment"] = {"0.025": outer, "0.5": inner, "0.975": inner}
     return front
 
 
@@ -175,26 +172,12 @@ def test_a_dominated_point_is_faint_hollow_and_off_the_staircase(front, drawn_of
     assert strong[1] == [means[i] for i in (6, 7, 9, 10)] and "alpha" not in strong[0]
 
 
-def test_the_band_lies_between_the_attained_fronts(front, drawn_of):
-    front["reference_point"] = [0.0, 0.0]
-    ((style, x, low, high),) = drawn_of(front, "lines").bands
-    assert style["step"] == "pre" and x[0] == 0.0 and x[-1] == 1.5
-    # The area under a step function that keeps its value to the left of x is the hypervolume.
-    attainment = front["fronts"]["lines"]["attainment"]
-    for level, edge in (("0.975", low), ("0.025", high)):
-        area = float(np.sum(np.diff(x) * edge[1:]))
-        assert area == pytest.approx(hypervolume(attainment[level], [0.0, 0.0]), rel=1e-12)
-        inside = [[px - 1e-9, h] for px, h in zip(x[1:], edge[1:], strict=True) if h > 0]
-        assert moocore.hypervolume(np.array(inside), ref=[0, 0], maximise=True) == pytest.approx(area, abs=1e-6)
-
-
-def test_ablations_have_neither_hull_nor_band(front_of_six, drawn_of):
+def test_ablations_have_no_hull(front_of_six, drawn_of):
     for entry in front_of_six["fronts"].values():
         entry["hull"] = entry["nondominated"]
-        entry["attainment"] = {"0.025": [[1.0, 1.0]], "0.975": [[0.5, 0.5]]}
     for group, expected in (("lines", 1), ("rewarded_soup", 1), ("scaled", 0), ("morlhf", 0)):
         drawn = drawn_of(front_of_six, group)
-        assert len(drawn.steps) == 1 and len(drawn.bands) == expected and len(drawn.lines) == 2 + expected
+        assert len(drawn.steps) == 1 and len(drawn.bands) == 0 and len(drawn.lines) == 2 + expected
 
 
 def test_groups_differ_in_colour_marker_and_line(front_of_six, drawn_of):

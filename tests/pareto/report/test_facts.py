@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import pytest
 
+from rlhf_lines.pareto.comparisons import verdict
 from rlhf_lines.pareto.report.facts import facts, swept, verdicts
 from tests.pareto.report.report_runs import MINUS, make_front
 
 
+@cache
+def three_groups():
+    return make_front(groups=("lines", "rewarded_soup", "scaled"))
+
+
 def compared(**signs):
     """Returns a front in which LiNeS is compared with groups, by the sign of each measure."""
-    front = make_front(groups=("lines", "rewarded_soup", "scaled"))
+    front = deepcopy(three_groups())
+    front["fronts"]["reversed"] = deepcopy(front["fronts"]["scaled"])
     front["confidence"], words = 0.95, {(1, 1, 1): "better", (-1, -1, -1): "worse", (0, 0, 0): "undecided"}
     for entry in front["fronts"].values():
         entry["hypervolume"]["corrected"], entry["expected_utility"]["corrected"] = 10.0, 0.5
     front["comparisons"] = [
-        {"a": "lines", "b": group, "kl_budgets": [0.0, 1.0], "equal_kl_hypervolumes": [5.0, 4.0]}
+        {"a": "lines", "b": group, "kl_budgets": [0.0, 1.0], "equal_kl_hypervolumes": [5.0, 4.0], "no_equal_kl": None}
         | {
             f"{measure}_difference": {
                 "value": 9.0,
@@ -37,10 +47,11 @@ def compared(**signs):
 class TestVerdicts:
     def test_effects_are_shares_of_the_other_group(self):
         [card] = verdicts(compared(rewarded_soup=(1, -1, 0)))
+        at_equal = "hypervolume at equal KL from 0.00 to 1.00 nats"
         assert [(e.measure, e.effect, e.interval, e.p_value, e.verdict, e.sign) for e in card.effects] == [
             ("hypervolume", "+16 %", "[+8, +24] %", "<0.001", "better", "↑"),
             ("expected utility", f"{MINUS}2.0 %", f"[{MINUS}3.0, {MINUS}1.0] %", "<0.001", "worse", "↓"),
-            ("hypervolume at equal KL", "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
+            (at_equal, "0.0 %", f"[{MINUS}5.0, +5.0] %", "0.700", "unclear", "≈"),
         ]
         assert (card.title, card.verdict) == ("LiNeS against rewarded soup: mixed", "mixed")
         assert card.text == (
@@ -71,6 +82,42 @@ class TestVerdicts:
         soup, scaled = verdicts(compared(scaled=signs, rewarded_soup=(1, 1, 1)))
         assert "rewarded soup" in soup.title and "even scaling" in scaled.title  # the soup is told first
         assert scaled.text == text
+
+    def test_the_strongest_control_has_a_card_too(self):
+        front = compared(reversed=(-1, -1, -1), scaled=(1, 1, 1), rewarded_soup=(1, 1, 1))
+        titles = [card.title for card in verdicts(front)]
+        assert [title.split()[2] for title in titles] == ["better", "better", "worse"]
+        assert titles[-1] == "LiNeS is worse than reversed LiNeS"
+
+    def test_another_group_that_is_the_best_is_a_fact(self):
+        front = compared(rewarded_soup=(1, 1, 1))
+        assert "Another group is the best" not in [card.title for card in facts(front)]
+        front["fronts"]["ties"] = {
+            "hypervolume": {"corrected": 12.5},
+            "expected_utility": {"corrected": 0.25},
+        }
+        card = facts(front)[0]
+        assert card.title == "Another group is the best"
+        assert card.text == "Of all groups, ties has the largest hypervolume (12.5)."
+
+    @pytest.mark.parametrize(
+        ("signs", "title", "text"),
+        [
+            ((1, 1), "LiNeS is higher than even scaling", "So depth may help here, or longer steps."),
+            ((-1, -1), "LiNeS is lower than even scaling", "So depth does not help here, unless at equal KL."),
+            ((-1, 0), "LiNeS against even scaling: mixed", "So depth does not help here, unless at equal KL."),
+            ((0, 0), "LiNeS and even scaling cannot be told apart", "So depth is not seen to matter here."),
+        ],
+    )
+    def test_without_equal_kl_the_card_says_so_and_nothing_is_better(self, signs, title, text):
+        front = compared(scaled=(*signs, 1))
+        [entry] = front["comparisons"]
+        entry |= {"equal_kl_difference": None, "kl_budgets": None, "equal_kl_hypervolumes": None, "no_equal_kl": "why"}
+        entry["verdict"] = verdict(dict(zip(("hypervolume", "expected_utility"), signs, strict=True)))
+        [card] = verdicts(front)
+        assert card.title == title and card.verdict == ("mixed" if "mixed" in title else "unclear")
+        assert card.text.startswith("Not compared at equal KL (why). ") and card.text.endswith(text)
+        assert len(card.effects) == 2
 
     def test_other_groups_are_compared_where_lines_is_not(self):
         front = compared(rewarded_soup=(1, 1, 1))

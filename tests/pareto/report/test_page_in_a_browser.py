@@ -118,7 +118,7 @@ def test_intervals_can_be_switched_off(page):
     page.get_by_label("intervals").check()
 
 
-def test_hulls_and_bands_can_be_switched_on(page, front):
+def test_hulls_can_be_switched_on(page, front):
     lines = f"{DRAWN}.data.filter(trace => trace.mode === 'lines' && trace.line.shape !== 'vh')"
     assert page.evaluate(f"{lines}.length") == 0
     page.get_by_label("convex hull").check()
@@ -127,13 +127,6 @@ def test_hulls_and_bands_can_be_switched_on(page, front):
     expected = [[list(x) for x in zip(*map(by_id.get, f["hull"]), strict=True)] for f in front["fronts"].values()]
     assert sorted(hulls) == sorted(expected)
     page.get_by_label("convex hull").uncheck()
-    page.get_by_label("where resampled fronts lie").check()
-    bands = page.evaluate(f"{lines}.map(trace => trace.x.map((x, i) => [x, trace.y[i]]))")
-    assert len(bands) == len(front["fronts"])
-    corners = [{tuple(corner) for level in ("0.025", "0.975") for corner in f["attainment"][level]}
-               for f in front["fronts"].values()]  # fmt: skip
-    assert all(any(wanted <= set(map(tuple, band)) for band in bands) for wanted in corners)
-    page.get_by_label("where resampled fronts lie").uncheck()
 
 
 def test_the_staircase_joins_nondominated_points_only(page, front):
@@ -599,7 +592,7 @@ def two_texts(left, right):
     """Returns a front with two points that wrote these texts."""
     front = make_front(groups=("lines",))
     front["points"] = front["points"][:3]
-    front["fronts"]["lines"] |= {"nondominated": [3, 6], "hull": [3, 6], "attainment": None}
+    front["fronts"]["lines"] |= {"nondominated": [3, 6], "hull": [3, 6]}
     front["surrogate"] = None
     ids, one = [0, 3, 6], {i: [[0.0]] for i in (0, 3, 6)}
     texts = dict(zip(ids, [[[""]], [[left]], [[right]]], strict=True))

@@ -73,6 +73,7 @@ def test_the_table_has_the_numbers_of_the_file(compared):
         expected = [over[key] for key in ("corrected", "low", "high")]
         assert [float(text) for text in cell[:3]] == pytest.approx(expected, abs=1e-3)
         assert cell[3] == p_text(over["adjusted_p_value"])
+    assert "\nFew prompts (12): intervals are widened for it" in out
     assert "12 test prompts, the same in all runs" in out and "note:" not in out
 
 
@@ -130,8 +131,13 @@ def test_a_log_ratio_that_is_no_kl_is_not_compared(tmp_path):
         trace_front(folders[-1])
     found = compare(folders, output_dir=tmp_path / "out")
     assert [entry["equal_kl_difference"] for entry in found["comparisons"]] == [None] * 3
-    page = (tmp_path / "out/comparison.html").read_text()
-    assert "KL" not in comparison_table(found) and "KL" not in re.sub(r'src="data:[^"]+"', "", page)
+    assert {entry["verdict"] for entry in found["comparisons"]} <= {"higher", "lower", "mixed", "undecided"}
+    reason = "(no KL: the text is greedy, or drawn with top_p or top_k)"
+    said = f"nothing is compared at equal KL, and so no group is called better {reason}"
+    table = " ".join(comparison_table(found).split())
+    assert said in table and "KL" not in table.replace(said, "")
+    page = re.sub(r'src="data:[^"]+"', "", (tmp_path / "out/comparison.html").read_text())
+    assert page.count("KL") == 2 * page.count(f"not compared at equal KL {reason}") == 6
 
 
 def test_other_prompts_are_said_and_paired_as_far_as_they_are_the_same(runs, tmp_path, capsys):

@@ -1,0 +1,67 @@
+"""Intervals of scores: of shares where they are answers, none where they hold nothing, else from resamples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlhf_lines.pareto import build_front
+from rlhf_lines.pareto.intervals import share_estimate
+from rlhf_lines.pareto.resampling import Resampling
+
+
+RESAMPLING = Resampling(resamples=200, seed=3)
+
+
+def column(others, mode=0.0, prompts=60):
+    return np.array([*others, *[mode] * (prompts - len(others))])
+
+
+def interval(values):
+    found = RESAMPLING.scores({"score": values})["score"]
+    assert found["mean"] == pytest.approx(values.mean(), rel=1e-14)
+    return found["low"], found["high"]
+
+
+@pytest.mark.parametrize("values", [column([]), column([], 1.0), column([1.0]), column([1.0] * 40)])
+def test_scores_of_0_and_1_are_answers(values):
+    assert interval(values) == share_estimate(values)[1:3]
+
+
+@pytest.mark.parametrize("values", [column([0.3]), column([0.3, 0.9] * 4), column([0.25] * 9, 1.0)])
+def test_sparse_parts_have_the_interval_of_a_share(values):
+    assert interval(values) == share_estimate(values, answers=False)[1:3]
+
+
+@pytest.mark.parametrize(
+    "values", [column([0.3] * 9, -1.0), column([1.5]), column([0.3], 0.5), column([], 7.0), column([-0.1] * 9)]
+)
+def test_other_sparse_scores_have_none(values):
+    assert interval(values) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [column([0.3] * 10), column([0.3] * 10, -1.0), np.arange(8.0), np.random.default_rng(0).normal(size=60)],
+)
+def test_what_has_enough_values_is_resampled(values):
+    found = RESAMPLING.means({"score": values})["score"]
+    assert interval(values) == (found["low"], found["high"])
+
+
+def test_a_front_has_them_for_objectives_and_metrics_and_its_kl_is_no_score(make_points):
+    points = make_points(prompts=60)
+    for point in points:
+        point["scores"][:, 1] = column([1.0] * point["id"])
+        point["kl"] = column([])
+        point["metrics"] = {"format": column([1.0]), "rare": column([3.0]), "log_ratio": column([])}
+    front = build_front(
+        rewards=["a", "b"], metrics=["format", "rare"], split="test", seed=0, points=points, resamples=20
+    )
+    for point in front["points"]:
+        assert (point["scores"]["b"]["low"], point["scores"]["b"]["high"]) == share_estimate(
+            column([1.0] * point["id"])
+        )[1:3]
+        assert point["metrics"]["format"]["high"] == share_estimate(column([1.0])).high
+        assert point["metrics"]["rare"] == {"mean": pytest.approx(0.05), "low": None, "high": None}
+        assert point["kl"] == point["metrics"]["log_ratio"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
