@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rlhf_lines import distributed
 from rlhf_lines.arguments import accept_negative_numbers, check_unknown, holds_nul, read_config
+from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.disk import disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.redaction import guard, redact
@@ -340,6 +341,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    refuse_existing(options.output_dir, overwrite=options.overwrite)
     from rlhf_lines.pareto.comparison_table import comparison_table
     from rlhf_lines.sweep.finished.compare import PAGE, compare
 

@@ -37,6 +37,14 @@ def completion_texts(
     return texts
 
 
+def samples_policy(temperature: float, top_k: int | None, top_p: float | None) -> bool:
+    """Whether completions are drawn from pi, softmax(logits / temperature), so that their log-ratios estimate a KL.
+
+    log pi - log pi_SFT is no estimate of it where they are greedy, or drawn among the most likely tokens only.
+    """
+    return temperature > 0 and top_k is None and top_p in (None, 1.0)
+
+
 class StopTexts:
     """Texts that end a completion: it is written up to the token that completes one, and read up to where that begins.
 

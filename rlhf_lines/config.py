@@ -12,9 +12,10 @@ A `parse` also takes what the field holds, so that typed values, as those of `da
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -64,6 +65,14 @@ def read_fields(config: object, before: Mapping[str, Any] | None = None) -> dict
                     given[entry.name] = said
     problems.check()
     return given
+
+
+def missing_trackers(names: Iterable[str]) -> Iterator[str]:
+    """A sentence for each tracker that `report_to` names and whose package is not installed."""
+    for name in names:
+        modules = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(map(importlib.util.find_spec, modules)):
+            yield f"report_to names {name}, which is not installed: pip install {name}, or leave it out"
 
 
 def from_json(key: str, value: object) -> object:

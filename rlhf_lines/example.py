@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from reward_models import FunctionReward, RewardModel
 from reward_models.conversation import prompt_turns, reply
 from rlhf_lines.completions import completion_texts
+from rlhf_lines.data.templates import said
 from rlhf_lines.distributed import leads
 from rlhf_lines.scoring import Asked, score, shown
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONGEST = 2000  # characters of a text; of a longer one both ends are shown
-WORDS = 8  # tokens of a prompt that stand for a completion, where there is none yet
+WORDS = 8  # tokens of what was asked that stand for a completion, where there is none yet
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,21 @@ class Sample(NamedTuple):
     token_ids: Sequence[int]
 
 
-def stand_in(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Sample:
-    """A completion for a prompt that has none yet: the first words of the prompt itself."""
-    ids = tokenizer(prompt)["input_ids"]
-    words = [token for token in ids if token not in tokenizer.all_special_ids][:WORDS]
-    return Sample(completion_texts(tokenizer, [ids], [words])[0], words)
+def stand_in(tokenizer: PreTrainedTokenizerBase, prompt: str, asked: Asked) -> Sample:
+    """A completion for a prompt that has none yet: the first words of what the user said.
+
+    What a chat template adds, such as the name of a role or a system turn of its own, is not among them.
+
+    Args:
+        tokenizer: the policy's.
+        prompt: what the policy reads, as text.
+        asked: what reward models may be shown of it.
+    """
+    text = said(asked.text)
+    of_user = [turn["content"] for turn in asked.conversation or () if turn["role"] == "user"]
+    text = next((content for content in of_user if content in text), text) or prompt
+    words = [token for token in tokenizer(text)["input_ids"] if token not in tokenizer.all_special_ids][:WORDS]
+    return Sample(completion_texts(tokenizer, [tokenizer(prompt)["input_ids"]], [words])[0], words)
 
 
 def policy_reading(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], reader: str = "policy") -> Reading:
@@ -105,7 +116,7 @@ def try_rewards(
     Raises:
         ValueError: a function fails or cannot be called, or a chat template refuses the conversation.
     """
-    sample = stand_in(tokenizer, prompt)
+    sample = stand_in(tokenizer, prompt, asked)
     tell(readings(tokenizer, prompt, asked, models, sample), stands_in=True)
     for model in models:
         if isinstance(model, FunctionReward):

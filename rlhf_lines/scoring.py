@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from reward_models import Classifier, FunctionReward, RewardModel
+from reward_models import RULES, Classifier, FunctionReward, RewardModel
 from reward_models.base import checked_scores
 from reward_models.conversation import Prompt, Turn
 from reward_models.encoder import Encoder
-from rlhf_lines.data.templates import with_blank
+from rlhf_lines.data.templates import said, with_blank
 
 
 class Asked(NamedTuple):
@@ -73,13 +73,15 @@ def score(
 def shown(model: Any, asked: Asked, completion: str) -> tuple[Prompt, str]:
     """What a reward model, or the encoder of one, is given as prompt and completion.
 
-    The prompt is its turns where the model reads those, else a text. What a classifier reads as a text is one text with
-    the prompt; rules and functions are given what was said.
+    The prompt is its turns where the model reads those, else a text: to classifiers and functions that of the data's
+    template, to rules what was said in it. What a classifier reads as a completion is one text with the prompt.
     """
     if getattr(model, "reads_turns", False):
         return asked.text if asked.conversation is None else asked.conversation, completion
     if isinstance(model, Classifier | Encoder):
         return asked.text, with_blank(asked.blank, completion)
+    if isinstance(model, tuple(RULES.values())):
+        return said(asked.text), completion
     return asked.text, completion
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from pathlib import Path
 from types import ModuleType
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import parse
-from rlhf_lines.artifact import check_same_config, finish_folder, is_complete, partial_folder, read_record
+from rlhf_lines.arguments import parse, read_config
+from rlhf_lines.artifact import (
+    check_same_config,
+    finish_folder,
+    is_complete,
+    partial_folder,
+    read_record,
+    refuse_existing,
+)
 from rlhf_lines.config import RunConfig
 from rlhf_lines.lock import only_run
 
@@ -32,6 +40,8 @@ CONFIGS = {verb: (module, "CONFIGS") for verb, module in MODULES.items()} | {
     verb: ("rlhf_lines.train.config", verb.upper()) for verb in ("sft", "reward", "ppo")
 }
 GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep
+SWITCHES = ("overwrite", "resume", "plan")  # with which an output_dir may exist
+OFF = ("no", "false", "f", "n", "0")  # as transformers reads a switch
 UNFINISHED, UNNAMED, COMPLETE = "unfinished", "unnamed", "complete"  # an output_dir, to a run that resumes
 
 
@@ -118,12 +128,37 @@ def configs_of(verb: str) -> tuple[type, ...]:
     return getattr(importlib.import_module(module), name)
 
 
+def refuse_taken(arguments: list[str]) -> None:
+    """Stop where the folder to be made exists, before the imports of a stage, which take many seconds.
+
+    Where `--resume` may keep it the stage decides, as it does on whatever its dataclasses have to say.
+
+    Raises:
+        FileExistsError: it exists, and is not to be replaced.
+        ValueError: it is no name that a folder can have, or the config file cannot be read.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("output_dir", *SWITCHES):
+        dashed = [f"--{name}"] + [f"--{name.replace('_', '-')}"] * ("_" in name)
+        parser.add_argument(*dashed, **({"nargs": "?", "const": True} if name in SWITCHES else {}))
+    try:
+        flags, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:  # the parser of the stage says it better
+        return
+    said = {**read_config(arguments), **{name: value for name, value in vars(flags).items() if value is not None}}
+    output_dir = said.get("output_dir")
+    may_exist = any(str(said.get(name, False)).lower() not in OFF for name in SWITCHES)
+    if isinstance(output_dir, str) and output_dir and not may_exist and not {"-h", "--help"} & set(arguments):
+        refuse_existing(output_dir, overwrite=False)
+
+
 def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict]:
     """The module of a stage, its filled dataclasses, and the mapping of everything that was given.
 
     Raises:
-        ValueError, FileNotFoundError: the input is wrong; the message is one sentence.
+        ValueError, FileNotFoundError, FileExistsError: the input is wrong; the message is one sentence.
     """
+    refuse_taken(arguments)
     configs, given = parse(configs_of(verb), arguments, prog=f"rlhf-lines {verb}")
     if not given.get("output_dir"):  # transformers would fall back to a folder of its own choice
         raise ValueError("output_dir is missing: name the folder to make")

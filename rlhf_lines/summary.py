@@ -23,7 +23,7 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
     done = f"kept {folder}, which was complete" if was_complete else f"wrote {folder}"
     lines = [done]
     if verb == "reward":
-        lines.append(f"accuracy on {record['held_out_pairs']} held-out pairs: {record['accuracy']:.3f}")
+        lines.append(f"accuracy on {record['held_out_pairs']} held-out pairs: {record['accuracy']:z.3f}")
         if record["train_pairs_left_out"] or record["held_out_pairs_cut"]:
             lines.append(
                 f"too long for the reward model: {record['train_pairs_left_out']} training pairs, which were left out, "
@@ -31,13 +31,13 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
             )
     elif verb == "ppo" and (rollouts := [row for row in record["history"] if "reward" in row]):
         first, last = rollouts[0], rollouts[-1]
-        lines.append(f"reward in training {first['reward']:.3g} -> {last['reward']:.3g}, kl {last['kl']:.3g}")
+        lines.append(f"reward in training {first['reward']:z.3g} -> {last['reward']:z.3g}, kl {last['kl']:z.3g}")
     elif verb == "merge":
         lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()), str(folder))
     elif verb in ("fisher", "gram"):
         lines += _statistics(verb, record)
     elif verb == "sweep":
-        lines = [_gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
+        lines = [gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
         lines.append(_chosen(record))
         lines.append(f"{done}: report.html, front.json, figures (.png, .pdf), run.sqlite")
     return "\n".join(lines)
@@ -64,10 +64,11 @@ def _chosen(record: dict) -> str:
     return f"{scaling} were chosen on validation prompts, of {len(validation['grid'])}{edge}"
 
 
-def _gains_table(gains: list[dict]) -> str:
+def gains_table(gains: list[dict]) -> str:
+    """The gains of every policy in every reward, as lines of text."""
     lines = ["gain over the SFT model, in standard deviations of its scores, 95 % interval over test prompts", ""]
     for gain in gains:
         name = f"{Path(gain['policy']).name} policy, {gain['reward']} score"
-        interval = "" if gain["low"] is None else f" [{gain['low']:.2f}, {gain['high']:.2f}]"  # of one prompt none
-        lines.append(f"  {name:<40} {gain['value']:6.2f}{interval}")
+        interval = "" if gain["low"] is None else f" [{gain['low']:z.2f}, {gain['high']:z.2f}]"  # of one prompt none
+        lines.append(f"  {name:<40} {gain['value']:z6.2f}{interval}")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from reward_models import Classifier, Format, FunctionReward, LengthRule
+from reward_models import Classifier, Format, FormatRule, FunctionReward, LengthRule, LexicalRule
 from rlhf_lines.example import Sample, as_text, policy_reading, readings, stand_in, try_rewards, written
 from rlhf_lines.scoring import Asked, score, shown
 from tests.tiny import llama_config, word_tokenizer
@@ -72,6 +72,29 @@ def test_a_row_of_another_source_is_shown_as_it_is():
     assert Asked.of({**row, "blank": " "}).blank == " "
 
 
+def test_rules_read_what_was_said(judge):
+    """A dialogue's marks are no words of its prompt: not for a rule, whose reference the prompt is."""
+    dialogue = Asked("\n\nHuman: a b\n\nAssistant: c\n\nHuman: d\n\nAssistant:", TURNS)
+    lexical, echo = LexicalRule(measure="recall"), "Human a assistant"
+    assert shown(lexical, dialogue, echo) == ("a b\n\nc\n\nd", echo)
+    assert score(lexical, [dialogue], [echo], [[3]]) == [1 / 4]
+    assert shown(FunctionReward(lambda prompts, completions: [0.0], name="f"), dialogue, "a") == (dialogue.text, "a")
+    assert shown(judge("{prompt}{completion}"), dialogue, " a") == (dialogue.text, " a")
+    for rule in (LengthRule(), FormatRule("a"), LexicalRule()):
+        assert shown(rule, Asked(" a Human: b\n"), "a") == (" a Human: b\n", "a"), "what is no dialogue is as it is"
+
+
+def test_the_first_words_of_the_user_stand_for_a_completion():
+    """Neither what a chat template adds nor a turn of the system; where they are asked in other words, the text."""
+    tokenizer = word_tokenizer()
+    words = tokenizer("c d")["input_ids"]
+    system = [{"role": "system", "content": "a b"}, {"role": "user", "content": "c d"}]
+    text = "\n\nSystem: a b\n\nHuman: c d\n\nAssistant:"
+    for asked in (Asked(text, system), Asked("c d", system[1:]), Asked("c d", [{"role": "user", "content": "e c d"}])):
+        assert stand_in(tokenizer, "i a b j c d j", asked) == Sample(" c d", words), asked
+    assert stand_in(tokenizer, "a <eos> b", Asked("", [])) == Sample(" a b", tokenizer("a b")["input_ids"])
+
+
 def test_functions_are_tried_with_words_of_the_prompt(caplog):
     tokenizer, calls = word_tokenizer(), []
 
@@ -82,7 +105,6 @@ def test_functions_are_tried_with_words_of_the_prompt(caplog):
     def fails(completions, **kwargs):
         return [1 / 0]
 
-    assert stand_in(tokenizer, "a b <eos>") == Sample(" a b", tokenizer("a b")["input_ids"])
     models = [FunctionReward(fine), FunctionReward(fails), FunctionReward(fine)]
     caplog.set_level(logging.INFO, logger="rlhf_lines")
     with pytest.raises(ValueError, match=r"'fails' raised ZeroDivisionError: .* the completion ' a b'"):

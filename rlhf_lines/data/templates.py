@@ -99,6 +99,12 @@ class Template:
             for m in messages
         ]
 
+    @property
+    def opening(self) -> tuple[str, ...]:
+        """What a prompt of this form may begin with."""
+        turns = (self.user, self.assistant, self.system or "")
+        return tuple(mark for mark in map(self._mark, turns) if mark)
+
     @staticmethod
     def _mark(turn: str) -> str:
         return turn.partition("{content}")[0].rstrip(" ")
@@ -132,6 +138,18 @@ TEMPLATES = {
         chat="Generate a one-sentence summary of this post.\n\n{content}",
     ),
 }
+
+
+def said(text: str) -> str:
+    r"""What was said in a prompt, without the marks of the template that wrote it; a text without them is as it is.
+
+    >>> said("\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: 2+2?\n\nAssistant:"), said("Hi. ")
+    ('Hi.\n\nHello.\n\n2+2?', 'Hi. ')
+    """
+    for template in TEMPLATES.values():
+        if template.reply and text.startswith(template.opening):
+            return "\n\n".join(message["content"] for message in template.messages(text))
+    return text
 
 
 def find(name: str) -> Template:

@@ -195,23 +195,23 @@ def _judged(policies: Sequence[dict], cosine: Sequence[Sequence[float | None]]) 
         (
             [math.log(policy["norm"]) if policy["norm"] else None for policy in policies],
             TWICE,
-            lambda value, middle: f"its norm is {math.exp(value - middle):.2g} times the median one",
+            lambda value, middle: f"its norm is {math.exp(value - middle):z.2g} times the median one",
         ),
         (
             [to_others(k) for k in range(count)],
             COSINE,
-            lambda value, middle: f"its mean cosine to the others is {value:.2f}, where the median is {middle:.2f}",
+            lambda value, middle: f"its mean cosine to the others is {value:z.2f}, where the median is {middle:z.2f}",
         ),
         (
             [policy["depth"] for policy in policies],
             DEPTH,
-            lambda value, middle: f"its mean depth is {value:.2f}, where the median is {middle:.2f}",
+            lambda value, middle: f"its mean depth is {value:z.2f}, where the median is {middle:z.2f}",
         ),
         (
             [policy["spectrum"] and policy["spectrum"][0] for policy in policies],
             SHARE,
             lambda value, middle: (
-                f"first directions hold {value:.0%} of its squared norm, where the median is {middle:.0%}"
+                f"first directions hold {value:z.0%} of its squared norm, where the median is {middle:z.0%}"
             ),
         ),
     ]

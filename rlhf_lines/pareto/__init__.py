@@ -17,7 +17,7 @@ from rlhf_lines.pareto.forgetting import damage_undone
 from rlhf_lines.pareto.front import Point, build_front
 from rlhf_lines.pareto.headline import front_headline
 from rlhf_lines.pareto.hull import hull_vertices
-from rlhf_lines.pareto.intervals import Estimate, holm, mean_estimate, paired_difference, ratio_estimate
+from rlhf_lines.pareto.intervals import Estimate, holm, mean_estimate, paired_difference
 from rlhf_lines.pareto.measures import REFERENCE_POINT_RULE, hypervolume, nondominated, reference_point
 from rlhf_lines.pareto.pick import Picked, Worth, merge_arguments, pick, pick_point, picked_text
 from rlhf_lines.pareto.schema import Front, read_front, write_front
@@ -78,7 +78,6 @@ __all__ = [
     "predicted_front",
     "preferences",
     "probability_positive",
-    "ratio_estimate",
     "read_front",
     "reference_point",
     "surrogate_report",

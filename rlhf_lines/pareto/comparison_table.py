@@ -33,10 +33,10 @@ def heading(comparison: RunsFile) -> list[str]:
     sides = [[run["name"] for run in runs if run["side"] == side] for side in "ab"]
     what = f"{len(runs)} runs: {', '.join(sides[0])}"
     what += f" (a) against {', '.join(sides[1])} (b)" if sides[1] else ""
-    percent = f"{100 * comparison['confidence']:g} %"
+    percent = f"{100 * comparison['confidence']:zg} %"
     over = "other runs and other prompts" if len(sides[0]) > 1 else "other prompts, for these policies"
     shared = "the same in all runs, " if comparison["shared_prompts"] == sizes[0] == sizes[-1] else ""
-    reference = ", ".join(f"{value:.4g}" for value in comparison["reference_point"])
+    reference = ", ".join(f"{value:z.4g}" for value in comparison["reference_point"])
     return [
         what,
         f"{count} {comparison['split']} prompts, {shared}higher is better; reference point {reference}, "

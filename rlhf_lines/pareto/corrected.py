@@ -24,7 +24,6 @@ Sources: Louis, JASA 79 (1984), 393-398 (constrained shrinking); Efron and Tibsh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -325,15 +324,3 @@ def _reach(above: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArr
     for k in range(1, above.shape[-1]):
         np.minimum(reach, above[..., k, None] / directions[:, k], out=reach)
     return reach
-
-
-def group_hypervolume(scores: ArrayLike, reference_point: Sequence[float], seed: int = 0) -> Corrected:
-    """`correct` for the hypervolume of one group, scores `[n, P, K]`."""
-    return correct(scores, Hypervolume(tuple(map(float, reference_point))), seed)
-
-
-def group_utility(
-    scores: ArrayLike, reference_point: Sequence[float], ideal_point: Sequence[float], seed: int = 0
-) -> Corrected:
-    """`correct` for the expected utility of one group, scores `[n, P, K]`."""
-    return correct(scores, ExpectedUtility(tuple(map(float, reference_point)), tuple(map(float, ideal_point))), seed)

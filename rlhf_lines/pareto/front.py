@@ -136,10 +136,6 @@ def build_front(
         """Means `[R, columns]` of the columns `[P, columns]` of one point, whose digits no other point can change."""
         return bootstrap_means(np.asarray(columns)[None], resamples, seed)[:, 0]
 
-    def mean_of(values: ArrayLike) -> Mean:
-        values = np.asarray(values, dtype=np.float64)
-        return _mean(values.mean(), resampled(values[:, None])[:, 0], len(values), confidence)
-
     mean_samples = np.stack([resampled(columns) for columns in scores], axis=1)  # [R, n, K]
     anchors = [anchor(point.spec, point.group) for point in points]
     reference, ideal, rule = fixed_points([(anchors, means)], rewards, given_reference_point)
@@ -207,17 +203,14 @@ def build_front(
                 "id": point.id,
                 "group": point.group,
                 "spec": dict(point.spec),
-                "scores": {
-                    reward: _mean(means[row, k], mean_samples[:, row, k], prompts, confidence)
-                    for k, reward in enumerate(rewards)
-                },
+                "scores": resampling.means(dict(zip(rewards, scores[row].T, strict=True))),
                 "metrics": behaviour_entry(point.behaviour, model, rewards, resampling)
                 | {
-                    name: None if column is None else mean_of(column)
+                    name: None if column is None else resampling.mean(column)
                     for name in names
                     for column in [_per_prompt(point, name, point.metrics.get(name), prompts, needed=name in metrics)]
                 },
-                "kl": None if kl[row] is None else mean_of(kl[row]),
+                "kl": None if kl[row] is None else resampling.mean(kl[row]),
                 "prompts": prompts,
                 "samples_per_prompt": point.samples_per_prompt,
                 "perplexity": _perplexity(point, resampled, confidence),
@@ -292,11 +285,6 @@ def _stack_scores(points: Sequence[Point], rewards: Sequence[str]) -> NDArray[np
     return np.stack(arrays)
 
 
-def _mean(value: float, samples: NDArray[np.float64], prompts: int, confidence: float) -> Mean:
-    low, high = mean_interval(samples, float(value), prompts, confidence)
-    return {"mean": float(value), "low": low, "high": high}
-
-
 def _per_prompt(
     point: Point, name: str, values: ArrayLike | None, prompts: int, *, needed: bool = False
 ) -> NDArray[np.float64] | None:
@@ -323,5 +311,7 @@ def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float6
             "finite nll and a positive number of tokens for every text outside the task, or None for both"
         )
     samples = resampled(np.stack([nll, tokens], axis=-1))
-    exponent = _mean(nll.sum() / tokens.sum(), samples[:, 0] / samples[:, 1], nll.size, confidence)
-    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in exponent.items()}
+    exponent = float(nll.sum() / tokens.sum())
+    low, high = mean_interval(samples[:, 0] / samples[:, 1], exponent, nll.size, confidence)
+    ends = {"mean": exponent, "low": low, "high": high}
+    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in ends.items()}

@@ -37,9 +37,9 @@ def effect(value: float, base: float, words: str) -> str:
     ('+17 % hypervolume', '-0.5 % utility', '+0.5 utility')
     """
     if base <= 0.0:
-        return f"{value:+.3g} {words}"
+        return f"{value:+z.3g} {words}"
     share = 100.0 * value / base
-    return f"{share:+.{0 if abs(share) >= 9.95 else 1}f} % {words}"
+    return f"{share:+z.{0 if abs(share) >= 9.95 else 1}f} % {words}"
 
 
 def bases(front: Front, entry: Comparison) -> dict[str, float]:

@@ -91,31 +91,6 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
     return mean_estimate(a - b, confidence)
 
 
-def ratio_estimate(numerators: ArrayLike, denominators: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
-    """`sum of numerators / sum of denominators` over P prompts or texts, such as nats per token.
-
-    The error is that of the mean of `(numerator - ratio denominator) / mean denominator` (the delta method). `p_value`
-    is that of a ratio of 0.
-
-    >>> ratio_estimate([1.0, 3.0], [2.0, 6.0])
-    Estimate(value=0.5, low=0.5, high=0.5, p_value=0.0)
-
-    Raises:
-        ValueError: the two vectors do not have the same length, or the denominators sum to 0.
-    """
-    numerators, denominators = (np.asarray(x, dtype=np.float64) for x in (numerators, denominators))
-    if numerators.ndim != 1 or numerators.shape != denominators.shape or denominators.sum() == 0.0:
-        raise ValueError(
-            f"got numerators of shape {numerators.shape} and denominators of shape {denominators.shape}; expected one "
-            "of each per prompt, the denominators with a sum above 0"
-        )
-    ratio = numerators.sum() / denominators.sum()
-    residuals = (numerators - ratio * denominators) / denominators.mean()
-    prompts = residuals.size
-    error = math.sqrt(float(residuals @ residuals) / (prompts - 1) / prompts) if prompts > 1 else math.nan
-    return estimate(ratio, error, prompts, confidence)
-
-
 def share_estimate(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """The mean p of `values` `[P]` between 0 and 1, one share per prompt, with Wilson's interval.
 

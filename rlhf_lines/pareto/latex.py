@@ -73,12 +73,12 @@ def _differences(front: Front) -> list[str]:
 
 def _estimates(estimates: Sequence[Value | None]) -> list[str]:
     digits = decimals(value_of(each) for each in estimates if each is not None)
-    return ["--" if each is None else f"${value_of(each):.{digits}f}${_interval(each, digits)}" for each in estimates]
+    return ["--" if each is None else f"${value_of(each):z.{digits}f}${_interval(each, digits)}" for each in estimates]
 
 
 def _interval(estimate: Value, digits: int) -> str:
     ends = estimate["low"], estimate["high"]
-    return "" if None in ends else rf" {{\scriptsize $[{', '.join(f'{end:.{digits}f}' for end in ends)}]$}}"
+    return "" if None in ends else rf" {{\scriptsize $[{', '.join(f'{end:z.{digits}f}' for end in ends)}]$}}"
 
 
 def _p_value(difference: Difference | None) -> str:

@@ -109,8 +109,8 @@ def _of_length(name: str, point: PointEntry, sft: PointEntry) -> Iterator[Findin
     own, before = (of["metrics"]["tokens"]["mean"] for of in (point, sft))
     size = abs(math.log(own / before)) / math.log(LENGTH)
     if _is_beyond_noise(point["changes"]["tokens"]) and size >= 1:
-        sentence = f"The completions of {name} have {own:.1f} tokens on average; the SFT model's {before:.1f}."
-        yield Finding("longer" if own > before else "shorter", size, sentence, name, f"{own:.1f}")
+        sentence = f"The completions of {name} have {own:z.1f} tokens on average; the SFT model's {before:z.1f}."
+        yield Finding("longer" if own > before else "shorter", size, sentence, name, f"{own:z.1f}")
 
 
 def _of_scores(name: str, point: PointEntry, sft: PointEntry) -> Iterator[Finding]:
@@ -127,13 +127,13 @@ def _of_scores(name: str, point: PointEntry, sft: PointEntry) -> Iterator[Findin
         wins_here = wins["by_objective"][objective]["low"] > 0.5
         if matched is None or not wins_here or matched["high"] >= gain or matched["mean"] >= KEPT * gain:
             continue
-        left = f"{matched['mean']:.3g} [{matched['low']:.3g}, {matched['high']:.3g}]"
+        left = f"{matched['mean']:z.3g} [{matched['low']:z.3g}, {matched['high']:z.3g}]"
         sentence = (
-            f"Most of what {name} gains in {shortened(objective)} is length: {gain:.3g} above the SFT model, {left} at "
-            "equal lengths."
+            f"Most of what {name} gains in {shortened(objective)} is length: {gain:z.3g} above the SFT model, {left} "
+            "at equal lengths."
         )
         size = (1 - matched["mean"] / gain) / (1 - KEPT)
-        yield Finding(f"length of {objective}", size, sentence, name, f"{gain:.3g}, then {matched['mean']:.3g}")
+        yield Finding(f"length of {objective}", size, sentence, name, f"{gain:z.3g}, then {matched['mean']:z.3g}")
 
 
 def _is_beyond_noise(change: Value | None) -> bool:
@@ -146,7 +146,7 @@ def _percent(share: float) -> str:
     >>> _percent(0.225), _percent(0.004), _percent(0)
     ('22 %', '0.4 %', '0 %')
     """
-    return f"{100 * share:.1f} %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
+    return f"{100 * share:z.1f} %" if 0 < share < 0.01 else f"{100 * share:z.0f} %"
 
 
 def _list(parts: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def check_reference_point(reference_point: Sequence[float], objectives: Sequence
         ValueError: it is not.
     """
     if len(reference_point) != len(objectives) or not all(map(math.isfinite, reference_point)):
-        found = " ".join(f"{value:g}" for value in reference_point)
+        found = " ".join(f"{value:zg}" for value in reference_point)
         raise ValueError(
             f"reference_point is {found}, expected one finite number for each objective: {', '.join(objectives)}"
         )

@@ -51,7 +51,9 @@ def anchor(spec: Spec, group: str) -> tuple[float, ...] | None:
 def point_label(spec: Spec, policies: Sequence[str]) -> str:
     """What people read for a point inside its group: the name of the policy that it is, or its weights."""
     single = single_policy(spec, policies)
-    return " ".join(f"{weight:.2f}" for weight in spec["weights"]) if single is None else policy_names(policies)[single]
+    return (
+        " ".join(f"{weight:z.2f}" for weight in spec["weights"]) if single is None else policy_names(policies)[single]
+    )
 
 
 def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str]) -> list[str] | None:

@@ -13,13 +13,12 @@ import numpy as np
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.pareto.measures import nondominated
-from rlhf_lines.pareto.schema import REVERSED, SCALED, Front, Mean, PointEntry, Value
+from rlhf_lines.pareto.schema import CONTROLS, Front, Mean, PointEntry, Value
 from rlhf_lines.pareto.table import decimals, estimate_text, interval_name, setting
 from rlhf_lines.pareto.utility import FLAT
 
 
 SCALES = ("raw", "range")
-CONTROLS = (SCALED, REVERSED)  # they show what LiNeS' growth with depth is good for, and are not what a user looks for
 
 
 class Picked(NamedTuple):
@@ -180,7 +179,7 @@ def picked_text(
     _check_sources(front, run_dir)
     spec = point["spec"]
     options = f" {json.dumps(spec['options'])}" if spec["options"] else ""
-    weights = " ".join(f"{weight:g}" for weight in spec["weights"])
+    weights = " ".join(f"{weight:zg}" for weight in spec["weights"])
     rows: list[tuple[str, Mean]] = [(name, point["scores"][name]) for name in front["objectives"]]
     rows += [(name, point["metrics"][name]) for name in point["metrics"] if measured(point, name) is not None]
     rows += [(name, point[name]) for name in ("kl", "perplexity") if point[name] is not None]
@@ -208,10 +207,10 @@ def _choice(worth: Worth | None) -> list[str]:
     if worth is None:
         return []
     digits, corrected = decimals([worth.measured]), worth.corrected
-    text = f"{corrected['value']:.{digits}f}" if corrected["low"] is None else estimate_text(corrected, digits)
+    text = f"{corrected['value']:z.{digits}f}" if corrected["low"] is None else estimate_text(corrected, digits)
     alike = ", ".join(map(str, worth.alike)) or "none"
     return [
-        f"  worth {worth.measured:.{digits}f} as measured, {text} corrected for having been picked",
+        f"  worth {worth.measured:z.{digits}f} as measured, {text} corrected for having been picked",
         f"  points that cannot be told apart from it: {alike}",
     ]
 
@@ -260,7 +259,7 @@ def _within_kl(points: list[PointEntry], limit: float | None) -> list[PointEntry
     if not within:
         lowest = min(known, key=lambda point: point["kl"]["mean"])
         raise ValueError(
-            f"no point has a KL of at most {limit:g} nats: the lowest is {lowest['kl']['mean']!r} (point "
+            f"no point has a KL of at most {limit:zg} nats: the lowest is {lowest['kl']['mean']!r} (point "
             f"{lowest['id']}); allow at least that"
         )
     return within
@@ -298,10 +297,10 @@ def _reaching(points: list[PointEntry], minimum: Mapping[str, float]) -> list[Po
         left = [point for point in known if measured(point, name) >= low]
         if not left:
             raise ValueError(
-                f"no point has a mean {name} of at least {low:g}{among}: the highest is {measured(highest, name)!r} "
+                f"no point has a mean {name} of at least {low:zg}{among}: the highest is {measured(highest, name)!r} "
                 f"(point {highest['id']}); ask for at most that"
             )
-        before.append(f"{name} of at least {low:g}")
+        before.append(f"{name} of at least {low:zg}")
     return left
 
 

@@ -32,6 +32,10 @@ class Resampling:
             found[name] = {"mean": mean, "low": low, "high": high}
         return found
 
+    def mean(self, column: NDArray[np.float64]) -> Mean:
+        """That of one column."""
+        return self.means({"": column})[""]
+
     def shares(self, columns: Mapping[str, NDArray[np.float64]]) -> dict[str, Mean]:
         """The mean of each column `[P]` of numbers from 0 to 1, with the interval of `share_estimate`."""
         found = {name: share_estimate(column, self.confidence) for name, column in columns.items()}

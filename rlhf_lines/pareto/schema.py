@@ -357,6 +357,7 @@ class Group:
 
 
 SFT, SOUP, LINES, SCALED, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "scaled", "reversed", "morlhf"
+CONTROLS = (SCALED, REVERSED)  # they show what LiNeS' growth with depth is good for, and are not what a user looks for
 
 # In the order in which they are listed. Each has a colour, a marker and dashes of its own, so that colour is never the
 # only difference. Colours are Okabe and Ito's (Color Universal Design, 2008), told apart under the common forms of

@@ -10,21 +10,28 @@ from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
 from rlhf_lines.pareto.headline import front_headline
 from rlhf_lines.pareto.intervals import FEW_PROMPTS
 from rlhf_lines.pareto.look_at import what_to_look_at
-from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Value
+from rlhf_lines.pareto.schema import CONTROLS, SFT, Front, Mean, PointEntry, Value
 
 
 WIDTH = 110
 NAME_WIDTH = 20
 MEASURES = ("hypervolume", "expected_utility")
+# What is shown of points beside their scores, those first that one decides by.
+FURTHER = {
+    "kl": "to the SFT model, in nats",
+    "log ratio": "to the SFT model, in nats",
+    "tokens": "mean length",
+    "empty": "share of empty completions",
+    "cut": "share cut at the longest length",
+    "ppl": "perplexity of the control texts, lower is better",
+}
 
 
 def front_table(front: Front) -> str:
-    """The front as aligned text of at most 110 columns, without a trailing newline.
+    """What one decides by, as aligned text of at most 110 columns, without a trailing newline.
 
-    First what it says of LiNeS, then hypervolume and expected utility of each group, then the differences between
-    groups with verdicts and adjusted p-values, then one line per point; `*` marks the points that no other point of
-    their group dominates. A point that is one policy as it was trained has that policy's name in place of weights.
-    Columns that do not fit beside each other continue in a further block.
+    First what the front says of LiNeS, then hypervolume and expected utility of each group, then the differences
+    between groups with verdicts and adjusted p-values, then the points of one group, see `points_table`.
 
     Args:
         front: what `build_front` returns.
@@ -33,13 +40,9 @@ def front_table(front: Front) -> str:
     head = f"{prompts}, {interval_name(front)}s over prompts, higher is better"
     if few := few_prompts(front):
         head += f"\n{textwrap.fill(few, WIDTH)}"
-    if any(point["perplexity"] for point in front["points"]):
-        head += "\nppl: perplexity of the control texts, lower is better"
-    if _measured(front, "tokens"):
-        head += "\ntokens, empty, cut: mean length, share of empty completions, share cut at the longest length"
     headline = textwrap.fill(front_headline(front), WIDTH)
     groups = [*_groups(front), *_differences(front)]
-    return "\n\n".join([head, *filter(None, [headline]), *groups, *_to_look_at(front), *_points(front)])
+    return "\n\n".join([head, *filter(None, [headline]), *groups, *_to_look_at(front), *points_table(front)])
 
 
 def few_prompts(front: Front) -> str:
@@ -60,8 +63,8 @@ def estimate_text(estimate: Mean | Value, digits: int) -> str:
     '1.00 [0.25, 2.00]'
     """
     ends = estimate["low"], estimate["high"]
-    interval = "" if None in ends else f" [{', '.join(f'{end:.{digits}f}' for end in ends)}]"
-    return f"{value_of(estimate):.{digits}f}{interval}"
+    interval = "" if None in ends else f" [{', '.join(f'{end:z.{digits}f}' for end in ends)}]"
+    return f"{value_of(estimate):z.{digits}f}{interval}"
 
 
 def value_of(estimate: Mean | Value) -> float:
@@ -75,7 +78,7 @@ def p_text(p_value: float | None) -> str:
     >>> p_text(0.0312), p_text(1e-9), p_text(None)
     ('0.031', '<0.001', '-')
     """
-    return "-" if p_value is None else "<0.001" if p_value < 0.0005 else f"{p_value:.3f}"
+    return "-" if p_value is None else "<0.001" if p_value < 0.0005 else f"{p_value:z.3f}"
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -93,7 +96,7 @@ def setting(value: float | str) -> str:
     >>> setting(1.0), setting("auto")
     ('1', 'auto')
     """
-    return value if isinstance(value, str) else f"{value:g}"
+    return value if isinstance(value, str) else f"{value:zg}"
 
 
 def interval_name(front: Front) -> str:
@@ -103,7 +106,7 @@ def interval_name(front: Front) -> str:
 
 def confidence_text(front: Front) -> str:
     """How often the intervals of a front hold, such as `95 %`."""
-    return f"{100 * front['confidence']:g} %"
+    return f"{100 * front['confidence']:zg} %"
 
 
 def _groups(front: Front) -> list[str]:
@@ -152,43 +155,111 @@ def _to_look_at(front: Front) -> list[str]:
     return ["\n".join(["What to look at", *lines])] if lines else []
 
 
-def _points(front: Front) -> list[str]:
-    points = front["points"]
+def points_table(front: Front) -> list[str]:
+    """The points of the group with the largest expected utility, the SFT model and the single policies.
+
+    No control is that group. Of a front without groups these are all points. `*` marks the points that no other point
+    of their group dominates. A point that is one policy as it was trained has that policy's name in place of weights.
+    Means have their intervals where they fit. KL, length and damage stand beside them as far as they fit; what does not
+    is named below. `front.csv` has all points with all that was measured.
+
+    Returns:
+        Blocks of text: a title, a table (several where there are too many scores), and what is left out.
+    """
+    group = _best_group(front)
+    points = [
+        point
+        for point in front["points"]
+        if group in (None, point["group"]) or point["group"] == SFT or point["single_policy"] is not None
+    ]
     best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
-    fixed = [[" id", "group", "weights", "alpha", "beta"], *(_fixed(point, point["id"] in best) for point in points)]
-    columns = []
-    for reward in front["objectives"]:
-        columns.append([_clip(reward), *_texts([point["scores"][reward] for point in points])])
-    for score in front["metrics"]:
-        columns.append([_clip(score), *_texts([point["metrics"][score] for point in points])])
-    for key, name in (("tokens", "tokens"), ("share_empty", "empty"), ("share_cut", "cut")):
-        if found := _measured(front, key):
-            columns.append([name, *map(_share if key.startswith("share") else _length, found)])
-    for name, found in (("kl", [point["kl"] for point in points]), ("log ratio", _measured(front, "log_ratio"))):
-        columns += _means(name, found)
-    columns += _means("ppl", [point["perplexity"] for point in points])
-    return in_blocks(fixed, columns, left=3)
+    varies = len({_scaling(point) for point in points if point["group"] == group}) != 1
+    fixed = [
+        [" id", "group", "weights", *(["alpha", "beta"] if varies else [])],
+        *(_fixed(point, best=point["id"] in best, scaling=varies) for point in points),
+    ]
+    scores = _scores(front, points, fixed)
+    kept, free = [], WIDTH - _width(fixed) - sum(map(_column_width, scores))
+    further = _further(points)
+    for name, column in further.items():
+        if _column_width(column) <= free:
+            kept.append(name)
+            free -= _column_width(column)
+    table = in_blocks(fixed, [*scores, *(further[name] for name in kept)], left=3)
+    return [
+        *_title(group, points),
+        *table,
+        *_notes(front, points, kept, [name for name in further if name not in kept]),
+    ]
 
 
-def _measured(front: Front, metric: str) -> list[Mean | None]:
-    """A metric of every point; empty where no point has it."""
-    found = [point["metrics"].get(metric) for point in front["points"]]
-    return found if any(found) else []
+def _best_group(front: Front) -> str | None:
+    """The group whose front has the largest expected utility, the controls left out."""
+    utilities = {
+        group: value_of(entry["expected_utility"]) for group, entry in front["fronts"].items() if group not in CONTROLS
+    }
+    return max(utilities, key=utilities.__getitem__, default=None)
 
 
-def _means(name: str, found: Sequence[Mean | None]) -> list[list[str]]:
-    """The column of these means, or none where there are no means."""
+def _title(group: str | None, points: Sequence[PointEntry]) -> list[str]:
+    if group is None:
+        return []
+    scalings = {_scaling(point) for point in points if point["group"] == group}
+    scaling = f" ({', '.join(scalings.pop())})" if len(scalings) == 1 else ""
+    return [f"The group of the largest expected utility: {group}{scaling}"]
+
+
+def _notes(front: Front, points: Sequence[PointEntry], shown: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """What marks and columns mean, and where the rest stands."""
+    marks = [("*", "no other point of its group dominates it")] if front["fronts"] else []
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in [*marks, *((name, FURTHER[name]) for name in shown)])
+    left = len(front["points"]) - len(points)
+    rest = [f"{left} other point{'s' * (left > 1)}"] * bool(left) + [f"{', '.join(left_out)}"] * bool(left_out)
+    where = f"front.csv and the page have also: {', '.join(rest)}" if rest else ""
+    lines = [textwrap.fill(text, WIDTH) for text in (meanings, where) if text]
+    return ["\n".join(lines)] if lines else []
+
+
+def _scores(front: Front, points: Sequence[PointEntry], fixed: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The columns of objectives and further scores, with their intervals where all fit in one block."""
+    objectives = {name: [point["scores"][name] for point in points] for name in front["objectives"]}
+    metrics = {name: [point["metrics"][name] for point in points] for name in front["metrics"]}
+    for texts in ((_texts, _texts), (_texts, _means), (_means, _means)):
+        columns = [
+            [_clip(name), *of_kind(found)]
+            for of_kind, kind in zip(texts, (objectives, metrics), strict=True)
+            for name, found in kind.items()
+        ]
+        if len(_blocks(fixed, columns)) == 1:
+            break
+    return columns
+
+
+def _further(points: Sequence[PointEntry]) -> dict[str, list[str]]:
+    """By name, the columns of what else was measured, in the order of `FURTHER`."""
+    keys = {"log ratio": "log_ratio", "tokens": "tokens", "empty": "share_empty", "cut": "share_cut"}
+    own = {"kl": "kl", "ppl": "perplexity"}
+    as_text = {"tokens": _length, "empty": _share, "cut": _share}
+    columns = {}
+    for name in FURTHER:
+        found = [point[own[name]] if name in own else point["metrics"].get(keys[name]) for point in points]
+        if any(found):
+            columns[name] = [name, *(map(as_text[name], found) if name in as_text else _means(found))]
+    return columns
+
+
+def _means(found: Sequence[Mean | None]) -> list[str]:
+    """Means with as many decimals each."""
     digits = decimals(each["mean"] for each in found if each is not None)
-    column = [name, *("-" if each is None else f"{each['mean']:.{digits}f}" for each in found)]
-    return [column] if any(found) else []
+    return ["-" if each is None else f"{each['mean']:z.{digits}f}" for each in found]
 
 
 def _length(mean: Mean | None) -> str:
-    return "-" if mean is None else f"{mean['mean']:.1f}"
+    return "-" if mean is None else f"{mean['mean']:z.1f}"
 
 
 def _share(mean: Mean | None) -> str:
-    return "-" if mean is None else f"{100 * mean['mean']:.1f} %"
+    return "-" if mean is None else f"{100 * mean['mean']:z.1f} %"
 
 
 def in_blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]], *, left: int) -> list[str]:
@@ -199,31 +270,42 @@ def in_blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]], 
     ]
 
 
-def _fixed(point: PointEntry, best: bool) -> list[str]:
+def _fixed(point: PointEntry, *, best: bool, scaling: bool) -> list[str]:
     """What every block says of a point."""
-    scaling = (point["spec"]["alpha"], point["spec"]["beta"])
     label = point["label"]
     return [
         f"{'*' if best else ' '}{point['id']}",
         _clip(point["group"]),
         label if point["single_policy"] is None else _clip(label),
-        *(value if isinstance(value, str) else f"{value:.2f}" for value in scaling),
+        *([setting(point["spec"]["alpha"]), setting(point["spec"]["beta"])] if scaling else []),
     ]
+
+
+def _scaling(point: PointEntry) -> tuple[str, ...]:
+    """alpha, beta and schedule, as the title of a group says them."""
+    spec = point["spec"]
+    return f"alpha {setting(spec['alpha'])}", f"beta {setting(spec['beta'])}", spec["schedule"]
 
 
 def _blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:
     """The columns in groups that fit beside the fixed columns; a group has at least one column."""
-    used = sum(2 + max(len(row[i]) for row in fixed) for i in range(len(fixed[0]))) - 2
     blocks: list[list[Sequence[str]]] = [[]]
-    free = WIDTH - used
+    free = WIDTH - _width(fixed)
     for column in columns:
-        width = 2 + max(map(len, column))
-        if width > free and blocks[-1]:
+        if _column_width(column) > free and blocks[-1]:
             blocks.append([])
-            free = WIDTH - used
+            free = WIDTH - _width(fixed)
         blocks[-1].append(column)
-        free -= width
+        free -= _column_width(column)
     return blocks
+
+
+def _width(fixed: Sequence[Sequence[str]]) -> int:
+    return sum(2 + max(len(row[i]) for row in fixed) for i in range(len(fixed[0]))) - 2
+
+
+def _column_width(column: Sequence[str]) -> int:
+    return 2 + max(map(len, column))
 
 
 def _estimates(measure: str, estimates: Sequence[Value]) -> list[str]:

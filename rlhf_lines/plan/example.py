@@ -34,7 +34,7 @@ def show_prompts(plan: Plan, rows: Rows, rewards: Sequence[RewardPlan]) -> None:
         found, completion = [Reading("policy", NOT_HERE)], "..."
     else:
         found = [policy_reading(rows.tokenizer, rows.tokenizer(prompt)["input_ids"])]
-        completion = stand_in(rows.tokenizer, prompt).text
+        completion = stand_in(rows.tokenizer, prompt, asked).text
     for reward in rewards:
         if reward.reader is None:
             found.append(Reading(f"reward {reward.name}", NOT_HERE))

@@ -134,10 +134,10 @@ def _add_work(plan: Plan, merge: Merge, passes: int, num_layers: int) -> None:
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
     plan.work.append(("rule", f"{spec.rule}{options}"))
     if spec.alpha == "auto":
-        factors = f"alpha measured on the residuals, beta {spec.beta:g}, schedule {spec.schedule}"
+        factors = f"alpha measured on the residuals, beta {spec.beta:zg}, schedule {spec.schedule}"
     else:
         scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
-        factors = f"layer 1: {scales[0]:g}, layer {num_layers}: {scales[-1]:g}, outside the layers: {spec.alpha:g}"
+        factors = f"layer 1: {scales[0]:zg}, layer {num_layers}: {scales[-1]:zg}, outside the layers: {spec.alpha:zg}"
     plan.work.append(("factors of LiNeS", factors))
     if passes:
         plan.work.append(("passes over the inputs", str(passes)))

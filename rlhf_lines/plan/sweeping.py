@@ -28,7 +28,7 @@ from rlhf_lines.plan.rows import Rows, look_at
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
-from rlhf_lines.sweep.engines.batches import free_bytes, rows_that_fit
+from rlhf_lines.sweep.engines.batches import free_bytes, most_rows, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
@@ -128,10 +128,11 @@ def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> 
     elsewhere = plan.device == "cuda" and not torch.cuda.is_available()
     free = max((USUAL_GPU if elsewhere else free_bytes(torch.device(plan.device))) - held, 0)
     rows = rows_that_fit(text, length, getattr(torch, config.dtype).itemsize, free=free, device=plan.device)
+    most = "" if rows < most_rows(text, plan.device) else f", and at most {rows:,} for a model of this size"
     where = f"of a GPU of {USUAL_GPU // 10**9} GB (none is here)" if elsewhere else "that is free here"
     plan.notes.append(
         f"batch_size is left out: {rows:,} rows of the longest prompt, by the memory {where}, "
-        f"{free / 2**30:,.1f} GiB beside the models"
+        f"{free / 2**30:,.1f} GiB beside the models{most}"
     )
     return rows
 

@@ -8,6 +8,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from reward_models.base import is_number
+from rlhf_lines.completions import samples_policy
 from rlhf_lines.config import from_json, read_fields
 from rlhf_lines.errors import Problems, alternatives
 from rlhf_lines.merge.lines import GROWING
@@ -231,7 +232,7 @@ class SweepConfig:
     )
     batch_size: int | None = field(
         default=None,
-        metadata={"help": "Completions in one batch, of any specs; left out, what free memory allows."},
+        metadata={"help": "Completions in one batch, of any specs; left out, what free memory and a CPU allow."},
     )
     report_to: list[str] = field(
         default_factory=list,
@@ -311,7 +312,7 @@ class SweepConfig:
     @property
     def samples_policy(self) -> bool:
         """Whether completions are drawn from softmax(logits / temperature), so that their log-ratios estimate a KL."""
-        return self.temperature > 0 and self.top_k is None and self.top_p in (None, 1.0)
+        return samples_policy(self.temperature, self.top_k, self.top_p)
 
     @property
     def listed_policies(self) -> list[str]:

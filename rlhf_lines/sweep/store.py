@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_lines.artifact import is_complete, whole_file
+from rlhf_lines.completions import samples_policy
 from rlhf_lines.disk import named_faults
 from rlhf_lines.merge import MergeSpec
 
@@ -337,8 +338,14 @@ class Store:
         )
         return np.stack([self._column(query, spec, split, reward) for reward in rewards], axis=1)
 
+    @property
+    def log_ratio_name(self) -> str:
+        """What `kl` of a completion, its log-ratio to the SFT model, is called: `log_ratio` where it is no estimate."""
+        drawn = self.recall("temperature", 1.0), self.recall("top_k", None), self.recall("top_p", None)
+        return "kl" if samples_policy(*drawn) else "log_ratio"
+
     def kl(self, spec: int, split: str) -> np.ndarray:
-        """The KL to the SFT model of a spec, mean over samples, `[prompts]`."""
+        """The KL to the SFT model of a spec, or its `log_ratio_name`, mean over samples, `[prompts]`."""
         query = (
             "SELECT prompt, AVG(kl) FROM completions JOIN prompts ON prompts.id = prompt "
             "WHERE spec = ? AND split = ? GROUP BY prompt ORDER BY prompt"

@@ -6,16 +6,15 @@ accelerate knows the trackers; this says what a point tells them.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_lines.config import missing_trackers
 from rlhf_lines.errors import unknown_name
 
 
 PROJECT = "rlhf_lines"
-MODULES = {"tensorboard": ("tensorboard", "tensorboardX")}  # of a tracker that is not named like its own
 NAMED = ("trackio", "wandb")  # whose init takes a name of the run
 
 
@@ -52,10 +51,8 @@ def tracker_problems(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             yield f"report_to: {unknown_name('tracker', name, LOGGER_TYPE_TO_CLASS)}"
-        elif not LOGGER_TYPE_TO_CLASS[name].__module__.startswith("accelerate."):  # registered by the user's own code
-            continue
-        elif not any(importlib.util.find_spec(module) for module in MODULES.get(name, (name,))):
-            yield f"report_to names {name}, which is not installed: pip install {name}, or leave it out"
+        elif LOGGER_TYPE_TO_CLASS[name].__module__.startswith("accelerate."):  # others are of the user's own code
+            yield from missing_trackers([name])
 
 
 @contextlib.contextmanager

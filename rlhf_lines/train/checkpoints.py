@@ -6,7 +6,6 @@ A run goes on only from what is whole and the same: settings, models, data, and 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import shutil
@@ -26,8 +25,9 @@ from rlhf_lines.artifact import (
     write_config,
     write_whole,
 )
-from rlhf_lines.config import RunConfig
+from rlhf_lines.config import RunConfig, missing_trackers
 from rlhf_lines.distributed import from_leader, leads, wait
+from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.train.hub import token_in_environment, uploaded
@@ -36,7 +36,7 @@ from rlhf_lines.train.manifest import what_is_missing, write_manifest
 
 logger = logging.getLogger(__name__)
 UNFINISHED = ".unfinished"
-TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that are named like their module
+TRACKERS = ("tensorboard", "wandb", "trackio")  # settings of report_to that transformers itself finds out too late
 
 
 @contextlib.contextmanager
@@ -69,9 +69,7 @@ def training_folder(
         ValueError: the checkpoints are not whole or of another run, a tracker is not installed, or the Hub cannot be
             reached for what is to be uploaded at the end.
     """
-    for name in training.report_to or ():
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
-            raise ValueError(f"report_to names {name}, which is not installed: pip install {name}, or leave it out")
+    Problems(missing_trackers(name for name in training.report_to or () if name in TRACKERS)).check()
     final = Path(training.output_dir)
     begun = {
         "sequences_at_once": training.per_device_train_batch_size * training.world_size,

@@ -44,7 +44,7 @@ class StageProgress(TrainerCallback):
         if self._bar is not None:
             # A policy's loss says nothing; its reward does.
             names = [name for name in SHOWN if name in logs and not (name == "loss" and "reward" in logs)]
-            self._bar.numbers({name: f"{logs[name]:.3g}" for name in names})
+            self._bar.numbers({name: f"{logs[name]:z.3g}" for name in names})
 
     def on_train_end(self, args, state, control, **kwargs):
         """Close the bar."""

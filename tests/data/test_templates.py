@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lines.data.chat import chat_text, has_chat_template
-from rlhf_lines.data.templates import TEMPLATES, find
+from rlhf_lines.data.templates import TEMPLATES, find, said
 
 
 ASKED = [{"role": "user", "content": "What is 1+1?"}]
@@ -55,6 +55,16 @@ def test_a_chat_model_is_asked_in_words():
         "role": "user",
         "content": "Generate a one-sentence summary of this post.\n\nWhat is 1+1?",
     }
+
+
+def test_what_was_said_has_no_marks():
+    """Of every template, what `messages` reads; a text that only holds a mark further on is of none."""
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
+    assert said(TEMPLATES["hh"].text(turns)) == "Be brief.\n\nHi."
+    assert said(TEMPLATES["hh"].text([*turns, {"role": "assistant", "content": "Well"}])) == "Be brief.\n\nHi.\n\nWell"
+    assert said(TEMPLATES["summary"].text(turns[1:])) == "Hi."
+    for text in ("", " Hi. ", "A post.\n\nHuman: no\n\nAssistant:", "Human: Hi."):
+        assert said(text) == TEMPLATES["plain"].text([{"role": "user", "content": text}]) == text
 
 
 def test_an_unknown_template_is_refused():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_lines.pareto import Estimate, holm, mean_estimate, paired_difference, ratio_estimate
-from rlhf_lines.pareto.intervals import estimate, share_estimate
+from rlhf_lines.pareto import Estimate, holm, mean_estimate, paired_difference
+from rlhf_lines.pareto.intervals import share_estimate
 
 
 # "Student" (1908), Cushny and Peebles' hours of sleep gained by two drugs on ten patients: the paired difference is
@@ -35,22 +35,6 @@ def test_values_without_spread_and_one_prompt():
     assert mean_estimate([0.1] * 7) == Estimate(pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1), 0.0)
     assert paired_difference([0.3, 0.7], [0.3, 0.7]) == Estimate(0.0, 0.0, 0.0, 1.0)
     assert mean_estimate([2.0]) == Estimate(2.0, None, None, None)
-    assert ratio_estimate([2.0], [4.0]) == Estimate(0.5, None, None, None)
-
-
-def test_a_ratio_is_linearised():
-    generator = np.random.default_rng(2)
-    tokens = generator.integers(5, 60, 300).astype(float)
-    nats = 2.5 * tokens + generator.normal(0.0, 5.0, 300)
-    found = ratio_estimate(nats, tokens)
-    assert found.value == pytest.approx(nats.sum() / tokens.sum(), rel=1e-14)
-    # The jackknife is another estimate of the same error; they agree to order 1 / P.
-    left_out = (nats.sum() - nats) / (tokens.sum() - tokens)
-    jackknife = np.sqrt(299 / 300 * ((left_out - left_out.mean()) ** 2).sum())
-    reach = estimate(found.value, jackknife, 300)
-    assert found.low == pytest.approx(reach.low, abs=0.01 * jackknife)
-    # With denominators of 1 it is the mean.
-    assert ratio_estimate(nats, np.ones(300))[1:3] == pytest.approx(mean_estimate(nats)[1:3], rel=1e-12)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
@@ -106,5 +90,3 @@ def test_bad_input_is_told():
         paired_difference([1.0, 2.0, 3.0], [1.0, 2.0])
     with pytest.raises(ValueError, match=r"values of shape \(0,\)"):
         mean_estimate([])
-    with pytest.raises(ValueError, match="sum above 0"):
-        ratio_estimate([1.0], [0.0])

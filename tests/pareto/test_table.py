@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from rlhf_lines.pareto import build_front, front_table
@@ -21,9 +23,21 @@ def row_of(table, point):
     return row
 
 
-def test_every_point_is_a_row_with_its_numbers(front):
+def shown_points(table):
+    """The ids of the points that the table has, in its order; a second block has them again."""
+    heads = [i for i, line in enumerate(table.splitlines()) if line.startswith(" id")]
+    rows = [line.strip("* ").split() for line in table.splitlines()[heads[0] + 1 :]]
+    return list(dict.fromkeys(int(row[0]) for row in rows if row and row[0].isdigit()))
+
+
+def test_every_point_of_the_best_group_is_a_row_with_its_numbers(front):
     table = front_table(front)
-    for point in front["points"]:
+    utilities = {name: entry["expected_utility"]["corrected"] for name, entry in front["fronts"].items()}
+    assert max(utilities, key=utilities.get) == "lines"
+    assert "\n\nThe group of the largest expected utility: lines (alpha 1, beta 1, linear)\n\n id" in table
+    shown = [point for point in front["points"] if point["group"] != "rewarded_soup"]  # which has no known policies
+    assert shown_points(table) == [point["id"] for point in shown] == [0, 6, 7, 8, 9, 10]
+    for point in shown:
         row = row_of(table, point)
         best = point["id"] in [i for entry in front["fronts"].values() for i in entry["nondominated"]]
         assert row.startswith("*") == best
@@ -31,7 +45,32 @@ def test_every_point_is_a_row_with_its_numbers(front):
         assert f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in row
         assert " ".join(f"{weight:.2f}" for weight in point["spec"]["weights"]) in row
         assert row.endswith("-" if point["kl"] is None else f"{point['kl']['mean']:.3f}")
-    assert sum(line.startswith("*") for line in table.splitlines()) == 9
+    assert table.endswith(
+        "\n*: no other point of its group dominates it; kl: to the SFT model, in nats\n"
+        "front.csv and the page have also: 5 other points"
+    )
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(3.0, "lines"), (-3.0, "rewarded_soup")])
+def test_no_control_is_the_group_that_is_shown_however_good_it_is(make_points, gain, expected):
+    points = make_points()
+    for point in points[6:]:
+        point["scores"] = point["scores"] + gain
+    for point in make_points()[6:]:
+        points.append({**point, "id": len(points), "group": "scaled", "scores": point["scores"] + 9.0})
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
+    utility = {group: entry["expected_utility"]["corrected"] for group, entry in front["fronts"].items()}
+    assert max(utility, key=utility.get) == "scaled"
+    assert f"expected utility: {expected} (" in front_table(front)
+    assert "scaled" not in front_table(front).partition("expected utility: ")[2]
+
+
+def test_settings_are_columns_where_they_differ_within_the_group(make_points):
+    points = make_points()
+    points[7]["spec"] |= {"alpha": "auto", "beta": 0.25}
+    text = front_table(build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20))
+    assert "expected utility: lines\n" in text and "   auto  0.25 " in row_of(text, points[7])
+    assert "      1     1 " in row_of(text, points[6])
 
 
 def test_groups_and_differences_come_with_intervals(front):
@@ -61,20 +100,22 @@ def test_a_front_without_kl_has_no_kl_column(make_points):
     assert "kl" not in front_table(front).split()
 
 
-@pytest.mark.parametrize(("rewards", "blocks"), [(2, 1), (3, 2), (6, 4)])
-def test_the_table_fits_and_repeats_the_points_where_rewards_do_not(make_points, rewards, blocks):
+@pytest.mark.parametrize(("rewards", "blocks", "intervals"), [(2, 1, True), (3, 1, True), (4, 2, False), (6, 2, False)])
+def test_the_table_fits_without_intervals_or_repeats_the_points(make_points, rewards, blocks, intervals):
     names = [f"reward {i} with a long name" for i in range(rewards)]
     front = build_front(rewards=names, split="test", seed=0, points=make_points(rewards=rewards), resamples=20)
     table = front_table(front)
     assert max(map(len, table.splitlines())) <= 110
     assert [line.split()[:2] for line in table.splitlines()].count(["0", "sft"]) == blocks
     assert [table.count(f"reward {i} with a l...") for i in range(rewards)] == [1] * rewards
+    assert ("[" in table.partition("\n id  group")[2]) == intervals
 
 
 def test_a_single_point_needs_no_front(make_points):
     front = build_front(rewards=["a", "b"], split="validation", seed=0, points=make_points()[:1], resamples=20)
     table = front_table(front)
-    assert "hypervolume" not in table and "difference" not in table and "sft" in table
+    assert "hypervolume" not in table and "difference" not in table and "expected utility" not in table
+    assert table.splitlines()[-1].split()[:3] == ["0", "sft", "0.00"]
 
 
 def test_a_group_name_cannot_break_the_table(make_points):
@@ -86,11 +127,11 @@ def test_a_group_name_cannot_break_the_table(make_points):
 
 def test_perplexity_has_a_column_where_it_is_known(make_points):
     points = make_points()
-    points[3] |= {"nll": [30.0, 20.0], "text_tokens": [10, 10]}  # exp(50 / 20)
+    points[8] |= {"nll": [30.0, 20.0], "text_tokens": [10, 10]}  # exp(50 / 20)
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
     text = front_table(front)
-    assert text.splitlines()[1] == "ppl: perplexity of the control texts, lower is better"
-    assert row_of(text, points[3]).endswith("     -  12.18") and row_of(text, points[4]).endswith("     -")
+    assert "ppl: perplexity of the control texts, lower is better" in " ".join(text.splitlines()[-3:])
+    assert row_of(text, points[8]).endswith("  12.18") and row_of(text, points[9]).endswith("  -")
 
 
 def test_a_single_policy_is_named(make_points):
@@ -114,15 +155,8 @@ def test_twice_a_policy_is_shown_by_its_weights(make_points):
     policies = ["policies/brief", "policies/specific"]
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, policies=policies, resamples=20)
     text = front_table(front)
-    assert "rewarded_soup  0.00 1.00   1.00  0.00 " in row_of(text, points[1])
+    assert shown_points(text) == [0, 5, 6, 7, 8, 9, 10]
     assert "specific" not in text and text.count("brief") == 1
-
-
-def test_an_alpha_that_is_measured_is_written_as_such(make_points):
-    points = make_points()
-    points[7]["spec"]["alpha"] = "auto"
-    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
-    assert " auto  1.00 " in row_of(front_table(front), points[7])
 
 
 def test_schedules_are_shown_where_one_is_not_linear(make_points, front):
@@ -169,19 +203,40 @@ def test_metrics_have_columns_and_shares_are_in_percent(make_points):
         }
         point["metrics"] |= cut | {"log_ratio": [0.25] * 40}
         point["kl"] = None
-    front = build_front(rewards=["a", "b"], metrics=["humor"], split="test", seed=0, points=points, resamples=20)
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
     text = front_table(front)
-    assert "tokens, empty, cut: mean length, share of empty completions" in text.splitlines()[1]
+    notes = " ".join(text.split("\n\n")[-1].split())
+    assert "tokens: mean length; empty: share of empty completions; cut: share cut at the longest length" in notes
     assert max(map(len, text.splitlines())) <= 110
-    table = "\n".join(text.split("\n\n")[-2:])
-    heads = " ".join(line for line in table.splitlines() if "weights" in line).split()
-    assert [name for name in heads if name not in ("id", "group", "weights", "alpha", "beta")] == [
-        *("a", "b", "humor", "tokens", "empty", "cut", "log", "ratio")
-    ]
+    head, *rows = text.split("\n\n")[-2].splitlines()
+    assert head.split() == ["id", "group", "weights", "a", "b", "log", "ratio", "tokens", "empty", "cut"]
+    for row in rows:
+        odd = int(row.strip("* ").split()[0]) % 2
+        assert re.search(rf"\] +0.250 +12.2  22.5 %  {'10.0 %' if odd else '     -'}$", row), row
+
+
+def test_further_scores_stand_beside_the_objectives_and_what_does_not_fit_is_named(make_points):
+    """Intervals of the objectives go last."""
+    points = make_points()
     for point in points:
-        rows = " ".join(line for line in table.splitlines() if line.strip("* ").startswith(f"{point['id']} "))
-        assert f"{point['id'] / 8:.3f} [" in rows and " 12.2 " in rows and " 22.5 % " in rows and "0.250" in rows
-        assert (" 10.0 %" in rows) == bool(point["id"] % 2)
+        point["metrics"] = {"humor": [point["id"] / 8] * 39 + [0.0], "share_cut": [0.1] * 40, "tokens": [12.25] * 40}
+
+    def table(*metrics):
+        for point in points:
+            point["metrics"] |= dict.fromkeys(metrics, point["metrics"]["humor"])
+        front = build_front(rewards=["a", "b"], metrics=metrics, split="test", seed=0, points=points, resamples=20)
+        _, table, notes = front_table(front).split("\n\n")[-3:]
+        assert max(map(len, table.splitlines())) <= 110
+        return table.splitlines()[0].split()[3:], row_of(table, points[10]), " ".join(notes.split())
+
+    heads, row, notes = table("humor")
+    assert heads == ["a", "b", "humor", "kl", "tokens"] and row.count("[") == 3
+    assert notes.endswith("front.csv and the page have also: 5 other points, cut")
+    heads, row, notes = table("humor", "m2", "m3")
+    assert heads == ["a", "b", "humor", "m2", "m3", "kl", "tokens"] and row.count("[") == 2
+    assert " 1.219  1.219  1.219 " in row and notes.endswith("also: 5 other points, cut")
+    heads, row, notes = table("humor", "m2", "m3", *(f"metric {i}" for i in range(3)))
+    assert heads[:2] == ["a", "b"] and "[" not in row
 
 
 def test_comparisons_at_equal_kl_come_with_the_others(make_points):

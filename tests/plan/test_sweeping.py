@@ -12,6 +12,7 @@ import yaml
 
 from rlhf_lines.plan import Options, plan
 from rlhf_lines.plan import sweeping as of_sweep
+from rlhf_lines.sweep.engines import batches as of_batches
 from tests import tiny
 
 
@@ -197,7 +198,11 @@ def test_rows_are_those_of_the_sweep_for_the_memory_that_is_free(planned, monkey
     assert work(result)["batches"].endswith(" of 60")  # six tenths of what is free
     assert "60 rows of the longest prompt" in result.notes[0]
     monkeypatch.setattr(of_sweep, "free_bytes", lambda device: 2**50)
-    assert work(planned(Options(device="cpu"), batch_size=None))["batches"].endswith(" of 768")
+    result = planned(Options(device="cpu"), batch_size=None)
+    assert work(result)["batches"].endswith(" of 768")
+    assert result.notes[0].endswith("GiB beside the models, and at most 768 for a model of this size")
+    monkeypatch.setattr(of_batches, "WORK_ON_CPU", 12 * 2 * 16**2 * 300)  # 2 layers of width 16
+    assert work(planned(Options(device="cpu"), batch_size=None))["batches"].endswith(" of 300")
     monkeypatch.setattr(of_sweep, "free_bytes", lambda device: 0)
     assert work(planned(Options(device="cpu"), batch_size=None))["batches"].endswith(" of 1")
 

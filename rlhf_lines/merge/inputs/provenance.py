@@ -102,6 +102,7 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
     """
     problems = Problems()
     warnings: list[str] = []
+    unproved: dict[str, list[Path]] = {}  # policies of which one sentence holds are told together
     adapters = [policy for policy in policies if isinstance(policy, Adapter)]
     for checkpoint in (sft, *(policy for policy in policies if isinstance(policy, Checkpoint))):
         with problems.collect():
@@ -117,12 +118,13 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
                 problems.add(problem)
             warnings += _config_warnings(policy, sft)
         with problems.collect():
-            known = isinstance(policy, Adapter) and by_hash
-            warnings += [] if known else _origin_warnings(policy, folder, sft)
+            if not ((isinstance(policy, Adapter) and by_hash) or _is_known(policy, folder, sft)):
+                unproved.setdefault(_unproved(policy), []).append(folder)
         with problems.collect():
             warnings += compare_tokenizers(folder, sft.folder)
     problems.check()
-    return warnings + _copy_warnings([_folder(policy) for policy in policies])
+    origins = [f"{_subject(folders)} {sentence}" for sentence, folders in unproved.items()]
+    return origins + warnings + _copy_warnings([_folder(policy) for policy in policies])
 
 
 def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path, *, sft_renamed: bool = False) -> None:
@@ -347,28 +349,42 @@ def _are_copies(one: Path, other: Path) -> bool:
     return mine.keys() == theirs.keys() and all(filecmp.cmp(mine[name], theirs[name], shallow=False) for name in mine)
 
 
-def _origin_warnings(policy: Adapter | Checkpoint, folder: Path, sft: Checkpoint) -> list[str]:
+def _is_known(policy: Adapter | Checkpoint, folder: Path, sft: Checkpoint) -> bool:
+    """Whether a hash, or a revision of the Hub, proves that a policy was trained from the SFT model.
+
+    Raises:
+        ValueError: a hash says that it was not.
+    """
     recorded, file = _recorded_sft(folder)
-    if recorded is not None:
-        given = weights_sha256(sft.folder)
-        if recorded != given:
-            kind = "adapter" if isinstance(policy, Adapter) else "policy"
-            raise ValueError(
-                f"{kind} {str(folder)!r} was trained on SFT weights {recorded[:12]}, but {str(sft.folder)!r} holds "
-                f"{given[:12]}; residuals add up only on one base (see sft_sha256 in {file})"
-            )
-        return []
-    if isinstance(policy, Checkpoint):
-        return [
-            f"policy {str(folder)!r} does not record which SFT model it was trained from: its architecture fits, but "
-            "whether it started from these weights cannot be known"
-        ]
-    if policy.revision and policy.revision == sft.folder.resolve().name and hub_id(sft.folder.resolve()):
-        return []
-    return [
-        f"policy {str(folder)!r} names its SFT model ({policy.base}) but records no hash of it: whether the weights "
-        "there are still those that it was trained on cannot be known"
-    ]
+    if recorded is None:
+        revision = isinstance(policy, Adapter) and policy.revision
+        return bool(revision) and revision == sft.folder.resolve().name and hub_id(sft.folder.resolve()) is not None
+    given = weights_sha256(sft.folder)
+    if recorded != given:
+        kind = "adapter" if isinstance(policy, Adapter) else "policy"
+        raise ValueError(
+            f"{kind} {str(folder)!r} was trained on SFT weights {recorded[:12]}, but {str(sft.folder)!r} holds "
+            f"{given[:12]}; residuals add up only on one base (see sft_sha256 in {file})"
+        )
+    return True
+
+
+def _unproved(policy: Adapter | Checkpoint) -> str:
+    """What of the origin of a policy is not known: a sentence without its subject."""
+    if isinstance(policy, Adapter):
+        return (
+            f"names its SFT model ({policy.base}) but records no hash of it: whether the weights there are still those "
+            "that it was trained on cannot be known"
+        )
+    return (
+        "does not record which SFT model it was trained from: its architecture fits, but whether it started from these "
+        "weights cannot be known"
+    )
+
+
+def _subject(folders: Sequence[Path]) -> str:
+    names = ", ".join(repr(str(folder)) for folder in folders)
+    return f"policy {names}" if len(folders) == 1 else f"each of the policies {names}"
 
 
 def _recorded_sft(folder: Path) -> tuple[str | None, str]:

@@ -24,7 +24,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     spec, adapter = record["spec"], record["save"] == "adapter"
     rows = [("SFT model", "", record["sft_model"], record["sft_sha256"])]
     rows += [
-        (f"policy {number}", f"{weight:g}", policy["path"], policy["sha256"])
+        (f"policy {number}", f"{weight:zg}", policy["path"], policy["sha256"])
         for number, (policy, weight) in enumerate(zip(record["policies"], spec["weights"], strict=True), start=1)
     ]
     rows += [
@@ -38,7 +38,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     measured = " (measured on the residuals)" if spec["alpha"] == "auto" else ""
     facts = [
         f"rule: {spec['rule']}{options}",
-        f"alpha {record['alpha']:g}{measured}, beta {spec['beta']:g}, schedule {spec['schedule']}",
+        f"alpha {record['alpha']:zg}{measured}, beta {spec['beta']:zg}, schedule {spec['schedule']}",
         *([escape_markdown(truncation_text(record["truncation"]))] if "truncation" in record else []),
         loss_text(record["dtype"], record["lost_residual"]),
         "made with " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),

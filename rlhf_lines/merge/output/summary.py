@@ -54,7 +54,7 @@ def outcome_lines(record: Mapping[str, Any], folder: str) -> list[str]:
     """What was written and what it lost, how to serve an adapter, then every warning, a line each."""
     lines = []
     if record["spec"]["alpha"] == "auto":
-        lines.append(f"alpha {record['alpha']:.4g}, measured on the residuals")
+        lines.append(f"alpha {record['alpha']:z.4g}, measured on the residuals")
     if record["save"] == "adapter":
         lines.append(f"adapter of rank {record['rank']}")
     if "truncation" in record:

@@ -74,7 +74,7 @@ class LocalEngine:
         return _by_rule(list(zip(specs, rows, strict=True)), specs, self._nll)
 
     def rows(self, prompt_tokens: int) -> int:
-        """The batch size that is given, or the one that free memory allows."""
+        """The batch size that is given, or the one that free memory, and a CPU, allow."""
         if self._config.batch_size is not None:
             return self._config.batch_size
         return rows_in_memory(self._multi_lora.model, prompt_tokens + self._config.max_new_tokens)

@@ -16,7 +16,6 @@ from rlhf_lines.lock import only_writer
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto.behaviour import CHANGING, prompt_means
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
-from rlhf_lines.sweep.finished.front import log_ratio_name
 from rlhf_lines.sweep.store import Store, open_finished
 
 
@@ -106,7 +105,7 @@ def _completions(store: Store) -> Table:
         "completion": TEXT,
         "tokens": INTEGER,
         "token_ids": INTEGERS,
-        log_ratio_name(store): NUMBER,
+        store.log_ratio_name: NUMBER,
         **_score_columns(rewards),
         **_spec_columns(num_policies),
     }
@@ -134,7 +133,7 @@ def _points(store: Store) -> Table:
         **_spec_columns(num_policies),
         "prompts": INTEGER,
         **_score_columns(rewards),
-        log_ratio_name(store): NUMBER,
+        store.log_ratio_name: NUMBER,
         **dict.fromkeys(CHANGING, NUMBER),
     }
 

@@ -81,16 +81,6 @@ def check_free_of_reference_point(store: Store) -> None:
         )
 
 
-def log_ratio_name(store: Store) -> str:
-    """What the log-ratio of a completion to the SFT model is called: `kl`, which it estimates, or `log_ratio`.
-
-    It is no estimate of the KL where completions were not drawn from the policy itself: greedy, or from its most likely
-    tokens only.
-    """
-    greedy, cut = store.recall("temperature", 1.0) == 0, store.recall("top_p", None) not in (None, 1.0)
-    return "log_ratio" if greedy or cut or store.recall("top_k", None) is not None else "kl"
-
-
 def _set(store: Store, objectives: Sequence[str] | None, reference_point: Sequence[float] | str | None) -> None:
     before = objectives_of(store)
     objectives = before if objectives is None else list(objectives)
@@ -107,7 +97,7 @@ def _set(store: Store, objectives: Sequence[str] | None, reference_point: Sequen
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:g}" for value in values)
+    return " ".join(f"{value:zg}" for value in values)
 
 
 def _trace_front(folder: Path, split: str) -> Front:
@@ -188,7 +178,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
     objectives, metrics = objectives_of(store), metrics_of(store)
     sets = {entry.name: entry for entry in map(PolicySet.of, store.recall("policy_sets", []))}
     listed = _policies(store)
-    samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), log_ratio_name(store)
+    samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), store.log_ratio_name
     behaviours = read_behaviour(store, split, objectives)
 
     def log_ratio(spec: int) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def how_it_was_made(folder: Path, front: Front) -> dict[str, Any]:
     """The settings, versions and commands that the report lists."""
     config = folder / CONFIG
     first = front["points"][0]
-    reference = ", ".join(f"{value:.4g}" for value in front["reference_point"])
+    reference = ", ".join(f"{value:z.4g}" for value in front["reference_point"])
     facts = [
         ("prompts", f"{first['prompts']}, of the split {front['split']}"),
         ("samples per prompt", str(first["samples_per_prompt"])),

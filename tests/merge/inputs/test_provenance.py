@@ -53,6 +53,17 @@ def test_an_adapter_that_names_a_path_only_is_warned_of(sft, helpful):
     assert str(helpful) in warning and "records no hash of it" in warning and "cannot be known" in warning
 
 
+def test_policies_of_one_unknown_origin_are_told_together(sft, helpful, harmless, copy_of, edit_config):
+    """Once for all that name one SFT model, and once for all checkpoints; a policy that is known is not among them."""
+    known, dense = copy_of(helpful), [copy_of(sft, name) for name in ("one", "two")]
+    edit(known / "rlhf_lines.json", sft_sha256=checkpoint_sha256(sft))
+    found = [text for text in warnings_of(sft, helpful, known, harmless, *dense) if "cannot be known" in text]
+    assert [text.partition(" names ")[0].partition(" does ")[0] for text in found] == [
+        f"each of the policies {str(helpful)!r}, {str(harmless)!r}",
+        f"each of the policies {str(dense[0])!r}, {str(dense[1])!r}",
+    ]
+
+
 def test_a_revision_of_the_hub_is_as_good_as_a_hash(sft, helpful, copy_of, edit_config, tmp_path):
     cached = tmp_path / "models--org--sft" / "snapshots" / "9be4410"
     cached.parent.mkdir(parents=True)

@@ -8,7 +8,7 @@ import torch
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import batches
-from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory, rows_that_fit
+from rlhf_lines.sweep.engines.batches import in_halves, most_rows, rows_in_memory, rows_that_fit
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.merges import Merges
 from tests import tiny
@@ -40,6 +40,23 @@ def test_rows_follow_the_formula(monkeypatch, model, numbers, dtype, size):
 def test_a_gpu_takes_more_rows():
     config = tiny.llama_config(**SIZES, num_key_value_heads=4)
     assert rows_that_fit(config, 10, 2, free=2**60, device="cuda") == 1024
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "rows"),
+    [
+        (6, 128, 768),  # the demo's: 847
+        (6, 160, 542),  # 1e9 / (12 * 6 * 25600) = 542.5
+        (12, 256, 105),  # 105.9
+        (30, 576, 64),  # SmolLM2-135M: 8.4
+        (32, 4096, 64),  # Llama-2-7B
+    ],
+)
+def test_a_cpu_takes_fewer_rows_of_a_larger_model(layers, width, rows):
+    config = tiny.llama_config(**{**SIZES, "num_hidden_layers": layers, "hidden_size": width})
+    assert rows_that_fit(config, 10, 4, free=2**60, device="cpu") == most_rows(config, "cpu") == rows
+    assert rows_that_fit(config, 10, 4, free=2**60, device="cuda") == 1024
+    assert rows_that_fit(config, 10, 4, free=0, device="cpu") == 1
 
 
 def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
