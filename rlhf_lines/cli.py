@@ -314,12 +314,14 @@ def _pick(options: argparse.Namespace) -> None:
     front = read_front(options.run_dir)
     asked = {name: getattr(options, name) for name in ("preference", "scale", "maximize", "group", "max_kl", "point")}
     picked = pick(front, minimum=minimum, **asked)
-    worth = None
+    known = {}
     if (Path(options.run_dir) / RUN_STORE).is_file():
+        from rlhf_lines.sweep.finished.behaviour import lost_prompts
         from rlhf_lines.sweep.finished.worth import worth_of
 
-        worth = worth_of(options.run_dir, front, picked)
-    _say(picked_text(front, picked.point, options.run_dir, left_out=picked.left_out, worth=worth))
+        known["worth"] = worth_of(options.run_dir, front, picked)
+        known["prompts"] = lost_prompts(options.run_dir, front, picked.point)
+    _say(picked_text(front, picked.point, options.run_dir, left_out=picked.left_out, **known))
 
 
 def _minimum(text: str) -> tuple[str, float]:

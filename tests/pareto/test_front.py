@@ -52,7 +52,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     for point in front["points"]:
         assert set(point) == {
             *("id", "group", "spec", "scores", "kl", "prompts", "samples_per_prompt", "perplexity"),
-            *("label", "preference", "single_policy", "merge_arguments", "metrics", "changes"),
+            *("label", "preference", "single_policy", "merge_arguments", "metrics", "changes", "lost_most"),
         }
         assert set(point["spec"]) == {"rule", "weights", "alpha", "beta", "schedule", "options"}
         assert list(point["scores"]) == ["a", "b"]

@@ -115,6 +115,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
             audit=store.recall("audit", None),
+            prompt_ids=list(store.prompts(split)),
         )
     plot_front(front, *_files(folder, "front"))
     if front["validation"] is not None:
