@@ -177,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="from where hypervolumes are measured from now on, a number per objective; anchors: by the rule",
     )
+    front.add_argument("--all", action="store_true", help="print all points with all that was measured of them")
     add("report", _report, parents=[a_run], description=f"{VERBS['report']}; report.html is written into RUN_DIR")
 
     pick = add(
@@ -292,7 +293,7 @@ def _front(options: argparse.Namespace) -> None:
         from rlhf_lines.sweep.finished.report import write_report
 
         write_report(options.run_dir)
-    _say(front_table(front))
+    _say(front_table(front, all_points=options.all))
 
 
 def _reference_point(words: list[str] | None) -> list[float] | str | None:

@@ -6,6 +6,7 @@ Letters: n points, P prompts, K objectives, T texts, R resamples.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,6 +41,7 @@ from rlhf_lines.pareto.schema import (
     Spec,
     SurrogateEntry,
     Validation,
+    label,
 )
 from rlhf_lines.pareto.utility import UTILITY_RULE
 from rlhf_lines.pareto.wins import lost_most
@@ -228,6 +230,7 @@ def build_front(
             for group, rows in groups.items()
         },
         "comparisons": found,
+        "not_compared": _not_compared([point.group for point in points]),
         "sft_model": sft_model,
         "policies": policies,
         "validation": validation,
@@ -274,6 +277,15 @@ def measure_point(
         "samples_per_prompt": point.samples_per_prompt,
         "perplexity": _perplexity(point, resampling),
     }
+
+
+def _not_compared(of_points: Sequence[str]) -> str | None:
+    """Which groups have a single point, the SFT model aside, from the groups of all points."""
+    names = [label(group) for group, count in Counter(of_points).items() if count == 1 and group != SFT]
+    if len(names) > 1:
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        return f"{listed} are single points, which are no fronts: they are compared with nothing."
+    return f"{names[0]} is a single point, which is no front: it is compared with nothing." if names else None
 
 
 def _lost_most(

@@ -267,6 +267,7 @@ class Front(TypedDict):
     points: list[PointEntry]  # by id
     fronts: dict[str, GroupFront]  # of the groups with two points or more
     comparisons: list[Comparison]  # of all pairs of `fronts`
+    not_compared: str | None  # which groups of a single point are no front, in a sentence; null where none is
     sft_model: str | None  # null where the points are no merges of known policies
     policies: list[str]  # those merged, the MORLHF runs, those of further sets; empty where they are not known
     validation: Validation | None  # null where a single scaling was given, so that nothing was chosen
