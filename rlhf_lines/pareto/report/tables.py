@@ -264,6 +264,25 @@ def audit_table(content: Content) -> Table:
     )
 
 
+def audit_layers_table(content: Content) -> Table:
+    """The norm of every policy's residual by layer, its share of the SFT model's, and the cosine of two."""
+    audit = content.front["audit"]
+    policies = audit["policies"]
+    layers = ["outside" if layer is None else str(layer) for layer in audit["layers"]]
+    columns = [Column("layer, from 0", layers, start=True)]
+    for policy in policies:
+        digits = decimals(norm for each in policies for norm in each["norms"])
+        norms = [number(norm, digits) for norm in policy["norms"]]
+        if policy["relative_norms"] is not None:
+            shares = map(percent_of, policy["relative_norms"])
+            cell = Markup('<span>{}<span class="range"> {}</span></span>')
+            norms = [cell.format(norm, share) for norm, share in zip(norms, shares, strict=True)]
+        columns.append(Column(Markup("<span>norm of {}</span>").format(name(policy["name"])), norms))
+    if len(policies) == 2:
+        columns.append(Column("cosine", [number(cosines[0][1], 2) for cosines in audit["layer_cosines"]]))
+    return Table("Norms of the policies by layer", columns)
+
+
 def percent_of(share: float | None) -> str:
     """A share that may be small, in percent."""
     return NOTHING if share is None else f"{100 * share:.2g} %"
