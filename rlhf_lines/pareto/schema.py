@@ -247,6 +247,7 @@ class Audit(TypedDict):
     cosine: list[list[float | None]]  # of every two policies
     layer_cosines: list[list[list[float | None]]]  # the same, by layer
     policies: list[PolicyEntry]
+    of_two: str | None  # what can be said of two policies, in sentences; null of any other number
 
 
 class Front(TypedDict):

@@ -13,7 +13,7 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
-from rlhf_lines.merge.audit import audit_policies, unlike_policies
+from rlhf_lines.merge.audit import audit_policies, two_policies, unlike_policies
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.models import checkpoint_end_token_ids
@@ -195,6 +195,8 @@ def _told_of_models(inputs: Inputs) -> dict[str, Any]:
         audit = audit_policies(inputs.adapters, num_layers=inputs.num_layers, sft=sft)
     for sentence in unlike_policies(audit):
         logger.warning("%s", sentence)
+    if sentence := two_policies(audit):
+        logger.info("%s", sentence)
     return {"audit": audit, "end_tokens": checkpoint_end_token_ids(inputs.sft, inputs.tokenizer)}
 
 

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from rlhf_lines.artifact import write_whole
 from rlhf_lines.lock import only_writer
+from rlhf_lines.merge.audit import two_policies
 from rlhf_lines.pareto import Front, Point, build_front, plot_forgetting, plot_front, plot_validation, write_front
 from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
-from rlhf_lines.pareto.schema import Forgetting, Validation
+from rlhf_lines.pareto.schema import Audit, Forgetting, Validation
 from rlhf_lines.pareto.spreadsheet import front_csv
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
@@ -114,7 +115,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             validation=_validation(store),
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
-            audit=store.recall("audit", None),
+            audit=_audit(store),
             prompt_ids=list(store.prompts(split)),
         )
     plot_front(front, *_files(folder, "front"))
@@ -154,6 +155,12 @@ def _of_lines_alone(found: dict[str, Any]) -> dict[str, Any]:
     ]
     limits = {"max_kl": None, "max_forgetting": None}
     return {**found, "grid": [unknown | entry for entry in grid], "at_edge": at_edge, **limits, "groups": {}}
+
+
+def _audit(store: Store) -> Audit | None:
+    """The signatures of the policies, with what can be said of two; None of a run of a version that made none."""
+    found = store.recall("audit", None)
+    return None if found is None else {**found, "of_two": two_policies(found)}
 
 
 def _policies(store: Store) -> list[str]:
