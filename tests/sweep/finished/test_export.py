@@ -211,6 +211,17 @@ def test_points_are_those_of_the_front(run, tmp_path):
         assert [row[f"win_rate_length_{end}"] for end in ENDS] == [wins["by_objective"]["length"][end] for end in ENDS]
 
 
+def test_points_of_a_sweep_are_the_rows_of_front_csv(sweep, tmp_path):
+    """Every number, digit by digit; with eight prompts the ends of intervals depend on the seed."""
+    export(sweep, tmp_path)
+    rows = {row["point"]: row for row in tables(tmp_path, "parquet")["points"] if row["split"] == "test"}
+    with (sweep / "front.csv").open(newline="", encoding="utf-8") as file:
+        for expected in csv.DictReader(file):
+            row = rows[int(expected["point"])]
+            for name in [name for name in expected if name.endswith(tuple(f"_{end}" for end in ENDS))]:
+                assert (float(expected[name]) if expected[name] else None) == row[name], name
+
+
 def test_points_of_validation_have_intervals_too(run, tmp_path):
     """Of the scores those of a bootstrap of the means of each prompt; no point there is the SFT model's."""
     export(run, tmp_path)
