@@ -177,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="from where hypervolumes are measured from now on, a number per objective; anchors: by the rule",
     )
+    front.add_argument("--all", action="store_true", help="print all points with all that was measured of them")
     add("report", _report, parents=[a_run], description=f"{VERBS['report']}; report.html is written into RUN_DIR")
 
     pick = add(
@@ -293,7 +294,7 @@ def _front(options: argparse.Namespace) -> None:
         from rlhf_lines.sweep.finished.report import write_report
 
         write_report(options.run_dir)
-    _say(front_table(front))
+    _say(front_table(front, all_points=options.all))
 
 
 def _reference_point(words: list[str] | None) -> list[float] | str | None:
@@ -315,12 +316,14 @@ def _pick(options: argparse.Namespace) -> None:
     front = read_front(options.run_dir)
     asked = {name: getattr(options, name) for name in ("preference", "scale", "maximize", "group", "max_kl", "point")}
     picked = pick(front, minimum=minimum, **asked)
-    worth = None
+    known = {}
     if (Path(options.run_dir) / RUN_STORE).is_file():
+        from rlhf_lines.sweep.finished.behaviour import lost_prompts
         from rlhf_lines.sweep.finished.worth import worth_of
 
-        worth = worth_of(options.run_dir, front, picked)
-    _say(picked_text(front, picked.point, options.run_dir, left_out=picked.left_out, worth=worth))
+        known["worth"] = worth_of(options.run_dir, front, picked)
+        known["prompts"] = lost_prompts(options.run_dir, front, picked.point)
+    _say(picked_text(front, picked.point, options.run_dir, left_out=picked.left_out, **known))
 
 
 def _minimum(text: str) -> tuple[str, float]:

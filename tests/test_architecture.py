@@ -26,7 +26,8 @@ stages
 sweep
 sweep.finished    sweep.engines
 sweep.config      sweep.store    sweep.merges
-sweep.choices     sweep.policy_sets    sweep.trackers
+sweep.policy_sets sweep.trackers
+sweep.choices
 pareto.report     statistics     train
 pareto.__init__
 pareto.figures

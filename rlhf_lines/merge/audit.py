@@ -104,6 +104,27 @@ def unlike_policies(audit: Mapping[str, Any]) -> list[str]:
     return [f"policy {policy['name']} looks unlike the others: {policy['reason']}" for policy in policies]
 
 
+def two_policies(audit: Mapping[str, Any]) -> str | None:
+    """What can be said of two policies, of which neither is an outlier; None of any other number.
+
+    That is the ratio of their norms, their cosine, and the share of their squared norms in the first directions.
+    """
+    policies = audit["policies"]
+    if len(policies) != 2:
+        return None
+    start = "It takes three policies to tell one that is unlike the others."
+    empty = [policy["name"] for policy in policies if not policy["norm"]]
+    if empty:
+        return f"{start} {' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} the SFT model: the residual is 0."
+    longer, shorter = sorted(policies, key=lambda policy: -policy["norm"])
+    shares = " and ".join(f"{policy['spectrum'][0]:.0%}" for policy in (longer, shorter))
+    ratio = longer["norm"] / shorter["norm"]
+    return (
+        f"{start} {longer['name']} has {ratio:z.2f} times the norm of {shorter['name']}, the "
+        f"cosine of the two is {audit['cosine'][0][1]:z.2f}, and first directions hold {shares} of their squared norms."
+    )
+
+
 def _of_module(module: str, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor]:
     """Of one module: the inner products of all residuals, `[K, K]`, and sums of their first sigma^2, `[K, D]`."""
     owned = {k: adapter.modules[module] for k, adapter in enumerate(adapters) if module in adapter.modules}

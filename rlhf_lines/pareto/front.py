@@ -6,7 +6,8 @@ Letters: n points, P prompts, K objectives, T texts, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -33,13 +34,16 @@ from rlhf_lines.pareto.schema import (
     Comparison,
     Forgetting,
     Front,
+    LostEntry,
     Mean,
+    Measured,
     Spec,
     SurrogateEntry,
     Validation,
     label,
 )
 from rlhf_lines.pareto.utility import UTILITY_RULE
+from rlhf_lines.pareto.wins import lost_most
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def build_front(
     surrogate: dict[str, SurrogateEntry] | None = None,
     forgetting: Forgetting | None = None,
     audit: Audit | None = None,
+    prompt_ids: Sequence[int] = (),
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Front:
@@ -119,6 +124,7 @@ def build_front(
         surrogate: by group, what a fit predicted.
         forgetting: what the texts outside the task were.
         audit: the signatures of the policies.
+        prompt_ids: of the P prompts in the run store; left out, their numbers from 0.
         resamples: number of bootstrap resamples.
         confidence: coverage of all intervals.
 
@@ -207,28 +213,15 @@ def build_front(
                 "id": point.id,
                 "group": point.group,
                 "spec": dict(point.spec),
-                "scores": resampling.scores(dict(zip(rewards, scores[row].T, strict=True))),
-                "metrics": behaviour_entry(point.behaviour, model, rewards, resampling)
-                | {
-                    name: None
-                    if column is None
-                    else resampling.mean(column)
-                    if name in METRICS
-                    else resampling.scores({name: column})[name]
-                    for name in names
-                    for column in [_per_prompt(point, name, point.metrics.get(name), prompts, needed=name in metrics)]
-                },
-                "kl": None if kl[row] is None else resampling.mean(kl[row]),
-                "prompts": prompts,
-                "samples_per_prompt": point.samples_per_prompt,
-                "perplexity": _perplexity(point, resampled, confidence),
+                **measure_point(point, model, rewards, metrics, resampling, further=names),
                 "label": point_label(point.spec, policies),
                 "preference": _preference(point),
                 "single_policy": single_policy(point.spec, policies),
                 "merge_arguments": arguments_to_merge(point.spec, sft_model, policies),
                 "changes": changes(point.behaviour, model, resampling),
+                "lost_most": _lost_most(point.behaviour, model, rewards, prompt_ids or range(prompts)),
             }
-            for row, point in enumerate(points)
+            for point in points
         ],
         "fronts": {
             group: {
@@ -239,6 +232,7 @@ def build_front(
             for group, rows in groups.items()
         },
         "comparisons": found,
+        "not_compared": _not_compared([point.group for point in points]),
         "sft_model": sft_model,
         "policies": policies,
         "validation": validation,
@@ -246,6 +240,70 @@ def build_front(
         "forgetting": forgetting,
         "audit": audit,
     }
+
+
+def measure_point(
+    point: Point,
+    sft: Behaviour | None,
+    objectives: Sequence[str],
+    metrics: Sequence[str],
+    resampling: Resampling,
+    *,
+    further: Sequence[str] = (),
+) -> Measured:
+    """What was measured of a point, with intervals over its prompts.
+
+    Args:
+        point: with scores of P prompts.
+        sft: what the SFT model's completions of the same prompts are like, or None.
+        objectives: names of the columns of its scores.
+        metrics: names of further scores, which it has.
+        resampling: of the prompts.
+        further: names of what else other points have; null where this one has it not.
+
+    Raises:
+        ValueError: a metric has another shape than the scores, or is not finite.
+    """
+    scores = np.asarray(point.scores, dtype=np.float64)
+    prompts, kl = len(scores), _per_prompt(point, "kl", point.kl, len(scores))
+    found = {
+        name: _per_prompt(point, name, point.metrics.get(name), prompts, needed=name in metrics)
+        for name in dict.fromkeys([*further, *point.metrics, *metrics])
+    }
+    return {
+        "scores": resampling.scores(dict(zip(objectives, scores.T, strict=True))),
+        "metrics": behaviour_entry(point.behaviour, sft, objectives, resampling)
+        | {
+            name: None
+            if column is None
+            else resampling.mean(column)
+            if name in METRICS
+            else resampling.scores({name: column})[name]
+            for name, column in found.items()
+        },
+        "kl": None if kl is None else resampling.mean(kl),
+        "prompts": prompts,
+        "samples_per_prompt": point.samples_per_prompt,
+        "perplexity": _perplexity(point, resampling),
+    }
+
+
+def _not_compared(of_points: Sequence[str]) -> str | None:
+    """Which groups have a single point, the SFT model aside, from the groups of all points."""
+    names = [label(group) for group, count in Counter(of_points).items() if count == 1 and group != SFT]
+    if len(names) > 1:
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        return f"{listed} are single points, which are no fronts: they are compared with nothing."
+    return f"{names[0]} is a single point, which is no front: it is compared with nothing." if names else None
+
+
+def _lost_most(
+    own: Behaviour | None, sft: Behaviour | None, objectives: Sequence[str], prompt_ids: Sequence[int]
+) -> list[LostEntry] | None:
+    if own is None or sft is None:
+        return None
+    lost = lost_most(own.scores, sft.scores, objectives)
+    return [{"prompt": prompt_ids[one.prompt], "loss": one.loss, "differences": one.differences} for one in lost]
 
 
 def _preference(point: Point) -> list[float] | None:
@@ -307,7 +365,7 @@ def _per_prompt(
     return values
 
 
-def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float64]], confidence: float) -> Mean | None:
+def _perplexity(point: Point, resampling: Resampling) -> Mean | None:
     """`exp(sum of nll / sum of tokens)`; its interval over texts is that of the exponent, and ends at 1 or above."""
     if point.nll is None and point.text_tokens is None:
         return None
@@ -317,8 +375,9 @@ def _perplexity(point: Point, resampled: Callable[[ArrayLike], NDArray[np.float6
             f"point {point.id} has nll of shape {nll.shape} and text_tokens of shape {tokens.shape}; expected a "
             "finite nll and a positive number of tokens for every text outside the task, or None for both"
         )
-    samples = resampled(np.stack([nll, tokens], axis=-1))
-    value = float(nll.sum() / tokens.sum())
-    low, high = mean_interval(samples[:, 0] / samples[:, 1], value, nll.size, confidence)
-    exponent = {"mean": value, "low": low, "high": high}
-    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in exponent.items()}
+    columns = np.stack([nll, tokens], axis=-1)
+    samples = bootstrap_means(columns[None], resampling.resamples, resampling.seed)[:, 0]
+    exponent = float(nll.sum() / tokens.sum())
+    low, high = mean_interval(samples[:, 0] / samples[:, 1], exponent, nll.size, resampling.confidence)
+    ends = {"mean": exponent, "low": low, "high": high}
+    return {key: None if end is None else float(np.exp(max(end, 0.0))) for key, end in ends.items()}

@@ -3,10 +3,12 @@ r"""The measures of a front as LaTeX: `table.tex`, for `\input` in a paper that 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for
 from rlhf_lines.pareto.headline import budgets_text
-from rlhf_lines.pareto.schema import Comparison, Difference, Front, Value, label
+from rlhf_lines.pareto.look_at import likely_choices
+from rlhf_lines.pareto.schema import SFT, Comparison, Difference, Front, Mean, Value, label
 from rlhf_lines.pareto.table import at_edges, decimals, few_prompts, interval_name, not_at_equal_kl, p_text, value_of
 
 
@@ -18,10 +20,23 @@ _ESCAPES = str.maketrans(ESCAPED)
 EDGE = r"$^\dagger$"
 EDGE_NOTE = f"{EDGE} chosen at an edge of what was tried"
 OF_GROUPS = ("hypervolume", "expected_utility")
+# What is measured of completions, and the heads of its columns.
+LIKE = {
+    "tokens": "tokens",
+    "share_empty": "empty",
+    "share_cut": "cut",
+    "repetition": "repeated",
+    "distinct": "distinct",
+}
+JOINTLY = {"all_better": "better in all", "all_worse": "worse in all"}
+BY_OBJECTIVE = {"length_correlation": "correlation", "at_matched_length": "at equal length"}
 
 
 def front_tex(front: Front) -> str:
-    """Two tables: hypervolume and expected utility of every group, and the differences between groups.
+    """Hypervolume and expected utility of every group, the differences between groups, and what completions are like.
+
+    The latter is of the SFT model and of each group's ends and best point for equal preferences, see `likely_choices`:
+    lengths and damage in one table, wins over the SFT model and what is left of gains at its lengths in others.
 
     Each number has its interval below it in small print; of a group, the highest values are not marked: the differences
     say what is more than noise.
@@ -36,7 +51,7 @@ def front_tex(front: Front) -> str:
         f"% {name}s over {prompts} {_commented(front['split'])} prompts, {front['resamples']} resamples.",
         *(f"% {few}." for few in [few_prompts(front)] if few),
     ]
-    return "\n".join([*head, *_groups(front), *_differences(front)]) + "\n"
+    return "\n".join([*head, *_groups(front), *_differences(front), *_behaviour(front)]) + "\n"
 
 
 def escaped(text: str) -> str:
@@ -85,12 +100,38 @@ def _differences(front: Front) -> list[str]:
     return ["", *notes, *_tabular([*heads, "verdict"], columns)]
 
 
-def _estimates(estimates: Sequence[Value | None]) -> list[str]:
+def _behaviour(front: Front) -> list[str]:
+    points = [point for point in front["points"] if point["group"] == SFT] + likely_choices(front)
+    points = [point for point in points if point["metrics"].get("tokens") is not None]
+    if not points:
+        return []
+    names = [f"{escaped(label(point['group']))} {escaped(point['label'])}" for point in points]
+
+    def table(note: str, heads: Sequence[str], measures: Sequence[Sequence[Mean | None]]) -> list[str]:
+        return ["", f"% {note}", *_tabular(["point", *heads], [names, *map(_estimates, measures)])]
+
+    metrics: list[dict[str, Any]] = [point["metrics"] for point in points]
+    note = "What completions are like: tokens, and shares of completions or of their 4-grams."
+    lines = table(note, LIKE.values(), [[found[name] for found in metrics] for name in LIKE])
+    wins = [found["win_rate"] or {} for found in metrics]
+    if any(wins):
+        note = "Completions against the SFT model's for the same prompt: win rate, and shares."
+        columns = [[found or None for found in wins], *([found.get(key) for found in wins] for key in JOINTLY)]
+        lines += table(note, ["win rate", *JOINTLY.values()], columns)
+    for objective in front["objectives"]:
+        of = [found.get("by_objective", {}).get(objective) for found in wins]
+        others = [[found[name][objective] for found in metrics] for name in BY_OBJECTIVE]
+        note = f"Wins in {_commented(objective)}, its correlation with length, its gain at equal lengths."
+        lines += table(note, ["win rate", *BY_OBJECTIVE.values()], [of, *others])
+    return lines
+
+
+def _estimates(estimates: Sequence[Value | Mean | None]) -> list[str]:
     digits = decimals(value_of(each) for each in estimates if each is not None)
     return ["--" if each is None else f"${value_of(each):z.{digits}f}${_interval(each, digits)}" for each in estimates]
 
 
-def _interval(estimate: Value, digits: int) -> str:
+def _interval(estimate: Value | Mean, digits: int) -> str:
     ends = estimate["low"], estimate["high"]
     return "" if None in ends else rf" {{\scriptsize $[{', '.join(f'{end:z.{digits}f}' for end in ends)}]$}}"
 

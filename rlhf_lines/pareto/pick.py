@@ -13,12 +13,13 @@ import numpy as np
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.pareto.measures import nondominated
-from rlhf_lines.pareto.schema import CONTROLS, Front, Mean, PointEntry, Value
+from rlhf_lines.pareto.schema import CONTROLS, Front, Mean, PointEntry, Value, shortened
 from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interval_name, setting
 from rlhf_lines.pareto.utility import FLAT
 
 
 SCALES = ("raw", "range")
+LOST, ASKED = 3, 60  # how many of the prompts that lost most are told, and how many characters of each
 
 
 class Picked(NamedTuple):
@@ -160,7 +161,13 @@ def merge_command(front: Front, point: PointEntry, run_dir: str | Path) -> str:
 
 
 def picked_text(
-    front: Front, point: PointEntry, run_dir: str | Path, *, left_out: Sequence[str] = (), worth: Worth | None = None
+    front: Front,
+    point: PointEntry,
+    run_dir: str | Path,
+    *,
+    left_out: Sequence[str] = (),
+    worth: Worth | None = None,
+    prompts: Mapping[int, str] | None = None,
 ) -> str:
     """What to tell about a picked point, without a trailing newline; its last line is the merge command.
 
@@ -172,6 +179,7 @@ def picked_text(
         run_dir: of the sweep.
         left_out: groups that were not looked at.
         worth: what is known of the choice, where it is.
+        prompts: texts of the prompts at which it lost most, by their ids, where they are known.
 
     Raises:
         ValueError: the front does not know its policies.
@@ -194,6 +202,7 @@ def picked_text(
     if point["single_policy"] is not None:
         lines.append(f"  it is one policy as it was trained: {front['policies'][point['single_policy']]}")
     lines += _choice(worth)
+    lines += _lost(point, prompts or {})
     if left_out:
         lines.append(f"  not looked at: {', '.join(left_out)} (controls; --group looks at one)")
     if point["merge_arguments"] is None:
@@ -214,6 +223,18 @@ def _choice(worth: Worth | None) -> list[str]:
         f"  worth {worth.measured:z.{digits}f} as measured, {text} corrected for having been picked",
         f"  points that cannot be told apart from it: {alike}",
     ]
+
+
+def _lost(point: PointEntry, prompts: Mapping[int, str]) -> list[str]:
+    """The prompts at which a point lost most, with the difference in every objective."""
+    if not point["lost_most"]:
+        return []
+    lines = ["  lost most against the SFT model, mean score less its own:"]
+    for entry in point["lost_most"][:LOST]:
+        text = "".join(filter(str.isprintable, shortened(prompts.get(entry["prompt"], ""), ASKED)))
+        told = ", ".join(f"{name} {value:+z.{decimals([value])}f}" for name, value in entry["differences"].items())
+        lines.append(f"    prompt {entry['prompt']}{f' ({text})' if text else ''}: {told}")
+    return lines
 
 
 def _by_id(front: Front, point: int) -> PointEntry:

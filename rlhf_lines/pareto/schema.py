@@ -103,23 +103,37 @@ class Changes(TypedDict):
     distinct: Value  # without an interval, as the metric
 
 
-class PointEntry(TypedDict):
-    """One merged policy with what was measured of it."""
+class LostEntry(TypedDict):
+    """A prompt for which the scores of a point fell."""
 
-    id: int  # in the run; unique
-    group: str
-    spec: Spec
+    prompt: int  # its id in the run store
+    loss: float  # in standard deviations of the SFT model's scores, averaged over objectives: see `lost_most`
+    differences: dict[str, float]  # mean score minus the SFT model's, by objective
+
+
+class Measured(TypedDict):
+    """What was measured of a point."""
+
     scores: dict[str, Mean]  # by objective
     metrics: dict[str, Metric]  # `BehaviourEntry`, and by name what else was measured; null where this point was not
     kl: Mean | None  # to the SFT model, in nats; null where it was not measured, and of greedy completions
     prompts: int
     samples_per_prompt: int
     perplexity: Mean | None  # of texts outside the task; null where none were read
+
+
+class PointEntry(Measured):
+    """One merged policy with what was measured of it."""
+
+    id: int  # in the run; unique
+    group: str
+    spec: Spec
     label: str  # what people read: the policy's name if it is a single one, else the weights
     preference: list[float] | None  # the weights that groups share, whatever they merge; null where there are none
     single_policy: int | None  # index into `policies` of the trained policy that it is, unchanged; null for a mixture
     merge_arguments: list[str] | None  # of `rlhf-lines merge`, but for --output_dir; null for the SFT model
     changes: Changes | None  # null without completions of the point or of the SFT model
+    lost_most: list[LostEntry] | None  # the worst first, none that did not lose; null as `changes`
 
 
 class GroupFront(TypedDict):
@@ -235,6 +249,7 @@ class Audit(TypedDict):
     cosine: list[list[float | None]]  # of every two policies
     layer_cosines: list[list[list[float | None]]]  # the same, by layer
     policies: list[PolicyEntry]
+    of_two: str | None  # what can be said of two policies, in sentences; null of any other number
 
 
 class Front(TypedDict):
@@ -255,6 +270,7 @@ class Front(TypedDict):
     points: list[PointEntry]  # by id
     fronts: dict[str, GroupFront]  # of the groups with two points or more
     comparisons: list[Comparison]  # of all pairs of `fronts`
+    not_compared: str | None  # which groups of a single point are no front, in a sentence; null where none is
     sft_model: str | None  # null where the points are no merges of known policies
     policies: list[str]  # those merged, the MORLHF runs, those of further sets; empty where they are not known
     validation: Validation | None  # null where a single scaling was given, so that nothing was chosen

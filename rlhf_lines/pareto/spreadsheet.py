@@ -1,18 +1,18 @@
-"""The points of a front as a table with a row each: `front.csv`."""
+"""What was measured of points as columns: `front.csv`, a row each; `rlhf-lines export` has the same."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-from rlhf_lines.pareto.schema import Front, PointEntry
+from rlhf_lines.pareto.schema import Front, Measured, PointEntry
 
 
 ENDS = ("mean", "low", "high")
-SCALARS = ("tokens", "share_empty", "share_cut", "repetition", "distinct", "win_rate", "log_ratio")
+SCALARS = ("tokens", "share_empty", "share_cut", "repetition", "distinct", "log_ratio")
 
 
 def front_csv(front: Front) -> str:
@@ -32,27 +32,42 @@ def front_csv(front: Front) -> str:
     return file.getvalue()
 
 
+def measured_row(point: Measured, objectives: Sequence[str], metrics: Sequence[str]) -> dict[str, float | None]:
+    """Everything that was measured of a point, `NAME_mean`, `NAME_low` and `NAME_high` of each; None where it was not.
+
+    The columns depend on the objectives and metrics alone.
+
+    Args:
+        point: of a front, or of another split.
+        objectives: names of its scores.
+        metrics: names of further scores.
+    """
+    found, scores = point["metrics"], point["scores"]
+    wins: Any = found.get("win_rate") or {}
+    of = {f"score_{name}": scores[name] for name in objectives} | {f"score_{name}": found.get(name) for name in metrics}
+    of |= {"kl": point["kl"], "perplexity": point["perplexity"]} | {name: found.get(name) for name in SCALARS}
+    of |= {"win_rate": wins} | {name: wins.get(name) for name in ("all_better", "all_worse")}
+    by_objective = {"win_rate": wins.get("by_objective")}
+    by_objective |= {name: found.get(name) for name in ("length_correlation", "at_matched_length")}
+    for name, values in by_objective.items():
+        of |= {f"{name}_{objective}": (values or {}).get(objective) for objective in objectives}
+    return {f"{name}_{end}": estimate[end] if estimate else None for name, estimate in of.items() for end in ENDS}
+
+
+def measured_columns(objectives: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """The columns of `measured_row`, of any point."""
+    nothing: Any = {"scores": dict.fromkeys(objectives), "metrics": {}, "kl": None, "perplexity": None}
+    return list(measured_row(nothing, objectives, metrics))
+
+
 def _row(front: Front, point: PointEntry, longest: int) -> dict[str, Any]:
-    spec, metrics = point["spec"], point["metrics"]
+    spec = point["spec"]
     weights = [*spec["weights"], *[0.0] * (longest - len(spec["weights"]))]
     best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
     row: dict[str, Any] = {"point": point["id"], "group": point["group"], "label": point["label"]}
     row["nondominated"] = int(point["id"] in best) if point["group"] in front["fronts"] else None
-    for objective in front["objectives"]:
-        row |= _estimate(f"score_{objective}", point["scores"][objective])
-    for name in front["metrics"]:
-        row |= _estimate(f"score_{name}", metrics.get(name))
-    row |= _estimate("kl", point["kl"]) | _estimate("perplexity", point["perplexity"])
-    for name in SCALARS:
-        row |= _estimate(name, metrics.get(name))
-    for name in ("length_correlation", "at_matched_length"):
-        for objective in front["objectives"]:
-            row |= _estimate(f"{name}_{objective}", (metrics.get(name) or {}).get(objective))
+    row |= measured_row(point, front["objectives"], front["metrics"])
     row |= {f"weight_{k}": weight for k, weight in enumerate(weights, 1)}
     row |= {key: spec[key] for key in ("rule", "alpha", "beta", "schedule")}
     row["options"] = json.dumps(spec["options"], sort_keys=True)
     return row | {key: point[key] for key in ("prompts", "samples_per_prompt")}
-
-
-def _estimate(name: str, estimate: Mapping[str, Any] | None) -> dict[str, float | None]:
-    return {f"{name}_{end}": None if estimate is None else estimate[end] for end in ENDS}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
@@ -16,18 +17,23 @@ from rlhf_lines.pareto.schema import CONTROLS, LINES, SFT, Front, Mean, PointEnt
 WIDTH = 110
 NAME_WIDTH = 20
 MEASURES = ("hypervolume", "expected_utility")
-# What is shown of points beside their scores, those first that one decides by: where it stands, and what it means.
-FURTHER = {
-    "kl": ("kl", "to the SFT model, in nats"),
-    "log ratio": ("log_ratio", "to the SFT model, in nats"),
-    "tokens": ("tokens", "mean length"),
-    "empty": ("share_empty", "share of empty completions"),
-    "cut": ("share_cut", "share cut at the longest length"),
-    "ppl": ("perplexity", "perplexity of the control texts, lower is better"),
-}
 
 
-def front_table(front: Front) -> str:
+class Further(NamedTuple):
+    """What is shown of points beside their scores.
+
+    Attributes:
+        meaning: of the column.
+        of: what a point has of it, or None.
+        written: all of a column as texts.
+    """
+
+    meaning: str
+    of: Callable[[PointEntry], Mean | None]
+    written: Callable[[Sequence[Mean | None]], list[str]]
+
+
+def front_table(front: Front, *, all_points: bool = False) -> str:
     """What one decides by, as aligned text of at most 110 columns, without a trailing newline.
 
     First what the front says of LiNeS, then hypervolume and expected utility of each group, then the differences
@@ -35,14 +41,16 @@ def front_table(front: Front) -> str:
 
     Args:
         front: what `build_front` returns.
+        all_points: show all points with all that was measured of them, in as many blocks as that takes.
     """
     prompts = f"{front['points'][0]['prompts']} {front['split']} prompts"
     head = f"{prompts}, {interval_name(front)}s over prompts, higher is better"
     if few := few_prompts(front):
         head += f"\n{textwrap.fill(few, WIDTH)}"
     headline = textwrap.fill(front_headline(front), WIDTH)
-    groups = [*_groups(front), *_differences(front)]
-    return "\n\n".join([head, *filter(None, [headline]), *groups, *_to_look_at(front), *points_table(front)])
+    groups = [*_groups(front), *_differences(front), *_single_points(front)]
+    points = all_points_table(front) if all_points else points_table(front)
+    return "\n\n".join([head, *filter(None, [headline]), *groups, *_to_look_at(front), *points])
 
 
 def few_prompts(front: Front) -> str:
@@ -185,6 +193,10 @@ def _differences(front: Front) -> list[str]:
     return [*in_blocks(fixed, columns, left=2), "\n".join(textwrap.fill(text, WIDTH) for text in notes)]
 
 
+def _single_points(front: Front) -> list[str]:
+    return [textwrap.fill(front["not_compared"], WIDTH)] if front["not_compared"] else []
+
+
 def _to_look_at(front: Front) -> list[str]:
     sentences = what_to_look_at(front)
     lines = [textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ") for text in sentences]
@@ -216,7 +228,7 @@ def points_table(front: Front) -> list[str]:
     ]
     scores = _scores(front, points, fixed)
     kept, free = [], WIDTH - _width(fixed) - sum(map(_column_width, scores))
-    further = _further(points)
+    further = _further(front, points)
     for name, column in further.items():
         if _column_width(column) <= free:
             kept.append(name)
@@ -227,6 +239,21 @@ def points_table(front: Front) -> list[str]:
         *table,
         *_notes(front, points, kept, [name for name in further if name not in kept]),
     ]
+
+
+def all_points_table(front: Front) -> list[str]:
+    """All points with all that was measured of them, in as many blocks as that takes; the scores have intervals."""
+    points = front["points"]
+    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    fixed = [
+        [" id", "group", "weights", "alpha", "beta"],
+        *(_fixed(point, best=point["id"] in best, scaling=True) for point in points),
+    ]
+    scores = {name: [point["scores"][name] for point in points] for name in front["objectives"]}
+    scores |= {name: [point["metrics"][name] for point in points] for name in front["metrics"]}
+    further = _further(front, points)
+    columns = [*([_clip(name), *_texts(found)] for name, found in scores.items()), *further.values()]
+    return ["All points", *in_blocks(fixed, columns, left=3), *_notes(front, points, list(further), [])]
 
 
 def _best_group(front: Front) -> str | None:
@@ -247,12 +274,15 @@ def _title(group: str | None, points: Sequence[PointEntry]) -> list[str]:
 
 def _notes(front: Front, points: Sequence[PointEntry], shown: Sequence[str], left_out: Sequence[str]) -> list[str]:
     """What marks and columns mean, and where the rest stands."""
-    meanings = ["*: no other point of its group dominates it"] if front["fronts"] else []
-    meanings += [f"{name}: {FURTHER[name][1]}" for name in shown]
+    marks = ["*: no other point of its group dominates it"] if front["fronts"] else []
+    further = _measures(front)
+    # Of measures that each objective has, the first one says what they are.
+    of_columns = {further[name].meaning: name for name in reversed(shown)}
+    meanings = "; ".join([*marks, *(f"{name}: {meaning}" for meaning, name in reversed(of_columns.items()))])
     left = len(front["points"]) - len(points)
     rest = [*([f"{left} other point{'s' * (left > 1)}"] if left else []), *left_out]
-    where = f"front.csv and the page have also: {', '.join(rest)}" if rest else ""
-    lines = [textwrap.fill(text, WIDTH) for text in ("; ".join(meanings), where) if text]
+    where = f"rlhf-lines front RUN_DIR --all, front.csv and the page have also: {', '.join(rest)}" if rest else ""
+    lines = [textwrap.fill(text, WIDTH) for text in (meanings, where) if text]
     return ["\n".join(lines)] if lines else []
 
 
@@ -271,15 +301,51 @@ def _scores(front: Front, points: Sequence[PointEntry], fixed: Sequence[Sequence
     return columns
 
 
-def _further(points: Sequence[PointEntry]) -> dict[str, list[str]]:
-    """By name, the columns of what else was measured, in the order of `FURTHER`."""
-    as_text = {"tokens": _length, "empty": _share, "cut": _share}
+def _further(front: Front, points: Sequence[PointEntry]) -> dict[str, list[str]]:
+    """By name, the columns of what else was measured, in the order of `_measures`."""
     columns = {}
-    for name, (key, _) in FURTHER.items():
-        found = [point[key] if key in ("kl", "perplexity") else point["metrics"].get(key) for point in points]
+    for name, measure in _measures(front).items():
+        found = [measure.of(point) for point in points]
         if any(found):
-            columns[name] = [name, *(map(as_text[name], found) if name in as_text else _means(found))]
+            columns[name] = [name, *measure.written(found)]
     return columns
+
+
+def _measures(front: Front) -> dict[str, Further]:
+    """What there may be beside scores by the heads of its columns, those first that one decides by."""
+
+    def metric(name: str, *keys: str) -> Callable[[PointEntry], Mean | None]:
+        def of(point: PointEntry) -> Mean | None:
+            found: Any = point["metrics"].get(name)
+            for key in keys:
+                found = found and found.get(key)
+            return found
+
+        return of
+
+    found = {
+        "kl": Further("to the SFT model, in nats", lambda point: point["kl"], _means),
+        "log ratio": Further("to the SFT model, in nats", metric("log_ratio"), _means),
+        "tokens": Further("mean length", metric("tokens"), _lengths),
+        "empty": Further("share of empty completions", metric("share_empty"), _shares),
+        "cut": Further("share cut at the longest length", metric("share_cut"), _shares),
+        "ppl": Further("perplexity of the control texts, lower is better", lambda point: point["perplexity"], _means),
+        "repeated": Further("share of 4-grams that occurred before in the completion", metric("repetition"), _shares),
+        "distinct": Further("different texts over completions", metric("distinct"), _shares),
+        "wins": Further("1 where better than the SFT model in all, 0 where worse in all", metric("win_rate"), _shares),
+        "better": Further("share better in all objectives", metric("win_rate", "all_better"), _shares),
+        "worse": Further("share worse in all", metric("win_rate", "all_worse"), _shares),
+    }
+    for number, name in enumerate(front["objectives"], start=1):
+        short = (
+            _clip(name) if len({_clip(other) for other in front["objectives"]}) == len(front["objectives"]) else number
+        )
+        found |= {
+            f"wins ({short})": Further("share better in it", metric("win_rate", "by_objective", name), _shares),
+            f"r ({short})": Further("correlation with length", metric("length_correlation", name), _correlations),
+            f"matched ({short})": Further("gain at equal lengths", metric("at_matched_length", name), _means),
+        }
+    return found
 
 
 def _means(found: Sequence[Mean | None]) -> list[str]:
@@ -288,12 +354,16 @@ def _means(found: Sequence[Mean | None]) -> list[str]:
     return ["-" if each is None else f"{each['mean']:z.{digits}f}" for each in found]
 
 
-def _length(mean: Mean | None) -> str:
-    return "-" if mean is None else f"{mean['mean']:z.1f}"
+def _correlations(found: Sequence[Mean | None]) -> list[str]:
+    return ["-" if each is None else f"{each['mean']:z.2f}" for each in found]
 
 
-def _share(mean: Mean | None) -> str:
-    return "-" if mean is None else f"{100 * mean['mean']:z.1f} %"
+def _lengths(found: Sequence[Mean | None]) -> list[str]:
+    return ["-" if each is None else f"{each['mean']:z.1f}" for each in found]
+
+
+def _shares(found: Sequence[Mean | None]) -> list[str]:
+    return ["-" if each is None else f"{100 * each['mean']:z.1f} %" for each in found]
 
 
 def in_blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]], *, left: int) -> list[str]:

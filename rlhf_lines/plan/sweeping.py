@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -171,8 +172,9 @@ def _add_work(
         texts = (test + (validation if config.max_forgetting is not None else 0)) * config.control_texts
         plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
         plan.disk["run store"] += texts * BYTES_PER_NLL
+    tried = Counter(config.candidate_counts if validation else {})  # 0 of a group whose scaling is given
     alone = sum(
-        weights + entry.is_tuned * (len(entry.candidates) + config.edge_extensions) * while_choosing
+        weights + (tried[entry.name] + config.edge_extensions * (tried[entry.name] > 1)) * while_choosing
         for entry in entries
         if not RULES[entry.rule].is_linear
     )

@@ -13,14 +13,18 @@ from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import SCHEDULES
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import number_or_auto
 from rlhf_lines.pareto.schema import GROUPS
+
+
+Alpha = float | Literal["auto"]
 
 
 class Scaling(NamedTuple):
     """alpha, beta and schedule, as LiNeS has them."""
 
-    alpha: float | Literal["auto"]
+    alpha: Alpha
     beta: float
     schedule: str = "linear"
 
@@ -39,7 +43,7 @@ class Scaling(NamedTuple):
         return cls(read_alpha(parts[0]), float(parts[1]), *parts[2:])
 
 
-def read_alpha(value: object) -> float | Literal["auto"]:
+def read_alpha(value: object) -> Alpha:
     """The alpha that a text or a number stands for.
 
     Raises:
@@ -59,7 +63,7 @@ def grid(alphas: Sequence, betas: Sequence[float], schedules: Sequence[str]) -> 
 
 def scaling_problems(
     scalings: Sequence[Scaling],
-    alphas: Sequence[float | Literal["auto"]],
+    alphas: Sequence[Alpha],
     betas: Sequence[float],
     schedules: Sequence[str],
     *,
@@ -93,13 +97,58 @@ def weights_problems(vectors: Sequence[tuple[float, ...]], num_policies: int, *,
             yield f"weights holds {item!r} twice: give every point once"
 
 
+class Tunable:
+    """A group of merges, which says what its scaling is, or what that is chosen from on validation prompts.
+
+    Attributes:
+        alpha, beta, schedule: as in `MergeSpec`; an alpha of None is left out.
+        alphas, betas, schedules: in place of one of each, what to choose from; or `scalings`.
+    """
+
+    alpha: Alpha | None = None
+    beta: float = 0.0
+    schedule: str = "linear"
+    alphas: Sequence[Alpha] = ()
+    betas: Sequence[float] = ()
+    schedules: Sequence[str] = ()
+    scalings: Sequence[Scaling] = ()
+
+    @property
+    def leaves_alpha_out(self) -> bool:
+        """Whether it does not say what alpha is, or is chosen from."""
+        return self.alpha is None and not (self.alphas or self.scalings)
+
+    @property
+    def measures_alpha(self) -> bool:
+        """Whether alpha may be `auto`, which is measured on residuals."""
+        return True
+
+    def is_tuned(self, factors: Sequence[Alpha]) -> bool:
+        """Whether its scaling is chosen: it has lists, or leaves alpha out where there are several factors."""
+        lists = self.alphas or self.betas or self.schedules or self.scalings
+        return bool(lists) or len(self.candidates(factors)) > 1
+
+    def candidates(self, factors: Sequence[Alpha]) -> list[Scaling]:
+        """The scalings to choose from, a single one where there is no choice.
+
+        Args:
+            factors: what an alpha that is left out is chosen from: those of `scaled`. A single one is no choice, and
+                then alpha is 1, the merge as its rule has it.
+        """
+        factors = [alpha for alpha in factors if alpha != "auto" or self.measures_alpha]
+        left_out = factors if len(factors) > 1 else (1.0,)
+        alphas = left_out if self.leaves_alpha_out else self.alphas or (self.alpha,)
+        return list(self.scalings) or grid(alphas, self.betas or (self.beta,), self.schedules or (self.schedule,))
+
+
 @dataclass(frozen=True)
-class GroupEntry:
+class GroupEntry(Tunable):
     """One item of `groups` in a config: a merge at all weights of the sweep.
 
     Attributes:
         name: what the group is called in the front.
-        rule, options, alpha, beta, schedule: as in `MergeSpec`.
+        rule, options, beta, schedule: as in `MergeSpec`.
+        alpha: likewise; None where it is left out, and then chosen among the factors of `scaled`.
         statistics: folders of `rlhf-lines fisher` or `gram`, one per policy, for the rules of these names.
         alphas, betas, schedules: in place of one of each, what to choose from on validation prompts; or `scalings`.
     """
@@ -107,11 +156,11 @@ class GroupEntry:
     name: str
     rule: str = "linear"
     options: Mapping[str, Any] = field(default_factory=dict)
-    alpha: float | Literal["auto"] = 1.0
+    alpha: Alpha | None = None
     beta: float = 0.0
     schedule: str = "linear"
     statistics: tuple[str, ...] = ()
-    alphas: tuple[float | Literal["auto"], ...] = ()
+    alphas: tuple[Alpha, ...] = ()
     betas: tuple[float, ...] = ()
     schedules: tuple[str, ...] = ()
     scalings: tuple[Scaling, ...] = ()
@@ -142,30 +191,25 @@ class GroupEntry:
             if isinstance(folders, str) or not (isinstance(folders, Sequence) and all(map(_is_text, folders))):
                 raise ValueError(f"statistics is {folders!r}, expected a list of folders, one per policy")
             object.__setattr__(self, "statistics", tuple(folders))
-            object.__setattr__(self, "alpha", number_or_auto("alpha", self.alpha))
+            object.__setattr__(self, "alpha", None if self.alpha is None else number_or_auto("alpha", self.alpha))
             for name, read in LISTS.items():
                 object.__setattr__(self, name, tuple(map(read, self._list(name))))
             for problem in self._problems():
                 raise ValueError(problem)
-            for scaling in self.candidates:
+            MergeSpec(self.rule, (1.0,), options=self.options)  # knows the rule, or says so
+            for scaling in self.candidates(()):
                 self.spec((1.0,), scaling)
         except ValueError as error:
             raise ValueError(f"groups: {self.name}: {error}") from None
 
     @property
-    def is_tuned(self) -> bool:
-        """Whether its scaling is chosen on validation prompts."""
-        return bool(self.alphas or self.betas or self.schedules or self.scalings)
+    def measures_alpha(self) -> bool:
+        """Whether alpha may be `auto`: a rule on factors has no residual before it is scaled."""
+        return not RULES[self.rule].on_factors
 
-    @property
-    def candidates(self) -> list[Scaling]:
-        """The scalings to choose from; the only one, where there is no choice."""
-        whole = grid(self.alphas or (self.alpha,), self.betas or (self.beta,), self.schedules or (self.schedule,))
-        return list(self.scalings) or whole
-
-    def spec(self, weights: tuple[float, ...], scaling: Scaling | None = None) -> MergeSpec:
-        """The spec at some weights, with this scaling; without one, with the first of `candidates`."""
-        return MergeSpec(self.rule, weights, *(scaling or self.candidates[0]), self.options)
+    def spec(self, weights: tuple[float, ...], scaling: Scaling) -> MergeSpec:
+        """The spec at some weights with one of the `candidates`."""
+        return MergeSpec(self.rule, weights, *scaling, self.options)
 
     def _list(self, name: str) -> Sequence:
         items = getattr(self, name)
@@ -180,9 +224,8 @@ class GroupEntry:
             is_given |= {name: bool(getattr(self, name)) for name in (several, "scalings")}
             if sum(is_given.values()) > 1:
                 yield f"{' and '.join(filter(is_given.get, is_given))} are given: keep one"
-        if self.is_tuned:
-            lists = self.alphas or (self.alpha,), self.betas or (0.0,), self.schedules or ("linear",)
-            yield from scaling_problems(self.scalings, *lists, given=self.scalings)
+        lists = self.alphas or (1.0,), self.betas or (0.0,), self.schedules or ("linear",)
+        yield from scaling_problems(self.scalings, *lists, given=self.scalings)
 
 
 def _read_beta(value: object) -> float:

@@ -17,8 +17,10 @@ from rlhf_lines.models import LOAD_DTYPES
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED
 from rlhf_lines.sweep.choices import (
+    Alpha,
     GroupEntry,
     Scaling,
+    Tunable,
     grid,
     group_problems,
     read_alpha,
@@ -141,8 +143,9 @@ class SweepConfig:
     scaled_alphas: list[float | Literal["auto"]] = field(
         default_factory=list,
         metadata={
-            "help": "The factors for all layers to choose from; left out, as many as LiNeS has candidates, evenly from "
-            "the smallest to the largest of their mean factors.",
+            "help": "The factors for all layers that the control, and groups and policy_sets without an alpha, choose "
+            "from; left out, as many as LiNeS has candidates, evenly from the smallest to the largest of their mean "
+            "factors.",
             "parse": read_alpha,
         },
     )
@@ -179,7 +182,8 @@ class SweepConfig:
         default_factory=list,
         metadata={
             "help": "Further groups to compare: mappings with name, rule, and options, alpha, beta, schedule, "
-            "statistics as a merge has them; with lists alphas, betas, schedules or scalings they are chosen from.",
+            "statistics as a merge has them; with lists alphas, betas, schedules or scalings they are chosen from. An "
+            "alpha that is left out is chosen among scaled_alphas.",
             "parse": GroupEntry.of,
         },
     )
@@ -187,7 +191,8 @@ class SweepConfig:
         default_factory=list,
         metadata={
             "help": "Other policies to compare, each set a group of its own: mappings with name, policies and, for "
-            "Bone Soup, mixing: the reward weights that each of them was trained on.",
+            "Bone Soup, mixing: the reward weights that each of them was trained on; with alpha, one factor for all "
+            "layers, or alphas to choose it from. An alpha that is left out is chosen among scaled_alphas.",
             "parse": PolicySet.of,
         },
     )
@@ -268,9 +273,26 @@ class SweepConfig:
     @property
     def candidate_counts(self) -> dict[str, int]:
         """How many scalings there are to choose from, by group; groups that have one given are left out."""
+        count, factors = len(self.candidates), self._factors
+        controls = {SCALED: len(factors), REVERSED: count} if self.controls else {}
+        return {LINES: count, **controls, **{entry.name: len(entry.candidates(factors)) for entry in self.tuned}}
+
+    @property
+    def tuned(self) -> list[Tunable]:
+        """The further groups, and sets of policies, whose scaling is chosen on validation prompts."""
+        return [entry for entry in (*self.groups, *self.policy_sets) if entry.is_tuned(self._factors)]
+
+    @property
+    def _factors(self) -> list[Alpha]:
+        """As many numbers as there are factors for all layers to choose from, and `auto` where it is among them.
+
+        Which numbers they are, where `scaled_alphas` is left out, is a matter of the layers: see `factors_of`.
+        """
+        if self.scaled_alphas:
+            return self.scaled_alphas
         count = len(self.candidates)
-        controls = {SCALED: len(self.scaled_alphas) or count, REVERSED: count} if self.controls else {}
-        return {LINES: count, **controls, **{e.name: len(e.candidates) for e in self.groups if e.is_tuned}}
+        auto = ["auto"] if count > 1 and any(scaling.alpha == "auto" for scaling in self.candidates) else []
+        return [*auto, *[1.0] * (count - len(auto))]
 
     @property
     def chooses(self) -> bool:
@@ -368,7 +390,8 @@ class SweepConfig:
         """What is wrong with the controls and the limits within which is chosen."""
         if len(set(self.scaled_alphas)) < len(self.scaled_alphas):
             yield f"scaled_alphas is {self.scaled_alphas}, expected every value once"
-        if self.scaled_alphas and not self.controls:
+        takes_factors = any(entry.leaves_alpha_out for entry in (*self.groups, *self.policy_sets))
+        if self.scaled_alphas and not (self.controls or takes_factors):
             yield "scaled_alphas is given, but controls is false: leave it out, or leave controls on"
         if self.max_kl is not None and not (math.isfinite(self.max_kl) and self.max_kl > 0):
             yield f"max_kl is {self.max_kl}, expected a number above 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Literal
 
@@ -29,25 +30,30 @@ class Specs:
         config: the settings.
         merges: of the policies.
         num_layers: layers of the SFT model.
+        of_sets: by name, the merges of the policies of each further set.
 
     Attributes:
         weights: of every group, but for sampler map, which begins with these.
         candidates: the scalings that each group chooses from; groups that have one given are left out.
     """
 
-    def __init__(self, config: SweepConfig, merges: Merges, num_layers: int) -> None:
+    def __init__(self, config: SweepConfig, merges: Merges, num_layers: int, of_sets: Mapping[str, Merges]) -> None:
         self._config, self._merges = config, merges
         self.weights = first_weights(config)
         self.candidates = candidates(config, num_layers)
         self.resolve = cache(merges.resolved)
+        self._resolve_in = {name: cache(own.resolved) for name, own in of_sets.items()}
 
     def check(self) -> None:
         """Stop where the policies cannot be merged as a further group has it; see `Merges.check`."""
         for entry in self._config.groups:
-            self._merges.check(entry.spec(self.weights[0]))
+            self._merges.check(entry.spec(self.weights[0], entry.candidates(())[0]))
 
     def maker(self, group: str, scaling: Scaling) -> Callable[[Weights], MergeSpec]:
         """The function from weights to the spec of a group with this scaling."""
+        other = next((entry for entry in self._config.policy_sets if entry.name == group), None)
+        if other is not None:
+            return soup_of(other, self._config.listed_policies, scaling, self._resolve_in[group])
         entry = next((entry for entry in self._config.groups if entry.name == group), GroupEntry(LINES))
         return lambda weights: self.resolve(entry.spec(weights, scaling))
 
@@ -57,10 +63,10 @@ class Specs:
         Args:
             chosen: the scaling of every group of `candidates`.
         """
-        given = {entry.name: entry.candidates[0] for entry in self._config.groups if not entry.is_tuned}
+        further = (*self._config.groups, *self._config.policy_sets)
+        given = {entry.name: entry.candidates(())[0] for entry in further if entry.name not in self.candidates}
         scalings = {SOUP: Scaling(1.0, 0.0), **{name: chosen[name] for name in self.candidates}, **given}
-        soups = {entry.name: soup_of(entry, self._config.listed_policies) for entry in self._config.policy_sets}
-        return {name: self.maker(name, scaling) for name, scaling in scalings.items()} | soups
+        return {name: self.maker(name, scaling) for name, scaling in scalings.items()}
 
     def fixed(self) -> dict[str, list[MergeSpec]]:
         """The groups whose points are no matter of weights: the SFT model, the MORLHF runs, and policies alone."""
@@ -81,13 +87,13 @@ class Specs:
 
 
 def candidates(config: SweepConfig, num_layers: int) -> dict[str, list[Scaling]]:
-    """The scalings that each group chooses from: LiNeS, its controls, and further groups that have lists."""
+    """The scalings that each group chooses from: LiNeS, its controls, and further groups that do not have one given."""
     lines = config.candidates
+    factors = config.scaled_alphas or factors_of(lines, num_layers)
     controls = {}
     if config.controls:
-        scaled = config.scaled_alphas or factors_of(lines, num_layers)
-        controls = {SCALED: [Scaling(alpha, 0.0) for alpha in scaled], REVERSED: [upside_down(one) for one in lines]}
-    return {LINES: lines, **controls, **{e.name: e.candidates for e in config.groups if e.is_tuned}}
+        controls = {SCALED: [Scaling(alpha, 0.0) for alpha in factors], REVERSED: [upside_down(one) for one in lines]}
+    return {LINES: lines, **controls, **{entry.name: entry.candidates(factors) for entry in config.tuned}}
 
 
 def first_weights(config: SweepConfig) -> list[Weights]:
@@ -139,9 +145,23 @@ def wise_ft_of(policy: int, num_policies: int, num_weights: int) -> list[MergeSp
     return [MergeSpec("linear", [a * (k == policy) for k in range(num_policies)]) for a in shares]
 
 
-def soup_of(entry: PolicySet, listed: Sequence[str]) -> Callable[[Weights], MergeSpec]:
-    """The function from a preference to the rewarded soup, or the Bone Soup, of a further set of policies."""
-    return lambda weights: MergeSpec("linear", spec_weights(entry.weights(weights), entry.policies, listed))
+def soup_of(
+    entry: PolicySet, listed: Sequence[str], scaling: Scaling, resolve: Callable[[MergeSpec], MergeSpec]
+) -> Callable[[Weights], MergeSpec]:
+    """The function from a preference to the rewarded soup, or the Bone Soup, of a further set of policies.
+
+    Args:
+        entry: the set.
+        listed: all policies, in the order of the specs' weights.
+        scaling: alpha, beta and schedule.
+        resolve: gives alpha `"auto"` of a merge of the set's own policies its number.
+    """
+
+    def make(preference: Weights) -> MergeSpec:
+        own = resolve(entry.spec(preference, scaling))
+        return replace(own, weights=spec_weights(own.weights, entry.policies, listed))
+
+    return make
 
 
 def factors_of(scalings: Sequence[Scaling], num_layers: int) -> list[float | Literal["auto"]]:

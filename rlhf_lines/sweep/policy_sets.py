@@ -15,11 +15,14 @@ from typing import Any
 
 from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.errors import unknown_name
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.spec import number_or_auto
 from rlhf_lines.pareto.schema import GROUPS
+from rlhf_lines.sweep.choices import Alpha, Scaling, Tunable, read_alpha
 
 
 @dataclass(frozen=True)
-class PolicySet:
+class PolicySet(Tunable):
     """One item of `policy_sets` in a config: the soup of these policies at every preference of the sweep.
 
     Attributes:
@@ -27,11 +30,15 @@ class PolicySet:
         policies: PEFT folders, as many as the sweep has policies, in the order of the same rewards.
         mixing: of Bone Soup: row i holds the weights of the rewards that policy i was trained on; the rewards are
             those of the sweep's policies, in their order. None where each was trained on one reward.
+        alpha: one factor for all layers; None where it is left out, and then chosen among the factors of `scaled`.
+        alphas: in place of one, what to choose from on validation prompts.
     """
 
     name: str
     policies: tuple[str, ...]
     mixing: tuple[tuple[float, ...], ...] | None = None
+    alpha: Alpha | None = None
+    alphas: tuple[Alpha, ...] = ()
 
     @classmethod
     def of(cls, item: str | Mapping[str, Any] | PolicySet) -> PolicySet:
@@ -60,6 +67,10 @@ class PolicySet:
         if len(set(folders)) < count:
             raise ValueError(f"policy_sets: {self.name}: policies is {list(folders)}, expected every one once")
         object.__setattr__(self, "policies", tuple(folders))
+        try:
+            self._read_alphas()
+        except ValueError as error:
+            raise ValueError(f"policy_sets: {self.name}: {error}") from None
         if self.mixing is None:
             return
         if not _is_matrix(self.mixing, count):
@@ -75,6 +86,21 @@ class PolicySet:
                 f"policy_sets: {self.name}: mixing is {self.mixing!r}, which is singular: some of its policies were "
                 "trained on a mixture of what the others were, so that no weights of them give every preference"
             ) from None
+
+    def _read_alphas(self) -> None:
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", number_or_auto("alpha", self.alpha))
+        if isinstance(self.alphas, str) or not isinstance(self.alphas, Sequence):
+            raise ValueError(f"alphas is {self.alphas!r}, expected a list")
+        object.__setattr__(self, "alphas", tuple(map(read_alpha, self.alphas)))
+        if self.alphas and self.alpha is not None:
+            raise ValueError("alpha and alphas are given: keep one")
+        if len(set(self.alphas)) < len(self.alphas):
+            raise ValueError(f"alphas is {list(self.alphas)}, expected every value once")
+
+    def spec(self, preference: Sequence[float], scaling: Scaling) -> MergeSpec:
+        """The merge of its own policies at a preference, with one of the `candidates`."""
+        return MergeSpec("linear", self.weights(preference), *scaling)
 
     def weights(self, preference: Sequence[float]) -> tuple[float, ...]:
         """The weights of the policies at a preference over the rewards."""
@@ -105,7 +131,7 @@ def merge_weights(preference: Sequence[float], mixing: Sequence[Sequence[float]]
 
     Source: Bone Soups, arXiv 2502.10762; its code (andyclsr/BoneSoups, ppo/BoneSoups.py at 188a73e) solves
     B^T lambda = w for two rewards. Then it moves on, away from the SFT model, by a factor that it chooses on validation
-    prompts; that is a scaling of its own and is not taken over.
+    prompts: alpha of the set.
 
     >>> merge_weights((0.6, 0.4), [[0.6, 0.4], [0.4, 0.6]]), merge_weights((1, 0), [[0.6, 0.4], [0.4, 0.6]])
     ((1.0, 0.0), (3.0, -2.0))

@@ -13,7 +13,7 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
-from rlhf_lines.merge.audit import audit_policies, unlike_policies
+from rlhf_lines.merge.audit import audit_policies, two_policies, unlike_policies
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.models import checkpoint_end_token_ids
@@ -65,11 +65,16 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     read = read_inputs(data_config, config)
     with contextlib.ExitStack() as stack:
         merges = stack.enter_context(Merges(read.sft, read.adapters[: len(config.policies)], config.groups))
-        specs = Specs(config, merges, read.num_layers)
+        of_policy = dict(zip(config.listed_policies, read.adapters, strict=True))
+        of_sets = {
+            entry.name: stack.enter_context(Merges(read.sft, [of_policy[policy] for policy in entry.policies]))
+            for entry in config.policy_sets
+        }
+        specs = Specs(config, merges, read.num_layers, of_sets)
         specs.check()  # the end of choosing would be the first to need a further group
-        kept = facts(read, data_config, config) if leads() else {}
+        kept = facts(read, data_config, config) | {"candidates": specs.candidates} if leads() else {}
         if run_config.resume:  # every process stops where the leader does
-            from_leader(lambda: _check_stopped(config.output_dir, kept))
+            from_leader(lambda: _check_stopped(config, kept))
         if config.reuse is not None:
             from_leader(lambda: check_reusable(config.reuse, kept))
         prompt, asked = next(iter(read.prompts["test"].items()))
@@ -120,12 +125,13 @@ def inputs(run_config: RunConfig, data_config: DataConfig, config: SweepConfig) 
     return fingerprints(data_config, config)
 
 
-def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
+def _check_stopped(config: SweepConfig, kept: dict[str, Any]) -> None:
     """Stop, before anything is loaded or written, where a stopped sweep was of other settings or inputs.
 
     Raises:
         ValueError: it was; what has changed is named.
     """
+    output_dir = config.output_dir
     partial = partial_folder(output_dir)
     if not has_begun(partial):
         return
@@ -135,7 +141,17 @@ def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
         way_out = "restore it, or start again with --overwrite in place of --resume"
         before = store.recall("inputs_sha256", {})
         check_unchanged(before, kept["inputs_sha256"], since=f"the sweep into {output_dir} was begun", way_out=way_out)
+        if store.recall("candidates", None) is None:  # a version that took alpha 1 where it was left out
+            _refuse_chosen_alphas(config)
         store.check(**kept)
+
+
+def _refuse_chosen_alphas(config: SweepConfig) -> None:
+    if names := [entry.name for entry in config.tuned if entry.leaves_alpha_out]:
+        raise ValueError(
+            f"the sweep into {config.output_dir} was begun by a version that took alpha 1 for {', '.join(names)}, and "
+            "this one chooses it: start again with --overwrite in place of --resume, with alpha: 1 there to keep it"
+        )
 
 
 def _refuse_stopped(output_dir: str) -> None:
@@ -179,6 +195,8 @@ def _told_of_models(inputs: Inputs) -> dict[str, Any]:
         audit = audit_policies(inputs.adapters, num_layers=inputs.num_layers, sft=sft)
     for sentence in unlike_policies(audit):
         logger.warning("%s", sentence)
+    if sentence := two_policies(audit):
+        logger.info("%s", sentence)
     return {"audit": audit, "end_tokens": checkpoint_end_token_ids(inputs.sft, inputs.tokenizer)}
 
 

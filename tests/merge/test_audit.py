@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lines.merge.audit import DIRECTIONS, audit_policies, unlike_policies
+from rlhf_lines.merge.audit import DIRECTIONS, audit_policies, two_policies, unlike_policies
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from tests import tiny
@@ -195,3 +195,32 @@ def test_what_cannot_be_compared_is_refused():
     wide = Adapter("wide", {module: Factors(torch.ones(1, 9), torch.ones(6, 1), 1.0) for module in MODULES})
     with pytest.raises(ValueError, match=r"has shapes \[\(6, 8\), \(6, 9\)\] in different adapters"):
         audit_policies([adapter(1), wide], num_layers=LAYERS)
+
+
+def test_of_two_policies_is_said_what_can_be_said():
+    """Ratio of norms, cosine and first direction of the dense residuals."""
+    one, other = adapter(1, path="one"), adapter(2, rank=5, scale=2.0, path="other")
+    audit = audit_policies([one, other], num_layers=LAYERS)
+    assert [policy["unlike"] for policy in audit["policies"]] == [None, None]
+    flat = [np.concatenate([dense(each, module).ravel() for module in MODULES]) for each in (one, other)]
+    norms = [np.linalg.norm(values) for values in flat]
+    assert norms[1] > norms[0]
+    first = [
+        sum(np.linalg.svd(dense(each, module), compute_uv=False)[0] ** 2 for module in MODULES) / norm**2
+        for each, norm in ((other, norms[1]), (one, norms[0]))
+    ]
+    cosine = flat[0] @ flat[1] / (norms[0] * norms[1])
+    assert two_policies(audit) == (
+        "It takes three policies to tell one that is unlike the others. other has "
+        f"{norms[1] / norms[0]:.2f} times the norm of one, the cosine of the two is {cosine:z.2f}, and first "
+        f"directions hold {first[0]:.0%} and {first[1]:.0%} of their squared norms."
+    )
+    still = adapter(3, scale=0.0, path="still")
+    assert two_policies(audit_policies([one, still], num_layers=LAYERS)).endswith(
+        "unlike the others. still is the SFT model: the residual is 0."
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_of_another_number_of_policies_nothing_is_said_so(three, count):
+    assert two_policies(audit_policies(three[:count], num_layers=LAYERS)) is None

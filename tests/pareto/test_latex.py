@@ -10,7 +10,9 @@ import pytest
 
 from rlhf_lines.pareto import build_front
 from rlhf_lines.pareto.latex import escaped, front_tex
+from rlhf_lines.pareto.schema import label
 from rlhf_lines.pareto.table import p_text
+from tests.pareto.damaged import DEMO, front_of
 
 
 HOSTILE = r"50_% of #1 & $x^2$ {~} \input{/etc/passwd} <a|b> \"q\""
@@ -47,6 +49,29 @@ def test_every_measure_stands_with_its_interval(front):
     columns = [len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows]
     specs = [len(spec) for spec in re.findall(r"begin{tabular}{(l?r+)}", text)]
     assert columns == [specs[0]] * 3 + [specs[1]] * 2
+
+
+def test_what_completions_are_like_stands_with_intervals():
+    """Of the SFT model and of what one would choose, which here is every point."""
+    front = front_of(DEMO)
+    text = front_tex(front)
+    for point in front["points"]:
+        found, name = point["metrics"], escaped(f"{label(point['group'])} {point['label']}")
+        rows = [line for line in text.splitlines() if line.startswith(f"{name} & ")]
+        assert len(rows) == 2 + 2  # damage, wins, and of each objective
+        wins = found["win_rate"]
+        told = [[found[key] for key in ("share_empty", "share_cut")], [wins, wins["all_better"], wins["all_worse"]]]
+        told += [[wins["by_objective"][objective]] for objective in "ab"]
+        for row, estimates in zip(rows, told, strict=True):
+            for mean in estimates:
+                assert f"${mean['mean']:.3f}$ {{\\scriptsize $[{mean['low']:.3f}, {mean['high']:.3f}]$}}" in row
+        r = found["length_correlation"]["a"]
+        assert r is None or f"[{r['low']:.4f}, {r['high']:.4f}]" in rows[2]
+        assert f"${found['distinct']['mean']:.3f}$ \\\\" in rows[0]  # without an interval
+
+
+def test_without_completions_there_is_no_table_of_them(front):
+    assert "point & tokens" not in front_tex(front)
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

@@ -322,6 +322,19 @@ def test_what_is_known_of_the_choice_is_told(many):
     assert "  points that cannot be told apart from it: none" in lines
 
 
+def test_the_prompts_that_lost_most_are_told_and_few_of_them(many):
+    lost = [{"prompt": 7 + k, "loss": 2.0 - k, "differences": {"a": -1.5, "b": 0.25}} for k in range(5)]
+    point = {**many["points"][3], "lost_most": lost}
+    asked = "What\nis\x1b[31m " + "x" * 90
+    lines = picked_text(many, point, "run", prompts={7: asked}).splitlines()
+    start = lines.index("  lost most against the SFT model, mean score less its own:")
+    assert lines[start + 1] == f"    prompt 7 (What is[31m {'x' * 46}…): a -1.500, b +0.250"
+    assert lines[start + 2 : start + 4] == [f"    prompt {k}: a -1.500, b +0.250" for k in (8, 9)]
+    assert lines[start + 4] == ""
+    for lost in ([], None):
+        assert "lost most" not in picked_text(many, {**point, "lost_most": lost}, "run")
+
+
 @pytest.mark.parametrize(
     ("question", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -48,7 +49,7 @@ def test_every_point_of_the_best_group_is_a_row_with_its_numbers(front):
         assert row.endswith("-" if point["kl"] is None else f"{point['kl']['mean']:.3f}")
     assert table.endswith(
         "\n*: no other point of its group dominates it; kl: to the SFT model, in nats\n"
-        "front.csv and the page have also: 5 other points"
+        "rlhf-lines front RUN_DIR --all, front.csv and the page have also: 5 other points"
     )
 
 
@@ -232,7 +233,7 @@ def test_further_scores_stand_beside_the_objectives_and_what_does_not_fit_is_nam
 
     heads, row, notes = table("humor")
     assert heads == ["a", "b", "humor", "kl", "tokens"] and row.count("[") == 3
-    assert notes.endswith("front.csv and the page have also: 5 other points, cut")
+    assert notes.endswith("rlhf-lines front RUN_DIR --all, front.csv and the page have also: 5 other points, cut")
     heads, row, notes = table("humor", "m2", "m3")
     assert heads == ["a", "b", "humor", "m2", "m3", "kl", "tokens"] and row.count("[") == 2
     assert " 1.219  1.219  1.219 " in row and notes.endswith("also: 5 other points, cut")
@@ -322,3 +323,68 @@ def test_what_to_look_at_stands_above_the_points_in_lines_that_fit():
     assert max(map(len, block.splitlines())) <= 110
     assert table.index(block) < table.index(" id  group")
     assert "What to look at" not in front_table(front_of())
+
+
+def test_all_points_have_all_that_was_measured():
+    """Every number of `front.json` that says what completions are like is a cell of the table."""
+    front = front_of(DEMO)
+    table = front_table(front, all_points=True)
+    assert max(map(len, table.splitlines())) <= 110
+    cells: dict[str, dict[str, str]] = {}
+    for block in [block for block in table.split("\n\n") if block.startswith(" id  group")]:
+        head, *rows = block.splitlines()
+        names = re.findall(r"\S+(?: \(\S+\))?", head)[5:]
+        for row in rows:
+            values = re.findall(r"\S+(?: %| \[[^]]*\])?", row[row.index("0.") :])  # weights have blanks between
+            cells.setdefault(row.strip("* ").split()[0], {}).update(zip(names, values[-len(names) :], strict=True))
+    assert cells.keys() == {str(point["id"]) for point in front["points"]}
+
+    def share(mean):
+        return f"{100 * mean['mean']:.1f} %"
+
+    for point in front["points"]:
+        found, row = point["metrics"], cells[str(point["id"])]
+        wins = found["win_rate"]
+        expected = {"tokens": f"{found['tokens']['mean']:.1f}", "empty": share(found["share_empty"])}
+        expected |= {"cut": share(found["share_cut"]), "repeated": share(found["repetition"])}
+        expected |= {"distinct": share(found["distinct"]), "wins": share(wins)}
+        expected |= {"better": share(wins["all_better"]), "worse": share(wins["all_worse"])}
+        for name in "ab":
+            r, matched = found["length_correlation"][name], found["at_matched_length"][name]
+            expected |= {f"wins ({name})": share(wins["by_objective"][name])}
+            expected |= {f"r ({name})": "-" if r is None else f"{r['mean']:z.2f}"}
+            expected |= {f"matched ({name})": "-" if matched is None else f"{matched['mean']:z.3f}"}
+            assert row[name].startswith(f"{point['scores'][name]['mean']:.3f} [")
+        assert {name: row[name] for name in expected} == expected
+    assert table.count("share better in it") == 1 and "r (a): correlation with length" in " ".join(table.split())
+    named = " ".join(front_table(front).split()).rpartition("have also: ")[2]
+    assert named.startswith("3 other points, repeated, distinct, wins, better, worse, wins (a), r (a), matched (a), ")
+
+
+def test_objectives_that_are_cut_alike_are_numbered():
+    front = front_of(DEMO)
+    names = dict(zip("ab", (f"a very long name of an objective {i}" for i in range(2)), strict=True))
+    text = re.sub(r'"([ab])"', lambda found: f'"{names[found[1]]}"', json.dumps(front["points"], default=float))
+    front |= {"points": json.loads(text), "objectives": list(names.values()), "rewards": list(names.values())}
+    table = front_table(front, all_points=True)
+    assert "wins (1)" in table and "matched (2)" in table
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({7: "morlhf"}, "MORLHF is a single point, which is no front: it is compared with nothing."),
+        (
+            {6: "ties", 7: "morlhf", 8: "dare"},
+            "ties, MORLHF and dare are single points, which are no fronts: they are compared with nothing.",
+        ),
+        ({}, None),
+    ],
+)
+def test_a_single_point_is_said_to_be_no_front(make_points, groups, sentence):
+    points = [{**point, "group": groups.get(point["id"], point["group"])} for point in make_points()]
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
+    assert front["not_compared"] == sentence  # the SFT model is a single point, too, and is no group to compare
+    assert front["fronts"].keys() == {"rewarded_soup", "lines"}
+    assert ("compared with nothing" in front_table(front)) == (sentence is not None)
+    assert sentence is None or sentence in " ".join(front_table(front).split())

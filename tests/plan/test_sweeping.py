@@ -101,9 +101,13 @@ def test_a_grid_by_hand(planned):
         ({"sampler": "list", "weights": ["0.3 0.7"]}, 57, 1 + 4 * 3),  # and the single policies
         ({"sampler": "dirichlet"}, 57, 1 + 4 * (2 + 5)),
         ({"sampler": "map", "map_points": 2}, 57, 1 + 4 * (5 + 2)),
-        ({"groups": [{"name": "sum", "rule": "sum"}]}, 57, 1 + 5 * 5),
+        ({"groups": [{"name": "sum", "rule": "sum"}]}, 57 + 6 * 3, 1 + 5 * 5),  # as many as scaled
+        ({"groups": [{"name": "sum", "rule": "sum"}], "scaled_alphas": [1, 2]}, 3 * (6 + 2 + 6 + 2) + 3, 1 + 5 * 5),
+        ({"groups": [{"name": "sum", "rule": "sum", "alpha": 1}]}, 57, 1 + 5 * 5),
         ({"groups": [{"name": "sum", "rule": "sum", "alphas": [1, 2]}]}, 57 + 2 * 3, 1 + 5 * 5),
-        ({"policy_sets": [{"name": "slow", "policies": ["both", "a"]}]}, 57, 1 + 5 * 5),
+        ({"policy_sets": [{"name": "slow", "policies": ["both", "a"]}]}, 57 + 6 * 3, 1 + 5 * 5),
+        ({"policy_sets": [{"name": "slow", "policies": ["both", "a"], "alphas": [1, 2]}]}, 57 + 2 * 3, 1 + 5 * 5),
+        ({"policy_sets": [{"name": "slow", "policies": ["both", "a"], "alpha": 1}]}, 57, 1 + 5 * 5),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -157,8 +161,12 @@ def test_completions_of_a_prompt_are_read_together_even_where_few_logits_fit(pla
 
 
 def test_rules_that_are_not_linear_take_weights_of_their_own(planned):
-    result = planned(groups=[{"name": "ties", "rule": "ties"}], dtype="bfloat16", morlhf=["both"])
+    ties = {"name": "ties", "rule": "ties"}
+    result = planned(groups=[{**ties, "alpha": 1}], dtype="bfloat16", morlhf=["both"])
     assert work(result)["points merged one by one"] == "5: their rules are not linear"
+    chosen = work(planned(groups=[ties]))["points merged one by one"]  # 6 factors, and 6 beyond the edge
+    assert chosen == f"{5 + (6 + 6) * 3}: their rules are not linear"
+    assert work(planned(groups=[ties], scalings=["1 1"]))["points merged one by one"].startswith("5:")
     changed = 2 * (16 * 16 + 16 * 8) * 2  # q_proj and v_proj of two layers, bfloat16
     for phase in result.phases:
         assert phase.parts["merged weights of one spec"] == changed

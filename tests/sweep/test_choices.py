@@ -13,6 +13,7 @@ from rlhf_lines.arguments import parse
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep.choices import GroupEntry, Scaling
 from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.policy_sets import PolicySet
 from rlhf_lines.task_rewards import RewardEntry
 
 
@@ -119,13 +120,14 @@ def test_a_group_is_a_mapping_or_json():
     given = {"name": "sparse", "rule": "ties", "options": {"density": 0.3}, "alpha": "auto", "beta": 1.0}
     (one,) = config(groups=[given]).groups
     assert config(groups=[json.dumps(given)]).groups == [one]
-    assert one.spec((0.2, 0.8)) == MergeSpec("ties", (0.2, 0.8), "auto", 1.0, options={"density": 0.3})
+    (scaling,) = one.candidates([0.5, 1.0])  # a given alpha stays
+    assert one.spec((0.2, 0.8), scaling) == MergeSpec("ties", (0.2, 0.8), "auto", 1.0, options={"density": 0.3})
     (plain,) = config(groups=[{"name": "plain", "schedule": "sqrt", "beta": 2}]).groups
     assert plain == GroupEntry("plain", beta=2, schedule="sqrt")
     (fisher,) = config(groups=[{"name": "f", "rule": "fisher", "statistics": ["x", "y"]}]).groups
     assert fisher.statistics == ("x", "y")
     (text,) = config(groups=[{"name": "text", "alpha": "0.5"}]).groups  # as a merge takes it
-    assert text.spec((1.0,)).alpha == 0.5
+    assert text.candidates([1.0, 2.0]) == [Scaling(0.5, 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,7 @@ def test_a_group_is_a_mapping_or_json():
         ([{"name": "a", "statistics": "x"}], "groups: a: statistics is 'x', expected a list of folders"),
         ([{"name": "a", "statistics": ["x", 3]}], "groups: a: statistics is ['x', 3], expected a list of folders"),
         ([{"name": "a", "schedule": "square"}], "groups: a: unknown schedule 'square'"),
+        ([{"name": "a", "alpha": 1.0, "scalings": ["1 1"]}], "groups: a: alpha and scalings are given: keep one"),
         ([{"name": "a", "alpha": 2, "alphas": [1]}], "groups: a: alpha and alphas are given: keep one"),
         ([{"name": "a", "betas": [1], "scalings": ["1 1"]}], "groups: a: betas and scalings are given: keep one"),
         ([{"name": "a", "alphas": "1 2"}], "groups: a: alphas is '1 2', expected a list"),
@@ -168,6 +171,42 @@ def test_mistakes_in_groups(items, sentence):
     with pytest.raises(ValueError, match="groups") as error:
         config(groups=items)
     assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_alpha_that_is_left_out_is_chosen_among_the_factors_of_scaled():
+    """Where there are several; one is no choice, and leaves the merge as its rule has it."""
+    factors = [0.5, "auto", 1.5]
+    left_out = [GroupEntry("plain", "ties"), PolicySet("slow", ("c", "d"))]
+    for entry in left_out:
+        assert entry.leaves_alpha_out and entry.is_tuned(factors) and not entry.is_tuned([1.25])
+        assert entry.candidates(factors) == [Scaling(alpha, 0.0) for alpha in factors]
+        assert entry.candidates([1.25]) == [Scaling(1.0, 0.0)]
+    grown = GroupEntry("grown", betas=(0.0, 1.0), schedule="sqrt")  # as betas of LiNeS leave its alphas
+    assert grown.candidates([0.5, 2.0]) == [Scaling(a, b, "sqrt") for a in (0.5, 2.0) for b in (0.0, 1.0)]
+    for entry in (GroupEntry("given", alpha="1"), PolicySet("given", ("c", "d"), alpha=1)):
+        assert not (entry.leaves_alpha_out or entry.is_tuned(factors))
+        assert entry.candidates(factors) == [Scaling(1.0, 0.0)]
+    for entry in (GroupEntry("own", alphas=("2", 3)), PolicySet("own", ("c", "d"), alphas=("2", 3))):
+        assert entry.is_tuned([1.25]) and not entry.leaves_alpha_out
+        assert entry.candidates(factors) == [Scaling(2.0, 0.0), Scaling(3.0, 0.0)]
+
+
+@pytest.mark.parametrize("rule", ["factor_average", "peft_linear"])
+def test_a_rule_on_factors_leaves_out_auto_which_it_cannot_measure(rule):
+    entry = GroupEntry("code", rule)
+    assert entry.candidates(["auto", 0.5, 1.5]) == [Scaling(0.5, 0.0), Scaling(1.5, 0.0)]
+    assert not entry.is_tuned(["auto", 1.5]) and entry.candidates(["auto", 1.5]) == [Scaling(1.0, 0.0)]
+    groups = [{"name": "code", "rule": rule}, {"name": "sum", "rule": "sum"}]
+    counts = config(alphas=["auto", 1], betas=[0.5, 1], groups=groups).candidate_counts
+    assert counts == {"lines": 4, "scaled": 4, "reversed": 4, "code": 3, "sum": 4}
+    counts = config(scaled_alphas=["auto", 1], groups=groups).candidate_counts
+    assert counts == {"lines": 4, "scaled": 2, "reversed": 4, "sum": 2}
+
+
+def test_factors_without_controls_are_those_of_groups_and_sets():
+    for further in ({"groups": [{"name": "a"}]}, {"policy_sets": [{"name": "a", "policies": ["c", "d"]}]}):
+        found = config(scaled_alphas=[1, 2], controls=False, **further)
+        assert found.candidate_counts == {"lines": 4, "a": 2}
 
 
 @pytest.mark.parametrize(
@@ -271,6 +310,10 @@ TIES = {"name": "t", "rule": "ties"}
         ({"wise_ft": True, "groups": [{"name": "wise_ft b"}]}, "groups: 'wise_ft b' is the name of a group of wise_ft"),
         ({"scaled_alphas": [1, "1.0"]}, "scaled_alphas is [1.0, 1.0], expected every value once"),
         ({"scaled_alphas": [1], "controls": False}, "scaled_alphas is given, but controls is false: leave it out"),
+        (
+            {"scaled_alphas": [1], "controls": False, "groups": [{"name": "a", "alpha": 1}]},
+            "scaled_alphas is given, but controls is false: leave it out",
+        ),
         ({"max_kl": 0.0}, "max_kl is 0.0, expected a number above 0"),
         ({"max_kl": 1.0, "temperature": 0.0}, "max_kl needs completions drawn from the policy"),
         ({"max_kl": 1.0, "top_k": 5}, "max_kl needs completions drawn from the policy"),

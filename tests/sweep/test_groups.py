@@ -159,10 +159,17 @@ MIXED = {
     "betas": [0.5, 1.0],
     "groups": [
         {"name": "plain", "rule": "ties"},
+        {"name": "given", "rule": "ties", "alpha": 1},
         {"name": "lists", "rule": "ties", "alphas": [1, 2, 3], "options": {"density": 0.3}},
         {"name": "listed", "rule": "sum", "scalings": ["0.5 0", "auto 1 sqrt"]},
     ],
+    "policy_sets": [
+        {"name": "slow", "policies": ["c", "d"]},
+        {"name": "frozen", "policies": ["e", "f"], "alpha": 1},
+        {"name": "bone", "policies": ["g", "h"], "mixing": [[0.6, 0.4], [0.4, 0.6]], "alphas": [1.0, "auto"]},
+    ],
 }
+NO_OTHERS = {"groups": [], "policy_sets": []}
 
 
 def config_of(**changes) -> SweepConfig:
@@ -172,17 +179,28 @@ def config_of(**changes) -> SweepConfig:
 
 def test_every_group_with_a_scale_has_its_candidates():
     found = candidates(config_of(), num_layers=4)
-    assert list(found) == ["lines", "scaled", "reversed", "lists", "listed"]
+    assert list(found) == ["lines", "scaled", "reversed", "plain", "lists", "listed", "slow", "bone"]
     assert found["scaled"] == [Scaling(a, 0.0) for a in (0.75, 1.0, 1.25, 1.5)]
     assert found["reversed"] == [Scaling(a, b, "reversed") for a in (0.5, 1.0) for b in (0.5, 1.0)]
     assert found["lists"] == [Scaling(a, 0.0) for a in (1.0, 2.0, 3.0)]
     assert found["listed"] == [Scaling(0.5, 0.0), Scaling("auto", 1.0, "sqrt")]
-    assert candidates(config_of(scaled_alphas=[2, "auto"]), 4)["scaled"] == [Scaling(2.0, 0.0), Scaling("auto", 0.0)]
+    assert found["plain"] == found["slow"] == found["scaled"]
+    assert candidates(config_of(controls=False), 4)["slow"] == found["scaled"]
+    assert found["bone"] == [Scaling(1.0, 0.0), Scaling("auto", 0.0)]
+    given = candidates(config_of(scaled_alphas=[2, "auto"]), 4)
+    assert given["scaled"] == given["plain"] == given["slow"] == [Scaling(2.0, 0.0), Scaling("auto", 0.0)]
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"controls": False}, {"scaled_alphas": [1, 2, 3]}, {"groups": []}, {"scalings": ["1 1"], "groups": []}],
+    [
+        {},
+        {"controls": False},
+        {"scaled_alphas": [1, 2, 3]},
+        {"groups": []},
+        {"scalings": ["1 1"]},
+        {"scalings": ["1 1"], **NO_OTHERS},
+    ],
     ids=str,
 )
 def test_the_counts_are_those_of_the_candidates(changes):
@@ -195,7 +213,7 @@ def test_the_counts_are_those_of_the_candidates(changes):
 
 
 def test_a_limit_has_one_candidate_measured_too():
-    alone = {"scalings": ["1 1"], "groups": []}
+    alone = {"scalings": ["1 1"], **NO_OTHERS}
     assert not config_of(**alone).chooses
     assert (
         config_of(**alone, minimum={"r": 0}).chooses

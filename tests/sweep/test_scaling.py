@@ -115,6 +115,84 @@ def test_given_factors_are_those_of_scaled(run):
     assert not tunings["lines"]["at_edge"] and not tunings["reversed"]["at_edge"]
 
 
+def test_an_alpha_that_is_left_out_is_chosen_as_that_of_scaled_is(run, rewards, four_policies):
+    """Of a further group and of other policies: the same factors, prompts and weights; a given alpha stays."""
+    others = list(map(str, four_policies[2:]))
+    mixing = [[0.75, 0.25], [0.25, 0.75]]
+    folder, validation = run(
+        groups=[json.dumps({"name": "plain", "rule": "ties", "options": {"density": 0.5}})],
+        policy_sets=[
+            json.dumps({"name": "slow", "policies": others}),
+            json.dumps({"name": "bone", "policies": others, "mixing": mixing, "alphas": [0.5, 2.0]}),
+            json.dumps({"name": "as it is", "policies": others, "alpha": 1}),
+        ],
+        edge_extensions=0,
+    )
+    tunings, means = tunings_of(validation), means_by_hand(folder, "validation", rewards)
+    assert tunings.keys() == {"lines", "scaled", "reversed", "plain", "slow", "bone"}
+    tried = {group: [scaling_of(entry) for entry in tuning["grid"]] for group, tuning in tunings.items()}
+    assert tried["plain"] == tried["slow"] == tried["scaled"]
+    assert tried["bone"] == [(0.5, 0.0, "linear"), (2.0, 0.0, "linear")]
+    front = strict_json(folder / "front.json")
+    reference, bones = np.array(validation["reference_point"]), np.linalg.inv(mixing).tolist()
+    weights = {"plain": np.eye(2).tolist(), "slow": [[0, 0, 1, 0], [0, 0, 0, 1]], "bone": [[0, 0, *w] for w in bones]}
+    for group, expected in weights.items():
+        found = []
+        for entry in tunings[group]["grid"]:
+            points = points_of(folder, group, entry)
+            np.testing.assert_allclose([spec["weights"] for _, spec in points], expected, atol=1e-12)
+            found.append(area(np.array([means[i] for i, _ in points]), reference))
+        values = [entry["hypervolume"]["value"] for entry in tunings[group]["grid"]]
+        np.testing.assert_allclose(values, found, rtol=1e-9, atol=1e-12)
+        chosen = tried[group][int(np.argmax(found))]
+        assert {scaling_of(point["spec"]) for point in front["points"] if point["group"] == group} == {chosen}
+        edge = min(a for a, *_ in tried[group]), max(a for a, *_ in tried[group])
+        assert tunings[group]["at_edge"] == (chosen[0] in edge)
+    as_it_is = [point["spec"] for point in front["points"] if point["group"] == "as it is"]
+    assert {scaling_of(spec) for spec in as_it_is} == {(1.0, 0.0, "linear")}
+
+
+def test_auto_of_other_policies_is_measured_of_these_alone(run, four_policies, dense_model):
+    """||tau_1 + tau_2||_1 / (2 ||tau_M||_1) of the two policies of the set, whatever else the sweep mixes."""
+    from rlhf_lines.merge import MergeSpec
+
+    entry = {"name": "slow", "policies": list(map(str, four_policies[2:])), "alphas": ["auto"]}
+    folder, _ = run(policy_sets=[json.dumps(entry)], scalings=["1 1"], num_weights=3)
+    start = dense_model(MergeSpec("linear", (0.0, 0.0))).state_dict()
+
+    def residual(*weights: float) -> dict:
+        merged = dense_model(MergeSpec("linear", (0.0, 0.0, *weights))).state_dict()
+        return {name: (merged[name].double() - start[name].double()) for name in start}
+
+    def length(tau: dict) -> float:
+        return sum(part.abs().sum().item() for part in tau.values())
+
+    total, points = length(residual(1.0, 1.0)), strict_json(folder / "front.json")["points"]
+    specs = [point["spec"] for point in points if point["group"] == "slow"]
+    assert [spec["weights"][2:] for spec in specs] == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    for spec in specs:
+        assert spec["alpha"] == pytest.approx(total / (2 * length(residual(*spec["weights"][2:]))), rel=1e-4)
+
+
+def test_a_sweep_of_a_version_that_took_alpha_1_is_not_gone_on_with(flags, rewards, tmp_path):
+    """Its points of the group would stand among those of the alpha that is chosen now."""
+    import sqlite3
+
+    from rlhf_lines.artifact import partial_folder
+
+    changes = {**SMALL, "groups": [json.dumps({"name": "plain", "rule": "sum"})]}
+    rewards.FAIL_AT, rewards.ERROR = 3, KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("sweep", flags(tmp_path / "sweep", **changes))
+    rewards.FAIL_AT = None
+    database = sqlite3.connect(partial_folder(tmp_path / "sweep") / "run.sqlite")
+    with database:
+        database.execute("DELETE FROM meta WHERE key = 'candidates'")  # which that version did not keep
+    database.close()
+    with pytest.raises(ValueError, match="was begun by a version that took alpha 1 for plain, and this one chooses it"):
+        run_stage("sweep", [*flags(tmp_path / "sweep", **changes), "--resume"])
+
+
 # --- beyond the edge ---
 
 

@@ -26,6 +26,7 @@ class Completions:
         texts: from spec to P lists of S texts.
         kl: from spec to P lists of S values, in nats.
         scores: from reward to spec to P lists of S values.
+        log_ratio_name: what `kl` is: `kl`, or `log_ratio` where it is no estimate of that, see the store.
     """
 
     prompts: Sequence[str]
@@ -34,6 +35,7 @@ class Completions:
     texts: Mapping[int, Sequence[Sequence[str | None]]]
     kl: Mapping[int, Sequence[Sequence[float | None]]]
     scores: Mapping[str, Mapping[int, Sequence[Sequence[float | None]]]]
+    log_ratio_name: str = "kl"
 
     def some(self, indices: Sequence[int]) -> Completions:
         """The completions of the prompts at `indices` alone."""

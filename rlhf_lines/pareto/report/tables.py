@@ -12,6 +12,7 @@ from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import bases
 from rlhf_lines.pareto.look_at import likely_choices
+from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.pick import Picked, pick
 from rlhf_lines.pareto.report import badly, facts
 from rlhf_lines.pareto.report.content import Content, Measure
@@ -254,6 +255,25 @@ def audit_table(content: Content) -> Table:
         "Signatures of the policies",
         [column for column in columns if any(c not in ("", NOTHING) for c in column.cells)],
     )
+
+
+def audit_layers_table(content: Content) -> Table:
+    """The norm of every policy's residual by layer, its share of the SFT model's, and the cosine of two."""
+    audit = content.front["audit"]
+    policies = audit["policies"]
+    layers = ["outside" if layer is None else str(layer) for layer in audit["layers"]]
+    columns = [Column("layer, from 0", layers, start=True)]
+    for policy, short in zip(policies, policy_names([policy["name"] for policy in policies]), strict=True):
+        digits = decimals(norm for each in policies for norm in each["norms"])
+        norms = [number(norm, digits) for norm in policy["norms"]]
+        if policy["relative_norms"] is not None:
+            shares = map(percent_of, policy["relative_norms"])
+            cell = Markup('<span>{}<span class="range"> {}</span></span>')
+            norms = [cell.format(norm, share) for norm, share in zip(norms, shares, strict=True)]
+        columns.append(Column(Markup("<span>norm of {}</span>").format(name(short)), norms))
+    if len(policies) == 2:
+        columns.append(Column("cosine", [number(cosines[0][1], 2) for cosines in audit["layer_cosines"]]))
+    return Table("Norms of the policies by layer", columns)
 
 
 def percent_of(share: float | None) -> str:

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
+from rlhf_lines.data.templates import said
 from rlhf_lines.pareto.behaviour import Behaviour
-from rlhf_lines.pareto.schema import SFT
-from rlhf_lines.pareto.wins import lost_most
+from rlhf_lines.pareto.schema import Front, PointEntry
 from rlhf_lines.sweep.store import Row, Store
-
-
-class LostPrompt(NamedTuple):
-    """A prompt for which a point's scores fell: its id and text in the store, and the difference by objective."""
-
-    id: int
-    text: str
-    differences: dict[str, float]
 
 
 def read_behaviour(store: Store, split: str, objectives: Sequence[str]) -> dict[int, Behaviour]:
@@ -43,21 +35,23 @@ def end_tokens(store: Store) -> set[int]:
     return store.last_tokens(shorter_than=store.recall("max_new_tokens", 0)) if known is None else set(known)
 
 
-def lost_prompts(store: Store, split: str, point: int, objectives: Sequence[str], count: int = 5) -> list[LostPrompt]:
-    """The prompts at which a point lost most against the SFT model, the worst first; see `lost_most`.
+def lost_prompts(folder: str | Path, front: Front, point: PointEntry) -> dict[int, str]:
+    """What was asked in the prompts at which a point lost most against the SFT model, by their ids in the store.
+
+    Args:
+        folder: of the sweep.
+        front: of that folder.
+        point: of that front.
 
     Raises:
-        ValueError: the store has no such point, or no SFT model, on this split.
+        ValueError: the run store cannot be read.
     """
-    specs = {stored.id: stored.spec_id for stored in store.points(split)}
-    sft = next((stored.spec_id for stored in store.points(split) if stored.group == SFT), None)
-    if point not in specs or sft is None:
-        what = "the SFT model" if point in specs else f"point {point}"
-        raise ValueError(f"the run has no {split} completions of {what}; it has points {sorted(specs)}")
-    behaviours = read_behaviour(store, split, objectives)
-    prompts = list(store.prompts(split).items())
-    lost = lost_most(behaviours[specs[point]].scores, behaviours[sft].scores, objectives, count)
-    return [LostPrompt(prompts[found.prompt][0], prompts[found.prompt][1].text, found.differences) for found in lost]
+    lost = [entry["prompt"] for entry in point["lost_most"] or ()]
+    if not lost:
+        return {}
+    with Store(folder, reading=True) as store:
+        prompts = store.prompts(front["split"])
+    return {prompt: said(prompts[prompt].scored_text) for prompt in lost if prompt in prompts}
 
 
 def _behaviour(rows: Sequence[Row], objectives: Sequence[str], most: int | None, ends: set[int]) -> Behaviour:

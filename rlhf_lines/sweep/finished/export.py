@@ -14,8 +14,11 @@ from typing import NamedTuple
 from rlhf_lines.disk import named_faults
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.pareto.behaviour import CHANGING, prompt_means
-from rlhf_lines.sweep.finished.behaviour import read_behaviour
+from rlhf_lines.pareto.front import measure_point
+from rlhf_lines.pareto.resampling import Resampling
+from rlhf_lines.pareto.schema import SFT
+from rlhf_lines.pareto.spreadsheet import measured_columns, measured_row
+from rlhf_lines.sweep.finished.front import measured_points, metrics_of, objectives_of
 from rlhf_lines.sweep.store import Store, open_finished
 
 
@@ -36,9 +39,9 @@ def export(
 ) -> list[Path]:
     """Write the tables of a finished sweep, and return their paths.
 
-    `completions` has a row per (split, spec, prompt, sample), `points` one per point, and `control`, where texts
-    outside the task were measured, one per (spec, text). All files are complete before the first takes its name; memory
-    does not grow with the run.
+    `completions` has a row per (split, spec, prompt, sample), `points` one per point of all splits, measured as in
+    `front.json`, and `control`, where texts outside the task were measured, one per (spec, text). All files are
+    complete before the first takes its name.
 
     Args:
         folder: the `output_dir` of a sweep.
@@ -123,8 +126,9 @@ def _completions(store: Store) -> Table:
 
 
 def _points(store: Store) -> Table:
-    rewards = store.recall("reward_names")
+    objectives, metrics = objectives_of(store), metrics_of(store)
     num_policies = _num_policies(store)
+    resampling = Resampling(seed=store.recall("seed"))
     columns = {
         "point": INTEGER,
         "split": TEXT,
@@ -132,21 +136,18 @@ def _points(store: Store) -> Table:
         "spec": INTEGER,
         **_spec_columns(num_policies),
         "prompts": INTEGER,
-        **_score_columns(rewards),
-        store.log_ratio_name: NUMBER,
-        **dict.fromkeys(CHANGING, NUMBER),
+        **dict.fromkeys(measured_columns(objectives, metrics), NUMBER),
     }
 
     def rows() -> Iterator[tuple]:
         for split in store.splits():
-            like = {spec: prompt_means(found) for spec, found in read_behaviour(store, split, rewards).items()}
-            for point in store.points(split):
-                scores = store.scores(point.spec_id, split, rewards)  # [prompts, rewards]
-                kl = float(store.kl(point.spec_id, split).mean())
-                spec, means = _spec_values(point.spec, num_policies), scores.mean(axis=0).tolist()
-                columns = [like[point.spec_id].get(name) for name in CHANGING]
-                completions = [None if column is None else float(column.mean()) for column in columns]
-                yield point.id, split, point.group, point.spec_id, *spec, len(scores), *means, kl, *completions
+            points = measured_points(store, split)
+            sft = next((point.behaviour for point in points if point.group == SFT), None)
+            for stored, point in zip(store.points(split), points, strict=True):
+                measured = measure_point(point, sft, objectives, metrics, resampling)
+                found = measured_row(measured, objectives, metrics).values()
+                spec = _spec_values(stored.spec, num_policies)
+                yield stored.id, split, stored.group, stored.spec_id, *spec, measured["prompts"], *found
 
     return Table(columns, rows())
 

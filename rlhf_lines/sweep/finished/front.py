@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rlhf_lines.artifact import write_whole
 from rlhf_lines.lock import only_writer
+from rlhf_lines.merge.audit import two_policies
 from rlhf_lines.pareto import (
     Front,
     Point,
@@ -20,7 +21,7 @@ from rlhf_lines.pareto import (
 )
 from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
-from rlhf_lines.pareto.schema import Forgetting, Validation
+from rlhf_lines.pareto.schema import Audit, Forgetting, Validation
 from rlhf_lines.pareto.spreadsheet import front_csv
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
@@ -123,7 +124,8 @@ def _trace_front(folder: Path, split: str) -> Front:
             validation=_validation(store),
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
-            audit=store.recall("audit", None),
+            audit=_audit(store),
+            prompt_ids=list(store.prompts(split)),
         )
     plot_front(front, *_files(folder, "front"))
     if any(point["kl"] for point in front["points"]):
@@ -164,6 +166,12 @@ def _of_lines_alone(found: dict[str, Any]) -> dict[str, Any]:
     ]
     limits = {"max_kl": None, "max_forgetting": None}
     return {**found, "grid": [unknown | entry for entry in grid], "at_edge": at_edge, **limits, "groups": {}}
+
+
+def _audit(store: Store) -> Audit | None:
+    """The signatures of the policies, with what can be said of two; None of a run of a version that made none."""
+    found = store.recall("audit", None)
+    return None if found is None else {**found, "of_two": two_policies(found)}
 
 
 def _policies(store: Store) -> list[str]:

@@ -64,6 +64,7 @@ def read_completions(store: Store, front: Front, *, limit: int = READ_PROMPTS) -
         texts=column(lambda row: row.text),
         kl=column(lambda row: row.kl),
         scores={reward: column(lambda row, name=reward: row.scores.get(name)) for reward in front["rewards"]},
+        log_ratio_name=store.log_ratio_name,
     )
 
 

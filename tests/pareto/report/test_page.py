@@ -11,7 +11,7 @@ import pytest
 
 from rlhf_lines.pareto.report import MAX_BYTES, evenly_spaced, report_html
 from rlhf_lines.pareto.report.page import in_script
-from rlhf_lines.pareto.report.words import visible
+from rlhf_lines.pareto.report.words import MINUS, NOTHING, visible
 from tests.pareto.damaged import DEMO, front_of
 from tests.pareto.report.parsed import Page
 from tests.pareto.report.report_runs import HOSTILE, MADE, make_completions, make_front
@@ -133,3 +133,44 @@ def test_damaged_completions_are_told_at_the_top_and_in_the_table_of_all_points(
     ]
     assert all(f">{head}</bdi>, %<" in page for head in ("empty", "cut", "repetition", "distinct", "win rate"))
     assert re.search(r">22\.5<", page) and 'id="look-at"' not in report_html(front_of(), None, MADE)
+
+
+def test_equal_kl_is_explained_where_something_is_compared_at_it():
+    front = make_front(groups=("lines", "rewarded_soup"))
+    assert any(entry["equal_kl_difference"] for entry in front["comparisons"])
+    assert "Hypervolume at equal KL: what" in report_html(front, None, MADE)
+    for entry in front["comparisons"]:
+        entry |= dict.fromkeys(("equal_kl_difference", "kl_budgets", "equal_kl_hypervolumes"))
+    assert "Hypervolume at equal KL: what" not in report_html(front, None, MADE)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_norms_by_layer_stand_beside_the_signatures_of_the_policies(relative):
+    def policy(name, norms):
+        shares = [norm / 8 for norm in norms] if relative else None
+        return {"name": name, "norm": 2.0, "relative_norm": None, "norms": norms, "relative_norms": shares} | {
+            "depth": 0.5, "spectrum": [0.5, 0.6, 0.7, 0.8], "unlike": None, "reason": None,
+        }  # fmt: skip
+
+    front = make_front(groups=("lines",))
+    front["audit"] = {
+        "layers": [0, 3, None],
+        "directions": [1, 2, 4, 8],
+        "cosine": [[1.0, 0.25], [0.25, 1.0]],
+        "layer_cosines": [[[1.0, value], [value, 1.0]] for value in (0.125, -0.5, None)],
+        "policies": [policy("brief", [1.0, 1.5, 0.25]), policy(HOSTILE[0], [2.0, 0.0, 0.5])],
+        "of_two": "Of two policies " + HOSTILE[0],
+    }
+    html = report_html(front, None, MADE)
+    body = html.partition('id="audit-layers-table"')[2].partition("<tbody")[2].partition("</table>")[0]
+    table = re.sub(r"<[^>]+>", " ", body).split()
+    rows = [table[table.index(first) : table.index(first) + 4 + 4 * relative] for first in ("0", "3", "outside")]
+    if relative:
+        assert [" ".join(row) for row in rows] == [
+            "0 1.000 12 % 2.000 25 % 0.12",
+            f"3 1.500 19 % 0.000 0 % {MINUS}0.50",
+            f"outside 0.250 3.1 % 0.500 6.2 % {NOTHING}",
+        ]
+    else:
+        assert rows[0] == ["0", "1.000", "2.000", "0.12"]
+    assert front["audit"]["of_two"] in Page(html).texts

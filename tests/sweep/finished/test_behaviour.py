@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.sweep.finished.behaviour import end_tokens, lost_prompts, read_behaviour
+from rlhf_lines.sweep.finished.behaviour import end_tokens, read_behaviour
 from rlhf_lines.sweep.store import Row, Store
+from tests.sweep.small_run import write_run
 
 
 MOST, END, OTHER_END = 4, 1, 2
@@ -75,22 +79,40 @@ def test_where_the_longest_length_is_not_known_no_share_is_cut(store):
     assert all(behaviour.cut is None for behaviour in read_behaviour(store, "test", ["kind"]).values())
 
 
-def test_the_prompts_that_lost_most(store):
-    ids = {prompt.text: i for i, prompt in store.prompts("test").items()}
-    sft, soup = store.points("test")
-    lost = lost_prompts(store, "test", soup.id, ["brief", "kind"])
-    # first lost 1.5 in brief, whose spread is larger, and gained 3 in kind; second lost nothing
-    assert lost == [(ids["third"], "third", {"brief": -11.0, "kind": -4.0})]
-    of_brief = lost_prompts(store, "test", soup.id, ["brief"])
-    assert [(prompt.text, prompt.differences["brief"]) for prompt in of_brief] == [("third", -11.0), ("first", -1.5)]
-    assert lost_prompts(store, "test", soup.id, ["brief"], count=1)[0].text == "third"
-    assert lost_prompts(store, "test", sft.id, ["brief"]) == []
-
-
-@pytest.mark.parametrize(("split", "point", "what"), [("test", 77, "point 77"), ("validation", 3, "the SFT model")])
-def test_a_point_that_is_not_there_is_named(store, split, point, what):
-    with pytest.raises(ValueError, match=f"no {split} completions of {what}"):
-        lost_prompts(store, split, point, ["brief"])
+def test_pick_tells_the_prompts_that_lost_most_as_the_store_has_them(tmp_path, capsys):
+    """Ids and differences by hand: in standard deviations of the SFT model's over prompts, averaged over objectives."""
+    rewards = ["rule:length", {"model": "rule:length", "name": "letters", "options": {"unit": "characters"}}]
+    folder = write_run(tmp_path / "run", rewards)
+    front = json.loads((folder / "front.json").read_text())
+    with Store(folder, reading=True) as store:
+        prompts = store.prompts("test")
+        scores = {p.id: store.scores(p.spec_id, "test", ["length", "letters"]) for p in store.points("test")}
+    assert next(iter(prompts)) != 0  # ids are not the places in the split
+    (sft,) = [point["id"] for point in front["points"] if point["group"] == "sft"]
+    spread = scores[sft].std(axis=0)
+    told = 0
+    for point in front["points"]:
+        difference = scores[point["id"]] - scores[sft]
+        loss = -(difference / np.where(spread > 0, spread, 1)).mean(axis=1)
+        worst = [k for k in np.argsort(-loss, kind="stable") if loss[k] > 0]
+        expected = [
+            {"prompt": list(prompts)[k], "loss": pytest.approx(loss[k]),
+             "differences": pytest.approx(dict(zip(["length", "letters"], difference[k], strict=True)))}
+            for k in worst
+        ]  # fmt: skip
+        assert point["lost_most"] == expected
+        assert cli.main(["pick", str(folder), "--point", str(point["id"])]) == 0
+        out = capsys.readouterr().out
+        assert ("lost most against the SFT model" in out) == bool(worst)
+        for k in worst:
+            shown = prompts[list(prompts)[k]].scored_text
+            line = next(
+                line for line in out.splitlines() if line.startswith(f"    prompt {list(prompts)[k]} ({shown}): ")
+            )
+            numbers = [float(part.split()[1]) for part in line.rpartition("): ")[2].split(", ")]
+            assert numbers == pytest.approx(difference[k], rel=1e-2)
+            told += 1
+    assert told > 0
 
 
 def test_prompts_with_different_numbers_of_completions_are_refused(store):

@@ -12,6 +12,8 @@ import pytest
 from pyarrow import parquet
 
 from rlhf_lines import cli
+from rlhf_lines.pareto.resampling import Resampling
+from rlhf_lines.pareto.spreadsheet import ENDS
 from rlhf_lines.sweep.finished import export as verb
 from rlhf_lines.sweep.finished.export import export
 from rlhf_lines.sweep.store import Store
@@ -87,24 +89,44 @@ def completions_by_hand(run: Path) -> list[dict]:
     return found
 
 
+MEANS = [*SCORES, "kl", "tokens", "share_empty", "share_cut", "repetition", "distinct", "perplexity"]
+
+
 def points_by_hand(run: Path) -> list[dict]:
+    """What is known of every point, and of what was measured the means that take no other point."""
     completions, found = completions_by_hand(run), []
+    nll = {row["spec"]: [] for row in forgetting_by_hand(run)}
+    for row in forgetting_by_hand(run):
+        nll[row["spec"]].append((row["nats"], row["tokens"]))
     query = 'SELECT p.id, p.split, p."group", p.spec, s.spec FROM points p JOIN specs s ON s.id = p.spec ORDER BY p.id'
     for point, split, group, spec, text in read(run, query):
         rows = [row for row in completions if (row["split"], row["spec"]) == (split, spec)]
-        means = {name: pytest.approx(np.mean([row[name] for row in rows]), rel=1e-12) for name in (*SCORES, "kl")}
+        means = {name: np.mean([row[name] for row in rows]) for name in (*SCORES, "kl", "tokens")}
         texts = [row["completion"] for row in rows]
         means |= {
-            "tokens": pytest.approx(np.mean([row["tokens"] for row in rows])),
-            "share_empty": pytest.approx(np.mean([text.strip() == "" for text in texts])),
+            "share_empty": np.mean([text.strip() == "" for text in texts]),
             "share_cut": None,  # this run does not say how long a completion may be
             "repetition": 0.0,  # no token occurs twice in a completion
-            "distinct": pytest.approx(len(set(texts)) / len(texts)),
+            "distinct": len(set(texts)) / len(texts),
+            "perplexity": np.exp(np.divide(*np.sum(nll[spec], axis=0))) if spec in nll else None,
         }
         prompts = len({row["prompt"] for row in rows})
         ids = {"point": point, "split": split, "group": group, "spec": spec, "prompts": prompts}
-        found.append({**ids, **of_spec(text), **means})
+        found.append({**ids, **of_spec(text), **{f"{name}_mean": means[name] for name in MEANS}})
     return found
+
+
+def assert_points(rows: list[dict], run: Path) -> None:
+    """The rows of the table, whose numbers are read from texts where they are texts, are those by hand."""
+    expected = points_by_hand(run)
+    assert len(rows) == len(expected)
+    for row, by_hand in zip(rows, expected, strict=True):
+        for name, value in by_hand.items():
+            if name.endswith("_mean"):
+                number = None if row[name] in (None, "") else float(row[name])
+                assert number == (None if value is None else pytest.approx(value, rel=1e-12))
+            else:
+                assert row[name] in (value, as_csv(by_hand)[name])
 
 
 def forgetting_by_hand(run: Path) -> list[dict]:
@@ -142,7 +164,7 @@ def test_parquet_gives_back_the_store(run, tmp_path, monkeypatch, batch):
     found = tables(tmp_path / "made" / "here", "parquet")
     completions = sorted(found["completions"], key=key)
     assert completions == completions_by_hand(run) and len(completions) == ROWS
-    assert found["points"] == points_by_hand(run)
+    assert_points(found["points"], run)
     assert len(found["points"]) == sum(len(specs) for groups in GROUPS.values() for specs in groups.values())
     assert found["control"] == forgetting_by_hand(run) and len(found["control"]) == 9 * len(HOSTILE)
     of_row = ["split", "spec", "prompt", "sample", "prompt_text", "completion", "tokens", "token_ids", "kl"]
@@ -164,11 +186,7 @@ def test_csv_gives_back_the_store(run, tmp_path):
     found = tables(tmp_path, "csv")
     assert sorted(found["completions"], key=key) == [as_csv(row) for row in completions_by_hand(run)]
     assert found["control"] == [as_csv(row) for row in forgetting_by_hand(run)]
-    for row, expected in zip(found["points"], points_by_hand(run), strict=True):
-        names = (*SCORES, "kl", "tokens", "share_empty", "repetition", "distinct")
-        numbers = {name: float(row.pop(name)) for name in names}
-        assert numbers == {name: expected.pop(name) for name in names}
-        assert row == as_csv(expected)
+    assert_points(found["points"], run)
     assert any(row["completion"].startswith("=SUM(A1)") for row in found["completions"])  # verbatim, no mark before it
 
 
@@ -177,14 +195,47 @@ def test_points_are_those_of_the_front(run, tmp_path):
     front = json.loads((run / "front.json").read_text())
     rows = {row["point"]: row for row in tables(tmp_path, "parquet")["points"] if row["split"] == "test"}
     assert rows.keys() == {point["id"] for point in front["points"]}
+    with (run / "front.csv").open(newline="", encoding="utf-8") as file:
+        of_file = {int(row["point"]): row for row in csv.DictReader(file)}
+    columns = [name for name in next(iter(of_file.values())) if name.endswith(("_mean", "_low", "_high"))]
+    assert {"win_rate_length_low", "all_worse_mean", "length_correlation_length_high"} < set(columns)
     for point in front["points"]:
         row = rows[point["id"]]
         assert row["group"] == point["group"]
-        assert {f"score_{name}": pytest.approx(s["mean"], rel=1e-12) for name, s in point["scores"].items()} == {
-            name: row[name] for name in SCORES
-        }
-        for name in ("tokens", "share_empty", "repetition", "distinct"):
-            assert row[name] == pytest.approx(point["metrics"][name]["mean"], rel=1e-12)
+        for name in columns:
+            if not name.startswith("perplexity"):  # its texts were read after this front was made
+                written = of_file[point["id"]][name]
+                assert (float(written) if written else None) == row[name]
+        wins = point["metrics"]["win_rate"]
+        assert row["all_better_mean"] == wins["all_better"]["mean"]
+        assert [row[f"win_rate_length_{end}"] for end in ENDS] == [wins["by_objective"]["length"][end] for end in ENDS]
+
+
+def test_points_of_a_sweep_are_the_rows_of_front_csv(sweep, tmp_path):
+    """Every number, digit by digit; with eight prompts the ends of intervals depend on the seed."""
+    export(sweep, tmp_path)
+    rows = {row["point"]: row for row in tables(tmp_path, "parquet")["points"] if row["split"] == "test"}
+    with (sweep / "front.csv").open(newline="", encoding="utf-8") as file:
+        for expected in csv.DictReader(file):
+            row = rows[int(expected["point"])]
+            for name in [name for name in expected if name.endswith(tuple(f"_{end}" for end in ENDS))]:
+                assert (float(expected[name]) if expected[name] else None) == row[name], name
+
+
+def test_points_of_validation_have_intervals_too(run, tmp_path):
+    """Of the scores those of a bootstrap of the means of each prompt; no point there is the SFT model's."""
+    export(run, tmp_path)
+    rows = [row for row in tables(tmp_path, "parquet")["points"] if row["split"] == "validation"]
+    completions = completions_by_hand(run)
+    assert rows
+    for row in rows:
+        assert row["win_rate_mean"] is row["all_worse_low"] is row["at_matched_length_length_mean"] is None
+        own = [one for one in completions if (one["split"], one["spec"]) == ("validation", row["spec"])]
+        for name in (*SCORES, "kl", "tokens"):
+            prompts = sorted({one["prompt"] for one in own})
+            means = np.array([np.mean([one[name] for one in own if one["prompt"] == prompt]) for prompt in prompts])
+            expected = Resampling(seed=3).mean(means)
+            assert [row[f"{name}_{end}"] for end in ENDS] == pytest.approx([expected[end] for end in ENDS], rel=1e-12)
 
 
 def test_without_control_texts_there_is_no_such_table(tmp_path, capsys):

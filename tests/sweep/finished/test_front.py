@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_lines import cli
+from rlhf_lines.merge.audit import two_policies
 from rlhf_lines.pareto.schema import faults, read_front
 from rlhf_lines.sweep.store import Store
 from tests.sweep.of_a_run import read, strict_json
@@ -18,7 +19,7 @@ def test_the_file_has_the_keys_of_the_schema_and_no_other(sweep):
     front = strict_json(sweep / "front.json")
     assert list(faults(front)) == []
     assert read_front(sweep) == front
-    assert {key for key, value in front.items() if value is None} == {"surrogate", "forgetting"}
+    assert {key for key, value in front.items() if value is None} == {"surrogate", "forgetting", "not_compared"}
     assert all(point["perplexity"] is None and point["kl"] for point in front["points"])
 
 
@@ -153,7 +154,9 @@ def test_anchors_of_a_run_are_its_sft_model_and_its_single_policies(run):
 def test_a_sweep_keeps_what_its_policies_look_like_and_what_ends_a_completion(sweep):
     front = strict_json(sweep / "front.json")
     with Store(sweep, reading=True) as store:
-        assert store.recall("audit") == front["audit"] and store.recall("end_tokens") == [EOS]
+        assert {**store.recall("audit"), "of_two": two_policies(front["audit"])} == front["audit"]
+        assert front["audit"]["of_two"] is not None  # worked out from what the store has, also of earlier versions
+        assert store.recall("end_tokens") == [EOS]
     assert [policy["name"] for policy in front["audit"]["policies"]] == front["policies"]
     assert all(0 < policy["relative_norm"] < 10 for policy in front["audit"]["policies"])
 

@@ -15,6 +15,7 @@ from rlhf_lines.pareto import build_front, write_front
 from rlhf_lines.sweep.finished.report import read_completions, write_report
 from rlhf_lines.sweep.store import Row, Store
 from tests.pareto.report.parsed import Page
+from tests.sweep.small_run import write_run
 
 
 REWARDS = ["short", "kind </script>"]
@@ -89,6 +90,21 @@ def test_the_report_holds_what_the_store_holds(run):
 
 def value_of(name, texts):
     return texts[texts.index(name) + 1]
+
+
+def test_what_a_completion_is_told_beside_its_scores_is_called_kl_only_where_it_estimates_one(tmp_path):
+    """By how it was drawn: the log-ratio of a greedy completion is no KL, nor is any group compared at equal KL."""
+    for settings, head in (
+        ({}, "KL"),
+        ({"temperature": 0.0}, "log-ratio to SFT"),
+        ({"top_p": 0.9}, "log-ratio to SFT"),
+    ):
+        folder = write_run(tmp_path / str(settings), ["rule:length"], **settings)
+        page = write_report(folder).read_text(encoding="utf-8")
+        sample = page.partition('<template id="sample">')[2].partition("</template>")[0]
+        heads = [text.partition("</bdi>")[0] for text in sample.split('<bdi title="')[1:]]
+        assert [text.rpartition('">')[2] for text in heads] == ["length", head]
+        assert head == "KL" or "Hypervolume at equal KL" not in page
 
 
 def test_how_it_was_made_is_said(run):
