@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/coverage.py [--runs 300] [--only WORD] [--prompts 20 50]
 
-It takes about two hours on a free core. `docs/statistics.md` has its tables: of groups, at equal KL, of the intervals
+It takes about 40 minutes on a free core. `docs/statistics.md` has its tables: of groups, at equal KL, of the intervals
 of points, and of a family of comparisons.
 
 A run has two groups of points with known mean scores, and three anchors (the SFT model and the two single policies)

@@ -84,7 +84,7 @@ def families(comparisons: Sequence[Comparison | RunsComparison]) -> list[list[Co
 
 
 def adjusted_for(comparisons: Sequence[Comparison | RunsComparison]) -> str:
-    """For how many comparisons by each measure p-values are adjusted, in words."""
+    """For how many comparisons by each measure, one or more, p-values are adjusted, in words."""
     first, *others = families(comparisons)
     text = f"{len(first)} comparison{'s' if len(first) > 1 else ''}"
     if not others:

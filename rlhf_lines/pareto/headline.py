@@ -34,8 +34,8 @@ def front_headline(front: Front) -> str:
         found.append(f"{SAYINGS[entry['verdict']].format(words)}: {_effects(front, entry)}{missing}.")
     if is_one and without_equal_kl(told[0]):
         found.append(f"All this is {without_equal_kl(told[0])}.")
-    found += filter(None, [best_of_others(front)])
-    return f"For these policies, {' '.join(found)}" if found else ""
+    start = "For these policies, " if found else ""
+    return start + " ".join(filter(None, [*found, best_of_others(front)]))
 
 
 def best_of_others(front: Front) -> str:

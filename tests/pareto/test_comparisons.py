@@ -11,7 +11,7 @@ from scipy import stats
 from rlhf_lines.pareto import build_front
 from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for, conclusions, difference, verdict
 from rlhf_lines.pareto.corrected import Corrected
-from rlhf_lines.pareto.headline import front_headline
+from rlhf_lines.pareto.headline import best_of_others, front_headline
 from rlhf_lines.pareto.intervals import holm
 
 
@@ -141,7 +141,7 @@ def test_groups_that_are_added_change_nothing_that_is_said_of_lines(make_points)
     for entry in before["comparisons"]:
         if entry["a"] == "lines":
             assert of_lines[entry["b"]] == entry
-    assert front_headline(after) == front_headline(before)
+    assert front_headline(after) == f"{front_headline(before)} {best_of_others(after)}"
     of_all = holm([entry["expected_utility_difference"]["p_value"] for entry in after["comparisons"]])
     index = [(entry["a"], entry["b"]) for entry in after["comparisons"]].index(("lines", "scaled"))
     assert of_lines["scaled"]["expected_utility_difference"]["adjusted_p_value"] < 0.05 < of_all[index]

@@ -199,7 +199,7 @@ def test_metrics_have_columns_and_shares_are_in_percent(make_points):
     for point in points:
         cut = {"share_cut": [0.1] * 40} if point["id"] % 2 else {}
         point["metrics"] = {
-            "humor": [point["id"] / 8] * 40,
+            "humor": [point["id"] / 8 - 0.5, point["id"] / 8 + 0.5] * 20,
             "tokens": [12.25] * 40,
             "share_empty": [1.0] * 9 + [0.0] * 31,
         }

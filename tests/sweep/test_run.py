@@ -57,7 +57,8 @@ def test_the_folder_and_the_keys_of_the_contract(sweep):
         assert (point["prompts"], point["samples_per_prompt"], point["perplexity"]) == (TEST, 1, None)
         for estimate in (*point["scores"].values(), point["kl"]):
             assert estimate.keys() == {"mean", "low", "high"}
-            assert estimate["low"] <= estimate["mean"] <= estimate["high"]
+            # A score that nearly all of these few prompts have alike has none.
+            assert estimate["low"] is None or estimate["low"] <= estimate["mean"] <= estimate["high"]
     assert front["fronts"].keys() == {"rewarded_soup", "lines"}
     assert [(c["a"], c["b"]) for c in front["comparisons"]] == [("lines", "rewarded_soup")]
     assert strict_json(sweep / "rlhf_lines.json")["stage"] == "sweep"
