@@ -19,7 +19,7 @@ from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.disk import disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.redaction import guard, redact
-from rlhf_lines.stages import MODULES, read_stage, run_configured
+from rlhf_lines.stages import MODULES, read_stage, refuse_taken, run_configured
 
 
 RUN_STORE = "run.sqlite"
@@ -248,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
 def _stage(options: argparse.Namespace) -> None:
     verb, arguments = options.verb, options.rest
     read_config(arguments)  # a mistake in the file is told before seconds of imports
+    refuse_taken(arguments)
     _quiet_warnings()
     _show_log()
     module, configs, given = read_stage(verb, arguments)

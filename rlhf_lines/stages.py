@@ -55,6 +55,7 @@ def run_stage(verb: str, arguments: list[str]) -> Path:
     Raises:
         ValueError, FileNotFoundError, FileExistsError: the input is wrong; the message is one sentence.
     """
+    refuse_taken(arguments)
     return run_configured(*read_stage(verb, arguments))[0]
 
 
@@ -156,9 +157,8 @@ def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict
     """The module of a stage, its filled dataclasses, and the mapping of everything that was given.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: the input is wrong; the message is one sentence.
+        ValueError, FileNotFoundError: the input is wrong; the message is one sentence.
     """
-    refuse_taken(arguments)
     configs, given = parse(configs_of(verb), arguments, prog=f"rlhf-lines {verb}")
     if not given.get("output_dir"):  # transformers would fall back to a folder of its own choice
         raise ValueError("output_dir is missing: name the folder to make")

@@ -233,7 +233,7 @@ def _title(group: str | None, points: Sequence[PointEntry]) -> list[str]:
         return []
     scalings = {_scaling(point) for point in points if point["group"] == group}
     scaling = f" ({', '.join(scalings.pop())})" if len(scalings) == 1 else ""
-    return [f"The group of the largest expected utility: {group}{scaling}"]
+    return [f"The group of the largest expected utility: {_clip(group)}{scaling}"]
 
 
 def _notes(front: Front, points: Sequence[PointEntry], shown: Sequence[str], left_out: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ S, T = TypeVar("S"), TypeVar("T")
 SHARE = 0.6  # of what is free: the rest is for activations, and for reward models on the same device
 MOST_ON_CPU, MOST_ON_GPU = 768, 1024  # on two cores larger batches were no faster; a GPU has not been measured
 # A batch is shown, and kept for a run that goes on, at its end: that of a large model should come soon. A CPU is no
-# slower then: SmolLM2-135M on one core makes 88 tokens/s in batches of 768, 89 of 256, 87 of 64, 76 of 32, 64 of 16.
+# slower then: SmolLM2-135M on one core makes 88 tokens/s in batches of 768, 89 of 256, 85 of 64, 72 of 32, 57 of 16.
 FEWEST_ON_CPU, WORK_ON_CPU = 64, 10**9
 SAMPLING_BYTES = 32  # of one row and token of the vocabulary: logits, their float64 copy, noise, their sum
 
