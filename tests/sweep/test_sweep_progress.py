@@ -56,7 +56,7 @@ def test_completions_and_texts_of_all_phases_are_one_total(told, tmp_path):
 
 def test_a_total_that_shrinks_is_corrected_where_it_becomes_known(told, tmp_path):
     """LiNeS with alpha 1 and beta 0 is the rewarded soup; of further groups, one is that, too."""
-    groups = ['{"name": "plain"}', '{"name": "half", "alpha": 0.5}']
+    groups = ['{"name": "plain", "alpha": 1}', '{"name": "half", "alpha": 0.5}']
     settings = {"scalings": ["1 0", "1 0 sqrt"], "groups": groups, "samples_per_prompt": 2}
     phases, done, unit = told(**settings)
     expected = (3 + 2 * 3) * VALIDATION * 2  # the SFT model and the two policies, which LiNeS with beta 0 is, too
