@@ -62,7 +62,7 @@ def test_objectives_are_set_and_set_back(run, capsys):
     for point, old in zip(one["points"], before["points"], strict=True):
         assert point["metrics"]["length"] == old["scores"]["length"]
         assert point["scores"] == {"second": old["scores"]["second"]}
-    assert "Choose a point by preference" in (page := (run / "report.html").read_text())
+    assert "Which policy for which preference" in (page := (run / "report.html").read_text())
     assert f"rlhf-lines pick {run} --preference 1 --scale range" in page  # a number for the one objective
     assert "second" in printed(capsys, "front", run) and strict_json(run / "front.json") == one  # it is kept
     printed(capsys, "front", run, "--objectives", "length", "second")
