@@ -26,7 +26,7 @@ def fixed_points(
     anchors they are those of all points.
 
     Args:
-        runs: of each, which anchor every point is (`origin.anchor`), and the mean scores `[n, K]`.
+        runs: of each, which anchor every point is (`origin.anchors`), and the mean scores `[n, K]`.
         objectives: K names.
         given: the reference point, or None for the rule.
 

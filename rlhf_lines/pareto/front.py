@@ -23,7 +23,7 @@ from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers, why_no_b
 from rlhf_lines.pareto.fixed_points import fixed_points
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import nondominated
-from rlhf_lines.pareto.origin import anchor, arguments_to_merge, point_label, single_policy
+from rlhf_lines.pareto.origin import anchors, arguments_to_merge, point_label, single_policy
 from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import (
     FORMAT,
@@ -107,7 +107,7 @@ def build_front(
     gets no front. All groups with a front are compared with each other: `lines` with `rewarded_soup` first, then
     `lines` with the others by name, then the rest.
 
-    Reference and ideal point are those of the mean scores of the SFT model and the single policies (see `anchor`), so
+    Reference and ideal point are those of the mean scores of the SFT model and the single policies (see `anchors`), so
     that a group that is added changes neither; without two of these they are those of all points. They are the
     same in all resamples.
 
@@ -142,8 +142,8 @@ def build_front(
         """Means `[R, columns]` of the columns `[P, columns]` of one point, whose digits no other point can change."""
         return bootstrap_means(np.asarray(columns)[None], resamples, seed)[:, 0]
 
-    anchors = [anchor(point.spec, point.group) for point in points]
-    reference, ideal, rule = fixed_points([(anchors, means)], rewards, given_reference_point)
+    anchored = anchors((point.spec, point.group) for point in points)
+    reference, ideal, rule = fixed_points([(anchored, means)], rewards, given_reference_point)
     kl = [_per_prompt(point, "kl", point.kl, prompts) for point in points]
 
     resampling = Resampling(resamples, seed, confidence)
@@ -153,7 +153,7 @@ def build_front(
     for row, point in enumerate(points):
         groups.setdefault(point.group, []).append(row)
     groups = {group: rows for group, rows in groups.items() if len(rows) > 1}
-    sft = [row for row, found in enumerate(anchors) if found == ()][:1]
+    sft = [row for row, found in enumerate(anchored) if found == ()][:1]
 
     measures = {
         group: {

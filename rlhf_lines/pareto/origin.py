@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import PurePosixPath
 
@@ -37,15 +37,25 @@ def single_policy(spec: Spec, policies: Sequence[str]) -> int | None:
     return None if index is None or index >= len(policies) else index
 
 
-def anchor(spec: Spec, group: str) -> tuple[float, ...] | None:
-    """Which anchor a point is: `()` for the SFT model, the weights of a single policy as it was trained, else None.
+def anchors(points: Iterable[tuple[Spec, str]]) -> list[tuple[float, ...] | None]:
+    """Which anchor each point is: `()` for the SFT model, the weights of a single policy as it was trained, else None.
 
-    Anchors belong to no way to merge, so that reference and ideal point are theirs. MORLHF runs are none: they are a
-    method that is compared with others.
+    Anchors belong to no way to merge, so that reference and ideal point are theirs. MORLHF runs and the policies of
+    other sets, whose weights stand behind those of the merged policies, are none: they are compared with others.
+
+    Args:
+        points: spec and group of each.
     """
-    if not any(spec["weights"]):
-        return ()
-    return None if group == MORLHF or _unchanged(spec) is None else tuple(spec["weights"])
+    points = list(points)
+    merged = min((len(spec["weights"]) for spec, _ in points), default=0)
+
+    def of(spec: Spec, group: str) -> tuple[float, ...] | None:
+        if not any(spec["weights"]):
+            return ()
+        own = group != MORLHF and len(spec["weights"]) == merged
+        return tuple(spec["weights"]) if own and _unchanged(spec) is not None else None
+
+    return [of(spec, group) for spec, group in points]
 
 
 def point_label(spec: Spec, policies: Sequence[str]) -> str:

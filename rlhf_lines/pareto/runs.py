@@ -18,7 +18,7 @@ from rlhf_lines.pareto.comparison import FORMAT, Attainment, RunsComparison, Run
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, Measure, correct
 from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers, why_no_budgets
 from rlhf_lines.pareto.fixed_points import Anchor, fixed_points
-from rlhf_lines.pareto.origin import anchor
+from rlhf_lines.pareto.origin import anchors
 from rlhf_lines.pareto.replicates import mean_over_runs, shared_counts
 from rlhf_lines.pareto.schema import PointEntry, label
 from rlhf_lines.pareto.utility import UTILITY_RULE
@@ -73,13 +73,13 @@ class RunScores:
     def offers(self, name: str) -> NDArray[np.float64]:
         """What a group offers at which KL, see `equal_kl.offers`."""
         weights = [point["spec"]["weights"] for point in self._of(name)]
-        sft = [point for point in self.points if anchor(point["spec"], point["group"]) == ()][:1]
+        sft = [point for point in self.points if not any(point["spec"]["weights"])][:1]
         unmoved = self._scores(sft) if sft else np.empty((0, *self.group(name).shape[1:]))
         return offers(self.group(name), self.group_kl(name), weights, unmoved)
 
     def anchored_means(self) -> tuple[list[Anchor], NDArray[np.float64]]:
         """Which anchor every point is, and the mean scores of every point, `[points, K]`."""
-        return [anchor(point["spec"], point["group"]) for point in self.points], self._scores(self.points).mean(axis=1)
+        return anchors((point["spec"], point["group"]) for point in self.points), self._scores(self.points).mean(axis=1)
 
     def _of(self, group: str) -> list[PointEntry]:
         return sorted((point for point in self.points if point["group"] == group), key=lambda point: point["id"])

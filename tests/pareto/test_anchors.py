@@ -61,8 +61,9 @@ def test_anchors_are_the_sft_model_and_single_policies_as_they_were_trained(poin
         *collapsed([51], "sum", [(1.0, 0.0)]),
         *collapsed([52], "twice", [(1.0, 0.0)]),
         *collapsed([53], "grown", [(0.0, 1.0)]),
+        *collapsed([54], "another set", [(0.0, 0.0, 1.0, 0.0)]),
     ]
-    for point, change in zip(others, ({}, {"rule": "sum"}, {"alpha": 2.0}, {"beta": 0.5}), strict=True):
+    for point, change in zip(others, ({}, {"rule": "sum"}, {"alpha": 2.0}, {"beta": 0.5}, {}), strict=True):
         point["spec"] |= change
     front = front_of([*points, *others])
     np.testing.assert_allclose(front["reference_point"], reference, rtol=1e-13)
