@@ -67,8 +67,7 @@ def rows(
     own_splits = read(source)
     everything = [row for own in own_splits.values() for row in own]
     spoken = kind != "text" and any(isinstance(row.get(column), list) for row in everything for column in SPOKEN)
-    named = columns(everything)
-    names = set(named)
+    names = set(columns(everything))
     implicit = kind != "text" and not spoken and "prompt" not in names and set(PAIR) <= names
     native = "hh" if spoken or implicit else "plain"
     written = find(template or native)
@@ -78,11 +77,11 @@ def rows(
         if wanted == "text":
             return texts_of(own, COLUMNS["text"], wanted, where)
         if spoken:
-            return _conversations(own, wanted, written, where, named)
+            return _conversations(own, wanted, written, where)
         if implicit:
             found = dialogues.rows(texts_of(own, PAIR, wanted, where), wanted, source)
             return [_rewritten(row, written, native, f"a prompt of dataset {where}") for row in found]
-        found = texts_of(own, COLUMNS[wanted], wanted, where)
+        found, named = texts_of(own, COLUMNS[wanted], wanted, where), columns(own)
         return [
             {
                 **_rewritten(row, written, native, f"row {number} of dataset {where}"),
@@ -198,9 +197,10 @@ def _tell_split(source: str, lacking: str, sizes: tuple[tuple[str, int], ...], t
 # --- conversations
 
 
-def _conversations(rows: Rows, wanted: str, template: Template, source: str, named: Sequence[str]) -> list[dict]:
+def _conversations(rows: Rows, wanted: str, template: Template, source: str) -> list[dict]:
     """The rows of one kind of a source that holds messages; a pair without a common turn is left out, and counted."""
-    given = set(columns(rows))
+    named = columns(rows)
+    given = set(named)
     if "messages" in given:
         given |= {"prompt", "completion"}
     if set(PAIR) <= given:
@@ -295,7 +295,7 @@ def _reply(prompt: Messages, turns: Messages, column: str, wanted: str, template
 
 
 def _columns(row: dict, named: Sequence[str]) -> dict[str, str]:
-    """What a row says besides; a column that it lacks and others have is null, so that a function may ask for it."""
+    """What a row says besides; what it lacks and others of its split have is null, so that a function may ask for it."""
     others = {name: row.get(name) for name in (*row, *named) if name != "prompt"}
     return {"columns": json.dumps(others, default=str)} if others else {}
 

@@ -118,10 +118,10 @@ def why_no_budgets(groups: Mapping[str, Sequence[ArrayLike | None]], *, is_ratio
     spent = {name: [max(0.0, float(np.mean(kl))) for kl in group] for name, group in groups.items()}
     far, near = max(spent, key=lambda name: min(spent[name])), min(spent, key=lambda name: max(spent[name]))
     if far == near:
-        return f"no common KL: all of {far} is at {min(spent[far]):.2f} nats"
+        return f"no common KL: all of {far} is at {min(spent[far]):z.2f} nats"
     return (
-        f"no common KL: {far} takes longer steps, from {min(spent[far]):.2f} nats on, where {near} ends at "
-        f"{max(spent[near]):.2f}"
+        f"no common KL: {far} takes longer steps, from {min(spent[far]):z.2f} nats on, where {near} ends at "
+        f"{max(spent[near]):z.2f}"
     )
 
 

@@ -45,7 +45,7 @@ def best_of_others(front: Front) -> str:
         of_groups = {name: entry[measure]["corrected"] for name, entry in front["fronts"].items()}
         name = max(of_groups, key=of_groups.__getitem__, default=LINES)
         if name not in (LINES, *OPPONENTS):
-            best.setdefault(name, []).append(f"{MEASURES[measure]} ({of_groups[name]:.4g})")
+            best.setdefault(name, []).append(f"{MEASURES[measure]} ({of_groups[name]:z.4g})")
     parts = [f"{label(name)} has the largest {' and '.join(values)}" for name, values in best.items()]
     return f"Of all groups, {', '.join(parts)}." if parts else ""
 
@@ -80,7 +80,7 @@ def budgets_text(entry: Comparison) -> str:
     >>> budgets_text({"kl_budgets": [0.5, 3.25]})
     '0.50 to 3.25'
     """
-    return "-" if entry["kl_budgets"] is None else " to ".join(f"{kl:.2f}" for kl in entry["kl_budgets"])
+    return "-" if entry["kl_budgets"] is None else " to ".join(f"{kl:z.2f}" for kl in entry["kl_budgets"])
 
 
 def bases(front: Front, entry: Comparison) -> dict[str, float]:

@@ -24,6 +24,8 @@ PUBLISHED = {
     "Ray2333/gpt2-large-helpful-reward_model": 774_030_080,
     "Ray2333/gpt2-large-harmless-reward_model": 774_030_080,
     "mohameddhiab/humor-no-humor": 66_362_880,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "sentence-transformers/all-MiniLM-L6-v2": 22_713_216,
 }
 
 

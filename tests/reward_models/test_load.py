@@ -118,7 +118,7 @@ def test_an_adapter_without_its_base_is_an_error(adapter, monkeypatch, base, mes
 @pytest.mark.parametrize("path", ["./absent", "/absent", "outputs/reward_models/absent", "../absent", "absent/"])
 def test_a_folder_that_does_not_exist_is_an_error(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="does not exist; make it with: rlhf-lines reward"):
+    with pytest.raises(FileNotFoundError, match="does not exist; make one with: rlhf-lines reward"):
         load(path)
 
 

@@ -37,7 +37,7 @@ from tests.sweep.of_a_run import (
 # --- what a finished sweep holds ---
 
 
-FILES = {f"{figure}{suffix}" for figure in ("front", "validation") for suffix in (".png", ".pdf")}
+FILES = {f"{figure}{suffix}" for figure in ("front", "kl", "validation") for suffix in (".png", ".pdf")}
 TABLES = ("table.tex", "front.csv")
 
 
