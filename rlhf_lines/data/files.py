@@ -295,7 +295,7 @@ def _reply(prompt: Messages, turns: Messages, column: str, wanted: str, template
 
 
 def _columns(row: dict, named: Sequence[str]) -> dict[str, str]:
-    """What a row says besides; what it lacks and others of its split have is null, so that a function may ask for it."""
+    """What a row says besides; what it lacks and others of its split have is null, for functions that ask for it."""
     others = {name: row.get(name) for name in (*row, *named) if name != "prompt"}
     return {"columns": json.dumps(others, default=str)} if others else {}
 

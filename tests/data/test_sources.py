@@ -97,7 +97,7 @@ def test_texts_come_as_they_are_written(tmp_path):
     assert read(str(path)) == {"train": rows}
     found = data.load(str(path), "prompts", "test", test_size="all").to_list()
     assert [row["prompt"] for row in found] == [row["prompt"] for row in rows]
-    assert [json.loads(row.get("columns", "{}")) for row in found] == [{"x": 1}, {"x": "one"}]
+    assert [json.loads(row.get("columns") or "{}") for row in found] == [{"x": 1}, {"x": "one"}]
 
 
 @pytest.mark.parametrize("spoken", [False, True])
