@@ -17,6 +17,18 @@ from tests import tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "accelerate")
+
+
+def unlike(paths: list[Path]) -> list[Path]:
+    """Those whose settings differ from those before by more than a folder or the names of rewards: a plan takes 5 s."""
+    found = {}
+    for path in paths:
+        config = yaml.safe_load(path.read_text())
+        kept = {key: len(value) if key == "rewards" else value for key, value in config.items() if key != "output_dir"}
+        found.setdefault(json.dumps(kept, sort_keys=True), path)
+    return list(found.values())
+
+
 STAGE_OF = {"base": "sft", "sft": "sft", "reward": "reward", "sweep": "sweep", "merge": "merge"}
 
 
@@ -40,7 +52,7 @@ def test_the_shipped_configs_are_found():
     assert len(FILES) >= 10
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+@pytest.mark.parametrize("path", unlike(FILES), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_shipped_config_has_a_plan_offline(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing of it has been made
     result = planned(str(path))
