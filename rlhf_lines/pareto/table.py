@@ -235,7 +235,7 @@ def points_table(front: Front) -> list[str]:
             free -= _column_width(column)
     table = in_blocks(fixed, [*scores, *(further[name] for name in kept)], left=3)
     return [
-        *_title(group, points),
+        *_title(front, group, points),
         *table,
         *_notes(front, points, kept, [name for name in further if name not in kept]),
     ]
@@ -264,12 +264,13 @@ def _best_group(front: Front) -> str | None:
     return max(utilities, key=utilities.__getitem__, default=None)
 
 
-def _title(group: str | None, points: Sequence[PointEntry]) -> list[str]:
+def _title(front: Front, group: str | None, points: Sequence[PointEntry]) -> list[str]:
     if group is None:
         return []
     scalings = {_scaling(point) for point in points if point["group"] == group}
     scaling = f" ({', '.join(scalings.pop())})" if len(scalings) == 1 else ""
-    return [f"The group of the largest expected utility: {_clip(group)}{scaling}"]
+    aside = ", controls aside" if any(name in CONTROLS for name in front["fronts"]) else ""
+    return [f"The group of the largest expected utility{aside}: {_clip(group)}{scaling}"]
 
 
 def _notes(front: Front, points: Sequence[PointEntry], shown: Sequence[str], left_out: Sequence[str]) -> list[str]:

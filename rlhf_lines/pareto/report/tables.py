@@ -107,7 +107,7 @@ def choice_table(content: Content) -> Table | None:
             text = Markup("<span>{} <span class='range'>({})</span></span>").format(place, number(_worth(found), 3))
             cell = _link(found.point, text)
             is_best = found.point["id"] == choice.point
-            cells[name].append(Markup("<strong class='chosen'>{} best</strong>").format(cell) if is_best else cell)
+            cells[name].append(Markup("<strong class='chosen'>{} picked</strong>").format(cell) if is_best else cell)
     heads = [
         Markup("<span>{} {}</span>").format(symbol(content.groups[name]), bdi(content.groups[name].label))
         for name in groups

@@ -657,7 +657,7 @@ def test_the_best_point_for_a_preference_is_that_of_pick_and_opens(open_page, re
     assert row.locator("th").inner_text() == "70 : 30"
     picked = pick_point(front, preference=[0.7, 0.3], scale="range")
     star = row.locator(".chosen")
-    assert star.inner_text().endswith(" best")
+    assert star.inner_text().endswith(" picked")
     assert star.inner_text().startswith(" / ".join(f"{w:g}" for w in picked["spec"]["weights"]))
     star.locator("a").click()
     page.wait_for_function(f"() => document.getElementById('right').value === '{picked['id']}'")
