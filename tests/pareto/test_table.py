@@ -64,7 +64,7 @@ def test_no_control_is_the_group_that_is_shown_however_good_it_is(make_points, g
     utility = {group: entry["expected_utility"]["corrected"] for group, entry in front["fronts"].items()}
     assert max(utility, key=utility.get) == "scaled"
     assert f"expected utility, controls aside: {expected} (" in front_table(front)
-    assert "scaled" not in front_table(front).partition("expected utility: ")[2]
+    assert "scaled" not in front_table(front).partition("controls aside: ")[2]
 
 
 def test_settings_are_columns_where_they_differ_within_the_group(make_points):
