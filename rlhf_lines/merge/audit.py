@@ -112,16 +112,16 @@ def two_policies(audit: Mapping[str, Any]) -> str | None:
     policies = audit["policies"]
     if len(policies) != 2:
         return None
-    start = "It takes three policies to tell one that is unlike the others."
     empty = [policy["name"] for policy in policies if not policy["norm"]]
     if empty:
-        return f"{start} {' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} the SFT model: the residual is 0."
+        return f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} the SFT model: the residual is 0."
     longer, shorter = sorted(policies, key=lambda policy: -policy["norm"])
     shares = " and ".join(f"{policy['spectrum'][0]:.0%}" for policy in (longer, shorter))
     ratio = longer["norm"] / shorter["norm"]
     return (
-        f"{start} {longer['name']} has {ratio:z.2f} times the norm of {shorter['name']}, the "
-        f"cosine of the two is {audit['cosine'][0][1]:z.2f}, and first directions hold {shares} of their squared norms."
+        f"{longer['name']} has {ratio:z.2f} times the norm of {shorter['name']}, the cosine of the two is "
+        f"{audit['cosine'][0][1]:z.2f}, and first directions hold {shares} of their squared norms (which of two is the "
+        "unlike one, nothing tells)."
     )
 
 

@@ -211,14 +211,12 @@ def test_of_two_policies_is_said_what_can_be_said():
     ]
     cosine = flat[0] @ flat[1] / (norms[0] * norms[1])
     assert two_policies(audit) == (
-        "It takes three policies to tell one that is unlike the others. other has "
-        f"{norms[1] / norms[0]:.2f} times the norm of one, the cosine of the two is {cosine:z.2f}, and first "
-        f"directions hold {first[0]:.0%} and {first[1]:.0%} of their squared norms."
+        f"other has {norms[1] / norms[0]:.2f} times the norm of one, the cosine of the two is {cosine:z.2f}, and first "
+        f"directions hold {first[0]:.0%} and {first[1]:.0%} of their squared norms (which of two is the unlike one, "
+        "nothing tells)."
     )
     still = adapter(3, scale=0.0, path="still")
-    assert two_policies(audit_policies([one, still], num_layers=LAYERS)).endswith(
-        "unlike the others. still is the SFT model: the residual is 0."
-    )
+    assert two_policies(audit_policies([one, still], num_layers=LAYERS)) == "still is the SFT model: the residual is 0."
 
 
 @pytest.mark.parametrize("count", [1, 3])
