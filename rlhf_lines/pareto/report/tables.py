@@ -18,7 +18,7 @@ from rlhf_lines.pareto.report import badly, facts
 from rlhf_lines.pareto.report.content import Content, Measure
 from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, signed, visible, weights
-from rlhf_lines.pareto.schema import SFT, GridEntry, Mean, PointEntry, Value, label, shortened
+from rlhf_lines.pareto.schema import SFT, SOUP, GridEntry, Mean, PointEntry, Value, label, shortened
 from rlhf_lines.pareto.table import MEASURES, decimals, p_text
 
 
@@ -103,9 +103,7 @@ def choice_table(content: Content) -> Table | None:
     for choice in content.choices:
         for name in groups:
             found = pick(front, preference=choice.preference, scale="range", group=name)
-            place = content.place(found.point)
-            text = Markup("<span>{} <span class='range'>({})</span></span>").format(place, number(_worth(found), 3))
-            cell = _link(found.point, text)
+            cell = _link(found.point, _worth_of(content, found))
             is_best = found.point["id"] == choice.point
             cells[name].append(Markup("<strong class='chosen'>{} picked</strong>").format(cell) if is_best else cell)
     heads = [
@@ -115,7 +113,32 @@ def choice_table(content: Content) -> Table | None:
     labels = [" : ".join(f"{100 * part:.0f}" for part in choice.preference) for choice in content.choices]
     first = Column(Markup("<span>{} (%)</span>").format(bdi(" : ".join(objectives))), labels, start=True)
     rows = [{"data-preference": str(k)} for k in range(len(labels))]
-    return Table("The best point of every group by preference", [first, *map(Column, heads, cells.values())], rows)
+    columns = [first, *map(Column, heads, cells.values()), *_soup_within(content)]
+    return Table("The best point of every group by preference", columns, rows)
+
+
+def _soup_within(content: Content) -> list[Column]:
+    """For every preference the best point of the soup whose KL is at most that of the point that is picked."""
+    front, spent = content.front, {point["id"]: point["kl"] for point in content.front["points"]}
+    if SOUP not in front["fronts"] or None in [spent[choice.point] for choice in content.choices]:
+        return []
+    cells = []
+    for choice in content.choices:
+        limit = max(spent[choice.point]["mean"], 0.0)
+        try:
+            found = pick(front, preference=choice.preference, scale="range", group=SOUP, max_kl=limit)
+        except ValueError:  # every point of the soup is further away
+            cells.append(NOTHING)
+        else:
+            cells.append(_worth_of(content, found))
+    head = Markup("<span>{} {}, at most the KL of the picked</span>")
+    return [Column(head.format(symbol(content.groups[SOUP]), bdi(content.groups[SOUP].label)), cells)]
+
+
+def _worth_of(content: Content, found: Picked) -> Markup:
+    """Where a point of its group is, and its utility in brackets."""
+    text = Markup("<span>{} <span class='range'>({})</span></span>")
+    return text.format(content.place(found.point), number(_worth(found), 3))
 
 
 def _worth(picked: Picked) -> float:
