@@ -5,9 +5,10 @@
     python benchmarks/seven_billion.py --only ppo sweep      some of the stages
 
 Weights are random, in bfloat16, made on the spot. Every stage is the command that a user gives, in its own process.
-Two peaks of its memory are measured: of all that is resident, and of that without pages of files, which the kernel
-drops when it needs room. The plan is compared with the second. It counts what is beside Python and its libraries (but
-for merges, where they are a part of the plan), so what is resident after the stage's imports is added to it.
+Two peaks of its memory are measured: of all that is resident, and of that without pages of files. Weights in the dtype of
+their files are such pages: transformers maps them, and they are read again if the kernel drops them. The plan counts
+weights, so it is compared with the first. It counts what is beside Python and its libraries (but for merges, where they
+are a part of the plan), so what is resident after the stage's imports is added to it.
 """
 
 from __future__ import annotations
@@ -177,8 +178,8 @@ def _run(stage: Stage, folder: Path) -> dict | None:
     peak, held = measured["peak_bytes"], measured["peak_bytes_without_files"]
     total = planned if whole else planned + libraries
     sizes = (f"{size / 1e9:.2f}" for size in (peak, held, libraries, total))
-    print(f"| {stage.name} | {measured['seconds']:.0f} | {' | '.join(sizes)} | {total / held:.2f} |", flush=True)
-    return {"peak": peak, "ratio": total / held}
+    print(f"| {stage.name} | {measured['seconds']:.0f} | {' | '.join(sizes)} | {total / peak:.2f} |", flush=True)
+    return {"peak": peak, "ratio": total / peak}
 
 
 def _planned(stage: Stage) -> tuple[int, bool]:
@@ -193,7 +194,7 @@ def _planned(stage: Stage) -> tuple[int, bool]:
 
 
 def _libraries(stage: Stage) -> int:
-    """What is resident, without pages of files, once a stage has imported what it uses, in bytes."""
+    """What is resident once a stage has imported what it uses, in bytes."""
     model = "peft.tuners.lora, transformers.models.llama.modeling_llama"
     imports = {
         "ppo": f"import {model}, rlhf_lines.train.ppo, torch._dynamo; from trl import GRPOTrainer",
@@ -202,7 +203,7 @@ def _libraries(stage: Stage) -> int:
     }[stage.verb]
     if stage.flags.get("load_in_4bit"):
         imports += "\nimport bitsandbytes"
-    code = f"{imports}\nprint(*(line for line in open('/proc/self/status') if 'RssAnon' in line))"
+    code = f"{imports}\nprint(*(line for line in open('/proc/self/status') if 'VmRSS' in line))"
     return int(_last_line([sys.executable, "-c", code]).split()[1]) * 1024
 
 
