@@ -5,10 +5,10 @@
     python benchmarks/seven_billion.py --only ppo sweep      some of the stages
 
 Weights are random, in bfloat16, made on the spot. Every stage is the command that a user gives, in its own process.
-Two peaks of its memory are measured: of all that is resident, and of that without pages of files. Weights in the dtype of
-their files are such pages: transformers maps them, and they are read again if the kernel drops them. The plan counts
-weights, so it is compared with the first. It counts what is beside Python and its libraries (but for merges, where they
-are a part of the plan), so what is resident after the stage's imports is added to it.
+Two peaks of its memory are measured: of all that is resident, and of that without pages of files. Weights in the dtype
+of their files are such pages: transformers maps them, and they are read again if the kernel drops them. The plan
+counts weights, so it is compared with the first. It counts what is beside Python and its libraries (but for merges,
+where they are a part of the plan), so what is resident after the stage's imports is added to it.
 """
 
 from __future__ import annotations
