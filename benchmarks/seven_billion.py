@@ -186,7 +186,7 @@ def _planned(stage: Stage) -> tuple[int, bool]:
     """The peak of the plan in bytes, and whether libraries are a part of it."""
     code = (
         "import sys; from rlhf_lines.plan import Options, plan; from rlhf_lines.plan import memory\n"
-        "top = memory.peak(plan(sys.argv[2:], Options(stage=sys.argv[1])).phases);"
+        "top = memory.peak(plan(sys.argv[2:], Options(stage=sys.argv[1], device='cpu')).phases);"
         "print(top.total, int(memory.LIBRARIES_PART in top.parts))"
     )
     total, whole = _last_line([sys.executable, "-c", code, stage.verb, *stage.words]).split()
