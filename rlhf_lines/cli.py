@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import accept_negative_numbers, check_unknown, holds_nul, read_config
+from rlhf_lines.arguments import accept_negative_numbers, check_unknown, holds_nul
 from rlhf_lines.artifact import refuse_existing
 from rlhf_lines.disk import disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
@@ -247,8 +247,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stage(options: argparse.Namespace) -> None:
     verb, arguments = options.verb, options.rest
-    read_config(arguments)  # a mistake in the file is told before seconds of imports
-    refuse_taken(arguments)
+    refuse_taken(arguments)  # a mistake in the file, too, is told before seconds of imports
     _quiet_warnings()
     _show_log()
     module, configs, given = read_stage(verb, arguments)

@@ -138,6 +138,7 @@ def refuse_taken(arguments: list[str]) -> None:
         FileExistsError: it exists, and is not to be replaced.
         ValueError: it is no name that a folder can have, or the config file cannot be read.
     """
+    given = read_config(arguments)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("output_dir", *SWITCHES):
         dashed = [f"--{name}"] + [f"--{name.replace('_', '-')}"] * ("_" in name)
@@ -146,7 +147,7 @@ def refuse_taken(arguments: list[str]) -> None:
         flags, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError:  # the parser of the stage says it better
         return
-    said = {**read_config(arguments), **{name: value for name, value in vars(flags).items() if value is not None}}
+    said = {**given, **{name: value for name, value in vars(flags).items() if value is not None}}
     output_dir = said.get("output_dir")
     may_exist = any(str(said.get(name, False)).lower() not in OFF for name in SWITCHES)
     if not isinstance(output_dir, str) or not Path(output_dir).name or may_exist or {"-h", "--help"} & set(arguments):

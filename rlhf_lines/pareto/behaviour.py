@@ -5,7 +5,6 @@ Letters: P prompts, S samples of each, K objectives. Lengths are in tokens, the 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -139,7 +138,8 @@ def behaviour_entry(
     means = resampling.means(columns) | resampling.shares(shares)
     means |= resampling.shares({"repetition": columns["repetition"]}, answers=False)
     means["distinct"] |= NO_INTERVAL  # how often a text recurs depends on all other prompts
-    means["tokens"] = _within(means["tokens"], 0.0, math.inf)
+    if means["tokens"]["low"] is not None:  # stretched for few prompts, it may lie below what a length can be
+        means["tokens"]["low"] = max(means["tokens"]["low"], 0.0)
     matched: list[Mean | None] = [None] * len(objectives)
     if sft is not None:
         tokens = (own.tokens, sft.tokens)
@@ -184,13 +184,6 @@ def prompt_means(behaviour: Behaviour) -> dict[str, Array]:
         strict=True,
     )
     return {name: column.mean(axis=1) for name, column in columns if column is not None}
-
-
-def _within(mean: Mean, least: float, most: float) -> Mean:
-    """A mean whose interval keeps to what it can be: stretched for few prompts, the ends may lie beyond."""
-    if mean["low"] is None:
-        return mean
-    return {**mean, "low": max(mean["low"], least), "high": min(mean["high"], most)}
 
 
 def _check_same(own: Behaviour, sft: Behaviour | None) -> None:

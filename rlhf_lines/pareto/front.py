@@ -138,10 +138,6 @@ def build_front(
     scores = _stack_scores(points, rewards)  # [n, P, K]
     means, prompts = scores.mean(axis=1), scores.shape[1]
 
-    def resampled(columns: ArrayLike) -> NDArray[np.float64]:
-        """Means `[R, columns]` of the columns `[P, columns]` of one point, whose digits no other point can change."""
-        return bootstrap_means(np.asarray(columns)[None], resamples, seed)[:, 0]
-
     anchored = anchors((point.spec, point.group) for point in points)
     reference, ideal, rule = fixed_points([(anchored, means)], rewards, given_reference_point)
     kl = [_per_prompt(point, "kl", point.kl, prompts) for point in points]

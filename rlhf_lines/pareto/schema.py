@@ -195,9 +195,7 @@ class Validation(Tuning):
     reference_point: list[float]
     max_kl: float | None  # the limits within which was chosen; null where there is none
     max_forgetting: float | None
-    minimum: dict[
-        str, float
-    ]  # by score, likewise: what the mean of every point has to reach; empty where there is none
+    minimum: dict[str, float]  # what the mean of every point has to reach, by score; empty where there is no limit
     groups: dict[str, Tuning]
 
 

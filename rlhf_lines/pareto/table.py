@@ -337,10 +337,10 @@ def _measures(front: Front) -> dict[str, Further]:
         "better": Further("share better in all objectives", metric("win_rate", "all_better"), _shares),
         "worse": Further("share worse in all", metric("win_rate", "all_worse"), _shares),
     }
-    for number, name in enumerate(front["objectives"], start=1):
-        short = (
-            _clip(name) if len({_clip(other) for other in front["objectives"]}) == len(front["objectives"]) else number
-        )
+    shorts: Sequence[str] = [_clip(name) for name in front["objectives"]]
+    if len(set(shorts)) < len(shorts):
+        shorts = [str(number) for number in range(1, len(shorts) + 1)]
+    for short, name in zip(shorts, front["objectives"], strict=True):
         found |= {
             f"wins ({short})": Further("share better in it", metric("win_rate", "by_objective", name), _shares),
             f"r ({short})": Further("correlation with length", metric("length_correlation", name), _correlations),

@@ -5,6 +5,7 @@ They are drawn without pyplot and its global state, and saved as PNG or PDF, the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,29 @@ SETTINGS = {
     "text.parse_math": False,
     "pdf.fonttype": 42,
 }
+
+
+@contextmanager
+def saved_panels(
+    paths: Sequence[str | Path], count: int, groups: int, *, beside: float
+) -> Iterator[tuple[Any, Sequence[Any], int]]:
+    """As `saved_figure`, with panels up to three abreast: yield the figure, its `count` panels, the legend's columns.
+
+    Args:
+        paths: as for `saved_figure`.
+        count: of panels.
+        groups: entries of the legend.
+        beside: inches that the figure is higher than panels and legend.
+    """
+    columns = min(count, 3)
+    rows = math.ceil(count / columns)
+    legend_columns = min(groups, 2 if columns == 1 else 3)
+    height = PANEL_INCHES * rows + LEGEND_ROW_INCHES * math.ceil(groups / legend_columns) + beside
+    with saved_figure(paths, (COLUMN_INCHES if columns == 1 else PAGE_INCHES, height)) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel in panels[count:]:
+            panel.set_axis_off()
+        yield figure, panels[:count], legend_columns
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,19 +43,10 @@ def plot_forgetting(front: Front, path: str | Path, *others: str | Path) -> Path
         )
     rewards, rows = front["rewards"], damage_undone(front)
     groups = list(looks(point["group"] for point in points).values())
-    columns = min(len(rewards), 3)
-    lines = math.ceil(len(rewards) / columns)
-    width = canvas.COLUMN_INCHES if columns == 1 else canvas.PAGE_INCHES
-    legend_columns = min(len(groups), 2 if columns == 1 else 3)
-    height = canvas.PANEL_INCHES * lines + 0.6
-    height += canvas.LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
-    with canvas.saved_figure([path, *others], (width, height)) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for panel, reward in zip(panels, rewards, strict=False):
+    with canvas.saved_panels([path, *others], len(rewards), len(groups), beside=0.6) as (figure, panels, columns):
+        for panel, reward in zip(panels, rewards, strict=True):
             _draw_panel(panel, front, points, groups, rows, reward)
-        for panel in panels[len(rewards) :]:
-            panel.set_axis_off()
-        _draw_legend(figure, front, groups, rows, legend_columns)
+        _draw_legend(figure, front, groups, rows, columns)
     return Path(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,21 +33,13 @@ def plot_kl(front: Front, path: str | Path, *others: str | Path) -> Path:
         raise ValueError("no point of the front has a KL to the SFT model, so there is no cost to draw")
     choices = kl_choices(front)
     groups = list(looks(point["group"] for point in points).values())
-    columns = min(len(choices), 3)
-    rows = math.ceil(len(choices) / columns)
-    width = canvas.COLUMN_INCHES if columns == 1 else canvas.PAGE_INCHES
-    legend_columns = min(len(groups), 2 if columns == 1 else 3)
-    height = canvas.PANEL_INCHES * rows + 0.45 + canvas.LEGEND_ROW_INCHES * math.ceil(len(groups) / legend_columns)
-    with canvas.saved_figure([path, *others], (width, height)) as figure:
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for panel, reward in zip(panels, choices, strict=False):
+    with canvas.saved_panels([path, *others], len(choices), len(groups), beside=0.45) as (figure, panels, columns):
+        for panel, reward in zip(panels, choices, strict=True):
             for depth, group in enumerate(reversed(groups)):
                 own = [point for point in points if point["group"] == group.name]
                 _draw_group(panel, front, own, group, reward, 3 + depth)
             _draw_axes(panel, front, reward)
-        for panel in panels[len(choices) :]:
-            panel.set_axis_off()
-        _draw_legends(figure, front, points, groups, legend_columns)
+        _draw_legends(figure, front, points, groups, columns)
     return Path(path)
 
 
