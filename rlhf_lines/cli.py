@@ -322,7 +322,7 @@ def _pick(options: argparse.Namespace) -> None:
 
         known["worth"] = worth_of(options.run_dir, front, picked)
         known["prompts"] = lost_prompts(options.run_dir, front, picked.point)
-    _say(picked_text(front, picked.point, options.run_dir, left_out=picked.left_out, **known))
+    _say(picked_text(front, picked.point, options.run_dir, picked=picked, **known))
 
 
 def _minimum(text: str) -> tuple[str, float]:

@@ -31,6 +31,9 @@ class Picked(NamedTuple):
         factors: what one unit of each score counts in the worth by which was picked.
         constant: what the worth has beside: it is `constant + sum of factor * score`.
         left_out: groups of controls that were not looked at.
+        asked: by what it was picked, in words; empty where it was asked for by its id.
+        runner_up: the id of the next best point of other mean scores, and how much less it is worth; None where there
+            is none.
     """
 
     point: PointEntry
@@ -38,6 +41,8 @@ class Picked(NamedTuple):
     factors: dict[str, float]
     constant: float
     left_out: list[str]
+    asked: str = ""
+    runner_up: tuple[int, float] | None = None
 
 
 class Worth(NamedTuple):
@@ -121,7 +126,40 @@ def pick(
     if scale == "range":
         reference = dict(zip(objectives, front["reference_point"], strict=True))
         constant = -sum(factor * reference[name] for name, factor in factors.items())
-    return Picked(candidates[best], [each["id"] for each in candidates], factors, constant, left_out)
+    others = [i for i in range(len(candidates)) if (means[i] != means[best]).any()]
+    runner_up = max(others, key=lambda i: worth[i], default=None)
+    return Picked(
+        candidates[best],
+        [each["id"] for each in candidates],
+        factors,
+        constant,
+        left_out,
+        _asked(objectives, preference, scale or "raw", minimum, maximize, max_kl),
+        None if runner_up is None else (candidates[runner_up]["id"], float(worth[best] - worth[runner_up])),
+    )
+
+
+def _asked(
+    objectives: Sequence[str],
+    preference: Sequence[float] | None,
+    scale: str,
+    minimum: Mapping[str, float] | None,
+    maximize: str | None,
+    max_kl: float | None,
+) -> str:
+    """By what a point is picked, in words.
+
+    >>> _asked(["r1", "r2"], [0.7, 0.3], "range", None, None, 5.0)
+    '0.7 r1 + 0.3 r2, each score as a share of its range (--scale range); at most 5 nats of KL'
+    """
+    if preference is None:
+        floors = " and ".join(f"{name} of at least {low:zg}" for name, low in (minimum or {}).items())
+        asked = f"the most {maximize} with {floors}"
+    else:
+        parts = " + ".join(f"{weight:zg} {name}" for weight, name in zip(preference, objectives, strict=True))
+        as_counted = {"raw": "scores in their own units", "range": "each score as a share of its range"}[scale]
+        asked = f"{parts}, {as_counted} (--scale {scale})"
+    return asked if max_kl is None else f"{asked}; at most {max_kl:zg} nats of KL"
 
 
 def pick_point(front: Front, **question) -> PointEntry:
@@ -165,7 +203,7 @@ def picked_text(
     point: PointEntry,
     run_dir: str | Path,
     *,
-    left_out: Sequence[str] = (),
+    picked: Picked | None = None,
     worth: Worth | None = None,
     prompts: Mapping[int, str] | None = None,
 ) -> str:
@@ -177,7 +215,7 @@ def picked_text(
         front: of the point.
         point: an entry of it.
         run_dir: of the sweep.
-        left_out: groups that were not looked at.
+        picked: how the point was picked, where it was.
         worth: what is known of the choice, where it is.
         prompts: texts of the prompts at which it lost most, by their ids, where they are known.
 
@@ -201,15 +239,29 @@ def picked_text(
     ]
     if point["single_policy"] is not None:
         lines.append(f"  it is one policy as it was trained: {front['policies'][point['single_policy']]}")
+    if picked is not None:
+        lines += _how_picked(front, picked)
     lines += _choice(worth)
     lines += _lost(point, prompts or {})
-    if left_out:
-        lines.append(f"  not looked at: {', '.join(left_out)} (controls; --group looks at one)")
+    if picked is not None and picked.left_out:
+        lines.append(f"  not looked at: {', '.join(picked.left_out)} (controls; --group looks at one)")
     if point["merge_arguments"] is None:
         last = f"It is the SFT model itself, no merge is needed: {front['sft_model']}"
     else:
         last = merge_command(front, point, run_dir)
     return "\n".join([*lines, "", last])
+
+
+def _how_picked(front: Front, picked: Picked) -> list[str]:
+    """What a point was picked by, and how far ahead of the next best it is."""
+    if not picked.asked:
+        return []
+    count = len(picked.among)
+    lines = [f"  picked by {picked.asked}, among {count} point{'s' * (count > 1)}"]
+    if picked.runner_up is not None:
+        runner_up, less = picked.runner_up
+        lines.append(f"  next best: point {runner_up} ({_by_id(front, runner_up)['group']}), worth {less:z.2g} less")
+    return lines
 
 
 def _choice(worth: Worth | None) -> list[str]:

@@ -262,7 +262,7 @@ def test_controls_are_left_out_unless_one_is_asked_for(many):
         picked = pick(many, preference=[0.6, 0.4], group=group)
         assert picked.point["id"] == best(many, a_and_b, lambda p, group=group: p["group"] == group)
         assert picked.left_out == []
-    text = picked_text(many, picked.point, "run", left_out=CONTROLS)
+    text = picked_text(many, picked.point, "run", picked=picked._replace(left_out=CONTROLS))
     assert "  not looked at: scaled, reversed (controls; --group looks at one)" in text.splitlines()
 
 
@@ -308,8 +308,31 @@ def test_the_scale_counts_in_units_of_the_range(many):
 
 def test_a_point_can_be_asked_for(many):
     for i in (0, 3, 12):
-        assert pick(many, point=i) == (many["points"][i], [], {}, 0.0, [])
+        assert pick(many, point=i) == (many["points"][i], [], {}, 0.0, [], "", None)
     assert picked_text(many, many["points"][3], "run").startswith("point 3: ")
+
+
+def test_what_it_was_picked_by_is_told_with_the_runner_up(many):
+    picked = pick(many, preference=[0.6, 0.4], max_kl=9.0)
+    worths = sorted((a_and_b(p) for p in many["points"] if p["id"] in picked.among), reverse=True)
+    runner_up, less = picked.runner_up
+    assert a_and_b(many["points"][runner_up]) == worths[1] and less == pytest.approx(worths[0] - worths[1], rel=1e-9)
+    lines = picked_text(many, picked.point, "run", picked=picked).splitlines()
+    asked = "0.6 a + 0.4 b, scores in their own units (--scale raw); at most 9 nats of KL"
+    assert f"  picked by {asked}, among {len(picked.among)} points" in lines
+    assert f"  next best: point {runner_up} ({many['points'][runner_up]['group']}), worth {less:.2g} less" in lines
+
+    picked = pick(many, minimum={"share_empty": 0.3, "humor": -2.0}, maximize="a")
+    lines = picked_text(many, picked.point, "run", picked=picked).splitlines()
+    floors = "share_empty of at least 0.3 and humor of at least -2"
+    assert f"  picked by the most a with {floors}, among 5 points" in lines
+
+
+def test_alone_it_has_no_runner_up(many):
+    picked = pick(many, preference=[0.6, 0.4], group="sft")
+    assert picked.runner_up is None
+    text = picked_text(many, picked.point, "run", picked=picked)
+    assert ", among 1 point\n" in text and "next best" not in text
 
 
 def test_what_is_known_of_the_choice_is_told(many):
