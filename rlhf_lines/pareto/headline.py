@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rlhf_lines.pareto.comparison import RunsComparison
-from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, conclusions
-from rlhf_lines.pareto.schema import LINES, SOUP, Comparison, Front, label
+from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, conclusions, verdict
+from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front, label
 
 
 SAYINGS = {
@@ -14,6 +14,16 @@ SAYINGS = {
     "lower": "LiNeS is lower than {}",
     "mixed": "LiNeS against {} is mixed",
     "undecided": "LiNeS and {} cannot be told apart",
+}
+
+# What the comparison with one factor for all layers, which is tuned alike, says of scaling by depth.
+DEPTH = {
+    "better": "So depth helps here, and not length alone.",
+    "worse": "So depth does not help here: one factor for all layers gives more.",
+    "higher": "So depth may help here, or longer steps.",
+    "lower": "So depth does not help here, unless at equal KL.",
+    "mixed": "So depth helps by some of these measures and not by others.",
+    "undecided": "So depth is not seen to matter here.",
 }
 
 
@@ -32,10 +42,24 @@ def front_headline(front: Front) -> str:
         words = "the rewarded soup" if entry["b"] == SOUP else label(entry["b"])
         missing = "" if is_one or not without_equal_kl(entry) else f"; {without_equal_kl(entry)}"
         found.append(f"{SAYINGS[entry['verdict']].format(words)}: {_effects(front, entry)}{missing}.")
+        found.append(of_depth(front, entry))
     if is_one and without_equal_kl(told[0]):
         found.append(f"All this is {without_equal_kl(told[0])}.")
     start = "For these policies, " if found else ""
     return start + " ".join(filter(None, [*found, best_of_others(front)]))
+
+
+def of_depth(front: Front, entry: Comparison) -> str:
+    """What the comparison of LiNeS with one factor for all layers says of depth; empty of other comparisons.
+
+    Where measures are mixed but none is for depth, it does not help.
+    """
+    if (entry["a"], entry["b"]) != (LINES, SCALED):
+        return ""
+    signs = conclusions(entry, front["confidence"])
+    if set(signs.values()) == {-1, 0}:
+        return DEPTH["worse" if len(signs) == len(MEASURES) else "lower"]
+    return DEPTH[verdict(signs)]
 
 
 def best_of_others(front: Front) -> str:

@@ -53,7 +53,14 @@ def front_of(**comparisons):
         (
             {"scaled": ("mixed", [(-3.4, 0.001), (-0.01, 0.2), (0.8, 0.01)])},
             "For these policies, LiNeS against even scaling is mixed: -17 % hypervolume, "
-            "-2.0 % expected utility (within noise), +10 % hypervolume at equal KL from 0.50 to 3.25 nats.",
+            "-2.0 % expected utility (within noise), +10 % hypervolume at equal KL from 0.50 to 3.25 nats. So depth "
+            "helps by some of these measures and not by others.",
+        ),
+        (
+            {"scaled": ("mixed", [(-3.4, 0.001), (-0.01, 0.2), (-0.01, 0.9)])},
+            "For these policies, LiNeS against even scaling is mixed: -17 % hypervolume, -2.0 % expected utility "
+            "(within noise), -0.1 % hypervolume at equal KL from 0.50 to 3.25 nats (within noise). So depth does not "
+            "help here: one factor for all layers gives more.",
         ),
         (
             {
@@ -61,8 +68,8 @@ def front_of(**comparisons):
                 "rewarded_soup": ("undecided", [(0.02, 0.9), (0.0, 1.0)]),
             },
             "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
-            "utility. LiNeS is lower than even scaling: -100 % hypervolume, -200 % expected utility. All this is not "
-            "compared at equal KL (no KL).",
+            "utility. LiNeS is lower than even scaling: -100 % hypervolume, -200 % expected utility. So depth does not "
+            "help here, unless at equal KL. All this is not compared at equal KL (no KL).",
         ),
         (
             {
@@ -71,7 +78,8 @@ def front_of(**comparisons):
             },
             "For these policies, LiNeS and the rewarded soup cannot be told apart: +0.1 % hypervolume, +0.0 % expected "
             "utility, +0.0 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is higher than even scaling: +100 % "
-            "hypervolume, +200 % expected utility; not compared at equal KL (no KL).",
+            "hypervolume, +200 % expected utility; not compared at equal KL (no KL). So depth may help here, or longer "
+            "steps.",
         ),
         (
             {
@@ -81,8 +89,8 @@ def front_of(**comparisons):
             },
             "For these policies, LiNeS is better than the rewarded soup: +5.0 % hypervolume, +20 % expected utility, "
             "+10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is better than even scaling: +5.0 % "
-            "hypervolume, +20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is worse "
-            "than reversed LiNeS: -5.0 % hypervolume, -20 % expected utility, -10 % hypervolume at equal KL from 0.50 "
+            "hypervolume, +20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. So depth helps "
+            "here, and not length alone. LiNeS is worse than reversed LiNeS: -5.0 % hypervolume, -20 % expected utility, -10 % hypervolume at equal KL from 0.50 "
             "to 3.25 nats.",
         ),
         ({}, ""),

@@ -44,7 +44,8 @@ def lines(content: Content, point: PointEntry) -> list[Line]:
     interval lies above the SFT model's mean.
     """
     sft = next((other for other in content.front["points"] if other["group"] == SFT), None)
-    found = [*_scores(content, point, sft), *_behaviour(content, point, sft), *_forgetting(content, point, sft)]
+    found = [*_scores(content, point, sft), *_behaviour(content, point, sft)]
+    found += [*_distance(content, point), *_forgetting(content, point, sft)]
     # Of one prompt nothing is known beyond noise.
     return found if point["prompts"] > 1 else [replace(line, verdict="") for line in found]
 
@@ -101,6 +102,12 @@ def _behaviour(content: Content, point: PointEntry, sft: PointEntry | None) -> I
             rose = change["value"] > 0
             verdict = ("longer" if rose else "shorter") if direction == 0 else WORSE * (rose == (direction > 0))
         yield _line(text, measure, point, sft, verdict)
+
+
+def _distance(content: Content, point: PointEntry) -> Iterator[Line]:
+    """The KL, which a reader judges: what was gained at a larger distance may be had at a smaller one."""
+    if any(map(content.kl.of, content.front["points"])):
+        yield _line("KL to the SFT model", content.kl, point, None, "")
 
 
 def _forgetting(content: Content, point: PointEntry, sft: PointEntry | None) -> Iterator[Line]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, adjusted_for, conclusions, verdict
+from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, adjusted_for, conclusions
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
-from rlhf_lines.pareto.headline import bases, best_of_others, measure_name, without_equal_kl
+from rlhf_lines.pareto.headline import bases, best_of_others, measure_name, of_depth, without_equal_kl
 from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.words import NOTHING, percent, setting, signed
-from rlhf_lines.pareto.schema import LINES, SCALED, Comparison, Front, label, looks
+from rlhf_lines.pareto.schema import LINES, Comparison, Front, label, looks
 from rlhf_lines.pareto.table import decimals, few_prompts, p_text, value_of
 
 
@@ -22,15 +22,6 @@ TITLES = {
     "lower": "{} is lower than {}",
     "mixed": "{} against {}: mixed",
     "undecided": "{} and {} cannot be told apart",
-}
-# What the comparison with one factor for all layers, which is tuned alike, says of scaling by depth.
-DEPTH = {
-    "better": "So depth helps here, and not length alone.",
-    "worse": "So depth does not help here: one factor for all layers gives more.",
-    "higher": "So depth may help here, or longer steps.",
-    "lower": "So depth does not help here, unless at equal KL.",
-    "mixed": "So depth helps by some of these measures and not by others.",
-    "undecided": "So depth is not seen to matter here.",
 }
 UNCLEAR = ("higher", "lower", "undecided")  # verdicts that do not say which group is better
 WORDS = {1: ("better", "↑"), -1: ("worse", "↓"), 0: ("unclear", "≈")}  # no sign is that of a group
@@ -125,7 +116,7 @@ def shares(difference: dict[str, float], base: float) -> tuple[str, str]:
 def _verdict(front: Front, entry: Comparison) -> Card:
     title = TITLES[entry["verdict"]].format(label(entry["a"]), label(entry["b"]))
     found = conclusions(entry, front["confidence"])
-    text = DEPTH[_says_of_depth(found)] if (entry["a"], entry["b"]) == (LINES, SCALED) else ""
+    text = of_depth(front, entry)
     if entry["verdict"] == "mixed":
         more, less, same = ([MEASURES[m] for m, sign in found.items() if sign == wanted] for wanted in (1, -1, 0))
         parts = [(more, "higher"), (less, "lower"), (same, "not different beyond noise")]
@@ -134,13 +125,6 @@ def _verdict(front: Front, entry: Comparison) -> Card:
         text = f"{_sentence(missing)} {text}"
     is_clear = entry["verdict"] not in UNCLEAR
     return Card(title, entry["verdict"] if is_clear else "unclear", text.strip(), [*effects(front, entry)])
-
-
-def _says_of_depth(signs: Mapping[str, int]) -> str:
-    """The verdict on depth: where measures are mixed but none is for it, depth does not help."""
-    if set(signs.values()) == {-1, 0}:
-        return "worse" if len(signs) == len(MEASURES) else "lower"
-    return verdict(signs)
 
 
 def _chosen(front: Front) -> list[Card]:

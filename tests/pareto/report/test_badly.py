@@ -124,3 +124,13 @@ def test_forgetting_and_a_policy_without_faults(front):
     assert text == "Nothing here is worse than the SFT model's beyond noise."
     assert found["score in brief"].sft == f"{MINUS}3.000"
     assert of(front, sft)[1] == "It is the SFT model, which the others are compared with."
+
+
+def test_the_distance_is_told_and_not_judged(front):
+    point = front["points"][1]
+    point["kl"] = {"mean": 4.25, "low": 4.0, "high": 4.5}
+    line = of(front, point)[0]["KL to the SFT model"]
+    assert (line.own, line.sft, line.verdict) == ("4.250 nats", NOTHING, "")
+    for other in front["points"]:
+        other["kl"] = None
+    assert "KL to the SFT model" not in of(front, point)[0]
