@@ -103,22 +103,23 @@ def is_sparse(values: ArrayLike) -> bool:
 
 
 def share_estimate(values: ArrayLike, confidence: float = CONFIDENCE, *, answers: bool = True) -> Estimate:
-    """The mean p of `values` `[P]` between 0 and 1, one share per prompt, with Wilson's interval.
+    """The mean p of `values` `[P]` between 0 and 1, one share per prompt, with Agresti and Coull's interval.
 
-    The ends solve `|p - q| = t sqrt(q (1 - q) / n)` for q: that of a share near 0 or 1, where a t interval is far too
-    narrow, reaches inwards. n is the number of independent yes or no answers that a mean with this spread is worth,
-    `p (1 - p) / (sd^2 / P)`, and P where all values are equal; t has P - 1 degrees of freedom. Parts that are no means
-    of answers may be larger than the few that were seen: of `is_sparse` ones n is P at most, as if all were 0 or 1.
+    `q +- t sqrt(q (1 - q) / (n + t^2))`, cut at 0 and 1, around the share q with t^2 / 2 more answers of either kind:
+    that of a share near 0 or 1, where a t interval is far too narrow, reaches inwards. n is the number of independent
+    yes or no answers that a mean with this spread is worth, `p (1 - p) / (sd^2 / P)`, and P where all values are equal;
+    t has P - 1 degrees of freedom. Parts that are no means of answers may be larger than the few that were seen: of
+    `is_sparse` ones n is P at most, as if all were 0 or 1.
 
     >>> [round(end, 3) for end in share_estimate([0.0] * 100)[1:3]]
-    [0.0, 0.038]
+    [0.0, 0.045]
 
     Args:
         values: `[P]`.
         confidence: coverage of the interval.
         answers: whether each is a mean of answers, which are 0 or 1.
 
-    Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212; Korn and Graubard, Survey
+    Source: Agresti and Coull, The American Statistician 52 (1998), 119-126; Korn and Graubard, Survey
     Methodology 24 (1998), 193-201 (the effective number).
 
     Raises:
@@ -134,9 +135,9 @@ def share_estimate(values: ArrayLike, confidence: float = CONFIDENCE, *, answers
     count = share * (1.0 - share) / variance if np.ptp(values) > 0.0 else float(prompts)
     if not answers and is_sparse(values):
         count = min(count, float(prompts))
-    weight = critical_value(confidence, prompts - 1) ** 2 / count
-    centre = (share + weight / 2.0) / (1.0 + weight)
-    reach = math.sqrt(weight * share * (1.0 - share) + weight**2 / 4.0) / (1.0 + weight)
+    t = critical_value(confidence, prompts - 1)
+    centre = (share * count + t**2 / 2.0) / (count + t**2)
+    reach = t * math.sqrt(centre * (1.0 - centre) / (count + t**2))
     return Estimate(share, max(0.0, centre - reach), min(1.0, centre + reach), None)
 
 
@@ -155,7 +156,7 @@ def paired_share_difference(
     nothing.
 
     >>> [round(end, 3) for end in paired_share_difference([0.0] * 100, [0.0] * 100)[1:3]]
-    [-0.038, 0.038]
+    [-0.045, 0.045]
 
     Source: Newcombe, Statistics in Medicine 17 (1998), 2635-2650 (method 10 without its continuity correction); Zou and
     Donner, Statistics in Medicine 27 (2008), 1693-1702 (for any two intervals).

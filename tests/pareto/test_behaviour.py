@@ -48,13 +48,13 @@ def test_intervals_are_those_of_the_same_resampled_prompts_stretched_for_few():
 
 def test_shares_have_intervals_of_shares_and_distinct_has_none():
     entry = behaviour_entry(behaviour(), behaviour(), ["x", "y"], RESAMPLING)
-    # One of six is cut: 0, 1/2, 0 by prompt. The ends solve |p - q| = t sqrt(q (1 - q) / n).
-    share = entry["share_cut"]
+    # One of six is cut: 0, 1/2, 0 by prompt, which is worth 5/3 answers; t^2 more are added, half of them yes.
+    share, t = entry["share_cut"], stats.t.ppf(0.975, 2)
     answers = (1 / 6) * (5 / 6) / (np.var([0, 0.5, 0], ddof=1) / 3)
-    for end in (share["low"], share["high"]):
-        reach = stats.t.ppf(0.975, 2) * np.sqrt(end * (1 - end) / answers)
-        assert abs(1 / 6 - end) == pytest.approx(reach, rel=1e-12)
-    assert 0 < share["low"] < 1 / 6 < share["high"] < 1
+    middle = (answers / 6 + t**2 / 2) / (answers + t**2)
+    reach = t * np.sqrt(middle * (1 - middle) / (answers + t**2))
+    assert (share["low"], share["high"]) == (max(0.0, middle - reach), pytest.approx(middle + reach, rel=1e-12))
+    assert share["low"] < 1 / 6 < share["high"] < 1
     assert (entry["distinct"]["low"], entry["distinct"]["high"]) == (None, None)
 
 

@@ -37,31 +37,47 @@ def test_values_without_spread_and_one_prompt():
     assert mean_estimate([2.0]) == Estimate(2.0, None, None, None)
 
 
+def of_more_answers(share, answers, t):
+    """The ends of a share of that many answers and t^2 more, half of them yes: mean -+ t sd / sqrt of their number."""
+    total = answers + t**2
+    middle = (share * answers + t**2 / 2) / total
+    return middle - t * np.sqrt(middle * (1 - middle) / total), middle + t * np.sqrt(middle * (1 - middle) / total)
+
+
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 @pytest.mark.parametrize("samples", [1, 4])
-@pytest.mark.parametrize("chance", [0.02, 0.5, 0.97])
-def test_the_ends_of_a_share_solve_wilsons_equation(chance, samples, confidence):
-    """|p - q| = t sqrt(q (1 - q) / n), n as many answers as have the spread of the mean."""
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
+def test_the_ends_of_a_share_are_those_of_more_answers(chance, samples, confidence):
+    """n is as many answers as have the spread of the mean."""
     values = (np.random.default_rng(7).random((60, samples)) < chance).mean(axis=1)
     found, share = share_estimate(values, confidence), values.mean()
     answers = share * (1 - share) / (values.var(ddof=1) / 60)
     if samples == 1:  # of yes or no, one less than there are prompts
         assert answers == pytest.approx(59, rel=1e-12)
-    t = stats.t.ppf((1 + confidence) / 2, 59)
     assert found.value == share and found.p_value is None
     assert 0 < found.low < share < found.high < 1
-    for end in (found.low, found.high):
-        assert abs(share - end) == pytest.approx(t * np.sqrt(end * (1 - end) / answers), rel=1e-10)
+    ends = of_more_answers(share, answers, stats.t.ppf((1 + confidence) / 2, 59))
+    assert found[1:3] == pytest.approx(ends, rel=1e-10)
+
+
+@pytest.mark.parametrize("prompts", [50, 100, 400])
+def test_an_interval_of_a_share_holds_any_share(prompts):
+    """Of all counts of yes among the prompts, weighed by how often they come: exactly, where nothing is simulated."""
+    counts = np.arange(prompts + 1)
+    ends = np.array([share_estimate(np.arange(prompts) < count)[1:3] for count in counts])
+    for share in np.linspace(0.003, 0.5, 300):
+        held = (ends[:, 0] <= share) & (share <= ends[:, 1])
+        assert stats.binom.pmf(counts, prompts, share)[held].sum() > 0.94
 
 
 @pytest.mark.parametrize("prompts", [2, 10, 400])
 def test_a_share_of_none_or_of_all_has_an_interval_that_reaches_inwards(prompts):
-    w = stats.t.ppf(0.975, prompts - 1) ** 2 / prompts
+    t = stats.t.ppf(0.975, prompts - 1)
     none, every, half = (share_estimate(np.full(prompts, share)) for share in (0.0, 1.0, 0.5))
-    assert none == (0.0, 0.0, pytest.approx(w / (1 + w), rel=1e-12), None)
-    assert every == (1.0, pytest.approx(1 / (1 + w), rel=1e-12), 1.0, None)
-    reach = 0.5 * np.sqrt(w / (1 + w))
-    assert half[1:3] == pytest.approx((0.5 - reach, 0.5 + reach), rel=1e-12)
+    high = of_more_answers(0.0, prompts, t)[1]
+    assert none == (0.0, 0.0, pytest.approx(min(1.0, high), rel=1e-12), None)
+    assert every == (1.0, pytest.approx(max(0.0, 1 - high), rel=1e-12), 1.0, None)
+    assert half[1:3] == pytest.approx(of_more_answers(0.5, prompts, t), rel=1e-12)
 
 
 def test_a_share_and_its_rest_have_intervals_that_mirror():
@@ -73,30 +89,24 @@ def test_a_share_and_its_rest_have_intervals_that_mirror():
 def test_sparse_parts_count_as_answers_of_one_a_prompt():
     """Of 60 prompts three have a part of 0.3: as many answers as its spread is worth would be 3.4 a prompt."""
     values = np.array([0.3] * 3 + [0.0] * 57)
-    found, share, w = share_estimate(values, answers=False), 0.015, stats.t.ppf(0.975, 59) ** 2 / 60
-    for end in (found.low, found.high):
-        assert (share - end) ** 2 == pytest.approx(w * end * (1 - end), rel=1e-10)
+    found, share = share_estimate(values, answers=False), 0.015
+    assert found.high == pytest.approx(of_more_answers(share, 60, stats.t.ppf(0.975, 59))[1], rel=1e-10)
     narrow = share_estimate(values)
-    assert found.low < narrow.low < share < narrow.high < found.high
+    assert 0.0 == found.low < narrow.low < share < narrow.high < found.high
     dense = np.array([0.3] * 10 + [0.0] * 50)
     assert share_estimate(dense, answers=False) == share_estimate(dense)
 
 
-def test_a_difference_of_paired_shares_is_newcombes():
+def test_a_difference_of_paired_shares_is_of_both_intervals():
     """Of 51 pairs with counts 36, 12, 2 and 1; n of the shares is one less than there are pairs.
 
-    The ends of both are the roots of Wilson's equation, and phi is made of the four counts.
+    The ends of both are those of a share, and phi is made of the four counts.
     """
     a = np.array([1.0] * 36 + [1.0] * 12 + [0.0] * 2 + [0.0])
     b = np.array([1.0] * 36 + [0.0] * 12 + [1.0] * 2 + [0.0])
     p, q = 48 / 51, 38 / 51
     phi = (36 * 1 - 12 * 2) / np.sqrt(48 * 3 * 38 * 13)
-    w = stats.t.ppf(0.975, 50) ** 2 / 50
-
-    def ends(share):
-        return np.sort(np.roots([1 + w, -2 * share - w, share**2]).real)
-
-    (low_a, high_a), (low_b, high_b) = ends(p), ends(q)
+    (low_a, high_a), (low_b, high_b) = (np.clip(of_more_answers(x, 50, stats.t.ppf(0.975, 50)), 0, 1) for x in (p, q))
     low = p - q - np.sqrt((p - low_a) ** 2 - 2 * phi * (p - low_a) * (high_b - q) + (high_b - q) ** 2)
     high = p - q + np.sqrt((high_a - p) ** 2 - 2 * phi * (high_a - p) * (q - low_b) + (q - low_b) ** 2)
     found = paired_share_difference(a, b)

@@ -37,11 +37,12 @@ def test_win_rates_are_those_of_every_pair():
 def test_the_sft_model_ties_with_itself():
     scores = whole(3)
     found = win_rate(scores, scores, ["a", "b", "c"], RESAMPLING)
-    # Wilson's ends of 1/2 are 1/2 -+ w / 2 sqrt(1 + w^2), those of 0 are 0 and w^2 / (1 + w^2), with w = t / sqrt(P).
-    w = student.ppf(0.975, 29) / np.sqrt(30)
-    reach = 0.5 * w / np.sqrt(1 + w * w)
+    # With t^2 / 2 more wins and losses each, 1/2 stays 1/2, and 0 of 30 becomes q.
+    t = student.ppf(0.975, 29)
+    q, more = t**2 / 2 / (30 + t**2), 30 + t**2
+    reach = t * np.sqrt(0.25 / more)
     half = pytest.approx({"mean": 0.5, "low": 0.5 - reach, "high": 0.5 + reach}, rel=1e-12)
-    none = pytest.approx({"mean": 0.0, "low": 0.0, "high": w * w / (1 + w * w)}, rel=1e-12)
+    none = pytest.approx({"mean": 0.0, "low": 0.0, "high": q + t * np.sqrt(q * (1 - q) / more)}, rel=1e-12)
     joint = {key: found.pop(key) for key in ("mean", "low", "high")}
     assert joint == half
     assert found == {"by_objective": dict.fromkeys("abc", half), "all_better": none, "all_worse": none}
