@@ -51,8 +51,9 @@ from rlhf_lines.pareto import (  # noqa: E402
     picked_worth,
     reference_point,
 )
-from rlhf_lines.pareto.bootstrap import bootstrap_means, mean_interval  # noqa: E402
-from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers  # noqa: E402
+from rlhf_lines.pareto.bootstrap import bootstrap_counts, bootstrap_means, mean_interval  # noqa: E402
+from rlhf_lines.pareto.corrected import DRAWN  # noqa: E402
+from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, correct_at_equal_kl, offers  # noqa: E402
 from rlhf_lines.pareto.intervals import paired_share_difference, share_estimate  # noqa: E402
 from rlhf_lines.pareto.resampling import Resampling  # noqa: E402
 
@@ -225,27 +226,32 @@ def simulate(scene: Scene, prompts: int, runs: int) -> str:
 
 
 def at_equal_kl(scene: Scene, prompts: int, runs: int) -> str:
-    """One row: the hypervolume of a minus that of b at equal KL; the budgets are those of the run."""
+    """One row: the hypervolume of a minus that of b at equal KL, in truth over the budgets of the true KL."""
     generator = np.random.default_rng([prompts, *scene.title.encode()])
     count = len(scene.a)
     truths, true_kl = np.concatenate([scene.a, scene.b, scene.anchors]), np.concatenate(scene.kl)
     groups = (slice(0, count), slice(count, len(true_kl)))
+    true_budgets, counts = (
+        common_budgets(*(true_kl[group, None] for group in groups)),
+        bootstrap_counts(prompts, DRAWN, 0),
+    )
     held, better, none = Tally(), [], 0
     for _ in range(runs):
         scores = draw(scene, generator, prompts, truths)
         kl = true_kl[:, None] * generator.gamma(4.0, 0.25, (1, prompts))
         kl = kl + generator.normal(0.0, 0.7 * np.sqrt(true_kl)[:, None], (len(true_kl), prompts))
-        budgets = common_budgets(*(list(kl[group]) for group in groups))
-        if budgets is None:
+        spent = [list(kl[group]) for group in groups]
+        if common_budgets(*spent) is None:
             none += 1
             continue
-        measure = EqualKL.between(*budgets, reference_point(scores[-3:].mean(axis=1)))
+        reference = reference_point(scores[-3:].mean(axis=1))
 
         def offered(group: slice, scores=scores, kl=kl):
             weights = [(1.0 - w, w) for w in np.linspace(0.0, 1.0, group.stop - group.start)]
             return offers(scores[group], list(kl[group]), weights, scores[-3:-2])
 
-        a, b = (correct(offered(group), measure) for group in groups)
+        a, b = correct_at_equal_kl([*map(offered, groups)], spent, reference, [counts, counts])
+        measure = EqualKL.between(*true_budgets, reference)
         true_a, true_b = (
             measure.value(offered(group, truths[:, None], true_kl[:, None]).mean(axis=1)) for group in groups
         )

@@ -206,7 +206,14 @@ class Corrected:
         return estimate(self.corrected, self.standard_error, self.prompts, confidence)
 
 
-def correct(scores: ArrayLike, measure: Measure, seed: int = 0, *, counts: ArrayLike | None = None) -> Corrected:
+def correct(
+    scores: ArrayLike,
+    measure: Measure,
+    seed: int = 0,
+    *,
+    counts: ArrayLike | None = None,
+    noise: NDArray[np.float64] | None = None,
+) -> Corrected:
     """A measure of a group of points, corrected for the choice of the best of them.
 
     `scores` may be linear combinations of measured ones, prompt by prompt, such as points between two weights. For a
@@ -217,6 +224,7 @@ def correct(scores: ArrayLike, measure: Measure, seed: int = 0, *, counts: Array
         measure: `Hypervolume` or `ExpectedUtility`.
         seed: seed of the resampled prompts.
         counts: `[DRAWN, P]`, how often each prompt is drawn, in place of the seed's own draws.
+        noise: `[DRAWN, n, K]`, draws of the error of the mean scores, in place of those that resampled prompts make.
 
     Raises:
         ValueError: `scores` does not have three axes.
@@ -229,7 +237,8 @@ def correct(scores: ArrayLike, measure: Measure, seed: int = 0, *, counts: Array
     value = measure.value(means)
     if prompts < 2:
         return Corrected(value, value, np.zeros(OUTER), prompts, measure.doubt)
-    noise = resampled_noise(scores, bootstrap_counts(prompts, DRAWN, seed) if counts is None else counts)
+    if noise is None:
+        noise = resampled_noise(scores, bootstrap_counts(prompts, DRAWN, seed) if counts is None else counts)
     outer, inner = noise[:OUTER], both_signs(noise[OUTER:])
     shrunk = Shrinking(noise)
 

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import bootstrap_hypervolumes
-from rlhf_lines.pareto.corrected import Hypervolume
+from rlhf_lines.pareto.corrected import Corrected, Hypervolume, correct, resampled_noise
 
 
 STEPS = 8  # from one weight to the next
+LEAST_BUDGETS = 0.2  # of those measured: a share of them
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,66 @@ def common_budgets(*groups: Sequence[ArrayLike | None]) -> tuple[float, float] |
     spent = [[max(0.0, float(np.mean(kl))) for kl in group] for group in groups]
     least, most = max(map(min, spent)), min(map(max, spent))
     return (least, most) if least < most else None
+
+
+def correct_at_equal_kl(
+    offered: Sequence[NDArray[np.float64]],
+    kl: Sequence[Sequence[ArrayLike]],
+    reference_point: Sequence[float],
+    counts: Sequence[ArrayLike],
+) -> list[Corrected]:
+    """`EqualKL` of groups that are compared, over the budgets that all of them have, corrected as `correct` does.
+
+    What is estimated is the measure over the budgets of their true KL. Those of the measured KL are as noisy as it is,
+    so that every resample is measured over budgets of its own (`noise_over_own_budgets`). Differences of the results
+    are paired.
+
+    Args:
+        offered: of each group, `[m, P, K + 1]`, as `offers` returns them.
+        kl: of each group, the KL of every point, `[P]`; `common_budgets` finds some.
+        reference_point: of the scores, K numbers.
+        counts: of each group, `[DRAWN, P]`, how often each of its prompts is drawn.
+    """
+    measure = EqualKL.between(*common_budgets(*kl), reference_point)
+    if any(each.shape[1] < 2 for each in offered):  # one prompt has no resamples
+        return [correct(each, measure) for each in offered]
+    noise = noise_over_own_budgets(offered, kl, counts)
+    return [correct(each, measure, noise=drawn) for each, drawn in zip(offered, noise, strict=True)]
+
+
+def noise_over_own_budgets(
+    offered: Sequence[NDArray[np.float64]], kl: Sequence[Sequence[ArrayLike]], counts: Sequence[ArrayLike]
+) -> list[NDArray[np.float64]]:
+    """Of each group, draws of the error of its means, `[R, m, K + 1]`, for a measure over the measured budgets.
+
+    With the budgets [k0, k1] of the measured KL and [k0', k1'] of a resample, a KL of c in the resample is written as
+
+        k0 + (c - k0') (k1 - k0) / (k1' - k0')
+
+    which takes the resample's budgets to the measured ones and leaves the mean over budgets what it is. Budgets that
+    nearly vanish in a resample count as `LEAST_BUDGETS` of the measured ones.
+
+    Args:
+        offered: of each group, `[m, P, K + 1]`, as `offers` returns them.
+        kl: of each group, the KL of every point, `[P]`.
+        counts: of each group, `[R, P]`, how often each of its prompts is drawn.
+    """
+    least, most = common_budgets(*kl)
+    spent = [_resampled(np.stack(each)[..., None], drawn)[..., 0] for each, drawn in zip(kl, counts, strict=True)]
+    low = np.max([each.min(axis=1) for each in spent], axis=0).clip(min=0.0)
+    high = np.min([each.max(axis=1) for each in spent], axis=0).clip(min=0.0)
+    stretch = (most - least) / np.maximum(high - low, LEAST_BUDGETS * (most - least))
+    found = []
+    for each, drawn in zip(offered, counts, strict=True):
+        moved = _resampled(each, drawn)
+        moved[..., -1] = -(least + (-moved[..., -1] - low[:, None]) * stretch[:, None])
+        found.append(moved - each.mean(axis=1))
+    return found
+
+
+def _resampled(values: NDArray[np.float64], counts: ArrayLike) -> NDArray[np.float64]:
+    """Means `[R, n, K]` of values `[n, P, K]` with draws of their error."""
+    return values.mean(axis=1) + resampled_noise(values, counts)
 
 
 def why_no_budgets(groups: Mapping[str, Sequence[ArrayLike | None]], *, is_ratio: bool) -> str:

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
-from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_means, mean_interval
-from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, correct
-from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers, why_no_budgets
+from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_counts, bootstrap_means, mean_interval
+from rlhf_lines.pareto.corrected import DRAWN, ExpectedUtility, Hypervolume, correct
+from rlhf_lines.pareto.equal_kl import common_budgets, correct_at_equal_kl, offers, why_no_budgets
 from rlhf_lines.pareto.fixed_points import fixed_points
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import nondominated
@@ -159,18 +158,20 @@ def build_front(
         for group, rows in groups.items()
     }
 
-    @cache
-    def at_equal_kl(group: str, budgets: tuple[float, float]) -> Corrected:
+    counts = bootstrap_counts(prompts, DRAWN, seed)
+
+    def offered(group: str) -> NDArray[np.float64]:
         rows = groups[group]
         weights = [points[row].spec["weights"] for row in rows]
-        offered = offers(scores[rows], [kl[row] for row in rows], weights, scores[sft])
-        return correct(offered, EqualKL.between(*budgets, reference), seed)
+        return offers(scores[rows], [kl[row] for row in rows], weights, scores[sft])
 
     def compared(a: str, b: str) -> Comparison:
         spent = {group: [kl[row] for row in groups[group]] for group in (a, b)}
         budgets = common_budgets(*spent.values())
         is_ratio = any("log_ratio" in points[row].metrics for group in (a, b) for row in groups[group])
-        at_equal = budgets and [at_equal_kl(group, budgets) for group in (a, b)]
+        at_equal = budgets and correct_at_equal_kl(
+            [offered(group) for group in (a, b)], [*spent.values()], reference, [counts, counts]
+        )
         return {
             "a": a,
             "b": b,

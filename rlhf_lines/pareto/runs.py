@@ -16,7 +16,7 @@ from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.bootstrap import CONFIDENCE
 from rlhf_lines.pareto.comparison import FORMAT, Attainment, RunsComparison, RunsDifference, RunsFile
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, Measure, correct
-from rlhf_lines.pareto.equal_kl import EqualKL, common_budgets, offers, why_no_budgets
+from rlhf_lines.pareto.equal_kl import common_budgets, correct_at_equal_kl, offers, why_no_budgets
 from rlhf_lines.pareto.fixed_points import Anchor, fixed_points
 from rlhf_lines.pareto.origin import anchors
 from rlhf_lines.pareto.replicates import mean_over_runs, shared_counts
@@ -136,8 +136,13 @@ def compare_runs(
         for run, drawn in zip(runs, counts, strict=True)
     ]
 
-    def at_equal_kl(i: int, group: str, budgets: tuple[float, float]) -> Corrected:
-        return correct(runs[i].offers(group), EqualKL.between(*budgets, reference), counts=counts[i])
+    def at_equal_kl(members: Sequence[tuple[int, str]]) -> list[Corrected]:
+        return correct_at_equal_kl(
+            [runs[i].offers(group) for i, group in members],
+            [runs[i].group_kl(group) for i, group in members],
+            reference,
+            [counts[i] for i, _ in members],
+        )
 
     def without_kl(members: Sequence[tuple[int, str]]) -> str:
         spent = {f"{label(group)} of {runs[i].name}": runs[i].group_kl(group) for i, group in members}
@@ -154,11 +159,13 @@ def compare_runs(
         members = (
             [[(i, a) for i in sides[side]] for side in SIDES] if sides["b"] else [[(i, a), (i, b)] for i in sides["a"]]
         )
-        together = [[pair for some in members for pair in some]] * len(runs) if sides["b"] else members
+        # Budgets are common to the two groups of a run; or to all runs of both sides.
+        together = [[pair for some in members for pair in some]] if sides["b"] else members
         budgets = [common_budgets(*(runs[i].group_kl(group) for i, group in some)) for some in together]
         at_equal = None
         if None not in budgets:
-            at_equal = [[at_equal_kl(i, group, budgets[i]) for i, group in some] for some in members]
+            corrected = {pair: each for some in together for pair, each in zip(some, at_equal_kl(some), strict=True)}
+            at_equal = [[corrected[pair] for pair in some] for some in members]
         differences = {
             f"{m}_difference": over_runs([[measured[i][group][m] for i, group in some] for some in members])
             for m in measures
@@ -173,7 +180,7 @@ def compare_runs(
             "b": b,
             **differences,
             "equal_kl_difference": at_equal and over_runs(at_equal),
-            "kl_budgets": at_equal and [list(pair) for pair in budgets],
+            "kl_budgets": at_equal and [list(pair) for pair in budgets] * (len(runs) // len(budgets)),
             "no_equal_kl": None if at_equal else without_kl(together[budgets.index(None)]),
             "verdict": "undecided",
             "attainment_difference": attainment_difference(*fronts, reference) if drawn else None,

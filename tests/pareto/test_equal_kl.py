@@ -9,7 +9,16 @@ import pytest
 from scipy import stats
 
 from rlhf_lines.pareto import build_front, correct, corrected
-from rlhf_lines.pareto.equal_kl import EqualKL, equal_kl_hypervolumes, with_neighbours_joined
+from rlhf_lines.pareto.bootstrap import bootstrap_counts
+from rlhf_lines.pareto.corrected import DRAWN, resampled_noise
+from rlhf_lines.pareto.equal_kl import (
+    EqualKL,
+    common_budgets,
+    equal_kl_hypervolumes,
+    noise_over_own_budgets,
+    offers,
+    with_neighbours_joined,
+)
 
 
 def union_of_boxes(rows, reference):
@@ -179,7 +188,11 @@ def test_a_comparison_at_equal_kl_is_worked_out_from_prompts(measured):
             (1 - step / 8) * one + step / 8 * other for one, other in itertools.pairwise(own) for step in range(8)
         ]
         sft = columns[0] * [1.0, 1.0, 0.0]
-        found[group] = correct([*joined, own[-1], sft], EqualKL.between(least, most, front["reference_point"]), 7)
+        found[group] = np.stack([*joined, own[-1], sft])
+    spent = [[columns[row, :, 2] for row in rows] for rows in (range(6, 11), range(1, 6))]
+    noise = noise_over_own_budgets([*found.values()], spent, [bootstrap_counts(40, DRAWN, 7)] * 2)
+    measure = EqualKL.between(least, most, front["reference_point"])
+    found = {group: correct(found[group], measure, noise=drawn) for group, drawn in zip(found, noise, strict=True)}
     assert [one.value for one in found.values()] == pytest.approx([a, b], rel=1e-12)
     one, other = found["lines"], found["rewarded_soup"]
     assert comparison["equal_kl_hypervolumes"] == pytest.approx([one.corrected, other.corrected], rel=1e-10)
@@ -194,6 +207,32 @@ def test_a_comparison_at_equal_kl_is_worked_out_from_prompts(measured):
         },
         rel=1e-8,
     )
+
+
+def test_a_resample_is_measured_over_its_own_budgets(measured):
+    """The measured budgets of values with noise give what the resample's own budgets give of what was drawn."""
+    scores, kl = (np.array([point[key] for point in measured]) for key in ("scores", "kl"))
+    reference, counts = (-1.0, -1.0), bootstrap_counts(40, 50, 3)
+    groups = [[*range(6, 11)], [*range(1, 6)]]
+    spent = [[*kl[rows]] for rows in groups]
+    weights = [[measured[row]["spec"]["weights"] for row in rows] for rows in groups]
+    offered = [offers(scores[rows], kl[rows], of, scores[:1]) for rows, of in zip(groups, weights, strict=True)]
+    found, budgets = noise_over_own_budgets(offered, spent, [counts] * 2), common_budgets(*spent)
+    for r in range(50):
+        drawn = [values.mean(axis=1) + resampled_noise(values, counts[[r]])[0] for values in offered]
+        costs = [kl[rows].mean(axis=1) + resampled_noise(kl[rows][..., None], counts[[r]])[0, :, 0] for rows in groups]
+        own = max(map(min, costs)), min(map(max, costs))
+        assert 0.2 * (budgets[1] - budgets[0]) < own[1] - own[0]
+        for values, noise, resampled in zip(offered, found, drawn, strict=True):
+            expected = EqualKL.between(*own, reference).value(resampled)
+            value = EqualKL.between(*budgets, reference).value(values.mean(axis=1) + noise[r])
+            assert value == pytest.approx(expected, rel=1e-9)
+
+
+def test_of_one_prompt_there_is_a_value_and_no_interval(measured):
+    one = [{**point, "scores": point["scores"][:1], "kl": point["kl"][:1]} for point in measured]
+    found = build_front(rewards=["a", "b"], split="test", seed=7, points=one)["comparisons"][0]["equal_kl_difference"]
+    assert found is None or (found["low"], found["high"], found["p_value"]) == (None, None, None)
 
 
 def sliced(rows, least, most, reference):

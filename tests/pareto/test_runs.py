@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from rlhf_lines.pareto import build_front, correct, expected_utility, holm, hypervolume, utilities
+from rlhf_lines.pareto.bootstrap import bootstrap_counts
 from rlhf_lines.pareto.comparison import RunsFile, read_comparison, write_comparison
 from rlhf_lines.pareto.comparison_table import comparison_table
-from rlhf_lines.pareto.equal_kl import EqualKL, with_neighbours_joined
+from rlhf_lines.pareto.corrected import DRAWN
+from rlhf_lines.pareto.equal_kl import EqualKL, noise_over_own_budgets, with_neighbours_joined
 from rlhf_lines.pareto.replicates import mean_over_runs
 from rlhf_lines.pareto.runs import RunScores, attainment_difference, attainment_over_runs, compare_runs
 from rlhf_lines.pareto.schema import faults
@@ -195,13 +197,16 @@ def test_at_equal_kl_every_run_has_its_own_budget(make_run):
     for run, budget in zip(runs, entry["kl_budgets"], strict=True):
         spent = [[np.mean(run.kl[i]) for i in ids] for ids in (range(1, 6), range(6, 11))]
         assert budget == [max(map(min, spent)), min(map(max, spent))]
-        measure, sides = EqualKL.between(*budget, found["reference_point"]), []
+        measure, offered = EqualKL.between(*budget, found["reference_point"]), []
         for ids in (range(6, 11), range(1, 6)):
             own = np.stack([np.column_stack([run.scores[i], -run.kl[i]]) for i in ids])
             joined = with_neighbours_joined(own, [run.points[i]["spec"]["weights"] for i in ids])
             unmoved = np.column_stack([run.scores[0], np.zeros(30)])[None]
-            sides.append(correct(np.concatenate([joined, unmoved]), measure, SETTINGS["seed"]))
-        each.append(sides[0] - sides[1])
+            offered.append(np.concatenate([joined, unmoved]))
+        kl = [[run.kl[i] for i in ids] for ids in (range(6, 11), range(1, 6))]
+        noise = noise_over_own_budgets(offered, kl, [bootstrap_counts(30, DRAWN, SETTINGS["seed"])] * 2)
+        one, other = (correct(values, measure, noise=drawn) for values, drawn in zip(offered, noise, strict=True))
+        each.append(one - other)
     expected = mean_over_runs(each)
     difference = entry["equal_kl_difference"]
     assert [run["value"] for run in difference["runs"]] == pytest.approx([one.value for one in each], rel=1e-12)
