@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +53,19 @@ def lost_prompts(folder: str | Path, front: Front, point: PointEntry) -> dict[in
         return {}
     with Store(folder, reading=True) as store:
         prompts = store.prompts(front["split"])
-    return {prompt: said(prompts[prompt].scored_text) for prompt in lost if prompt in prompts}
+    asked = {number: said(prompt.scored_text) for number, prompt in prompts.items()}
+    start = common_start(list(asked.values()))
+    return {number: "…" * (start > 0) + asked[number][start:] for number in lost if number in asked}
+
+
+def common_start(texts: Sequence[str]) -> int:
+    """How many characters all texts begin with alike, to the end of a word; 0 where some text has no more than these.
+
+    >>> common_start(["Say what it does: zip", "Say what it does: zlib"]), common_start(["map", "map"])
+    (18, 0)
+    """
+    end = re.match(r"(.*\s)?", os.path.commonprefix(texts), re.DOTALL).end()
+    return end if len(texts) > 1 and all(len(text) > end for text in texts) else 0
 
 
 def _behaviour(rows: Sequence[Row], objectives: Sequence[str], most: int | None, ends: set[int]) -> Behaviour:

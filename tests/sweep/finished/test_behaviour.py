@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.sweep.finished.behaviour import end_tokens, read_behaviour
+from rlhf_lines.sweep.finished.behaviour import common_start, end_tokens, read_behaviour
 from rlhf_lines.sweep.store import Row, Store
 from tests.sweep.small_run import write_run
 
@@ -87,6 +87,7 @@ def test_pick_tells_the_prompts_that_lost_most_as_the_store_has_them(tmp_path, c
     with Store(folder, reading=True) as store:
         prompts = store.prompts("test")
         scores = {p.id: store.scores(p.spec_id, "test", ["length", "letters"]) for p in store.points("test")}
+    start = common_start([prompt.scored_text for prompt in prompts.values()])
     assert next(iter(prompts)) != 0  # ids are not the places in the split
     (sft,) = [point["id"] for point in front["points"] if point["group"] == "sft"]
     spread = scores[sft].std(axis=0)
@@ -105,7 +106,7 @@ def test_pick_tells_the_prompts_that_lost_most_as_the_store_has_them(tmp_path, c
         out = capsys.readouterr().out
         assert ("lost most against the SFT model" in out) == bool(worst)
         for k in worst:
-            shown = prompts[list(prompts)[k]].scored_text
+            shown = "…" * (start > 0) + prompts[list(prompts)[k]].scored_text[start:]
             line = next(
                 line for line in out.splitlines() if line.startswith(f"    prompt {list(prompts)[k]} ({shown}): ")
             )
@@ -113,6 +114,23 @@ def test_pick_tells_the_prompts_that_lost_most_as_the_store_has_them(tmp_path, c
             assert numbers == pytest.approx(difference[k], rel=1e-2)
             told += 1
     assert told > 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "start"),
+    [
+        (["Say what it does.\n\nzip: a", "Say what it does.\n\nzlib: b"], "Say what it does.\n\n"),
+        (["Say what", "Sing what"], ""),
+        (["one two three", "one two four", "one six"], "one "),
+        (["one two", "one two three"], "one "),
+        (["one ", "one two"], ""),  # nothing would be left of the first
+        (["same", "same"], ""),
+        (["alone in the world"], ""),
+        ([], ""),
+    ],
+)
+def test_what_all_prompts_begin_with(texts, start):
+    assert common_start(texts) == len(start)
 
 
 def test_prompts_with_different_numbers_of_completions_are_refused(store):
