@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +63,9 @@ def common_start(texts: Sequence[str]) -> int:
     >>> common_start(["Say what it does: zip", "Say what it does: zlib"]), common_start(["map", "map"])
     (18, 0)
     """
-    end = re.match(r"(.*\s)?", os.path.commonprefix(texts), re.DOTALL).end()
+    first, last = min(texts, default=""), max(texts, default="")  # in whose order all others lie between
+    same = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    end = re.match(r"(.*\s)?", "".join(same), re.DOTALL).end()
     return end if len(texts) > 1 and all(len(text) > end for text in texts) else 0
 
 
