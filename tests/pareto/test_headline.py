@@ -90,8 +90,8 @@ def front_of(**comparisons):
             "For these policies, LiNeS is better than the rewarded soup: +5.0 % hypervolume, +20 % expected utility, "
             "+10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is better than even scaling: +5.0 % "
             "hypervolume, +20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. So depth helps "
-            "here, and not length alone. LiNeS is worse than reversed LiNeS: -5.0 % hypervolume, -20 % expected utility, -10 % hypervolume at equal KL from 0.50 "
-            "to 3.25 nats.",
+            "here, and not length alone. LiNeS is worse than reversed LiNeS: -5.0 % hypervolume, -20 % "
+            "expected utility, -10 % hypervolume at equal KL from 0.50 to 3.25 nats.",
         ),
         ({}, ""),
     ],
