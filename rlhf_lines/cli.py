@@ -193,11 +193,23 @@ def _parser() -> argparse.ArgumentParser:
         "--preference", type=float, nargs="+", metavar="W", help="how much each objective counts, in the front's order"
     )
     pick.add_argument(
-        "--scale", choices=("raw", "range"), help="of the scores that are weighed; range: 0 at the reference, 1 at best"
+        "--scale",
+        choices=("raw", "range"),
+        help="of the scores that are weighed; range: 0 at the reference point, 1 at the ideal point",
     )
-    pick.add_argument("--min", nargs="+", metavar="NAME=SCORE", help="lowest mean of some scores or metrics")
+    pick.add_argument(
+        "--min",
+        nargs="+",
+        metavar="NAME=SCORE",
+        help="lowest mean of some scores or metrics, as front.json names them (share_cut is what tables call cut)",
+    )
     pick.add_argument("--maximize", metavar="NAME", help="the score or metric that is to be highest then")
-    pick.add_argument("--group", metavar="NAME", help="look at the points of one group only, which may be a control")
+    pick.add_argument(
+        "--group",
+        metavar="NAME",
+        help="look at the points of one group only: lines (LiNeS), rewarded_soup, scaled (even scaling), reversed "
+        "(reversed LiNeS), morlhf, sft, or one of your own",
+    )
     pick.add_argument("--max_kl", type=float, metavar="NATS", help="look at points within this KL to the SFT model")
     pick.add_argument("--point", type=int, metavar="ID", help="the point of this id, whatever it is worth")
 
@@ -345,8 +357,9 @@ def _report(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     refuse_existing(options.output_dir, overwrite=options.overwrite)
+    from rlhf_lines.pareto.comparison import FILE_NAME
     from rlhf_lines.pareto.comparison_table import comparison_table
-    from rlhf_lines.sweep.finished.compare import PAGE, compare
+    from rlhf_lines.sweep.finished.compare import FIGURES, PAGE, compare
 
     comparison = compare(
         options.run_dirs,
@@ -355,7 +368,8 @@ def _compare(options: argparse.Namespace) -> None:
         reference_point=options.reference_point,
         overwrite=options.overwrite,
     )
-    _say(comparison_table(comparison), "", f"wrote {Path(options.output_dir) / PAGE}")
+    others = ", ".join([FILE_NAME, *FIGURES])
+    _say(comparison_table(comparison), "", f"wrote {Path(options.output_dir) / PAGE}, and beside it {others}")
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -403,8 +417,7 @@ def _usage() -> str:
 
 
 def _quiet_warnings() -> None:
-    """Hide notices to developers of TRL, and one about kernels that bitsandbytes can do without."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    """Hide notices to developers of TRL."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 

@@ -9,6 +9,7 @@ from rlhf_lines.artifact import read_record
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
 from rlhf_lines.merge.output.summary import outcome_lines
 from rlhf_lines.pareto import front_table, read_front
+from rlhf_lines.pareto.schema import label
 
 
 def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
@@ -59,7 +60,7 @@ def _chosen(record: dict) -> str:
     if validation is None:
         return f"{scaling} were given"
     tunings = {"lines": validation, **validation["groups"]}
-    at_edge = [name for name, tuning in tunings.items() if tuning["at_edge"]]
+    at_edge = [label(name) for name, tuning in tunings.items() if tuning["at_edge"]]
     edge = f"; at an edge of what was tried: {', '.join(at_edge)}" if at_edge else ""
     return f"{scaling} were chosen on validation prompts, of {len(validation['grid'])}{edge}"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.comparison import RunsComparison, RunsDifference, RunsFile
-from rlhf_lines.pareto.schema import GroupMeasure, shortened
+from rlhf_lines.pareto.schema import GroupMeasure, label, shortened
 from rlhf_lines.pareto.table import (
     MEASURES,
     WIDTH,
@@ -62,8 +62,8 @@ def heading(comparison: RunsFile) -> list[str]:
 def difference_name(entry: RunsComparison) -> str:
     """What people read for a difference."""
     if entry["a"] == entry["b"]:
-        return f"{shortened(entry['a'], NAME_WIDTH)}: a - b"
-    return " - ".join(shortened(entry[side], NAME_WIDTH // 2) for side in ("a", "b"))
+        return f"{label(entry['a'])}: a - b"
+    return " - ".join(shortened(label(entry[side]), NAME_WIDTH // 2) for side in ("a", "b"))
 
 
 def of_each_run(comparison: RunsFile) -> bool:
@@ -87,7 +87,7 @@ def positive_text(difference: RunsDifference | None) -> str:
 
 def _over_runs(comparison: RunsFile) -> list[str]:
     entries, counted = comparison["comparisons"], of_each_run(comparison)
-    fixed = [["difference", "a is"], *([difference_name(entry), entry["verdict"]] for entry in entries)]
+    fixed = [["difference", "verdict"], *([difference_name(entry), entry["verdict"]] for entry in entries)]
     columns = []
     for measure, found in measured(comparison).items():
         parts = [
@@ -114,7 +114,7 @@ def _each_run(comparison: RunsFile) -> list[str]:
 def _groups(comparison: RunsFile) -> list[str]:
     runs = comparison["runs"]
     rows = [(group, run) for group in runs[0]["groups"] for run in runs]
-    fixed = [["group", "run"], *([shortened(g, 44), shortened(f"{run['side']} {run['name']}", 24)] for g, run in rows)]
+    fixed = [["group", "run"], *([label(g), shortened(f"{run['side']} {run['name']}", 24)] for g, run in rows)]
     columns = [[comparisons.MEASURES[m], *_texts([run["groups"][g][m] for g, run in rows])] for m in MEASURES]
     return in_blocks(fixed, columns, left=2)
 

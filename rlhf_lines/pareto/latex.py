@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for
 from rlhf_lines.pareto.headline import budgets_text
 from rlhf_lines.pareto.look_at import likely_choices
-from rlhf_lines.pareto.schema import SFT, Comparison, Difference, Front, Mean, Value, label
+from rlhf_lines.pareto.schema import SFT, WORDS, Comparison, Difference, Front, Mean, Value, label
 from rlhf_lines.pareto.table import at_edges, decimals, few_prompts, interval_name, not_at_equal_kl, p_text, value_of
 
 
@@ -20,16 +20,10 @@ _ESCAPES = str.maketrans(ESCAPED)
 EDGE = r"$^\dagger$"
 EDGE_NOTE = f"{EDGE} chosen at an edge of what was tried"
 OF_GROUPS = ("hypervolume", "expected_utility")
-# What is measured of completions, and the heads of its columns.
-LIKE = {
-    "tokens": "tokens",
-    "share_empty": "empty",
-    "share_cut": "cut",
-    "repetition": "repeated",
-    "distinct": "distinct",
-}
-JOINTLY = {"all_better": "better in all", "all_worse": "worse in all"}
-BY_OBJECTIVE = {"length_correlation": "correlation", "at_matched_length": "at equal length"}
+# What is measured of completions, of pairs of them, and of each objective.
+LIKE = ("tokens", "share_empty", "share_cut", "repetition", "distinct")
+JOINTLY = ("all_better", "all_worse")
+BY_OBJECTIVE = ("length_correlation", "at_matched_length")
 
 
 def front_tex(front: Front) -> str:
@@ -95,7 +89,7 @@ def _differences(front: Front) -> list[str]:
                 columns.append([_budgets(entry) for entry in entries])
     columns.append([_verdict(entry) for entry in entries])
     note = f"% p is adjusted (Holm) by each measure for {adjusted_for(entries)}; intervals are not."
-    pairs = {f"{entry['a']} - {entry['b']}": entry["no_equal_kl"] for entry in entries}
+    pairs = {f"{label(entry['a'])} - {label(entry['b'])}": entry["no_equal_kl"] for entry in entries}
     notes = [note, *(f"% {_commented(text)}." for text in not_at_equal_kl(pairs))]
     return ["", *notes, *_tabular([*heads, "verdict"], columns)]
 
@@ -107,22 +101,23 @@ def _behaviour(front: Front) -> list[str]:
         return []
     names = [f"{escaped(label(point['group']))} {escaped(point['label'])}" for point in points]
 
-    def table(note: str, heads: Sequence[str], measures: Sequence[Sequence[Mean | None]]) -> list[str]:
+    def table(note: str, keys: Sequence[str], measures: Sequence[Sequence[Mean | None]]) -> list[str]:
+        heads = [WORDS[key] for key in keys]
         return ["", f"% {note}", *_tabular(["point", *heads], [names, *map(_estimates, measures)])]
 
     metrics: list[dict[str, Any]] = [point["metrics"] for point in points]
     note = "What completions are like: tokens, and shares of completions or of their 4-grams."
-    lines = table(note, LIKE.values(), [[found[name] for found in metrics] for name in LIKE])
+    lines = table(note, LIKE, [[found[name] for found in metrics] for name in LIKE])
     wins = [found["win_rate"] or {} for found in metrics]
     if any(wins):
         note = "Completions against the SFT model's for the same prompt: win rate, and shares."
         columns = [[found or None for found in wins], *([found.get(key) for found in wins] for key in JOINTLY)]
-        lines += table(note, ["win rate", *JOINTLY.values()], columns)
+        lines += table(note, ["win_rate", *JOINTLY], columns)
     for objective in front["objectives"]:
         of = [found.get("by_objective", {}).get(objective) for found in wins]
         others = [[found[name][objective] for found in metrics] for name in BY_OBJECTIVE]
         note = f"Wins in {_commented(objective)}, its correlation with length, its gain at equal lengths."
-        lines += table(note, ["win rate", *BY_OBJECTIVE.values()], [of, *others])
+        lines += table(note, ["win_rate", *BY_OBJECTIVE], [of, *others])
     return lines
 
 

@@ -58,12 +58,24 @@ def anchors(points: Iterable[tuple[Spec, str]]) -> list[tuple[float, ...] | None
     return [of(spec, group) for spec, group in points]
 
 
+def share(weight: float) -> str:
+    """A weight as people write it, with at most three decimals, never -0."""
+    return f"{round(weight, 3):zg}"
+
+
+def weights_text(weights: Sequence[float]) -> str:
+    """The weights of the policies as people write them.
+
+    >>> weights_text([0.7, 1 / 3, -0.0])
+    '0.7 / 0.333 / 0'
+    """
+    return " / ".join(map(share, weights))
+
+
 def point_label(spec: Spec, policies: Sequence[str]) -> str:
     """What people read for a point inside its group: the name of the policy that it is, or its weights."""
     single = single_policy(spec, policies)
-    return (
-        " ".join(f"{weight:z.2f}" for weight in spec["weights"]) if single is None else policy_names(policies)[single]
-    )
+    return weights_text(spec["weights"]) if single is None else policy_names(policies)[single]
 
 
 def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str]) -> list[str] | None:

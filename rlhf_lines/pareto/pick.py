@@ -13,7 +13,8 @@ import numpy as np
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.pareto.measures import nondominated
-from rlhf_lines.pareto.schema import CONTROLS, Front, Mean, PointEntry, Value, shortened
+from rlhf_lines.pareto.origin import weights_text
+from rlhf_lines.pareto.schema import CONTROLS, WORDS, Front, Mean, PointEntry, Value, label, shortened
 from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interval_name, setting
 from rlhf_lines.pareto.utility import FLAT
 
@@ -225,13 +226,14 @@ def picked_text(
     _check_sources(front, run_dir)
     spec = point["spec"]
     options = f" {json.dumps(spec['options'])}" if spec["options"] else ""
-    weights = " ".join(f"{weight:zg}" for weight in spec["weights"])
+    weights = weights_text(spec["weights"])
     rows: list[tuple[str, Mean]] = [(name, point["scores"][name]) for name in front["objectives"]]
-    rows += [(name, point["metrics"][name]) for name in point["metrics"] if measured(point, name) is not None]
-    rows += [(name, point[name]) for name in ("kl", "perplexity") if point[name] is not None]
+    metrics = [(name, point["metrics"][name]) for name in point["metrics"] if measured(point, name) is not None]
+    metrics += [(name, point[name]) for name in ("kl", "perplexity") if point[name] is not None]
+    rows += [(WORDS.get(name, name), value) for name, value in metrics]
     width = max(len(name) for name, _ in rows)
     lines = [
-        f"point {point['id']}: {point['group']}, {spec['rule']}{options}, weights {weights}, "
+        f"point {point['id']}: {label(point['group'])}, {spec['rule']}{options}, weights {weights}, "
         f"alpha {setting(spec['alpha'])}, beta {setting(spec['beta'])}, schedule {spec['schedule']}",
         *(f"  {name:<{width}}  {estimate_text(value, decimals([value['mean']]))}" for name, value in rows),
         f"  mean [{interval_name(front)}] over {point['prompts']} {front['split']} prompts",
@@ -244,7 +246,8 @@ def picked_text(
     lines += _choice(worth)
     lines += _lost(point, prompts or {})
     if picked is not None and picked.left_out:
-        lines.append(f"  not looked at: {', '.join(picked.left_out)} (controls; --group looks at one)")
+        controls = ", ".join(f"{label(name)} (--group {name})" for name in picked.left_out)
+        lines.append(f"  not looked at, as controls: {controls}")
     if point["merge_arguments"] is None:
         last = f"It is the SFT model itself, no merge is needed: {front['sft_model']}"
     else:
@@ -260,7 +263,8 @@ def _how_picked(front: Front, picked: Picked) -> list[str]:
     lines = [f"  picked by {picked.asked}, among {count} point{'s' * (count > 1)}"]
     if picked.runner_up is not None:
         runner_up, less = picked.runner_up
-        lines.append(f"  next best: point {runner_up} ({_by_id(front, runner_up)['group']}), worth {less:z.2g} less")
+        group = label(_by_id(front, runner_up)["group"])
+        lines.append(f"  next best: point {runner_up} ({group}), worth {less:z.2g} less")
     return lines
 
 

@@ -26,6 +26,19 @@ METRICS = (
     *("tokens", "share_empty", "share_cut", "repetition", "distinct", "win_rate", "length_correlation"),
     *("at_matched_length", "log_ratio"),
 )
+# What people read for a measure, by its name here; the others have no other name.
+WORDS = {
+    "kl": "KL",
+    "log_ratio": "log-ratio",
+    "share_empty": "empty",
+    "share_cut": "cut",
+    "win_rate": "win rate",
+    "all_better": "better in all",
+    "all_worse": "worse in all",
+    "length_correlation": "correlation",
+    "at_matched_length": "at equal length",
+    **{name: name for name in ("perplexity", "tokens", "repetition", "distinct")},
+}
 
 
 class Spec(TypedDict):

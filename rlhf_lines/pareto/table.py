@@ -11,7 +11,7 @@ from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
 from rlhf_lines.pareto.headline import budgets_text, front_headline
 from rlhf_lines.pareto.intervals import FEW_PROMPTS
 from rlhf_lines.pareto.look_at import what_to_look_at
-from rlhf_lines.pareto.schema import CONTROLS, LINES, SFT, Front, Mean, PointEntry, Value
+from rlhf_lines.pareto.schema import CONTROLS, LINES, SFT, WORDS, Front, Mean, PointEntry, Value, label
 
 
 WIDTH = 110
@@ -154,14 +154,14 @@ def _groups(front: Front) -> list[str]:
     of_group = {name: [point for point in front["points"] if point["group"] == name] for name in fronts}
     schedules = {name: list(dict.fromkeys(p["spec"]["schedule"] for p in some)) for name, some in of_group.items()}
     columns = [
-        ["group", *map(_clip, fronts)],
+        ["group", *map(_group, fronts)],
         *(_estimates(measure, [entry[measure] for entry in fronts.values()]) for measure in MEASURES),
         ["points", *(str(len(points)) for points in of_group.values())],
-        ["nondominated", *(str(len(entry["nondominated"])) for entry in fronts.values())],
+        ["not dominated", *(str(len(entry["nondominated"])) for entry in fronts.values())],
     ]
     if any(names != ["linear"] for names in schedules.values()):
         columns.append(["schedule", *(_clip(", ".join(names)) for names in schedules.values())])
-    edges = ", ".join(map(_clip, at_edges(front)))
+    edges = ", ".join(map(_group, at_edges(front)))
     note = f"chosen at an edge of what was tried, so that going beyond may give more: {edges}"
     return [align(list(zip(*columns, strict=True)), left=1), *([textwrap.fill(note, WIDTH)] if edges else [])]
 
@@ -170,7 +170,8 @@ def _differences(front: Front) -> list[str]:
     if not front["comparisons"]:
         return []
     entries = front["comparisons"]
-    fixed = [["difference", "verdict"], *([f"{_clip(e['a'])} - {_clip(e['b'])}", e["verdict"]] for e in entries)]
+    pairs = [f"{_group(entry['a'])} - {_group(entry['b'])}" for entry in entries]
+    fixed = [["difference", "verdict"], *([pair, e["verdict"]] for pair, e in zip(pairs, entries, strict=True))]
     columns = []
     for measure, words in comparisons.MEASURES.items():
         differences = [entry[f"{measure}_difference"] for entry in entries]
@@ -189,7 +190,8 @@ def _differences(front: Front) -> list[str]:
         f"p is adjusted (Holm) by each measure for {comparisons.adjusted_for(entries)}; intervals are not; the verdict "
         "is of the first against the second, by all measures"
     )
-    notes = [note, *not_at_equal_kl({f"{_clip(e['a'])} - {_clip(e['b'])}": e["no_equal_kl"] for e in entries})]
+    reasons = {pair: entry["no_equal_kl"] for pair, entry in zip(pairs, entries, strict=True)}
+    notes = [note, *not_at_equal_kl(reasons)]
     return [*in_blocks(fixed, columns, left=2), "\n".join(textwrap.fill(text, WIDTH) for text in notes)]
 
 
@@ -270,7 +272,7 @@ def _title(front: Front, group: str | None, points: Sequence[PointEntry]) -> lis
     scalings = {_scaling(point) for point in points if point["group"] == group}
     scaling = f" ({', '.join(scalings.pop())})" if len(scalings) == 1 else ""
     aside = ", controls aside" if any(name in CONTROLS for name in front["fronts"]) else ""
-    return [f"The group of the largest expected utility{aside}: {_clip(group)}{scaling}"]
+    return [f"The group of the largest expected utility{aside}: {_group(group)}{scaling}"]
 
 
 def _notes(front: Front, points: Sequence[PointEntry], shown: Sequence[str], left_out: Sequence[str]) -> list[str]:
@@ -326,25 +328,26 @@ def _measures(front: Front) -> dict[str, Further]:
 
     found = {
         "kl": Further("to the SFT model, in nats", lambda point: point["kl"], _means),
-        "log ratio": Further("to the SFT model, in nats", metric("log_ratio"), _means),
+        "log_ratio": Further("to the SFT model, in nats", metric("log_ratio"), _means),
         "tokens": Further("mean length", metric("tokens"), _lengths),
-        "empty": Further("share of empty completions", metric("share_empty"), _shares),
-        "cut": Further("share cut at the longest length", metric("share_cut"), _shares),
-        "ppl": Further("perplexity of the control texts, lower is better", lambda point: point["perplexity"], _means),
-        "repeated": Further("share of 4-grams that occurred before in the completion", metric("repetition"), _shares),
+        "share_empty": Further("share of empty completions", metric("share_empty"), _shares),
+        "share_cut": Further("share cut at the longest length", metric("share_cut"), _shares),
+        "perplexity": Further("of the control texts, lower is better", lambda point: point["perplexity"], _means),
+        "repetition": Further("share of 4-grams that occurred before in the completion", metric("repetition"), _shares),
         "distinct": Further("different texts over completions", metric("distinct"), _shares),
-        "wins": Further("1 where better than the SFT model in all, 0 where worse in all", metric("win_rate"), _shares),
-        "better": Further("share better in all objectives", metric("win_rate", "all_better"), _shares),
-        "worse": Further("share worse in all", metric("win_rate", "all_worse"), _shares),
+        "win_rate": Further("1 where better than SFT in all objectives, 0 where worse", metric("win_rate"), _shares),
+        "all_better": Further("share better in all objectives", metric("win_rate", "all_better"), _shares),
+        "all_worse": Further("share worse in all objectives", metric("win_rate", "all_worse"), _shares),
     }
+    found = {WORDS[name]: measure for name, measure in found.items()}
     shorts: Sequence[str] = [_clip(name) for name in front["objectives"]]
     if len(set(shorts)) < len(shorts):
         shorts = [str(number) for number in range(1, len(shorts) + 1)]
     for short, name in zip(shorts, front["objectives"], strict=True):
         found |= {
-            f"wins ({short})": Further("share better in it", metric("win_rate", "by_objective", name), _shares),
-            f"r ({short})": Further("correlation with length", metric("length_correlation", name), _correlations),
-            f"matched ({short})": Further("gain at equal lengths", metric("at_matched_length", name), _means),
+            f"win rate ({short})": Further("share better in it", metric("win_rate", "by_objective", name), _shares),
+            f"correlation ({short})": Further("with length", metric("length_correlation", name), _correlations),
+            f"at equal length ({short})": Further("what is left of a gain", metric("at_matched_length", name), _means),
         }
     return found
 
@@ -377,11 +380,11 @@ def in_blocks(fixed: Sequence[Sequence[str]], columns: Sequence[Sequence[str]], 
 
 def _fixed(point: PointEntry, *, best: bool, scaling: bool) -> list[str]:
     """What every block says of a point."""
-    label = point["label"]
+    name = point["label"]
     return [
         f"{'*' if best else ' '}{point['id']}",
-        _clip(point["group"]),
-        label if point["single_policy"] is None else _clip(label),
+        _group(point["group"]),
+        name if point["single_policy"] is None else _clip(name),
         *([setting(point["spec"]["alpha"]), setting(point["spec"]["beta"])] if scaling else []),
     ]
 
@@ -421,6 +424,11 @@ def _texts(estimates: Sequence[Mean | Value]) -> list[str]:
     """Estimates with as many decimals each."""
     digits = decimals(map(value_of, estimates))
     return [estimate_text(estimate, digits) for estimate in estimates]
+
+
+def _group(name: str) -> str:
+    """What people read for a group, shortened to the column."""
+    return _clip(label(name))
 
 
 def _clip(text: str) -> str:

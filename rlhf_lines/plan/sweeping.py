@@ -142,9 +142,8 @@ def _validation_points(config: SweepConfig) -> tuple[int, int]:
     if not config.chooses:
         return 0, 0
     counts, anchors = config.candidate_counts.values(), 1 + len(config.policies)
-    beyond = config.edge_extensions * sum(count > 1 for count in counts)
     weights = len(simplex(len(config.policies), config.validation_weights))
-    return (sum(counts) + beyond) * weights + anchors, sum(counts) * weights + anchors
+    return (sum(counts) + config.most_extensions) * weights + anchors, sum(counts) * weights + anchors
 
 
 def _add_work(

@@ -278,6 +278,11 @@ class SweepConfig:
         return {LINES: count, **controls, **{entry.name: len(entry.candidates(factors)) for entry in self.tuned}}
 
     @property
+    def most_extensions(self) -> int:
+        """How many more scalings there may be to choose from, beyond edges, over all groups."""
+        return self.edge_extensions * sum(count > 1 for count in self.candidate_counts.values())
+
+    @property
     def tuned(self) -> list[Tunable]:
         """The further groups, and sets of policies, whose scaling is chosen on validation prompts."""
         return [entry for entry in (*self.groups, *self.policy_sets) if entry.is_tuned(self._factors)]

@@ -20,31 +20,35 @@ class Progress:
         total = validation specs x validation prompts x samples + test specs x (test prompts x samples + texts)
 
     Each spec counts once, also where groups share it. Before a phase begins, its specs are not known: its points are
-    counted then, and `enter` corrects the total. Where `max_forgetting` limits the choice, validation specs read the
-    texts, too.
+    counted then, and `enter` corrects the total. Candidates beyond an edge are not in the total before they are needed:
+    while they may come, the bar says how many units they are at most. Where `max_forgetting` limits the choice,
+    validation specs read the texts, too.
 
     Args:
         specs: how many specs are expected in the phases `VALIDATION`, `TEST` and `PREDICTED`; those that are absent
             have none.
         units: how many units a spec has in each phase.
         done: how many units a stopped run has left.
+        beyond: how many specs `VALIDATION` may have beside, of candidates beyond an edge.
     """
 
-    def __init__(self, specs: Mapping[str, int], units: Mapping[str, int], done: int) -> None:
-        self._specs, self._units = dict(specs), units
+    def __init__(self, specs: Mapping[str, int], units: Mapping[str, int], done: int, beyond: int = 0) -> None:
+        self._specs, self._units, self._beyond = dict(specs), units, beyond
         unit = "completions and texts" if units.get(CONTROL) else "completions"
         first = next(phase for phase in (VALIDATION, TEST) if phase in specs)
-        self._bar = Bar(total=self.total, initial=done, desc=_described(first), unit=unit)
+        self._bar = Bar(total=self.total, initial=done, desc=self._described(first), unit=unit)
 
     @classmethod
     def of(cls, config: SweepConfig, inputs: Inputs, specs: Specs, store: Store) -> Progress:
         """The progress of a sweep, as much of it done as its store holds."""
         makers = specs.makers({name: tried[0] for name, tried in specs.candidates.items()})  # as many for each choice
+        beyond = 0
         expected = {TEST: sum(map(len, specs.fixed().values())) + len(makers) * len(specs.weights)}
         if "validation" in inputs.prompts:
             weights = simplex(len(config.policies), config.validation_weights)
             anchors = sum(map(len, specs.anchors().values()))
             expected[VALIDATION] = anchors + sum(map(len, specs.candidates.values())) * len(weights)
+            beyond = config.most_extensions * len(weights)
         if config.sampler == "map":
             expected[PREDICTED] = len(makers) * config.map_points
         of_split = {split: len(prompts) * config.samples_per_prompt for split, prompts in inputs.prompts.items()}
@@ -55,7 +59,7 @@ class Progress:
             PREDICTED: of_split["test"],
             CONTROL: len(inputs.forgetting),
         }
-        return cls(expected, units, len(store.finished()) + len(store.finished_forgetting()))
+        return cls(expected, units, len(store.finished()) + len(store.finished_forgetting()), beyond)
 
     def __enter__(self) -> Progress:
         return self
@@ -77,13 +81,15 @@ class Progress:
             specs: how many specs are measured in it; left out of `CONTROL`, those of `TEST` and `PREDICTED`.
         """
         if specs is not None:
+            if phase == VALIDATION:
+                self._beyond -= max(specs - self._specs[phase], 0)
             self._specs[phase] = specs
-        self._bar.begin(_described(phase), self.total)
+        self._bar.begin(self._described(phase), self.total)
 
     def update(self, count: int) -> None:
         """Count units that are done."""
         self._bar.update(count)
 
-
-def _described(phase: str) -> str:
-    return f"sweep, {phase}"
+    def _described(self, phase: str) -> str:
+        more = self._beyond * self._units[VALIDATION] if phase == VALIDATION else 0
+        return f"sweep, {phase}{f' (up to {more:,} more may come)' if more else ''}"

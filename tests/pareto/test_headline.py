@@ -87,11 +87,11 @@ def front_of(**comparisons):
                 "scaled": ("better", [(1.0, 0.0), (0.1, 0.0), (0.8, 0.0)]),
                 "rewarded_soup": ("better", [(1.0, 0.0), (0.1, 0.0), (0.8, 0.0)]),
             },
-            "For these policies, LiNeS is better than the rewarded soup: +5.0 % hypervolume, +20 % expected "
-            "utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is better than even scaling: "
-            "+5.0 % hypervolume, +20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. So "
-            "depth helps here, and not length alone. LiNeS is worse than reversed LiNeS: -5.0 % hypervolume, -20 "
-            "% expected utility, -10 % hypervolume at equal KL from 0.50 to 3.25 nats.",
+            "For these policies, LiNeS is better than the rewarded soup: +5.0 % hypervolume, +20 % expected utility, "
+            "+10 % hypervolume at equal KL from 0.50 to 3.25 nats. LiNeS is better than even scaling: +5.0 % "
+            "hypervolume, +20 % expected utility, +10 % hypervolume at equal KL from 0.50 to 3.25 nats. So depth helps "
+            "here, and not length alone. LiNeS is worse than reversed LiNeS: -5.0 % hypervolume, -20 % "
+            "expected utility, -10 % hypervolume at equal KL from 0.50 to 3.25 nats.",
         ),
         ({}, ""),
     ],

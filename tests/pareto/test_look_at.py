@@ -20,10 +20,9 @@ def test_empty_and_cut_completions_at_the_ends_are_told():
     assert front["points"][6]["changes"]["share_cut"]["value"] == pytest.approx(0.26)
     empty, cut = what_to_look_at(front)[:2]
     assert empty == (
-        "22 % of the completions of LiNeS 1.00 0.00 are empty; of the SFT model's 1 %. "
-        "Likewise rewarded soup 1.00 0.00 (10 %)."
+        "22 % of the completions of LiNeS 1 / 0 are empty; of the SFT model's 1 %. Likewise rewarded soup 1 / 0 (10 %)."
     )
-    assert cut == "29 % of the completions of LiNeS 0.00 1.00 are cut at the longest length; of the SFT model's 3 %."
+    assert cut == "29 % of the completions of LiNeS 0 / 1 are cut at the longest length; of the SFT model's 3 %."
 
 
 def test_where_nothing_moved_nothing_is_said():
@@ -33,13 +32,13 @@ def test_where_nothing_moved_nothing_is_said():
 @pytest.mark.parametrize(
     ("changed", "begins"),
     [
-        ({"repeated": 40}, "20 % of the 4-grams in completions of LiNeS 1.00 0.00 occurred before in them; of the SFT"),
+        ({"repeated": 40}, "20 % of the 4-grams in completions of LiNeS 1 / 0 occurred before in them; of the SFT"),
         (
             {"distinct": 50},
-            "25 % of the completions of LiNeS 1.00 0.00 are texts of their own; of the SFT model's 100 %.",
+            "25 % of the completions of LiNeS 1 / 0 are texts of their own; of the SFT model's 100 %.",
         ),
-        ({"tokens": 24}, "The completions of LiNeS 1.00 0.00 have 24.0 tokens on average; the SFT model's 16.0."),
-        ({"tokens": 8}, "The completions of LiNeS 1.00 0.00 have 8.0 tokens on average; the SFT model's 16.0."),
+        ({"tokens": 24}, "The completions of LiNeS 1 / 0 have 24.0 tokens on average; the SFT model's 16.0."),
+        ({"tokens": 8}, "The completions of LiNeS 1 / 0 have 8.0 tokens on average; the SFT model's 16.0."),
     ],
 )
 def test_everything_else_that_moved(changed, begins):
@@ -67,7 +66,7 @@ def test_what_noise_could_do_is_not_told():
         point["changes"]["share_empty"]["low"] = -0.01
         point["changes"]["tokens"]["low"], point["changes"]["tokens"]["high"] = -1.0, 1.0
     assert what_to_look_at(front) == [
-        "80 % of the completions of LiNeS 1.00 0.00 are texts of their own; of the SFT model's 100 %."
+        "80 % of the completions of LiNeS 1 / 0 are texts of their own; of the SFT model's 100 %."
     ]
     for point in front["points"]:
         point["prompts"] = 29  # `distinct` has no interval that could tell it from noise
@@ -78,7 +77,7 @@ def test_only_points_that_one_would_choose_are_read():
     changed = {(group, (0.5, 0.5)): {"empty": 100} for group in ENDS}
     front = front_of(changed, {("lines", (0.5, 0.5)): np.full((P, 2), -9.0)})
     (sentence, *_) = what_to_look_at(front)
-    assert "rewarded soup 0.50 0.50 are empty" in sentence and "LiNeS" not in sentence
+    assert "rewarded soup 0.5 / 0.5 are empty" in sentence and "LiNeS" not in sentence
 
 
 def test_each_policy_is_read_once():
@@ -100,19 +99,17 @@ def test_a_point_that_loses_everywhere_is_told():
     wins = front["points"][1]["metrics"]["win_rate"]
     share = f"{100 * wins['all_worse']['mean']:.0f} %"
     above = f"{100 * wins['all_better']['mean']:.0f} %"
-    assert first.startswith(
-        f"{share} of the completions of rewarded soup 1.00 0.00 score below the SFT model's in every"
-    )
+    assert first.startswith(f"{share} of the completions of rewarded soup 1 / 0 score below the SFT model's in every")
     assert f"objective, {above} above it in every one." in first
 
 
 def test_a_gain_that_is_length_is_told():
     front = front_of()
-    point = next(point for point in front["points"] if point["label"] == "0.00 1.00" and point["group"] == "lines")
+    point = next(point for point in front["points"] if point["label"] == "0 / 1" and point["group"] == "lines")
     gain = point["scores"]["b"]["mean"] - front["points"][0]["scores"]["b"]["mean"]
     point["metrics"]["at_matched_length"]["b"] = {"mean": 0.2, "low": 0.1, "high": 0.3}
     assert what_to_look_at(front) == [
-        f"Most of what LiNeS 0.00 1.00 gains in b is length: {gain:.3g} above the SFT model, 0.2 [0.1, 0.3] at equal "
+        f"Most of what LiNeS 0 / 1 gains in b is length: {gain:.3g} above the SFT model, 0.2 [0.1, 0.3] at equal "
         "lengths."
     ]
     point["metrics"]["at_matched_length"]["b"] = {"mean": 0.2, "low": -2.0, "high": gain + 0.1}

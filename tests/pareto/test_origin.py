@@ -17,16 +17,16 @@ SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "sch
         ({"weights": [0.0, 0.0, 1.0]}, 2, "both"),  # a MORLHF run
         ({"schedule": "sqrt"}, 1, "harmless"),  # of beta 0
         ({"weights": []}, None, ""),
-        ({"weights": [0.0, 0.0]}, None, "0.00 0.00"),
-        ({"weights": [0.25, 0.75]}, None, "0.25 0.75"),
-        ({"weights": [0.0, 2.0]}, None, "0.00 2.00"),
-        ({"weights": [0.0, 1.0, 1.0]}, None, "0.00 1.00 1.00"),
-        ({"alpha": 0.5}, None, "0.00 1.00"),
-        ({"alpha": "auto"}, None, "0.00 1.00"),
-        ({"beta": 1.0}, None, "0.00 1.00"),
-        ({"rule": "sum"}, None, "0.00 1.00"),  # two times the policy
-        ({"rule": "ties"}, None, "0.00 1.00"),
-        ({"weights": [0.0, 0.0, 0.0, 1.0]}, None, "0.00 0.00 0.00 1.00"),  # of a policy that is not known
+        ({"weights": [0.0, 0.0]}, None, "0 / 0"),
+        ({"weights": [0.25, 0.75]}, None, "0.25 / 0.75"),
+        ({"weights": [0.0, 2.0]}, None, "0 / 2"),
+        ({"weights": [0.0, 1.0, 1.0]}, None, "0 / 1 / 1"),
+        ({"alpha": 0.5}, None, "0 / 1"),
+        ({"alpha": "auto"}, None, "0 / 1"),
+        ({"beta": 1.0}, None, "0 / 1"),
+        ({"rule": "sum"}, None, "0 / 1"),  # two times the policy
+        ({"rule": "ties"}, None, "0 / 1"),
+        ({"weights": [0.0, 0.0, 0.0, 1.0]}, None, "0 / 0 / 0 / 1"),  # of a policy that is not known
     ],
 )
 def test_one_policy_as_it_was_trained_has_its_name(changes, single, label):
@@ -36,4 +36,4 @@ def test_one_policy_as_it_was_trained_has_its_name(changes, single, label):
     assert (front["points"][0]["single_policy"], front["points"][0]["label"]) == (single, label)
     (unknown,) = build_front(**about)["points"]
     assert (unknown["single_policy"], unknown["merge_arguments"]) == (None, None)
-    assert unknown["label"] == " ".join(f"{weight:.2f}" for weight in point["spec"]["weights"])
+    assert unknown["label"] == " / ".join(f"{weight:g}" for weight in point["spec"]["weights"])

@@ -15,6 +15,7 @@ import pytest
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.pareto import Worth, build_front, merge_arguments, pick, pick_point, picked_text
+from rlhf_lines.pareto.schema import label
 from rlhf_lines.stages import read_stage
 
 
@@ -174,11 +175,11 @@ def test_the_command_is_the_merge_of_the_point(make_front, spec):
 def test_the_text_has_scores_with_intervals_and_what_else_is_known(front):
     lines = picked_text(front, front["points"][9], "run").splitlines()
     spec = front["points"][9]["spec"]
-    assert lines[0] == "point 9: lines, linear, weights 0.75 0.25, alpha 1, beta 1, schedule linear"
+    assert lines[0] == "point 9: LiNeS, linear, weights 0.75 / 0.25, alpha 1, beta 1, schedule linear"
     assert spec["weights"] == [0.75, 0.25]
     score, kl = front["points"][9]["scores"]["b"], front["points"][9]["kl"]
     assert lines[2] == f"  b   {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-    assert lines[3] == f"  kl  {kl['mean']:.3f} [{kl['low']:.3f}, {kl['high']:.3f}]"
+    assert lines[3] == f"  KL  {kl['mean']:.3f} [{kl['low']:.3f}, {kl['high']:.3f}]"
     assert lines[4] == "  mean [95 % interval] over 40 test prompts"
     front["points"][9]["perplexity"] = {"mean": 12.5, "low": 11.0, "high": 13.25}
     assert "  perplexity  12.50 [11.00, 13.25]" in picked_text(front, front["points"][9], "run").splitlines()
@@ -202,7 +203,7 @@ def test_a_single_policy_is_named_beside_its_command(make_front, front):
     for i in (2, 6, 1):
         assert "one policy" not in picked_text(front, front["points"][i], "run")
     text = picked_text(front, front["points"][1], "run")
-    assert text.startswith("point 1: rewarded_soup, sum, weights 0 1, alpha 1, beta 0, schedule linear\n")
+    assert text.startswith("point 1: rewarded soup, sum, weights 0 / 1, alpha 1, beta 0, schedule linear\n")
     assert parsed(text.splitlines()[-1]).merge().spec == twice
 
 
@@ -263,7 +264,8 @@ def test_controls_are_left_out_unless_one_is_asked_for(many):
         assert picked.point["id"] == best(many, a_and_b, lambda p, group=group: p["group"] == group)
         assert picked.left_out == []
     text = picked_text(many, picked.point, "run", picked=picked._replace(left_out=CONTROLS))
-    assert "  not looked at: scaled, reversed (controls; --group looks at one)" in text.splitlines()
+    controls = "even scaling (--group scaled), reversed LiNeS (--group reversed)"
+    assert f"  not looked at, as controls: {controls}" in text.splitlines()
 
 
 def test_a_limit_of_kl_holds_and_is_met_where_it_is_reached(many):
@@ -293,7 +295,7 @@ def test_metrics_can_be_bounded_and_maximized(many):
     assert picked.among == [6, 7, 8, 9, 10]
     text = picked_text(many, picked.point, "run")
     # The same of every prompt: no interval would hold.
-    assert f"  humor        {-abs(picked.point['id'] - 8.0):.3f}\n" in text and "  share_empty  " in text
+    assert f"  humor  {-abs(picked.point['id'] - 8.0):.3f}\n" in text and "  empty  " in text
 
 
 def test_the_scale_counts_in_units_of_the_range(many):
@@ -320,7 +322,9 @@ def test_what_it_was_picked_by_is_told_with_the_runner_up(many):
     lines = picked_text(many, picked.point, "run", picked=picked).splitlines()
     asked = "0.6 a + 0.4 b, scores in their own units (--scale raw); at most 9 nats of KL"
     assert f"  picked by {asked}, among {len(picked.among)} points" in lines
-    assert f"  next best: point {runner_up} ({many['points'][runner_up]['group']}), worth {less:.2g} less" in lines
+    assert (
+        f"  next best: point {runner_up} ({label(many['points'][runner_up]['group'])}), worth {less:.2g} less" in lines
+    )
 
     picked = pick(many, minimum={"share_empty": 0.3, "humor": -2.0}, maximize="a")
     lines = picked_text(many, picked.point, "run", picked=picked).splitlines()

@@ -11,6 +11,7 @@ from rlhf_lines.pareto import build_front, front_table, picked_text
 from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.look_at import what_to_look_at
 from rlhf_lines.pareto.report.facts import swept
+from rlhf_lines.pareto.schema import label
 from rlhf_lines.pareto.table import estimate_text, p_text
 from tests.pareto.damaged import DEMO, front_of
 
@@ -20,8 +21,14 @@ def front(make_points):
     return build_front(rewards=["helpful", "harmless"], split="test", seed=0, points=make_points(), resamples=100)
 
 
+def cells_of(line):
+    """Of the table's columns there are two blanks or more between."""
+    return re.split(r" {2,}", line.strip("* "))
+
+
 def row_of(table, point):
-    (row,) = [line for line in table.splitlines() if line.strip("* ").split()[:2] == [str(point["id"]), point["group"]]]
+    own = [str(point["id"]), label(point["group"])]
+    (row,) = [line for line in table.splitlines() if cells_of(line)[:2] == own]
     return row
 
 
@@ -36,7 +43,7 @@ def test_every_point_of_the_best_group_is_a_row_with_its_numbers(front):
     table = front_table(front)
     utilities = {name: entry["expected_utility"]["corrected"] for name, entry in front["fronts"].items()}
     assert max(utilities, key=utilities.get) == "lines"
-    assert "\n\nThe group of the largest expected utility: lines (alpha 1, beta 1, linear)\n\n id" in table
+    assert "\n\nThe group of the largest expected utility: LiNeS (alpha 1, beta 1, linear)\n\n id" in table
     shown = [point for point in front["points"] if point["group"] != "rewarded_soup"]  # which has no known policies
     assert shown_points(table) == [point["id"] for point in shown] == [0, 6, 7, 8, 9, 10]
     for point in shown:
@@ -45,15 +52,15 @@ def test_every_point_of_the_best_group_is_a_row_with_its_numbers(front):
         assert row.startswith("*") == best
         score = point["scores"]["harmless"]
         assert f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in row
-        assert " ".join(f"{weight:.2f}" for weight in point["spec"]["weights"]) in row
+        assert cells_of(row)[2] == " / ".join(f"{weight:g}" for weight in point["spec"]["weights"])
         assert row.endswith("-" if point["kl"] is None else f"{point['kl']['mean']:.3f}")
     assert table.endswith(
-        "\n*: no other point of its group dominates it; kl: to the SFT model, in nats\n"
+        "\n*: no other point of its group dominates it; KL: to the SFT model, in nats\n"
         "rlhf-lines front RUN_DIR --all, front.csv and the page have also: 5 other points"
     )
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(3.0, "lines"), (-3.0, "rewarded_soup")])
+@pytest.mark.parametrize(("gain", "expected"), [(3.0, "LiNeS"), (-3.0, "rewarded soup")])
 def test_no_control_is_the_group_that_is_shown_however_good_it_is(make_points, gain, expected):
     points = make_points()
     for point in points[6:]:
@@ -64,32 +71,32 @@ def test_no_control_is_the_group_that_is_shown_however_good_it_is(make_points, g
     utility = {group: entry["expected_utility"]["corrected"] for group, entry in front["fronts"].items()}
     assert max(utility, key=utility.get) == "scaled"
     assert f"expected utility, controls aside: {expected} (" in front_table(front)
-    assert "scaled" not in front_table(front).partition("controls aside: ")[2]
+    assert "even scaling" not in front_table(front).partition("controls aside: ")[2]
 
 
 def test_settings_are_columns_where_they_differ_within_the_group(make_points):
     points = make_points()
     points[7]["spec"] |= {"alpha": "auto", "beta": 0.25}
     text = front_table(build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20))
-    assert "expected utility: lines\n" in text and "   auto  0.25 " in row_of(text, points[7])
+    assert "expected utility: LiNeS\n" in text and "   auto  0.25 " in row_of(text, points[7])
     assert "      1     1 " in row_of(text, points[6])
 
 
 def test_groups_and_differences_come_with_intervals(front):
     lines = front_table(front).splitlines()
     assert lines[0] == "40 test prompts, 95 % intervals over prompts, higher is better"
-    (row,) = [line for line in lines if line.startswith("lines  ")]
+    (row,) = [line for line in lines if line.startswith("LiNeS  ")]
     measures = [front["fronts"]["lines"][measure] for measure in ("hypervolume", "expected_utility")]
     assert all(measure["value"] != measure["corrected"] for measure in measures)
     texts = [f"{measure['corrected']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]" for measure in measures]
     assert row.split()[1:7] == f"{texts[0]} {texts[1]}".split()
     assert row.split()[-2:] == ["5", "4"]
-    (row,) = [line for line in lines if line.startswith("lines - rewarded_soup")]
+    (row,) = [line for line in lines if line.startswith("LiNeS - rewarded soup")]
     for measure in ("hypervolume", "expected_utility"):
         difference = front["comparisons"][0][f"{measure}_difference"]
         assert difference["adjusted_p_value"] < 0.0005
         assert f"{difference['corrected']:.3f} [{difference['low']:.3f}, {difference['high']:.3f}]  <0.001" in row
-    assert row.split()[3] == "higher"
+    assert cells_of(row)[1] == "higher"
     (heads,) = [line for line in lines if line.startswith("difference")]
     assert heads.split() == ["difference", "verdict", "hypervolume", "p", "expected", "utility", "p"]
     note = "p is adjusted (Holm) by each measure for 1 comparison; intervals are not; the verdict is of the first"
@@ -99,16 +106,16 @@ def test_groups_and_differences_come_with_intervals(front):
 def test_a_front_without_kl_has_no_kl_column(make_points):
     points = [{**point, "kl": None} for point in make_points()]
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
-    assert "kl" not in front_table(front).split()
+    assert not any("KL" in cells_of(line) for line in front_table(front).splitlines())
 
 
-@pytest.mark.parametrize(("rewards", "blocks", "intervals"), [(2, 1, True), (3, 1, True), (4, 2, False), (6, 2, False)])
+@pytest.mark.parametrize(("rewards", "blocks", "intervals"), [(2, 1, True), (3, 1, True), (4, 2, False), (6, 3, False)])
 def test_the_table_fits_without_intervals_or_repeats_the_points(make_points, rewards, blocks, intervals):
     names = [f"reward {i} with a long name" for i in range(rewards)]
     front = build_front(rewards=names, split="test", seed=0, points=make_points(rewards=rewards), resamples=20)
     table = front_table(front)
     assert max(map(len, table.splitlines())) <= 110
-    assert [line.split()[:2] for line in table.splitlines()].count(["0", "sft"]) == blocks
+    assert [line.split()[:2] for line in table.splitlines()].count(["0", "SFT"]) == blocks
     assert [table.count(f"reward {i} with a l...") for i in range(rewards)] == [1] * rewards
     assert ("[" in table.partition("\n id  group")[2]) == intervals
 
@@ -117,7 +124,7 @@ def test_a_single_point_needs_no_front(make_points):
     front = build_front(rewards=["a", "b"], split="validation", seed=0, points=make_points()[:1], resamples=20)
     table = front_table(front)
     assert "hypervolume" not in table and "difference" not in table and "expected utility" not in table
-    assert table.splitlines()[-1].split()[:3] == ["0", "sft", "0.00"]
+    assert table.splitlines()[-1].split()[:3] == ["0", "SFT", "0"]
 
 
 def test_a_group_name_cannot_break_the_table(make_points):
@@ -133,7 +140,7 @@ def test_perplexity_has_a_column_where_it_is_known(make_points):
     points[8] |= {"nll": [30.0, 20.0], "text_tokens": [10, 10]}  # exp(50 / 20)
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
     text = front_table(front)
-    assert "ppl: perplexity of the control texts, lower is better" in " ".join(text.splitlines()[-3:])
+    assert "perplexity: of the control texts, lower is better" in " ".join(text.splitlines()[-3:])
     assert row_of(text, points[8]).endswith("  12.18") and row_of(text, points[9]).endswith("  -")
 
 
@@ -169,7 +176,7 @@ def test_schedules_are_shown_where_one_is_not_linear(make_points, front):
         point["spec"]["schedule"] = "sqrt"
     front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
     rows = [line.split() for line in front_table(front).splitlines()]
-    assert [row[-1] for row in rows if row[:1] in (["group"], ["rewarded_soup"], ["lines"]) and "-" not in row] == [
+    assert [row[-1] for row in rows if row[:1] in (["group"], ["rewarded"], ["LiNeS"]) and "-" not in row] == [
         *("schedule", "linear", "sqrt")
     ]
 
@@ -212,7 +219,7 @@ def test_metrics_have_columns_and_shares_are_in_percent(make_points):
     assert "tokens: mean length; empty: share of empty completions; cut: share cut at the longest length" in notes
     assert max(map(len, text.splitlines())) <= 110
     head, *rows = text.split("\n\n")[-2].splitlines()
-    assert head.split() == ["id", "group", "weights", "a", "b", "log", "ratio", "tokens", "empty", "cut"]
+    assert cells_of(head) == ["id", "group", "weights", "a", "b", "log-ratio", "tokens", "empty", "cut"]
     for row in rows:
         odd = int(row.strip("* ").split()[0]) % 2
         assert re.search(rf"\] +0.250 +12.2  22.5 %  {'10.0 %' if odd else '     -'}$", row), row
@@ -233,10 +240,10 @@ def test_further_scores_stand_beside_the_objectives_and_what_does_not_fit_is_nam
         return table.splitlines()[0].split()[3:], row_of(table, points[10]), " ".join(notes.split())
 
     heads, row, notes = table("humor")
-    assert heads == ["a", "b", "humor", "kl", "tokens"] and row.count("[") == 3
+    assert heads == ["a", "b", "humor", "KL", "tokens"] and row.count("[") == 3
     assert notes.endswith("rlhf-lines front RUN_DIR --all, front.csv and the page have also: 5 other points, cut")
     heads, row, notes = table("humor", "m2", "m3")
-    assert heads == ["a", "b", "humor", "m2", "m3", "kl", "tokens"] and row.count("[") == 2
+    assert heads == ["a", "b", "humor", "m2", "m3", "KL", "tokens"] and row.count("[") == 2
     assert " 0.625  0.625  0.625 " in row and notes.endswith("also: 5 other points, cut")
     heads, row, notes = table("humor", "m2", "m3", *(f"metric {i}" for i in range(3)))
     assert heads[:2] == ["a", "b"] and "[" not in row
@@ -265,7 +272,7 @@ def test_comparisons_at_equal_kl_come_with_the_others(make_points):
     assert [lines[head + i].split()[-2:] for i in (2, 3)] == [["-", "-"]] * 2  # of ties, a point has no KL
     text = " ".join("\n".join(lines).split())
     assert "for 1 comparison of LiNeS with the soup and its controls, and separately for the 2 others;" in text
-    missing = "lines - ties, rewarded_soup - ties (no KL: it was not measured at every point)"
+    missing = "LiNeS - ties, rewarded soup - ties (no KL: it was not measured at every point)"
     assert f"not compared at equal KL, and so not called better: {missing}" in text
 
 
@@ -286,7 +293,7 @@ def test_what_was_chosen_at_an_edge_is_marked_in_table_and_tex(front):
     said = "chosen at an edge of what was tried"
     for edges in ((False, False), (True, False), (True, True)):
         of_lines["at_edge"], of_soup["at_edge"] = edges
-        names = [*["lines"] * edges[0], *["rewarded_soup"] * edges[1], "scaled"]
+        names = [*["LiNeS"] * edges[0], *["rewarded soup"] * edges[1], "even scaling"]
         assert f"{said}, so that going beyond may give more: {', '.join(names)}\n" in front_table(front)
         rows = [line for line in front_tex(front).splitlines() if r"$^\dagger$" in line]
         assert [row.split("$")[0] for row in rows] == [
@@ -318,8 +325,8 @@ def test_one_objective_has_a_table(make_points):
 def test_what_to_look_at_stands_above_the_points_in_lines_that_fit():
     table = front_table(front_of(DEMO))
     block = next(block for block in table.split("\n\n") if block.startswith("What to look at"))
-    assert "- 22 % of the completions of LiNeS 1.00 0.00 are empty; of the SFT model's 1 %." in block
-    assert "- 29 % of the completions of LiNeS 0.00 1.00 are cut" in block
+    assert "- 22 % of the completions of LiNeS 1 / 0 are empty; of the SFT model's 1 %." in block
+    assert "- 29 % of the completions of LiNeS 0 / 1 are cut" in block
     assert [" ".join(text.split()) for text in block.split("\n- ")[1:]] == what_to_look_at(front_of(DEMO))
     assert max(map(len, block.splitlines())) <= 110
     assert table.index(block) < table.index(" id  group")
@@ -334,10 +341,9 @@ def test_all_points_have_all_that_was_measured():
     cells: dict[str, dict[str, str]] = {}
     for block in [block for block in table.split("\n\n") if block.startswith(" id  group")]:
         head, *rows = block.splitlines()
-        names = re.findall(r"\S+(?: \(\S+\))?", head)[5:]
         for row in rows:
-            values = re.findall(r"\S+(?: %| \[[^]]*\])?", row[row.index("0.") :])  # weights have blanks between
-            cells.setdefault(row.strip("* ").split()[0], {}).update(zip(names, values[-len(names) :], strict=True))
+            found = dict(zip(cells_of(head), cells_of(row), strict=True))
+            cells.setdefault(found["id"], {}).update(found)
     assert cells.keys() == {str(point["id"]) for point in front["points"]}
 
     def share(mean):
@@ -347,19 +353,21 @@ def test_all_points_have_all_that_was_measured():
         found, row = point["metrics"], cells[str(point["id"])]
         wins = found["win_rate"]
         expected = {"tokens": f"{found['tokens']['mean']:.1f}", "empty": share(found["share_empty"])}
-        expected |= {"cut": share(found["share_cut"]), "repeated": share(found["repetition"])}
-        expected |= {"distinct": share(found["distinct"]), "wins": share(wins)}
-        expected |= {"better": share(wins["all_better"]), "worse": share(wins["all_worse"])}
+        expected |= {"cut": share(found["share_cut"]), "repetition": share(found["repetition"])}
+        expected |= {"distinct": share(found["distinct"]), "win rate": share(wins)}
+        expected |= {"better in all": share(wins["all_better"]), "worse in all": share(wins["all_worse"])}
         for name in "ab":
             r, matched = found["length_correlation"][name], found["at_matched_length"][name]
-            expected |= {f"wins ({name})": share(wins["by_objective"][name])}
-            expected |= {f"r ({name})": "-" if r is None else f"{r['mean']:z.2f}"}
-            expected |= {f"matched ({name})": "-" if matched is None else f"{matched['mean']:z.3f}"}
+            expected |= {f"win rate ({name})": share(wins["by_objective"][name])}
+            expected |= {f"correlation ({name})": "-" if r is None else f"{r['mean']:z.2f}"}
+            expected |= {f"at equal length ({name})": "-" if matched is None else f"{matched['mean']:z.3f}"}
             assert row[name].startswith(f"{point['scores'][name]['mean']:.3f} [")
         assert {name: row[name] for name in expected} == expected
-    assert table.count("share better in it") == 1 and "r (a): correlation with length" in " ".join(table.split())
+    assert table.count("share better in it") == 1 and "correlation (a): with length" in " ".join(table.split())
     named = " ".join(front_table(front).split()).rpartition("have also: ")[2]
-    assert named.startswith("3 other points, repeated, distinct, wins, better, worse, wins (a), r (a), matched (a), ")
+    assert named.startswith(
+        "3 other points, repetition, distinct, win rate, better in all, worse in all, win rate (a), correlation (a), "
+    )
 
 
 def test_objectives_that_are_cut_alike_are_numbered():
@@ -368,7 +376,7 @@ def test_objectives_that_are_cut_alike_are_numbered():
     text = re.sub(r'"([ab])"', lambda found: f'"{names[found[1]]}"', json.dumps(front["points"], default=float))
     front |= {"points": json.loads(text), "objectives": list(names.values()), "rewards": list(names.values())}
     table = front_table(front, all_points=True)
-    assert "wins (1)" in table and "matched (2)" in table
+    assert "win rate (1)" in table and "at equal length (2)" in table
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from tests.sweep.of_a_run import ROWS, TEST, VALIDATION, read
 
 
 LINE = re.compile(
-    r"^sweep, (?P<phase>[a-z ]+): (?P<done>\d+) of (?P<total>\d+) (?P<unit>[a-z ]+), \S+ so far, \S+ left"
+    r"^sweep, (?P<phase>[a-z ]+?)( \(up to (?P<more>[\d,]+) more may come\))?: (?P<done>\d+) of (?P<total>\d+) "
+    r"(?P<unit>[a-z ]+), \S+ so far, \S+ left"
 )
 TEXTS = 3
 CHOOSING, MEASURING, READING = "validation prompts", "test prompts", "control texts"
@@ -36,6 +37,8 @@ def told(flags, tmp_path, capsys):
         phases = [
             (phase, int(total)) for (phase, total), _ in itertools.groupby((m["phase"], m["total"]) for m in lines)
         ]
+        run.more = {int(line["total"]): int(line["more"] or 0) for line in lines if line["phase"] == CHOOSING}
+        assert not any(line["more"] for line in lines if line["phase"] != CHOOSING)
         (unit,) = {line["unit"] for line in lines}
         return phases, (int(lines[0]["done"]), int(lines[-1]["done"])), unit
 
@@ -86,6 +89,15 @@ def test_predicted_weights_are_counted_before_and_after_they_are_known(told, tmp
         (READING, after * each),
     ]
     assert done == (0, after * each) and stored(tmp_path / "sweep") == after * each
+
+
+def test_what_may_come_beyond_edges_is_told_before_it_does(told, tmp_path):
+    """Of LiNeS alone, at 3 weights: the better one of two alphas is at an edge, so that one more comes, or two."""
+    phases, _, _ = told(alphas=[0.5, 1.0], betas=[0.5], edge_extensions=2)
+    first, each = (2 * 3 + 3) * VALIDATION + (1 + 5 + 5) * TEST, 3 * VALIDATION
+    assert phases[:2] == [(CHOOSING, first), (CHOOSING, first + each)]
+    expected = {first: 2 * each, first + each: each, first + 2 * each: 0}
+    assert told.more == {total: expected[total] for total in told.more} and len(told.more) > 1
 
 
 @pytest.mark.parametrize("calls", [1, 8])  # while it chooses, and after

@@ -90,7 +90,8 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
     """What cannot be known about the origin of policies, and what differs without stopping a merge, as warnings.
 
     An adapter must have been trained on this SFT model: by hash where it records one, else by path. A checkpoint must
-    have its architecture, names and shapes, and its hash where it records one. Vocabularies must be equal.
+    have its architecture, names and shapes, and its hash where it records one; those that record none are told in one
+    warning. Vocabularies must be equal.
 
     Args:
         sft: the SFT model.
@@ -102,7 +103,7 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
     """
     problems = Problems()
     warnings: list[str] = []
-    unproved: dict[str, list[Path]] = {}  # policies of which one sentence holds are told together
+    unrecorded: list[str] = []
     adapters = [policy for policy in policies if isinstance(policy, Adapter)]
     for checkpoint in (sft, *(policy for policy in policies if isinstance(policy, Checkpoint))):
         with problems.collect():
@@ -118,13 +119,17 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
                 problems.add(problem)
             warnings += _config_warnings(policy, sft)
         with problems.collect():
-            if not ((isinstance(policy, Adapter) and by_hash) or _is_known(policy, folder, sft)):
-                unproved.setdefault(_unproved(policy), []).append(folder)
+            if not (isinstance(policy, Adapter) and by_hash):
+                recorded = _check_record(policy, folder, sft)
+                if isinstance(policy, Checkpoint) and not recorded:
+                    unrecorded.append(repr(str(folder)))
         with problems.collect():
             warnings += compare_tokenizers(folder, sft.folder)
     problems.check()
-    origins = [f"{_subject(folders)} {sentence}" for sentence, folders in unproved.items()]
-    return origins + warnings + _copy_warnings([_folder(policy) for policy in policies])
+    if unrecorded:
+        which = f"polic{'ies' if len(unrecorded) > 1 else 'y'} {', '.join(unrecorded)}"
+        warnings.insert(0, f"no SFT model is recorded of {which}: make sure that it was {str(sft.folder)!r}")
+    return warnings + _copy_warnings([_folder(policy) for policy in policies])
 
 
 def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path, *, sft_renamed: bool = False) -> None:
@@ -349,16 +354,15 @@ def _are_copies(one: Path, other: Path) -> bool:
     return mine.keys() == theirs.keys() and all(filecmp.cmp(mine[name], theirs[name], shallow=False) for name in mine)
 
 
-def _is_known(policy: Adapter | Checkpoint, folder: Path, sft: Checkpoint) -> bool:
-    """Whether a hash, or a revision of the Hub, proves that a policy was trained from the SFT model.
+def _check_record(policy: Adapter | Checkpoint, folder: Path, sft: Checkpoint) -> bool:
+    """Whether a policy records the hash of the SFT model from which it was trained.
 
     Raises:
-        ValueError: a hash says that it was not.
+        ValueError: it was trained from another one.
     """
     recorded, file = _recorded_sft(folder)
     if recorded is None:
-        revision = isinstance(policy, Adapter) and policy.revision
-        return bool(revision) and revision == sft.folder.resolve().name and hub_id(sft.folder.resolve()) is not None
+        return False
     given = weights_sha256(sft.folder)
     if recorded != given:
         kind = "adapter" if isinstance(policy, Adapter) else "policy"
@@ -367,24 +371,6 @@ def _is_known(policy: Adapter | Checkpoint, folder: Path, sft: Checkpoint) -> bo
             f"{given[:12]}; residuals add up only on one base (see sft_sha256 in {file})"
         )
     return True
-
-
-def _unproved(policy: Adapter | Checkpoint) -> str:
-    """What of the origin of a policy is not known: a sentence without its subject."""
-    if isinstance(policy, Adapter):
-        return (
-            f"names its SFT model ({policy.base}) but records no hash of it: whether the weights there are still those "
-            "that it was trained on cannot be known"
-        )
-    return (
-        "does not record which SFT model it was trained from: its architecture fits, but whether it started from these "
-        "weights cannot be known"
-    )
-
-
-def _subject(folders: Sequence[Path]) -> str:
-    names = ", ".join(repr(str(folder)) for folder in folders)
-    return f"policy {names}" if len(folders) == 1 else f"each of the policies {names}"
 
 
 def _recorded_sft(folder: Path) -> tuple[str | None, str]:

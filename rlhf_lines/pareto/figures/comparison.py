@@ -10,7 +10,7 @@ from rlhf_lines.pareto.comparison import Attainment, RunsFile
 from rlhf_lines.pareto.comparison_table import difference_name
 from rlhf_lines.pareto.figures import canvas
 from rlhf_lines.pareto.figures.front import staircase, staircase_height
-from rlhf_lines.pareto.schema import LINES, SOUP, looks, shortened
+from rlhf_lines.pareto.schema import LINES, SOUP, label, looks, shortened
 
 
 PANEL_INCHES = 2.7  # high
@@ -56,8 +56,9 @@ def _curves(comparison: RunsFile) -> list[_Curve]:
         return []
     if "b" in attainment:
         group = comparison["comparisons"][0]["a"]
-        label = looks([group])[group].label
-        return [_Curve(f"{label}, {side}", attainment[side][group], *SIDE_LOOKS[side == "b"], True) for side in "ab"]
+        return [
+            _Curve(f"{label(group)}, {side}", attainment[side][group], *SIDE_LOOKS[side == "b"], True) for side in "ab"
+        ]
     groups = looks(attainment["a"])
     return [
         _Curve(look.label, attainment["a"][name], look.colour, look.dashes, name in (LINES, SOUP))
@@ -135,4 +136,4 @@ def _name_objectives(panel: Any, comparison: RunsFile) -> None:
 
 
 def _sides(entry: Any) -> tuple[str, str]:
-    return ("a", "b") if entry["a"] == entry["b"] else (shortened(entry["a"], 24), shortened(entry["b"], 24))
+    return ("a", "b") if entry["a"] == entry["b"] else (label(entry["a"]), label(entry["b"]))

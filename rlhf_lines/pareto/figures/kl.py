@@ -49,10 +49,14 @@ def kl_choices(front: Front) -> list[str | None]:
     return objectives if len(objectives) == 1 else [None, *objectives]
 
 
-def equal_utility(front: Front, point: PointEntry) -> float:
-    """What a point is worth to somebody to whom all objectives are the same: the mean of its utilities."""
+def utility(front: Front, point: PointEntry, preference: Sequence[float] | None = None) -> float:
+    """What a point is worth under a preference w, whose parts sum to 1: w . u, with u as in `utilities`.
+
+    Without one it is worth what it is to somebody to whom all objectives are the same: the mean of u.
+    """
     scores = [point["scores"][name]["mean"] for name in front["objectives"]]
-    return float(utilities(scores, front["reference_point"], front["ideal_point"]).mean())
+    of_objectives = utilities(scores, front["reference_point"], front["ideal_point"])
+    return float(of_objectives.mean() if preference is None else of_objectives @ preference)
 
 
 def along_weights(points: Sequence[PointEntry]) -> tuple[list[PointEntry], bool]:
@@ -84,7 +88,7 @@ def _draw_group(
 def _height(front: Front, point: PointEntry, reward: str | None) -> Any:
     if reward is not None:
         return point["scores"][reward]
-    return {"mean": equal_utility(front, point), "low": None, "high": None}
+    return {"mean": utility(front, point), "low": None, "high": None}
 
 
 def _draw_axes(panel: Any, front: Front, reward: str | None) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from rlhf_lines.pareto.look_at import KEPT
-from rlhf_lines.pareto.report.content import COMPLETIONS, Content, Measure
+from rlhf_lines.pareto.report.content import Content, Measure
 from rlhf_lines.pareto.report.words import NOTHING, estimated, number
-from rlhf_lines.pareto.schema import SFT, Mean, PointEntry, Value
+from rlhf_lines.pareto.schema import SFT, WORDS, Mean, PointEntry, Value
 
 
 # Of what completions are like: how it is called here, and in which direction a change is bad (0: a reader judges it).
@@ -74,7 +74,7 @@ def _scores(content: Content, point: PointEntry, sft: PointEntry | None) -> Iter
             of = wins and wins["by_objective"].get(name)
             lost = of["high"] < 0.5 if of and of["high"] is not None else _is_below(mine, theirs)
         yield _line(f"score in {name}", measure, point, sft, WORSE if lost else "")
-    worse = next((measure for measure in content.wins if measure.name == "worse in all"), None)
+    worse = next((measure for measure in content.wins if measure.name == WORDS["all_worse"]), None)
     if worse is not None:
         lost = bool(wins) and wins["high"] is not None and wins["high"] < 0.5
         yield _line("completions worse in all objectives", worse, point, None, WORSE if lost else "")
@@ -93,7 +93,7 @@ def _scores(content: Content, point: PointEntry, sft: PointEntry | None) -> Iter
 def _behaviour(content: Content, point: PointEntry, sft: PointEntry | None) -> Iterator[Line]:
     known = {measure.name: measure for measure in content.behaviour}
     for key, (text, direction) in DIRECTIONS.items():
-        measure = known.get(COMPLETIONS[key][0])
+        measure = known.get(WORDS[key])
         if measure is None:
             continue
         change = point["changes"] and point["changes"][key]

@@ -16,7 +16,7 @@ from rlhf_lines.pareto.comparison_table import difference_name, heading, measure
 from rlhf_lines.pareto.headline import without_equal_kl
 from rlhf_lines.pareto.report.tables import Column, Table, name
 from rlhf_lines.pareto.report.words import NOTHING, estimated, number, visible
-from rlhf_lines.pareto.schema import GroupMeasure
+from rlhf_lines.pareto.schema import GroupMeasure, label
 from rlhf_lines.pareto.table import MEASURES, decimals, p_text, value_of
 
 
@@ -66,7 +66,7 @@ def _over_runs(comparison: RunsFile) -> Table:
     entries = comparison["comparisons"]
     columns = [
         Column("difference", [name(difference_name(entry)) for entry in entries], start=True),
-        Column("a is", [entry["verdict"] for entry in entries], start=True),
+        Column("verdict", [entry["verdict"] for entry in entries], start=True),
     ]
     for measure, found in measured(comparison).items():
         columns += [
@@ -105,7 +105,7 @@ def _each_run(comparison: RunsFile) -> Table:
 def _groups(comparison: RunsFile) -> Table:
     rows = [(group, run) for group in comparison["runs"][0]["groups"] for run in comparison["runs"]]
     columns = [
-        Column("group", [name(group) for group, _ in rows], start=True),
+        Column("group", [name(label(group)) for group, _ in rows], start=True),
         Column("run", [name(run["name"]) for _, run in rows], start=True),
         Column("points", [str(run["groups"][group]["points"]) for group, run in rows]),
         *(_estimates(comparisons.MEASURES[m], [run["groups"][group][m] for group, run in rows]) for m in MEASURES),

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rlhf_lines.pareto.figures.kl import equal_utility
-from rlhf_lines.pareto.origin import policy_names
+from rlhf_lines.pareto.figures.kl import utility
+from rlhf_lines.pareto.origin import policy_names, share
 from rlhf_lines.pareto.pick import pick
 from rlhf_lines.pareto.report.groups import Mark, marks
-from rlhf_lines.pareto.report.words import share, weights
-from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Prediction, Tuning
+from rlhf_lines.pareto.report.words import weights
+from rlhf_lines.pareto.schema import WORDS, Front, Mean, PointEntry, Prediction, Tuning, Value
 from rlhf_lines.pareto.table import decimals
 
 
-# What is told of the completions of a point, as the page calls it.
+# The units of what is told of the completions of a point.
 COMPLETIONS = {
-    "tokens": ("tokens", ""),
-    "share_empty": ("empty", "%"),
-    "share_cut": ("cut", "%"),
-    "repetition": ("repetition", "%"),
-    "distinct": ("distinct", "%"),
-    "log_ratio": ("log ratio", "nats"),
+    "tokens": "",
+    "share_empty": "%",
+    "share_cut": "%",
+    "repetition": "%",
+    "distinct": "%",
+    "log_ratio": "nats",
 }
 
 
@@ -54,6 +54,11 @@ class Choice:
     text: str
     point: int
 
+    @property
+    def ratio(self) -> str:
+        """The preference in percent, without the names of the objectives."""
+        return " : ".join(f"{100 * part:.0f}" for part in self.preference)
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -70,9 +75,16 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Content:
-    """A front with what all parts of the page ask of it."""
+    """A front with what all parts of the page ask of it.
+
+    Attributes:
+        front: what is shown.
+        worths: for each of `preferences`, the utility of the point that is picked, corrected for having been picked;
+            empty where that is not known.
+    """
 
     front: Front
+    worths: Sequence[Value | None] = ()
 
     @cached_property
     def groups(self) -> dict[str, Mark]:
@@ -131,16 +143,20 @@ class Content:
     @cached_property
     def behaviour(self) -> list[Measure]:
         """What completions are like."""
-        found = [self._measure(*text, lambda p, key=key: p["metrics"].get(key)) for key, text in COMPLETIONS.items()]
+        found = [
+            self._measure(WORDS[key], unit, lambda p, key=key: p["metrics"].get(key))
+            for key, unit in COMPLETIONS.items()
+        ]
         return [measure for measure in found if self._is_known(measure)]
 
     @cached_property
     def wins(self) -> list[Measure]:
         """How completions compare with the SFT model's, jointly and by objective, and what length has to do with it."""
-        measures = [self._measure("win rate", "%", lambda point: point["metrics"].get("win_rate"))]
-        texts = {"all_better": "better in all", "all_worse": "worse in all"}
-        for key, text in texts.items() if len(self.front["objectives"]) > 1 else ():
-            measures.append(self._measure(text, "%", lambda p, key=key: (p["metrics"].get("win_rate") or {}).get(key)))
+        measures = [self._measure(WORDS["win_rate"], "%", lambda point: point["metrics"].get("win_rate"))]
+        for key in ("all_better", "all_worse") if len(self.front["objectives"]) > 1 else ():
+            measures.append(
+                self._measure(WORDS[key], "%", lambda p, key=key: (p["metrics"].get("win_rate") or {}).get(key))
+            )
         for name in self.front["objectives"]:
             for text, unit, find in (
                 ("win rate in {}", "%", lambda m, n=name: ((m.get("win_rate") or {}).get("by_objective") or {}).get(n)),
@@ -176,9 +192,9 @@ class Content:
         values = point["preference"] or point["spec"]["weights"]
         return weights(values) if any(values) else ""
 
-    def equal_utility(self, point: PointEntry) -> float:
-        """What a point is worth to somebody to whom all objectives are the same."""
-        return equal_utility(self.front, point)
+    def utility(self, point: PointEntry, preference: Sequence[float] | None = None) -> float:
+        """What a point is worth under a preference, or to somebody to whom all objectives are the same."""
+        return utility(self.front, point, preference)
 
     @cached_property
     def policy_names(self) -> list[str]:
@@ -210,14 +226,18 @@ class Content:
             parts = (f"{100 * part:.0f} % {name}" for part, name in zip(row, self.front["objectives"], strict=True))
             return Choice(row, " · ".join(parts), pick(self.front, preference=row, scale="range").point["id"])
 
-        return [choice(row) for row in self.preferences()]
+        return [choice(row) for row in preferences(len(self.front["objectives"]))]
 
-    def preferences(self) -> Iterator[tuple[float, ...]]:
-        """Preferences over the objectives, evenly spaced: eleven for two objectives, some dozens for more."""
-        count = len(self.front["objectives"])
-        parts = {1: 1, 2: 10, 3: 5}.get(count, 3 if count < 6 else 1)
-        rows = itertools.product(range(parts, -1, -1), repeat=count) if count < 6 else []
-        yield from (tuple(part / parts for part in row) for row in rows if sum(row) == parts)
+
+def preferences(count: int) -> list[tuple[float, ...]]:
+    """Preferences over so many objectives, evenly spaced: eleven over two, dozens over three to five, none over more.
+
+    >>> preferences(1), preferences(2)[:2]
+    ([(1.0,)], [(1.0, 0.0), (0.9, 0.1)])
+    """
+    parts = {1: 1, 2: 10, 3: 5}.get(count, 3 if count < 6 else 1)
+    rows = itertools.product(range(parts, -1, -1), repeat=count) if count < 6 else []
+    return [tuple(part / parts for part in row) for row in rows if sum(row) == parts]
 
 
 def _in_percent(share: Mean | None) -> Mean | None:

@@ -14,9 +14,9 @@ from plotly import graph_objects as go
 
 from rlhf_lines.pareto.figures.canvas import bar_lengths, split_dominated
 from rlhf_lines.pareto.figures.front import hull_places, places, staircase
-from rlhf_lines.pareto.figures.kl import along_weights, kl_choices
+from rlhf_lines.pareto.figures.kl import along_weights
 from rlhf_lines.pareto.figures.validation import in_order
-from rlhf_lines.pareto.report.content import Content, Measure, Tuned
+from rlhf_lines.pareto.report.content import Choice, Content, Measure, Tuned
 from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import estimated, isolated, number, setting, settings, visible
 from rlhf_lines.pareto.schema import Mean, PointEntry, label, shortened
@@ -47,8 +47,8 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
     else:
         figures = {"front-figure": (parallel_figure, {}), "pair-figure": (front_figure, axes | switch)}
     if any(point["kl"] for point in content.front["points"]):
-        choices = [{"reward": reward} for reward in kl_choices(content.front)]
-        figures["kl-figure"] = (kl_figure, {"kl-reward": choices})
+        choices = [{"choice": choice} for choice in utility_choices(content)]
+        figures["kl-figure"] = (kl_figure, {"kl-reward": [*choices, *({"reward": reward} for reward in rewards)]})
     if is_ternary(content):
         choices = [{}, *({"measure": measure} for measure in ternary_measures(content))]
         figures["ternary-figure"] = (ternary_figure, {"ternary-measure": choices})
@@ -59,6 +59,16 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
     for i, (tuned, schedule) in enumerate(validation_maps(content)):
         figures[f"validation-figure-{i}"] = (partial(validation_figure, tuned=tuned, schedule=schedule), {})
     return {key: _with_choices(partial(draw, content), choices) for key, (draw, choices) in figures.items()}
+
+
+def utility_choices(content: Content) -> list[Choice | None]:
+    """The preferences at which a utility may be drawn, first None: all objectives alike; none for one objective."""
+    return [None, *content.choices] if len(content.front["objectives"]) > 1 else []
+
+
+def utility_name(choice: Choice | None) -> str:
+    """What the utility at a preference is called."""
+    return "utility, all objectives alike" if choice is None else f"utility at {choice.ratio}"
 
 
 def is_ternary(content: Content) -> bool:
@@ -136,7 +146,7 @@ def rows_figure(content: Content, *, intervals: bool = True, narrow: bool = Fals
 
 
 def parallel_figure(content: Content, *, narrow: bool = False) -> go.Figure:
-    """An axis for every objective, from the reference point (0) to the best of SFT model and single policies (1)."""
+    """An axis for every objective, from the reference point (0) to the ideal point (1)."""
     front, rewards = content.front, content.front["objectives"]
     traces = []
     for group in reversed(content.groups.values()):
@@ -158,9 +168,7 @@ def parallel_figure(content: Content, *, narrow: bool = False) -> go.Figure:
                     meta=[group.key], hovertemplate="%{text}<extra></extra>", connectgaps=False,
                 )
             )  # fmt: skip
-    layout = _layout(
-        "", "0: reference point, 1: best anchor" if narrow else "0: reference point, 1: best single policy"
-    )
+    layout = _layout("", "0: reference point, 1: ideal point")
     labels = [isolated(reward, 10 if narrow else 18) for reward in rewards]
     places = {"tickvals": list(range(len(rewards))), "ticktext": labels, "ticklabeloverflow": "allow"}
     layout.xaxis.update(range=[-0.2, len(rewards) - 0.8], **places)
@@ -168,14 +176,20 @@ def parallel_figure(content: Content, *, narrow: bool = False) -> go.Figure:
     return go.Figure([*traces, *_rings(narrow)], layout)
 
 
-def kl_figure(content: Content, reward: str | None = None, *, narrow: bool = False) -> go.Figure:
-    """The KL to the SFT model to the right and a score upwards; the points of a group are joined along its weights."""
+def kl_figure(
+    content: Content, reward: str | None = None, choice: Choice | None = None, *, narrow: bool = False
+) -> go.Figure:
+    """The KL to the SFT model to the right, and upwards a score or, without one, the utility at a preference.
+
+    The points of a group are joined along its weights.
+    """
+    preference = choice and choice.preference
     traces = []
     for group in reversed(content.groups.values()):
         points, joined = along_weights([point for point in content.points_of(group.name) if point["kl"]])
         kl, bars = [point["kl"] for point in points], {}
         if reward is None:
-            heights = [content.equal_utility(point) for point in points]
+            heights = [content.utility(point, preference) for point in points]
         else:
             scores = [point["scores"][reward] for point in points]
             heights, bars = _means(scores), {"error_y": _bars(scores, group.ink(0.45))}
@@ -184,7 +198,7 @@ def kl_figure(content: Content, reward: str | None = None, *, narrow: bool = Fal
             look = {"mode": "lines+markers", "line": {"color": group.ink(0.5), "width": 2, "dash": _dash(group)}}
         bars |= {"error_x": _bars(kl, group.ink(0.2))}
         traces.append(_cloud(content, points, group, _means(kl), heights, narrow=narrow, **look, **bars))
-    title = _axis_title("utility", "higher is better", narrow)
+    title = _axis_title(utility_name(choice), "higher is better", narrow)
     y = title if reward is None else _score_title(reward, narrow)
     return go.Figure([*traces, *_rings(narrow)], _layout(_axis_title("KL to SFT, nats", "lower is closer", narrow), y))
 
@@ -194,7 +208,7 @@ def ternary_figure(content: Content, measure: Measure | None = None, *, narrow: 
 
     def value(point: PointEntry) -> float | None:
         if measure is None:
-            return content.equal_utility(point)
+            return content.utility(point)
         found = measure.of(point)
         return found and found["mean"]
 

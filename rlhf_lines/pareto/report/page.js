@@ -14,9 +14,10 @@ const LONG = 900; // characters, or
 const LINES = 14; // lines, beyond which a text is folded
 const LOST = 3; // prompts that are listed
 
-// What the reader has chosen: a point, and where the sliders stand (-1: at no preference for which the point is best).
-let { selected, step } = data;
-let choice = -1;
+// What the reader has chosen: a point, and where the sliders stand (-1: at no preference for which the point is best);
+// and with whose completions those of the point are compared.
+let { selected, step, choice } = data;
+let beside;
 
 // ---- Figures
 
@@ -70,12 +71,14 @@ function drawMarked() {
 // ---- The selected point: the sliders follow it, what it does badly is told, its completions stand on the right
 
 function select(id) {
+  const before = selected;
   selected = id;
   const at = data.steps.findIndex(({ points }) => points.includes(id));
   if (at >= 0) step = at;
   if (data.choices[choice]?.point !== id) choice = data.choices.findIndex(({ point }) => point === id);
   if (completions && id in completions.spec_of) {
-    if (byId("left").value === String(id)) byId("left").value = byId("right").value;
+    if (beside !== String(id)) byId("left").value = beside;
+    else if (before !== id && before in completions.spec_of) byId("left").value = before; // not beside itself
     byId("right").value = id;
     choose();
   }
@@ -188,7 +191,11 @@ function setUpPreference() {
 
 function showPreference() {
   for (const row of document.querySelectorAll("tr[data-preference]")) mark(row, row.dataset.preference === String(choice));
-  const slider = byId("preference");
+  const [slider, utility] = [byId("preference"), byId("kl-utility")];
+  if (utility) {
+    utility.value = choice + 1;
+    utility.textContent = data.utilities[choice + 1];
+  }
   if (!slider) return;
   byId("preference-off").hidden = choice >= 0;
   byId("preference-text").textContent = data.choices[choice]?.text ?? "";
@@ -232,13 +239,14 @@ function setUpWeights() {
   }
 }
 
-// What the selected point is compared with moves along to its weights.
+// A merge that the reader chose to compare with moves along to the weights of the selected point.
 function moveLeft() {
   if (!completions) return;
   const group = data.groups[byId("left").value];
   const found = data.steps[step]?.points.find((id) => data.groups[id] === group && id in completions.spec_of);
   if (found === undefined || found === selected) return;
-  byId("left").value = found;
+  beside = String(found);
+  byId("left").value = beside;
   choose();
 }
 
@@ -420,9 +428,9 @@ function choose({ at = null } = {}) {
 function openAddress() {
   const asked = new URLSearchParams(location.hash.slice(1));
   if (!(asked.get("b") in data.groups)) return;
-  select(Number(asked.get("b")));
   const isRead = completions && asked.get("b") in completions.spec_of;
-  if (isRead && asked.get("a") in completions.spec_of) byId("left").value = asked.get("a");
+  if (isRead && asked.get("a") in completions.spec_of) beside = asked.get("a");
+  select(Number(asked.get("b")));
   const number = Number(asked.get("p")) - 1;
   if (isRead) choose({ at: number in completions.prompts ? number : null });
   drawMarked();
@@ -449,8 +457,12 @@ function setUpComparison() {
   for (const measure of completions.measures.filter(({ spread }) => spread)) {
     measure.values = measure.texts.map((text) => Number(text.replace("\u2212", "-")) / measure.spread);
   }
+  beside = data.sft in completions.spec_of ? String(data.sft) : byId("left").value;
   const chosen = () => { choose(); keepAddress(); drawMarked(); };
-  byId("left").addEventListener("change", chosen);
+  byId("left").addEventListener("change", () => {
+    beside = byId("left").value;
+    chosen();
+  });
   byId("right").addEventListener("change", () => {
     select(Number(byId("right").value));
     keepAddress();

@@ -16,14 +16,20 @@ from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from rlhf_lines.pareto import look_at
-from rlhf_lines.pareto.figures.kl import kl_choices
 from rlhf_lines.pareto.report import badly, facts, tables
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting, score_spreads
 from rlhf_lines.pareto.report.content import Content
-from rlhf_lines.pareto.report.figures import is_ternary, page_figures, ternary_measures, validation_maps
+from rlhf_lines.pareto.report.figures import (
+    is_ternary,
+    page_figures,
+    ternary_measures,
+    utility_choices,
+    utility_name,
+    validation_maps,
+)
 from rlhf_lines.pareto.report.groups import palette
 from rlhf_lines.pareto.report.words import setting, visible
-from rlhf_lines.pareto.schema import LINES, SFT, SOUP, Front, PointEntry, label
+from rlhf_lines.pareto.schema import LINES, SFT, WORDS, Front, PointEntry, Value, label
 
 
 MAX_BYTES = 8_000_000
@@ -34,6 +40,7 @@ def report_html(
     completions: Completions | None,
     made: Mapping[str, Any],
     *,
+    worths: Sequence[Value | None] = (),
     max_bytes: int = MAX_BYTES,
 ) -> str:
     """The report as one HTML page that needs no other file; the same arguments give the same page.
@@ -48,12 +55,13 @@ def report_html(
             version), `run` (the folder as a shell reads it), `commands` (pairs of purpose and command), `merges` (id of
             a point to the command that makes its policy), `example` (pairs of a reader and what it reads of one row)
             and `config` (text of `config.yaml`).
+        worths: see `Content`.
         max_bytes: size of the page.
 
     Raises:
         ValueError: a number of `front` is not finite.
     """
-    content = Content(front)
+    content = Content(front, worths)
     figures = page_figures(content)
 
     spreads: dict[str, float] = {}
@@ -104,7 +112,8 @@ def _page(
     with_texts: bool = True,
 ) -> str:
     front = content.front
-    selected, step = _first_selected(content)
+    choice = _first_choice(content)
+    selected, step = _first_selected(content, choice)
     picks = _pick_commands(content, made)
     data = {
         "figures": figures,
@@ -114,11 +123,13 @@ def _page(
             {"point": choice.point, "text": f"{choice.text}: {visible(content.label(content.by_id[choice.point]))}"}
             for choice in content.choices
         ],
+        "utilities": [utility_name(each) for each in utility_choices(content)],
         "picks": picks,
         "groups": {point["id"]: content.groups[point["group"]].key for point in front["points"]},
         "sft": next((point["id"] for point in front["points"] if point["group"] == SFT), None),
         "badly": {point["id"]: _badly(content, point) for point in front["points"]},
         "selected": selected,
+        "choice": choice,
         "step": step,
         "completions": None,
     }
@@ -127,7 +138,7 @@ def _page(
         read = [point for point in front["points"] if point["id"] in completions.spec_of]
     if read:
         data["completions"] = _columns(content, completions, spreads) if with_texts else None
-        compared = _first_compared(read, selected, content.steps[step].points if content.steps else [])
+        compared = _first_compared(read, selected)
         data["selected"] = compared[1]
     return _template().render(
         content=content,
@@ -140,7 +151,7 @@ def _page(
         step=step,
         compared=compared,
         is_ternary=is_ternary(content),
-        kl_choices=kl_choices(content.front),
+        utilities=data["utilities"],
         ternary_names=[measure.name for measure in ternary_measures(content)],
         ternary_groups={content.by_id[i]["group"] for step in content.steps for i in step.points},
         validation_maps=validation_maps(content),
@@ -158,14 +169,20 @@ def _columns(content: Content, completions: Completions, spreads: Mapping[str, f
     return columns(completions, digits, content.kl.digits, spreads)
 
 
-def _first_selected(content: Content) -> tuple[int, int]:
+def _first_choice(content: Content) -> int:
+    """The place of the preference that is nearest to equal; -1 without preferences."""
+    evenness = [sum(part**2 for part in choice.preference) for choice in content.choices]
+    return evenness.index(min(evenness)) if evenness else -1
+
+
+def _first_selected(content: Content, choice: int) -> tuple[int, int]:
     """The id of the point that is selected at first, and the step of its weights.
 
-    It is the best for the preference that is nearest to equal, or LiNeS at the weights in the middle.
+    It is the best for a preference, by its place, or, without preferences, LiNeS at the weights in the middle.
     """
     middle = len(content.steps) // 2
     if content.choices:
-        selected = min(content.choices, key=lambda choice: sum(part**2 for part in choice.preference)).point
+        selected = content.choices[choice].point
     elif content.steps:
         of = {content.by_id[i]["group"]: i for i in content.steps[middle].points}
         selected = of.get(LINES, content.steps[middle].points[0])
@@ -174,16 +191,14 @@ def _first_selected(content: Content) -> tuple[int, int]:
     return selected, next((k for k, step in enumerate(content.steps) if selected in step.points), middle)
 
 
-def _first_compared(read: Sequence[PointEntry], selected: int, ringed: Sequence[int]) -> tuple[int, int]:
-    """The ids of the points whose completions are side by side at first: the soup at the same weights and the selected.
+def _first_compared(read: Sequence[PointEntry], selected: int) -> tuple[int, int]:
+    """The ids of the points whose completions are side by side at first: the SFT model and the selected one.
 
-    Where the selected one is the soup itself, LiNeS is beside it, or any other.
+    Where the selected one is the SFT model itself, any other is beside it.
     """
-    of = {point["group"]: point["id"] for point in reversed(read) if point["id"] in ringed}
-    ids = [point["id"] for point in read]
-    right = selected if selected in ids else of.get(LINES, ids[-1])
-    beside = [of.get(SOUP), of.get(LINES), *ids]
-    return next((i for i in beside if i not in (None, right)), right), right
+    ids = [point["id"] for point in sorted(read, key=lambda point: point["group"] != SFT)]
+    right = selected if selected in ids else ids[-1]
+    return next((i for i in ids if i != right), right), right
 
 
 def _badly(content: Content, point: PointEntry) -> tuple[str, list[list[str]]]:
@@ -214,7 +229,7 @@ def _template() -> Template:
         finalize=lambda value: value if isinstance(value, Markup) else visible(value),
     )
     environment.filters["setting"] = setting
-    known = {"facts": facts, "tables": tables, "look_at": look_at, "label": label}
+    known = {"facts": facts, "tables": tables, "look_at": look_at, "label": label, "words": WORDS}
     return environment.from_string(_part("page.html"), globals=known)
 
 

@@ -110,11 +110,18 @@ def choice_table(content: Content) -> Table | None:
         Markup("<span>{} {}</span>").format(symbol(content.groups[name]), bdi(content.groups[name].label))
         for name in groups
     ]
-    labels = [" : ".join(f"{100 * part:.0f}" for part in choice.preference) for choice in content.choices]
+    labels = [choice.ratio for choice in content.choices]
     first = Column(Markup("<span>{} (%)</span>").format(bdi(" : ".join(objectives))), labels, start=True)
     rows = [{"data-preference": str(k)} for k in range(len(labels))]
-    columns = [first, *map(Column, heads, cells.values()), *_soup_within(content)]
+    columns = [first, *map(Column, heads, cells.values()), *_corrected(content), *_soup_within(content)]
     return Table("The best point of every group by preference", columns, rows)
+
+
+def _corrected(content: Content) -> list[Column]:
+    """The utility of what is picked for every preference, corrected for having been picked, where that is known."""
+    if not any(content.worths):
+        return []
+    return [Column("picked, corrected", [_estimate(worth, 3) for worth in content.worths])]
 
 
 def _soup_within(content: Content) -> list[Column]:
@@ -131,8 +138,8 @@ def _soup_within(content: Content) -> list[Column]:
             cells.append(NOTHING)
         else:
             cells.append(_worth_of(content, found))
-    head = Markup("<span>{} {}, at most the KL of the picked</span>")
-    return [Column(head.format(symbol(content.groups[SOUP]), bdi(content.groups[SOUP].label)), cells)]
+    head = Markup("<span>{} soup within its KL</span>")
+    return [Column(head.format(symbol(content.groups[SOUP])), cells)]
 
 
 def _worth_of(content: Content, found: Picked) -> Markup:
@@ -169,7 +176,7 @@ def differences_table(content: Content) -> Table:
     pairs = [Markup("<span>{} {} {}</span>").format(a, MINUS, b) for a, b in names]
     columns = [
         Column("difference", pairs, start=True),
-        Column("a against b", [e["verdict"] for e in entries], start=True),
+        Column("verdict", [e["verdict"] for e in entries], start=True),
     ]
     for measure, words in comparisons.MEASURES.items():
         found = [entry[f"{measure}_difference"] for entry in entries]

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 
+from rlhf_lines.pareto.origin import weights_text
 from rlhf_lines.pareto.schema import Mean, Spec, Value, shortened
 from rlhf_lines.pareto.table import value_of
 
@@ -110,14 +111,9 @@ def setting(value: float | str) -> str:
     return value if isinstance(value, str) else f"{float(f'{value:.4g}'):z.15g}".replace("-", MINUS)
 
 
-def share(weight: float) -> str:
-    """A weight with at most three decimals, never -0."""
-    return f"{round(weight, 3):zg}"
-
-
 def weights(values: Sequence[float]) -> str:
     """The weights of the policies; the SFT model has none."""
-    return " / ".join(map(share, values)) if any(values) else NOTHING
+    return weights_text(values) if any(values) else NOTHING
 
 
 def settings(spec: Spec) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_lines.pareto import Front, Picked, Worth, may_be_best, picked_worth
+from rlhf_lines.pareto.schema import Value
 from rlhf_lines.sweep.store import Store
 
 
@@ -25,18 +29,42 @@ def worth_of(folder: str | Path, front: Front, picked: Picked) -> Worth | None:
         ValueError: the run store cannot be read.
     """
     with Store(folder, reading=True) as store:
-        names = list(picked.factors)
-        specs = {point.id: point.spec_id for point in store.points(front["split"])}
-        known = set(names) <= set(store.recall("reward_names")) and specs.keys() >= set(picked.among)
-        if len(picked.among) < 2 or not known:
-            return None
-        factors = list(picked.factors.values())
-        columns = [store.scores(specs[i], front["split"], names) @ factors + picked.constant for i in picked.among]
-    worth = np.stack(columns)  # [points, prompts]
-    corrected = picked_worth(worth, front["seed"], front["confidence"])
+        worth = _reader(store, front)(picked)
+    if worth is None:
+        return None
     alike = [picked.among[row] for row in may_be_best(worth, front["seed"], front["confidence"])]
     return Worth(
         float(worth.mean(axis=1).max()),
-        {"value": corrected.value, "low": corrected.low, "high": corrected.high},
+        _corrected(worth, front),
         [i for i in alike if i != picked.point["id"]],
     )
+
+
+def corrected_worths(store: Store, front: Front, picks: Sequence[Picked]) -> list[Value | None]:
+    """Of every picked point what `worth_of` has as corrected, or None; scores are read once for all."""
+    read = _reader(store, front)
+    found = map(read, picks)
+    return [None if worth is None else _corrected(worth, front) for worth in found]
+
+
+def _reader(store: Store, front: Front) -> Callable[[Picked], NDArray[np.float64] | None]:
+    """From a picked point to what all points among which it was picked are worth on every prompt, `[points, prompts]`.
+
+    None where `worth_of` has none.
+    """
+    specs, rewards = {point.id: point.spec_id for point in store.points(front["split"])}, store.recall("reward_names")
+    scores = cache(lambda point, names: store.scores(specs[point], front["split"], names))
+
+    def read(picked: Picked) -> NDArray[np.float64] | None:
+        names, factors = tuple(picked.factors), list(picked.factors.values())
+        known = set(names) <= set(rewards) and specs.keys() >= set(picked.among)
+        if len(picked.among) < 2 or not known:
+            return None
+        return np.stack([scores(point, names) @ factors + picked.constant for point in picked.among])
+
+    return read
+
+
+def _corrected(worth: NDArray[np.float64], front: Front) -> Value:
+    found = picked_worth(worth, front["seed"], front["confidence"])
+    return {"value": found.value, "low": found.low, "high": found.high}

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_lines.pareto import build_front, plot_kl
 from rlhf_lines.pareto.figures.canvas import score_limits
-from rlhf_lines.pareto.figures.kl import along_weights, equal_utility
+from rlhf_lines.pareto.figures.kl import along_weights, utility
 from rlhf_lines.pareto.schema import GROUPS
 from tests.pareto.drawn import assert_texts_are_whole_and_apart, saved_figure_of
 
@@ -78,7 +78,7 @@ def test_a_flat_objective_has_no_utility(make_points):
     front["ideal_point"][1] = front["reference_point"][1]
     low, high = front["reference_point"][0], front["ideal_point"][0]
     point = front["points"][3]
-    assert equal_utility(front, point) == pytest.approx((point["scores"]["a"]["mean"] - low) / (high - low) / 2)
+    assert utility(front, point) == pytest.approx((point["scores"]["a"]["mean"] - low) / (high - low) / 2)
 
 
 def test_files_are_the_same_twice_and_a_front_without_kl_has_none(make_points, tmp_path):

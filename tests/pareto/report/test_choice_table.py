@@ -27,7 +27,7 @@ def test_what_is_picked_is_compared_with_the_soup_within_its_kl():
     points[content.choices[-1].point]["kl"]["mean"] = min(point["kl"]["mean"] for point in soup) / 2
     content = Content(front)
     found, passed = choice_table(content).columns[-1], set()
-    assert "at most the KL of the picked" in found.head
+    assert "within its KL" in found.head
     for choice, cell in zip(content.choices, found.cells, strict=True):
         limit = points[choice.point]["kl"]["mean"]
         within = [point for point in soup if point["kl"]["mean"] <= limit]
@@ -44,7 +44,18 @@ def test_without_kl_or_without_a_soup_there_is_no_such_column():
     front = make_front()
     for point in front["points"]:
         point["kl"] = None
-    assert not any("at most the KL" in column.head for column in choice_table(Content(front)).columns)
+    assert not any("within its KL" in column.head for column in choice_table(Content(front)).columns)
     assert not any(
-        "at most the KL" in column.head for column in choice_table(Content(make_front(groups=("lines",)))).columns
+        "within its KL" in column.head for column in choice_table(Content(make_front(groups=("lines",)))).columns
     )
+
+
+def test_the_utility_of_what_is_picked_stands_corrected_where_it_is_known():
+    front = make_front()
+    count = len(Content(front).choices)
+    worths = [{"value": 0.5 + k / 100, "low": 0.4, "high": None if k else 0.75} for k in range(count)]
+    (found,) = [c for c in choice_table(Content(front, worths)).columns if "corrected" in c.head]
+    texts = [re.sub("<.*?>", "", cell) for cell in found.cells]
+    assert texts == ["0.500 [0.400, 0.750]", *(f"0.{50 + k}0 {NOTHING}" for k in range(1, count))]
+    for unknown in ((), [None] * count):
+        assert not any("corrected" in str(c.head) for c in choice_table(Content(front, unknown)).columns)

@@ -128,8 +128,8 @@ def test_damaged_completions_are_told_at_the_top_and_in_the_table_of_all_points(
     page = report_html(front_of(DEMO), None, MADE)
     told = page[page.index('id="look-at"') : page.index('<section id="choice">')]
     assert re.findall("<li[^>]*>(2[29] % of the completions of LiNeS [^;]*);", told) == [
-        "22 % of the completions of LiNeS 1.00 0.00 are empty",
-        "29 % of the completions of LiNeS 0.00 1.00 are cut at the longest length",
+        "22 % of the completions of LiNeS 1 / 0 are empty",
+        "29 % of the completions of LiNeS 0 / 1 are cut at the longest length",
     ]
     assert all(f">{head}</bdi>, %<" in page for head in ("empty", "cut", "repetition", "distinct", "win rate"))
     assert re.search(r">22\.5<", page) and 'id="look-at"' not in report_html(front_of(), None, MADE)

@@ -333,6 +333,32 @@ def test_a_front_and_its_cost_stand_beside_each_other(open_page, report, front):
     assert front["y"] + front["height"] <= cost["y"] and front["x"] == cost["x"]
 
 
+def test_reward_against_kl_follows_the_preference(open_page, report, front):
+    """Its heights are the utilities of the table of preferences: by hand, at 70 : 30 and at none."""
+    page = open_page(report)
+    low, high = np.array(front["reference_point"]), np.array(front["ideal_point"])
+    scores = {p["id"]: np.array([p["scores"][name]["mean"] for name in front["rewards"]]) for p in front["points"]}
+
+    def assert_utilities_at(name, preference):
+        figure = "document.getElementById('kl-figure')"
+        drawn = page.evaluate(f"{figure}.data.flatMap(t => (t.customdata ?? []).map((id, i) => [id, t.y[i]]))")
+        assert dict(drawn) == pytest.approx({i: (s - low) / (high - low) @ preference for i, s in scores.items()})
+        assert page.locator("#kl-reward option:checked").inner_text() == name
+        assert page.locator("#kl-figure .ytitle").text_content().strip("\u2068\u2069").startswith(name)
+
+    assert_utilities_at("utility at 50 : 50", [0.5, 0.5])
+    page.locator("#choice-table tbody tr").nth(3).locator("th").click()
+    assert_utilities_at("utility at 70 : 30", [0.7, 0.3])
+    # A reward stays what it is, wherever the slider goes, and the utility comes back where the slider stands.
+    page.locator("#kl-reward").select_option(label="faithful")
+    page.locator("#choice-table tbody tr").nth(1).locator("th").click()
+    page.locator("#kl-reward").select_option(label="utility at 90 : 10")
+    assert_utilities_at("utility at 90 : 10", [0.9, 0.1])
+    page.evaluate(f"location.hash = '#b={find(front, 'reversed', (0.2, 0.8))['id']}'")  # best for no preference
+    page.wait_for_function("choice === -1")
+    assert_utilities_at("utility, all objectives alike", [0.5, 0.5])
+
+
 def test_what_a_figure_says_for_a_moment_covers_no_heading(open_page, report):
     page = open_page(report)
     box = page.locator("#front-figure").bounding_box()
@@ -375,9 +401,13 @@ def test_a_keyboard_is_enough(open_page, report, front):
     page.keyboard.press("End")
     assert page.locator("#weight-text").inner_text() == "1 ppo-first · 0 ppo-second"
     tab_to(page, "#left")
-    page.keyboard.type("SFT")
-    assert page.locator("#left").input_value() == "0"
-    assert page.locator("#comparison .side").first.locator("h3").inner_text().endswith("SFT")
+    page.keyboard.type("reversed")
+    assert (
+        page.locator("#comparison .side")
+        .first.locator("h3")
+        .inner_text()
+        .endswith("reversed LiNeS, ppo-second alone, 0 / 1")
+    )
     tab_to(page, "#next")
     page.keyboard.press("Enter")
     assert page.locator("#place").inner_text() == "place 2 of 24"
@@ -630,8 +660,39 @@ def test_an_address_brings_the_view_back(open_page, report, front):
     open_page.requests.clear()  # the page itself, read again
 
 
+def test_a_policy_is_compared_with_the_sft_model_until_the_reader_chooses(open_page, report, front):
+    page = open_page(report)
+    one, other, control = (find(front, g, (0.8, 0.2))["id"] for g in ("lines", "rewarded_soup", "scaled"))
+
+    def compared():
+        return [int(page.locator(f"#{side}").input_value()) for side in ("left", "right")]
+
+    def click(point):
+        page.locator(f"#points-table tr[data-point='{point}'] td").first.click()
+
+    assert compared()[0] == 0
+    click(one)
+    assert compared() == [0, one]
+    click(0)  # which is not compared with itself
+    assert compared() == [one, 0]
+    click(other)
+    assert compared() == [0, other]
+    page.get_by_role("combobox", name="Left").select_option(str(control))
+    click(one)
+    assert compared() == [control, one]
+    click(control)
+    assert compared() == [one, control]
+    click(other)
+    assert compared() == [control, other]
+    page.evaluate(f"location.hash = '#p=1&a={one}&b={control}'")
+    page.wait_for_function(f"selected === {control}")
+    click(other)
+    assert compared() == [one, other]
+
+
 def test_the_slider_moves_the_comparison(open_page, report, front):
     page = open_page(report)
+    page.get_by_role("combobox", name="Left").select_option(str(find(front, "rewarded_soup", (0.5, 0.5))["id"]))
     page.locator("#weight").focus()
     page.keyboard.press("Home")
     chosen = [find(front, group, (0.0, 1.0))["id"] for group in ("rewarded_soup", "lines")]
@@ -720,8 +781,7 @@ def test_three_policies_have_a_slider_each_and_a_triangle(open_page):
     page.keyboard.press("End")
     assert page.locator("#weight-text").inner_text() == "0 p · 1 q · 0 r"
     assert [slider.input_value() for slider in sliders.all()] == ["0", "4", "0"]
-    chosen = find(front, "rewarded_soup", (0.0, 1.0, 0.0))["id"]
-    assert page.locator("#left").input_value() == str(chosen)
+    assert page.evaluate("data.steps[step].points").count(page.evaluate("selected")) == 1
 
 
 # --- what every reader needs ---

@@ -63,9 +63,11 @@ def test_a_file_a_picture_and_a_page_are_written(compared):
 def test_the_table_has_the_numbers_of_the_file(compared):
     out, (entry, *_) = compared["text"], read_comparison(compared["folder"])["comparisons"]
     *table, last = out.splitlines()
-    assert max(map(len, table)) <= 110 and last == f"wrote {compared['folder'] / 'comparison.html'}"
+    assert max(map(len, table)) <= 110 and last == (
+        f"wrote {compared['folder'] / 'comparison.html'}, and beside it comparison.json, comparison.png, comparison.pdf"
+    )
     cell = r"(\S+) \[(\S+), (\S+)\] +(\S+) +3 of 3"
-    rows = re.findall(r"^lines - rewarded_soup +(?!seed)(\w+) +(.*3 of 3)$", out, flags=re.M)
+    rows = re.findall(r"^LiNeS - rewarded soup +(?!seed)(\w+) +(.*3 of 3)$", out, flags=re.M)
     assert {verdict for verdict, _ in rows} == {entry["verdict"]}
     cells = [found for _, row in rows for found in re.findall(cell, row)]
     for cell, measure in zip(cells, MEASURES, strict=True):  # as many beside each other as fit
@@ -94,7 +96,7 @@ def test_two_recipes_and_two_single_runs(runs, tmp_path, capsys):
     a, b = [str(runs / f"seed{seed}") for seed in (0, 1)], [str(runs / f"other{seed}") for seed in (7, 8)]
     assert main(["compare", *a, "--against", *b, "--output_dir", str(tmp_path / "recipes")]) == 0
     out = capsys.readouterr().out
-    assert "seed0, seed1 (a) against other7, other8 (b)" in out and "lines: a - b" in out
+    assert "seed0, seed1 (a) against other7, other8 (b)" in out and "LiNeS: a - b" in out
     assert main(["compare", a[0], "--against", b[0], "--output_dir", str(tmp_path / "single")]) == 0
     assert "intervals for other prompts, for these policies" in capsys.readouterr().out
     for entry in read_comparison(tmp_path / "single")["comparisons"]:

@@ -96,8 +96,8 @@ def test_what_a_completion_is_told_beside_its_scores_is_called_kl_only_where_it_
     """By how it was drawn: the log-ratio of a greedy completion is no KL, nor is any group compared at equal KL."""
     for settings, head in (
         ({}, "KL"),
-        ({"temperature": 0.0}, "log-ratio to SFT"),
-        ({"top_p": 0.9}, "log-ratio to SFT"),
+        ({"temperature": 0.0}, "log-ratio"),
+        ({"top_p": 0.9}, "log-ratio"),
     ):
         folder = write_run(tmp_path / str(settings), ["rule:length"], **settings)
         page = write_report(folder).read_text(encoding="utf-8")

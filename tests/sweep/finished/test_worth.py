@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_lines import cli
 from rlhf_lines.pareto import may_be_best, pick, picked_worth, read_front
-from rlhf_lines.sweep.finished.worth import worth_of
+from rlhf_lines.sweep.finished.worth import corrected_worths, worth_of
 from rlhf_lines.sweep.store import Store
 from tests.sweep.small_run import write_run
 
@@ -61,6 +61,15 @@ def test_the_range_begins_at_the_reference_point(run):
         assert worth_of(run, front, picked).measured == pytest.approx(expected, rel=1e-9)
     else:
         assert worth_of(run, front, picked).measured == 0.0
+
+
+def test_picks_that_share_their_points_are_worth_what_each_is_alone(run):
+    front = read_front(run)
+    questions = [{"preference": [1.0], "scale": "range"}, {"minimum": {"length": -9.0}, "maximize": "second"}]
+    picks = [*(pick(front, **question) for question in questions), pick(front, point=3)]
+    alone = [worth_of(run, front, picked) for picked in picks]
+    with Store(run, reading=True) as store:
+        assert corrected_worths(store, front, picks) == [alone[0].corrected, alone[1].corrected, None]
 
 
 def test_what_was_not_chosen_has_no_worth(run):
