@@ -69,15 +69,21 @@ def _forward(self: Linear, x: Tensor, *args, **kwargs) -> Tensor:
     name = self.active_adapters[0]
     if args or kwargs or self.disable_adapters or self.merged or not _is_plain(self, name, x):
         return Linear.forward(self, x, *args, **kwargs)
-    base, factors = self.base_layer, (self.lora_A[name].weight, self.lora_B[name].weight)
+    base, factors = self.base_layer, (layer[name].weight.to(x.dtype) for layer in (self.lora_A, self.lora_B))
     return adapted(x, base.weight, base.bias, *factors, self.scaling[name])
 
 
 def _is_plain(layer: Linear, name: str, x: Tensor) -> bool:
-    """Whether one adapter without dropout, bias or a variant (DoRA, ...) is active, and all is in one dtype."""
+    """Whether one adapter without dropout, bias or a variant (DoRA, ...) is active, and all is computed in one dtype.
+
+    Autocast computes in its own; factors of another one are cast, as it casts them, and are trained in their own.
+    """
     if layer.active_adapters != [name] or name not in layer.lora_A or name in layer.lora_variant:
         return False
     a, b, base = layer.lora_A[name], layer.lora_B[name], layer.base_layer
-    one_dtype = x.dtype == base.weight.dtype == a.weight.dtype == b.weight.dtype
-    is_identity = type(layer.lora_dropout[name]) is nn.Identity
-    return one_dtype and is_identity and b.bias is None and not torch.is_autocast_enabled(x.device.type)
+    device = x.device.type
+    is_cast = torch.is_autocast_enabled(device)
+    dtypes = {x.dtype, base.weight.dtype} | (
+        {torch.get_autocast_dtype(device)} if is_cast else {a.weight.dtype, b.weight.dtype}
+    )
+    return len(dtypes) == 1 and type(layer.lora_dropout[name]) is nn.Identity and b.bias is None

@@ -53,6 +53,7 @@ from rlhf_lines.train.advantages import (
     value_loss,
     whiten,
 )
+from rlhf_lines.train.attention import attend_in_float32
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
@@ -180,6 +181,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
             utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TILE
         if not self.is_sharded:
             add_in_place(self.model)
+            attend_in_float32(self.model.get_base_model())
             self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
         self._rollout_began: float | None = None  # seconds

@@ -114,3 +114,20 @@ def test_the_adapter_in_use_is_applied_in_place(monkeypatch):
         base = model(x)
     monkeypatch.setattr(Linear, "forward", None)  # PEFT's own is not asked
     assert not torch.allclose(model(x), base)
+
+
+def test_under_autocast_factors_in_float32_are_cast_as_autocast_does_and_trained_in_their_own_dtype(monkeypatch):
+    x = numbers(3, 6)
+    exact, model = outcome(adapt(), x), adapt().to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    add_in_place(model)
+    monkeypatch.setattr(Linear, "forward", None)  # PEFT's own is not asked
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = outcome(model, x.to(torch.bfloat16))
+    assert [gradient.dtype for gradient in found[1:]] == [torch.float32] * 4
+    for mine, true in zip(found, exact, strict=True):
+        assert (
+            mine.double() - true
+        ).norm() < 4 * 2**-8 * true.norm()  # of weights, inputs and two steps that are rounded
