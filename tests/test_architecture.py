@@ -48,7 +48,7 @@ data              task_rewards
 arguments
 artifact          config         models         sampling    completions    skeleton    sha256
 config_file       disk           limits         lock           progress    redaction   known_hashes
-__init__          distributed    noise         reading        reward_models
+__init__          distributed    noise         reading        reward_models  lazily
 errors
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from rlhf_lines.pareto.figures.kl import equal_utility
 from rlhf_lines.pareto.origin import policy_names
-from rlhf_lines.pareto.pick import pick
+from rlhf_lines.pareto.picked import pick
 from rlhf_lines.pareto.report.groups import Mark, marks
 from rlhf_lines.pareto.report.words import share, weights
 from rlhf_lines.pareto.schema import Front, Mean, PointEntry, Prediction, Tuning
