@@ -5,7 +5,8 @@
 
 It makes a second environment with mergekit 0.1.5 (otherwise the same versions) and three random checkpoints, each of
 them once. Then, for every merge, it asserts that both sides write the same model, runs them in turn, each in a process
-of its own that finds its inputs in the page cache, and prints a table in Markdown. The parts are in `merge_sides/`.
+of its own that finds its inputs in the page cache, and prints a table in Markdown. Ours runs twice: with no hash of the
+inputs kept, and with those of the run before. The parts are in `merge_sides/`.
 """
 
 from __future__ import annotations
