@@ -5,7 +5,8 @@
 
 It makes a second environment with mergekit 0.1.5 (otherwise the same versions) and three random checkpoints, each of
 them once. Then, for every merge, it asserts that both sides write the same model, runs them in turn, each in a process
-of its own that finds its inputs in the page cache, and prints a table in Markdown. The parts are in `merge_sides/`.
+of its own that finds its inputs in the page cache, and prints a table in Markdown. Ours runs twice: with no hash of the
+inputs kept, and with those of the run before. The parts are in `merge_sides/`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ PACKAGES = {
     "ours": ("torch", "transformers", "safetensors", "numpy"),
     "theirs": ("mergekit", "torch", "transformers", "safetensors", "numpy"),
 }
-NAMES = {"ours": "rlhf_lines", "theirs": f"mergekit {MERGEKIT}"}
+NAMES = {
+    "ours": "rlhf_lines, first merge of these files",
+    "again": "rlhf_lines, hashes known",
+    "theirs": f"mergekit {MERGEKIT}",
+}
 GOAL_GB = 1.5  # peak memory of our side
 GB = 1e9
 
@@ -70,7 +75,7 @@ def ties_config(sft: Path, policies: Sequence[Path]) -> str:
 
 
 CASES = {
-    "linear": Case("linear with LiNeS", {"rule": "linear", "alpha": "0.5", "beta": "1"}, weights=(0.3, 0.7), goal=3.0),
+    "linear": Case("linear with LiNeS", {"rule": "linear", "alpha": "0.5", "beta": "1"}, weights=(0.3, 0.7), goal=4.0),
     "ties": Case(
         "TIES, per tensor",
         {"rule": "ties", "rule_options": '{"density": 0.2, "granularity": "tensor", "zero_sign": "positive"}'},
@@ -156,7 +161,8 @@ class Bench:
 
     def time(self, case: Case, repeats: int) -> dict[str, list[dict]]:
         """What each side took, one entry per repeat; the sides take turns in being first."""
-        measured: dict[str, list[dict]] = {side: [] for side in (["ours", "theirs"] if case.peer else ["ours"])}
+        sides = ["ours", "again", *["theirs"] * case.peer]
+        measured: dict[str, list[dict]] = {side: [] for side in sides}
         for turn in range(repeats):
             for side in list(measured)[:: 1 if turn % 2 == 0 else -1]:
                 self.floors["read"].append(self._read_inputs())
@@ -172,6 +178,11 @@ class Bench:
         return self._output_dir / "mergekit.yaml"
 
     @property
+    def _cache(self) -> Path:
+        """Where our side keeps hashes of the inputs."""
+        return self._output_dir / "cache"
+
+    @property
     def _result(self) -> Path:
         return self._output_dir / "result.json"
 
@@ -182,15 +193,15 @@ class Bench:
             RuntimeError: it failed; the message ends with its last lines.
         """
         output, log = self._output_dir / side, self._output_dir / f"{side}.txt"
-        self._remove(output)
-        if side == "ours":
+        self._remove(output, *[self._cache] * (side == "ours"))
+        if side != "theirs":
             command = [sys.executable, "-m", "rlhf_lines.cli", "merge", "--save", "dense", "--output_dir", output]
             command += ["--sft_model", self._models[0], "--policies", *self._models[1:], "--weights", *case.weights]
             command += [word for key, value in case.flags.items() for word in (f"--{key}", value)]
         else:
             command = [self._pythons[side].with_name("mergekit-yaml"), self._config, output, "--quiet"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads), "HF_HUB_OFFLINE": "1"}
-        environment["PYTHONPATH"] = str(ROOT) if side == "ours" else ""
+        environment |= {"PYTHONPATH": "" if side == "theirs" else str(ROOT), "RLHF_LINES_CACHE": str(self._cache)}
         os.sync()  # else this run would wait for the pages that the one before it left to be written
         command = [sys.executable, SIDES / "measure.py", self._result, *command]
         with log.open("w") as file:

@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reward_models.base import check_lengths, checked_scores, excerpt
 from reward_models.conversation import CHAT, Prompt, prompt_turns, reply
 
@@ -215,6 +213,8 @@ class FunctionReward:
 @contextlib.contextmanager
 def _settings_of_torch_kept() -> Iterator[None]:
     """What the block sets for all of torch ends with it: gradients off, another default dtype."""
+    import torch
+
     gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     try:
         yield

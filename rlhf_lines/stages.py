@@ -34,10 +34,13 @@ MODULES = {
     "merge": "rlhf_lines.merge.stage",
     "sweep": "rlhf_lines.sweep.run",
 }
-# Where the dataclasses are that a stage is configured by. Those of training are not beside the trainers, which take
-# seconds to import: neither --help nor a mistake in a config waits for them.
-CONFIGS = {verb: (module, "CONFIGS") for verb, module in MODULES.items()} | {
-    verb: ("rlhf_lines.train.config", verb.upper()) for verb in ("sft", "reward", "ppo")
+# Where the dataclasses are that a stage is configured by, under its name in capitals: apart from what it runs, which
+# takes seconds to import. Neither --help nor a mistake in a config waits for it.
+CONFIGS = {
+    **dict.fromkeys(("sft", "reward", "ppo"), "rlhf_lines.train.config"),
+    **dict.fromkeys(("fisher", "gram"), "rlhf_lines.statistics.config"),
+    "merge": "rlhf_lines.merge.config",
+    "sweep": "rlhf_lines.sweep.config",
 }
 GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep
 SWITCHES = ("overwrite", "resume", "plan")  # with which an output_dir may exist
@@ -125,8 +128,7 @@ def _state(output_dir: Path, given: dict, *, overwrite: bool) -> str:
 
 def configs_of(verb: str) -> tuple[type, ...]:
     """The dataclasses that a stage is configured by."""
-    module, name = CONFIGS[verb]
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(CONFIGS[verb]), verb.upper())
 
 
 def refuse_taken(arguments: list[str]) -> None:

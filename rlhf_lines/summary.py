@@ -8,7 +8,6 @@ from pathlib import Path
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
 from rlhf_lines.merge.output.summary import outcome_lines
-from rlhf_lines.pareto import front_table, read_front
 from rlhf_lines.pareto.schema import label
 
 
@@ -38,6 +37,8 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
     elif verb in ("fisher", "gram"):
         lines += _statistics(verb, record)
     elif verb == "sweep":
+        from rlhf_lines.pareto import front_table, read_front  # with scipy, which the others do without
+
         lines = [gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
         lines.append(_chosen(record))
         lines.append(f"{done}: report.html, front.json, figures (.png, .pdf), run.sqlite")

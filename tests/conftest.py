@@ -15,6 +15,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Hashes are kept apart from those of the user."""
+    os.environ["RLHF_LINES_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def set_threads():
     """The function that sets the number of torch's threads for one test."""

@@ -41,14 +41,14 @@ merge.spec
 merge.lines
 merge.rules
 merge.inputs
-merge.tensors     merge.layers
+merge.tensors     merge.layers   merge.schedules
 demo_models       example
 scoring
 data              task_rewards
 arguments
-artifact          config         models         sampling    completions    skeleton
-config_file       disk           limits         lock           progress    redaction
-__init__          distributed    noise         reading        reward_models
+artifact          config         models         sampling    completions    skeleton    sha256
+config_file       disk           limits         lock           progress    redaction   known_hashes
+__init__          distributed    noise         reading        reward_models  lazily
 errors
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")

@@ -350,15 +350,62 @@ def test_only_the_help_of_stages_imports_libraries():
     assert f"(default: {demo.ROOT})" in " ".join(done.stdout.split())
 
 
-def test_the_help_of_merge_and_sweep_imports_neither_models_nor_trainers():
+STAGES_WITHOUT_A_TRAINER = ("merge", "sweep", "fisher", "gram")
+# TRL's own package, which has the parser, imports none of these.
+HEAVY = "{'torch', 'transformers', 'trl.trainer', 'peft', 'datasets', 'numpy', 'scipy'}"
+
+
+def test_the_help_of_stages_that_train_nothing_imports_neither_torch_nor_a_trainer():
     script = (
         "import contextlib, sys; from rlhf_lines import cli\n"
-        "for verb in ('merge', 'sweep', 'fisher', 'gram'):\n"
+        "for verb in sys.argv[1:]:\n"
         "    with contextlib.suppress(SystemExit): cli.main([verb, '--help'])\n"
-        "sys.exit(' '.join({'transformers', 'trl.trainer', 'peft', 'datasets'} & set(sys.modules)) or 0)"
+        f"sys.exit(' '.join({HEAVY} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", script, *STAGES_WITHOUT_A_TRAINER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    shown = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("usage: rlhf-lines")]
+    assert tuple(shown) == STAGES_WITHOUT_A_TRAINER
+
+
+@pytest.mark.parametrize(
+    ("flags", "content", "told"),
+    [
+        ([], "sft_modl: sft\n", "unknown key 'sft_modl'"),
+        (["--sft_modl", "sft"], "", "unknown flag '--sft_modl'"),
+        (["--seed", "x", "--power", "x"], "", "invalid int value|invalid float value|unknown flag"),
+        (["--output_dir", "out"], "", "required"),
+    ],
+    ids=["key", "flag", "value", "missing"],
+)
+def test_a_mistake_is_told_before_torch_is_imported(tmp_path, flags, content, told):
+    (tmp_path / "c.yaml").write_text(content or "overwrite: false\n")
+    script = (
+        "import sys; from rlhf_lines import cli\n"
+        f"for verb in {STAGES_WITHOUT_A_TRAINER}:\n"
+        f"    assert cli.main([verb, '--config', 'c.yaml', *{flags}]) == 2\n"
+        f"sys.exit(' '.join({HEAVY} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sentences = done.stderr.splitlines()
+    assert len(sentences) == len(STAGES_WITHOUT_A_TRAINER)
+    assert all(re.search(told, sentence) for sentence in sentences), sentences
+
+
+@pytest.mark.parametrize("wrong", [("rule", "tis"), ("schedule", "lines"), ("alpha", "inf"), ("beta", "1e39")])
+def test_a_merge_that_cannot_be_is_told_before_torch_is_imported(tmp_path, wrong):
+    flags = ["--sft_model", "a", "--policies", "b", "--save", "dense", "--output_dir", "o", f"--{wrong[0]}", wrong[1]]
+    script = (
+        "import sys; from rlhf_lines import cli\n"
+        f"assert cli.main(['merge', *{flags}]) == 2\n"
+        f"sys.exit(' '.join({HEAVY} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("rlhf-lines merge: ") and wrong[0] in sentence
 
 
 @pytest.mark.parametrize("way", ["flag", "file", "dashed", "off"])

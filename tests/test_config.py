@@ -19,11 +19,9 @@ from rlhf_lines.data.config import (
     PromptDataConfig,
     TrainingDataConfig,
 )
-from rlhf_lines.merge.stage import MergeConfig
+from rlhf_lines.merge.config import MergeConfig
 from rlhf_lines.stages import MODULES, configs_of
-from rlhf_lines.statistics.config import StatisticsConfig
-from rlhf_lines.statistics.fisher import FisherConfig
-from rlhf_lines.statistics.gram import GramConfig
+from rlhf_lines.statistics.config import FisherConfig, GramConfig, StatisticsConfig
 from rlhf_lines.sweep.choices import GroupEntry, Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.task_rewards import RewardEntry

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.dense import DenseMerge
-from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.policies import DensePolicy
+from rlhf_lines.sha256 import contents_sha256
 
 
 SPECS = {
@@ -28,9 +29,11 @@ SPECS = {
 def main() -> None:
     """Print the table."""
     folders = [Path(sys.argv[1]) / name for name in ("sft", "policy_1", "policy_2")]
-    started = _wall(lambda: subprocess.run(["rlhf-lines", "merge", "--help"], stdout=subprocess.DEVNULL, check=True))
-    print(f"start of the command until it knows its flags: {started:.1f} s")
-    hashed = _cpu(lambda: [checkpoint_sha256(folder) for folder in folders])
+    show_help = [sys.executable, "-m", "rlhf_lines.cli", "merge", "--help"]
+    started = _wall(lambda: subprocess.run(show_help, stdout=subprocess.DEVNULL, check=True))
+    imported = _wall(lambda: subprocess.run([sys.executable, "-c", "import rlhf_lines.merge.stage"], check=True))
+    print(f"start of the command until it knows its flags: {started:.1f} s; import of what merges: {imported:.1f} s")
+    hashed = _cpu(lambda: contents_sha256(folder / "model.safetensors" for folder in folders))
     print(f"SHA-256 of the inputs: {hashed:.1f} s of one core\n")
     print("| merge | read | measure | read and merge | read, merge, add, cast, compare and write |")
     print("|---|---|---|---|---|")

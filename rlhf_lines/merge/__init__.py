@@ -3,30 +3,25 @@
 A `MergeSpec` says how to merge (rule, weights, LiNeS, options), a `Merge` (job.py) of which inputs, and what to save.
 `open_merge` (opened.py) makes an `OpenMerge` of it, which a `DenseMerge` (dense.py) or sums of LoRA factors
 (lora/) write. `Residuals` are the K residuals that a rule reads, `Merged` is the one that it makes of them.
+
+Names are imported when they are asked for, so that `rlhf_lines.merge.spec` and other modules that do without torch can
+be had without it.
 """
 
 from __future__ import annotations
 
-from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
-from rlhf_lines.merge.lines import apply_lines, lines_alpha, lines_scales
-from rlhf_lines.merge.policies import merge_policies
-from rlhf_lines.merge.rules import merge_residuals
-from rlhf_lines.merge.rules.consensus import tall_masks
-from rlhf_lines.merge.soups import greedy_soup, metric_weights, uniform_soup, wise_ft
-from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.lazily import exports
 
 
-__all__ = [
-    "MergeSpec",
-    "apply_lines",
-    "checkpoint_sha256",
-    "greedy_soup",
-    "lines_alpha",
-    "lines_scales",
-    "merge_policies",
-    "merge_residuals",
-    "metric_weights",
-    "tall_masks",
-    "uniform_soup",
-    "wise_ft",
-]
+_MODULES = {
+    "rlhf_lines.merge.inputs.checkpoint": ["checkpoint_sha256"],
+    "rlhf_lines.merge.lines": ["apply_lines", "lines_alpha", "lines_scales"],
+    "rlhf_lines.merge.policies": ["merge_policies"],
+    "rlhf_lines.merge.rules": ["merge_residuals"],
+    "rlhf_lines.merge.rules.consensus": ["tall_masks"],
+    "rlhf_lines.merge.soups": ["greedy_soup", "metric_weights", "uniform_soup", "wise_ft"],
+    "rlhf_lines.merge.spec": ["MergeSpec"],
+}
+
+__all__ = [name for names in _MODULES.values() for name in names]
+__getattr__ = exports(__name__, _MODULES)

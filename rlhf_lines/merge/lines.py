@@ -7,8 +7,7 @@ layers and the L1 norm, which the paper leaves open).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,37 +15,11 @@ from torch import Tensor
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.rules.common import total
-from rlhf_lines.merge.tensors.precision import LARGEST, wide
+from rlhf_lines.merge.schedules import SCHEDULES
+from rlhf_lines.merge.tensors.largest import LARGEST
+from rlhf_lines.merge.tensors.precision import wide
 from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_memory
 from rlhf_lines.merge.tensors.sums import parameter_sums
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How LiNeS' factors change with depth.
-
-    Attributes:
-        share: of beta that a layer at depth d in [0, 1] gets.
-        formula: the same for people, as a factor.
-        reverse: the name of the schedule with the same factors upside down.
-        falls: whether deeper layers get less, which is for ablations.
-    """
-
-    share: Callable[[Tensor], Tensor]
-    formula: str
-    reverse: str
-    falls: bool = False
-
-
-SCHEDULES = {
-    "linear": Schedule(lambda depth: depth, "d", "reversed"),
-    "sqrt": Schedule(torch.sqrt, "sqrt(d)", "reversed_sqrt"),
-    "quadratic": Schedule(torch.square, "(d)^2", "reversed_quadratic"),
-    "reversed": Schedule(lambda depth: 1 - depth, "(1 - d)", "linear", falls=True),
-    "reversed_sqrt": Schedule(lambda depth: torch.sqrt(1 - depth), "sqrt(1 - d)", "sqrt", falls=True),
-    "reversed_quadratic": Schedule(lambda depth: torch.square(1 - depth), "(1 - d)^2", "quadratic", falls=True),
-}
-GROWING, FALLING = ([name for name, entry in SCHEDULES.items() if entry.falls == falls] for falls in (False, True))
 
 
 def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "linear") -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,18 +85,19 @@ def merge_policies(
     output = Path(output_dir)
     merge.check()
     check_output(merge, output, overwrite=overwrite)
-    # Hashing takes a core, so it goes on beside the merge.
-    with open_merge(merge, max_memory=max_memory, progress=progress) as opened, ThreadPoolExecutor(1) as hashing:
-        hashes = hashing.submit(_hashes, merge)
-        with _new_folder(output, overwrite=overwrite) as folder:
-            written = opened.write(folder)
-            fits_adapter = merge.save == "dense" and len(opened.adapters) == len(merge.policies)
-            found = [*warnings, *opened.warnings, *loss_warnings(written, fits_adapter=fits_adapter)]
-            record = merge.to_record(hashes.result(), written, found)
-            (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-            (folder / "README.md").write_text(model_card(record))
-            if written.truncation is None and (config := _mergekit_config(opened, written)) is not None:
-                (folder / "mergekit.yaml").write_text(config)
+    with (
+        open_merge(merge, max_memory=max_memory, progress=progress) as opened,
+        _hashes(merge) as hashes,
+        _new_folder(output, overwrite=overwrite) as folder,
+    ):
+        written = opened.write(folder)
+        fits_adapter = merge.save == "dense" and len(opened.adapters) == len(merge.policies)
+        found = [*warnings, *opened.warnings, *loss_warnings(written, fits_adapter=fits_adapter)]
+        record = merge.to_record(hashes(), written, found)
+        (folder / MERGE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(record))
+        if written.truncation is None and (config := _mergekit_config(opened, written)) is not None:
+            (folder / "mergekit.yaml").write_text(config)
     return output
 
 
@@ -129,12 +131,17 @@ def loss_warnings(written: Written, *, fits_adapter: bool) -> list[str]:
     ]
 
 
-def _hashes(merge: Merge) -> Hashes:
-    return Hashes(
-        [weights_sha256(folder) for folder in merge.models],
-        [config_sha256(folder) for folder in merge.models],
-        [statistics_sha256(merge.rule.statistics, folder) for folder in merge.statistics],
-    )
+@contextlib.contextmanager
+def _hashes(merge: Merge) -> Iterator[Callable[[], Hashes]]:
+    """The function that waits for the hashes of the inputs, which threads compute beside the merge."""
+    configs = [config_sha256(folder) for folder in merge.models]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        weights = [pool.submit(weights_sha256, folder) for folder in merge.models]
+        statistics = [pool.submit(statistics_sha256, merge.rule.statistics, folder) for folder in merge.statistics]
+        try:
+            yield lambda: Hashes([one.result() for one in weights], configs, [one.result() for one in statistics])
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _mergekit_config(opened: OpenMerge, written: Written) -> str | None:

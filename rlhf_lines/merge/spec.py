@@ -10,9 +10,9 @@ from numbers import Real
 from typing import Any, Literal
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import check_rule
-from rlhf_lines.merge.tensors.precision import LARGEST
+from rlhf_lines.merge.schedules import SCHEDULES
+from rlhf_lines.merge.tensors.largest import LARGEST
 
 
 @dataclass(frozen=True)

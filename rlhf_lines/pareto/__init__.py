@@ -2,85 +2,36 @@
 
 from __future__ import annotations
 
-from rlhf_lines.pareto.bootstrap import (
-    bootstrap_hypervolumes,
-    bootstrap_means,
-    interval,
-    probability_positive,
-)
-from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, correct
-from rlhf_lines.pareto.figures.forgetting import plot_forgetting
-from rlhf_lines.pareto.figures.front import plot_front
-from rlhf_lines.pareto.figures.kl import plot_kl
-from rlhf_lines.pareto.figures.validation import plot_validation
-from rlhf_lines.pareto.forgetting import damage_undone
-from rlhf_lines.pareto.front import Point, build_front
-from rlhf_lines.pareto.headline import front_headline
-from rlhf_lines.pareto.hull import hull_vertices
-from rlhf_lines.pareto.intervals import Estimate, holm, mean_estimate, paired_difference
-from rlhf_lines.pareto.measures import REFERENCE_POINT_RULE, hypervolume, nondominated, reference_point
-from rlhf_lines.pareto.pick import Picked, Worth, merge_arguments, pick, pick_point, picked_text
-from rlhf_lines.pareto.schema import Front, read_front, write_front
-from rlhf_lines.pareto.selection import may_be_best, picked_worth
-from rlhf_lines.pareto.surrogate import (
-    Surrogate,
-    design,
-    fit_surrogate,
-    predict,
-    predicted_front,
-    surrogate_report,
-)
-from rlhf_lines.pareto.table import front_table
-from rlhf_lines.pareto.utility import UTILITY_RULE, expected_utility, ideal_point, preferences, utilities
+from rlhf_lines.lazily import exports
 
 
-__all__ = [
-    "REFERENCE_POINT_RULE",
-    "UTILITY_RULE",
-    "Corrected",
-    "Estimate",
-    "ExpectedUtility",
-    "Front",
-    "Hypervolume",
-    "Picked",
-    "Point",
-    "Surrogate",
-    "Worth",
-    "bootstrap_hypervolumes",
-    "bootstrap_means",
-    "build_front",
-    "correct",
-    "damage_undone",
-    "design",
-    "expected_utility",
-    "fit_surrogate",
-    "front_headline",
-    "front_table",
-    "holm",
-    "hull_vertices",
-    "hypervolume",
-    "ideal_point",
-    "interval",
-    "may_be_best",
-    "mean_estimate",
-    "merge_arguments",
-    "nondominated",
-    "paired_difference",
-    "pick",
-    "pick_point",
-    "picked_text",
-    "picked_worth",
-    "plot_forgetting",
-    "plot_front",
-    "plot_kl",
-    "plot_validation",
-    "predict",
-    "predicted_front",
-    "preferences",
-    "probability_positive",
-    "read_front",
-    "reference_point",
-    "surrogate_report",
-    "utilities",
-    "write_front",
-]
+_MODULES = {
+    "rlhf_lines.pareto.bootstrap": ["bootstrap_hypervolumes", "bootstrap_means", "interval", "probability_positive"],
+    "rlhf_lines.pareto.corrected": ["Corrected", "ExpectedUtility", "Hypervolume", "correct"],
+    "rlhf_lines.pareto.figures.forgetting": ["plot_forgetting"],
+    "rlhf_lines.pareto.figures.front": ["plot_front"],
+    "rlhf_lines.pareto.figures.kl": ["plot_kl"],
+    "rlhf_lines.pareto.figures.validation": ["plot_validation"],
+    "rlhf_lines.pareto.forgetting": ["damage_undone"],
+    "rlhf_lines.pareto.front": ["Point", "build_front"],
+    "rlhf_lines.pareto.headline": ["front_headline"],
+    "rlhf_lines.pareto.hull": ["hull_vertices"],
+    "rlhf_lines.pareto.intervals": ["Estimate", "holm", "mean_estimate", "paired_difference"],
+    "rlhf_lines.pareto.measures": ["REFERENCE_POINT_RULE", "hypervolume", "nondominated", "reference_point"],
+    "rlhf_lines.pareto.picked": ["Picked", "Worth", "merge_arguments", "pick", "pick_point", "picked_text"],
+    "rlhf_lines.pareto.schema": ["Front", "read_front", "write_front"],
+    "rlhf_lines.pareto.selection": ["may_be_best", "picked_worth"],
+    "rlhf_lines.pareto.surrogate": [
+        "Surrogate",
+        "design",
+        "fit_surrogate",
+        "predict",
+        "predicted_front",
+        "surrogate_report",
+    ],
+    "rlhf_lines.pareto.table": ["front_table"],
+    "rlhf_lines.pareto.utility": ["UTILITY_RULE", "expected_utility", "ideal_point", "preferences", "utilities"],
+}
+
+__all__ = [name for names in _MODULES.values() for name in names]
+__getattr__ = exports(__name__, _MODULES)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import PurePosixPath
 
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.pareto.schema import MORLHF, Spec, shortened
 
 
@@ -86,8 +87,6 @@ def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str
     """
     if sft_model is None or not policies or not any(spec["weights"]):
         return None
-    from rlhf_lines.merge.rules import RULES  # with torch, which no reader of a front needs
-
     options = ["--rule_options", json.dumps(spec["options"])] if spec["options"] else []
     return [
         *("--sft_model", sft_model),

@@ -18,6 +18,7 @@ import torch
 
 from rlhf_lines import skeleton
 from rlhf_lines.config import RunConfig
+from rlhf_lines.merge.config import MergeConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.statistics_files import open_statistics
@@ -30,7 +31,7 @@ from rlhf_lines.merge.output.record import check_repeat
 from rlhf_lines.merge.policies import check_output
 from rlhf_lines.merge.rules import RULES, merge_lazily
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.stage import MergeConfig, check_same_merge, is_kept
+from rlhf_lines.merge.stage import check_same_merge, is_kept, merge_of
 from rlhf_lines.merge.tensors.order_statistics import DIRECT
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.residuals import Chunk, residuals_in_memory
@@ -49,7 +50,7 @@ _NAME, _COLUMNS = "model.layers.0.weight", 64  # of what a rule is rehearsed on
 def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """The plan of a merge: factors of adapters, and the chunks of checkpoints that are read at a time."""
     run_config, config = of_type(configs, RunConfig), of_type(configs, MergeConfig)
-    merge = config.merge()
+    merge = merge_of(config)
     if options.device is not None:  # planned for a machine that is named: the devices of this one do not matter
         merge = replace(merge, device="cpu")
     kept = is_kept(run_config, config)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_lines.statistics.files import read_gram, stored_transposed
+from rlhf_lines.lazily import exports
 
 
 __all__ = ["read_gram", "stored_transposed"]
+__getattr__ = exports(__name__, {"rlhf_lines.statistics.files": __all__})

@@ -1,17 +1,19 @@
-"""The settings that all statistics of a policy share."""
+"""The settings of statistics of a policy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from rlhf_lines.config import parse_size, read_fields
+from rlhf_lines.config import RunConfig, parse_size, read_fields
+from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.errors import Problems, unknown_name
 from rlhf_lines.models import LOAD_DTYPES
 
 
 PARAMETERS = ("adapted", "all")
+INPUTS = ("samples", "prompts")
 
 
 def _memory(value: str | int) -> int:
@@ -71,3 +73,29 @@ class StatisticsConfig:
         with problems.collect():
             read_fields(self)
         problems.check()
+
+
+@dataclass
+class FisherConfig(StatisticsConfig):
+    """Of which policy, on which texts."""
+
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")  # gradients are often below the range of float16
+
+
+@dataclass
+class GramConfig(StatisticsConfig):
+    """Of which policy, on which texts."""
+
+    inputs: str = field(
+        default="samples",
+        metadata={"help": "samples (prompts and the policy's own completions) or prompts (nothing is sampled)."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inputs not in INPUTS:
+            raise ValueError(unknown_name("inputs", self.inputs, INPUTS))
+
+
+FISHER = (RunConfig, PromptDataConfig, FisherConfig)
+GRAM = (RunConfig, PromptDataConfig, GramConfig)

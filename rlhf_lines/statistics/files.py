@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.inputs.statistics_files import GRAM, SAME_INPUT, TRANSPOSED
+from rlhf_lines.merge.inputs.statistics import GRAM
+from rlhf_lines.merge.inputs.statistics_files import SAME_INPUT, TRANSPOSED
 from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile
 
 

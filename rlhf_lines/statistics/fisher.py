@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.data.config import DataConfig, PromptDataConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.merge.inputs.statistics_files import FISHER
+from rlhf_lines.merge.inputs.statistics import FISHER
 from rlhf_lines.progress import Bar
 from rlhf_lines.reading import last_logits
 from rlhf_lines.sampling import chosen_logprobs
-from rlhf_lines.statistics.config import StatisticsConfig
+from rlhf_lines.statistics.config import FisherConfig
 from rlhf_lines.statistics.files import new_statistics_file
 from rlhf_lines.statistics.inputs import fingerprints, in_groups, read_inputs
 from rlhf_lines.statistics.samples import Sample
-
-
-@dataclass
-class FisherConfig(StatisticsConfig):
-    """Of which policy, on which texts."""
-
-    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")  # gradients are often below the range of float16
-
-
-CONFIGS = (RunConfig, PromptDataConfig, FisherConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: FisherConfig, given: dict) -> Path:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.data.config import DataConfig, PromptDataConfig
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.merge.inputs.statistics_files import GRAM, SAME_INPUT, TRANSPOSED
+from rlhf_lines.merge.inputs.statistics import GRAM
+from rlhf_lines.merge.inputs.statistics_files import SAME_INPUT, TRANSPOSED
 from rlhf_lines.progress import Bar
-from rlhf_lines.statistics.config import StatisticsConfig
+from rlhf_lines.statistics.config import GramConfig
 from rlhf_lines.statistics.files import new_statistics_file
 from rlhf_lines.statistics.inputs import fingerprints, in_groups, read_inputs
 from rlhf_lines.statistics.policy import Policy
@@ -27,25 +26,6 @@ from rlhf_lines.statistics.samples import Sample, batches
 
 
 FLOAT64 = 8  # bytes
-INPUTS = ("samples", "prompts")
-
-
-@dataclass
-class GramConfig(StatisticsConfig):
-    """Of which policy, on which texts."""
-
-    inputs: str = field(
-        default="samples",
-        metadata={"help": "samples (prompts and the policy's own completions) or prompts (nothing is sampled)."},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.inputs not in INPUTS:
-            raise ValueError(unknown_name("inputs", self.inputs, INPUTS))
-
-
-CONFIGS = (RunConfig, PromptDataConfig, GramConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, given: dict) -> Path:

@@ -11,10 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import RULES
-from rlhf_lines.merge.spec import number_or_auto
+from rlhf_lines.merge.schedules import SCHEDULES
+from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.pareto.schema import GROUPS
 
 

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from reward_models.base import is_number
 from rlhf_lines.completions import samples_policy
-from rlhf_lines.config import from_json, read_fields
+from rlhf_lines.config import RunConfig, from_json, read_fields
+from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.errors import Problems, alternatives
-from rlhf_lines.merge.lines import GROWING
 from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.schedules import GROWING
 from rlhf_lines.models import LOAD_DTYPES
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED
@@ -430,3 +431,6 @@ class SweepConfig:
                     "load_in_8bit and load_in_4bit, or the group"
                 )
         return problems
+
+
+SWEEP = (RunConfig, PromptDataConfig, SweepConfig)

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.lines import SCHEDULES, lines_scales
+from rlhf_lines.merge.lines import lines_scales
+from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SFT, SOUP
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sweep.choices import GroupEntry, Scaling

@@ -19,7 +19,7 @@ from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.limits import check_prompts, check_writes, longest_text
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
-from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, sha256_of
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import (
     Fingerprint,
     model_fingerprint,
@@ -34,6 +34,7 @@ from rlhf_lines.models import load_config, load_tokenizer, local_folder
 from rlhf_lines.pareto.objectives import check_minimum, check_objectives, check_reference_point, check_score_names
 from rlhf_lines.redaction import without_secrets
 from rlhf_lines.scoring import Asked
+from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.multi_lora import check_mixable

@@ -15,8 +15,7 @@ from typing import Any
 
 from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.spec import number_or_auto
+from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.pareto.schema import GROUPS
 from rlhf_lines.sweep.choices import Alpha, Scaling, Tunable, read_alpha
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.data.config import DataConfig, PromptDataConfig
+from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
 from rlhf_lines.merge.audit import audit_policies, two_policies, unlike_policies
@@ -36,8 +36,6 @@ from rlhf_lines.sweep.trackers import open_trackers
 
 
 logger = logging.getLogger(__name__)
-
-CONFIGS = (RunConfig, PromptDataConfig, SweepConfig)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, given: dict) -> Path:

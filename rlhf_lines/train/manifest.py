@@ -6,16 +6,23 @@ A trainer goes on in silence without optimizer, schedule or random state, and th
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rlhf_lines.artifact import MANIFEST
-from rlhf_lines.merge.inputs.checkpoint import sha256_of
+from rlhf_lines.sha256 import contents_sha256
 
 
 def write_manifest(folder: Path) -> None:
     """Write down name, size and SHA-256 of every file in a checkpoint that is complete."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {str(path.relative_to(folder)): [path.stat().st_size, sha256_of([path])] for path in paths}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # training waits
+        hashes = pool.map(lambda path: contents_sha256([path]), paths)
+        files = {
+            str(path.relative_to(folder)): [path.stat().st_size, sha256]
+            for path, sha256 in zip(paths, hashes, strict=True)
+        }
     (folder / MANIFEST).write_text(json.dumps(files, indent=1) + "\n")
 
 
@@ -34,6 +41,6 @@ def what_is_missing(folder: Path) -> str | None:
             return f"lacks {name}"
         if path.stat().st_size != size:
             return f"has {path.stat().st_size:,} bytes of {name}, written were {size:,}"
-        if sha256_of([path]) != sha256:
+        if contents_sha256([path]) != sha256:
             return f"holds another {name} than was written"
     return None

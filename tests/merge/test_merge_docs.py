@@ -12,9 +12,9 @@ import torch
 
 from rlhf_lines import cli
 from rlhf_lines.merge import MergeSpec, merge_policies, merge_residuals, rules
-from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.output.summary import VLLM_RANKS
 from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.merge.tensors.spans import ELEMENTS
 from tests.merge.merge_page import PAGE, blocks, table
 from tests.merge.reference import ORIGIN

@@ -15,7 +15,7 @@ import yaml
 
 from rlhf_lines import cli, distributed
 from rlhf_lines.merge import checkpoint_sha256
-from rlhf_lines.statistics.fisher import FisherConfig
+from rlhf_lines.statistics.config import FisherConfig
 from tests.statistics.oracle import made
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.lines import SCHEDULES, lines_scales
+from rlhf_lines.merge.lines import lines_scales
+from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.groups import (

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from rlhf_lines.merge.layers import layer_of
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.spans import cut
 from rlhf_lines.merge.tensors.tensor_file import Entry, TensorFile
+from rlhf_lines.sha256 import sha256_of
 
 
 _T = TypeVar("_T")
@@ -354,23 +354,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, expected a JSON object; save it again")
     return content
-
-
-def sha256_of(paths: Iterable[Path]) -> str:
-    """SHA-256 over the contents of files, one after the other; computed once for files that do not change."""
-    stats = [(path.resolve(), path.stat()) for path in paths]
-    return _sha256_of(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
-
-
-@lru_cache(maxsize=64)
-def _sha256_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Size and time of change are part of the key, so that a file that was written again is read again."""
-    digest = hashlib.sha256()
-    for path, _, _ in files:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _stated_layers(config: Mapping[str, Any]) -> Iterator[int]:

@@ -19,9 +19,10 @@ from reward_models.similarity import PREFIX as SIMILARITY
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE
-from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
+from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.inputs.tokenizers import tokenizer_files
+from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.task_rewards import RewardEntry
 
 

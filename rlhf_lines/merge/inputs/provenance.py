@@ -24,9 +24,10 @@ from rlhf_lines.merge.inputs.adapter import (
     renamed,
 )
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE, WAY_OUT
-from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, read_json, sha256_of
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, read_json
 from rlhf_lines.merge.inputs.policies import match_names
 from rlhf_lines.merge.inputs.tokenizers import compare_tokenizers
+from rlhf_lines.sha256 import sha256_of
 
 
 MERGE_RECORD = "merge_spec.json"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,39 +13,17 @@ from torch import Tensor
 
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE
-from rlhf_lines.merge.inputs.checkpoint import read_json, sha256_of
+from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import weights_sha256
+from rlhf_lines.merge.inputs.statistics import Statistics
 from rlhf_lines.merge.layers import is_linear_map
 from rlhf_lines.merge.tensors.precision import DTYPES, wide
 from rlhf_lines.merge.tensors.residuals import Tensors
 from rlhf_lines.merge.tensors.tensor_file import TensorFile
+from rlhf_lines.sha256 import sha256_of
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """One kind of statistics that a rule may need of each policy.
-
-    Attributes:
-        verb: of `rlhf-lines`, which makes a folder of them.
-        text: what they are, for errors.
-        of_linear_maps: whether only linear maps have any; else all parameters may.
-        example: a matrix `[out, in]` of noise to statistics of this kind, on which a rule is rehearsed.
-    """
-
-    verb: str
-    text: str
-    of_linear_maps: bool
-    example: Callable[[Tensor], Tensor]
-
-    @property
-    def file(self) -> str:
-        """The file in such a folder."""
-        return f"{self.verb}.safetensors"
-
-
-FISHER = Statistics("fisher", "the Fisher diagonal", of_linear_maps=False, example=lambda tau: tau.square())
-GRAM = Statistics("gram", "Gram matrices", of_linear_maps=True, example=lambda tau: tau.T @ tau)
 # Keys of the metadata of Gram matrices, both JSON: which linear maps share one, which weights are stored [in, out].
 SAME_INPUT = "same_input"
 TRANSPOSED = "transposed"

@@ -142,7 +142,7 @@ def difference(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> flo
 
 def _merge_factors(adapters: Sequence[Adapter], spec: MergeSpec, num_layers: int) -> dict[str, Factors]:
     _check_count(spec, len(adapters))
-    combined = _one_rank(RULES[spec.rule].combine(adapters, spec.weights))
+    combined = _one_rank(RULES[spec.rule].function(adapters, spec.weights))
     layers = layer_indices([f"{module}.weight" for module in combined], num_layers=num_layers)
     return {
         module: Factors(

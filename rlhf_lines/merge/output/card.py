@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from rlhf_lines.merge.inputs.provenance import called, hub_id
-from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.output.summary import loss_text, max_lora_rank, truncation_text, vllm_hint
 from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.schedules import SCHEDULES
 
 
 def model_card(record: Mapping[str, Any]) -> str:

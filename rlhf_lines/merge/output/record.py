@@ -33,11 +33,6 @@ KEYS = (
 )
 
 
-def is_record(content: Mapping[str, Any]) -> bool:
-    """Whether the content of a file is that of a `merge_spec.json`, of any format."""
-    return content.keys() >= {"format", "spec", "policies"}
-
-
 def settings(path: Path) -> dict[str, Any]:
     """The settings of stage `merge` that repeat a recorded merge; `output_dir` is not among them.
 

@@ -2,57 +2,52 @@
 
 A rule is a function `(residuals, weights, **options) -> merged`: `Residuals` in, `Merged` out, both read chunk by chunk
 (see `rlhf_lines.merge.tensors.residuals`). `weights` is None or one finite float per residual. All else that the
-package knows about a rule stands in its entry of `RULES`, a `Rule`. To add one: write its file and enter it.
+package knows about a rule stands in its entry of `RULES`, a `Rule`. To add one: write its file and enter it. All of it
+is known without torch, for which neither a config nor a help text waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.inputs.statistics_files import FISHER, GRAM
+from rlhf_lines.merge.inputs.statistics import FISHER, GRAM
 from rlhf_lines.merge.rules import mergekit
-from rlhf_lines.merge.rules.breadcrumbs import breadcrumbs
 from rlhf_lines.merge.rules.common import check_options, mean_factors, preference_factors
-from rlhf_lines.merge.rules.consensus import consensus
-from rlhf_lines.merge.rules.dare import dare
-from rlhf_lines.merge.rules.factors import factor_average, peft_linear
-from rlhf_lines.merge.rules.fisher import fisher
-from rlhf_lines.merge.rules.linear import linear, sum_residuals
-from rlhf_lines.merge.rules.opcm import opcm
-from rlhf_lines.merge.rules.pcb import pcb
-from rlhf_lines.merge.rules.regmean import regmean
 from rlhf_lines.merge.rules.rule import Rule
-from rlhf_lines.merge.rules.slerp import slerp
-from rlhf_lines.merge.rules.ties import ties
-from rlhf_lines.merge.rules.widen import widen
-from rlhf_lines.merge.tensors.precision import LARGEST
-from rlhf_lines.merge.tensors.residuals import Merged, Residuals, residuals_in_memory
+from rlhf_lines.merge.tensors.largest import LARGEST
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf_lines.merge.tensors.residuals import Merged, Residuals
 
 
 RULES: dict[str, Rule] = {
-    "linear": Rule(linear, "arXiv 2306.04488 (rewarded soups)", coefficients=mean_factors, mergekit=mergekit.linear),
+    "linear": Rule(
+        "linear.linear", "arXiv 2306.04488 (rewarded soups)", coefficients=mean_factors, mergekit=mergekit.linear
+    ),
     "sum": Rule(
-        sum_residuals,
+        "linear.sum_residuals",
         "arXiv 2212.04089 (task arithmetic)",
         coefficients=preference_factors,
         mergekit=mergekit.sum_residuals,
     ),
-    "slerp": Rule(slerp, "arXiv 2406.16768 (WARP)", mergekit=mergekit.slerp),
-    "ties": Rule(ties, "arXiv 2306.01708", mergekit=mergekit.ties),
-    "dare": Rule(dare, "arXiv 2311.03099", python_only=("masks", "generator")),
-    "breadcrumbs": Rule(breadcrumbs, "arXiv 2312.06795", mergekit=mergekit.breadcrumbs),
-    "consensus": Rule(consensus, "arXiv 2405.07813"),
-    "pcb": Rule(pcb, "arXiv 2410.02396"),
-    "opcm": Rule(opcm, "arXiv 2501.09522", whole=(5, 0)),
-    "widen": Rule(widen, "arXiv 2408.03092"),
-    "fisher": Rule(fisher, "arXiv 2111.09832", statistics=FISHER),
-    "regmean": Rule(regmean, "arXiv 2212.09849", statistics=GRAM, whole=(4, 5)),
-    "factor_average": Rule(factor_average, "the code of arXiv 2306.04488 (rewarded soups)", on_factors=True),
-    "peft_linear": Rule(peft_linear, "PEFT, add_weighted_adapter", on_factors=True),
+    "slerp": Rule("slerp.slerp", "arXiv 2406.16768 (WARP)", mergekit=mergekit.slerp),
+    "ties": Rule("ties.ties", "arXiv 2306.01708", mergekit=mergekit.ties),
+    "dare": Rule("dare.dare", "arXiv 2311.03099", python_only=("masks", "generator")),
+    "breadcrumbs": Rule("breadcrumbs.breadcrumbs", "arXiv 2312.06795", mergekit=mergekit.breadcrumbs),
+    "consensus": Rule("consensus.consensus", "arXiv 2405.07813"),
+    "pcb": Rule("pcb.pcb", "arXiv 2410.02396"),
+    "opcm": Rule("opcm.opcm", "arXiv 2501.09522", whole=(5, 0)),
+    "widen": Rule("widen.widen", "arXiv 2408.03092"),
+    "fisher": Rule("fisher.fisher", "arXiv 2111.09832", statistics=FISHER),
+    "regmean": Rule("regmean.regmean", "arXiv 2212.09849", statistics=GRAM, whole=(4, 5)),
+    "factor_average": Rule("factors.factor_average", "the code of arXiv 2306.04488 (rewarded soups)", on_factors=True),
+    "peft_linear": Rule("factors.peft_linear", "PEFT, add_weighted_adapter", on_factors=True),
 }
 
 
@@ -70,7 +65,8 @@ def check_rule(rule: str, options: Mapping[str, object]) -> None:
 def _check_names(rule: str, options: Mapping[str, object]) -> None:
     if rule not in RULES:
         raise ValueError(unknown_name("rule", rule, RULES))
-    check_options(rule, RULES[rule].options, options)
+    if options:  # else neither they nor torch are needed
+        check_options(rule, RULES[rule].options, options)
 
 
 def merge_residuals(
@@ -109,6 +105,8 @@ def merge_residuals(
     Raises:
         ValueError: unknown rule or option, weights that do not fit, or shapes that differ.
     """
+    from rlhf_lines.merge.tensors.residuals import residuals_in_memory
+
     held = replace(residuals_in_memory(residuals, sft=sft, statistics=statistics), transposed=frozenset(transposed))
     merged = merge_lazily(held, rule, weights=weights, **options)
     return {name: merged.tensor(name) for name in merged.residuals.shapes}
@@ -130,4 +128,4 @@ def merge_lazily(
                 raise ValueError(
                     f"weights are {weights}, expected finite numbers of at most {LARGEST / residuals.count:.2g} in size"
                 )
-    return RULES[rule].combine(residuals, weights, **options)
+    return RULES[rule].function(residuals, weights, **options)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Real
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.inputs.statistics_files import Statistics
-from rlhf_lines.merge.tensors.precision import LARGEST
-from rlhf_lines.merge.tensors.residuals import Residuals
+from rlhf_lines.merge.inputs.statistics import Statistics
+from rlhf_lines.merge.tensors.largest import LARGEST
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf_lines.merge.tensors.residuals import Residuals
 
 
 def share(name: str, value: object) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.inputs.statistics_files import GRAM
+from rlhf_lines.merge.inputs.statistics import GRAM
 from rlhf_lines.merge.rules.common import common_names, mean_shares, share, weighted_total
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 

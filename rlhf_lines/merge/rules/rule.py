@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from rlhf_lines.merge.inputs.statistics_files import Statistics
+from rlhf_lines.merge.inputs.statistics import Statistics
 from rlhf_lines.merge.rules.common import options_of
 from rlhf_lines.merge.rules.mergekit import Method
 
@@ -16,8 +17,7 @@ class Rule:
     """One way to combine K policies.
 
     Attributes:
-        combine: `(residuals, weights, **options)` to the merged residual; where `on_factors`, `(adapters, weights)` to
-            the factors of the merged adapter. Options are keyword-only, plain JSON values unless `python_only`.
+        combine: see `function`; or, of the rules here, module below this package and name of that function.
         source: where it was published, as a model card says it.
         coefficients: of a rule that is a weighted sum of the residuals, `(K, weights)` to the f_k in
             tau_M = sum_k f_k tau_k; None for other rules.
@@ -30,7 +30,7 @@ class Rule:
             `scales` are the factors of LiNeS. None if mergekit has no such rule.
     """
 
-    combine: Callable[..., Any]
+    combine: Callable[..., Any] | str
     source: str
     coefficients: Callable[[int, Sequence[float] | None], list[float]] | None = None
     on_factors: bool = False
@@ -40,9 +40,21 @@ class Rule:
     mergekit: Callable[[Sequence[float], Mapping[str, Any], Sequence[float]], Method | None] | None = None
 
     @property
+    def function(self) -> Callable[..., Any]:
+        """What makes of `(residuals, weights, **options)` the merged residual.
+
+        Where `on_factors`, it makes of `(adapters, weights)` the factors of the merged adapter. Options are
+        keyword-only, plain JSON values unless `python_only`.
+        """
+        if not isinstance(self.combine, str):
+            return self.combine
+        module, name = self.combine.split(".")
+        return getattr(import_module(f"rlhf_lines.merge.rules.{module}"), name)
+
+    @property
     def options(self) -> dict[str, Any]:
         """Every option with its default."""
-        return options_of(self.combine)
+        return options_of(self.function)
 
     @property
     def is_linear(self) -> bool:

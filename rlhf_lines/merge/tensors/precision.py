@@ -22,8 +22,6 @@ DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
 }
 
-LARGEST = torch.finfo(torch.float32).max  # of a factor: torch refuses to multiply float32 tensors by more
-
 
 def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """The dtype in which inputs of these dtypes are merged: float64 where any of them is, else float32."""

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from rlhf_lines.pareto.figures.kl import utility
 from rlhf_lines.pareto.origin import policy_names, share
-from rlhf_lines.pareto.pick import pick
+from rlhf_lines.pareto.picked import pick
 from rlhf_lines.pareto.report.groups import Mark, marks
 from rlhf_lines.pareto.report.words import weights
 from rlhf_lines.pareto.schema import WORDS, Front, Mean, PointEntry, Prediction, Tuning, Value

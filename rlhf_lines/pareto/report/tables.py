@@ -13,7 +13,7 @@ from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import bases
 from rlhf_lines.pareto.look_at import likely_choices
 from rlhf_lines.pareto.origin import policy_names
-from rlhf_lines.pareto.pick import Picked, pick
+from rlhf_lines.pareto.picked import Picked, pick
 from rlhf_lines.pareto.report import badly, facts
 from rlhf_lines.pareto.report.content import Content, Measure
 from rlhf_lines.pareto.report.groups import Mark

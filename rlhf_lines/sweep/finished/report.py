@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import read_front
-from rlhf_lines.pareto.pick import merge_command, pick
+from rlhf_lines.pareto.picked import merge_command, pick
 from rlhf_lines.pareto.report import Completions, evenly_spaced, preferences, report_html
 from rlhf_lines.pareto.schema import FILE_NAME, Front, Value
 from rlhf_lines.pareto.table import confidence_text

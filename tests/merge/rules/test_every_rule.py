@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies
-from rlhf_lines.merge.lines import SCHEDULES
 from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.schedules import SCHEDULES
 from tests.merge.rules.cases import FIRST, OPTIONS
 from tests.merge.rules.every_rule import (
     KINDS,

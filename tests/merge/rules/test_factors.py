@@ -16,7 +16,7 @@ from tests.merge.reference import CASES, FOLDER, reference_adapters
 
 
 WEIGHTS = (0.7, 0.3)
-ON_FACTORS = {rule: entry.combine for rule, entry in RULES.items() if entry.on_factors}
+ON_FACTORS = {rule: entry.function for rule, entry in RULES.items() if entry.on_factors}
 
 
 @pytest.fixture

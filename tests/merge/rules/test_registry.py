@@ -79,7 +79,7 @@ def test_every_rule_has_a_reference_vector():
 @pytest.mark.parametrize("rule", RULES)
 def test_the_source_in_the_card_is_that_of_the_docstring(rule):
     named = re.search(r"arXiv \d{4}\.\d{5}|PEFT", RULES[rule].source)
-    assert named[0] in RULES[rule].combine.__doc__
+    assert named[0] in RULES[rule].function.__doc__
 
 
 @pytest.mark.parametrize("rule", RULES)

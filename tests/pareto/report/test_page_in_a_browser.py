@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf_lines.pareto.pick import pick_point
+from rlhf_lines.pareto.picked import pick_point
 from rlhf_lines.pareto.report import Completions, report_html
 from rlhf_lines.pareto.report.words import visible
 from rlhf_lines.pareto.wins import lost_most

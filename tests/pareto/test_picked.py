@@ -14,6 +14,7 @@ import pytest
 
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
+from rlhf_lines.merge.stage import merge_of
 from rlhf_lines.pareto import Worth, build_front, merge_arguments, pick, pick_point, picked_text
 from rlhf_lines.pareto.schema import label
 from rlhf_lines.stages import read_stage
@@ -162,7 +163,7 @@ def test_the_command_is_the_merge_of_the_point(make_front, spec):
     front = make_front({3: {"spec": spec.to_dict()}}, **SOURCES)
     point = front["points"][3]
     config = parsed(picked_text(front, point, "runs/my sweep").splitlines()[-1])
-    assert config.merge().spec == spec
+    assert merge_of(config).spec == spec
     assert config.sft_model == "my models/sft"
     assert config.policies == SOURCES["policies"][: len(spec.weights)]
     assert config.save == ("adapter" if RULES[spec.rule].makes_adapter else "dense")
@@ -204,7 +205,7 @@ def test_a_single_policy_is_named_beside_its_command(make_front, front):
         assert "one policy" not in picked_text(front, front["points"][i], "run")
     text = picked_text(front, front["points"][1], "run")
     assert text.startswith("point 1: rewarded soup, sum, weights 0 / 1, alpha 1, beta 0, schedule linear\n")
-    assert parsed(text.splitlines()[-1]).merge().spec == twice
+    assert merge_of(parsed(text.splitlines()[-1])).spec == twice
 
 
 @pytest.mark.parametrize("key", ["policies", "sft_model"])
