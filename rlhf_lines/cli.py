@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         "--base_model", type=_path, help="folder or Hub id of the shape of a model that does not exist yet"
     )
     plan.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")
-    plan.add_argument("--device", choices=("cuda", "cpu"), help="whose memory; default: where the stage would run")
+    plan.add_argument("--device", choices=("cuda", "cpu"), help="for a GPU or a CPU; default: for this machine")
     return parser
 
 

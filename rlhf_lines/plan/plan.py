@@ -20,7 +20,7 @@ class Options:
         stage: the verb, where the config's keys fit several.
         base_model: whose shape a model has that does not exist yet.
         prompt_tokens: the longest prompt (of sft and reward: text), where the data set is not here or takes long.
-        device: `cuda` or `cpu`; None is the GPU that there is, or that the config needs.
+        device: `cuda` or `cpu`; None is that of this machine, or the GPU that the stage cannot do without.
     """
 
     stage: str | None = None

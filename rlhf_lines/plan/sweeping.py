@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,12 +21,13 @@ from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.device import planned_device
 from rlhf_lines.plan.example import show_prompts
 from rlhf_lines.plan.memory import FLOAT32, Phase, cache_sizes, gumbel_bytes, kv_cache_bytes
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
 from rlhf_lines.plan.rewards import plan_rewards
-from rlhf_lines.plan.rows import Rows, look_at
+from rlhf_lines.plan.rows import Rows, look_at, look_at_texts
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
@@ -33,7 +36,7 @@ from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
 from rlhf_lines.sweep.groups import first_weights, simplex
-from rlhf_lines.sweep.inputs import REWARD_BATCH, checked_objectives
+from rlhf_lines.sweep.inputs import REWARD_BATCH, check_count, checked_objectives, prompt_counts
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
@@ -43,7 +46,7 @@ USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """The plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
-    config = of_type(configs, SweepConfig)
+    config, data = of_type(configs, SweepConfig), of_type(configs, DataConfig)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     policies = config.listed_policies
     adapters = [adapter_sizes(policy, shape, beside) for policy in policies]
@@ -58,27 +61,31 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         with Checkpoint(sft) as checkpoint:
             num_layers = checkpoint.num_layers([module for policy in loaded for module in policy.modules])
         unlike = unlike_policies(audit_policies(loaded, num_layers=num_layers))
-    rows = look_at(
-        of_type(configs, DataConfig),
-        "prompts",
-        columns=(("prompt",),),
-        tokenizer_from=config.sft_model,
-        split="test",
-        given=options.prompt_tokens,
-    )
+    notes, rows_of = [], {}
+    for split, asked in prompt_counts(config).items():
+        rows_of[split] = _look_at(data, config, split, options)
+        if (found := rows_of[split].prompts) is not None:
+            notes += filter(None, [check_count(found, asked, split, data.dataset_name)])
+            config = replace(config, **{f"{split}_prompts": min(asked, found)})
+    texts = look_at_texts(config.control, config.control_texts, config.control_tokens, rows_of["test"].tokenizer)
+    if texts is not None:
+        config = replace(config, control_texts=len(texts))
+    rows = max(rows_of.values(), key=lambda rows: rows.longest)
     if rows.known:
         check_length(shape.config, rows.longest, max_new_tokens=config.max_new_tokens)
     rewards = plan_rewards(config.rewards, beside=beside, batch_size=config.batch_size or REWARD_BATCH)
     checked_objectives(config, [reward.name for reward in rewards])
     bits, nested = counts.held_as(shape.config, load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit)
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
-    plan = Plan("sweep", options.device or _device(config), counts.count(model))
+    check_cpu = partial(skeleton.check_4bit_on_cpu, model) if config.load_in_4bit else lambda: None
+    device = planned_device(options.device, check_cpu, needs_gpu=config.engine == "vllm")
+    plan = Plan("sweep", device, counts.count(model), notes=notes)
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
-    show_prompts(plan, rows, rewards)
-    if config.load_in_4bit and plan.device == "cpu":
-        skeleton.check_4bit_on_cpu(model)
+    show_prompts(plan, rows_of["test"], rewards)
+    if device == "cpu":
+        check_cpu()
     held = {
         "weights": counts.frozen_bytes(model, bits=bits, nested=nested, device=plan.device),
         "adapters": stacked(adapters) * FLOAT32,
@@ -116,9 +123,11 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     return plan
 
 
-def _device(config: SweepConfig) -> str:
-    elsewhere = config.dtype != "float32" or config.quantized or config.engine == "vllm"
-    return "cuda" if torch.cuda.is_available() or elsewhere else "cpu"
+def _look_at(data: DataConfig, config: SweepConfig, split: str, options: Options) -> Rows:
+    columns, tokenizer_from = (("prompt",),), config.sft_model
+    return look_at(
+        data, "prompts", columns=columns, tokenizer_from=tokenizer_from, split=split, given=options.prompt_tokens
+    )
 
 
 def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> int:

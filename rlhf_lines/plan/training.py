@@ -20,6 +20,7 @@ from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.device import planned_device
 from rlhf_lines.plan.example import show_demonstration, show_pair, show_prompts
 from rlhf_lines.plan.memory import Phase, cache_sizes, gumbel_bytes, head_bytes, kv_cache_bytes, optimizer_bytes
 from rlhf_lines.plan.plan import Options, Plan
@@ -118,7 +119,7 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     plan.phases.append(replace(update, parts={**update.parts, "reward models": scorers}))
     _add_ppo_work(plan, run, rows, rollout, prompts)
     if any(entry.normalize for entry in entries):
-        samples = args.normalization_samples
+        samples = min(args.normalization_samples, rows.count or args.normalization_samples)
         most = f"at most {samples * args.max_completion_length:,} tokens"
         plan.work.append(("completions to normalise rewards on", f"{samples:,}, {most}"))
     return plan
@@ -153,8 +154,13 @@ class _Training:
             nested=wanted.use_bnb_nested_quant,
         )
         self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
-        self.device = options.device or _device(given, self.bits)
         self.model = self._skeleton()
+        self.device = planned_device(
+            options.device,
+            lambda: check_4bit(self.model, wanted, self.args),
+            use_cpu=bool(given.get("use_cpu")),
+            needs_gpu=self.args.fp16 or getattr(self.args, "use_vllm", False),
+        )
         if self.device == "cpu":
             check_4bit(self.model, wanted, self.args)
         base = self._make(self.shape.config, dtype=self.model_config.dtype)
@@ -266,13 +272,6 @@ class _Training:
 
     def _autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-
-
-def _device(given: dict, bits: int) -> str:
-    """Where the stage would run: on the GPU, unless the config or this machine says otherwise."""
-    if given.get("use_cpu"):
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() or bits != 16 or given.get("bf16") or given.get("fp16") else "cpu"
 
 
 def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -> None:

@@ -55,11 +55,12 @@ def test_the_shipped_configs_are_found():
 @pytest.mark.parametrize("path", unlike(FILES), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_shipped_config_has_a_plan_offline(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing of it has been made
-    result = planned(str(path))
+    of_7b = path.parts[-3] == "llama2_7b"
+    result = planned(str(path), device="cuda" if of_7b else None)
     assert result.stage == STAGE_OF.get(path.stem.split("_")[0], "ppo")
     assert peak(result.phases).total > 0 and sum(result.disk.values()) > 0
-    if path.parts[-3] == "llama2_7b":
-        assert result.parameters == 6_738_415_616 and result.device == "cuda"
+    if of_7b:
+        assert result.parameters == 6_738_415_616
         assert 12 < peak(result.phases).total / 2**30 < 141  # more than its weights; less than the largest GPU
     assert list(tmp_path.iterdir()) == []
 
@@ -102,12 +103,29 @@ def test_a_larger_batch_and_kept_activations_take_more(write_config):
 
 def test_a_quantised_base_takes_less(write_config):
     def weights(**changes):
-        result = planned(write_config(dtype="bfloat16", **changes))
-        return result.phases[0].parts["weights"], result.device
+        return planned(write_config(dtype="bfloat16", **changes)).phases[0].parts["weights"]
 
-    plain, eight, four = weights(), weights(load_in_8bit=True), weights(load_in_4bit=True)
-    assert plain[0] > eight[0] > four[0]
-    assert (plain[1], eight[1]) == ("cpu", "cuda")
+    assert weights() > weights(load_in_8bit=True) > weights(load_in_4bit=True)
+
+
+def test_a_plan_is_for_this_machine_unless_the_stage_could_not_run_here(write_config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: True)  # whose kernel takes no width of 16
+    quantised = {"dtype": "bfloat16", "load_in_8bit": True}
+
+    def device(**changes):
+        return planned(write_config(**changes)).device
+
+    assert device() == device(bf16=True) == device(**quantised) == "cpu"
+    assert device(dtype="bfloat16", load_in_4bit=True) == "cuda"
+    assert planned(write_config(**quantised), device="cuda").device == "cuda"
+
+
+def test_rewards_are_normalised_on_no_more_prompts_than_there_are(write_config):
+    rewards = [{"model": "string:capwords", "normalize": True}]
+    assert dict(planned(write_config(rewards=rewards)).work)["completions to normalise rewards on"].startswith("8, ")
+    few = dict(planned(write_config(rewards=rewards, normalization_samples=3)).work)
+    assert few["completions to normalise rewards on"] == "3, at most 15 tokens"
 
 
 def test_the_checkpoints_that_lie_there_at_a_time_are_counted(write_config):

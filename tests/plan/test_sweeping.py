@@ -178,7 +178,39 @@ def test_a_quantised_base_takes_less(planned):
         return planned(dtype="bfloat16", **changes).phases[0].parts["weights"]
 
     assert weights() > weights(load_in_8bit=True) > weights(load_in_4bit=True)
-    assert planned(load_in_8bit=True).device == "cuda"
+
+
+def test_a_plan_is_for_this_machine_unless_the_sweep_could_not_run_here(planned, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: True)  # whose kernel takes no width of 16
+    half = {"dtype": "bfloat16"}
+    assert planned(**half).device == planned(**half, load_in_8bit=True).device == "cpu"
+    assert planned(**half, load_in_4bit=True).device == planned(**half, engine="vllm").device == "cuda"
+    assert planned(Options(device="cuda"), **half).device == "cuda"
+
+
+def test_no_more_is_counted_than_the_data_has(planned):
+    """8 prompts in either split, of which the test split has one twice; the texts of control are among 8."""
+    path = Path("data/test.jsonl")
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+    rows = "".join(json.dumps({"text": f"a {word}"}) + "\n" for word in "bcd")
+    Path("texts.jsonl").write_text(rows)
+    tiny.word_tokenizer().save_pretrained("sft")
+    result = planned(
+        validation_prompts=500, test_prompts=1200, edge_extensions=0, scalings=["1 1", "1 2"], control="texts.jsonl"
+    )
+    # 2 scalings of LiNeS and of either control at 3 weights, the SFT model and the policies; 21 points as by hand.
+    assert work(result)["completions to generate"] == f"at most {(3 * 2 * 3 + 3) * 8 + 21 * 8}"
+    assert "data has 8 different validation prompts, not 500" in result.notes
+    assert "data has 8 different test prompts, not 1,200" in result.notes
+    assert work(result)["control texts to read"].startswith(f"at most {21 * 3},")
+
+
+def test_a_single_prompt_is_refused_as_the_sweep_refuses_it(planned):
+    path = Path("data/test.jsonl")
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match="dataset data has 1 prompt in its test split, expected at least 2"):
+        planned()
 
 
 def test_vllm_writes_every_spec_as_an_adapter(planned):
