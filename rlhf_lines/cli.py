@@ -39,7 +39,7 @@ VERBS = {
     "compare": "finished sweeps beside each other: the same over training seeds, or two recipes",
     "score": "scores of further reward models for the completions of a finished sweep",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
-    "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
+    "plan": "what a stage will take: parameters, memory, tokens, time, disk; loads no weights",
 }
 
 
@@ -254,7 +254,7 @@ def _stage(options: argparse.Namespace) -> None:
     if any(getattr(config, "plan", False) for config in configs):
         from rlhf_lines.plan import Options, plan, plan_table
 
-        _say(plan_table(plan(arguments, Options(stage=verb))))
+        _say(plan_table(plan(arguments, Options(stage=verb, timed=True))))
         return
     if verb != "merge":  # loads no model and no data, and is done before these are imported
         _hide_bars()
@@ -385,7 +385,7 @@ def _plan(options: argparse.Namespace) -> None:
     _hide_bars()
     from rlhf_lines.plan import Options, plan, plan_table
 
-    asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device)
+    asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device, timed=True)
     config = [] if options.config is None else ["--config", options.config]
     _say(plan_table(plan([*config, *options.rest], asked), options.config))
 

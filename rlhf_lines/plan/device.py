@@ -1,8 +1,9 @@
-"""Which device a plan is for: that of the machine on which it is made, unless the stage could not run there."""
+"""Which device a plan is for, that of the machine on which it is made where the stage can run there; and its name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -27,3 +28,19 @@ def planned_device(
     except ValueError:
         return "cuda"
     return "cpu"
+
+
+def machine(device: str) -> str:
+    """What a plan calls this machine."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} of {_processor()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "this CPU")

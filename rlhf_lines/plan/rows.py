@@ -140,3 +140,19 @@ def look_at_texts(source: str | None, count: int, max_tokens: int, tokenizer) ->
     if source is None or tokenizer is None or not is_local(DataConfig(source)):
         return None
     return [len(text.token_ids) for text in load_forgetting_texts(source, count, max_tokens, tokenizer)]
+
+
+def completion_lengths(config: DataConfig, tokenizer) -> list[int]:
+    """The tokens of the data's own completions, end token included: what a policy that learned from them may write.
+
+    Empty where the data has none, or is not here, or the tokenizer (None) is not.
+    """
+    if tokenizer is None or not is_local(config):
+        return []
+    try:
+        rows = config.load("demonstrations", "train", tokenizer)
+    except (FileNotFoundError, ValueError):  # prompts alone, or another split
+        return []
+    found = rows.select(range(min(READ_ROWS, len(rows))))["completion"]
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in found]
+    return [len(ids) + 1 for ids in tokenizer(texts, verbose=False)["input_ids"]]

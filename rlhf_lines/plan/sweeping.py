@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,9 +28,22 @@ from rlhf_lines.plan.example import show_prompts
 from rlhf_lines.plan.memory import FLOAT32, Phase, cache_sizes, gumbel_bytes, kv_cache_bytes
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
-from rlhf_lines.plan.rewards import plan_rewards
-from rlhf_lines.plan.rows import Rows, look_at, look_at_texts
-from rlhf_lines.plan.shapes import find_shape
+from rlhf_lines.plan.rewards import RewardPlan, plan_rewards
+from rlhf_lines.plan.rows import Rows, completion_lengths, look_at, look_at_texts
+from rlhf_lines.plan.shapes import Shape, find_shape
+from rlhf_lines.plan.time import Tokens
+from rlhf_lines.plan.timing import (
+    STARTING,
+    WORDS_AT_ONCE,
+    Rollouts,
+    functions,
+    judged,
+    sampled,
+    scored,
+    supposed,
+    tell_time,
+)
+from rlhf_lines.plan.trial import Trial, shortened
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, most_rows, rows_that_fit
@@ -118,8 +133,18 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         plan.phases.append(reading("control texts", CHUNK, config.control_tokens, config.control_tokens - 1))
     scoring = max((reward.forward(batch, length) for reward in rewards), default=0)
     plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
-    _add_work(plan, config, rows, batch, adapters, size)
+    work = _add_work(plan, config, rows, batch, adapters, size)
     plan.notes += unlike
+    if options.timed:
+        mean = statistics.mean([n for found in rows_of.values() for n in found.lengths] or [rows.longest])
+        lengths = completion_lengths(data, rows.tokenizer)
+        prompt = min(rows.longest, math.ceil(mean))
+        rollouts = Rollouts.of(work.completions, batch, prompt, config.max_new_tokens, lengths)
+        why_not = "vLLM has kernels of its own" if config.engine == "vllm" else None
+        add = partial(_add_time, plan, config, shape, adapters, rewards, rollouts, work, texts)
+        tell_time(plan, add, bits=bits, why_not=why_not)
+        if plan.seconds:
+            plan.notes.append(supposed(rollouts, lengths))
     return plan
 
 
@@ -156,9 +181,22 @@ def _validation_points(config: SweepConfig) -> tuple[int, int]:
     return (sum(counts) + beyond) * weights + anchors, sum(counts) * weights + anchors
 
 
+class _Work(NamedTuple):
+    """What a sweep does at most: completions that it makes, control texts that it reads, specs that it merges alone.
+
+    `together` is the number of specs that share a prompt, and its noise, in most batches.
+    """
+
+    completions: int
+    texts: int
+    alone: int
+    together: int
+
+
 def _add_work(
     plan: Plan, config: SweepConfig, rows: Rows, batch: int, adapters: Sequence[AdapterSizes], size: int
-) -> None:
+) -> _Work:
+    """Say how much work there is, and return it."""
     validation, least = _validation_points(config)
     while_choosing = len(simplex(len(config.policies), config.validation_weights))
     entries = config.groups
@@ -177,6 +215,7 @@ def _add_work(
     plan.work.append(("tokens to generate", f"at most {completions * config.max_new_tokens:,}"))
     plan.work.append(("batches", f"{math.ceil(completions / batch):,} of {batch:,}"))
     plan.disk["run store"] = completions * BYTES_PER_COMPLETION
+    texts = 0
     if config.control:
         texts = (test + (validation if config.max_forgetting is not None else 0)) * config.control_texts
         plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
@@ -195,3 +234,40 @@ def _add_work(
             "engine vllm: what vLLM holds is its own to plan (gpu_memory_utilization, tensor_parallel_size); the "
             "memory above is that of engine local"
         )
+    return _Work(completions, texts, alone, test)
+
+
+def _add_time(
+    plan: Plan,
+    config: SweepConfig,
+    shape: Shape,
+    adapters: Sequence[AdapterSizes],
+    rewards: Sequence[RewardPlan],
+    rollouts: Rollouts,
+    work: _Work,
+    lengths: Sequence[int] | None,
+) -> None:
+    """Tell the time of completions, their scores and what the SFT model says of them, and of control texts.
+
+    `lengths` are the tokens of control texts, where they are here.
+    """
+
+    def make(depth: int):
+        return skeleton.causal_lm(shortened(shape.config, depth), dtype=config.dtype).requires_grad_(False)
+
+    layers, samples = shape.config.get_text_config().num_hidden_layers, config.samples_per_prompt
+    trial = Trial(make, layers, device=plan.device, policies=adapters)
+    prompts = math.ceil(rollouts.completions / (work.together * samples))  # the SFT model reads each once
+    read = Tokens(prompts, rollouts.prompt + math.ceil(work.together * samples * rollouts.mean))
+    judged_by = partial(judged, trial, tile=WORDS_AT_ONCE)
+    plan.seconds |= {
+        "sampling": sampled(trial, rollouts, distinct=math.ceil(rollouts.batch / work.together), policies=True),
+        "reference": judged_by(read, rollouts.tokens),
+        "scores": scored(rewards, rollouts.texts, device=plan.device),
+    }
+    if work.texts:
+        length = math.ceil(statistics.mean(lengths)) if lengths else config.control_tokens
+        texts = Tokens(work.texts, length)
+        plan.seconds["control texts"] = judged_by(texts, texts.count, policies=True)
+    merged = [f"merging {work.alone:,} points one by one"] if work.alone else []
+    plan.untimed += [STARTING, *functions(rewards), *merged]

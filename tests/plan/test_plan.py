@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from rlhf_lines import cli
 from rlhf_lines.plan import Options, plan, plan_table
 from rlhf_lines.plan.memory import peak
+from rlhf_lines.plan.trial import Trial, updating
 from tests import tiny
 
 
@@ -311,3 +312,79 @@ def test_plans_of_sft_and_reward_show_their_first_row(folder, write_config):
     assert "  policy  'a b c <eos>'" in plan_table(planned(sft))
     table = plan_table(planned(write_config("reward.yaml", **small, template="{completion} j {prompt}")))
     assert "  reward chosen    'b j a <eos>'\n  reward rejected  'c d j a <eos>'" in table
+
+
+# --- time ---
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A machine on which every token of a pass takes a second, a step of sampling 10 s and 1 s a row, Adam's 5 s."""
+
+    def seconds(self, prepare):
+        return 5.0 if prepare is updating else 10.0 + prepare.keywords["tokens"].rows
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(Trial, "seconds", seconds)
+    monkeypatch.setattr(Trial, "seconds_of", lambda self, prepare, tokens, through_layers=True: float(tokens.count))
+
+
+def test_the_time_of_ppo_by_hand(write_config, clock):
+    """Prompts of 41 characters, 11 tokens; 3 rollouts of 4 completions of 5; 6 updates of 2 microbatches of 2."""
+    rewards = ["string:capwords", {"model": "rule:length", "normalize": True}]
+    result = planned(write_config(rewards=rewards, normalization_samples=8), timed=True)
+    completions = 3 * 4 + 8
+    assert result.seconds == {
+        "sampling": completions * 11 + completions / 4 * (5 * 10 + 4 * 5),
+        "scores": 0.0,
+        "log-probabilities": 3 * 4 * (11 + 5) + 3 * 4 * 5,  # read, and judged
+        "updates": 6 * 2 * 2 * (11 + 5) + 6 * 2 * 2 * 5 + 6 * 5,
+    }
+    named = ["starting and loading", "evaluations", "reward capwords", "reward length"]
+    assert result.untimed == named
+    table = plan_table(result)
+    total = sum(result.seconds.values())
+    assert f"time: about {total / 60:.0f} min on this machine (" in table
+    assert f"  not counted: {', '.join(named)}" in table
+    assert "time: as if no completion ended early" in table
+
+
+def test_completions_count_as_long_as_those_of_the_data(folder, write_config, clock):
+    """Prompts of 3 tokens, and completions of 2 and 3 with the end token, of which every batch has both."""
+    tiny.word_tokenizer().save_pretrained(folder / "sft")
+    for name in ("train", "validation", "test"):
+        rows = [{"prompt": f"a {word} {name[1]}", "completion": " a b"[: 2 + 2 * (word in "df")]} for word in "cdef"]
+        (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = planned(write_config(), timed=True)
+    assert result.seconds["sampling"] == 12 * 3 + 3 * (3 * 10 + 4 * 2.5)
+    assert result.seconds["log-probabilities"] == 12 * (3 + 3) + 12 * 2.5
+    assert "time: as if completions were those of the data, 2 tokens in the mean" in result.notes
+
+
+def test_the_time_of_sft_and_reward_by_hand(folder, write_config, clock):
+    common = {"rewards": None, "num_iterations": None, "max_completion_length": None}
+    sft = planned(write_config("sft.yaml", **common), timed=True)
+    tokens = 6 * 4 * 16  # updates of 4 sequences of 61 characters
+    assert sft.seconds == {"updates": tokens + tokens + 6 * 5}
+    pairs = [{"prompt": "p", "chosen": "c" * 8, "rejected": "r" * 4}] * 5
+    (folder / "pairs").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = "".join(json.dumps({**row, "prompt": split[1]}) + "\n" for row in pairs)
+        (folder / "pairs" / f"{split}.jsonl").write_text(rows)
+    reward = planned(write_config("reward.yaml", **common, dataset_name="pairs", use_peft=False), timed=True)
+    assert reward.seconds == {"updates": 6 * 8 * 3 + 6 * 5}  # both texts of 4 pairs, 9 and 5 characters; no head
+
+
+def test_no_time_is_told_where_it_is_not_known(write_config, clock, monkeypatch):
+    def why(**changes):
+        options = {"device": changes.pop("device", None)}
+        result = planned(write_config(**changes), timed=True, **options)
+        assert result.seconds == {} and f"time: not told, {result.untimed[0]}" in plan_table(result)
+        return result.untimed
+
+    assert why(device="cuda") == ["it is for a GPU, and none is here"]
+    assert why(dtype="bfloat16", load_in_8bit=True) == ["weights in 8 bits are not tried"]
+    assert why(dataset_name="tldr", max_steps=None) == ["the number of updates is not known"]
+    monkeypatch.setattr("rlhf_lines.plan.trial.free_bytes", lambda device: 0)
+    assert why()[0].startswith("too little memory is free for a trial")
+    assert "time:" not in plan_table(planned(write_config()))  # nobody asked

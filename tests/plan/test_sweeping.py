@@ -12,6 +12,7 @@ import yaml
 
 from rlhf_lines.plan import Options, plan
 from rlhf_lines.plan import sweeping as of_sweep
+from rlhf_lines.plan.trial import Trial
 from rlhf_lines.sweep.engines import batches as of_batches
 from tests import tiny
 
@@ -255,3 +256,30 @@ def test_a_dense_policy_is_refused(planned, policies):
     Path("dense/config.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="policy dense is a dense checkpoint, and a sweep mixes adapters"):
         planned(morlhf=["dense"])
+
+
+# --- time ---
+
+
+def test_the_time_of_a_sweep_by_hand(planned, monkeypatch):
+    """On a machine on which every token of a pass takes a second, and a step of sampling 10 s and 1 s a row."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(Trial, "seconds", lambda self, prepare: 10.0 + prepare.keywords["tokens"].rows)
+    monkeypatch.setattr(Trial, "seconds_of", lambda self, prepare, tokens, through_layers=True: float(tokens.count))
+    tiny.word_tokenizer().save_pretrained("sft")
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": f"a b {word}"}) + "\n" for word in "bcd"))
+    choice = {"scalings": ["1 1"], "max_new_tokens": 2, "control": "texts.jsonl", "control_texts": 2}
+    result = planned(Options(timed=True), batch_size=12, **choice)
+    completions = 21 * 8  # of prompts that are one unknown word; completions, one word and the end
+    assert result.seconds == {
+        "sampling": completions * 1 + completions / 12 * (2 * 10 + 12 * 2),
+        "reference": 8 * (1 + 21 * 2) + completions * 2,
+        "scores": 0.0,
+        "control texts": 21 * 2 * 3 * 2,
+    }
+    assert result.untimed == ["starting and loading", "reward capwords", "reward length"]
+    assert "time: as if completions were those of the data, 2 tokens in the mean" in result.notes
+    ties = [{"name": "ties", "rule": "ties", "alpha": 1}]
+    assert "merging 5 points one by one" in planned(Options(timed=True), groups=ties, **choice).untimed
+    assert planned(Options(timed=True, device="cuda"), **choice).seconds == {}
+    assert planned(Options(timed=True, device="cpu"), engine="vllm").untimed == ["vLLM has kernels of its own"]
