@@ -3,6 +3,9 @@
 A pass through L layers takes a + b L. Two models of the planned shape, of `DEPTHS` layers, tell a and b in about a
 second: with the device, the dtype, the number of threads and the kernels that the stage will have, and with all that it
 does beside matrix products. Their weights are one number: what is computed means nothing, and takes as long.
+
+On a CPU the clock is that of the thread that leads: it takes part in all that is computed, and stands still while other
+programs have its core. So a plan tells the time of a machine that is otherwise idle, also on one that is not.
 """
 
 from __future__ import annotations
@@ -124,16 +127,17 @@ class Trial:
         return min(self._timed(run) for _ in range(REPEATS))
 
     def _timed(self, run: Pass) -> float:
-        self._wait()
-        start = time.perf_counter()
+        start = self._now()
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
             run()
-        self._wait()
-        return time.perf_counter() - start
+        return self._now() - start
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+    def _now(self) -> float:
+        """Seconds that this thread has computed; of a GPU, when it is done."""
+        if self._device.type == "cpu":
+            return time.thread_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:

@@ -388,3 +388,9 @@ def test_no_time_is_told_where_it_is_not_known(write_config, clock, monkeypatch)
     monkeypatch.setattr("rlhf_lines.plan.trial.free_bytes", lambda device: 0)
     assert why()[0].startswith("too little memory is free for a trial")
     assert "time:" not in plan_table(planned(write_config()))  # nobody asked
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "bf16": True, "value_lora": True}])
+def test_every_part_of_ppo_is_tried_on_this_machine(write_config, changes):
+    seconds = planned(write_config(**changes), device="cpu", timed=True).seconds
+    assert all(value > 0 for name, value in seconds.items() if name != "scores") and seconds["scores"] == 0

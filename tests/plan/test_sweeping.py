@@ -283,3 +283,10 @@ def test_the_time_of_a_sweep_by_hand(planned, monkeypatch):
     assert "merging 5 points one by one" in planned(Options(timed=True), groups=ties, **choice).untimed
     assert planned(Options(timed=True, device="cuda"), **choice).seconds == {}
     assert planned(Options(timed=True, device="cpu"), engine="vllm").untimed == ["vLLM has kernels of its own"]
+
+
+def test_every_part_of_a_sweep_is_tried_on_this_machine(planned, llama):
+    llama.num_labels = 1
+    llama.save_pretrained("judge")
+    seconds = planned(Options(timed=True, device="cpu"), dtype="bfloat16", rewards=["./judge"]).seconds
+    assert list(seconds) == ["sampling", "reference", "scores"] and all(value > 0 for value in seconds.values())
