@@ -241,10 +241,10 @@ def test_a_plan_writes_nothing_so_it_needs_no_folder_and_says_that_one_exists(fo
     assert "output_dir" not in capsys.readouterr().out
 
 
-def test_flags_alone_are_planned(folder, write_config, capsys):
+def test_flags_alone_are_planned(folder, write_config, capsys, clock):
     """The same plan as that of a config with the same settings."""
     config = yaml.safe_load(Path(write_config()).read_text())
-    expected = plan_table(planned(write_config()))
+    expected = plan_table(planned(write_config(), timed=True))
     flags = [f"--{key}={value}" for key, value in config.items() if not isinstance(value, list)]
     lists = [
         word for key, value in config.items() if isinstance(value, list) for word in (f"--{key}", *map(str, value))
