@@ -2,6 +2,7 @@
 
     python benchmarks/plan_vs_measured.py            all settings of this machine; on an idle CPU a few minutes
     python benchmarks/plan_vs_measured.py --few      the first two
+    python benchmarks/plan_vs_measured.py --time LOG what it tells of time, beside the stages in a log of make demo-llm
 
 Every setting is a stage of its own in a process of its own: a random Llama, a few updates, prompts and completions of a
 fixed length. On a GPU the measured number is torch.cuda.max_memory_allocated. On a CPU it is the peak of the resident
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -57,10 +59,14 @@ GPU = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--few", action="store_true", help="the first two settings")
+    parser.add_argument("--time", metavar="LOG", type=Path, help="what make demo-llm printed")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # one setting, as JSON, in a process of its own
     options = parser.parse_args()
     if options.run:
         print(json.dumps(_measure(json.loads(options.run))))
+        return
+    if options.time:
+        _compare_times(options.time.read_text())
         return
     import torch
 
@@ -77,6 +83,19 @@ def main() -> None:
         cells += [f"{setting.get('bits', 32)} bit", _mib(planned), rows[0]["phase"], _mib(measured[0])]
         cells += [f"{planned / measured[0]:.2f}", *map(_mib, measured[1:])]
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def _compare_times(log: str) -> None:
+    """Print the planned time of every stage that the log has, in the folder where it was run, beside the measured."""
+    from rlhf_lines.plan import Options, plan
+
+    print(f"{_machine()}\n\n| stage | planned | of it | measured | ratio |\n|---|---|---|---|---|")
+    for name, seconds in re.findall(r"^\[\d/\d\] (\w+): (\d+) s$", log, re.MULTILINE):
+        path = Path(__file__).parents[1] / "configs" / "smollm2" / "docstrings" / f"{name}.yaml"
+        found = plan(["--config", str(path)], Options(timed=True)).seconds
+        total = sum(found.values())
+        parts = ", ".join(f"{part} {value:.0f} s" for part, value in found.items())
+        print(f"| {name} | {total:.0f} s | {parts} | {seconds} s | {total / int(seconds):.2f} |", flush=True)
 
 
 def _run(setting: dict, environment: dict) -> dict:

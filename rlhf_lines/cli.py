@@ -39,7 +39,7 @@ VERBS = {
     "compare": "finished sweeps beside each other: the same over training seeds, or two recipes",
     "score": "scores of further reward models for the completions of a finished sweep",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
-    "plan": "what a stage will take: parameters, memory, tokens, disk; loads no weights",
+    "plan": "what a stage will take: parameters, memory, tokens, time, disk; loads no weights",
 }
 
 
@@ -253,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         "--base_model", type=_path, help="folder or Hub id of the shape of a model that does not exist yet"
     )
     plan.add_argument("--prompt_tokens", type=int, help="the longest prompt (of sft and reward: text), in tokens")
-    plan.add_argument("--device", choices=("cuda", "cpu"), help="whose memory; default: where the stage would run")
+    plan.add_argument("--device", choices=("cuda", "cpu"), help="for a GPU or a CPU; default: for this machine")
     return parser
 
 
@@ -266,7 +266,7 @@ def _stage(options: argparse.Namespace) -> None:
     if any(getattr(config, "plan", False) for config in configs):
         from rlhf_lines.plan import Options, plan, plan_table
 
-        _say(plan_table(plan(arguments, Options(stage=verb))))
+        _say(plan_table(plan(arguments, Options(stage=verb, timed=True))))
         return
     if verb != "merge":  # loads no model and no data, and is done before these are imported
         _hide_bars()
@@ -399,7 +399,7 @@ def _plan(options: argparse.Namespace) -> None:
     _hide_bars()
     from rlhf_lines.plan import Options, plan, plan_table
 
-    asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device)
+    asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device, timed=True)
     config = [] if options.config is None else ["--config", options.config]
     _say(plan_table(plan([*config, *options.rest], asked), options.config))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from reward_models import FunctionReward
 from reward_models.encoder import Encoder
@@ -70,8 +70,12 @@ def show_demonstration(plan: Plan, rows: Rows) -> None:
         ends = text.endswith(tokenizer.eos_token or "")
         ids = tokenizer(text if ends else text + tokenizer.eos_token)["input_ids"]
     else:
-        settings = row.get("chat_template_kwargs") or {}
-        ids = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], return_dict=True, **settings)[
-            "input_ids"
-        ]
+        ids = chat_ids(tokenizer, row)
     plan.example = as_text([policy_reading(tokenizer, ids)])
+
+
+def chat_ids(tokenizer, row: Mapping[str, Any]) -> list[int]:
+    """The tokens of a demonstration whose prompt and completion are messages."""
+    settings = row.get("chat_template_kwargs") or {}
+    messages = [*row["prompt"], *row["completion"]]
+    return tokenizer.apply_chat_template(messages, return_dict=True, **settings)["input_ids"]

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rlhf_lines.plan.device import machine
 from rlhf_lines.plan.memory import LIBRARIES_PART, Phase, peak
+from rlhf_lines.plan.time import in_words
 
 
 DEVICES = {"cuda": "GPU", "cpu": "CPU process"}
@@ -20,13 +22,15 @@ class Options:
         stage: the verb, where the config's keys fit several.
         base_model: whose shape a model has that does not exist yet.
         prompt_tokens: the longest prompt (of sft and reward: text), where the data set is not here or takes long.
-        device: `cuda` or `cpu`; None is the GPU that there is, or that the config needs.
+        device: `cuda` or `cpu`; None is that of this machine, or the GPU that the stage cannot do without.
+        timed: whether passes are run on this machine, for a few seconds, to tell how long the stage takes.
     """
 
     stage: str | None = None
     base_model: str | None = None
     prompt_tokens: int | None = None
     device: str | None = None
+    timed: bool = False
 
 
 @dataclass
@@ -43,6 +47,8 @@ class Plan:
         work: (what, how much), in words.
         read: files that are read, in bytes.
         disk: what is written, in bytes.
+        seconds: how long the parts of the stage take on this machine; empty where that is not told.
+        untimed: what is not in `seconds`, or why there are none.
         notes: assumptions of this plan.
         example: how the first row is read, as lines of text; empty where nothing can be shown.
     """
@@ -56,6 +62,8 @@ class Plan:
     work: list[tuple[str, str]] = field(default_factory=list)
     read: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    untimed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     example: str = ""
 
@@ -91,6 +99,7 @@ def plan_table(plan: Plan, config: str | Path | None = None) -> str:
     lines += ["", f"  peak: {_size(top.total)}, during {top.name}"]
     if plan.work:
         lines += ["", *(f"  {what:<32}{much}" for what, much in plan.work)]
+    lines += _time(plan)
     if plan.read:
         lines += _files("to be read", plan.read)
     lines += _files("to be written", plan.disk)
@@ -104,6 +113,15 @@ def _files(title: str, sizes: dict[str, int]) -> list[str]:
         f"{title}: {_size(sum(sizes.values()))}",
         *(f"  {name:<32}{'' if len(name) < 32 else '  '}{_size(size)}" for name, size in sizes.items()),
     ]
+
+
+def _time(plan: Plan) -> list[str]:
+    untimed = f"  not counted: {', '.join(plan.untimed)}"
+    if not plan.seconds:
+        return ["", f"time: not told, {', '.join(plan.untimed)}"] if plan.untimed else []
+    total = in_words(sum(plan.seconds.values()))
+    parts = [f"  {name:<32}{in_words(seconds)}" for name, seconds in plan.seconds.items()]
+    return ["", f"time: about {total} on this machine ({machine(plan.device)})", *parts, untimed]
 
 
 def _memory(plan: Plan) -> list[str]:

@@ -89,7 +89,7 @@ class Rehearsal:
         self._model.train(train)
         live = LiveBytes()
         with self._fake, torch.no_grad(), self._casts(), live:
-            output = self._hidden(batch, length, use_cache)
+            output = hidden_states(self._model, batch, length, use_cache=use_cache)
             del output
         return live.peak
 
@@ -103,13 +103,11 @@ class Rehearsal:
         """
         model = self._model.train()
         if checkpointing is not None:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
-            if hasattr(model, "peft_config"):
-                model.enable_input_require_grads()
+            checkpoint(model, checkpointing)
         live = LiveBytes()
         with self._fake, live:
             with self._casts():
-                hidden = self._hidden(batch, length, use_cache=False)
+                hidden = hidden_states(self._model, batch, length)
             kept, forward = live.now, live.peak - live.now
             live.peak = live.now
             hidden.backward(torch.ones_like(hidden))
@@ -120,23 +118,38 @@ class Rehearsal:
                 parameter.grad = None
         return Step(kept, forward, backward)
 
-    def _hidden(self, batch: int, length: int, use_cache: bool):
-        model = self._model.get_base_model() if hasattr(self._model, "peft_config") else self._model
-        ids = torch.zeros(batch, length, dtype=torch.long)
-        options = {"use_cache": use_cache} if getattr(model.config, "is_decoder", True) or use_cache else {}
-        if model.config.is_encoder_decoder:
-            options = {"decoder_input_ids": ids, "use_cache": False}
-        try:
-            output = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-        except RuntimeError as error:  # what a pass does depends on numbers: a mixture of experts, for instance
-            raise ValueError(
-                f"the memory of a {model.config.model_type} model cannot be planned: its forward pass needs numbers "
-                f"({' '.join(str(error).split())[:100]})"
-            ) from error
-        return output if use_cache else output[0]
-
     def _casts(self):
         return torch.autocast("cpu", dtype=self._autocast or torch.bfloat16, enabled=self._autocast is not None)
+
+
+def hidden_states(model: nn.Module, batch: int, length: int, *, use_cache: bool = False):
+    """The last hidden states of a batch with padding; with a cache, all that the model returns.
+
+    Raises:
+        ValueError: what the model does depends on numbers, and it has none.
+    """
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    ids = torch.zeros(batch, length, dtype=torch.long, device=model.device)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    options = {"use_cache": use_cache} if getattr(model.config, "is_decoder", True) or use_cache else {}
+    if model.config.is_encoder_decoder:
+        options = {"decoder_input_ids": ids, "use_cache": False}
+    try:
+        output = model.base_model(input_ids=ids, attention_mask=mask, **options)
+    except RuntimeError as error:  # what a pass does depends on numbers: a mixture of experts, for instance
+        raise ValueError(
+            f"the memory of a {model.config.model_type} model cannot be planned: its forward pass needs numbers "
+            f"({' '.join(str(error).split())[:100]})"
+        ) from error
+    return output if use_cache else output[0]
+
+
+def checkpoint(model: nn.Module, settings: dict) -> None:
+    """Let a model keep few activations and compute the others again, with these settings of gradient checkpointing."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    if hasattr(model, "peft_config"):
+        model.enable_input_require_grads()
 
 
 def _storage(tensor: torch.Tensor):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,13 +23,27 @@ from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.device import planned_device
 from rlhf_lines.plan.example import show_prompts
 from rlhf_lines.plan.memory import FLOAT32, Phase, cache_sizes, gumbel_bytes, kv_cache_bytes
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.rehearsal import Rehearsal
-from rlhf_lines.plan.rewards import plan_rewards
-from rlhf_lines.plan.rows import Rows, look_at
-from rlhf_lines.plan.shapes import find_shape
+from rlhf_lines.plan.rewards import RewardPlan, plan_rewards
+from rlhf_lines.plan.rows import Rows, completion_lengths, look_at, look_at_texts
+from rlhf_lines.plan.shapes import Shape, find_shape
+from rlhf_lines.plan.time import Tokens
+from rlhf_lines.plan.timing import (
+    STARTING,
+    WORDS_AT_ONCE,
+    Rollouts,
+    functions,
+    judged,
+    sampled,
+    scored,
+    supposed,
+    tell_time,
+)
+from rlhf_lines.plan.trial import Trial, shortened
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, most_rows, rows_that_fit
@@ -33,7 +51,7 @@ from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
 from rlhf_lines.sweep.groups import first_weights, simplex
-from rlhf_lines.sweep.inputs import REWARD_BATCH, checked_objectives
+from rlhf_lines.sweep.inputs import REWARD_BATCH, check_count, checked_objectives, prompt_counts
 
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
@@ -43,7 +61,7 @@ USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """The plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
-    config = of_type(configs, SweepConfig)
+    config, data = of_type(configs, SweepConfig), of_type(configs, DataConfig)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     policies = config.listed_policies
     adapters = [adapter_sizes(policy, shape, beside) for policy in policies]
@@ -58,27 +76,31 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         with Checkpoint(sft) as checkpoint:
             num_layers = checkpoint.num_layers([module for policy in loaded for module in policy.modules])
         unlike = unlike_policies(audit_policies(loaded, num_layers=num_layers))
-    rows = look_at(
-        of_type(configs, DataConfig),
-        "prompts",
-        columns=(("prompt",),),
-        tokenizer_from=config.sft_model,
-        split="test",
-        given=options.prompt_tokens,
-    )
+    notes, rows_of = [], {}
+    for split, asked in prompt_counts(config).items():
+        rows_of[split] = _look_at(data, config, split, options)
+        if (found := rows_of[split].prompts) is not None:
+            notes += filter(None, [check_count(found, asked, split, data.dataset_name)])
+            config = replace(config, **{f"{split}_prompts": min(asked, found)})
+    texts = look_at_texts(config.control, config.control_texts, config.control_tokens, rows_of["test"].tokenizer)
+    if texts is not None:
+        config = replace(config, control_texts=len(texts))
+    rows = max(rows_of.values(), key=lambda rows: rows.longest)
     if rows.known:
         check_length(shape.config, rows.longest, max_new_tokens=config.max_new_tokens)
     rewards = plan_rewards(config.rewards, beside=beside, batch_size=config.batch_size or REWARD_BATCH)
     checked_objectives(config, [reward.name for reward in rewards])
     bits, nested = counts.held_as(shape.config, load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit)
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
-    plan = Plan("sweep", options.device or _device(config), counts.count(model))
+    check_cpu = partial(skeleton.check_4bit_on_cpu, model) if config.load_in_4bit else lambda: None
+    device = planned_device(options.device, check_cpu, needs_gpu=config.engine == "vllm")
+    plan = Plan("sweep", device, counts.count(model), notes=notes)
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
-    show_prompts(plan, rows, rewards)
-    if config.load_in_4bit and plan.device == "cpu":
-        skeleton.check_4bit_on_cpu(model)
+    show_prompts(plan, rows_of["test"], rewards)
+    if device == "cpu":
+        check_cpu()
     held = {
         "weights": counts.frozen_bytes(model, bits=bits, nested=nested, device=plan.device),
         "adapters": stacked(adapters) * FLOAT32,
@@ -111,14 +133,26 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         plan.phases.append(reading("control texts", CHUNK, config.control_tokens, config.control_tokens - 1))
     scoring = max((reward.forward(batch, length) for reward in rewards), default=0)
     plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
-    _add_work(plan, config, rows, batch, adapters, size)
+    work = _add_work(plan, config, rows, batch, adapters, size)
     plan.notes += unlike
+    if options.timed:
+        mean = statistics.mean([n for found in rows_of.values() for n in found.lengths] or [rows.longest])
+        lengths = completion_lengths(data, rows.tokenizer)
+        prompt = min(rows.longest, math.ceil(mean))
+        rollouts = Rollouts.of(work.completions, batch, prompt, config.max_new_tokens, lengths)
+        why_not = "vLLM has kernels of its own" if config.engine == "vllm" else None
+        add = partial(_add_time, plan, config, shape, adapters, rewards, rollouts, work, texts)
+        tell_time(plan, add, bits=bits, why_not=why_not)
+        if plan.seconds:
+            plan.notes.append(supposed(rollouts, lengths))
     return plan
 
 
-def _device(config: SweepConfig) -> str:
-    elsewhere = config.dtype != "float32" or config.quantized or config.engine == "vllm"
-    return "cuda" if torch.cuda.is_available() or elsewhere else "cpu"
+def _look_at(data: DataConfig, config: SweepConfig, split: str, options: Options) -> Rows:
+    columns, tokenizer_from = (("prompt",),), config.sft_model
+    return look_at(
+        data, "prompts", columns=columns, tokenizer_from=tokenizer_from, split=split, given=options.prompt_tokens
+    )
 
 
 def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> int:
@@ -146,9 +180,22 @@ def _validation_points(config: SweepConfig) -> tuple[int, int]:
     return (sum(counts) + config.most_extensions) * weights + anchors, sum(counts) * weights + anchors
 
 
+class _Work(NamedTuple):
+    """What a sweep does at most: completions that it makes, control texts that it reads, specs that it merges alone.
+
+    `together` is the number of specs that share a prompt, and its noise, in most batches.
+    """
+
+    completions: int
+    texts: int
+    alone: int
+    together: int
+
+
 def _add_work(
     plan: Plan, config: SweepConfig, rows: Rows, batch: int, adapters: Sequence[AdapterSizes], size: int
-) -> None:
+) -> _Work:
+    """Say how much work there is, and return it."""
     validation, least = _validation_points(config)
     while_choosing = len(simplex(len(config.policies), config.validation_weights))
     entries = config.groups
@@ -167,6 +214,7 @@ def _add_work(
     plan.work.append(("tokens to generate", f"at most {completions * config.max_new_tokens:,}"))
     plan.work.append(("batches", f"{math.ceil(completions / batch):,} of {batch:,}"))
     plan.disk["run store"] = completions * BYTES_PER_COMPLETION
+    texts = 0
     if config.control:
         texts = (test + (validation if config.max_forgetting is not None else 0)) * config.control_texts
         plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
@@ -185,3 +233,40 @@ def _add_work(
             "engine vllm: what vLLM holds is its own to plan (gpu_memory_utilization, tensor_parallel_size); the "
             "memory above is that of engine local"
         )
+    return _Work(completions, texts, alone, test)
+
+
+def _add_time(
+    plan: Plan,
+    config: SweepConfig,
+    shape: Shape,
+    adapters: Sequence[AdapterSizes],
+    rewards: Sequence[RewardPlan],
+    rollouts: Rollouts,
+    work: _Work,
+    lengths: Sequence[int] | None,
+) -> None:
+    """Tell the time of completions, their scores and what the SFT model says of them, and of control texts.
+
+    `lengths` are the tokens of control texts, where they are here.
+    """
+
+    def make(depth: int):
+        return skeleton.causal_lm(shortened(shape.config, depth), dtype=config.dtype).requires_grad_(False)
+
+    layers, samples = shape.config.get_text_config().num_hidden_layers, config.samples_per_prompt
+    trial = Trial(make, layers, device=plan.device, policies=adapters)
+    prompts = math.ceil(rollouts.completions / (work.together * samples))  # the SFT model reads each once
+    read = Tokens(prompts, rollouts.prompt + math.ceil(work.together * samples * rollouts.mean))
+    judged_by = partial(judged, trial, tile=WORDS_AT_ONCE)
+    plan.seconds |= {
+        "sampling": sampled(trial, rollouts, distinct=math.ceil(rollouts.batch / work.together), policies=True),
+        "reference": judged_by(read, rollouts.tokens),
+        "scores": scored(rewards, rollouts.texts, device=plan.device),
+    }
+    if work.texts:
+        length = math.ceil(statistics.mean(lengths)) if lengths else config.control_tokens
+        texts = Tokens(work.texts, length)
+        plan.seconds["control texts"] = judged_by(texts, texts.count, policies=True)
+    merged = [f"merging {work.alone:,} points one by one"] if work.alone else []
+    plan.untimed += [STARTING, *functions(rewards), *merged]

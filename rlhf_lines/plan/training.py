@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,19 +24,36 @@ from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.models import lora_config
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.device import planned_device
 from rlhf_lines.plan.example import show_demonstration, show_pair, show_prompts
 from rlhf_lines.plan.memory import Phase, cache_sizes, gumbel_bytes, head_bytes, kv_cache_bytes, optimizer_bytes
 from rlhf_lines.plan.plan import Options, Plan
-from rlhf_lines.plan.rehearsal import Rehearsal
-from rlhf_lines.plan.rewards import plan_rewards
-from rlhf_lines.plan.rows import Rows, look_at
+from rlhf_lines.plan.rehearsal import Rehearsal, checkpoint
+from rlhf_lines.plan.rewards import RewardPlan, plan_rewards
+from rlhf_lines.plan.rows import Rows, completion_lengths, look_at
 from rlhf_lines.plan.shapes import find_shape
+from rlhf_lines.plan.time import Tokens, padded
+from rlhf_lines.plan.timing import (
+    EVALUATION,
+    STARTING,
+    WORDS_AT_ONCE,
+    Rollouts,
+    functions,
+    judged,
+    sampled,
+    scored,
+    supposed,
+    tell_time,
+)
+from rlhf_lines.plan.trial import Trial, shortened, updating
 from rlhf_lines.task_rewards import check_names, reward_weights
 from rlhf_lines.train.adapted import check_4bit, check_adapted, check_fits
 from rlhf_lines.train.checkpoints import choose_checkpoint
 from rlhf_lines.train.config import RewardsConfig, RewardTextConfig
 from rlhf_lines.train.layerwise import check_depth, freeze_first_layers, without_first_layers
+from rlhf_lines.train.lora import add_in_place
 from rlhf_lines.train.ppo_config import PPOConfig
+from rlhf_lines.train.ppo_trainer import HEAD_TILE
 from rlhf_lines.train.progress import describe_chosen
 from rlhf_lines.train.settings import LayerwiseSettings, check_model
 from rlhf_lines.train.sft import ADAPTER
@@ -54,7 +75,8 @@ def plan_sft(configs: dict, given: dict, beside: Path | None, options: Options) 
     plan.phases.append(run.update_phase(batch, length, head=batch * (length - 1)))
     if run.peft_config is not None:
         plan.disk["merged model"] = run.dense_bytes
-    _add_work(plan, run, rows, batch, length)
+    updates = _add_work(plan, run, rows, batch, length)
+    run.tell_time(plan, updates, partial(_add_time, plan, run, rows, batch=batch, length=length, judges=True))
     return plan
 
 
@@ -69,7 +91,8 @@ def plan_reward(configs: dict, given: dict, beside: Path | None, options: Option
     plan = run.plan("reward")
     show_pair(plan, rows, text_config, run.shape.config)
     plan.phases.append(run.update_phase(2 * batch, length, head=0))
-    _add_work(plan, run, rows, batch, length)
+    updates = _add_work(plan, run, rows, batch, length)
+    run.tell_time(plan, updates, partial(_add_time, plan, run, rows, batch=2 * batch, length=length, judges=False))
     return plan
 
 
@@ -116,11 +139,13 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     plan.phases.append(Phase("log-probabilities", {**held, "activations": passes, "logits": head}))
     update = run.update_phase(batch, length, head=positions)
     plan.phases.append(replace(update, parts={**update.parts, "reward models": scorers}))
-    _add_ppo_work(plan, run, rows, rollout, prompts)
+    updates, samples = _add_ppo_work(plan, run, rows, rollout, prompts), 0
     if any(entry.normalize for entry in entries):
-        samples = args.normalization_samples
+        samples = min(args.normalization_samples, rows.count or args.normalization_samples)
         most = f"at most {samples * args.max_completion_length:,} tokens"
         plan.work.append(("completions to normalise rewards on", f"{samples:,}, {most}"))
+    sampling = {"rollout": rollout, "at_once": at_once, "samples": samples}
+    run.tell_time(plan, updates, partial(_add_ppo_time, plan, run, rows, rewards, **sampling))
     return plan
 
 
@@ -153,8 +178,13 @@ class _Training:
             nested=wanted.use_bnb_nested_quant,
         )
         self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
-        self.device = options.device or _device(given, self.bits)
-        self.model = self._skeleton()
+        self.model = self._skeleton(self.shape.config)
+        self.device = planned_device(
+            options.device,
+            lambda: check_4bit(self.model, wanted, self.args),
+            use_cpu=bool(given.get("use_cpu")),
+            needs_gpu=self.args.fp16 or getattr(self.args, "use_vllm", False),
+        )
         if self.device == "cpu":
             check_4bit(self.model, wanted, self.args)
         base = self._make(self.shape.config, dtype=self.model_config.dtype)
@@ -215,10 +245,7 @@ class _Training:
 
     def update_phase(self, batch: int, length: int, *, head: int) -> Phase:
         """The phase that trains on a microbatch, of which `head` positions go through the output head."""
-        checkpointing = None
-        if self.args.gradient_checkpointing:
-            checkpointing = self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
-        step = self.rehearsal().step(batch, length, checkpointing=checkpointing)
+        step = self.rehearsal().step(batch, length, checkpointing=self._checkpointing())
         kept = step.kept * self.adapter_copies  # a second adapter has a forward pass of its own
         logits = self.head(head, backward=True) if head else 0
         # Logits come when all activations are there; the backward pass of the layers, when the logits are gone.
@@ -244,17 +271,44 @@ class _Training:
             self._rehearsal = Rehearsal(self.model, autocast=self._autocast())
         return self._rehearsal
 
-    def _skeleton(self):
+    def trial(self) -> Trial:
+        """Models of few layers of this one, adapted and read as the stage does it; no layer is frozen."""
+
+        def make(depth: int):
+            model = self._skeleton(shortened(self.shape.config, depth), frozen=0)
+            if self.is_ppo:
+                add_in_place(model)
+            if (settings := self._checkpointing()) is not None:
+                checkpoint(model, settings)
+            return model
+
+        layers = self.shape.config.get_text_config().num_hidden_layers
+        return Trial(make, layers, device=self.device, autocast=self._autocast())
+
+    def tell_time(self, plan: Plan, updates: int | None, add: Callable[[int], None]) -> None:
+        """Let `add` put the seconds of so many updates into the plan, if they are asked for and can be told."""
+        why_not = "the number of updates is not known" if updates is None else None
+        if self.options.timed:
+            tell_time(plan, lambda: add(updates), bits=self.bits, why_not=why_not)
+
+    def _checkpointing(self) -> dict | None:
+        if not self.args.gradient_checkpointing:
+            return None
+        return self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+
+    def _skeleton(self, config, *, frozen: int | None = None):
         wanted = self.model_config
-        model = self._make(self.shape.config, dtype=wanted.dtype, attention=wanted.attn_implementation)
-        frozen = 0
-        if isinstance(self.args, LayerwiseSettings):
-            frozen = self.args.frozen_layers
-            check_depth(model, policy=self.args.layer_learning_rates, frozen=frozen)
+        model = self._make(config, dtype=wanted.dtype, attention=wanted.attn_implementation)
+        if frozen is None:
+            frozen = 0
+            if isinstance(self.args, LayerwiseSettings):
+                frozen = self.args.frozen_layers
+                check_depth(model, policy=self.args.layer_learning_rates, frozen=frozen)
         if self.peft_config is None:
             freeze_first_layers(model, frozen)
             return model
-        model = skeleton.adapt(model, without_first_layers(self.peft_config, model, frozen))
+        # A copy: PEFT puts the names of this model's modules in place of all-linear.
+        model = skeleton.adapt(model, without_first_layers(copy.deepcopy(self.peft_config), model, frozen))
         if self.bits in (4, 8):  # as TRL does
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -264,22 +318,24 @@ class _Training:
     def _dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.model.parameters())
 
+    @property
+    def computed(self) -> torch.dtype:
+        """In which dtype passes compute."""
+        return self._autocast() or self._dtype()
+
     def _autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
 
 
-def _device(given: dict, bits: int) -> str:
-    """Where the stage would run: on the GPU, unless the config or this machine says otherwise."""
-    if given.get("use_cpu"):
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() or bits != 16 or given.get("bf16") or given.get("fp16") else "cpu"
-
-
-def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -> None:
+def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -> int | None:
+    """Say how much work there is, and return the number of updates, or None where it is not known."""
     args = run.args
     updates = args.max_steps if args.max_steps > 0 else None
-    if updates is None and rows.count is not None and not getattr(args, "packing", False):
-        batches = math.ceil(rows.count / batch)
+    count = rows.count
+    if getattr(args, "packing", False):
+        count = math.ceil(rows.count * statistics.mean(rows.lengths) / length) if rows.lengths else None
+    if updates is None and count is not None:
+        batches = math.ceil(count / batch)
         updates = math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
     plan.work.append(("rows", _count(rows)))
     plan.work.append(("sequences of one update", f"{batch * args.gradient_accumulation_steps:,}"))
@@ -288,13 +344,61 @@ def _add_work(plan: Plan, run: _Training, rows: Rows, batch: int, length: int) -
     )
     plan.work.append(("updates", f"{updates:,}" if updates is not None else "not known before the rows are read"))
     _add_disk(plan, run, updates)
+    return updates
+
+
+def _add_time(plan: Plan, run: _Training, rows: Rows, updates: int, *, batch: int, length: int, judges: bool) -> None:
+    """Tell the time of updates of microbatches of so many texts, whose tokens are all judged by the head, or none."""
+    if rows.lengths and not getattr(run.args, "packing", False):
+        length = min(length, math.ceil(padded(rows.lengths, batch)))
+    texts = Tokens(batch * run.args.gradient_accumulation_steps * updates, length)
+    trial = run.trial()
+    positions = texts.count if judges else 0
+    learned = judged(trial, texts, positions, tile=WORDS_AT_ONCE, learns=True)
+    plan.seconds["updates"] = learned + updates * trial.seconds(updating)
+    plan.untimed += [STARTING, EVALUATION]
+
+
+def _add_ppo_time(
+    plan: Plan,
+    run: _Training,
+    rows: Rows,
+    rewards: Sequence[RewardPlan],
+    updates: int,
+    *,
+    rollout: int,
+    at_once: int,
+    samples: int,
+) -> None:
+    """Tell the time of rollouts, their scores and readings, and of updates, and that of samples to normalise on."""
+    args, trial, lengths = run.args, run.trial(), completion_lengths(run.data, rows.tokenizer)
+    microbatches = updates * args.gradient_accumulation_steps
+    completions = math.ceil(microbatches / (args.num_iterations * args.steps_per_generation)) * rollout
+    prompt = min(rows.longest, math.ceil(padded(rows.lengths, rollout))) if rows.lengths else rows.longest
+    most = args.max_completion_length
+    wanted = Rollouts.of(completions + samples, at_once, prompt, most, lengths)
+    read = Rollouts.of(completions, rollout, prompt, most, lengths)
+    learned = Rollouts.of(microbatches * args.per_device_train_batch_size, rollout, prompt, most, lengths)
+    # The reference reads completions; so does the policy, where its sampling is too coarse, and the value's own trunk.
+    readings = 1 + (run.computed != torch.float32) + args.value_lora
+    passes = partial(judged, trial, tile=HEAD_TILE)
+    plan.seconds |= {
+        "sampling": sampled(trial, wanted),
+        "scores": scored(rewards, wanted.texts, device=run.device),
+        "log-probabilities": readings * passes(read.texts, read.tokens),
+        "updates": run.adapter_copies * passes(learned.texts, learned.tokens, learns=True)
+        + updates * trial.seconds(updating),
+    }
+    plan.notes.append(supposed(wanted, lengths))
+    plan.untimed += [STARTING, EVALUATION, *functions(rewards)]
 
 
 def _count(rows: Rows) -> str:
     return f"{rows.count:,}" if rows.count is not None else "not known: the data set is not here"
 
 
-def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts: int) -> None:
+def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts: int) -> int | None:
+    """Say how much work there is, and return the number of updates, or None where it is not known."""
     args = run.args
     of_rollout = args.num_iterations * args.steps_per_generation / args.gradient_accumulation_steps
     if args.max_steps > 0:
@@ -322,6 +426,7 @@ def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts:
         plan.work.append(("completions to generate", f"{completions:,}"))
         plan.work.append(("tokens to generate", f"at most {completions * args.max_completion_length:,}"))
     _add_disk(plan, run, updates)
+    return updates
 
 
 def _add_disk(plan: Plan, run: _Training, updates: int | None) -> None:

@@ -112,7 +112,8 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
     refuse_replacing(config.output_dir, [sft, *policies, *statistics])
     for split, texts in prompts.items():
-        _check_count(len(texts), _counts(config)[split], split, data_config.dataset_name)
+        if few := check_count(len(texts), prompt_counts(config)[split], split, data_config.dataset_name):
+            logger.warning("%s", few)
     inputs = Inputs(sft, adapters, reward_models, objectives, tokenizer, prompts, forgetting, num_layers)
     _check_lengths(inputs, config, data_config.dataset_name)
     return inputs
@@ -185,7 +186,7 @@ def checked_objectives(config: SweepConfig, rewards: Sequence[str]) -> list[str]
     return objectives
 
 
-def _counts(config: SweepConfig) -> dict[str, int]:
+def prompt_counts(config: SweepConfig) -> dict[str, int]:
     """How many prompts are read, by split."""
     counts = {"validation": config.validation_prompts, "test": config.test_prompts}
     if not config.chooses:
@@ -199,7 +200,7 @@ def _read_texts(
     """The prompts by split, and the texts outside the task."""
     prompts = {
         split: _distinct(data_config.load("prompts", split, tokenizer), count)
-        for split, count in _counts(config).items()
+        for split, count in prompt_counts(config).items()
     }
     if not config.control:
         return prompts, []
@@ -230,14 +231,18 @@ def _fingerprints(
     return found
 
 
-def _check_count(found: int, asked: int, split: str, dataset: str) -> None:
+def check_count(found: int, asked: int, split: str, dataset: str) -> str | None:
+    """What to tell where a split has fewer different prompts than asked for, or None.
+
+    Raises:
+        ValueError: it has a single one.
+    """
     if found < 2:
         raise ValueError(
             f"dataset {dataset} has 1 prompt in its {split} split, expected at least 2: intervals are a bootstrap over "
             "prompts"
         )
-    if found < asked:
-        logger.warning("%s has %d different %s prompts, not %d", dataset, found, split, asked)
+    return f"{dataset} has {found:,} different {split} prompts, not {asked:,}" if found < asked else None
 
 
 def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:

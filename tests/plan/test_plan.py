@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from rlhf_lines import cli
 from rlhf_lines.plan import Options, plan, plan_table
 from rlhf_lines.plan.memory import peak
+from rlhf_lines.plan.trial import Trial, updating
 from tests import tiny
 
 
@@ -55,11 +56,12 @@ def test_the_shipped_configs_are_found():
 @pytest.mark.parametrize("path", unlike(FILES), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_shipped_config_has_a_plan_offline(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing of it has been made
-    result = planned(str(path))
+    of_7b = path.parts[-3] == "llama2_7b"
+    result = planned(str(path), device="cuda" if of_7b else None)
     assert result.stage == STAGE_OF.get(path.stem.split("_")[0], "ppo")
     assert peak(result.phases).total > 0 and sum(result.disk.values()) > 0
-    if path.parts[-3] == "llama2_7b":
-        assert result.parameters == 6_738_415_616 and result.device == "cuda"
+    if of_7b:
+        assert result.parameters == 6_738_415_616
         assert 12 < peak(result.phases).total / 2**30 < 141  # more than its weights; less than the largest GPU
     assert list(tmp_path.iterdir()) == []
 
@@ -102,12 +104,29 @@ def test_a_larger_batch_and_kept_activations_take_more(write_config):
 
 def test_a_quantised_base_takes_less(write_config):
     def weights(**changes):
-        result = planned(write_config(dtype="bfloat16", **changes))
-        return result.phases[0].parts["weights"], result.device
+        return planned(write_config(dtype="bfloat16", **changes)).phases[0].parts["weights"]
 
-    plain, eight, four = weights(), weights(load_in_8bit=True), weights(load_in_4bit=True)
-    assert plain[0] > eight[0] > four[0]
-    assert (plain[1], eight[1]) == ("cpu", "cuda")
+    assert weights() > weights(load_in_8bit=True) > weights(load_in_4bit=True)
+
+
+def test_a_plan_is_for_this_machine_unless_the_stage_could_not_run_here(write_config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: True)  # whose kernel takes no width of 16
+    quantised = {"dtype": "bfloat16", "load_in_8bit": True}
+
+    def device(**changes):
+        return planned(write_config(**changes)).device
+
+    assert device() == device(bf16=True) == device(**quantised) == "cpu"
+    assert device(dtype="bfloat16", load_in_4bit=True) == "cuda"
+    assert planned(write_config(**quantised), device="cuda").device == "cuda"
+
+
+def test_rewards_are_normalised_on_no_more_prompts_than_there_are(write_config):
+    rewards = [{"model": "string:capwords", "normalize": True}]
+    assert dict(planned(write_config(rewards=rewards)).work)["completions to normalise rewards on"].startswith("8, ")
+    few = dict(planned(write_config(rewards=rewards, normalization_samples=3)).work)
+    assert few["completions to normalise rewards on"] == "3, at most 15 tokens"
 
 
 def test_the_checkpoints_that_lie_there_at_a_time_are_counted(write_config):
@@ -222,10 +241,10 @@ def test_a_plan_writes_nothing_so_it_needs_no_folder_and_says_that_one_exists(fo
     assert "output_dir" not in capsys.readouterr().out
 
 
-def test_flags_alone_are_planned(folder, write_config, capsys):
+def test_flags_alone_are_planned(folder, write_config, capsys, clock):
     """The same plan as that of a config with the same settings."""
     config = yaml.safe_load(Path(write_config()).read_text())
-    expected = plan_table(planned(write_config()))
+    expected = plan_table(planned(write_config(), timed=True))
     flags = [f"--{key}={value}" for key, value in config.items() if not isinstance(value, list)]
     lists = [
         word for key, value in config.items() if isinstance(value, list) for word in (f"--{key}", *map(str, value))
@@ -293,3 +312,85 @@ def test_plans_of_sft_and_reward_show_their_first_row(folder, write_config):
     assert "  policy  'a b c <eos>'" in plan_table(planned(sft))
     table = plan_table(planned(write_config("reward.yaml", **small, template="{completion} j {prompt}")))
     assert "  reward chosen    'b j a <eos>'\n  reward rejected  'c d j a <eos>'" in table
+
+
+# --- time ---
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A machine on which every token of a pass takes a second, a step of sampling 10 s and 1 s a row, Adam's 5 s."""
+
+    def seconds(self, prepare):
+        return 5.0 if prepare is updating else 10.0 + prepare.keywords["tokens"].rows
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(Trial, "seconds", seconds)
+    monkeypatch.setattr(Trial, "seconds_of", lambda self, prepare, tokens, through_layers=True: float(tokens.count))
+
+
+def test_the_time_of_ppo_by_hand(write_config, clock):
+    """Prompts of 41 characters, 11 tokens; 3 rollouts of 4 completions of 5; 6 updates of 2 microbatches of 2."""
+    rewards = ["string:capwords", {"model": "rule:length", "normalize": True}]
+    result = planned(write_config(rewards=rewards, normalization_samples=8), timed=True)
+    completions = 3 * 4 + 8
+    assert result.seconds == {
+        "sampling": completions * 11 + completions / 4 * (5 * 10 + 4 * 5),
+        "scores": 0.0,
+        "log-probabilities": 3 * 4 * (11 + 5) + 3 * 4 * 5,  # read, and judged
+        "updates": 6 * 2 * 2 * (11 + 5) + 6 * 2 * 2 * 5 + 6 * 5,
+    }
+    named = ["starting and loading", "evaluations", "reward capwords", "reward length"]
+    assert result.untimed == named
+    table = plan_table(result)
+    total = sum(result.seconds.values())
+    assert f"time: about {total / 60:.0f} min on this machine (" in table
+    assert f"  not counted: {', '.join(named)}" in table
+    assert "time: as if no completion ended early" in table
+
+
+def test_completions_count_as_long_as_those_of_the_data(folder, write_config, clock):
+    """Prompts of 3 tokens, and completions of 2 and 3 with the end token, of which every batch has both."""
+    tiny.word_tokenizer().save_pretrained(folder / "sft")
+    for name in ("train", "validation", "test"):
+        rows = [{"prompt": f"a {word} {name[1]}", "completion": " a b"[: 2 + 2 * (word in "df")]} for word in "cdef"]
+        (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = planned(write_config(), timed=True)
+    assert result.seconds["sampling"] == 12 * 3 + 3 * (3 * 10 + 4 * 2.5)
+    assert result.seconds["log-probabilities"] == 12 * (3 + 3) + 12 * 2.5
+    assert "time: as if completions were those of the data, 2 tokens in the mean" in result.notes
+
+
+def test_the_time_of_sft_and_reward_by_hand(folder, write_config, clock):
+    common = {"rewards": None, "num_iterations": None, "max_completion_length": None}
+    sft = planned(write_config("sft.yaml", **common), timed=True)
+    tokens = 6 * 4 * 16  # updates of 4 sequences of 61 characters
+    assert sft.seconds == {"updates": tokens + tokens + 6 * 5}
+    pairs = [{"prompt": "p", "chosen": "c" * 8, "rejected": "r" * 4}] * 5
+    (folder / "pairs").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = "".join(json.dumps({**row, "prompt": split[1]}) + "\n" for row in pairs)
+        (folder / "pairs" / f"{split}.jsonl").write_text(rows)
+    reward = planned(write_config("reward.yaml", **common, dataset_name="pairs", use_peft=False), timed=True)
+    assert reward.seconds == {"updates": 6 * 8 * 3 + 6 * 5}  # both texts of 4 pairs, 9 and 5 characters; no head
+
+
+def test_no_time_is_told_where_it_is_not_known(write_config, clock, monkeypatch):
+    def why(**changes):
+        options = {"device": changes.pop("device", None)}
+        result = planned(write_config(**changes), timed=True, **options)
+        assert result.seconds == {} and f"time: not told, {result.untimed[0]}" in plan_table(result)
+        return result.untimed
+
+    assert why(device="cuda") == ["it is for a GPU, and none is here"]
+    assert why(dtype="bfloat16", load_in_8bit=True) == ["weights in 8 bits are not tried"]
+    assert why(dataset_name="tldr", max_steps=None) == ["the number of updates is not known"]
+    monkeypatch.setattr("rlhf_lines.plan.trial.free_bytes", lambda device: 0)
+    assert why()[0].startswith("too little memory is free for a trial")
+    assert "time:" not in plan_table(planned(write_config()))  # nobody asked
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "bf16": True, "value_lora": True}])
+def test_every_part_of_ppo_is_tried_on_this_machine(write_config, changes):
+    seconds = planned(write_config(**changes), device="cpu", timed=True).seconds
+    assert all(value > 0 for name, value in seconds.items() if name != "scores") and seconds["scores"] == 0

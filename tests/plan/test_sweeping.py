@@ -12,6 +12,7 @@ import yaml
 
 from rlhf_lines.plan import Options, plan
 from rlhf_lines.plan import sweeping as of_sweep
+from rlhf_lines.plan.trial import Trial
 from rlhf_lines.sweep.engines import batches as of_batches
 from tests import tiny
 
@@ -178,7 +179,39 @@ def test_a_quantised_base_takes_less(planned):
         return planned(dtype="bfloat16", **changes).phases[0].parts["weights"]
 
     assert weights() > weights(load_in_8bit=True) > weights(load_in_4bit=True)
-    assert planned(load_in_8bit=True).device == "cuda"
+
+
+def test_a_plan_is_for_this_machine_unless_the_sweep_could_not_run_here(planned, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: True)  # whose kernel takes no width of 16
+    half = {"dtype": "bfloat16"}
+    assert planned(**half).device == planned(**half, load_in_8bit=True).device == "cpu"
+    assert planned(**half, load_in_4bit=True).device == planned(**half, engine="vllm").device == "cuda"
+    assert planned(Options(device="cuda"), **half).device == "cuda"
+
+
+def test_no_more_is_counted_than_the_data_has(planned):
+    """8 prompts in either split, of which the test split has one twice; the texts of control are among 8."""
+    path = Path("data/test.jsonl")
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+    rows = "".join(json.dumps({"text": f"a {word}"}) + "\n" for word in "bcd")
+    Path("texts.jsonl").write_text(rows)
+    tiny.word_tokenizer().save_pretrained("sft")
+    result = planned(
+        validation_prompts=500, test_prompts=1200, edge_extensions=0, scalings=["1 1", "1 2"], control="texts.jsonl"
+    )
+    # 2 scalings of LiNeS and of either control at 3 weights, the SFT model and the policies; 21 points as by hand.
+    assert work(result)["completions to generate"] == f"at most {(3 * 2 * 3 + 3) * 8 + 21 * 8}"
+    assert "data has 8 different validation prompts, not 500" in result.notes
+    assert "data has 8 different test prompts, not 1,200" in result.notes
+    assert work(result)["control texts to read"].startswith(f"at most {21 * 3},")
+
+
+def test_a_single_prompt_is_refused_as_the_sweep_refuses_it(planned):
+    path = Path("data/test.jsonl")
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match="dataset data has 1 prompt in its test split, expected at least 2"):
+        planned()
 
 
 def test_vllm_writes_every_spec_as_an_adapter(planned):
@@ -223,3 +256,37 @@ def test_a_dense_policy_is_refused(planned, policies):
     Path("dense/config.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="policy dense is a dense checkpoint, and a sweep mixes adapters"):
         planned(morlhf=["dense"])
+
+
+# --- time ---
+
+
+def test_the_time_of_a_sweep_by_hand(planned, monkeypatch):
+    """On a machine on which every token of a pass takes a second, and a step of sampling 10 s and 1 s a row."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(Trial, "seconds", lambda self, prepare: 10.0 + prepare.keywords["tokens"].rows)
+    monkeypatch.setattr(Trial, "seconds_of", lambda self, prepare, tokens, through_layers=True: float(tokens.count))
+    tiny.word_tokenizer().save_pretrained("sft")
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": f"a b {word}"}) + "\n" for word in "bcd"))
+    choice = {"scalings": ["1 1"], "max_new_tokens": 2, "control": "texts.jsonl", "control_texts": 2}
+    result = planned(Options(timed=True), batch_size=12, **choice)
+    completions = 21 * 8  # of prompts that are one unknown word; completions, one word and the end
+    assert result.seconds == {
+        "sampling": completions * 1 + completions / 12 * (2 * 10 + 12 * 2),
+        "reference": 8 * (1 + 21 * 2) + completions * 2,
+        "scores": 0.0,
+        "control texts": 21 * 2 * 3 * 2,
+    }
+    assert result.untimed == ["starting and loading", "reward capwords", "reward length"]
+    assert "time: as if completions were those of the data, 2 tokens in the mean" in result.notes
+    ties = [{"name": "ties", "rule": "ties", "alpha": 1}]
+    assert "merging 5 points one by one" in planned(Options(timed=True), groups=ties, **choice).untimed
+    assert planned(Options(timed=True, device="cuda"), **choice).seconds == {}
+    assert planned(Options(timed=True, device="cpu"), engine="vllm").untimed == ["vLLM has kernels of its own"]
+
+
+def test_every_part_of_a_sweep_is_tried_on_this_machine(planned, llama):
+    llama.num_labels = 1
+    llama.save_pretrained("judge")
+    seconds = planned(Options(timed=True, device="cpu"), dtype="bfloat16", rewards=["./judge"]).seconds
+    assert list(seconds) == ["sampling", "reference", "scores"] and all(value > 0 for value in seconds.values())
