@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rlhf_lines.key_cache import give_room
+
 
 CACHES = ("past_key_values", "cache_params")  # what forward passes call a cache that can drop rows
 # Without position_ids, or with a recurrence, and yet a row reads the same with padding before it: a test asserts it.
@@ -87,10 +89,12 @@ class Reader:
         model: a causal language model.
         inputs: token ids `[N, T]`.
         mask: their attention mask `[N, T]`; padding, if any, comes first, and `masks_padding` holds.
+        room: how many tokens will be appended, if that is known and no gradient is asked for: the cache then grows in
+            place.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, mask: Tensor) -> None:
-        self._model, self._mask = model, mask
+    def __init__(self, model: nn.Module, inputs: Tensor, mask: Tensor, room: int = 0) -> None:
+        self._model, self._mask, self._room = model, mask, room
         self._unread = inputs
         self._cache_name = next((name for name in CACHES if takes(model, name)), None)
         self._cache = None
@@ -102,6 +106,8 @@ class Reader:
         mask = None if self._cache is not None and self._cache_name == "cache_params" else self._mask
         output = _forward(self._model, self._unread, mask, 1, **cache)
         found = output.get(self._cache_name) if cache else None
+        if self._cache is None and self._room and hasattr(found, "layers"):
+            give_room(found, self._room)
         self._cache = found if hasattr(found, "reorder_cache") else None
         if self._cache is None:  # the model has none, or keeps it to itself: it reads everything again
             self._cache_name = None
@@ -116,7 +122,7 @@ class Reader:
         self._unread = column
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows, by index."""
+        """Go on with some of the rows, by index and in this order."""
         self._mask, self._unread = self._mask[rows], self._unread[rows]
         if self._cache is None:
             return

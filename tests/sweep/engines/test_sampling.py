@@ -296,13 +296,14 @@ def test_rows_of_a_pass(most, length, judged, rows):
 def test_long_prompts_are_read_in_more_passes_and_with_the_same_result(multi_lora, monkeypatch, trees):
     monkeypatch.setattr(sampling, "takes_trees", lambda model: trees)
     sizes = []
-    hook = multi_lora.model.register_forward_pre_hook(
+    hook = multi_lora.model.base_model.register_forward_pre_hook(
         lambda model, arguments, options: sizes.append(options["input_ids"].shape), with_kwargs=True
     )
     try:
         together = sft_logprobs(multi_lora, PAIRS, 0, 1.0)
         assert len(sizes) == 1
-        monkeypatch.setattr(sampling, "MOST_TOKENS", 40)
+        for limit in ("MOST_TOKENS", "TREE_TOKENS"):
+            monkeypatch.setattr(sampling, limit, 40)
         sizes.clear()
         apart = sft_logprobs(multi_lora, PAIRS, 0, 1.0)
     finally:
