@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
@@ -16,15 +16,30 @@ class RoomyLayer(DynamicLayer):
     """One layer, `keys` and `values` being views `[rows, heads, tokens, size]` of what there is room for.
 
     Args:
-        layer: what has been read.
+        layer: as it has read some of the rows.
+        rows: how many there will be.
         more: for how many further tokens there is room.
     """
 
-    def __init__(self, layer: DynamicLayer, more: int) -> None:
+    def __init__(self, layer: DynamicLayer, rows: int, more: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self._room = [_with_room(states, more) for states in (layer.keys, layer.values)]
-        self._show(*layer.keys.shape[::2])
+        self._room = [
+            states.new_empty(rows, states.shape[1], states.shape[2] + more, states.shape[3])
+            for states in (layer.keys, layer.values)
+        ]
+        self._show(0, layer.get_seq_length())
+
+    def add_rows(self, layer: DynamicLayer) -> None:
+        """Take over what a layer has read of the next rows."""
+        start, end, tokens = len(self.keys), len(self.keys) + len(layer.keys), self.get_seq_length()
+        for room, states in zip(self._room, (layer.keys, layer.values), strict=True):
+            room[start:end, :, :tokens] = states
+        self._show(end, tokens)
+
+    def get_seq_length(self) -> int:
+        """How many tokens every row has."""
+        return self.keys.shape[2]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Add tokens to all rows, and return all keys and values."""
@@ -48,15 +63,21 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[:rows, :, :tokens] for room in self._room)
 
 
-def give_room(cache: Cache, more: int) -> None:
-    """Let a cache grow in place by so many tokens, in the layers that hold all of the text; others stay as they are."""
-    for i, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer and layer.is_initialized:
-            cache.layers[i] = RoomyLayer(layer, more)
+def holds_all(cache: object) -> bool:
+    """Whether a cache holds the keys and values of every token, and nothing else."""
+    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def _with_room(states: Tensor, more: int) -> Tensor:
-    rows, heads, tokens, size = states.shape
-    room = states.new_empty(rows, heads, tokens + more, size)
-    room[:, :, :tokens] = states
-    return room
+def with_room(cache: DynamicCache, rows: int, more: int) -> DynamicCache:
+    """A cache for the rows of this one, which `holds_all`, and those that `add_rows` brings; see `RoomyLayer`."""
+    roomy = DynamicCache()
+    roomy.layers = [RoomyLayer(layer, rows, more) for layer in cache.layers]
+    add_rows(roomy, cache)
+    return roomy
+
+
+def add_rows(roomy: DynamicCache, cache: DynamicCache) -> None:
+    """Take over the next rows, which another cache has read."""
+    for layer, read in zip(roomy.layers, cache.layers, strict=True):
+        layer.add_rows(read)
+        read.reset()  # one layer is held twice, not all of them

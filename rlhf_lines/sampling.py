@@ -99,7 +99,7 @@ def sample_tokens(
         top_p: draw among the most likely tokens that together have this probability; None is all. See `truncated`.
         has_ended: called after each token with the indices of prompts and the tokens that each has got, says which
             completions end with that token, whatever it is.
-        choose_rows: called with the indices of the prompts that the next passes read, in their order.
+        choose_rows: called before every pass with the indices of the prompts that it reads, in their order.
         watch: called after every pass with the indices of its prompts, the number of the token that comes next, from 0,
             and its logits `[rows, V]`.
     """
@@ -112,14 +112,15 @@ def sample_tokens(
     parts = [range(len(prompts))] if masks_padding(model) else of_one_length([len(prompt) for prompt in prompts])
     for part in parts:
         active = torch.tensor(part, device=device)
-        choose_rows(active)
         beat(f"reading {len(part)} prompts")
         prefix = left_pad([prompts[row] for row in part], pad_token_id, device)
         reader = Reader(model, *prefix, room=max_new_tokens - 1)
         for step in range(max_new_tokens):
             beat(f"token {step + 1} of at most {max_new_tokens}")
-            logits = reader.next_logits()
-            watch(active, step, logits)
+            logits = reader.next_logits(
+                lambda rows, active=active: choose_rows(active[rows]),
+                lambda rows, logits, active=active, step=step: watch(active[rows], step, logits),
+            )
             if temperature > 0:
                 places, of_row = torch.unique(inverse[active], return_inverse=True)
                 noise = gumbel(seed, *distinct[places].T, step, logits.shape[1])
@@ -143,7 +144,6 @@ def sample_tokens(
                 running = without(ended)
                 active = active[running]
                 reader.keep(running)
-                choose_rows(active)
     return Sampled(tokens, lengths, logprobs)
 
 
