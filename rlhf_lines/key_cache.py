@@ -69,15 +69,26 @@ def holds_all(cache: object) -> bool:
 
 
 def with_room(cache: DynamicCache, rows: int, more: int) -> DynamicCache:
-    """A cache for the rows of this one, which `holds_all`, and those that `add_rows` brings; see `RoomyLayer`."""
+    """A cache for the rows of this one, which `holds_all` and is emptied, and those that `add_rows` brings.
+
+    Args:
+        cache: of the first rows.
+        rows: how many there will be.
+        more: for how many further tokens there is room.
+    """
     roomy = DynamicCache()
-    roomy.layers = [RoomyLayer(layer, rows, more) for layer in cache.layers]
-    add_rows(roomy, cache)
+    for layer in cache.layers:
+        roomy.layers.append(RoomyLayer(layer, rows, more))
+        _move(layer, roomy.layers[-1])
     return roomy
 
 
 def add_rows(roomy: DynamicCache, cache: DynamicCache) -> None:
-    """Take over the next rows, which another cache has read."""
-    for layer, read in zip(roomy.layers, cache.layers, strict=True):
-        layer.add_rows(read)
-        read.reset()  # one layer is held twice, not all of them
+    """Take over the next rows, which another cache has read; it is emptied."""
+    for layer, into in zip(cache.layers, roomy.layers, strict=True):
+        _move(layer, into)
+
+
+def _move(layer: DynamicLayer, into: RoomyLayer) -> None:
+    into.add_rows(layer)
+    layer.reset()  # one layer is held twice, not all of them

@@ -3,7 +3,8 @@
 - Greedy completions of the SFT model's point, in a batch with another point, are those of `generate`. Where they part,
   the SFT model must hold both tokens for as likely, within two units in the last place of a logit in bfloat16.
 - Logits of a point are those of the merged model: in float32 within 1e-3, in bfloat16 no further (root mean square)
-  from the merged model in float32 than 1.25 times what the merged model in bfloat16 is.
+  from the merged model in float32 than 1.5 times what the merged model in bfloat16 is: a module's output is rounded
+  twice, before and after its residual is added, so that 1.41 times is to be expected.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main() -> None:
     if task.dtype == "float32":
         assert off.abs().max() < 1e-3, f"logits differ by {off.abs().max():.1e}"
     else:
-        assert _rms(off) < 1.25 * _rms(of_merged), f"logits are off by {_rms(off):.3f}, merged {_rms(of_merged):.3f}"
+        assert _rms(off) < 1.5 * _rms(of_merged), f"logits are off by {_rms(off):.3f}, merged {_rms(of_merged):.3f}"
     meter.write(
         options.output,
         prompts=len(prompts),

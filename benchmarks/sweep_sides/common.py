@@ -109,16 +109,16 @@ SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 class Meter:
-    """Seconds and memory of one side, from where it has loaded what it needs."""
+    """Seconds (of the clock, and of the processor) and memory of one side, from where it has loaded what it needs."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self._start, self._cpu = time.perf_counter(), time.process_time()
 
     def write(self, path: str, **results: object) -> None:
         """Write what was measured, and what else the side found, as JSON."""
-        seconds = time.perf_counter() - self._start
+        seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        Path(path).write_text(json.dumps({"seconds": seconds, "peak_mib": peak, **results}))
+        Path(path).write_text(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak, **results}))
 
 
 def arguments(*more: str) -> argparse.Namespace:
