@@ -59,6 +59,7 @@ def main() -> None:
     rewards = [] if options.bare else inputs.reward_models
     worker, groups, prompts = Worker(engine, rewards, inputs.tokenizer), task.groups(), inputs.prompts["test"]
     with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+        store.remember(reward_names=[model.name for model in rewards])
         meter = Meter()
         Measurement(store, worker, Processes(), Silent(), 1).measure("test", groups, prompts, phase="test")
         rows = list(store.rows("test", ()))
