@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rlhf_lines.key_cache import add_rows, holds_all, with_room
 
 
-AT_ONCE = 2048  # tokens of prompts in one forward pass of a CPU: larger activations leave its cache, and cost pages
+AT_ONCE = 2048  # tokens of prompts in one forward pass of a CPU, which holds their activations; more are no faster
 CACHES = ("past_key_values", "cache_params")  # what forward passes call a cache that can drop rows
 # Without position_ids, or with a recurrence, and yet a row reads the same with padding before it: a test asserts it.
 MASKED = {
