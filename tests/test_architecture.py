@@ -49,6 +49,7 @@ arguments
 artifact          config         models         sampling    completions    skeleton
 config_file       disk           limits         lock           progress    redaction
 __init__          distributed    noise         reading        reward_models
+key_cache
 errors
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")
