@@ -1,4 +1,4 @@
-"""What the side-by-side benchmarks share: the peer's own environment, and words on the machine and the versions."""
+"""What the side-by-side benchmarks share: its own environment, a process, words on machine and versions."""
 
 from __future__ import annotations
 
@@ -42,6 +42,25 @@ def peer_python(environment: Path, package: str, version: str, *, needs: Sequenc
     subprocess.run(command, check=True)
     wanted.rename(installed)
     return python
+
+
+def call(*command: object, log: Path, threads: int) -> None:
+    """Run a command with the same environment variables for all, its output in a file.
+
+    Raises:
+        RuntimeError: it failed; the message ends with its last lines.
+    """
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    with log.open("w") as file:
+        done = subprocess.run([str(part) for part in command], env=environment, stdout=file, stderr=file)
+    if done.returncode:
+        raise RuntimeError(f"{command[1]} failed, see {log}:\n" + "\n".join(log.read_text().splitlines()[-12:]))
 
 
 def note(text: str) -> None:

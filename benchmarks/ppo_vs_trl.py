@@ -19,12 +19,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peer import ENVIRONMENTS, ROOT, machine, met, note, peer_python, versions
+from peer import ENVIRONMENTS, ROOT, call, machine, met, note, peer_python, versions
 
 
 SIDES = Path(__file__).parent / "ppo_sides"
@@ -121,25 +120,6 @@ def main() -> None:
     call(sys.executable, SIDES / "limit.py", *arguments, log=options.output_dir / "limit.txt", threads=options.threads)
     limit = json.loads((options.output_dir / "limit.json").read_text())
     print(report(task, results, start, limit, options, pythons))
-
-
-def call(*command: object, log: Path, threads: int) -> None:
-    """Run a command with the same environment variables for all, its output in a file.
-
-    Raises:
-        RuntimeError: it failed; the message ends with its last lines.
-    """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    with log.open("w") as file:
-        done = subprocess.run([str(part) for part in command], env=environment, stdout=file, stderr=file)
-    if done.returncode:
-        raise RuntimeError(f"{command[1]} failed, see {log}:\n" + "\n".join(log.read_text().splitlines()[-12:]))
 
 
 def models(folder: Path) -> tuple[Path, Path]:

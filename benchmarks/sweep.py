@@ -2,7 +2,8 @@
 
     rlhf-lines demo
     python benchmarks/sweep.py [--demo outputs/demo] [--rounds 3]
-    python benchmarks/sweep.py --shape llama2_7b            # where there is a GPU: random weights, rank 64, bfloat16
+    python benchmarks/sweep.py --model llama2_7b            # where there is a GPU: random weights, rank 64, bfloat16
+    python benchmarks/sweep.py --model smollm2 --sft_model FOLDER --policies FOLDER FOLDER   # see sweep_sides/
 
 11 weights of the rewarded soup and 11 of LiNeS, each on the same prompts, temperature 1, until the end token or
 `--max_new_tokens`. All ways meet the same noise, so they must write the same completions; that is asserted first.
@@ -26,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peer import machine, met, note
+from peer import ROOT, machine, met, note
+from sweep_sides.beside import beside_peers
 from torch import nn
 from transformers import AutoModelForCausalLM, LogitsProcessor
 from transformers.utils import logging
@@ -242,12 +244,27 @@ def main() -> None:
     """Assert agreement, time every way, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", default="outputs/demo", help="folder of a finished demo")
-    parser.add_argument("--shape", choices=("demo", "llama2_7b"), default="demo")
-    parser.add_argument("--num_prompts", type=int, default=200)
+    parser.add_argument("--model", choices=("demo", "llama2_7b", "smollm2"), default="demo")
+    parser.add_argument("--num_prompts", type=int, help="200, or 100 of smollm2")
     parser.add_argument("--max_new_tokens", type=int, default=32)
     parser.add_argument("--batch_size", type=int, help="of a mixed batch; found from memory if not given")
     parser.add_argument("--rounds", type=int, default=3, help="of all ways but the adapter per point, which has one")
+    of_smollm2 = parser.add_argument_group("smollm2")
+    of_smollm2.add_argument("--sft_model", type=Path, default=Path("outputs/smollm2/docstrings/sft"))
+    of_smollm2.add_argument("--policies", type=Path, nargs=2, help="faithful and readable, beside the SFT model")
+    of_smollm2.add_argument("--encoder", type=Path, default=Path("models/all-MiniLM-L6-v2"))
+    of_smollm2.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    of_smollm2.add_argument("--num_weights", type=int, default=11)
+    of_smollm2.add_argument(
+        "--sizes", type=int, nargs="+", default=[16, 64, 256], help="batches of the SFT model alone"
+    )
+    of_smollm2.add_argument("--threads", type=int, default=1, help="of each side; sides are one after another")
+    of_smollm2.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "benchmarks" / "sweep_smollm2")
     options = parser.parse_args()
+    options.num_prompts = options.num_prompts or (100 if options.model == "smollm2" else 200)
+    if options.model == "smollm2":
+        beside_peers(options)
+        return
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         task = _task(options, Path(scratch))
@@ -255,14 +272,14 @@ def main() -> None:
 
 
 def _task(options: argparse.Namespace, scratch: Path) -> Task:
-    if options.shape == "demo":
+    if options.model == "demo":
         demo = Path(options.demo)
         sft, policies, dtype = demo / "sft", [demo / "policies" / name for name in ("brief", "specific")], "float32"
     else:
         from random_llama import write_random_llama
 
         if not torch.cuda.is_available():
-            sys.exit("--shape llama2_7b needs a GPU")
+            sys.exit("--model llama2_7b needs a GPU")
         sft, policies = write_random_llama(scratch, rank=64)
         dtype = "bfloat16"
     tokenizer = load_tokenizer(sft)
@@ -272,7 +289,7 @@ def _task(options: argparse.Namespace, scratch: Path) -> Task:
 
 
 def _compare(task: Task, options: argparse.Namespace) -> None:
-    on_demo = options.shape == "demo"
+    on_demo = options.model == "demo"
     sizes = [100, 200, 400, 800]
     ours, bare, dense, alone = [], [], [], {size: [] for size in sizes}
     for turn in range(options.rounds):

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from rlhf_lines.key_cache import add_rows, holds_all, with_room
 
+
+AT_ONCE = 2048  # tokens of prompts in one forward pass of a CPU, which holds their activations; more are no faster
 CACHES = ("past_key_values", "cache_params")  # what forward passes call a cache that can drop rows
 # Without position_ids, or with a recurrence, and yet a row reads the same with padding before it: a test asserts it.
 MASKED = {
@@ -87,28 +90,77 @@ class Reader:
         model: a causal language model.
         inputs: token ids `[N, T]`.
         mask: their attention mask `[N, T]`; padding, if any, comes first, and `masks_padding` holds.
+        room: how many tokens will be appended, if that is known and no gradient is asked for: the cache then grows in
+            place.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, mask: Tensor) -> None:
-        self._model, self._mask = model, mask
+    def __init__(self, model: nn.Module, inputs: Tensor, mask: Tensor, room: int = 0) -> None:
+        self._model, self._mask, self._room, self._begins = model, mask, room, True
         self._unread = inputs
         self._cache_name = next((name for name in CACHES if takes(model, name)), None)
         self._cache = None
 
-    def next_logits(self) -> Tensor:
-        """The logits `[N, V]` of the next token of every row, with a graph where gradients are on."""
-        cache = {} if self._cache_name is None else {"use_cache": True, self._cache_name: self._cache}
+    def next_logits(
+        self,
+        before: Callable[[Tensor], None] = lambda rows: None,
+        after: Callable[[Tensor, Tensor], None] = lambda rows, logits: None,
+    ) -> Tensor:
+        """The logits `[N, V]` of the next token of every row, with a graph where gradients are on.
+
+        Args:
+            before: called with the rows, by index, that the next forward pass reads.
+            after: called with the same rows and their logits.
+        """
+        found = []
+        for rows in self._passes():
+            before(rows)
+            output = self._pass(rows)
+            logits = output.logits[:, -1]
+            after(rows, logits)
+            found.append(logits)
+            if not self._take(output, len(rows)):
+                return self.next_logits(before, after)
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+    def _passes(self) -> Sequence[Tensor]:
+        """The rows of every pass: on a CPU few of a first one, whose activations are large."""
+        rows = torch.arange(len(self._unread), device=self._unread.device)
+        if self._cache is not None or not self._room or self._unread.device.type != "cpu":
+            return [rows]
+        return rows.split(max(1, AT_ONCE // self._unread.shape[1]))
+
+    def _pass(self, rows: Tensor):
+        # Those that begin are few, the others all: indexing would copy what is read.
+        part = slice(None) if len(rows) == len(self._unread) else rows
+        cache = {}
+        if self._cache_name is not None:
+            cache = {"use_cache": True, self._cache_name: None if self._begins else self._cache}
         # The states of a purely recurrent model hold no padding, and it takes no mask for what they have read.
-        mask = None if self._cache is not None and self._cache_name == "cache_params" else self._mask
-        output = _forward(self._model, self._unread, mask, 1, **cache)
-        found = output.get(self._cache_name) if cache else None
+        mask = self._mask[part] if self._begins or self._cache_name != "cache_params" else None
+        return _forward(self._model, self._unread[part], mask, 1, **cache)
+
+    def _take(self, output, rows: int) -> bool:
+        """Keep the cache of a pass over so many rows; False if all of them have to be read in one pass instead."""
+        found = output.get(self._cache_name) if self._cache_name is not None else None
+        is_part = rows < len(self._unread)
+        if self._begins and self._room:
+            if holds_all(found):
+                if self._cache is None:
+                    found = with_room(found, len(self._unread), self._room)
+                else:
+                    add_rows(self._cache, found)
+                    found = self._cache
+            elif is_part:
+                self._room = 0
+                return False
         self._cache = found if hasattr(found, "reorder_cache") else None
         if self._cache is None:  # the model has none, or keeps it to itself: it reads everything again
             self._cache_name = None
-        return output.logits[:, -1]
+        return True
 
     def append(self, tokens: Tensor) -> None:
         """Let every row go on with its token `[N]`."""
+        self._begins = self._cache is None
         column = tokens.unsqueeze(1)
         self._mask = torch.cat([self._mask, self._mask.new_ones(column.shape)], dim=1)
         if self._cache is None:
@@ -116,7 +168,7 @@ class Reader:
         self._unread = column
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows, by index."""
+        """Go on with some of the rows, by index and in this order."""
         self._mask, self._unread = self._mask[rows], self._unread[rows]
         if self._cache is None:
             return

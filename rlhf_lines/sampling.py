@@ -19,6 +19,9 @@ from rlhf_lines.progress import beat
 from rlhf_lines.reading import Reader, left_pad, masks_padding, of_one_length
 
 
+MOST_NOISE = 40.0  # -log of the smallest -log(u), see `gumbel`, is 36.7 or a little more
+
+
 class Sampled(NamedTuple):
     """N completions of at most T tokens.
 
@@ -96,7 +99,7 @@ def sample_tokens(
         top_p: draw among the most likely tokens that together have this probability; None is all. See `truncated`.
         has_ended: called after each token with the indices of prompts and the tokens that each has got, says which
             completions end with that token, whatever it is.
-        choose_rows: called with the indices of the prompts that the next passes read, in their order.
+        choose_rows: called before every pass with the indices of the prompts that it reads, in their order.
         watch: called after every pass with the indices of its prompts, the number of the token that comes next, from 0,
             and its logits `[rows, V]`.
     """
@@ -109,19 +112,24 @@ def sample_tokens(
     parts = [range(len(prompts))] if masks_padding(model) else of_one_length([len(prompt) for prompt in prompts])
     for part in parts:
         active = torch.tensor(part, device=device)
-        choose_rows(active)
         beat(f"reading {len(part)} prompts")
-        reader = Reader(model, *left_pad([prompts[row] for row in part], pad_token_id, device))
+        prefix = left_pad([prompts[row] for row in part], pad_token_id, device)
+        reader = Reader(model, *prefix, room=max_new_tokens - 1)
         for step in range(max_new_tokens):
             beat(f"token {step + 1} of at most {max_new_tokens}")
-            logits = reader.next_logits()
-            watch(active, step, logits)
-            perturbed = logits
+            logits = reader.next_logits(
+                lambda rows, active=active: choose_rows(active[rows]),
+                lambda rows, logits, active=active, step=step: watch(active[rows], step, logits),
+            )
             if temperature > 0:
-                noise = gumbel(seed, distinct[:, 0], distinct[:, 1], step, logits.shape[1])
-                kept = truncated(logits.double() / temperature, top_k=top_k, top_p=top_p)
-                perturbed = kept + noise[inverse[active]]
-            chosen = perturbed.argmax(dim=1)
+                places, of_row = torch.unique(inverse[active], return_inverse=True)
+                noise = gumbel(seed, *distinct[places].T, step, logits.shape[1])
+                kept, divisor = logits, temperature
+                if top_k is not None or top_p is not None:
+                    kept, divisor = truncated(logits.double() / temperature, top_k=top_k, top_p=top_p), 1.0
+                chosen = draw(kept, divisor, noise, of_row)
+            else:
+                chosen = logits.argmax(dim=1)
             tokens[active, step] = chosen
             logprobs[active, step] = chosen_logprobs(logits, chosen, temperature or 1.0)
             ended = torch.isin(chosen, ends)
@@ -129,15 +137,45 @@ def sample_tokens(
                 so_far = tokens[active, : step + 1].tolist()
                 ended |= torch.tensor(has_ended(active.tolist(), so_far), device=device)
             lengths[active[ended]] = step + 1
-            running = (~ended).nonzero().squeeze(1)
-            if len(running) == 0:
+            if ended.all():
                 break
             reader.append(chosen)
-            if len(running) < len(active):
+            if ended.any():
+                running = without(ended)
                 active = active[running]
                 reader.keep(running)
-                choose_rows(active)
     return Sampled(tokens, lengths, logprobs)
+
+
+def draw(logits: Tensor, temperature: float, noise: Tensor, of_row: Tensor) -> Tensor:
+    """The token `[rows]` for which logits / temperature + noise, in float64, is largest.
+
+    Sums in float32 leave a token or two per row, and only those are added in float64.
+
+    Args:
+        logits: `[rows, V]`.
+        temperature: of the softmax.
+        noise: `[n, V]`, float64, within `MOST_NOISE` of 0.
+        of_row: `[rows]`, which noise is a row's.
+    """
+    sums = noise.float()[of_row].add_(logits, alpha=1 / temperature)
+    best = sums.amax(dim=1, keepdim=True)
+    # A sum is off by less than 2^-22 (|best| + 2 MOST_NOISE): three roundings, of logit, noise and sum.
+    rows, tokens = (sums >= best - 2.0**-20 * (best.abs() + MOST_NOISE)).nonzero(as_tuple=True)
+    exact = logits[rows, tokens].double() / temperature + noise[of_row[rows], tokens]
+    most = exact.new_full((len(logits),), -torch.inf).scatter_reduce(0, rows, exact, "amax")
+    is_most = exact == most[rows]
+    chosen = torch.zeros_like(of_row)
+    chosen[rows[is_most]] = tokens[is_most]
+    return chosen
+
+
+def without(ended: Tensor) -> Tensor:
+    """The indices of rows that go on, those at the end in the places of rows that have ended: few are moved."""
+    going = (~ended).nonzero().squeeze(1)
+    places = torch.arange(len(going), device=ended.device)
+    places[ended[: len(going)]] = going[going >= len(going)]
+    return places
 
 
 def truncated(logits: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:

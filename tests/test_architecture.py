@@ -49,6 +49,7 @@ arguments
 artifact          config         models         sampling    completions    skeleton    sha256
 config_file       disk           limits         lock           progress    redaction   known_hashes
 __init__          distributed    noise         reading        reward_models  lazily
+key_cache
 errors
 """
 FREE_OF_TRL = ("merge", "pareto", "reward_models", "statistics")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lines.sampling import gumbel, prompt_key
+from rlhf_lines.sampling import draw, gumbel, prompt_key, without
 from tests.splitmix import GAMMA, MASK, mix, noise_by_hand, signed, unmix
 
 
@@ -87,3 +87,32 @@ def test_a_prompt_is_named_by_its_tokens():
     # sha256("5 9 14"), first 8 bytes, big-endian; computed with coreutils' sha256sum.
     assert prompt_key([5, 9, 14]) == prompt_key((5, 9, 14)) == 0x1D668DAEE6CA2E13
     assert len({prompt_key(ids) for ids in ([5, 91, 4], [5, 9, 14], [59, 14], [14, 9, 5])}) == 4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_draw_is_the_argmax_in_float64(temperature, dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = (20 * torch.randn(40, 300, generator=generator)).to(dtype)
+    noise = gumbel(3, torch.arange(10), torch.zeros(10, dtype=torch.long), 2, 300)
+    of_row = torch.arange(40) % 10
+    expected = (logits.double() / temperature + noise[of_row]).argmax(dim=1)
+    assert torch.equal(draw(logits, temperature, noise, of_row), expected)
+
+
+def test_a_draw_sees_what_float32_does_not():
+    # float32 holds neither sum apart from the other: its steps at 20 are 1.9e-6.
+    noise = torch.tensor([[20.0, 20.0 + 1e-9, 1.0], [20.0 + 1e-9, 20.0, 1.0]], dtype=torch.float64)
+    assert draw(torch.zeros(2, 3), 1.0, noise, torch.tensor([0, 1])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("ended", "rows"),
+    [
+        ([False, True, False, False, True], [0, 3, 2]),
+        ([True, False, False], [2, 1]),
+        ([False, False, True], [0, 1]),
+    ],
+)
+def test_rows_at_the_end_take_the_places_of_rows_that_have_ended(ended, rows):
+    assert without(torch.tensor(ended)).tolist() == rows

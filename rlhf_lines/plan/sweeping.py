@@ -44,6 +44,7 @@ from rlhf_lines.plan.timing import (
     tell_time,
 )
 from rlhf_lines.plan.trial import Trial, shortened
+from rlhf_lines.reading import AT_ONCE
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, most_rows, rows_that_fit
@@ -103,7 +104,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         check_cpu()
     held = {
         "weights": counts.frozen_bytes(model, bits=bits, nested=nested, device=plan.device),
-        "adapters": stacked(adapters) * FLOAT32,
+        "adapters": stacked(adapters) * model.dtype.itemsize,
         "reward models": sum(reward.weights for reward in rewards),
     }
     if any(not RULES[entry.rule].is_linear for entry in config.groups):
@@ -114,9 +115,9 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     batch = _batch(plan, config, text, length, held=sum(held.values()))
 
     of_length = kv_cache_bytes(**cache_sizes(text), length=1, batch=batch, dtype_bytes=size)
-    # Beside the model's own activations, a hook holds input and residual of one module in float32.
-    hook = 3 * batch * rows.longest * max(text.hidden_size, getattr(text, "intermediate_size", 0) or 0) * FLOAT32
-    prefill = Rehearsal(model).forward(batch, rows.longest, use_cache=True) - of_length * rows.longest + hook
+    # Prompts are read a few at a time on a CPU.
+    few = batch if plan.device != "cpu" else min(batch, max(1, AT_ONCE // rows.longest))
+    prefill = Rehearsal(model).forward(few, rows.longest, use_cache=True) - of_length * rows.longest * few // batch
     generating = max(prefill + unpacked, gumbel_bytes(batch, text.vocab_size))
     plan.phases.append(Phase("generation", {**held, "KV cache": of_length * length, "activations": generating}))
 

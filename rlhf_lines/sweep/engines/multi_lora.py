@@ -56,11 +56,11 @@ class MultiLoRA:
                 raise ValueError(f"the adapters change the module {name!r}, which the SFT model has not")
         for names in _readers_of_one_input(stacked):
             device = next(modules[names[0]].parameters()).device
-            narrow = _Narrow([stacked[name].A.T.float().to(device) for name in names])
+            # In the model's dtype, as its weights: float32 products beside bfloat16 ones took longer than those.
+            narrow = _Narrow([stacked[name].A.T.to(device, model.dtype) for name in names])
             for place, name in enumerate(names):
-                self._attach(
-                    name, modules[name], stacked[name].B.T.float().to(device), narrow, place, layers[f"{name}.weight"]
-                )
+                up = stacked[name].B.T.to(device, model.dtype).contiguous()
+                self._attach(name, modules[name], up, narrow, place, layers[f"{name}.weight"])
 
     @contextlib.contextmanager
     def rows(self, specs: Sequence[MergeSpec]) -> Iterator[None]:
@@ -102,7 +102,7 @@ class MultiLoRA:
                     "merge them one by one with rlhf-lines merge"
                 )
             scaled = narrow(x, diagonal, place)
-            if output.dtype == torch.float32:
+            if output.dtype == up.dtype:
                 # One operation in place of two: small ones cost most where rows are short.
                 output.view(-1, up.shape[1]).addmm_(scaled, up)
                 return output
@@ -141,9 +141,11 @@ class _Narrow:
     def __call__(self, x: Tensor, diagonal: Tensor, place: int) -> Tensor:
         """What the module at a place gets, `[rows T, R]`, for x `[rows, T, in]` or flattened, and c `[rows, 1, R]`."""
         if x is not self._input:
-            by_row = x.float().reshape(len(diagonal), -1, x.shape[-1])
+            by_row = x.to(self._down.dtype).reshape(len(diagonal), -1, x.shape[-1])
             wide = (by_row @ self._down).unflatten(-1, (self._count, self._rank)) * diagonal.unsqueeze(2)
-            self._input, self._found, self._unread = x, wide.flatten(2).flatten(0, 1), self._count
+            # Coefficients are in float32: rounded, each would be off by the same share in all of its tokens.
+            self._input, self._found = x, wide.to(self._down.dtype).flatten(2).flatten(0, 1)
+            self._unread = self._count
         found = self._found[:, place * self._rank : (place + 1) * self._rank]
         self._unread -= 1
         if self._unread == 0:  # keep no activations

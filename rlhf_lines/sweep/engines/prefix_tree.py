@@ -18,6 +18,7 @@ from rlhf_lines.sweep.engines.protocol import Pair, Tokens
 
 
 MOST_NODES = 1024  # of one tree: its attention mask has as many squared
+STATES = 128  # that go through the head at once
 # Attention there is a function of mask and positions alone, which a test asserts for each of them.
 ARCHITECTURES = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 
@@ -94,30 +95,45 @@ def tree_logprobs(model: nn.Module, trees: Sequence[Tree], pad_token_id: int, te
     for row, tree in enumerate(trees):
         _lay_out(tree, ids[row], positions[row], sees[row], parents[row], roots)
     bias = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min)
-    logits = model(
+    states = model.base_model(
         input_ids=ids.to(device),
         attention_mask=bias.unsqueeze(1).to(device),
         position_ids=positions.to(device),
         use_cache=False,
-        logits_to_keep=nodes + 1,  # the last token of the prompt, and every node
-    ).logits
-    logits = logits.float() / temperature
-    rows = torch.arange(len(trees), device=device).unsqueeze(1)
-    parents, tokens = parents.to(device), ids[:, roots:].to(device)
-    logprobs = (logits[rows, parents, tokens] - logits.logsumexp(-1)[rows, parents]).double().tolist()
+    ).last_hidden_state[:, roots - 1 :]  # of the last token of the prompt, and of every node
+    is_node = torch.arange(nodes) < torch.tensor([[len(tree.tokens)] for tree in trees])
+    before = (parents + (nodes + 1) * torch.arange(len(trees)).unsqueeze(1))[is_node].to(device)
+    values = _next_logprobs(model, states.flatten(0, 1), before, ids[:, roots:][is_node].to(device), temperature)
+    logprobs = torch.split(values, [len(tree.tokens) for tree in trees])
     found = {}
     for tree, of_nodes in zip(trees, logprobs, strict=True):
         sums: list[float] = []
-        for parent, value in zip(tree.parents, of_nodes, strict=False):
+        for parent, value in zip(tree.parents, of_nodes.tolist(), strict=True):
             sums.append(value + (sums[parent] if parent >= 0 else 0.0))
         found |= {(tree.prompt, completion): sums[node] for completion, node in tree.ends.items()}
     return found
 
 
+def _next_logprobs(model: nn.Module, states: Tensor, before: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Log softmax(logits / temperature) of tokens `[n]`, float64, each from the state before it, by index.
+
+    Each state that is before a token goes through the head once, a few at a time.
+    """
+    head, values = model.get_output_embeddings(), torch.zeros(len(tokens), dtype=torch.float64)
+    distinct, of_token = before.unique(return_inverse=True)
+    for start in range(0, len(distinct), STATES):
+        logits = head(states[distinct[start : start + STATES]])
+        here = ((of_token >= start) & (of_token < start + STATES)).nonzero().squeeze(1)
+        rows = of_token[here] - start
+        logits = logits.float() / temperature
+        values[here.cpu()] = (logits[rows, tokens[here]] - logits.logsumexp(-1)[rows]).double().cpu()
+    return values
+
+
 def _lay_out(tree: Tree, ids: Tensor, positions: Tensor, sees: Tensor, parents: Tensor, roots: int) -> None:
     """Write a tree into its row of a batch: the prompt ends at column `roots`, the nodes follow.
 
-    `parents` gets, for each node, the index of its parent among the kept logits: 0 is the end of the prompt.
+    `parents` gets, for each node, the index of its parent among the kept states: 0 is the end of the prompt.
     """
     first, last = roots - len(tree.prompt), roots + len(tree.tokens)
     ids[first:last] = torch.tensor(tree.prompt + tuple(tree.tokens))

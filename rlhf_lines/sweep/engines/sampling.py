@@ -19,6 +19,7 @@ from rlhf_lines.sweep.engines.protocol import Completion, Pair, Request
 # Of one forward pass over given tokens: what a CPU's cache takes, and 512 MiB in float32 on a GPU; 8 rows at least.
 LOGITS_ON_CPU, LOGITS_ON_GPU, LEAST_ROWS = 1 << 21, 1 << 27, 8
 MOST_TOKENS = 1 << 15  # of one such pass, prompts and padding included: few logits may follow long prompts
+TREE_TOKENS = 1 << 12  # of one pass over trees
 
 
 @torch.no_grad()
@@ -114,13 +115,12 @@ def _logprobs_by_tree(
 ) -> dict[Pair, float]:
     """By pair, the log-probability of the completion under the SFT model.
 
-    Trees of one size are read together; a batch is as large as its logits and its tokens, padding included, may be.
+    Trees of one size are read together, of at most so many tokens, padding included.
     """
     known, batch, roots = {}, [], 0
-    most = _positions(multi_lora)
     for tree in sorted(trees_of(pairs), key=lambda tree: len(tree.tokens)):
         rows, nodes, roots = len(batch) + 1, len(tree.tokens), max(roots, len(tree.prompt))
-        if batch and (rows * (nodes + 1) > most or rows * (roots + nodes) > MOST_TOKENS):
+        if batch and rows * (roots + nodes) > TREE_TOKENS:
             known |= tree_logprobs(multi_lora.model, batch, pad_token_id, temperature)
             batch, roots = [], len(tree.prompt)
         batch.append(tree)

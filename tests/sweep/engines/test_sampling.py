@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from rlhf_lines import reading
 from rlhf_lines.completions import StopTexts
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sampling import gumbel, truncated
@@ -66,6 +67,22 @@ def test_completions_do_not_depend_on_batch_size(multi_lora, requests, completio
     assert tokens(got) == tokens(completions)
     for one, other in zip(got, completions, strict=True):
         assert one.kl == pytest.approx(other.kl, abs=1e-4)
+
+
+def test_completions_do_not_depend_on_how_many_prompts_are_read_at_once(multi_lora, requests, completions, monkeypatch):
+    passes = []
+    hook = multi_lora.model.register_forward_pre_hook(
+        lambda model, arguments, options: passes.append(options["input_ids"].shape), with_kwargs=True
+    )
+    monkeypatch.setattr(reading, "AT_ONCE", 24)
+    try:
+        got = sample(multi_lora, requests, **SETTINGS)
+    finally:
+        hook.remove()
+    assert tokens(got) == tokens(completions)
+    width = max(map(len, PROMPTS.values()))
+    prompts = [rows for rows, length in passes if length == width]
+    assert max(prompts) == 24 // width and sum(prompts) == len(requests)
 
 
 def test_completions_do_not_depend_on_order(multi_lora, requests, completions):
@@ -296,13 +313,14 @@ def test_rows_of_a_pass(most, length, judged, rows):
 def test_long_prompts_are_read_in_more_passes_and_with_the_same_result(multi_lora, monkeypatch, trees):
     monkeypatch.setattr(sampling, "takes_trees", lambda model: trees)
     sizes = []
-    hook = multi_lora.model.register_forward_pre_hook(
+    hook = multi_lora.model.base_model.register_forward_pre_hook(
         lambda model, arguments, options: sizes.append(options["input_ids"].shape), with_kwargs=True
     )
     try:
         together = sft_logprobs(multi_lora, PAIRS, 0, 1.0)
         assert len(sizes) == 1
-        monkeypatch.setattr(sampling, "MOST_TOKENS", 40)
+        for limit in ("MOST_TOKENS", "TREE_TOKENS"):
+            monkeypatch.setattr(sampling, limit, 40)
         sizes.clear()
         apart = sft_logprobs(multi_lora, PAIRS, 0, 1.0)
     finally:
