@@ -11,11 +11,11 @@ from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.picked import merge_command, pick
-from rlhf_lines.pareto.report import Completions, evenly_spaced, preferences, report_html
+from rlhf_lines.pareto.report import Completions, evenly_spaced, preferences, report_html, within_kl_of_picked
 from rlhf_lines.pareto.schema import FILE_NAME, Front, Value
 from rlhf_lines.pareto.table import confidence_text
 from rlhf_lines.sweep.finished.front import trace_front
-from rlhf_lines.sweep.finished.worth import corrected_worths
+from rlhf_lines.sweep.finished.worth import corrected_differences, corrected_worths
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
 
@@ -36,7 +36,7 @@ def write_report(folder: str | Path) -> Path:
     with only_writer(folder), open_finished(folder) as store:
         front = read_front(folder) if (folder / FILE_NAME).is_file() else trace_front(folder)
         made = {**how_it_was_made(folder, front), "example": store.recall("example", [])}
-        page = report_html(front, read_completions(store, front), made, worths=_worths(store, front))
+        page = report_html(front, read_completions(store, front), made, **_worths(store, front))
     write_whole(folder / REPORT, page)
     return folder / REPORT
 
@@ -103,12 +103,15 @@ def how_it_was_made(folder: Path, front: Front) -> dict[str, Any]:
     }
 
 
-def _worths(store: Store, front: Front) -> list[Value | None]:
-    """What the picked points of the page's table of preferences are worth."""
+def _worths(store: Store, front: Front) -> dict[str, list[Value | None]]:
+    """What the picked points of the page's table of preferences are worth, and how much more than the soup's."""
     if not front["fronts"]:
-        return []
+        return {}
     rows = preferences(len(front["objectives"]))
-    return corrected_worths(store, front, [pick(front, preference=row, scale="range") for row in rows])
+    return {
+        "worths": corrected_worths(store, front, [pick(front, preference=row, scale="range") for row in rows]),
+        "over_soup": corrected_differences(store, front, [within_kl_of_picked(front, row) for row in rows]),
+    }
 
 
 def _sweep_command(config: Path) -> str:
