@@ -115,7 +115,7 @@ def choice_table(content: Content) -> Table | None:
     labels = [choice.ratio for choice in content.choices]
     first = Column(Markup("<span>{} (%)</span>").format(bdi(" : ".join(objectives))), labels, start=True)
     rows = [{"data-preference": str(k)} for k in range(len(labels))]
-    columns = [first, *map(Column, heads, cells.values()), *_corrected(content), *_beside_soup(content)]
+    columns = [first, *_corrected(content), *_beside_soup(content), *map(Column, heads, cells.values())]
     return Table("The best point of every group by preference", columns, rows)
 
 
@@ -134,13 +134,13 @@ def _beside_soup(content: Content) -> list[Column]:
     cells = [pair and _link(pair[1].point, _worth_of(content, pair[1])) for pair in pairs]
     head = Markup("<span>{} soup within its KL</span>").format(symbol(content.groups[SOUP]))
     columns = [
-        Column("KL of picked, nats", [_spent(content.by_id[choice.point]) for choice in content.choices]),
         Column(head, [cell or NOTHING for cell in cells]),
-        Column("KL of soup, nats", [_spent(pair[1].point) if pair else NOTHING for pair in pairs]),
+        Column("KL of picked", [_spent(content.by_id[choice.point]) for choice in content.choices]),
+        Column("KL of soup", [_spent(pair[1].point) if pair else NOTHING for pair in pairs]),
     ]
     if any(content.over_soup):
         more = [_more(*each) for each in zip(pairs, content.over_soup, strict=True)]
-        columns.append(Column(f"picked {MINUS} soup, corrected", more))
+        columns.insert(0, Column(f"picked {MINUS} soup within its KL", more))
     return columns
 
 
