@@ -14,6 +14,7 @@ from rlhf_lines.pareto.picked import merge_command, pick
 from rlhf_lines.pareto.report import Completions, evenly_spaced, preferences, report_html, within_kl_of_picked
 from rlhf_lines.pareto.schema import FILE_NAME, Front, Value
 from rlhf_lines.pareto.table import confidence_text
+from rlhf_lines.sweep.finished.behaviour import asked_in
 from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.finished.worth import corrected_differences, corrected_worths
 from rlhf_lines.sweep.store import Row, Store, open_finished
@@ -45,11 +46,13 @@ def read_completions(store: Store, front: Front, *, limit: int = READ_PROMPTS) -
     """What the points of a front wrote for the prompts of its split; beyond `limit`, evenly spaced ones."""
     split, ids = front["split"], {point["id"] for point in front["points"]}
     spec_of = {point.id: point.spec_id for point in store.points(split) if point.id in ids}
-    prompts = list(store.prompts(split).items())
-    read = dict(prompts[i] for i in evenly_spaced(len(prompts), limit))
+    prompts = store.prompts(split)
+    asked, ids = asked_in(prompts), list(prompts)
+    read = [ids[i] for i in evenly_spaced(len(ids), limit)]
+    wanted = set(read)
     rows: dict[tuple[int, int], list[Row]] = {}
     for row in store.rows(split, front["rewards"]):
-        if row.prompt in read:
+        if row.prompt in wanted:
             rows.setdefault((row.spec, row.prompt), []).append(row)
 
     def column(value: Callable[[Row], Any]) -> dict[int, list[list[Any]]]:
@@ -59,7 +62,8 @@ def read_completions(store: Store, front: Front, *, limit: int = READ_PROMPTS) -
         }
 
     return Completions(
-        prompts=[prompt.text for prompt in read.values()],
+        prompts=[prompts[prompt].text for prompt in read],
+        asked=[asked[prompt] for prompt in read],
         total=len(prompts),
         spec_of=spec_of,
         texts=column(lambda row: row.text),

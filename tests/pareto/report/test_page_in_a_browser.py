@@ -400,6 +400,11 @@ def test_a_keyboard_is_enough(open_page, report, front):
     assert outline != "none"
     page.keyboard.press("End")
     assert page.locator("#weight-text").inner_text() == "1 ppo-first · 0 ppo-second"
+    tab_to(page, "#choice-table a")
+    page.keyboard.press("ArrowDown")  # from the row of the preference to the next, and along it
+    page.keyboard.press("ArrowRight")
+    beside = "[...document.querySelector('#choice-table tr[aria-current] + tr').querySelectorAll('a')]"
+    assert page.evaluate(f"{beside}.indexOf(document.activeElement)") == 1
     tab_to(page, "#left")
     page.keyboard.type("reversed")
     assert (
@@ -710,6 +715,21 @@ def test_a_long_completion_is_folded(open_page):
     button.click()
     assert long.locator(".text").bounding_box()["height"] > 500
     assert long.get_by_role("button", name="Show less").get_attribute("aria-expanded") == "true"
+
+
+def test_prompts_begin_with_what_tells_them_apart_and_are_there_in_full(open_page, front):
+    completions = make_completions(front)
+    prompts = [f"<|im_start|>system\nYou are kind.<|im_end|>\n{text}" for text in completions.prompts]
+    asked = [f"…{text}" for text in completions.prompts]
+    page = open_page(report_html(front, replace(completions, prompts=prompts, asked=asked), MADE))
+    assert set(page.locator("#lost li a").all_inner_texts()) < set(asked)
+    box = page.locator("#comparison .prompt-fold")
+    number = place(page)
+    assert box.locator("p").inner_text() == asked[number]
+    box.get_by_role("button", name="Show all").click()
+    assert box.locator("p").inner_text() == prompts[number]
+    box.get_by_role("button", name="Show less").click()
+    assert box.locator("p").inner_text() == asked[number]
 
 
 def test_the_best_point_for_a_preference_is_that_of_pick_and_opens(open_page, report, front):
