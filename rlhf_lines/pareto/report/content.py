@@ -57,7 +57,16 @@ class Choice:
     @property
     def ratio(self) -> str:
         """The preference in percent, without the names of the objectives."""
-        return " : ".join(f"{100 * part:.0f}" for part in self.preference)
+        return " : ".join(self._percents)
+
+    @property
+    def address(self) -> str:
+        """The preference in percent as an address of the page has it, such as 70-30."""
+        return "-".join(self._percents)
+
+    @property
+    def _percents(self) -> list[str]:
+        return [f"{100 * part:.0f}" for part in self.preference]
 
 
 @dataclass(frozen=True)

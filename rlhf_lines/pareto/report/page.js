@@ -133,7 +133,7 @@ function showLost() {
     const shown = copyOf("lost-prompt");
     const link = shown.querySelector("a");
     link.textContent = askedIn(number);
-    link.href = `#p=${number + 1}&a=${data.sft}&b=${selected}`;
+    link.href = addressOf(`p=${number + 1}&a=${data.sft}&b=${selected}`);
     const values = [...shown.querySelectorAll("dd")];
     for (let k = 0; 2 * k < values.length; k += 1) {
       const { texts, ranks } = completions.measures[k];
@@ -194,6 +194,7 @@ function setUpPreference() {
     moveLeft();
     drawMarked();
   });
+  slider?.addEventListener("change", keepAddress);
 }
 
 function showPreference() {
@@ -243,6 +244,7 @@ function setUpWeights() {
       moveLeft();
       drawMarked();
     });
+    slider.addEventListener("change", keepAddress);
   }
 }
 
@@ -412,7 +414,7 @@ function compare() {
   byId("comparison").querySelector(".sides").replaceChildren(side(left, right, marked[0]), side(right, left, marked[1]));
   const shownKl = [left, right].flatMap((id) => completions.measures.at(-1).ranks[specOf(id)][prompt]);
   byId("negative-kl").hidden = !shownKl.some((rank) => rank !== null && completions.measures.at(-1).texts[rank].startsWith("\u2212"));
-  byId("address").href = `#p=${prompt + 1}&a=${left}&b=${right}`;
+  byId("address").href = addressOf(`p=${prompt + 1}&a=${left}&b=${right}`);
 }
 
 function goTo(number) {
@@ -422,10 +424,15 @@ function goTo(number) {
   keepAddress();
 }
 
+// The address of a view, with the preference by which its policy is best.
+function addressOf(view) {
+  return `#${view}${choice >= 0 ? `&w=${data.choices[choice].address}` : ""}`;
+}
+
 // The address of the window is that of the view once the reader has chosen one.
 function keepAddress() {
   const shown = completions && compared().includes(selected);
-  history.replaceState(null, "", shown ? byId("address").getAttribute("href") : `#b=${selected}`);
+  history.replaceState(null, "", shown ? byId("address").getAttribute("href") : addressOf(`b=${selected}`));
 }
 
 // Another pair, or another order: begin where it begins.
@@ -435,12 +442,14 @@ function choose({ at = null } = {}) {
   compare();
 }
 
-// What an address such as #p=12&a=3&b=7 or #b=7 asks for; one without b is of no view.
+// What an address such as #p=12&a=3&b=7&w=70-30 or #b=7 asks for; one without b is of no view.
 function openAddress() {
   const asked = new URLSearchParams(location.hash.slice(1));
   if (!(asked.get("b") in data.groups)) return;
   const isRead = completions && asked.get("b") in completions.spec_of;
   if (isRead && asked.get("a") in completions.spec_of) beside = asked.get("a");
+  const preferred = data.choices.findIndex(({ address }) => address === asked.get("w"));
+  if (preferred >= 0) choice = preferred;
   select(Number(asked.get("b")));
   const number = Number(asked.get("p")) - 1;
   if (isRead) choose({ at: number in completions.prompts ? number : null });

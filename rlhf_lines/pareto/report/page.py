@@ -122,7 +122,11 @@ def _page(
         "steps": [asdict(step) for step in content.steps],
         "values": slider_values(content),
         "choices": [
-            {"point": choice.point, "text": f"{choice.text}: {visible(content.label(content.by_id[choice.point]))}"}
+            {
+                "point": choice.point,
+                "text": f"{choice.text}: {visible(content.label(content.by_id[choice.point]))}",
+                "address": choice.address,
+            }
             for choice in content.choices
         ],
         "utilities": [utility_name(each) for each in utility_choices(content)],

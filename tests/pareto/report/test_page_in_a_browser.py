@@ -655,13 +655,39 @@ def test_an_address_brings_the_view_back(open_page, report, front):
     assert page.locator("#comparison .prompt").inner_text().startswith("prompt 11: ")
     page.get_by_role("button", name="Next").click()
     address = page.get_by_role("link", name="Address of this view").get_attribute("href")
-    assert page.evaluate("location.hash") == address and re.fullmatch(rf"#p=\d+&a={left}&b={right}", address)
+    assert page.evaluate("location.hash") == address and re.fullmatch(
+        rf"#p=\d+&a={left}&b={right}(&w=\d+-\d+)?", address
+    )
     number, text = page.locator("#prompt-number").input_value(), page.locator("#comparison .prompt").inner_text()
     page.reload()
     assert page.locator("#prompt-number").input_value() == number
     assert page.locator("#comparison .prompt").inner_text() == text
     page.evaluate("location.hash = '#p=1e9&a=<b>&b=nothing'")
     assert page.locator("#prompt-number").input_value() == number
+    open_page.requests.clear()  # the page itself, read again
+
+
+def test_an_address_has_the_preference_and_follows_the_sliders(open_page, report, front):
+    """The point is best for several preferences, of which the address tells the one that was chosen."""
+    page = open_page(report)
+    best = [pick_point(front, preference=[k / 10, 1 - k / 10], scale="range")["id"] for k in range(11)]
+    place = next(k for k in range(1, 11) if best[k - 1] == best[k])  # not the first for which it is best
+    slider = page.locator("#preference")
+    slider.focus()
+    page.keyboard.press("Home")
+    for k in range(place + 1):
+        assert page.evaluate("location.hash").endswith(f"&b={best[k]}&w={10 * k}-{100 - 10 * k}")
+        if k < place:
+            page.keyboard.press("ArrowRight")
+    page.goto(page.url.partition("#")[0] + page.evaluate("location.hash"))
+    page.reload()
+    assert slider.input_value() == str(place)
+    page.locator("#weight").focus()
+    page.keyboard.press("Home")
+    assert f"&b={page.evaluate('selected')}" in page.evaluate("location.hash")
+    control = find(front, "reversed", (0.2, 0.8))["id"]
+    page.locator(f"#points-table tr[data-point='{control}'] td").first.click()
+    assert page.evaluate("location.hash").endswith(f"&b={control}")  # best for no preference
     open_page.requests.clear()  # the page itself, read again
 
 
