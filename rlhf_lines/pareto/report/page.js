@@ -98,7 +98,7 @@ function mark(row, current) {
   else row.removeAttribute("aria-current");
 }
 
-// One link of a table of policies is reached by Tab, the others by arrows.
+// One link of a table of points is reached by Tab, the others by arrows.
 const linked = [...document.querySelectorAll("tbody:has(tr[data-point], tr[data-preference])")];
 
 function rove(body, to = body.querySelector("tr[aria-current] a") ?? body.querySelector("a")) {

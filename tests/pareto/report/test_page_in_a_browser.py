@@ -671,7 +671,7 @@ def test_an_address_has_the_preference_and_follows_the_sliders(open_page, report
     """The point is best for several preferences, of which the address tells the one that was chosen."""
     page = open_page(report)
     best = [pick_point(front, preference=[k / 10, 1 - k / 10], scale="range")["id"] for k in range(11)]
-    place = next(k for k in range(1, 11) if best[k - 1] == best[k])  # not the first for which it is best
+    place = next(k for k in range(10) if best[k] == best[k + 1] != best[5])  # neither the first nor where a page begins
     slider = page.locator("#preference")
     slider.focus()
     page.keyboard.press("Home")
