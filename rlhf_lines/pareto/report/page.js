@@ -497,15 +497,22 @@ function setUpComparison() {
   choose();
 }
 
-// ---- Tables that are wider than their place say so
+// ---- Tables that are wider or longer than their place say so
 
 function setUpScrolling() {
   for (const box of document.querySelectorAll(".scroll")) {
+    const button = box.nextElementSibling;
     const show = () => {
       const wide = box.scrollWidth > box.clientWidth + 1;
       box.previousElementSibling.hidden = !wide;
       box.classList.toggle("further", wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+      button.hidden = !box.classList.contains("whole") && box.scrollHeight <= box.clientHeight + 1;
     };
+    button.addEventListener("click", () => {
+      const whole = box.classList.toggle("whole");
+      button.setAttribute("aria-expanded", String(whole));
+      [button.children[0].hidden, button.children[1].hidden] = [whole, !whole];
+    });
     box.addEventListener("scroll", show, { passive: true });
     const watch = new ResizeObserver(show);
     watch.observe(box);

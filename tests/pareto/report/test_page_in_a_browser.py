@@ -386,6 +386,18 @@ def test_a_wide_table_says_so_and_rows_are_told_apart_on_a_phone(open_page, repo
     assert page.locator("#points-table .point bdi, #points-table .place").evaluate_all(whole)
 
 
+def test_a_table_that_hides_rows_has_a_button_that_shows_all(open_page, report, front):
+    page = open_page(report)
+    box, button = page.locator("#points-table .scroll"), page.locator("#points-table .rows")
+    hides = "box => box.scrollHeight > box.clientHeight + 1"
+    assert box.evaluate(hides) and button.inner_text() == f"Show all {len(front['points'])} rows"
+    button.click()
+    assert not box.evaluate(hides) and button.get_attribute("aria-expanded") == "true"
+    page.get_by_role("button", name="Show fewer rows").click()
+    assert box.evaluate(hides)
+    assert page.locator("#volumes-table .rows").is_hidden()  # all of its rows are there
+
+
 def test_a_keyboard_is_enough(open_page, report, front):
     page = open_page(report)
     page.keyboard.press("Tab")
