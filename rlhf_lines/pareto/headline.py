@@ -16,6 +16,8 @@ SAYINGS = {
     "undecided": "LiNeS and {} cannot be told apart",
 }
 
+NARROW = 0.1
+
 # What the comparison with one factor for all layers, which is tuned alike, says of scaling by depth.
 DEPTH = {
     "better": "So depth helps here, and not length alone.",
@@ -91,11 +93,24 @@ def without_equal_kl(entry: Comparison | RunsComparison) -> str:
     return f"not compared at equal KL ({entry['no_equal_kl']})" if entry["no_equal_kl"] else ""
 
 
-def measure_name(entry: Comparison, measure: str) -> str:
-    """A measure in words; that at equal KL with its budgets."""
+def measure_name(front: Front, entry: Comparison, measure: str) -> str:
+    """A measure in words; that at equal KL with its budgets, and whether these are a narrow range."""
     if measure != "equal_kl" or entry["kl_budgets"] is None:
         return MEASURES[measure]
-    return f"{MEASURES[measure]} from {budgets_text(entry)} nats"
+    narrow = ", a narrow range" if has_narrow_budgets(front, entry) else ""
+    return f"{MEASURES[measure]} from {budgets_text(entry)} nats{narrow}"
+
+
+def has_narrow_budgets(front: Front, entry: Comparison) -> bool:
+    """Whether two groups are compared at equal KL over less than `NARROW` of the range that their points span together.
+
+    A share of a hypervolume over so little says next to nothing of the rest.
+    """
+    if entry["kl_budgets"] is None:
+        return False
+    spent = [max(0.0, p["kl"]["mean"]) for p in front["points"] if p["group"] in (entry["a"], entry["b"])]
+    least, most = entry["kl_budgets"]
+    return most - least < NARROW * (max(spent) - min(spent))
 
 
 def budgets_text(entry: Comparison) -> str:
@@ -118,6 +133,6 @@ def _effects(front: Front, entry: Comparison) -> str:
     """The effect of every measure, and which of them noise may explain where others decide."""
     texts, of = [], bases(front, entry)
     for measure, sign in conclusions(entry, front["confidence"]).items():
-        text = effect(entry[f"{measure}_difference"]["corrected"], of[measure], measure_name(entry, measure))
+        text = effect(entry[f"{measure}_difference"]["corrected"], of[measure], measure_name(front, entry, measure))
         texts.append(text if sign or entry["verdict"] == "undecided" else f"{text} (within noise)")
     return ", ".join(texts)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_counts
-from rlhf_lines.pareto.corrected import ADDED_NOISE, Shrinking, both_signs, resampled_noise
+from rlhf_lines.pareto.corrected import ADDED_NOISE, Hypervolume, Shrinking, both_signs, correct, resampled_noise
 from rlhf_lines.pareto.intervals import Estimate, estimate
 from rlhf_lines.pareto.student import critical_value
 
@@ -51,6 +51,28 @@ def picked_worth(worth: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE
     again = both_signs(noise[OUTER : OUTER + INNER])
     error = np.std(np.array([_held_out(row, again) for row in resampled]) - truth, ddof=1)
     return estimate(_held_out(means, both_signs(noise)), float(error), prompts, confidence)
+
+
+def difference_of_best(a: ArrayLike, b: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
+    """The worth of the best of points a less that of the best of points b, with an interval and a p-value.
+
+    `max_i mean(a_i) - max_j mean(b_j)`, each corrected for being the highest of noisy means and paired over prompts
+    (`corrected.py`): of one objective, the hypervolume above any number is the highest mean less that number. Points
+    may be in both.
+
+    Args:
+        a: `[n, P]`, what each point is worth on each prompt.
+        b: `[m, P]`, the same of other points, on the same prompts.
+        seed: seed of the resampled prompts.
+        confidence: coverage of the interval.
+
+    Raises:
+        ValueError: an array does not have two axes, or one of them is empty, or the prompts are not as many.
+    """
+    a, b = _as_matrix(a), _as_matrix(b)
+    measure = Hypervolume((float(min(a.min(), b.min())),))
+    best = [correct(worth[..., None], measure, seed) for worth in (a, b)]
+    return (best[0] - best[1]).estimate(confidence)
 
 
 def may_be_best(worth: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE) -> list[int]:

@@ -25,6 +25,7 @@ def front_of(**comparisons):
     names = ("hypervolume", "expected_utility", "equal_kl")
     return {
         "confidence": 0.95,
+        "points": [{"group": "lines", "kl": {"mean": kl}} for kl in (-0.5, 3.25)],  # below 0 it counts as 0
         "fronts": {group: measures(20.0, 0.5) for group in comparisons},
         "comparisons": [
             {
@@ -40,6 +41,15 @@ def front_of(**comparisons):
             for group, (verdict, found) in comparisons.items()
         ],
     }
+
+
+def test_a_range_of_kl_that_is_narrow_beside_what_both_groups_span_is_said_to_be():
+    front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1, 0.01), (16.96, 0.04)]))
+    front["points"] += [{"group": "rewarded_soup", "kl": {"mean": kl}} for kl in (3.0, 27.0)]
+    front["points"] += [{"group": "scaled", "kl": {"mean": 99.0}}]  # has no part in it
+    assert front_headline(front).endswith("+212 % hypervolume at equal KL from 0.50 to 3.25 nats.")
+    front["points"][3]["kl"]["mean"] = 28.0  # 2.75 of 28 is less than a tenth, of 27 it is more
+    assert front_headline(front).endswith("+212 % hypervolume at equal KL from 0.50 to 3.25 nats, a narrow range.")
 
 
 @pytest.mark.parametrize(

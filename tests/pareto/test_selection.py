@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_lines.pareto import may_be_best, mean_estimate, picked_worth
+from rlhf_lines.pareto import difference_of_best, may_be_best, mean_estimate, paired_difference, picked_worth
 
 
 def test_the_worth_of_the_luckiest_of_equal_points_is_brought_down():
@@ -31,6 +31,29 @@ def test_a_point_that_is_best_beyond_doubt_has_the_interval_of_its_mean():
     assert found.value == pytest.approx(alone.value, abs=1e-9)
     assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.15)
     assert picked_worth(worth[:, :1])[1:] == (None, None, None)
+
+
+def test_the_difference_of_two_points_is_that_of_their_means_whatever_they_share():
+    shared = np.random.default_rng(3).normal(-7.0, 5.0, 200)
+    a, b = shared + np.random.default_rng(4).normal([[0.5], [0.0]], 0.5, (2, 200))
+    found, plain = difference_of_best(a[None], b[None]), paired_difference(a, b)
+    assert found.value == pytest.approx(plain.value, abs=1e-9)
+    assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.15)
+
+
+def test_the_best_of_points_less_the_best_of_some_of_them():
+    """Where those that were left out are as good, and where they are better by 1, which is three errors."""
+    for gain, most in ((0.0, 0.08), (1.0, 1.0)):
+        held, above = [], []
+        for seed in range(100):
+            generator = np.random.default_rng(seed)
+            truth = np.array([0.0, 0.5, 0.5, gain + 0.5, gain])
+            worth = truth[:, None] + generator.normal(size=60) + generator.normal(0.0, 1.5, (5, 60))
+            found = difference_of_best(worth, worth[:3], seed)
+            held.append(found.low <= gain <= found.high)
+            above.append(found.low > 0.0)
+        assert np.mean(held) >= 0.9
+        assert np.mean(above) <= most and (not gain or np.mean(above) > 0.5)
 
 
 def test_what_may_be_best():

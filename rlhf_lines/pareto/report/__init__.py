@@ -8,8 +8,8 @@ Content-Security-Policy, and nothing else may run or load.
 from __future__ import annotations
 
 from rlhf_lines.pareto.report.completions import Completions, evenly_spaced
-from rlhf_lines.pareto.report.content import preferences
+from rlhf_lines.pareto.report.content import preferences, within_kl_of_picked
 from rlhf_lines.pareto.report.page import MAX_BYTES, report_html
 
 
-__all__ = ["MAX_BYTES", "Completions", "evenly_spaced", "preferences", "report_html"]
+__all__ = ["MAX_BYTES", "Completions", "evenly_spaced", "preferences", "report_html", "within_kl_of_picked"]

@@ -20,7 +20,8 @@ class Completions:
     is None.
 
     Attributes:
-        prompts: P texts.
+        prompts: P texts, as the policies read them.
+        asked: P texts, in short what was asked in each; empty where that is the whole prompt.
         total: how many prompts the run has; these are some of them.
         spec_of: from the id of a point to the spec whose completions are its own.
         texts: from spec to P lists of S texts.
@@ -36,6 +37,7 @@ class Completions:
     kl: Mapping[int, Sequence[Sequence[float | None]]]
     scores: Mapping[str, Mapping[int, Sequence[Sequence[float | None]]]]
     log_ratio_name: str = "kl"
+    asked: Sequence[str] = ()
 
     def some(self, indices: Sequence[int]) -> Completions:
         """The completions of the prompts at `indices` alone."""
@@ -46,6 +48,7 @@ class Completions:
         return replace(
             self,
             prompts=[self.prompts[i] for i in indices],
+            asked=[self.asked[i] for i in indices] if self.asked else (),
             texts=rows(self.texts),
             kl=rows(self.kl),
             scores={reward: rows(by_spec) for reward, by_spec in self.scores.items()},
@@ -86,6 +89,7 @@ def columns(
     scores = completions.scores
     return {
         "prompts": [visible(prompt) for prompt in completions.prompts],
+        "asked": [visible(text) for text in completions.asked if completions.asked != completions.prompts],
         "spec_of": {str(point): specs.index(spec) for point, spec in completions.spec_of.items()},
         "texts": list(number_of),
         "written": written,

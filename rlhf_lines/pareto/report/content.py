@@ -9,10 +9,10 @@ from functools import cached_property
 
 from rlhf_lines.pareto.figures.kl import utility
 from rlhf_lines.pareto.origin import policy_names, share
-from rlhf_lines.pareto.picked import pick
+from rlhf_lines.pareto.picked import Picked, pick
 from rlhf_lines.pareto.report.groups import Mark, marks
 from rlhf_lines.pareto.report.words import weights
-from rlhf_lines.pareto.schema import WORDS, Front, Mean, PointEntry, Prediction, Tuning, Value
+from rlhf_lines.pareto.schema import SOUP, WORDS, Front, Mean, PointEntry, Prediction, Tuning, Value
 from rlhf_lines.pareto.table import decimals
 
 
@@ -57,7 +57,16 @@ class Choice:
     @property
     def ratio(self) -> str:
         """The preference in percent, without the names of the objectives."""
-        return " : ".join(f"{100 * part:.0f}" for part in self.preference)
+        return " : ".join(self._percents)
+
+    @property
+    def address(self) -> str:
+        """The preference in percent as an address of the page has it, such as 70-30."""
+        return "-".join(self._percents)
+
+    @property
+    def _percents(self) -> list[str]:
+        return [f"{100 * part:.0f}" for part in self.preference]
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,13 @@ class Content:
         front: what is shown.
         worths: for each of `preferences`, the utility of the point that is picked, corrected for having been picked;
             empty where that is not known.
+        over_soup: for each of `preferences`, how much more the best point that `within_kl_of_picked` looks at is worth
+            than the soup's, corrected for both having been picked; empty where that is not known.
     """
 
     front: Front
     worths: Sequence[Value | None] = ()
+    over_soup: Sequence[Value | None] = ()
 
     @cached_property
     def groups(self) -> dict[str, Mark]:
@@ -227,6 +239,28 @@ class Content:
             return Choice(row, " · ".join(parts), pick(self.front, preference=row, scale="range").point["id"])
 
         return [choice(row) for row in preferences(len(self.front["objectives"]))]
+
+    @cached_property
+    def within_kl(self) -> list[tuple[Picked, Picked] | None]:
+        """For each of `choices`, what `within_kl_of_picked` finds."""
+        return [within_kl_of_picked(self.front, choice.preference) for choice in self.choices]
+
+
+def within_kl_of_picked(front: Front, preference: Sequence[float]) -> tuple[Picked, Picked] | None:
+    """What is picked for a preference among the points that are no further from the SFT model, and the soup's best.
+
+    The first is picked as `pick` does, but among the points whose measured KL is at most that of the one that is best
+    of all; the second among those of the soup. None where there is no soup or no KL, or every point of the soup is
+    further away.
+    """
+    spent = pick(front, preference=preference, scale="range").point["kl"]
+    if SOUP not in front["fronts"] or spent is None:
+        return None
+    asked = {"preference": preference, "scale": "range", "max_kl": max(spent["mean"], 0.0)}
+    try:
+        return pick(front, **asked), pick(front, **asked, group=SOUP)
+    except ValueError:  # no point of the soup is as near
+        return None
 
 
 def preferences(count: int) -> list[tuple[float, ...]]:

@@ -9,6 +9,7 @@ from statistics import median
 from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, adjusted_for, conclusions
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import bases, best_of_others, measure_name, of_depth, without_equal_kl
+from rlhf_lines.pareto.origin import anchors
 from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.words import NOTHING, percent, setting, signed
 from rlhf_lines.pareto.schema import LINES, Comparison, Front, label, looks
@@ -78,6 +79,15 @@ def swept(front: Front) -> str:
     )
 
 
+def ideal(front: Front) -> str:
+    """What a utility of 1 is, as `fixed_points` says; with fewer than two anchors no point is above it."""
+    found = set(anchors((point["spec"], point["group"]) for point in front["points"]))
+    enough = len(found - {None}) > 1
+    return (
+        f"the best {'single policy' if enough else 'point'}'s score in each objective" + "; more is possible" * enough
+    )
+
+
 def adjusted(front: Front) -> str:
     """For how many comparisons p-values are adjusted."""
     return adjusted_for(front["comparisons"])
@@ -89,7 +99,7 @@ def effects(front: Front, entry: Comparison) -> Iterator[Effect]:
     for measure, conclusion in conclusions(entry, front["confidence"]).items():
         found = entry[f"{measure}_difference"]
         yield Effect(
-            measure_name(entry, measure),
+            measure_name(front, entry, measure),
             *shares(found, of[measure]),
             p_text(found["adjusted_p_value"]),
             *WORDS[conclusion],

@@ -90,7 +90,7 @@ function showSelected() {
   showPreference();
   showBadly();
   for (const row of document.querySelectorAll("tr[data-point]")) mark(row, row.dataset.point === String(selected));
-  for (const body of document.querySelectorAll("tbody:has(tr[data-point])")) rove(body);
+  for (const body of linked) rove(body);
 }
 
 function mark(row, current) {
@@ -98,7 +98,9 @@ function mark(row, current) {
   else row.removeAttribute("aria-current");
 }
 
-// One row of a table is reached by Tab, the others by arrows.
+// One link of a table of points is reached by Tab, the others by arrows.
+const linked = [...document.querySelectorAll("tbody:has(tr[data-point], tr[data-preference])")];
+
 function rove(body, to = body.querySelector("tr[aria-current] a") ?? body.querySelector("a")) {
   for (const link of body.querySelectorAll("a")) link.tabIndex = link === to ? 0 : -1;
 }
@@ -130,8 +132,8 @@ function showLost() {
   byId("lost").querySelector("ol").replaceChildren(...worst.map((number) => {
     const shown = copyOf("lost-prompt");
     const link = shown.querySelector("a");
-    link.textContent = completions.prompts[number];
-    link.href = `#p=${number + 1}&a=${data.sft}&b=${selected}`;
+    link.textContent = askedIn(number);
+    link.href = addressOf(`p=${number + 1}&a=${data.sft}&b=${selected}`);
     const values = [...shown.querySelectorAll("dd")];
     for (let k = 0; 2 * k < values.length; k += 1) {
       const { texts, ranks } = completions.measures[k];
@@ -164,12 +166,17 @@ function setUpSelection() {
     if (row?.dataset.preference) choice = Number(row.dataset.preference);
     open(link ? link.hash.slice(3) : row.dataset.point ?? data.choices[choice].point);
   });
-  for (const body of document.querySelectorAll("tbody:has(tr[data-point])")) {
+  for (const body of linked) {
     body.addEventListener("keydown", (event) => {
-      const links = [...body.querySelectorAll("tr[data-point] a")];
-      const from = links.indexOf(event.target);
-      const to = links[{ ArrowDown: from + 1, ArrowUp: from - 1, Home: 0, End: links.length - 1 }[event.key]];
-      if (from < 0 || !to) return;
+      const { parentElement: row, cellIndex } = event.target.closest("td, th");
+      const column = [...body.rows].map(({ cells }) => cells[cellIndex].querySelector("a")).filter(Boolean);
+      const besides = [...row.querySelectorAll("a")];
+      const [down, right] = [column, besides].map((links) => links.indexOf(event.target));
+      const to = {
+        ArrowDown: column[down + 1], ArrowUp: column[down - 1], Home: column[0], End: column.at(-1),
+        ArrowRight: besides[right + 1], ArrowLeft: besides[right - 1],
+      }[event.key];
+      if (!to) return;
       event.preventDefault();
       rove(body, to);
       to.focus();
@@ -187,6 +194,7 @@ function setUpPreference() {
     moveLeft();
     drawMarked();
   });
+  slider?.addEventListener("change", keepAddress);
 }
 
 function showPreference() {
@@ -236,6 +244,7 @@ function setUpWeights() {
       moveLeft();
       drawMarked();
     });
+    slider.addEventListener("change", keepAddress);
   }
 }
 
@@ -260,6 +269,8 @@ function copyOf(id) {
   return byId(id).content.firstElementChild.cloneNode(true);
 }
 
+// What was asked in a prompt, in short.
+const askedIn = (number) => completions.asked[number] ?? completions.prompts[number];
 const specOf = (id) => completions.spec_of[id];
 const sides = () => ["left", "right"].map((id) => byId(id).value);
 if (completions) compared = () => sides().map(Number);
@@ -344,19 +355,21 @@ function write(element, text, parts) {
   }));
 }
 
-// A long text shows its beginning; its button the rest.
-function fold(box) {
+// A long text shows its beginning, one that is given in short that; its button the rest.
+function fold(box, short = null) {
   const [text, button] = [box.querySelector("p"), box.querySelector(".unfold")];
-  const { length } = text.textContent;
-  const long = length > LONG || text.textContent.split("\n").length > LINES;
+  const whole = text.textContent;
+  const isLong = (shown) => shown.length > LONG || shown.split("\n").length > LINES;
+  const long = isLong(whole) || (short ?? whole) !== whole;
   const set = (folded) => {
-    box.classList.toggle("folded", folded);
+    if (short !== null) text.textContent = folded ? short : whole;
+    box.classList.toggle("folded", folded && isLong(short ?? whole));
     button.setAttribute("aria-expanded", String(!folded));
     [button.children[0].hidden, button.children[1].hidden] = [!folded, folded];
   };
   button.hidden = !long;
   set(long);
-  button.onclick = () => set(!box.classList.contains("folded"));
+  button.onclick = () => set(button.getAttribute("aria-expanded") === "true");
 }
 
 function sample(spec, other, index, number, parts) {
@@ -391,7 +404,7 @@ function compare() {
   byId("next").disabled = place === order.length - 1;
   byId("place").firstElementChild.textContent = place + 1;
   byId("comparison").querySelector(".prompt").textContent = completions.prompts[prompt];
-  fold(byId("comparison").querySelector(".prompt-fold"));
+  fold(byId("comparison").querySelector(".prompt-fold"), askedIn(prompt));
   const written = [left, right].map((id) => completions.written[specOf(id)][prompt]);
   const pairs = written[0].map((index, i) => {
     const both = [index, written[1][i] ?? null];
@@ -401,7 +414,7 @@ function compare() {
   byId("comparison").querySelector(".sides").replaceChildren(side(left, right, marked[0]), side(right, left, marked[1]));
   const shownKl = [left, right].flatMap((id) => completions.measures.at(-1).ranks[specOf(id)][prompt]);
   byId("negative-kl").hidden = !shownKl.some((rank) => rank !== null && completions.measures.at(-1).texts[rank].startsWith("\u2212"));
-  byId("address").href = `#p=${prompt + 1}&a=${left}&b=${right}`;
+  byId("address").href = addressOf(`p=${prompt + 1}&a=${left}&b=${right}`);
 }
 
 function goTo(number) {
@@ -411,10 +424,15 @@ function goTo(number) {
   keepAddress();
 }
 
+// The address of a view, with the preference by which its policy is best.
+function addressOf(view) {
+  return `#${view}${choice >= 0 ? `&w=${data.choices[choice].address}` : ""}`;
+}
+
 // The address of the window is that of the view once the reader has chosen one.
 function keepAddress() {
   const shown = completions && compared().includes(selected);
-  history.replaceState(null, "", shown ? byId("address").getAttribute("href") : `#b=${selected}`);
+  history.replaceState(null, "", shown ? byId("address").getAttribute("href") : addressOf(`b=${selected}`));
 }
 
 // Another pair, or another order: begin where it begins.
@@ -424,12 +442,14 @@ function choose({ at = null } = {}) {
   compare();
 }
 
-// What an address such as #p=12&a=3&b=7 or #b=7 asks for; one without b is of no view.
+// What an address such as #p=12&a=3&b=7&w=70-30 or #b=7 asks for; one without b is of no view.
 function openAddress() {
   const asked = new URLSearchParams(location.hash.slice(1));
   if (!(asked.get("b") in data.groups)) return;
   const isRead = completions && asked.get("b") in completions.spec_of;
   if (isRead && asked.get("a") in completions.spec_of) beside = asked.get("a");
+  const preferred = data.choices.findIndex(({ address }) => address === asked.get("w"));
+  if (preferred >= 0) choice = preferred;
   select(Number(asked.get("b")));
   const number = Number(asked.get("p")) - 1;
   if (isRead) choose({ at: number in completions.prompts ? number : null });
@@ -477,15 +497,22 @@ function setUpComparison() {
   choose();
 }
 
-// ---- Tables that are wider than their place say so
+// ---- Tables that are wider or longer than their place say so
 
 function setUpScrolling() {
   for (const box of document.querySelectorAll(".scroll")) {
+    const button = box.nextElementSibling;
     const show = () => {
       const wide = box.scrollWidth > box.clientWidth + 1;
       box.previousElementSibling.hidden = !wide;
       box.classList.toggle("further", wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+      button.hidden = !box.classList.contains("whole") && box.scrollHeight <= box.clientHeight + 1;
     };
+    button.addEventListener("click", () => {
+      const whole = box.classList.toggle("whole");
+      button.setAttribute("aria-expanded", String(whole));
+      [button.children[0].hidden, button.children[1].hidden] = [whole, !whole];
+    });
     box.addEventListener("scroll", show, { passive: true });
     const watch = new ResizeObserver(show);
     watch.observe(box);

@@ -41,6 +41,7 @@ def report_html(
     made: Mapping[str, Any],
     *,
     worths: Sequence[Value | None] = (),
+    over_soup: Sequence[Value | None] = (),
     max_bytes: int = MAX_BYTES,
 ) -> str:
     """The report as one HTML page that needs no other file; the same arguments give the same page.
@@ -56,12 +57,13 @@ def report_html(
             a point to the command that makes its policy), `example` (pairs of a reader and what it reads of one row)
             and `config` (text of `config.yaml`).
         worths: see `Content`.
+        over_soup: see `Content`.
         max_bytes: size of the page.
 
     Raises:
         ValueError: a number of `front` is not finite.
     """
-    content = Content(front, worths)
+    content = Content(front, worths, over_soup)
     figures = page_figures(content)
 
     spreads: dict[str, float] = {}
@@ -120,7 +122,11 @@ def _page(
         "steps": [asdict(step) for step in content.steps],
         "values": slider_values(content),
         "choices": [
-            {"point": choice.point, "text": f"{choice.text}: {visible(content.label(content.by_id[choice.point]))}"}
+            {
+                "point": choice.point,
+                "text": f"{choice.text}: {visible(content.label(content.by_id[choice.point]))}",
+                "address": choice.address,
+            }
             for choice in content.choices
         ],
         "utilities": [utility_name(each) for each in utility_choices(content)],

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
-from rlhf_lines.pareto.headline import bases
+from rlhf_lines.pareto.headline import bases, has_narrow_budgets
 from rlhf_lines.pareto.look_at import likely_choices
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.picked import Picked, pick
@@ -18,10 +18,11 @@ from rlhf_lines.pareto.report import badly, facts
 from rlhf_lines.pareto.report.content import Content, Measure
 from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, signed, visible, weights
-from rlhf_lines.pareto.schema import SFT, SOUP, GridEntry, Mean, PointEntry, Value, label, shortened
+from rlhf_lines.pareto.schema import SFT, SOUP, Comparison, GridEntry, Mean, PointEntry, Value, label, shortened
 from rlhf_lines.pareto.table import MEASURES, decimals, p_text
 
 
+BEYOND = {1: "↑ better", -1: "↓ worse", 0: "≈ cannot be told apart"}
 PRINTED = 60  # of more points, only those that one would likely choose are on paper
 
 
@@ -97,7 +98,8 @@ def choice_table(content: Content) -> Table | None:
     front = content.front
     if not content.choices:
         return None
-    groups = [name for name in content.groups if name in front["fronts"]]
+    picked = {content.by_id[choice.point]["group"] for choice in content.choices}
+    groups = [name for name in content.groups if name != SFT or name in picked]
     objectives = [shortened(visible(objective), 20) for objective in front["objectives"]]
     cells: dict[str, list[str]] = {name: [] for name in groups}
     for choice in content.choices:
@@ -113,7 +115,7 @@ def choice_table(content: Content) -> Table | None:
     labels = [choice.ratio for choice in content.choices]
     first = Column(Markup("<span>{} (%)</span>").format(bdi(" : ".join(objectives))), labels, start=True)
     rows = [{"data-preference": str(k)} for k in range(len(labels))]
-    columns = [first, *map(Column, heads, cells.values()), *_corrected(content), *_soup_within(content)]
+    columns = [first, *_corrected(content), *_beside_soup(content), *map(Column, heads, cells.values())]
     return Table("The best point of every group by preference", columns, rows)
 
 
@@ -124,22 +126,38 @@ def _corrected(content: Content) -> list[Column]:
     return [Column("picked, corrected", [_estimate(worth, 3) for worth in content.worths])]
 
 
-def _soup_within(content: Content) -> list[Column]:
-    """For every preference the best point of the soup whose KL is at most that of the point that is picked."""
-    front, spent = content.front, {point["id"]: point["kl"] for point in content.front["points"]}
-    if SOUP not in front["fronts"] or None in [spent[choice.point] for choice in content.choices]:
+def _beside_soup(content: Content) -> list[Column]:
+    """For every preference what is picked beside the best point of the soup whose KL is at most as large."""
+    pairs = content.within_kl
+    if not any(pairs):
         return []
-    cells = []
-    for choice in content.choices:
-        limit = max(spent[choice.point]["mean"], 0.0)
-        try:
-            found = pick(front, preference=choice.preference, scale="range", group=SOUP, max_kl=limit)
-        except ValueError:  # every point of the soup is further away
-            cells.append(NOTHING)
-        else:
-            cells.append(_worth_of(content, found))
-    head = Markup("<span>{} soup within its KL</span>")
-    return [Column(head.format(symbol(content.groups[SOUP])), cells)]
+    cells = [pair and _link(pair[1].point, _worth_of(content, pair[1])) for pair in pairs]
+    head = Markup("<span>{} soup within its KL</span>").format(symbol(content.groups[SOUP]))
+    columns = [
+        Column(head, [cell or NOTHING for cell in cells]),
+        Column("KL of picked", [_spent(content.by_id[choice.point]) for choice in content.choices]),
+        Column("KL of soup", [_spent(pair[1].point) if pair else NOTHING for pair in pairs]),
+    ]
+    if any(content.over_soup):
+        more = [_more(*each) for each in zip(pairs, content.over_soup, strict=True)]
+        columns.insert(0, Column(f"picked {MINUS} soup within its KL", more))
+    return columns
+
+
+def _spent(point: PointEntry) -> str:
+    return number(point["kl"] and point["kl"]["mean"], 2)
+
+
+def _more(pair: tuple[Picked, Picked] | None, difference: Value | None) -> str:
+    """How much more what is picked is worth than the soup's best, and whether beyond noise."""
+    if pair is None or difference is None:
+        return NOTHING
+    if pair[0].point["id"] == pair[1].point["id"]:
+        return "it is the soup's"
+    low, high = difference["low"], difference["high"]
+    beyond = "" if low is None else BEYOND[(low > 0) - (high < 0)]
+    cell = Markup('<span>{}<span class="range"> {}</span> {}</span>')
+    return cell.format(signed(difference["value"], 3), estimated(difference, 3)[1], beyond)
 
 
 def _worth_of(content: Content, found: Picked) -> Markup:
@@ -195,9 +213,16 @@ def differences_table(content: Content) -> Table:
             Column("adjusted p", [p_text(each and each["adjusted_p_value"]) for each in found]),
         ]
     if any(entry["kl_budgets"] is not None for entry in entries):
-        budgets = [entry["kl_budgets"] and " to ".join(number(k, 2) for k in entry["kl_budgets"]) for entry in entries]
-        columns.append(Column("KL, nats", [text or NOTHING for text in budgets]))
+        columns.append(Column("KL, nats", [_budgets(content, entry) for entry in entries]))
     return Table("Differences between groups", columns)
+
+
+def _budgets(content: Content, entry: Comparison) -> str:
+    """From which KL to which two groups are compared."""
+    if entry["kl_budgets"] is None:
+        return NOTHING
+    text = " to ".join(number(kl, 2) for kl in entry["kl_budgets"])
+    return f"{text}, narrow" if has_narrow_budgets(content.front, entry) else text
 
 
 def validation_table(content: Content) -> Table:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_lines.data.templates import said
 from rlhf_lines.pareto.behaviour import Behaviour
 from rlhf_lines.pareto.schema import Front, PointEntry
-from rlhf_lines.sweep.store import Row, Store
+from rlhf_lines.sweep.store import Row, Store, StoredPrompt
 
 
 def read_behaviour(store: Store, split: str, objectives: Sequence[str]) -> dict[int, Behaviour]:
@@ -51,10 +51,15 @@ def lost_prompts(folder: str | Path, front: Front, point: PointEntry) -> dict[in
     if not lost:
         return {}
     with Store(folder, reading=True) as store:
-        prompts = store.prompts(front["split"])
+        asked = asked_in(store.prompts(front["split"]))
+    return {number: asked[number] for number in lost if number in asked}
+
+
+def asked_in(prompts: Mapping[int, StoredPrompt]) -> dict[int, str]:
+    """What was asked in each of these prompts, without the marks of a template and what all of them begin with."""
     asked = {number: said(prompt.scored_text) for number, prompt in prompts.items()}
     start = common_start(list(asked.values()))
-    return {number: "…" * (start > 0) + asked[number][start:] for number in lost if number in asked}
+    return {number: "…" * (start > 0) + text[start:] for number, text in asked.items()}
 
 
 def common_start(texts: Sequence[str]) -> int:

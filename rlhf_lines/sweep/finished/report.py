@@ -11,11 +11,12 @@ from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.lock import only_writer
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.picked import merge_command, pick
-from rlhf_lines.pareto.report import Completions, evenly_spaced, preferences, report_html
+from rlhf_lines.pareto.report import Completions, evenly_spaced, preferences, report_html, within_kl_of_picked
 from rlhf_lines.pareto.schema import FILE_NAME, Front, Value
 from rlhf_lines.pareto.table import confidence_text
+from rlhf_lines.sweep.finished.behaviour import asked_in
 from rlhf_lines.sweep.finished.front import trace_front
-from rlhf_lines.sweep.finished.worth import corrected_worths
+from rlhf_lines.sweep.finished.worth import corrected_differences, corrected_worths
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
 
@@ -36,7 +37,7 @@ def write_report(folder: str | Path) -> Path:
     with only_writer(folder), open_finished(folder) as store:
         front = read_front(folder) if (folder / FILE_NAME).is_file() else trace_front(folder)
         made = {**how_it_was_made(folder, front), "example": store.recall("example", [])}
-        page = report_html(front, read_completions(store, front), made, worths=_worths(store, front))
+        page = report_html(front, read_completions(store, front), made, **_worths(store, front))
     write_whole(folder / REPORT, page)
     return folder / REPORT
 
@@ -45,11 +46,13 @@ def read_completions(store: Store, front: Front, *, limit: int = READ_PROMPTS) -
     """What the points of a front wrote for the prompts of its split; beyond `limit`, evenly spaced ones."""
     split, ids = front["split"], {point["id"] for point in front["points"]}
     spec_of = {point.id: point.spec_id for point in store.points(split) if point.id in ids}
-    prompts = list(store.prompts(split).items())
-    read = dict(prompts[i] for i in evenly_spaced(len(prompts), limit))
+    prompts = store.prompts(split)
+    asked, ids = asked_in(prompts), list(prompts)
+    read = [ids[i] for i in evenly_spaced(len(ids), limit)]
+    wanted = set(read)
     rows: dict[tuple[int, int], list[Row]] = {}
     for row in store.rows(split, front["rewards"]):
-        if row.prompt in read:
+        if row.prompt in wanted:
             rows.setdefault((row.spec, row.prompt), []).append(row)
 
     def column(value: Callable[[Row], Any]) -> dict[int, list[list[Any]]]:
@@ -59,7 +62,8 @@ def read_completions(store: Store, front: Front, *, limit: int = READ_PROMPTS) -
         }
 
     return Completions(
-        prompts=[prompt.text for prompt in read.values()],
+        prompts=[prompts[prompt].text for prompt in read],
+        asked=[asked[prompt] for prompt in read],
         total=len(prompts),
         spec_of=spec_of,
         texts=column(lambda row: row.text),
@@ -103,12 +107,15 @@ def how_it_was_made(folder: Path, front: Front) -> dict[str, Any]:
     }
 
 
-def _worths(store: Store, front: Front) -> list[Value | None]:
-    """What the picked points of the page's table of preferences are worth."""
+def _worths(store: Store, front: Front) -> dict[str, list[Value | None]]:
+    """What the picked points of the page's table of preferences are worth, and how much more than the soup's."""
     if not front["fronts"]:
-        return []
+        return {}
     rows = preferences(len(front["objectives"]))
-    return corrected_worths(store, front, [pick(front, preference=row, scale="range") for row in rows])
+    return {
+        "worths": corrected_worths(store, front, [pick(front, preference=row, scale="range") for row in rows]),
+        "over_soup": corrected_differences(store, front, [within_kl_of_picked(front, row) for row in rows]),
+    }
 
 
 def _sweep_command(config: Path) -> str:

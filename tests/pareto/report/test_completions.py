@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def test_a_text_is_stored_once_and_points_share_their_spec():
     )
     assert columns(completions, {"not read": 1, "r": 0}, 3, {"r": 2.5}) == {
         "prompts": ["p", "q"],
+        "asked": [],
         "spec_of": {"4": 0, "5": 0, "6": 1},
         "texts": ["a", "b", "c"],
         "written": [[[0, 1], [0, None]], [[1, 2], [0, 0]]],
@@ -60,3 +62,9 @@ def test_the_spread_of_a_score_is_that_of_the_means_of_one_spec_over_prompts():
     assert score_spreads(completions, 1) == {"r": 2.0, "huge": 1.0}  # |1 - 5| / 2
     assert score_spreads(completions, 2)["r"] == 1.0
     assert score_spreads(completions, None)["r"] == pytest.approx(np.std([1.0, 5.0, 7.0, 7.0]))
+
+
+def test_what_was_asked_stays_beside_its_prompt_and_is_left_out_where_it_is_the_prompt():
+    completions = Completions([f"say: {i}" for i in range(4)], 4, {}, {}, {}, {}, asked=[f"…{i}" for i in range(4)])
+    assert columns(completions.some([1, 3]), {}, 3)["asked"] == ["…1", "…3"]
+    assert columns(replace(completions, asked=completions.prompts), {}, 3)["asked"] == []

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from rlhf_lines.pareto.comparisons import verdict
-from rlhf_lines.pareto.report.facts import facts, swept, verdicts
+from rlhf_lines.pareto.report.facts import facts, ideal, swept, verdicts
 from tests.pareto.report.report_runs import MINUS, make_front
 
 
@@ -198,3 +198,10 @@ class TestFacts:
             "12 policies: LiNeS (11 points) and SFT (1 point); each measured on 30 test prompts with "
             "1 completion per prompt, scored by a, b and c. Higher scores are better."
         )
+
+
+def test_more_than_the_ideal_point_is_possible_where_it_is_that_of_single_policies():
+    front = make_front(groups=("lines", "rewarded_soup"))
+    assert ideal(front) == "the best single policy's score in each objective; more is possible"
+    front["points"] = [point for point in front["points"] if point["group"] == "lines"]
+    assert ideal(front) == "the best point's score in each objective"

@@ -174,3 +174,23 @@ def test_norms_by_layer_stand_beside_the_signatures_of_the_policies(relative):
     else:
         assert rows[0] == ["0", "1.000", "2.000", "0.12"]
     assert front["audit"]["of_two"] in Page(html).texts
+
+
+@pytest.mark.parametrize("has_kl", [True, False])
+def test_what_the_ideal_point_is_stands_once_where_it_is_first_named(has_kl):
+    front = make_front(groups=("lines", "rewarded_soup"))
+    if not has_kl:
+        front["points"] = [point | {"kl": None} for point in front["points"]]
+        front["comparisons"] = []
+    html = report_html(front, None, MADE)
+    told = "(1: the best single policy&#39;s score in each objective; more is possible)"
+    assert html.count(told) == 1 and html.index(told) < html.rindex("to the ideal point") + 30
+    assert html.index("ideal point (1") == html.index(told) - len("ideal point ")
+
+
+def test_a_narrow_range_of_kl_stands_with_the_comparison():
+    front = make_front(groups=("lines", "rewarded_soup"))
+    assert ", narrow<" not in report_html(front, None, MADE)
+    front["comparisons"][0]["kl_budgets"] = [1.0, 1.001]
+    html = report_html(front, None, MADE)
+    assert "1.00 to 1.00, narrow<" in html and "from 1.00 to 1.00 nats, a narrow range<" in html

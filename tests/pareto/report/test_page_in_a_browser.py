@@ -386,6 +386,18 @@ def test_a_wide_table_says_so_and_rows_are_told_apart_on_a_phone(open_page, repo
     assert page.locator("#points-table .point bdi, #points-table .place").evaluate_all(whole)
 
 
+def test_a_table_that_hides_rows_has_a_button_that_shows_all(open_page, report, front):
+    page = open_page(report)
+    box, button = page.locator("#points-table .scroll"), page.locator("#points-table .rows")
+    hides = "box => box.scrollHeight > box.clientHeight + 1"
+    assert box.evaluate(hides) and button.inner_text() == f"Show all {len(front['points'])} rows"
+    button.click()
+    assert not box.evaluate(hides) and button.get_attribute("aria-expanded") == "true"
+    page.get_by_role("button", name="Show fewer rows").click()
+    assert box.evaluate(hides)
+    assert page.locator("#volumes-table .rows").is_hidden()  # all of its rows are there
+
+
 def test_a_keyboard_is_enough(open_page, report, front):
     page = open_page(report)
     page.keyboard.press("Tab")
@@ -400,6 +412,11 @@ def test_a_keyboard_is_enough(open_page, report, front):
     assert outline != "none"
     page.keyboard.press("End")
     assert page.locator("#weight-text").inner_text() == "1 ppo-first · 0 ppo-second"
+    tab_to(page, "#choice-table a")
+    page.keyboard.press("ArrowDown")  # from the row of the preference to the next, and along it
+    page.keyboard.press("ArrowRight")
+    beside = "[...document.querySelector('#choice-table tr[aria-current] + tr').querySelectorAll('a')]"
+    assert page.evaluate(f"{beside}.indexOf(document.activeElement)") == 1
     tab_to(page, "#left")
     page.keyboard.type("reversed")
     assert (
@@ -650,13 +667,39 @@ def test_an_address_brings_the_view_back(open_page, report, front):
     assert page.locator("#comparison .prompt").inner_text().startswith("prompt 11: ")
     page.get_by_role("button", name="Next").click()
     address = page.get_by_role("link", name="Address of this view").get_attribute("href")
-    assert page.evaluate("location.hash") == address and re.fullmatch(rf"#p=\d+&a={left}&b={right}", address)
+    assert page.evaluate("location.hash") == address and re.fullmatch(
+        rf"#p=\d+&a={left}&b={right}(&w=\d+-\d+)?", address
+    )
     number, text = page.locator("#prompt-number").input_value(), page.locator("#comparison .prompt").inner_text()
     page.reload()
     assert page.locator("#prompt-number").input_value() == number
     assert page.locator("#comparison .prompt").inner_text() == text
     page.evaluate("location.hash = '#p=1e9&a=<b>&b=nothing'")
     assert page.locator("#prompt-number").input_value() == number
+    open_page.requests.clear()  # the page itself, read again
+
+
+def test_an_address_has_the_preference_and_follows_the_sliders(open_page, report, front):
+    """The point is best for several preferences, of which the address tells the one that was chosen."""
+    page = open_page(report)
+    best = [pick_point(front, preference=[k / 10, 1 - k / 10], scale="range")["id"] for k in range(11)]
+    place = next(k for k in range(10) if best[k] == best[k + 1] != best[5])  # neither the first nor where a page begins
+    slider = page.locator("#preference")
+    slider.focus()
+    page.keyboard.press("Home")
+    for k in range(place + 1):
+        assert page.evaluate("location.hash").endswith(f"&b={best[k]}&w={10 * k}-{100 - 10 * k}")
+        if k < place:
+            page.keyboard.press("ArrowRight")
+    page.goto(page.url.partition("#")[0] + page.evaluate("location.hash"))
+    page.reload()
+    assert slider.input_value() == str(place)
+    page.locator("#weight").focus()
+    page.keyboard.press("Home")
+    assert f"&b={page.evaluate('selected')}" in page.evaluate("location.hash")
+    control = find(front, "reversed", (0.2, 0.8))["id"]
+    page.locator(f"#points-table tr[data-point='{control}'] td").first.click()
+    assert page.evaluate("location.hash").endswith(f"&b={control}")  # best for no preference
     open_page.requests.clear()  # the page itself, read again
 
 
@@ -710,6 +753,21 @@ def test_a_long_completion_is_folded(open_page):
     button.click()
     assert long.locator(".text").bounding_box()["height"] > 500
     assert long.get_by_role("button", name="Show less").get_attribute("aria-expanded") == "true"
+
+
+def test_prompts_begin_with_what_tells_them_apart_and_are_there_in_full(open_page, front):
+    completions = make_completions(front)
+    prompts = [f"<|im_start|>system\nYou are kind.<|im_end|>\n{text}" for text in completions.prompts]
+    asked = [f"…{text}" for text in completions.prompts]
+    page = open_page(report_html(front, replace(completions, prompts=prompts, asked=asked), MADE))
+    assert set(page.locator("#lost li a").all_inner_texts()) < set(asked)
+    box = page.locator("#comparison .prompt-fold")
+    number = place(page)
+    assert box.locator("p").inner_text() == asked[number]
+    box.get_by_role("button", name="Show all").click()
+    assert box.locator("p").inner_text() == prompts[number]
+    box.get_by_role("button", name="Show less").click()
+    assert box.locator("p").inner_text() == asked[number]
 
 
 def test_the_best_point_for_a_preference_is_that_of_pick_and_opens(open_page, report, front):

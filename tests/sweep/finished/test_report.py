@@ -75,6 +75,7 @@ def test_the_report_holds_what_the_store_holds(run):
     assert path == run / "report.html"
     found = page_of(path).data["completions"]
     assert found["prompts"] == [f"prompt {i} <b>" for i in range(6)]
+    assert found["asked"] == [f"…{i}" for i in range(6)]  # reward models are shown "shown 0" to "shown 5"
     with Store(run) as store:
         points, prompts = store.points("test"), list(store.prompts("test"))
     assert sorted(found["spec_of"]) == sorted(str(point.id) for point in points)
@@ -153,6 +154,7 @@ def test_of_many_prompts_some_are_read(run):
     with Store(run) as store:
         found = read_completions(store, json.loads((run / "front.json").read_text()), limit=3)
     assert found.prompts == ["prompt 1 <b>", "prompt 3 <b>", "prompt 5 <b>"]
+    assert found.asked == ["…1", "…3", "…5"]
     assert found.total == 6
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rlhf_lines import cli
-from rlhf_lines.pareto import may_be_best, pick, picked_worth, read_front
-from rlhf_lines.sweep.finished.worth import corrected_worths, worth_of
+from rlhf_lines.pareto import difference_of_best, may_be_best, pick, picked_worth, read_front
+from rlhf_lines.sweep.finished.worth import corrected_differences, corrected_worths, worth_of
 from rlhf_lines.sweep.store import Store
 from tests.sweep.small_run import write_run
 
@@ -70,6 +70,22 @@ def test_picks_that_share_their_points_are_worth_what_each_is_alone(run):
     alone = [worth_of(run, front, picked) for picked in picks]
     with Store(run, reading=True) as store:
         assert corrected_worths(store, front, picks) == [alone[0].corrected, alone[1].corrected, None]
+
+
+def test_the_best_of_some_points_less_the_best_of_others(run):
+    """By hand, from the lengths of the completions; the SFT model is one point, which was not chosen."""
+    front = read_front(run)
+    pair = pick(front, preference=[2.0]), pick(front, preference=[2.0], group="rewarded_soup")
+    one = pair[0], pick(front, preference=[2.0], group="sft")
+    a, *others = (by_hand(run, each.among, lambda text: -2.0 * len(text.split())) for each in (*pair, one[1]))
+    with Store(run, reading=True) as store:
+        found = corrected_differences(store, front, [pair, None, one, (pick(front, point=3), pair[1])])
+    assert found[1] is found[3] is None
+    for value, other in zip((found[0], found[2]), others, strict=True):
+        expected = difference_of_best(a, other, front["seed"])
+        assert value == pytest.approx(
+            {"value": expected.value, "low": expected.low, "high": expected.high}, rel=1e-9, abs=1e-12
+        )
 
 
 def test_what_was_not_chosen_has_no_worth(run):
