@@ -18,13 +18,12 @@ NAME = "sdpa_in_float32"
 
 
 def attend_in_float32(model: PreTrainedModel) -> None:
-    """Let a model on a CPU that uses torch's fused attention compute it in float32, wherever several tokens are read.
+    """Let a model that uses torch's fused attention compute it in float32, wherever several tokens are read.
 
-    A single token, as of every step of sampling but the first, has its own kernel. Models of another dtype or device,
-    or with another attention, are left as they are.
+    A single token, as of every step of sampling but the first, has its own kernel. Models with another attention are
+    left as they are.
     """
-    on_cpu = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16)
-    if on_cpu and model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
 
 

@@ -179,9 +179,10 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         self._has_compared = False  # two readings of the first rollout
         if self.accelerator.device.type == "cpu":
             utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TILE
+            if self._reading_dtype() != torch.float32:
+                attend_in_float32(self.model.get_base_model())
         if not self.is_sharded:
             add_in_place(self.model)
-            attend_in_float32(self.model.get_base_model())
             self._check_head()
         self._rollouts = 0  # since the start of the run, which a resumed one goes on with
         self._rollout_began: float | None = None  # seconds

@@ -51,7 +51,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(models, capsys):
     assert "layer 1: 0.5, layer 2: 1.5, outside the layers: 0.5" in out
     assert f"{count:,} (100.0%), " in out
     assert "to be read: " in out and "sft/model.safetensors" in out and "policy/model.safetensors" in out
-    assert "warning: policy 'policy' does not record which SFT model it was trained from" in out
+    assert "warning: no SFT model is recorded of policy 'policy': make sure that it was " in out
     assert {path: path.stat().st_mtime_ns for path in models.rglob("*")} == before
 
 

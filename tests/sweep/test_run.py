@@ -227,7 +227,7 @@ def test_the_front_is_computed_again_byte_for_byte(sweep, tmp_path, capsys):
     assert (tmp_path / "front.json").read_bytes() == before
     for name in ("front.png", "validation.png"):
         assert (tmp_path / name).read_bytes() == (sweep / name).read_bytes()
-    assert "rewarded_soup" in capsys.readouterr().out
+    assert "rewarded soup" in capsys.readouterr().out
 
 
 def test_the_written_config_makes_the_same_sweep(sweep, tmp_path, rewards):

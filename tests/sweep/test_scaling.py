@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_lines import cli
-from rlhf_lines.pareto.schema import faults
+from rlhf_lines.pareto.schema import faults, label
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
 from tests.sweep.of_a_run import area, assert_same_store, means_by_hand, read, strict_json
@@ -253,7 +253,7 @@ def test_nothing_beyond_is_measured_where_that_is_asked(run):
     assert any(tuning["at_edge"] for tuning in tunings_of(validation).values())
     record = strict_json(folder / "rlhf_lines.json")
     assert record["validation"] == validation
-    told = ", ".join(name for name, tuning in tunings_of(validation).items() if tuning["at_edge"])
+    told = ", ".join(label(name) for name, tuning in tunings_of(validation).items() if tuning["at_edge"])
     assert f" of LiNeS were chosen on validation prompts, of 4; at an edge of what was tried: {told}\n" in summary(
         "sweep", folder
     )
