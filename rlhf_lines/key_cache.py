@@ -23,7 +23,7 @@ class RoomyLayer(DynamicLayer):
 
     def __init__(self, layer: DynamicLayer, rows: int, more: int) -> None:
         super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.keys.device, True
         self._room = [
             states.new_empty(rows, states.shape[1], states.shape[2] + more, states.shape[3])
             for states in (layer.keys, layer.values)

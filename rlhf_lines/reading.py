@@ -18,7 +18,8 @@ from rlhf_lines.key_cache import add_rows, holds_all, with_room
 
 
 AT_ONCE = 2048  # tokens of prompts in one forward pass of a CPU, which holds their activations; more are no faster
-CACHES = ("past_key_values", "cache_params")  # what forward passes call a cache that can drop rows
+# What forward passes call a cache that can drop rows: transformers 5.24 calls all of them `cache`.
+CACHES = ("cache", "past_key_values", "cache_params")
 # Without position_ids, or with a recurrence, and yet a row reads the same with padding before it: a test asserts it.
 MASKED = {
     "bamba",
@@ -142,6 +143,8 @@ class Reader:
     def _take(self, output, rows: int) -> bool:
         """Keep the cache of a pass over so many rows; False if all of them have to be read in one pass instead."""
         found = output.get(self._cache_name) if self._cache_name is not None else None
+        if self._begins and self._cache_name == "cache" and not holds_all(found):
+            found = None  # of recurrent states this name does not say which mask a pass over them takes
         is_part = rows < len(self._unread)
         if self._begins and self._room:
             if holds_all(found):
