@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,7 @@ def build_front(
 
     counts = bootstrap_counts(prompts, DRAWN, seed)
 
+    @cache
     def offered(group: str) -> NDArray[np.float64]:
         rows = groups[group]
         weights = [points[row].spec["weights"] for row in rows]

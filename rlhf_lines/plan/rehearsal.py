@@ -11,6 +11,7 @@ CPU kernel of the same name does not (attention; here the CPU's flash attention 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ class Rehearsal:
         self._autocast = autocast
         self._model = model
         with self._fake:
-            _leave_meta(model)
+            leave_meta(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
 
     def forward(self, batch: int, length: int, *, use_cache: bool = False, train: bool = False) -> int:
         """The most bytes that a pass without gradient holds beside the weights."""
@@ -156,8 +157,8 @@ def _storage(tensor: torch.Tensor):
     return tensor.untyped_storage()
 
 
-def _leave_meta(model: nn.Module) -> None:
-    """Put fake tensors in place of all parameters and buffers; tied ones stay tied."""
+def leave_meta(model: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Put what `make` makes of them in place of all parameters and buffers; tied ones stay tied."""
     placed: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -165,7 +166,6 @@ def _leave_meta(model: nn.Module) -> None:
                 if tensor is None:
                     continue
                 if id(tensor) not in placed:
-                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    placed[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                    made, is_parameter = make(tensor), isinstance(tensor, nn.Parameter)
+                    placed[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
                 tensors[name] = placed[id(tensor)]

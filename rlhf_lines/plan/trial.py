@@ -21,7 +21,7 @@ from torch import nn
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors
-from rlhf_lines.plan.rehearsal import hidden_states
+from rlhf_lines.plan.rehearsal import hidden_states, leave_meta
 from rlhf_lines.plan.time import Tokens, at_depth
 from rlhf_lines.reading import Reader
 from rlhf_lines.sampling import chosen_logprobs, gumbel
@@ -259,17 +259,11 @@ def _policy_rows(model: nn.Module, sizes: Sequence[AdapterSizes]) -> Rows:
 
 
 def _filled(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with `NUMBER` as every weight, on the device; tied ones stay tied."""
-    placed: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in placed:
-                    number = NUMBER if tensor.is_floating_point() else 0
-                    filled = torch.full(tensor.shape, number, dtype=tensor.dtype, device=device)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    placed[id(tensor)] = nn.Parameter(filled, tensor.requires_grad) if is_parameter else filled
-                tensors[name] = placed[id(tensor)]
+    """The model with `NUMBER` as every weight, on the device."""
+
+    def filled(tensor: torch.Tensor) -> torch.Tensor:
+        number = NUMBER if tensor.is_floating_point() else 0
+        return torch.full(tensor.shape, number, dtype=tensor.dtype, device=device)
+
+    leave_meta(model, filled)
     return model
