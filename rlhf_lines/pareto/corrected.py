@@ -2,30 +2,34 @@
 
 A hypervolume or an expected utility is made of maxima over points. A maximum over noisy means is biased upwards, the
 more so the more points lie close to each other, and a bootstrap of the means doubles that bias instead of showing it.
-Two corrections are mixed here, because one leaves a little too much and the other takes a little too much:
+Two corrections are mixed here:
 
 - Shrinking. Between points, mean scores spread more than true ones: by the noise. Deviations from the group's mean are
   shrunk until their second moments are those without noise (Louis 1984), and the bias is what the bootstrap finds at
-  the shrunk means. Points that coincide shrink to one; points far apart stay.
-- Held-out choice. Every direction's best point is chosen under one noise and measured under another that is
-  independent of it, as on held-out prompts: `m + a e` and `m - e / a`, for e with the covariance of the means m.
-  Nothing can be chosen for its luck, so that the bias is downwards.
+  the shrunk means. Points far apart stay. Points that coincide shrink to one in the mean over data, not in each, so
+  that a part of their bias is left.
+- Extrapolation. More noise of the same kind is added to the means, and what the measure gains by it is carried on to no
+  noise at all (Cook and Stefanski 1994), as if the bias grew in proportion to the noise. It does where points
+  coincide; where they are far apart it grows with the square of the noise, and this takes too much.
 
-The error is the standard deviation of the shrinking estimate over a second level of the bootstrap, and a share of the
-correction itself, which is an estimate. The shares in the mix and in the error were chosen by simulation;
+How fast it grows can be seen: the gains by sqrt(2) and by 2 times the noise give the order p of the growth. The share
+of the extrapolation follows from it.
+
+The error is the standard deviation of the shrinking estimate over a second level of the bootstrap, and a share of how
+far both estimates are from each other, because p is an estimate, too. The shares were chosen by simulation;
 `docs/statistics.md` has the coverage.
 
 Letters: R resamples, n points, P prompts, K objectives, D directions.
 
 Sources: Louis, JASA 79 (1984), 393-398 (constrained shrinking); Efron and Tibshirani, An Introduction to the Bootstrap
-(1993), ch. 10 (bias); Leiner, Duan, Wasserman and Ramdas, arXiv 2112.11079 (noise added for an independent copy).
+(1993), ch. 10 (bias); Cook and Stefanski, JASA 89 (1994), 1314-1328 (simulation and extrapolation).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,24 +42,17 @@ from rlhf_lines.pareto.utility import CHUNK, expected_utility, preferences, util
 
 OUTER, INNER = 160, 10  # resamples of the first level, and of the second, each used with both signs
 DRAWN = OUTER + INNER
-HELD_OUT = 100  # of the first level, for the held-out choice, with both signs
-ADDED_NOISE = 0.5  # a: little noise chooses almost as well as all prompts do
-MOST_DOUBTED = 1.5  # standard deviations of a correction
-WIDENED = 0.1  # times the share of the held-out choice, which varies more than what is resampled
+ADDED = 80  # of the first level, added to the means with both signs
+MOST_EXTRAPOLATED = 0.8  # share of the extrapolation where the bias grows in proportion to the noise
+WIDENED = 1.05  # the error: the share of the extrapolation is not found again in every resample
+DOUBT = 0.5  # times the distance of both estimates
+MOST_DOUBTED = 1.0  # standard deviations
 ROUNDING = 1e-12  # of a measure: smaller differences have no meaning, and neither has their spread
 DIRECTIONS = 32  # for each dimension
 
 
 class Measure(Protocol):
-    """A number for a group of points, made of maxima over them.
-
-    `held_out_share` is the share of the held-out choice in the mix, `doubt` that of the correction in the error. Both
-    are larger for an expected utility: on a smooth front many points are nearly best for a preference, and shrinking
-    leaves more of its bias.
-    """
-
-    held_out_share: ClassVar[float]
-    doubt: ClassVar[float]
+    """A number for a group of points, made of maxima over them."""
 
     def value(self, means: NDArray[np.float64]) -> float:
         """The measure of mean scores `[n, K]`."""
@@ -63,24 +60,12 @@ class Measure(Protocol):
     def values(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
         """The measure, shape `[R]`, of mean scores `[R, n, K]`; may have an error that is the same in all of them."""
 
-    def held_out(self, means: NDArray[np.float64], noise: NDArray[np.float64], added: float) -> float:
-        """Chosen at `means + added noise`, measured at `means - noise / added`, less the measure of `means` itself.
-
-        The mean over `noise` `[R, n, K]`, for means `[n, K]`.
-        """
-
 
 @dataclass(frozen=True)
 class Hypervolume:
-    """The hypervolume above a fixed reference point, of any K.
-
-    Along a direction u with positive parts, the front reaches as far as `rho(u) = max_i min_k (s_ik - r_k) / u_k`. For
-    u on those faces of the unit cube where one part is 1, the hypervolume is the integral of `rho^K / K`.
-    """
+    """The hypervolume above a fixed reference point, of any K."""
 
     reference_point: tuple[float, ...]
-    held_out_share: ClassVar[float] = 0.2
-    doubt: ClassVar[float] = 0.2
 
     def value(self, means: NDArray[np.float64]) -> float:
         """See `Measure`."""
@@ -90,25 +75,6 @@ class Hypervolume:
         """See `Measure`."""
         return bootstrap_hypervolumes(means, self.reference_point)
 
-    def held_out(self, means: NDArray[np.float64], noise: NDArray[np.float64], added: float) -> float:
-        """See `Measure`. Measured to first order in the noise, so that nothing but the choice has a bias."""
-        objectives = means.shape[1]
-        sides = (means - self.reference_point).max(axis=0)
-        if (sides <= 0.0).any():
-            return 0.0
-        above, noise = (means - self.reference_point) / sides, noise / sides
-        directions = _cube_faces(objectives)
-        reach = _reach(above, directions)  # [n, D]
-        bound_by = (above[:, None] / directions).argmin(axis=2)
-        columns = np.arange(len(directions))
-        held = np.maximum(reach, 0.0)
-        slope = objectives * held ** (objectives - 1) / directions[columns, bound_by]
-        best = _reach(above + added * noise, directions).argmax(axis=1)  # [R, D]
-        error = noise[np.arange(len(noise))[:, None], best, bound_by[best, columns]]
-        measured = held[best, columns] ** objectives - slope[best, columns] * error / added
-        excess = measured.mean(axis=0) - held.max(axis=0) ** objectives
-        return float(sides.prod() * excess.mean())  # K faces, each a 1 / K
-
 
 @dataclass(frozen=True)
 class ExpectedUtility:
@@ -116,8 +82,6 @@ class ExpectedUtility:
 
     reference_point: tuple[float, ...]
     ideal_point: tuple[float, ...]
-    held_out_share: ClassVar[float] = 0.4
-    doubt: ClassVar[float] = 0.3
 
     def value(self, means: NDArray[np.float64]) -> float:
         """See `Measure`."""
@@ -128,14 +92,6 @@ class ExpectedUtility:
         step = max(1, CHUNK // (means.shape[1] * means.shape[2] * DIRECTIONS))
         chunks = (means[start : start + step] for start in range(0, len(means), step))
         return np.concatenate([self._by_preference(chunk).max(axis=1).mean(axis=1) for chunk in chunks])
-
-    def held_out(self, means: NDArray[np.float64], noise: NDArray[np.float64], added: float) -> float:
-        """See `Measure`."""
-        points = self._by_preference(means)  # [n, D]
-        moved = self._by_preference(means + noise) - points  # [R, n, D]
-        best = (points + added * moved).argmax(axis=1)[:, None]
-        measured = np.take_along_axis(points - moved / added, best, axis=1)
-        return float((measured[:, 0] - points.max(axis=0)).mean())
 
     def _by_preference(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
         objectives = means.shape[-1]
@@ -150,10 +106,11 @@ class Corrected:
     Attributes:
         value: the measure of the mean scores as they are.
         corrected: the same without the bias of choosing among noisy points; the interval lies around it.
-        resampled: `[OUTER]`, the estimate in resamples (widened), for the error; paired between groups. Of a
-            difference, how far each is from their mean.
+        resampled: `[OUTER]`, the shrinking estimate in resamples (widened), for the error; paired between groups. Of
+            a difference, how far each is from their mean.
         prompts: P.
-        doubt: share of the correction in the error.
+        apart: how far the two estimates that are mixed are from each other; of a difference, the root of the sum of
+            both squares.
         is_difference: of two groups; it may be 0 or less.
     """
 
@@ -161,7 +118,7 @@ class Corrected:
     corrected: float
     resampled: NDArray[np.float64]
     prompts: int
-    doubt: float
+    apart: float
     is_difference: bool = False
 
     def __sub__(self, other: Corrected) -> Corrected:
@@ -172,28 +129,28 @@ class Corrected:
         size = max(np.abs(each.resampled).max() for each in (self, other))
         rounding = ROUNDING * max(size, abs(self.value), abs(other.value))
 
-        def apart(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+        def less(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
             """`a - b`, and 0 where the same points in another order would differ as much."""
             difference = np.subtract(a, b)
             return np.where(np.abs(difference) <= rounding, 0.0, difference)
 
         resampled = self.resampled - other.resampled
         return Corrected(
-            float(apart(self.value, other.value)),
-            float(apart(self.corrected, other.corrected)),
-            apart(resampled, resampled.mean()),
+            float(less(self.value, other.value)),
+            float(less(self.corrected, other.corrected)),
+            less(resampled, resampled.mean()),
             self.prompts,
-            self.doubt,
+            math.hypot(self.apart, other.apart),
             is_difference=True,
         )
 
     @property
     def standard_error(self) -> float:
-        """`hypot(sd, doubt min(|value - corrected|, MOST_DOUBTED sd))`, with sd that of `resampled`."""
+        """`hypot(sd, min(DOUBT apart, MOST_DOUBTED sd))`, with sd that of `resampled`."""
         if self.prompts < 2:
             return math.nan
         spread = float(self.resampled.std(ddof=1))
-        return math.hypot(spread, self.doubt * min(abs(self.value - self.corrected), MOST_DOUBTED * spread))
+        return math.hypot(spread, min(DOUBT * self.apart, MOST_DOUBTED * spread))
 
     def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
         """The corrected number with interval and p-value: Student's t with P - 1 degrees of freedom.
@@ -236,11 +193,13 @@ def correct(
     means = scores.mean(axis=1)
     value = measure.value(means)
     if prompts < 2:
-        return Corrected(value, value, np.zeros(OUTER), prompts, measure.doubt)
+        return Corrected(value, value, np.zeros(OUTER), prompts, 0.0)
     if noise is None:
         noise = resampled_noise(scores, bootstrap_counts(prompts, DRAWN, seed) if counts is None else counts)
     outer, inner = noise[:OUTER], both_signs(noise[OUTER:])
+    added = both_signs(outer[:ADDED])
     shrunk = Shrinking(noise)
+    plain, centre = float(measure.values(means[None])[0]), shrunk(means[None])
 
     def estimates(resamples: NDArray[np.float64]) -> NDArray[np.float64]:  # [R, n, K] to [R]
         centres = shrunk(resamples)
@@ -248,11 +207,28 @@ def correct(
         bias = measure.values(moved).reshape(len(centres), -1).mean(axis=1) - measure.values(centres)
         return measure.values(resamples) - bias
 
-    share = measure.held_out_share
-    resampled = (1.0 + WIDENED * share) * estimates(shrunk(means[None]) + outer)
-    left = float((estimates(means[None]) - measure.values(means[None]))[0])
-    held_out = measure.held_out(means, both_signs(outer[:HELD_OUT]), ADDED_NOISE)
-    return Corrected(value, value + (1.0 - share) * left + share * held_out, resampled, prompts, measure.doubt)
+    bias = float((measure.values(centre + added) - measure.values(centre)).mean())
+    # Noise of variance 1 and 3 on top of that in the means: sqrt(2) and 2 times as much in all.
+    gains = [float(measure.values(means + math.sqrt(more) * added).mean()) - plain for more in (1.0, 3.0)]
+    share = extrapolated_share(*gains)
+    taken = (1.0 - share) * bias + share * gains[1]
+    return Corrected(value, value - taken, WIDENED * estimates(centre + outer), prompts, abs(gains[1] - bias))
+
+
+def extrapolated_share(gain: float, further_gain: float) -> float:
+    """The share of the extrapolation, by what a measure gains by sqrt(2) and by 2 times its noise.
+
+    A bias of `b t^p` at the noise t gains `b (2^(p/2) - 1)` and `b (2^p - 1)`, so that p is `2 log2(further / gain -
+    1)`. The share is `MOST_EXTRAPOLATED (2 - p)^2` for p from 1, where the further gain is the bias itself, to 2. It is
+    0 where the measure does not gain.
+
+    >>> [extrapolated_share(2 ** (p / 2) - 1, 2**p - 1) for p in (1.0, 1.5, 2.0)]
+    [0.8, 0.2, 0.0]
+    """
+    if not 0.0 < gain < further_gain:
+        return 0.0
+    order = 2.0 * math.log2(further_gain / gain - 1.0)
+    return MOST_EXTRAPOLATED * min(1.0, max(0.0, 2.0 - order)) ** 2
 
 
 def resampled_noise(scores: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
@@ -305,31 +281,3 @@ class Shrinking:
 def both_signs(noise: NDArray[np.float64]) -> NDArray[np.float64]:
     """`noise` `[R, ...]` and its mirror image `[2 R, ...]`, whose mean is exactly 0."""
     return np.concatenate([noise, -noise])
-
-
-def _cube_faces(objectives: int) -> NDArray[np.float64]:
-    """Directions `[D, K]`, spread evenly over the K faces of the unit cube on which one part is 1."""
-    if objectives == 1:
-        return np.ones((1, 1))
-    cuts = _spread(objectives - 1)
-    return np.concatenate([np.insert(cuts, face, 1.0, axis=1) for face in range(objectives)])
-
-
-def _spread(dimensions: int) -> NDArray[np.float64]:
-    """Points in the open unit cube: midpoints, or the R sequence (Roberts 2018) in more dimensions than one."""
-    count = DIRECTIONS * dimensions
-    if dimensions == 1:
-        return (np.arange(count)[:, None] + 0.5) / count
-    root = 2.0  # becomes the solution of x^(dimensions + 1) = x + 1
-    for _ in range(60):
-        root = (1.0 + root) ** (1.0 / (dimensions + 1))
-    steps = root ** -np.arange(1.0, dimensions + 1)
-    return (0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0
-
-
-def _reach(above: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`min_k above_k / u_k`, shape `[..., n, D]`, for `[..., n, K]`."""
-    reach = above[..., 0, None] / directions[:, 0]
-    for k in range(1, above.shape[-1]):
-        np.minimum(reach, above[..., k, None] / directions[:, k], out=reach)
-    return reach

@@ -48,16 +48,6 @@ class EqualKL(Hypervolume):
         values = np.concatenate([means[..., :-1], -means[..., -1:]], axis=-1)
         return equal_kl_hypervolumes(values, self.budgets, self.reference_point[:-1])
 
-    def held_out(self, means: NDArray[np.float64], noise: NDArray[np.float64], added: float) -> float:
-        """See `Measure`."""
-        cheap, least, most = means[:, -1] > -self.least, *self.budgets
-        means, noise = means.copy(), noise.copy()
-        means[cheap, -1], noise[:, cheap, -1] = (
-            -least,
-            0.0,
-        )  # what costs less is offered for every budget, whatever noise
-        return super().held_out(means, noise, added) / (most - least)
-
 
 def equal_kl_hypervolumes(
     values: ArrayLike, budgets: tuple[float, float], reference_point: Sequence[float]

@@ -139,7 +139,9 @@ def _mean(runs: Sequence[Corrected], prompts: int) -> Corrected:
     """The mean of a measure over these very runs, whose error is that of their prompts."""
     value, corrected = (float(np.mean([getattr(run, key) for run in runs])) for key in ("value", "corrected"))
     resampled = np.mean([run.resampled for run in runs], axis=0)
-    return Corrected(value, corrected, resampled, prompts, runs[0].doubt, is_difference=True)
+    return Corrected(
+        value, corrected, resampled, prompts, float(np.mean([run.apart for run in runs])), is_difference=True
+    )
 
 
 def _variance(values: Sequence[float]) -> float:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_counts
-from rlhf_lines.pareto.corrected import ADDED_NOISE, Hypervolume, Shrinking, both_signs, correct, resampled_noise
+from rlhf_lines.pareto.corrected import Hypervolume, Shrinking, both_signs, correct, resampled_noise
 from rlhf_lines.pareto.intervals import Estimate, estimate
 from rlhf_lines.pareto.student import critical_value
 
 
 OUTER, INNER = 200, 100  # resamples of the first level, and of the second, each used with both signs
+ADDED_NOISE = 0.5  # a: little noise chooses almost as well as all prompts do
 
 
 def picked_worth(worth: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:

@@ -10,7 +10,14 @@ import pytest
 from rlhf_lines.pareto import ExpectedUtility, Hypervolume, correct, expected_utility, hypervolume, utilities
 from rlhf_lines.pareto import corrected as module
 from rlhf_lines.pareto.bootstrap import bootstrap_counts
-from rlhf_lines.pareto.corrected import Shrinking, resampled_noise
+from rlhf_lines.pareto.corrected import (
+    DOUBT,
+    MOST_DOUBTED,
+    MOST_EXTRAPOLATED,
+    Shrinking,
+    extrapolated_share,
+    resampled_noise,
+)
 
 
 def drawn(truths, prompts=200, spread=1.0, seed=0):
@@ -33,15 +40,6 @@ def test_the_value_is_the_plain_measure(objectives):
     assert correct(scores, Hypervolume(reference)).value == hypervolume(means, reference)
     utility = correct(scores, ExpectedUtility(reference, ideal)).value
     assert utility == expected_utility(utilities(means[None], reference, ideal))[0]
-
-
-@pytest.mark.parametrize("objectives", [1, 2, 3])
-def test_a_hypervolume_is_the_mean_over_directions_of_how_far_the_front_reaches(objectives, monkeypatch):
-    monkeypatch.setattr(module, "DIRECTIONS", 20000)
-    means = np.random.default_rng(3).uniform(0.2, 1.0, (5, objectives))
-    sides = means.max(axis=0)
-    reach = module._reach(means / sides, module._cube_faces(objectives)).max(axis=0)
-    assert sides.prod() * (reach**objectives).mean() == pytest.approx(hypervolume(means, [0.0] * objectives), rel=1e-3)
 
 
 def test_noise_has_the_covariance_of_the_means():
@@ -98,17 +96,46 @@ def test_scores_without_noise_have_nothing_to_correct(column):
     assert abs(found.corrected - found.value) < 0.1 * found.standard_error < 0.1 * found.value
 
 
-def test_held_out_of_two_equal_points_has_the_closed_form():
-    # One objective, above the reference: d = m_1 - m_2 with noise of standard deviation t. Chosen at d + a e and
-    # measured at d - e / a: the mean of the higher is m_2 + d Phi(d / (a t)) - (t / a) phi(d / (a t)).
-    distance, spread, a = 0.03, 0.05, 0.5
-    noise = np.zeros((400_000, 2, 1))
-    noise[:, 0, 0] = np.random.default_rng(0).normal(0.0, spread, 400_000)
-    z = distance / (a * spread)
-    closed = distance * 0.5 * math.erfc(-z / math.sqrt(2)) - spread / a * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    means = np.array([[1.0 + distance], [1.0]])
-    for measure in (Hypervolume((0.0,)), ExpectedUtility((0.0,), (1.0,))):
-        assert measure.held_out(means, noise, a) + distance == pytest.approx(closed, abs=5e-4)
+@pytest.mark.parametrize("distance", [0.0, 0.5, 1.0, 2.0, 6.0])
+def test_the_order_is_that_of_the_bias_of_the_higher_of_two_points(distance):
+    """With normal noise t in the difference d of two means, the higher is too high by t phi(d / t) - d Phi(-d / t).
+
+    At d = 0 that is in proportion to t, so that all of it is extrapolated that ever is; for d far above t it grows
+    faster than the square, and nothing is.
+    """
+
+    def bias(noise):
+        z = distance / noise
+        density = math.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
+        return noise * density - distance * 0.5 * math.erfc(z / math.sqrt(2.0))
+
+    gains = [bias(noise) - bias(1.0) for noise in (math.sqrt(2.0), 2.0)]
+    order = min(2.0, max(1.0, 2.0 * math.log2(gains[1] / gains[0] - 1.0)))
+    assert extrapolated_share(*gains) == pytest.approx(MOST_EXTRAPOLATED * (2.0 - order) ** 2, abs=1e-12)
+    assert {0.0: order == pytest.approx(1.0), 6.0: order == 2.0}.get(distance, 1.0 < order <= 2.0)
+
+
+@pytest.mark.parametrize("gains", [(0.0, 0.0), (0.1, 0.05), (-0.1, 0.2), (0.1, -0.2), (0.2, 0.2)])
+def test_what_does_not_grow_is_not_extrapolated(gains):
+    assert extrapolated_share(*gains) == 0.0
+
+
+def test_both_corrections_are_mixed_by_the_share():
+    """Against the same by plain loops over resamples: what is taken, and how far the two are from each other."""
+    scores, reference = drawn([[0.5, 0.6], [0.6, 0.5], [0.55, 0.55]], prompts=40, seed=10), (-1.0, -1.0)
+    noise = resampled_noise(scores, bootstrap_counts(40, module.DRAWN, 3))
+    means, added = scores.mean(axis=1), [sign * each for sign in (1, -1) for each in noise[: module.ADDED]]
+    centre = Shrinking(noise)(means[None])[0]
+    plain = hypervolume(means, reference)
+    shrunk = np.mean([hypervolume(centre + each, reference) for each in added]) - hypervolume(centre, reference)
+    gains = [np.mean([hypervolume(means + s * each, reference) for each in added]) - plain for s in (1.0, 3.0**0.5)]
+    share = extrapolated_share(*gains)
+    found = correct(scores, Hypervolume(reference), 3)
+    assert 0.0 < share < MOST_EXTRAPOLATED
+    assert found.corrected == pytest.approx(plain - (1 - share) * shrunk - share * gains[1], rel=1e-12)
+    assert found.apart == pytest.approx(abs(gains[1] - shrunk), rel=1e-9)
+    spread = found.resampled.std(ddof=1)
+    assert found.standard_error == pytest.approx(np.hypot(spread, min(DOUBT * found.apart, MOST_DOUBTED * spread)))
 
 
 def test_the_bias_of_the_higher_of_two_equal_points_goes():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_lines.pareto import build_front, correct, corrected
+from rlhf_lines.pareto import build_front, correct
 from rlhf_lines.pareto.bootstrap import bootstrap_counts
 from rlhf_lines.pareto.corrected import DRAWN, resampled_noise
 from rlhf_lines.pareto.equal_kl import (
@@ -65,44 +65,6 @@ def test_as_a_measure_it_is_the_mean_over_budgets(objectives):
     expected = [mean_over_budgets(each, 0.2, 0.8, reference) for each in rows]
     np.testing.assert_allclose(measure.values(means), expected, rtol=1e-10)
     assert measure.value(means[2]) == pytest.approx(expected[2], rel=1e-10) and measure.budgets == (0.2, 0.8)
-
-
-def test_held_out_of_two_points_at_no_cost_has_the_closed_form():
-    """Both offer their scores for every budget: what is chosen is the higher score, as without a budget.
-
-    With scores 1 and 1 - d above the reference and noise of standard deviation t in the first, it is chosen where
-    d + a e > 0, with probability Phi(z), z = d / (a t), and measured to first order in e / a. Half of the directions
-    are bound by the budget and see no choice; in the others the squared length of the first is 1 - 2 e / a, so that the
-    mean is 1/2 (Phi(-z) ((1 - d)^2 - 1) - 2 t phi(z) / a).
-    """
-    distance, spread, a, budget = 0.01, 0.05, 0.5, 3.0
-    noise = np.zeros((20_000, 2, 2))
-    noise[:, 0, 0] = spread * stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
-    means = np.array([[4.0, 0.0], [4.0 - distance, 0.0]])
-    z = distance / (a * spread)
-    closed = 0.5 * (stats.norm.cdf(-z) * ((1 - distance) ** 2 - 1) - 2 * spread / a * stats.norm.pdf(z))
-    found = EqualKL.between(0.0, budget, [3.0]).held_out(means, noise, a)
-    assert found == pytest.approx(closed, rel=2e-4)
-
-
-def test_held_out_is_chosen_under_one_noise_and_measured_under_another():
-    """Direction by direction in plain loops, in three dimensions; the first point costs less than any budget."""
-    generator = np.random.default_rng(3)
-    means = np.column_stack([generator.uniform(0.0, 1.0, (4, 2)), [-0.1, -0.3, -0.5, -0.9]])
-    given, a = 0.1 * generator.normal(size=(5, 4, 3)), 0.5
-    measure = EqualKL.between(0.2, 2.0, [-0.5, -0.5])
-    above, noise = means - [-0.5, -0.5, -2.0], given.copy()
-    above[0, 2], noise[:, 0, 2] = 1.8, 0.0
-    sides = above.max(axis=0)
-    total = []
-    for u in corrected._cube_faces(3):
-        reach = [min(row / sides / u) for row in above]
-        for e in noise:
-            best = max(range(4), key=lambda i: min((above[i] + a * e[i]) / sides / u))
-            k = int(np.argmin(above[best] / sides / u))
-            slope = 3 * reach[best] ** 2 / (sides[k] * u[k])
-            total.append(reach[best] ** 3 - slope * e[best, k] / a - max(reach) ** 3)
-    assert measure.held_out(means, given, a) == pytest.approx(sides.prod() * np.mean(total) / 1.8, rel=1e-10)
 
 
 def test_a_group_at_equal_kl_against_itself_is_no_difference():
