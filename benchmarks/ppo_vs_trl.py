@@ -7,7 +7,8 @@ It makes a second environment with TRL 1.12.0 (and otherwise the same versions),
 model with the policy's tokenizer, the only kind that TRL's PPO can use; each of them once. Then it asserts that both
 sides start from the same policy and score the same completions equally, runs them in turn, each in a process of its
 own, and prints tables in Markdown. The runs are in `ppo_sides/`. Below our seconds stands what the matrix
-products of our passes take, at the speed measured for their shapes: see `ppo_sides/limit.py`.
+products of our passes take, at the speed measured for their shapes: see `ppo_sides/limit.py`. `--bf16` adds one run of
+ours with weights and passes in bfloat16.
 
 `smollm2` is HuggingFaceTB/SmolLM2-135M-Instruct, or a local copy of it, and reads chats. In a copy of its folder its
 padding token becomes another than its end token: TRL hides all padding tokens of a text, and a chat holds end tokens.
@@ -61,6 +62,7 @@ SETTINGS = {
         limit=1.6,
     ),
 }
+BF16 = 2.0  # times as fast as in float32, on processors with units for it
 PADDING = "<|endoftext|>"  # of smollm2, in place of its end token
 
 
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, help="10, or 5 of smollm2")
     parser.add_argument("--minibatches", type=int, default=1, help="updates per epoch of a rollout")
     parser.add_argument("--learning_rate", type=float, help="1e-3, or 1e-4 of smollm2")
+    parser.add_argument("--bf16", action="store_true", help="a run of ours in bfloat16, too, with the first seed")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run; runs are one after another")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENTS / f"trl-{TRL}")
     parser.add_argument("--output_dir", type=Path, help="outputs/benchmarks/ppo_vs_trl, and the model's name")
@@ -91,8 +94,8 @@ def main() -> None:
     task_file = options.output_dir / "task.json"
     task.write(task_file)
 
-    def run(side: str, seed: int, *flags: str) -> Path:
-        folder = options.output_dir / f"{side}-{seed}"
+    def run(side: str, seed: int, *flags: str, folder: Path | None = None) -> Path:
+        folder = folder or options.output_dir / f"{side}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         arguments = ["--task", task_file, "--seed", seed, "--output_dir", folder, *flags]
         call(pythons[side], SIDES / f"{side}.py", *arguments, log=folder / "log.txt", threads=options.threads)
@@ -104,6 +107,11 @@ def main() -> None:
         for side in list(pythons)[:: 1 if turn % 2 == 0 else -1]:
             folders[side].append(run(side, seed))
             note(f"seed {seed}: {side} done")
+
+    if options.bf16:
+        in_bf16 = options.output_dir / "ours-bf16"
+        run("ours", options.seeds[0], "--bf16", folder=in_bf16)
+        note("bfloat16: ours done")
 
     adapters = [folder / "adapter" for side in pythons for folder in folders[side]]
     held_out = options.output_dir / "held_out.json"
@@ -120,6 +128,8 @@ def main() -> None:
     call(sys.executable, SIDES / "limit.py", *arguments, log=options.output_dir / "limit.txt", threads=options.threads)
     limit = json.loads((options.output_dir / "limit.json").read_text())
     print(report(task, results, start, limit, options, pythons))
+    if options.bf16:
+        print(_in_bf16(results["ours"][0], json.loads((in_bf16 / "result.json").read_text())))
 
 
 def models(folder: Path) -> tuple[Path, Path]:
@@ -267,6 +277,22 @@ def report(task, results: dict, start: dict, limit: dict, options: argparse.Name
     lines += ["", machine()]
     lines += [f"{side}: {versions(python, PACKAGES)}" for side, python in pythons.items()]
     return "\n".join([*lines, "", f"`python {' '.join(sys.argv)}`"])
+
+
+def _in_bf16(full: dict, half: dict) -> str:
+    """A run in bfloat16 beside that of the same seed in float32."""
+    lines = ["", "| ours, one seed | float32 | bfloat16 | float32 / bfloat16 |", "|---|---|---|---|"]
+    rows = {
+        "seconds per rollout": lambda r: statistics.median(r["seconds"][1:]),
+        "CPU seconds per rollout": lambda r: statistics.median(r["cpu_seconds"][1:]),
+        "peak memory above imports, MiB": lambda r: r["peak_mib"] - r["imports_mib"],
+        "score, last 3 rollouts": lambda r: statistics.mean(r["scores"][-3:]),
+    }
+    for name, value in rows.items():
+        a, b = value(full), value(half)
+        lines.append(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} |")
+    faster = rows["seconds per rollout"](full) / rows["seconds per rollout"](half)
+    return "\n".join([*lines, "", f"- {met(faster >= BF16)}: {faster:.2f} times as fast in bfloat16 (goal: {BF16})."])
 
 
 def _cell(values: list[float]) -> str:

@@ -146,6 +146,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", required=True, help="the task, as Task.write writes it")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output_dir", required=True, help="gets checks.json, result.json and adapter/")
+    parser.add_argument("--bf16", action="store_true", help="weights and passes in bfloat16: ours only")
     parser.add_argument("--check", action="store_true", help="stop after checks.json, before training")
     return parser.parse_args()
 

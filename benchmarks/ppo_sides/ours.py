@@ -31,6 +31,8 @@ def main() -> None:
     updates = task.epochs * task.minibatches
     shared = shared_arguments(task, options.seed, options.output_dir)
     shared["per_device_train_batch_size"] //= task.minibatches
+    if options.bf16:
+        shared |= {"bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}}
     args = PPOConfig(
         **shared,
         steps_per_generation=task.minibatches,
