@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/coverage.py [--runs 300] [--only WORD] [--prompts 20 50]
 
 It takes about 40 minutes on a free core. `docs/statistics.md` has its tables: of groups, at equal KL, of the intervals
-of points, and of a family of comparisons.
+of points, of the best of some points against
+the best of more, and of a family of comparisons.
 
 A run has two groups of points with known mean scores, and three anchors (the SFT model and the two single policies)
 that set the reference and ideal point as in the product: from their measured means. Its scores are
@@ -43,6 +44,7 @@ from rlhf_lines.pareto import (  # noqa: E402
     ExpectedUtility,
     Hypervolume,
     correct,
+    difference_of_best,
     holm,
     ideal_point,
     may_be_best,
@@ -69,6 +71,12 @@ def front(points: int, length: float = 1.0, bulge: float = 0.25) -> NDArray[np.f
     return length * np.stack([w + lift, 1.0 - w + lift], axis=1)
 
 
+def front_of_three(steps: int, bulge: float = 0.25) -> NDArray[np.float64]:
+    """True means of points between (1, 0, 0), (0, 1, 0) and (0, 0, 1), those in the middle higher."""
+    w = np.array([(i, j, steps - i - j) for i in range(steps + 1) for j in range(steps + 1 - i)]) / steps
+    return w + bulge * (1.0 - (w**2).sum(axis=1, keepdims=True))
+
+
 def coinciding(points: int) -> NDArray[np.float64]:
     return np.full((points, 2), 0.6)
 
@@ -90,7 +98,8 @@ class Scene:
 
     @property
     def anchors(self) -> NDArray[np.float64]:
-        return self.length * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        objectives = self.a.shape[1]
+        return self.length * np.concatenate([np.zeros((1, objectives)), np.eye(objectives)])
 
     @property
     def equal_hypervolumes(self) -> bool:
@@ -140,6 +149,8 @@ SCENES = (
     Scene("close 11 and 11, skewed", front(11), front(11, bulge=0.1), skewed=True),
     Scene("close 31 and 3, neighbours alike", front(31), front(3), spread=(1.0, 0.9, 0.4), alike=0.9),
     Scene("coinciding 11 and spread 11 of one hypervolume", as_high_as(front(11)), front(11)),
+    Scene("three objectives, close 15 and 6", front_of_three(4), front_of_three(2), prompts=(50, 100)),
+    Scene("three objectives, close 15 and 15, equal", front_of_three(4), front_of_three(4), prompts=(50, 100)),
 )
 AT_EQUAL_KL = (
     Scene("close 11 and 11, equal", front(11), front(11), kl=(spent(11, 3.0, 4.0), spent(11, 3.0, 4.0))),
@@ -179,17 +190,19 @@ def draw(scene: Scene, generator: np.random.Generator, prompts: int, truths: NDA
         return generator.normal(0.0, spread, shape)
 
     of_prompt, of_merge, of_sample = scene.spread
-    merge = noise(of_merge, points, prompts, 2)
+    objectives = truths.shape[1]
+    merge = noise(of_merge, points, prompts, objectives)
     for i in range(1, points):
         merge[i] = scene.alike * merge[i - 1] + np.sqrt(1.0 - scene.alike**2) * merge[i]
-    sample = generator.normal(0.0, of_sample / np.sqrt(scene.samples), (points, prompts, 2))
-    return truths[:, None] + noise(of_prompt, 1, prompts, 2) + merge + sample
+    sample = generator.normal(0.0, of_sample / np.sqrt(scene.samples), (points, prompts, objectives))
+    return truths[:, None] + noise(of_prompt, 1, prompts, objectives) + merge + sample
 
 
 def simulate(scene: Scene, prompts: int, runs: int) -> str:
     """One row of the table."""
     generator = np.random.default_rng([prompts, *scene.title.encode()])
-    count = len(scene.a)
+    count, objectives = scene.a.shape
+    sft = -1 - objectives
     truths = np.concatenate([scene.a, scene.b, scene.anchors])
     names = ("mean", "difference", "hv a", "hv b", "hv a - b", "eu a", "eu b", "eu a - b", "picked")
     tallies = {name: Tally() for name in names}
@@ -197,23 +210,26 @@ def simulate(scene: Scene, prompts: int, runs: int) -> str:
     best_kept = []
     for _ in range(runs):
         scores = draw(scene, generator, prompts, truths)
-        means = scores[-3:].mean(axis=1)
+        means = scores[sft:].mean(axis=1)
         reference = tuple(reference_point(means))
-        i, k = generator.integers(count), generator.integers(2)
+        i, k = generator.integers(count), generator.integers(objectives)
+        last = sft - 1  # of b
         tallies["mean"].add(mean_estimate(scores[i, :, k]), truths[i, k])
-        tallies["difference"].add(paired_difference(scores[i, :, k], scores[-4, :, k]), truths[i, k] - truths[-4, k])
+        tallies["difference"].add(
+            paired_difference(scores[i, :, k], scores[last, :, k]), truths[i, k] - truths[last, k]
+        )
         for name, measure in (
             ("hv", Hypervolume(reference)),
             ("eu", ExpectedUtility(reference, tuple(ideal_point(means)))),
         ):
-            a, b = correct(scores[:count], measure), correct(scores[count:-3], measure)
+            a, b = correct(scores[:count], measure), correct(scores[count:sft], measure)
             true_a, true_b = measure.value(scene.a), measure.value(scene.b)
             tallies[f"{name} a"].add(a.estimate(), true_a)
             tallies[f"{name} b"].add(b.estimate(), true_b)
             difference = (a - b).estimate()
             tallies[f"{name} a - b"].add(difference, true_a - true_b)
             better[f"{name} a - b"].append(difference.p_value < LEVEL)
-        preference = generator.dirichlet([1.0, 1.0])
+        preference = generator.dirichlet([1.0] * objectives)
         worth, true_worth = scores[:count] @ preference, scene.a @ preference
         tallies["picked"].add(picked_worth(worth), true_worth[worth.mean(axis=1).argmax()])
         highest = np.flatnonzero(true_worth >= true_worth.max() - 1e-12)
@@ -307,6 +323,22 @@ def of_points(prompts: int, runs: int) -> str:
     return f"| {prompts} | " + " | ".join(cells) + " |"
 
 
+def of_best(prompts: int, runs: int) -> str:
+    """One row: the best of 11 points less the best of 5 of them; the other 6 are as good, or better by 0.2."""
+    generator = np.random.default_rng([prompts, 2])
+    cells = []
+    for better in (0.0, 0.2):
+        held, above = [], []
+        for _ in range(runs):
+            worth = generator.normal(0.0, 1.0, (1, prompts)) + generator.normal(0.0, 1.0, (11, prompts))
+            worth[5:] += better
+            found = difference_of_best(worth, worth[:5])
+            held.append(found.low <= better <= found.high)
+            above.append(found.low > 0.0)
+        cells += [f"{100 * np.mean(held):.1f}", f"{100 * np.mean(above):.1f}"]
+    return f"| {prompts} | " + " | ".join(cells) + " |"
+
+
 def family(runs: int, prompts: int, spread: tuple[float, float, float]) -> str:
     """Four groups with one truth, six comparisons: how often is any of them called better."""
     scene = Scene("four equal groups", front(11, 2.0), front(11, 2.0), spread=spread)
@@ -354,7 +386,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument(
-        "--only", default="", help="rows whose title has this text; 'equal KL', 'points', 'family', 'marked'"
+        "--only", default="", help="rows whose title has this text; 'equal KL', 'points', 'best', 'family', 'marked'"
     )
     parser.add_argument("--prompts", type=int, nargs="*", help="rows of these numbers of prompts; all by default")
     options = parser.parse_args()
@@ -383,6 +415,10 @@ def main() -> None:
         )
         for prompts in (10, 20, 50, 100, 400):
             print(of_points(prompts, max(400, options.runs)), flush=True)
+    if options.only in "best":
+        print("\n| prompts | as good: held | above 0 | better by 0.2: held | above 0 |\n" + "|---" * 5 + "|")
+        for prompts in (60, 200):
+            print(of_best(prompts, options.runs), flush=True)
     if options.only in "family":
         print("\n| prompts | HV each | HV any | HV any, Holm | EU each | EU any | EU any, Holm |\n" + "|---" * 7 + "|")
         for prompts, spread in ((100, (1.0, 0.7, 0.0)), (400, (1.0, 0.3, 0.0))):

@@ -39,17 +39,17 @@ class Resampling:
     def scores(self, columns: Mapping[str, NDArray[np.float64]]) -> dict[str, Mean]:
         """The mean of each column `[P]` of scores, with an interval that holds, or none.
 
-        Resamples of a score that nearly all prompts have alike are nearly all alike, and hold next to nothing. Where
-        all scores are 0 or 1, or nearly all one of these and the others between, the interval is that of
-        `share_estimate`; of other scores that are `is_sparse` there is none.
+        Resamples of a score that most prompts have alike are too much alike, and hold too little. Where all scores are 0
+        or 1, or most are one of these and the others between, the interval is that of `share_estimate`; of other
+        scores that are `is_sparse` there is none.
         """
         found = self.means(columns)
         for name, column in columns.items():
-            answers, sparse = bool(np.isin(column, (0.0, 1.0)).all()), is_sparse(column)
+            answers = bool(np.isin(column, (0.0, 1.0)).all())
             at_end = max(np.mean(column == 0.0), np.mean(column == 1.0)) > 0.5
-            if answers or (sparse and at_end and column.min() >= 0.0 and column.max() <= 1.0):
+            if answers or (at_end and column.min() >= 0.0 and column.max() <= 1.0):
                 found |= self.shares({name: column}, answers=answers)
-            elif sparse:
+            elif is_sparse(column):
                 found[name] |= {"low": None, "high": None}
         return found
 

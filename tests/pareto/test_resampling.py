@@ -42,7 +42,7 @@ def test_other_sparse_scores_have_none(values):
 
 @pytest.mark.parametrize(
     "values",
-    [column([0.3] * 10), column([0.3] * 10, -1.0), np.arange(8.0), np.random.default_rng(0).normal(size=60)],
+    [column([0.3] * 10, -1.0), column([1.3] * 10), np.arange(8.0), np.random.default_rng(0).normal(size=60)],
 )
 def test_what_has_enough_values_is_resampled(values):
     found = RESAMPLING.means({"score": values})["score"]
