@@ -13,11 +13,8 @@ Two corrections are mixed here:
   coincide; where they are far apart it grows with the square of the noise, and this takes too much.
 
 How fast it grows can be seen: the gains by sqrt(2) and by 2 times the noise give the order p of the growth. The share
-of the extrapolation follows from it.
-
-The error is the standard deviation of the shrinking estimate over a second level of the bootstrap, and a share of how
-far both estimates are from each other, because p is an estimate, too. The shares were chosen by simulation;
-`docs/statistics.md` has the coverage.
+of the extrapolation follows from it. All of this is done again in every resample around the shrunk means: the error is
+the standard deviation of what comes out. `docs/statistics.md` has the coverage.
 
 Letters: R resamples, n points, P prompts, K objectives, D directions.
 
@@ -40,13 +37,10 @@ from rlhf_lines.pareto.measures import hypervolume
 from rlhf_lines.pareto.utility import CHUNK, expected_utility, preferences, utilities
 
 
-OUTER, INNER = 160, 10  # resamples of the first level, and of the second, each used with both signs
+OUTER, INNER = 120, 8  # resamples of the first level, and of the second, each used with both signs
 DRAWN = OUTER + INNER
-ADDED = 80  # of the first level, added to the means with both signs
+ADDED = 80  # of the first level, with both signs in place of the second level's, for the number itself
 MOST_EXTRAPOLATED = 0.8  # share of the extrapolation where the bias grows in proportion to the noise
-WIDENED = 1.05  # the error: the share of the extrapolation is not found again in every resample
-DOUBT = 0.5  # times the distance of both estimates
-MOST_DOUBTED = 1.0  # standard deviations
 ROUNDING = 1e-12  # of a measure: smaller differences have no meaning, and neither has their spread
 DIRECTIONS = 32  # for each dimension
 
@@ -106,11 +100,9 @@ class Corrected:
     Attributes:
         value: the measure of the mean scores as they are.
         corrected: the same without the bias of choosing among noisy points; the interval lies around it.
-        resampled: `[OUTER]`, the shrinking estimate in resamples (widened), for the error; paired between groups. Of
-            a difference, how far each is from their mean.
+        resampled: `[OUTER]`, the same in resamples, for the error; paired between groups. Of a difference, how far each
+            is from their mean.
         prompts: P.
-        apart: how far the two estimates that are mixed are from each other; of a difference, the root of the sum of
-            both squares.
         is_difference: of two groups; it may be 0 or less.
     """
 
@@ -118,7 +110,6 @@ class Corrected:
     corrected: float
     resampled: NDArray[np.float64]
     prompts: int
-    apart: float
     is_difference: bool = False
 
     def __sub__(self, other: Corrected) -> Corrected:
@@ -140,17 +131,13 @@ class Corrected:
             float(less(self.corrected, other.corrected)),
             less(resampled, resampled.mean()),
             self.prompts,
-            math.hypot(self.apart, other.apart),
             is_difference=True,
         )
 
     @property
     def standard_error(self) -> float:
-        """`hypot(sd, min(DOUBT apart, MOST_DOUBTED sd))`, with sd that of `resampled`."""
-        if self.prompts < 2:
-            return math.nan
-        spread = float(self.resampled.std(ddof=1))
-        return math.hypot(spread, min(DOUBT * self.apart, MOST_DOUBTED * spread))
+        """The standard deviation of `resampled`; NaN for one prompt."""
+        return math.nan if self.prompts < 2 else float(self.resampled.std(ddof=1))
 
     def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
         """The corrected number with interval and p-value: Student's t with P - 1 degrees of freedom.
@@ -193,42 +180,42 @@ def correct(
     means = scores.mean(axis=1)
     value = measure.value(means)
     if prompts < 2:
-        return Corrected(value, value, np.zeros(OUTER), prompts, 0.0)
+        return Corrected(value, value, np.zeros(OUTER), prompts)
     if noise is None:
         noise = resampled_noise(scores, bootstrap_counts(prompts, DRAWN, seed) if counts is None else counts)
     outer, inner = noise[:OUTER], both_signs(noise[OUTER:])
-    added = both_signs(outer[:ADDED])
     shrunk = Shrinking(noise)
-    plain, centre = float(measure.values(means[None])[0]), shrunk(means[None])
 
-    def estimates(resamples: NDArray[np.float64]) -> NDArray[np.float64]:  # [R, n, K] to [R]
-        centres = shrunk(resamples)
-        moved = (centres[:, None] + inner).reshape(-1, *means.shape)
-        bias = measure.values(moved).reshape(len(centres), -1).mean(axis=1) - measure.values(centres)
-        return measure.values(resamples) - bias
+    def estimates(
+        resamples: NDArray[np.float64], added: NDArray[np.float64]
+    ) -> NDArray[np.float64]:  # [R, n, K] to [R]
+        def gain(centres: NDArray[np.float64], times: float) -> NDArray[np.float64]:
+            moved = (centres[:, None] + times * added).reshape(-1, *means.shape)
+            return measure.values(moved).reshape(len(centres), -1).mean(axis=1) - measure.values(centres)
 
-    bias = float((measure.values(centre + added) - measure.values(centre)).mean())
-    # Noise of variance 1 and 3 on top of that in the means: sqrt(2) and 2 times as much in all.
-    gains = [float(measure.values(means + math.sqrt(more) * added).mean()) - plain for more in (1.0, 3.0)]
-    share = extrapolated_share(*gains)
-    taken = (1.0 - share) * bias + share * gains[1]
-    return Corrected(value, value - taken, WIDENED * estimates(centre + outer), prompts, abs(gains[1] - bias))
+        # Noise of variance 1 and 3 on top of that in the means: sqrt(2) and 2 times as much in all.
+        by_root_2, by_2 = (gain(resamples, math.sqrt(more)) for more in (1.0, 3.0))
+        share = extrapolated_share(by_root_2, by_2)
+        return measure.values(resamples) - (1.0 - share) * gain(shrunk(resamples), 1.0) - share * by_2
+
+    taken = measure.values(means[None]) - estimates(means[None], both_signs(outer[:ADDED]))
+    return Corrected(value, value - float(taken[0]), estimates(shrunk(means[None]) + outer, inner), prompts)
 
 
-def extrapolated_share(gain: float, further_gain: float) -> float:
-    """The share of the extrapolation, by what a measure gains by sqrt(2) and by 2 times its noise.
+def extrapolated_share(by_root_2: NDArray[np.float64], by_2: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share of the extrapolation, by what a measure gains by sqrt(2) and by 2 times its noise, both `[R]`.
 
-    A bias of `b t^p` at the noise t gains `b (2^(p/2) - 1)` and `b (2^p - 1)`, so that p is `2 log2(further / gain -
-    1)`. The share is `MOST_EXTRAPOLATED (2 - p)^2` for p from 1, where the further gain is the bias itself, to 2. It is
-    0 where the measure does not gain.
+    A bias of `b t^p` at the noise t gains `b (2^(p/2) - 1)` and `b (2^p - 1)`, so that p is
+    `2 log2(by_2 / by_root_2 - 1)`. The share is `MOST_EXTRAPOLATED (2 - p)^2` for p from 1, where the second gain is
+    the bias itself, to 2. It is 0 where the measure does not gain.
 
-    >>> [extrapolated_share(2 ** (p / 2) - 1, 2**p - 1) for p in (1.0, 1.5, 2.0)]
+    >>> orders = np.array([1.0, 1.5, 2.0])
+    >>> extrapolated_share(2 ** (orders / 2) - 1, 2**orders - 1).round(9).tolist()
     [0.8, 0.2, 0.0]
     """
-    if not 0.0 < gain < further_gain:
-        return 0.0
-    order = 2.0 * math.log2(further_gain / gain - 1.0)
-    return MOST_EXTRAPOLATED * min(1.0, max(0.0, 2.0 - order)) ** 2
+    grows = (by_root_2 > 0.0) & (by_2 > by_root_2)
+    order = 2.0 * np.log2(np.divide(by_2, by_root_2, out=np.full_like(by_2, 3.0), where=grows) - 1.0)
+    return MOST_EXTRAPOLATED * np.clip(2.0 - order, 0.0, 1.0) ** 2
 
 
 def resampled_noise(scores: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:

@@ -99,9 +99,8 @@ def mean_over_runs(runs: Sequence[Corrected], against: Sequence[Corrected] = ())
         s^2 / S + c
 
     with s^2 the variance of the runs' corrected numbers, which holds the spread of d and each run's own part of e, and
-    c the covariance of e between runs: the squared standard error of their mean (`Corrected.standard_error`, with its
-    doubt about the correction, which runs share) less 1/S of the variance of their noise between them, and no less
-    than 0. The first part has S - 1 degrees of freedom, the second P - 1, and the interval adds up the squares of what
+    c the covariance of e between runs: the squared standard error of their mean (`Corrected.standard_error`) less 1/S of
+    the variance of their noise between them, and no less than 0. The first part has S - 1 degrees of freedom, the second P - 1, and the interval adds up the squares of what
     each alone would reach. A bootstrap that also draws runs is too narrow for few of them, and Satterthwaite's single
     number of degrees of freedom too optimistic (`benchmarks/runs_coverage.py`).
 
@@ -138,10 +137,7 @@ def mean_over_runs(runs: Sequence[Corrected], against: Sequence[Corrected] = ())
 def _mean(runs: Sequence[Corrected], prompts: int) -> Corrected:
     """The mean of a measure over these very runs, whose error is that of their prompts."""
     value, corrected = (float(np.mean([getattr(run, key) for run in runs])) for key in ("value", "corrected"))
-    resampled = np.mean([run.resampled for run in runs], axis=0)
-    return Corrected(
-        value, corrected, resampled, prompts, float(np.mean([run.apart for run in runs])), is_difference=True
-    )
+    return Corrected(value, corrected, np.mean([run.resampled for run in runs], axis=0), prompts, is_difference=True)
 
 
 def _variance(values: Sequence[float]) -> float:

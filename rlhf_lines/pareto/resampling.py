@@ -39,8 +39,8 @@ class Resampling:
     def scores(self, columns: Mapping[str, NDArray[np.float64]]) -> dict[str, Mean]:
         """The mean of each column `[P]` of scores, with an interval that holds, or none.
 
-        Resamples of a score that most prompts have alike are too much alike, and hold too little. Where all scores are 0
-        or 1, or most are one of these and the others between, the interval is that of `share_estimate`; of other
+        Resamples of a score that most prompts have alike are too much alike, and hold too little. Where all scores are
+        0 or 1, or most are one of these and the others between, the interval is that of `share_estimate`; of other
         scores that are `is_sparse` there is none.
         """
         found = self.means(columns)

@@ -11,8 +11,6 @@ from rlhf_lines.pareto import ExpectedUtility, Hypervolume, correct, expected_ut
 from rlhf_lines.pareto import corrected as module
 from rlhf_lines.pareto.bootstrap import bootstrap_counts
 from rlhf_lines.pareto.corrected import (
-    DOUBT,
-    MOST_DOUBTED,
     MOST_EXTRAPOLATED,
     Shrinking,
     extrapolated_share,
@@ -111,31 +109,36 @@ def test_the_order_is_that_of_the_bias_of_the_higher_of_two_points(distance):
 
     gains = [bias(noise) - bias(1.0) for noise in (math.sqrt(2.0), 2.0)]
     order = min(2.0, max(1.0, 2.0 * math.log2(gains[1] / gains[0] - 1.0)))
-    assert extrapolated_share(*gains) == pytest.approx(MOST_EXTRAPOLATED * (2.0 - order) ** 2, abs=1e-12)
+    share = extrapolated_share(*np.array(gains)[:, None])
+    assert share == pytest.approx([MOST_EXTRAPOLATED * (2.0 - order) ** 2], abs=1e-12)
     assert {0.0: order == pytest.approx(1.0), 6.0: order == 2.0}.get(distance, 1.0 < order <= 2.0)
 
 
-@pytest.mark.parametrize("gains", [(0.0, 0.0), (0.1, 0.05), (-0.1, 0.2), (0.1, -0.2), (0.2, 0.2)])
-def test_what_does_not_grow_is_not_extrapolated(gains):
-    assert extrapolated_share(*gains) == 0.0
+def test_what_does_not_grow_is_not_extrapolated():
+    by_root_2, by_2 = np.array([(0.0, 0.0), (0.1, 0.05), (-0.1, 0.2), (0.1, -0.2), (0.2, 0.2)]).T
+    assert not extrapolated_share(by_root_2, by_2).any()
 
 
 def test_both_corrections_are_mixed_by_the_share():
-    """Against the same by plain loops over resamples: what is taken, and how far the two are from each other."""
+    """Against the same by plain loops over resamples, of the number itself and of one resample."""
     scores, reference = drawn([[0.5, 0.6], [0.6, 0.5], [0.55, 0.55]], prompts=40, seed=10), (-1.0, -1.0)
     noise = resampled_noise(scores, bootstrap_counts(40, module.DRAWN, 3))
-    means, added = scores.mean(axis=1), [sign * each for sign in (1, -1) for each in noise[: module.ADDED]]
-    centre = Shrinking(noise)(means[None])[0]
-    plain = hypervolume(means, reference)
-    shrunk = np.mean([hypervolume(centre + each, reference) for each in added]) - hypervolume(centre, reference)
-    gains = [np.mean([hypervolume(means + s * each, reference) for each in added]) - plain for s in (1.0, 3.0**0.5)]
-    share = extrapolated_share(*gains)
+    shrunk, means = Shrinking(noise), scores.mean(axis=1)
+
+    def estimate(means, noise):
+        added = [sign * each for sign in (1, -1) for each in noise]
+        plain, centre = hypervolume(means, reference), shrunk(means[None])[0]
+        bias = np.mean([hypervolume(centre + each, reference) for each in added]) - hypervolume(centre, reference)
+        gains = [np.mean([hypervolume(means + s * each, reference) for each in added]) - plain for s in (1, 3**0.5)]
+        share = extrapolated_share(*np.array(gains)[:, None])[0]
+        return plain - (1 - share) * bias - share * gains[1], share
+
     found = correct(scores, Hypervolume(reference), 3)
-    assert 0.0 < share < MOST_EXTRAPOLATED
-    assert found.corrected == pytest.approx(plain - (1 - share) * shrunk - share * gains[1], rel=1e-12)
-    assert found.apart == pytest.approx(abs(gains[1] - shrunk), rel=1e-9)
-    spread = found.resampled.std(ddof=1)
-    assert found.standard_error == pytest.approx(np.hypot(spread, min(DOUBT * found.apart, MOST_DOUBTED * spread)))
+    expected, share = estimate(means, noise[: module.ADDED])
+    assert 0.0 < share < MOST_EXTRAPOLATED and found.corrected == pytest.approx(expected, rel=1e-12)
+    once_more, _ = estimate(shrunk(means[None])[0] + noise[7], noise[module.OUTER :])
+    assert found.resampled[7] == pytest.approx(once_more, rel=1e-12)
+    assert found.standard_error == found.resampled.std(ddof=1)
 
 
 def test_the_bias_of_the_higher_of_two_equal_points_goes():

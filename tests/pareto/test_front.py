@@ -28,7 +28,6 @@ from rlhf_lines.pareto import (
     write_front,
 )
 from rlhf_lines.pareto.behaviour import Behaviour
-from rlhf_lines.pareto.corrected import DOUBT, MOST_DOUBTED
 from rlhf_lines.pareto.schema import faults
 
 
@@ -141,8 +140,7 @@ def test_both_measures_have_the_same_fixed_points_and_prompts(make_points, rewar
         value = plain(means[groups["lines"]]) - plain(means[groups["rewarded_soup"]])
         corrected = found["lines"].corrected - found["rewarded_soup"].corrected
         paired = found["lines"].resampled - found["rewarded_soup"].resampled
-        apart = np.hypot(*(each.apart for each in found.values()))
-        error = np.hypot(paired.std(ddof=1), min(DOUBT * apart, MOST_DOUBTED * paired.std(ddof=1)))
+        error = paired.std(ddof=1)
         assert between.standard_error == pytest.approx(error, rel=1e-10)
         expected = {"value": value, "corrected": corrected, "low": corrected - t * error, "high": corrected + t * error}
         expected["probability_positive"] = np.mean(paired - paired.mean() + corrected > 0)
