@@ -99,10 +99,11 @@ def mean_over_runs(runs: Sequence[Corrected], against: Sequence[Corrected] = ())
         s^2 / S + c
 
     with s^2 the variance of the runs' corrected numbers, which holds the spread of d and each run's own part of e, and
-    c the covariance of e between runs: the squared standard error of their mean (`Corrected.standard_error`) less 1/S of
-    the variance of their noise between them, and no less than 0. The first part has S - 1 degrees of freedom, the second P - 1, and the interval adds up the squares of what
-    each alone would reach. A bootstrap that also draws runs is too narrow for few of them, and Satterthwaite's single
-    number of degrees of freedom too optimistic (`benchmarks/runs_coverage.py`).
+    c the covariance of e between runs: the squared standard error of their mean (`Corrected.standard_error`) less 1/S
+    of the variance of their noise between them, and no less than 0. The first part has S - 1 degrees of freedom, the
+    second P - 1, and the interval adds up the squares of what each alone would reach. A bootstrap that also draws runs
+    is too narrow for few of them, and Satterthwaite's single number of degrees of freedom too optimistic
+    (`benchmarks/runs_coverage.py`).
 
     With `against` it is the difference of the means of two sets of runs. Their first parts add up, with Welch's degrees
     of freedom. One run on each side has none: the interval is that of other prompts for these very policies.
