@@ -98,7 +98,7 @@ def measure_name(front: Front, entry: Comparison, measure: str) -> str:
     if measure != "equal_kl" or entry["kl_budgets"] is None:
         return MEASURES[measure]
     narrow = ", a narrow range" if has_narrow_budgets(front, entry) else ""
-    return f"{MEASURES[measure]} from {budgets_text(entry)} nats{narrow}"
+    return f"{MEASURES[measure]} from {_range_text(entry)} nats{narrow}"
 
 
 def has_narrow_budgets(front: Front, entry: Comparison) -> bool:
@@ -113,13 +113,23 @@ def has_narrow_budgets(front: Front, entry: Comparison) -> bool:
     return most - least < NARROW * (max(spent) - min(spent))
 
 
-def budgets_text(entry: Comparison) -> str:
-    """From which KL to which two groups are compared, in nats; a dash where they are not.
+def budgets_text(front: Front, entry: Comparison, nothing: str = "-") -> str:
+    """From which KL to which two groups are compared, in nats, and whether that is a narrow range.
 
-    >>> budgets_text({"kl_budgets": [0.5, 3.25]})
+    `nothing` where they are not compared.
+    """
+    if entry["kl_budgets"] is None:
+        return nothing
+    return f"{_range_text(entry)}, narrow" if has_narrow_budgets(front, entry) else _range_text(entry)
+
+
+def _range_text(entry: Comparison) -> str:
+    """The budgets of a comparison that has some.
+
+    >>> _range_text({"kl_budgets": [0.5, 3.25]})
     '0.50 to 3.25'
     """
-    return "-" if entry["kl_budgets"] is None else " to ".join(f"{kl:z.2f}" for kl in entry["kl_budgets"])
+    return " to ".join(f"{kl:z.2f}" for kl in entry["kl_budgets"])
 
 
 def bases(front: Front, entry: Comparison) -> dict[str, float]:

@@ -86,7 +86,7 @@ def _differences(front: Front) -> list[str]:
             columns += [_estimates(found), [_p_value(each) for each in found]]
             if measure == "equal_kl":
                 heads.append("KL (nats)")
-                columns.append([_budgets(entry) for entry in entries])
+                columns.append([budgets_text(front, entry, "--").replace(" to ", "--") for entry in entries])
     columns.append([_verdict(entry) for entry in entries])
     note = f"% p is adjusted (Holm) by each measure for {adjusted_for(entries)}; intervals are not."
     pairs = {f"{label(entry['a'])} - {label(entry['b'])}": entry["no_equal_kl"] for entry in entries}
@@ -134,10 +134,6 @@ def _interval(estimate: Value | Mean, digits: int) -> str:
 def _verdict(entry: Comparison) -> str:
     """What is said of a pair, and that it is said without equal KL."""
     return entry["verdict"] if entry["no_equal_kl"] is None else f"{entry['verdict']} (not at equal KL)"
-
-
-def _budgets(entry: Comparison) -> str:
-    return "--" if entry["kl_budgets"] is None else budgets_text(entry).replace(" to ", "--")
 
 
 def _p_value(difference: Difference | None) -> str:

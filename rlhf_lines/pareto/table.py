@@ -183,7 +183,7 @@ def _differences(front: Front) -> list[str]:
         if set(texts) != {"-"}:
             column = [f"{words}  {'p':>6}", *texts]
             if measure == "equal_kl":  # the budgets belong to the number
-                budgets = ["KL, nats", *map(budgets_text, entries)]
+                budgets = ["KL, nats", *(budgets_text(front, entry) for entry in entries)]
                 column = align(list(zip(column, budgets, strict=True)), left=0).splitlines()
             columns.append(column)
     note = (

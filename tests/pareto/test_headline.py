@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.pareto.headline import best_of_others, front_headline
+from rlhf_lines.pareto.headline import best_of_others, budgets_text, front_headline
 
 
 def difference(value, p_value):
@@ -50,6 +50,8 @@ def test_a_range_of_kl_that_is_narrow_beside_what_both_groups_span_is_said_to_be
     assert front_headline(front).endswith("+212 % hypervolume at equal KL from 0.50 to 3.25 nats.")
     front["points"][3]["kl"]["mean"] = 28.0  # 2.75 of 28 is less than a tenth, of 27 it is more
     assert front_headline(front).endswith("+212 % hypervolume at equal KL from 0.50 to 3.25 nats, a narrow range.")
+    assert budgets_text(front, front["comparisons"][0]) == "0.50 to 3.25, narrow"
+    assert budgets_text(front, front["comparisons"][0] | {"kl_budgets": None}, "--") == "--"
 
 
 @pytest.mark.parametrize(

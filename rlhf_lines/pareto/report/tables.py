@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
-from rlhf_lines.pareto.headline import bases, has_narrow_budgets
+from rlhf_lines.pareto.headline import bases, budgets_text
 from rlhf_lines.pareto.look_at import likely_choices
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.picked import Picked, pick
@@ -18,7 +18,7 @@ from rlhf_lines.pareto.report import badly, facts
 from rlhf_lines.pareto.report.content import Content, Measure
 from rlhf_lines.pareto.report.groups import Mark
 from rlhf_lines.pareto.report.words import MINUS, NOTHING, estimated, number, percent, setting, signed, visible, weights
-from rlhf_lines.pareto.schema import SFT, SOUP, Comparison, GridEntry, Mean, PointEntry, Value, label, shortened
+from rlhf_lines.pareto.schema import SFT, SOUP, GridEntry, Mean, PointEntry, Value, label, shortened
 from rlhf_lines.pareto.table import MEASURES, decimals, p_text
 
 
@@ -213,16 +213,8 @@ def differences_table(content: Content) -> Table:
             Column("adjusted p", [p_text(each and each["adjusted_p_value"]) for each in found]),
         ]
     if any(entry["kl_budgets"] is not None for entry in entries):
-        columns.append(Column("KL, nats", [_budgets(content, entry) for entry in entries]))
+        columns.append(Column("KL, nats", [budgets_text(content.front, entry, NOTHING) for entry in entries]))
     return Table("Differences between groups", columns)
-
-
-def _budgets(content: Content, entry: Comparison) -> str:
-    """From which KL to which two groups are compared."""
-    if entry["kl_budgets"] is None:
-        return NOTHING
-    text = " to ".join(number(kl, 2) for kl in entry["kl_budgets"])
-    return f"{text}, narrow" if has_narrow_budgets(content.front, entry) else text
 
 
 def validation_table(content: Content) -> Table:
