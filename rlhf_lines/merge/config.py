@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rlhf_lines.config import RunConfig, parse_size, read_fields
 from rlhf_lines.errors import alternatives
-from rlhf_lines.merge.rules import RULES, Rule
+from rlhf_lines.merge.rules import RULES, Rule, read_options
 from rlhf_lines.merge.schedules import FALLING, GROWING
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 
@@ -84,7 +84,12 @@ class MergeConfig:
         },
     )
     rule_options: Mapping[str, Any] | None = field(
-        default=None, metadata={"help": "Options of the rule, as JSON.", "parse": rule_options}
+        default=None,
+        metadata={
+            "help": "Options of the rule, as JSON; of layerwise also {factors: FILE}, of which FILE holds factors and "
+            "outside.",
+            "parse": rule_options,
+        },
     )
     statistics: list[str] | None = field(
         default=None,
@@ -146,6 +151,8 @@ class MergeConfig:
 
     def __post_init__(self) -> None:
         given = read_fields(self)
+        if self.rule_options is not None:
+            self.rule_options = read_options(self.rule, self.rule_options)
         # What no merge may be is told here, before torch is imported.
         MergeSpec(self.rule, self.weights or (1.0,), self.alpha, self.beta, self.schedule, self.rule_options or {})
         if self.max_shard_size is not None and self.save == "adapter":

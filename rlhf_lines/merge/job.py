@@ -112,6 +112,8 @@ class Merge:
         weights, policies = len(self.spec.weights), len(self.policies)
         if weights != policies:
             raise ValueError(f"{weights} weights for {policies} policies; give one weight per policy")
+        if self.spec.profile is not None:
+            self.spec.profile.check(policies=policies)
         if self.rank is not None:
             check_rank(self.rank)
             if self.save == "dense":

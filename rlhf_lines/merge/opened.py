@@ -106,6 +106,8 @@ class OpenMerge:
                 AdapterPolicy(one, sft) if isinstance(one, Adapter) else DensePolicy(one, sft) for one in policies
             ]
             self._dense = self._make_dense(residuals, spec, statistics=statistics)
+        if spec.profile is not None:
+            spec.profile.check(policies=len(policies), num_layers=self.num_layers)
         shapes = self._dense.residuals.shapes if self._dense else {}
         self.warnings = coverage_warnings(merge.rule.statistics, statistics, shapes)
         if self.rank is not None and self.rank > self._full_rank():

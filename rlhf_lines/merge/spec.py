@@ -10,7 +10,8 @@ from numbers import Real
 from typing import Any, Literal
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.rules import check_rule
+from rlhf_lines.merge.rules import check_rule, profile_of
+from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.merge.tensors.largest import LARGEST
 
@@ -59,16 +60,22 @@ class MergeSpec:
             options = json.loads(json.dumps(dict(self.options), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ValueError(f"options {self.options!r} must be plain JSON values: {error}") from error
+        profile = profile_of(self.rule, options)
         object.__setattr__(self, "weights", weights)
         if self.alpha != "auto":
             object.__setattr__(
                 self, "alpha", _finite("alpha", self.alpha, expected='a finite number that float32 holds, or "auto"')
             )
         object.__setattr__(self, "beta", _finite("beta", self.beta))
-        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "options", options if profile is None else profile.to_options())
 
     def __hash__(self) -> int:
         return hash(self._canonical())
+
+    @property
+    def profile(self) -> Profile | None:
+        """The factors by policy and layer, of a rule that has such."""
+        return profile_of(self.rule, self.options)
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values, every field written."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_lines.errors import unknown_name
+from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.origin import weights_text
 from rlhf_lines.pareto.schema import CONTROLS, WORDS, Front, Mean, PointEntry, Value, label, shortened
@@ -225,7 +225,7 @@ def picked_text(
     """
     _check_sources(front, run_dir)
     spec = point["spec"]
-    options = f" {json.dumps(spec['options'])}" if spec["options"] else ""
+    options = f" {options_text(spec['options'])}" if spec["options"] else ""
     weights = weights_text(spec["weights"])
     rows: list[tuple[str, Mean]] = [(name, point["scores"][name]) for name in front["objectives"]]
     metrics = [(name, point["metrics"][name]) for name in point["metrics"] if measured(point, name) is not None]

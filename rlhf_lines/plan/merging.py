@@ -30,6 +30,7 @@ from rlhf_lines.merge.output.hub import check_hub
 from rlhf_lines.merge.output.record import check_repeat
 from rlhf_lines.merge.policies import check_output
 from rlhf_lines.merge.rules import RULES, merge_lazily
+from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.stage import check_same_merge, is_kept, merge_of
 from rlhf_lines.merge.tensors.order_statistics import DIRECT
@@ -133,6 +134,9 @@ def _num_layers(merge: Merge, shape: Shape, adapters: Sequence[AdapterSizes]) ->
 def _add_work(plan: Plan, merge: Merge, passes: int, num_layers: int) -> None:
     spec = merge.spec
     options = "".join(f", {key} {json.dumps(value)}" for key, value in sorted(spec.options.items()))
+    if spec.profile is not None:
+        spec.profile.check(num_layers=num_layers)
+        options = f", {options_text(spec.options)}"
     plan.work.append(("rule", f"{spec.rule}{options}"))
     if spec.alpha == "auto":
         factors = f"alpha measured on the residuals, beta {spec.beta:zg}, schedule {spec.schedule}"

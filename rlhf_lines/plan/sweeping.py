@@ -15,6 +15,7 @@ import torch
 
 from rlhf_lines import skeleton
 from rlhf_lines.data.config import DataConfig
+from rlhf_lines.errors import Problems
 from rlhf_lines.limits import check_length
 from rlhf_lines.merge.audit import audit_policies, unlike_policies
 from rlhf_lines.merge.inputs.adapter import is_adapter
@@ -46,6 +47,7 @@ from rlhf_lines.plan.timing import (
 from rlhf_lines.plan.trial import Trial, shortened
 from rlhf_lines.reading import AT_ONCE
 from rlhf_lines.sweep.adapters import load_policies
+from rlhf_lines.sweep.choices import profile_problems
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, most_rows, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
@@ -69,7 +71,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     for policy, adapter in zip(policies, adapters, strict=True):
         if adapter.count is None:
             raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
-    unlike: list[str] = []
+    num_layers, unlike = shape.config.get_text_config().num_hidden_layers, []
     if any(Path(config.sft_model).glob("model*.safetensors*")) and all(map(is_adapter, policies)):
         folders = [Path(policy) for policy in policies]
         sft = Path(config.sft_model)
@@ -77,6 +79,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         with Checkpoint(sft) as checkpoint:
             num_layers = checkpoint.num_layers([module for policy in loaded for module in policy.modules])
         unlike = unlike_policies(audit_policies(loaded, num_layers=num_layers))
+    Problems(profile_problems(config.groups, num_layers=num_layers)).check()
     notes, rows_of = [], {}
     for split, asked in prompt_counts(config).items():
         rows_of[split] = _look_at(data, config, split, options)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.rules import RULES, profile_of, read_options
 from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.pareto.schema import GROUPS
@@ -195,11 +195,12 @@ class GroupEntry(Tunable):
                 object.__setattr__(self, name, tuple(map(read, self._list(name))))
             for problem in self._problems():
                 raise ValueError(problem)
+            object.__setattr__(self, "options", read_options(self.rule, self.options))
             MergeSpec(self.rule, (1.0,), options=self.options)  # knows the rule, or says so
             for scaling in self.candidates(()):
                 self.spec((1.0,), scaling)
-        except ValueError as error:
-            raise ValueError(f"groups: {self.name}: {error}") from None
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"groups: {self.name}: {error}") from None
 
     @property
     def measures_alpha(self) -> bool:
@@ -247,6 +248,18 @@ def group_problems(entries: Sequence[GroupEntry]) -> Iterator[str]:
     for rule in dict.fromkeys(entry.rule for entry in entries):
         if len({entry.statistics for entry in entries if entry.rule == rule}) > 1:
             yield f"groups: rule {rule!r} has different statistics: give all of its groups the same"
+
+
+def profile_problems(
+    entries: Sequence[GroupEntry], *, policies: int | None = None, num_layers: int | None = None
+) -> Iterator[str]:
+    """What is wrong with groups whose factors by layer are of other numbers of policies or layers."""
+    for entry in entries:
+        try:
+            if profile := profile_of(entry.rule, entry.options):
+                profile.check(policies=policies, num_layers=num_layers)
+        except ValueError as error:
+            yield f"groups: {entry.name}: {error}"
 
 
 def _growth_problems(betas: Sequence, schedules: Sequence[str]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from reward_models import RewardModel
 from rlhf_lines import skeleton
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig
+from rlhf_lines.errors import Problems
 from rlhf_lines.limits import check_prompts, check_writes, longest_text
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256
@@ -29,13 +30,14 @@ from rlhf_lines.merge.inputs.fingerprints import (
 )
 from rlhf_lines.merge.inputs.provenance import called
 from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
-from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.rules import RULES, profile_of
 from rlhf_lines.models import load_config, load_tokenizer, local_folder
 from rlhf_lines.pareto.objectives import check_minimum, check_objectives, check_reference_point, check_score_names
 from rlhf_lines.redaction import without_secrets
 from rlhf_lines.scoring import Asked
 from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.sweep.adapters import load_policies
+from rlhf_lines.sweep.choices import profile_problems
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
@@ -109,6 +111,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     prompts, forgetting = _read_texts(data_config, config, tokenizer)
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
+    Problems(profile_problems(config.groups, num_layers=num_layers)).check()
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
     refuse_replacing(config.output_dir, [sft, *policies, *statistics])
     for split, texts in prompts.items():
@@ -132,7 +135,7 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
         "reward_models": {
             name: reward_identity(entry) for name, entry in zip(inputs.rewards, config.rewards, strict=True)
         },
-        "prompts_sha256": _sha256({split: _contents(prompts) for split, prompts in inputs.prompts.items()}),
+        "prompts_sha256": _sha256({split: prompt_contents(prompts) for split, prompts in inputs.prompts.items()}),
         "control_sha256": _sha256([text for text, _ in inputs.forgetting]),
         "sft_sha256": checkpoint_sha256(inputs.sft),
         "policies_sha256": [sha256_of([Path(adapter.path) / WEIGHTS_FILE]) for adapter in inputs.adapters],
@@ -199,7 +202,7 @@ def _read_texts(
 ) -> tuple[dict[str, dict[str, Asked]], list[ForgettingText]]:
     """The prompts by split, and the texts outside the task."""
     prompts = {
-        split: _distinct(data_config.load("prompts", split, tokenizer), count)
+        split: distinct_prompts(data_config.load("prompts", split, tokenizer), count)
         for split, count in prompt_counts(config).items()
     }
     if not config.control:
@@ -224,8 +227,11 @@ def _fingerprints(
         for number, path in enumerate(entry.statistics, start=1):
             sha256 = statistics_sha256(RULES[entry.rule].statistics, path)
             found[f"statistics {number} of group {entry.name} ({called(path)})"] = {"file": sha256}
+    for entry in config.groups:
+        if profile := profile_of(entry.rule, entry.options):
+            found[f"factors of group {entry.name}"] = {"numbers": _sha256(profile.to_options())}
     for split, texts in prompts.items():
-        found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(_contents(texts))}
+        found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(prompt_contents(texts))}
     if forgetting:
         found[f"control {called(config.control)}"] = {"rows": _sha256([text for text, _ in forgetting])}
     return found
@@ -257,7 +263,7 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
         raise ValueError(f"control_tokens is {config.control_tokens}, but {limit.reason}")
 
 
-def _contents(prompts: Mapping[str, Asked]) -> dict[str, object]:
+def prompt_contents(prompts: Mapping[str, Asked]) -> dict[str, object]:
     """What the scores depend on: the prompts, with what reward models are shown and functions may ask for."""
     return {
         prompt: [asked.text, dict(asked.columns), asked.blank] if asked.columns or asked.blank else asked.text
@@ -265,7 +271,7 @@ def _contents(prompts: Mapping[str, Asked]) -> dict[str, object]:
     }
 
 
-def _distinct(rows: Iterable[dict], count: int) -> dict[str, Asked]:
+def distinct_prompts(rows: Iterable[dict], count: int) -> dict[str, Asked]:
     """The first so many prompts, each once and in their order, with what reward models may be shown of them.
 
     A prompt is one unit of the bootstrap.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules import RULES
 from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.forgetting import ForgettingText
 from rlhf_lines.sweep.store import Row, open_finished
@@ -145,9 +144,9 @@ def _policies(inputs: Mapping[str, Any]) -> list[str]:
 def _key(spec: MergeSpec, policies: Sequence[str]) -> str:
     """What makes a merged policy the same in two runs: its settings, and which policy has which weight.
 
-    A linear merge is the same with a policy more that has weight 0; another rule counts its policies.
+    Rule `linear` gives the same with a policy more that has weight 0; other rules count their policies.
     """
     mixed = list(zip(policies, spec.weights, strict=False))
-    if RULES[spec.rule].is_linear:
+    if spec.rule == "linear":
         mixed = sorted((policy, weight) for policy, weight in mixed if weight)
     return json.dumps([{**spec.to_dict(), "weights": None}, mixed], sort_keys=True)

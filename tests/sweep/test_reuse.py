@@ -17,6 +17,14 @@ SMALL = {
     **{"num_weights": 3, "test_prompts": 4, "max_new_tokens": 4, "validation_weights": 2, "validation_prompts": 3},
     **{"scalings": ["0.5 1.5", "1 1"], "edge_extensions": 0, "control_texts": 3},
 }
+BY_LAYER = json.dumps(
+    {
+        "name": "learned",
+        "rule": "layerwise",
+        "options": {"factors": [[0.2, 1.0, 0.5, 1.5], [1.0, 0.5, 0.0, 2.0]], "outside": [1.0, 0.5]},
+        "alpha": 1.0,
+    }
+)
 BY_PROMPT = (
     "SELECT s.spec, p.split, p.text, c.sample, c.text, c.tokens, c.token_ids FROM completions c "
     "JOIN specs s ON s.id = c.spec JOIN prompts p ON p.id = c.prompt ORDER BY s.spec, p.split, p.text, c.sample"
@@ -48,6 +56,7 @@ def scored(rewards) -> list:
         {"samples_per_prompt": 3},
         {"num_weights": 5, "validation_prompts": 5},
         {"groups": ['{"name": "ties", "rule": "ties"}'], "controls": "true"},
+        {"groups": [BY_LAYER], "num_weights": 2},
         {"scalings": ["0.5 1.5", "2 0"], "wise_ft": "true"},
         {"third": True},
     ],

@@ -65,7 +65,7 @@ def coefficients(
 ) -> Tensor:
     """The diagonal c of a spec in one layer, `[R]`: lambda(layer) w_k, repeated r_k times.
 
-        linear: c_k = lambda w_k          sum: c_k = lambda K w_k
+        linear: c_k = lambda w_k     sum: c_k = lambda K w_k     layerwise: c_k = lambda K w_k factors[k][layer]
 
     Args:
         spec: a linear spec.
@@ -75,15 +75,19 @@ def coefficients(
         dtype: of the result; computed in float64.
 
     Raises:
-        ValueError: a rule that is not linear in the residuals, or a number of weights that does not fit.
+        ValueError: a rule that is not linear in the residuals, or a number of weights or factors that does not fit.
     """
     _check_count(spec, len(ranks))
-    weights = torch.tensor(linear_weights(spec), dtype=torch.float64) * _lines_factor(spec, layer, num_layers)
+    weights = torch.tensor(linear_weights(spec), dtype=torch.float64)
+    if spec.profile is not None:
+        spec.profile.check(policies=len(ranks), num_layers=num_layers)
+        weights *= torch.tensor(spec.profile.at(layer), dtype=torch.float64)
+    weights *= _lines_factor(spec, layer, num_layers)
     return weights.repeat_interleave(torch.tensor(ranks)).to(dtype)
 
 
 def linear_weights(spec: MergeSpec) -> tuple[float, ...]:
-    """The factor of every tau_k before LiNeS.
+    """The factor of every tau_k before LiNeS and factors by layer.
 
     Raises:
         ValueError: the rule is not linear in the residuals, so there is no such factor.

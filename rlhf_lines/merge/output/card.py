@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,8 @@ import yaml
 
 from rlhf_lines.merge.inputs.provenance import called, hub_id
 from rlhf_lines.merge.output.summary import loss_text, max_lora_rank, truncation_text, vllm_hint
-from rlhf_lines.merge.rules import RULES
+from rlhf_lines.merge.rules import RULES, profile_of
+from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.merge.schedules import SCHEDULES
 
 
@@ -34,10 +34,11 @@ def model_card(record: Mapping[str, Any]) -> str:
     inputs = "\n".join(
         f"| {what} | {escape_markdown(called(name))} | {weight} | `{sha}` |" for what, weight, name, sha in rows
     )
-    options = f", options {escape_markdown(json.dumps(spec['options'], sort_keys=True))}" if spec["options"] else ""
+    options = f", options {escape_markdown(options_text(spec['options']))}" if spec["options"] else ""
     measured = " (measured on the residuals)" if spec["alpha"] == "auto" else ""
     facts = [
         f"rule: {spec['rule']}{options}",
+        *_profile_lines(spec),
         f"alpha {record['alpha']:zg}{measured}, beta {spec['beta']:zg}, schedule {spec['schedule']}",
         *([escape_markdown(truncation_text(record["truncation"]))] if "truncation" in record else []),
         loss_text(record["dtype"], record["lost_residual"]),
@@ -83,6 +84,17 @@ def escape_markdown(text: str) -> str:
     one_line = " ".join(text.split())
     html = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html)
+
+
+def _profile_lines(spec: Mapping[str, Any]) -> list[str]:
+    """The factors of every policy, of a rule that has them by layer."""
+    profile = profile_of(spec["rule"], spec["options"])
+    rows = [] if profile is None else zip(profile.factors, profile.outside, strict=True)
+    return [
+        f"factors of policy {number}, by layer: {', '.join(f'{factor:z.4g}' for factor in row)}; outside the layers: "
+        f"{outside:z.4g}"
+        for number, (row, outside) in enumerate(rows, start=1)
+    ]
 
 
 def _header(record: Mapping[str, Any]) -> str:

@@ -26,7 +26,8 @@ def mergekit_config(
     parameters outside them its first value. Two values are LiNeS with the linear schedule, L values any schedule whose
     first layer has the factor alpha: no reversed one.
 
-    `linear` and `sum` are `task_arithmetic`. `ties` and `breadcrumbs` are the methods of these names where each
+    `linear` and `sum` are `task_arithmetic`, as is `layerwise` where the factors outside the layers are the first
+    layer's. `ties` and `breadcrumbs` are the methods of these names where each
     parameter is trimmed alone and options mean the same; of magnitudes that tie at a threshold we keep all, mergekit
     some. `slerp` of whole weights is `slerp` from the first policy, without LiNeS. mergekit's masks of `dare` are its
     own. It reads `+` and `@` in a path as its own signs.
@@ -40,7 +41,7 @@ def mergekit_config(
         return None
     if any(sign in path for path in [sft_model, *paths] for sign in "+@"):
         return None
-    if spec.schedule == "linear" or spec.beta == 0:
+    if not rule.by_layer and (spec.schedule == "linear" or spec.beta == 0):
         scales = [scales[0], scales[-1]]
     method = rule.mergekit(spec.weights, rule.options | spec.options, scales)
     if method is None:

@@ -16,6 +16,7 @@ from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.statistics import FISHER, GRAM
 from rlhf_lines.merge.rules import mergekit
 from rlhf_lines.merge.rules.common import check_options, mean_factors, preference_factors
+from rlhf_lines.merge.rules.profile import Profile, read_profile
 from rlhf_lines.merge.rules.rule import Rule
 from rlhf_lines.merge.tensors.largest import LARGEST
 
@@ -35,6 +36,13 @@ RULES: dict[str, Rule] = {
         "arXiv 2212.04089 (task arithmetic)",
         coefficients=preference_factors,
         mergekit=mergekit.sum_residuals,
+    ),
+    "layerwise": Rule(
+        "layerwise.layerwise",
+        "arXiv 2310.02575 (AdaMerging, layer-wise)",
+        coefficients=preference_factors,
+        by_layer=True,
+        mergekit=mergekit.layerwise,
     ),
     "slerp": Rule("slerp.slerp", "arXiv 2406.16768 (WARP)", mergekit=mergekit.slerp),
     "ties": Rule("ties.ties", "arXiv 2306.01708", mergekit=mergekit.ties),
@@ -60,6 +68,25 @@ def check_rule(rule: str, options: Mapping[str, object]) -> None:
                 f"option {option!r} of rule {rule!r} is for merge_residuals in Python and cannot be written into a "
                 "merge spec; give a seed instead"
             )
+
+
+def profile_of(rule: str, options: Mapping[str, object]) -> Profile | None:
+    """The factors by policy and layer that options of a rule hold; None of a rule that has none.
+
+    Raises:
+        ValueError: they are missing or wrong.
+    """
+    return Profile.of(options) if RULES[rule].by_layer else None
+
+
+def read_options(rule: str, options: Mapping[str, object]) -> Mapping[str, object]:
+    """The options of a rule as a spec holds them: with the content of a file that they name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read.
+    """
+    return read_profile(options) if rule in RULES and RULES[rule].by_layer else options
 
 
 def _check_names(rule: str, options: Mapping[str, object]) -> None:

@@ -1,7 +1,7 @@
 """How mergekit says the merges of our rules, where it computes the same.
 
-Each function takes the weights, all options of the rule, and the factors of LiNeS (one per layer, or those of the first
-and the last layer, between which mergekit interpolates).
+Each function takes the weights, all options of the rule, and the factors of LiNeS: one per layer, or those of the first
+and the last layer, between which mergekit interpolates, where the rule has no factors by layer of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_lines.merge.rules.common import preference_factors
+from rlhf_lines.merge.rules.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ def linear(weights: Sequence[float], options: Mapping[str, Any], scales: Sequenc
 def sum_residuals(weights: Sequence[float], options: Mapping[str, Any], scales: Sequence[float]) -> Method:
     """Task arithmetic with the weights K w_k."""
     return linear(preference_factors(len(weights), weights), options, scales)
+
+
+def layerwise(weights: Sequence[float], options: Mapping[str, Any], scales: Sequence[float]) -> Method | None:
+    """Task arithmetic with a factor per layer, where what lies outside the layers has the first layer's."""
+    profile = Profile.of(options).scaled(preference_factors(len(weights), weights))
+    if any(factor != row[0] for factor, row in zip(profile.outside, profile.factors, strict=True)):
+        return None  # mergekit gives the parameters outside the layers the first factor
+    of_policies = [
+        {"weight": [factor * scale for factor, scale in zip(row, scales, strict=True)]} for row in profile.factors
+    ]
+    return Method("task_arithmetic", of_policies, {"lambda": 1.0, "normalize": False})
 
 
 def ties(weights: Sequence[float], options: Mapping[str, Any], scales: Sequence[float]) -> Method | None:

@@ -21,6 +21,7 @@ class Rule:
         source: where it was published, as a model card says it.
         coefficients: of a rule that is a weighted sum of the residuals, `(K, weights)` to the f_k in
             tau_M = sum_k f_k tau_k; None for other rules.
+        by_layer: whether its options are those of a `Profile`, whose factors by policy and layer multiply the f_k.
         on_factors: whether it combines the factors A and B of adapters, which no residual shows.
         python_only: options that no file can hold.
         statistics: what it needs of each policy.
@@ -33,6 +34,7 @@ class Rule:
     combine: Callable[..., Any] | str
     source: str
     coefficients: Callable[[int, Sequence[float] | None], list[float]] | None = None
+    by_layer: bool = False
     on_factors: bool = False
     python_only: tuple[str, ...] = ()
     statistics: Statistics | None = None
@@ -58,7 +60,7 @@ class Rule:
 
     @property
     def is_linear(self) -> bool:
-        """Whether tau_M is a weighted sum of the tau_k, so that specs differ only by coefficients."""
+        """Whether tau_M is a weighted sum of the tau_k in every layer, so that specs differ only by coefficients."""
         return self.coefficients is not None
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from html import escape
 
+from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.pareto.origin import weights_text
 from rlhf_lines.pareto.schema import Mean, Spec, Value, shortened
 from rlhf_lines.pareto.table import value_of
@@ -121,5 +121,5 @@ def settings(spec: Spec) -> str:
     parts = [f"weights {weights(spec['weights'])}", f"alpha {setting(spec['alpha'])}", f"beta {setting(spec['beta'])}"]
     parts += [f"{key} {spec[key]}" for key in ("schedule", "rule") if spec[key] != "linear"]
     if spec["options"]:
-        parts.append(json.dumps(spec["options"], ensure_ascii=False, separators=(",", ":")))
+        parts.append(options_text(spec["options"]))
     return ", ".join(parts)

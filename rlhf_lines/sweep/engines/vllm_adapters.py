@@ -55,11 +55,19 @@ class SpecAdapters:
         path = self._folder / spec.digest()
         if not path.is_dir():
             adapters = [self._adapters[k] for k in used]
-            same = replace(spec, rule="linear", weights=tuple(weights[k] for k in used))
+            same = _of_policies(spec, weights, used)
             with Checkpoint(self._sft) as sft, new_folder(path) as partial:
                 merged = merge_adapters(adapters, same, num_layers=sft.num_layers(adapters[0].modules))
                 write_adapter(partial, merged, adapters, sft, str(self._sft), self._dtype)
         return path
+
+
+def _of_policies(spec: MergeSpec, weights: Sequence[float], used: Sequence[int]) -> MergeSpec:
+    """The same merge, of those policies alone whose weight is not 0."""
+    if spec.profile is None:
+        return replace(spec, rule="linear", weights=tuple(weights[k] for k in used))
+    profile = spec.profile.scaled(weights).of_policies(used)
+    return replace(spec, weights=(1 / len(used),) * len(used), options=profile.to_options())
 
 
 def largest_rank(adapters: Sequence[Adapter], *, mixed: Sequence[Sequence[int]]) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record, write_whole
+from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.comparison import RunsFile, write_comparison
 from rlhf_lines.pareto.figures.comparison import plot_comparison
@@ -168,7 +168,7 @@ def _identity(reward: Any) -> dict[str, Any]:
 def _rules(sweep: Sweep, group: str) -> list[str]:
     """How a group is merged, but for weights and what is chosen for each run: alpha, beta and schedule."""
     specs = [point["spec"] for point in sweep.run.points if point["group"] == group]
-    return sorted({" ".join([s["rule"], *([json.dumps(s["options"])] if s["options"] else [])]) for s in specs})
+    return sorted({" ".join([s["rule"], *([options_text(s["options"])] if s["options"] else [])]) for s in specs})
 
 
 def _notes(sweeps: Sequence[Sweep]) -> list[str]:

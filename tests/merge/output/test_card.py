@@ -12,6 +12,7 @@ from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.output.card import model_card
 from rlhf_lines.merge.output.summary import vllm_hint
 from rlhf_lines.merge.rules import RULES
+from tests.merge.rules.cases import options_needed
 
 
 SPEC = MergeSpec("linear", (0.25, 0.75), 0.5, 1.0, "quadratic")
@@ -79,7 +80,8 @@ def test_statistics_have_their_hashes(record):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_names_its_source(record, rule):
-    card = model_card({**record, "spec": {**record["spec"], "rule": rule}})
+    options = options_needed(rule) if RULES[rule].by_layer else {}
+    card = model_card({**record, "spec": {**record["spec"], "rule": rule, "options": options}})
     assert f"Sources: rule {rule}: {RULES[rule].source}; LiNeS: arXiv 2410.17146." in card
 
 

@@ -36,6 +36,7 @@ EXPRESSIBLE = [
     ("linear", (0.3, 0.7), 0.5, 1.0, "linear", {}),
     ("linear", (0.3, 0.7), 0.5, 1.0, "sqrt", {}),
     ("sum", (0.5, 0.5), 0.4, 0.3, "quadratic", {}),
+    ("layerwise", (0.3, 0.7), 0.5, 1.0, "linear", {"factors": [[0.5, 0, 1, 2], [1, 1, 0.2, 0.1]], "outside": [0.5, 1]}),
     ("ties", (0.5, 0.5), 0.5, 1.0, "sqrt", {"density": 0.3, **PER_TENSOR}),
     ("ties", (0.8, 0.8), 1.0, 0.5, "linear", PER_TENSOR),
     ("ties", (0.3, 0.7), 0.5, 1.0, "linear", {"reduction": "sum", **PER_TENSOR}),
@@ -69,9 +70,19 @@ def test_ties_has_lines_in_lambda():
     assert added["parameters"] == {"lambda": [1.0, 1.0], "normalize": False}
 
 
+def test_factors_by_layer_are_gradients_with_a_value_for_every_layer():
+    rows = [[0.5, 0.0, 1.0, 2.0], [1.0, 1.0, 0.2, 0.1]]
+    spec = MergeSpec("layerwise", (0.3, 0.7), 0.5, 1.0, options={"factors": rows, "outside": [0.5, 1.0]})
+    weights = [model["parameters"]["weight"] for model in config(spec)["models"]]
+    # K w_k c (0.5 + depth)
+    expected = [[2 * w * c * (0.5 + i / 3) for i, c in enumerate(row)] for w, row in zip((0.3, 0.7), rows, strict=True)]
+    assert weights == [pytest.approx(row, rel=1e-15) for row in expected]
+
+
 @pytest.mark.parametrize(
     "spec",
     [
+        MergeSpec("layerwise", (1,), options={"factors": [[0.5, 1, 1, 1]], "outside": [1]}),
         MergeSpec("linear", (1,), 0.5, 1.0, "reversed"),  # outside the layers mergekit has the first layer's factor
         MergeSpec("ties", (0.5, 0.5)),
         MergeSpec("ties", (0.5, 0.5), options={"granularity": "tensor"}),

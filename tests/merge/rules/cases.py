@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf_lines.merge.rules import RULES
+
 
 Property = Literal["threads", "names", "factor", "sign", "order"]
 
@@ -43,6 +45,8 @@ class Case:
 CASES = [
     Case("linear", one_hot="bits"),
     Case("sum"),
+    Case("layerwise", {"factors": [[0.5, 0.3, 1.5, 1.0], [1.0, -0.5, 0.25, 2.0]], "outside": [0.5, 1.5]}, count=2),
+    Case("layerwise", {"factors": [[0.7, 0.2, 1.1, 0.9], [0.1] * 4, [1.0] * 4], "outside": [0.3, 0.6, 0.9]}),
     Case("slerp", count=2, one_hot="bits"),
     Case("slerp", {"granularity": "global"}, count=2, one_hot="bits"),
     Case("slerp", {"of": "weights"}, count=2, one_hot="bits", but_not=("factor", "sign")),
@@ -84,3 +88,8 @@ FIRST: dict[str, Case] = {}  # of each rule its first line
 for case in CASES:
     FIRST.setdefault(case.rule, case)
 OPTIONS = {rule: case.options for rule, case in FIRST.items()}
+
+
+def options_needed(rule: str) -> dict[str, Any]:
+    """The options without which two policies cannot be merged by the rule."""
+    return OPTIONS[rule] if RULES[rule].by_layer else {}

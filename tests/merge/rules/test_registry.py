@@ -10,11 +10,13 @@ import torch
 
 from rlhf_lines.merge import MergeSpec, merge_residuals, tall_masks
 from rlhf_lines.merge.rules import RULES, merge_lazily
+from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 from rlhf_lines.plan import Options, plan
 from rlhf_lines.plan.merging import passes_over_inputs
 from tests.merge.merge_page import PAGE, table
 from tests.merge.reference import ORIGIN
+from tests.merge.rules.cases import OPTIONS, options_needed
 from tests.merge.rules.every_rule import ON_RESIDUALS, statistics_of
 
 
@@ -22,6 +24,7 @@ from tests.merge.rules.every_rule import ON_RESIDUALS, statistics_of
 REFERENCE = {
     "linear": "linear_interp_ft0_ft1_l0.3",
     "sum": "task_arithmetic_sum_n3_lam0.4",
+    "layerwise": "lines_merged_sum_n3_b0.4",
     "slerp": "slerp_residual_per_tensor_n2_t0.3",
     "ties": "ties_mean_n3_k20",
     "dare": "dare_ta_n3_p0.8_lam0.5",
@@ -47,7 +50,7 @@ def test_the_page_has_every_rule():
 def test_the_row_of_a_rule_is_what_the_code_does(rule):
     (row,) = [row for row in table("| `rule` |") if row[0] == rule]
     *_, passes, in_memory, source = row
-    assert passes == str(passes_over_inputs(MergeSpec(rule, (0.5, 0.5))))
+    assert passes == str(passes_over_inputs(MergeSpec(rule, (0.5, 0.5), options=options_needed(rule))))
     assert (in_memory == "tensor") == (RULES[rule].whole is not None)
     assert in_memory == unit_of_a_linear_map(rule)
     assert re.fullmatch(r"\d{4}\.\d{5}", source) and f"arXiv {source}" in RULES[rule].source
@@ -58,7 +61,8 @@ def unit_of_a_linear_map(rule: str) -> str:
     name = "model.layers.0.weight"
     taus = [{name: torch.eye(4) * factor} for factor in (1.0, 2.0)]
     statistics = taus if RULES[rule].statistics else ()
-    unit = merge_lazily(residuals_in_memory(taus, sft=taus[0], statistics=statistics), rule).unit
+    residuals = residuals_in_memory(taus, sft=taus[0], statistics=statistics)
+    unit = merge_lazily(residuals, rule, **options_needed(rule)).unit
     return unit if isinstance(unit, str) else unit(name)
 
 
@@ -84,19 +88,20 @@ def test_the_source_in_the_card_is_that_of_the_docstring(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_has_a_plan(rule, inputs, tmp_path):
-    given = inputs("adapters")
+    given, options = inputs("adapters"), options_needed(rule) if rule in OPTIONS else {}
     folders, _ = statistics_of(rule, given, tmp_path)
     policies = [given.policies[0]] * 2 if RULES[rule].on_factors else given.policies  # factors of one rank
     planned = plan(
         [
             *("--sft_model", str(given.sft), "--policies", *map(str, policies)),
-            *("--rule", rule, *(["--statistics", *map(str, folders)] if folders else [])),
+            *("--rule", rule, *(["--rule_options", json.dumps(options)] if options else [])),
+            *(["--statistics", *map(str, folders)] if folders else []),
             *("--save", "adapter" if RULES[rule].makes_adapter else "dense", "--output_dir", str(tmp_path / "out")),
         ],
         Options("merge"),
     )
     work, (phase,) = dict(planned.work), planned.phases
-    assert work["rule"] == rule
+    assert work["rule"] == (f"{rule}, {options_text(options)}" if options else rule)
     # What stays in factors reads no residual.
     assert ("passes over the inputs" in work) != RULES[rule].makes_adapter
     assert (f"statistics for {rule}" in work) == (RULES[rule].statistics is not None)
@@ -135,11 +140,14 @@ def test_values_by_hand(rule, weights, expected):
 
 @pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_the_result_shares_no_memory_with_the_inputs(rule):
-    residuals = two_residuals()
+    residuals = [{f"layers.0.{name}": tensor for name, tensor in tau.items()} for tau in two_residuals()]
     # What some rules need, and the others do not look at; [[1.0]] is a Fisher diagonal and a Gram matrix alike.
-    others = {"sft": residuals[0] | residuals[1], "statistics": [{"b": torch.ones(1, 1, dtype=torch.float64)}] * 2}
-    merge_residuals(residuals, rule, weights=[1.0, 0.0], **others)["a"].add_(1)
-    assert residuals[0]["a"].tolist() == [1.0, 2.0]
+    others = options_needed(rule) | {
+        "sft": residuals[0] | residuals[1],
+        "statistics": [{"layers.0.b": torch.ones(1, 1, dtype=torch.float64)}] * 2,
+    }
+    merge_residuals(residuals, rule, weights=[1.0, 0.0], **others)["layers.0.a"].add_(1)
+    assert residuals[0]["layers.0.a"].tolist() == [1.0, 2.0]
 
 
 def test_one_hot_weights_return_that_residual_bit_for_bit():
@@ -222,7 +230,7 @@ def test_consensus_is_of_two_or_more_policies():
 @pytest.mark.parametrize("rule", ON_RESIDUALS)
 def test_residuals_without_parameters_give_none(rule):
     statistics = [{}, {}] if RULES[rule].statistics else []
-    assert merge_residuals([{}, {}], rule, statistics=statistics) == {}
+    assert merge_residuals([{}, {}], rule, statistics=statistics, **options_needed(rule)) == {}
 
 
 def test_tall_masks_by_hand():

@@ -13,13 +13,21 @@ from rlhf_lines.merge.rules import RULES, merge_lazily
 from rlhf_lines.merge.tensors import order_statistics as order
 from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 from rlhf_lines.merge.tensors.spans import ELEMENTS
-from tests.merge.rules.cases import CASES, OPTIONS, Case
+from tests.merge.rules.cases import CASES, OPTIONS, Case, options_needed
 
 
 # One has no dimensions, one no elements; some rules turn embeddings.
-SHAPES = {"a.b": (41, 13), "embed_tokens": (11, 6), "head": (11, 6), "v": (29,), "c": (3, 4, 5), "s": (), "e": (0, 7)}
-LONGER = {"w": (520, 257), **SHAPES}  # than a chunk
-assert math.prod(LONGER["w"]) > ELEMENTS
+SHAPES = {
+    "layers.0.a.b": (41, 13),
+    "embed_tokens": (11, 6),
+    "lm_head": (11, 6),
+    "layers.1.v": (29,),
+    "layers.2.c": (3, 4, 5),
+    "norm": (),
+    "layers.3.e": (0, 7),
+}
+LONGER = {"layers.1.w": (520, 257), **SHAPES}  # than a chunk
+assert math.prod(LONGER["layers.1.w"]) > ELEMENTS
 WIDTHS = [torch.float32, torch.float64]
 Tensors = dict[str, torch.Tensor]
 
@@ -33,7 +41,7 @@ def given(case: Case, dtype: torch.dtype = torch.float32, shapes=SHAPES) -> dict
     """What the case merges: heavy-tailed residuals with a part in common, two of which lack a parameter."""
     shared, *own = (drawn(k, dtype, shapes) for k in range(case.count + 1))
     residuals = [{name: x[name] ** 3 + shared[name] ** 3 / 2 for name in shapes} for x in own]
-    del residuals[0]["c"], residuals[1]["head"]
+    del residuals[0]["layers.2.c"], residuals[1]["lm_head"]
     kind, statistics = RULES[case.rule].statistics, []
     if kind and kind.of_linear_maps:
         maps = [name for name, shape in shapes.items() if len(shape) == 2 and all(shape) and "embed" not in name]
@@ -43,7 +51,7 @@ def given(case: Case, dtype: torch.dtype = torch.float32, shapes=SHAPES) -> dict
     elif kind:
         statistics = [{name: x**2 for name, x in drawn(20 + k, dtype, shapes).items()} for k in range(case.count)]
         for k, diagonal in enumerate(statistics):
-            diagonal["v"][k:] = 0.0
+            diagonal["layers.1.v"][k:] = 0.0
     return {"residuals": residuals, "sft": drawn(99, dtype, shapes), "statistics": statistics}
 
 
@@ -124,7 +132,7 @@ def test_names_do_not_matter_where_nothing_is_random(case):
     """Only DARE looks at names; all other rules treat a renamed parameter alike."""
     held = given(case)
     renamed = changed(held, lambda tensors: {name.replace("a.b", "z"): x for name, x in tensors.items()})
-    same = torch.equal(merged_by(case, renamed)["z"], merged_by(case, held)["a.b"])
+    same = torch.equal(merged_by(case, renamed)["layers.0.z"], merged_by(case, held)["layers.0.a.b"])
     assert same == ("names" not in case.but_not)
 
 
@@ -153,14 +161,15 @@ def test_order_of_policies_matters_only_to_rules_that_say_so(case):
     expected = merged_by(case, held)
     for places in [[1, 0]] if case.count == 2 else [[1, 0, 2], [2, 0, 1]]:
         options = dict(case.options)
-        if isinstance(options.get("thresholds"), list):
-            options["thresholds"] = [options["thresholds"][k] for k in places]
+        for name in ("thresholds", "factors", "outside"):  # one of each policy
+            if isinstance(options.get(name), list):
+                options[name] = [options[name][k] for k in places]
         turned = {kind: [x[k] for k in places] if isinstance(x, list) and x else x for kind, x in held.items()}
         got = merged_by(replace(case, options=options), turned, [case.weights()[k] for k in places])
         if "order" not in case.but_not:
             assert_same(got, expected, rtol=1e-11, atol=1e-13)
         else:
-            both = [torch.cat([tau[name].flatten() for name in ("a.b", "head")]) for tau in (got, expected)]
+            both = [torch.cat([tau[name].flatten() for name in ("layers.0.a.b", "lm_head")]) for tau in (got, expected)]
             assert (both[0] - both[1]).norm() > 0.02 * both[1].norm()
 
 
@@ -175,7 +184,7 @@ def test_zero_weights_are_the_sft_model(case):
 def test_one_hot_weights_leave_alone_what_that_policy_does(case, k):
     merged = merged_by(case, given(case), [float(j == k) for j in range(case.count)])
     assert all(tensor.isfinite().all() for tensor in merged.values())
-    assert not merged["c" if k == 0 else "head"].any()
+    assert not merged["layers.2.c" if k == 0 else "lm_head"].any()
     # Consensus keeps what two policies agree on.
     assert any(tensor.any() for tensor in merged.values()) == (case.rule != "consensus")
 
@@ -202,7 +211,7 @@ def test_one_hot_weights_are_what_the_rule_makes_of_that_policy(case):
     held = given(case)
     merged = merged_by(case, held, [0.0, 1.0, 0.0])
     # The preference factor of three equal policies is 3.
-    three = [{name: 3 * x for name, x in held["residuals"][1].items()} | {"head": torch.zeros(SHAPES["head"])}]
+    three = [{name: 3 * x for name, x in held["residuals"][1].items()} | {"lm_head": torch.zeros(SHAPES["lm_head"])}]
     assert_same(merged, merged_by(replace(case, count=1), held | {"residuals": three}, [1.0]))
 
 
@@ -218,6 +227,6 @@ def test_equal_weights_are_no_weights(case):
 @pytest.mark.parametrize("rule", OPTIONS)
 def test_equal_weights_of_two_are_no_weights_bit_for_bit(rule):
     case = Case(rule, OPTIONS[rule], count=2)
-    for each in (case, Case(rule, count=2)):  # half and half is exact
+    for each in (case, Case(rule, options_needed(rule), count=2)):  # half and half is exact
         held = given(each)
         assert_same(merged_by(each, held, [0.5, 0.5]), merged_by(each, held, None))

@@ -12,6 +12,10 @@ from tests import tiny
 
 
 PROMPTS = [[5, 9, 14, 3], [7], [22, 30, 4, 11, 8, 19, 6], [12, 13], [33, 3, 21, 17, 10], [4, 4, 4], [9, 28], [16, 5, 5]]
+BY_LAYER = {
+    "factors": [[0.2, 1.0, 0.0, 0.5], [1.0, 0.3, 0.6, -0.4], [0.0, 0.8, 0.1, 1.2]],
+    "outside": [0.5, 0.0, 2.0],
+}
 TWO = [
     MergeSpec("linear", (0.3, 0.7)),
     MergeSpec("linear", (0.0, 0.0)),
@@ -30,6 +34,7 @@ THREE = [
     MergeSpec("linear", (0.1, 0.1, 0.8), alpha=0.5, beta=1.5),
     MergeSpec("linear", (0.6, 0.4, 0.0), alpha=0.0, beta=2.0),
     MergeSpec("sum", (0.2, 0.3, 0.5), alpha=0.7, beta=0.3),
+    MergeSpec("layerwise", (0.2, 0.5, 0.3), 0.9, 0.5, options=BY_LAYER),
 ]
 FOUR = [
     MergeSpec("linear", (0.1, 0.2, 0.3, 0.4)),

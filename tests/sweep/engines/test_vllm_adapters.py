@@ -10,6 +10,12 @@ from rlhf_lines.merge.inputs.adapter import dense_residual, load_adapter
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters, largest_rank
 
 
+BY_LAYER = {
+    "factors": [[0.2, 1.0, 0.0, 0.5], [1.0, 0.3, 0.6, -0.4], [0.0, 0.8, 0.1, 1.2]],
+    "outside": [0.5, 0.0, 2.0],
+}
+
+
 @pytest.fixture(scope="module")
 def loaded(policies):
     return [load_adapter(policy) for policy in policies]
@@ -26,6 +32,8 @@ def spec_adapters(tmp_path, loaded, sft):
         (MergeSpec("linear", (0.2, 0.3, 0.5), alpha=0.5, beta=1.5), 4 + 3 + 2),
         (MergeSpec("linear", (0.0, 1.0, 0.0), alpha=0.4), 3),
         (MergeSpec("linear", (0.5, 0.5)), 4 + 3),  # the third counts as 0
+        (MergeSpec("layerwise", (0.2, 0.3, 0.5), options=BY_LAYER), 4 + 3 + 2),
+        (MergeSpec("layerwise", (0.2, 0.0, 0.5), alpha=0.7, beta=0.3, options=BY_LAYER), 4 + 2),
         (MergeSpec("sum", (0.2, 0.0, 0.5), alpha=0.7, beta=0.3), 4 + 2),  # K is 3, whatever the weights are
     ],
 )
