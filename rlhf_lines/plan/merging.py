@@ -23,7 +23,7 @@ from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.statistics_files import open_statistics
 from rlhf_lines.merge.job import Merge
-from rlhf_lines.merge.lines import lines_scales, streamed_alpha
+from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.opened import not_an_adapter, open_merge
 from rlhf_lines.merge.output.checkpoint import layout
 from rlhf_lines.merge.output.hub import check_hub
@@ -87,9 +87,10 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
 
 
 def passes_over_inputs(spec: MergeSpec) -> int:
-    """How often a merge reads all residuals: counted while it merges noise that is too large to be sorted at once.
+    """How often a merge reads all residuals: the measurements of the rule and of alpha, and the merge itself.
 
-    The measurements of the rule (quantiles, norms) and of alpha, and the merge itself, rounded up to whole passes.
+    Those of the rule (quantiles, norms) are counted on noise that is too large to be sorted at once, rounded up to
+    whole passes; alpha takes one over the residuals and one over the merged one.
     """
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
@@ -105,12 +106,9 @@ def passes_over_inputs(spec: MergeSpec) -> int:
         return residuals.read(span)
 
     residuals_read = replace(residuals, read=counted)
-    merged = merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
-    if spec.alpha == "auto":
-        streamed_alpha(residuals_read, merged)
-    for _ in merged.residuals.map(lambda chunk: merged.compute(chunk).numel(), merged.unit):
-        pass
-    return math.ceil(read / math.prod(shape))
+    merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
+    measuring = math.ceil(read / math.prod(shape))
+    return measuring + 2 * (spec.alpha == "auto") + 1
 
 
 def _passes(merge: Merge) -> int:

@@ -43,6 +43,7 @@ RULES: dict[str, Rule] = {
     "consensus": Rule("consensus.consensus", "arXiv 2405.07813"),
     "pcb": Rule("pcb.pcb", "arXiv 2410.02396"),
     "opcm": Rule("opcm.opcm", "arXiv 2501.09522", whole=(5, 0)),
+    "doge": Rule("doge.doge", "arXiv 2501.01230 (DOGE)", whole=(6, 0)),
     "widen": Rule("widen.widen", "arXiv 2408.03092"),
     "fisher": Rule("fisher.fisher", "arXiv 2111.09832", statistics=FISHER),
     "regmean": Rule("regmean.regmean", "arXiv 2212.09849", statistics=GRAM, whole=(4, 5)),

@@ -29,6 +29,7 @@ REFERENCE = {
     "consensus": "consensus_ta_n3_k2",
     "pcb": "pcb_n3_r0.1",
     "opcm": "opcm_n2_a0.5",
+    "doge": "doge_ta_n3",
     "widen": "widen_n3_r1_c1",
     "fisher": "fisher_n3",
     "regmean": "regmean_n3",
