@@ -90,7 +90,8 @@ class MergeConfig:
         default=None,
         metadata={
             "help": f"Of each policy, for rules {_rules(lambda rule: rule.statistics, ' and ')}: folders of rlhf-lines "
-            f"{' or '.join(rule.statistics.verb for rule in RULES.values() if rule.statistics)}."
+            f"{' or '.join(dict.fromkeys(rule.statistics.verb for rule in RULES.values() if rule.statistics))}; for "
+            "ota also checkpoints of a Trainer with optimizer.pt."
         },
     )
     alpha: float | Literal["auto"] = field(

@@ -21,7 +21,7 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.config import MergeConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.statistics_files import open_statistics
+from rlhf_lines.merge.inputs.statistics_files import open_statistics, statistics_path
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.opened import not_an_adapter, open_merge
@@ -157,7 +157,7 @@ def _look_at_inputs(plan: Plan, merge: Merge, config: MergeConfig) -> None:
         repeated = check_repeat(config.repeats, merge) if config.repeats else []
         plan.notes += [f"warning: {warning}" for warning in [*repeated, *opened.warnings]]
         files = [path for folder in merge.models for path in _weight_files(folder)]
-        files += [Path(folder) / merge.rule.statistics.file for folder in merge.statistics]
+        files += [statistics_path(merge.rule.statistics, folder) for folder in merge.statistics]
         plan.read |= {str(path): path.stat().st_size for path in files}
         sft = opened.sft
         # Weights that are packed, and heads that are tied, count as what they are in the model.
@@ -239,7 +239,7 @@ def _changed(merge: Merge, adapters: Sequence[AdapterSizes], shapes: Mapping[str
         names &= changed(adapters)
     with ExitStack() as stack:
         needed = merge.rule.statistics
-        folders = [folder for folder in merge.statistics if needed and (Path(folder) / needed.file).is_file()]
+        folders = [folder for folder in merge.statistics if needed and statistics_path(needed, folder).is_file()]
         for statistics in open_statistics(needed, folders, stack):
             names &= statistics.shapes.keys()
     return names

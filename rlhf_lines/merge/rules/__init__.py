@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.inputs.statistics import FISHER, GRAM
+from rlhf_lines.merge.inputs.statistics import FISHER, GRAM, SECOND_MOMENTS
 from rlhf_lines.merge.rules import mergekit
 from rlhf_lines.merge.rules.common import check_options, mean_factors, preference_factors
 from rlhf_lines.merge.rules.rule import Rule
@@ -46,6 +46,7 @@ RULES: dict[str, Rule] = {
     "doge": Rule("doge.doge", "arXiv 2501.01230 (DOGE)", whole=(6, 0)),
     "widen": Rule("widen.widen", "arXiv 2408.03092"),
     "fisher": Rule("fisher.fisher", "arXiv 2111.09832", statistics=FISHER),
+    "ota": Rule("ota.ota", "arXiv 2509.11167 (OTA)", statistics=SECOND_MOMENTS),
     "regmean": Rule("regmean.regmean", "arXiv 2212.09849", statistics=GRAM, whole=(4, 5)),
     "factor_average": Rule("factors.factor_average", "the code of arXiv 2306.04488 (rewarded soups)", on_factors=True),
     "peft_linear": Rule("factors.peft_linear", "PEFT, add_weighted_adapter", on_factors=True),
@@ -92,8 +93,8 @@ def merge_residuals(
         rule: a name in `RULES`, of a rule on residuals.
         weights: one per residual.
         sft: parameter name to the SFT model's tensor, for rules that look at it (`widen`, `slerp` of whole weights).
-        statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name) and
-            `regmean` (Gram matrices by parameter name).
+        statistics: one mapping per residual, for rules that need them: `fisher` and `ota` (diagonals by
+            parameter name) and `regmean` (Gram matrices by parameter name).
         transposed: names of matrices that are stored `[in, out]` (Conv1D of GPT-2), for rules that look at columns
             (`widen`).
         **options: options of the rule.

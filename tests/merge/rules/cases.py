@@ -81,6 +81,10 @@ CASES = [
     Case("fisher", one_hot="close"),
     Case("fisher", {"normalize": "tensor"}, one_hot="close"),
     Case("fisher", {"floor": 0.1, "floor_on": "first", "add": 0.01, "normalize": "model"}, but_not=("order",)),
+    Case("ota", {"density": 0.7}),
+    Case("ota", {"density": 0.4, "rank1": True, "power": 0.25}),
+    Case("ota", {"thresholds": 0.02, "add": 1e-3}, but_not=("factor",)),
+    Case("ota", one_hot="close"),
     Case("regmean", {"reduce": 0.7}, one_hot="close", but_not=("threads",)),
     Case("regmean", {"reduce": 0.5}, one_hot="close", but_not=("threads",)),
 ]

@@ -32,6 +32,7 @@ REFERENCE = {
     "doge": "doge_ta_n3",
     "widen": "widen_n3_r1_c1",
     "fisher": "fisher_n3",
+    "ota": "ota_n3",
     "regmean": "regmean_n3",
     "factor_average": "rs_lora_factor_average_n2_l0.3",
     "peft_linear": "peft_linear_n2_l0.3_delta",
