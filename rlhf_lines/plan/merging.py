@@ -137,7 +137,7 @@ def _add_work(plan: Plan, merge: Merge, passes: int, num_layers: int) -> None:
     else:
         scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
         factors = f"layer 1: {scales[0]:zg}, layer {num_layers}: {scales[-1]:zg}, outside the layers: {spec.alpha:zg}"
-    plan.work.append(("factors of LiNeS", factors))
+    plan.work.append(("factors of LiNeS", factors + (", before the rule" if spec.lines == "before" else "")))
     if passes:
         plan.work.append(("passes over the inputs", str(passes)))
         plan.work.append(("arithmetic on dense residuals", f"float32 or wider, on {merge.device}"))

@@ -129,7 +129,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         for key in ("policies", "statistics")
         if key not in damaged and not all(_is_folder(entry) for entry in record[key])
     ]
-    if "spec" not in damaged and not record["spec"].keys() >= {entry.name for entry in fields(MergeSpec)}:
+    if "spec" not in damaged and not record["spec"].keys() >= {entry.name for entry in fields(MergeSpec)} - {"lines"}:
         damaged.append("spec")
     if damaged:
         raise ValueError(f"merge record {path} is damaged in {', '.join(damaged)}: give the settings by flags")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,11 @@ def options_of(function: Callable) -> dict[str, Any]:
     """Every keyword-only parameter of a function with its default."""
     parameters = inspect.signature(function).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def ranks_by_parameter(options: Mapping[str, Any] | None) -> bool:
+    """Whether options, as TIES and breadcrumbs have them, rank the entries of each parameter alone."""
+    return (options or {}).get("granularity", "global") != "global"
 
 
 def check_options(rule: str, known: Collection[str], options: Iterable[str]) -> None:

@@ -75,6 +75,7 @@ CASES = [
     # Few steps: where a gradient passes zero, a step of Adam makes much of its rounding.
     Case("doge", {"keep": 0.5, "steps": 5}, but_not=("threads",)),
     Case("doge", {"subspace": 2, "lr": 0.05, "steps": 10}, but_not=("threads",)),
+    Case("doge", {"keep": 1, "steps": 3}, but_not=("threads",)),
     Case("doge", {"relative": False, "eta": 0.07, "lr": 1e-3, "steps": 5}, but_not=("threads", "factor")),
     Case("widen", but_not=("threads", "factor", "sign")),  # columns of theta_SFT + tau_k
     Case("widen", {"ratio": 1.1, "calibration": 0.8}, but_not=("threads", "factor", "sign")),
