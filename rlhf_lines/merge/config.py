@@ -95,7 +95,8 @@ class MergeConfig:
         default=None,
         metadata={
             "help": f"Of each policy, for rules {_rules(lambda rule: rule.statistics, ' and ')}: folders of rlhf-lines "
-            f"{' or '.join(rule.statistics.verb for rule in RULES.values() if rule.statistics)}."
+            f"{' or '.join(dict.fromkeys(rule.statistics.verb for rule in RULES.values() if rule.statistics))}; for "
+            "ota also checkpoints of a Trainer with optimizer.pt."
         },
     )
     alpha: float | Literal["auto"] = field(
@@ -109,6 +110,12 @@ class MergeConfig:
     schedule: str = field(
         default="linear",
         metadata={"help": f"How the factor grows: {alternatives(GROWING)}; or falls: {alternatives(FALLING)}."},
+    )
+    lines: str = field(
+        default="after",
+        metadata={
+            "help": "Whether LiNeS scales the merged residual (after the rule), or those of the policies (before)."
+        },
     )
     dtype: str | None = field(
         default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}
@@ -154,7 +161,14 @@ class MergeConfig:
         if self.rule_options is not None:
             self.rule_options = read_options(self.rule, self.rule_options)
         # What no merge may be is told here, before torch is imported.
-        MergeSpec(self.rule, self.weights or (1.0,), self.alpha, self.beta, self.schedule, self.rule_options or {})
+        given_options = self.rule_options or {}
+        MergeSpec(
+            self.rule, self.weights or (1.0,), self.alpha, self.beta, self.schedule, given_options, lines=self.lines
+        )
+        if self.lines == "before" and (self.alpha, self.beta) == (1.0, 0.0):
+            raise ValueError(
+                "lines is 'before', but alpha 1 and beta 0 scale nothing; give alpha or beta, or leave it out"
+            )
         if self.max_shard_size is not None and self.save == "adapter":
             size = given["max_shard_size"]
             raise ValueError(f"max_shard_size is {size}, but an adapter is one file; leave it out")

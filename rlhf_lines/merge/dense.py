@@ -77,7 +77,7 @@ class DenseMerge:
 
     @cached_property
     def merged(self) -> Merged:
-        """tau_M, unscaled; measures what the rule has to know first.
+        """tau_M, scaled only where LiNeS is before the rule; measures what the rule has to know first.
 
         Raises:
             ValueError: values that are not finite; all that were met are named.
@@ -88,7 +88,8 @@ class DenseMerge:
                 f"an adapter adapts {name!r}, which {str(self._sft.folder)!r} ties to {self._sft.copies[name]!r}: no "
                 "model holds this residual without the other; use --save adapter"
             )
-        merged = merge_lazily(self.residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
+        residuals = self.residuals.changed(self._scaled) if self._spec.lines == "before" else self.residuals
+        merged = merge_lazily(residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
         self.check_inputs()
         return merged
 
@@ -107,15 +108,29 @@ class DenseMerge:
 
     @cached_property
     def scaled(self) -> Merged:
-        """LiNeS(tau_M)."""
-        factors = lines_scales(self._num_layers, self.alpha, self._spec.beta, self._spec.schedule).tolist()
+        """LiNeS(tau_M), or tau_M of what LiNeS has scaled before."""
+        if self._spec.lines == "before":
+            return self.merged
 
         def scale(chunk: Chunk, merged: Tensor) -> Tensor:
-            layer = self._layers[chunk.name]
-            factor = self.alpha if layer is None else factors[layer]
+            factor = self._factor(chunk.name)
             return merged if factor == 1 else merged.mul_(factor)
 
         return self.merged.then(scale)
+
+    def _scaled(self, chunk: Chunk) -> list[Tensor]:
+        """The policies' residuals of a chunk, scaled by LiNeS."""
+        factor = self._factor(chunk.name)
+        return chunk.residuals if factor == 1 else [tau * factor for tau in chunk.residuals]
+
+    def _factor(self, name: str) -> float:
+        layer = self._layers[name]
+        return self.alpha if layer is None else self._factors[layer]
+
+    @cached_property
+    def _factors(self) -> list[float]:
+        """LiNeS' factor of every layer."""
+        return lines_scales(self._num_layers, self.alpha, self._spec.beta, self._spec.schedule).tolist()
 
     def write(
         self,

@@ -10,15 +10,20 @@ from numbers import Real
 from typing import Any, Literal
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.rules import check_rule, profile_of
+from rlhf_lines.merge.rules import RULES, check_rule, profile_of
 from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.merge.tensors.largest import LARGEST
 
 
+LINES = ("after", "before")  # the rule
+
+
 @dataclass(frozen=True)
 class MergeSpec:
     """What to merge how: theta = theta_SFT + LiNeS(rule(tau_1..tau_K; weights); alpha, beta).
+
+    With `lines` before the rule: theta = theta_SFT + rule(LiNeS(tau_1)..LiNeS(tau_K); weights).
 
     Weights are any finite numbers. They need not sum to one: the residual form cannot rescale the base, so other sums
     extrapolate, and all zeros is the SFT model.
@@ -35,6 +40,7 @@ class MergeSpec:
         beta: what the last layer has more than the first.
         schedule: the shape between first and last layer.
         options: options of the rule, plain JSON values.
+        lines: whether LiNeS scales the merged residual, or, `before` the rule, that of each policy.
     """
 
     rule: str
@@ -43,6 +49,7 @@ class MergeSpec:
     beta: float = 0.0
     schedule: str = "linear"
     options: dict[str, Any] = field(default_factory=dict)
+    lines: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
         if isinstance(self.weights, (str, Real)):
@@ -67,6 +74,7 @@ class MergeSpec:
                 self, "alpha", _finite("alpha", self.alpha, expected='a finite number that float32 holds, or "auto"')
             )
         object.__setattr__(self, "beta", _finite("beta", self.beta))
+        self._check_lines()
         object.__setattr__(self, "options", options if profile is None else profile.to_options())
 
     def __hash__(self) -> int:
@@ -78,12 +86,15 @@ class MergeSpec:
         return profile_of(self.rule, self.options)
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as plain JSON values, every field written."""
-        return {**asdict(self), "weights": list(self.weights)}
+        """The spec as plain JSON values, every field written, but `lines` only where it is `before` the rule."""
+        values = {**asdict(self), "weights": list(self.weights)}
+        if self.lines == "after":  # so records and digests from when there was nothing else stay what they are
+            del values["lines"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MergeSpec:
-        """The spec that `to_dict` wrote; `alpha`, `beta`, `schedule` and `options` may be left out.
+        """The spec that `to_dict` wrote; all but `rule` and `weights` may be left out.
 
         Raises:
             ValueError: an unknown or missing key, or a bad value.
@@ -96,6 +107,23 @@ class MergeSpec:
             if key not in values:
                 raise ValueError(f"the merge spec {dict(values)!r} has no {key!r}; add it")
         return cls(**values)
+
+    def _check_lines(self) -> None:
+        if self.lines not in LINES:
+            raise ValueError(unknown_name("lines", str(self.lines), LINES))
+        if self.lines == "after":
+            return
+        if not RULES[self.rule].takes_lines_before(self.options):
+            options = f" with options {self.options}" if self.options else ""
+            raise ValueError(
+                f"lines is 'before', but rule {self.rule!r}{options} makes the same of residuals that are scaled "
+                "before it as if its result is; leave lines out"
+            )
+        if self.alpha == "auto":
+            raise ValueError(
+                "alpha is 'auto', which is measured on the residual that the rule makes, but lines is 'before' the "
+                "rule; give a number"
+            )
 
     def digest(self) -> str:
         """Twelve hex digits of SHA-256 over the canonical JSON: the same for equal specs, on every machine."""

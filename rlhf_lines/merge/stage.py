@@ -43,7 +43,13 @@ def merge_of(config: MergeConfig) -> Merge:
         ValueError: weights that are given twice, or a spec that does not exist.
     """
     spec = MergeSpec(
-        config.rule, _weights(config), config.alpha, config.beta, config.schedule, config.rule_options or {}
+        config.rule,
+        _weights(config),
+        config.alpha,
+        config.beta,
+        config.schedule,
+        config.rule_options or {},
+        lines=config.lines,
     )
     return Merge(
         config.sft_model,

@@ -32,6 +32,7 @@ from rlhf_lines.pareto.schema import (
     SFT,
     Audit,
     Comparison,
+    EverySpec,
     Forgetting,
     Front,
     LostEntry,
@@ -78,7 +79,7 @@ class Point:
     preference: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        missing = [key for key in Spec.__annotations__ if key not in self.spec]
+        missing = [key for key in EverySpec.__annotations__ if key not in self.spec]
         if missing:
             raise ValueError(f"the spec of point {self.id} has no {', '.join(missing)}; expected what MergeSpec holds")
 

@@ -95,8 +95,14 @@ def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str
         *("--rule", spec["rule"], *options),
         *("--alpha", spec["alpha"] if spec["alpha"] == "auto" else _plain(spec["alpha"])),
         *("--beta", _plain(spec["beta"]), "--schedule", spec["schedule"]),
+        *(["--lines", "before"] if lines_before(spec) else []),
         *("--save", "adapter" if RULES[spec["rule"]].makes_adapter else "dense"),
     ]
+
+
+def lines_before(spec: Spec) -> bool:
+    """Whether LiNeS scales the residuals of the policies, before a rule that then scales something, or nothing."""
+    return spec.get("lines") == "before" and (spec["alpha"], spec["beta"]) != (1.0, 0.0)
 
 
 def _unchanged(spec: Spec) -> int | None:

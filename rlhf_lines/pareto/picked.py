@@ -234,7 +234,8 @@ def picked_text(
     width = max(len(name) for name, _ in rows)
     lines = [
         f"point {point['id']}: {label(point['group'])}, {spec['rule']}{options}, weights {weights}, "
-        f"alpha {setting(spec['alpha'])}, beta {setting(spec['beta'])}, schedule {spec['schedule']}",
+        f"alpha {setting(spec['alpha'])}, beta {setting(spec['beta'])}, schedule {spec['schedule']}"
+        + (", LiNeS before the rule" if spec.get("lines") == "before" else ""),
         *(f"  {name:<{width}}  {estimate_text(value, decimals([value['mean']]))}" for name, value in rows),
         f"  mean [{interval_name(front)}] over {point['prompts']} {front['split']} prompts",
         *(f"  {few}" for few in [few_prompts(front)] if few),

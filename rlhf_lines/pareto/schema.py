@@ -41,8 +41,8 @@ WORDS = {
 }
 
 
-class Spec(TypedDict):
-    """A merge, as `MergeSpec.to_dict` writes it."""
+class EverySpec(TypedDict):
+    """What every merge says."""
 
     rule: str
     weights: list[float]  # one for each of the first policies of the front; all 0 is the SFT model
@@ -50,6 +50,12 @@ class Spec(TypedDict):
     beta: float
     schedule: str
     options: dict[str, Any]  # of the rule; empty where all are left at their defaults
+
+
+class Spec(EverySpec, total=False):
+    """A merge, as `MergeSpec.to_dict` writes it."""
+
+    lines: Literal["before"]  # where LiNeS scales the residuals of the policies, not that of the rule
 
 
 class Mean(TypedDict):
@@ -354,7 +360,7 @@ def faults(value: Any, kind: Any = Front, key: str = "") -> Iterator[tuple[str, 
         yield "wrong", key
     elif is_typeddict(kind):
         known, start = _hints(kind), f"{key}." if key else ""
-        yield from (("missing", start + name) for name in known if name not in value)
+        yield from (("missing", start + name) for name in known if name in kind.__required_keys__ - value.keys())
         yield from (("unknown", start + name) for name in value if name not in known)
         for name in filter(value.__contains__, known):
             yield from faults(value[name], known[name], start + name)

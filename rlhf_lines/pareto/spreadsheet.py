@@ -70,4 +70,5 @@ def _row(front: Front, point: PointEntry, longest: int) -> dict[str, Any]:
     row |= {f"weight_{k}": weight for k, weight in enumerate(weights, 1)}
     row |= {key: spec[key] for key in ("rule", "alpha", "beta", "schedule")}
     row["options"] = json.dumps(spec["options"], sort_keys=True)
+    row["lines"] = spec.get("lines", "after")
     return row | {key: point[key] for key in ("prompts", "samples_per_prompt")}

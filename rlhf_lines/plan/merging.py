@@ -21,9 +21,9 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.merge.config import MergeConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter, is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.statistics_files import open_statistics
+from rlhf_lines.merge.inputs.statistics_files import open_statistics, statistics_path
 from rlhf_lines.merge.job import Merge
-from rlhf_lines.merge.lines import lines_scales, streamed_alpha
+from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.opened import not_an_adapter, open_merge
 from rlhf_lines.merge.output.checkpoint import layout
 from rlhf_lines.merge.output.hub import check_hub
@@ -88,9 +88,10 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
 
 
 def passes_over_inputs(spec: MergeSpec) -> int:
-    """How often a merge reads all residuals: counted while it merges noise that is too large to be sorted at once.
+    """How often a merge reads all residuals: the measurements of the rule and of alpha, and the merge itself.
 
-    The measurements of the rule (quantiles, norms) and of alpha, and the merge itself, rounded up to whole passes.
+    Those of the rule (quantiles, norms) are counted on noise that is too large to be sorted at once, rounded up to
+    whole passes; alpha takes one over the residuals and one over the merged one.
     """
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
     generator = torch.Generator().manual_seed(0)
@@ -106,12 +107,9 @@ def passes_over_inputs(spec: MergeSpec) -> int:
         return residuals.read(span)
 
     residuals_read = replace(residuals, read=counted)
-    merged = merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
-    if spec.alpha == "auto":
-        streamed_alpha(residuals_read, merged)
-    for _ in merged.residuals.map(lambda chunk: merged.compute(chunk).numel(), merged.unit):
-        pass
-    return math.ceil(read / math.prod(shape))
+    merge_lazily(residuals_read, spec.rule, weights=spec.weights, **spec.options)
+    measuring = math.ceil(read / math.prod(shape))
+    return measuring + 2 * (spec.alpha == "auto") + 1
 
 
 def _passes(merge: Merge) -> int:
@@ -143,7 +141,7 @@ def _add_work(plan: Plan, merge: Merge, passes: int, num_layers: int) -> None:
     else:
         scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
         factors = f"layer 1: {scales[0]:zg}, layer {num_layers}: {scales[-1]:zg}, outside the layers: {spec.alpha:zg}"
-    plan.work.append(("factors of LiNeS", factors))
+    plan.work.append(("factors of LiNeS", factors + (", before the rule" if spec.lines == "before" else "")))
     if passes:
         plan.work.append(("passes over the inputs", str(passes)))
         plan.work.append(("arithmetic on dense residuals", f"float32 or wider, on {merge.device}"))
@@ -163,7 +161,7 @@ def _look_at_inputs(plan: Plan, merge: Merge, config: MergeConfig) -> None:
         repeated = check_repeat(config.repeats, merge) if config.repeats else []
         plan.notes += [f"warning: {warning}" for warning in [*repeated, *opened.warnings]]
         files = [path for folder in merge.models for path in _weight_files(folder)]
-        files += [Path(folder) / merge.rule.statistics.file for folder in merge.statistics]
+        files += [statistics_path(merge.rule.statistics, folder) for folder in merge.statistics]
         plan.read |= {str(path): path.stat().st_size for path in files}
         sft = opened.sft
         # Weights that are packed, and heads that are tied, count as what they are in the model.
@@ -245,7 +243,7 @@ def _changed(merge: Merge, adapters: Sequence[AdapterSizes], shapes: Mapping[str
         names &= changed(adapters)
     with ExitStack() as stack:
         needed = merge.rule.statistics
-        folders = [folder for folder in merge.statistics if needed and (Path(folder) / needed.file).is_file()]
+        folders = [folder for folder in merge.statistics if needed and statistics_path(needed, folder).is_file()]
         for statistics in open_statistics(needed, folders, stack):
             names &= statistics.shapes.keys()
     return names

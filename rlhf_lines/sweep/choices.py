@@ -148,6 +148,7 @@ class GroupEntry(Tunable):
         name: what the group is called in the front.
         rule, options, beta, schedule: as in `MergeSpec`.
         alpha: likewise; None where it is left out, and then chosen among the factors of `scaled`.
+        lines: likewise.
         statistics: folders of `rlhf-lines fisher` or `gram`, one per policy, for the rules of these names.
         alphas, betas, schedules: in place of one of each, what to choose from on validation prompts; or `scalings`.
     """
@@ -158,6 +159,7 @@ class GroupEntry(Tunable):
     alpha: Alpha | None = None
     beta: float = 0.0
     schedule: str = "linear"
+    lines: Literal["after", "before"] = "after"
     statistics: tuple[str, ...] = ()
     alphas: tuple[Alpha, ...] = ()
     betas: tuple[float, ...] = ()
@@ -204,12 +206,12 @@ class GroupEntry(Tunable):
 
     @property
     def measures_alpha(self) -> bool:
-        """Whether alpha may be `auto`: a rule on factors has no residual before it is scaled."""
-        return not RULES[self.rule].on_factors
+        """Whether alpha may be `auto`: a rule on factors, or behind LiNeS, has no residual before it is scaled."""
+        return not RULES[self.rule].on_factors and self.lines == "after"
 
     def spec(self, weights: tuple[float, ...], scaling: Scaling) -> MergeSpec:
         """The spec at some weights with one of the `candidates`."""
-        return MergeSpec(self.rule, weights, *scaling, self.options)
+        return MergeSpec(self.rule, weights, *scaling, self.options, self.lines)
 
     def _list(self, name: str) -> Sequence:
         items = getattr(self, name)

@@ -41,6 +41,16 @@ def test_digest_is_the_same_on_every_machine():
     assert MergeSpec("linear", (0.5, 0.5)).digest() == "6ebb4e57a769"
 
 
+def test_lines_before_the_rule_is_written_and_read_and_after_it_is_what_was_not_said():
+    before = MergeSpec("ties", (0.5, 0.5), 0.5, 1.0, lines="before")
+    assert before.to_dict()["lines"] == "before"
+    assert MergeSpec.from_dict(json.loads(json.dumps(before.to_dict()))) == before
+    after = MergeSpec("ties", (0.5, 0.5), 0.5, 1.0)
+    assert "lines" not in after.to_dict() and MergeSpec.from_dict(after.to_dict()).lines == "after"
+    assert MergeSpec.from_dict({**after.to_dict(), "lines": "after"}) == after != before
+    assert before.digest() != after.digest()
+
+
 def test_a_spec_cannot_be_changed():
     spec = MergeSpec("linear", (1.0,))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -58,6 +68,15 @@ def test_weights_need_not_sum_to_one():
     [
         ({"rule": "tise", "weights": [1]}, "unknown rule 'tise'; known: .*linear"),
         ({"rule": "linear", "weights": []}, "weights is empty"),
+        ({"rule": "ties", "weights": [1], "lines": "bevor"}, "unknown lines 'bevor'; known: after, before"),
+        ({"rule": "linear", "weights": [1], "lines": "before"}, "rule 'linear' makes the same of residuals that are"),
+        ({"rule": "peft_linear", "weights": [1], "lines": "before"}, "rule 'peft_linear' makes the same of residuals"),
+        ({"rule": "fisher", "weights": [1], "lines": "before"}, "rule 'fisher' makes the same of residuals that are"),
+        (
+            {"rule": "ties", "weights": [1], "options": {"granularity": "tensor"}, "lines": "before"},
+            "rule 'ties' with options {'granularity': 'tensor'} makes the same of residuals",
+        ),
+        ({"rule": "ties", "weights": [1], "alpha": "auto", "lines": "before"}, "alpha is 'auto', which is measured on"),
         ({"rule": "linear", "weights": 0.5}, "weights is 0.5, expected a sequence"),
         ({"rule": "linear", "weights": "0.5"}, "weights is '0.5', expected a sequence"),
         (

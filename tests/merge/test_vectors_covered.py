@@ -14,13 +14,9 @@ from tests.merge.reference import FOLDER, ORIGIN, tensors
 
 # Every case of the shared manifest that is not in reference/merge/origin.json, with the reason.
 NOT_COVERED = {
-    "doge_ta_n3": "DOGE-TA is no rule here: 400 optimiser steps per matrix",
     "fw_selection_n3": "Frank-Wolfe merging is no rule here: it needs gradients on task data",
     "m2n2_crossover_n2_w0.35_s3000": "natural niches are no rule here: an evolutionary search",
     "m2n2_update_archive": "natural niches are no rule here: an evolutionary search",
-    "ota_n3": "OTA is no rule here: it needs the second moments of Adam",
-    "ota_ffg_n3": "OTA is no rule here: it needs the second moments of Adam",
-    "ota_rank1_n3": "OTA is no rule here: it needs the second moments of Adam",
 }
 # Not a merge: its numbers are kept with the tests of fronts.
 OF_FRONTS = json.loads((FOLDER.parent / "pareto" / "origin.json").read_text())["cases"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lines.pareto import build_front
+from rlhf_lines.pareto.origin import arguments_to_merge
 
 
 SPEC = {"rule": "linear", "weights": [0.0, 1.0], "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}
@@ -37,3 +38,18 @@ def test_one_policy_as_it_was_trained_has_its_name(changes, single, label):
     (unknown,) = build_front(**about)["points"]
     assert (unknown["single_policy"], unknown["merge_arguments"]) == (None, None)
     assert unknown["label"] == " / ".join(f"{weight:g}" for weight in point["spec"]["weights"])
+
+
+def test_a_merge_with_lines_before_its_rule_is_made_so_where_lines_scales_anything():
+    spec = {**SPEC, "rule": "ties", "beta": 0.5, "lines": "before"}
+    arguments = arguments_to_merge(spec, "sft", ["a", "b"])
+    assert arguments[arguments.index("--schedule") :] == [
+        "--schedule",
+        "linear",
+        "--lines",
+        "before",
+        "--save",
+        "dense",
+    ]
+    assert "--lines" not in arguments_to_merge({**spec, "beta": 0.0}, "sft", ["a", "b"])
+    assert "--lines" not in arguments_to_merge(SPEC, "sft", ["a", "b"])

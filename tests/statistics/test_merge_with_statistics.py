@@ -111,6 +111,6 @@ def test_statistics_of_something_else_are_refused_in_one_sentence(rule, two_poli
     path.write_text(json.dumps({**json.loads(config), "lora_alpha": 160}))
     assert "are of a policy with a config" in refusal(statistics)
     path.write_text(config)
-    other = next(name for name in VERBS if name != rule)
+    other = next(name for name in VERBS if VERBS[name] != VERBS[rule])
     assert f"has no {VERBS[other]}.safetensors" in refusal(statistics, "--rule", other)
     assert "rule 'ties' uses none; leave them out" in refusal(statistics, "--rule", "ties")

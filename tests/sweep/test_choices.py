@@ -136,7 +136,10 @@ def test_a_group_is_a_mapping_or_json():
         (["ties"], "groups holds 'ties', which is no valid JSON"),
         (["[1]"], "groups holds [1], expected a mapping with the key name"),
         ([{"rule": "ties"}], "expected a mapping with the key name"),
-        ([{"name": "a", "rul": "ties"}], "groups: a: unknown key 'rul'; known: alpha, alphas, beta, betas, name, "),
+        (
+            [{"name": "a", "rul": "ties"}],
+            "groups: a: unknown key 'rul'; known: alpha, alphas, beta, betas, lines, name, ",
+        ),
         ([{"name": "a", "rule": "tees"}], "groups: a: unknown rule 'tees'"),
         ([{"name": "a", "rule": "ties", "options": {"densty": 0.3}}], "groups: a: "),
         ([{"name": "a", "alpha": "much"}], "groups: a: alpha is 'much'"),
@@ -203,6 +206,12 @@ def test_a_rule_on_factors_leaves_out_auto_which_it_cannot_measure(rule):
     assert counts == {"lines": 4, "scaled": 2, "reversed": 4, "sum": 2}
 
 
+def test_a_group_with_lines_before_its_rule_leaves_out_auto_which_it_cannot_measure():
+    entry = GroupEntry("trimmed alike", "ties", betas=(0.5, 1.0), lines="before")
+    assert entry.candidates(["auto", 0.5, 1.5]) == [Scaling(a, b) for a in (0.5, 1.5) for b in (0.5, 1.0)]
+    assert entry.spec((0.5, 0.5), Scaling(0.5, 1.0)) == MergeSpec("ties", (0.5, 0.5), 0.5, 1.0, lines="before")
+
+
 def test_factors_without_controls_are_those_of_groups_and_sets():
     for further in ({"groups": [{"name": "a"}]}, {"policy_sets": [{"name": "a", "policies": ["c", "d"]}]}):
         found = config(scaled_alphas=[1, 2], controls=False, **further)
@@ -214,6 +223,12 @@ def test_factors_without_controls_are_those_of_groups_and_sets():
     [
         ({"name": " "}, "groups has name ' ', expected a text"),
         ({"name": "a", "rule": "tees"}, "groups: a: unknown rule 'tees'"),
+        (
+            {"name": "a", "lines": "before"},
+            "groups: a: lines is 'before', but rule 'linear' makes the same of residuals",
+        ),
+        ({"name": "a", "rule": "ties", "lines": "bevor"}, "groups: a: unknown lines 'bevor'; known: after, before"),
+        ({"name": "a", "rule": "ties", "lines": "before", "alpha": "auto"}, "groups: a: alpha is 'auto', which is"),
         ({"name": "a", "statistics": "x"}, "groups: a: statistics is 'x', expected a list of folders"),
         ({"name": "a", "statistics": (3, "y")}, "groups: a: statistics is (3, 'y'), expected a list of folders"),
     ],

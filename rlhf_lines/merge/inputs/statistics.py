@@ -20,12 +20,14 @@ class Statistics:
         text: what they are, for errors.
         of_linear_maps: whether only linear maps have any; else all parameters may.
         example: a matrix `[out, in]` of noise to statistics of this kind, on which a rule is rehearsed.
+        or_optimizer: whether a Trainer's checkpoint, in which Adam's state is, will do in place of such a folder.
     """
 
     verb: str
     text: str
     of_linear_maps: bool
     example: Callable[[Tensor], Tensor]
+    or_optimizer: bool = False
 
     @property
     def file(self) -> str:
@@ -34,4 +36,7 @@ class Statistics:
 
 
 FISHER = Statistics("fisher", "the Fisher diagonal", of_linear_maps=False, example=lambda tau: tau.square())
+SECOND_MOMENTS = Statistics(
+    "fisher", "the second moment", of_linear_maps=False, example=lambda tau: tau.square(), or_optimizer=True
+)
 GRAM = Statistics("gram", "Gram matrices", of_linear_maps=True, example=lambda tau: tau.T @ tau)

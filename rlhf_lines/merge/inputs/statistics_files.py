@@ -15,6 +15,7 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
+from rlhf_lines.merge.inputs.optimizer_state import OPTIMIZER_FILE, OptimizerState
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.inputs.statistics import Statistics
 from rlhf_lines.merge.layers import is_linear_map
@@ -49,6 +50,12 @@ class StatisticsFile:
         return wide(buffer, name)
 
 
+def statistics_path(kind: Statistics, folder: str | Path) -> Path:
+    """The file in a folder that holds its statistics: that of the verb, or an optimiser's state if that will do."""
+    path, state = Path(folder) / kind.file, Path(folder) / OPTIMIZER_FILE
+    return state if kind.or_optimizer and not path.is_file() and state.is_file() else path
+
+
 def open_statistics(
     kind: Statistics | None, folders: Sequence[str | Path], stack: contextlib.ExitStack
 ) -> list[Tensors]:
@@ -57,6 +64,9 @@ def open_statistics(
         return []
     opened = []
     for folder in folders:
+        if statistics_path(kind, folder).name == OPTIMIZER_FILE:
+            opened.append(OptimizerState(folder))
+            continue
         file = TensorFile(Path(folder) / kind.file)
         stack.callback(file.close)
         opened.append(StatisticsFile(file))
@@ -83,7 +93,7 @@ def coverage_warnings(
 
 def statistics_sha256(kind: Statistics, folder: str | Path) -> str:
     """SHA-256 over the file of statistics in a folder."""
-    return sha256_of([Path(folder) / kind.file])
+    return sha256_of([statistics_path(kind, folder)])
 
 
 def check_statistics(
@@ -114,11 +124,16 @@ def check_statistics(
 
 
 def _check_folder(rule: str, kind: Statistics, folder: Path, policy: str | Path) -> None:
-    path = folder / kind.file
+    path = statistics_path(kind, folder)
     if not path.is_file():
         raise FileNotFoundError(
             f"{str(folder)!r} has no {kind.file}; expected the folder that `rlhf-lines {kind.verb}` makes"
+            + (f", or a Trainer's checkpoint with its {OPTIMIZER_FILE}" if kind.or_optimizer else "")
         )
+    if path.name == OPTIMIZER_FILE:
+        OptimizerState(folder)
+        _check_made_of(folder, policy, {"policy_sha256": weights_sha256(folder)})
+        return
     file = TensorFile(path)
     file.close()
     if not all(entry.dtype in DTYPES.values() for entry in file.entries.values()):
@@ -129,7 +144,11 @@ def _check_folder(rule: str, kind: Statistics, folder: Path, policy: str | Path)
             f"{str(path)!r} is of a model whose weights are stored [in, out] ({transposed[0]!r}), which rule {rule!r} "
             "does not take; use another rule"
         )
-    record = read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {}
+    _check_made_of(folder, policy, read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {})
+
+
+def _check_made_of(folder: Path, policy: str | Path, record: Mapping[str, str]) -> None:
+    """Stop where statistics are of another policy than the record of them says."""
     for key, part, sha256_now in (
         ("policy_sha256", "weights", weights_sha256),
         ("policy_config_sha256", "a config", config_sha256),

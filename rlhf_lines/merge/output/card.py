@@ -54,7 +54,7 @@ def model_card(record: Mapping[str, Any]) -> str:
 {"A LoRA adapter" if adapter else "A full model"} made by adding residuals of aligned policies to one
 supervised (SFT) model:
 
-    theta = theta_SFT + LiNeS(tau_M),   tau_k = theta_k - theta_SFT
+    {_formula(spec)},   tau_k = theta_k - theta_SFT
     LiNeS: layer l of L is multiplied by {_factor(spec["schedule"])}; parameters outside the layers by alpha
 
 {listed}
@@ -114,6 +114,13 @@ def _load_adapter(record: Mapping[str, Any]) -> str:
     if max_lora_rank(record["rank"]) is None:
         return f"{_LOAD_ADAPTER}\n{serve}\n"
     return f"{_LOAD_ADAPTER}\n```bash\n{serve}\n```\n"
+
+
+def _formula(spec: Mapping[str, Any]) -> str:
+    """Where LiNeS is; records of before there was a choice do not say it."""
+    if spec.get("lines", "after") == "before":
+        return "theta = theta_SFT + rule(LiNeS(tau_1), LiNeS(tau_2), ...)"
+    return "theta = theta_SFT + LiNeS(tau_M)"
 
 
 def _factor(schedule: str) -> str:

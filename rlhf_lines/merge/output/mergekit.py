@@ -37,7 +37,7 @@ def mergekit_config(
     paths = [policy.path if isinstance(policy, Adapter) else policy for policy in policies]
     scales = lines_scales(num_layers, spec.alpha, spec.beta, spec.schedule).tolist()
     rule = RULES[spec.rule]
-    if rule.mergekit is None or scales[0] != spec.alpha:
+    if rule.mergekit is None or scales[0] != spec.alpha or spec.lines == "before":
         return None
     if any(sign in path for path in [sft_model, *paths] for sign in "+@"):
         return None

@@ -12,7 +12,7 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import weights_sha256
-from rlhf_lines.merge.inputs.statistics_files import statistics_sha256
+from rlhf_lines.merge.inputs.statistics_files import statistics_path, statistics_sha256
 from rlhf_lines.merge.job import FORMAT, Merge
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
@@ -104,7 +104,7 @@ def check_repeat(
     kind = RULES[record["spec"]["rule"]].statistics
     for folder, known in zip(merge.statistics, record["statistics"], strict=False):
         # A file that is missing is told when statistics are opened, with the verb that makes it.
-        if (Path(folder) / kind.file).is_file() and statistics_sha256(kind, folder) != known["sha256"]:
+        if statistics_path(kind, folder).is_file() and statistics_sha256(kind, folder) != known["sha256"]:
             problems.add(
                 f"the file of statistics in {folder!r} has changed since {path} was written; "
                 f"{way_out.format(flag='--statistics')}"
@@ -129,7 +129,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         for key in ("policies", "statistics")
         if key not in damaged and not all(_is_folder(entry) for entry in record[key])
     ]
-    if "spec" not in damaged and not record["spec"].keys() >= {entry.name for entry in fields(MergeSpec)}:
+    if "spec" not in damaged and not record["spec"].keys() >= {entry.name for entry in fields(MergeSpec)} - {"lines"}:
         damaged.append("spec")
     if damaged:
         raise ValueError(f"merge record {path} is damaged in {', '.join(damaged)}: give the settings by flags")

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.inputs.statistics import FISHER, GRAM
+from rlhf_lines.merge.inputs.statistics import FISHER, GRAM, SECOND_MOMENTS
 from rlhf_lines.merge.rules import mergekit
-from rlhf_lines.merge.rules.common import check_options, mean_factors, preference_factors
+from rlhf_lines.merge.rules.common import check_options, mean_factors, preference_factors, ranks_by_parameter
 from rlhf_lines.merge.rules.profile import Profile, read_profile
 from rlhf_lines.merge.rules.rule import Rule
 from rlhf_lines.merge.tensors.largest import LARGEST
@@ -44,16 +44,53 @@ RULES: dict[str, Rule] = {
         by_layer=True,
         mergekit=mergekit.layerwise,
     ),
-    "slerp": Rule("slerp.slerp", "arXiv 2406.16768 (WARP)", mergekit=mergekit.slerp),
-    "ties": Rule("ties.ties", "arXiv 2306.01708", mergekit=mergekit.ties),
-    "dare": Rule("dare.dare", "arXiv 2311.03099", python_only=("masks", "generator")),
-    "breadcrumbs": Rule("breadcrumbs.breadcrumbs", "arXiv 2312.06795", mergekit=mergekit.breadcrumbs),
-    "consensus": Rule("consensus.consensus", "arXiv 2405.07813"),
+    "slerp": Rule(
+        "slerp.slerp",
+        "arXiv 2406.16768 (WARP)",
+        by_parameter=lambda options: (options["granularity"], options["of"]) == ("tensor", "residuals"),
+        mergekit=mergekit.slerp,
+    ),
+    "ties": Rule("ties.ties", "arXiv 2306.01708", by_parameter=ranks_by_parameter, mergekit=mergekit.ties),
+    "dare": Rule(
+        "dare.dare",
+        "arXiv 2311.03099",
+        python_only=("masks", "generator"),
+        by_parameter=lambda options: options["then"] == "linear" or ranks_by_parameter(options["ties_options"]),
+    ),
+    "breadcrumbs": Rule(
+        "breadcrumbs.breadcrumbs",
+        "arXiv 2312.06795",
+        by_parameter=ranks_by_parameter,
+        mergekit=mergekit.breadcrumbs,
+    ),
+    "consensus": Rule(
+        "consensus.consensus",
+        "arXiv 2405.07813",
+        by_parameter=lambda options: options["of"] == "sum" or ranks_by_parameter(options["ties_options"]),
+    ),
     "pcb": Rule("pcb.pcb", "arXiv 2410.02396"),
     "opcm": Rule("opcm.opcm", "arXiv 2501.09522", whole=(5, 0)),
+    "doge": Rule(
+        "doge.doge",
+        "arXiv 2501.01230 (DOGE)",
+        whole=(6, 0),
+        by_parameter=lambda options: options["relative"] and options["keep"] == 1,
+    ),
     "widen": Rule("widen.widen", "arXiv 2408.03092"),
-    "fisher": Rule("fisher.fisher", "arXiv 2111.09832", statistics=FISHER),
-    "regmean": Rule("regmean.regmean", "arXiv 2212.09849", statistics=GRAM, whole=(4, 5)),
+    "fisher": Rule("fisher.fisher", "arXiv 2111.09832", statistics=FISHER, by_parameter=lambda options: True),
+    "ota": Rule(
+        "ota.ota",
+        "arXiv 2509.11167 (OTA)",
+        statistics=SECOND_MOMENTS,
+        by_parameter=lambda options: options["density"] is None and options["thresholds"] is None,
+    ),
+    "regmean": Rule(
+        "regmean.regmean",
+        "arXiv 2212.09849",
+        statistics=GRAM,
+        whole=(4, 5),
+        by_parameter=lambda options: True,
+    ),
     "factor_average": Rule("factors.factor_average", "the code of arXiv 2306.04488 (rewarded soups)", on_factors=True),
     "peft_linear": Rule("factors.peft_linear", "PEFT, add_weighted_adapter", on_factors=True),
 }
@@ -118,8 +155,8 @@ def merge_residuals(
         rule: a name in `RULES`, of a rule on residuals.
         weights: one per residual.
         sft: parameter name to the SFT model's tensor, for rules that look at it (`widen`, `slerp` of whole weights).
-        statistics: one mapping per residual, for rules that need them: `fisher` (diagonals by parameter name) and
-            `regmean` (Gram matrices by parameter name).
+        statistics: one mapping per residual, for rules that need them: `fisher` and `ota` (diagonals by
+            parameter name) and `regmean` (Gram matrices by parameter name).
         transposed: names of matrices that are stored `[in, out]` (Conv1D of GPT-2), for rules that look at columns
             (`widen`).
         **options: options of the rule.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,34 @@ def whole(name: str, value: object, *, low: int, high: int) -> None:
         raise ValueError(f"{name} is {value!r}, expected a whole number between {low} and {high}")
 
 
+def one_per_policy(name: str, value: object, count: int) -> list[float]:
+    """K numbers of at least 0, from one for all or a list.
+
+    Args:
+        name: of the option, in the plural.
+        value: what it was given.
+        count: K.
+
+    Raises:
+        ValueError: another number of them, or one that is no such number.
+    """
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{len(values)} {name} for {count} residuals; give one number, or one per residual")
+    for one in values:
+        number(f"a {name.removesuffix('s')}", one, low=0)
+    return values
+
+
 def options_of(function: Callable) -> dict[str, Any]:
     """Every keyword-only parameter of a function with its default."""
     parameters = inspect.signature(function).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def ranks_by_parameter(options: Mapping[str, Any] | None) -> bool:
+    """Whether options, as TIES and breadcrumbs have them, rank the entries of each parameter alone."""
+    return (options or {}).get("granularity", "global") != "global"
 
 
 def check_options(rule: str, known: Collection[str], options: Iterable[str]) -> None:
@@ -101,6 +125,17 @@ def mean_shares(rule: str, count: int, weights: Sequence[float] | None) -> list[
         )
     total = sum(weights)
     return [weight / total if total else 0.0 for weight in weights]
+
+
+def check_statistics_shapes(residuals: Residuals, names: Iterable[str], kind: Statistics) -> None:
+    """Stop with a ValueError unless the statistics of these parameters have the shapes of the residuals."""
+    for name in names:
+        for k, tensors in enumerate(residuals.statistics):
+            if tuple(tensors.shapes[name]) != tuple(residuals.shapes[name]):
+                raise ValueError(
+                    f"{kind.text} of policy {k + 1} has shape {tuple(tensors.shapes[name])} for {name!r}, the "
+                    f"residuals have {tuple(residuals.shapes[name])}; compute it on the model that is merged"
+                )
 
 
 def common_names(residuals: Residuals, rule: str, kind: Statistics) -> list[str]:

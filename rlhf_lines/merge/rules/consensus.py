@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.common import number, one_of, preference_factors, whole
+from rlhf_lines.merge.rules.common import one_of, one_per_policy, preference_factors, whole
 from rlhf_lines.merge.rules.linear import sum_residuals
 from rlhf_lines.merge.rules.ties import nested_options, ties
 from rlhf_lines.merge.tensors.precision import wide
@@ -52,7 +52,7 @@ def consensus(
     if residuals.count < 2:
         raise ValueError("consensus is of two or more policies, got 1; use rule linear")
     whole("k", k, low=0, high=residuals.count)
-    lams = _one_per_policy(thresholds, residuals.count)
+    lams = one_per_policy("thresholds", thresholds, residuals.count)
     of_ties = nested_options(ties_options, "of", of)
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
     if of == "ties":
@@ -88,7 +88,7 @@ def tall_masks(
     Raises:
         ValueError: a name that `merged` lacks, shapes that differ, thresholds that do not fit.
     """
-    lams = _one_per_policy(thresholds, len(residuals))
+    lams = one_per_policy("thresholds", thresholds, len(residuals))
     for residual in residuals:
         for name, tensor in residual.items():
             shape = tuple(merged[name].shape) if name in merged else None
@@ -108,14 +108,3 @@ def tall_masks(
 
 def _tall_mask(tau: Tensor, tau_m: Tensor, lam: float) -> Tensor:
     return tau.abs() > (tau_m - tau).abs_().mul_(lam)
-
-
-def _one_per_policy(thresholds: float | Sequence[float], count: int) -> list[float]:
-    lams = list(thresholds) if isinstance(thresholds, Sequence) and not isinstance(thresholds, str) else thresholds
-    if not isinstance(lams, list):
-        lams = [lams] * count
-    if len(lams) != count:
-        raise ValueError(f"{len(lams)} thresholds for {count} residuals; give one number, or one per residual")
-    for lam in lams:
-        number("a threshold", lam, low=0)
-    return lams

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.inputs.statistics import FISHER
-from rlhf_lines.merge.rules.common import common_names, mean_shares, number, one_of, total, weighted_total, yes_or_no
+from rlhf_lines.merge.rules.common import (
+    check_statistics_shapes,
+    common_names,
+    mean_shares,
+    number,
+    one_of,
+    total,
+    weighted_total,
+    yes_or_no,
+)
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
@@ -72,7 +81,7 @@ def fisher(
         one_of("normalize", normalize, ("model", "tensor"))
     coefficients = mean_shares("fisher", residuals.count, weights)
     names = common_names(residuals, "fisher", FISHER)
-    _check_shapes(residuals, names)
+    check_statistics_shapes(residuals, names, FISHER)
     squares, positive = _measure(residuals, names)
     if relative and (floor or add):
         typical = _median(residuals, names, positive)
@@ -143,13 +152,3 @@ def _normalized(
 def _diagonals(residuals: Residuals, chunk: Chunk) -> list[Tensor]:
     span, like = chunk.span, chunk.residuals[0]
     return [tensors.read(span.name, span.start, span.stop).to(like) for tensors in residuals.statistics]
-
-
-def _check_shapes(residuals: Residuals, names: list[str]) -> None:
-    for name in names:
-        for k, tensors in enumerate(residuals.statistics):
-            if tuple(tensors.shapes[name]) != tuple(residuals.shapes[name]):
-                raise ValueError(
-                    f"the Fisher diagonal of policy {k + 1} has shape {tuple(tensors.shapes[name])} for {name!r}, the "
-                    f"residuals have {tuple(residuals.shapes[name])}; compute it on the model that is merged"
-                )

@@ -27,6 +27,8 @@ class Rule:
         statistics: what it needs of each policy.
         whole: of a rule that works on whole linear maps, what one takes beside the residuals: tensors of its size in
             float64, and matrices `[in, in]`. None if chunks are enough.
+        by_parameter: whether with these options every parameter is merged alone, and a factor on its residuals is one
+            on the result: LiNeS before such a rule is LiNeS after it. Not asked of rules that are linear or on factors.
         mergekit: `(weights, options, scales)` to the same merge as a method of mergekit, None where that has none;
             `scales` are the factors of LiNeS. None if mergekit has no such rule.
     """
@@ -39,6 +41,7 @@ class Rule:
     python_only: tuple[str, ...] = ()
     statistics: Statistics | None = None
     whole: tuple[int, int] | None = None
+    by_parameter: Callable[[Mapping[str, Any]], bool] = lambda options: False
     mergekit: Callable[[Sequence[float], Mapping[str, Any], Sequence[float]], Method | None] | None = None
 
     @property
@@ -62,6 +65,10 @@ class Rule:
     def is_linear(self) -> bool:
         """Whether tau_M is a weighted sum of the tau_k in every layer, so that specs differ only by coefficients."""
         return self.coefficients is not None
+
+    def takes_lines_before(self, options: Mapping[str, Any]) -> bool:
+        """Whether LiNeS before the rule is another merge than LiNeS after it, with these options."""
+        return not (self.makes_adapter or self.by_parameter(self.options | options))
 
     @property
     def makes_adapter(self) -> bool:

@@ -120,6 +120,8 @@ def settings(spec: Spec) -> str:
     """How a policy is made, without what is usual."""
     parts = [f"weights {weights(spec['weights'])}", f"alpha {setting(spec['alpha'])}", f"beta {setting(spec['beta'])}"]
     parts += [f"{key} {spec[key]}" for key in ("schedule", "rule") if spec[key] != "linear"]
+    if spec.get("lines") == "before":
+        parts.append("LiNeS before the rule")
     if spec["options"]:
         parts.append(options_text(spec["options"]))
     return ", ".join(parts)

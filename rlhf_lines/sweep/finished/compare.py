@@ -168,7 +168,18 @@ def _identity(reward: Any) -> dict[str, Any]:
 def _rules(sweep: Sweep, group: str) -> list[str]:
     """How a group is merged, but for weights and what is chosen for each run: alpha, beta and schedule."""
     specs = [point["spec"] for point in sweep.run.points if point["group"] == group]
-    return sorted({" ".join([s["rule"], *([options_text(s["options"])] if s["options"] else [])]) for s in specs})
+    return sorted(
+        {
+            " ".join(
+                [
+                    s["rule"],
+                    *([options_text(s["options"])] if s["options"] else []),
+                    *(["LiNeS before the rule"] if s.get("lines") == "before" else []),
+                ]
+            )
+            for s in specs
+        }
+    )
 
 
 def _notes(sweeps: Sequence[Sweep]) -> list[str]:

@@ -185,14 +185,14 @@ def _score_columns(rewards: list[str]) -> dict[str, str]:
 
 def _spec_columns(num_policies: int) -> dict[str, str]:
     weights = {f"weight_{k}": NUMBER for k in range(1, num_policies + 1)}
-    return {"rule": TEXT, **weights, "alpha": NUMBER, "beta": NUMBER, "schedule": TEXT, "options": TEXT}
+    return {"rule": TEXT, **weights, "alpha": NUMBER, "beta": NUMBER, "schedule": TEXT, "options": TEXT, "lines": TEXT}
 
 
 def _spec_values(spec: MergeSpec, num_policies: int) -> tuple:
     """The values of `_spec_columns`: missing weights are 0; alpha is null where it is `auto`."""
     weights = (*spec.weights, *(0.0,) * (num_policies - len(spec.weights)))
     alpha = None if spec.alpha == "auto" else spec.alpha
-    return spec.rule, *weights, alpha, spec.beta, spec.schedule, json.dumps(spec.options, sort_keys=True)
+    return spec.rule, *weights, alpha, spec.beta, spec.schedule, json.dumps(spec.options, sort_keys=True), spec.lines
 
 
 def _write_parquet(table: Table, path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_weights_of_conv1d_are_known(gpt2, sft):
         assert conv1d_weights(checkpoint) == frozenset()
 
 
-@pytest.mark.parametrize(("rule", "options"), [("widen", {"calibration": 0.7}), ("opcm", {})])
+@pytest.mark.parametrize(("rule", "options"), [("widen", {"calibration": 0.7}), ("opcm", {}), ("doge", {"steps": 5})])
 def test_a_stored_transpose_is_merged_as_the_map_it_is(gpt2, tmp_path, rule, options):
     """Not bit for bit: sums run in another order."""
     given, names = gpt2

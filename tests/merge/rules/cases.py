@@ -76,11 +76,20 @@ CASES = [
     Case("pcb", {"ratio": 0.3, "clamp": 0.02, "balance": "clamped"}, but_not=("factor",)),
     Case("opcm", one_hot="close", but_not=("threads", "order")),
     Case("opcm", {"energy": 0.4}, one_hot="close", but_not=("threads", "order")),
+    # Few steps: where a gradient passes zero, a step of Adam makes much of its rounding.
+    Case("doge", {"keep": 0.5, "steps": 5}, but_not=("threads",)),
+    Case("doge", {"subspace": 2, "lr": 0.05, "steps": 10}, but_not=("threads",)),
+    Case("doge", {"keep": 1, "steps": 3}, but_not=("threads",)),
+    Case("doge", {"relative": False, "eta": 0.07, "lr": 1e-3, "steps": 5}, but_not=("threads", "factor")),
     Case("widen", but_not=("threads", "factor", "sign")),  # columns of theta_SFT + tau_k
     Case("widen", {"ratio": 1.1, "calibration": 0.8}, but_not=("threads", "factor", "sign")),
     Case("fisher", one_hot="close"),
     Case("fisher", {"normalize": "tensor"}, one_hot="close"),
     Case("fisher", {"floor": 0.1, "floor_on": "first", "add": 0.01, "normalize": "model"}, but_not=("order",)),
+    Case("ota", {"density": 0.7}),
+    Case("ota", {"density": 0.4, "rank1": True, "power": 0.25}),
+    Case("ota", {"thresholds": 0.02, "add": 1e-3}, but_not=("factor",)),
+    Case("ota", one_hot="close"),
     Case("regmean", {"reduce": 0.7}, one_hot="close", but_not=("threads",)),
     Case("regmean", {"reduce": 0.5}, one_hot="close", but_not=("threads",)),
 ]

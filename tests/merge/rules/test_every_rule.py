@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlhf_lines.merge import MergeSpec, merge_policies
+from rlhf_lines.merge import MergeSpec, apply_lines, merge_policies
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.schedules import SCHEDULES
 from tests.merge.rules.cases import FIRST, OPTIONS
@@ -90,6 +90,28 @@ def test_alpha_auto_is_measured_on_the_residuals_before_the_rule(kind, rule, sch
     got = inputs_of(given.sft, [out]).residuals[0]
     for name, tensor in expected.items():
         torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=5e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["float32", "adapters"])
+@pytest.mark.parametrize("rule", [rule for rule in ON_RESIDUALS if RULES[rule].takes_lines_before(OPTIONS[rule])])
+def test_lines_before_the_rule_scales_what_it_merges(rule, kind, inputs, tmp_path):
+    """By `apply_lines` of whole float64 tensors; neither weights nor the statistics of a rule are scaled."""
+    given = inputs(kind)
+    folders, statistics = statistics_of(rule, given, tmp_path)
+    spec = replace(spec_of(rule), lines="before")
+    options = {"save": "dense", "dtype": "float32", "statistics": folders}
+    out = merge_policies(given.sft, given.policies, spec, output_dir=tmp_path / "out", **options)
+    scaled = [apply_lines(tau, spec.alpha, spec.beta, num_layers=NUM_LAYERS) for tau in given.residuals]
+    expected = merged_residual(spec, replace(given, residuals=tuple(scaled)), statistics)
+    _, after = scaled_residual(replace(spec, lines="after"), given, statistics)
+    differing = max((expected[name] - tensor).abs().max().item() for name, tensor in after.items())
+    assert differing > 1e-4 or kind == "adapters"  # whose zeros are more than some rules drop
+    for name, tensor in stored(out).items():
+        theta = given.theta[name]
+        torch.testing.assert_close(tensor.double(), theta + expected.get(name, 0), rtol=2e-6, atol=2e-6, msg=name)
+    assert record_of(out)["spec"]["lines"] == "before"
+    assert "theta = theta_SFT + rule(LiNeS(tau_1), LiNeS(tau_2), ...)" in (out / "README.md").read_text()
+    assert not (out / "mergekit.yaml").exists()
 
 
 @pytest.mark.parametrize("rank", [2, 16])

@@ -62,6 +62,24 @@ def test_an_adapter_repeats(rule, inputs, tmp_path, monkeypatch):
             assert record["rank"] == (3 if rank else 8)
 
 
+def test_a_merge_with_lines_before_its_rule_repeats_and_is_no_other(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = merge("ties", inputs("float32"), [], "--save", "dense", "--beta", "1", "--lines", "before")
+    assert cli.main([*command, "--output_dir", "planned", "--plan"]) == 0
+    assert "before the rule" in capsys.readouterr().out
+    assert assert_repeats(command)["spec"]["lines"] == "before"
+    assert cli.main([*command[:-2], "--output_dir", "first", "--resume"]) == 2
+    assert "first was made with" in capsys.readouterr().err
+    assert cli.main([*command, "--beta", "0", "--output_dir", "third"]) == 2
+    assert "lines is 'before', but alpha 1 and beta 0 scale nothing" in capsys.readouterr().err
+    record = json.loads(Path("first/merge_spec.json").read_text())
+    del record["spec"]["lines"]  # as all records were before there was a choice
+    Path("first/merge_spec.json").write_text(json.dumps(record))
+    assert cli.main(["merge", "--config", "first/merge_spec.json", "--output_dir", "after"]) == 0
+    assert "lines" not in json.loads(Path("after/merge_spec.json").read_text())["spec"]
+    assert Path("after/model.safetensors").read_bytes() != Path("first/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("rule", WITH_STATISTICS)
 def test_statistics_that_changed_are_refused(rule, inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -146,6 +146,21 @@ def test_a_factor_on_all_residuals_is_one_on_the_result(case):
     assert_same(merged_by(case, changed(held, smaller, "residuals")), smaller(merged_by(case, held)))
 
 
+@of_cases()
+def test_a_factor_for_every_parameter_is_one_on_its_result_only_where_a_rule_says_so(case):
+    """So that LiNeS before such a rule, which is refused, is LiNeS after it."""
+    factors = {name: 2.0**power for power, name in enumerate(SHAPES, start=-3)}
+
+    def scaled(tensors: Tensors) -> Tensors:
+        return {name: x * factors[name] for name, x in tensors.items()}
+
+    held = given(case)
+    before = merged_by(case, changed(held, scaled, "residuals"))
+    after = scaled(merged_by(case, held))
+    same = all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert same != RULES[case.rule].takes_lines_before(case.options)
+
+
 @of_cases("sign")
 def test_the_opposite_residuals_give_the_opposite(case):
     def opposite(tensors: Tensors) -> Tensors:

@@ -18,7 +18,7 @@ def test_a_whole_tensor_beyond_the_memory_bound_is_refused():
         list(residuals.spans("tensor"))
 
 
-@pytest.mark.parametrize(("rule", "float64"), [("opcm", 5), ("regmean", 3 + 3)], ids=["opcm", "regmean"])
+@pytest.mark.parametrize(("rule", "float64"), [("opcm", 5), ("doge", 6), ("regmean", 3 + 3)])
 def test_what_a_rule_takes_beside_a_whole_tensor_is_counted(rule, float64):
     generator = torch.Generator().manual_seed(0)
     policies = [{"model.layers.0.mlp.up_proj.weight": torch.randn(8, 8, generator=generator)} for _ in range(2)]

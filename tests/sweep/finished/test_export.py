@@ -22,7 +22,7 @@ from tests.sweep.small_run import GROUPS, HOSTILE, ROWS, write_run
 
 REWARDS = ["rule:length", {"model": "rule:length", "name": 'r "2", kl', "options": {"unit": "characters"}}]
 SCORES = ["score_length", 'score_r "2", kl']
-SPEC = ["rule", "weight_1", "weight_2", "weight_3", "alpha", "beta", "schedule", "options"]
+SPEC = ["rule", "weight_1", "weight_2", "weight_3", "alpha", "beta", "schedule", "options", "lines"]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,7 @@ def of_spec(text: str) -> dict:
         "beta": spec["beta"],
         "schedule": spec["schedule"],
         "options": json.dumps(spec["options"]),
+        "lines": "after",
     }
 
 
