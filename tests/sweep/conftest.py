@@ -163,3 +163,14 @@ def sweep(finished, flags, rewards) -> Path:
         assert sum(map(len, rewards.SCORED)) == of_a_run.ROWS
         rewards.SCORED.clear()
     return finished["folder"]
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Sweeps of this test draw no figures and write no page: of a tiny one these take longer than all the rest."""
+    from rlhf_lines.sweep import run
+    from rlhf_lines.sweep.finished import front
+
+    for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting"):
+        monkeypatch.setattr(front, name, lambda front, *paths: None)
+    monkeypatch.setattr(run, "write_report", lambda folder: None)

@@ -16,6 +16,7 @@ from rlhf_lines.stages import run_stage
 from tests.sweep.of_a_run import area, read, strict_json
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 PAGE = (Path(__file__).parents[2] / "docs" / "sweep.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("## Harmful prompts")[2].partition("\n## ")[0]
 REFUSES = "[hjq]"  # what stands for a refusal in texts of random letters

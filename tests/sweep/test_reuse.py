@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from rlhf_lines.stages import run_stage
 from tests.sweep.of_a_run import read, strict_json
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 SMALL = {
     **{"num_weights": 3, "test_prompts": 4, "max_new_tokens": 4, "validation_weights": 2, "validation_prompts": 3},
     **{"scalings": ["0.5 1.5", "1 1"], "edge_extensions": 0, "control_texts": 3},
@@ -37,12 +39,32 @@ def sweep(flags, tmp_path):
     return lambda name, **changes: run_stage("sweep", flags(tmp_path / name, **{**SMALL, **changes}))
 
 
-@pytest.fixture
-def texts(tmp_path):
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
     """A file of three texts outside the task."""
-    path = tmp_path / "control.txt"
+    path = tmp_path_factory.mktemp("texts") / "control.txt"
     path.write_text("a b c\n\nd e\n\nsome more")
     return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Where the small sweeps are kept, which tests only read."""
+    return tmp_path_factory.mktemp("small")
+
+
+@pytest.fixture
+def small(flags, made):
+    """The small sweep, made by the first test that asks for it."""
+    folder = made / "sweep"
+    return folder if folder.exists() else run_stage("sweep", flags(folder, **SMALL))
+
+
+@pytest.fixture
+def small_with_texts(flags, made, texts):
+    """The same, which read texts outside the task."""
+    folder = made / "sweep with texts"
+    return folder if folder.exists() else run_stage("sweep", flags(folder, **SMALL, control=texts))
 
 
 def scored(rewards) -> list:
@@ -62,13 +84,12 @@ def scored(rewards) -> list:
     ],
     ids=lambda more: next(iter(more)),
 )
-def test_what_is_added_leaves_the_front_of_a_sweep_of_all(sweep, rewards, policies, texts, more):
+def test_what_is_added_leaves_the_front_of_a_sweep_of_all(sweep, small_with_texts, rewards, policies, texts, more):
     more = {**more}
     if more.pop("third", False):  # in front of the others, so that all weights move
         more["policies"] = [policies[2], *policies[:2]]
-    small = sweep("small", control=texts)
     rewards.SCORED.clear()
-    grown = sweep("grown", control=texts, reuse=small, **more)
+    grown = sweep("grown", control=texts, reuse=small_with_texts, **more)
     new = len(scored(rewards))
     rewards.SCORED.clear()
     fresh = sweep("fresh", control=texts, **more)
@@ -129,15 +150,13 @@ def test_a_sweep_of_the_same_is_taken_whole_also_in_place(sweep, rewards, texts)
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_completions_that_would_be_others_are_not_taken(sweep, tmp_path, changes, words):
-    small = sweep("small")
+def test_completions_that_would_be_others_are_not_taken(sweep, small, tmp_path, changes, words):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(words)):
         sweep("grown", **{"reuse": small, **changes})
     assert [path.name for path in tmp_path.glob("*grown*")] == []
 
 
-def test_another_sft_model_or_policy_shares_nothing(sweep, rewards, sft, policies, tmp_path):
-    small = sweep("small")
+def test_another_sft_model_or_policy_shares_nothing(sweep, small, rewards, sft, policies, tmp_path):
     other = tmp_path / "other" / "sft"
     shutil.copytree(sft, other)
     config = json.loads((other / "config.json").read_text())

@@ -15,6 +15,7 @@ from rlhf_lines.summary import summary
 from tests.sweep.of_a_run import area, assert_same_store, means_by_hand, read, strict_json
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 TIES = {"name": "sparse", "rule": "ties", "options": {"density": 0.5}, "alphas": [0.5, 1.0], "betas": [0.0, 0.5]}
 SMALL = {
     "alphas": [0.2, 0.4],
@@ -324,19 +325,17 @@ def test_a_limit_on_forgetting_is_a_ratio_of_perplexities(run, sft, dense_model,
     assert validation["max_forgetting"] == 50.0 and all(entry["within_limits"] for entry in validation["grid"])
 
 
-@pytest.mark.parametrize("objectives", [["short", "early"], ["short"]], ids=["objective", "metric"])
+@pytest.mark.parametrize("objectives", [{}, {"objectives": ["short"]}], ids=["objective", "metric"])
 def test_a_minimum_holds_for_every_group(run, rewards, objectives):
     """The smallest mean of a candidate's points, from the stored texts; the best of those that reach it is chosen."""
-    free, freely = run(**TUNED, edge_extensions=0, objectives=objectives)
+    free, freely = run(**TUNED, edge_extensions=0, **objectives)
     means = means_by_hand(free, "validation", rewards)
     lowest = {
         group: [min(means[i][1] for i, _ in points_of(free, group, entry)) for entry in tuning["grid"]]
         for group, tuning in tunings_of(freely).items()
     }
     least = min(map(max, lowest.values())) - 1e-9
-    _, validation = run(
-        **TUNED, edge_extensions=0, objectives=objectives, minimum=json.dumps({"early": least, "short": -99})
-    )
+    _, validation = run(**TUNED, edge_extensions=0, **objectives, minimum=json.dumps({"early": least, "short": -99}))
     assert validation["minimum"] == {"early": least, "short": -99.0}
     other = 0
     for group, tuning in tunings_of(validation).items():

@@ -12,6 +12,7 @@ from rlhf_lines import cli
 from tests.sweep.of_a_run import ROWS, TEST, VALIDATION, read
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 LINE = re.compile(
     r"^sweep, (?P<phase>[a-z ]+?)( \(up to (?P<more>[\d,]+) more may come\))?: (?P<done>\d+) of (?P<total>\d+) "
     r"(?P<unit>[a-z ]+), \S+ so far, \S+ left"

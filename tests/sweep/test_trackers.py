@@ -12,6 +12,9 @@ from rlhf_lines.stages import run_stage
 from tests.sweep.of_a_run import strict_json
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
 @pytest.fixture
 def told(monkeypatch):
     """What a tracker of the user's own is told, and in which order."""
