@@ -15,22 +15,22 @@ from tests.merge.reference import FOLDER, ORIGIN, tensors
 # Every case of the shared manifest that is not in reference/merge/origin.json, with the reason.
 NOT_COVERED = {
     "doge_ta_n3": "DOGE-TA is no rule here: 400 optimiser steps per matrix",
-    "fw_selection_n3": "Frank-Wolfe merging is no rule here: it needs gradients on task data",
-    "m2n2_crossover_n2_w0.35_s3000": "natural niches are no rule here: an evolutionary search",
-    "m2n2_update_archive": "natural niches are no rule here: an evolutionary search",
     "ota_n3": "OTA is no rule here: it needs the second moments of Adam",
     "ota_ffg_n3": "OTA is no rule here: it needs the second moments of Adam",
     "ota_rank1_n3": "OTA is no rule here: it needs the second moments of Adam",
 }
 # Not a merge: its numbers are kept with the tests of fronts.
 OF_FRONTS = json.loads((FOLDER.parent / "pareto" / "origin.json").read_text())["cases"]
+# Those of methods that learn factors; `tests/learn/` compares with each.
+OF_LEARNING = json.loads((FOLDER.parent / "learn" / "origin.json").read_text())["cases"]
 IN_THE_MANIFEST = 54
 
 
 def test_every_case_is_used_or_has_a_reason():
     assert OF_FRONTS.keys() == {"map_quadratic_fit"}
+    assert OF_LEARNING.keys() == {"fw_selection_n3", "m2n2_crossover_n2_w0.35_s3000", "m2n2_update_archive"}
     assert not ORIGIN["cases"].keys() & NOT_COVERED.keys()
-    assert len(ORIGIN["cases"]) + len(OF_FRONTS) + len(NOT_COVERED) == IN_THE_MANIFEST
+    assert len(ORIGIN["cases"]) + len(OF_FRONTS) + len(OF_LEARNING) + len(NOT_COVERED) == IN_THE_MANIFEST
 
 
 def test_reference_files_are_the_recorded_ones():
