@@ -119,7 +119,7 @@ def mixed(task: Task, *, kl: bool = True) -> Way:
     )
     adapters = way.timed("load", lambda: load_adapters(task.policies, task.sft)[0])
     engine = LocalEngine(config, Merges(task.sft, adapters), adapters)
-    way.timed("load", lambda: engine._multi_lora)
+    way.timed("load", lambda: engine.multi_lora)
     todo = task.requests()
     size = way.timed("load", lambda: engine.rows(len(todo[0].prompt_ids)))
     for part in _parts(todo, size):
@@ -132,7 +132,7 @@ def mixed(task: Task, *, kl: bool = True) -> Way:
 
 
 def _without_kl(engine: LocalEngine, task: Task, part: Sequence[Request]) -> list[tuple[int, ...]]:
-    multi_lora = engine._multi_lora
+    multi_lora = engine.multi_lora
     with multi_lora.rows([request.spec for request in part]):
         return _sampled(multi_lora.model, task, part, choose_rows=multi_lora.select_rows)
 

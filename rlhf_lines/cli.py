@@ -33,6 +33,7 @@ VERBS = {
     "gram": "the Gram matrices of a policy's linear maps, for the merge rule regmean",
     "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
     "sweep": "merge, sample and score many weights, and trace the fronts",
+    "learn": "factors by policy and layer from the rewards themselves, for the merge rule layerwise",
     "front": "the front of a finished sweep, computed again from its run store",
     "pick": "the best point of a front for a preference, with the command that merges it",
     "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
@@ -244,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         _plan,
         usage="rlhf-lines plan [STAGE] [--config FILE] [--flag value ...]",
-        description=f"{VERBS['plan']}. STAGE is sft, reward, ppo, merge or sweep, and may be left out where "
+        description=f"{VERBS['plan']}. STAGE is sft, reward, ppo, merge, sweep or learn, and may be left out where "
         "only one has the keys of the config. Flags of the stage itself change the config, as they do when it runs.",
     )
     plan.add_argument("--config", metavar="FILE", type=_path, help="the config of a stage; flags alone will do")

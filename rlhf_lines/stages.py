@@ -33,6 +33,7 @@ MODULES = {
     "gram": "rlhf_lines.statistics.gram",
     "merge": "rlhf_lines.merge.stage",
     "sweep": "rlhf_lines.sweep.run",
+    "learn": "rlhf_lines.learn.stage",
 }
 # Where the dataclasses are that a stage is configured by, under its name in capitals: apart from what it runs, which
 # takes seconds to import. Neither --help nor a mistake in a config waits for it.
@@ -41,8 +42,9 @@ CONFIGS = {
     **dict.fromkeys(("fisher", "gram"), "rlhf_lines.statistics.config"),
     "merge": "rlhf_lines.merge.config",
     "sweep": "rlhf_lines.sweep.config",
+    "learn": "rlhf_lines.learn.config",
 }
-GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep
+GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep or of learning
 SWITCHES = ("overwrite", "resume", "plan")  # with which an output_dir may exist
 OFF = ("no", "false", "f", "n", "0")  # as transformers reads a switch
 UNFINISHED, UNNAMED, COMPLETE = "unfinished", "unnamed", "complete"  # an output_dir, to a run that resumes

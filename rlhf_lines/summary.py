@@ -8,6 +8,7 @@ from pathlib import Path
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
 from rlhf_lines.merge.output.summary import outcome_lines
+from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.schema import label
 
 
@@ -36,6 +37,10 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
         lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()), str(folder))
     elif verb in ("fisher", "gram"):
         lines += _statistics(verb, record)
+    elif verb == "learn":
+        from rlhf_lines.learn.shown import result_text
+
+        lines += [result_text(record, policy_names(record["policies"])), _how_to_merge(record, folder)]
     elif verb == "sweep":
         from rlhf_lines.pareto import front_table, read_front  # with scipy, which the others do without
 
@@ -43,6 +48,12 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
         lines.append(_chosen(record))
         lines.append(f"{done}: report.html, front.json, figures (.png, .pdf), run.sqlite")
     return "\n".join(lines)
+
+
+def _how_to_merge(record: dict, folder: Path) -> str:
+    """The command that merges by what was learned; of a hypervolume at any weights."""
+    weights = " --weights W W .." if record["aim"] == "hypervolume" else ""
+    return f'rlhf-lines merge --rule layerwise --rule_options \'{{"factors": "{folder}/factors.json"}}\'{weights} ...'
 
 
 def _statistics(verb: str, record: dict) -> list[str]:

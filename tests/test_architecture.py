@@ -23,6 +23,8 @@ demo
 shipped
 summary           plan
 stages
+learn
+learn.config
 sweep
 sweep.finished    sweep.engines
 sweep.config      sweep.store    sweep.merges

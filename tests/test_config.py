@@ -19,6 +19,7 @@ from rlhf_lines.data.config import (
     PromptDataConfig,
     TrainingDataConfig,
 )
+from rlhf_lines.learn.config import LearnConfig
 from rlhf_lines.merge.config import MergeConfig
 from rlhf_lines.stages import MODULES, configs_of
 from rlhf_lines.statistics.config import FisherConfig, GramConfig, StatisticsConfig
@@ -166,6 +167,7 @@ MADE = [
         groups=[GroupEntry("t", "ties", alpha="0.5"), {"name": "f", "rule": "fisher", "statistics": ["x", "y"]}],
     ),
     SweepConfig("sft", ["a", "b"], ["rule:length", "m:f"], "out", engine="vllm", vllm='{"tensor_parallel_size": 2}'),
+    LearnConfig("sft", ["a", "b"], [RewardEntry("rule:length"), "m:f"], "out", preference=[0.3, 0.7]),
     *(kind("rows.jsonl", test_size="0.25") for kind in (TrainingDataConfig, PreferenceDataConfig)),
     *(
         kind("rows.jsonl", test_size=4, chat_template_kwargs='{"enable_thinking": false}')

@@ -50,7 +50,7 @@ def main() -> None:
     for prompt, a, b in parted:
         _check_as_likely(model, prompt, a, b, task.dtype)
     ids, mask = left_pad(prompts, tokenizer.pad_token_id, "cpu")
-    multi_lora = engine._multi_lora
+    multi_lora = engine.multi_lora
     with multi_lora.rows([POINT] * len(prompts)):
         mixed = last_logits(multi_lora.model, ids, mask, ids.shape[1]).float()
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,35 @@ USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 
 def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """The plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
-    config, data = of_type(configs, SweepConfig), of_type(configs, DataConfig)
+    config = of_type(configs, SweepConfig)
+
+    def work(prompts: Mapping[str, int], texts: int) -> Work:
+        of_splits = {f"{split}_prompts": count for split, count in prompts.items()}
+        return _work(replace(config, **of_splits, control_texts=texts))
+
+    return plan_completions("sweep", config, of_type(configs, DataConfig), prompt_counts(config), work, beside, options)
+
+
+def plan_completions(
+    stage: str,
+    config: SweepConfig,
+    data: DataConfig,
+    asked: Mapping[str, int],
+    work_of: Callable[[Mapping[str, int], int], Work],
+    beside: Path | None,
+    options: Options,
+) -> Plan:
+    """The plan of a stage that samples many specs from one loaded base, and scores them.
+
+    Args:
+        stage: the verb.
+        config: of a sweep with the same models, rewards and settings of sampling.
+        data: where prompts come from.
+        asked: how many prompts are asked for, by split; the last split is what is shown.
+        work_of: from how many there are, and how many control texts, to what is done with them.
+        beside: the folder of the config.
+        options: what is asked beside it.
+    """
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     policies = config.listed_policies
     adapters = [adapter_sizes(policy, shape, beside) for policy in policies]
@@ -80,13 +108,14 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
             num_layers = checkpoint.num_layers([module for policy in loaded for module in policy.modules])
         unlike = unlike_policies(audit_policies(loaded, num_layers=num_layers))
     Problems(profile_problems(config.groups, num_layers=num_layers)).check()
-    notes, rows_of = [], {}
-    for split, asked in prompt_counts(config).items():
+    notes, rows_of, prompts = [], {}, dict(asked)
+    for split, count in asked.items():
         rows_of[split] = _look_at(data, config, split, options)
         if (found := rows_of[split].prompts) is not None:
-            notes += filter(None, [check_count(found, asked, split, data.dataset_name)])
-            config = replace(config, **{f"{split}_prompts": min(asked, found)})
-    texts = look_at_texts(config.control, config.control_texts, config.control_tokens, rows_of["test"].tokenizer)
+            notes += filter(None, [check_count(found, count, split, data.dataset_name)])
+            prompts[split] = min(count, found)
+    shown = rows_of[list(prompts)[-1]]
+    texts = look_at_texts(config.control, config.control_texts, config.control_tokens, shown.tokenizer)
     if texts is not None:
         config = replace(config, control_texts=len(texts))
     rows = max(rows_of.values(), key=lambda rows: rows.longest)
@@ -98,11 +127,11 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
     check_cpu = partial(skeleton.check_4bit_on_cpu, model) if config.load_in_4bit else lambda: None
     device = planned_device(options.device, check_cpu, needs_gpu=config.engine == "vllm")
-    plan = Plan("sweep", device, counts.count(model), notes=notes)
+    plan = Plan(stage, device, counts.count(model), notes=notes)
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
-    show_prompts(plan, rows_of["test"], rewards)
+    show_prompts(plan, shown, rewards)
     if device == "cpu":
         check_cpu()
     held = {
@@ -137,7 +166,8 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         plan.phases.append(reading("control texts", CHUNK, config.control_tokens, config.control_tokens - 1))
     scoring = max((reward.forward(batch, length) for reward in rewards), default=0)
     plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
-    work = _add_work(plan, config, rows, batch, adapters, size)
+    work = work_of(prompts, config.control_texts)
+    _add_work(plan, config, work, rows, batch, adapters, size)
     plan.notes += unlike
     if options.timed:
         mean = statistics.mean([n for found in rows_of.values() for n in found.lengths] or [rows.longest])
@@ -184,22 +214,28 @@ def _validation_points(config: SweepConfig) -> tuple[int, int]:
     return (sum(counts) + config.most_extensions) * weights + anchors, sum(counts) * weights + anchors
 
 
-class _Work(NamedTuple):
-    """What a sweep does at most: completions that it makes, control texts that it reads, specs that it merges alone.
+class Work(NamedTuple):
+    """What a stage does at most.
 
-    `together` is the number of specs that share a prompt, and its noise, in most batches.
+    Attributes:
+        points: how many there are, in words.
+        specs: how many there are, in all.
+        completions: that it makes.
+        together: the number of specs that share a prompt, and its noise, in most batches.
+        texts: that are read outside the task.
+        alone: specs that are merged one by one.
     """
 
+    points: str
+    specs: int
     completions: int
-    texts: int
-    alone: int
     together: int
+    texts: int = 0
+    alone: int = 0
 
 
-def _add_work(
-    plan: Plan, config: SweepConfig, rows: Rows, batch: int, adapters: Sequence[AdapterSizes], size: int
-) -> _Work:
-    """Say how much work there is, and return it."""
+def _work(config: SweepConfig) -> Work:
+    """How much a sweep does."""
     validation, least = _validation_points(config)
     while_choosing = len(simplex(len(config.policies), config.validation_weights))
     entries = config.groups
@@ -212,32 +248,40 @@ def _add_work(
     if validation:
         beyond = f" (and up to {validation - least:,} beyond the edge)" if validation > least else ""
         chosen = f"{least:,} on validation prompts{beyond}, "
-    plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
-    plan.work.append(("points", f"{chosen}{test:,} on test prompts"))
-    plan.work.append(("completions to generate", f"at most {completions:,}"))
-    plan.work.append(("tokens to generate", f"at most {completions * config.max_new_tokens:,}"))
-    plan.work.append(("batches", f"{math.ceil(completions / batch):,} of {batch:,}"))
-    plan.disk["run store"] = completions * BYTES_PER_COMPLETION
     texts = 0
     if config.control:
         texts = (test + (validation if config.max_forgetting is not None else 0)) * config.control_texts
-        plan.work.append(("control texts to read", f"at most {texts:,}, {texts * config.control_tokens:,} tokens"))
-        plan.disk["run store"] += texts * BYTES_PER_NLL
     tried = Counter(config.candidate_counts if validation else {})  # 0 of a group whose scaling is given
     alone = sum(
         weights + (tried[entry.name] + config.edge_extensions * (tried[entry.name] > 1)) * while_choosing
         for entry in entries
         if not RULES[entry.rule].is_linear
     )
-    if alone:
-        plan.work.append(("points merged one by one", f"{alone:,}: their rules are not linear"))
+    return Work(f"{chosen}{test:,} on test prompts", validation + test, completions, test, texts, alone)
+
+
+def _add_work(
+    plan: Plan, config: SweepConfig, work: Work, rows: Rows, batch: int, adapters: Sequence[AdapterSizes], size: int
+) -> None:
+    """Say how much work there is."""
+    plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
+    plan.work.append(("points", work.points))
+    plan.work.append(("completions to generate", f"at most {work.completions:,}"))
+    plan.work.append(("tokens to generate", f"at most {work.completions * config.max_new_tokens:,}"))
+    plan.work.append(("batches", f"{math.ceil(work.completions / batch):,} of {batch:,}"))
+    plan.disk["run store"] = work.completions * BYTES_PER_COMPLETION
+    if config.control:
+        tokens = work.texts * config.control_tokens
+        plan.work.append(("control texts to read", f"at most {work.texts:,}, {tokens:,} tokens"))
+        plan.disk["run store"] += work.texts * BYTES_PER_NLL
+    if work.alone:
+        plan.work.append(("points merged one by one", f"{work.alone:,}: their rules are not linear"))
     if config.engine == "vllm":
-        plan.disk["adapters for vLLM"] = (validation + test) * stacked(adapters) * size
+        plan.disk["adapters for vLLM"] = work.specs * stacked(adapters) * size
         plan.notes.append(
             "engine vllm: what vLLM holds is its own to plan (gpu_memory_utilization, tensor_parallel_size); the "
             "memory above is that of engine local"
         )
-    return _Work(completions, texts, alone, test)
 
 
 def _add_time(
@@ -247,7 +291,7 @@ def _add_time(
     adapters: Sequence[AdapterSizes],
     rewards: Sequence[RewardPlan],
     rollouts: Rollouts,
-    work: _Work,
+    work: Work,
     lengths: Sequence[int] | None,
 ) -> None:
     """Tell the time of completions, their scores and what the SFT model says of them, and of control texts.

@@ -111,7 +111,7 @@ class Measurement:
         reused: Reused | None = None,
         trackers: Trackers | None = None,
     ) -> None:
-        self.store, self._worker, self._processes, self._progress = store, worker, processes, progress
+        self.store, self._worker, self._processes, self.progress = store, worker, processes, progress
         self._samples, self._reused, self._trackers = range(samples_per_prompt), reused, trackers or Trackers([])
         self._told: set[int] = set()  # ids of points
 
@@ -129,7 +129,7 @@ class Measurement:
         points = [point for group, specs in groups.items() for point in self.store.add_points(split, group, specs)]
         specs = {point.spec_id: point.spec for point in points}  # two groups may share a spec
         prompt_ids = self._add_prompts(split, prompts)
-        self._progress.enter(phase, len(specs))
+        self.progress.enter(phase, len(specs))
         self._take_completions(specs, dict(zip(prompt_ids, prompts.items(), strict=True)))
         tasks = self._missing(specs, prompts, prompt_ids)
         left = Counter(task.spec_id for task in tasks)
@@ -137,7 +137,7 @@ class Measurement:
         for batches in self._rounds(tasks):
             for rows in self._processes.map(self._worker, batches):
                 self.store.add(rows)
-                self._progress.update(len(rows))
+                self.progress.update(len(rows))
                 left.subtract(row.spec for row in rows)
                 done = {row.spec for row in rows if not left[row.spec]}
                 self._tell(split, [point for point in points if point.spec_id in done])
@@ -172,9 +172,9 @@ class Measurement:
         """
         if phase is not None:
             specs = {point.spec_id for point in points} - {point.spec_id for point in early}
-            self._progress.enter(phase, len(specs))
+            self.progress.enter(phase, len(specs))
         known = None if self._reused is None else self._reused.nll
-        measure_forgetting(self.store, self._nll, points, texts, known=known, advance=self._progress.update)
+        measure_forgetting(self.store, self._nll, points, texts, known=known, advance=self.progress.update)
 
     def _nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
         """What `Engine.nll` does, the rows shared by all processes."""
@@ -195,7 +195,7 @@ class Measurement:
         rows = (row for row in self._reused.completions(specs, prompts, self._samples) if row[:3] not in finished)
         while chunk := list(itertools.islice(rows, CHUNK)):
             self.store.add(chunk)
-            self._progress.update(len(chunk))
+            self.progress.update(len(chunk))
 
     def _missing(
         self, specs: Mapping[int, MergeSpec], prompts: Mapping[str, Asked], prompt_ids: Sequence[int]

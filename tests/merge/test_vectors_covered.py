@@ -1,4 +1,4 @@
-"""Which of the shared reference vectors the tests use, and why not the others.
+"""That the tests use every one of the shared reference vectors.
 
 That every one of them was compared with is looked at when all tests have run: see `tests/conftest.py`.
 """
@@ -12,21 +12,17 @@ from rlhf_lines.merge.layers import layer_indices
 from tests.merge.reference import FOLDER, ORIGIN, tensors
 
 
-# Every case of the shared manifest that is not in reference/merge/origin.json, with the reason.
-NOT_COVERED = {
-    "fw_selection_n3": "Frank-Wolfe merging is no rule here: it needs gradients on task data",
-    "m2n2_crossover_n2_w0.35_s3000": "natural niches are no rule here: an evolutionary search",
-    "m2n2_update_archive": "natural niches are no rule here: an evolutionary search",
-}
 # Not a merge: its numbers are kept with the tests of fronts.
 OF_FRONTS = json.loads((FOLDER.parent / "pareto" / "origin.json").read_text())["cases"]
+# Those of methods that learn factors; `tests/learn/` compares with each.
+OF_LEARNING = json.loads((FOLDER.parent / "learn" / "origin.json").read_text())["cases"]
 IN_THE_MANIFEST = 54
 
 
-def test_every_case_is_used_or_has_a_reason():
+def test_every_case_is_used():
     assert OF_FRONTS.keys() == {"map_quadratic_fit"}
-    assert not ORIGIN["cases"].keys() & NOT_COVERED.keys()
-    assert len(ORIGIN["cases"]) + len(OF_FRONTS) + len(NOT_COVERED) == IN_THE_MANIFEST
+    assert OF_LEARNING.keys() == {"fw_selection_n3", "m2n2_crossover_n2_w0.35_s3000", "m2n2_update_archive"}
+    assert len(ORIGIN["cases"]) + len(OF_FRONTS) + len(OF_LEARNING) == IN_THE_MANIFEST
 
 
 def test_reference_files_are_the_recorded_ones():

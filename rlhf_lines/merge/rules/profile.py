@@ -98,6 +98,10 @@ class Profile:
         """The K factors in a layer, counted from 0; None is outside the layers."""
         return self.outside if layer is None else tuple(row[layer] for row in self.factors)
 
+    def vector(self) -> list[float]:
+        """The factors of every policy one after the other, each first outside the layers, then in each layer."""
+        return [value for k, row in enumerate(self.factors) for value in (self.outside[k], *row)]
+
     def scaled(self, scales: Sequence[float]) -> Profile:
         """The profile with the factors of every policy multiplied by a number."""
         rows = [[scale * factor for factor in row] for scale, row in zip(scales, self.factors, strict=True)]

@@ -18,11 +18,10 @@ from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import end_token_ids, load_tokenizer
-from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory
 from rlhf_lines.sweep.engines.merged_weights import MergedWeights
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
-from rlhf_lines.sweep.engines.protocol import Completion, Request
+from rlhf_lines.sweep.engines.protocol import Completion, Request, Sampling
 from rlhf_lines.sweep.engines.sampling import sample, text_nll
 from rlhf_lines.sweep.merges import Merges
 
@@ -43,16 +42,17 @@ class LocalEngine:
         adapters: the policies, then the MORLHF runs, in the order of the specs' weights.
     """
 
-    def __init__(self, config: SweepConfig, merges: Merges, adapters: Sequence[Adapter]) -> None:
+    def __init__(self, config: Sampling, merges: Merges, adapters: Sequence[Adapter]) -> None:
         self._config, self._merges, self._adapters = config, merges, adapters
 
     @cached_property
-    def _multi_lora(self) -> MultiLoRA:
+    def multi_lora(self) -> MultiLoRA:
+        """The base with all adapters, loaded when it is first asked for."""
         return MultiLoRA(load_base(self._config, self._merges.sft), self._adapters)
 
     @cached_property
     def _merged(self) -> MergedWeights:
-        return MergedWeights(self._multi_lora.model, self._merges)
+        return MergedWeights(self.multi_lora.model, self._merges)
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -60,7 +60,7 @@ class LocalEngine:
 
     @cached_property
     def _ends(self) -> list[int]:
-        return end_token_ids(self._multi_lora.model, self._tokenizer)
+        return end_token_ids(self.multi_lora.model, self._tokenizer)
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in their order, which may mix any specs.
@@ -77,14 +77,14 @@ class LocalEngine:
         """The batch size that is given, or the one that free memory, and a CPU, allow."""
         if self._config.batch_size is not None:
             return self._config.batch_size
-        return rows_in_memory(self._multi_lora.model, prompt_tokens + self._config.max_new_tokens)
+        return rows_in_memory(self.multi_lora.model, prompt_tokens + self._config.max_new_tokens)
 
     def close(self) -> None:
         """Nothing is open here: the merges are closed by who made them."""
 
     def _complete(self, spec: MergeSpec | None, requests: Sequence[Request]) -> list[Completion]:
         return sample(
-            self._multi_lora,
+            self.multi_lora,
             requests,
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
@@ -100,10 +100,10 @@ class LocalEngine:
     def _nll(self, spec: MergeSpec | None, rows: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
         specs, texts = zip(*rows, strict=True)
         with contextlib.nullcontext() if spec is None else self._merged.loaded(spec):
-            return text_nll(self._multi_lora, specs if spec is None else None, texts, self._tokenizer.pad_token_id)
+            return text_nll(self.multi_lora, specs if spec is None else None, texts, self._tokenizer.pad_token_id)
 
 
-def load_base(config: SweepConfig, sft: Path) -> nn.Module:
+def load_base(config: Sampling, sft: Path) -> nn.Module:
     """The SFT model as the config loads it, on the GPU of this process where there is one."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

@@ -72,6 +72,26 @@ class MultiLoRA:
         finally:
             self._diagonals = {}
 
+    @contextlib.contextmanager
+    def mixed(self, factors: Tensor, rows: int) -> Iterator[None]:
+        """Inside, all rows follow these factors, through which gradients flow back; outside, the SFT model.
+
+        One forward and backward pass gives the derivatives of a loss by all factors; those of the factor of policy k in
+        layer l are the inner product of the dense gradient and tau_k[l].
+
+        Args:
+            factors: `[K, 1 + L]`, of every policy outside the layers, and in each.
+            rows: of every pass.
+        """
+        places = [0 if layer is None else 1 + layer for layer in self._layers]
+        diagonals = factors.T[places].repeat_interleave(torch.tensor(self._ranks, device=factors.device), dim=1)
+        diagonals = diagonals.unsqueeze(1).expand(-1, rows, -1).unsqueeze(2)
+        self._diagonals = dict(zip(self._layers, diagonals, strict=True))
+        try:
+            yield
+        finally:
+            self._diagonals = {}
+
     def select_rows(self, rows: Tensor) -> None:
         """Let the next passes read only some of the given specs' rows, by index and in this order."""
         current = self._given[rows.to(self._given.device)]

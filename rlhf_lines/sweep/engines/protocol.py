@@ -38,6 +38,22 @@ class Completion:
     kl: float
 
 
+class Sampling(Protocol):
+    """How a base is loaded and sampled from: what the settings of a sweep and of learning have in common."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    stop: list[str]
+    batch_size: int | None
+    seed: int
+    dtype: str
+    load_in_8bit: bool
+    load_in_4bit: bool
+    quantized: bool
+
+
 class Engine(Protocol):
     """Generates for a sweep; `LocalEngine` and `VllmEngine` are the two kinds."""
 

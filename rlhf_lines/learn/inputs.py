@@ -1,0 +1,145 @@
+"""What learning reads, checked before its folder is made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reward_models import RewardModel
+from rlhf_lines import distributed, skeleton
+from rlhf_lines.artifact import refuse_existing, refuse_replacing
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import DataConfig, PromptDataConfig
+from rlhf_lines.distributed import on_cpu
+from rlhf_lines.learn.config import FROM_DEMONSTRATIONS, LearnConfig
+from rlhf_lines.learn.demonstrations import read_demonstrations
+from rlhf_lines.limits import check_prompts, check_writes
+from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.fingerprints import (
+    Fingerprint,
+    model_fingerprint,
+    policy_fingerprint,
+    reward_fingerprint,
+    rows_fingerprint,
+)
+from rlhf_lines.merge.inputs.provenance import called
+from rlhf_lines.models import load_config, load_tokenizer, local_folder
+from rlhf_lines.pareto.objectives import check_objectives, check_score_names
+from rlhf_lines.scoring import Asked
+from rlhf_lines.sweep.adapters import load_policies
+from rlhf_lines.sweep.engines.multi_lora import check_mixable
+from rlhf_lines.sweep.engines.protocol import Pair
+from rlhf_lines.sweep.inputs import REWARD_BATCH, check_count, distinct_prompts, prompt_contents
+from rlhf_lines.task_rewards import load_reward_models
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+Prompts = dict[str, dict[str, Asked]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What learning reads.
+
+    Attributes:
+        sft: folder of the SFT model.
+        adapters: of the policies.
+        reward_models: that score.
+        objectives: names of the rewards that count.
+        tokenizer: the SFT model's.
+        prompts: of `train` and `validation`, from what the policy reads to what reward models may be shown.
+        num_layers: layers of the SFT model.
+        demonstrations: of `train`, for methods that learn from such.
+    """
+
+    sft: Path
+    adapters: list[Adapter]
+    reward_models: list[RewardModel]
+    objectives: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Prompts
+    num_layers: int
+    demonstrations: list[Pair]
+
+
+def read_inputs(run_config: RunConfig, data_config: DataConfig, config: LearnConfig) -> Inputs:
+    """The inputs that the configs name.
+
+    Raises:
+        FileNotFoundError: a model, policy, reward model or text does not exist.
+        FileExistsError: `output_dir` exists, or replacing it would delete an input.
+        ValueError: several processes were started, a policy belongs to another SFT model, or a prompt is too long.
+    """
+    if (processes := distributed.count()) > 1:
+        raise ValueError(f"learn runs in one process, but {processes} were started: leave out the launcher")
+    refuse_existing(config.output_dir, overwrite=run_config.overwrite)
+    sft = local_folder(config.sft_model, what="SFT model")
+    policies = [local_folder(policy, what="policy") for policy in config.policies]
+    refuse_replacing(config.output_dir, [sft, *policies])
+    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
+    of_model = load_config(sft)
+    if config.load_in_4bit and on_cpu():
+        skeleton.check_4bit_on_cpu(skeleton.causal_lm(of_model))
+    check_mixable(adapters)
+    reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
+    names = [model.name for model in reward_models]
+    check_score_names(names)
+    objectives = config.objectives or names
+    check_objectives(objectives, names)
+    tokenizer = load_tokenizer(sft)
+    prompts = read_prompts(data_config, config, tokenizer)
+    for split, texts in prompts.items():
+        asked = {"train": config.train_prompts, "validation": config.validation_prompts}[split]
+        if few := check_count(len(texts), asked, split, data_config.dataset_name):
+            logger.warning("%s", few)
+    demonstrations = demonstrations_for(data_config, config, tokenizer)
+    check_writes(of_model, tokenizer)
+    token_ids = [tokenizer(text)["input_ids"] for texts in prompts.values() for text in texts]
+    check_prompts(of_model, token_ids, dataset=data_config.dataset_name, max_new_tokens=config.max_new_tokens)
+    with Checkpoint(sft) as checkpoint:
+        num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
+    return Inputs(sft, adapters, reward_models, objectives, tokenizer, prompts, num_layers, demonstrations)
+
+
+def read_prompts(data_config: DataConfig, config: LearnConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """The prompts of both splits."""
+    counts = {"train": config.train_prompts, "validation": config.validation_prompts}
+    return {
+        split: distinct_prompts(data_config.load("prompts", split, tokenizer), count) for split, count in counts.items()
+    }
+
+
+def demonstrations_for(
+    data_config: PromptDataConfig, config: LearnConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[Pair]:
+    """As many demonstrations as train prompts, of a method that learns from such."""
+    if config.method not in FROM_DEMONSTRATIONS:
+        return []
+    return read_demonstrations(data_config, config.train_prompts, config.max_new_tokens, tokenizer)
+
+
+def fingerprints(
+    data_config: DataConfig, config: LearnConfig, prompts: Prompts, demonstrations: Sequence[Pair]
+) -> dict[str, Fingerprint]:
+    """What learning with these settings reads, as hashes by the name of the input."""
+    found = {
+        f"SFT model {called(config.sft_model)}": model_fingerprint(local_folder(config.sft_model, what="SFT model"))
+    }
+    for number, name in enumerate(config.policies, start=1):
+        found[f"policy {number} ({called(name)})"] = policy_fingerprint(local_folder(name, what="policy"))
+    for number, reward in enumerate(config.rewards, start=1):
+        found[f"reward model {number} ({called(reward.model)})"] = reward_fingerprint(reward.model)
+    for split, texts in prompts.items():
+        rows = ({"prompt": prompt, "shown": shown} for prompt, shown in prompt_contents(texts).items())
+        found[f"{split} split of {called(data_config.dataset_name)}"] = rows_fingerprint(rows)
+    if demonstrations:
+        rows = ({"prompt": before, "completion": after} for before, after in demonstrations)
+        found[f"demonstrations of {called(data_config.dataset_name)}"] = rows_fingerprint(rows)
+    return found

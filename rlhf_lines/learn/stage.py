@@ -1,0 +1,213 @@
+"""Stage `learn`: factors by policy and layer from the rewards themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlhf_lines.artifact import new_folder, partial_folder, write_record, write_whole
+from rlhf_lines.config import RunConfig
+from rlhf_lines.data.config import DataConfig
+from rlhf_lines.distributed import Processes
+from rlhf_lines.example import try_rewards
+from rlhf_lines.learn.config import LearnConfig
+from rlhf_lines.learn.counts import completions_of_steps, specs_of_splits
+from rlhf_lines.learn.grid import point_names
+from rlhf_lines.learn.inputs import Inputs, demonstrations_for, fingerprints, read_inputs, read_prompts
+from rlhf_lines.learn.methods import METHODS, Search
+from rlhf_lines.learn.progress import Progress
+from rlhf_lines.learn.space import Vector, make_space
+from rlhf_lines.learn.trials import Trial, Trials
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
+from rlhf_lines.merge.rules.profile import Profile
+from rlhf_lines.models import load_tokenizer, local_folder
+from rlhf_lines.pareto import paired_difference
+from rlhf_lines.redaction import without_secrets
+from rlhf_lines.sweep.engines.local import LocalEngine
+from rlhf_lines.sweep.measure import Measurement, Worker
+from rlhf_lines.sweep.merges import Merges
+from rlhf_lines.sweep.store import Store, has_begun
+
+
+FACTORS, LEARNED = "factors.json", "learned.json"
+CHANGEABLE = ("output_dir", "batch_size", "sft_renamed")  # what a resumed run may have otherwise
+SOUP, LINES, BEST = "soup", "lines", "learned"
+
+
+def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, given: dict) -> Path:
+    """Learn, and return the folder with `factors.json`, which rule `layerwise` takes.
+
+    1. On training prompts, candidates of the method are sampled and scored; the one that is worth most is learned.
+    2. So are as many points of LiNeS on a grid, unless `compare_grid` is false.
+    3. On validation prompts, which chose nothing, the learned factors, the best LiNeS and the soup are measured.
+
+    With `--resume` a killed run goes on: the method asks for the same candidates again, and finished completions are
+    not sampled again.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: as `read_inputs`; or no candidate keeps `max_kl`.
+    """
+    read = read_inputs(run_config, data_config, config)
+    kept = _facts(read, data_config, config)
+    partial = partial_folder(config.output_dir)
+    if has_begun(partial) and not (run_config.resume or run_config.overwrite):
+        raise FileExistsError(
+            f"learning into {config.output_dir} was stopped: add --resume to go on, or --overwrite to begin again"
+        )
+    if run_config.resume:
+        _check_stopped(config.output_dir, kept)
+    prompt, asked = next(iter(read.prompts["train"].items()))
+    try_rewards(read.tokenizer, prompt, asked, read.reward_models)
+    with (
+        new_folder(
+            config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
+        ) as folder,
+        Merges(read.sft, read.adapters) as merges,
+        contextlib.closing(LocalEngine(config, merges, read.adapters)) as engine,
+    ):
+        worker = Worker(engine, read.reward_models, read.tokenizer, config.stop)
+        with Store(folder) as store:
+            store.remember(**kept)
+            with Progress(_completions(config, read), len(store.finished())) as progress:
+                measurement = Measurement(store, worker, Processes(), progress, config.samples_per_prompt)
+                found, way = _learn(config, read, engine, worker, measurement)
+            store.finish()
+        write_whole(folder / FACTORS, json.dumps(found["profiles"][BEST], indent=1) + "\n")
+        write_whole(folder / LEARNED, json.dumps({"format": 1, **way}, indent=1) + "\n")
+        write_record(folder, "learn", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
+    return Path(config.output_dir)
+
+
+def inputs(run_config: RunConfig, data_config: DataConfig, config: LearnConfig) -> dict[str, Fingerprint]:
+    """What the stage would read with these settings, as its record holds it."""
+    tokenizer = load_tokenizer(local_folder(config.sft_model, what="SFT model"))
+    texts = read_prompts(data_config, config, tokenizer)
+    return fingerprints(data_config, config, texts, demonstrations_for(data_config, config, tokenizer))
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A candidate: who proposed it, as which vector, and what it is worth."""
+
+    by: str
+    vector: tuple[float, ...]
+    trial: Trial
+
+    def told(self) -> dict[str, Any]:
+        """As `learned.json` has it."""
+        trial = self.trial
+        return {
+            "by": self.by,
+            "vector": list(self.vector),
+            "value": trial.value,
+            "kl": trial.kl,
+            "within_limits": trial.within_limits,
+        }
+
+
+def _learn(
+    config: LearnConfig, read: Inputs, engine: LocalEngine, worker: Worker, measurement: Measurement
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was found, for the record, and what `learned.json` tells of the way there."""
+    trials, tried = Trials(config, read, measurement), []
+
+    def measure(by: str, vectors: Sequence[Vector], profiles: Sequence[Profile]) -> list[Trial]:
+        found = trials.measure("train", by, profiles)
+        pairs = zip(vectors, found, strict=True)
+        tried.extend(_Tried(by, tuple(map(float, vector)), trial) for vector, trial in pairs)
+        return found
+
+    space = make_space(config.space, len(read.adapters), read.num_layers)
+    own = partial(measure, config.method)
+    search = Search(config, read, engine, worker, trials, space, own, measurement.progress.update)
+    METHODS[config.method](search)
+    if config.compares:
+        METHODS["grid"](replace(search, measure=partial(measure, "grid")))
+    best = {BEST: _best(config, [one for one in tried if one.by == config.method])}
+    if config.compares:
+        best[LINES] = _best(config, [one for one in tried if one.by == "grid"])
+    profiles = {name: one.trial.profile for name, one in best.items()}
+    profiles[SOUP] = space.profile(space.start)
+    train = {name: one.trial for name, one in best.items()}
+    train |= zip([SOUP], trials.measure("train", SOUP, [profiles[SOUP]]), strict=True)
+    validation = dict(zip(profiles, trials.measure("validation", "chosen", list(profiles.values())), strict=True))
+    found = {
+        "method": config.method,
+        "aim": config.aim,
+        "space": config.space,
+        "numbers": list(space.names if config.method != "grid" else point_names(len(read.adapters))),
+        "vector": list(best[BEST].vector),
+        "policies": list(config.policies),
+        "prompts": {split: len(texts) for split, texts in read.prompts.items()},
+        "candidates": sum(one.by == config.method for one in tried),
+        "train": {name: {"value": trial.value, "kl": trial.kl} for name, trial in train.items()},
+        "validation": {name: {"value": trial.value, "kl": trial.kl} for name, trial in validation.items()},
+        "differences": _differences(validation),
+        "profiles": {name: profile.to_options() for name, profile in profiles.items()},
+    }
+    return found, {"candidates": [one.told() for one in tried], "losses": search.losses}
+
+
+def _best(config: LearnConfig, tried: Sequence[_Tried]) -> _Tried:
+    """The candidate that is worth most within the limit; of equal ones, the first.
+
+    Raises:
+        ValueError: none keeps the limit.
+    """
+    allowed = [one for one in tried if one.trial.within_limits]
+    if not allowed:
+        least = min(one.trial.kl for one in tried)
+        raise ValueError(
+            f"none of the {len(tried)} candidates of {tried[0].by} keeps max_kl {config.max_kl:g} (the smallest is "
+            f"{least:.4g}): raise it, or give more candidates"
+        )
+    return max(allowed, key=lambda one: one.trial.value)
+
+
+def _differences(validation: dict[str, Trial]) -> dict[str, dict[str, float]]:
+    """What the learned factors are worth more than the others, where each prompt has a value."""
+    learned = validation[BEST].by_prompt
+    if learned is None:
+        return {}
+    found = {name: paired_difference(learned, one.by_prompt) for name, one in validation.items() if name != BEST}
+    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in found.items()}
+
+
+def _completions(config: LearnConfig, read: Inputs) -> int:
+    """All completions of a run."""
+    specs = specs_of_splits(config, read.num_layers)
+    of_specs = sum(count * len(read.prompts[split]) for split, count in specs.items())
+    return config.samples_per_prompt * of_specs + completions_of_steps(config, len(read.prompts["train"]))
+
+
+def _facts(read: Inputs, data_config: DataConfig, config: LearnConfig) -> dict[str, Any]:
+    """What a resumed run must share with the one that was stopped."""
+    settings = {key: value for key, value in vars(config).items() if key not in CHANGEABLE}
+    rewards = [entry.identity() for entry in config.rewards]
+    return {
+        **without_secrets({**settings, "rewards": rewards}),
+        "dataset_name": without_secrets(data_config.dataset_name),
+        "reward_names": [model.name for model in read.reward_models],
+        "inputs_sha256": fingerprints(data_config, config, read.prompts, read.demonstrations),
+    }
+
+
+def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
+    """Stop where a stopped run was of other settings or inputs.
+
+    Raises:
+        ValueError: it was; what has changed is named.
+    """
+    partial = partial_folder(output_dir)
+    if not has_begun(partial):
+        return
+    with Store(partial, reading=True) as store:
+        way_out = "restore it, or start again with --overwrite in place of --resume"
+        before = store.recall("inputs_sha256", {})
+        check_unchanged(before, kept["inputs_sha256"], since=f"learning into {output_dir} was begun", way_out=way_out)
+        store.check(**{key: value for key, value in kept.items() if key != "inputs_sha256"})

@@ -1,0 +1,116 @@
+"""What candidates are worth: their completions on the prompts of a split, scored, as one number each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_lines.learn.config import LearnConfig
+from rlhf_lines.learn.inputs import Inputs
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.rules.profile import Profile
+from rlhf_lines.pareto import hypervolume, ideal_point, reference_point, utilities
+from rlhf_lines.sweep.groups import one_hot, simplex
+from rlhf_lines.sweep.measure import Measurement
+
+
+ANCHORS = "anchors"
+FAR = 1e6  # below whatever a candidate within the limit is worth
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was measured.
+
+    Attributes:
+        profile: its factors.
+        value: what it is worth: utility or hypervolume.
+        by_prompt: `[P]`, its utility on each prompt; None of a hypervolume, which has no such.
+        kl: the largest mean KL of a point of it to the SFT model, in nats; None where completions do not estimate it.
+        within_limits: whether it keeps `max_kl`.
+    """
+
+    profile: Profile
+    value: float
+    by_prompt: NDArray[np.float64] | None
+    kl: float | None
+    within_limits: bool
+
+    @property
+    def fitness(self) -> float:
+        """The value; beyond the limit less than any value, and less the further beyond."""
+        return self.value if self.within_limits else -FAR - self.kl
+
+
+class Trials:
+    """Measures candidates. Scores count from the SFT model and the policies as they are, as a sweep has it.
+
+        utility      p . u, u = (mean score - reference point) / (ideal point - reference point) per objective
+        hypervolume  of the mean scores at all weights, above the reference point
+
+    Args:
+        config: what is learned.
+        inputs: what it is learned from.
+        measurement: fills the store with what it lacks.
+    """
+
+    def __init__(self, config: LearnConfig, inputs: Inputs, measurement: Measurement) -> None:
+        self._config, self._inputs, self._measurement = config, inputs, measurement
+        count = len(inputs.adapters)
+        self.weights = [(1 / count,) * count] if config.aim == "utility" else simplex(count, config.num_weights)
+        given = config.preference or [1.0] * len(inputs.objectives)
+        self.preference = np.array(given) / sum(given)
+        self._ends: dict[str, tuple[list[float], list[float]]] = {}
+
+    def ends(self, split: str) -> tuple[list[float], list[float]]:
+        """Reference and ideal point of a split."""
+        if split not in self._ends:
+            count = len(self._inputs.adapters)
+            specs = [MergeSpec("linear", row) for row in ((0.0,) * count, *one_hot(count))]
+            means = np.stack([scores.mean(axis=0) for scores, _ in self._measured(split, ANCHORS, specs)])
+            self._ends[split] = reference_point(means), ideal_point(means)
+        return self._ends[split]
+
+    def measure(self, split: str, group: str, profiles: Sequence[Profile]) -> list[Trial]:
+        """Each profile with what it is worth on a split; `group` is what they are called in the store."""
+        ends, per = self.ends(split), len(self.weights)
+        specs = [
+            MergeSpec("layerwise", weights, options=profile.to_options())
+            for profile in profiles
+            for weights in self.weights
+        ]
+        measured = self._measured(split, group, specs)
+        return [self._trial(profile, measured[i * per : (i + 1) * per], *ends) for i, profile in enumerate(profiles)]
+
+    def _trial(
+        self,
+        profile: Profile,
+        points: Sequence[tuple[NDArray[np.float64], float]],
+        reference: list[float],
+        ideal: list[float],
+    ) -> Trial:
+        scores = [of_point for of_point, _ in points]
+        by_prompt = None
+        if self._config.aim == "utility":
+            by_prompt = utilities(scores[0], reference, ideal) @ self.preference
+            value = by_prompt.mean().item()
+        else:
+            value = hypervolume(np.stack([of_point.mean(axis=0) for of_point in scores]), reference)
+        kl = max(of_point for _, of_point in points) if self._config.samples_policy else None
+        limit = self._config.max_kl
+        return Trial(profile, value, by_prompt, kl, limit is None or kl <= limit)
+
+    def _measured(self, split: str, group: str, specs: Sequence[MergeSpec]) -> list[tuple[NDArray[np.float64], float]]:
+        """Of each spec its scores `[prompts, objectives]`, and its mean KL."""
+        prompts, store = self._inputs.prompts[split], self._measurement.store
+        points = self._measurement.measure(split, {group: specs}, prompts, phase=f"{group} on {split} prompts")
+        return [
+            (
+                store.scores(point.spec_id, split, self._inputs.objectives),
+                store.kl(point.spec_id, split).mean().item(),
+            )
+            for point in points
+        ]

@@ -1,0 +1,48 @@
+"""The plan of learning: one base and all adapters in memory, a candidate a row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from rlhf_lines.data.config import DataConfig
+from rlhf_lines.learn.config import STEPS, LearnConfig
+from rlhf_lines.learn.counts import completions_of_steps, generation, specs_of_splits, specs_per_candidate
+from rlhf_lines.plan.config import of_type
+from rlhf_lines.plan.plan import Options, Plan
+from rlhf_lines.plan.shapes import find_shape
+from rlhf_lines.plan.sweeping import Work, plan_completions
+from rlhf_lines.sweep.config import SweepConfig
+
+
+SAME = (
+    *("sft_model", "policies", "rewards", "output_dir", "objectives", "samples_per_prompt", "max_new_tokens"),
+    *("temperature", "top_p", "top_k", "stop", "batch_size", "seed", "dtype", "load_in_8bit", "load_in_4bit"),
+    "sft_renamed",
+)
+
+
+def plan_learn(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
+    """The plan of learning, which samples as a sweep does."""
+    config = of_type(configs, LearnConfig)
+    sweep = SweepConfig(**{name: getattr(config, name) for name in SAME}, controls=False, scalings=["1 0"])
+    shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
+    work = partial(_work, config, shape.config.get_text_config().num_hidden_layers)
+    counts = {"validation": config.validation_prompts, "train": config.train_prompts}
+    plan = plan_completions("learn", sweep, of_type(configs, DataConfig), counts, work, beside, options)
+    if config.method in STEPS:
+        plan.notes.append(f"the passes of method {config.method} along gradients are not in memory and time")
+    return plan
+
+
+def _work(config: LearnConfig, num_layers: int, prompts: Mapping[str, int], texts: int) -> Work:
+    """How much learning does; it reads no texts outside the task."""
+    specs = specs_of_splits(config, num_layers)
+    completions = config.samples_per_prompt * sum(specs[split] * count for split, count in prompts.items())
+    completions += completions_of_steps(config, prompts["train"])
+    points = f"{specs['train']:,} on train prompts, {specs['validation']:,} on validation prompts"
+    together = (
+        specs["train"] if config.method == "grid" else generation(config, num_layers) * specs_per_candidate(config)
+    )
+    return Work(points, sum(specs.values()), completions, together)

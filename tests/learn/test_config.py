@@ -1,0 +1,60 @@
+"""What a config of learning may not say, each in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlhf_lines.learn import methods
+from rlhf_lines.learn.config import METHODS, LearnConfig
+
+
+NEEDED = {"sft_model": "sft", "policies": ["a", "b"], "rewards": ["rule:length", "m:f"], "output_dir": "out"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "evolve"}, "method is 'evolve', expected evolution, natural_niches, adamerging, atlas"),
+        ({"aim": "front"}, "aim is 'front', expected utility or hypervolume"),
+        ({"space": "all"}, "space is 'all', expected profile, coefficients or policies"),
+        ({"policies": []}, "policies is empty"),
+        ({"num_candidates": 1}, "num_candidates is 1, expected at least 2"),
+        ({"population": 300}, "population is 300, but num_candidates 200"),
+        ({"step": 0.0}, "step is 0.0, expected a number above 0"),
+        ({"max_kl": -1.0}, "max_kl is -1.0, expected a number above 0"),
+        ({"max_kl": 1.0, "temperature": 0.0}, "max_kl needs completions drawn from the policy"),
+        ({"preference": [1.0]}, r"preference is \[1.0\], expected 2 numbers of at least 0, one per objective"),
+        ({"preference": [0.0, 0.0]}, "expected 2 numbers of at least 0"),
+        ({"preference": [1.0, -1.0]}, "expected 2 numbers of at least 0"),
+        ({"preference": [1.0, 1.0], "aim": "hypervolume"}, "preference is given, but aim is hypervolume"),
+        ({"num_weights": 7}, "num_weights is given, but aim is utility"),
+        ({"aim": "hypervolume", "policies": ["a"]}, "a single policy has no front"),
+        ({"method": "grid", "step": 0.5}, "step is given, but method is grid"),
+        ({"method": "grid", "space": "coefficients"}, "space is given, but method is grid"),
+        ({"method": "adamerging", "population": 5}, "population is given, but method is adamerging: leave it out"),
+        ({"num_steps": 5}, "num_steps is given, but method is evolution: leave it out"),
+        ({"method": "adamerging", "compare_grid": False, "num_candidates": 9}, "num_candidates is given, but method"),
+        ({"method": "adamerging", "learning_rate": 0.0}, "learning_rate is 0.0, expected a number above 0"),
+        ({"method": "frank_wolfe"}, "space is profile, but frank_wolfe steps towards policies"),
+        ({"method": "frank_wolfe", "space": "policies", "learning_rate": 0.1}, "learning_rate is given, but method is"),
+        (
+            {"method": "reward_gradient", "aim": "hypervolume"},
+            "but reward_gradient needs what single prompts are worth",
+        ),
+        ({"method": "reward_gradient", "temperature": 0.7}, "reward_gradient needs completions drawn at temperature 1"),
+        ({"method": "natural_niches", "num_candidates": 20}, "num_candidates is 20, expected more than the 20"),
+        ({"kl_coef": 0.1}, "kl_coef is given, but method is evolution"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "are both given: keep one"),
+    ],
+)
+def test_mistakes_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LearnConfig(**{**NEEDED, **changes})
+
+
+def test_every_method_has_its_function():
+    assert tuple(methods.METHODS) == METHODS
+
+
+def test_defaults_are_accepted():
+    assert LearnConfig(**NEEDED).method == "evolution"
