@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
-from rlhf_lines.merge.output.summary import outcome_lines
+from rlhf_lines.merge.output.summary import outcome_lines, truncation_text
 from rlhf_lines.pareto.schema import label
 
 
@@ -34,6 +34,13 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
         lines.append(f"reward in training {first['reward']:z.3g} -> {last['reward']:z.3g}, kl {last['kl']:z.3g}")
     elif verb == "merge":
         lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()), str(folder))
+    elif verb == "basis":
+        lines += _basis(record)
+    elif verb == "rebuild":
+        lost = ", ".join(f"{name} {share:.1%}" for name, share in record["lost"].items())
+        lines.append(f"adapter of rank {record['rank']}; what the basis lost of its policies (relative L2): {lost}")
+        if record["truncation"]:
+            lines.append(truncation_text(record["truncation"]))
     elif verb in ("fisher", "gram"):
         lines += _statistics(verb, record)
     elif verb == "sweep":
@@ -43,6 +50,18 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
         lines.append(_chosen(record))
         lines.append(f"{done}: report.html, front.json, figures (.png, .pdf), run.sqlite")
     return "\n".join(lines)
+
+
+def _basis(record: dict) -> list[str]:
+    before, after = sum(policy["bytes"] for policy in record["policies"]), record["bytes"]
+    return [
+        f"{len(record['policies'])} policies of rank {record['rank']} in {record['components']} components: {after:,} "
+        f"bytes in place of {before:,} ({1 - after / before:.1%} saved)",
+        *(
+            f"  {policy['path']} lost {policy['lost']:.1%} of its residual (relative L2)"
+            for policy in record["policies"]
+        ),
+    ]
 
 
 def _statistics(verb: str, record: dict) -> list[str]:
