@@ -32,6 +32,8 @@ VERBS = {
     "fisher": "the diagonal Fisher of a policy over its own samples, for the merge rule fisher",
     "gram": "the Gram matrices of a policy's linear maps, for the merge rule regmean",
     "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
+    "basis": "many adapters of one SFT model in one basis, which takes fewer bytes",
+    "rebuild": "a policy or a mix from a basis, as an adapter",
     "sweep": "merge, sample and score many weights, and trace the fronts",
     "learn": "factors by policy and layer from the rewards themselves, for the merge rule layerwise",
     "front": "the front of a finished sweep, computed again from its run store",

@@ -32,6 +32,8 @@ MODULES = {
     "fisher": "rlhf_lines.statistics.fisher",
     "gram": "rlhf_lines.statistics.gram",
     "merge": "rlhf_lines.merge.stage",
+    "basis": "rlhf_lines.merge.basis",
+    "rebuild": "rlhf_lines.merge.rebuild",
     "sweep": "rlhf_lines.sweep.run",
     "learn": "rlhf_lines.learn.stage",
 }
@@ -41,6 +43,7 @@ CONFIGS = {
     **dict.fromkeys(("sft", "reward", "ppo"), "rlhf_lines.train.config"),
     **dict.fromkeys(("fisher", "gram"), "rlhf_lines.statistics.config"),
     "merge": "rlhf_lines.merge.config",
+    **dict.fromkeys(("basis", "rebuild"), "rlhf_lines.merge.basis_config"),
     "sweep": "rlhf_lines.sweep.config",
     "learn": "rlhf_lines.learn.config",
 }

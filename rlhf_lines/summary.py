@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
-from rlhf_lines.merge.output.summary import outcome_lines
+from rlhf_lines.merge.output.summary import outcome_lines, truncation_text
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.schema import label
 
@@ -35,6 +35,13 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
         lines.append(f"reward in training {first['reward']:z.3g} -> {last['reward']:z.3g}, kl {last['kl']:z.3g}")
     elif verb == "merge":
         lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()), str(folder))
+    elif verb == "basis":
+        lines += _basis(record)
+    elif verb == "rebuild":
+        lost = ", ".join(f"{name} {share:.1%}" for name, share in record["lost"].items())
+        lines.append(f"adapter of rank {record['rank']}; what the basis lost of its policies (relative L2): {lost}")
+        if record["truncation"]:
+            lines.append(truncation_text(record["truncation"]))
     elif verb in ("fisher", "gram"):
         lines += _statistics(verb, record)
     elif verb == "learn":
@@ -54,6 +61,18 @@ def _how_to_merge(record: dict, folder: Path) -> str:
     """The command that merges by what was learned; of a hypervolume at any weights."""
     weights = " --weights W W .." if record["aim"] == "hypervolume" else ""
     return f'rlhf-lines merge --rule layerwise --rule_options \'{{"factors": "{folder}/factors.json"}}\'{weights} ...'
+
+
+def _basis(record: dict) -> list[str]:
+    before, after = sum(policy["bytes"] for policy in record["policies"]), record["bytes"]
+    return [
+        f"{len(record['policies'])} policies of rank {record['rank']} in {record['components']} components: {after:,} "
+        f"bytes in place of {before:,} ({1 - after / before:.1%} saved)",
+        *(
+            f"  {policy['path']} lost {policy['lost']:.1%} of its residual (relative L2)"
+            for policy in record["policies"]
+        ),
+    ]
 
 
 def _statistics(verb: str, record: dict) -> list[str]:

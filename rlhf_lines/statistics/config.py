@@ -91,10 +91,30 @@ class GramConfig(StatisticsConfig):
         metadata={"help": "samples (prompts and the policy's own completions) or prompts (nothing is sampled)."},
     )
 
+    merged_with: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "For RegMean++: all other policies of the merge. Gram matrices are then taken layer by layer, "
+            "behind the layers merged so far, and output_dir has a folder for each, numbered from 1, policy first."
+        },
+    )
+    reduce: float = field(
+        default=0.1, metadata={"help": "With merged_with: the option reduce of the merges that they are for."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inputs not in INPUTS:
             raise ValueError(unknown_name("inputs", self.inputs, INPUTS))
+        if not 0 <= self.reduce <= 1:
+            raise ValueError(f"reduce is {self.reduce}, expected a number between 0 and 1")
+        if not self.merged_with and self.reduce != 0.1:
+            raise ValueError(f"reduce is {self.reduce}, which only Gram matrices for RegMean++ have; give merged_with")
+        if self.merged_with and self.parameters is not None:
+            raise ValueError(
+                f"parameters is {self.parameters!r}, but with merged_with they are those that any policy changes; "
+                "leave it out"
+            )
 
 
 FISHER = (RunConfig, PromptDataConfig, FisherConfig)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,14 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.inputs.statistics import GRAM
-from rlhf_lines.merge.inputs.statistics_files import SAME_INPUT, TRANSPOSED
+from rlhf_lines.merge.inputs.statistics_files import PLUS_PLUS, SAME_INPUT, TRANSPOSED
 from rlhf_lines.progress import Bar
 from rlhf_lines.statistics.config import GramConfig
 from rlhf_lines.statistics.files import new_statistics_file
-from rlhf_lines.statistics.inputs import fingerprints, in_groups, read_inputs
-from rlhf_lines.statistics.policy import Policy
+from rlhf_lines.statistics.inputs import Inputs, fingerprints, in_groups, read_inputs
+from rlhf_lines.statistics.linear_inputs import add_products, is_conv1d, linear_modules, shared_inputs, width
+from rlhf_lines.statistics.plus_plus import LayerByLayer
+from rlhf_lines.statistics.policy import Policy, load_policy, open_residuals
 from rlhf_lines.statistics.samples import Sample, batches
 
 
@@ -32,28 +35,28 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
     """Write `gram.safetensors` and return its folder; `read_gram` reads a matrix by the name of a weight.
 
     The file holds one matrix per distinct input. Its metadata have, as JSON, `same_input`: the name of every weight
-    to that of the stored matrix; and `transposed`: the names of weights that are stored as `[in, out]`.
+    to that of the stored matrix; and `transposed`: the names of weights that are stored as `[in, out]`. For RegMean++
+    (`merged_with`) there is such a folder for each policy, `1` and up, and `plus_plus` says what they were made with.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: as `read_inputs`; or `max_memory` is less than one matrix
             takes, a module is not linear or does not see every token, or a value is not finite.
     """
+    if config.merged_with:
+        return _run_plus_plus(run_config, data_config, config, given)
     inputs = read_inputs(run_config, data_config, config, "gram")
     with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder:
         policy = inputs.load_policy()
         modules = linear_modules(policy, inputs.parameters)
         same_input = shared_inputs(policy.model, modules, inputs.prompts[0])
-        widths = {name: _width(modules[name]) for name in dict.fromkeys(same_input.values())}
-        groups = in_groups({name: FLOAT64 * width**2 for name, width in widths.items()}, config.max_memory)
-        if config.inputs == "samples":
-            samples = inputs.sample(policy, "gram, samples")
-        else:
-            samples = [Sample(prompt, ()) for prompt in inputs.prompts]
-        metadata = {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if _is_conv1d(modules[name])]}
+        widths = {name: width(modules[name]) for name in dict.fromkeys(same_input.values())}
+        groups = in_groups({name: FLOAT64 * size**2 for name, size in widths.items()}, config.max_memory)
+        samples = _samples(inputs, policy)
+        metadata = {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if is_conv1d(modules[name])]}
         with (
             new_statistics_file(
                 folder / GRAM.file,
-                {name: (width, width) for name, width in widths.items()},
+                {name: (size, size) for name, size in widths.items()},
                 {key: json.dumps(value) for key, value in metadata.items()},
             ) as file,
             Bar(total=len(groups) * len(samples), desc="gram", unit="sequences") as bar,
@@ -70,56 +73,88 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
 
 def inputs(run_config: RunConfig, data_config: DataConfig, config: GramConfig) -> dict[str, Fingerprint]:
     """What the stage would read with these settings, as its record holds it."""
-    return fingerprints(data_config, config)
+    found: dict[str, Fingerprint] = {}
+    for policy in (config.policy, *config.merged_with):
+        found |= fingerprints(data_config, replace(config, policy=policy, merged_with=[]))
+    return found
 
 
-def linear_modules(policy: Policy, parameters: str) -> dict[str, nn.Module]:
-    """The linear modules of a policy by the names of their weights.
+def _samples(inputs: Inputs, policy: Policy) -> list[Sample]:
+    if inputs.config.inputs == "samples":
+        return inputs.sample(policy, "gram, samples")
+    return [Sample(prompt, ()) for prompt in inputs.prompts]
 
-    A weight that is tied (an output head that is the embedding) is no module of its own, and left out.
 
-    Args:
-        policy: the policy, loaded.
-        parameters: `adapted` or `all`.
-    """
-    names = {policy.parameters[name]: name for name in policy.selected(parameters) if name not in policy.tied}
+def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramConfig, given: dict) -> Path:
+    """Write a folder of Gram matrices for each of the policies, `1` and up, as `run` has one; see `LayerByLayer`."""
+    names = [config.policy, *config.merged_with]
+    every = [
+        read_inputs(run_config, data_config, replace(config, policy=policy, merged_with=[]), "gram") for policy in names
+    ]
+    with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder, contextlib.ExitStack() as stack:
+        samples, records = [], []
+        for inputs in every:
+            policy = inputs.load_policy()
+            samples.append(_samples(inputs, policy))
+            records.append(inputs.record(policy, samples[-1]))
+            del policy  # one model is in memory at a time
+        sft = load_policy(every[0].sft, every[0].sft, dtype=config.dtype)
+        residuals, not_finite = open_residuals(
+            every[0].sft, [inputs.policy for inputs in every], stack, sft_renamed=config.sft_renamed
+        )
+        modules = linear_modules(sft, "all")
+        modules = {name: module for name, module in modules.items() if name in residuals.shapes}
+        if turned := next((name for name, module in modules.items() if is_conv1d(module)), None):
+            raise ValueError(
+                f"{turned!r} is stored [in, out] (Conv1D of GPT-2), which rule 'regmean' does not take; "
+                "use another rule"
+            )
+        sequences = [[sample.prompt + sample.completion for sample in own] for own in samples]
+        layers = LayerByLayer(
+            sft.model,
+            sft.parameters,
+            modules,
+            residuals,
+            sequences,
+            reduce=config.reduce,
+            batch_size=config.batch_size,
+        )
+        widths = {name: width(modules[name]) for name in dict.fromkeys(layers.same_input.values())}
+        made_with = {"reduce": config.reduce, "policies": [record["policy_sha256"] for record in records]}
+        metadata = {SAME_INPUT: layers.same_input, TRANSPOSED: [], PLUS_PLUS: made_with}
+        files = []
+        for number in range(1, len(names) + 1):
+            (folder / str(number)).mkdir()
+            file = new_statistics_file(
+                folder / str(number) / GRAM.file,
+                {name: (size, size) for name, size in widths.items()},
+                {key: json.dumps(value) for key, value in metadata.items()},
+            )
+            files.append(stack.enter_context(file))
+        total = sum(map(len, sequences)) * (2 * layers.passes - 1)
+        with Bar(total=total, desc="gram, layer by layer", unit="sequences") as bar:
+            for k, name, gram in layers.grams(bar.update):
+                files[k].write(name, 0, gram.flatten())
+        if not_finite:
+            path, name = min(not_finite)
+            raise ValueError(f"{name!r} of {path!r} has values that are not finite, there or in the SFT model")
+        facts = {"inputs": config.inputs, "layers": len(layers.same_input), "matrices": len(widths)}
+        facts |= {"passes": layers.passes, "plus_plus": made_with}
+        for number, record in enumerate(records, start=1):
+            write_record(folder / str(number), "gram", given, **record, **facts)
+        write_record(folder, "gram", given, **_together(records), **facts)
+    return Path(config.output_dir)
+
+
+def _together(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the record of a folder says whose policies have records of their own."""
+    counted = ("sequences", "prompt_tokens", "completion_tokens")
     return {
-        names[module.weight]: module
-        for module in policy.model.modules()
-        if (isinstance(module, nn.Linear) or _is_conv1d(module)) and module.weight in names
+        "policies": [record["policy"] for record in records],
+        "inputs_sha256": {name: value for record in records for name, value in record["inputs_sha256"].items()},
+        "lost_residual": None,
+        **{name: sum(record[name] for record in records) for name in counted},
     }
-
-
-@torch.no_grad()
-def shared_inputs(model: nn.Module, modules: Mapping[str, nn.Module], token_ids: Sequence[int]) -> dict[str, str]:
-    """From the name of every module to that of the first module that reads the same tensor, in the order of the calls.
-
-    Args:
-        model: a causal language model.
-        modules: weight name to linear module of the model.
-        token_ids: any sequence; one forward pass runs on its start.
-
-    Raises:
-        ValueError: a module runs more than once, or not at all.
-    """
-    same_input: dict[str, str] = {}
-    seen: dict[int, tuple[str, weakref.ref, int]] = {}  # by id, which a later tensor may get: hence the reference
-
-    def look(name: str, tensor: Tensor) -> None:
-        if name in same_input:
-            raise ValueError(f"the module of {name!r} runs more than once for a token; it has no one Gram matrix")
-        first, reference, version = seen.get(id(tensor), (name, None, 0))
-        if reference is None or reference() is not tensor or version != tensor._version:
-            first = name
-            seen[id(tensor)] = (name, weakref.ref(tensor), tensor._version)
-        same_input[name] = first
-
-    with _inputs_of(modules, look):
-        model(input_ids=torch.tensor([token_ids[:8]], device=next(model.parameters()).device), use_cache=False)
-    idle = next((name for name in modules if name not in same_input), None)
-    if idle is not None:
-        raise ValueError(f"the module of {idle!r} does not see every token (a mixture of experts has no Gram matrices)")
-    return same_input
 
 
 @torch.no_grad()
@@ -156,66 +191,13 @@ def input_grams(
     device = next(model.parameters()).device
     num_tokens = sum(map(len, sequences))
     for group in groups:
-        widths = {name: _width(modules[name]) for name in group}
+        widths = {name: width(modules[name]) for name in group}
         sums = {name: torch.zeros(w, w, dtype=torch.float64, device=device) for name, w in widths.items()}
         for batch in batches(sequences, batch_size):
-            tokens, mask = _right_pad(batch, device)
-            missing = set(group)
-
-            def add(name: str, tensor: Tensor, mask=mask, missing=missing, sums=sums) -> None:
-                rows = tensor.reshape(-1, tensor.shape[-1])
-                if len(rows) != mask.numel():
-                    raise ValueError(f"the module of {name!r} does not see every token; it has no Gram matrix here")
-                rows = rows[mask.flatten()].float()
-                sums[name] += rows.T @ rows
-                missing.remove(name)
-                if not missing:
-                    raise _Enough
-
-            with contextlib.suppress(_Enough), _inputs_of({name: modules[name] for name in group}, add):
-                model(input_ids=tokens, attention_mask=mask.long(), use_cache=False)
+            add_products(model, {name: modules[name] for name in group}, batch, sums)
             advance(len(batch))
         for name in group:
             gram = sums.pop(name).div_(num_tokens).float()
             if not torch.isfinite(gram).all():
                 raise ValueError(f"the inputs of {name!r} are not finite; choose dtype float32")
             yield name, gram
-
-
-class _Enough(Exception):
-    """All inputs of this forward pass are seen."""
-
-
-@contextlib.contextmanager
-def _inputs_of(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside, `see(name, input)` is called before each of the modules runs."""
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
-        for name, module in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _right_pad(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
-    """Token ids and which of them are real, both `[N, longest row]`.
-
-    Padding after the end: a causal model's real tokens do not see it, and their positions count from zero.
-    """
-    width = max(map(len, rows))
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return tokens, torch.arange(width, device=device) < lengths.unsqueeze(1)
-
-
-def _width(module: nn.Module) -> int:
-    return module.weight.shape[0] if _is_conv1d(module) else module.in_features
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, Conv1D)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from torch import nn
 from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import Adapter, dense_residual, is_adapter, load_adapter, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.policies import DensePolicy
+from rlhf_lines.merge.inputs.policies import AdapterPolicy, DensePolicy, streamed_residuals
 from rlhf_lines.merge.inputs.provenance import load_inputs
 from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, add_residual, cast_loss, wide
+from rlhf_lines.merge.tensors.residuals import Residuals
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,23 @@ def check_policy(sft: Path, policy: Path, *, sft_renamed: bool = False) -> list[
         else:
             parameters_of(loaded, checkpoint)
         return warnings
+
+
+def open_residuals(
+    sft: Path, policies: Sequence[Path], stack: contextlib.ExitStack, *, sft_renamed: bool
+) -> tuple[Residuals, set[tuple[str, str]]]:
+    """The residuals of policies, open until `stack` closes, and a set that gets path and name where one is not finite.
+
+    Raises:
+        ValueError: as `check_policy`.
+    """
+    checkpoint = stack.enter_context(Checkpoint(sft))
+    loaded, _ = load_inputs(checkpoint, policies, stack, sft_renamed=sft_renamed)
+    opened = [
+        AdapterPolicy(one, checkpoint) if isinstance(one, Adapter) else DensePolicy(one, checkpoint) for one in loaded
+    ]
+    not_finite: set[tuple[str, str]] = set()
+    return streamed_residuals(checkpoint, opened, not_finite=not_finite), not_finite
 
 
 def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:

@@ -63,7 +63,7 @@ def test_the_commands_run_in_their_order(project, capsys):
             assert program == "rlhf-lines"
             assert cli.main(arguments) == 0, (line, capsys.readouterr().err)
             run += 1
-    assert run == 10
+    assert run == 15
     for name in ("merged", "merged_ties", "merged_regmean", "merged_dense", "averaged"):
         assert (project / name / "merge_spec.json").is_file()
     assert not Path("later").exists()

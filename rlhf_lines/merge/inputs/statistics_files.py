@@ -25,9 +25,10 @@ from rlhf_lines.merge.tensors.tensor_file import TensorFile
 from rlhf_lines.sha256 import sha256_of
 
 
-# Keys of the metadata of Gram matrices, both JSON: which linear maps share one, which weights are stored [in, out].
+# Keys of the metadata of Gram matrices, all JSON: which linear maps share one, which weights are stored [in, out].
 SAME_INPUT = "same_input"
 TRANSPOSED = "transposed"
+PLUS_PLUS = "plus_plus"  # with what RegMean++ merged the layers before, where the Gram matrices are for it
 
 
 class StatisticsFile:
@@ -35,11 +36,13 @@ class StatisticsFile:
 
     Attributes:
         shapes: parameter name to the shape of what is known about it; several names may share one tensor.
+        plus_plus: of Gram matrices for RegMean++ the `reduce` and the hashes of the `policies` of the merge; else None.
     """
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
         self._stored = json.loads(file.metadata.get(SAME_INPUT, "{}")) or {name: name for name in file.entries}
+        self.plus_plus = json.loads(file.metadata.get(PLUS_PLUS, "null"))
         self.shapes = {name: file.entries[held].shape for name, held in self._stored.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.inputs.statistics import GRAM
-from rlhf_lines.merge.rules.common import common_names, mean_shares, share, weighted_total
+from rlhf_lines.merge.rules.common import common_names, mean_shares, share, weighted_total, yes_or_no
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
@@ -16,7 +16,9 @@ RIDGE = 1e-8  # of the mean diagonal of the summed Gram matrix, where that matri
 SINGULAR = 1e-12  # share of the largest pivot below which a pivot counts as rounding
 
 
-def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: float = 0.1) -> Merged:
+def regmean(
+    residuals: Residuals, weights: Sequence[float] | None, *, reduce: float = 0.1, plus_plus: bool = False
+) -> Merged:
     """The linear maps whose outputs are nearest, in least squares, to those of each policy on its own inputs.
 
         tau_M^T = (sum_k c_k G'_k)^-1 sum_k c_k G'_k tau_k^T,     G'_k = reduce G_k + (1 - reduce) diag(G_k)
@@ -28,6 +30,13 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
     Source: arXiv 2212.09849, section 3; bloomberg/dataless-model-merging. The formula on whole weights is the same,
     since the base passes through it. `reduce` is called alpha in the paper; public configs have 0.1 mostly, some 0.9,
     MergeBench 0.5 for Llama; 1 reduces nothing, 0 leaves the diagonals.
+
+    RegMean++ is the same with other G_k: X are the inputs of the map in a model whose layers before are the merged ones
+    (`rlhf-lines gram --merged_with`, which merges them with equal weights and this `reduce`). The files know which they
+    are, and `plus_plus` must say so, too.
+
+    Source of RegMean++: arXiv 2508.03121, section 3; the paper has reduce 0.95 for images, the public code 0.1 for
+    Llama.
 
     The system is solved in float64 by Cholesky for the difference to the weighted mean. Where the summed matrix is
     singular to rounding (fewer tokens than inputs, an input that is always zero), 1e-8 of its mean diagonal is added to
@@ -41,12 +50,15 @@ def regmean(residuals: Residuals, weights: Sequence[float] | None, *, reduce: fl
         residuals: K residuals with their Gram matrices, under the name of the weight.
         weights: the c_k, at least 0, or None for equal ones.
         reduce: the factor of the entries of G_k off the diagonal.
+        plus_plus: whether the Gram matrices are those of RegMean++.
 
     Raises:
         ValueError: an option outside its range, a negative weight, statistics that are missing or do not fit, or
             weights that are stored `[in, out]` (Conv1D of GPT-2).
     """
     share("reduce", reduce)
+    yes_or_no("plus_plus", plus_plus)
+    _check_kind(residuals, plus_plus, reduce)
     shares = mean_shares("regmean", residuals.count, weights)
     names = set(common_names(residuals, "regmean", GRAM))
     for name in names:
@@ -96,6 +108,31 @@ def _solve(total: Tensor, wanted: Tensor, name: str) -> Tensor:
                 "with `rlhf-lines gram`"
             )
     return torch.cholesky_solve(wanted, factor)
+
+
+def _check_kind(residuals: Residuals, plus_plus: bool, reduce: float) -> None:
+    """Stop unless Gram matrices from files are of the kind that is asked for; of those in memory nothing is known."""
+    made = [tensors.plus_plus for tensors in residuals.statistics if hasattr(tensors, "plus_plus")]
+    for k, found in enumerate(made, start=1):
+        if plus_plus and found is None:
+            raise ValueError(
+                f"plus_plus is true, but the Gram matrices of policy {k} are those of RegMean; make them with "
+                "`rlhf-lines gram --merged_with`, or leave plus_plus out"
+            )
+        if not plus_plus and found is not None:
+            raise ValueError(
+                f"the Gram matrices of policy {k} are those of RegMean++; give the option plus_plus, or make others "
+                "with `rlhf-lines gram` without merged_with"
+            )
+        if plus_plus and found["reduce"] != reduce:
+            raise ValueError(
+                f"reduce is {reduce}, but the Gram matrices of policy {k} were made with {found['reduce']}; give that"
+            )
+        if plus_plus and (found["policies"] != made[0]["policies"] or len(found["policies"]) != residuals.count):
+            raise ValueError(
+                f"the Gram matrices of policy {k} were made with other policies than are merged; give the folders of "
+                "one run of `rlhf-lines gram --merged_with`, made with all of these policies"
+            )
 
 
 def _check_shapes(residuals: Residuals, name: str) -> None:

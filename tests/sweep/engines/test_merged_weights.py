@@ -21,6 +21,8 @@ SPECS = [
     MergeSpec("slerp", (0.3, 0.7)),
     MergeSpec("factor_average", (0.3, 0.7), beta=1.0),
     MergeSpec("peft_linear", (0.3, 0.7), alpha=0.5, beta=1.0, schedule="sqrt"),
+    MergeSpec("ties", (0.3, 0.7), alpha=0.5, beta=1.0, options={"density": 0.1}, lines="before"),
+    MergeSpec("doge", (0.3, 0.7), alpha=2.0, options={"steps": 3}),
 ]
 
 
@@ -62,7 +64,8 @@ def test_policies_of_different_ranks_and_modules(sft, policies, model, dense_mod
         torch.testing.assert_close(logits(model), logits(dense_model(spec)), rtol=0, atol=1e-5)
 
 
-def test_statistics_reach_their_rule(sft, policies, model, tmp_path):
+@pytest.mark.parametrize(("rule", "options"), [("fisher", {}), ("ota", {"density": 0.5})])
+def test_statistics_reach_their_rule(rule, options, sft, policies, model, tmp_path):
     from safetensors.torch import load_file, save_file
 
     sizes, folders = load_file(sft / "model.safetensors"), [tmp_path / "a", tmp_path / "b"]
@@ -72,8 +75,8 @@ def test_statistics_reach_their_rule(sft, policies, model, tmp_path):
         importance = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in sizes.items()}
         save_file(importance, folder / "fisher.safetensors")
     spec, group = (
-        MergeSpec("fisher", (0.5, 0.5)),
-        GroupEntry("importance", "fisher", statistics=tuple(map(str, folders))),
+        MergeSpec(rule, (0.5, 0.5), options=options),
+        GroupEntry("importance", rule, options, statistics=tuple(map(str, folders))),
     )
     merged = merge_policies(sft, policies[:2], spec, save="dense", output_dir=tmp_path / "m", statistics=folders)
     expected = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval())
