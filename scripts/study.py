@@ -1,4 +1,4 @@
-"""The runs of the study in docs/evidence.md: SmolLM2-135M-Instruct, two tasks, several training seeds.
+"""A study of merged policies: SmolLM2-135M-Instruct, two tasks, several training seeds.
 
     python scripts/study.py [--tasks docstrings hh] [--seeds 0 1 2] [--jobs 2] [--output_dir outputs/study]
 
@@ -21,8 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +128,7 @@ def run(stage: Stage, folder: Path, threads: int) -> None:
     with log.open("a") as output:
         status = subprocess.run(
             [*COMMAND, stage.verb, "--config", str(path), "--resume", "true"],
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+            env={"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"} | os.environ,
             stdout=output,
             stderr=subprocess.STDOUT,
         ).returncode
@@ -144,7 +143,13 @@ def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
     for verb, some in groupby(todo, key=lambda stage: stage.verb):
         if verb == "ppo" and jobs > 1:
             with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(partial(run, folder=folder, threads=1), some))
+                running = [pool.submit(run, stage, folder, 1) for stage in some]
+                try:
+                    for one in as_completed(running):
+                        one.result()
+                except SystemExit:
+                    pool.shutdown(cancel_futures=True)
+                    raise
         else:
             for stage in some:
                 run(stage, folder, os.cpu_count())
@@ -155,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="policies that are trained at once")
+    parser.add_argument("--jobs", type=int, default=2, help="policies that are trained at once; 1 on a GPU (2)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"))
     parser.add_argument(
         "--hh_path", help="the human pairs: a file, a folder or a Hub id; as in the configs if left out"
@@ -171,7 +176,9 @@ def main() -> None:
         sweeps = [str(options.output_dir / task / f"seed_{seed}" / "sweep") for seed in options.seeds]
         if len(sweeps) > 1:
             compared = str(options.output_dir / task / "comparison")
-            subprocess.run([*COMMAND, "compare", *sweeps, "--output_dir", compared, "--overwrite"], check=True)
+            command = [*COMMAND, "compare", *sweeps, "--output_dir", compared, "--overwrite"]
+            if status := subprocess.run(command).returncode:
+                sys.exit(status)
 
 
 if __name__ == "__main__":

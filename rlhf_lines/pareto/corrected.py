@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, bootstrap_counts, bootstrap_hypervolumes
-from rlhf_lines.pareto.intervals import Estimate, estimate
+from rlhf_lines.pareto.intervals import Estimate, estimate, is_sparse
 from rlhf_lines.pareto.measures import hypervolume
 from rlhf_lines.pareto.utility import CHUNK, expected_utility, preferences, utilities
 
@@ -104,6 +104,7 @@ class Corrected:
             is from their mean.
         prompts: P.
         is_difference: of two groups; it may be 0 or less.
+        is_sparse: whether a score of some point is one number at nearly all prompts.
     """
 
     value: float
@@ -111,6 +112,7 @@ class Corrected:
     resampled: NDArray[np.float64]
     prompts: int
     is_difference: bool = False
+    is_sparse: bool = False
 
     def __sub__(self, other: Corrected) -> Corrected:
         if self.prompts != other.prompts or self.resampled.shape != other.resampled.shape:
@@ -142,10 +144,13 @@ class Corrected:
     def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
         """The corrected number with interval and p-value: Student's t with P - 1 degrees of freedom.
 
-        No interval is given for one prompt, and none for a group of its own whose corrected measure is not above 0: its
-        points are then as near to the reference point as noise is wide. A difference of two such groups has one.
+        No interval is given for one prompt, and none for a group of its own whose corrected measure is not above 0 (its
+        points are then as near to the reference point as noise is wide, or below it), or a score of which is the same
+        at nearly all prompts: what its resamples do not show may be large. A difference of such groups has one, unless
+        nothing in it varies and it is not 0.
         """
-        if not self.is_difference and self.corrected <= 0.0:
+        alone = not self.is_difference and (self.corrected <= 0.0 or self.is_sparse)
+        if alone or (self.corrected != 0.0 and self.standard_error == 0.0):
             return Estimate(self.corrected, None, None, None)
         return estimate(self.corrected, self.standard_error, self.prompts, confidence)
 
@@ -170,19 +175,26 @@ def correct(
         counts: `[DRAWN, P]`, how often each prompt is drawn, in place of the seed's own draws.
         noise: `[DRAWN, n, K]`, draws of the error of the mean scores, in place of those that resampled prompts make.
 
+    Points that have the same scores at every prompt count once.
+
     Raises:
-        ValueError: `scores` does not have three axes.
+        ValueError: `scores` does not have three axes, or holds a number that is not finite.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 3:
         raise ValueError(f"scores have shape {scores.shape}; expected [points, prompts, objectives]")
-    prompts = scores.shape[1]
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores hold {scores[~np.isfinite(scores)][0]}; expected finite numbers")
+    first = np.sort(np.unique(scores.reshape(len(scores), -1), axis=0, return_index=True)[1])
+    scores, prompts = scores[first], scores.shape[1]
     means = scores.mean(axis=1)
     value = measure.value(means)
     if prompts < 2:
         return Corrected(value, value, np.zeros(OUTER), prompts)
     if noise is None:
         noise = resampled_noise(scores, bootstrap_counts(prompts, DRAWN, seed) if counts is None else counts)
+    else:
+        noise = noise[:, first]
     outer, inner = noise[:OUTER], both_signs(noise[OUTER:])
     shrunk = Shrinking(noise)
 
@@ -199,7 +211,9 @@ def correct(
         return measure.values(resamples) - (1.0 - share) * gain(shrunk(resamples), 1.0) - share * by_2
 
     taken = measure.values(means[None]) - estimates(means[None], both_signs(outer[:ADDED]))
-    return Corrected(value, value - float(taken[0]), estimates(shrunk(means[None]) + outer, inner), prompts)
+    sparse = any(is_sparse(column) for point in scores for column in point.T)
+    resampled = estimates(shrunk(means[None]) + outer, inner)
+    return Corrected(value, value - float(taken[0]), resampled, prompts, is_sparse=sparse)
 
 
 def extrapolated_share(by_root_2: NDArray[np.float64], by_2: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -81,17 +81,65 @@ def test_next_to_no_noise_in_one_objective_leaves_the_others_as_without_it(small
     np.testing.assert_allclose(shrunk, Shrinking(noise * [1.0, 0.0])(means), rtol=0, atol=100 * smallness + 1e-13)
 
 
-@pytest.mark.parametrize("column", [0, 1])
-def test_scores_without_noise_have_nothing_to_correct(column):
+MEASURES = [Hypervolume((-0.3, -0.3)), ExpectedUtility((-0.3, -0.3), (1.2, 1.2))]
+
+
+@pytest.fixture
+def exact():
+    """Scores of six points that are the same at all of 40 prompts."""
     scores = np.broadcast_to(np.linspace(0.1, 0.9, 6)[:, None, None], (6, 40, 2)).copy()
     scores[..., 1] = 1.1 - scores[..., 1] ** 2
-    measure = Hypervolume((-0.3, -0.3))
-    exact = correct(scores, measure)
-    assert exact.estimate() == pytest.approx((exact.value, exact.value, exact.value, 0.0), rel=1e-12)
-    # With noise in one objective, of all points alike, that is what is uncertain.
-    scores[..., column] += np.random.default_rng(0).normal(0.0, 0.2, 40)
-    found = correct(scores, measure)
+    return scores
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_scores_without_noise_have_nothing_to_correct(exact, measure):
+    found = correct(exact, measure)
+    assert found.corrected == pytest.approx(found.value, rel=1e-12) and found.standard_error < 1e-12
+    # What never varied in 40 prompts may in others: there is no interval, nor one of a difference from it.
+    assert found.estimate() == (found.corrected, None, None, None)
+    difference = found - correct(exact[:3], measure)
+    assert difference.corrected > 0.0 and difference.estimate() == (difference.corrected, None, None, None)
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_noise_in_one_objective_of_all_points_alike_is_what_is_uncertain(exact, column):
+    exact[..., column] += np.random.default_rng(0).normal(0.0, 0.2, 40)
+    found = correct(exact, MEASURES[0])
     assert abs(found.corrected - found.value) < 0.1 * found.standard_error < 0.1 * found.value
+
+
+@pytest.mark.parametrize(("others", "is_told"), [(9, False), (10, True)])
+def test_no_interval_where_a_score_is_one_number_at_nearly_all_prompts(arc, others, is_told):
+    scores = drawn(arc)
+    scores[4, :, 1] = np.where(np.arange(200) < others, scores[4, :, 1], 1.0)
+    found = correct(scores, MEASURES[0])
+    assert (found.estimate().low is not None) == is_told
+    assert (found - correct(drawn(arc, seed=1), MEASURES[0])).estimate().low is not None
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_copies_of_points_change_nothing(arc, measure):
+    scores = drawn(arc)
+    copied = np.concatenate([scores[3:4], scores, scores[3:4], scores[3:4]])
+    assert (correct(copied, measure) - correct(scores, measure)).estimate() == (0.0, 0.0, 0.0, 1.0)
+    noise = np.random.default_rng(2).normal(0.0, 0.1, (module.DRAWN, len(copied), 2))
+    noise[:, [0, 10, 11]] = noise[:, [4]]
+    found = correct(copied, measure, noise=noise) - correct(scores, measure, noise=noise[:, 1:10])
+    assert found.estimate() == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_refused(arc, bad):
+    scores = drawn(arc)
+    scores[2, 5, 1] = bad
+    with pytest.raises(ValueError, match=f"scores hold {bad}; expected finite numbers"):
+        correct(scores, MEASURES[1])
+
+
+def test_two_prompts_are_enough_for_an_interval(arc):
+    found = correct(drawn(arc, prompts=2), Hypervolume((-9.0, -9.0))).estimate()
+    assert found.low < found.value < found.high
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.5, 1.0, 2.0, 6.0])
@@ -115,6 +163,7 @@ def test_the_order_is_that_of_the_bias_of_the_higher_of_two_points(distance):
 
 
 def test_what_does_not_grow_is_not_extrapolated():
+    assert extrapolated_share(np.array([1.0]), np.array([1.5])) == [0.8]  # never more
     by_root_2, by_2 = np.array([(0.0, 0.0), (0.1, 0.05), (-0.1, 0.2), (0.1, -0.2), (0.2, 0.2)]).T
     assert not extrapolated_share(by_root_2, by_2).any()
 
@@ -136,8 +185,12 @@ def test_both_corrections_are_mixed_by_the_share():
     found = correct(scores, Hypervolume(reference), 3)
     expected, share = estimate(means, noise[: module.ADDED])
     assert 0.0 < share < MOST_EXTRAPOLATED and found.corrected == pytest.approx(expected, rel=1e-12)
-    once_more, _ = estimate(shrunk(means[None])[0] + noise[7], noise[module.OUTER :])
-    assert found.resampled[7] == pytest.approx(once_more, rel=1e-12)
+    for i in (7, module.OUTER - 2):
+        once_more, _ = estimate(shrunk(means[None])[0] + noise[i], noise[module.OUTER :])
+        assert found.resampled[i] == pytest.approx(once_more, rel=1e-12)
+    given = correct(scores, Hypervolume(reference), noise=noise)
+    np.testing.assert_allclose(given.resampled, found.resampled, rtol=1e-12)
+    assert correct(scores, Hypervolume(reference), noise=2.0 * noise).corrected < found.corrected
     assert found.standard_error == found.resampled.std(ddof=1)
 
 

@@ -28,8 +28,17 @@ def test_scores_of_0_and_1_are_answers(values):
     assert interval(values) == share_estimate(values)[1:3]
 
 
-@pytest.mark.parametrize("values", [column([0.3]), column([0.3, 0.9] * 4), column([0.25] * 9, 1.0)])
-def test_sparse_parts_have_the_interval_of_a_share(values):
+@pytest.mark.parametrize(
+    "values",
+    [
+        column([0.3]),
+        column([0.3, 0.9] * 4),
+        column([0.25] * 9, 1.0),
+        column([0.3] * 10),
+        column([0.3] * 25, 1.0),
+    ],
+)
+def test_parts_of_which_most_are_0_or_1_have_the_interval_of_a_share(values):
     assert interval(values) == share_estimate(values, answers=False)[1:3]
 
 
