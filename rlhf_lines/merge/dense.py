@@ -88,7 +88,10 @@ class DenseMerge:
                 f"an adapter adapts {name!r}, which {str(self._sft.folder)!r} ties to {self._sft.copies[name]!r}: no "
                 "model holds this residual without the other; use --save adapter"
             )
-        residuals = self.residuals.changed(self._scaled) if self._spec.lines == "before" else self.residuals
+        residuals = self.residuals
+        if self._spec.lines == "before":
+            factors = self._factors
+            residuals = residuals.changed(lambda chunk: [tau * factors[chunk.name] for tau in chunk.residuals])
         merged = merge_lazily(residuals, self._spec.rule, weights=self._spec.weights, **self._spec.options)
         self.check_inputs()
         return merged
@@ -112,25 +115,19 @@ class DenseMerge:
         if self._spec.lines == "before":
             return self.merged
 
+        factors = self._factors
+
         def scale(chunk: Chunk, merged: Tensor) -> Tensor:
-            factor = self._factor(chunk.name)
+            factor = factors[chunk.name]
             return merged if factor == 1 else merged.mul_(factor)
 
         return self.merged.then(scale)
 
-    def _scaled(self, chunk: Chunk) -> list[Tensor]:
-        """The policies' residuals of a chunk, scaled by LiNeS."""
-        factor = self._factor(chunk.name)
-        return chunk.residuals if factor == 1 else [tau * factor for tau in chunk.residuals]
-
-    def _factor(self, name: str) -> float:
-        layer = self._layers[name]
-        return self.alpha if layer is None else self._factors[layer]
-
     @cached_property
-    def _factors(self) -> list[float]:
-        """LiNeS' factor of every layer."""
-        return lines_scales(self._num_layers, self.alpha, self._spec.beta, self._spec.schedule).tolist()
+    def _factors(self) -> dict[str, float]:
+        """LiNeS' factor of every parameter. Asked for before chunks are read: to measure alpha reads them all."""
+        scales = lines_scales(self._num_layers, self.alpha, self._spec.beta, self._spec.schedule).tolist()
+        return {name: self.alpha if layer is None else scales[layer] for name, layer in self._layers.items()}
 
     def write(
         self,
