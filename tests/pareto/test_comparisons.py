@@ -58,10 +58,10 @@ def test_conclusions_are_of_adjusted_p_values_and_leave_out_what_is_not_there():
 def test_a_difference_is_paired_and_around_the_corrected_one():
     generator = np.random.default_rng(0)
     shared = generator.normal(size=160)
-    a = Corrected(3.0, 2.5, shared + 0.1 * generator.normal(size=160), 60, 0.2)
-    b = Corrected(2.0, 1.8, shared, 60, 0.2)
+    a = Corrected(3.0, 2.5, shared + 0.1 * generator.normal(size=160), 60)
+    b = Corrected(2.0, 1.8, shared, 60)
     paired = a.resampled - b.resampled
-    error = np.hypot(paired.std(ddof=1), 0.2 * min(0.3, 1.5 * paired.std(ddof=1)))
+    error = paired.std(ddof=1)
     reach, p_value = stats.t.ppf(0.95, 59) * error, 2 * stats.t.sf(0.7 / error, 59)
     found = difference(a, b, 0.9)
     assert found == pytest.approx(
@@ -76,14 +76,14 @@ def test_a_difference_is_paired_and_around_the_corrected_one():
     assert (turned["low"], turned["high"]) == pytest.approx((-found["high"], -found["low"]), rel=1e-12)
     assert turned["corrected"] == -found["corrected"] and turned["p_value"] == found["p_value"]
     # The share is of the resamples around what was found, which noise of 0.1 leaves in doubt.
-    near = Corrected(2.0, 1.75, a.resampled, 60, 0.2)
+    near = Corrected(2.0, 1.75, a.resampled, 60)
     around = paired - paired.mean() - 0.05
     share = difference(near, b, 0.9)["probability_positive"]
     assert 0.1 < share == (around > 0).mean() < 0.5
 
 
 def test_the_difference_of_a_group_to_itself_is_none():
-    one = Corrected(3.0, 2.5, np.random.default_rng(0).normal(size=160), 60, 0.2)
+    one = Corrected(3.0, 2.5, np.random.default_rng(0).normal(size=160), 60)
     assert difference(one, one, 0.95) == {
         **{"value": 0.0, "corrected": 0.0, "low": 0.0, "high": 0.0, "probability_positive": 0.5},
         **{"p_value": 1.0, "adjusted_p_value": 1.0},
