@@ -173,7 +173,7 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["swep"], ["unknown command 'swep'; known: compare, configs, demo,", "did you mean 'sweep'?"]),
+        (["swep"], ["unknown command 'swep'; known: basis, compare, configs, demo,", "did you mean 'sweep'?"]),
         (["--verbose"], ["unknown command"]),
         (["sft", "--dataset_name=docstrings", "--model_name_or_path=./here", "--bf16=false"],
          ["output_dir is missing"]),
