@@ -29,7 +29,7 @@ VERBS = {
     "sft": "supervised fine-tuning, with LoRA merged into a dense checkpoint",
     "reward": "a reward model from preference pairs",
     "ppo": "a LoRA policy from the SFT model against reward models",
-    "fisher": "the diagonal Fisher of a policy over its own samples, for the merge rule fisher",
+    "fisher": "the diagonal Fisher of a policy over its own samples, for the merge rules fisher and ota",
     "gram": "the Gram matrices of a policy's linear maps, for the merge rule regmean",
     "merge": "policies into one, with LiNeS, as an adapter or a dense checkpoint",
     "basis": "many adapters of one SFT model in one basis, which takes fewer bytes",
@@ -43,6 +43,11 @@ VERBS = {
     "score": "scores of further reward models for the completions of a finished sweep",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
     "plan": "what a stage will take: parameters, memory, tokens, time, disk; loads no weights",
+}
+# What a command that was interrupted has left.
+KEPT = {
+    "score": "the scores so far are kept",
+    **dict.fromkeys(("sft", "reward", "ppo", "sweep", "learn"), "--resume goes on from what was kept so far"),
 }
 
 
@@ -67,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         guard(arguments)
         _run(arguments)
     except KeyboardInterrupt:
-        left = "the scores so far are kept" if arguments[0] == "score" else "nothing was left under a final name"
+        left = KEPT.get(arguments[0], "nothing was left under a final name")
         return _tell(arguments[0], f"interrupted; {left}", 130)
     except Exception as error:
         if (fault := disk_fault(error)) is not None:

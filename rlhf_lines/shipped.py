@@ -21,6 +21,8 @@ def copy_configs(folder: str | Path) -> list[Path]:
         FileExistsError: the folder exists.
         ValueError: it cannot be made.
     """
+    if Path(folder).exists():
+        raise FileExistsError(f"folder {folder} exists: choose another folder")
     refuse_existing(folder, overwrite=False)
     check_place(folder)
     shutil.copytree(shipped_configs(), folder)

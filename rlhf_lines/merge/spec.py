@@ -114,10 +114,10 @@ class MergeSpec:
         if self.lines == "after":
             return
         if not RULES[self.rule].takes_lines_before(self.options):
-            options = f" with options {self.options}" if self.options else ""
+            options = f" with options {self.options}" if self.options and self.profile is None else ""
             raise ValueError(
-                f"lines is 'before', but rule {self.rule!r}{options} makes the same of residuals that are scaled "
-                "before it as if its result is; leave lines out"
+                f"lines is 'before', but rule {self.rule!r}{options} gives the same merge whether LiNeS comes before "
+                "or after it; leave lines out"
             )
         if self.alpha == "auto":
             raise ValueError(

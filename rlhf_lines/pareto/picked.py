@@ -337,9 +337,10 @@ def _within_kl(points: list[PointEntry], limit: float | None) -> list[PointEntry
     within = [point for point in known if point["kl"]["mean"] <= limit]
     if not within:
         lowest = min(known, key=lambda point: point["kl"]["mean"])
+        least = math.ceil(100 * lowest["kl"]["mean"]) / 100  # no less than it is: that much must be enough
         raise ValueError(
-            f"no point has a KL of at most {limit:zg} nats: the lowest is {lowest['kl']['mean']!r} (point "
-            f"{lowest['id']}); allow at least that"
+            f"no point has a KL of at most {limit:zg} nats: the lowest is {least:zg} (point {lowest['id']}); allow at "
+            "least that"
         )
     return within
 

@@ -225,7 +225,7 @@ def test_factors_without_controls_are_those_of_groups_and_sets():
         ({"name": "a", "rule": "tees"}, "groups: a: unknown rule 'tees'"),
         (
             {"name": "a", "lines": "before"},
-            "groups: a: lines is 'before', but rule 'linear' makes the same of residuals",
+            "groups: a: lines is 'before', but rule 'linear' gives the same merge",
         ),
         ({"name": "a", "rule": "ties", "lines": "bevor"}, "groups: a: unknown lines 'bevor'; known: after, before"),
         ({"name": "a", "rule": "ties", "lines": "before", "alpha": "auto"}, "groups: a: alpha is 'auto', which is"),
