@@ -564,7 +564,7 @@ class TestHostileTexts:
         shown = page.locator("#front-figure .hovertext")
         shown.wait_for()
         assert "<b>bold</b> <a href='javasc" in shown.text_content()
-        assert '"note":"<b>bold</b>' in shown.text_content()
+        assert '"note": "<b>bold</b>' in shown.text_content()
         assert "<b>bold</b> <a href=" in page.locator("#front-figure .xtitle").text_content()
         assert "<img src=x onerror=" in page.locator("#front-figure .ytitle").text_content()
 
