@@ -1,4 +1,4 @@
-"""What all tests share: the number of threads, and the look back at the reference vectors when all have run."""
+"""What all tests share: the number of threads, their order, and the look back at the reference vectors."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with files that take long: a process that began one at the end would be waited for."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 # --- Every reference vector in the repository is compared with. Tests run in several processes, and each says at its

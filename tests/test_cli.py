@@ -352,7 +352,7 @@ def test_only_the_help_of_stages_imports_libraries():
 
 STAGES_WITHOUT_A_TRAINER = ("merge", "basis", "rebuild", "sweep", "learn", "fisher", "gram")
 # TRL's own package, which has the parser, imports none of these.
-HEAVY = "{'torch', 'transformers', 'trl.trainer', 'peft', 'datasets', 'numpy', 'scipy'}"
+HEAVY = {"torch", "transformers", "trl.trainer", "peft", "datasets", "numpy", "scipy"}
 
 
 def test_the_help_of_stages_that_train_nothing_imports_neither_torch_nor_a_trainer():
@@ -369,67 +369,70 @@ def test_the_help_of_stages_that_train_nothing_imports_neither_torch_nor_a_train
     assert tuple(shown) == STAGES_WITHOUT_A_TRAINER
 
 
-@pytest.mark.parametrize(
-    ("flags", "content", "told"),
-    [
-        ([], "sft_modl: sft\n", "unknown key 'sft_modl'"),
-        (["--sft_modl", "sft"], "", "unknown flag '--sft_modl'"),
-        (["--seed", "x", "--power", "x"], "", "invalid int value|invalid float value|unknown flag"),
-        (["--output_dir", "out"], "", "required"),
-    ],
-    ids=["key", "flag", "value", "missing"],
-)
-def test_a_mistake_is_told_before_torch_is_imported(tmp_path, flags, content, told):
-    (tmp_path / "c.yaml").write_text(content or "overwrite: false\n")
-    script = (
-        "import sys; from rlhf_lines import cli\n"
-        f"for verb in {STAGES_WITHOUT_A_TRAINER}:\n"
-        f"    assert cli.main([verb, '--config', 'c.yaml', *{flags}]) == 2\n"
-        f"sys.exit(' '.join({HEAVY} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+MANY = """
+import json, sys
+from rlhf_lines import cli
+
+for words in json.loads(sys.argv[1]):
+    assert cli.main(words) == 2, words
+    assert not (found := set(sys.argv[2:]) & set(sys.modules)), (words, found)
+"""
+
+
+def refused_without(modules: set[str], folder: Path, commands: list[list[str]]) -> list[str]:
+    """See that one process refuses all commands and imports none of the modules; return its sentences."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, json.dumps(commands), *modules],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    sentences = done.stderr.splitlines()
-    assert len(sentences) == len(STAGES_WITHOUT_A_TRAINER)
-    assert all(re.search(told, sentence) for sentence in sentences), sentences
+    return done.stderr.splitlines()
 
 
-@pytest.mark.parametrize("wrong", [("rule", "tis"), ("schedule", "lines"), ("alpha", "inf"), ("beta", "1e39")])
-def test_a_merge_that_cannot_be_is_told_before_torch_is_imported(tmp_path, wrong):
-    flags = ["--sft_model", "a", "--policies", "b", "--save", "dense", "--output_dir", "o", f"--{wrong[0]}", wrong[1]]
-    script = (
-        "import sys; from rlhf_lines import cli\n"
-        f"assert cli.main(['merge', *{flags}]) == 2\n"
-        f"sys.exit(' '.join({HEAVY} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("rlhf-lines merge: ") and wrong[0] in sentence
+def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
+    (tmp_path / "key.yaml").write_text("sft_modl: sft\n")
+    (tmp_path / "c.yaml").write_text("overwrite: false\n")
+    cases = [
+        (["--config", "key.yaml"], "unknown key 'sft_modl'"),
+        (["--config", "c.yaml", "--sft_modl", "sft"], "unknown flag '--sft_modl'"),
+        (
+            ["--config", "c.yaml", "--seed", "x", "--power", "x"],
+            "invalid int value|invalid float value|unknown flag",
+        ),
+        (["--config", "c.yaml", "--output_dir", "out"], "required"),
+    ]
+    commands = [[verb, *flags] for flags, _ in cases for verb in STAGES_WITHOUT_A_TRAINER]
+    sentences = refused_without(HEAVY, tmp_path, commands)
+    told = [words for _, words in cases for _ in STAGES_WITHOUT_A_TRAINER]
+    for sentence, words in zip(sentences, told, strict=True):
+        assert re.search(words, sentence)
 
 
-@pytest.mark.parametrize("way", ["flag", "file", "dashed", "off"])
-def test_a_folder_that_exists_is_refused_before_any_library_is_imported(tmp_path, way):
+def test_a_merge_that_cannot_be_is_told_before_torch_is_imported(tmp_path):
+    wrong = {"rule": "tis", "schedule": "lines", "alpha": "inf", "beta": "1e39"}
+    flags = ["--sft_model", "a", "--policies", "b", "--save", "dense", "--output_dir", "o"]
+    commands = [["merge", *flags, f"--{key}", value] for key, value in wrong.items()]
+    for sentence, key in zip(refused_without(HEAVY, tmp_path, commands), wrong, strict=True):
+        assert sentence.startswith("rlhf-lines merge: ") and key in sentence
+
+
+def test_a_folder_that_exists_is_refused_before_any_library_is_imported(tmp_path):
     """Of every stage, whatever else is given, and of compare."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "c.yaml").write_text("output_dir: out\n" if way == "file" else "overwrite: false\n")
-    given = {
-        "flag": ["--policies", "a", "b", "--output_dir=out"],
-        "file": ["--config", "c.yaml"],
-        "dashed": ["--output-dir", "out", "--config", "c.yaml"],
-        "off": ["--overwrite", "False", "--output_dir", "out"],
-    }[way]
-    script = (
-        "import sys; from rlhf_lines import cli\n"
-        f"for verb in {list(MODULES)}:\n"
-        f"    assert cli.main([verb, *{given}]) == 2\n"
-        "assert cli.main(['compare', 'a', 'b', '--output_dir', 'out']) == 2\n"
-        "sys.exit(' '.join({'torch', 'transformers', 'trl', 'datasets', 'numpy'} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "out.yaml").write_text("output_dir: out\n")
+    (tmp_path / "c.yaml").write_text("overwrite: false\n")
+    ways = [
+        ["--policies", "a", "b", "--output_dir=out"],
+        ["--config", "out.yaml"],
+        ["--output-dir", "out", "--config", "c.yaml"],
+        ["--overwrite", "False", "--output_dir", "out"],
+    ]
+    commands = [[verb, *given] for given in ways for verb in MODULES]
+    commands.append(["compare", "a", "b", "--output_dir", "out"])
     refusal = "output_dir out exists: choose another folder, or add --overwrite to replace it"
-    assert done.stderr.splitlines() == [f"rlhf-lines {verb}: {refusal}" for verb in (*MODULES, "compare")]
-    assert done.returncode == 0
+    expected = [f"rlhf-lines {verb}: {refusal}" for verb, *_ in commands]
+    libraries = {"torch", "transformers", "trl", "datasets", "numpy"}
+    assert refused_without(libraries, tmp_path, commands) == expected
 
 
 @pytest.mark.parametrize("switch", [["--overwrite"], ["--resume", "true"], ["--plan"], ["--help"]], ids=str)

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+T = TypeVar("T")
 
 
 class Step(NamedTuple):
@@ -73,26 +76,26 @@ class LiveBytes(TorchDispatchMode):
 class Rehearsal:
     """Run the trunk of a model that has no weights.
 
+    What a pass of such a model took is kept while the process runs: of two reward models of one shape, and of plans
+    of one model, the second is not run.
+
     Args:
-        model: on the meta device, with its adapter; it is placed on a fake CPU.
+        model: on the meta device, with its adapter; the first pass that is run places it on a fake CPU.
         autocast: bfloat16 or float16 where training runs under autocast, else None.
     """
 
+    _known: ClassVar[dict[tuple, Any]] = {}
+
     def __init__(self, model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake: FakeTensorMode | None = None
         self._autocast = autocast
         self._model = model
-        with self._fake:
-            leave_meta(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        self._described = (*_described(model), autocast)
 
     def forward(self, batch: int, length: int, *, use_cache: bool = False, train: bool = False) -> int:
         """The most bytes that a pass without gradient holds beside the weights."""
-        self._model.train(train)
-        live = LiveBytes()
-        with self._fake, torch.no_grad(), self._casts(), live:
-            output = hidden_states(self._model, batch, length, use_cache=use_cache)
-            del output
-        return live.peak
+        told = ("forward", batch, length, use_cache, train)
+        return self._once(told, lambda: self._forward(batch, length, use_cache=use_cache, train=train))
 
     def step(self, batch: int, length: int, *, checkpointing: dict | None = None) -> Step:
         """What a forward and a backward pass hold beside the weights.
@@ -102,6 +105,28 @@ class Rehearsal:
             length: their tokens.
             checkpointing: arguments of gradient checkpointing, or None where activations are kept.
         """
+        told = ("step", batch, length, repr(checkpointing))
+        return self._once(told, lambda: self._step(batch, length, checkpointing))
+
+    def _once(self, told: tuple, run: Callable[[], T]) -> T:
+        key = (self._described, *told)
+        if key not in self._known:
+            if self._fake is None:
+                self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+                with self._fake:
+                    leave_meta(self._model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+            self._known[key] = run()
+        return self._known[key]
+
+    def _forward(self, batch: int, length: int, *, use_cache: bool, train: bool) -> int:
+        self._model.train(train)
+        live = LiveBytes()
+        with self._fake, torch.no_grad(), self._casts(), live:
+            output = hidden_states(self._model, batch, length, use_cache=use_cache)
+            del output
+        return live.peak
+
+    def _step(self, batch: int, length: int, checkpointing: dict | None) -> Step:
         model = self._model.train()
         if checkpointing is not None:
             checkpoint(model, checkpointing)
@@ -151,6 +176,13 @@ def checkpoint(model: nn.Module, settings: dict) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
     if hasattr(model, "peft_config"):
         model.enable_input_require_grads()
+
+
+def _described(model: nn.Module) -> tuple:
+    """All that decides what a pass of a model takes: its modules, settings and parameters."""
+    config = (model.get_base_model() if hasattr(model, "peft_config") else model).config
+    parameters = tuple((p.shape, p.dtype, p.requires_grad) for p in model.parameters())
+    return repr(model), config.to_json_string(), config._attn_implementation, parameters
 
 
 def _storage(tensor: torch.Tensor):

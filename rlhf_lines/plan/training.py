@@ -178,7 +178,9 @@ class _Training:
             nested=wanted.use_bnb_nested_quant,
         )
         self._make = skeleton.causal_lm if kind == "causal" else skeleton.classifier
-        self.model = self._skeleton(self.shape.config)
+        base = self._base(self.shape.config)
+        self.parameters, self.dense_bytes = counts.count(base), sum(p.nbytes for p in base.parameters())
+        self.model = self._adapted(base)
         self.device = planned_device(
             options.device,
             lambda: check_4bit(self.model, wanted, self.args),
@@ -187,8 +189,6 @@ class _Training:
         )
         if self.device == "cpu":
             check_4bit(self.model, wanted, self.args)
-        base = self._make(self.shape.config, dtype=self.model_config.dtype)
-        self.parameters, self.dense_bytes = counts.count(base), sum(p.nbytes for p in base.parameters())
         self.hidden = self.shape.config.get_text_config().hidden_size
         copies = 2 if self.is_ppo and self.args.value_lora else 1  # the value's own adapter is as large
         value = self.hidden + 1 if self.is_ppo else 0
@@ -275,7 +275,7 @@ class _Training:
         """Models of few layers of this one, adapted and read as the stage does it; no layer is frozen."""
 
         def make(depth: int):
-            model = self._skeleton(shortened(self.shape.config, depth), frozen=0)
+            model = self._adapted(self._base(shortened(self.shape.config, depth)), frozen=0)
             if self.is_ppo:
                 add_in_place(model)
             if (settings := self._checkpointing()) is not None:
@@ -296,9 +296,11 @@ class _Training:
             return None
         return self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
 
-    def _skeleton(self, config, *, frozen: int | None = None):
-        wanted = self.model_config
-        model = self._make(config, dtype=wanted.dtype, attention=wanted.attn_implementation)
+    def _base(self, config):
+        return self._make(config, dtype=self.model_config.dtype, attention=self.model_config.attn_implementation)
+
+    def _adapted(self, model, *, frozen: int | None = None):
+        """The model as the stage trains it, with its adapter or frozen layers."""
         if frozen is None:
             frozen = 0
             if isinstance(self.args, LayerwiseSettings):

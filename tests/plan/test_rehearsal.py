@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from rlhf_lines import skeleton
+from rlhf_lines.plan import rehearsal
 from rlhf_lines.plan.rehearsal import LiveBytes, Rehearsal
 
 
@@ -61,6 +62,36 @@ def test_checkpointing_keeps_less_and_a_larger_batch_more(llama):
     kept = make().step(2, 20).kept
     assert make().step(2, 20, checkpointing={"use_reentrant": False}).kept < kept / 2
     assert make().step(8, 20).kept == pytest.approx(4 * kept, rel=0.02)
+
+
+def test_what_is_known_of_a_model_is_not_rehearsed_again(llama, monkeypatch):
+    """It is known by all that decides: another rank, dropout, dtype, batch or setting is another pass."""
+    passes = []
+    hidden_states = rehearsal.hidden_states
+    monkeypatch.setattr(rehearsal, "hidden_states", lambda *args, **kw: passes.append(1) or hidden_states(*args, **kw))
+    monkeypatch.setattr(Rehearsal, "_known", {})
+
+    def run(batch=2, checkpointing=None, dtype="float32", autocast=None, **lora):
+        model = skeleton.adapt(skeleton.causal_lm(llama, dtype=dtype), LoraConfig(**{**LORA, **lora}))
+        before, of_model = len(passes), Rehearsal(model, autocast=autocast)
+        found = of_model.forward(batch, 8), of_model.step(batch, 8, checkpointing=checkpointing)
+        return found, len(passes) - before
+
+    first, count = run()
+    assert count == 2 and run() == (first, 0)
+    others = [
+        {"r": 5},
+        {"lora_dropout": 0.1},
+        {"dtype": "bfloat16"},
+        {"batch": 3},
+        {"autocast": torch.bfloat16},
+        {"target_modules": ["q_proj"]},
+    ]
+    for other in others:
+        found, count = run(**other)
+        assert count == 2 and found != first, other
+    (forward, step), count = run(checkpointing={"use_reentrant": False})
+    assert forward == first[0] and step != first[1] and count == 1
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bert", "deberta-v2", "bart", "distilbert"])

@@ -162,15 +162,17 @@ def sweep(finished, flags, rewards) -> Path:
         run_stage("sweep", flags(finished["folder"]))
         assert sum(map(len, rewards.SCORED)) == of_a_run.ROWS
         rewards.SCORED.clear()
+        assert (finished["folder"] / "front.png").is_file(), "it comes before without_pictures"
     return finished["folder"]
 
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    """Sweeps of this test draw no figures and write no page: of a tiny one these take longer than all the rest."""
+    """From here on no sweep draws figures or writes its page: of a tiny one these take longer than all the rest."""
     from rlhf_lines.sweep import run
-    from rlhf_lines.sweep.finished import front
+    from rlhf_lines.sweep.finished import front, score
 
     for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting"):
         monkeypatch.setattr(front, name, lambda front, *paths: None)
-    monkeypatch.setattr(run, "write_report", lambda folder: None)
+    for module in (run, score):
+        monkeypatch.setattr(module, "write_report", lambda folder: None)

@@ -230,7 +230,7 @@ def test_the_front_is_computed_again_byte_for_byte(sweep, tmp_path, capsys):
     assert "rewarded soup" in capsys.readouterr().out
 
 
-def test_the_written_config_makes_the_same_sweep(sweep, tmp_path, rewards):
+def test_the_written_config_makes_the_same_sweep(sweep, tmp_path, rewards, without_pictures):
     written = yaml.safe_load((sweep / "config.yaml").read_text())
     assert written["betas"] == BETAS and "temperature" not in written  # what was given, no defaults
     again = tmp_path / "again"
@@ -255,7 +255,7 @@ def test_a_complete_sweep_is_not_run_again(sweep, flags, rewards):
     [(1, KeyboardInterrupt, []), (2, RuntimeError, ["--resume"]), (4, KeyboardInterrupt, ["--resume", "true"])],
     ids=["while choosing", "at the end of choosing", "on test prompts"],
 )
-def test_a_killed_sweep_goes_on_where_it_was(sweep, flags, rewards, tmp_path, fail_at, error, first):
+def test_a_killed_sweep_goes_on_where_it_was(sweep, flags, rewards, tmp_path, fail_at, error, first, without_pictures):
     final = tmp_path / "sweep"
     rewards.FAIL_AT, rewards.ERROR = fail_at, error
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError, match="stop"):
@@ -271,7 +271,7 @@ def test_a_killed_sweep_goes_on_where_it_was(sweep, flags, rewards, tmp_path, fa
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 
-def test_a_sweep_may_go_on_with_another_batch_size(sweep, flags, rewards, tmp_path):
+def test_a_sweep_may_go_on_with_another_batch_size(sweep, flags, rewards, tmp_path, without_pictures):
     final = tmp_path / "sweep"
     rewards.FAIL_AT, rewards.ERROR = 3, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
@@ -379,7 +379,7 @@ def test_a_finished_sweep_is_not_kept_for_one_of_other_inputs(copy, flags, rewar
         run_stage("sweep", [*flags(copy), "--resume"])
 
 
-def test_a_stopped_sweep_is_not_thrown_away_unless_asked(sweep, flags, rewards, tmp_path):
+def test_a_stopped_sweep_is_not_thrown_away_unless_asked(sweep, flags, rewards, tmp_path, without_pictures):
     final = tmp_path / "sweep"
     rewards.FAIL_AT, rewards.ERROR = 3, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
@@ -452,7 +452,9 @@ def test_mistakes_are_named_before_anything_is_written(flags, tmp_path, changes,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_chat_template_is_for_the_policy_and_not_for_its_judges(flags, save_sft, save_policy, rewards, tmp_path):
+def test_a_chat_template_is_for_the_policy_and_not_for_its_judges(
+    flags, save_sft, save_policy, rewards, tmp_path, without_pictures
+):
     from transformers import AutoTokenizer
 
     chat = save_sft(tmp_path / "chat")
@@ -483,7 +485,7 @@ def test_a_sweep_that_lacks_only_its_report_gets_it(copy, flags, rewards, named)
     assert rewards.SCORED == []
 
 
-def test_a_sweep_that_replaces_another_goes_on(copy, flags, rewards):
+def test_a_sweep_that_replaces_another_goes_on(copy, flags, rewards, without_pictures):
     (copy / "mark").touch()
     rewards.FAIL_AT, rewards.ERROR = 2, KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):

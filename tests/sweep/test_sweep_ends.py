@@ -56,7 +56,7 @@ def weights_of(points) -> list[list[float]]:
 # --- samplers ---
 
 
-def test_a_list_is_swept_with_the_single_policies(run):
+def test_a_list_is_swept_with_the_single_policies(run, without_pictures):
     _, front = run(sampler="list", weights=["0.3 0.7", "1.5 -0.5"])
     groups = groups_of(front)
     expected = [[1.0, 0.0], [0.0, 1.0], [0.3, 0.7], [1.5, -0.5]]
@@ -66,7 +66,7 @@ def test_a_list_is_swept_with_the_single_policies(run):
     assert {(p["spec"]["alpha"], p["spec"]["beta"]) for p in groups["lines"]} == {(0.5, 1.5)}
 
 
-def test_dirichlet_weights_are_those_of_the_seed(run):
+def test_dirichlet_weights_are_those_of_the_seed(run, without_pictures):
     folder, front = run(sampler="dirichlet", num_weights=3, seed=5)
     drawn = np.random.Generator(np.random.PCG64(5)).dirichlet([1.0, 1.0], size=3).tolist()
     groups = groups_of(front)
@@ -119,7 +119,7 @@ def test_controls_of_length_and_depth(run):
     assert len(pairs) == 6
 
 
-def test_alpha_auto_is_measured_at_every_weight(run, sft, policies):
+def test_alpha_auto_is_measured_at_every_weight(run, sft, policies, without_pictures):
     from rlhf_lines.merge.inputs.adapter import load_adapter
     from rlhf_lines.sweep.merges import Merges
 
@@ -198,7 +198,7 @@ def test_sets_of_other_policies_are_those_of_the_merged_models(run, sft, four_po
         assert tuple(json.loads(token_ids)) == complete_by_hand(dense_model(request.spec), request, **settings)
 
 
-def test_the_command_of_a_bone_soup_makes_its_policy(run, four_policies, dense_model, tmp_path):
+def test_the_command_of_a_bone_soup_makes_its_policy(run, four_policies, dense_model, tmp_path, without_pictures):
     bone = {"name": "bone", "policies": list(map(str, four_policies[2:])), "mixing": BONE}
     _, front = run(policy_sets=[json.dumps(bone)], num_weights=2)
     point = groups_of(front)["bone"][0]
@@ -211,7 +211,7 @@ def test_the_command_of_a_bone_soup_makes_its_policy(run, four_policies, dense_m
     assert all(torch.equal(made[name], expected[name]) for name in expected)
 
 
-def test_a_set_is_predicted_at_preferences_of_its_own(run, four_policies):
+def test_a_set_is_predicted_at_preferences_of_its_own(run, four_policies, without_pictures):
     bone = {"name": "bone", "policies": list(map(str, four_policies[2:])), "mixing": BONE}
     _, front = run(policy_sets=[json.dumps(bone)], sampler="map", num_weights=4, map_points=2)
     report = front["surrogate"]["bone"]
@@ -264,7 +264,7 @@ def test_one_policy_is_scaled_and_moved_back(run, policies, rewards):
         np.testing.assert_allclose(got, means[point["id"]], rtol=1e-12)
 
 
-def test_one_policy_at_given_weights(run, policies):
+def test_one_policy_at_given_weights(run, policies, without_pictures):
     _, front = run(policies=[policies[0]], sampler="list", weights=["0.5", "2"])
     groups = groups_of(front)
     assert weights_of(groups["rewarded_soup"]) == weights_of(groups["lines"]) == [[1.0], [0.5], [2.0]]
@@ -304,7 +304,7 @@ def test_one_reward_has_a_front_of_one_number(run, rewards):
 # --- texts that end a completion ---
 
 
-def test_completions_end_at_stop_texts_and_are_scored_without_them(run, rewards, sft):
+def test_completions_end_at_stop_texts_and_are_scored_without_them(run, rewards, sft, without_pictures):
     """Against the sweep without: the tokens up to the one that completes a stop text, the text before it."""
     plain, _ = run("plain", num_weights=2, max_new_tokens=12)
     stopped, _ = run("stopped", num_weights=2, max_new_tokens=12, stop=["e", "t"])
@@ -354,7 +354,7 @@ def test_perplexity_of_control_texts_is_that_of_the_merged_models(run, sft, dens
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_batches_change_no_token(run, rewards, temperature):
+def test_batches_change_no_token(run, rewards, temperature, without_pictures):
     """Two samples of a prompt; batches of five across specs, rules and lengths, against all at once."""
     changes = {
         "temperature": temperature,
@@ -375,7 +375,7 @@ def test_batches_change_no_token(run, rewards, temperature):
     assert max(count for (count,) in samples) == (1 if temperature == 0 else 2)
 
 
-def test_without_a_batch_size_memory_decides(flags, rewards, tmp_path, monkeypatch):
+def test_without_a_batch_size_memory_decides(flags, rewards, tmp_path, monkeypatch, without_pictures):
     from rlhf_lines.sweep.engines import batches
 
     row = 2 * 4 * 2 * 4 * 6 * 4  # 4 layers, 2 heads of 4 numbers, two tokens and four new ones

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train import ppo
 from rlhf_lines.train.ppo_trainer import PPOTrainer
+from tests import forked
 from tests.tiny import WORDS
 
 
@@ -68,15 +68,10 @@ def killed(stage_flags, tmp_path):
 
     def run(method, count, **changes):
         path = [str(tmp_path), *sys.path]  # the checkout that is tested, wherever it is installed from
-        result = subprocess.run(
-            [sys.executable, str(KILLED), method, str(count), *stage_flags(**changes)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-            timeout=300,
-        )
-        assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+        arguments = [str(KILLED), method, str(count), *stage_flags(**changes)]
+        (status,), said = forked.run(1, arguments, environment)
+        assert status == -signal.SIGKILL, said[-3000:]
 
     return run
 

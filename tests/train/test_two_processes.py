@@ -13,10 +13,12 @@ import pytest
 from pytest import approx
 from safetensors.torch import load_file
 
+from tests import forked
 from tests.launched import launched
 from tests.tiny import WORDS
 
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_ppo.py"
 SHARDED, KILLED = (Path(__file__).parent / name for name in ("sharded.py", "killed.py"))
 WEIGHTS = ("adapter_model.safetensors", "value_head.safetensors")
@@ -32,7 +34,7 @@ def train(flags, base, write_rows, tmp_path):
     )
     data = write_rows("data/train.jsonl", [{"prompt": f"{x} {y}"} for x in WORDS for y in WORDS[:3]])
 
-    def run(processes, name, *script, environment=None, succeeds=True, **changes):
+    def run(processes, name, *script, environment=None, succeeds=True, torchrun=False, **changes):
         settings = {
             **{"model_name_or_path": base, "output_dir": tmp_path / name, "dataset_name": data.parent},
             **{"rewards": ["tiny_rewards:letters"], "normalization_samples": 21},
@@ -42,20 +44,23 @@ def train(flags, base, write_rows, tmp_path):
             **{"max_steps": 12, "max_completion_length": 5, "logging_steps": 1, "learning_rate": 1e-2},
         }
         path = [str(tmp_path), *sys.path]  # the checkout that is tested, wherever it is installed from
-        # `accelerate launch` starts one process on a CPU and does not say so; torchrun starts two.
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        result = subprocess.run(
-            [*command, *map(str, script or [SCRIPT]), *flags(**{**settings, **changes})],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", **(environment or {})},
-            timeout=300,
-        )
-        assert (result.returncode == 0) == succeeds, result.stderr[-3000:]
+        arguments = [*map(str, script or [SCRIPT]), *flags(**{**settings, **changes})]
+        variables = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", **(environment or {})}
+        start = launch if torchrun else forked.run
+        statuses, said = start(processes, arguments, {**os.environ, **variables})
+        assert (statuses == [0] * len(statuses)) == succeeds, said[-3000:]
         return settings["output_dir"]
 
     return run
+
+
+def launch(processes, arguments, environment):
+    """By torchrun: `accelerate launch` starts one process on a CPU and does not say so."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    result = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
+    return [result.returncode], result.stderr
 
 
 def test_two_processes_train_the_policy_of_one(train):
@@ -64,7 +69,7 @@ def test_two_processes_train_the_policy_of_one(train):
         "value_lora": True,
         "use_cpu": False,  # as it is where nobody says it: a machine without a GPU knows
     }
-    one, two = train(1, "one", **settings), train(2, "two", **settings)
+    one, two = train(1, "one", **settings), train(2, "two", **settings, torchrun=True)
     assert json.loads((one / "normalization.json").read_text()) == json.loads((two / "normalization.json").read_text())
     assert_same_run(one, two, relative=1e-5, weights=1e-6)
     assert [record(folder)["processes"] for folder in (one, two)] == [1, 2]

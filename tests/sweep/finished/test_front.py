@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -40,10 +42,16 @@ def test_points_say_which_policy_they_are_and_how_they_are_made(sweep):
 REWARDS = ["rule:length", {"model": "rule:length", "name": "second", "options": {"unit": "characters"}}]
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A finished sweep with two scores, to be copied."""
+    return write_run(tmp_path_factory.mktemp("written") / "run", REWARDS)
+
+
 @pytest.fixture
-def run(tmp_path):
-    """A finished sweep with two scores."""
-    return write_run(tmp_path / "run", REWARDS)
+def run(written, tmp_path):
+    """The same, of a test's own."""
+    return shutil.copytree(written, tmp_path / "run")
 
 
 def printed(capsys, *arguments, status=0):

@@ -18,6 +18,7 @@ from rlhf_lines.sweep.store import Store
 from tests.sweep.small_run import ROWS, write_run
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 REWARDS = '''
 """Rewards that see both texts; one can stop, and counts what it is asked."""
 
