@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from rlhf_lines.disk import NOTHING_KEPT, named_faults
+from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, named_faults
 from rlhf_lines.distributed import leads, wait
 from rlhf_lines.errors import about
 from rlhf_lines.lock import only_run
@@ -47,7 +47,7 @@ def new_folder(
         ValueError: the folder above cannot be made or written.
         DiskFault: the disk is full or fails.
     """
-    kept = "what was done so far is kept for --resume" if keep_partial or leave_partial else NOTHING_KEPT
+    kept = KEPT_FOR_RESUME if keep_partial or leave_partial else NOTHING_KEPT
     final = Path(output_dir)
     with only_run(final), named_faults(final, kept=kept):
         yield from _new_folder(final, overwrite, keep_partial, leave_partial)
@@ -101,8 +101,8 @@ def finish_folder(output_dir: str | Path, *, overwrite: bool) -> None:
     wait()
 
 
-def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
-    """Stop where `output_dir` exists and may not be replaced.
+def refuse_existing(output_dir: str | Path, *, overwrite: bool | None) -> None:
+    """Stop where `output_dir` exists and may not be replaced; `overwrite` is None where nothing ever is.
 
     Raises:
         FileExistsError: it does.
@@ -116,7 +116,8 @@ def refuse_existing(output_dir: str | Path, *, overwrite: bool) -> None:
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:
-        raise FileExistsError(f"output_dir {output} exists: choose another folder, or add --overwrite to replace it")
+        way_out = "" if overwrite is None else ", or add --overwrite to replace it"
+        raise FileExistsError(f"output_dir {output} exists: choose another folder{way_out}")
     if output.is_symlink() or not output.is_dir():
         raise FileExistsError(f"output_dir {output} is not a folder, so --overwrite does not replace it: move it away")
     home = Path.home().resolve()

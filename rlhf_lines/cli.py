@@ -16,7 +16,7 @@ from pathlib import Path
 from rlhf_lines import distributed
 from rlhf_lines.arguments import accept_negative_numbers, check_unknown, holds_nul
 from rlhf_lines.artifact import refuse_existing
-from rlhf_lines.disk import disk_fault
+from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.redaction import guard, redact
 from rlhf_lines.stages import MODULES, read_stage, refuse_taken, run_configured
@@ -47,7 +47,7 @@ VERBS = {
 # What a command that was interrupted has left.
 KEPT = {
     "score": "the scores so far are kept",
-    **dict.fromkeys(("sft", "reward", "ppo", "sweep", "learn"), "--resume goes on from what was kept so far"),
+    **dict.fromkeys(("sft", "reward", "ppo", "sweep", "learn"), KEPT_FOR_RESUME),
 }
 
 
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         guard(arguments)
         _run(arguments)
     except KeyboardInterrupt:
-        left = KEPT.get(arguments[0], "nothing was left under a final name")
+        left = KEPT.get(arguments[0], NOTHING_KEPT)
         return _tell(arguments[0], f"interrupted; {left}", 130)
     except Exception as error:
         if (fault := disk_fault(error)) is not None:
@@ -99,7 +99,7 @@ def _of_machine(error: Exception) -> str:
             f"memory ran out ({reason(error)}): take smaller batches or a smaller model; rlhf-lines plan says what a "
             "stage will take"
         )
-    return f"{reason(error)}; nothing was left under a final name"
+    return f"{reason(error)}; {NOTHING_KEPT}"
 
 
 def _say(*texts: object) -> None:

@@ -17,6 +17,7 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 FAILED = (errno.EIO, errno.ESTALE, errno.ENXIO)
 TOO_MANY = (errno.EMFILE, errno.ENFILE)
 NOTHING_KEPT = "nothing was left under a final name"
+KEPT_FOR_RESUME = "what was done so far is kept for --resume"
 _FAULTS = (*NO_SPACE, *FORBIDDEN, *FAILED, *TOO_MANY)
 _OF_SQLITE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,

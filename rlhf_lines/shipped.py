@@ -21,9 +21,7 @@ def copy_configs(folder: str | Path) -> list[Path]:
         FileExistsError: the folder exists.
         ValueError: it cannot be made.
     """
-    if Path(folder).exists():
-        raise FileExistsError(f"folder {folder} exists: choose another folder")
-    refuse_existing(folder, overwrite=False)
+    refuse_existing(folder, overwrite=None)
     check_place(folder)
     shutil.copytree(shipped_configs(), folder)
     return sorted(Path(folder).rglob("*.yaml"))

@@ -317,7 +317,9 @@ def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):
     assert everything(folder) == before
     monkeypatch.setattr(cli, "guard", interrupt)  # before the verb has begun
     assert cli.main(["merge", *merge_flags()]) == 130
-    assert capsys.readouterr().err.startswith("rlhf-lines merge: interrupted")
+    assert capsys.readouterr().err.startswith("rlhf-lines merge: interrupted; nothing was left")
+    assert cli.main(["sweep"]) == 130  # which keeps what it has
+    assert "interrupted; what was done so far is kept for --resume" in capsys.readouterr().err
 
 
 # --- help ---

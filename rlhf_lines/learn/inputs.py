@@ -19,13 +19,7 @@ from rlhf_lines.learn.demonstrations import read_demonstrations
 from rlhf_lines.limits import check_prompts, check_writes
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.fingerprints import (
-    Fingerprint,
-    model_fingerprint,
-    policy_fingerprint,
-    reward_fingerprint,
-    rows_fingerprint,
-)
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint, rows_fingerprint
 from rlhf_lines.merge.inputs.provenance import called
 from rlhf_lines.models import load_config, load_tokenizer, local_folder
 from rlhf_lines.pareto.objectives import check_objectives, check_score_names
@@ -33,7 +27,13 @@ from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.engines.protocol import Pair
-from rlhf_lines.sweep.inputs import REWARD_BATCH, check_count, distinct_prompts, prompt_contents
+from rlhf_lines.sweep.inputs import (
+    REWARD_BATCH,
+    check_count,
+    distinct_prompts,
+    fingerprints_of_models,
+    prompt_contents,
+)
 from rlhf_lines.task_rewards import load_reward_models
 
 
@@ -129,13 +129,12 @@ def fingerprints(
     data_config: DataConfig, config: LearnConfig, prompts: Prompts, demonstrations: Sequence[Pair]
 ) -> dict[str, Fingerprint]:
     """What learning with these settings reads, as hashes by the name of the input."""
-    found = {
-        f"SFT model {called(config.sft_model)}": model_fingerprint(local_folder(config.sft_model, what="SFT model"))
-    }
-    for number, name in enumerate(config.policies, start=1):
-        found[f"policy {number} ({called(name)})"] = policy_fingerprint(local_folder(name, what="policy"))
-    for number, reward in enumerate(config.rewards, start=1):
-        found[f"reward model {number} ({called(reward.model)})"] = reward_fingerprint(reward.model)
+    policies = [
+        (("policy", number, name), local_folder(name, what="policy"))
+        for number, name in enumerate(config.policies, start=1)
+    ]
+    sft = local_folder(config.sft_model, what="SFT model")
+    found = fingerprints_of_models(config.sft_model, sft, policies, config.rewards)
     for split, texts in prompts.items():
         rows = ({"prompt": prompt, "shown": shown} for prompt, shown in prompt_contents(texts).items())
         found[f"{split} split of {called(data_config.dataset_name)}"] = rows_fingerprint(rows)

@@ -16,7 +16,7 @@ How fast it grows can be seen: the gains by sqrt(2) and by 2 times the noise giv
 of the extrapolation follows from it. All of this is done again in every resample around the shrunk means: the error is
 the standard deviation of what comes out. `docs/statistics.md` has the coverage.
 
-Letters: R resamples, n points, P prompts, K objectives, D directions.
+Letters: R resamples, n points, P prompts, K objectives, D directions of a utility.
 
 Sources: Louis, JASA 79 (1984), 393-398 (constrained shrinking); Efron and Tibshirani, An Introduction to the Bootstrap
 (1993), ch. 10 (bias); Cook and Stefanski, JASA 89 (1994), 1314-1328 (simulation and extrapolation).
@@ -198,17 +198,19 @@ def correct(
     outer, inner = noise[:OUTER], both_signs(noise[OUTER:])
     shrunk = Shrinking(noise)
 
-    def estimates(
-        resamples: NDArray[np.float64], added: NDArray[np.float64]
-    ) -> NDArray[np.float64]:  # [R, n, K] to [R]
-        def gain(centres: NDArray[np.float64], times: float) -> NDArray[np.float64]:
-            moved = (centres[:, None] + times * added).reshape(-1, *means.shape)
-            return measure.values(moved).reshape(len(centres), -1).mean(axis=1) - measure.values(centres)
+    def estimates(resamples: NDArray[np.float64], added: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`[R]`, for means `[R, n, K]` and noise `[A, n, K]` of both signs."""
 
+        def with_noise(centres: NDArray[np.float64], times: float) -> NDArray[np.float64]:
+            moved = (centres[:, None] + times * added).reshape(-1, *means.shape)
+            return measure.values(moved).reshape(len(centres), -1).mean(axis=1)
+
+        plain, centres = measure.values(resamples), shrunk(resamples)
         # Noise of variance 1 and 3 on top of that in the means: sqrt(2) and 2 times as much in all.
-        by_root_2, by_2 = (gain(resamples, math.sqrt(more)) for more in (1.0, 3.0))
+        by_root_2, by_2 = (with_noise(resamples, math.sqrt(more)) - plain for more in (1.0, 3.0))
         share = extrapolated_share(by_root_2, by_2)
-        return measure.values(resamples) - (1.0 - share) * gain(shrunk(resamples), 1.0) - share * by_2
+        bias = with_noise(centres, 1.0) - measure.values(centres)
+        return plain - (1.0 - share) * bias - share * by_2
 
     taken = measure.values(means[None]) - estimates(means[None], both_signs(outer[:ADDED]))
     sparse = any(is_sparse(column) for point in scores for column in point.T)

@@ -41,7 +41,7 @@ from rlhf_lines.sweep.choices import profile_problems
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
-from rlhf_lines.task_rewards import load_reward_models
+from rlhf_lines.task_rewards import RewardEntry, load_reward_models
 
 
 if TYPE_CHECKING:
@@ -218,11 +218,7 @@ def _fingerprints(
     prompts: Mapping[str, Mapping[str, Asked]],
     forgetting: Sequence[ForgettingText],
 ) -> dict[str, Fingerprint]:
-    found = {f"SFT model {called(config.sft_model)}": model_fingerprint(sft)}
-    for (what, number, name), folder in zip(_numbered(config), policies, strict=True):
-        found[f"{what} {number} ({called(name)})"] = policy_fingerprint(folder)
-    for number, reward in enumerate(config.rewards, start=1):
-        found[f"reward model {number} ({called(reward.model)})"] = reward_fingerprint(reward.model)
+    found = fingerprints_of_models(config.sft_model, sft, zip(_numbered(config), policies, strict=True), config.rewards)
     for entry in config.groups:
         for number, path in enumerate(entry.statistics, start=1):
             sha256 = statistics_sha256(RULES[entry.rule].statistics, path)
@@ -234,6 +230,28 @@ def _fingerprints(
         found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(prompt_contents(texts))}
     if forgetting:
         found[f"control {called(config.control)}"] = {"rows": _sha256([text for text, _ in forgetting])}
+    return found
+
+
+def fingerprints_of_models(
+    sft_model: str,
+    sft: Path,
+    policies: Iterable[tuple[tuple[str, int, str], str | Path]],
+    rewards: Sequence[RewardEntry],
+) -> dict[str, Fingerprint]:
+    """Of all models of a run, by what people read.
+
+    Args:
+        sft_model: name of the SFT model.
+        sft: its folder.
+        policies: what each is, its number among those and its name; and its folder.
+        rewards: that score.
+    """
+    found = {f"SFT model {called(sft_model)}": model_fingerprint(sft)}
+    for (what, number, name), folder in policies:
+        found[f"{what} {number} ({called(name)})"] = policy_fingerprint(folder)
+    for number, reward in enumerate(rewards, start=1):
+        found[f"reward model {number} ({called(reward.model)})"] = reward_fingerprint(reward.model)
     return found
 
 
