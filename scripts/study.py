@@ -4,30 +4,37 @@
 
 `make study` runs it after scripts/fetch_models.py. For every task and seed it trains an SFT model, a policy for each of
 the two rewards, three policies for mixtures of both (MORLHF), and both policies once more with learning rates that
-grow with depth and with half of the layers frozen; then one sweep compares all of them. The configs are those of
-configs/smollm2 with what a task and a seed change, and are kept beside the runs, as is what each stage prints. Policies
-of one SFT model are trained --jobs at a time, one thread each; other stages have all threads. What is complete is
-skipped, and a stage that was stopped goes on from its last checkpoint. At the end, sweeps of the same task are compared
-over seeds.
+grow with depth and with half of the layers frozen; then one sweep compares all of them, and a second one gives every
+third of the depth a factor of its own. The configs are those of configs/smollm2 with what a task and a seed change, and
+are kept beside the runs, as is what each stage prints. Policies of one SFT model are trained --jobs at a time, one
+thread each; other stages have all threads. What is complete is skipped, and a stage that was stopped goes on from its
+last checkpoint. At the end, sweeps of the same task are compared over seeds.
 
-hh needs the human pairs: --hh_path names them, as dataset_path of a config does.
+What merged policies forget is measured on source code of the standard library and on texts of the other task. hh, as
+either, needs the human pairs: --hh_path names them, as dataset_path of a config does; without it docstrings is measured
+on source code alone. On a CPU, --bf16 is for those with units for it (AMX): policies are then trained in bfloat16.
+
+scripts/evidence.py makes docs/evidence.md of what this leaves.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from rlhf_lines import data
 from rlhf_lines.shipped import shipped_configs
 
 
@@ -52,22 +59,25 @@ SWEEP = {
         {"name": "averaged factors", "rule": "factor_average", "alpha": 1.0},
         {"name": "PEFT linear", "rule": "peft_linear", "alpha": 1.0},
     ],
-    "control": "docstrings",
-    "control_texts": 100,
+    "control_texts": 120,
     "control_tokens": 128,
 }
+THIRDS = ("first", "middle", "last")  # of the layers
+LEVELS = (0.5, 1.0)  # of the factor of a third
+CODE_LINES = 20
 
 
 class Task(NamedTuple):
-    """One task: its folder in configs/smollm2, its two policies, and the stages before the first seed."""
+    """One task: its folder in configs/smollm2, its two policies, the other task, and the stages before the first seed."""
 
     policies: tuple[str, str]
+    other: str
     before: tuple[tuple[str, str], ...] = ()
 
 
 TASKS = {
-    "docstrings": Task(("faithful", "readable")),
-    "hh": Task(("harmless", "relevant"), (("reward", "reward_minilm"),)),
+    "docstrings": Task(("faithful", "readable"), "hh"),
+    "hh": Task(("harmless", "relevant"), "docstrings", (("reward", "reward_minilm"),)),
 }
 
 
@@ -84,12 +94,14 @@ def shipped(task: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((shipped_configs() / "smollm2" / task / f"{name}.yaml").read_text())
 
 
-def stages(task: str, seed: int, folder: Path, changes: dict[str, Any]) -> Iterator[Stage]:
+def stages(task: str, seed: int, folder: Path, changes: dict[str, Any], *, bf16: bool = False) -> Iterator[Stage]:
     """Yield the stages of one training seed in their order; their outputs lie below `folder`."""
+    controlled = {key: SWEEP[key] for key in ("control_texts", "control_tokens")}
+    controlled["control"] = f"{folder.parent}/control.jsonl"
     sft = {"output_dir": f"{folder}/sft", "seed": seed}
     yield Stage("sft", "sft", shipped(task, "sft") | sft | changes)
     names = TASKS[task].policies
-    trained = {"model_name_or_path": sft["output_dir"], "seed": seed} | changes
+    trained = {"model_name_or_path": sft["output_dir"], "seed": seed, "bf16": bf16} | changes
 
     def ppo(config: str, name: str, **further: Any) -> Stage:
         return Stage("ppo", name, shipped(task, config) | trained | {"output_dir": f"{folder}/{name}"} | further)
@@ -110,7 +122,50 @@ def stages(task: str, seed: int, folder: Path, changes: dict[str, Any]) -> Itera
         "policy_sets": [{"name": kind, "policies": [f"{folder}/{name}_{kind}" for name in names]} for kind in RIVALS],
         "output_dir": f"{folder}/sweep",
     }
-    yield Stage("sweep", "sweep", shipped(task, "sweep") | SWEEP | compared | changes)
+    yield Stage("sweep", "sweep", shipped(task, "sweep") | SWEEP | compared | controlled | changes)
+    by_third = {
+        "policies": compared["policies"],
+        "sft_model": sft["output_dir"],
+        "output_dir": f"{folder}/thirds",
+        "morlhf": [],
+        "sampler": "list",
+        "weights": ["0.5 0.5"],
+        "scalings": ["1.0 0.0"],  # LiNeS as the soup: the groups are what is compared
+        "controls": False,
+        "groups": [third_group(levels) for levels in itertools.product(LEVELS, repeat=len(THIRDS))],
+        "test_prompts": 200,
+    }
+    unused = {"num_weights", "alphas", "betas", "edge_extensions", "validation_prompts", "validation_weights"}
+    swept = {key: value for key, value in shipped(task, "sweep").items() if key not in unused}
+    yield Stage("sweep", "thirds", swept | by_third | controlled | changes)
+
+
+def third_group(levels: Sequence[float]) -> dict[str, Any]:
+    """The group of a sweep that gives each third of the depth its factor, the same for both policies."""
+    rows = [[level for level in levels for _ in range(LAYERS // len(levels))]] * 2
+    name = "thirds " + " ".join(f"{level:g}" for level in levels)
+    return {"name": name, "rule": "layerwise", "alpha": 1.0, "options": {"factors": rows, "outside": [1.0, 1.0]}}
+
+
+def control_texts(task: str, hh_path: str | None, count: int = SWEEP["control_texts"]) -> Iterator[dict[str, str]]:
+    """Rows of text outside the task, with their source: half of them code, half of the other task where it can be read.
+
+    Code is the middle of source files of the standard library, evenly among all; the other task is read as
+    demonstrations of its test split.
+    """
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    for path in files[:: len(files) // (count // 2)][: count // 2]:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        middle = len(lines) // 2
+        yield {"source": "code", "text": "\n".join(lines[middle : middle + CODE_LINES])}
+    if (other := TASKS[task].other) == "hh":
+        if hh_path is None:
+            return
+        shown = data.load("hh_rlhf", "demonstrations", "test", dataset_path=hh_path, max_samples=count // 2)
+    else:
+        shown = data.load("docstring_sentences", "demonstrations", "test", max_samples=count // 2)
+    for row in shown:
+        yield {"source": other, "text": row["prompt"] + row["completion"]}
 
 
 def run(stage: Stage, folder: Path, threads: int) -> None:
@@ -140,7 +195,7 @@ def run(stage: Stage, folder: Path, threads: int) -> None:
 
 def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
     """Run stages in their order, those of PPO several at a time. What runs beside one that fails is run to its end."""
-    for verb, some in groupby(todo, key=lambda stage: stage.verb):
+    for verb, some in itertools.groupby(todo, key=lambda stage: stage.verb):
         if verb == "ppo" and jobs > 1:
             with ThreadPoolExecutor(jobs) as pool:
                 running = [pool.submit(run, stage, folder, 1) for stage in some]
@@ -165,14 +220,20 @@ def main() -> None:
     parser.add_argument(
         "--hh_path", help="the human pairs: a file, a folder or a Hub id; as in the configs if left out"
     )
+    parser.add_argument("--bf16", action="store_true", help="train policies in bfloat16")
     options = parser.parse_args()
     for task in options.tasks:
+        control = options.output_dir / task / "control.jsonl"
+        if not control.is_file():
+            rows = [json.dumps(row) for row in control_texts(task, options.hh_path)]
+            control.parent.mkdir(parents=True, exist_ok=True)
+            control.write_text("\n".join(rows) + "\n")
         changes = {"dataset_path": options.hh_path} if task == "hh" and options.hh_path else {}
         before = (Stage(verb, name, shipped(task, name) | changes) for verb, name in TASKS[task].before)
         run_all(before, options.output_dir / task, options.jobs)
         for seed in options.seeds:
             folder = options.output_dir / task / f"seed_{seed}"
-            run_all(stages(task, seed, folder, changes), folder, options.jobs)
+            run_all(stages(task, seed, folder, changes, bf16=options.bf16), folder, options.jobs)
         sweeps = [str(options.output_dir / task / f"seed_{seed}" / "sweep") for seed in options.seeds]
         if len(sweeps) > 1:
             compared = str(options.output_dir / task / "comparison")

@@ -29,7 +29,7 @@ def study():
 def test_every_stage_is_accepted_and_reads_what_is_there_by_then(study, task, tmp_path):
     changes = {"dataset_path": "pairs"} if task == "hh" else {}
     stages = list(study.stages(task, 7, tmp_path / "seed_7", changes))
-    assert [stage.verb for stage in stages] == ["sft", *["ppo"] * 9, "sweep"]
+    assert [stage.verb for stage in stages] == ["sft", *["ppo"] * 9, "sweep", "sweep"]
     written = {"models/SmolLM2-135M-Instruct"}
     for stage in stages:
         path = tmp_path / f"{stage.name}.yaml"
@@ -41,8 +41,25 @@ def test_every_stage_is_accepted_and_reads_what_is_there_by_then(study, task, tm
             assert each in written, f"{stage.name} reads {each}"
         assert given["output_dir"] not in written
         written.add(given["output_dir"])
-    sets = [policy for group in stages[-1].config["policy_sets"] for policy in group["policies"]]
+    sets = [policy for group in stages[-2].config["policy_sets"] for policy in group["policies"]]
     assert len(set(sets)) == 4 and set(sets) <= written
+
+
+def test_the_thirds_of_the_depth_take_every_pair_of_levels(study):
+    groups = [study.third_group(levels) for levels in [(0.5, 0.5, 1.0), (1.0, 0.5, 0.5)]]
+    assert [group["name"] for group in groups] == ["thirds 0.5 0.5 1", "thirds 1 0.5 0.5"]
+    for group, early, late in zip(groups, (0.5, 1.0), (1.0, 0.5), strict=True):
+        assert group["options"]["factors"] == [[early] * 10 + [0.5] * 10 + [late] * 10] * 2
+    *_, thirds = study.stages("docstrings", 0, Path("out"), {})
+    names = [group["name"] for group in thirds.config["groups"]]
+    assert len(set(names)) == 8 and {"thirds 0.5 0.5 0.5", "thirds 1 1 1"} <= set(names)
+
+
+def test_what_is_forgotten_is_measured_on_code_and_on_the_other_task(study, tmp_path):
+    assert {row["source"] for row in study.control_texts("docstrings", None, 20)} == {"code"}
+    rows = list(study.control_texts("hh", None, 20))
+    assert [row["source"] for row in rows] == ["code"] * 10 + ["docstrings"] * 10
+    assert len({row["text"] for row in rows}) == 20 and all(len(row["text"]) > 100 for row in rows)
 
 
 def test_what_fails_is_shown_and_nothing_after_it_is_run(study, tmp_path, capsys):

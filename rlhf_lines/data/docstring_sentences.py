@@ -1,7 +1,8 @@
 """The task for a language model: say in one sentence what a documented Python function or class does.
 
-The corpus is that of the task `docstrings`, with its splits: those entries with a public name whose docstring goes on
-after its summary.
+The corpus is that of the task `docstrings`: those entries with a public name whose docstring goes on after its summary.
+More of them are held out, since a comparison of policies needs more prompts than a short training does; what
+`docstrings` holds out is held out here, too.
 The model reads the name and what follows the summary; the summary itself is the demonstration. One example:
 
     prompt      "Say in one sentence what this Python function or class does.
@@ -24,6 +25,7 @@ from rlhf_lines.data.docstrings import Entry, completion, entries
 
 
 INSTRUCTION = "Say in one sentence what this Python function or class does."
+SHARE = 0.24  # for test, and as much for validation: 400 prompts of at most 88 tokens of SmolLM2
 SHORTEST_BODY = 60  # characters: of less than that nothing can be said
 LONGEST_BODY = 140  # characters: cut between words
 
@@ -53,7 +55,7 @@ def prompts(split: str) -> list[dict[str, str]]:
 
 
 def _documented(split: str) -> list[Entry]:
-    return [e for e in entries(split) if len(body(e)) >= SHORTEST_BODY and _is_public(e.name)]
+    return [e for e in entries(split, SHARE) if len(body(e)) >= SHORTEST_BODY and _is_public(e.name)]
 
 
 def _is_public(name: str) -> bool:

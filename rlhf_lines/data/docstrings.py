@@ -25,7 +25,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_lines.data.splits import split_of
+from rlhf_lines.data.splits import SHARE, split_of
 
 
 # Test suites and bundled applications: thousands of near-identical names that no one would ask about.
@@ -81,9 +81,9 @@ def corpus() -> tuple[Entry, ...]:
     return tuple(found[name] for name in sorted(found))
 
 
-def entries(split: str) -> list[Entry]:
-    """The entries of one split."""
-    return [entry for entry in corpus() if split_of(prompt(entry)) == split]
+def entries(split: str, share: float = SHARE) -> list[Entry]:
+    """The entries of one split; `share` of all are for test, and as many for validation."""
+    return [entry for entry in corpus() if split_of(prompt(entry), share) == split]
 
 
 def prompt(entry: Entry) -> str:
