@@ -68,7 +68,7 @@ CODE_LINES = 20
 
 
 class Task(NamedTuple):
-    """One task: its folder in configs/smollm2, its two policies, the other task, and the stages before the first seed."""
+    """One task: its two policies, the other task, and the stages before the first seed."""
 
     policies: tuple[str, str]
     other: str
