@@ -49,7 +49,7 @@ SWEEP = {
     "test_prompts": 400,
     "num_weights": 5,
     "validation_weights": 3,
-    "edge_extensions": 2,
+    "edge_extensions": 0,
     **LINES,
     "groups": [
         {"name": "ties", "rule": "ties", "options": {"density": 0.2}},
@@ -119,7 +119,9 @@ def stages(task: str, seed: int, folder: Path, changes: dict[str, Any], *, bf16:
         "sft_model": sft["output_dir"],
         "policies": [f"{folder}/{name}" for name in names],
         "morlhf": [f"{folder}/morlhf_{share:g}_{1.0 - share:g}" for share in MIXTURES],
-        "policy_sets": [{"name": kind, "policies": [f"{folder}/{name}_{kind}" for name in names]} for kind in RIVALS],
+        "policy_sets": [
+            {"name": kind, "policies": [f"{folder}/{name}_{kind}" for name in names], "alpha": 1.0} for kind in RIVALS
+        ],
         "output_dir": f"{folder}/sweep",
     }
     yield Stage("sweep", "sweep", shipped(task, "sweep") | SWEEP | compared | controlled | changes)

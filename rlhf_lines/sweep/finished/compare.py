@@ -66,7 +66,7 @@ def compare(
     sides = ["a"] * len(run_dirs) + ["b"] * len(against)
     sweeps: list[Sweep] = []
     for folder, name, side in zip(folders, names, sides, strict=True):
-        sweeps.append(_read(folder, name, side, sweeps[0].front["objectives"] if sweeps else None))
+        sweeps.append(read_sweep(folder, name, side, sweeps[0].front["objectives"] if sweeps else None))
     first = sweeps[0].front
     _check_alike(sweeps, replicates=not against)
     if reference_point is not None:
@@ -102,8 +102,19 @@ def _check_folders(run_dirs: Sequence[str | Path], against: Sequence[str | Path]
         where[resolved] = folder
 
 
-def _read(folder: str | Path, name: str, side: str, objectives: Sequence[str] | None) -> Sweep:
-    """A run, with the scores in the order of these rewards, or in its own."""
+def read_sweep(folder: str | Path, name: str, side: str = "a", objectives: Sequence[str] | None = None) -> Sweep:
+    """A finished sweep for `compare_runs`.
+
+    Args:
+        folder: of the sweep.
+        name: what people read.
+        side: see `RunScores`.
+        objectives: the order of the scores, where the sweep has these objectives; None is the sweep's own.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished sweep, or no `front.json`.
+        ValueError: the two do not fit.
+    """
     with open_finished(folder) as store:
         front = read_front(folder)
         split, own = front["split"], front["objectives"]

@@ -1,0 +1,73 @@
+"""What is kept of the sweeps of a study: run store, config and record of each in an archive, small enough for a repository.
+
+Completions of validation prompts are kept as scores alone, texts outside the task as their source and a hash. Where a
+task's prompts are not ours to pass on, they are kept as hashes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import sqlite3
+import tarfile
+import tempfile
+from pathlib import Path
+
+from rlhf_lines.artifact import CONFIG, RECORD
+from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.store import RUN_STORE
+
+
+BLANK_VALIDATION = """
+UPDATE completions SET text = '', token_ids = '[]' WHERE prompt IN (SELECT id FROM prompts WHERE split = 'validation')
+"""
+
+
+def keep(run_dir: Path, control: Path, archive: Path, *, hide_prompts: bool) -> None:
+    """Write what is kept of a finished sweep.
+
+    Args:
+        run_dir: of the sweep.
+        control: JSONL of the texts outside the task, with their sources.
+        archive: the `.tar.xz` to write; the same content gives the same bytes.
+        hide_prompts: keep hashes in place of prompts.
+    """
+    sources = {row["text"]: row["source"] for row in map(json.loads, control.read_text(encoding="utf-8").splitlines())}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / RUN_STORE
+        with contextlib.closing(sqlite3.connect(copy)) as store:
+            with contextlib.closing(sqlite3.connect(run_dir / RUN_STORE)) as original:
+                original.backup(store)
+            store.create_function("sha256", 1, _sha256, deterministic=True)
+            store.create_function("source", 1, lambda text: f"{sources[text]} {_sha256(text)}", deterministic=True)
+            store.execute(BLANK_VALIDATION)
+            store.execute("UPDATE control_texts SET text = source(text)")
+            if hide_prompts:
+                store.execute("UPDATE prompts SET text = sha256(text), scored_text = sha256(text)")
+                store.execute("DROP TABLE IF EXISTS shown")
+            store.commit()
+            store.execute("PRAGMA journal_mode = DELETE")
+            store.execute("VACUUM")
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive, "w:xz", preset=9) as packed:
+            for path in (copy, run_dir / RECORD, run_dir / CONFIG):
+                content = path.read_bytes()
+                entry = tarfile.TarInfo(path.name)
+                entry.size = len(content)
+                packed.addfile(entry, io.BytesIO(content))
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """The folder of a kept sweep with its front, made below `folder`."""
+    run_dir = folder / archive.parent.parent.name / archive.parent.name / archive.name.removesuffix(".tar.xz")
+    run_dir.mkdir(parents=True)
+    with tarfile.open(archive, "r:xz") as packed:
+        packed.extractall(run_dir, filter="data")
+    trace_front(run_dir)
+    return run_dir
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,214 @@
+"""scripts/evidence: what is kept of a study is small, tells no text that is not ours, and gives the same tables again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sqlite3
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.pareto import mean_estimate
+from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.store import RUN_STORE, Store
+from tests.sweep.finished.several_runs import write_sweep
+
+
+FOLDER = Path(__file__).parents[1] / "scripts" / "evidence"
+PROMPTS = tuple(f"Say what this does: function {i}" for i in range(40))
+SHARES = (0.0, 0.5, 1.0)
+CONTROL = {f"{source} text {i}": source for source in ("code", "hh") for i in range(6)}
+SCALING = {"alpha": 1.0, "beta": 0.5, "schedule": "linear"}
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    """The script's modules, by name; they import each other as a folder that Python runs."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location("evidence_main", FOLDER / "__main__.py")
+        main = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(main)
+        yield main
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("kept", "runs", "questions", "pictures"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two finished seeds of one task, without models; scores are numbers of the seed."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "docstrings").mkdir()
+    rows = [json.dumps({"text": text, "source": source}) for text, source in CONTROL.items()]
+    (folder / "docstrings" / "control.jsonl").write_text("\n".join(rows))
+    for seed in (0, 1):
+        there = folder / "docstrings" / f"seed_{seed}"
+        _write(there / "sweep", seed, _compared())
+        _write(there / "thirds", 10 + seed, _thirds())
+        (there / "configs").mkdir()
+        (there / "configs" / "sft.yaml").write_text(f"seed: {seed}\n")
+    (folder / "docstrings" / "seed_2" / "sweep").mkdir(parents=True)
+    return folder
+
+
+def _along(rule, *scaling, **options):
+    return [MergeSpec(rule, (1.0 - share, share), *scaling, options=options) for share in SHARES]
+
+
+def _compared():
+    groups = {
+        "sft": [MergeSpec("linear", (0.0, 0.0))],
+        "rewarded_soup": _along("linear"),
+        "lines": _along("linear", 1.0, 0.5),
+        "scaled": _along("linear", 0.8),
+        "reversed": _along("linear", 1.0, 0.5, "reversed"),
+        "ties": _along("ties", density=0.2),
+        "ties with LiNeS": _along("ties", 1.0, 0.5, density=0.2),
+        "slerp": _along("slerp"),
+        "slerp with LiNeS": _along("slerp", 1.0, 0.5),
+        "averaged factors": _along("factor_average"),
+        "PEFT linear": _along("peft_linear"),
+    }
+    places = {"morlhf": (2, 3, 4), "layerwise": (5, 6), "frozen": (7, 8)}
+    for name, own in places.items():
+        one_hot = [tuple(float(k == place) for k in range(9)) for place in own]
+        groups[name] = [MergeSpec("linear", weights) for weights in one_hot]
+        if len(own) == 2:
+            groups[name].insert(1, MergeSpec("linear", tuple(0.5 * (k in own) for k in range(9))))
+    return groups
+
+
+def _thirds():
+    def profile(levels, share):
+        rows = [[level for level in levels for _ in range(2)]] * 2
+        return MergeSpec("layerwise", (1.0 - share, share), options={"factors": rows, "outside": [1.0, 1.0]})
+
+    levels = product((0.5, 1.0), repeat=3)
+    groups = {"thirds " + " ".join(f"{x:g}" for x in each): [profile(each, s) for s in SHARES] for each in levels}
+    return {"sft": [MergeSpec("linear", (0.0, 0.0))], "rewarded_soup": _along("linear"), **groups}
+
+
+def _write(folder, seed, groups):
+    measured = {"value": 1.0, "corrected": 1.0, "low": 0.5, "high": 1.5}
+    tried = {**SCALING, "hypervolume": measured, "kl": 1.0, "forgetting": None, "lowest": {}, "within_limits": True}
+    tuning = {"grid": [tried], "chosen": SCALING, "at_edge": False}
+    limits = {"prompts": 5, "weights": 3, "reference_point": [0, 0], "max_kl": None, "max_forgetting": None}
+    others = {name: tuning for name in ("scaled", "ties") if name in groups}
+    validation = {**tuning, **limits, "minimum": {}, "groups": others}
+    write_sweep(
+        folder,
+        seed,
+        prompts=PROMPTS,
+        groups=groups,
+        max_new_tokens=8,
+        end_tokens=[2],
+        control="control.jsonl",
+    )
+    generator = np.random.default_rng(seed)
+    with Store(folder) as store:
+        store.replace(validation=validation, policies=[f"out/{name}" for name in ("faithful", "readable", *"abcdefg")])
+        texts = store.add_forgetting_texts(dict.fromkeys(CONTROL, 5))
+        store.add_nll((spec, text, 10.0 + generator.normal()) for spec in store.specs() for text in texts)
+        store.add_prompts("validation", {"seen while choosing": "seen while choosing"})
+        store.finish()
+    trace_front(folder)
+
+
+@pytest.fixture(scope="module")
+def kept(evidence, study, tmp_path_factory):
+    """What is kept of the study."""
+    folder = tmp_path_factory.mktemp("kept")
+    evidence.keep_finished(study, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(evidence, kept, tmp_path_factory):
+    """The same, read again."""
+    return evidence.read_kept(kept, tmp_path_factory.mktemp("unpacked"))
+
+
+def test_only_finished_seeds_are_kept_with_their_configs(kept):
+    assert sorted(path.name for path in (kept / "docstrings").iterdir()) == ["seed_0", "seed_1"]
+    assert (kept / "docstrings" / "seed_1" / "configs.yaml").read_text() == "--- # sft\nseed: 1\n"
+
+
+def test_what_is_kept_has_the_numbers_of_the_sweep(study, tasks):
+    (task,) = tasks
+    for seed, folder in enumerate(task.folders):
+        there = study / "docstrings" / f"seed_{seed}" / "sweep"
+        assert json.loads((folder / "front.json").read_text()) == json.loads((there / "front.json").read_text())
+
+
+def test_texts_that_are_not_ours_are_kept_as_hashes(evidence, study, tmp_path):
+    there = study / "docstrings" / "seed_0" / "sweep"
+    evidence.keep(there, study / "docstrings" / "control.jsonl", tmp_path / "a" / "b" / "x.tar.xz", hide_prompts=True)
+    folder = evidence.unpack(tmp_path / "a" / "b" / "x.tar.xz", tmp_path)
+    stored = (folder / RUN_STORE).read_bytes()
+    assert b"function 3" in (there / RUN_STORE).read_bytes()
+    assert not any(text.encode() in stored for text in (*PROMPTS, *CONTROL, "seen while choosing"))
+    with sqlite3.connect(folder / RUN_STORE) as store:
+        found = [text.split() for (text,) in store.execute("SELECT text FROM control_texts ORDER BY id")]
+    assert [source for source, _ in found] == list(CONTROL.values())
+    assert len({sha256 for _, sha256 in found}) == len(CONTROL)
+
+
+def test_a_third_is_worth_the_mean_difference_between_its_levels(evidence, tasks):
+    (task,) = tasks
+    questions = evidence.questions
+    (effect, *_) = questions.effects(task)
+    run = task.thirds[0]
+    pairs = [("0.5 0.5 0.5", "0.5 1 0.5"), ("1 0.5 0.5", "1 1 0.5"), ("0.5 0.5 1", "0.5 1 1"), ("1 0.5 1", "1 1 1")]
+    by_hand = np.mean(
+        [run.utility(run.point(f"thirds {high}")) - run.utility(run.point(f"thirds {low}")) for low, high in pairs],
+        axis=0,
+    )
+    alone = evidence.Task(task.name, task.folders[:1], task.runs[:1], task.thirds[:1])
+    found = questions.third_effect(alone, effect, 1)
+    assert found.value == pytest.approx(by_hand.mean()) and found[:3] == pytest.approx(mean_estimate(by_hand)[:3])
+
+
+def test_differences_are_those_of_the_front_and_change_sign_with_their_order(evidence, tasks):
+    (task,) = tasks
+    alone = evidence.Task(task.name, task.folders[:1], task.runs[:1], task.thirds[:1])
+    front = alone.runs[0].front
+    entry = next(e for e in front["comparisons"] if (e["a"], e["b"]) == ("lines", "rewarded_soup"))
+    base = front["fronts"]["rewarded_soup"]["hypervolume"]["corrected"]
+    found = alone.difference("lines", "rewarded_soup", "hypervolume")
+    expected = [100 * entry["hypervolume_difference"][key] / base for key in ("corrected", "low", "high")]
+    assert found[:3] == pytest.approx(expected)
+    back = alone.difference("rewarded_soup", "lines", "hypervolume")
+    assert np.sign(back.value) == -np.sign(found.value) and back.low < back.value < back.high
+    over_seeds = task.difference("lines", "rewarded_soup", "hypervolume")
+    assert over_seeds.high - over_seeds.low > found.high - found.low  # two seeds say little of others
+
+
+def test_the_page_has_every_table_and_every_figure(evidence, kept, tasks, tmp_path, monkeypatch):
+    tables = evidence.tables(tasks)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Evidence\n\n" + "\n".join(f"<!-- {name} -->\nold\n<!-- end -->\n" for name in tables) + "\nsaid\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["evidence", "--kept", str(kept), "--page", str(page)])
+    evidence.main()
+    written = page.read_text()
+    assert "old" not in written and "nan" not in written and written.endswith("\nsaid\n")
+    assert "| LiNeS - rewarded soup | " in written and written.count("<!-- end -->") == len(tables)
+    assert "not measured" not in tables["differences docstrings"]
+    for name in evidence.pictures.ALL:
+        assert (kept / f"{name}.png").stat().st_size > 10_000
+    before = page.read_text(), (kept / "soup.png").read_bytes()
+    evidence.main()
+    assert before == (page.read_text(), (kept / "soup.png").read_bytes())
+
+
+def test_a_table_without_marks_is_named(evidence):
+    with pytest.raises(ValueError, match=r"marks for wrong, and there are tables sizes"):
+        evidence.with_tables("<!-- wrong -->\n<!-- end -->\n", {"sizes": "| |"})
