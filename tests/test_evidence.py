@@ -1,4 +1,4 @@
-"""scripts/evidence: what is kept of a study is small, tells no text that is not ours, and gives the same tables again."""
+"""scripts/evidence: what is kept of a study tells no text that is not ours, and gives the same tables again."""
 
 from __future__ import annotations
 

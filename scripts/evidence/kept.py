@@ -1,4 +1,4 @@
-"""What is kept of the sweeps of a study: run store, config and record of each in an archive, small enough for a repository.
+"""What is kept of the sweeps of a study: run store, config and record of each, in an archive fit for a repository.
 
 Completions of validation prompts are kept as scores alone, texts outside the task as their source and a hash. Where a
 task's prompts are not ours to pass on, they are kept as hashes.
