@@ -7,6 +7,7 @@ positions that are counted from the start of the row), rows of one length are re
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -203,4 +204,12 @@ def _forward(model: nn.Module, inputs: Tensor, mask: Tensor | None, count: int, 
         arguments["logits_to_keep"] = count
     if takes(model, "use_cache") or takes(model, "past_key_values"):
         arguments.setdefault("use_cache", False)
-    return model(input_ids=inputs, attention_mask=mask, **arguments)
+    head = model.get_output_embeddings()
+    with contextlib.nullcontext() if head is None else head.register_forward_pre_hook(_whole):
+        return model(input_ids=inputs, attention_mask=mask, **arguments)
+
+
+def _whole(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The states that a head reads, in one piece: of the last tokens cut out of a batch, torch makes as many products
+    as there are rows, and copies the head's weight for each of them."""
+    return (inputs[0].contiguous(), *inputs[1:])

@@ -6,8 +6,8 @@
 the two rewards, three policies for mixtures of both (MORLHF), and both policies once more with learning rates that
 grow with depth and with half of the layers frozen; then one sweep compares all of them, and a second one gives every
 third of the depth a factor of its own. The configs are those of configs/smollm2 with what a task and a seed change, and
-are kept beside the runs, as is what each stage prints. Policies of one SFT model are trained --jobs at a time, one
-thread each; other stages have all threads. What is complete is skipped, and a stage that was stopped goes on from its
+are kept beside the runs, as is what each stage prints. Policies of one SFT model are trained --jobs at a time, and a
+sweep has as many processes, one thread each; other stages have all threads. What is complete is skipped, and a stage that was stopped goes on from its
 last checkpoint. At the end, sweeps of the same task are compared over seeds.
 
 What merged policies forget is measured on source code of the standard library and on texts of the other task. hh, as
@@ -38,7 +38,7 @@ from rlhf_lines import data
 from rlhf_lines.shipped import shipped_configs
 
 
-COMMAND = (sys.executable, "-c", "import sys; from rlhf_lines.cli import main; sys.exit(main())")
+COMMAND = (sys.executable, "-m", "rlhf_lines")
 LAST_LINES = 15
 LAYERS = 30
 MIXTURES = (0.25, 0.5, 0.75)
@@ -55,7 +55,7 @@ SWEEP = {
         {"name": "ties", "rule": "ties", "options": {"density": 0.2}},
         {"name": "ties with LiNeS", "rule": "ties", "options": {"density": 0.2}, **LINES},
         {"name": "slerp", "rule": "slerp", "alpha": 1.0},
-        {"name": "slerp with LiNeS", "rule": "slerp", **LINES},
+        {"name": "slerp with LiNeS", "rule": "slerp", "alpha": 0.5, "beta": 0.5},
         {"name": "averaged factors", "rule": "factor_average", "alpha": 1.0},
         {"name": "PEFT linear", "rule": "peft_linear", "alpha": 1.0},
     ],
@@ -101,7 +101,8 @@ def stages(task: str, seed: int, folder: Path, changes: dict[str, Any], *, bf16:
     sft = {"output_dir": f"{folder}/sft", "seed": seed}
     yield Stage("sft", "sft", shipped(task, "sft") | sft | changes)
     names = TASKS[task].policies
-    trained = {"model_name_or_path": sft["output_dir"], "seed": seed, "bf16": bf16} | changes
+    trained = {"model_name_or_path": sft["output_dir"], "seed": seed} | changes
+    trained |= {"dtype": "bfloat16", "bf16": True} if bf16 else {}
 
     def ppo(config: str, name: str, **further: Any) -> Stage:
         return Stage("ppo", name, shipped(task, config) | trained | {"output_dir": f"{folder}/{name}"} | further)
@@ -170,8 +171,8 @@ def control_texts(task: str, hh_path: str | None, count: int = SWEEP["control_te
         yield {"source": other, "text": row["prompt"] + row["completion"]}
 
 
-def run(stage: Stage, folder: Path, threads: int) -> None:
-    """Write the config of a stage and run it in a process of its own, whose output goes into a file.
+def run(stage: Stage, folder: Path, *, threads: int, processes: int = 1) -> None:
+    """Write the config of a stage and run it in processes of its own, whose output goes into a file.
 
     Raises:
         SystemExit: it failed; its last lines have been shown.
@@ -181,10 +182,12 @@ def run(stage: Stage, folder: Path, threads: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(stage.config, sort_keys=False))
     print(f"study: {path}: its output is in {log}", flush=True)
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launched = several if processes > 1 else []
     start = time.monotonic()
     with log.open("a") as output:
         status = subprocess.run(
-            [*COMMAND, stage.verb, "--config", str(path), "--resume", "true"],
+            [sys.executable, *launched, "-m", "rlhf_lines", stage.verb, "--config", str(path), "--resume", "true"],
             env={"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"} | os.environ,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -196,11 +199,14 @@ def run(stage: Stage, folder: Path, threads: int) -> None:
 
 
 def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
-    """Run stages in their order, those of PPO several at a time. What runs beside one that fails is run to its end."""
+    """Run stages in their order, those of PPO several at a time. What runs beside one that fails is run to its end.
+
+    On a CPU two processes of one thread are faster than one of two; a sweep shares its batches among them.
+    """
     for verb, some in itertools.groupby(todo, key=lambda stage: stage.verb):
         if verb == "ppo" and jobs > 1:
             with ThreadPoolExecutor(jobs) as pool:
-                running = [pool.submit(run, stage, folder, 1) for stage in some]
+                running = [pool.submit(run, stage, folder, threads=1) for stage in some]
                 try:
                     for one in as_completed(running):
                         one.result()
@@ -209,7 +215,8 @@ def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
                     raise
         else:
             for stage in some:
-                run(stage, folder, os.cpu_count())
+                processes = jobs if verb == "sweep" else 1
+                run(stage, folder, threads=max(1, os.cpu_count() // processes), processes=processes)
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ import pytest
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import mean_estimate
-from rlhf_lines.sweep.finished.front import trace_front
-from rlhf_lines.sweep.store import RUN_STORE, Store
-from tests.sweep.finished.several_runs import write_sweep
+from rlhf_lines.sweep.finished import front as finished_front
+from rlhf_lines.sweep.finished.compare import compare
+from rlhf_lines.sweep.store import RUN_STORE, Row, Store
+from tests.sweep.finished import several_runs
 
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "evidence"
@@ -43,18 +44,22 @@ def evidence():
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two finished seeds of one task, without models; scores are numbers of the seed."""
+    """A finished seed of a task and one that has only begun, without models; scores are numbers of the seed."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "docstrings").mkdir()
     rows = [json.dumps({"text": text, "source": source}) for text, source in CONTROL.items()]
     (folder / "docstrings" / "control.jsonl").write_text("\n".join(rows))
-    for seed in (0, 1):
-        there = folder / "docstrings" / f"seed_{seed}"
-        _write(there / "sweep", seed, _compared())
-        _write(there / "thirds", 10 + seed, _thirds())
-        (there / "configs").mkdir()
-        (there / "configs" / "sft.yaml").write_text(f"seed: {seed}\n")
-    (folder / "docstrings" / "seed_2" / "sweep").mkdir(parents=True)
+    there = folder / "docstrings" / "seed_0"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting"):
+            patch.setattr(finished_front, name, lambda *files: None)
+        patch.setattr(several_runs, "build_front", lambda **content: {})
+        patch.setattr(several_runs, "write_front", lambda *content: None)
+        _write(there / "sweep", 0, _compared())
+        _write(there / "thirds", 10, _thirds())
+    (there / "configs").mkdir()
+    (there / "configs" / "sft.yaml").write_text("seed: 0\n")
+    (folder / "docstrings" / "seed_1" / "sweep").mkdir(parents=True)
     return folder
 
 
@@ -102,7 +107,7 @@ def _write(folder, seed, groups):
     limits = {"prompts": 5, "weights": 3, "reference_point": [0, 0], "max_kl": None, "max_forgetting": None}
     others = {name: tuning for name in ("scaled", "ties") if name in groups}
     validation = {**tuning, **limits, "minimum": {}, "groups": others}
-    write_sweep(
+    several_runs.write_sweep(
         folder,
         seed,
         prompts=PROMPTS,
@@ -113,12 +118,15 @@ def _write(folder, seed, groups):
     )
     generator = np.random.default_rng(seed)
     with Store(folder) as store:
-        store.replace(validation=validation, policies=[f"out/{name}" for name in ("faithful", "readable", *"abcdefg")])
+        sets = [{"name": name, "policies": [f"{name}/{k}" for k in "ab"]} for name in ("layerwise", "frozen")]
+        store.replace(validation=validation, policies=["out/faithful", "out/readable"], policy_sets=sets)
+        store.replace(morlhf=[f"out/morlhf_{share}" for share in (0.25, 0.5, 0.75)])
         texts = store.add_forgetting_texts(dict.fromkeys(CONTROL, 5))
         store.add_nll((spec, text, 10.0 + generator.normal()) for spec in store.specs() for text in texts)
-        store.add_prompts("validation", {"seen while choosing": "seen while choosing"})
+        (prompt,) = store.add_prompts("validation", {"seen while choosing": "seen while choosing"})
+        store.add([Row(min(store.specs()), prompt, 0, "its answer", (1, 2), 0.5, {"brief": 1.0, "kind": 2.0})])
         store.finish()
-    trace_front(folder)
+    finished_front.trace_front(folder)
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +144,19 @@ def tasks(evidence, kept, tmp_path_factory):
 
 
 def test_only_finished_seeds_are_kept_with_their_configs(kept):
-    assert sorted(path.name for path in (kept / "docstrings").iterdir()) == ["seed_0", "seed_1"]
-    assert (kept / "docstrings" / "seed_1" / "configs.yaml").read_text() == "--- # sft\nseed: 1\n"
+    assert sorted(path.name for path in (kept / "docstrings").iterdir()) == ["seed_0"]
+    assert (kept / "docstrings" / "seed_0" / "configs.yaml").read_text() == "--- # sft\nseed: 0\n"
 
 
 def test_what_is_kept_has_the_numbers_of_the_sweep(study, tasks):
-    (task,) = tasks
-    for seed, folder in enumerate(task.folders):
-        there = study / "docstrings" / f"seed_{seed}" / "sweep"
-        assert json.loads((folder / "front.json").read_text()) == json.loads((there / "front.json").read_text())
+    there = study / "docstrings" / "seed_0" / "sweep"
+    folder = tasks[0].folders[0]
+    assert (folder / "front.json").read_bytes() == (there / "front.json").read_bytes()
+    with Store(there, reading=True) as store, Store(folder, reading=True) as kept:
+        assert list(kept.rows("test", several_runs.REWARDS)) == list(store.rows("test", several_runs.REWARDS))
+        assert [kept.nll(spec).tolist() for spec in kept.specs()] == [store.nll(spec).tolist() for spec in kept.specs()]
+        (chosen_by,) = kept.rows("validation", several_runs.REWARDS)
+    assert (chosen_by.text, chosen_by.token_ids, chosen_by.scores) == ("", (), {"brief": 1.0, "kind": 2.0})
 
 
 def test_texts_that_are_not_ours_are_kept_as_hashes(evidence, study, tmp_path):
@@ -170,24 +182,52 @@ def test_a_third_is_worth_the_mean_difference_between_its_levels(evidence, tasks
         [run.utility(run.point(f"thirds {high}")) - run.utility(run.point(f"thirds {low}")) for low, high in pairs],
         axis=0,
     )
-    alone = evidence.Task(task.name, task.folders[:1], task.runs[:1], task.thirds[:1])
-    found = questions.third_effect(alone, effect, 1)
+    found = questions.third_effect(task, effect, 1)
     assert found.value == pytest.approx(by_hand.mean()) and found[:3] == pytest.approx(mean_estimate(by_hand)[:3])
 
 
-def test_differences_are_those_of_the_front_and_change_sign_with_their_order(evidence, tasks):
+def test_a_difference_is_in_percent_of_the_second_and_changes_sign_with_the_order(tasks):
     (task,) = tasks
-    alone = evidence.Task(task.name, task.folders[:1], task.runs[:1], task.thirds[:1])
-    front = alone.runs[0].front
+    front = task.runs[0].front
     entry = next(e for e in front["comparisons"] if (e["a"], e["b"]) == ("lines", "rewarded_soup"))
     base = front["fronts"]["rewarded_soup"]["hypervolume"]["corrected"]
-    found = alone.difference("lines", "rewarded_soup", "hypervolume")
+    found = task.difference("lines", "rewarded_soup", "hypervolume")
     expected = [100 * entry["hypervolume_difference"][key] / base for key in ("corrected", "low", "high")]
     assert found[:3] == pytest.approx(expected)
-    back = alone.difference("rewarded_soup", "lines", "hypervolume")
-    assert np.sign(back.value) == -np.sign(found.value) and back.low < back.value < back.high
-    over_seeds = task.difference("lines", "rewarded_soup", "hypervolume")
-    assert over_seeds.high - over_seeds.low > found.high - found.low  # two seeds say little of others
+    back = task.difference("rewarded_soup", "lines", "hypervolume")
+    base = front["fronts"]["lines"]["hypervolume"]["corrected"]
+    assert back[:3] == pytest.approx(
+        [-100 * entry["hypervolume_difference"][key] / base for key in ("corrected", "high", "low")]
+    )
+    spent = task.difference("lines", "rewarded_soup", "equal_kl")
+    assert spent.value == pytest.approx(
+        100 * entry["equal_kl_difference"]["corrected"] / entry["equal_kl_hypervolumes"][1]
+    )
+
+
+def test_over_seeds_differences_are_those_of_compare(evidence, tmp_path):
+    folders = [several_runs.write_sweep(tmp_path / f"seed_{seed}", seed, control=None) for seed in (0, 1)]
+    runs = [evidence.Run.read(folder, folder.name) for folder in folders]
+    task = evidence.Task("docstrings", folders, runs, [])
+    compared = compare(folders, output_dir=tmp_path / "compared")
+    entry = next(e for e in compared["comparisons"] if (e["a"], e["b"]) == ("lines", "rewarded_soup"))
+    base = np.mean([run.front["fronts"]["rewarded_soup"]["expected_utility"]["corrected"] for run in runs])
+    found = task.difference("lines", "rewarded_soup", "expected_utility")
+    expected = [100 * entry["expected_utility_difference"][key] / base for key in ("corrected", "low", "high")]
+    assert found[:3] == pytest.approx(expected)
+
+
+def test_a_mean_over_seeds_knows_that_other_seeds_would_be_others(evidence):
+    generator = np.random.default_rng(0)
+    shared = generator.normal(size=100)
+    alike, apart = ([shared + place for place in places] for places in ((1.0, 1.0, 1.0), (0.0, 1.0, 2.0)))
+    over_seeds = sys.modules["runs"].over_seeds
+    for values in (alike, apart):
+        assert over_seeds(values).value == pytest.approx(np.mean(values))
+    widths = [over_seeds(values).high - over_seeds(values).low for values in (alike, apart)]
+    assert widths[0] == pytest.approx(2 * 1.984 * shared.std(ddof=1) / 10, rel=0.2)  # of one seed, over prompts
+    assert widths[1] > 2 * 4.303 / np.sqrt(3)  # Student's t of three seeds
+    assert over_seeds([shared])[:3] == mean_estimate(shared)[:3]
 
 
 def test_the_page_has_every_table_and_every_figure(evidence, kept, tasks, tmp_path, monkeypatch):

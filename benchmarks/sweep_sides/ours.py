@@ -32,7 +32,7 @@ class Bare(LocalEngine):
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """The completions alone."""
-        multi_lora, config = self._multi_lora, self._config
+        multi_lora, config = self.multi_lora, self._config
         with multi_lora.rows([request.spec for request in requests]):
             tokens, lengths, _ = sample_tokens(
                 multi_lora.model,

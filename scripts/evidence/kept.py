@@ -1,4 +1,4 @@
-"""What is kept of the sweeps of a study: run store, config and record of each, in an archive fit for a repository.
+"""What is kept of the sweeps of a study: run store, front, config and record of each, in one archive.
 
 Completions of validation prompts are kept as scores alone, texts outside the task as their source and a hash. Where a
 task's prompts are not ours to pass on, they are kept as hashes.
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from rlhf_lines.artifact import CONFIG, RECORD
-from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.pareto.schema import FILE_NAME
 from rlhf_lines.sweep.store import RUN_STORE
 
 
@@ -52,7 +52,7 @@ def keep(run_dir: Path, control: Path, archive: Path, *, hide_prompts: bool) -> 
             store.execute("VACUUM")
         archive.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive, "w:xz", preset=9) as packed:
-            for path in (copy, run_dir / RECORD, run_dir / CONFIG):
+            for path in (copy, *(run_dir / name for name in (FILE_NAME, RECORD, CONFIG))):
                 content = path.read_bytes()
                 entry = tarfile.TarInfo(path.name)
                 entry.size = len(content)
@@ -60,12 +60,11 @@ def keep(run_dir: Path, control: Path, archive: Path, *, hide_prompts: bool) -> 
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The folder of a kept sweep with its front, made below `folder`."""
+    """The folder of a kept sweep, made below `folder`; `rlhf-lines front` makes its front anew."""
     run_dir = folder / archive.parent.parent.name / archive.parent.name / archive.name.removesuffix(".tar.xz")
     run_dir.mkdir(parents=True)
     with tarfile.open(archive, "r:xz") as packed:
         packed.extractall(run_dir, filter="data")
-    trace_front(run_dir)
     return run_dir
 
 
