@@ -210,6 +210,5 @@ def _forward(model: nn.Module, inputs: Tensor, mask: Tensor | None, count: int, 
 
 
 def _whole(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The states that a head reads, in one piece: of the last tokens cut out of a batch, torch makes as many products
-    as there are rows, and copies the head's weight for each of them."""
+    # Of states that are cut out of a batch torch makes a product per row, and copies a frozen head's weight for each.
     return (inputs[0].contiguous(), *inputs[1:])

@@ -7,14 +7,14 @@ the two rewards, three policies for mixtures of both (MORLHF), and both policies
 grow with depth and with half of the layers frozen; then one sweep compares all of them, and a second one gives every
 third of the depth a factor of its own. The configs are those of configs/smollm2 with what a task and a seed change, and
 are kept beside the runs, as is what each stage prints. Policies of one SFT model are trained --jobs at a time, and a
-sweep has as many processes, one thread each; other stages have all threads. What is complete is skipped, and a stage that was stopped goes on from its
-last checkpoint. At the end, sweeps of the same task are compared over seeds.
+sweep has as many processes, one thread each; other stages have all threads. What is complete is skipped, and a stage
+that was stopped goes on from its last checkpoint. At the end, sweeps of the same task are compared over seeds.
 
 What merged policies forget is measured on source code of the standard library and on texts of the other task. hh, as
 either, needs the human pairs: --hh_path names them, as dataset_path of a config does; without it docstrings is measured
 on source code alone. On a CPU, --bf16 is for those with units for it (AMX): policies are then trained in bfloat16.
 
-scripts/evidence.py makes docs/evidence.md of what this leaves.
+`python scripts/evidence --study outputs/study` makes docs/evidence.md of what this leaves.
 """
 
 from __future__ import annotations
