@@ -27,12 +27,14 @@ class AdapterSizes:
         source: where that was read.
         rank: the largest of its modules.
         widths: in + out by module of the SFT model: so many parameters each rank has.
+        ups: parameters of all B, which a merge into dense weights holds once more, scaled.
     """
 
     count: int | None
     source: str
     rank: int = 0
     widths: Mapping[str, int] = field(default_factory=dict)
+    ups: int = 0
 
 
 def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSizes:
@@ -88,4 +90,5 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> AdapterSizes:
     for rank, (name, shape) in zip(ranks, shapes.items(), strict=True):
         module = name.partition(".lora_")[0].removeprefix("base_model.model.")
         widths[module] = widths.get(module, 0) + math.prod(shape) // rank
-    return AdapterSizes(count, f"{count:,} parameters; {source}", max(ranks), widths)
+    ups = sum(math.prod(shape) for name, shape in shapes.items() if ".lora_B." in name)
+    return AdapterSizes(count, f"{count:,} parameters; {source}", max(ranks), widths, ups)

@@ -224,7 +224,7 @@ def _parts(
     shapes = {name: shape for name, shape in shapes.items() if name in _changed(merge, adapters, shapes)}
     stored = next(as_stored.parameters()).element_size()
     threads, policies = len(os.sched_getaffinity(0)), len(merge.policies)
-    parts["adapters"] += factors  # with their scale
+    parts["adapters"] += sum(adapter.ups for adapter in adapters) * memory.FLOAT32
     parts["chunks"] = memory.chunk_bytes(policies, stored, threads)
     if passes >= SEARCHING:
         parts["counts for quantiles"] = memory.count_bytes(policies, threads)

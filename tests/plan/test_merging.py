@@ -162,6 +162,14 @@ def test_the_bytes_of_an_adapter_are_those_of_its_rank(adapters, flags):
     assert ("rank of the adapter", str(record["rank"])) in result.work
 
 
+def test_a_dense_merge_of_adapters_holds_every_b_once_more_with_its_scale(adapters):
+    (phase,) = plan([*FLAGS, *adapters, "--save", "dense"], Options("merge")).phases
+    folders = [Path(folder) for folder in adapters[adapters.index("--policies") + 1 :][:2]]
+    files = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    a, b = (sum(t.numel() for file in files for name, t in file.items() if f".lora_{x}." in name) for x in "AB")
+    assert a != b and phase.parts["adapters"] == 4 * (a + 2 * b)
+
+
 def test_rules_of_factors_are_planned_as_a_full_checkpoint(adapters, capsys):
     flags = [*adapters, "--save", "dense", "--rule", "peft_linear"]
     assert "adds up factors of equal shapes" in refusal(
