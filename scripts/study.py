@@ -43,19 +43,20 @@ LAST_LINES = 15
 LAYERS = 30
 MIXTURES = (0.25, 0.5, 0.75)
 RIVALS = {"layerwise": {"layer_learning_rates": "linear"}, "frozen": {"frozen_layers": LAYERS // 2}}
-LINES = {"alphas": [0.5, 1.0], "betas": [0.5, 1.0]}
+HALF_TO_WHOLE = {"alpha": 0.5, "beta": 0.5}  # of LiNeS, for rules whose scaling is not chosen
 SWEEP = {
     "validation_prompts": 200,
     "test_prompts": 400,
     "num_weights": 5,
     "validation_weights": 3,
     "edge_extensions": 0,
-    **LINES,
+    "alphas": [0.5, 1.0],
+    "betas": [0.5, 1.0],
     "groups": [
-        {"name": "ties", "rule": "ties", "options": {"density": 0.2}},
-        {"name": "ties with LiNeS", "rule": "ties", "options": {"density": 0.2}, **LINES},
+        {"name": "ties", "rule": "ties", "options": {"density": 0.2}, "alpha": 1.0},
+        {"name": "ties with LiNeS", "rule": "ties", "options": {"density": 0.2}, **HALF_TO_WHOLE},
         {"name": "slerp", "rule": "slerp", "alpha": 1.0},
-        {"name": "slerp with LiNeS", "rule": "slerp", "alpha": 0.5, "beta": 0.5},
+        {"name": "slerp with LiNeS", "rule": "slerp", **HALF_TO_WHOLE},
         {"name": "averaged factors", "rule": "factor_average", "alpha": 1.0},
         {"name": "PEFT linear", "rule": "peft_linear", "alpha": 1.0},
     ],
