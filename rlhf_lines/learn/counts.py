@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf_lines.learn.config import ARCHIVE, STEPS, LearnConfig
 from rlhf_lines.learn.evolution import default_population
 from rlhf_lines.learn.grid import Point, lines_grid
-from rlhf_lines.learn.space import make_space
+from rlhf_lines.merge.space import make_space
 from rlhf_lines.sweep.groups import simplex
 
 

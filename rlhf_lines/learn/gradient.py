@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlhf_lines.learn.space import Space, Vector
+from rlhf_lines.merge.space import Space, Vector
 from rlhf_lines.progress import beat
 from rlhf_lines.reading import last_logits, left_pad, masks_padding, of_one_length
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from rlhf_lines.learn.space import depth_factors, from_factors
 from rlhf_lines.merge.rules.profile import Profile
+from rlhf_lines.merge.space import depth_factors, from_factors
 from rlhf_lines.sweep.groups import simplex
 
 

@@ -19,10 +19,10 @@ from rlhf_lines.learn.grid import lines_profile
 from rlhf_lines.learn.inputs import Inputs
 from rlhf_lines.learn.natural_niches import evolve_niches
 from rlhf_lines.learn.reward_gradient import advantages
-from rlhf_lines.learn.space import Space, Vector
 from rlhf_lines.learn.trials import Trial, Trials
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.rules.profile import Profile
+from rlhf_lines.merge.space import Space, Vector
 from rlhf_lines.pareto import utilities
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.engines.local import LocalEngine

@@ -21,10 +21,10 @@ from rlhf_lines.learn.grid import point_names
 from rlhf_lines.learn.inputs import Inputs, demonstrations_for, fingerprints, read_inputs, read_prompts
 from rlhf_lines.learn.methods import METHODS, Search
 from rlhf_lines.learn.progress import Progress
-from rlhf_lines.learn.space import Vector, make_space
 from rlhf_lines.learn.trials import Trial, Trials
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.merge.rules.profile import Profile
+from rlhf_lines.merge.space import Vector, make_space
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto import paired_difference
 from rlhf_lines.redaction import without_secrets

@@ -392,6 +392,7 @@ class Group:
 
 
 SFT, SOUP, LINES, SCALED, REVERSED, MORLHF = "sft", "rewarded_soup", "lines", "scaled", "reversed", "morlhf"
+SEARCHED = "search"
 CONTROLS = (SCALED, REVERSED)  # they show what LiNeS' growth with depth is good for, and are not what a user looks for
 
 # In the order in which they are listed. Each has a colour, a marker and dashes of its own, so that colour is never the
@@ -405,6 +406,7 @@ GROUPS = {
         Group(SCALED, "even scaling", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
         Group(REVERSED, "reversed LiNeS", "#CC79A7", "v", (1.5, 1.2)),
         Group(MORLHF, "MORLHF", "#E69F00", "D", (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
+        Group(SEARCHED, "search", "#882255", "X", (4.0, 3.0)),
         Group(SFT, "SFT", "#000000", "*", (2.5, 2.5)),
     )
 }

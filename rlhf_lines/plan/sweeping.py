@@ -209,9 +209,10 @@ def _validation_points(config: SweepConfig) -> tuple[int, int]:
     """How many points there are to choose from, with all that may come beyond an edge, and without."""
     if not config.chooses:
         return 0, 0
-    counts, anchors = config.candidate_counts.values(), 1 + len(config.policies)
     weights = len(simplex(len(config.policies), config.validation_weights))
-    return (sum(counts) + config.most_extensions) * weights + anchors, sum(counts) * weights + anchors
+    least = sum(config.candidate_counts.values()) * weights + 1 + len(config.policies)
+    least += config.search_points if config.searches else 0
+    return least + config.most_extensions * weights, least
 
 
 class Work(NamedTuple):
@@ -242,6 +243,7 @@ def _work(config: SweepConfig) -> Work:
     # The soup, LiNeS, its controls, further groups, further sets of policies.
     of_weights = 2 + 2 * config.controls + len(entries) + len(config.policy_sets)
     weights = len(first_weights(config)) + (config.map_points if config.sampler == "map" else 0)
+    of_weights += config.searches
     test = 1 + of_weights * weights + len(config.morlhf) + len(config.wise_ft_names) * config.num_weights
     completions = config.samples_per_prompt * (validation * config.validation_prompts + test * config.test_prompts)
     chosen = "none on validation prompts (one scaling), "

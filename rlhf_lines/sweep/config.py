@@ -37,7 +37,8 @@ from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
 ENGINES = ("local", "vllm")
 WISE_FT = "wise_ft"
-SAMPLERS = ("grid", "list", "dirichlet", "map")
+SAMPLERS = ("grid", "list", "dirichlet", "map", "search")
+OF_SAMPLER = {"map_points": "map", "search_points": "search", "search_gain": "search"}  # with others without effect
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -101,8 +102,9 @@ class SweepConfig:
     sampler: str = field(
         default="grid",
         metadata={
-            "help": "Which interpolation weights: grid (on the simplex), list (weights), dirichlet (random), or map (a "
-            "few, then those that a quadratic fit predicts to be on the front)."
+            "help": "Which interpolation weights: grid (on the simplex), list (weights), dirichlet (random), map (a "
+            "few, then those that a quadratic fit predicts to be on the front), or search (grid, and a group of merges "
+            "with factors of their own by policy and layer, found on validation prompts)."
         },
     )
     num_weights: int = field(
@@ -117,6 +119,13 @@ class SweepConfig:
         metadata={"help": "Of list: one text per point, a number per policy: '0.3 0.7'.", "parse": read_weights},
     )
     map_points: int = field(default=4, metadata={"help": "Of map: how many predicted weights are measured."})
+    search_points: int = field(
+        default=100, metadata={"help": "Of search: how many merges it measures on validation prompts, at most."}
+    )
+    search_gain: float = field(
+        default=0.005,
+        metadata={"help": "Of search: two generations that add less than this share of hypervolume each end it."},
+    )
     alphas: list[float | Literal["auto"]] = field(
         default_factory=lambda: ["0.5", "1.0"],
         metadata={"help": "LiNeS alphas to choose from on validation prompts: numbers, or auto.", "parse": read_alpha},
@@ -305,7 +314,12 @@ class SweepConfig:
     def chooses(self) -> bool:
         """Whether validation prompts are measured: a group has several candidates, or there is a limit to keep."""
         limits = self.max_kl is not None or self.max_forgetting is not None or self.minimum
-        return bool(limits) or max(self.candidate_counts.values()) > 1
+        return bool(limits) or self.searches or max(self.candidate_counts.values()) > 1
+
+    @property
+    def searches(self) -> bool:
+        """Whether a front is searched for on validation prompts."""
+        return self.sampler == "search"
 
     @property
     def wise_ft_names(self) -> dict[str, int]:
@@ -335,6 +349,7 @@ class SweepConfig:
         numbers = {
             "num_weights": 1 if self.sampler == "dirichlet" else 2,  # the single policies come beside random ones
             "map_points": 1,
+            "search_points": 1,
             "control_texts": 2,
             "control_tokens": 2,
             "validation_weights": 2,
@@ -356,6 +371,8 @@ class SweepConfig:
             problems.append(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature is {self.temperature}, expected a number >= 0")
+        if self.search_gain is not None and not (math.isfinite(self.search_gain) and self.search_gain >= 0):
+            problems.append(f"search_gain is {self.search_gain}, expected a number of at least 0")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, expected a number above 0 and at most 1")
         for name in ("top_p", "top_k"):
@@ -393,6 +410,14 @@ class SweepConfig:
             problems.append(f"sampler is {self.sampler}, but a single policy has no mixtures: use grid, or list")
         return problems
 
+    def _of_sampler(self) -> Iterator[str]:
+        """What is given of another sampler, and has no effect, and what is no limit or name of a search."""
+        for name, sampler in OF_SAMPLER.items():
+            if self.sampler != sampler and getattr(self, name) != SweepConfig.__dataclass_fields__[name].default:
+                yield f"{name} is given, but sampler is {self.sampler}: use sampler {sampler}, or leave it out"
+        if self.searches and self.max_forgetting is not None:
+            yield "max_forgetting is no limit of sampler search: leave it out, or use another sampler"
+
     def _limits(self) -> Iterator[str]:
         """What is wrong with the controls and the limits within which is chosen."""
         if len(set(self.scaled_alphas)) < len(self.scaled_alphas):
@@ -418,6 +443,7 @@ class SweepConfig:
             *profile_problems(self.groups, policies=len(self.policies)),
             *set_problems(self.policy_sets, len(self.policies), groups=[entry.name for entry in self.groups]),
             *self._limits(),
+            *self._of_sampler(),
             *tracker_problems(self.report_to),
         ]
         taken = {entry.name for entry in self.groups} & self.wise_ft_names.keys()

@@ -12,6 +12,7 @@ from rlhf_lines.sweep.store import Store
 
 
 VALIDATION, TEST, PREDICTED, CONTROL = "validation prompts", "test prompts", "predicted weights", "control texts"
+SEARCH = "search on validation prompts"
 
 
 class Progress:
@@ -25,15 +26,15 @@ class Progress:
     validation specs read the texts, too.
 
     Args:
-        specs: how many specs are expected in the phases `VALIDATION`, `TEST` and `PREDICTED`; those that are absent
-            have none.
+        specs: how many specs are expected in the phases `VALIDATION`, `SEARCH`, `TEST` and `PREDICTED`; those that are
+            absent have none.
         units: how many units a spec has in each phase.
         done: how many units a stopped run has left.
         beyond: how many specs `VALIDATION` may have beside, of candidates beyond an edge.
     """
 
     def __init__(self, specs: Mapping[str, int], units: Mapping[str, int], done: int, beyond: int = 0) -> None:
-        self._specs, self._units, self._beyond = dict(specs), units, beyond
+        self._specs, self._units, self._beyond, self._searched = dict(specs), units, beyond, 0
         unit = "completions and texts" if units.get(CONTROL) else "completions"
         first = next(phase for phase in (VALIDATION, TEST) if phase in specs)
         self._bar = Bar(total=self.total, initial=done, desc=self._described(first), unit=unit)
@@ -51,10 +52,14 @@ class Progress:
             beyond = config.most_extensions * len(weights)
         if config.sampler == "map":
             expected[PREDICTED] = len(makers) * config.map_points
+        if config.searches:
+            expected[SEARCH] = config.search_points
+            expected[TEST] += len(specs.weights)
         of_split = {split: len(prompts) * config.samples_per_prompt for split, prompts in inputs.prompts.items()}
         read_early = len(inputs.forgetting) if config.max_forgetting is not None else 0
         units = {
             VALIDATION: of_split.get("validation", 0) + read_early,
+            SEARCH: of_split.get("validation", 0),
             TEST: of_split["test"],
             PREDICTED: of_split["test"],
             CONTROL: len(inputs.forgetting),
@@ -77,9 +82,15 @@ class Progress:
         """Begin a phase: say which it is, and correct the total.
 
         Args:
-            phase: `VALIDATION`, `TEST`, `PREDICTED` or `CONTROL`.
-            specs: how many specs are measured in it; left out of `CONTROL`, those of `TEST` and `PREDICTED`.
+            phase: `VALIDATION`, `SEARCH`, `TEST`, `PREDICTED` or `CONTROL`.
+            specs: how many specs are measured in it, of `SEARCH` how many more; left out of `CONTROL`, those of `TEST`
+                and `PREDICTED`.
         """
+        if phase == SEARCH:
+            self._searched += specs
+            specs = max(self._searched, self._specs[phase])
+        elif SEARCH in self._specs and phase != VALIDATION:
+            self._specs[SEARCH] = self._searched  # it may have ended early
         if specs is not None:
             if phase == VALIDATION:
                 self._beyond -= max(specs - self._specs[phase], 0)

@@ -19,6 +19,7 @@ from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.models import checkpoint_end_token_ids
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
+from rlhf_lines.pareto.schema import SEARCHED
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
 from rlhf_lines.sweep.finished.front import measured_points, trace_front
@@ -31,6 +32,7 @@ from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.progress import CONTROL, TEST, Progress
 from rlhf_lines.sweep.reuse import Reused, check_reusable
 from rlhf_lines.sweep.scaling import choose_scalings
+from rlhf_lines.sweep.search import search_front
 from rlhf_lines.sweep.store import Store, has_begun
 from rlhf_lines.sweep.trackers import open_trackers
 
@@ -43,9 +45,10 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
 
     1. On validation prompts, every candidate for alpha, beta and schedule of LiNeS, of its controls and of further
        groups is sampled at a few weights; of each group the one whose front has the largest hypervolume is chosen.
-    2. On test prompts, the SFT model, the rewarded soup (alpha 1, beta 0), these groups as chosen, MORLHF runs and
+    2. With sampler search, merges beyond all of these are searched for on the same prompts.
+    3. On test prompts, the SFT model, the rewarded soup (alpha 1, beta 0), these groups as chosen, MORLHF runs and
        policies alone are sampled at all weights and scored by all reward models.
-    3. Texts outside the task, if any, are read by every spec.
+    4. Texts outside the task, if any, are read by every spec.
 
     With `--resume` a killed sweep goes on: finished completions are not sampled again. Of several processes the first
     has the run store; the others generate with it.
@@ -172,8 +175,10 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     scalings, validation = choose_scalings(config, inputs, specs, measurement)
     makers, chosen = specs.makers(scalings), scalings[LINES]
     of_weights = {name: [make(weights) for weights in specs.weights] for name, make in makers.items()}
-    groups = specs.fixed() | of_weights
-    points, surrogate = measurement.measure("test", groups, inputs.prompts["test"], phase=TEST), None
+    groups, searched, surrogate = specs.fixed() | of_weights, None, None
+    if config.searches:
+        groups[SEARCHED], searched = search_front(config, inputs, specs, scalings, measurement)
+    points = measurement.measure("test", groups, inputs.prompts["test"], phase=TEST)
     if config.sampler == "map":
         surrogate, predicted = measure_predicted(
             inputs, makers, measurement, points, specs.weights, count=config.map_points
@@ -183,8 +188,11 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         early = store.points("validation") if config.max_forgetting is not None else []
         measurement.forgetting(points, inputs.forgetting, phase=CONTROL, early=early)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
+    if searched is not None:
+        store.replace(search=searched)
     gains = _gains(measured_points(store, "test"), config.policies, inputs.objectives)
-    return {**chosen._asdict(), "validation": validation, "gains": gains}
+    told = {} if searched is None else {"search": searched}
+    return {**chosen._asdict(), "validation": validation, "gains": gains, **told}
 
 
 def _told_of_models(inputs: Inputs) -> dict[str, Any]:

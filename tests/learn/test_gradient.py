@@ -8,9 +8,9 @@ import torch
 
 from rlhf_lines.learn.adamerging import entropy
 from rlhf_lines.learn.gradient import Differentiated, descend
-from rlhf_lines.learn.space import make_space
 from rlhf_lines.merge.inputs.adapter import dense_residual, load_adapter
 from rlhf_lines.merge.layers import layer_indices
+from rlhf_lines.merge.space import make_space
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 
 

@@ -102,6 +102,8 @@ def test_a_grid_by_hand(planned):
         ({"sampler": "list", "weights": ["0.3 0.7"]}, 57, 1 + 4 * 3),  # and the single policies
         ({"sampler": "dirichlet"}, 57, 1 + 4 * (2 + 5)),
         ({"sampler": "map", "map_points": 2}, 57, 1 + 4 * (5 + 2)),
+        ({"sampler": "search", "search_points": 30}, 57 + 30, 1 + 5 * 5),
+        ({"sampler": "search", "scalings": ["1 1"], "search_points": 30}, 3 * 3 + 3 + 30, 1 + 5 * 5),
         ({"groups": [{"name": "sum", "rule": "sum"}]}, 57 + 6 * 3, 1 + 5 * 5),  # as many as scaled
         ({"groups": [{"name": "sum", "rule": "sum"}], "scaled_alphas": [1, 2]}, 3 * (6 + 2 + 6 + 2) + 3, 1 + 5 * 5),
         ({"groups": [{"name": "sum", "rule": "sum", "alpha": 1}]}, 57, 1 + 5 * 5),

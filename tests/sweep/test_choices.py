@@ -305,11 +305,16 @@ TIES = {"name": "t", "rule": "ties"}
     ("changes", "sentence"),
     [
         ({"engine": "vlm"}, "engine is 'vlm', expected local or vllm"),
-        ({"sampler": "random"}, "sampler is 'random', expected grid, list, dirichlet or map"),
+        ({"sampler": "random"}, "sampler is 'random', expected grid, list, dirichlet, map or search"),
         ({"dtype": "int8"}, "dtype is 'int8', expected float32, bfloat16 or float16"),
         ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_8bit and load_in_4bit are both given: keep one"),
         ({"sampler": "list"}, "sampler is list, but no weights are given"),
         ({"weights": ["1 0"]}, "weights are given, but sampler is grid: use sampler list, or leave them out"),
+        ({"map_points": 5}, "map_points is given, but sampler is grid: use sampler map, or leave it out"),
+        ({"search_points": 5}, "search_points is given, but sampler is grid: use sampler search, or leave it out"),
+        ({"sampler": "map", "search_gain": 0.1}, "search_gain is given, but sampler is map: use sampler search"),
+        ({"sampler": "search", "search_gain": -1}, "search_gain is -1, expected a number of at least 0"),
+        ({"sampler": "search", "control": "news", "max_forgetting": 1.1}, "max_forgetting is no limit of sampler"),
         ({"vllm": "{}"}, "vllm is given, but engine is local: leave it out, or use engine vllm"),
         ({"engine": "vllm", "vllm": "[2]"}, "vllm holds [2], expected a mapping"),
         ({"engine": "vllm", "vllm": "{2"}, "vllm holds '{2', which is no valid JSON"),
@@ -347,9 +352,9 @@ TIES = {"name": "t", "rule": "ties"}
         *(
             ({name: least - 1}, f"{name} is {least - 1}, expected at least {least}")
             for name, least in {
-                "num_weights": 2, "map_points": 1, "control_texts": 2, "control_tokens": 2, "validation_weights": 2,
-                "validation_prompts": 2, "test_prompts": 2, "samples_per_prompt": 1, "max_new_tokens": 1,
-                "batch_size": 1, "edge_extensions": 0, "top_k": 1,
+                "num_weights": 2, "map_points": 1, "search_points": 1, "control_texts": 2, "control_tokens": 2,
+                "validation_weights": 2, "validation_prompts": 2, "test_prompts": 2, "samples_per_prompt": 1,
+                "max_new_tokens": 1, "batch_size": 1, "edge_extensions": 0, "top_k": 1,
             }.items()
         ),
     ],

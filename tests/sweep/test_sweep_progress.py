@@ -92,6 +92,22 @@ def test_predicted_weights_are_counted_before_and_after_they_are_known(told, tmp
     assert done == (0, after * each) and stored(tmp_path / "sweep") == after * each
 
 
+@pytest.mark.parametrize("gain", [0, 1000])
+def test_a_search_is_counted_at_most_and_then_as_it_was(told, tmp_path, gain):
+    settings = {"sampler": "search", "search_points": 30, "search_gain": gain, "scalings": ["0.5 1.5"]}
+    phases, done, _ = told(**settings)
+    chosen_from = (3 + 3) * VALIDATION
+    most = chosen_from + 30 * VALIDATION + (1 + 3 * 5) * TEST
+    assert phases[0] == (CHOOSING, most)
+    assert {step for step in phases if step[0] == "search on validation prompts"} == {(phases[1][0], most)}
+    total = stored(tmp_path / "sweep")
+    assert phases[-1] == (MEASURING, total) and done == (0, total)
+    searched = read(
+        tmp_path / "sweep", "SELECT COUNT(*) FROM points WHERE split = 'validation' AND \"group\" = 'search'"
+    )
+    assert searched == [(30,)] if gain == 0 else searched[0][0] < 30
+
+
 def test_what_may_come_beyond_edges_is_told_before_it_does(told, tmp_path):
     """Of LiNeS alone, at 3 weights: the better one of two alphas is at an edge, so that one more comes, or two."""
     phases, _, _ = told(alphas=[0.5, 1.0], betas=[0.5], edge_extensions=2)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rlhf_lines.learn.grid import lines_grid, lines_profile
-from rlhf_lines.learn.space import bent_lines, every_factor, make_space
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lora.low_rank import coefficients
+from rlhf_lines.merge.space import bent_lines, every_factor, make_space
 
 
 LAYERS = [None, 0, 1, 2, 3, 4]
