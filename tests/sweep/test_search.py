@@ -113,11 +113,21 @@ def test_a_search_ends_where_generations_add_nothing(search):
     assert found["stopped"] == "gain" and len(found["generations"]) == 3
 
 
-def test_what_lies_beyond_a_limit_is_on_no_front(search, rewards):
-    folder = search(minimum='{"short": -3.7}')
+@pytest.mark.parametrize("limit", [{"max_kl": 0.8}, {"minimum": '{"early": 0.25}'}], ids=["max_kl", "minimum"])
+def test_what_lies_beyond_a_limit_is_on_no_front(search, rewards, limit):
+    folder = search(scalings=["0.2 0.2"], **limit)
     means = means_by_hand(folder, "validation", rewards)
-    spec_of_point = dict(read(folder, "SELECT id, spec FROM points WHERE split = 'validation'"))
-    on_front = {row[0] for row in read(folder, "SELECT spec FROM points WHERE split = 'test' AND \"group\" = 'search'")}
-    kept = [means[i] for i, spec in spec_of_point.items() if spec in on_front]
-    assert kept and all(mean[0] >= -3.7 for mean in kept)
-    assert any(mean[0] < -3.7 for mean in means.values())
+    kl = dict(
+        read(
+            folder,
+            "SELECT o.id, AVG(c.kl) FROM points o JOIN completions c ON c.spec = o.spec "
+            "JOIN prompts p ON p.id = c.prompt AND p.split = o.split WHERE o.split = 'validation' GROUP BY o.id",
+        )
+    )
+    beyond = {i for i in means if (kl[i] > 0.8 if "max_kl" in limit else means[i][1] < 0.25)}
+    of_spec = dict(read(folder, "SELECT id, spec FROM points WHERE split = 'validation'"))
+    specs = {row[0] for row in read(folder, "SELECT spec FROM points WHERE split = 'test' AND \"group\" = 'search'")}
+    kept = [i for i, spec in of_spec.items() if spec in specs]
+    assert kept and not beyond.intersection(kept)
+    # Without the limit, one of these would be on the front.
+    assert any(not any((means[k] >= means[i]).all() for k in kept) for i in beyond)
