@@ -411,12 +411,10 @@ class SweepConfig:
         return problems
 
     def _of_sampler(self) -> Iterator[str]:
-        """What is given of another sampler, and has no effect, and what is no limit or name of a search."""
+        """What is given of another sampler, and has no effect."""
         for name, sampler in OF_SAMPLER.items():
             if self.sampler != sampler and getattr(self, name) != SweepConfig.__dataclass_fields__[name].default:
                 yield f"{name} is given, but sampler is {self.sampler}: use sampler {sampler}, or leave it out"
-        if self.searches and self.max_forgetting is not None:
-            yield "max_forgetting is no limit of sampler search: leave it out, or use another sampler"
 
     def _limits(self) -> Iterator[str]:
         """What is wrong with the controls and the limits within which is chosen."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from rlhf_lines import data
 from rlhf_lines.data import files, sources
 from rlhf_lines.data.splits import SPLITS
@@ -106,6 +108,12 @@ def measure_forgetting(
         values = nll([specs[spec_id] for spec_id, _, _ in chunk], [text.token_ids for _, _, text in chunk])
         store.add_nll((spec, text, value) for (spec, text, _), value in zip(chunk, values, strict=True))
         advance(len(chunk))
+
+
+def largest_ratio(store: Store, points: Sequence[StoredPoint], sft: StoredPoint) -> float:
+    """The largest perplexity of a point over that of the SFT model: exp((nll - nll_SFT) / tokens)."""
+    tokens, of_sft = store.forgetting_tokens().sum(), store.nll(sft.spec_id).sum()
+    return float(np.exp((max(store.nll(point.spec_id).sum() for point in points) - of_sft) / tokens))
 
 
 def _add_texts(store: Store, texts: Sequence[ForgettingText]) -> list[int]:

@@ -59,7 +59,7 @@ class Progress:
         read_early = len(inputs.forgetting) if config.max_forgetting is not None else 0
         units = {
             VALIDATION: of_split.get("validation", 0) + read_early,
-            SEARCH: of_split.get("validation", 0),
+            SEARCH: of_split.get("validation", 0) + read_early,
             TEST: of_split["test"],
             PREDICTED: of_split["test"],
             CONTROL: len(inputs.forgetting),

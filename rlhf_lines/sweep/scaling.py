@@ -15,6 +15,7 @@ from rlhf_lines.pareto.corrected import Hypervolume, correct
 from rlhf_lines.pareto.schema import GridEntry, GroupMeasure, Tuning, Validation
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.forgetting import largest_ratio
 from rlhf_lines.sweep.groups import LINES, SFT, Specs, simplex
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement
@@ -178,14 +179,11 @@ class _Trials:
         return max(store.kl(point.spec_id, "validation").mean().item() for point in points)
 
     def _forgetting(self, points: Sequence[StoredPoint]) -> float | None:
-        """The largest perplexity of a point over that of the SFT model: exp((nll - nll_SFT) / tokens)."""
+        """The largest perplexity of a point over that of the SFT model."""
         if self._config.max_forgetting is None:
             return None
-        store = self._measurement.store
-        tokens = store.forgetting_tokens().sum()
         sft = next(point for point in self._points if point.group == SFT)
-        nll, of_sft = max(store.nll(point.spec_id).sum() for point in points), store.nll(sft.spec_id).sum()
-        return np.exp((nll - of_sft) / tokens).item()
+        return largest_ratio(self._measurement.store, points, sft)
 
     def _lowest(self, points: Sequence[StoredPoint]) -> dict[str, float]:
         """By the scores that have a minimum, the smallest mean of a point."""

@@ -14,6 +14,7 @@ from rlhf_lines.pareto import hypervolume, reference_point
 from rlhf_lines.pareto.schema import LINES, SEARCHED, SOUP
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.forgetting import largest_ratio
 from rlhf_lines.sweep.groups import Specs, simplex
 from rlhf_lines.sweep.inputs import Inputs
 from rlhf_lines.sweep.measure import Measurement
@@ -119,6 +120,7 @@ class _Search:
         self._tried: list[_Tried] = []
         self.generations: list[Generation] = []
         anchors = [self._known[spec] for group in specs.anchors().values() for spec in group]
+        self._sft = anchors[0]
         self._reference = config.reference_point or reference_point(np.stack(list(map(self._means, anchors))))
 
     @property
@@ -154,6 +156,8 @@ class _Search:
         """Measure a generation, and note what it adds."""
         new = {SEARCHED: [spec for _, spec in candidates if spec not in self._known]}
         measured = self._measurement.measure("validation", new, self._prompts, phase=SEARCH)
+        if self._config.max_forgetting is not None:
+            self._measurement.forgetting(measured, self._inputs.forgetting)
         points = self._known | {point.spec: point for point in measured}
         for vector, spec in candidates:
             point = points[spec]
@@ -172,8 +176,8 @@ class _Search:
         if not taken:
             raise ValueError(
                 f"none of the {len(self._tried)} merges that the search tried keeps the limits and lies above the "
-                f"reference point {[round(value, 4) for value in self._reference]}: loosen max_kl or minimum, or give "
-                "more search_points"
+                f"reference point {[round(value, 4) for value in self._reference]}: loosen the limits, or give more "
+                "search_points"
             )
         return [allowed[i].spec for i in taken]
 
@@ -185,8 +189,10 @@ class _Search:
         return self._store.scores(point.spec_id, "validation", self._inputs.objectives).mean(axis=0)
 
     def _keeps_limits(self, point: StoredPoint) -> bool:
-        most, least = self._config.max_kl, self._config.minimum
+        most, forgotten, least = self._config.max_kl, self._config.max_forgetting, self._config.minimum
         if most is not None and self._store.kl(point.spec_id, "validation").mean() > most:
+            return False
+        if forgotten is not None and largest_ratio(self._store, [point], self._sft) > forgotten:
             return False
         scores = self._store.scores(point.spec_id, "validation", list(least)).mean(axis=0) if least else []
         return all(score >= bound for score, bound in zip(scores, least.values(), strict=True))

@@ -314,7 +314,6 @@ TIES = {"name": "t", "rule": "ties"}
         ({"search_points": 5}, "search_points is given, but sampler is grid: use sampler search, or leave it out"),
         ({"sampler": "map", "search_gain": 0.1}, "search_gain is given, but sampler is map: use sampler search"),
         ({"sampler": "search", "search_gain": -1}, "search_gain is -1, expected a number of at least 0"),
-        ({"sampler": "search", "control": "news", "max_forgetting": 1.1}, "max_forgetting is no limit of sampler"),
         ({"vllm": "{}"}, "vllm is given, but engine is local: leave it out, or use engine vllm"),
         ({"engine": "vllm", "vllm": "[2]"}, "vllm holds [2], expected a mapping"),
         ({"engine": "vllm", "vllm": "{2"}, "vllm holds '{2', which is no valid JSON"),

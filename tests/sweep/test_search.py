@@ -113,9 +113,14 @@ def test_a_search_ends_where_generations_add_nothing(search):
     assert found["stopped"] == "gain" and len(found["generations"]) == 3
 
 
-@pytest.mark.parametrize("limit", [{"max_kl": 0.8}, {"minimum": '{"early": 0.25}'}], ids=["max_kl", "minimum"])
-def test_what_lies_beyond_a_limit_is_on_no_front(search, rewards, limit):
-    folder = search(scalings=["0.2 0.2"], **limit)
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_kl": 0.8}, {"minimum": '{"early": 0.25}'}, {"max_forgetting": 1.06}],
+    ids=lambda limit: next(iter(limit)),
+)
+def test_what_lies_beyond_a_limit_is_on_no_front(search, rewards, tmp_path, limit):
+    (tmp_path / "texts.txt").write_text("abc\n\nxyz w\n\nhello there\n")
+    folder = search(scalings=["0.2 0.2"], **limit, control=tmp_path / "texts.txt")
     means = means_by_hand(folder, "validation", rewards)
     kl = dict(
         read(
@@ -124,8 +129,16 @@ def test_what_lies_beyond_a_limit_is_on_no_front(search, rewards, limit):
             "JOIN prompts p ON p.id = c.prompt AND p.split = o.split WHERE o.split = 'validation' GROUP BY o.id",
         )
     )
-    beyond = {i for i in means if (kl[i] > 0.8 if "max_kl" in limit else means[i][1] < 0.25)}
+    nats = dict(read(folder, "SELECT spec, SUM(nats) FROM control GROUP BY spec"))
+    tokens = read(folder, "SELECT SUM(tokens) FROM control_texts")[0][0]
     of_spec = dict(read(folder, "SELECT id, spec FROM points WHERE split = 'validation'"))
+    (sft,) = read(folder, "SELECT spec FROM points WHERE split = 'validation' AND \"group\" = 'sft'")[0]
+    is_beyond = {
+        "max_kl": lambda i: kl[i] > 0.8,
+        "minimum": lambda i: means[i][1] < 0.25,
+        "max_forgetting": lambda i: np.exp((nats[of_spec[i]] - nats[sft]) / tokens) > 1.06,
+    }
+    beyond = set(filter(is_beyond[next(iter(limit))], means))
     specs = {row[0] for row in read(folder, "SELECT spec FROM points WHERE split = 'test' AND \"group\" = 'search'")}
     kept = [i for i, spec in of_spec.items() if spec in specs]
     assert kept and not beyond.intersection(kept)
