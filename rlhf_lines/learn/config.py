@@ -104,6 +104,22 @@ class LearnConfig:
             "help": "Choose among candidates whose every point has at most this mean KL to the SFT model (nats)."
         },
     )
+    max_forgetting: float | None = field(
+        default=None,
+        metadata={
+            "help": "Choose among candidates whose every point has at most this times the SFT model's perplexity on "
+            "the texts of control."
+        },
+    )
+    control: str | None = field(
+        default=None,
+        metadata={
+            "help": "Texts outside the task that max_forgetting is about: a task, a file, a folder or a Hub id, with a "
+            "column text."
+        },
+    )
+    control_texts: int = field(default=100, metadata={"help": "How many of these texts."})
+    control_tokens: int = field(default=256, metadata={"help": "Tokens of each that are read."})
     train_prompts: int = field(default=64, metadata={"help": "Training prompts, on which every candidate is measured."})
     validation_prompts: int = field(
         default=100, metadata={"help": "Validation prompts, on which what was found is measured once more."}
@@ -173,6 +189,8 @@ class LearnConfig:
             "train_prompts": 2,
             "validation_prompts": 2,
             "samples_per_prompt": 1,
+            "control_texts": 2,
+            "control_tokens": 2,
             "max_new_tokens": 1,
             "batch_size": 1,
             "top_k": 1,
@@ -193,8 +211,9 @@ class LearnConfig:
         for name in ("step", "learning_rate"):
             if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
                 yield f"{name} is {value}, expected a number above 0"
-        if self.max_kl is not None and not (math.isfinite(self.max_kl) and self.max_kl > 0):
-            yield f"max_kl is {self.max_kl}, expected a number above 0"
+        for name in ("max_kl", "max_forgetting"):
+            if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
+                yield f"{name} is {value}, expected a number above 0"
         for name in ("top_p", "top_k"):
             if self.temperature == 0 and getattr(self, name) is not None:
                 yield f"{name} is given, but temperature 0 takes the most likely token: leave one out"
@@ -236,6 +255,9 @@ class LearnConfig:
             yield "num_weights is given, but aim is utility: leave it out, or use aim hypervolume"
         if self.aim == "hypervolume" and len(self.policies) < 2:
             yield "aim is hypervolume, but a single policy has no front: use aim utility"
+        if (self.max_forgetting is None) != (not self.control):
+            given, other = ("control", "max_forgetting") if self.control else ("max_forgetting", "control")
+            yield f"{given} is given, but no {other}: give both, or leave it out"
         if self.max_kl is not None and not self.samples_policy:
             yield "max_kl needs completions drawn from the policy: give a temperature above 0, and no top_p or top_k"
         if self.preference:

@@ -27,6 +27,7 @@ from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.engines.protocol import Pair
+from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
 from rlhf_lines.sweep.inputs import (
     REWARD_BATCH,
     check_count,
@@ -57,6 +58,7 @@ class Inputs:
         prompts: of `train` and `validation`, from what the policy reads to what reward models may be shown.
         num_layers: layers of the SFT model.
         demonstrations: of `train`, for methods that learn from such.
+        forgetting: texts outside the task with their tokens, where they limit what is chosen.
     """
 
     sft: Path
@@ -67,6 +69,7 @@ class Inputs:
     prompts: Prompts
     num_layers: int
     demonstrations: list[Pair]
+    forgetting: list[ForgettingText]
 
 
 def read_inputs(run_config: RunConfig, data_config: DataConfig, config: LearnConfig) -> Inputs:
@@ -100,12 +103,13 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: LearnCon
         if few := check_count(len(texts), asked, split, data_config.dataset_name):
             logger.warning("%s", few)
     demonstrations = demonstrations_for(data_config, config, tokenizer)
+    forgetting = texts_for(config, tokenizer)
     check_writes(of_model, tokenizer)
     token_ids = [tokenizer(text)["input_ids"] for texts in prompts.values() for text in texts]
     check_prompts(of_model, token_ids, dataset=data_config.dataset_name, max_new_tokens=config.max_new_tokens)
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
-    return Inputs(sft, adapters, reward_models, objectives, tokenizer, prompts, num_layers, demonstrations)
+    return Inputs(sft, adapters, reward_models, objectives, tokenizer, prompts, num_layers, demonstrations, forgetting)
 
 
 def read_prompts(data_config: DataConfig, config: LearnConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
@@ -125,8 +129,19 @@ def demonstrations_for(
     return read_demonstrations(data_config, config.train_prompts, config.max_new_tokens, tokenizer)
 
 
+def texts_for(config: LearnConfig, tokenizer: PreTrainedTokenizerBase) -> list[ForgettingText]:
+    """The texts outside the task, where they limit what is chosen."""
+    if not config.control:
+        return []
+    return load_forgetting_texts(config.control, config.control_texts, config.control_tokens, tokenizer)
+
+
 def fingerprints(
-    data_config: DataConfig, config: LearnConfig, prompts: Prompts, demonstrations: Sequence[Pair]
+    data_config: DataConfig,
+    config: LearnConfig,
+    prompts: Prompts,
+    demonstrations: Sequence[Pair],
+    forgetting: Sequence[ForgettingText],
 ) -> dict[str, Fingerprint]:
     """What learning with these settings reads, as hashes by the name of the input."""
     policies = [
@@ -141,4 +156,6 @@ def fingerprints(
     if demonstrations:
         rows = ({"prompt": before, "completion": after} for before, after in demonstrations)
         found[f"demonstrations of {called(data_config.dataset_name)}"] = rows_fingerprint(rows)
+    if forgetting:
+        found[f"control {called(config.control)}"] = rows_fingerprint({"text": one.text} for one in forgetting)
     return found

@@ -6,16 +6,17 @@ from rlhf_lines.progress import Bar
 
 
 class Progress:
-    """The bar, a context manager. Its unit is a completion.
+    """The bar, a context manager. Its unit is a completion, or a text outside the task that a candidate reads.
 
     Args:
-        total: completions in all.
+        total: of them in all.
         done: how many a stopped run has left.
+        with_texts: whether there are texts.
     """
 
-    def __init__(self, total: int, done: int) -> None:
-        self._total = total
-        self._bar = Bar(total=total, initial=done, desc="learn", unit="completions")
+    def __init__(self, total: int, done: int, *, with_texts: bool = False) -> None:
+        self._total, unit = total, "completions and texts" if with_texts else "completions"
+        self._bar = Bar(total=total, initial=done, desc="learn", unit=unit)
 
     def __enter__(self) -> Progress:
         return self

@@ -18,7 +18,14 @@ from rlhf_lines.example import try_rewards
 from rlhf_lines.learn.config import LearnConfig
 from rlhf_lines.learn.counts import completions_of_steps, specs_of_splits
 from rlhf_lines.learn.grid import point_names
-from rlhf_lines.learn.inputs import Inputs, demonstrations_for, fingerprints, read_inputs, read_prompts
+from rlhf_lines.learn.inputs import (
+    Inputs,
+    demonstrations_for,
+    fingerprints,
+    read_inputs,
+    read_prompts,
+    texts_for,
+)
 from rlhf_lines.learn.methods import METHODS, Search
 from rlhf_lines.learn.progress import Progress
 from rlhf_lines.learn.trials import Trial, Trials
@@ -50,7 +57,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
     not sampled again.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: as `read_inputs`; or no candidate keeps `max_kl`.
+        FileNotFoundError, FileExistsError, ValueError: as `read_inputs`; or no candidate keeps the limits.
     """
     read = read_inputs(run_config, data_config, config)
     kept = _facts(read, data_config, config)
@@ -73,7 +80,9 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
         worker = Worker(engine, read.reward_models, read.tokenizer, config.stop)
         with Store(folder) as store:
             store.remember(**kept)
-            with Progress(_completions(config, read), len(store.finished())) as progress:
+            texts = specs_of_splits(config, read.num_layers)["train"] * len(read.forgetting)  # each spec reads once
+            done = len(store.finished()) + len(store.finished_forgetting())
+            with Progress(_completions(config, read) + texts, done, with_texts=bool(texts)) as progress:
                 measurement = Measurement(store, worker, Processes(), progress, config.samples_per_prompt)
                 found, way = _learn(config, read, engine, worker, measurement)
             store.finish()
@@ -87,7 +96,8 @@ def inputs(run_config: RunConfig, data_config: DataConfig, config: LearnConfig) 
     """What the stage would read with these settings, as its record holds it."""
     tokenizer = load_tokenizer(local_folder(config.sft_model, what="SFT model"))
     texts = read_prompts(data_config, config, tokenizer)
-    return fingerprints(data_config, config, texts, demonstrations_for(data_config, config, tokenizer))
+    shown = demonstrations_for(data_config, config, tokenizer)
+    return fingerprints(data_config, config, texts, shown, texts_for(config, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,7 @@ class _Tried:
             "vector": list(self.vector),
             "value": trial.value,
             "kl": trial.kl,
+            "forgetting": trial.forgetting,
             "within_limits": trial.within_limits,
         }
 
@@ -145,26 +156,34 @@ def _learn(
         "policies": list(config.policies),
         "prompts": {split: len(texts) for split, texts in read.prompts.items()},
         "candidates": sum(one.by == config.method for one in tried),
-        "train": {name: {"value": trial.value, "kl": trial.kl} for name, trial in train.items()},
-        "validation": {name: {"value": trial.value, "kl": trial.kl} for name, trial in validation.items()},
+        "train": {name: _told(trial) for name, trial in train.items()},
+        "validation": {name: _told(trial) for name, trial in validation.items()},
         "differences": _differences(validation),
         "profiles": {name: profile.to_options() for name, profile in profiles.items()},
     }
     return found, {"candidates": [one.told() for one in tried], "losses": search.losses}
 
 
+def _told(trial: Trial) -> dict[str, float | None]:
+    return {"value": trial.value, "kl": trial.kl, "forgetting": trial.forgetting}
+
+
 def _best(config: LearnConfig, tried: Sequence[_Tried]) -> _Tried:
-    """The candidate that is worth most within the limit; of equal ones, the first.
+    """The candidate that is worth most within the limits; of equal ones, the first.
 
     Raises:
-        ValueError: none keeps the limit.
+        ValueError: none keeps the limits.
     """
     allowed = [one for one in tried if one.trial.within_limits]
     if not allowed:
-        least = min(one.trial.kl for one in tried)
+        limits = {
+            f"max_{name} {limit:g} (the smallest is {min(getattr(one.trial, name) for one in tried):.4g})"
+            for name in ("kl", "forgetting")
+            if (limit := getattr(config, f"max_{name}")) is not None
+        }
         raise ValueError(
-            f"none of the {len(tried)} candidates of {tried[0].by} keeps max_kl {config.max_kl:g} (the smallest is "
-            f"{least:.4g}): raise it, or give more candidates"
+            f"none of the {len(tried)} candidates of {tried[0].by} keeps {' and '.join(sorted(limits))}: raise the "
+            "limit, or give more candidates"
         )
     return max(allowed, key=lambda one: one.trial.value)
 
@@ -193,7 +212,7 @@ def _facts(read: Inputs, data_config: DataConfig, config: LearnConfig) -> dict[s
         **without_secrets({**settings, "rewards": rewards}),
         "dataset_name": without_secrets(data_config.dataset_name),
         "reward_names": [model.name for model in read.reward_models],
-        "inputs_sha256": fingerprints(data_config, config, read.prompts, read.demonstrations),
+        "inputs_sha256": fingerprints(data_config, config, read.prompts, read.demonstrations, read.forgetting),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,10 @@ from rlhf_lines.learn.inputs import Inputs
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.pareto import hypervolume, ideal_point, reference_point, utilities
+from rlhf_lines.sweep.forgetting import largest_ratio
 from rlhf_lines.sweep.groups import one_hot, simplex
 from rlhf_lines.sweep.measure import Measurement
+from rlhf_lines.sweep.store import StoredPoint
 
 
 ANCHORS = "anchors"
@@ -30,19 +33,34 @@ class Trial:
         value: what it is worth: utility or hypervolume.
         by_prompt: `[P]`, its utility on each prompt; None of a hypervolume, which has no such.
         kl: the largest mean KL of a point of it to the SFT model, in nats; None where completions do not estimate it.
-        within_limits: whether it keeps `max_kl`.
+        forgetting: the largest perplexity of a point of it over the SFT model's; None without `max_forgetting`.
+        excess: the largest of what is limited over its limit, 0 where nothing is.
     """
 
     profile: Profile
     value: float
     by_prompt: NDArray[np.float64] | None
     kl: float | None
-    within_limits: bool
+    forgetting: float | None
+    excess: float
+
+    @property
+    def within_limits(self) -> bool:
+        """Whether it keeps `max_kl` and `max_forgetting`."""
+        return self.excess <= 1.0
 
     @property
     def fitness(self) -> float:
-        """The value; beyond the limit less than any value, and less the further beyond."""
-        return self.value if self.within_limits else -FAR - self.kl
+        """The value; beyond a limit less than any value, and less the further beyond."""
+        return self.value if self.within_limits else -FAR - self.excess
+
+
+class _Point(NamedTuple):
+    """Scores `[prompts, objectives]` of a spec, its mean KL, and its perplexity over the SFT model's, where read."""
+
+    scores: NDArray[np.float64]
+    kl: float
+    forgetting: float | None
 
 
 class Trials:
@@ -64,13 +82,14 @@ class Trials:
         given = config.preference or [1.0] * len(inputs.objectives)
         self.preference = np.array(given) / sum(given)
         self._ends: dict[str, tuple[list[float], list[float]]] = {}
+        self._sft: StoredPoint | None = None
 
     def ends(self, split: str) -> tuple[list[float], list[float]]:
         """Reference and ideal point of a split."""
         if split not in self._ends:
             count = len(self._inputs.adapters)
             specs = [MergeSpec("linear", row) for row in ((0.0,) * count, *one_hot(count))]
-            means = np.stack([scores.mean(axis=0) for scores, _ in self._measured(split, ANCHORS, specs)])
+            means = np.stack([point.scores.mean(axis=0) for point in self._measured(split, ANCHORS, specs)])
             self._ends[split] = reference_point(means), ideal_point(means)
         return self._ends[split]
 
@@ -88,29 +107,34 @@ class Trials:
     def _trial(
         self,
         profile: Profile,
-        points: Sequence[tuple[NDArray[np.float64], float]],
+        points: Sequence[_Point],
         reference: list[float],
         ideal: list[float],
     ) -> Trial:
-        scores = [of_point for of_point, _ in points]
+        scores = [point.scores for point in points]
         by_prompt = None
         if self._config.aim == "utility":
             by_prompt = utilities(scores[0], reference, ideal) @ self.preference
             value = by_prompt.mean().item()
         else:
             value = hypervolume(np.stack([of_point.mean(axis=0) for of_point in scores]), reference)
-        kl = max(of_point for _, of_point in points) if self._config.samples_policy else None
-        limit = self._config.max_kl
-        return Trial(profile, value, by_prompt, kl, limit is None or kl <= limit)
+        kl = max(point.kl for point in points) if self._config.samples_policy else None
+        forgetting = max(point.forgetting for point in points) if self._inputs.forgetting else None
+        limits = ((kl, self._config.max_kl), (forgetting, self._config.max_forgetting))
+        excess = max((found / limit for found, limit in limits if limit is not None), default=0.0)
+        return Trial(profile, value, by_prompt, kl, forgetting, excess)
 
-    def _measured(self, split: str, group: str, specs: Sequence[MergeSpec]) -> list[tuple[NDArray[np.float64], float]]:
-        """Of each spec its scores `[prompts, objectives]`, and its mean KL."""
+    def _measured(self, split: str, group: str, specs: Sequence[MergeSpec]) -> list[_Point]:
         prompts, store = self._inputs.prompts[split], self._measurement.store
         points = self._measurement.measure(split, {group: specs}, prompts, phase=f"{group} on {split} prompts")
+        if texts := self._inputs.forgetting:
+            self._measurement.forgetting(points, texts)
+            self._sft = self._sft or points[0]  # of the anchors, which are measured first
         return [
-            (
+            _Point(
                 store.scores(point.spec_id, split, self._inputs.objectives),
                 store.kl(point.spec_id, split).mean().item(),
+                largest_ratio(store, [point], self._sft) if texts else None,
             )
             for point in points
         ]

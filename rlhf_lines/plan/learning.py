@@ -19,7 +19,7 @@ from rlhf_lines.sweep.config import SweepConfig
 SAME = (
     *("sft_model", "policies", "rewards", "output_dir", "objectives", "samples_per_prompt", "max_new_tokens"),
     *("temperature", "top_p", "top_k", "stop", "batch_size", "seed", "dtype", "load_in_8bit", "load_in_4bit"),
-    "sft_renamed",
+    *("sft_renamed", "control", "control_texts", "control_tokens"),
 )
 
 
@@ -37,7 +37,7 @@ def plan_learn(configs: dict, given: dict, beside: Path | None, options: Options
 
 
 def _work(config: LearnConfig, num_layers: int, prompts: Mapping[str, int], texts: int) -> Work:
-    """How much learning does; it reads no texts outside the task."""
+    """How much learning does; texts outside the task are read once by each candidate."""
     specs = specs_of_splits(config, num_layers)
     completions = config.samples_per_prompt * sum(specs[split] * count for split, count in prompts.items())
     completions += completions_of_steps(config, prompts["train"])
@@ -45,4 +45,5 @@ def _work(config: LearnConfig, num_layers: int, prompts: Mapping[str, int], text
     together = (
         specs["train"] if config.method == "grid" else generation(config, num_layers) * specs_per_candidate(config)
     )
-    return Work(points, sum(specs.values()), completions, together)
+    read = texts * specs["train"] if config.control else 0
+    return Work(points, sum(specs.values()), completions, together, read)

@@ -127,6 +127,29 @@ def test_a_limit_of_kl_is_kept_or_said_to_be_too_low(flags, tmp_path):
         run_stage("learn", flags(tmp_path / "none", method="grid", population=None, max_kl=1e-9))
 
 
+def test_a_limit_of_forgetting_is_kept_or_said_to_be_too_low(flags, tmp_path):
+    (tmp_path / "texts.txt").write_text("abc\n\nxyz w\n\nhello there\n")
+    of_grid = {"method": "grid", "population": None, "control": tmp_path / "texts.txt"}
+    free = run_stage("learn", flags(tmp_path / "free", **of_grid, max_forgetting=1e6))
+    tried = json.loads((free / "learned.json").read_text())["candidates"]
+    with Store(free, reading=True) as store:
+        tokens, by_spec = (
+            store.forgetting_tokens().sum(),
+            {spec: store.nll(i).sum() for i, spec in store.specs().items()},
+        )
+    of_sft = by_spec[MergeSpec("linear", (0.0, 0.0))]
+    ratios = {float(np.exp((nats - of_sft) / tokens)) for spec, nats in by_spec.items() if spec.rule == "layerwise"}
+    assert all(any(one["forgetting"] == pytest.approx(ratio, rel=1e-9) for ratio in ratios) for one in tried)
+    found = sorted(one["forgetting"] for one in tried)
+    kept = run_stage("learn", flags(tmp_path / "kept", **of_grid, max_forgetting=(found[0] + found[1]) / 2))
+    assert read_record(kept)["train"]["learned"]["forgetting"] == pytest.approx(found[0], rel=1e-9)
+    assert found[0] < found[-1] and read_record(free)["train"]["learned"]["forgetting"] is not None
+    with pytest.raises(
+        ValueError, match=r"none of the 8 candidates of grid keeps max_forgetting 0.1 \(the smallest is"
+    ):
+        run_stage("learn", flags(tmp_path / "none", **of_grid, max_forgetting=0.1))
+
+
 ALONG_GRADIENTS = {"population": None, "num_candidates": None, "compare_grid": "false", "step_prompts": 5}
 
 
