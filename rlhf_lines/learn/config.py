@@ -27,7 +27,8 @@ OF_METHODS = {
     "population": PROPOSING,
     "step": PROPOSING,
     "num_steps": tuple(STEPS),
-    "learning_rate": BY_ADAM,
+    "learning_rate": (*BY_ADAM, "frank_wolfe"),
+    "soft_steps": ("frank_wolfe",),
     "step_prompts": tuple(STEPS),
     "kl_coef": ("reward_gradient",),
     "space": (*PROPOSING, *STEPS),
@@ -89,6 +90,13 @@ class LearnConfig:
     )
     learning_rate: float = field(
         default=1e-3, metadata={"help": "Of these steps (Adam), where 1 is the soup's factor."}
+    )
+    soft_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Of frank_wolfe: steps of Adam among the policies chosen so far, after each of its own; 0 is the "
+            "paper's hard form."
+        },
     )
     step_prompts: int = field(default=16, metadata={"help": "Prompts of one such step."})
     kl_coef: float = field(
@@ -184,6 +192,7 @@ class LearnConfig:
             "num_candidates": 2,
             "population": 2,
             "num_steps": 1,
+            "soft_steps": 0,
             "step_prompts": 1,
             "num_weights": 2,
             "train_prompts": 2,
@@ -241,6 +250,8 @@ class LearnConfig:
             yield f"num_candidates is given, but method {self.method} has one and compare_grid is false: leave it out"
         if self.method == "frank_wolfe" and self.space == "profile":
             yield "space is profile, but frank_wolfe steps towards policies: give space coefficients, or policies"
+        if self.method == "frank_wolfe" and not self.soft_steps and self.learning_rate != 1e-3:
+            yield "learning_rate is given, but soft_steps is 0: give steps of Adam, or leave it out"
         if self.method in ("natural_niches", "reward_gradient") and self.aim == "hypervolume":
             yield f"aim is hypervolume, but {self.method} needs what single prompts are worth: use aim utility"
         if self.method == "reward_gradient" and not (self.temperature == 1 and self.samples_policy):

@@ -86,7 +86,7 @@ def descend(
     *,
     steps: int,
     learning_rate: float,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
+    project: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda numbers: numbers,
 ) -> tuple[list[float], list[float]]:
     """The vector at the end of Adam's steps, and the loss before each of them.
 
@@ -95,7 +95,7 @@ def descend(
         start: the first vector.
         steps: how many.
         learning_rate: Adam's; betas 0.9 and 0.999.
-        bounds: smallest and largest number, kept after every step.
+        project: from what a step gives to the nearest vector that is allowed.
     """
     numbers = torch.tensor(list(start), dtype=torch.float64)
     optimizer = torch.optim.Adam([numbers], lr=learning_rate)
@@ -106,5 +106,5 @@ def descend(
         losses.append(loss)
         numbers.grad = torch.tensor(derivatives)
         optimizer.step()
-        numbers.clamp_(*bounds)
+        numbers.copy_(torch.from_numpy(project(numbers.numpy())))
     return numbers.tolist(), losses

@@ -102,9 +102,10 @@ def by_adamerging(search: Search) -> None:
     """See `adamerging`; as in the paper factors stay between 0 and 1 where each is a number of its own."""
     tokenizer = search.inputs.tokenizer
     prompts = [(tuple(tokenizer(text)["input_ids"]), ()) for text in search.inputs.prompts["train"]]
-    bounds = {} if search.config.space == "profile" else {"bounds": (0.0, float(len(search.inputs.adapters)))}
+    most = float(len(search.inputs.adapters))
+    options = {} if search.config.space == "profile" else {"project": lambda numbers: numbers.clip(0.0, most)}
     of_step = _over(search, prompts, entropy, lambda pairs: [1 / len(pairs)] * len(pairs))
-    _descended(search, of_step, **bounds)
+    _descended(search, of_step, **options)
 
 
 def by_atlas(search: Search) -> None:
@@ -115,8 +116,15 @@ def by_atlas(search: Search) -> None:
 def by_frank_wolfe(search: Search) -> None:
     """See `frank_wolfe`; the loss is that of atlas."""
     of_step = _over(search, search.inputs.demonstrations, negative_log_likelihood, _per_token)
-    count = len(search.inputs.adapters)
-    vector, search.losses = frank_wolfe(of_step, search.space.start, steps=search.config.steps, num_policies=count)
+    config, count = search.config, len(search.inputs.adapters)
+    vector, search.losses = frank_wolfe(
+        of_step,
+        search.space.start,
+        steps=config.steps,
+        num_policies=count,
+        soft_steps=config.soft_steps,
+        learning_rate=config.learning_rate,
+    )
     search.tried([vector])
 
 

@@ -39,7 +39,11 @@ NEEDED = {"sft_model": "sft", "policies": ["a", "b"], "rewards": ["rule:length",
         ({"method": "adamerging", "compare_grid": False, "num_candidates": 9}, "num_candidates is given, but method"),
         ({"method": "adamerging", "learning_rate": 0.0}, "learning_rate is 0.0, expected a number above 0"),
         ({"method": "frank_wolfe"}, "space is profile, but frank_wolfe steps towards policies"),
-        ({"method": "frank_wolfe", "space": "policies", "learning_rate": 0.1}, "learning_rate is given, but method is"),
+        (
+            {"method": "frank_wolfe", "space": "policies", "learning_rate": 0.1},
+            "learning_rate is given, but soft_steps is 0",
+        ),
+        ({"soft_steps": 3}, "soft_steps is given, but method is evolution: leave it out"),
         (
             {"method": "reward_gradient", "aim": "hypervolume"},
             "but reward_gradient needs what single prompts are worth",

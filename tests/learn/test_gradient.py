@@ -89,7 +89,9 @@ def test_adams_first_steps_go_by_the_learning_rate_and_stay_in_the_bounds():
     found, losses = descend(lambda x, step: (float((x**2).sum()), 2 * x), [1.0, -1.0], steps=1, learning_rate=0.1)
     np.testing.assert_allclose(found, [0.9, -0.9], atol=1e-8)  # Adam's first step is the sign times the rate
     assert losses == [2.0]
-    bounded, _ = descend(lambda x, step: (0.0, np.ones(2)), [0.3, 1.0], steps=9, learning_rate=0.1, bounds=(0.0, 1.0))
+    bounded, _ = descend(
+        lambda x, step: (0.0, np.ones(2)), [0.3, 1.0], steps=9, learning_rate=0.1, project=lambda x: x.clip(0.0, 1.0)
+    )
     np.testing.assert_allclose(bounded, [0.0, 0.1], atol=1e-7)
 
 
