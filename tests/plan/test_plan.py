@@ -30,7 +30,7 @@ def unlike(paths: list[Path]) -> list[Path]:
     return list(found.values())
 
 
-STAGE_OF = {"base": "sft", "sft": "sft", "reward": "reward", "sweep": "sweep", "merge": "merge"}
+STAGE_OF = {"base": "sft", **{name: name for name in ("sft", "reward", "sweep", "merge", "learn")}}
 
 
 def planned(path: str, *flags: str, **options):
