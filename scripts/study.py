@@ -95,7 +95,15 @@ def shipped(task: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((shipped_configs() / "smollm2" / task / f"{name}.yaml").read_text())
 
 
-def stages(task: str, seed: int, folder: Path, changes: dict[str, Any], *, bf16: bool = False) -> Iterator[Stage]:
+def stages(
+    task: str,
+    seed: int,
+    folder: Path,
+    changes: dict[str, Any],
+    *,
+    bf16: bool = False,
+    rivals: Sequence[str] = (*RIVALS,),
+) -> Iterator[Stage]:
     """Yield the stages of one training seed in their order; their outputs lie below `folder`."""
     controlled = {key: SWEEP[key] for key in ("control_texts", "control_tokens")}
     controlled["control"] = f"{folder.parent}/control.jsonl"
@@ -114,15 +122,15 @@ def stages(task: str, seed: int, folder: Path, changes: dict[str, Any], *, bf16:
     for share in MIXTURES:
         mixed = [reward | {"weight": weight} for reward, weight in zip(rewards, (share, 1.0 - share), strict=True)]
         yield ppo("ppo_morlhf", f"morlhf_{share:g}_{1.0 - share:g}", rewards=mixed)
-    for kind, setting in RIVALS.items():
+    for kind in rivals:
         for name in names:
-            yield ppo(f"ppo_{name}", f"{name}_{kind}", **setting)
+            yield ppo(f"ppo_{name}", f"{name}_{kind}", **RIVALS[kind])
     compared = {
         "sft_model": sft["output_dir"],
         "policies": [f"{folder}/{name}" for name in names],
         "morlhf": [f"{folder}/morlhf_{share:g}_{1.0 - share:g}" for share in MIXTURES],
         "policy_sets": [
-            {"name": kind, "policies": [f"{folder}/{name}_{kind}" for name in names], "alpha": 1.0} for kind in RIVALS
+            {"name": kind, "policies": [f"{folder}/{name}_{kind}" for name in names], "alpha": 1.0} for kind in rivals
         ],
         "output_dir": f"{folder}/sweep",
     }
@@ -230,6 +238,9 @@ def main() -> None:
     parser.add_argument(
         "--hh_path", help="the human pairs: a file, a folder or a Hub id; as in the configs if left out"
     )
+    parser.add_argument(
+        "--rivals", nargs="*", choices=RIVALS, default=[*RIVALS], help="other ways to train both policies (all)"
+    )
     parser.add_argument("--bf16", action="store_true", help="train policies in bfloat16")
     options = parser.parse_args()
     for task in options.tasks:
@@ -243,7 +254,8 @@ def main() -> None:
         run_all(before, options.output_dir / task, options.jobs)
         for seed in options.seeds:
             folder = options.output_dir / task / f"seed_{seed}"
-            run_all(stages(task, seed, folder, changes, bf16=options.bf16), folder, options.jobs)
+            made = stages(task, seed, folder, changes, bf16=options.bf16, rivals=options.rivals)
+            run_all(made, folder, options.jobs)
         sweeps = [str(options.output_dir / task / f"seed_{seed}" / "sweep") for seed in options.seeds]
         if len(sweeps) > 1:
             compared = str(options.output_dir / task / "comparison")

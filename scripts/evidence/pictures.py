@@ -44,13 +44,14 @@ def reward_and_kl(path: Path, tasks: Sequence[Task], groups: Sequence[str]) -> N
 
 def differences(path: Path, tasks: Sequence[Task]) -> None:
     """One way to merge minus another by every measure, with intervals."""
-    inches = (canvas.PAGE_INCHES, len(tasks) * (ROW_INCHES * len(PAIRS) + 0.7))
+    pairs = {task.name: [(a, b) for a, b in PAIRS if task.has(a) and task.has(b)] for task in tasks}
+    inches = (canvas.PAGE_INCHES, sum(ROW_INCHES * len(own) + 0.7 for own in pairs.values()))
     with canvas.saved_figure([path], inches) as figure:
         panels = figure.subplots(len(tasks), len(MEASURES), squeeze=False, sharey=True)
         for row, task in zip(panels, tasks, strict=True):
             for panel, (measure, title) in zip(row, MEASURES.items(), strict=True):
-                found = [task.difference(a, b, measure) for a, b in PAIRS]
-                _bars(panel, [f"{named(a)} - {named(b)}" for a, b in PAIRS], found)
+                found = [task.difference(a, b, measure) for a, b in pairs[task.name]]
+                _bars(panel, [f"{named(a)} - {named(b)}" for a, b in pairs[task.name]], found)
                 panel.set_title(f"{task.name}: {title}", fontsize=canvas.POINTS, color=canvas.INK)
                 panel.set_xlabel("difference, % of the second")
 
@@ -75,7 +76,7 @@ def forgetting(path: Path, tasks: Sequence[Task]) -> None:
     with canvas.saved_panels([path], count, len(FORGETTING), beside=0.3) as (figure, panels, columns):
         places = ((task, source) for task in tasks for source in sources[task.name])
         for panel, (task, source) in zip(panels, places, strict=True):
-            for look in looks(FORGETTING).values():
+            for look in looks(filter(task.has, FORGETTING)).values():
                 lost = task.mean(lambda run, s=source, g=look.name: run.forgotten(run.point(g, EQUAL), s))
                 worth = task.mean(lambda run, g=look.name: run.utility(run.point(g, EQUAL)))
                 x, y = ({"mean": each.value, "low": each.low, "high": each.high} for each in (lost, worth))

@@ -54,6 +54,7 @@ def differences(task: Task, pairs: Iterable[tuple[str, str]] = PAIRS) -> str:
     rows = [
         [f"{named(a)} - {named(b)}", *(_told(task.difference(a, b, measure), 0, " %") for measure in MEASURES)]
         for a, b in pairs
+        if task.has(a) and task.has(b)
     ]
     return table(["", *MEASURES.values()], rows)
 

@@ -100,6 +100,10 @@ class Task:
     runs: list[Run]
     thirds: list[Run]
 
+    def has(self, group: str) -> bool:
+        """Whether every seed has this group."""
+        return all(any(point["group"] == group for point in run.front["points"]) for run in self.runs)
+
     @cached_property
     def compared(self) -> RunsFile | Front:
         """All pairs of groups: over seeds and prompts, or of a single seed over prompts."""
@@ -111,11 +115,10 @@ class Task:
 
     def difference(self, a: str, b: str, measure: str) -> Estimate | None:
         """A measure of group a minus that of group b, in percent of b's; None where it is not measured."""
-        entry, sign = next(
-            (each, 1 if (each["a"], each["b"]) == (a, b) else -1)
-            for each in self.compared["comparisons"]
-            if {each["a"], each["b"]} == {a, b}
-        )
+        entry = next((each for each in self.compared["comparisons"] if _pair(each) == {a, b}), None)
+        if entry is None:
+            return None
+        sign = 1 if entry["a"] == a else -1
         found = entry[f"{measure}_difference"]
         base = self._size(entry, b, measure)
         if found is None or found["low"] is None or base is None:
