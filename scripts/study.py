@@ -26,6 +26,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -207,6 +208,17 @@ def run(stage: Stage, folder: Path, *, threads: int, processes: int = 1) -> None
     print(f"study: {path}: {time.monotonic() - start:.0f} s", flush=True)
 
 
+def run_unless(failed: threading.Event, stage: Stage, folder: Path) -> None:
+    """Run a stage in one thread, unless one beside it has failed before it began."""
+    if failed.is_set():
+        return
+    try:
+        run(stage, folder, threads=1)
+    except SystemExit:
+        failed.set()
+        raise
+
+
 def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
     """Run stages in their order, those of PPO several at a time. What runs beside one that fails is run to its end.
 
@@ -215,13 +227,10 @@ def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
     for verb, some in itertools.groupby(todo, key=lambda stage: stage.verb):
         if verb == "ppo" and jobs > 1:
             with ThreadPoolExecutor(jobs) as pool:
-                running = [pool.submit(run, stage, folder, threads=1) for stage in some]
-                try:
-                    for one in as_completed(running):
-                        one.result()
-                except SystemExit:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+                failed = threading.Event()
+                running = [pool.submit(run_unless, failed, stage, folder) for stage in some]
+                for one in as_completed(running):
+                    one.result()
         else:
             for stage in some:
                 processes = jobs if verb == "sweep" else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,21 @@ def test_what_fails_is_shown_and_nothing_after_it_is_run(study, tmp_path, capsys
     shown = capsys.readouterr()
     assert "policies" in shown.err and "first.txt" in shown.out
     assert (tmp_path / "logs" / "first.txt").read_text().strip() and not (tmp_path / "logs" / "second.txt").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_is_begun_after_a_failure(study, tmp_path, monkeypatch, jobs):
+    """Of policies that are trained side by side, what waits is not begun; what runs is run to its end."""
+    begun = []
+
+    def run(stage, folder, **options):
+        begun.append(stage.name)
+        if stage.name == "fails":
+            raise SystemExit("stage fails")
+        time.sleep(0.1)
+
+    monkeypatch.setattr(study, "run", run)
+    names = ["fails", *(f"policy {i}" for i in range(20))]
+    with pytest.raises(SystemExit, match="stage fails"):
+        study.run_all(iter([study.Stage("ppo", name, {}) for name in names]), tmp_path, jobs)
+    assert len(begun) <= jobs
