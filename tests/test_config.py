@@ -31,7 +31,7 @@ from rlhf_lines.train.config import RewardsConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "accelerate")
-VERB_OF = {"base": "sft", "sft": "sft", "reward": "reward", "ppo": "ppo", "sweep": "sweep", "merge": "merge"}
+VERB_OF = {"base": "sft", **{name: name for name in ("sft", "reward", "ppo", "sweep", "merge", "learn")}}
 
 
 def verb_of(path: Path) -> str:
