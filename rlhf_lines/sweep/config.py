@@ -120,7 +120,11 @@ class SweepConfig:
     )
     map_points: int = field(default=4, metadata={"help": "Of map: how many predicted weights are measured."})
     search_points: int = field(
-        default=100, metadata={"help": "Of search: how many merges it measures on validation prompts, at most."}
+        default=100,
+        metadata={
+            "help": "Of search: how many merges it measures on validation prompts, at most; what it begins with is "
+            "measured in any case."
+        },
     )
     search_gain: float = field(
         default=0.005,

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.space import Space, bent_lines
-from rlhf_lines.pareto import hypervolume, reference_point
+from rlhf_lines.pareto import hypervolume, nondominated, reference_point
 from rlhf_lines.pareto.schema import LINES, SEARCHED, SOUP
 from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.config import SweepConfig
@@ -130,10 +130,11 @@ class _Search:
 
     @property
     def is_slow(self) -> bool:
-        """Whether the last generations added next to nothing."""
+        """Whether the last generations added next to nothing, or all lie below the reference point."""
         volumes = [generation["hypervolume"] for generation in self.generations[-PATIENT - 1 :]]
         least = 1.0 + self._config.search_gain
-        return len(volumes) > PATIENT and all(after < least * before for before, after in itertools.pairwise(volumes))
+        steps = itertools.pairwise(volumes)
+        return len(volumes) > PATIENT and all(after < least * before or not after for before, after in steps)
 
     def starts(self, chosen: Mapping[str, Scaling]) -> list[tuple[tuple[float, ...], MergeSpec]]:
         """The soup and LiNeS as chosen, at the weights at which scalings are chosen."""
@@ -146,40 +147,33 @@ class _Search:
         return [(vector, spec) for spec, vector in found.items()]
 
     def proposals(self, count: int, draws: np.random.Generator) -> list[tuple[tuple[float, ...], MergeSpec]]:
-        """Vectors that what was tried proposes, of which those within the limits have children, or all if none is."""
-        parents = [one for one in self._tried if one.allowed] or self._tried
-        means = np.stack([one.means for one in parents])
-        vectors = propose([one.vector for one in parents], means, self._reference, count, step=STEP, draws=draws)
+        """Vectors that what was tried proposes, of which those within the limits have children."""
+        means = np.stack([one.means for one in self._allowed])
+        vectors = [one.vector for one in self._allowed]
+        vectors = propose(vectors, means, self._reference, count, step=STEP, draws=draws)
         return [(tuple(vector), spec_of(vector, self._space)) for vector in vectors.tolist()]
 
     def measure(self, candidates: Sequence[tuple[tuple[float, ...], MergeSpec]]) -> None:
         """Measure a generation, and note what it adds."""
-        new = {SEARCHED: [spec for _, spec in candidates if spec not in self._known]}
-        measured = self._measurement.measure("validation", new, self._prompts, phase=SEARCH)
+        new = [spec for _, spec in candidates if spec not in self._known]
+        measured = self._measurement.measure("validation", {SEARCHED: new}, self._prompts, phase=SEARCH)
         if self._config.max_forgetting is not None:
             self._measurement.forgetting(measured, self._inputs.forgetting)
         points = self._known | {point.spec: point for point in measured}
         for vector, spec in candidates:
             point = points[spec]
             self._tried.append(_Tried(vector, spec, self._means(point), self._keeps_limits(point)))
-        volume = hypervolume(np.stack([one.means for one in self._allowed]), self._reference) if self._allowed else 0.0
+        volume = hypervolume(np.stack([one.means for one in self._allowed]), self._reference)
         self.generations.append({"measured": self.measured, "hypervolume": volume})
 
     def front(self, count: int) -> list[MergeSpec]:
-        """At most so many of what was tried, which together have most hypervolume.
+        """At most so many of what was tried, which together have most hypervolume; LiNeS as chosen keeps the limits.
 
-        Raises:
-            ValueError: nothing keeps the limits, or lies above the reference point.
+        Where nothing lies above a given reference point, they are of what no other dominates.
         """
-        allowed = self._allowed
-        taken = best_subset([one.means for one in allowed], self._reference, count) if allowed else []
-        if not taken:
-            raise ValueError(
-                f"none of the {len(self._tried)} merges that the search tried keeps the limits and lies above the "
-                f"reference point {[round(value, 4) for value in self._reference]}: loosen the limits, or give more "
-                "search_points"
-            )
-        return [allowed[i].spec for i in taken]
+        means = np.stack([one.means for one in self._allowed])
+        taken = best_subset(means, self._reference, count) or nondominated(means)[:count]
+        return [self._allowed[i].spec for i in taken]
 
     @property
     def _allowed(self) -> list[_Tried]:

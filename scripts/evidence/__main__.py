@@ -27,7 +27,7 @@ from rlhf_lines.artifact import is_complete
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SWEEPS = ("sweep", "thirds")
+SWEEPS = ("sweep", "thirds")  # of a seed; the second may be missing
 NOT_OURS = ("hh",)  # tasks whose prompts are kept as hashes
 TABLES: Mapping[str, Callable[[Task], str]] = {
     "differences": questions.differences,
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tasks = read_kept(options.kept, Path(folder))
         if not tasks:
-            sys.exit(f"{options.kept} has no seed with {' and '.join(SWEEPS)}: give the folder of a study by --study")
+            sys.exit(f"{options.kept} has no seed: give the folder of a study by --study")
         for name, draw in pictures.ALL.items():
             draw(options.kept / f"{name}.png", tasks)
         options.page.write_text(with_tables(options.page.read_text(encoding="utf-8"), tables(tasks)), encoding="utf-8")
@@ -62,27 +62,28 @@ def keep_finished(study: Path, kept: Path) -> None:
     """Keep every seed of a study whose sweeps are finished, in place of what is kept of it."""
     for seed in sorted(study.glob("*/seed_*")):
         task = seed.parent.name
-        if not all(is_complete(seed / sweep) for sweep in SWEEPS):
+        finished = [sweep for sweep in SWEEPS if is_complete(seed / sweep)]
+        if SWEEPS[0] not in finished:
             print(f"evidence: {seed} has not finished: left out")
             continue
         there = kept / task / seed.name
         shutil.rmtree(there, ignore_errors=True)
-        for sweep in SWEEPS:
+        for sweep in finished:
             control = seed.parent / "control.jsonl"
             keep(seed / sweep, control, there / f"{sweep}.tar.xz", hide_prompts=task in NOT_OURS)
         configs = sorted((seed / "configs").glob("*.yaml"))
         (there / "configs.yaml").write_text(
             "".join(f"--- # {path.stem}\n{path.read_text(encoding='utf-8')}" for path in configs), encoding="utf-8"
         )
-        print(f"evidence: kept {seed}")
+        print(f"evidence: kept {seed}: {', '.join(finished)}")
 
 
 def read_kept(kept: Path, folder: Path) -> list[Task]:
     """Every task that is kept, its seeds in their order; unpacked below `folder`."""
     tasks = []
     for task in sorted(path for path in kept.iterdir() if path.is_dir()):
-        seeds = sorted(task.glob("seed_*"))
-        folders = {sweep: [unpack(seed / f"{sweep}.tar.xz", folder) for seed in seeds] for sweep in SWEEPS}
+        archives = {sweep: sorted(task.glob(f"seed_*/{sweep}.tar.xz")) for sweep in SWEEPS}
+        folders = {sweep: [unpack(archive, folder) for archive in found] for sweep, found in archives.items()}
         runs = {sweep: [Run.read(path, path.parent.name) for path in found] for sweep, found in folders.items()}
         tasks.append(Task(task.name, folders["sweep"], runs["sweep"], runs["thirds"]))
     return tasks

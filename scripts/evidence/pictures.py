@@ -57,7 +57,10 @@ def differences(path: Path, tasks: Sequence[Task]) -> None:
 
 
 def thirds(path: Path, tasks: Sequence[Task]) -> None:
-    """What the factor of each third does to utility, KL and the loss on other texts."""
+    """What the factor of each third does to utility, KL and the loss on other texts; nothing, where none has any."""
+    tasks = [task for task in tasks if task.thirds]
+    if not tasks:
+        return
     most = max(len(effects(task)) for task in tasks)
     inches = (canvas.PAGE_INCHES, len(tasks) * (ROW_INCHES * len(THIRDS) + 0.9))
     with canvas.saved_figure([path], inches) as figure:

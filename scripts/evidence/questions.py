@@ -88,6 +88,8 @@ def effects(task: Task) -> list[Effect]:
 
 def thirds(task: Task) -> str:
     """What the factor of each third does, the others averaged over both levels; and the last third less the first."""
+    if not task.thirds:
+        return "Not measured yet."
     rows = [
         [
             effect.name,
@@ -111,6 +113,8 @@ def last_less_first(task: Task, effect: Effect) -> Estimate:
 
 def profiles(task: Task) -> str:
     """The eight profiles at equal weights."""
+    if not task.thirds:
+        return "Not measured yet."
     rows = []
     for levels in itertools.product(LEVELS, repeat=len(THIRDS)):
         name = third_name(levels)

@@ -113,6 +113,21 @@ def test_a_search_ends_where_generations_add_nothing(search):
     assert found["stopped"] == "gain" and len(found["generations"]) == 3
 
 
+def test_at_the_ends_of_a_soup_nothing_new_is_measured_to_begin_with(search):
+    found = told(search(validation_weights=2, search_points=5))
+    assert found["generations"][0]["measured"] == 0 and found["generations"][-1]["measured"] == 5
+
+
+def test_below_a_given_reference_point_the_front_is_what_nothing_dominates(search, rewards):
+    folder = search(reference_point=[5, 5], search_gain=0.005)
+    found, means = told(folder), means_by_hand(folder, "validation", rewards)
+    assert {generation["hypervolume"] for generation in found["generations"]} == {0.0} and found["stopped"] == "gain"
+    kept = {row[0] for row in read(folder, "SELECT spec FROM points WHERE split = 'test' AND \"group\" = 'search'")}
+    tried = read(folder, "SELECT id, spec FROM points WHERE split = 'validation' AND \"group\" != 'sft'")
+    of_kept = [means[i] for i, spec in tried if spec in kept]
+    assert of_kept and not any((a >= b).all() and (a > b).any() for a in of_kept for b in of_kept)
+
+
 @pytest.mark.parametrize(
     "limit",
     [{"max_kl": 0.8}, {"minimum": '{"early": 0.25}'}, {"max_forgetting": 1.06}],
