@@ -406,7 +406,6 @@ GROUPS = {
         Group(SCALED, "even scaling", "#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
         Group(REVERSED, "reversed LiNeS", "#CC79A7", "v", (1.5, 1.2)),
         Group(MORLHF, "MORLHF", "#E69F00", "D", (3.0, 1.2, 1.0, 1.2, 1.0, 1.2)),
-        Group(SEARCHED, "search", "#882255", "X", (4.0, 3.0)),
         Group(SFT, "SFT", "#000000", "*", (2.5, 2.5)),
     )
 }

@@ -16,7 +16,7 @@ from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.schedules import GROWING
 from rlhf_lines.models import LOAD_DTYPES
 from rlhf_lines.pareto.origin import policy_names
-from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED
+from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED, SEARCHED
 from rlhf_lines.sweep.choices import (
     Alpha,
     GroupEntry,
@@ -448,6 +448,9 @@ class SweepConfig:
             *self._of_sampler(),
             *tracker_problems(self.report_to),
         ]
+        names = {entry.name for entry in (*self.groups, *self.policy_sets)}
+        if self.searches and SEARCHED in names:
+            problems.append(f"groups: {SEARCHED!r} is the name of the group of sampler search: choose another one")
         taken = {entry.name for entry in self.groups} & self.wise_ft_names.keys()
         problems += [f"groups: {name!r} is the name of a group of wise_ft: choose another one" for name in taken]
         for entry in self.groups:

@@ -313,6 +313,7 @@ TIES = {"name": "t", "rule": "ties"}
         ({"map_points": 5}, "map_points is given, but sampler is grid: use sampler map, or leave it out"),
         ({"search_points": 5}, "search_points is given, but sampler is grid: use sampler search, or leave it out"),
         ({"sampler": "map", "search_gain": 0.1}, "search_gain is given, but sampler is map: use sampler search"),
+        ({"sampler": "search", "groups": [{"name": "search", "rule": "sum"}]}, "'search' is the name of the group of"),
         ({"sampler": "search", "search_gain": -1}, "search_gain is -1, expected a number of at least 0"),
         ({"vllm": "{}"}, "vllm is given, but engine is local: leave it out, or use engine vllm"),
         ({"engine": "vllm", "vllm": "[2]"}, "vllm holds [2], expected a mapping"),
