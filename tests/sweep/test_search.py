@@ -119,7 +119,7 @@ def test_at_the_ends_of_a_soup_nothing_new_is_measured_to_begin_with(search):
 
 
 def test_below_a_given_reference_point_the_front_is_what_nothing_dominates(search, rewards):
-    folder = search(reference_point=[5, 5], search_gain=0.005)
+    folder = search(reference_point=[5, 5], search_points=60)
     found, means = told(folder), means_by_hand(folder, "validation", rewards)
     assert {generation["hypervolume"] for generation in found["generations"]} == {0.0} and found["stopped"] == "gain"
     kept = {row[0] for row in read(folder, "SELECT spec FROM points WHERE split = 'test' AND \"group\" = 'search'")}
