@@ -120,6 +120,7 @@ def _write(folder, seed, groups):
     with Store(folder) as store:
         sets = [{"name": name, "policies": [f"{name}/{k}" for k in "ab"]} for name in ("layerwise", "frozen")]
         store.replace(validation=validation, policies=["out/faithful", "out/readable"], policy_sets=sets)
+        store.replace(reward_models={"brief": {"model": "similarity:/home/me/models/encoder"}})
         store.replace(morlhf=[f"out/morlhf_{share}" for share in (0.25, 0.5, 0.75)])
         texts = store.add_forgetting_texts(dict.fromkeys(CONTROL, 5))
         store.add_nll((spec, text, 10.0 + generator.normal()) for spec in store.specs() for text in texts)
@@ -153,6 +154,7 @@ def test_what_is_kept_has_the_numbers_of_the_sweep(study, tasks):
     folder = tasks[0].folders[0]
     assert (folder / "front.json").read_bytes() == (there / "front.json").read_bytes()
     with Store(there, reading=True) as store, Store(folder, reading=True) as kept:
+        assert kept.recall("reward_models") == {"brief": {"model": "similarity:encoder"}}
         assert list(kept.rows("test", several_runs.REWARDS)) == list(store.rows("test", several_runs.REWARDS))
         assert [kept.nll(spec).tolist() for spec in kept.specs()] == [store.nll(spec).tolist() for spec in kept.specs()]
         (chosen_by,) = kept.rows("validation", several_runs.REWARDS)

@@ -1,7 +1,7 @@
 """What is kept of the sweeps of a study: run store, front, config and record of each, in one archive.
 
 Completions of validation prompts are kept as scores alone, texts outside the task as their source and a hash. Where a
-task's prompts are not ours to pass on, they are kept as hashes.
+task's prompts are not ours to pass on, they are kept as hashes. Of folders that models lie in, the last name is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import sqlite3
 import tarfile
 import tempfile
@@ -20,6 +21,7 @@ from rlhf_lines.pareto.schema import FILE_NAME
 from rlhf_lines.sweep.store import RUN_STORE
 
 
+FOLDERS = re.compile(r'(?<=[":])/(?:[^"/]+/)+')  # of absolute paths in JSON, and behind `similarity:`
 BLANK_VALIDATION = """
 UPDATE completions SET text = '', token_ids = '[]' WHERE prompt IN (SELECT id FROM prompts WHERE split = 'validation')
 """
@@ -42,7 +44,9 @@ def keep(run_dir: Path, control: Path, archive: Path, *, hide_prompts: bool) -> 
                 original.backup(store)
             store.create_function("sha256", 1, _sha256, deterministic=True)
             store.create_function("source", 1, lambda text: f"{sources[text]} {_sha256(text)}", deterministic=True)
+            store.create_function("last_names", 1, lambda text: FOLDERS.sub("", text), deterministic=True)
             store.execute(BLANK_VALIDATION)
+            store.execute("UPDATE meta SET value = last_names(value)")
             store.execute("UPDATE control_texts SET text = source(text)")
             if hide_prompts:
                 store.execute("UPDATE prompts SET text = sha256(text), scored_text = sha256(text)")
