@@ -250,7 +250,8 @@ class LearnConfig:
             yield f"num_candidates is given, but method {self.method} has one and compare_grid is false: leave it out"
         if self.method == "frank_wolfe" and self.space == "profile":
             yield "space is profile, but frank_wolfe steps towards policies: give space coefficients, or policies"
-        if self.method == "frank_wolfe" and not self.soft_steps and self.learning_rate != 1e-3:
+        unlike_default = self.learning_rate != defaults["learning_rate"].default
+        if self.method == "frank_wolfe" and not self.soft_steps and unlike_default:
             yield "learning_rate is given, but soft_steps is 0: give steps of Adam, or leave it out"
         if self.method in ("natural_niches", "reward_gradient") and self.aim == "hypervolume":
             yield f"aim is hypervolume, but {self.method} needs what single prompts are worth: use aim utility"

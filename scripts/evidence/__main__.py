@@ -91,9 +91,7 @@ def read_kept(kept: Path, folder: Path) -> list[Task]:
 
 def tables(tasks: Sequence[Task]) -> dict[str, str]:
     """By name, every table of the page."""
-    made = {
-        f"{name} {task.name}" if name in TABLES else name: make(task) for task in tasks for name, make in TABLES.items()
-    }
+    made = {f"{name} {task.name}": make(task) for task in tasks for name, make in TABLES.items()}
     made |= {f"examples {task.name}": questions.examples(task) for task in tasks if task.name not in NOT_OURS}
     return {"chosen": questions.chosen(tasks), "sizes": sizes(tasks), **made}
 

@@ -129,7 +129,7 @@ class Task:
     def _size(self, entry: dict, group: str, measure: str) -> float | None:
         if measure == "equal_kl":
             pairs = [
-                next(e["equal_kl_hypervolumes"] for e in run.front["comparisons"] if {e["a"], e["b"]} == _pair(entry))
+                next(e["equal_kl_hypervolumes"] for e in run.front["comparisons"] if _pair(e) == _pair(entry))
                 for run in self.runs
             ]
             place = "ab".index("a" if entry["a"] == group else "b")
