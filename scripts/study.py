@@ -4,11 +4,13 @@
 
 `make study` runs it after scripts/fetch_models.py. For every task and seed it trains an SFT model, a policy for each of
 the two rewards, three policies for mixtures of both (MORLHF), and both policies once more with learning rates that
-grow with depth and with half of the layers frozen; then one sweep compares all of them, and a second one gives every
-third of the depth a factor of its own. The configs are those of configs/smollm2 with what a task and a seed change, and
-are kept beside the runs, as is what each stage prints. Policies of one SFT model are trained --jobs at a time, and a
-sweep has as many processes, one thread each; other stages have all threads. What is complete is skipped, and a stage
-that was stopped goes on from its last checkpoint. At the end, sweeps of the same task are compared over seeds.
+grow with depth and with half of the layers frozen; then one sweep compares all of them, a second one gives every third
+of the depth a factor of its own, a third one searches for a front beside LiNeS and one factor tuned at the same cost,
+and `learn` fits factors for equal preferences. The configs are those of configs/smollm2 with what a task and a seed
+change, and are kept beside the runs, as is what each stage prints. Policies of one SFT model are trained --jobs at a
+time, and a sweep has as many processes, one thread each; other stages have all threads. What is complete is skipped,
+and a stage that was stopped goes on from its last checkpoint. At the end, sweeps of the same task are compared over
+seeds.
 
 What merged policies forget is measured on source code of the standard library and on texts of the other task. hh, as
 either, needs the human pairs: --hh_path names them, as dataset_path of a config does; without it docstrings is measured
@@ -44,6 +46,7 @@ LAST_LINES = 15
 LAYERS = 30
 MIXTURES = (0.25, 0.5, 0.75)
 RIVALS = {"layerwise": {"layer_learning_rates": "linear"}, "frozen": {"frozen_layers": LAYERS // 2}}
+RULES = ("ties", "slerp", "factor_average", "peft_linear")
 HALF_TO_WHOLE = {"alpha": 0.5, "beta": 0.5}  # of LiNeS, for rules whose scaling is not chosen
 SWEEP = {
     "validation_prompts": 200,
@@ -66,6 +69,33 @@ SWEEP = {
 }
 THIRDS = ("first", "middle", "last")  # of the layers
 LEVELS = (0.5, 1.0)  # of the factor of a third
+ONE_FACTOR = "one factor"
+SEARCH = {  # LiNeS, one factor and the search each measure 24 merges on validation prompts
+    "sampler": "search",
+    "search_points": 24,
+    "search_gain": 0.0,
+    "alphas": [0.5, 1.0],
+    "betas": [0.0, 0.5, 1.0, 2.0],
+    "controls": False,
+    "groups": [{"name": ONE_FACTOR, "rule": "linear", "alphas": [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0]}],
+    "validation_prompts": 100,
+    "morlhf": [],
+}
+LEARNERS = {
+    "evolution": {"num_candidates": 46},
+    "atlas": {"num_steps": 40, "step_prompts": 8, "learning_rate": 0.05, "compare_grid": False},
+    "adamerging": {"num_steps": 40, "step_prompts": 8, "learning_rate": 0.05, "compare_grid": False},
+}
+LEARNED_AS_SWEPT = (
+    "rewards",
+    "dataset_name",
+    "dataset_path",
+    "max_prompt_length",
+    "dtype",
+    "max_new_tokens",
+    "temperature",
+)
+LEARNING = {"train_prompts": 64, "validation_prompts": 200}
 CODE_LINES = 20
 
 
@@ -104,6 +134,7 @@ def stages(
     *,
     bf16: bool = False,
     rivals: Sequence[str] = (*RIVALS,),
+    rules: Sequence[str] = RULES,
 ) -> Iterator[Stage]:
     """Yield the stages of one training seed in their order; their outputs lie below `folder`."""
     controlled = {key: SWEEP[key] for key in ("control_texts", "control_tokens")}
@@ -133,6 +164,7 @@ def stages(
         "policy_sets": [
             {"name": kind, "policies": [f"{folder}/{name}_{kind}" for name in names], "alpha": 1.0} for kind in rivals
         ],
+        "groups": [group for group in SWEEP["groups"] if group["rule"] in rules],
         "output_dir": f"{folder}/sweep",
     }
     yield Stage("sweep", "sweep", shipped(task, "sweep") | SWEEP | compared | controlled | changes)
@@ -151,6 +183,16 @@ def stages(
     unused = {"num_weights", "alphas", "betas", "edge_extensions", "validation_prompts", "validation_weights"}
     swept = {key: value for key, value in shipped(task, "sweep").items() if key not in unused}
     yield Stage("sweep", "thirds", swept | by_third | controlled | changes)
+    searched = {"sft_model": sft["output_dir"], "policies": compared["policies"], "output_dir": f"{folder}/search"}
+    searched |= {key: SWEEP[key] for key in ("test_prompts", "num_weights", "validation_weights", "edge_extensions")}
+    searched |= {"reuse": compared["output_dir"]}
+    yield Stage("sweep", "search", shipped(task, "sweep") | searched | SEARCH | changes)
+    shared = shipped(task, "sweep")
+    shared = {key: shared[key] for key in LEARNED_AS_SWEPT if key in shared} | LEARNING
+    for method, options in LEARNERS.items():
+        named = {"method": method, "output_dir": f"{folder}/learn_{method}", "seed": seed}
+        merged = {"sft_model": sft["output_dir"], "policies": compared["policies"]}
+        yield Stage("learn", f"learn_{method}", shared | merged | named | options | changes)
 
 
 def third_group(levels: Sequence[float]) -> dict[str, Any]:
@@ -250,6 +292,9 @@ def main() -> None:
     parser.add_argument(
         "--rivals", nargs="*", choices=RIVALS, default=[*RIVALS], help="other ways to train both policies (all)"
     )
+    parser.add_argument(
+        "--rules", nargs="*", choices=RULES, default=[*RULES], help="rules beside LiNeS; they are half of a sweep (all)"
+    )
     parser.add_argument("--bf16", action="store_true", help="train policies in bfloat16")
     options = parser.parse_args()
     for task in options.tasks:
@@ -263,7 +308,8 @@ def main() -> None:
         run_all(before, options.output_dir / task, options.jobs)
         for seed in options.seeds:
             folder = options.output_dir / task / f"seed_{seed}"
-            made = stages(task, seed, folder, changes, bf16=options.bf16, rivals=options.rivals)
+            some = {"rivals": options.rivals, "rules": options.rules}
+            made = stages(task, seed, folder, changes, bf16=options.bf16, **some)
             run_all(made, folder, options.jobs)
         sweeps = [str(options.output_dir / task / f"seed_{seed}" / "sweep") for seed in options.seeds]
         if len(sweeps) > 1:

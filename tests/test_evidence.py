@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import mean_estimate
 from rlhf_lines.sweep.finished import front as finished_front
@@ -57,6 +58,8 @@ def study(tmp_path_factory):
         patch.setattr(several_runs, "write_front", lambda *content: None)
         _write(there / "sweep", 0, _compared())
         _write(there / "thirds", 10, _thirds())
+        _write(there / "search", 20, _searched())
+    _learned(there / "learn_evolution")
     (there / "configs").mkdir()
     (there / "configs" / "sft.yaml").write_text("seed: 0\n")
     (folder / "docstrings" / "seed_1" / "sweep").mkdir(parents=True)
@@ -98,6 +101,34 @@ def _thirds():
     levels = product((0.5, 1.0), repeat=3)
     groups = {"thirds " + " ".join(f"{x:g}" for x in each): [profile(each, s) for s in SHARES] for each in levels}
     return {"sft": [MergeSpec("linear", (0.0, 0.0))], "rewarded_soup": _along("linear"), **groups}
+
+
+def _searched():
+    def profile(share):
+        options = {"factors": [[1.0, 1.5, 2.0]] * 2, "outside": [1.0, 1.0]}
+        return MergeSpec("layerwise", (1.0 - share, share), options=options)
+
+    own = {"search": [profile(share) for share in SHARES], "one factor": _along("linear", 1.5)}
+    rules = {"rewarded_soup": _along("linear"), "lines": _along("linear", 1.0, 0.5)}
+    return {"sft": [MergeSpec("linear", (0.0, 0.0))], **rules, **own}
+
+
+def _learned(folder):
+    """A finished `learn`, of which the record is read."""
+    profile = {"factors": [[0.5, 0.75, 1.0], [1.0, 0.75, 0.5]], "outside": [0.5, 1.0]}
+    values = {"learned": 0.8, "lines": 0.7, "soup": 0.5}
+    record = {
+        "method": "evolution",
+        "aim": "utility",
+        "space": "profile",
+        "prompts": {"train": 8, "validation": 10},
+        "candidates": 4,
+        "validation": {name: {"value": value, "kl": 10 * value} for name, value in values.items()},
+        "differences": {"lines": {"value": 0.1, "low": 0.05, "high": 0.15}},
+        "profiles": dict.fromkeys(values, profile),
+    }
+    with new_folder(folder) as made:
+        write_record(made, "learn", {"sft_model": "/home/me/sft"}, **record)
 
 
 def _write(folder, seed, groups):
@@ -174,6 +205,30 @@ def test_texts_that_are_not_ours_are_kept_as_hashes(evidence, study, tmp_path):
     assert len({sha256 for _, sha256 in found}) == len(CONTROL)
 
 
+def test_what_was_learned_is_kept_without_settings(kept, tasks, evidence):
+    written = (kept / "docstrings" / "seed_0" / "learn_evolution.json").read_text()
+    assert "/home/me" not in written
+    assert tasks[0].learned["evolution"] == [json.loads(written)]
+    (row,) = evidence.questions.learned(tasks[0]).splitlines()[2:]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "evolution",
+        *("0.800", "0.700", "0.500", "8.00", "7.00", "5.00"),
+        "+0.100 [0.050, 0.150] (to LiNeS)",
+    ]
+
+
+def test_the_search_is_compared_in_its_own_sweep(evidence, tasks):
+    (task,) = tasks
+    rows = [row.strip("| ").split(" | ") for row in evidence.questions.searched(task).splitlines()[2:]]
+    assert [row[0] for row in rows][:3] == ["search - LiNeS", "search - one factor", "search - rewarded soup"]
+    (front,) = [run.front for run in task.searches]
+    entry = next(e for e in front["comparisons"] if {e["a"], e["b"]} == {"search", "lines"})
+    sign = 1 if entry["a"] == "search" else -1
+    base = front["fronts"]["lines"]["expected_utility"]["corrected"]
+    value = 100 * sign * entry["expected_utility_difference"]["corrected"] / base
+    assert rows[0][3].startswith(f"{value:+.0f} %")
+
+
 def test_a_third_is_worth_the_mean_difference_between_its_levels(evidence, tasks):
     (task,) = tasks
     questions = evidence.questions
@@ -217,6 +272,19 @@ def test_over_seeds_differences_are_those_of_compare(evidence, tmp_path):
     found = task.difference("lines", "rewarded_soup", "expected_utility")
     expected = [100 * entry["expected_utility_difference"][key] / base for key in ("corrected", "low", "high")]
     assert found[:3] == pytest.approx(expected)
+
+
+def test_a_pair_is_compared_over_the_seeds_that_have_both(evidence, tasks, tmp_path):
+    (whole,) = tasks[0].runs
+    folder = several_runs.write_sweep(tmp_path / "seed_1", 1, prompts=PROMPTS, control=None)
+    task = evidence.Task("docstrings", [], [whole, evidence.Run.read(folder, "seed_1")], [])
+    assert task.having("lines", "rewarded_soup") is task
+    assert task.having("ties", "ties with LiNeS").runs == [whole] and not task.having("missing").runs
+    rows = [row.strip("| ").split(" | ") for row in evidence.questions.differences(task).splitlines()[2:]]
+    assert {row[0]: row[1] for row in rows}.items() >= {
+        "LiNeS - rewarded soup": "2",
+        "ties with LiNeS - ties": "1",
+    }.items()
 
 
 def test_a_mean_over_seeds_knows_that_other_seeds_would_be_others(evidence):

@@ -14,7 +14,7 @@ from rlhf_lines.stages import configs_of
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "study.py"
-INPUTS = ("model_name_or_path", "sft_model", "policies", "morlhf")
+INPUTS = ("model_name_or_path", "sft_model", "policies", "morlhf", "reuse")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def study():
 def test_every_stage_is_accepted_and_reads_what_is_there_by_then(study, task, tmp_path):
     changes = {"dataset_path": "pairs"} if task == "hh" else {}
     stages = list(study.stages(task, 7, tmp_path / "seed_7", changes))
-    assert [stage.verb for stage in stages] == ["sft", *["ppo"] * 9, "sweep", "sweep"]
+    assert [stage.verb for stage in stages] == ["sft", *["ppo"] * 9, *["sweep"] * 3, *["learn"] * 3]
     written = {"models/SmolLM2-135M-Instruct"}
     for stage in stages:
         path = tmp_path / f"{stage.name}.yaml"
@@ -42,7 +42,7 @@ def test_every_stage_is_accepted_and_reads_what_is_there_by_then(study, task, tm
             assert each in written, f"{stage.name} reads {each}"
         assert given["output_dir"] not in written
         written.add(given["output_dir"])
-    sets = [policy for group in stages[-2].config["policy_sets"] for policy in group["policies"]]
+    sets = [policy for group in stages[10].config["policy_sets"] for policy in group["policies"]]
     assert len(set(sets)) == 4 and set(sets) <= written
 
 
@@ -51,7 +51,7 @@ def test_the_thirds_of_the_depth_take_every_pair_of_levels(study):
     assert [group["name"] for group in groups] == ["thirds 0.5 0.5 1", "thirds 1 0.5 0.5"]
     for group, early, late in zip(groups, (0.5, 1.0), (1.0, 0.5), strict=True):
         assert group["options"]["factors"] == [[early] * 10 + [0.5] * 10 + [late] * 10] * 2
-    *_, thirds = study.stages("docstrings", 0, Path("out"), {})
+    thirds = next(stage for stage in study.stages("docstrings", 0, Path("out"), {}) if stage.name == "thirds")
     names = [group["name"] for group in thirds.config["groups"]]
     assert len(set(names)) == 8 and {"thirds 0.5 0.5 0.5", "thirds 1 1 1"} <= set(names)
 

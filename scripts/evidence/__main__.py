@@ -11,6 +11,7 @@ stays.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -20,14 +21,15 @@ from pathlib import Path
 
 import pictures
 import questions
-from kept import keep, unpack
-from runs import Run, Task
+from kept import keep, keep_learned, unpack
+from runs import Learned, Run, Task
 
 from rlhf_lines.artifact import is_complete
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SWEEPS = ("sweep", "thirds")  # of a seed; the second may be missing
+SWEEPS = ("sweep", "thirds", "search")  # of a seed; all but the first may be missing
+LEARNED = "learn_"  # begins the names of what `learn` made
 NOT_OURS = ("hh",)  # tasks whose prompts are kept as hashes
 TABLES: Mapping[str, Callable[[Task], str]] = {
     "differences": questions.differences,
@@ -36,6 +38,8 @@ TABLES: Mapping[str, Callable[[Task], str]] = {
     "forgetting": questions.forgetting,
     "readers": questions.readers,
     "wrong": questions.wrong,
+    "search": questions.searched,
+    "learned": questions.learned,
     "wrong differences": lambda task: questions.differences(task, [(name, questions.SOUP) for name in questions.WRONG]),
 }
 
@@ -71,11 +75,14 @@ def keep_finished(study: Path, kept: Path) -> None:
         for sweep in finished:
             control = seed.parent / "control.jsonl"
             keep(seed / sweep, control, there / f"{sweep}.tar.xz", hide_prompts=task in NOT_OURS)
+        learned = sorted(folder for folder in seed.glob(f"{LEARNED}*") if is_complete(folder))
+        for folder in learned:
+            keep_learned(folder, there / f"{folder.name}.json")
         configs = sorted((seed / "configs").glob("*.yaml"))
         (there / "configs.yaml").write_text(
             "".join(f"--- # {path.stem}\n{path.read_text(encoding='utf-8')}" for path in configs), encoding="utf-8"
         )
-        print(f"evidence: kept {seed}: {', '.join(finished)}")
+        print(f"evidence: kept {seed}: {', '.join([*finished, *(folder.name for folder in learned)])}")
 
 
 def read_kept(kept: Path, folder: Path) -> list[Task]:
@@ -85,7 +92,10 @@ def read_kept(kept: Path, folder: Path) -> list[Task]:
         archives = {sweep: sorted(task.glob(f"seed_*/{sweep}.tar.xz")) for sweep in SWEEPS}
         folders = {sweep: [unpack(archive, folder) for archive in found] for sweep, found in archives.items()}
         runs = {sweep: [Run.read(path, path.parent.name) for path in found] for sweep, found in folders.items()}
-        tasks.append(Task(task.name, folders["sweep"], runs["sweep"], runs["thirds"]))
+        learned: dict[str, list[Learned]] = {}
+        for path in sorted(task.glob(f"seed_*/{LEARNED}*.json")):
+            learned.setdefault(path.stem.removeprefix(LEARNED), []).append(json.loads(path.read_text()))
+        tasks.append(Task(task.name, folders["sweep"], runs["sweep"], runs["thirds"], runs["search"], learned))
     return tasks
 
 

@@ -22,6 +22,7 @@ from rlhf_lines.sweep.store import RUN_STORE
 
 
 FOLDERS = re.compile(r'(?<=[":])/(?:[^"/]+/)+')  # of absolute paths in JSON, and behind `similarity:`
+LEARNED = ("method", "aim", "space", "prompts", "candidates", "validation", "differences", "profiles")
 BLANK_VALIDATION = """
 UPDATE completions SET text = '', token_ids = '[]' WHERE prompt IN (SELECT id FROM prompts WHERE split = 'validation')
 """
@@ -61,6 +62,12 @@ def keep(run_dir: Path, control: Path, archive: Path, *, hide_prompts: bool) -> 
                 entry = tarfile.TarInfo(path.name)
                 entry.size = len(content)
                 packed.addfile(entry, io.BytesIO(content))
+
+
+def keep_learned(folder: Path, path: Path) -> None:
+    """Write what the record of a finished `learn` says it found."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    path.write_text(json.dumps({key: record[key] for key in LEARNED}, indent=1) + "\n", encoding="utf-8")
 
 
 def unpack(archive: Path, folder: Path) -> Path:

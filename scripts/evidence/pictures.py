@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from questions import MEASURES, PAIRS, THIRDS, WRONG, effects, named, third_effect
+from questions import MEASURES, ONE_FACTOR, PAIRS, THIRDS, WRONG, effects, named, policies, third_effect
 from runs import EQUAL, Run, Task
 
 from rlhf_lines.pareto.figures import canvas
-from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SFT, SOUP, PointEntry, looks
+from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SEARCHED, SFT, SOUP, PointEntry, looks
 
 
 MADE = (SFT, SOUP, LINES, SCALED, REVERSED, MORLHF)
@@ -44,13 +45,13 @@ def reward_and_kl(path: Path, tasks: Sequence[Task], groups: Sequence[str]) -> N
 
 def differences(path: Path, tasks: Sequence[Task]) -> None:
     """One way to merge minus another by every measure, with intervals."""
-    pairs = {task.name: [(a, b) for a, b in PAIRS if task.has(a) and task.has(b)] for task in tasks}
+    pairs = {task.name: [pair for pair in PAIRS if task.having(*pair).runs] for task in tasks}
     inches = (canvas.PAGE_INCHES, sum(ROW_INCHES * len(own) + 0.7 for own in pairs.values()))
     with canvas.saved_figure([path], inches) as figure:
         panels = figure.subplots(len(tasks), len(MEASURES), squeeze=False, sharey=True)
         for row, task in zip(panels, tasks, strict=True):
             for panel, (measure, title) in zip(row, MEASURES.items(), strict=True):
-                found = [task.difference(a, b, measure) for a, b in pairs[task.name]]
+                found = [task.having(a, b).difference(a, b, measure) for a, b in pairs[task.name]]
                 _bars(panel, [f"{named(a)} - {named(b)}" for a, b in pairs[task.name]], found)
                 panel.set_title(f"{task.name}: {title}", fontsize=canvas.POINTS, color=canvas.INK)
                 panel.set_xlabel("difference, % of the second")
@@ -72,6 +73,37 @@ def thirds(path: Path, tasks: Sequence[Task]) -> None:
             row[0].set_ylabel(task.name)
 
 
+def searched(path: Path, tasks: Sequence[Task]) -> None:
+    """Fronts of the search and of rules that were tuned at the same cost."""
+    tasks = [replace(task, runs=task.searches) for task in tasks if task.searches]
+    if tasks:
+        fronts(path, tasks, (SOUP, LINES, ONE_FACTOR, SEARCHED))
+
+
+def learned(path: Path, tasks: Sequence[Task]) -> None:
+    """The factors that `learn` found, over depth: a row a task, a panel a policy, a line a seed of each method."""
+    tasks = [task for task in tasks if task.learned]
+    if not tasks:
+        return
+    methods = list(dict.fromkeys(method for task in tasks for method in task.learned))
+    of_methods = looks(methods)
+    with canvas.saved_figure([path], (canvas.PAGE_INCHES, canvas.PANEL_INCHES * len(tasks) + 0.3)) as figure:
+        panels = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
+        for row, task in zip(panels, tasks, strict=True):
+            for k, panel in enumerate(row):
+                panel.axhline(1.0, color=canvas.FAINT_INK, linewidth=0.8, linestyle="dotted")
+                for method, found in task.learned.items():
+                    for one in found:
+                        _profile(panel, of_methods[method], one["profiles"]["learned"], k)
+                for one in task.learned.get("evolution", []):
+                    _profile(panel, looks([LINES])[LINES], one["profiles"]["lines"], k)
+                panel.set_title(f"{task.name}: {policies(task)[k]}", fontsize=canvas.POINTS, color=canvas.INK)
+                panel.set_xlabel("layer")
+                canvas.plain_axes(panel)
+            row[0].set_ylabel("factor, 1 is the soup's")
+        _legend(figure, (LINES, *methods))
+
+
 def forgetting(path: Path, tasks: Sequence[Task]) -> None:
     """Loss on texts outside the task, above the SFT model's, against utility at equal weights."""
     sources = {task.name: list(dict.fromkeys(task.runs[0].sources)) for task in tasks}
@@ -79,7 +111,7 @@ def forgetting(path: Path, tasks: Sequence[Task]) -> None:
     with canvas.saved_panels([path], count, len(FORGETTING), beside=0.3) as (figure, panels, columns):
         places = ((task, source) for task in tasks for source in sources[task.name])
         for panel, (task, source) in zip(panels, places, strict=True):
-            for look in looks(filter(task.has, FORGETTING)).values():
+            for look in looks(group for group in FORGETTING if task.having(group) is task).values():
                 lost = task.mean(lambda run, s=source, g=look.name: run.forgotten(run.point(g, EQUAL), s))
                 worth = task.mean(lambda run, g=look.name: run.utility(run.point(g, EQUAL)))
                 x, y = ({"mean": each.value, "low": each.low, "high": each.high} for each in (lost, worth))
@@ -123,7 +155,7 @@ def _lines(
     """A panel a task: a line a seed of each group through the places of its points."""
     with canvas.saved_panels([path], len(tasks), len(groups), beside=0.3) as (figure, panels, columns):
         for panel, task in zip(panels, tasks, strict=True):
-            for run in task.runs:
+            for run in task.having(*groups).runs:
                 for look in looks(groups).values():
                     points = _along([point for point in run.front["points"] if point["group"] == look.name])
                     _line(panel, look, *zip(*(place(run, point) for point in points), strict=True))
@@ -158,6 +190,13 @@ def _line(panel: Any, look: Any, x: Sequence[float], y: Sequence[float]) -> None
     panel.plot(x, y, marker=look.marker, **style, **canvas.solid_marker(look))
 
 
+def _profile(panel: Any, look: Any, options: Any, policy: int) -> None:
+    """Factors of one of two policies, in units of a soup's 1/2."""
+    factors = 2.0 * np.array(options["factors"][policy])
+    style = {"color": look.colour, "linestyle": canvas.line_style(look.dashes), "linewidth": 1.0}
+    panel.plot(np.arange(1, len(factors) + 1), factors, marker=look.marker, markevery=6, markersize=3, **style)
+
+
 def _legend(figure: Any, groups: Sequence[str]) -> None:
     handles = [canvas.group_handle(look, named(look.name), joined=True) for look in looks(groups).values()]
     figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=len(handles))
@@ -171,4 +210,6 @@ ALL = {
     "forgetting": forgetting,
     "readers": readers,
     "wrong": lambda path, tasks: fronts(path, tasks, (SFT, SOUP, *WRONG)),
+    "search": searched,
+    "learned": learned,
 }

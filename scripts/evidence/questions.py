@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from runs import EQUAL, Run, Task
 
 from rlhf_lines.pareto.intervals import Estimate
-from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SFT, SOUP, label
+from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SEARCHED, SFT, SOUP, label
 from rlhf_lines.sweep.finished.behaviour import asked_in
 from rlhf_lines.sweep.store import Store
 
@@ -28,11 +29,21 @@ PAIRS = (  # a minus b
     ("frozen", SOUP),
 )
 WRONG = ("averaged factors", "PEFT linear")
+ONE_FACTOR = "one factor"  # tuned at the cost of the search
+AT_ONE_COST = (
+    (SEARCHED, LINES),
+    (SEARCHED, ONE_FACTOR),
+    (SEARCHED, SOUP),
+    (LINES, ONE_FACTOR),
+    (LINES, SOUP),
+    (ONE_FACTOR, SOUP),
+)
 MEASURES = {"hypervolume": "hypervolume", "expected_utility": "expected utility", "equal_kl": "at equal KL"}
 THIRDS = ("first", "middle", "last")
 LEVELS = (0.5, 1.0)
 READ = (SFT, SOUP, LINES, SCALED, MORLHF)  # at equal weights
 EXAMPLES = 3
+NOT_YET = "Not measured yet."
 SHOWN = {"layerwise": "rates that grow with depth", "frozen": "first half frozen"}  # sets of policies
 
 
@@ -44,6 +55,12 @@ class Effect(NamedTuple):
     digits: int
 
 
+def policies(task: Task) -> tuple[str, str]:
+    """Names of both policies."""
+    first, second = (policy.rstrip("/").rsplit("/", 1)[-1] for policy in task.runs[0].front["policies"][:2])
+    return first, second
+
+
 def named(group: str) -> str:
     """What people read for a group."""
     return SHOWN.get(group) or label(group)
@@ -51,12 +68,12 @@ def named(group: str) -> str:
 
 def differences(task: Task, pairs: Iterable[tuple[str, str]] = PAIRS) -> str:
     """One way to merge minus another, in percent of the other."""
-    rows = [
-        [f"{named(a)} - {named(b)}", *(_told(task.difference(a, b, measure), 0, " %") for measure in MEASURES)]
-        for a, b in pairs
-        if task.has(a) and task.has(b)
-    ]
-    return table(["", *MEASURES.values()], rows)
+    rows = []
+    for a, b in pairs:
+        if seeds := (own := task.having(a, b)).runs:
+            found = (own.difference(a, b, measure) for measure in MEASURES)
+            rows.append([f"{named(a)} - {named(b)}", str(len(seeds)), *(_told(each, 0, " %") for each in found)])
+    return table(["", "seeds", *MEASURES.values()], rows)
 
 
 def chosen(tasks: Sequence[Task]) -> str:
@@ -89,7 +106,7 @@ def effects(task: Task) -> list[Effect]:
 def thirds(task: Task) -> str:
     """What the factor of each third does, the others averaged over both levels; and the last third less the first."""
     if not task.thirds:
-        return "Not measured yet."
+        return NOT_YET
     rows = [
         [
             effect.name,
@@ -114,7 +131,7 @@ def last_less_first(task: Task, effect: Effect) -> Estimate:
 def profiles(task: Task) -> str:
     """The eight profiles at equal weights."""
     if not task.thirds:
-        return "Not measured yet."
+        return NOT_YET
     rows = []
     for levels in itertools.product(LEVELS, repeat=len(THIRDS)):
         name = third_name(levels)
@@ -173,6 +190,8 @@ def examples(task: Task) -> str:
 
 def wrong(task: Task) -> str:
     """What mergers that are wrong say of themselves at equal weights, beside the soup."""
+    if not (task := task.having(*WRONG)).runs:
+        return NOT_YET
     rows = []
     for group in (SOUP, *WRONG):
         points = [run.point(group) for run in task.runs]
@@ -185,6 +204,38 @@ def wrong(task: Task) -> str:
     return table(["equal weights", *task.runs[0].front["objectives"], "KL, nats"], rows)
 
 
+def searched(task: Task) -> str:
+    """What a search for a front is worth beside rules that were tuned at the same cost."""
+    if not task.searches:
+        return NOT_YET
+    return differences(replace(task, runs=task.searches), AT_ONE_COST)
+
+
+def learned(task: Task) -> str:
+    """What each method of `learn` found, a row a method: means over seeds, and its difference to LiNeS by seed."""
+    if not task.learned:
+        return NOT_YET
+    rows = []
+    for method, found in task.learned.items():
+        cells = [
+            f"{np.mean([one['validation'][which][number] for one in found]):.{digits}f}"
+            if all(which in one["validation"] for one in found)
+            else "-"
+            for number, digits in (("value", 3), ("kl", 2))
+            for which in ("learned", "lines", "soup")
+        ]
+        against = "lines" if all("lines" in one["differences"] for one in found) else "soup"
+        told = "; ".join(_difference(one["differences"][against]) for one in found)
+        rows.append([method, *cells, f"{told} (to {named(LINES) if against == 'lines' else 'the soup'})"])
+    of_three = ("learned", named(LINES), "soup")
+    heads = [f"{measure}: {who}" for measure in ("utility", "KL, nats") for who in of_three]
+    return table(["method", *heads, "utility, learned less, a seed each"], rows)
+
+
+def _difference(found: dict[str, float]) -> str:
+    return f"{found['value']:+.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
@@ -193,7 +244,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _read_points(task: Task, *, sft: bool = False) -> list[tuple[str, str, tuple[float, float]]]:
     """Name, group and weights of what is looked at closely: both policies, and merges at equal weights."""
-    first, second = (policy.rstrip("/").rsplit("/", 1)[-1] for policy in task.runs[0].front["policies"][:2])
+    first, second = policies(task)
     ends = [(first, SOUP, (1.0, 0.0)), (second, SOUP, (0.0, 1.0))]
     merges = [(named(group), group, EQUAL) for group in READ if group != SFT]
     return [*([(named(SFT), SFT, EQUAL)] if sft else []), *ends, *merges]

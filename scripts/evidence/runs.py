@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from rlhf_lines.sweep.store import Row, Store
 
 EQUAL = (0.5, 0.5)
 PAIR = ("corrected", "low", "high")
+Learned = dict[str, Any]  # what the record of `learn` says it found
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Run:
     def front(self) -> Front:
         """Its `front.json`."""
         return self.sweep.front
+
+    @cached_property
+    def groups(self) -> set[str]:
+        """Names of the groups that it measured."""
+        return {point["group"] for point in self.front["points"]}
 
     def point(self, group: str, weights: Sequence[float] = EQUAL) -> PointEntry:
         """The point of a group with these weights that groups share; of a single policy its own group is the soup."""
@@ -93,16 +100,27 @@ class Task:
         folders: of the comparing sweeps.
         runs: the comparing sweeps.
         thirds: the sweeps that give every third of the depth its factor.
+        searches: the sweeps that search for a front, beside rules that were tuned at the same cost.
+        learned: by method, what `learn` found with each seed.
     """
 
     name: str
     folders: list[Path]
     runs: list[Run]
     thirds: list[Run]
+    searches: list[Run] = field(default_factory=list)
+    learned: dict[str, list[Learned]] = field(default_factory=dict)
 
-    def has(self, group: str) -> bool:
-        """Whether every seed has this group."""
-        return all(any(point["group"] == group for point in run.front["points"]) for run in self.runs)
+    def having(self, *groups: str) -> Task:
+        """The task with those of its seeds alone that have all of these groups."""
+        places = tuple(i for i, run in enumerate(self.runs) if run.groups.issuperset(groups))
+        if len(places) == len(self.runs):
+            return self
+        return self._parts.setdefault(places, replace(self, runs=[self.runs[i] for i in places]))
+
+    @cached_property
+    def _parts(self) -> dict[tuple[int, ...], Task]:  # so that what a part compares is measured once
+        return {}
 
     @cached_property
     def compared(self) -> RunsFile | Front:
@@ -114,7 +132,7 @@ class Task:
         return compare_runs(sweeps, objectives=first["objectives"], split=first["split"], seed=first["seed"])
 
     def difference(self, a: str, b: str, measure: str) -> Estimate | None:
-        """A measure of group a minus that of group b, in percent of b's; None where it is not measured."""
+        """A measure of group a minus that of group b, in percent of b's; None where a seed has it not measured."""
         entry = next((each for each in self.compared["comparisons"] if _pair(each) == {a, b}), None)
         if entry is None:
             return None
