@@ -23,7 +23,7 @@ demo-llm: $(VENV)/.installed
 
 study: $(VENV)/.installed
 	$(BIN)/python scripts/fetch_models.py
-	$(BIN)/python scripts/study.py $(STUDY)
+	$(BIN)/python scripts/study $(STUDY)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""The tables and figures of docs/evidence.md, from the sweeps of scripts/study.py.
+"""The tables and figures of docs/evidence.md, from the sweeps of scripts/study.
 
     python scripts/evidence --study outputs/study    keep what is finished there, then make tables and figures
     python scripts/evidence                          make them of what is kept
@@ -28,26 +28,26 @@ from rlhf_lines.artifact import is_complete
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SWEEPS = ("sweep", "thirds", "search")  # of a seed; all but the first may be missing
+SWEEPS = ("sweep", "thirds", "search")  # of a seed; any may be missing
 LEARNED = "learn_"  # begins the names of what `learn` made
 NOT_OURS = ("hh",)  # tasks whose prompts are kept as hashes
-TABLES: Mapping[str, Callable[[Task], str]] = {
+Tables = Mapping[str, Callable[[Task], str]]
+OF_COMPARISON: Tables = {  # of a task with the sweep of all groups
     "differences": questions.differences,
     "thirds": questions.thirds,
     "profiles": questions.profiles,
     "forgetting": questions.forgetting,
     "readers": questions.readers,
     "wrong": questions.wrong,
-    "search": questions.searched,
-    "learned": questions.learned,
     "wrong differences": lambda task: questions.differences(task, [(name, questions.SOUP) for name in questions.WRONG]),
 }
+OF_ALL: Tables = {"search": questions.searched, "learned": questions.learned}
 
 
 def main() -> None:
     """Keep what is given, and make the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, help="the output_dir of scripts/study.py, whose finished seeds are kept")
+    parser.add_argument("--study", type=Path, help="the output_dir of scripts/study, whose finished seeds are kept")
     parser.add_argument("--kept", type=Path, default=ROOT / "docs" / "evidence", help="archives, configs and figures")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence.md", help="whose tables are written")
     options = parser.parse_args()
@@ -57,7 +57,10 @@ def main() -> None:
         tasks = read_kept(options.kept, Path(folder))
         if not tasks:
             sys.exit(f"{options.kept} has no seed: give the folder of a study by --study")
-        for name, draw in pictures.ALL.items():
+        compared = [task for task in tasks if task.runs]
+        for name, draw in pictures.OF_COMPARISON.items():
+            draw(options.kept / f"{name}.png", compared)
+        for name, draw in pictures.OF_ALL.items():
             draw(options.kept / f"{name}.png", tasks)
         options.page.write_text(with_tables(options.page.read_text(encoding="utf-8"), tables(tasks)), encoding="utf-8")
 
@@ -67,7 +70,7 @@ def keep_finished(study: Path, kept: Path) -> None:
     for seed in sorted(study.glob("*/seed_*")):
         task = seed.parent.name
         finished = [sweep for sweep in SWEEPS if is_complete(seed / sweep)]
-        if SWEEPS[0] not in finished:
+        if not finished:
             print(f"evidence: {seed} has not finished: left out")
             continue
         there = kept / task / seed.name
@@ -101,9 +104,11 @@ def read_kept(kept: Path, folder: Path) -> list[Task]:
 
 def tables(tasks: Sequence[Task]) -> dict[str, str]:
     """By name, every table of the page."""
-    made = {f"{name} {task.name}": make(task) for task in tasks for name, make in TABLES.items()}
-    made |= {f"examples {task.name}": questions.examples(task) for task in tasks if task.name not in NOT_OURS}
-    return {"chosen": questions.chosen(tasks), "sizes": sizes(tasks), **made}
+    compared = [task for task in tasks if task.runs]
+    made = {f"{name} {task.name}": make(task) for task in compared for name, make in OF_COMPARISON.items()}
+    made |= {f"{name} {task.name}": make(task) for task in tasks for name, make in OF_ALL.items()}
+    made |= {f"examples {task.name}": questions.examples(task) for task in compared if task.name not in NOT_OURS}
+    return {"chosen": questions.chosen(compared), "sizes": sizes(compared), **made}
 
 
 def sizes(tasks: Sequence[Task]) -> str:

@@ -202,7 +202,7 @@ def _legend(figure: Any, groups: Sequence[str]) -> None:
     figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=len(handles))
 
 
-ALL = {
+OF_COMPARISON = {
     "soup": lambda path, tasks: fronts(path, tasks, (SFT, SOUP, LINES, MORLHF)),
     "differences": differences,
     "kl": lambda path, tasks: reward_and_kl(path, tasks, (SOUP, LINES, SCALED, REVERSED)),
@@ -210,6 +210,5 @@ ALL = {
     "forgetting": forgetting,
     "readers": readers,
     "wrong": lambda path, tasks: fronts(path, tasks, (SFT, SOUP, *WRONG)),
-    "search": searched,
-    "learned": learned,
 }
+OF_ALL = {"search": searched, "learned": learned}

@@ -57,7 +57,8 @@ class Effect(NamedTuple):
 
 def policies(task: Task) -> tuple[str, str]:
     """Names of both policies."""
-    first, second = (policy.rstrip("/").rsplit("/", 1)[-1] for policy in task.runs[0].front["policies"][:2])
+    front = (*task.runs, *task.searches)[0].front
+    first, second = (policy.rstrip("/").rsplit("/", 1)[-1] for policy in front["policies"][:2])
     return first, second
 
 
@@ -145,7 +146,7 @@ def profiles(task: Task) -> str:
 
 
 def third_name(levels: Sequence[float]) -> str:
-    """The group of a profile, as scripts/study.py calls it."""
+    """The group of a profile, as scripts/study calls it."""
     return "thirds " + " ".join(f"{level:g}" for level in levels)
 
 
