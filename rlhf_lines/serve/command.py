@@ -210,6 +210,7 @@ def _variables(settings: Settings, environment: Mapping[str, str]) -> dict[str, 
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # or vLLM asks no resolver
         "VLLM_SKIP_MODEL_NAME_VALIDATION": "0",  # or the SFT model answers for a mix that is not loaded
         "VLLM_ENABLE_RESPONSES_API_STORE": "0",  # or requests go on that have been answered, unseen
+        "VLLM_USE_RUST_FRONTEND": "0",  # which has no middleware and no resolvers
         **({} if chosen is None else {"VLLM_PLUGINS": f"{chosen},{NAME}"}),
     }
 

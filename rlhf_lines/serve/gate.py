@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -42,14 +43,23 @@ class Gate:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request; or, where that is the scope, start and end the server."""
         if scope["type"] == "lifespan":
-            with self._service.running():
-                await self._app(scope, receive, send)
+            await self._live(scope, receive, send)
         elif CLOSED & set(scope["path"].split("/")):
             await _refuse(send)
         else:
             self._service.models = scope["app"].state.openai_serving_models
             with self._service.in_flight.request():
                 await self._app(scope, self._noting(receive), send)
+
+    async def _live(self, scope: Message, receive: Receive, send: Send) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._service.running())
+            except (OSError, ValueError) as error:  # of which uvicorn would think that nothing is to be started
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": f"rlhf-lines serve: {error}"})
+                return
+            await self._app(scope, receive, send)
 
     def _noting(self, receive: Receive) -> Receive:
         """What is received, with a note of the mix that the body asks for.

@@ -80,11 +80,11 @@ def test_a_gate_of_that_name_exists():
 
 
 def test_what_a_user_has_set_for_vllm_cannot_give_wrong_answers(run, installed):
-    given = {"VLLM_SKIP_MODEL_NAME_VALIDATION": "1", "VLLM_ENABLE_RESPONSES_API_STORE": "1", "VLLM_PLUGINS": "mine"}
+    switches = ("VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_ENABLE_RESPONSES_API_STORE", "VLLM_USE_RUST_FRONTEND")
+    given = {**dict.fromkeys(switches, "1"), "VLLM_PLUGINS": "mine"}
     environment = serve_command(run, environment=given).environment
     assert {name: environment[name] for name in given} == {
-        "VLLM_SKIP_MODEL_NAME_VALIDATION": "0",
-        "VLLM_ENABLE_RESPONSES_API_STORE": "0",
+        **dict.fromkeys(switches, "0"),
         "VLLM_PLUGINS": "mine,rlhf_lines",
     }
 

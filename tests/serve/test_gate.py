@@ -108,6 +108,21 @@ def test_a_server_keeps_the_mixes_in_use(gate):
     asyncio.run(serve())
 
 
+def test_a_server_that_cannot_keep_mixes_does_not_start(gate, tmp_path):
+    (tmp_path / "mixes").write_text("no folder")
+    sent = []
+
+    async def receive():
+        return {"type": "lifespan.startup"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(gate({"type": "lifespan"}, receive, send))
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert f"cache_dir {tmp_path / 'mixes'} is not a folder" in sent[0]["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "name"),
     [

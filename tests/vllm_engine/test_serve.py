@@ -33,7 +33,7 @@ POLICIES = ["helpful", "harmless"]
 KEY = "a-key-for-this-test"
 MOST, CLIENTS, TOKENS = 16, 16, 12
 WEIGHTS = [(k / 20, 1 - k / 20) for k in range(2, 2 + CLIENTS)]
-SETTLED = 60  # seconds in which mixes have left that nobody uses
+SETTLED = 180  # seconds in which mixes have left that nobody uses
 
 
 class Server(NamedTuple):
@@ -130,7 +130,7 @@ def server(request, sft, tmp_path_factory) -> Iterator[Server]:
 
 
 def wait_for(port: int, started: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         assert started.poll() is None, log.read_text()[-4000:]
         try:
