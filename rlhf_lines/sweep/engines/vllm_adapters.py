@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,12 +31,14 @@ class SpecAdapters:
 
     Args:
         folder: of the run.
-        adapters: in the order of the specs' weights.
+        adapters: in the order of the specs' weights, or by their places among these.
         sft: folder of the SFT model.
         dtype: of the written factors.
     """
 
-    def __init__(self, folder: Path, adapters: Sequence[Adapter], sft: Path, dtype: str) -> None:
+    def __init__(
+        self, folder: Path, adapters: Sequence[Adapter] | Mapping[int, Adapter], sft: Path, dtype: str
+    ) -> None:
         self._folder, self._adapters, self._sft, self._dtype = Path(folder) / "adapters", adapters, sft, dtype
 
     def path(self, spec: MergeSpec) -> Path | None:

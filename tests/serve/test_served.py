@@ -1,0 +1,89 @@
+"""What a group serves is its own merge at other weights, or a point that pick gives."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.pareto import pick, read_front
+from rlhf_lines.serve.served import read_served
+from tests.serve.conftest import BY_LAYER, GROUPS, LINES
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "spec"),
+    [
+        ("lines", "mix/helpful=0.3,harmless=0.7", MergeSpec("linear", (0.3, 0.7), **LINES)),
+        ("rewarded_soup", "mix/harmless=1", MergeSpec("linear", (0.0, 1.0))),
+        ("by layer", "mix/helpful=0.999,harmless=.001", MergeSpec("layerwise", (0.999, 0.001), options=BY_LAYER)),
+        ("others", "mix/third=0.4,harmless=0.6", MergeSpec("linear", (0.6, 0.4), 0.7)),  # policies of their own
+    ],
+)
+def test_weights_are_those_of_the_groups_policies(group, name, spec, run):
+    assert read_served(run, group).spec(name) == spec
+
+
+@pytest.mark.parametrize("preference", [(1.0, 0.0), (0.7, 0.3), (0.0, 1.0)])
+@pytest.mark.parametrize("group", ["lines", "others"])
+def test_a_preference_is_the_point_that_pick_gives(group, preference, run):
+    served = read_served(run, group)
+    point = pick(read_front(run), preference=preference, group=group).point
+    found = served.spec(f"mix/preference={preference[0]},{preference[1]}")
+    places = {"lines": (0, 1), "others": (1, 3)}[group]  # of harmless and third, among all policies
+    assert found.weights == tuple(point["spec"]["weights"][place] for place in places)
+    assert (found.alpha, found.beta) == (point["spec"]["alpha"], point["spec"]["beta"])
+
+
+def test_the_policies_are_those_of_the_group(run, models):
+    assert read_served(run, "lines").policies.folders == [models / "helpful", models / "harmless"]
+    assert read_served(run, "others").policies.folders == [models / "harmless", models / "third"]
+    assert [adapter.path for adapter in read_served(run, "others").policies.load()] == [
+        str(models / name) for name in ("harmless", "third")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("group", "told"),
+    [
+        ("line", "unknown group 'line'; known: by layer, lines, morlhf"),
+        ("sft", "group sft is the SFT model, which is no merge"),
+        ("morlhf", "group morlhf is no mix of policies"),
+        ("ties", "group ties has rule ties, of which no adapter is exactly the merge"),
+        ("search", "the points of group search have scalings of their own"),
+        ("wise_ft", "the weights of group wise_ft do not sum to 1"),
+    ],
+)
+def test_groups_that_are_no_mix_are_refused(group, told, run):
+    assert group == "line" or group in GROUPS["test"]
+    with pytest.raises(ValueError, match=told):
+        read_served(run, group)
+
+
+def test_policies_that_have_changed_are_refused(make_run, models):
+    run = make_run(policies_sha256=["0" * 64] * 4, sft_sha256="1" * 64)
+    with pytest.raises(ValueError) as refused:
+        read_served(run, "lines")
+    assert f"SFT model {models / 'sft'} is not the one that was swept" in str(refused.value)
+    assert f"policy {models / 'harmless'} is not the one that was swept" in str(refused.value)
+
+
+def test_policies_that_are_gone_are_named(make_run, models):
+    with pytest.raises(FileNotFoundError, match=r"policy \./gone does not exist"):
+        read_served(make_run(policies=[str(models / "helpful"), "./gone"]), "lines")
+
+
+@pytest.mark.parametrize("name", ["a,b", "a=b"])
+def test_policies_whose_names_part_a_mix_are_refused(name, make_run, models, tmp_path):
+    shutil.copytree(models / "helpful", tmp_path / name)
+    run = make_run(policies=[str(tmp_path / name), str(models / "harmless")])
+    with pytest.raises(ValueError, match=f"policies are called {name}, harmless .* rename the folders"):
+        read_served(run, "lines")
+
+
+def test_a_sweep_that_has_not_finished_is_refused(make_run):
+    run = make_run()
+    (run / "rlhf_lines.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has not finished"):
+        read_served(run, "lines")
