@@ -22,8 +22,8 @@ from tests import tiny
 
 
 VERBS = (
-    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "basis", "rebuild", "sweep", "learn", "router",
-    "front", "pick", "report", "compare", "score", "export", "plan",
+    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "basis", "rebuild", "sweep", "learn",
+    "router", "front", "pick", "report", "compare", "score", "export", "plan",
 )  # fmt: skip
 
 
