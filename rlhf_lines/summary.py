@@ -69,8 +69,8 @@ def _how_to_merge(record: dict, folder: Path) -> str:
 def _router(record: dict) -> list[str]:
     """What the choice by prompt is worth on prompts that are left out, against the best merge for all."""
     told = [
-        f"{len(record['points'])} merges of {record['group']} on {record['prompts']} prompts; predicted of what "
-        f"differs between them: {record['explained']:z.1%} of the variance, on prompts left out",
+        f"{len(record['points'])} merges of {record['group']} on {record['prompts']} prompts; of what "
+        f"differs between them by prompt {record['explained']:z.1%} is predicted, on prompts left out",
         f"{'preference':<14} {'best for all':>18} {'value':>7} {'routed':>7}  gain [95 %]",
     ]
     for row in record["gains"]:

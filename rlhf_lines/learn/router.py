@@ -207,9 +207,10 @@ def gains(fit: Ridge, measured: Array, weights: list[tuple[float, ...]]) -> list
 
 
 def explained(fit: Ridge, measured: Array) -> float:
-    """The share of the variance between points, beyond their means, that is predicted for prompts left out."""
+    """The share of the squared error of the mean of the other prompts that the fit to them does without."""
     targets = _targets(measured)
-    total = np.square(targets - targets.mean(axis=0)).sum()
+    by_mean = (targets - targets.mean(axis=0)) * len(targets) / (len(targets) - 1)
+    total = np.square(by_mean).sum()
     return float(1 - np.square(fit.left_out - targets).sum() / total) if total else 0.0
 
 

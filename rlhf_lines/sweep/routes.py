@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.lora.twin import exclusive_parts
-from rlhf_lines.merge.rules.twin import shared_factor
+from rlhf_lines.merge.rules.twin import check_parts, shared_factor
 from rlhf_lines.sweep.choices import GroupEntry
 from rlhf_lines.sweep.router import Router, text_sha256
 
@@ -36,6 +36,9 @@ class Routes:
         groups: of the sweep.
         adapters: of all policies, in the order of the specs' weights.
         num_policies: how many of them are merged.
+
+    Raises:
+        ValueError: a rank or a coefficient of the shared part is none, or has no effect.
     """
 
     def __init__(self, groups: Sequence[GroupEntry], adapters: Sequence[Adapter], num_policies: int) -> None:
@@ -47,6 +50,7 @@ class Routes:
         self.parts: list[Adapter] = []
         for entry in entries:
             key = _parts_of(entry.options)
+            check_parts(*key)
             if key[0] is not None and key not in self._starts:
                 self._starts[key] = len(adapters) + len(self.parts)
                 found = exclusive_parts(adapters[:num_policies], rank=key[0], shared=key[1])
