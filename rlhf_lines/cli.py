@@ -36,6 +36,7 @@ VERBS = {
     "rebuild": "a policy or a mix from a basis, as an adapter",
     "sweep": "merge, sample and score many weights, and trace the fronts",
     "learn": "factors by policy and layer from the rewards themselves, for the merge rule layerwise",
+    "router": "which merge for which prompt, from the validation completions of a sweep, for a group of sweeps",
     "front": "the front of a finished sweep, computed again from its run store",
     "pick": "the best point of a front for a preference, with the command that merges it",
     "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",

@@ -197,6 +197,27 @@ def last_logits(model: nn.Module, inputs: Tensor, mask: Tensor, count: int) -> T
     return _forward(model, inputs, mask, count).logits[:, -count:]
 
 
+@torch.no_grad()
+def last_hidden_states(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
+    """What a causal language model holds at the last token of each row, where its head reads: `[N, d]`, float64, CPU.
+
+    Rows of one length are read together, and nothing is padded: a row reads the same in any company up to rounding.
+
+    Args:
+        model: a causal language model.
+        rows: token ids.
+    """
+    found: dict[int, Tensor] = {}
+    for indices in of_one_length([len(row) for row in rows]):
+        step = max(1, AT_ONCE // len(rows[indices[0]]))
+        for start in range(0, len(indices), step):
+            part = indices[start : start + step]
+            inputs = torch.tensor([list(rows[i]) for i in part], device=model.device)
+            states = _forward(model, inputs, torch.ones_like(inputs), 1, output_hidden_states=True).hidden_states[-1]
+            found |= zip(part, states[:, -1].double().cpu(), strict=True)
+    return torch.stack([found[i] for i in range(len(rows))])
+
+
 def _forward(model: nn.Module, inputs: Tensor, mask: Tensor | None, count: int, **arguments):
     if mask is not None and takes(model, "position_ids") and masks_padding(model):
         arguments["position_ids"] = count_positions(mask)[:, -inputs.shape[1] :]

@@ -36,6 +36,7 @@ MODULES = {
     "rebuild": "rlhf_lines.merge.rebuild",
     "sweep": "rlhf_lines.sweep.run",
     "learn": "rlhf_lines.learn.stage",
+    "router": "rlhf_lines.learn.router",
 }
 # Where the dataclasses are that a stage is configured by, under its name in capitals: apart from what it runs, which
 # takes seconds to import. Neither --help nor a mistake in a config waits for it.
@@ -46,6 +47,7 @@ CONFIGS = {
     **dict.fromkeys(("basis", "rebuild"), "rlhf_lines.merge.basis_config"),
     "sweep": "rlhf_lines.sweep.config",
     "learn": "rlhf_lines.learn.config",
+    "router": "rlhf_lines.learn.router_config",
 }
 GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep or of learning
 SWITCHES = ("overwrite", "resume", "plan")  # with which an output_dir may exist

@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
 from rlhf_lines.merge.output.summary import outcome_lines, truncation_text
-from rlhf_lines.pareto.origin import policy_names
+from rlhf_lines.pareto.origin import policy_names, weights_text
 from rlhf_lines.pareto.schema import label
 
 
@@ -48,10 +48,13 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
         from rlhf_lines.learn.shown import result_text
 
         lines += [result_text(record, policy_names(record["policies"])), _how_to_merge(record, folder)]
+    elif verb == "router":
+        lines += _router(record)
     elif verb == "sweep":
         from rlhf_lines.pareto import front_table, read_front  # with scipy, which the others do without
 
         lines = [gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
+        lines += _routed(record)
         lines.append(_chosen(record))
         lines.append(f"{done}: report.html, front.json, figures (.png, .pdf), run.sqlite")
     return "\n".join(lines)
@@ -61,6 +64,34 @@ def _how_to_merge(record: dict, folder: Path) -> str:
     """The command that merges by what was learned; of a hypervolume at any weights."""
     weights = " --weights W W .." if record["aim"] == "hypervolume" else ""
     return f'rlhf-lines merge --rule layerwise --rule_options \'{{"factors": "{folder}/factors.json"}}\'{weights} ...'
+
+
+def _router(record: dict) -> list[str]:
+    """What the choice by prompt is worth on prompts that are left out, against the best merge for all."""
+    told = [
+        f"{len(record['points'])} merges of {record['group']} on {record['prompts']} prompts; of what "
+        f"differs between them by prompt {record['explained']:z.1%} is predicted, on prompts left out",
+        f"{'preference':<14} {'best for all':>18} {'value':>7} {'routed':>7}  gain [95 %]",
+    ]
+    for row in record["gains"]:
+        gain, fixed = row["gain"], row["fixed"]
+        interval = "" if gain["low"] is None else f" [{gain['low']:z.3f}, {gain['high']:z.3f}]"
+        told.append(
+            f"{weights_text(row['preference']):<14} {weights_text(fixed['weights']):>18} {fixed['value']:z7.3f} "
+            f"{row['routed']:z7.3f}  {gain['value']:z.3f}{interval}"
+        )
+    if not any((row["gain"]["low"] or 0) > 0 for row in record["gains"]):
+        told.append("no gain is above 0 for sure: merges at fixed weights may be as good")
+    return told
+
+
+def _routed(record: dict) -> list[str]:
+    """Of groups with a router, how many merges the prompts of each preference got."""
+    return [
+        f"{group}: weights by prompt at "
+        + ", ".join(f"{weights_text(row['preference'])}: {len(row['chosen'])} merges" for row in rows)
+        for group, rows in record.get("routed", {}).items()
+    ]
 
 
 def _basis(record: dict) -> list[str]:

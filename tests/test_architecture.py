@@ -30,6 +30,7 @@ sweep.finished    sweep.engines
 sweep.config      sweep.store    sweep.merges
 sweep.policy_sets sweep.trackers
 sweep.choices
+sweep.router
 pareto.report     statistics     train
 pareto.__init__
 pareto.figures

@@ -22,8 +22,8 @@ from tests import tiny
 
 
 VERBS = (
-    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "basis", "rebuild", "sweep", "learn", "front",
-    "pick", "report", "compare", "score", "export", "serve", "plan",
+    "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "basis", "rebuild", "sweep", "learn",
+    "router", "front", "pick", "report", "compare", "score", "export", "serve", "plan",
 )  # fmt: skip
 
 
@@ -352,7 +352,7 @@ def test_only_the_help_of_stages_imports_libraries():
     assert f"(default: {demo.ROOT})" in " ".join(done.stdout.split())
 
 
-STAGES_WITHOUT_A_TRAINER = ("merge", "basis", "rebuild", "sweep", "learn", "fisher", "gram")
+STAGES_WITHOUT_A_TRAINER = ("merge", "basis", "rebuild", "sweep", "learn", "router", "fisher", "gram")
 # TRL's own package, which has the parser, imports none of these.
 HEAVY = {"torch", "transformers", "trl.trainer", "peft", "datasets", "numpy", "scipy"}
 

@@ -14,6 +14,7 @@ from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.lora.low_rank import not_linear
 from rlhf_lines.merge.lora.truncate import Truncation, check_rank
 from rlhf_lines.merge.rules import RULES, Rule
+from rlhf_lines.merge.rules.twin import PER_PROMPT
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import DTYPES, LostResidual
 
@@ -114,6 +115,8 @@ class Merge:
             raise ValueError(f"{weights} weights for {policies} policies; give one weight per policy")
         if self.spec.profile is not None:
             self.spec.profile.check(policies=policies)
+        if self.spec.is_routed:
+            raise ValueError(PER_PROMPT)
         if self.rank is not None:
             check_rank(self.rank)
             if self.save == "dense":

@@ -85,6 +85,11 @@ class MergeSpec:
         """The factors by policy and layer, of a rule that has such."""
         return profile_of(self.rule, self.options)
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether its weights are a preference, for which a router chooses those of every prompt."""
+        return self.options.get("router") is not None
+
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values, every field written, but `lines` only where it is `before` the rule."""
         values = {**asdict(self), "weights": list(self.weights)}

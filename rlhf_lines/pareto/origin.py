@@ -83,9 +83,10 @@ def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str
     """The arguments of `rlhf-lines merge`, but for `--output_dir`, that make the policy of a spec; all are written.
 
     The weights belong to the first policies. Where an adapter can hold the merge exactly it is one, else a dense
-    checkpoint. None for the SFT model, which is not merged, and where the policies are not known.
+    checkpoint. None for the SFT model, which is not merged, where the weights depend on the prompt, and where the
+    policies are not known.
     """
-    if sft_model is None or not policies or not any(spec["weights"]):
+    if sft_model is None or not policies or not any(spec["weights"]) or is_routed(spec):
         return None
     options = ["--rule_options", json.dumps(spec["options"])] if spec["options"] else []
     return [
@@ -98,6 +99,11 @@ def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str
         *(["--lines", "before"] if lines_before(spec) else []),
         *("--save", "adapter" if RULES[spec["rule"]].makes_adapter else "dense"),
     ]
+
+
+def is_routed(spec: Spec) -> bool:
+    """Whether its weights are a preference, for which a router gives every prompt weights of its own."""
+    return spec["options"].get("router") is not None
 
 
 def lines_before(spec: Spec) -> bool:

@@ -13,13 +13,14 @@ import numpy as np
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.pareto.measures import nondominated
-from rlhf_lines.pareto.origin import weights_text
+from rlhf_lines.pareto.origin import is_routed, weights_text
 from rlhf_lines.pareto.schema import CONTROLS, WORDS, Front, Mean, PointEntry, Value, label, shortened
 from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interval_name, setting
 from rlhf_lines.pareto.utility import FLAT
 
 
 SCALES = ("raw", "range")
+NO_ONE_MERGE = "a router gives every prompt weights of its own for this preference, so no one merge is this policy"
 LOST, ASKED = 3, 60  # how many of the prompts that lost most are told, and how many characters of each
 
 
@@ -184,9 +185,12 @@ def merge_arguments(front: Front, point: PointEntry, output_dir: str | Path) -> 
     """The arguments of `rlhf-lines merge` that make the policy of a point; every setting is written.
 
     Raises:
-        ValueError: the front does not know its policies, or the point is the SFT model, which is not merged.
+        ValueError: the front does not know its policies, or the point is the SFT model, which is not merged, or has
+            weights that depend on the prompt.
     """
     _check_sources(front, "RUN_DIR")
+    if is_routed(point["spec"]):
+        raise ValueError(f"point {point['id']}: {NO_ONE_MERGE}")
     if point["merge_arguments"] is None:
         raise ValueError(
             f"point {point['id']} is the SFT model itself, {front['sft_model']}; there is nothing to merge"
@@ -249,7 +253,9 @@ def picked_text(
     if picked is not None and picked.left_out:
         controls = ", ".join(f"{label(name)} (--group {name})" for name in picked.left_out)
         lines.append(f"  not looked at, as controls: {controls}")
-    if point["merge_arguments"] is None:
+    if is_routed(spec):
+        last = NO_ONE_MERGE[:1].upper() + NO_ONE_MERGE[1:]
+    elif point["merge_arguments"] is None:
         last = f"It is the SFT model itself, no merge is needed: {front['sft_model']}"
     else:
         last = merge_command(front, point, run_dir)

@@ -20,7 +20,6 @@ from rlhf_lines.limits import check_length
 from rlhf_lines.merge.audit import audit_policies, unlike_policies
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.rules import RULES
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
@@ -136,10 +135,10 @@ def plan_completions(
         check_cpu()
     held = {
         "weights": counts.frozen_bytes(model, bits=bits, nested=nested, device=plan.device),
-        "adapters": stacked(adapters) * model.dtype.itemsize,
+        "adapters": (stacked(adapters) + _exclusive_parts(config, adapters)) * model.dtype.itemsize,
         "reward models": sum(reward.weights for reward in rewards),
     }
-    if any(not RULES[entry.rule].is_linear for entry in config.groups):
+    if any(not entry.is_linear for entry in config.groups):
         names = changed(adapters)
         held["merged weights of one spec"] = sum(p.nbytes for name, p in model.named_parameters() if name in names)
     unpacked = counts.largest_quantised(model, bits=bits)
@@ -205,6 +204,15 @@ def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> 
     return rows
 
 
+def _exclusive_parts(config: SweepConfig, adapters: Sequence[AdapterSizes]) -> int:
+    """The numbers of the exclusive parts of the merged policies, of every rank that a group with a router has."""
+    policies = adapters[: len(config.policies)]
+    options = [entry.options for entry in config.groups if entry.router is not None]
+    ranks = {(one["rank"], one.get("shared")) for one in options if one.get("rank") is not None}
+    most = sum(adapter.rank for adapter in policies)
+    return sum(stacked(policies, len(policies) * min(rank, most)) for rank, _ in ranks)
+
+
 def _validation_points(config: SweepConfig) -> tuple[int, int]:
     """How many points there are to choose from, with all that may come beyond an edge, and without."""
     if not config.chooses:
@@ -257,7 +265,7 @@ def _work(config: SweepConfig) -> Work:
     alone = sum(
         weights + (tried[entry.name] + config.edge_extensions * (tried[entry.name] > 1)) * while_choosing
         for entry in entries
-        if not RULES[entry.rule].is_linear
+        if not entry.is_linear
     )
     return Work(f"{chosen}{test:,} on test prompts", validation + test, completions, test, texts, alone)
 

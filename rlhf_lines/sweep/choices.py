@@ -15,6 +15,7 @@ from rlhf_lines.merge.rules import RULES, profile_of, read_options
 from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.pareto.schema import GROUPS
+from rlhf_lines.sweep.router import Router
 
 
 Alpha = float | Literal["auto"]
@@ -150,6 +151,8 @@ class GroupEntry(Tunable):
         alpha: likewise; None where it is left out, and then chosen among the factors of `scaled`.
         lines: likewise.
         statistics: folders of `rlhf-lines fisher` or `gram`, one per policy, for the rules of these names.
+        router: of rule `twin`, a folder of `rlhf-lines router`, which gives the weights of a prompt; alpha, beta and
+            schedule are then those that it was learned at, and the options hold its digest.
         alphas, betas, schedules: in place of one of each, what to choose from on validation prompts; or `scalings`.
     """
 
@@ -161,6 +164,7 @@ class GroupEntry(Tunable):
     schedule: str = "linear"
     lines: Literal["after", "before"] = "after"
     statistics: tuple[str, ...] = ()
+    router: str | None = None
     alphas: tuple[Alpha, ...] = ()
     betas: tuple[float, ...] = ()
     schedules: tuple[str, ...] = ()
@@ -199,6 +203,7 @@ class GroupEntry(Tunable):
                 raise ValueError(problem)
             object.__setattr__(self, "options", read_options(self.rule, self.options))
             MergeSpec(self.rule, (1.0,), options=self.options)  # knows the rule, or says so
+            self._take_router()
             for scaling in self.candidates(()):
                 self.spec((1.0,), scaling)
         except (ValueError, FileNotFoundError) as error:
@@ -209,6 +214,11 @@ class GroupEntry(Tunable):
         """Whether alpha may be `auto`: a rule on factors, or behind LiNeS, has no residual before it is scaled."""
         return not RULES[self.rule].on_factors and self.lines == "after"
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether its merges, at the weights of a prompt where a router gives such, are rows of coefficients."""
+        return RULES[self.rule].is_linear or self.router is not None
+
     def spec(self, weights: tuple[float, ...], scaling: Scaling) -> MergeSpec:
         """The spec at some weights with one of the `candidates`."""
         return MergeSpec(self.rule, weights, *scaling, self.options, self.lines)
@@ -218,6 +228,28 @@ class GroupEntry(Tunable):
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise ValueError(f"{name} is {items!r}, expected a list")
         return items
+
+    def _take_router(self) -> None:
+        """Put the router's digest among the options, and its scaling in place of what is left out."""
+        if "router" in self.options:
+            raise ValueError("options hold a router: name its folder in the key router of the group")
+        if self.router is None:
+            return
+        if self.rule != "twin":
+            raise ValueError(f"router is given, but rule is {self.rule}: leave it out, or use rule twin")
+        if not _is_text(self.router):
+            raise ValueError(f"router is {self.router!r}, expected a folder of rlhf-lines router")
+        scaling = ("alpha", "beta", "schedule", *LISTS)
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        if given := [name for name in scaling if getattr(self, name) != defaults[name]]:
+            raise ValueError(
+                f"router and {' and '.join(given)} are given: leave {' and '.join(given)} out, the router has those "
+                "that it was learned at"
+            )
+        router = Router.read(self.router)
+        object.__setattr__(self, "options", {**self.options, "router": router.digest})
+        for name in ("alpha", "beta", "schedule"):
+            object.__setattr__(self, name, router.card[name])
 
     def _problems(self) -> Iterator[str]:
         defaults = {entry.name: entry.default for entry in fields(self)}

@@ -12,7 +12,6 @@ from rlhf_lines.completions import samples_policy
 from rlhf_lines.config import RunConfig, from_json, read_fields
 from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.errors import Problems, alternatives
-from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.schedules import GROWING
 from rlhf_lines.models import LOAD_DTYPES
 from rlhf_lines.pareto.origin import policy_names
@@ -31,6 +30,7 @@ from rlhf_lines.sweep.choices import (
     weights_problems,
 )
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies, set_problems
+from rlhf_lines.sweep.router import Router
 from rlhf_lines.sweep.trackers import tracker_problems
 from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
@@ -197,8 +197,8 @@ class SweepConfig:
         default_factory=list,
         metadata={
             "help": "Further groups to compare: mappings with name, rule, and options, alpha, beta, schedule, "
-            "statistics as a merge has them; with lists alphas, betas, schedules or scalings they are chosen from. An "
-            "alpha that is left out is chosen among scaled_alphas.",
+            "statistics as a merge has them, or router; with lists alphas, betas, schedules or scalings they are "
+            "chosen from. An alpha that is left out is chosen among scaled_alphas.",
             "parse": GroupEntry.of,
         },
     )
@@ -454,7 +454,8 @@ class SweepConfig:
         taken = {entry.name for entry in self.groups} & self.wise_ft_names.keys()
         problems += [f"groups: {name!r} is the name of a group of wise_ft: choose another one" for name in taken]
         for entry in self.groups:
-            if RULES[entry.rule].is_linear:
+            problems += self._of_router(entry) if entry.router is not None else []
+            if entry.is_linear:
                 continue
             if self.engine == "vllm":
                 problems.append(f"group {entry.name} has rule {entry.rule}, which no adapter holds: use engine local")
@@ -464,6 +465,19 @@ class SweepConfig:
                     "load_in_8bit and load_in_4bit, or the group"
                 )
         return problems
+
+    def _of_router(self, entry: GroupEntry) -> Iterator[str]:
+        """What is wrong with a group whose weights depend on the prompt."""
+        routed = len(Router.read(entry.router).points[0])
+        if routed != len(self.policies):
+            yield f"group {entry.name} has a router for {routed} policies, but {len(self.policies)} are merged"
+        if self.engine == "vllm":
+            yield (
+                f"group {entry.name} has weights that depend on the prompt, for which vLLM would need an adapter per "
+                "prompt: use engine local"
+            )
+        if any(min(row) < 0 or sum(row) <= 0 for row in self.weights):
+            yield f"group {entry.name} takes weights as a preference: give weights of at least 0, one of them above"
 
 
 SWEEP = (RunConfig, PromptDataConfig, SweepConfig)

@@ -48,7 +48,8 @@ class Specs:
     def check(self) -> None:
         """Stop where the policies cannot be merged as a further group has it; see `Merges.check`."""
         for entry in self._config.groups:
-            self._merges.check(entry.spec(self.weights[0], entry.candidates(())[0]))
+            if entry.router is None:  # else every merge is made of adapters
+                self._merges.check(entry.spec(self.weights[0], entry.candidates(())[0]))
 
     def maker(self, group: str, scaling: Scaling) -> Callable[[Weights], MergeSpec]:
         """The function from weights to the spec of a group with this scaling."""

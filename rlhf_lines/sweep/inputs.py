@@ -113,7 +113,8 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
         num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
     Problems(profile_problems(config.groups, num_layers=num_layers)).check()
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
-    refuse_replacing(config.output_dir, [sft, *policies, *statistics])
+    routers = filter(None, (entry.router for entry in config.groups))
+    refuse_replacing(config.output_dir, [sft, *policies, *statistics, *routers])
     for split, texts in prompts.items():
         if few := check_count(len(texts), prompt_counts(config)[split], split, data_config.dataset_name):
             logger.warning("%s", few)
@@ -226,6 +227,8 @@ def _fingerprints(
     for entry in config.groups:
         if profile := profile_of(entry.rule, entry.options):
             found[f"factors of group {entry.name}"] = {"numbers": _sha256(profile.to_options())}
+        if entry.router is not None:
+            found[f"router of group {entry.name} ({called(entry.router)})"] = {"numbers": entry.options["router"]}
     for split, texts in prompts.items():
         found[f"{split} split of {called(dataset)}"] = {"rows": _sha256(prompt_contents(texts))}
     if forgetting:

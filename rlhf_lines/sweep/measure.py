@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from reward_models import RewardModel
@@ -99,6 +99,8 @@ class Measurement:
         samples_per_prompt: completions per prompt and spec.
         reused: a finished sweep, whose completions are taken where they are the same.
         trackers: are told of every point that is done.
+        route: from a spec and the tokens of a prompt, or of a text outside the task, to the spec that it is given to;
+            see `Routes`.
     """
 
     def __init__(
@@ -110,7 +112,9 @@ class Measurement:
         samples_per_prompt: int,
         reused: Reused | None = None,
         trackers: Trackers | None = None,
+        route: Callable[[MergeSpec, Sequence[int]], MergeSpec] = lambda spec, row: spec,
     ) -> None:
+        self._route = route
         self.store, self._worker, self._processes, self.progress = store, worker, processes, progress
         self._samples, self._reused, self._trackers = range(samples_per_prompt), reused, trackers or Trackers([])
         self._told: set[int] = set()  # ids of points
@@ -178,6 +182,7 @@ class Measurement:
 
     def _nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
         """What `Engine.nll` does, the rows shared by all processes."""
+        specs = [self._route(spec, row) for spec, row in zip(specs, rows, strict=True)]
         part = -(-len(rows) // self._processes.count)
         jobs = [Reading(list(specs[i : i + part]), list(rows[i : i + part])) for i in range(0, len(rows), part)]
         return [value for values in self._processes.map(self._worker, jobs) for value in values]
@@ -209,7 +214,12 @@ class Measurement:
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
         asked = list(prompts.values())
         return [
-            Task(Request(spec, tokens[i], prompt_key(tokens[i]), sample), asked[i], spec_id, prompt_ids[i])
+            Task(
+                Request(self._route(spec, tokens[i]), tokens[i], prompt_key(tokens[i]), sample),
+                asked[i],
+                spec_id,
+                prompt_ids[i],
+            )
             for together in mixable(specs)
             for i in order
             for sample in self._samples

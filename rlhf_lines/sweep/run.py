@@ -31,6 +31,7 @@ from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.progress import CONTROL, TEST, Progress
 from rlhf_lines.sweep.reuse import Reused, check_reusable
+from rlhf_lines.sweep.routes import Routes
 from rlhf_lines.sweep.scaling import choose_scalings
 from rlhf_lines.sweep.search import search_front
 from rlhf_lines.sweep.store import Store, has_begun
@@ -73,7 +74,9 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         }
         specs = Specs(config, merges, read.num_layers, of_sets)
         specs.check()  # the end of choosing would be the first to need a further group
+        routes = Routes(config.groups, read.adapters, len(config.policies))
         kept = facts(read, data_config, config) | {"candidates": specs.candidates} if leads() else {}
+        from_leader(lambda: routes.check(kept["sft_sha256"], kept["policies_sha256"], read.prompts["test"]))
         if run_config.resume:  # every process stops where the leader does
             from_leader(lambda: _check_stopped(config, kept))
         if config.reuse is not None:
@@ -84,7 +87,9 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
         )
         folder = stack.enter_context(partial)
-        engine = stack.enter_context(contextlib.closing(make_engine(config, merges, read.adapters, folder)))
+        engine = stack.enter_context(
+            contextlib.closing(make_engine(config, merges, [*read.adapters, *routes.parts], folder))
+        )
         worker = Worker(engine, read.reward_models, read.tokenizer, config.stop)
         if not leads():
             processes.follow(worker)
@@ -101,9 +106,14 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                     store.replace(**_told_of_models(read))
                     with Progress.of(config, read, specs, store) as progress:
                         measurement = Measurement(
-                            store, worker, processes, progress, config.samples_per_prompt, reused, trackers
+                            store, worker, processes, progress, config.samples_per_prompt, reused, trackers, routes
                         )
+                        if routes:
+                            rows = [tuple(read.tokenizer(prompt)["input_ids"]) for prompt in read.prompts["test"]]
+                            routes.read([*rows, *(text.token_ids for text in read.forgetting)], engine.features)
                         found = _measure(config, read, specs, measurement)
+                        if routes:
+                            found["routed"] = _routed(store, routes, rows)
                     store.finish()
                 trace_front(folder)
                 write_record(folder, "sweep", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
@@ -212,6 +222,19 @@ def _example(store: Store, inputs: Inputs) -> list[Reading]:
     prompt = store.prompts("test")[row.prompt].text
     sample = Sample(row.text, row.token_ids)
     return readings(inputs.tokenizer, prompt, inputs.prompts["test"][prompt], inputs.reward_models, sample)
+
+
+def _routed(store: Store, routes: Routes, rows: Sequence[Sequence[int]]) -> dict[str, list[dict[str, Any]]]:
+    """By group with a router, for every preference the weights that the test prompts got."""
+    points = [point for point in store.points("test") if point.spec.is_routed]
+    return {
+        group: [
+            {"preference": list(point.spec.weights), "chosen": routes.chosen(point.spec, rows)}
+            for point in points
+            if point.group == group
+        ]
+        for group in dict.fromkeys(point.group for point in points)
+    }
 
 
 def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str]) -> list[dict]:

@@ -16,7 +16,7 @@ from tests.merge.reference import FOLDER, ORIGIN, tensors
 OF_FRONTS = json.loads((FOLDER.parent / "pareto" / "origin.json").read_text())["cases"]
 # Those of methods that learn factors; `tests/learn/` compares with each.
 OF_LEARNING = json.loads((FOLDER.parent / "learn" / "origin.json").read_text())["cases"]
-IN_THE_MANIFEST = 54
+IN_THE_MANIFEST = 55
 
 
 def test_every_case_is_used():

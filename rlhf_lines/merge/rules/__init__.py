@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
         by_parameter=lambda options: options["relative"] and options["keep"] == 1,
     ),
     "widen": Rule("widen.widen", "arXiv 2408.03092"),
+    "twin": Rule("twin.twin", "arXiv 2406.15479 (Twin-Merging)", whole=(5, 0), by_parameter=lambda options: True),
     "fisher": Rule("fisher.fisher", "arXiv 2111.09832", statistics=FISHER, by_parameter=lambda options: True),
     "ota": Rule(
         "ota.ota",

@@ -20,7 +20,7 @@ def make_engine(config: SweepConfig, merges: Merges, adapters: Sequence[Adapter]
     Args:
         config: the settings.
         merges: of the policies, for specs that no adapter holds; who made them closes them.
-        adapters: the policies, then the MORLHF runs.
+        adapters: the policies, then the MORLHF runs, and what else specs mix.
         folder: of the run, below which the engine writes what it has to.
     """
     if config.engine == "vllm":

@@ -8,7 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rlhf_lines.completions import StopTexts
@@ -18,6 +20,7 @@ from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import end_token_ids, load_tokenizer
+from rlhf_lines.reading import last_hidden_states
 from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory
 from rlhf_lines.sweep.engines.merged_weights import MergedWeights
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
@@ -39,7 +42,7 @@ class LocalEngine:
         config: how to load and sample.
         merges: of the policies, by which specs that are not linear are merged; who made them closes them. Their SFT
             model is the base, which is loaded when first needed.
-        adapters: the policies, then the MORLHF runs, in the order of the specs' weights.
+        adapters: the policies, then the MORLHF runs, in the order of the specs' weights, and what else specs mix.
     """
 
     def __init__(self, config: Sampling, merges: Merges, adapters: Sequence[Adapter]) -> None:
@@ -72,6 +75,10 @@ class LocalEngine:
     def nll(self, specs: Sequence[MergeSpec], rows: Sequence[Sequence[int]]) -> list[float]:
         """Of each row of token ids, -sum_t log p(token_t | those before), t >= 1, under its spec."""
         return _by_rule(list(zip(specs, rows, strict=True)), specs, self._nll)
+
+    def features(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """What a router reads of prompts: the SFT model's last hidden state at their last tokens, `[n, d]`."""
+        return last_hidden_states(self.multi_lora.model, rows).numpy()
 
     def rows(self, prompt_tokens: int) -> int:
         """The batch size that is given, or the one that free memory, and a CPU, allow."""

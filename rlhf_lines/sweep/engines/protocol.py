@@ -77,7 +77,7 @@ class Engine(Protocol):
 def mixable(specs: Mapping[int, MergeSpec]) -> list[dict[int, MergeSpec]]:
     """The specs, by their ids, that a batch should mix: all linear ones, and each other one alone.
 
-    The weights of the others are loaded in place, one spec at a time.
+    Those with a router are linear for every prompt. The weights of the others are loaded in place, one spec at a time.
     """
-    linear = {spec_id: spec for spec_id, spec in specs.items() if RULES[spec.rule].is_linear}
+    linear = {spec_id: spec for spec_id, spec in specs.items() if RULES[spec.rule].is_linear or spec.is_routed}
     return [linear, *({spec_id: spec} for spec_id, spec in specs.items() if spec_id not in linear)]

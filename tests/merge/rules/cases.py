@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rlhf_lines.merge.rules import RULES
 
 
-Property = Literal["threads", "names", "factor", "sign", "order"]
+Property = Literal["threads", "names", "factor", "sign", "order", "untouched"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ CASES = [
     Case("doge", {"relative": False, "eta": 0.07, "lr": 1e-3, "steps": 5}, but_not=("threads", "factor")),
     Case("widen", but_not=("threads", "factor", "sign")),  # columns of theta_SFT + tau_k
     Case("widen", {"ratio": 1.1, "calibration": 0.8}, but_not=("threads", "factor", "sign")),
+    # What is cut off is missing where a policy has nothing: tau_s + v_k is not 0 there.
+    Case("twin", {"rank": 2}, but_not=("threads", "untouched")),
+    Case("twin", {"rank": 3, "shared": 0.3}, but_not=("threads", "untouched")),
+    Case("twin", one_hot="close"),
     Case("fisher", one_hot="close"),
     Case("fisher", {"normalize": "tensor"}, one_hot="close"),
     Case("fisher", {"floor": 0.1, "floor_on": "first", "add": 0.01, "normalize": "model"}, but_not=("order",)),

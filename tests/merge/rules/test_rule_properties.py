@@ -194,7 +194,7 @@ def test_zero_weights_are_the_sft_model(case):
     assert all(tensor.count_nonzero() == 0 for tensor in merged.values())
 
 
-@of_cases()
+@of_cases("untouched")
 @pytest.mark.parametrize("k", [0, 1])
 def test_one_hot_weights_leave_alone_what_that_policy_does(case, k):
     merged = merged_by(case, given(case), [float(j == k) for j in range(case.count)])
