@@ -23,7 +23,7 @@ demo
 shipped
 summary           plan
 stages
-learn
+learn             evaluation
 learn.config
 sweep
 sweep.finished    sweep.engines
