@@ -443,7 +443,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         },
     )
     for task, count in outcome.asked.items():
-        _say(f"{task}: asked {count} policies" if count else f"{task}: all these points have been asked already")
+        policies = "1 policy" if count == 1 else f"{count} policies"
+        _say(f"{task}: asked {policies}" if count else f"{task}: all these points have been asked already")
     _say("", benchmarks_table(outcome.front))
 
 

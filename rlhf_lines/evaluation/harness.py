@@ -143,9 +143,16 @@ def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManag
     """What knows the tasks. To read lm-eval's own thousands takes half a minute, and is left out where it can be."""
     if include_path is not None:
         own = TaskManager(include_path=include_path, include_defaults=False)
-        if set(names) <= set(own.all_subtasks):  # a group may name lm-eval's
+        if all(_is_whole(own, name) for name in names):
             return own
     return TaskManager(include_path=include_path)
+
+
+def _is_whole(manager: TaskManager, name: object) -> bool:
+    """Whether a task, or a group with all of its tasks, is known; a tag may also be one of lm-eval's."""
+    if name in manager.all_groups:
+        return all(_is_whole(manager, member) for member in manager.task_index[name].cfg["task"])
+    return name in manager.all_subtasks
 
 
 def _check(name: str, loaded: TaskDict, asking: Asking, problems: Problems) -> None:

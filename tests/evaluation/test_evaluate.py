@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from rlhf_lines import cli
-from rlhf_lines.evaluation import evaluate as verb
 from rlhf_lines.evaluation.evaluate import evaluate
 from rlhf_lines.pareto import read_front
 from rlhf_lines.sweep.finished.front import trace_front
@@ -105,7 +105,7 @@ def test_a_task_is_asked_otherwise_only_from_anew(run, tasks, capsys):
     asked = ["evaluate", str(run), "--include-path", str(tasks), "--tasks", "tiny_both", "--points"]
     assert cli.main([*asked, "front", "--group", "sft", "--limit", "2"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("tiny_both: asked 1 policies\n") and "tiny_choice/acc" in out
+    assert out.startswith("tiny_both: asked 1 policy\n") and "tiny_choice/acc" in out
     (found,) = stored(run)["tiny_both"].values()
     assert {leaf: about["documents"] for leaf, about in found["tasks"].items()} == {"tiny_choice": 2, "tiny_answer": 2}
     before = stored(run)
@@ -164,6 +164,6 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tasks, capsys, mo
 
 
 def test_without_lm_eval_it_says_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verb.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert cli.main(["evaluate", str(tmp_path), "--tasks", "arc_easy"]) == 2
     assert "evaluate needs the package lm-eval: pip install 'rlhf-lines[eval]'" in capsys.readouterr().err
