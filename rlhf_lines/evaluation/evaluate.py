@@ -16,7 +16,7 @@ from rlhf_lines.evaluation.points import FRONT, chosen_points
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import read_front
-from rlhf_lines.pareto.schema import FILE_NAME, Front
+from rlhf_lines.pareto.schema import Front
 from rlhf_lines.progress import Bar
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.finished.front import trace_front
@@ -25,9 +25,7 @@ from rlhf_lines.sweep.store import Store, open_finished
 
 
 if TYPE_CHECKING:
-    from lm_eval.tasks.manager import TaskDict
-
-    from rlhf_lines.evaluation.harness import Asking, LoadedModel
+    from rlhf_lines.evaluation.harness import Asking
 
 
 @dataclass(frozen=True)
@@ -79,27 +77,26 @@ def evaluate(
     asking, tasks = Asking(limit, num_fewshot, apply_chat_template), list(dict.fromkeys(tasks))
     with only_writer(folder):
         with open_finished(folder, reading=False) as store:
-            front = read_front(folder) if (Path(folder) / FILE_NAME).is_file() else trace_front(folder)
+            front = _front_of(folder)
             stored = {point.id: point for point in store.points(front["split"])}
             chosen = [stored[point["id"]] for point in chosen_points(front, points, groups)]
             specs = {point.spec_id: point.spec for point in chosen}  # two groups may share one
             missing = _missing(store, specs, tasks, asking, overwrite=overwrite)
             if any(missing.values()):
-                with models_of(folder, store) as engine:
-                    _check_template(engine, asking)
-                    from rlhf_lines.evaluation.harness import LoadedModel, load_tasks
-
-                    unfinished = [task for task in tasks if missing[task]]
-                    with Bar(total=sum(map(len, missing.values())), desc="evaluate", unit="results") as bar:
-                        loaded = load_tasks(unfinished, asking, include_path)
-                        model = LoadedModel(engine.multi_lora.model, engine.tokenizer, batch_size)
-                        for task in unfinished if overwrite else ():
-                            store.drop_evaluations(task)
-                        _ask(store, engine, specs, missing, loaded, model, asking, bar)
+                how = {"include_path": include_path, "batch_size": batch_size, "overwrite": overwrite}
+                _ask_missing(folder, store, specs, missing, asking, **how)
             store.finish()
         front = trace_front(folder)
         write_report(folder)
     return Outcome({task: len(missing[task]) for task in tasks}, front)
+
+
+def _front_of(folder: str | Path) -> Front:
+    """The front of the run; where the file is none, or that of an older version, made anew."""
+    try:
+        return read_front(folder)
+    except (FileNotFoundError, ValueError):
+        return trace_front(folder)
 
 
 def _check_settings(tasks: Sequence[str], numbers: Mapping[str, tuple[int | None, int]]) -> None:
@@ -150,27 +147,35 @@ def _words(asked: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {'left out' if value is None else value}" for name, value in asked.items())
 
 
-def _ask(
+def _ask_missing(
+    folder: str | Path,
     store: Store,
-    engine: LocalEngine,
     specs: Mapping[int, MergeSpec],
     missing: Mapping[str, Sequence[int]],
-    loaded: Mapping[str, TaskDict],
-    model: LoadedModel,
     asking: Asking,
-    bar: Bar,
+    *,
+    include_path: str | Path | None,
+    batch_size: int | None,
+    overwrite: bool,
 ) -> None:
     """Ask every spec what is missing, and store it as it is found: all of one spec first, whose weights are loaded."""
-    from rlhf_lines.evaluation.harness import ask
+    from rlhf_lines.evaluation.harness import LoadedModel, ask, load_tasks
 
-    for spec_id, spec in specs.items():
-        for task in (task for task in loaded if spec_id in missing[task]):
-            bar.begin(f"evaluate: {task}", bar.total)
-            with engine.following(spec):
-                found = ask(model, task, loaded[task], asking)
-            _check_alike(store, task, found)
-            store.add_evaluation(spec_id, task, found)
-            bar.update()
+    total = sum(map(len, missing.values()))
+    with models_of(folder, store) as engine, Bar(total=total, desc="evaluate", unit="results") as bar:
+        _check_template(engine, asking)
+        loaded = load_tasks([task for task in missing if missing[task]], asking, include_path)
+        model = LoadedModel(engine.multi_lora.model, engine.tokenizer, batch_size)
+        for task in loaded if overwrite else ():
+            store.drop_evaluations(task)
+        for spec_id, spec in specs.items():
+            for task in (task for task in loaded if spec_id in missing[task]):
+                bar.begin(f"evaluate: {task}", total)
+                with engine.following(spec):
+                    found = ask(model, task, loaded[task], asking)
+                _check_alike(store, task, found)
+                store.add_evaluation(spec_id, task, found)
+                bar.update()
 
 
 def _check_alike(store: Store, task: str, found: Mapping[str, Any]) -> None:
