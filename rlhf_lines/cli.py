@@ -42,6 +42,7 @@ VERBS = {
     "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
     "compare": "finished sweeps beside each other: the same over training seeds, or two recipes",
     "score": "scores of further reward models for the completions of a finished sweep",
+    "evaluate": "public benchmarks (lm-eval) for points of a finished sweep, on the one loaded base",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV, or its points as adapters",
     "serve": "the mixes of a finished sweep by vLLM's server, with a preference per request",
     "plan": "what a stage will take: parameters, memory, tokens, time, disk; loads no weights",
@@ -49,6 +50,7 @@ VERBS = {
 # What a command that was interrupted has left.
 KEPT = {
     "score": "the scores so far are kept",
+    "evaluate": "the results so far are kept, and the same command goes on",
     **dict.fromkeys(("sft", "reward", "ppo", "sweep", "learn"), KEPT_FOR_RESUME),
 }
 
@@ -245,6 +247,36 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--as_objectives", action="store_true", help="make fronts of these scores too")
     score.add_argument("--batch_size", type=int, default=32, help="texts in one forward pass (default: %(default)s)")
 
+    evaluate = add("evaluate", _evaluate, parents=[a_run])
+    evaluate.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="tasks, groups of tasks or tags of lm-eval, with commas or blanks between them",
+    )
+    evaluate.add_argument(
+        "--points",
+        nargs="+",
+        default=["front"],
+        metavar="WHICH",
+        help="front: what no other point of its group dominates, controls left out; all; or ids; the SFT model is "
+        "always asked (default: front)",
+    )
+    evaluate.add_argument("--group", nargs="+", default=[], metavar="NAME", help="points of these groups only")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="documents of each task, the first (default: all)")
+    evaluate.add_argument(
+        "--num_fewshot", type=int, metavar="N", help="examples before each question (default: as the task says)"
+    )
+    evaluate.add_argument(
+        "--apply_chat_template", action="store_true", help="put questions into the tokenizer's chat template"
+    )
+    evaluate.add_argument("--include_path", type=_path, metavar="DIR", help="folder of further task configs (YAML)")
+    evaluate.add_argument("--batch_size", type=int, metavar="N", help="texts in one pass (default: what fits)")
+    evaluate.add_argument(
+        "--overwrite", action="store_true", help="ask these tasks anew, and forget what they found of any point"
+    )
+
     export = add("export", _export, parents=[a_run])
     export.add_argument("--format", help="of the tables: parquet, csv or both (default: parquet)")
     export.add_argument(
@@ -430,6 +462,29 @@ def _score(options: argparse.Namespace) -> None:
     for name, count in outcome.scored.items():
         _say(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
     _say("", front_table(outcome.front))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _quiet_warnings()
+    _show_log()
+    _hide_bars()
+    from rlhf_lines.evaluation.evaluate import evaluate
+    from rlhf_lines.pareto.table import benchmarks_table
+
+    outcome = evaluate(
+        options.run_dir,
+        [task for words in options.tasks for task in words.split(",") if task],
+        points=options.points,
+        groups=options.group,
+        **{
+            name: getattr(options, name)
+            for name in ("limit", "num_fewshot", "apply_chat_template", "include_path", "batch_size", "overwrite")
+        },
+    )
+    for task, count in outcome.asked.items():
+        policies = "1 policy" if count == 1 else f"{count} policies"
+        _say(f"{task}: asked {policies}" if count else f"{task}: all these points have been asked already")
+    _say("", benchmarks_table(outcome.front))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ cli
 demo
 shipped
 summary           plan
-stages            serve
+stages            serve             evaluation
 learn
 learn.config
 sweep

@@ -23,7 +23,7 @@ from tests import tiny
 
 VERBS = (
     "demo", "configs", "sft", "reward", "ppo", "fisher", "gram", "merge", "basis", "rebuild", "sweep", "learn",
-    "router", "front", "pick", "report", "compare", "score", "export", "serve", "plan",
+    "router", "front", "pick", "report", "compare", "score", "evaluate", "export", "serve", "plan",
 )  # fmt: skip
 
 
@@ -478,7 +478,7 @@ def test_the_verbs_are_those_of_the_stages(capsys):
     assert (
         set(cli.VERBS)
         == set(VERBS)
-        == {*MODULES, "demo", "configs", "front", "pick", "report", "compare", "score", "export", "serve", "plan"}
+        == {*MODULES, *"demo configs front pick report compare score evaluate export serve plan".split()}
     )
     assert cli.main([]) == 2
     assert cli.main(["-h"]) == 0
@@ -499,6 +499,7 @@ def test_every_verb_has_help(folder, capsys, verb):
         "pick": "--preference",
         "report": "RUN_DIR",
         "score": "RUN_DIR",
+        "evaluate": "RUN_DIR",
         "plan": "--base_model",
     }
     assert shown.get(verb, "--output_dir") in out

@@ -8,6 +8,7 @@ from rlhf_lines.lazily import exports
 _MODULES = {
     "rlhf_lines.pareto.bootstrap": ["bootstrap_hypervolumes", "bootstrap_means", "interval", "probability_positive"],
     "rlhf_lines.pareto.corrected": ["Corrected", "ExpectedUtility", "Hypervolume", "correct"],
+    "rlhf_lines.pareto.figures.benchmarks": ["plot_benchmarks"],
     "rlhf_lines.pareto.figures.forgetting": ["plot_forgetting"],
     "rlhf_lines.pareto.figures.front": ["plot_front"],
     "rlhf_lines.pareto.figures.kl": ["plot_kl"],

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.behaviour import Behaviour, behaviour_entry, changes
+from rlhf_lines.pareto.benchmarks import Result, benchmark_changes, result_entry
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_counts, bootstrap_means, mean_interval
 from rlhf_lines.pareto.corrected import DRAWN, ExpectedUtility, Hypervolume, correct
 from rlhf_lines.pareto.equal_kl import common_budgets, correct_at_equal_kl, offers, why_no_budgets
@@ -31,6 +32,7 @@ from rlhf_lines.pareto.schema import (
     MORLHF,
     SFT,
     Audit,
+    Benchmark,
     Comparison,
     EverySpec,
     Forgetting,
@@ -64,6 +66,7 @@ class Point:
         behaviour: what its completions are like, or None.
         preference: the weights at which it stands beside the points of other groups; None where they are those of the
             spec, if they sum to 1.
+        results: of benchmarks, by metric.
     """
 
     id: int
@@ -77,6 +80,7 @@ class Point:
     metrics: Mapping[str, ArrayLike] = field(default_factory=dict)
     behaviour: Behaviour | None = None
     preference: Sequence[float] | None = None
+    results: Mapping[str, Result] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [key for key in EverySpec.__annotations__ if key not in self.spec]
@@ -98,6 +102,7 @@ def build_front(
     surrogate: dict[str, SurrogateEntry] | None = None,
     forgetting: Forgetting | None = None,
     audit: Audit | None = None,
+    benchmarks: Mapping[str, Benchmark] | None = None,
     prompt_ids: Sequence[int] = (),
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -125,6 +130,7 @@ def build_front(
         surrogate: by group, what a fit predicted.
         forgetting: what the texts outside the task were.
         audit: the signatures of the policies.
+        benchmarks: how the points were asked what their `results` are of.
         prompt_ids: of the P prompts in the run store; left out, their numbers from 0.
         resamples: number of bootstrap resamples.
         confidence: coverage of all intervals.
@@ -145,6 +151,7 @@ def build_front(
 
     resampling = Resampling(resamples, seed, confidence)
     model = next((point.behaviour for point in points if point.group == SFT), None)
+    model_results = next((point.results for point in points if point.group == SFT), {})
 
     groups: dict[str, list[int]] = {}
     for row, point in enumerate(points):
@@ -194,6 +201,7 @@ def build_front(
     found = [compared(a, b) for a, b in comparisons.pairs(groups)]
     comparisons.conclude(found, confidence)
     names = list(dict.fromkeys([*(name for point in points for name in point.metrics), *metrics]))
+    asked = list(dict.fromkeys(name for point in points for name in point.results))
 
     return {
         "format": FORMAT,
@@ -213,13 +221,14 @@ def build_front(
                 "id": point.id,
                 "group": point.group,
                 "spec": dict(point.spec),
-                **measure_point(point, model, rewards, metrics, resampling, further=names),
+                **measure_point(point, model, rewards, metrics, resampling, further=names, asked=asked),
                 "label": point_label(point.spec, policies),
                 "preference": _preference(point),
                 "single_policy": single_policy(point.spec, policies),
                 "merge_arguments": arguments_to_merge(point.spec, sft_model, policies),
                 "changes": changes(point.behaviour, model, resampling),
                 "lost_most": _lost_most(point.behaviour, model, rewards, prompt_ids or range(prompts)),
+                "benchmark_changes": benchmark_changes(point.results, model_results, resampling),
             }
             for point in points
         ],
@@ -239,6 +248,7 @@ def build_front(
         "surrogate": surrogate,
         "forgetting": forgetting,
         "audit": audit,
+        "benchmarks": dict(benchmarks or {}),
     }
 
 
@@ -250,6 +260,7 @@ def measure_point(
     resampling: Resampling,
     *,
     further: Sequence[str] = (),
+    asked: Sequence[str] = (),
 ) -> Measured:
     """What was measured of a point, with intervals over its prompts.
 
@@ -260,6 +271,7 @@ def measure_point(
         metrics: names of further scores, which it has.
         resampling: of the prompts.
         further: names of what else other points have; null where this one has it not.
+        asked: metrics of the benchmarks that points were asked; null where this one was not.
 
     Raises:
         ValueError: a metric has another shape than the scores, or is not finite.
@@ -280,7 +292,8 @@ def measure_point(
             if name in METRICS
             else resampling.scores({name: column})[name]
             for name, column in found.items()
-        },
+        }
+        | {name: result_entry(point.results[name], resampling) if name in point.results else None for name in asked},
         "kl": None if kl is None else resampling.mean(kl),
         "prompts": prompts,
         "samples_per_prompt": point.samples_per_prompt,

@@ -130,6 +130,25 @@ class LostEntry(TypedDict):
     differences: dict[str, float]  # mean score minus the SFT model's, by objective
 
 
+class AskedTask(TypedDict):
+    """A task of lm-eval, as points were asked it."""
+
+    version: str | float | None  # as its config says
+    hash: str  # of documents, prompts and targets, as lm-eval makes it
+    documents: int
+    num_fewshot: int  # examples before each question
+
+
+class Benchmark(TypedDict):
+    """What points were asked by lm-eval: a task, or several in one group."""
+
+    lm_eval: str  # its version
+    limit: int | None  # how many documents of each task, at most; null is all
+    apply_chat_template: bool
+    tasks: dict[str, AskedTask]
+    metrics: dict[str, bool | None]  # by their names in `metrics` of points: whether higher is better; null is unknown
+
+
 class Measured(TypedDict):
     """What was measured of a point."""
 
@@ -153,6 +172,7 @@ class PointEntry(Measured):
     merge_arguments: list[str] | None  # of `rlhf-lines merge`, but for --output_dir; null for the SFT model
     changes: Changes | None  # null without completions of the point or of the SFT model
     lost_most: list[LostEntry] | None  # the worst first, none that did not lose; null as `changes`
+    benchmark_changes: dict[str, Value]  # by metric, minus the SFT model's; empty where one of the two was not asked
 
 
 class GroupFront(TypedDict):
@@ -294,6 +314,7 @@ class Front(TypedDict):
     surrogate: dict[str, SurrogateEntry] | None  # by group; null unless the sampler is map
     forgetting: Forgetting | None  # null where no texts outside the task were read
     audit: Audit | None  # null in runs of versions that made none
+    benchmarks: dict[str, Benchmark]  # by the name under which they were asked for; empty where none were
 
 
 def write_front(folder: str | Path, front: Front) -> Path:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_lines.pareto.benchmarks import benchmark_metrics
 from rlhf_lines.pareto.schema import Front, Measured, PointEntry
 
 
@@ -32,15 +33,18 @@ def front_csv(front: Front) -> str:
     return file.getvalue()
 
 
-def measured_row(point: Measured, objectives: Sequence[str], metrics: Sequence[str]) -> dict[str, float | None]:
+def measured_row(
+    point: Measured, objectives: Sequence[str], metrics: Sequence[str], asked: Sequence[str] = ()
+) -> dict[str, float | None]:
     """Everything that was measured of a point, `NAME_mean`, `NAME_low` and `NAME_high` of each; None where it was not.
 
-    The columns depend on the objectives and metrics alone.
+    The columns depend on the names alone.
 
     Args:
         point: of a front, or of another split.
         objectives: names of its scores.
         metrics: names of further scores.
+        asked: metrics of benchmarks.
     """
     found, scores = point["metrics"], point["scores"]
     wins: Any = found.get("win_rate") or {}
@@ -51,13 +55,14 @@ def measured_row(point: Measured, objectives: Sequence[str], metrics: Sequence[s
     by_objective |= {name: found.get(name) for name in ("length_correlation", "at_matched_length")}
     for name, values in by_objective.items():
         of |= {f"{name}_{objective}": (values or {}).get(objective) for objective in objectives}
+    of |= {name: found.get(name) for name in asked}
     return {f"{name}_{end}": estimate[end] if estimate else None for name, estimate in of.items() for end in ENDS}
 
 
-def measured_columns(objectives: Sequence[str], metrics: Sequence[str]) -> list[str]:
+def measured_columns(objectives: Sequence[str], metrics: Sequence[str], asked: Sequence[str] = ()) -> list[str]:
     """The columns of `measured_row`, of any point."""
     nothing: Any = {"scores": dict.fromkeys(objectives), "metrics": {}, "kl": None, "perplexity": None}
-    return list(measured_row(nothing, objectives, metrics))
+    return list(measured_row(nothing, objectives, metrics, asked))
 
 
 def _row(front: Front, point: PointEntry, longest: int) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def _row(front: Front, point: PointEntry, longest: int) -> dict[str, Any]:
     best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
     row: dict[str, Any] = {"point": point["id"], "group": point["group"], "label": point["label"]}
     row["nondominated"] = int(point["id"] in best) if point["group"] in front["fronts"] else None
-    row |= measured_row(point, front["objectives"], front["metrics"])
+    row |= measured_row(point, front["objectives"], front["metrics"], list(benchmark_metrics(front)))
     row |= {f"weight_{k}": weight for k, weight in enumerate(weights, 1)}
     row |= {key: spec[key] for key in ("rule", "alpha", "beta", "schedule")}
     row["options"] = json.dumps(spec["options"], sort_keys=True)

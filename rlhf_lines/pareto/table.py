@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_lines.pareto import comparisons
+from rlhf_lines.pareto.benchmarks import benchmark_metrics
 from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
 from rlhf_lines.pareto.headline import budgets_text, front_headline
 from rlhf_lines.pareto.intervals import FEW_PROMPTS
@@ -258,6 +259,40 @@ def all_points_table(front: Front) -> list[str]:
     return ["All points", *in_blocks(fixed, columns, left=3), *_notes(front, points, list(further), [])]
 
 
+def benchmarks_table(front: Front) -> str:
+    """The points that were asked benchmarks: each metric, and in brackets how far it is from the SFT model's.
+
+    `*` marks the points that no other point of their group dominates in the objectives, and `!` a metric whose interval
+    of the difference leaves 0 out.
+
+    Args:
+        front: with `benchmarks`.
+    """
+    names = list(benchmark_metrics(front))
+    points = [point for point in front["points"] if any(point["metrics"].get(name) for name in names)]
+    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    fixed = [[" id", "group", "weights"], *(_fixed(p, best=p["id"] in best, scaling=False) for p in points)]
+    columns = []
+    for name in names:
+        found = _means([point["metrics"].get(name) for point in points])
+        changes = [point["benchmark_changes"].get(name) for point in points]
+        digits = decimals(change["value"] for change in changes if change)
+        column = [f"{mean}{_change_text(change, digits)}" for mean, change in zip(found, changes, strict=True)]
+        columns.append([name, *column])
+    note = (
+        "in brackets: less the SFT model's; !: its interval leaves 0 out; *: no other point of its group dominates it; "
+        "intervals are in front.json and on the page"
+    )
+    return "\n\n".join([*in_blocks(fixed, columns, left=3), textwrap.fill(note, WIDTH)])
+
+
+def _change_text(change: Value | None, digits: int) -> str:
+    if change is None:
+        return ""
+    beyond = change["low"] is not None and not change["low"] <= 0.0 <= change["high"]
+    return f" ({change['value']:+z.{digits}f}){'!' if beyond else ' '}"
+
+
 def _best_group(front: Front) -> str | None:
     """The group whose front has the largest expected utility, the controls left out."""
     utilities = {
@@ -340,6 +375,9 @@ def _measures(front: Front) -> dict[str, Further]:
         "all_worse": Further("share worse in all objectives", metric("win_rate", "all_worse"), _shares),
     }
     found = {WORDS[name]: measure for name, measure in found.items()}
+    for name, better in benchmark_metrics(front).items():
+        note = {True: "", False: ", lower is better"}.get(better, "")
+        found[name] = Further(f"of a benchmark{note}", metric(name), _means)
     shorts: Sequence[str] = [_clip(name) for name in front["objectives"]]
     if len(set(shorts)) < len(shorts):
         shorts = [str(number) for number in range(1, len(shorts) + 1)]

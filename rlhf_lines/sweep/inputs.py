@@ -100,9 +100,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
         ValueError: a policy belongs to another SFT model, or there are too few or too long texts.
     """
     sft, policies = _folders(config)
-    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
-    if config.load_in_4bit and not torch.cuda.is_available():
-        skeleton.check_4bit_on_cpu(skeleton.causal_lm(load_config(sft)))
+    adapters = _load_adapters(config, sft, policies)
     if config.engine == "local":
         check_mixable(adapters)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
@@ -121,6 +119,25 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     inputs = Inputs(sft, adapters, reward_models, objectives, tokenizer, prompts, forgetting, num_layers)
     _check_lengths(inputs, config, data_config.dataset_name)
     return inputs
+
+
+def read_models(config: SweepConfig) -> tuple[Path, list[Adapter], dict[str, Fingerprint]]:
+    """The folder of the SFT model, the adapters in the order of the specs' weights, and the hashes of all of them.
+
+    Raises:
+        FileNotFoundError: the SFT model or a policy does not exist.
+        ValueError: a policy belongs to another SFT model, or cannot be loaded as the config says.
+    """
+    sft, policies = _folders(config)
+    hashes = fingerprints_of_models(config.sft_model, sft, zip(_numbered(config), policies, strict=True), [])
+    return sft, _load_adapters(config, sft, policies), hashes
+
+
+def _load_adapters(config: SweepConfig, sft: Path, policies: Sequence[Path]) -> list[Adapter]:
+    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
+    if config.load_in_4bit and not torch.cuda.is_available():
+        skeleton.check_4bit_on_cpu(skeleton.causal_lm(load_config(sft)))
+    return adapters
 
 
 def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:

@@ -58,6 +58,10 @@ CREATE TABLE IF NOT EXISTS control (
 ) WITHOUT ROWID;
 """
 SHOWN = "CREATE TABLE IF NOT EXISTS shown (prompt INTEGER PRIMARY KEY REFERENCES prompts, more TEXT NOT NULL)"
+EVALUATED = (
+    "CREATE TABLE IF NOT EXISTS evaluations (spec INTEGER NOT NULL REFERENCES specs, task TEXT NOT NULL, "
+    "found TEXT NOT NULL, PRIMARY KEY (spec, task)) WITHOUT ROWID"
+)
 UNSCORED = (
     "NOT EXISTS (SELECT 1 FROM scores s WHERE (s.spec, s.prompt, s.sample) = (c.spec, c.prompt, c.sample) "
     "AND s.reward = ?)"
@@ -455,6 +459,27 @@ class Store:
     def nll_by_text(self, spec: int) -> dict[int, float]:
         """The same, by the ids of the texts."""
         return dict(self._db.execute("SELECT text, nats FROM control WHERE spec = ?", (spec,)))
+
+    def add_evaluation(self, spec: int, task: str, found: Mapping[str, Any]) -> None:
+        """Keep what a benchmark found of a spec, a JSON value, in place of what was kept before."""
+        with self._db:
+            self._db.execute(EVALUATED)  # a store of an earlier version, or of a run without any, has no such table
+            self._db.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?)", (spec, task, json.dumps(found)))
+
+    def evaluations(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """What `add_evaluation` kept, by task, in the order of their names, and by the id of the spec."""
+        if self._one("SELECT 1 FROM sqlite_master WHERE name = 'evaluations'") is None:
+            return {}
+        kept: dict[str, dict[int, dict[str, Any]]] = {}
+        for task, spec, found in self._db.execute("SELECT task, spec, found FROM evaluations ORDER BY task, spec"):
+            kept.setdefault(task, {})[spec] = json.loads(found)
+        return kept
+
+    def drop_evaluations(self, task: str) -> None:
+        """Forget what a benchmark found of all specs."""
+        if self.evaluations():
+            with self._db:
+                self._db.execute("DELETE FROM evaluations WHERE task = ?", (task,))
 
     def _pages(self, columns: str, condition: str, *values) -> Iterator[tuple]:
         """Yield spec, prompt, sample and more columns of completions `c` and their prompts `p`, by primary key.

@@ -172,7 +172,7 @@ def without_pictures(monkeypatch):
     from rlhf_lines.sweep import run
     from rlhf_lines.sweep.finished import front, score
 
-    for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting"):
+    for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting", "plot_benchmarks"):
         monkeypatch.setattr(front, name, lambda front, *paths: None)
     for module in (run, score):
         monkeypatch.setattr(module, "write_report", lambda folder: None)

@@ -369,3 +369,18 @@ def test_facts_are_remembered_and_may_not_change(store, tmp_path):
         with pytest.raises(ValueError, match=r"had alphas \[0.5, 1.0\], now it is \[0.5\].*without --resume"):
             again.remember(seed=3, alphas=[0.5])
         assert again.recall("alphas") == [0.5, 1.0]
+
+
+def test_what_benchmarks_found_is_kept_by_task_and_spec_until_it_is_dropped(store, tmp_path):
+    assert store.evaluations() == {}
+    store.drop_evaluations("one")  # of which there is nothing
+    found = {"value": 0.1 + 0.2, "values": None, "text": TEXTS[1]}
+    one, two = (point.spec_id for point in store.add_points("test", "lines", SPECS))
+    store.add_evaluation(two, "one", found)
+    store.add_evaluation(one, "one", {})
+    store.add_evaluation(one, "another", {"value": 1})
+    store.add_evaluation(one, "another", {"value": 2})
+    with Store(tmp_path, reading=True) as again:
+        assert again.evaluations() == {"another": {one: {"value": 2}}, "one": {one: {}, two: found}}
+    store.drop_evaluations("one")
+    assert store.evaluations() == {"another": {one: {"value": 2}}}

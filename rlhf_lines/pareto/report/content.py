@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rlhf_lines.pareto.benchmarks import benchmark_metrics
 from rlhf_lines.pareto.figures.kl import utility
 from rlhf_lines.pareto.origin import policy_names, share
 from rlhf_lines.pareto.picked import Picked, pick
@@ -148,8 +149,9 @@ class Content:
 
     @cached_property
     def scores(self) -> list[Measure]:
-        """The objectives in their order, then what points have of KL, perplexity and further scores."""
-        others = [self._measure(n, "", lambda p, n=n: p["metrics"].get(n)) for n in self.front["metrics"]]
+        """The objectives in their order, then what points have of KL, perplexity, further scores and benchmarks."""
+        names = [*self.front["metrics"], *benchmark_metrics(self.front)]
+        others = [self._measure(n, "", lambda p, n=n: p["metrics"].get(n)) for n in names]
         return [*self.rewards.values(), *filter(self._is_known, [self.kl, self.perplexity, *others])]
 
     @cached_property

@@ -12,6 +12,7 @@ from typing import Any
 
 from plotly import graph_objects as go
 
+from rlhf_lines.pareto.figures.benchmarks import better_text, drawn_metrics, gained
 from rlhf_lines.pareto.figures.canvas import bar_lengths, split_dominated
 from rlhf_lines.pareto.figures.front import hull_places, places, staircase
 from rlhf_lines.pareto.figures.kl import along_weights
@@ -54,6 +55,9 @@ def page_figures(content: Content) -> dict[str, dict[str, Any]]:
         figures["ternary-figure"] = (ternary_figure, {"ternary-measure": choices})
     if any(point["perplexity"] for point in content.front["points"]):
         figures["forgetting-figure"] = (forgetting_figure, {"forgetting-reward": [{"reward": r} for r in rewards]})
+    if metrics := drawn_metrics(content.front):
+        choices = {"benchmarks-metric": [{"metric": metric} for metric in metrics]}
+        figures["benchmarks-figure"] = (benchmarks_figure, choices)
     if content.predictions:
         figures["surrogate-figure"] = (surrogate_figure, {"surrogate-reward": [{"reward": r} for r in rewards]})
     for i, (tuned, schedule) in enumerate(validation_maps(content)):
@@ -257,6 +261,25 @@ def forgetting_figure(content: Content, reward: str | None = None, *, narrow: bo
         traces.append(_cloud(content, points, group, _means(perplexities), _means(scores), narrow=narrow, **bars))
     title = _axis_title("perplexity of control texts", "lower: less forgotten", narrow)
     return go.Figure(traces, _layout(title, _score_title(reward, narrow)))
+
+
+def benchmarks_figure(content: Content, metric: str | None = None, *, narrow: bool = False) -> go.Figure:
+    """What a point gained to the right, and upwards a metric of a benchmark minus the SFT model's."""
+    metric, objectives = metric or drawn_metrics(content.front)[0], content.front["objectives"]
+    traces = []
+    for group in reversed(content.groups.values()):
+        points = [point for point in content.points_of(group.name) if metric in point["benchmark_changes"]]
+        changes = [point["benchmark_changes"][metric] for point in points]
+        found: list[Mean] = [{"mean": each["value"], "low": each["low"], "high": each["high"]} for each in changes]
+        x = [gained(content.front, point) for point in points]
+        bars = {"error_x": _bars(x, group.ink(0.2)), "error_y": _bars(found, group.ink(0.45))}
+        traces.append(_cloud(content, points, group, _means(x), _means(found), narrow=narrow, **bars))
+    title = _axis_title(utility_name(None), "higher is better", narrow)
+    x_title = _score_title(objectives[0], narrow) if len(objectives) == 1 else title
+    notes = ", ".join(filter(None, ["0: the SFT model", better_text(content.front, metric)]))
+    layout = _layout(x_title, _axis_title(f"{shortened(visible(metric), 34)} less SFT's", notes, narrow))
+    layout.yaxis.update(zeroline=True, zerolinecolor="var(--faint)")
+    return go.Figure(traces, layout)
 
 
 def surrogate_figure(content: Content, reward: str | None = None, *, narrow: bool = False) -> go.Figure:

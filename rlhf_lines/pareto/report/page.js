@@ -529,7 +529,7 @@ setUpSelection();
 setUpScrolling();
 addEventListener("hashchange", openAddress);
 openAddress();
-for (const control of document.querySelectorAll("fieldset input, #axes select, #kl-reward, #ternary-measure, #forgetting-reward, #surrogate-reward")) {
+for (const control of document.querySelectorAll("fieldset input, #axes select, #kl-reward, #ternary-measure, #forgetting-reward, #benchmarks-metric, #surrogate-reward")) {
   control.addEventListener("change", drawAll);
 }
 for (const screen of [darkScreen, narrowScreen]) screen.addEventListener("change", drawAll);

@@ -16,6 +16,7 @@ from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from rlhf_lines.pareto import look_at
+from rlhf_lines.pareto.figures.benchmarks import drawn_metrics
 from rlhf_lines.pareto.report import badly, facts, tables
 from rlhf_lines.pareto.report.completions import Completions, columns, fitting, score_spreads
 from rlhf_lines.pareto.report.content import Content
@@ -158,6 +159,7 @@ def _page(
         compared=compared,
         is_ternary=is_ternary(content),
         utilities=data["utilities"],
+        benchmark_names=drawn_metrics(front),
         ternary_names=[measure.name for measure in ternary_measures(content)],
         ternary_groups={content.by_id[i]["group"] for step in content.steps for i in step.points},
         validation_maps=validation_maps(content),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from rlhf_lines.pareto import comparisons
+from rlhf_lines.pareto.figures.benchmarks import drawn_metrics
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import bases, budgets_text
 from rlhf_lines.pareto.look_at import likely_choices
@@ -266,6 +267,17 @@ def undone_table(content: Content) -> Table | None:
         head = Markup("<span>share of the soup's gain in {}</span>").format(name(reward))
         columns.append(Column(head, [percent(row["reward_kept"][reward]) for row in rows]))
     return Table("Forgetting and gains of LiNeS beside the rewarded soup", columns)
+
+
+def benchmarks_table(content: Content) -> Table:
+    """What every point that was asked has of a benchmark beyond the SFT model."""
+    points = [point for point in content.front["points"] if point["benchmark_changes"]]
+    columns = []
+    for metric in drawn_metrics(content.front):
+        found = [point["benchmark_changes"].get(metric) for point in points]
+        digits = decimals(each["value"] for each in found if each)
+        columns.append(Column(name(metric), [_estimate(each, digits) for each in found]))
+    return Table("Benchmarks less the SFT model's", [_points(content, points), *columns], list(map(_row, points)))
 
 
 def audit_table(content: Content) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -30,7 +30,7 @@ from rlhf_lines.sweep.merges import Merges
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 S, T = TypeVar("S"), TypeVar("T")
 
@@ -58,12 +58,13 @@ class LocalEngine:
         return MergedWeights(self.multi_lora.model, self._merges)
 
     @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The SFT model's."""
         return load_tokenizer(self._merges.sft)
 
     @cached_property
     def _ends(self) -> list[int]:
-        return end_token_ids(self.multi_lora.model, self._tokenizer)
+        return end_token_ids(self.multi_lora.model, self.tokenizer)
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in their order, which may mix any specs.
@@ -79,6 +80,16 @@ class LocalEngine:
     def features(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """What a router reads of prompts: the SFT model's last hidden state at their last tokens, `[n, d]`."""
         return last_hidden_states(self.multi_lora.model, rows).numpy()
+
+    @contextlib.contextmanager
+    def following(self, spec: MergeSpec) -> Iterator[PreTrainedModel]:
+        """Inside, the loaded model, which is yielded, is the merged policy of a spec, whatever reads with it.
+
+        Outside, it is the SFT model.
+        """
+        linear = RULES[spec.rule].is_linear
+        with self.multi_lora.following(spec) if linear else self._merged.loaded(spec):
+            yield self.multi_lora.model
 
     def rows(self, prompt_tokens: int) -> int:
         """The batch size that is given, or the one that free memory, and a CPU, allow."""
@@ -96,18 +107,18 @@ class LocalEngine:
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
             eos_token_ids=self._ends,
-            pad_token_id=self._tokenizer.pad_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
             seed=self._config.seed,
             top_k=self._config.top_k,
             top_p=self._config.top_p,
-            stop=StopTexts(self._tokenizer, self._config.stop),
+            stop=StopTexts(self.tokenizer, self._config.stop),
             policy=None if spec is None else self._merged.loaded(spec),
         )
 
     def _nll(self, spec: MergeSpec | None, rows: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
         specs, texts = zip(*rows, strict=True)
         with contextlib.nullcontext() if spec is None else self._merged.loaded(spec):
-            return text_nll(self.multi_lora, specs if spec is None else None, texts, self._tokenizer.pad_token_id)
+            return text_nll(self.multi_lora, specs if spec is None else None, texts, self.tokenizer.pad_token_id)
 
 
 def load_base(config: Sampling, sft: Path) -> nn.Module:

@@ -47,7 +47,8 @@ class MultiLoRA:
         self._diagonals: dict[int | None, Tensor] = {}  # layer -> [rows, 1, R]
         self._cache: dict[MergeSpec, Tensor] = {}
         self._length = 0  # tokens of a row of the current pass
-        model.register_forward_pre_hook(self._see_length, with_kwargs=True)
+        self._followed: Tensor | None = None  # coefficients of all rows, [layers, R]
+        model.register_forward_pre_hook(self._see_pass, with_kwargs=True)
         modules = dict(model.named_modules())
         layers = layer_indices([f"{name}.weight" for name in stacked], num_layers=self._num_layers)
         self._layers = sorted(set(layers.values()), key=lambda layer: -1 if layer is None else layer)
@@ -71,6 +72,15 @@ class MultiLoRA:
             yield
         finally:
             self._diagonals = {}
+
+    @contextlib.contextmanager
+    def following(self, spec: MergeSpec) -> Iterator[None]:
+        """Inside, all rows of every forward pass follow a spec, however many there are; outside, the SFT model."""
+        self._followed = self._coefficients(spec).to(self.model.device)
+        try:
+            yield
+        finally:
+            self._followed, self._diagonals = None, {}
 
     @contextlib.contextmanager
     def mixed(self, factors: Tensor, rows: int) -> Iterator[None]:
@@ -97,8 +107,11 @@ class MultiLoRA:
         current = self._given[rows.to(self._given.device)]
         self._diagonals = {layer: current[:, i].unsqueeze(1) for i, layer in enumerate(self._layers)}
 
-    def _see_length(self, model: nn.Module, arguments: tuple, options: dict) -> None:
-        self._length = options["input_ids"].shape[1]
+    def _see_pass(self, model: nn.Module, arguments: tuple, options: dict) -> None:
+        rows, self._length = (options["input_ids"] if "input_ids" in options else arguments[0]).shape
+        if self._followed is not None:
+            everywhere = self._followed.expand(rows, 1, *self._followed.shape)
+            self._diagonals = {layer: everywhere[:, :, i] for i, layer in enumerate(self._layers)}
 
     def _coefficients(self, spec: MergeSpec) -> Tensor:
         if spec not in self._cache:

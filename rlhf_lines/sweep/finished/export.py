@@ -18,7 +18,7 @@ from rlhf_lines.pareto.front import measure_point
 from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import SFT
 from rlhf_lines.pareto.spreadsheet import measured_columns, measured_row
-from rlhf_lines.sweep.finished.front import measured_points, metrics_of, objectives_of
+from rlhf_lines.sweep.finished.front import asked_metrics, measured_points, metrics_of, objectives_of
 from rlhf_lines.sweep.store import Store, open_finished
 
 
@@ -127,6 +127,7 @@ def _completions(store: Store) -> Table:
 
 def _points(store: Store) -> Table:
     objectives, metrics = objectives_of(store), metrics_of(store)
+    asked = asked_metrics(store)
     num_policies = _num_policies(store)
     resampling = Resampling(seed=store.recall("seed"))
     columns = {
@@ -136,7 +137,7 @@ def _points(store: Store) -> Table:
         "spec": INTEGER,
         **_spec_columns(num_policies),
         "prompts": INTEGER,
-        **dict.fromkeys(measured_columns(objectives, metrics), NUMBER),
+        **dict.fromkeys(measured_columns(objectives, metrics, asked), NUMBER),
     }
 
     def rows() -> Iterator[tuple]:
@@ -144,8 +145,8 @@ def _points(store: Store) -> Table:
             points = measured_points(store, split)
             sft = next((point.behaviour for point in points if point.group == SFT), None)
             for stored, point in zip(store.points(split), points, strict=True):
-                measured = measure_point(point, sft, objectives, metrics, resampling)
-                found = measured_row(measured, objectives, metrics).values()
+                measured = measure_point(point, sft, objectives, metrics, resampling, asked=asked)
+                found = measured_row(measured, objectives, metrics, asked).values()
                 spec = _spec_values(stored.spec, num_policies)
                 yield stored.id, split, stored.group, stored.spec_id, *spec, measured["prompts"], *found
 

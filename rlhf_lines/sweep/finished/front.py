@@ -13,15 +13,17 @@ from rlhf_lines.pareto import (
     Front,
     Point,
     build_front,
+    plot_benchmarks,
     plot_forgetting,
     plot_front,
     plot_kl,
     plot_validation,
     write_front,
 )
+from rlhf_lines.pareto.benchmarks import Result
 from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
-from rlhf_lines.pareto.schema import Audit, Forgetting, Validation
+from rlhf_lines.pareto.schema import Audit, Benchmark, Forgetting, Validation
 from rlhf_lines.pareto.spreadsheet import front_csv
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
@@ -42,8 +44,8 @@ def trace_front(
 ) -> Front:
     """Write `front.json` and the figures from what the store holds, and return the front.
 
-    The figures are `front`, and, where there is something to draw, `kl`, `validation` and `forgetting`, each as .png
-    and .pdf. Beside them are `table.tex`, the measures of the groups, and `front.csv`, the points.
+    The figures are `front`, and, where there is something to draw, `kl`, `validation`, `forgetting` and `benchmarks`,
+    each as .png and .pdf. Beside them are `table.tex`, the measures of the groups, and `front.csv`, the points.
 
     Args:
         folder: of the sweep.
@@ -75,6 +77,11 @@ def metrics_of(store: Store) -> list[str]:
     """The other scores."""
     objectives = objectives_of(store)
     return [name for name in store.recall("reward_names") if name not in objectives]
+
+
+def asked_metrics(store: Store) -> list[str]:
+    """The metrics of the benchmarks that points were asked."""
+    return [name for by_spec in store.evaluations().values() for name in next(iter(by_spec.values()))["metrics"]]
 
 
 def check_free_of_reference_point(store: Store) -> None:
@@ -125,6 +132,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
             audit=_audit(store),
+            benchmarks=_benchmarks(store),
             prompt_ids=list(store.prompts(split)),
         )
     plot_front(front, *_files(folder, "front"))
@@ -134,6 +142,8 @@ def _trace_front(folder: Path, split: str) -> Front:
         plot_validation(front, *_files(folder, "validation"))
     if front["forgetting"] is not None:
         plot_forgetting(front, *_files(folder, "forgetting"))
+    if any(point["benchmark_changes"] for point in front["points"]):
+        plot_benchmarks(front, *_files(folder, "benchmarks"))
     write_whole(folder / TABLE, front_tex(front))
     write_whole(folder / POINTS, front_csv(front))
     write_front(folder, front)  # last: who finds it finds the figures too
@@ -192,13 +202,40 @@ def _forgetting(store: Store) -> Forgetting | None:
     return {"texts": len(tokens), "tokens": int(tokens.sum()), "source": store.recall("control")}
 
 
+def _benchmarks(store: Store) -> dict[str, Benchmark]:
+    """How points were asked, by what they were asked; all of one benchmark were asked alike."""
+    found = {task: next(iter(by_spec.values())) for task, by_spec in store.evaluations().items()}
+    return {
+        task: {
+            "lm_eval": one["lm_eval"],
+            "limit": one["asked"]["limit"],
+            "apply_chat_template": one["asked"]["apply_chat_template"],
+            "tasks": one["tasks"],
+            "metrics": {name: metric["higher_is_better"] for name, metric in one["metrics"].items()},
+        }
+        for task, one in found.items()
+    }
+
+
+def _results(store: Store) -> dict[int, dict[str, Result]]:
+    """What benchmarks found, by the id of the spec and by metric."""
+    found: dict[int, dict[str, Result]] = {}
+    for by_spec in store.evaluations().values():
+        for spec, one in by_spec.items():
+            metrics = one["metrics"].items()
+            found.setdefault(spec, {}).update(
+                {name: Result(metric["value"], metric["stderr"], metric["values"]) for name, metric in metrics}
+            )
+    return found
+
+
 def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
     objectives, metrics = objectives_of(store), metrics_of(store)
     sets = {entry.name: entry for entry in map(PolicySet.of, store.recall("policy_sets", []))}
     listed = _policies(store)
     samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), store.log_ratio_name
-    behaviours = read_behaviour(store, split, objectives)
+    behaviours, results = read_behaviour(store, split, objectives), _results(store)
 
     def log_ratio(spec: int) -> dict[str, Any]:
         values = store.kl(spec, split)
@@ -226,6 +263,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
             samples_per_prompt=samples,
             behaviour=behaviours[stored.spec_id],
             preference=preference(stored),
+            results=results.get(stored.spec_id, {}),
             **measured,
         )
 

@@ -9,9 +9,14 @@ import re
 
 import pytest
 
+from rlhf_lines.pareto.benchmarks import benchmark_changes, result_entry
 from rlhf_lines.pareto.report import MAX_BYTES, evenly_spaced, report_html
+from rlhf_lines.pareto.report.content import Content
+from rlhf_lines.pareto.report.figures import page_figures
 from rlhf_lines.pareto.report.page import in_script
 from rlhf_lines.pareto.report.words import MINUS, NOTHING, visible
+from rlhf_lines.pareto.resampling import Resampling
+from tests.pareto.asked import ANSWERS, BENCHMARKS, results_of
 from tests.pareto.damaged import DEMO, front_of
 from tests.pareto.report.parsed import Page
 from tests.pareto.report.report_runs import HOSTILE, MADE, make_completions, make_front
@@ -194,3 +199,24 @@ def test_a_narrow_range_of_kl_stands_with_the_comparison():
     front["comparisons"][0]["kl_budgets"] = [1.0, 1.001]
     html = report_html(front, None, MADE)
     assert "1.00 to 1.00, narrow<" in html and "from 1.00 to 1.00 nats, a narrow range<" in html
+
+
+def test_benchmarks_have_a_section_a_figure_and_columns():
+    front = make_front()
+    assert 'id="benchmarks"' not in report_html(front, None, MADE)
+    front["benchmarks"] = BENCHMARKS
+    for point, answered in zip(front["points"], ANSWERS, strict=False):
+        results = results_of(answered)
+        point["metrics"] |= {name: result_entry(result, Resampling()) for name, result in results.items()}
+        point["benchmark_changes"] = benchmark_changes(results, results_of(0), Resampling())
+    page = report_html(front, None, MADE)
+    section = page.partition('<section id="benchmarks">')[2].partition("</section>")[0]
+    assert "quiz" in section and "10 documents, of each task the first 10; lm-eval 0.4.13" in section
+    assert section.count("data-point=") == len(ANSWERS)
+    figure = page_figures(Content(front))["benchmarks-figure"]
+    heights = {i: y for trace in figure["figure"]["data"] for i, y in zip(trace["customdata"], trace["y"], strict=True)}
+    assert heights == {p["id"]: p["benchmark_changes"]["quiz/acc"]["value"] for p in front["points"][: len(ANSWERS)]}
+    first, second = figure["choices"][0]["benchmarks-metric"]
+    assert not any(first["data"]) and "perplexity" in second["layout"]["yaxis"]["title"]["text"]
+    points = page.partition('<section id="points">')[2]
+    assert points.count("text/perplexity") > 0

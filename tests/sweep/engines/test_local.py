@@ -71,6 +71,15 @@ def test_completions_and_kl_are_those_of_the_merged_models(sft, four_policies, d
     assert all(max(map(abs, values)) > 0.1 for spec, values in by_spec.items() if spec != SFT)
 
 
+def test_the_loaded_model_is_the_policy_of_the_spec_that_is_followed(sft, four_policies, dense_model):
+    engine, ids = engine_of(sft, four_policies), torch.tensor([PROMPTS[0], PROMPTS[2][:4]])
+    with torch.no_grad():
+        for spec in (LINES, TIES, SFT, LAST):
+            with engine.following(spec) as model:
+                torch.testing.assert_close(model(ids).logits, dense_model(spec)(ids).logits, rtol=0, atol=1e-4)
+        assert torch.equal(engine.multi_lora.model(ids).logits, dense_model(SFT)(ids).logits)
+
+
 @pytest.mark.parametrize("size", [1, 5])
 def test_completions_do_not_depend_on_the_calls(sft, four_policies, size):
     engine, requests = engine_of(sft, four_policies), all_requests()

@@ -100,6 +100,26 @@ def test_outside_and_under_zero_weights_every_row_is_the_sft_model(load_multi_lo
         assert torch.equal(parameter, want)
 
 
+@pytest.mark.parametrize("spec", [THREE[3], THREE[-1]], ids=["LiNeS", "by layer"])
+def test_while_a_spec_is_followed_every_pass_of_any_rows_is_its_dense_merge(load_multi_lora, dense_model, spec):
+    multi_lora = load_multi_lora(3)
+    sft = plain_logits(multi_lora.model, PROMPTS[0])
+    with multi_lora.following(spec):
+        for prompts in (PROMPTS, PROMPTS[2:5], PROMPTS[:1]):
+            expected = [plain_logits(dense_model(spec), prompt) for prompt in prompts]
+            for row, want in zip(batch_logits(multi_lora.model, prompts), expected, strict=True):
+                torch.testing.assert_close(row, want, rtol=0, atol=1e-4)
+        with torch.no_grad():  # its tokens without their name, as lm-eval gives them
+            unnamed = multi_lora.model(torch.tensor(PROMPTS[2:3])).logits[0]
+        torch.testing.assert_close(unnamed, plain_logits(dense_model(spec), PROMPTS[2]), rtol=0, atol=1e-4)
+        ids = torch.tensor([PROMPTS[4]] * 3)
+        written = multi_lora.model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=6, do_sample=False)
+    assert torch.equal(written[:1], dense_model(spec).generate(ids[:1], max_new_tokens=6, do_sample=False))
+    with pytest.raises(KeyError, match="stop"), multi_lora.following(spec):
+        raise KeyError("stop")
+    assert torch.equal(plain_logits(multi_lora.model, PROMPTS[0]), sft)
+
+
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_one_hot_rows_are_the_policy_as_peft_loads_it(load_multi_lora, sft, policies, k):
     from peft import PeftModel

@@ -1,0 +1,271 @@
+"""lm-eval, asked about a model that is loaded already.
+
+lm-eval's own model class for transformers reads and generates, so that a point is asked as its merged checkpoint would
+be. Ours are the size of its batches and one bar in place of many. No request goes anywhere but to this model; the data
+of a task come from where its config says, which for most is the Hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lm_eval
+import numpy as np
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import hash_string, set_torch_seed
+
+from rlhf_lines.errors import Problems, about, closest
+from rlhf_lines.progress import beat
+from rlhf_lines.sweep.engines.batches import rows_in_memory
+from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
+
+
+if TYPE_CHECKING:
+    from lm_eval.result_schema import EvalResults
+    from lm_eval.tasks.manager import TaskDict
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WINDOWS = 64  # of long texts that are read together, at most
+DEFAULT_FILTER = "none"  # of answers that are taken as they are
+SAME = 1e-9  # how far a mean of the values of documents may be from what lm-eval calls the mean
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How tasks are asked.
+
+    Attributes:
+        limit: how many documents of each task, the first; None is all.
+        num_fewshot: examples before each question; None is what the task says.
+        apply_chat_template: whether questions are put into the tokenizer's chat template.
+    """
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+
+
+class LoadedModel(HFLM):
+    """lm-eval's model of transformers over one that is loaded.
+
+    Args:
+        model: the policy that is asked, and may be another one the next time.
+        tokenizer: its tokenizer.
+        batch_size: texts in one pass; None is what fits.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | None = None
+    ) -> None:
+        with _quietly():  # it warns that the model is loaded
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or WINDOWS)
+        self._fits = batch_size is None
+
+    def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """As lm-eval's, without its bar."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: list, disable_tqdm: bool = True) -> list[str]:
+        """As lm-eval's, without its bar, in batches that fit."""
+        if self._fits:
+            prompts = max(len(self.tok_encode(request.args[0])) for request in requests)
+            written = max(normalize_gen_kwargs(r.args[1], self.max_gen_toks)["max_gen_toks"] for r in requests)
+            self.batch_size_per_gpu = rows_in_memory(self.model, min(prompts + written, self.max_length))
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self._fits:
+            longest = min(max(len(before) + len(after) for _, before, after in requests), self.max_length)
+            most = most_positions(self.config.get_text_config().vocab_size, self.device.type)
+            self.batch_size_per_gpu = rows_of_pass(most, longest, longest)
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def _model_call(self, inps: Tensor, *others: Tensor, **more: Tensor) -> Tensor:
+        beat(f"reading {len(inps)} texts")
+        return super()._model_call(inps, *others, **more)
+
+    def _model_generate(self, context: Tensor, *others: Any, **more: Any) -> Tensor:
+        beat(f"answering {len(context)} prompts")
+        return super()._model_generate(context, *others, **more)
+
+
+def load_tasks(names: Sequence[str], asking: Asking, include_path: str | Path | None = None) -> dict[str, TaskDict]:
+    """The tasks with their data, by the names under which they are asked for: of a task, a group of tasks or a tag.
+
+    Args:
+        names: of lm-eval's own, or of those in `include_path`, which come first.
+        asking: how they are asked.
+        include_path: a folder of task configs (YAML).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a name is unknown, its data cannot be loaded, or it cannot be asked so.
+    """
+    if include_path is not None and not Path(include_path).is_dir():
+        raise FileNotFoundError(f"include_path {include_path} is no folder: expected one of task configs of lm-eval")
+    with _quietly():
+        manager = _manager(names, include_path)
+    problems = Problems()
+    for name in names:
+        if name not in manager.all_tasks:
+            close = closest(name, manager.all_tasks)
+            hint = f"; did you mean {close!r}?" if close else ""
+            problems.add(f"unknown task {name!r}{hint} (lm-eval ls tasks lists all; --include_path adds your own)")
+    problems.check()
+    loaded = {}
+    for name in names:
+        beat(f"loading {name}")
+        with _quietly(), about(f"task {name} cannot be loaded"):
+            loaded[name] = manager.load([name])
+        _check(name, loaded[name], asking, problems)
+    problems.check()
+    return loaded
+
+
+def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManager:
+    """What knows the tasks. To read lm-eval's own thousands takes half a minute, and is left out where it can be."""
+    if include_path is not None:
+        own = TaskManager(include_path=include_path, include_defaults=False)
+        if all(_is_whole(own, name) for name in names):
+            return own
+    return TaskManager(include_path=include_path)
+
+
+def _is_whole(manager: TaskManager, name: object) -> bool:
+    """Whether a task, or a group with all of its tasks, is known; a tag may also be one of lm-eval's."""
+    if name in manager.all_groups:
+        return all(_is_whole(manager, member) for member in manager.task_index[name].cfg["task"])
+    return name in manager.all_subtasks
+
+
+def _check(name: str, loaded: TaskDict, asking: Asking, problems: Problems) -> None:
+    """Set the number of examples of every task, and find what it cannot be asked."""
+    for leaf, task in loaded["tasks"].items():
+        of = "" if leaf == name else f" of {name}"
+        if getattr(task, "UNSAFE_CODE", False):
+            problems.add(
+                f"task {leaf}{of} runs the code that a model wrote, which is not done here: merge the point "
+                "(rlhf-lines pick), and ask lm-eval itself in a place that is safe"
+            )
+        if getattr(task, "MULTIMODAL", False):
+            problems.add(f"task {leaf}{of} shows images, which the models of a sweep do not read: leave it out")
+        given = task.get_config("num_fewshot")
+        if asking.num_fewshot and given == 0:
+            problems.add(f"task {leaf}{of} is asked without examples, as its config says: leave out num_fewshot")
+        elif asking.num_fewshot is not None or given is None:
+            task.set_config(key="num_fewshot", value=asking.num_fewshot or 0)
+
+
+def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict[str, Any]:
+    """What lm-eval finds, as JSON values.
+
+    Returns:
+        `lm_eval`, its version; `asked`, how; `tasks`, by name with `version`, `hash` (of documents, prompts and
+        targets, as lm-eval makes it), `documents` and `num_fewshot`; `metrics`, by name with `value`, `stderr`,
+        `higher_is_better` and, where the value is their mean, the `values` of the documents.
+
+    Raises:
+        ValueError: the model cannot be asked so.
+    """
+    random.seed(DEFAULT_RANDOM_SEED)  # these are lm-eval's own, under every point the same
+    np.random.seed(DEFAULT_OTHER_SEED)  # noqa: NPY002 - which tasks draw from
+    set_torch_seed(DEFAULT_OTHER_SEED)
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    with _quietly() as warnings, about(f"task {name} cannot be asked", ValueError, AssertionError):
+        results = evaluate(
+            model,
+            loaded,
+            limit=asking.limit,
+            apply_chat_template=asking.apply_chat_template,
+            fewshot_as_multiturn=asking.apply_chat_template,
+        )
+    for warning in warnings:
+        logger.warning("lm-eval on %s: %s", name, warning)
+    return {
+        "lm_eval": lm_eval.__version__,
+        "asked": asdict(asking),
+        "tasks": {leaf: _about_task(results, leaf) for leaf in loaded["tasks"]},
+        "metrics": {key: value for shown in _shown(results, name, loaded) for key, value in _metrics(results, shown)},
+    }
+
+
+def _about_task(results: EvalResults, leaf: str) -> dict[str, Any]:
+    hashes = [row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in results["samples"][leaf]]
+    return {
+        "version": results["versions"][leaf],
+        "hash": hash_string("".join(hashes)),
+        "documents": results["n-samples"][leaf]["effective"],
+        "num_fewshot": results["n-shot"][leaf],
+    }
+
+
+def _shown(results: EvalResults, name: str, loaded: TaskDict) -> list[str]:
+    """Whose metrics are kept: those of a group that has its own, else those of all tasks."""
+    of_group = results["results"].get(name, {})
+    return [name] if any("," in key for key in of_group) else list(loaded["tasks"])
+
+
+def _metrics(results: EvalResults, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the names and values of the metrics of a task or group that are numbers."""
+    found: Mapping[str, Any] = results["results"][task]
+    for key, value in found.items():
+        metric, comma, of_filter = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not _is_number(value):
+            continue
+        stderr = found.get(f"{metric}_stderr,{of_filter}")
+        own = "" if of_filter == DEFAULT_FILTER else f",{of_filter}"
+        yield (
+            f"{task}/{metric}{own}",
+            {
+                "value": float(value),
+                "stderr": float(stderr) if _is_number(stderr) else None,
+                "higher_is_better": results["higher_is_better"].get(task, {}).get(metric),
+                "values": _values(results["samples"].get(task, []), metric, of_filter, float(value)),
+            },
+        )
+
+
+def _values(samples: Sequence[Mapping[str, Any]], metric: str, of_filter: str, mean: float) -> list[float] | None:
+    """What each document counts, in their order, if the mean of these is the metric."""
+    values = [row.get(metric) for row in samples if row["filter"] == of_filter]
+    if not values or not all(map(_is_number, values)):
+        return None
+    return [float(value) for value in values] if abs(math.fsum(values) / len(values) - mean) <= SAME else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (bool, int, float, np.number)) and math.isfinite(value)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[list[str]]:
+    """Inside, nothing of lm-eval is seen: neither its bars nor what it prints. Its warnings, each once, are yielded."""
+    found: dict[tuple[str, int], str] = {}  # by where in lm-eval they are from: one may be about each document
+    keeper = logging.Handler(logging.WARNING)
+    keeper.emit = lambda record: found.setdefault((record.pathname, record.lineno), record.getMessage())
+    own, told = logging.getLogger("lm_eval"), []
+    own.addHandler(keeper)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield told
+    finally:
+        own.removeHandler(keeper)
+        told += [" ".join(text.split()) for text in found.values()]

@@ -1,0 +1,72 @@
+"""Tiny tasks of lm-eval from local files: multiple choice with an example before it, generation, and perplexity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+CHOICES = [
+    {"question": "the cat sat on", "choices": ["a mat", "the sky", "no"], "gold": 0},
+    {"question": "a dog", "choices": ["barks", "meows", "is a very long tree"], "gold": 0},
+    {"question": "one and one", "choices": ["three", "two", "x"], "gold": 1},
+    {"question": "up", "choices": ["down", "left", "a b"], "gold": 0},
+    {"question": "zz top", "choices": ["q", "w", "e"], "gold": 2},
+    {"question": "the end of it", "choices": ["n", "no", "never"], "gold": 2},
+]
+ANSWERS = [{"question": text, "answer": text[::-1]} for text in ("ab", "hello there", "xyz", "mm mm", "q")]
+TEXTS = [{"text": "some words of a text"}, {"text": "others."}]
+CONFIGS = {
+    "tiny_choice": """
+        training_split: train
+        test_split: test
+        output_type: multiple_choice
+        num_fewshot: 1
+        doc_to_text: "q: {{question}}\\na:"
+        doc_to_target: gold
+        doc_to_choice: "{{choices}}"
+        metric_list:
+          - {metric: acc}
+          - {metric: acc_norm}
+        metadata: {version: 3.0}
+    """,
+    "tiny_answer": """
+        test_split: test
+        output_type: generate_until
+        num_fewshot: 0
+        doc_to_text: "{{question}} &"
+        doc_to_target: "{{answer}}"
+        generation_kwargs: {until: ["\\n", "ee"], max_gen_toks: 12, do_sample: false}
+        metric_list:
+          - {metric: exact_match, aggregation: mean, higher_is_better: true}
+        metadata: {version: 1.5}
+    """,
+    "tiny_text": """
+        test_split: test
+        output_type: loglikelihood_rolling
+        doc_to_text: ""
+        doc_to_target: "{{text}}"
+        metric_list:
+          - {metric: word_perplexity}
+        metadata: {version: 2.0}
+    """,
+}
+ROWS = {"tiny_choice": CHOICES, "tiny_answer": ANSWERS, "tiny_text": TEXTS}
+GROUP = """
+group: tiny_both
+task: [tiny_choice, tiny_answer]
+"""
+
+
+def write_tasks(folder: Path) -> Path:
+    """Write the configs and their data into a folder, and return it."""
+    folder.mkdir(parents=True)
+    for name, config in CONFIGS.items():
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]))
+        lines = [f"task: {name}", "dataset_path: json", "dataset_kwargs:", "  data_files:"]
+        lines += [f"    {split}: {path}" for split in ("train", "test")]
+        body = [line.removeprefix("        ") for line in config.strip("\n").splitlines()]
+        (folder / f"{name}.yaml").write_text("\n".join([*lines, *body]) + "\n")
+    (folder / "tiny_both.yaml").write_text(GROUP)
+    return folder

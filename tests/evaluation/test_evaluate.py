@@ -1,0 +1,169 @@
+"""Results of benchmarks become metrics of points; what was stopped goes on, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from rlhf_lines import cli
+from rlhf_lines.evaluation.evaluate import evaluate
+from rlhf_lines.pareto import read_front
+from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.store import Store
+from tests.evaluation.tasks import ANSWERS, CHOICES
+
+
+HAS_LM_EVAL = importlib.util.find_spec("lm_eval") is not None
+needs_lm_eval = pytest.mark.skipif(not HAS_LM_EVAL, reason="needs lm-eval")
+METRICS = ["tiny_choice/acc", "tiny_choice/acc_norm", "tiny_answer/exact_match"]
+
+
+def stored(run) -> dict:
+    with Store(run, reading=True) as store:
+        return store.evaluations()
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The (task, weights) that lm-eval is asked, in their order, and where it stops."""
+    from rlhf_lines.evaluation import harness
+
+    asked, ask = [], harness.ask
+
+    def counting(model, task, *others):
+        if len(asked) == counting.stop_at:
+            raise KeyboardInterrupt
+        asked.append(task)
+        return ask(model, task, *others)
+
+    counting.stop_at, counting.asked = None, asked
+    monkeypatch.setattr(harness, "ask", counting)
+    return counting
+
+
+@needs_lm_eval
+def test_points_have_the_results_of_what_they_were_asked(run, tasks):
+    before = read_front(run)
+    outcome = evaluate(
+        run, ["tiny_choice", "tiny_answer"], include_path=tasks, points=["all"], groups=["lines", "ties"]
+    )
+    front = read_front(run)
+    assert front == outcome.front and list(front["benchmarks"]) == ["tiny_answer", "tiny_choice"]
+    of_choice = front["benchmarks"]["tiny_choice"]
+    assert (of_choice["limit"], of_choice["apply_chat_template"]) == (None, False)
+    assert of_choice["metrics"] == {"tiny_choice/acc": True, "tiny_choice/acc_norm": True}
+    asked = [point for point in front["points"] if point["group"] in ("sft", "lines", "ties")]
+    specs = {json.dumps(point["spec"]) for point in asked}
+    assert outcome.asked == dict.fromkeys(("tiny_choice", "tiny_answer"), len(specs))
+    found = stored(run)["tiny_choice"]
+    with Store(run, reading=True) as store:
+        of_point = {point.id: point.spec_id for point in store.points("test")}
+    assert set(found) == {of_point[point["id"]] for point in asked}
+    for point in front["points"]:
+        for metric in METRICS:
+            assert (point["metrics"][metric] is not None) is (point in asked)
+        if point in asked:
+            values = found[of_point[point["id"]]]["metrics"]["tiny_choice/acc"]["values"]
+            theirs = found[of_point[asked[0]["id"]]]["metrics"]["tiny_choice/acc"]["values"]
+            assert len(values) == len(CHOICES) and set(values) <= {0.0, 1.0}
+            assert point["metrics"]["tiny_choice/acc"]["mean"] == np.mean(values)
+            change = point["benchmark_changes"]["tiny_choice/acc"]["value"]
+            assert change == pytest.approx(np.mean(values) - np.mean(theirs))
+    for key in ("fronts", "comparisons", "reference_point", "metrics"):  # they change no front
+        assert front[key] == before[key]
+    assert [point["scores"] for point in front["points"]] == [point["scores"] for point in before["points"]]
+
+
+@needs_lm_eval
+def test_what_was_stopped_goes_on_with_what_is_missing(run, tasks, counted, tmp_path, capsys):
+    whole = shutil.copytree(run, tmp_path / "whole")
+    ask = {"include_path": tasks, "points": ["all"], "groups": ["lines"]}
+    counted.stop_at = 3
+    arguments = ["evaluate", run, "--tasks", "tiny_choice,tiny_answer", "--include_path", tasks, "--points", "all"]
+    assert cli.main([*map(str, arguments), "--group", "lines"]) == 130
+    assert "interrupted; the results so far are kept" in capsys.readouterr().err
+    assert counted.asked == ["tiny_choice", "tiny_answer", "tiny_choice"]
+    assert {task: len(found) for task, found in stored(run).items()} == {"tiny_choice": 2, "tiny_answer": 1}
+    half = trace_front(run)  # the run is whole, with what there is
+    assert sum(point["metrics"]["tiny_choice/acc"] is not None for point in half["points"]) >= 2
+    counted.stop_at = None
+    outcome = evaluate(run, ["tiny_choice", "tiny_answer"], **ask)
+    assert outcome.asked == {"tiny_choice": 2, "tiny_answer": 3}
+    evaluate(whole, ["tiny_choice", "tiny_answer"], **ask)
+    assert stored(run) == stored(whole) and read_front(run) == read_front(whole)
+    counted.asked.clear()
+    assert evaluate(run, ["tiny_answer"], **ask).asked == {"tiny_answer": 0} and counted.asked == []
+
+
+@needs_lm_eval
+def test_a_task_is_asked_otherwise_only_from_anew(run, tasks, capsys):
+    asked = ["evaluate", str(run), "--include-path", str(tasks), "--tasks", "tiny_both", "--points"]
+    assert cli.main([*asked, "front", "--group", "sft", "--limit", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("tiny_both: asked 1 policy\n") and "tiny_choice/acc" in out
+    (found,) = stored(run)["tiny_both"].values()
+    assert {leaf: about["documents"] for leaf, about in found["tasks"].items()} == {"tiny_choice": 2, "tiny_answer": 2}
+    before = stored(run)
+    assert cli.main([*asked, "all"]) == 2
+    assert "points have results of tiny_both with limit 2, num_fewshot left out" in capsys.readouterr().err
+    assert stored(run) == before
+    assert cli.main([*asked, "front", "--group", "sft", "--overwrite"]) == 0
+    (found,) = stored(run)["tiny_both"].values()
+    assert {leaf: about["documents"] for leaf, about in found["tasks"].items()} == {
+        "tiny_choice": len(CHOICES),
+        "tiny_answer": len(ANSWERS),
+    }
+    rows = (tasks / "tiny_answer.jsonl").read_text()
+    (tasks / "tiny_answer.jsonl").write_text(rows.replace("hello", "howdy"))
+    before = stored(run)
+    assert cli.main([*asked, "front", "--group", "lines"]) == 2
+    assert "task tiny_answer asks something else than it asked other points" in capsys.readouterr().err
+    assert stored(run) == before
+
+
+@needs_lm_eval
+def test_a_model_that_has_changed_is_refused_before_the_work(run, tasks, policies, capsys):
+    path = policies[0] / "adapter_config.json"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace('"lora_alpha": 8', '"lora_alpha": 16'))
+        assert cli.main(["evaluate", str(run), "--tasks", "tiny_choice", "--include_path", str(tasks)]) == 2
+    finally:
+        path.write_text(before)
+    assert "policy 1 (brief) has changed since the sweep in" in capsys.readouterr().err
+    assert stored(run) == {}
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tasks", "tiny_chioce"], "unknown task 'tiny_chioce'; did you mean 'tiny_choice'?"),
+        (["--tasks", "tiny_answer", "--num_fewshot", "2"], "tiny_answer is asked without examples, as its config says"),
+        (["--tasks", "tiny_answer", "--apply_chat_template"], "the SFT model's tokenizer has no chat template"),
+        (["--tasks", "tiny_answer", "--limit", "0"], "limit is 0, expected at least 1"),
+        (["--tasks", ","], "no task is named: give --tasks"),
+        (["--tasks", "tiny_answer", "--points", "99"], "--points has '99', expected front, all, or ids"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tasks, capsys, monkeypatch, more, words):
+    manager = pytest.importorskip("lm_eval.tasks").TaskManager
+    monkeypatch.setattr(  # lm-eval's own thousands of tasks take half a minute to read
+        "rlhf_lines.evaluation.harness.TaskManager",
+        lambda include_path, include_defaults=False: manager(include_path=include_path, include_defaults=False),
+    )
+    assert cli.main(["evaluate", str(run), "--include_path", str(tasks), *more]) == 2
+    *_, sentence = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("rlhf-lines evaluate: ") and words in sentence
+    assert stored(run) == {}
+
+
+def test_without_lm_eval_it_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert cli.main(["evaluate", str(tmp_path), "--tasks", "arc_easy"]) == 2
+    assert "evaluate needs the package lm-eval: pip install 'rlhf-lines[eval]'" in capsys.readouterr().err
