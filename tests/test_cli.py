@@ -478,7 +478,10 @@ def test_the_verbs_are_those_of_the_stages(capsys):
     assert (
         set(cli.VERBS)
         == set(VERBS)
-        == {*MODULES, *"demo configs front pick report compare score evaluate export serve plan".split()}
+        == {
+            *MODULES,
+            *["demo", "configs", "front", "pick", "report", "compare", "score", "evaluate", "export", "serve", "plan"],
+        }
     )
     assert cli.main([]) == 2
     assert cli.main(["-h"]) == 0
@@ -500,6 +503,7 @@ def test_every_verb_has_help(folder, capsys, verb):
         "report": "RUN_DIR",
         "score": "RUN_DIR",
         "evaluate": "RUN_DIR",
+        "serve": "RUN_DIR",
         "plan": "--base_model",
     }
     assert shown.get(verb, "--output_dir") in out
