@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlhf_lines import cli
 from rlhf_lines.artifact import read_record
@@ -19,6 +20,7 @@ from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.stages import run_stage
 from rlhf_lines.sweep.engines.protocol import Request
+from rlhf_lines.sweep.finished.report import write_report
 from rlhf_lines.sweep.router import Router, text_sha256
 from rlhf_lines.sweep.store import Store
 from tests.sweep.by_hand import complete_by_hand, cross_entropy, kl_by_hand
@@ -120,12 +122,29 @@ def test_every_prompt_is_answered_by_the_merge_that_the_router_chooses(
     assert entry["merge_arguments"] is None and entry["spec"]["options"].keys() == {"rank", "router"}
     assert cli.main(["pick", str(folder), "--point", str(entry["id"])]) == 0
     assert "no one merge is this policy" in capsys.readouterr().out.splitlines()[-1]
-    assert cli.main(["plan", "sweep", *arguments]) == 0
-    assert "points merged one by one" not in capsys.readouterr().out
+    page = write_report(folder).read_text()
+    assert page.count("Make this policy") == sum(point["merge_arguments"] is not None for point in front["points"])
     assert run_stage("sweep", [*arguments, "--resume"]) == folder
     write(bias, 2 * coefficients)
     with pytest.raises(ValueError, match=r"router of group twin \(router\) has changed since"):
         run_stage("sweep", [*arguments, "--resume"])
+
+
+def test_the_plan_holds_the_parts_beside_the_policies_and_merges_nothing(flags, write, policies, tmp_path):
+    def planned(**options):
+        return plan(flags(tmp_path / "out", groups=[group(write(), options=options)], **SMALL), Options("sweep"))
+
+    whole, two, all_of_it = planned(), planned(rank=2), planned(rank=40)
+    widths = {}  # in + out of every module that a policy changes
+    for policy in policies[:2]:
+        for name, factor in load_file(policy / WEIGHTS_FILE).items():
+            module, _, which = name.rpartition(".lora_")
+            widths.setdefault(module, {})[which] = factor.shape[1 if which.startswith("A") else 0]
+    per_rank = sum(sum(of_module.values()) for of_module in widths.values())
+    held = [made.phases[0].parts["adapters"] for made in (whole, two, all_of_it)]
+    assert [more - held[0] for more in held] == [0, 2 * 2 * per_rank * 4, 2 * (4 + 3) * per_rank * 4]
+    assert all("points merged one by one" not in dict(made.work) for made in (whole, two))
+    assert "merged weights of one spec" not in two.phases[0].parts
 
 
 def test_with_one_choice_and_whole_parts_it_is_the_merge_at_those_weights(flags, write, tmp_path):
