@@ -499,6 +499,7 @@ def test_every_verb_has_help(folder, capsys, verb):
         "pick": "--preference",
         "report": "RUN_DIR",
         "score": "RUN_DIR",
+        "serve": "RUN_DIR",
         "plan": "--base_model",
     }
     assert shown.get(verb, "--output_dir") in out
