@@ -61,7 +61,7 @@ def write_policy(sft: Path, folder: Path, seed: int, rank: int) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.04)
     model.save_pretrained(folder)
     return folder
 
@@ -209,7 +209,8 @@ def main() -> None:
         with Server(run, policies[0], options.log.resolve(), options) as server:
             note(f"ready after {time.perf_counter() - start:.0f} s")
             steps = [round(STEPS * (number + 1) / (clients + 1)) for number in range(clients)]
-            wrong = wrong_answers(server, sft, policies, prompts, steps)
+            # One prompt for all, so that a mix that is taken for its neighbour shows.
+            wrong = wrong_answers(server, sft, policies, prompts[:1] * clients, steps)
             found = latencies(server, prompts[0], [10 * number + 7 for number in range(options.mixes)])
             own = list(map(name_of, steps))
             rates = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import pytest
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
+from rlhf_lines.pareto import read_front, write_front
 from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.sweep.finished import front
+from rlhf_lines.sweep.store import Store
 from tests import tiny
 from tests.sweep.small_run import write_run
 
@@ -45,32 +49,38 @@ def models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_run(models, tmp_path_factory):
-    """A function that writes a finished sweep, and returns its folder."""
+def run(models, tmp_path_factory) -> Path:
+    """One for tests that only read it."""
+    listed = [models / name for name in ("helpful", "harmless", "both", "third")]
+    with pytest.MonkeyPatch.context() as patch:  # figures take longer than all the rest
+        for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting"):
+            patch.setattr(front, name, lambda front, *paths: None)
+        return write_run(
+            tmp_path_factory.mktemp("sweeps") / "run",
+            REWARDS,
+            groups=GROUPS,
+            sft_model=str(models / "sft"),
+            policies=list(map(str, listed[:2])),
+            morlhf=[str(listed[2])],
+            policy_sets=[{"name": "others", "policies": [str(listed[1]), str(listed[3])]}],
+            dtype="float32",
+            sft_sha256=checkpoint_sha256(models / "sft"),
+            policies_sha256=[sha256_of([policy / WEIGHTS_FILE]) for policy in listed],
+        )
 
-    def make(**settings) -> Path:
-        policies = [str(models / name) for name in ("helpful", "harmless")]
-        others = [str(models / "harmless"), str(models / "third")]
-        listed = [*policies, str(models / "both"), str(models / "third")]
-        facts = {
-            "sft_model": str(models / "sft"),
-            "policies": policies,
-            "morlhf": [str(models / "both")],
-            "policy_sets": [{"name": "others", "policies": others}],
-            "dtype": "float32",
-            "sft_sha256": checkpoint_sha256(models / "sft"),
-            "policies_sha256": [sha256_of([Path(policy) / WEIGHTS_FILE]) for policy in listed],
-            "groups": GROUPS,
-        }
-        with pytest.MonkeyPatch.context() as patch:  # figures take longer than all the rest
-            for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting"):
-                patch.setattr(front, name, lambda front, *paths: None)
-            return write_run(tmp_path_factory.mktemp("sweeps") / "run", REWARDS, **{**facts, **settings})
+
+@pytest.fixture
+def changed(run, tmp_path):
+    """A function that makes a copy of the sweep, of other policies or with other facts in its store."""
+
+    def make(policies: Sequence[Path | str] = (), **facts) -> Path:
+        folder = shutil.copytree(run, tmp_path / "changed")
+        entry = read_front(folder)
+        entry["policies"][: len(policies)] = map(str, policies)
+        write_front(folder, entry)
+        with Store(folder) as store:
+            store.replace(**facts)
+            store.finish()
+        return folder
 
     return make
-
-
-@pytest.fixture(scope="session")
-def run(make_run) -> Path:
-    """One for tests that only read it."""
-    return make_run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -72,9 +71,6 @@ def test_groups_without_exact_adapters_are_refused(group, told, run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_policy_that_is_gone_is_named(make_run, models, tmp_path):
-    shutil.copytree(models / "helpful", tmp_path / "helpful")
-    run = make_run(policies=[str(tmp_path / "helpful"), str(models / "harmless")])
-    shutil.rmtree(tmp_path / "helpful")
-    with pytest.raises(FileNotFoundError, match=f"policy {tmp_path / 'helpful'} does not exist"):
-        export_adapters(run, tmp_path / "adapters", group="lines")
+def test_a_policy_that_is_gone_is_named(changed, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"policy \./gone does not exist"):
+        export_adapters(changed(["./gone"]), tmp_path / "adapters", group="lines")

@@ -140,11 +140,10 @@ def test_settings_that_do_not_fit_are_refused(settings, told, run, installed):
         serve_command(run, environment=ENVIRONMENT, **settings)
 
 
-def test_a_rank_that_vllm_does_not_take_is_refused(make_run, models, installed):
+def test_a_rank_that_vllm_does_not_take_is_refused(changed, models, installed):
     wide = tiny.save_adapter(models / "sft", models.parent / "wide", seed=9, r=510, target_modules=["q_proj"])
     policies = [models / "helpful", wide]
-    hashes = [sha256_of([policy / WEIGHTS_FILE]) for policy in policies]
-    run = make_run(policies=list(map(str, policies)), policies_sha256=[*hashes, "", ""])
+    run = changed(policies, policies_sha256=[sha256_of([policy / WEIGHTS_FILE]) for policy in policies])
     with pytest.raises(ValueError, match=r"needs an adapter of rank 514.* vLLM takes 512 at most"):
         serve_command(run, environment={})
 

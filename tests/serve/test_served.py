@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from rlhf_lines.merge import MergeSpec
@@ -61,29 +59,27 @@ def test_groups_that_are_no_mix_are_refused(group, told, run):
         read_served(run, group)
 
 
-def test_policies_that_have_changed_are_refused(make_run, models):
-    run = make_run(policies_sha256=["0" * 64] * 4, sft_sha256="1" * 64)
+def test_policies_that_have_changed_are_refused(changed, models):
+    run = changed(policies_sha256=["0" * 64] * 4, sft_sha256="1" * 64)
     with pytest.raises(ValueError) as refused:
         read_served(run, "lines")
     assert f"SFT model {models / 'sft'} is not the one that was swept" in str(refused.value)
     assert f"policy {models / 'harmless'} is not the one that was swept" in str(refused.value)
 
 
-def test_policies_that_are_gone_are_named(make_run, models):
+def test_policies_that_are_gone_are_named(changed, models):
     with pytest.raises(FileNotFoundError, match=r"policy \./gone does not exist"):
-        read_served(make_run(policies=[str(models / "helpful"), "./gone"]), "lines")
+        read_served(changed([models / "helpful", "./gone"]), "lines")
 
 
 @pytest.mark.parametrize("name", ["a,b", "a=b"])
-def test_policies_whose_names_part_a_mix_are_refused(name, make_run, models, tmp_path):
-    shutil.copytree(models / "helpful", tmp_path / name)
-    run = make_run(policies=[str(tmp_path / name), str(models / "harmless")])
+def test_policies_whose_names_part_a_mix_are_refused(name, changed):
     with pytest.raises(ValueError, match=f"policies are called {name}, harmless .* rename the folders"):
-        read_served(run, "lines")
+        read_served(changed([f"./{name}"]), "lines")
 
 
-def test_a_sweep_that_has_not_finished_is_refused(make_run):
-    run = make_run()
+def test_a_sweep_that_has_not_finished_is_refused(changed):
+    run = changed()
     (run / "rlhf_lines.json").unlink()
     with pytest.raises(FileNotFoundError, match="has not finished"):
         read_served(run, "lines")
