@@ -81,7 +81,7 @@ def test_a_point_answers_as_its_merged_checkpoint_does_in_lm_eval(engine, peer, 
         assert metrics[name]["values"] == [row[metric] for row in expected["samples"][task]]
         assert metrics[name]["higher_is_better"] is True
     perplexity = metrics["tiny_text/word_perplexity"]
-    assert perplexity["value"] == pytest.approx(expected["results"]["tiny_text"]["word_perplexity,none"], rel=1e-5)
+    assert perplexity["value"] == pytest.approx(expected["results"]["tiny_text"]["word_perplexity,none"], rel=1e-4)
     assert perplexity["higher_is_better"] is False and perplexity["values"] is None
     of_choice = found[0]["tasks"]["tiny_choice"]
     assert (of_choice["version"], of_choice["documents"], of_choice["num_fewshot"]) == (3.0, 6, 1)
