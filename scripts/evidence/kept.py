@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 from rlhf_lines.artifact import CONFIG, RECORD
-from rlhf_lines.pareto.schema import FILE_NAME
+from rlhf_lines.pareto.schema import FILE_NAME, read_front
+from rlhf_lines.sweep.finished.front import trace_front
 from rlhf_lines.sweep.store import RUN_STORE
 
 
@@ -71,11 +72,15 @@ def keep_learned(folder: Path, path: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The folder of a kept sweep, made below `folder`; `rlhf-lines front` makes its front anew."""
+    """The folder of a kept sweep, made below `folder`, whose front is made anew if it is that of an older version."""
     run_dir = folder / archive.parent.parent.name / archive.parent.name / archive.name.removesuffix(".tar.xz")
     run_dir.mkdir(parents=True)
     with tarfile.open(archive, "r:xz") as packed:
         packed.extractall(run_dir, filter="data")
+    try:
+        read_front(run_dir)
+    except ValueError:
+        trace_front(run_dir)
     return run_dir
 
 

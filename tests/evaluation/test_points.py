@@ -11,7 +11,7 @@ from tests.pareto.report.report_runs import make_front
 @pytest.fixture(scope="module")
 def front():
     """SFT is point 0; then 11 points each of the soup, LiNeS and the two controls, three apart."""
-    return make_front()
+    return make_front(prompts=8)
 
 
 def ids(points) -> list[int]:

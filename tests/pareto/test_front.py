@@ -44,7 +44,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
     assert set(front) == {
         *("format", "rewards", "split", "reference_point", "reference_point_rule", "seed", "resamples", "confidence"),
         *("points", "fronts", "comparisons", "ideal_point", "utility_rule", "objectives", "metrics", "not_compared"),
-        *("sft_model", "policies", "validation", "surrogate", "forgetting", "audit"),
+        *("sft_model", "policies", "validation", "surrogate", "forgetting", "audit", "benchmarks"),
     }
     assert (front["format"], front["rewards"], front["split"], front["seed"]) == (1, ["a", "b"], "test", 7)
     assert front["reference_point_rule"] == REFERENCE_POINT_RULE
@@ -53,6 +53,7 @@ def test_a_front_has_exactly_the_keys_of_the_contract(make_points):
         assert set(point) == {
             *("id", "group", "spec", "scores", "kl", "prompts", "samples_per_prompt", "perplexity"),
             *("label", "preference", "single_policy", "merge_arguments", "metrics", "changes", "lost_most"),
+            "benchmark_changes",
         }
         assert set(point["spec"]) == {"rule", "weights", "alpha", "beta", "schedule", "options"}
         assert list(point["scores"]) == ["a", "b"]

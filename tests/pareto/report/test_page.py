@@ -203,7 +203,7 @@ def test_a_narrow_range_of_kl_stands_with_the_comparison():
 
 def test_benchmarks_have_a_section_a_figure_and_columns():
     front = make_front()
-    assert 'id="benchmarks"' not in report_html(front, None, MADE)
+    assert "benchmarks-figure" not in page_figures(Content(front))
     front["benchmarks"] = BENCHMARKS
     for point, answered in zip(front["points"], ANSWERS, strict=False):
         results = results_of(answered)
