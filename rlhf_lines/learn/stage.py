@@ -161,7 +161,9 @@ def _learn(
         "differences": _differences(validation),
         "profiles": {name: profile.to_options() for name, profile in profiles.items()},
     }
-    return found, {"candidates": [one.told() for one in tried], "losses": search.losses}
+    by_prompt = {name: one.by_prompt.tolist() for name, one in validation.items() if one.by_prompt is not None}
+    told = [one.told() for one in tried]
+    return found, {"candidates": told, "losses": search.losses, "validation": by_prompt}
 
 
 def _told(trial: Trial) -> dict[str, float | None]:
