@@ -51,12 +51,23 @@ class Differentiated:
         """
         numbers = torch.tensor(np.asarray(vector, np.float64), requires_grad=True)
         total = 0.0
-        for chunk in self._chunks(pairs):
+        for chunk in self.passes(pairs):
             with torch.enable_grad():
                 part = self._loss(numbers, [pairs[i] for i in chunk], loss, [weights[i] for i in chunk])
                 part.backward()
             total += part.item()
         return total, numbers.grad.numpy()
+
+    def passes(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
+        """The rows of each pass: as many as logits of all their tokens allow."""
+        model = self._multi_lora.model
+        lengths = [len(before) + len(after) for before, after in pairs]
+        most = most_positions(model.config.get_text_config().vocab_size, model.device.type)
+        rows = rows_of_pass(most, max(lengths), max(lengths))
+        parts = [list(range(len(pairs)))] if masks_padding(model) else of_one_length(lengths)
+        for part in parts:
+            for start in range(0, len(part), rows):
+                yield part[start : start + rows]
 
     def _loss(self, numbers: Tensor, pairs: Sequence[Pair], loss: RowLoss, weights: Sequence[float]) -> Tensor:
         model = self._multi_lora.model
@@ -67,17 +78,6 @@ class Differentiated:
         lengths = [len(before) + len(after) for before, after in pairs]
         rows = zip(logits, lengths, pairs, weights, strict=True)
         return sum(weight * loss(row[len(row) - length :].float(), pair) for row, length, pair, weight in rows)
-
-    def _chunks(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
-        """The rows of each pass: as many as logits of all their tokens allow."""
-        model = self._multi_lora.model
-        lengths = [len(before) + len(after) for before, after in pairs]
-        most = most_positions(model.config.get_text_config().vocab_size, model.device.type)
-        rows = rows_of_pass(most, max(lengths), max(lengths))
-        parts = [list(range(len(pairs)))] if masks_padding(model) else of_one_length(lengths)
-        for part in parts:
-            for start in range(0, len(part), rows):
-                yield part[start : start + rows]
 
 
 def descend(
