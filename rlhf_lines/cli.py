@@ -253,8 +253,9 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         _plan,
         usage="rlhf-lines plan [STAGE] [--config FILE] [--flag value ...]",
-        description=f"{VERBS['plan']}. STAGE is sft, reward, ppo, merge, sweep or learn, and may be left out where "
-        "only one has the keys of the config. Flags of the stage itself change the config, as they do when it runs.",
+        description=f"{VERBS['plan']}. STAGE is sft, reward, ppo, merge, basis, rebuild, sweep or learn, and may be "
+        "left out where only one has the keys of the config. Flags of the stage itself change the config, as they do "
+        "when it runs.",
     )
     plan.add_argument("--config", metavar="FILE", type=_path, help="the config of a stage; flags alone will do")
     plan.add_argument("--stage", help="the same as STAGE")
