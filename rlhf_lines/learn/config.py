@@ -31,6 +31,7 @@ OF_METHODS = {
     "learning_rate": (*BY_ADAM, "frank_wolfe"),
     "soft_steps": ("frank_wolfe",),
     "step_prompts": tuple(STEPS),
+    "density": ("adamerging",),
     "kl_coef": ("reward_gradient",),
     "space": (*PROPOSING, *STEPS),
     "compare_grid": (*PROPOSING, *STEPS),
@@ -97,6 +98,13 @@ class LearnConfig:
         metadata={
             "help": "Of frank_wolfe: steps of Adam among the policies chosen so far, after each of its own; 0 is the "
             "paper's hard form."
+        },
+    )
+    density: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of adamerging: learn on residuals that TIES has trimmed to this share of their entries, where "
+            "signs agree (AdaMerging++, 0.2 there); left out, on whole ones. Slower: merged weights are dense."
         },
     )
     step_prompts: int = field(default=16, metadata={"help": "Prompts of one such step."})
@@ -215,6 +223,8 @@ class LearnConfig:
         for name in ("step", "learning_rate"):
             if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
                 yield f"{name} is {value}, expected a number above 0"
+        if self.density is not None and not 0 < self.density <= 1:
+            yield f"density is {self.density}, expected a number above 0 and at most 1"
         yield from sampling_problems(self)
 
     def _names(self) -> Iterator[str]:
@@ -236,6 +246,8 @@ class LearnConfig:
             yield f"num_candidates is given, but method {self.method} has one and compare_grid is false: leave it out"
         if self.method == "frank_wolfe" and self.space == "profile":
             yield "space is profile, but frank_wolfe steps towards policies: give space coefficients, or policies"
+        if self.density is not None and self.quantized:
+            yield "density needs the weights of the SFT model: leave out load_in_8bit and load_in_4bit, or density"
         unlike_default = self.learning_rate != defaults["learning_rate"].default
         if self.method == "frank_wolfe" and not self.soft_steps and unlike_default:
             yield "learning_rate is given, but soft_steps is 0: give steps of Adam, or leave it out"

@@ -19,10 +19,9 @@ from rlhf_lines.learn.grid import lines_profile
 from rlhf_lines.learn.inputs import Inputs
 from rlhf_lines.learn.natural_niches import evolve_niches
 from rlhf_lines.learn.reward_gradient import advantages
-from rlhf_lines.learn.trials import Trial, Trials
+from rlhf_lines.learn.trials import Options, Trial, Trials
 from rlhf_lines.learn.workers import Workers
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.merge.space import Space, Vector
 from rlhf_lines.pareto import utilities
 from rlhf_lines.sampling import prompt_key
@@ -54,13 +53,14 @@ class Search:
     workers: Workers
     trials: Trials
     space: Space
-    measure: Callable[[Sequence[Vector], Sequence[Profile]], list[Trial]]
+    measure: Callable[[Sequence[Vector], Sequence[Options]], list[Trial]]
     advance: Callable[[int], None]
     losses: list[float] = field(default_factory=list)
 
     def tried(self, vectors: Sequence[Vector]) -> list[Trial]:
         """Vectors of the space, measured."""
-        return self.measure(vectors, [self.space.profile(vector) for vector in vectors])
+        further = {} if self.config.density is None else {"density": self.config.density}
+        return self.measure(vectors, [self.space.profile(vector).to_options() | further for vector in vectors])
 
 
 def by_evolution(search: Search) -> None:
@@ -154,7 +154,7 @@ def by_reward_gradient(search: Search) -> None:
 def by_grid(search: Search) -> None:
     """See `grid`."""
     points = grid_of(search.config)
-    search.measure(points, [lines_profile(point, search.inputs.num_layers) for point in points])
+    search.measure(points, [lines_profile(point, search.inputs.num_layers).to_options() for point in points])
 
 
 def in_turn(rows: Sequence, step: int, count: int) -> list:

@@ -28,10 +28,10 @@ from rlhf_lines.learn.inputs import (
 )
 from rlhf_lines.learn.methods import METHODS, Search
 from rlhf_lines.learn.progress import Progress
-from rlhf_lines.learn.trials import Trial, Trials
+from rlhf_lines.learn.trials import Options, Trial, Trials, merge_rule
 from rlhf_lines.learn.workers import LearnWorker, Workers
+from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.merge.space import Space, Vector, make_space
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto import paired_difference
@@ -74,14 +74,16 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
     prompt, asked = next(iter(read.prompts["train"].items()))
     try_rewards(read.tokenizer, prompt, asked, read.reward_models)
     space = make_space(config.space, len(read.adapters), read.num_layers)
-    with (
-        new_folder(
+    with contextlib.ExitStack() as stack:
+        merges = stack.enter_context(Merges(read.sft, read.adapters))
+        if config.density is not None:
+            merges.check(MergeSpec("sum", (1.0,) * len(read.adapters)))  # before anything is written
+        made = new_folder(
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
-        ) as folder,
-        Merges(read.sft, read.adapters) as merges,
-        contextlib.closing(LocalEngine(config, merges, read.adapters)) as engine,
-    ):
-        worker = LearnWorker(engine, read, config.stop, space)
+        )
+        folder = stack.enter_context(made)
+        engine = stack.enter_context(contextlib.closing(LocalEngine(config, merges, read.adapters)))
+        worker = LearnWorker(engine, read, config, merges, space)
         if not leads():
             processes.follow(worker)
         else:
@@ -153,8 +155,8 @@ def _learn(
     """What was found, for the record, and what `learned.json` tells of the way there."""
     trials, tried = Trials(config, read, measurement), []
 
-    def measure(by: str, vectors: Sequence[Vector], profiles: Sequence[Profile]) -> list[Trial]:
-        found = trials.measure("train", by, profiles)
+    def measure(by: str, vectors: Sequence[Vector], candidates: Sequence[Options]) -> list[Trial]:
+        found = trials.measure("train", by, candidates)
         pairs = zip(vectors, found, strict=True)
         tried.extend(_Tried(by, tuple(map(float, vector)), trial) for vector, trial in pairs)
         return found
@@ -167,8 +169,8 @@ def _learn(
     best = {BEST: _best(config, [one for one in tried if one.by == config.method])}
     if config.compares:
         best[LINES] = _best(config, [one for one in tried if one.by == "grid"])
-    profiles = {name: one.trial.profile for name, one in best.items()}
-    profiles[SOUP] = space.profile(space.start)
+    profiles = {name: one.trial.options for name, one in best.items()}
+    profiles[SOUP] = space.profile(space.start).to_options()
     train = {name: one.trial for name, one in best.items()}
     train |= zip([SOUP], trials.measure("train", SOUP, [profiles[SOUP]]), strict=True)
     validation = dict(zip(profiles, trials.measure("validation", "chosen", list(profiles.values())), strict=True))
@@ -184,7 +186,8 @@ def _learn(
         "train": {name: _told(trial) for name, trial in train.items()},
         "validation": {name: _told(trial) for name, trial in validation.items()},
         "differences": _differences(validation),
-        "profiles": {name: profile.to_options() for name, profile in profiles.items()},
+        "profiles": profiles,
+        "rule": merge_rule(profiles[BEST]),
     }
     by_prompt = {name: one.by_prompt.tolist() for name, one in validation.items() if one.by_prompt is not None}
     told = [one.told() for one in tried]

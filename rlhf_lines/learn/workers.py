@@ -9,12 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_lines.distributed import Processes
+from rlhf_lines.learn.config import LearnConfig
+from rlhf_lines.learn.elected import ElectedDifferentiated
 from rlhf_lines.learn.gradient import Differentiated, RowLoss, Slope
 from rlhf_lines.learn.inputs import Inputs
 from rlhf_lines.merge.space import Space, Vector
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.engines.protocol import Pair
 from rlhf_lines.sweep.measure import Reading, Task, Worker
+from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.store import Row
 
 
@@ -33,19 +36,23 @@ class LearnWorker(Worker):
     Args:
         engine: the base with the policies.
         inputs: what is learned from.
-        stop: see `Worker`.
+        config: the settings.
+        merges: of the policies.
         space: of the vectors.
     """
 
-    def __init__(self, engine: LocalEngine, inputs: Inputs, stop: Sequence[str], space: Space) -> None:
-        super().__init__(engine, inputs.reward_models, inputs.tokenizer, stop)
+    def __init__(self, engine: LocalEngine, inputs: Inputs, config: LearnConfig, merges: Merges, space: Space) -> None:
+        super().__init__(engine, inputs.reward_models, inputs.tokenizer, config.stop)
+        self._merges, self._density = merges, config.density
         self._space, self._num_policies = space, len(inputs.adapters)
 
     @cached_property
-    def slope(self) -> Differentiated:
+    def slope(self) -> Differentiated | ElectedDifferentiated:
         """Losses and their derivatives by the numbers of the space."""
-        pad = self.tokenizer.pad_token_id
-        return Differentiated(self.engine.multi_lora, self._space, self._num_policies, pad)
+        pad, count = self.tokenizer.pad_token_id, self._num_policies
+        if self._density is None:
+            return Differentiated(self.engine.multi_lora, self._space, count, pad)
+        return ElectedDifferentiated(self.engine, self._merges, self._space, count, self._density, pad)
 
     def __call__(self, job: list[Task] | Reading | Pass) -> list[Row] | list[float] | Slope:
         """What `Worker` makes of a job, or the slope of a pass."""
