@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rlhf_lines import distributed
 from rlhf_lines.arguments import accept_negative_numbers, check_unknown, holds_nul
-from rlhf_lines.artifact import refuse_existing
+from rlhf_lines.artifact import RECORD, read_record, refuse_existing
 from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.redaction import guard, redact
@@ -40,7 +40,7 @@ VERBS = {
     "front": "the front of a finished sweep, computed again from its run store",
     "pick": "the best point of a front for a preference, with the command that merges it",
     "report": "a finished sweep as one HTML page: fronts, completions side by side, tables",
-    "compare": "finished sweeps beside each other: the same over training seeds, or two recipes",
+    "compare": "finished sweeps beside each other: the same over training seeds, or two recipes; or runs of learn",
     "score": "scores of further reward models for the completions of a finished sweep",
     "evaluate": "public benchmarks (lm-eval) for points of a finished sweep, on the one loaded base",
     "export": "the completions, scores and points of a finished sweep as Parquet or CSV, or its points as adapters",
@@ -230,10 +230,11 @@ def _parser() -> argparse.ArgumentParser:
         _compare,
         usage="rlhf-lines compare RUN_DIR RUN_DIR ... [--against RUN_DIR ...] [--output_dir DIR]",
         description=f"{VERBS['compare']}. The first runs are replicates: every difference between groups, and its mean "
-        "over runs. With --against, each group of theirs less the same group of the other recipe's.",
+        "over runs. With --against, each group of theirs less the same group of the other recipe's. Of runs of learn: "
+        "the factors by depth, with their spread over seeds, and what they are worth.",
     )
     compare.add_argument(
-        "run_dirs", metavar="RUN_DIR", nargs="+", help="folders of finished sweeps, one per training seed"
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="folders of finished sweeps, one per training seed, or of learn"
     )
     compare.add_argument("--against", metavar="RUN_DIR", nargs="+", default=[], help="those of another recipe")
     compare.add_argument("--output_dir", default="comparison", help="folder to make (default: %(default)s)")
@@ -323,8 +324,9 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         _plan,
         usage="rlhf-lines plan [STAGE] [--config FILE] [--flag value ...]",
-        description=f"{VERBS['plan']}. STAGE is sft, reward, ppo, merge, sweep or learn, and may be left out where "
-        "only one has the keys of the config. Flags of the stage itself change the config, as they do when it runs.",
+        description=f"{VERBS['plan']}. STAGE is sft, reward, ppo, merge, basis, rebuild, sweep or learn, and may be "
+        "left out where only one has the keys of the config. Flags of the stage itself change the config, as they do "
+        "when it runs.",
     )
     plan.add_argument("--config", metavar="FILE", type=_path, help="the config of a stage; flags alone will do")
     plan.add_argument("--stage", help="the same as STAGE")
@@ -436,6 +438,9 @@ def _report(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     refuse_existing(options.output_dir, overwrite=options.overwrite)
+    if any(read_record(folder).get("stage") == "learn" for folder in options.run_dirs):
+        _compare_learned(options)
+        return
     from rlhf_lines.pareto.comparison import FILE_NAME
     from rlhf_lines.pareto.comparison_table import comparison_table
     from rlhf_lines.sweep.finished.compare import FIGURES, PAGE, compare
@@ -449,6 +454,17 @@ def _compare(options: argparse.Namespace) -> None:
     )
     others = ", ".join([FILE_NAME, *FIGURES])
     _say(comparison_table(comparison), "", f"wrote {Path(options.output_dir) / PAGE}, and beside it {others}")
+
+
+def _compare_learned(options: argparse.Namespace) -> None:
+    for name in ("against", "reference_point"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} is of sweeps, and {options.run_dirs[0]} is a run of learn: leave it out")
+    from rlhf_lines.learn.comparison import compare
+    from rlhf_lines.learn.shown import comparison_text
+
+    found = compare(options.run_dirs, output_dir=options.output_dir, overwrite=options.overwrite)
+    _say(comparison_text(found), "", f"wrote {Path(options.output_dir) / RECORD}")
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -63,7 +63,8 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
 def _how_to_merge(record: dict, folder: Path) -> str:
     """The command that merges by what was learned; of a hypervolume at any weights."""
     weights = " --weights W W .." if record["aim"] == "hypervolume" else ""
-    return f'rlhf-lines merge --rule layerwise --rule_options \'{{"factors": "{folder}/factors.json"}}\'{weights} ...'
+    options = f'\'{{"factors": "{folder}/factors.json"}}\''
+    return f"rlhf-lines merge --rule {record['rule']} --rule_options {options}{weights} ..."
 
 
 def _router(record: dict) -> list[str]:

@@ -11,6 +11,7 @@ from rlhf_lines.config import RunConfig, read_fields
 from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.errors import Problems, alternatives
 from rlhf_lines.models import LOAD_DTYPES
+from rlhf_lines.sweep.sampling_settings import limit_problems, sampling_problems
 from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
 
@@ -30,6 +31,7 @@ OF_METHODS = {
     "learning_rate": (*BY_ADAM, "frank_wolfe"),
     "soft_steps": ("frank_wolfe",),
     "step_prompts": tuple(STEPS),
+    "density": ("adamerging",),
     "kl_coef": ("reward_gradient",),
     "space": (*PROPOSING, *STEPS),
     "compare_grid": (*PROPOSING, *STEPS),
@@ -96,6 +98,13 @@ class LearnConfig:
         metadata={
             "help": "Of frank_wolfe: steps of Adam among the policies chosen so far, after each of its own; 0 is the "
             "paper's hard form."
+        },
+    )
+    density: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of adamerging: learn on residuals that TIES has trimmed to this share of their entries, where "
+            "signs agree (AdaMerging++, 0.2 there); left out, on whole ones. Slower: merged weights are dense."
         },
     )
     step_prompts: int = field(default=16, metadata={"help": "Prompts of one such step."})
@@ -209,23 +218,14 @@ class LearnConfig:
                 yield f"{name} is {value}, expected at least {low}"
         if self.population is not None and self.num_candidates is not None and self.population > self.num_candidates:
             yield f"population is {self.population}, but num_candidates {self.num_candidates}: give more candidates"
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            yield f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1"
-        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
-            yield f"temperature is {self.temperature}, expected a number >= 0"
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            yield f"top_p is {self.top_p}, expected a number above 0 and at most 1"
         if self.kl_coef is not None and not (math.isfinite(self.kl_coef) and self.kl_coef >= 0):
             yield f"kl_coef is {self.kl_coef}, expected a number of at least 0"
         for name in ("step", "learning_rate"):
             if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
                 yield f"{name} is {value}, expected a number above 0"
-        for name in ("max_kl", "max_forgetting"):
-            if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
-                yield f"{name} is {value}, expected a number above 0"
-        for name in ("top_p", "top_k"):
-            if self.temperature == 0 and getattr(self, name) is not None:
-                yield f"{name} is given, but temperature 0 takes the most likely token: leave one out"
+        if self.density is not None and not 0 < self.density <= 1:
+            yield f"density is {self.density}, expected a number above 0 and at most 1"
+        yield from sampling_problems(self)
 
     def _names(self) -> Iterator[str]:
         for name, known in (("method", METHODS), ("aim", AIMS), ("space", SPACES), ("dtype", LOAD_DTYPES)):
@@ -234,10 +234,6 @@ class LearnConfig:
         for name in ("policies", "rewards"):
             if getattr(self, name) == []:
                 yield f"{name} is empty, expected one or more"
-        if not all(self.stop or []):
-            yield f"stop is {self.stop}, expected texts that are not empty"
-        if self.load_in_8bit and self.load_in_4bit:
-            yield "load_in_8bit and load_in_4bit are both given: keep one"
 
     def _aim_problems(self) -> Iterator[str]:
         """What is given and has no effect, and what of a preference is wrong."""
@@ -250,6 +246,8 @@ class LearnConfig:
             yield f"num_candidates is given, but method {self.method} has one and compare_grid is false: leave it out"
         if self.method == "frank_wolfe" and self.space == "profile":
             yield "space is profile, but frank_wolfe steps towards policies: give space coefficients, or policies"
+        if self.density is not None and self.quantized:
+            yield "density needs the weights of the SFT model: leave out load_in_8bit and load_in_4bit, or density"
         unlike_default = self.learning_rate != defaults["learning_rate"].default
         if self.method == "frank_wolfe" and not self.soft_steps and unlike_default:
             yield "learning_rate is given, but soft_steps is 0: give steps of Adam, or leave it out"
@@ -267,11 +265,9 @@ class LearnConfig:
             yield "num_weights is given, but aim is utility: leave it out, or use aim hypervolume"
         if self.aim == "hypervolume" and len(self.policies) < 2:
             yield "aim is hypervolume, but a single policy has no front: use aim utility"
-        if (self.max_forgetting is None) != (not self.control):
-            given, other = ("control", "max_forgetting") if self.control else ("max_forgetting", "control")
-            yield f"{given} is given, but no {other}: give both, or leave it out"
-        if self.max_kl is not None and not self.samples_policy:
-            yield "max_kl needs completions drawn from the policy: give a temperature above 0, and no top_p or top_k"
+        yield from limit_problems(self)
+        if self.control and self.max_forgetting is None:
+            yield "control is given, but no max_forgetting: give both, or leave it out"
         if self.preference:
             count = len(self.objectives or self.rewards)
             numbers = all(math.isfinite(value) and value >= 0 for value in self.preference)

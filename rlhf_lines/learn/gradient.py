@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_lines.merge.space import Space, Vector
 from rlhf_lines.progress import beat
@@ -51,33 +51,44 @@ class Differentiated:
         """
         numbers = torch.tensor(np.asarray(vector, np.float64), requires_grad=True)
         total = 0.0
-        for chunk in self._chunks(pairs):
+        for chunk in self.passes(pairs):
             with torch.enable_grad():
                 part = self._loss(numbers, [pairs[i] for i in chunk], loss, [weights[i] for i in chunk])
                 part.backward()
             total += part.item()
         return total, numbers.grad.numpy()
 
+    def passes(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
+        """The rows of each pass; see `passes`."""
+        return passes(self._multi_lora.model, pairs)
+
     def _loss(self, numbers: Tensor, pairs: Sequence[Pair], loss: RowLoss, weights: Sequence[float]) -> Tensor:
         model = self._multi_lora.model
-        inputs, mask = left_pad([before + after for before, after in pairs], self._pad, model.device)
         factors = (self._matrix @ numbers).view(self._shape).to(model.device, torch.float32)
         with self._multi_lora.mixed(factors, len(pairs)):
-            logits = last_logits(model, inputs, mask, inputs.shape[1])
-        lengths = [len(before) + len(after) for before, after in pairs]
-        rows = zip(logits, lengths, pairs, weights, strict=True)
-        return sum(weight * loss(row[len(row) - length :].float(), pair) for row, length, pair, weight in rows)
+            return loss_of_pass(model, pairs, loss, weights, self._pad)
 
-    def _chunks(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
-        """The rows of each pass: as many as logits of all their tokens allow."""
-        model = self._multi_lora.model
-        lengths = [len(before) + len(after) for before, after in pairs]
-        most = most_positions(model.config.get_text_config().vocab_size, model.device.type)
-        rows = rows_of_pass(most, max(lengths), max(lengths))
-        parts = [list(range(len(pairs)))] if masks_padding(model) else of_one_length(lengths)
-        for part in parts:
-            for start in range(0, len(part), rows):
-                yield part[start : start + rows]
+
+def loss_of_pass(
+    model: nn.Module, pairs: Sequence[Pair], loss: RowLoss, weights: Sequence[float], pad_token_id: int
+) -> Tensor:
+    """sum_i w_i loss_i of rows that are read together."""
+    inputs, mask = left_pad([before + after for before, after in pairs], pad_token_id, model.device)
+    logits = last_logits(model, inputs, mask, inputs.shape[1])
+    lengths = [len(before) + len(after) for before, after in pairs]
+    rows = zip(logits, lengths, pairs, weights, strict=True)
+    return sum(weight * loss(row[len(row) - length :].float(), pair) for row, length, pair, weight in rows)
+
+
+def passes(model: nn.Module, pairs: Sequence[Pair]) -> Iterator[list[int]]:
+    """The rows of each pass: as many as logits of all their tokens allow."""
+    lengths = [len(before) + len(after) for before, after in pairs]
+    most = most_positions(model.config.get_text_config().vocab_size, model.device.type)
+    rows = rows_of_pass(most, max(lengths), max(lengths))
+    parts = [list(range(len(pairs)))] if masks_padding(model) else of_one_length(lengths)
+    for part in parts:
+        for start in range(0, len(part), rows):
+            yield part[start : start + rows]
 
 
 def descend(

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reward_models import RewardModel
-from rlhf_lines import distributed, skeleton
-from rlhf_lines.artifact import refuse_existing, refuse_replacing
-from rlhf_lines.config import RunConfig
+from rlhf_lines import skeleton
+from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
 from rlhf_lines.distributed import on_cpu
 from rlhf_lines.learn.config import FROM_DEMONSTRATIONS, LearnConfig
@@ -72,17 +71,14 @@ class Inputs:
     forgetting: list[ForgettingText]
 
 
-def read_inputs(run_config: RunConfig, data_config: DataConfig, config: LearnConfig) -> Inputs:
+def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
     """The inputs that the configs name.
 
     Raises:
         FileNotFoundError: a model, policy, reward model or text does not exist.
-        FileExistsError: `output_dir` exists, or replacing it would delete an input.
-        ValueError: several processes were started, a policy belongs to another SFT model, or a prompt is too long.
+        FileExistsError: replacing `output_dir` would delete an input.
+        ValueError: a policy belongs to another SFT model, or a prompt is too long.
     """
-    if (processes := distributed.count()) > 1:
-        raise ValueError(f"learn runs in one process, but {processes} were started: leave out the launcher")
-    refuse_existing(config.output_dir, overwrite=run_config.overwrite)
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
     refuse_replacing(config.output_dir, [sft, *policies])

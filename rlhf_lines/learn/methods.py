@@ -14,21 +14,20 @@ from rlhf_lines.learn.config import LearnConfig
 from rlhf_lines.learn.counts import archive_size, children, grid_of
 from rlhf_lines.learn.evolution import evolve
 from rlhf_lines.learn.frank_wolfe import frank_wolfe
-from rlhf_lines.learn.gradient import Differentiated, RowLoss, Slope, descend
+from rlhf_lines.learn.gradient import RowLoss, Slope, descend
 from rlhf_lines.learn.grid import lines_profile
 from rlhf_lines.learn.inputs import Inputs
 from rlhf_lines.learn.natural_niches import evolve_niches
 from rlhf_lines.learn.reward_gradient import advantages
-from rlhf_lines.learn.trials import Trial, Trials
+from rlhf_lines.learn.trials import Options, Trial, Trials
+from rlhf_lines.learn.workers import Workers
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.merge.space import Space, Vector
 from rlhf_lines.pareto import utilities
 from rlhf_lines.sampling import prompt_key
-from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.engines.protocol import Pair, Request
 from rlhf_lines.sweep.groups import one_hot
-from rlhf_lines.sweep.measure import Task, Worker
+from rlhf_lines.sweep.measure import Task
 
 
 OfStep = Callable[[NDArray[np.float64], int], Slope]
@@ -41,8 +40,7 @@ class Search:
     Attributes:
         config: the settings.
         inputs: what is learned from.
-        engine: the base with the policies.
-        worker: samples with it, and scores.
+        workers: the processes, which sample, score and differentiate.
         trials: the ends from which scores count, and the preference.
         space: where candidates come from.
         measure: from vectors and their factors to what each is worth; the best of all that were measured is learned.
@@ -52,22 +50,17 @@ class Search:
 
     config: LearnConfig
     inputs: Inputs
-    engine: LocalEngine
-    worker: Worker
+    workers: Workers
     trials: Trials
     space: Space
-    measure: Callable[[Sequence[Vector], Sequence[Profile]], list[Trial]]
+    measure: Callable[[Sequence[Vector], Sequence[Options]], list[Trial]]
     advance: Callable[[int], None]
     losses: list[float] = field(default_factory=list)
 
     def tried(self, vectors: Sequence[Vector]) -> list[Trial]:
         """Vectors of the space, measured."""
-        return self.measure(vectors, [self.space.profile(vector) for vector in vectors])
-
-    def slope(self) -> Differentiated:
-        """Losses and their derivatives by the numbers of the space."""
-        pad = self.inputs.tokenizer.pad_token_id
-        return Differentiated(self.engine.multi_lora, self.space, len(self.inputs.adapters), pad)
+        further = {} if self.config.density is None else {"density": self.config.density}
+        return self.measure(vectors, [self.space.profile(vector).to_options() | further for vector in vectors])
 
 
 def by_evolution(search: Search) -> None:
@@ -133,7 +126,7 @@ def by_reward_gradient(search: Search) -> None:
 
     r = p . u(scores) - kl_coef KL, and the loss is -1/n sum_i A_i log p(completion_i | prompt_i).
     """
-    config, slope = search.config, search.slope()
+    config, workers = search.config, search.workers
     samples, ends = config.samples_per_prompt, search.trials.ends("train")
     prompts = list(search.inputs.prompts["train"].items())
     count = len(search.inputs.adapters)
@@ -145,14 +138,14 @@ def by_reward_gradient(search: Search) -> None:
             ids = tuple(search.inputs.tokenizer(text)["input_ids"])
             numbers = range(step * samples, (step + 1) * samples)
             tasks += [Task(Request(spec, ids, prompt_key(ids), number), asked, 0, 0) for number in numbers]
-        rows = search.worker(tasks)
+        rows = workers.rows(tasks)
         search.advance(len(rows))
         scores = np.array([[row.scores[name] for name in search.inputs.objectives] for row in rows])
         worth = utilities(scores, *ends) @ search.trials.preference
         rewards = worth - config.kl_coef * np.array([row.kl for row in rows])
         weights = advantages(rewards.reshape(-1, samples)).ravel() / len(rows)
         pairs = [(task.request.prompt_ids, row.token_ids) for task, row in zip(tasks, rows, strict=True)]
-        _, derivatives = slope(vector, pairs, negative_log_likelihood, weights.tolist())
+        _, derivatives = workers.slope(vector, pairs, negative_log_likelihood, weights.tolist())
         return -rewards.mean().item(), derivatives
 
     _descended(search, of_step)
@@ -161,7 +154,7 @@ def by_reward_gradient(search: Search) -> None:
 def by_grid(search: Search) -> None:
     """See `grid`."""
     points = grid_of(search.config)
-    search.measure(points, [lines_profile(point, search.inputs.num_layers) for point in points])
+    search.measure(points, [lines_profile(point, search.inputs.num_layers).to_options() for point in points])
 
 
 def in_turn(rows: Sequence, step: int, count: int) -> list:
@@ -178,11 +171,10 @@ def _over(
     search: Search, rows: Sequence[Pair], loss: RowLoss, weigh: Callable[[Sequence[Pair]], list[float]]
 ) -> OfStep:
     """The loss of the rows of each step, and its derivatives."""
-    slope = search.slope()
 
     def of_step(vector: NDArray[np.float64], step: int) -> Slope:
         pairs = in_turn(rows, step, search.config.step_prompts)
-        return slope(vector, pairs, loss, weigh(pairs))
+        return search.workers.slope(vector, pairs, loss, weigh(pairs))
 
     return of_step
 

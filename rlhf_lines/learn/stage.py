@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.artifact import new_folder, partial_folder, write_record, write_whole
+from rlhf_lines.artifact import new_folder, refuse_existing, write_record, write_whole
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
-from rlhf_lines.distributed import Processes
+from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import try_rewards
 from rlhf_lines.learn.config import LearnConfig
 from rlhf_lines.learn.counts import completions_of_steps, specs_of_splits
@@ -28,17 +28,19 @@ from rlhf_lines.learn.inputs import (
 )
 from rlhf_lines.learn.methods import METHODS, Search
 from rlhf_lines.learn.progress import Progress
-from rlhf_lines.learn.trials import Trial, Trials
-from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
-from rlhf_lines.merge.rules.profile import Profile
-from rlhf_lines.merge.space import Vector, make_space
+from rlhf_lines.learn.trials import Options, Trial, Trials, merge_rule
+from rlhf_lines.learn.workers import LearnWorker, Workers
+from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
+from rlhf_lines.merge.space import Space, Vector, make_space
 from rlhf_lines.models import load_tokenizer, local_folder
 from rlhf_lines.pareto import paired_difference
 from rlhf_lines.redaction import without_secrets
+from rlhf_lines.sweep.begun import check_begun, refuse_begun
 from rlhf_lines.sweep.engines.local import LocalEngine
-from rlhf_lines.sweep.measure import Measurement, Worker
+from rlhf_lines.sweep.measure import Measurement
 from rlhf_lines.sweep.merges import Merges
-from rlhf_lines.sweep.store import Store, has_begun
+from rlhf_lines.sweep.store import Store
 
 
 FACTORS, LEARNED = "factors.json", "learned.json"
@@ -54,41 +56,46 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
     3. On validation prompts, which chose nothing, the learned factors, the best LiNeS and the soup are measured.
 
     With `--resume` a killed run goes on: the method asks for the same candidates again, and finished completions are
-    not sampled again.
+    not sampled again. Of several processes the first has the run store and the method; the others work with it.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: as `read_inputs`; or no candidate keeps the limits.
+        FileNotFoundError, ValueError: as `read_inputs`; or no candidate keeps the limits.
+        FileExistsError: `output_dir` exists, or a stopped run left completions and neither `resume` nor `overwrite` is
+            given.
     """
-    read = read_inputs(run_config, data_config, config)
-    kept = _facts(read, data_config, config)
-    partial = partial_folder(config.output_dir)
-    if has_begun(partial) and not (run_config.resume or run_config.overwrite):
-        raise FileExistsError(
-            f"learning into {config.output_dir} was stopped: add --resume to go on, or --overwrite to begin again"
-        )
-    if run_config.resume:
-        _check_stopped(config.output_dir, kept)
+    processes = Processes()
+    refuse_existing(config.output_dir, overwrite=run_config.overwrite)
+    if not (run_config.resume or run_config.overwrite):
+        from_leader(lambda: refuse_begun(config.output_dir, what="learning"))
+    read = read_inputs(data_config, config)
+    kept = _facts(read, data_config, config) if leads() else {}
+    if run_config.resume:  # every process stops where the leader does
+        from_leader(lambda: check_begun(config.output_dir, kept, what="learning"))
     prompt, asked = next(iter(read.prompts["train"].items()))
     try_rewards(read.tokenizer, prompt, asked, read.reward_models)
-    with (
-        new_folder(
+    space = make_space(config.space, len(read.adapters), read.num_layers)
+    with contextlib.ExitStack() as stack:
+        merges = stack.enter_context(Merges(read.sft, read.adapters))
+        if config.density is not None:
+            merges.check(MergeSpec("sum", (1.0,) * len(read.adapters)))  # before anything is written
+        made = new_folder(
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
-        ) as folder,
-        Merges(read.sft, read.adapters) as merges,
-        contextlib.closing(LocalEngine(config, merges, read.adapters)) as engine,
-    ):
-        worker = Worker(engine, read.reward_models, read.tokenizer, config.stop)
-        with Store(folder) as store:
-            store.remember(**kept)
-            texts = specs_of_splits(config, read.num_layers)["train"] * len(read.forgetting)  # each spec reads once
-            done = len(store.finished()) + len(store.finished_forgetting())
-            with Progress(_completions(config, read) + texts, done, with_texts=bool(texts)) as progress:
-                measurement = Measurement(store, worker, Processes(), progress, config.samples_per_prompt)
-                found, way = _learn(config, read, engine, worker, measurement)
-            store.finish()
-        write_whole(folder / FACTORS, json.dumps(found["profiles"][BEST], indent=1) + "\n")
-        write_whole(folder / LEARNED, json.dumps({"format": 1, **way}, indent=1) + "\n")
-        write_record(folder, "learn", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
+        )
+        folder = stack.enter_context(made)
+        engine = stack.enter_context(contextlib.closing(LocalEngine(config, merges, read.adapters)))
+        worker = LearnWorker(engine, read, config, merges, space)
+        if not leads():
+            processes.follow(worker)
+        else:
+            done = False
+            try:
+                found, way = _measure(config, read, kept, folder, space, processes, worker)
+                write_whole(folder / FACTORS, json.dumps(found["profiles"][BEST], indent=1) + "\n")
+                write_whole(folder / LEARNED, json.dumps({"format": 1, **way}, indent=1) + "\n")
+                write_record(folder, "learn", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
+                done = True
+            finally:
+                processes.dismiss(done)
     return Path(config.output_dir)
 
 
@@ -121,29 +128,49 @@ class _Tried:
         }
 
 
+def _measure(
+    config: LearnConfig,
+    read: Inputs,
+    kept: dict[str, Any],
+    folder: Path,
+    space: Space,
+    processes: Processes,
+    worker: LearnWorker,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fill the store of the folder with all that is asked for, and return what `_learn` does."""
+    with Store(folder) as store:
+        store.remember(**kept)
+        texts = specs_of_splits(config, read.num_layers)["train"] * len(read.forgetting)  # each spec reads once
+        done = len(store.finished()) + len(store.finished_forgetting())
+        with Progress(_completions(config, read) + texts, done, with_texts=bool(texts)) as progress:
+            measurement = Measurement(store, worker, processes, progress, config.samples_per_prompt)
+            found, way = _learn(config, read, space, Workers(processes, worker), measurement)
+        store.finish()
+    return found, way
+
+
 def _learn(
-    config: LearnConfig, read: Inputs, engine: LocalEngine, worker: Worker, measurement: Measurement
+    config: LearnConfig, read: Inputs, space: Space, workers: Workers, measurement: Measurement
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was found, for the record, and what `learned.json` tells of the way there."""
     trials, tried = Trials(config, read, measurement), []
 
-    def measure(by: str, vectors: Sequence[Vector], profiles: Sequence[Profile]) -> list[Trial]:
-        found = trials.measure("train", by, profiles)
+    def measure(by: str, vectors: Sequence[Vector], candidates: Sequence[Options]) -> list[Trial]:
+        found = trials.measure("train", by, candidates)
         pairs = zip(vectors, found, strict=True)
         tried.extend(_Tried(by, tuple(map(float, vector)), trial) for vector, trial in pairs)
         return found
 
-    space = make_space(config.space, len(read.adapters), read.num_layers)
     own = partial(measure, config.method)
-    search = Search(config, read, engine, worker, trials, space, own, measurement.progress.update)
+    search = Search(config, read, workers, trials, space, own, measurement.progress.update)
     METHODS[config.method](search)
     if config.compares:
         METHODS["grid"](replace(search, measure=partial(measure, "grid")))
     best = {BEST: _best(config, [one for one in tried if one.by == config.method])}
     if config.compares:
         best[LINES] = _best(config, [one for one in tried if one.by == "grid"])
-    profiles = {name: one.trial.profile for name, one in best.items()}
-    profiles[SOUP] = space.profile(space.start)
+    profiles = {name: one.trial.options for name, one in best.items()}
+    profiles[SOUP] = space.profile(space.start).to_options()
     train = {name: one.trial for name, one in best.items()}
     train |= zip([SOUP], trials.measure("train", SOUP, [profiles[SOUP]]), strict=True)
     validation = dict(zip(profiles, trials.measure("validation", "chosen", list(profiles.values())), strict=True))
@@ -159,9 +186,12 @@ def _learn(
         "train": {name: _told(trial) for name, trial in train.items()},
         "validation": {name: _told(trial) for name, trial in validation.items()},
         "differences": _differences(validation),
-        "profiles": {name: profile.to_options() for name, profile in profiles.items()},
+        "profiles": profiles,
+        "rule": merge_rule(profiles[BEST]),
     }
-    return found, {"candidates": [one.told() for one in tried], "losses": search.losses}
+    by_prompt = {name: one.by_prompt.tolist() for name, one in validation.items() if one.by_prompt is not None}
+    told = [one.told() for one in tried]
+    return found, {"candidates": told, "losses": search.losses, "validation": by_prompt}
 
 
 def _told(trial: Trial) -> dict[str, float | None]:
@@ -214,19 +244,3 @@ def _facts(read: Inputs, data_config: DataConfig, config: LearnConfig) -> dict[s
         "reward_names": [model.name for model in read.reward_models],
         "inputs_sha256": fingerprints(data_config, config, read.prompts, read.demonstrations, read.forgetting),
     }
-
-
-def _check_stopped(output_dir: str, kept: dict[str, Any]) -> None:
-    """Stop where a stopped run was of other settings or inputs.
-
-    Raises:
-        ValueError: it was; what has changed is named.
-    """
-    partial = partial_folder(output_dir)
-    if not has_begun(partial):
-        return
-    with Store(partial, reading=True) as store:
-        way_out = "restore it, or start again with --overwrite in place of --resume"
-        before = store.recall("inputs_sha256", {})
-        check_unchanged(before, kept["inputs_sha256"], since=f"learning into {output_dir} was begun", way_out=way_out)
-        store.check(**{key: value for key, value in kept.items() if key != "inputs_sha256"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rlhf_lines.learn.config import LearnConfig
 from rlhf_lines.learn.inputs import Inputs
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.pareto import hypervolume, ideal_point, reference_point, utilities
 from rlhf_lines.sweep.forgetting import largest_ratio
 from rlhf_lines.sweep.groups import one_hot, simplex
@@ -21,6 +20,7 @@ from rlhf_lines.sweep.store import StoredPoint
 
 
 ANCHORS = "anchors"
+Options = dict[str, Any]
 FAR = 1e6  # below whatever a candidate within the limit is worth
 
 
@@ -29,7 +29,7 @@ class Trial:
     """A candidate that was measured.
 
     Attributes:
-        profile: its factors.
+        options: its factors; see `merge_rule`.
         value: what it is worth: utility or hypervolume.
         by_prompt: `[P]`, its utility on each prompt; None of a hypervolume, which has no such.
         kl: the largest mean KL of a point of it to the SFT model, in nats; None where completions do not estimate it.
@@ -37,7 +37,7 @@ class Trial:
         excess: the largest of what is limited over its limit, 0 where nothing is.
     """
 
-    profile: Profile
+    options: Options
     value: float
     by_prompt: NDArray[np.float64] | None
     kl: float | None
@@ -53,6 +53,11 @@ class Trial:
     def fitness(self) -> float:
         """The value; beyond a limit less than any value, and less the further beyond."""
         return self.value if self.within_limits else -FAR - self.excess
+
+
+def merge_rule(options: Options) -> str:
+    """The merge rule that factors are of: with a `density`, they are learned on what TIES elects."""
+    return "ties_layerwise" if "density" in options else "layerwise"
 
 
 class _Point(NamedTuple):
@@ -93,20 +98,20 @@ class Trials:
             self._ends[split] = reference_point(means), ideal_point(means)
         return self._ends[split]
 
-    def measure(self, split: str, group: str, profiles: Sequence[Profile]) -> list[Trial]:
-        """Each profile with what it is worth on a split; `group` is what they are called in the store."""
+    def measure(self, split: str, group: str, candidates: Sequence[Options]) -> list[Trial]:
+        """Each candidate with what it is worth on a split; `group` is what they are called in the store."""
         ends, per = self.ends(split), len(self.weights)
         specs = [
-            MergeSpec("layerwise", weights, options=profile.to_options())
-            for profile in profiles
+            MergeSpec(merge_rule(options), weights, options=options)
+            for options in candidates
             for weights in self.weights
         ]
         measured = self._measured(split, group, specs)
-        return [self._trial(profile, measured[i * per : (i + 1) * per], *ends) for i, profile in enumerate(profiles)]
+        return [self._trial(one, measured[i * per : (i + 1) * per], *ends) for i, one in enumerate(candidates)]
 
     def _trial(
         self,
-        profile: Profile,
+        options: Options,
         points: Sequence[_Point],
         reference: list[float],
         ideal: list[float],
@@ -122,7 +127,7 @@ class Trials:
         forgetting = max(point.forgetting for point in points) if self._inputs.forgetting else None
         limits = ((kl, self._config.max_kl), (forgetting, self._config.max_forgetting))
         excess = max((found / limit for found, limit in limits if limit is not None), default=0.0)
-        return Trial(profile, value, by_prompt, kl, forgetting, excess)
+        return Trial(options, value, by_prompt, kl, forgetting, excess)
 
     def _measured(self, split: str, group: str, specs: Sequence[MergeSpec]) -> list[_Point]:
         prompts, store = self._inputs.prompts[split], self._measurement.store

@@ -12,7 +12,7 @@ from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, w
 from rlhf_lines.config import RunConfig
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.basis_config import BasisConfig
-from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
+from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, model_fingerprint, policy_fingerprint
 from rlhf_lines.merge.inputs.provenance import called, load_adapters, weights_sha256
@@ -33,24 +33,19 @@ def run(run_config: RunConfig, config: BasisConfig, given: dict) -> Path:
         ValueError: a policy is no adapter of this SFT model, or the basis would take no fewer bytes than they do.
     """
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
-    if config.dtype is not None and config.dtype not in DTYPES:
-        raise ValueError(unknown_name("dtype", config.dtype, DTYPES))
+    check_dtype(config.dtype)
     sft, folders = _folders(config)
     refuse_replacing(config.output_dir, [sft, *folders])
     adapters, warnings = load_adapters(folders, sft, sft_renamed=config.sft_renamed)
-    dtype = DTYPES[config.dtype] if config.dtype else _stored(folders)
-    components = _components(config.components, adapters)
+    dtype = DTYPES[config.dtype] if config.dtype else stored_dtype(folders)
+    components = components_of(config.components, len(adapters), largest_rank(adapters))
     basis = fit_basis(adapters, components, dtype=dtype)
     lost = lost_by(basis, adapters)
     with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder:
         save_file(basis.to_tensors(), folder / BASIS_FILE, metadata={"format": "pt"})
         before = [(path / WEIGHTS_FILE).stat().st_size for path in folders]
         after = (folder / BASIS_FILE).stat().st_size
-        if after >= sum(before):
-            raise ValueError(
-                f"a basis of {components} components in {str(dtype).removeprefix('torch.')} takes {after:,} bytes, the "
-                f"adapters {sum(before):,}: give fewer components or a narrower dtype, or keep the adapters"
-            )
+        check_saves(components, dtype, after, sum(before))
         policies = [
             {"path": name, "sha256": weights_sha256(path), "bytes": size, "lost": share}
             for name, path, size, share in zip(config.policies, folders, before, lost, strict=True)
@@ -89,7 +84,13 @@ def _folders(config: BasisConfig) -> tuple[Path, list[Path]]:
     return sft, [local_folder(policy, what="policy") for policy in config.policies]
 
 
-def _stored(folders: Sequence[Path]) -> torch.dtype:
+def check_dtype(name: str | None) -> None:
+    """Stop with a ValueError where a dtype is given that no factors are written in."""
+    if name is not None and name not in DTYPES:
+        raise ValueError(unknown_name("dtype", name, DTYPES))
+
+
+def stored_dtype(folders: Sequence[Path]) -> torch.dtype:
     """The widest dtype that the files of the adapters have."""
     dtypes = []
     for folder in folders:
@@ -102,13 +103,12 @@ def _stored(folders: Sequence[Path]) -> torch.dtype:
     return widest
 
 
-def _components(asked: int | None, adapters: Sequence[Adapter]) -> int:
-    """How many components are kept, where that saves numbers.
+def components_of(asked: int | None, count: int, rank: int) -> int:
+    """How many components are kept of so many policies, where that saves numbers.
 
     Raises:
         ValueError: it does not.
     """
-    count, rank = len(adapters), largest_rank(adapters)
     most = most_components(count, rank)
     if most == 0:
         raise ValueError(
@@ -121,3 +121,12 @@ def _components(asked: int | None, adapters: Sequence[Adapter]) -> int:
             f"{most + 1} on: give at most {most}"
         )
     return most if asked is None else asked
+
+
+def check_saves(components: int, dtype: torch.dtype, after: int, before: int) -> None:
+    """Stop with a ValueError where a basis takes no fewer bytes than the adapters."""
+    if after >= before:
+        raise ValueError(
+            f"a basis of {components} components in {str(dtype).removeprefix('torch.')} takes {after:,} bytes, the "
+            f"adapters {before:,}: give fewer components or a narrower dtype, or keep the adapters"
+        )

@@ -25,7 +25,7 @@ from rlhf_lines.merge.lora.truncate import factorise_residuals, truncate_adapter
 from rlhf_lines.merge.output.adapter import write_adapter
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.tensors.precision import add_residual
-from rlhf_lines.merge.tensors.residuals import Tensors
+from rlhf_lines.merge.tensors.residuals import Residuals, Tensors
 
 
 Progress = Callable[[str, int, int | None], object]  # phase, elements since the last call, total where it is known
@@ -122,6 +122,11 @@ class OpenMerge:
         """The spec with the number that its alpha stands for."""
         spec = self.merge.spec
         return replace(spec, alpha=self._dense.alpha) if spec.alpha == "auto" else spec
+
+    @property
+    def residuals(self) -> Residuals:
+        """The dense residuals, read where they are asked for."""
+        return self._as_dense().residuals
 
     @property
     def _modules(self) -> list[str]:

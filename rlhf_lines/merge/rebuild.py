@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.errors import unknown_name
-from rlhf_lines.merge.basis import BASIS_FILE
+from rlhf_lines.merge.basis import BASIS_FILE, check_dtype
 from rlhf_lines.merge.basis_config import RebuildConfig
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256, read_json
@@ -20,7 +21,6 @@ from rlhf_lines.merge.lora.low_rank import merge_adapters
 from rlhf_lines.merge.lora.truncate import check_rank, truncate_adapter
 from rlhf_lines.merge.output.adapter import write_adapter
 from rlhf_lines.merge.spec import MergeSpec
-from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.models import local_folder
 
 
@@ -34,18 +34,9 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
         ValueError: the basis is damaged or of another SFT model, or the weights do not fit.
     """
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
-    if config.dtype is not None and config.dtype not in DTYPES:
-        raise ValueError(unknown_name("dtype", config.dtype, DTYPES))
-    if config.rank is not None:
-        check_rank(config.rank)
-    folder = Path(config.basis)
-    if not (folder / BASIS_FILE).is_file():
-        raise FileNotFoundError(
-            f"{config.basis} has no {BASIS_FILE}; expected the folder that `rlhf-lines basis` makes"
-        )
-    record = read_json(folder / RECORD_FILE)
-    if record.get("stage") != "basis":
-        raise ValueError(f"{folder / RECORD_FILE} is not of a basis; make it again with `rlhf-lines basis`")
+    check_dtype(config.dtype)
+    folder, record = Path(config.basis), read_record(config)
+    taken = taken_policies(config, record)
     sft_model = config.sft_model or record["sft_model"]
     sft = local_folder(sft_model, what="SFT model")
     refuse_replacing(config.output_dir, [sft, folder])
@@ -56,13 +47,6 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
         )
     basis = Basis.from_tensors(load_file(folder / BASIS_FILE))
     names = [policy["path"] for policy in record["policies"]]
-    if len(config.weights) != basis.policies:
-        raise ValueError(
-            f"{len(config.weights)} weights for {basis.policies} policies ({', '.join(names)}); give one per policy"
-        )
-    taken = [k for k, weight in enumerate(config.weights) if weight]
-    if not taken:
-        raise ValueError("all weights are 0, which is the SFT model itself; give one that is not")
     adapters = [
         Adapter(
             names[k],
@@ -96,3 +80,40 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
             truncation=truncation and asdict(truncation),
         )
     return Path(config.output_dir)
+
+
+def read_record(config: RebuildConfig) -> dict[str, Any]:
+    """What is recorded of the basis.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the folder is of something else, or the rank is no rank.
+    """
+    if config.rank is not None:
+        check_rank(config.rank)
+    folder = Path(config.basis)
+    if not (folder / BASIS_FILE).is_file():
+        raise FileNotFoundError(
+            f"{config.basis} has no {BASIS_FILE}; expected the folder that `rlhf-lines basis` makes"
+        )
+    record = read_json(folder / RECORD_FILE)
+    if record.get("stage") != "basis":
+        raise ValueError(f"{folder / RECORD_FILE} is not of a basis; make it again with `rlhf-lines basis`")
+    return record
+
+
+def taken_policies(config: RebuildConfig, record: Mapping[str, Any]) -> list[int]:
+    """The policies of the basis whose weight is not 0.
+
+    Raises:
+        ValueError: weights of another number of policies, or all 0.
+    """
+    names = [policy["path"] for policy in record["policies"]]
+    if len(config.weights) != len(names):
+        raise ValueError(
+            f"{len(config.weights)} weights for {len(names)} policies ({', '.join(names)}); give one per policy"
+        )
+    taken = [k for k, weight in enumerate(config.weights) if weight]
+    if not taken:
+        raise ValueError("all weights are 0, which is the SFT model itself; give one that is not")
+    return taken

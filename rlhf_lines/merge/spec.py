@@ -75,7 +75,7 @@ class MergeSpec:
             )
         object.__setattr__(self, "beta", _finite("beta", self.beta))
         self._check_lines()
-        object.__setattr__(self, "options", options if profile is None else profile.to_options())
+        object.__setattr__(self, "options", options if profile is None else options | profile.to_options())
 
     def __hash__(self) -> int:
         return hash(self._canonical())

@@ -28,6 +28,7 @@ class AdapterSizes:
         rank: the largest of its modules.
         widths: in + out by module of the SFT model: so many parameters each rank has.
         ups: parameters of all B, which a merge into dense weights holds once more, scaled.
+        sides: out and in by module.
     """
 
     count: int | None
@@ -35,6 +36,7 @@ class AdapterSizes:
     rank: int = 0
     widths: Mapping[str, int] = field(default_factory=dict)
     ups: int = 0
+    sides: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSizes:
@@ -87,8 +89,11 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], source: str) -> AdapterSizes:
     count = sum(map(math.prod, shapes.values()))
     ranks = [shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items()]
     widths: dict[str, int] = {}
+    outs, ins = {}, {}
     for rank, (name, shape) in zip(ranks, shapes.items(), strict=True):
         module = name.partition(".lora_")[0].removeprefix("base_model.model.")
         widths[module] = widths.get(module, 0) + math.prod(shape) // rank
+        (ins if ".lora_A." in name else outs)[module] = math.prod(shape) // rank
     ups = sum(math.prod(shape) for name, shape in shapes.items() if ".lora_B." in name)
-    return AdapterSizes(count, f"{count:,} parameters; {source}", max(ranks), widths, ups)
+    sides = {module: (outs.get(module, 0), ins.get(module, 0)) for module in widths}
+    return AdapterSizes(count, f"{count:,} parameters; {source}", max(ranks), widths, ups, sides)

@@ -26,7 +26,9 @@ SAME = (
 def plan_learn(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """The plan of learning, which samples as a sweep does."""
     config = of_type(configs, LearnConfig)
-    sweep = SweepConfig(**{name: getattr(config, name) for name in SAME}, controls=False, scalings=["1 0"])
+    elected = [] if config.density is None else [{"name": "elected", "rule": "ties", "alpha": 1}]  # merged as densely
+    same = {name: getattr(config, name) for name in SAME}
+    sweep = SweepConfig(**same, controls=False, scalings=["1 0"], groups=elected)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     work = partial(_work, config, shape.config.get_text_config().num_hidden_layers)
     counts = {"validation": config.validation_prompts, "train": config.train_prompts}
@@ -46,4 +48,5 @@ def _work(config: LearnConfig, num_layers: int, prompts: Mapping[str, int], text
         specs["train"] if config.method == "grid" else generation(config, num_layers) * specs_per_candidate(config)
     )
     read = texts * specs["train"] if config.control else 0
-    return Work(points, sum(specs.values()), completions, together, read)
+    alone = 0 if config.density is None else config.steps + 2 * specs_per_candidate(config)
+    return Work(points, sum(specs.values()), completions, together, read, alone)

@@ -181,5 +181,27 @@ def module_bytes(shape: tuple[int, ...]) -> int:
     return elements * (FLOAT32 + 3 * FLOAT64) + 4 * FLOAT64 * min(shape) ** 2
 
 
+def basis_numbers(rank: int, policies: int, components: int) -> int:
+    """The numbers of a basis at one position: p (R + N) + R."""
+    return components * (rank + policies) + rank
+
+
+def fit_bytes(sides: tuple[int, int], policies: int, rank: int, components: int) -> int:
+    """The bytes of one module while its basis is fitted, in float64, m the smaller of N and R.
+
+    8 N R (out + in) for the vectors, and of the longer side n: 8 n [N R + N R + R m + m N], which are the centred
+    vectors, their copy in the singular value decomposition, and both of its sides.
+
+    Args:
+        sides: out and in.
+        policies: N.
+        rank: R.
+        components: p.
+    """
+    least = min(policies, rank)
+    at_a_position = 2 * policies * rank + least * (rank + policies)
+    return FLOAT64 * (policies * rank * sum(sides) + max(sides) * at_a_position)
+
+
 def _read_bytes(stored: int) -> int:
     return stored if stored >= FLOAT32 else stored + FLOAT32

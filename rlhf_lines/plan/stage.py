@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf_lines.arguments import config_path
 from rlhf_lines.artifact import is_complete, refuse_existing
 from rlhf_lines.config import RunConfig
-from rlhf_lines.plan import learning, merging, sweeping, training
+from rlhf_lines.plan import basis, learning, merging, sweeping, training
 from rlhf_lines.plan.config import of_type, read_config, stage_of
 from rlhf_lines.plan.plan import Options, Plan, note_existing
 from rlhf_lines.stages import MODULES
@@ -16,6 +16,8 @@ PLANS = {
     "reward": training.plan_reward,
     "ppo": training.plan_ppo,
     "merge": merging.plan_merge,
+    "basis": basis.plan_basis,
+    "rebuild": basis.plan_rebuild,
     "sweep": sweeping.plan_sweep,
     "learn": learning.plan_learn,
 }

@@ -31,6 +31,7 @@ from rlhf_lines.sweep.choices import (
 )
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies, set_problems
 from rlhf_lines.sweep.router import Router
+from rlhf_lines.sweep.sampling_settings import limit_problems, sampling_problems
 from rlhf_lines.sweep.trackers import tracker_problems
 from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
 
@@ -371,18 +372,9 @@ class SweepConfig:
             for name, least in numbers.items()
             if given[name] is not None and given[name] < least
         ]
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            problems.append(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
-        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
-            problems.append(f"temperature is {self.temperature}, expected a number >= 0")
         if self.search_gain is not None and not (math.isfinite(self.search_gain) and self.search_gain >= 0):
             problems.append(f"search_gain is {self.search_gain}, expected a number of at least 0")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            problems.append(f"top_p is {self.top_p}, expected a number above 0 and at most 1")
-        for name in ("top_p", "top_k"):
-            if self.temperature == 0 and getattr(self, name) is not None:
-                problems.append(f"{name} is given, but temperature 0 takes the most likely token: leave one out")
-        return problems
+        return [*problems, *sampling_problems(self)]
 
     def _names(self) -> list[str]:
         problems = [
@@ -394,10 +386,6 @@ class SweepConfig:
             )
             if value is not None and value not in known
         ]
-        if not all(self.stop or []):
-            problems.append(f"stop is {self.stop}, expected texts that are not empty")
-        if self.load_in_8bit and self.load_in_4bit:
-            problems.append("load_in_8bit and load_in_4bit are both given: keep one")
         if self.sampler is not None and (self.sampler == "list") != bool(self.weights):
             problems.append(
                 "sampler is list, but no weights are given"
@@ -427,14 +415,7 @@ class SweepConfig:
         takes_factors = any(entry.leaves_alpha_out for entry in (*self.groups, *self.policy_sets))
         if self.scaled_alphas and not (self.controls or takes_factors):
             yield "scaled_alphas is given, but controls is false: leave it out, or leave controls on"
-        if self.max_kl is not None and not (math.isfinite(self.max_kl) and self.max_kl > 0):
-            yield f"max_kl is {self.max_kl}, expected a number above 0"
-        if self.max_kl is not None and not self.samples_policy:
-            yield "max_kl needs completions drawn from the policy: give a temperature above 0, and no top_p or top_k"
-        if self.max_forgetting is not None and not (math.isfinite(self.max_forgetting) and self.max_forgetting > 0):
-            yield f"max_forgetting is {self.max_forgetting}, expected a number above 0, such as 1.05"
-        if self.max_forgetting is not None and not self.control:
-            yield "max_forgetting is given, but no control: name texts outside the task there"
+        yield from limit_problems(self)
 
     def _choices(self) -> list[str]:
         problems = [

@@ -18,7 +18,7 @@ from rlhf_lines.merge.inputs.statistics_files import check_statistics, open_stat
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.opened import OpenMerge
 from rlhf_lines.merge.rules import RULES
-from rlhf_lines.merge.tensors.residuals import Tensors
+from rlhf_lines.merge.tensors.residuals import Residuals, Tensors
 from rlhf_lines.sweep.choices import GroupEntry
 
 
@@ -60,9 +60,17 @@ class Merges:
 
         Names are those of the causal language model that is loaded.
         """
-        names = self._checkpoint.readings.loaded_by(CAUSAL_LM)
         for name, tensor in self._merge(spec).tensors():
-            yield (names.renamed(name) if names else name), tensor
+            yield self.loaded_name(name), tensor
+
+    def residuals(self) -> Residuals:
+        """Those of all policies, by the names of the checkpoint."""
+        return self._merge(MergeSpec("sum", (1.0,) * len(self._adapters))).residuals
+
+    def loaded_name(self, name: str) -> str:
+        """What the causal language model that is loaded calls a parameter of the checkpoint."""
+        names = self._checkpoint.readings.loaded_by(CAUSAL_LM)
+        return names.renamed(name) if names else name
 
     def _merge(self, spec: MergeSpec) -> OpenMerge:
         sft, adapters = self._checkpoint, self._adapters[: len(spec.weights)]

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.artifact import new_folder, partial_folder, refuse_existing, write_record
+from rlhf_lines.artifact import new_folder, refuse_existing, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
 from rlhf_lines.merge.audit import audit_policies, two_policies, unlike_policies
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import checkpoint_end_token_ids
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
 from rlhf_lines.pareto.schema import SEARCHED
+from rlhf_lines.sweep.begun import check_begun, refuse_begun
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
 from rlhf_lines.sweep.finished.front import measured_points, trace_front
@@ -34,7 +36,7 @@ from rlhf_lines.sweep.reuse import Reused, check_reusable
 from rlhf_lines.sweep.routes import Routes
 from rlhf_lines.sweep.scaling import choose_scalings
 from rlhf_lines.sweep.search import search_front
-from rlhf_lines.sweep.store import Store, has_begun
+from rlhf_lines.sweep.store import Store
 from rlhf_lines.sweep.trackers import open_trackers
 
 
@@ -63,7 +65,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     processes = Processes()
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
     if not (run_config.resume or run_config.overwrite):
-        _refuse_stopped(config.output_dir)
+        from_leader(lambda: refuse_begun(config.output_dir, what="a sweep"))
     read = read_inputs(data_config, config)
     with contextlib.ExitStack() as stack:
         merges = stack.enter_context(Merges(read.sft, read.adapters[: len(config.policies)], config.groups))
@@ -78,15 +80,16 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         kept = facts(read, data_config, config) | {"candidates": specs.candidates} if leads() else {}
         from_leader(lambda: routes.check(kept["sft_sha256"], kept["policies_sha256"], read.prompts["test"]))
         if run_config.resume:  # every process stops where the leader does
-            from_leader(lambda: _check_stopped(config, kept))
+            further = partial(_refuse_chosen_alphas, config)
+            from_leader(lambda: check_begun(config.output_dir, kept, what="the sweep", further=further))
         if config.reuse is not None:
             from_leader(lambda: check_reusable(config.reuse, kept))
         prompt, asked = next(iter(read.prompts["test"].items()))
         try_rewards(read.tokenizer, prompt, asked, read.reward_models)
-        partial = new_folder(
+        made = new_folder(
             config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
         )
-        folder = stack.enter_context(partial)
+        folder = stack.enter_context(made)
         engine = stack.enter_context(
             contextlib.closing(make_engine(config, merges, [*read.adapters, *routes.parts], folder))
         )
@@ -136,46 +139,14 @@ def inputs(run_config: RunConfig, data_config: DataConfig, config: SweepConfig) 
     return fingerprints(data_config, config)
 
 
-def _check_stopped(config: SweepConfig, kept: dict[str, Any]) -> None:
-    """Stop, before anything is loaded or written, where a stopped sweep was of other settings or inputs.
-
-    Raises:
-        ValueError: it was; what has changed is named.
-    """
-    output_dir = config.output_dir
-    partial = partial_folder(output_dir)
-    if not has_begun(partial):
+def _refuse_chosen_alphas(config: SweepConfig, store: Store) -> None:
+    """Stop where a version that took alpha 1 where it was left out has begun the sweep."""
+    if store.recall("candidates", None) is not None:
         return
-    settings = {key: kept[key] for key in kept if key != "reward_models" and "sha256" not in key}
-    with Store(partial, reading=True) as store:
-        store.check(**settings)
-        way_out = "restore it, or start again with --overwrite in place of --resume"
-        before = store.recall("inputs_sha256", {})
-        check_unchanged(before, kept["inputs_sha256"], since=f"the sweep into {output_dir} was begun", way_out=way_out)
-        if store.recall("candidates", None) is None:  # a version that took alpha 1 where it was left out
-            _refuse_chosen_alphas(config)
-        store.check(**kept)
-
-
-def _refuse_chosen_alphas(config: SweepConfig) -> None:
     if names := [entry.name for entry in config.tuned if entry.leaves_alpha_out]:
         raise ValueError(
             f"the sweep into {config.output_dir} was begun by a version that took alpha 1 for {', '.join(names)}, and "
             "this one chooses it: start again with --overwrite in place of --resume, with alpha: 1 there to keep it"
-        )
-
-
-def _refuse_stopped(output_dir: str) -> None:
-    """Raise FileExistsError where a stopped sweep has completions, which a new one would throw away."""
-    partial = partial_folder(output_dir)
-    if not has_begun(partial):
-        return
-    with Store(partial, reading=True) as store:
-        finished = len(store.finished())
-    if finished:
-        raise FileExistsError(
-            f"a sweep into {output_dir} was stopped after {finished:,} completions: add --resume to go on with it, or "
-            "--overwrite to begin again"
         )
 
 

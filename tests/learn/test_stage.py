@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_and_finds_the_same(flags, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run_stage("learn", arguments)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(FileExistsError, match="was stopped: add --resume to go on, or --overwrite"):
+    with pytest.raises(FileExistsError, match=r"learning into .* was stopped after \d+ completions: add --resume"):
         run_stage("learn", arguments)
     with pytest.raises(ValueError, match=r"had step 0.3, now it is 0.5: give the settings of that run"):
         run_stage("learn", [*arguments, "--step", "0.5", "--resume"])

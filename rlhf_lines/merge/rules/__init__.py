@@ -51,6 +51,7 @@ RULES: dict[str, Rule] = {
         mergekit=mergekit.slerp,
     ),
     "ties": Rule("ties.ties", "arXiv 2306.01708", by_parameter=ranks_by_parameter, mergekit=mergekit.ties),
+    "ties_layerwise": Rule("ties.ties_layerwise", "arXiv 2310.02575 (AdaMerging++)", by_layer=True),
     "dare": Rule(
         "dare.dare",
         "arXiv 2311.03099",

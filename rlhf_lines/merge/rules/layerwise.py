@@ -39,13 +39,27 @@ def layerwise(
         ValueError: factors that are missing, of another number of policies or of fewer layers, or a name whose layer
             cannot be read.
     """
-    profile = Profile.of({"factors": factors, "outside": outside})
-    profile.check(policies=residuals.count)
-    profile = profile.scaled(preference_factors(residuals.count, weights))
-    names = sorted(residuals.shapes)
-    layers = layer_indices(names, num_layers=profile.num_layers) if names else {}
+    profile, layers = profile_by_layer(residuals, weights, factors, outside)
 
     def compute(chunk: Chunk) -> Tensor:
         return weighted_total(chunk.residuals, profile.at(layers[chunk.name]))
 
     return Merged(residuals, compute)
+
+
+def profile_by_layer(
+    residuals: Residuals,
+    weights: Sequence[float] | None,
+    factors: Sequence[Sequence[float]] | None,
+    outside: Sequence[float] | None,
+) -> tuple[Profile, dict[str, int | None]]:
+    """The profile of K w_k c[k][l], and the layer of every parameter.
+
+    Raises:
+        ValueError: see `layerwise`.
+    """
+    profile = Profile.of({"factors": factors, "outside": outside})
+    profile.check(policies=residuals.count)
+    names = sorted(residuals.shapes)
+    layers = layer_indices(names, num_layers=profile.num_layers) if names else {}
+    return profile.scaled(preference_factors(residuals.count, weights)), layers

@@ -1,4 +1,4 @@
-"""The options of rule `layerwise` as a value: a factor for every policy and layer, and one for what lies outside.
+"""Options of rules `layerwise` and `ties_layerwise` as a value: a factor for every policy and layer, and outside them.
 
 Known without torch, so that configs are checked without it.
 """
@@ -47,8 +47,8 @@ class Profile:
         if rows is None or outside is None:
             missing = " and ".join(key for key in KEYS if options.get(key) is None)
             raise ValueError(
-                f"rule 'layerwise' has no {missing}: give factors, a list per policy with one number per layer, and "
-                "outside, one number per policy, or a JSON file of both as factors"
+                f"a rule with factors by layer has no {missing}: give factors, a list per policy with one number per "
+                "layer, and outside, one number per policy, or a JSON file of both as factors"
             )
         if isinstance(rows, str):
             raise ValueError(f"factors is the text {rows!r}, {EXPECTED}; `read_profile` reads a file of them")
@@ -80,12 +80,12 @@ class Profile:
         """
         if policies is not None and policies != len(self.factors):
             raise ValueError(
-                f"the factors of rule 'layerwise' are of {len(self.factors)} policies, but {policies} are merged: give "
+                f"the factors by layer are of {len(self.factors)} policies, but {policies} are merged: give "
                 "one list of factors per policy, in their order"
             )
         if num_layers is not None and num_layers != self.num_layers:
             raise ValueError(
-                f"the factors of rule 'layerwise' are of {self.num_layers} layers, but the policies change a model of "
+                f"the factors by layer are of {self.num_layers} layers, but the policies change a model of "
                 f"{num_layers}: give one factor per layer"
             )
 
@@ -119,13 +119,14 @@ def options_text(options: Mapping[str, Any]) -> str:
     >>> options_text({"density": 0.2}), options_text({"factors": [[0.5, 1], [1, 2]], "outside": [0, 1]})
     ('{"density": 0.2}', 'factors of 2 policies in 2 layers, 0.5 to 2 (a30b1095)')
     """
-    if options.keys() != set(KEYS):
+    if not set(KEYS) <= options.keys():
         return json.dumps(dict(options), sort_keys=True, ensure_ascii=False)
     profile = Profile.of(options)
     values = [factor for row in profile.factors for factor in row]
     sha256 = hashlib.sha256(json.dumps(profile.to_options()).encode()).hexdigest()
     policies = f"{len(profile.factors)} polic{'ies' if len(profile.factors) > 1 else 'y'}"
-    return f"factors of {policies} in {profile.num_layers} layers, {min(values):zg} to {max(values):zg} ({sha256[:8]})"
+    text = f"factors of {policies} in {profile.num_layers} layers, {min(values):zg} to {max(values):zg} ({sha256[:8]})"
+    return ", ".join([text, *(f"{name} {value}" for name, value in sorted(options.items()) if name not in KEYS)])
 
 
 def read_profile(options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -133,13 +134,14 @@ def read_profile(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON of `factors` and `outside`, or `outside` is given beside it.
+        ValueError: it is no JSON of `factors` and `outside`, and what else the rule takes, or an option of the file is
+            given beside it.
     """
     path = options.get("factors")
     if not isinstance(path, str):
         return options
-    if beside := sorted(options.keys() - {"factors"}):
-        raise ValueError(f"factors is the file {path}, which has {' and '.join(KEYS)}: leave out {', '.join(beside)}")
+    if "outside" in options:
+        raise ValueError(f"factors is the file {path}, which has {' and '.join(KEYS)}: leave out outside")
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"factors is {path!r}, and there is no such file; `rlhf-lines learn` writes one, or write "
@@ -149,10 +151,12 @@ def read_profile(options: Mapping[str, Any]) -> Mapping[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"the file of factors {path} is no JSON: {error}") from None
-    if not isinstance(content, dict) or content.keys() != set(KEYS):
+    if not isinstance(content, dict) or not set(KEYS) <= content.keys():
         has = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"the file of factors {path} holds {has}, expected the keys {' and '.join(KEYS)}")
-    return content
+    if twice := sorted((options.keys() - {"factors"}) & content.keys()):
+        raise ValueError(f"factors is the file {path}, which has {' and '.join(twice)}, too: leave it out")
+    return {**options, **content}
 
 
 def _is_list(value: object) -> bool:

@@ -21,7 +21,7 @@ class Rule:
         source: where it was published, as a model card says it.
         coefficients: of a rule that is a weighted sum of the residuals, `(K, weights)` to the f_k in
             tau_M = sum_k f_k tau_k; None for other rules.
-        by_layer: whether its options are those of a `Profile`, whose factors by policy and layer multiply the f_k.
+        by_layer: whether its options hold a `Profile`, whose factors by policy and layer multiply the residuals.
         on_factors: whether it combines the factors A and B of adapters, which no residual shows.
         python_only: options that no file can hold.
         statistics: what it needs of each policy.

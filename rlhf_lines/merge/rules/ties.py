@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.common import check_options, one_of, options_of, preference_factors, share, total
+from rlhf_lines.merge.rules.common import (
+    check_options,
+    one_of,
+    options_of,
+    preference_factors,
+    share,
+    total,
+    weighted_total,
+)
+from rlhf_lines.merge.rules.layerwise import profile_by_layer
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
@@ -52,19 +61,10 @@ def ties(
     one_of("granularity", granularity, ("global", "tensor"))
     one_of("zero_sign", zero_sign, ("majority", "positive"))
     residuals = residuals.scaled(preference_factors(residuals.count, weights))
-    thresholds = trim_thresholds(residuals, density, granularity)
-
-    def trim(chunk: Chunk) -> list[Tensor]:
-        return [_keep(tau, smallest) for tau, smallest in zip(chunk.residuals, thresholds[chunk.name], strict=True)]
-
-    favours_positive = zero_sign == "positive" or _sign_balance(residuals.changed(trim)) > 0
+    agreeing_of = election(residuals, density=density, granularity=granularity, zero_sign=zero_sign)
 
     def compute(chunk: Chunk) -> Tensor:
-        trimmed = trim(chunk)
-        summed = total(trimmed)
-        is_positive = torch.ge if favours_positive else torch.gt
-        sign = is_positive(summed, 0, out=torch.empty_like(summed)).mul_(2).sub_(1)
-        agreeing = [(tau * sign).clamp_(min=0) for tau in trimmed]
+        agreeing, sign = agreeing_of(chunk)
         if reduction == "max":
             merged = agreeing[0]
             for entries in agreeing[1:]:
@@ -79,6 +79,69 @@ def ties(
         return merged.mul_(sign)
 
     return Merged(residuals, compute)
+
+
+def ties_layerwise(
+    residuals: Residuals,
+    weights: Sequence[float] | None,
+    *,
+    factors: Sequence[Sequence[float]] | None = None,
+    outside: Sequence[float] | None = None,
+    density: float = 0.2,
+) -> Merged:
+    """The sum, with a factor for every policy and layer, of what survives trimming and agrees with the elected sign.
+
+        t_k, s     as in `ties`, of the residuals as they are
+        tau_M[l] = sum_k K w_k c[k][l] t_k[l] where t_k s > 0           (no weights: without K w_k)
+
+    All factors 1 are `ties` with reduction `sum`.
+
+    Source: arXiv 2310.02575 (AdaMerging++), and EnnengYang/AdaMerging, `ties_merging_split`; there a factor per
+    parameter tensor.
+
+    Args:
+        residuals: tau_1..tau_K; their names tell layers.
+        weights: one per policy; they multiply the factors, after the election.
+        factors: c, one list per policy, with one number per layer.
+        outside: one number per policy, for what lies outside the layers.
+        density: the share of entries that is kept of each policy, all parameters ranked together.
+
+    Raises:
+        ValueError: an option outside its range, or factors that do not fit; see `layerwise`.
+    """
+    share("density", density)
+    profile, layers = profile_by_layer(residuals, weights, factors, outside)
+    agreeing_of = election(residuals, density=density)
+
+    def compute(chunk: Chunk) -> Tensor:
+        agreeing, sign = agreeing_of(chunk)
+        return weighted_total(agreeing, profile.at(layers[chunk.name])).mul_(sign)
+
+    return Merged(residuals, compute)
+
+
+def election(
+    residuals: Residuals, *, density: float, granularity: str = "global", zero_sign: str = "majority"
+) -> Callable[[Chunk], tuple[list[Tensor], Tensor]]:
+    """From a chunk to the magnitudes of each policy that survive and agree, else 0, and the elected sign; see `ties`.
+
+    The residuals are gone over for the thresholds, and for the majority of signs.
+    """
+    thresholds = trim_thresholds(residuals, density, granularity)
+
+    def trim(chunk: Chunk) -> list[Tensor]:
+        return [_keep(tau, smallest) for tau, smallest in zip(chunk.residuals, thresholds[chunk.name], strict=True)]
+
+    favours_positive = zero_sign == "positive" or _sign_balance(residuals.changed(trim)) > 0
+
+    def agreeing_of(chunk: Chunk) -> tuple[list[Tensor], Tensor]:
+        trimmed = trim(chunk)
+        summed = total(trimmed)
+        is_positive = torch.ge if favours_positive else torch.gt
+        sign = is_positive(summed, 0, out=torch.empty_like(summed)).mul_(2).sub_(1)
+        return [(tau * sign).clamp_(min=0) for tau in trimmed], sign
+
+    return agreeing_of
 
 
 def nested_options(options: Mapping[str, object] | None, chosen: str, value: str) -> dict[str, object]:

@@ -54,7 +54,8 @@ class LocalEngine:
         return MultiLoRA(load_base(self._config, self._merges.sft), self._adapters)
 
     @cached_property
-    def _merged(self) -> MergedWeights:
+    def merged(self) -> MergedWeights:
+        """The weights of specs that are not linear, in the place of the base's."""
         return MergedWeights(self.multi_lora.model, self._merges)
 
     @cached_property
@@ -88,7 +89,7 @@ class LocalEngine:
         Outside, it is the SFT model.
         """
         linear = RULES[spec.rule].is_linear
-        with self.multi_lora.following(spec) if linear else self._merged.loaded(spec):
+        with self.multi_lora.following(spec) if linear else self.merged.loaded(spec):
             yield self.multi_lora.model
 
     def rows(self, prompt_tokens: int) -> int:
@@ -112,12 +113,12 @@ class LocalEngine:
             top_k=self._config.top_k,
             top_p=self._config.top_p,
             stop=StopTexts(self.tokenizer, self._config.stop),
-            policy=None if spec is None else self._merged.loaded(spec),
+            policy=None if spec is None else self.merged.loaded(spec),
         )
 
     def _nll(self, spec: MergeSpec | None, rows: Sequence[tuple[MergeSpec, Sequence[int]]]) -> list[float]:
         specs, texts = zip(*rows, strict=True)
-        with contextlib.nullcontext() if spec is None else self._merged.loaded(spec):
+        with contextlib.nullcontext() if spec is None else self.merged.loaded(spec):
             return text_nll(self.multi_lora, specs if spec is None else None, texts, self.tokenizer.pad_token_id)
 
 

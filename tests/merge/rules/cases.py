@@ -56,6 +56,12 @@ CASES = [
     Case("ties", {"density": 0.5, "reduction": "sum", "granularity": "tensor"}, one_hot="alone"),
     Case("ties", {"density": 0.4, "reduction": "max", "zero_sign": "positive"}, one_hot="alone", but_not=("sign",)),
     Case(
+        "ties_layerwise",
+        {"factors": [[0.5, 0.3, 1.5, 1.0], [1.0, -0.5, 0.25, 2.0]], "outside": [0.5, 1.5], "density": 0.5},
+        count=2,
+    ),
+    Case("ties_layerwise", {"factors": [[0.7, 0.2, 1.1, 0.9], [0.1] * 4, [1.0] * 4], "outside": [0.3, 0.6, 0.9]}),
+    Case(
         "dare",
         {"drop_rate": 0.5, "then": "ties", "seed": 3, "ties_options": {"density": 0.4}},
         but_not=("names", "order"),

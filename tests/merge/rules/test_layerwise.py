@@ -203,6 +203,18 @@ def test_a_file_that_holds_no_profile_is_refused(content, options, message, tmp_
         read_profile({"factors": "c.json", **options})
 
 
+def test_a_file_may_hold_what_else_the_rule_takes(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({**OPTIONS, "density": 0.3}))
+    assert read_profile({"factors": str(path)}) == {**OPTIONS, "density": 0.3}
+    with pytest.raises(ValueError, match="which has density, too: leave it out"):
+        read_profile({"factors": str(path), "density": 0.3})
+    spec = MergeSpec("ties_layerwise", (0.5, 0.5), options={**OPTIONS, "density": 0.3})
+    assert spec.options == {**OPTIONS, "density": 0.3} and options_text(spec.options).endswith("), density 0.3")
+    with pytest.raises(ValueError, match="unknown option of rule 'layerwise' 'density'"):
+        MergeSpec("layerwise", (0.5, 0.5), options={**OPTIONS, "density": 0.3})
+
+
 # --- merges of files ---
 
 

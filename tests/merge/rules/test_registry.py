@@ -27,6 +27,7 @@ REFERENCE = {
     "layerwise": "lines_merged_sum_n3_b0.4",
     "slerp": "slerp_residual_per_tensor_n2_t0.3",
     "ties": "ties_mean_n3_k20",
+    "ties_layerwise": "ties_sum_n3_k20",
     "dare": "dare_ta_n3_p0.8_lam0.5",
     "breadcrumbs": "breadcrumbs_n3_keep0.5_remove0.125",
     "consensus": "consensus_ta_n3_k2",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lines.merge import apply_lines, lines_alpha, merge_residuals
-from tests.merge.reference import CASES, WIDTHS, assert_case, plus_base, task_vectors
+from rlhf_lines.merge import apply_lines, lines_alpha, lines_scales, merge_residuals
+from tests.merge.reference import CASES, NUM_LAYERS, WIDTHS, assert_case, plus_base, task_vectors
 from tests.merge.rules.oracles import (
     assert_is,
     by_parameter,
@@ -44,6 +44,35 @@ def test_lines_on_ties(dtype):
     alpha = lines_alpha(residuals, merged)
     assert alpha == pytest.approx(CASES["lines_merged_ties_sum_n2_b0.5"]["scalars"]["alpha"], rel=1e-6)
     assert_case("lines_merged_ties_sum_n2_b0.5", apply_lines(merged, alpha, 0.5))
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_with_factors_by_layer_it_is_the_authors_sum_and_their_lines_on_it(dtype):
+    ones = {"factors": [[1.0] * NUM_LAYERS] * 3, "outside": [1.0] * 3}
+    assert_case("ties_sum_n3_k20", merge_residuals(task_vectors(3, dtype), "ties_layerwise", **ones))
+    alpha = CASES["lines_merged_ties_sum_n2_b0.5"]["scalars"]["alpha"]
+    scales = [lines_scales(NUM_LAYERS, alpha, 0.5).tolist()] * 2
+    merged = merge_residuals(task_vectors(2, dtype), "ties_layerwise", factors=scales, outside=[alpha] * 2)
+    assert_case("lines_merged_ties_sum_n2_b0.5", merged)
+
+
+def test_factors_by_layer_multiply_what_is_elected_without_them():
+    """Against numpy: the election is of the residuals as they are, weights and factors come after it."""
+    generator = torch.Generator().manual_seed(5)
+    names = ["model.layers.0.a.weight", "model.layers.1.a.weight", "model.norm.weight"]
+    taus = [{name: torch.randn(4, 5, generator=generator, dtype=torch.float64) for name in names} for _ in range(2)]
+    flat = np.stack([np.concatenate([tau[name].numpy().ravel() for name in names]) for tau in taus])
+    kept = int(0.3 * flat.shape[1]) + 1
+    smallest = np.sort(np.abs(flat), axis=1)[:, -kept][:, None]
+    trimmed = np.where(np.abs(flat) >= smallest, flat, 0.0)
+    sign = np.sign(trimmed.sum(axis=0))
+    sign[sign == 0] = np.sign(sign.sum())
+    elected = np.where(trimmed * sign > 0, trimmed, 0.0).reshape(2, 3, 4, 5)
+    options = {"factors": [[0.5, -1.0], [2.0, 0.25]], "outside": [3.0, 0.0]}
+    merged = merge_residuals(taus, "ties_layerwise", weights=(0.2, 0.8), density=0.3, **options)
+    for place, (name, c) in enumerate(zip(names, ((0.5, 2.0), (-1.0, 0.25), (3.0, 0.0)), strict=True)):
+        expected = 0.4 * c[0] * elected[0, place] + 1.6 * c[1] * elected[1, place]
+        np.testing.assert_allclose(merged[name], expected, rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
