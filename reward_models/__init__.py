@@ -13,6 +13,7 @@ from reward_models.function import FunctionReward
 from reward_models.load import load
 from reward_models.normalize import Normalization
 from reward_models.presets import PRESETS, Preset
+from reward_models.remote import RemoteReward
 from reward_models.rules import RULES, FormatRule, LengthRule, LexicalRule, ReadabilityRule
 from reward_models.similarity import Similarity
 
@@ -29,6 +30,7 @@ __all__ = [
     "Normalization",
     "Preset",
     "ReadabilityRule",
+    "RemoteReward",
     "RewardModel",
     "Similarity",
     "load",

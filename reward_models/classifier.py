@@ -84,7 +84,7 @@ class Classifier:
         *,
         name: str | None = None,
         template: str | Sequence[str] | None = None,
-        label: int | Sequence[int] | None = None,
+        label: int | str | Sequence[int] | Sequence[str] | None = None,
         device: Any = None,
         dtype: Any = None,
         batch_size: int = 32,
@@ -132,7 +132,7 @@ class Classifier:
         check_lengths(self.name, prompts, completions, turns=self.reads_turns)
         rows = [self.encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         outputs = forward.logits(self.model, rows, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size)
-        labels = self.format.labels()
+        labels = self.encoder.labels
         scores = outputs[:, labels[0]]
         if len(labels) == 2:
             scores = scores - outputs[:, labels[1]]

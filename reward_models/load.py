@@ -15,7 +15,9 @@ from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.classifier import Classifier
 from reward_models.function import FunctionReward
 from reward_models.presets import PRESETS, preset_of
+from reward_models.remote import remote
 from reward_models.rules import PREFIX, RULES, make_rule
+from reward_models.service import SCHEMES, check_options, is_address
 from reward_models.similarity import OPTIONS, Similarity, SimilaritySettings
 from reward_models.similarity import PREFIX as SIMILARITY
 
@@ -33,17 +35,18 @@ def load(
     trust_remote_code: bool = False,
     options: Mapping[str, Any] | None = None,
     template: str | Sequence[str] | None = None,
-    label: int | Sequence[int] | None = None,
+    label: int | str | Sequence[int] | Sequence[str] | None = None,
 ) -> RewardModel:
     """The reward model that `source` names, tried in this order.
 
-    1. `rule:length`, `rule:format`, `rule:lexical` or `rule:readability`, a rule of `reward_models.rules`; or
+    1. `http://` or `https://`, the address of a service as `RemoteReward` takes it.
+    2. `rule:length`, `rule:format`, `rule:lexical` or `rule:readability`, a rule of `reward_models.rules`; or
        `similarity:` and a folder or Hub id, a `Similarity` by that sentence encoder.
-    2. The name or Hub id of a preset, with the preset's text format.
-    3. A folder with a classifier or a PEFT adapter of one; `reward_model.json` there says the text format.
-    4. `package.module:function` or `package.module.function`, a function as `FunctionReward` takes it; the module may
+    3. The name or Hub id of a preset, with the preset's text format.
+    4. A folder with a classifier or a PEFT adapter of one; `reward_model.json` there says the text format.
+    5. `package.module:function` or `package.module.function`, a function as `FunctionReward` takes it; the module may
        be in the current folder.
-    5. A Hub id `owner/model`, read as a classifier with the text `{prompt}{completion}` and output 0, unless `template`
+    6. A Hub id `owner/model`, read as a classifier with the text `{prompt}{completion}` and output 0, unless `template`
        and `label` say otherwise.
 
     Args:
@@ -51,14 +54,15 @@ def load(
         name: what the score is called; None is the preset, the folder, the function or the model.
         device: torch device of a classifier or encoder; None is the current CUDA device, or the CPU.
         dtype: torch dtype of a classifier or encoder, or its name; None is float32.
-        batch_size: most texts in one forward pass of a classifier or encoder.
+        batch_size: most texts in one forward pass of a classifier or encoder, or in one request to a service.
         trust_remote_code: whether code that comes with a classifier may run.
-        options: attributes of a rule, settings of a similarity, or keyword arguments of a function; a classifier has
-            none.
-        template: what a classifier is shown, in place of what its folder or preset says: a text with `{prompt}` and
-            `{completion}`, two such texts, or `chat` for its tokenizer's chat template. Of a function only `chat`, for
-            lists of messages.
-        label: the output of a classifier that is the score, or two for their difference, likewise.
+        options: attributes of a rule, settings of a similarity or a service, or keyword arguments of a function; a
+            classifier has none.
+        template: what a classifier or service is shown, in place of what its folder or preset says: a text with
+            `{prompt}` and `{completion}`, two such texts, or `chat` for its tokenizer's chat template. Of a function
+            only `chat`, for lists of messages.
+        label: the output of a classifier or service that is the score, by index or name, or two for their difference,
+            likewise.
 
     Raises:
         FileNotFoundError: `source` looks like a folder that does not exist, or is one without a model.
@@ -68,6 +72,9 @@ def load(
     options = {} if options is None else options
     if not isinstance(options, Mapping):
         raise ValueError(f"the options of the reward model {text!r} are {options!r}; expected names with their values")
+    if is_address(text):
+        _refuse(text, "a service has its weights elsewhere", device=device, dtype=dtype)
+        return remote(text, name=name, options=options, template=template, label=label, batch_size=batch_size)
     if text.startswith(PREFIX):
         _refuse(text, "a rule reads the texts as they are", template=template, label=label)
         return make_rule(text, options, name=name)
@@ -113,10 +120,7 @@ def check_similarity(
         ValueError: the encoder is missing, or there is no such setting, or it is wrong.
     """
     _refuse(text, "a sentence encoder reads completion and source alone", template=template, label=label)
-    for option in options:
-        if option not in OPTIONS:
-            meant = did_you_mean(str(option), OPTIONS)
-            raise ValueError(f"{text} has no option {option!r}; {meant}known: {', '.join(OPTIONS)}")
+    check_options(text, options, OPTIONS)
     if text == SIMILARITY:
         raise ValueError(f"the reward model {text!r} names no encoder; expected {text}FOLDER or {text}HUB_ID")
     return SimilaritySettings(name or SIMILARITY.removesuffix(":"), **options)
@@ -241,5 +245,5 @@ def _known(text: str) -> str:
     names = [*PRESETS, *(preset.model for preset in PRESETS.values()), *rules]
     return (
         f"{did_you_mean(text, names, cutoff=0.5)}expected a folder, a function as 'module:function', a Hub id, "
-        f"{SIMILARITY}FOLDER, or one of {', '.join([*PRESETS, *rules])}"
+        f"{SIMILARITY}FOLDER, {SCHEMES[0]}ADDRESS, or one of {', '.join([*PRESETS, *rules])}"
     )

@@ -12,12 +12,13 @@ from typing import Any
 import reward_models
 from reward_models import RewardModel
 from reward_models.base import is_number
+from reward_models.service import SETTINGS, is_address
 from reward_models.similarity import PREFIX as SIMILARITY
 from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about, alternatives, closest
 from rlhf_lines.models import LOAD_DTYPES
-from rlhf_lines.redaction import without_secrets
+from rlhf_lines.redaction import redact, without_secrets
 
 
 logger = logging.getLogger(__name__)
@@ -34,19 +35,21 @@ class RewardEntry:
     with mean 0 and standard deviation 1 where `normalize` is false, and no limit where `clip` is absent.
 
     Attributes:
-        model: what to load: a folder of the reward stage, a preset, a Hub id, `module:function`, `rule:name` or
-            `similarity:` and a folder or Hub id.
-        name: what the score is called; None is the folder, preset, model, function or rule.
+        model: what to load: a folder of the reward stage, a preset, a Hub id, `module:function`, `rule:name`,
+            `similarity:` and a folder or Hub id, or the address of a service.
+        name: what the score is called; None is the folder, preset, model, function, rule or host.
         weight: factor in the sum (mu of MORLHF).
         normalize: whether mean and standard deviation are measured on samples of the SFT model before training.
         clip: largest absolute value after that.
         dtype: of the weights of a classifier or encoder; None is float32.
-        batch_size: most texts in one forward pass of a classifier or encoder; None leaves it to the stage.
-        options: of a rule, a similarity or a function.
-        template: what a classifier is shown: a text with `{prompt}` and `{completion}`, two of them, or `chat`, the
-            chat template of its tokenizer; of a function `chat`, for lists of messages. None is what its folder or
-            preset says, or else the prompt's text and the completion's.
-        label: which output of a classifier is the score, or two for their difference; None likewise, or else the first.
+        batch_size: most texts in one forward pass of a classifier or encoder, or in one request to a service; None
+            leaves it to the stage.
+        options: of a rule, a similarity, a service or a function.
+        template: what a classifier or service is shown: a text with `{prompt}` and `{completion}`, two of them, or
+            `chat`, the chat template of its tokenizer; of a function `chat`, for lists of messages. None is what its
+            folder or preset says, or else the prompt's text and the completion's.
+        label: which output of a classifier or service is the score, by index or name, or two for their difference;
+            None likewise, or else the first.
     """
 
     model: str
@@ -58,7 +61,7 @@ class RewardEntry:
     batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     template: str | Sequence[str] | None = None
-    label: int | Sequence[int] | None = None
+    label: int | str | Sequence[int] | Sequence[str] | None = None
 
     @classmethod
     def of(cls, item: str | Mapping[str, Any] | RewardEntry) -> RewardEntry:
@@ -86,15 +89,22 @@ class RewardEntry:
         return cls(**item)
 
     def identity(self) -> dict[str, Any]:
-        """What the scores depend on: the model, a folder by its absolute path, dtype, options, template and label."""
+        """What the scores depend on: the model, a folder by its absolute path, dtype, options, template and label.
+
+        How a service is asked, such as its timeout, changes no score, and an address is without what is secret in it.
+        """
         kind = SIMILARITY if self.model.startswith(SIMILARITY) else ""
         source = self.model.removeprefix(kind)
         model = f"{kind}{Path(source).resolve()}" if Path(source).is_dir() else self.model
+        options = self.options
+        if is_address(model):
+            model = redact(model)
+            options = {key: value for key, value in options.items() if key not in SETTINGS}
         given = {"template": self.template, "label": self.label}
         return {
             "model": model,
             "dtype": self.dtype or "float32",
-            "options": without_secrets(self.options),
+            "options": without_secrets(options),
             **{k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None},
         }
 

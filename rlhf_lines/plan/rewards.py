@@ -14,6 +14,7 @@ from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.encoder import Encoder, guesses
 from reward_models.load import check_similarity
 from reward_models.presets import PRESETS, preset_of
+from reward_models.service import is_address
 from reward_models.similarity import PREFIX as SIMILARITY
 from reward_models.similarity import SimilaritySettings
 from rlhf_lines import skeleton
@@ -33,7 +34,7 @@ class RewardPlan:
     Attributes:
         name: what the score will be called.
         source: where its shape is from.
-        model: without weights, or None for a function or rule, which takes nothing.
+        model: without weights, or None for a function, rule or service, which takes nothing.
         batch_size: most texts in one pass.
         reader: what shows a row as the reward model reads it; None where its tokenizer is not at hand.
         guessed: what is assumed of it, in one line, or None.
@@ -82,10 +83,11 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     made = next(makers(source, beside), None)
     is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
     if preset_name is None and made is None and not Path(source).is_dir() and not is_hub_id:
-        # A function or a rule; anything else is refused by its own sentence.
+        # A service, a function or a rule; anything else is refused by its own sentence.
         given = {"options": entry.options, "template": entry.template, "label": entry.label}
         loaded = reward_models.load(source, name=entry.name, **given)
-        return RewardPlan(loaded.name, "a function, which takes no memory that is counted here", reader=loaded)
+        kind = "a service elsewhere" if is_address(source) else "a function"
+        return RewardPlan(loaded.name, f"{kind}, which takes no memory that is counted here", reader=loaded)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("config.json", ADAPTER_FILE)):
         reward_models.load(source)  # refused: no model in it
     shape = find_shape(PRESETS[preset_name].model if preset_name else source, beside=beside, what="reward model")

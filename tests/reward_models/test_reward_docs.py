@@ -10,9 +10,12 @@ import pytest
 import torch
 import yaml
 
-from reward_models import PRESETS, RULES, RewardModel, load, read_settings
+from reward_models import PRESETS, RULES, RemoteReward, RewardModel, load, read_settings
 from reward_models.load import check_similarity
+from reward_models.remote import OPTIONS as OPTIONS_OF_SERVICES
+from reward_models.service import Service
 from reward_models.similarity import OPTIONS
+from reward_models.wire import WIRES
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reward_models.md").read_text(encoding="utf-8")
@@ -41,7 +44,7 @@ def test_the_list_of_rewards_can_be_loaded(tmp_path, monkeypatch):
     (source,) = [block for block in blocks("python") if block.startswith("# my_rewards.py")]
     (tmp_path / "my_rewards.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    config, _ = blocks("yaml")
+    config, *_ = blocks("yaml")
     scores = {}
     for item in yaml.safe_load(config)["rewards"]:
         item = {"model": item} if isinstance(item, str) else item
@@ -53,13 +56,29 @@ def test_the_list_of_rewards_can_be_loaded(tmp_path, monkeypatch):
 
 
 def test_the_table_of_a_similarity():
-    _, config = blocks("yaml")
+    _, config, *_ = blocks("yaml")
     for item in yaml.safe_load(config)["rewards"]:
         check_similarity(item["model"], name=item["name"], options=item["options"])
     rows = re.findall(
-        r"^\| `(\w+)` \|", PAGE.partition("## Similarity")[2].partition("## Presets")[0], flags=re.MULTILINE
+        r"^\| `(\w+)` \|", PAGE.partition("## Similarity")[2].partition("## Services")[0], flags=re.MULTILINE
     )
     assert tuple(rows) == OPTIONS
+
+
+def test_the_tables_of_services():
+    config = blocks("yaml")[2]
+    for item in yaml.safe_load(config)["rewards"]:
+        assert isinstance(load(item.pop("model"), **item), RemoteReward)
+    section = PAGE.partition("## Services")[2].partition("## ")[0]
+    first = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+    assert first == [*WIRES, *OPTIONS_OF_SERVICES]
+    for name, wire in WIRES.items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", section, flags=re.MULTILINE)
+        assert wire.service in row and f"| {', '.join(wire.takes)} |" in row
+    defaults = inspect.signature(Service.__init__).parameters
+    for option in ("timeout", "concurrency", "retries"):
+        (row,) = re.findall(rf"^\| `{option}` \|.*$", section, flags=re.MULTILINE)
+        assert row.endswith(f"; {defaults[option].default:g} |")
 
 
 def test_a_pickle_can_be_converted(examples, make_model, make_tokenizer, tmp_path):
