@@ -10,6 +10,7 @@ from reward_models.base import RewardModel
 from reward_models.classifier import Classifier
 from reward_models.format import Format, read_settings, write_settings
 from reward_models.function import FunctionReward
+from reward_models.judge import Comparer, Grader, Judge
 from reward_models.load import load
 from reward_models.normalize import Normalization
 from reward_models.presets import PRESETS, Preset
@@ -22,9 +23,12 @@ __all__ = [
     "PRESETS",
     "RULES",
     "Classifier",
+    "Comparer",
     "Format",
     "FormatRule",
     "FunctionReward",
+    "Grader",
+    "Judge",
     "LengthRule",
     "LexicalRule",
     "Normalization",

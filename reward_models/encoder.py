@@ -96,7 +96,7 @@ class Encoder:
 
     def _tokenize(self, prompt: Prompt, completion: str) -> dict[str, list[int]]:
         if self.format.template == CHAT:
-            return dict(self._chat(conversation(prompt, completion)))
+            return dict(self._chat(conversation(prompt, completion, self.format.system)))
         special_tokens = {name: getattr(self.tokenizer, name) for name in SPECIAL_TOKENS}
         texts = self.format.render(prompt, completion, special_tokens)
         return dict(self.tokenizer(*texts, add_special_tokens=self.format.add_special_tokens, verbose=False))

@@ -33,6 +33,7 @@ class Format:
         label: the output that is the score, by its index or the name that the model's config has for it, or two of
             them (a, b) for `output[a] - output[b]`. Outputs are taken before any softmax or sigmoid.
         sign: 1, or -1 for an output that is a cost.
+        system: the system prompt that a chat template begins with, in place of one in the data; None is the data's.
         max_length: longest input in tokens, where tokenizer and model allow more; None is the longest they allow.
         cut: which end of the prompt is cut when the input is too long. The completion is cut, at its end, only when
             nothing is left of the prompt.
@@ -45,6 +46,7 @@ class Format:
     sign: int = 1
     max_length: int | None = None
     cut: str = "left"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         # JSON has no tuples.
@@ -58,6 +60,13 @@ class Format:
                 )
         else:
             self._check_texts()
+            if self.system is not None:
+                raise ValueError(
+                    f"the system prompt is {self.system!r}, and the template {self.template!r} has no place for it; "
+                    "write it into the template, or take template: chat"
+                )
+        if self.system is not None and not isinstance(self.system, str):
+            raise ValueError(f"the system prompt is {self.system!r}; expected a text")
         labels = self.labels()
         if not 1 <= len(labels) <= 2 or not (all(map(_is_index, labels)) or all(map(_is_name, labels))):
             raise ValueError(
@@ -93,11 +102,18 @@ class Format:
         """The template as one or two texts."""
         return self.template if isinstance(self.template, tuple) else (self.template,)
 
-    def with_changes(self, template: Any = None, label: Any = None) -> Format:
-        """The format with another template or label, where one is given. A chat template ends its text itself."""
-        changes = {} if label is None else {"label": label}
+    def with_changes(self, template: Any = None, label: Any = None, system: Any = None) -> Format:
+        """The format with another template, label or system prompt, where one is given.
+
+        A chat template ends its text itself; another one has no system prompt.
+        """
+        changes = {key: value for key, value in (("label", label), ("system", system)) if value is not None}
         if template is not None:
-            changes |= {"template": template, "append_eos": self.append_eos and template != CHAT}
+            kept = {
+                "append_eos": self.append_eos and template != CHAT,
+                "system": self.system if template == CHAT else None,
+            }
+            changes = {"template": template, **kept, **changes}
         return replace(self, **changes)
 
     def labels(self) -> tuple[int, ...] | tuple[str, ...]:

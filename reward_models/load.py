@@ -14,10 +14,11 @@ from reward_models.base import RewardModel, did_you_mean
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.classifier import Classifier
 from reward_models.function import FunctionReward
+from reward_models.judge import make_judge
 from reward_models.presets import PRESETS, preset_of
 from reward_models.remote import remote
 from reward_models.rules import PREFIX, RULES, make_rule
-from reward_models.service import SCHEMES, check_options, is_address
+from reward_models.service import JUDGE, SCHEMES, check_options, is_address
 from reward_models.similarity import OPTIONS, Similarity, SimilaritySettings
 from reward_models.similarity import PREFIX as SIMILARITY
 
@@ -36,10 +37,12 @@ def load(
     options: Mapping[str, Any] | None = None,
     template: str | Sequence[str] | None = None,
     label: int | str | Sequence[int] | Sequence[str] | None = None,
+    system: str | None = None,
 ) -> RewardModel:
     """The reward model that `source` names, tried in this order.
 
-    1. `http://` or `https://`, the address of a service as `RemoteReward` takes it.
+    1. `http://` or `https://`, the address of a service as `RemoteReward` takes it, or that of a chat model after
+       `judge:`, a `Judge`.
     2. `rule:length`, `rule:format`, `rule:lexical` or `rule:readability`, a rule of `reward_models.rules`; or
        `similarity:` and a folder or Hub id, a `Similarity` by that sentence encoder.
     3. The name or Hub id of a preset, with the preset's text format.
@@ -63,6 +66,7 @@ def load(
             only `chat`, for lists of messages.
         label: the output of a classifier or service that is the score, by index or name, or two for their difference,
             likewise.
+        system: the system prompt that a chat template begins with, likewise.
 
     Raises:
         FileNotFoundError: `source` looks like a folder that does not exist, or is one without a model.
@@ -74,19 +78,25 @@ def load(
         raise ValueError(f"the options of the reward model {text!r} are {options!r}; expected names with their values")
     if is_address(text):
         _refuse(text, "a service has its weights elsewhere", device=device, dtype=dtype)
-        return remote(text, name=name, options=options, template=template, label=label, batch_size=batch_size)
+        given = {"template": template, "label": label, "system": system, "batch_size": batch_size}
+        return remote(text, name=name, options=options, **given)
+    if text.startswith(JUDGE):
+        settings = {"device": device, "dtype": dtype, "template": template, "label": label, "system": system}
+        _refuse(text, "a judge has its weights and prompts elsewhere", **settings)
+        return make_judge(text, name=name, options=options)
     if text.startswith(PREFIX):
-        _refuse(text, "a rule reads the texts as they are", template=template, label=label)
+        _refuse(text, "a rule reads the texts as they are", template=template, label=label, system=system)
         return make_rule(text, options, name=name)
     settings = {"device": device, "dtype": dtype, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
     if text.startswith(SIMILARITY):
-        stated = check_similarity(text, name=name, options=options, template=template, label=label)
+        stated = check_similarity(text, name=name, options=options, template=template, label=label, system=system)
         return _similarity(text, name=stated.name, **options, **settings)
     preset_name = preset_of(text)
     is_local = preset_name is None and (Path(text).is_dir() or _looks_local(text))
     if preset_name is None and not is_local:
         if ":" in text or ("." in text and "/" not in text):
             _refuse(text, "a function has one score", label=label)
+            _refuse(text, "a function has no prompt of its own", system=system)
             return _from_function(text, options, name=name, template=template)
         if text.count("/") != 1:
             raise ValueError(f"the reward model {text!r} is not known; {_known(text)}")
@@ -96,7 +106,7 @@ def load(
             "reads and which output is its score is said by template and label, by its preset, or by reward_model.json "
             "in its folder"
         )
-    settings |= {"template": template, "label": label}
+    settings |= {"template": template, "label": label, "system": system}
     if preset_name is not None:
         preset = PRESETS[preset_name]
         return _from_hub(preset.model, preset.format, name=name or preset_name, **settings)
@@ -112,14 +122,20 @@ def _refuse(text: str, reason: str, **given: Any) -> None:
 
 
 def check_similarity(
-    text: str, *, name: str | None, options: Mapping[str, Any], template: Any = None, label: Any = None
+    text: str,
+    *,
+    name: str | None,
+    options: Mapping[str, Any],
+    template: Any = None,
+    label: Any = None,
+    system: Any = None,
 ) -> SimilaritySettings:
     """What is said of a similarity, before its encoder is read.
 
     Raises:
         ValueError: the encoder is missing, or there is no such setting, or it is wrong.
     """
-    _refuse(text, "a sentence encoder reads completion and source alone", template=template, label=label)
+    _refuse(text, "a sentence encoder reads completion and source alone", template=template, label=label, system=system)
     check_options(text, options, OPTIONS)
     if text == SIMILARITY:
         raise ValueError(f"the reward model {text!r} names no encoder; expected {text}FOLDER or {text}HUB_ID")
@@ -245,5 +261,6 @@ def _known(text: str) -> str:
     names = [*PRESETS, *(preset.model for preset in PRESETS.values()), *rules]
     return (
         f"{did_you_mean(text, names, cutoff=0.5)}expected a folder, a function as 'module:function', a Hub id, "
-        f"{SIMILARITY}FOLDER, {SCHEMES[0]}ADDRESS, or one of {', '.join([*PRESETS, *rules])}"
+        f"{SIMILARITY}FOLDER, {SCHEMES[0]}ADDRESS, {JUDGE}{SCHEMES[0]}ADDRESS, or one of "
+        f"{', '.join([*PRESETS, *rules])}"
     )

@@ -43,6 +43,7 @@ class RemoteReward:
         name: str | None = None,
         template: str | Sequence[str] | None = None,
         label: Any = None,
+        system: str | None = None,
         batch_size: int = 32,
         format: str | None = None,
         model: str | None = None,
@@ -57,6 +58,7 @@ class RemoteReward:
             name: what the score is called; None is the host.
             template: as of `Format`; None is the prompt's text and the completion's.
             label: which output is the score, an index or a name, or two for their difference; None is the only one.
+            system: the system prompt of a conversation, as of `Format`.
             batch_size: most completions in a request.
             format: an endpoint of `WIRES`; None is the last part of the address.
             model: the model that is asked for, where the service has several.
@@ -88,7 +90,7 @@ class RemoteReward:
                 raise ValueError(f"{url} has the option {option}, which {format} does not send; leave it out")
         if batch_size < 1:
             raise ValueError(f"the batch size of reward model {self.name!r} is {batch_size}; expected at least 1")
-        self._format = Format(template=self.wire.template, sign=sign).with_changes(template)
+        self._format = Format(template=self.wire.template, sign=sign).with_changes(template, system=system)
         self.label = None if label is None else Format(label=label).label
         self.template, self.batch_size, self._model, self._labels = self._format.template, batch_size, model, labels
         kind = CHAT if self.template == CHAT else PAIR if isinstance(self.template, tuple) else TEXT
@@ -162,7 +164,7 @@ class RemoteReward:
 
     def _content(self, prompt: Prompt, completion: str) -> Any:
         if self.reads_turns:
-            return conversation(prompt, completion)
+            return conversation(prompt, completion, self._format.system)
         return self._format.render(prompt, completion, {})
 
     def _body(self, items: Sequence[Item]) -> dict[str, Any]:

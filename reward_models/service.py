@@ -16,6 +16,7 @@ from reward_models.base import did_you_mean, excerpt, is_number
 
 
 SCHEMES = ("http://", "https://")
+JUDGE = "judge:"  # before the address of a chat model
 SETTINGS = ("timeout", "concurrency", "retries", "key_env")  # how a service is asked, which changes no answer
 CONNECT = 10.0  # seconds that a connection may take
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two tries
@@ -27,6 +28,11 @@ LONGEST_REASON = 300
 def is_address(text: str) -> bool:
     """Whether the text is the address of a service."""
     return text.startswith(SCHEMES)
+
+
+def asks_a_service(model: str) -> bool:
+    """Whether a reward model of this name is behind an address, also as a judge."""
+    return is_address(model.removeprefix(JUDGE))
 
 
 def check_options(text: str, options: Mapping[str, Any], known: Sequence[str]) -> None:

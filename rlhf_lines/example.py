@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from reward_models import FunctionReward, RemoteReward, RewardModel
+from reward_models import FunctionReward, Judge, RemoteReward, RewardModel
 from reward_models.conversation import prompt_turns, reply
 from reward_models.similarity import SimilaritySettings
 from rlhf_lines.completions import completion_texts
@@ -123,7 +123,7 @@ def try_rewards(
     sample = stand_in(tokenizer, prompt, asked)
     tell(readings(tokenizer, prompt, asked, models, sample), stands_in=True)
     for model in models:
-        if isinstance(model, FunctionReward | RemoteReward):
+        if isinstance(model, FunctionReward | RemoteReward | Judge):
             score(model, [asked], [sample.text], [sample.token_ids], **of_run)
 
 

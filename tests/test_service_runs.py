@@ -17,7 +17,7 @@ from tests import tiny
 from tests.served import Answer, served
 
 
-KEY = "a-very-secret-key"
+KEY, OTHER_KEY = "a-very-secret-key", "another-very-secret-key"  # of the header, and in the address
 
 
 def share_of_a(text):
@@ -82,7 +82,7 @@ def sweep(folder, server):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RATERS", KEY)
         patch.setenv("NO_PROXY", "127.0.0.1")
-        reward = entry(server.address + "/get_reward")
+        reward = entry(f"{server.address}/get_reward?api_key={OTHER_KEY}")
         run_stage("ppo", ppo_flags(folder, reward, "ppo"))
         return run_stage("sweep", sweep_flags(folder, reward, "sweep"))
 
@@ -111,7 +111,8 @@ def test_the_key_is_written_nowhere(folder, sweep):
     read = 0
     for path in folder.rglob("*"):
         if path.is_file():
-            assert KEY.encode() not in path.read_bytes(), path
+            content = path.read_bytes()
+            assert KEY.encode() not in content and OTHER_KEY.encode() not in content, path
             read += 1
     assert read > 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.encoder import Encoder, guesses
 from reward_models.load import check_similarity
 from reward_models.presets import PRESETS, preset_of
-from reward_models.service import is_address
+from reward_models.service import asks_a_service
 from reward_models.similarity import PREFIX as SIMILARITY
 from reward_models.similarity import SimilaritySettings
 from rlhf_lines import skeleton
@@ -72,7 +73,17 @@ def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_s
     Raises:
         FileNotFoundError, ValueError: a source is nothing that can be loaded, as `reward_models.load` says it.
     """
-    return [_plan(entry, beside, batch_size) for entry in entries]
+    plans: list[RewardPlan] = []
+    read: dict[str, str] = {}  # by what they share, the name of the first
+    for entry in entries:
+        plan, shared = _plan(entry, beside, batch_size), entry.shared_pass()
+        if shared in read and plan.model is not None:
+            found = f"further outputs of the pass for {read[shared]}, which take no memory of their own"
+            plan = dataclasses.replace(plan, source=found, model=None)
+        elif shared is not None:
+            read[shared] = plan.name
+        plans.append(plan)
+    return plans
 
 
 def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
@@ -84,9 +95,9 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
     if preset_name is None and made is None and not Path(source).is_dir() and not is_hub_id:
         # A service, a function or a rule; anything else is refused by its own sentence.
-        given = {"options": entry.options, "template": entry.template, "label": entry.label}
+        given = {"options": entry.options, "template": entry.template, "label": entry.label, "system": entry.system}
         loaded = reward_models.load(source, name=entry.name, **given)
-        kind = "a service elsewhere" if is_address(source) else "a function"
+        kind = "a service elsewhere" if asks_a_service(source) else "a function"
         return RewardPlan(loaded.name, f"{kind}, which takes no memory that is counted here", reader=loaded)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("config.json", ADAPTER_FILE)):
         reward_models.load(source)  # refused: no model in it
@@ -98,7 +109,7 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     name = entry.name or preset_name or Path(source).name
     tokenizer = tokenizer_at_hand(PRESETS[preset_name].model if preset_name else source)
     stated = PRESETS[preset_name].format if preset_name else reward_models.read_settings(source)
-    given, reader, guessed = {"template": entry.template, "label": entry.label}, None, None
+    given, reader, guessed = {"template": entry.template, "label": entry.label, "system": entry.system}, None, None
     if tokenizer is not None:
         reader = Encoder(model.config, tokenizer, (stated or Format()).with_changes(**given), name=name)
         guessed = guesses(model.config, tokenizer, name=name, **given) if stated is None else None
@@ -107,7 +118,7 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
 
 def _similarity(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
     source = entry.model.removeprefix(SIMILARITY)
-    given = {"options": entry.options, "template": entry.template, "label": entry.label}
+    given = {"options": entry.options, "template": entry.template, "label": entry.label, "system": entry.system}
     reader = check_similarity(entry.model, name=entry.name, **given)
     shape = find_shape(source, beside=beside, what="sentence encoder")
     model = skeleton.encoder(shape.config, dtype=entry.dtype)

@@ -70,7 +70,7 @@ class SweepConfig:
         metadata={
             "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name, "
             "similarity:ENCODER or addresses of services; or mappings with model, name, dtype, batch_size, options, "
-            "template and label.",
+            "template, label and system.",
             "parse": RewardEntry.of,
         }
     )

@@ -145,6 +145,13 @@ def test_a_cost_is_negated_and_a_model_is_named(server):
     assert named["model"] == "helpful-rm" and "model" not in unnamed
 
 
+def test_a_conversation_has_the_system_prompt(server):
+    model = load(server.address + "/classify", template="chat", label=0, system="judge kindly")
+    model.score(["a dog"], [" is"])
+    turns = [("system", "judge kindly"), ("user", "a dog"), ("assistant", "is")]
+    assert [(turn["role"], turn["content"]) for turn in server.requests[-1].body["messages"]] == turns
+
+
 def test_a_column_of_the_data_goes_along():
     with served(lambda request: Answer(200, {"rewards": [float(label) for label in request.body["labels"]]})) as server:
         model = load(server.address + "/get_reward", options={"labels": "answer"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from reward_models import PRESETS, RULES, RemoteReward, RewardModel, load, read_settings
+from reward_models import PRESETS, RULES, Comparer, Format, Grader, RemoteReward, RewardModel, load, read_settings
+from reward_models.judge import OPTIONS as OPTIONS_OF_JUDGES
 from reward_models.load import check_similarity
 from reward_models.remote import OPTIONS as OPTIONS_OF_SERVICES
 from reward_models.service import Service
@@ -79,6 +81,20 @@ def test_the_tables_of_services():
     for option in ("timeout", "concurrency", "retries"):
         (row,) = re.findall(rf"^\| `{option}` \|.*$", section, flags=re.MULTILINE)
         assert row.endswith(f"; {defaults[option].default:g} |")
+
+
+def test_the_table_of_judges():
+    of_judge, of_several = blocks("yaml")[3:]
+    for item in yaml.safe_load(of_judge)["rewards"]:
+        assert isinstance(load(item.pop("model"), **item), Grader)
+    labels = [item["label"] for item in yaml.safe_load(of_several)["rewards"]]
+    assert len(labels) == 2 and all(Format(label=label) for label in labels)
+    section = PAGE.partition("## Judges")[2].partition("## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", section, flags=re.MULTILINE)
+    assert tuple(re.findall(r"`(\w+)`", " ".join(rows))) == OPTIONS_OF_JUDGES
+    command = re.search(r"--rewards '(.*?)'\n", section, flags=re.DOTALL)[1]
+    entry = json.loads(command)
+    assert isinstance(load(entry["model"], options=entry["options"]), Comparer)
 
 
 def test_a_pickle_can_be_converted(examples, make_model, make_tokenizer, tmp_path):

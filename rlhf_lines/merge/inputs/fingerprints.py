@@ -15,7 +15,7 @@ from typing import Any
 from reward_models.load import look_here
 from reward_models.presets import PRESETS, preset_of
 from reward_models.rules import PREFIX
-from reward_models.service import is_address
+from reward_models.service import asks_a_service
 from reward_models.similarity import PREFIX as SIMILARITY
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import is_adapter
@@ -94,7 +94,7 @@ def reward_fingerprint(model: str) -> Fingerprint:
 
     A rule is made of its options, which the config holds; what a service is made of cannot be seen from here.
     """
-    if model.startswith(PREFIX) or is_address(model):
+    if model.startswith(PREFIX) or asks_a_service(model):
         return {}
     if model.startswith(SIMILARITY):
         return reward_fingerprint(model.removeprefix(SIMILARITY))
