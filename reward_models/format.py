@@ -148,7 +148,8 @@ def write_settings(folder: str | Path, settings: Format) -> Path:
     path = Path(folder) / SETTINGS_FILE
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: {folder} is not a folder; save the model there first")
-    path.write_text(json.dumps({"format": SETTINGS_FORMAT, **asdict(settings)}, indent=2) + "\n", encoding="utf-8")
+    said = {key: value for key, value in asdict(settings).items() if key != "system" or value is not None}
+    path.write_text(json.dumps({"format": SETTINGS_FORMAT, **said}, indent=2) + "\n", encoding="utf-8")
     return path
 
 

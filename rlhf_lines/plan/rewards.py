@@ -112,7 +112,11 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     given, reader, guessed = {"template": entry.template, "label": entry.label, "system": entry.system}, None, None
     if tokenizer is not None:
         reader = Encoder(model.config, tokenizer, (stated or Format()).with_changes(**given), name=name)
-        guessed = guesses(model.config, tokenizer, name=name, **given) if stated is None else None
+        guessed = (
+            guesses(model.config, tokenizer, name=name, template=entry.template, label=entry.label)
+            if stated is None
+            else None
+        )
     return RewardPlan(name, found, model, entry.batch_size or batch_size, reader, guessed)
 
 

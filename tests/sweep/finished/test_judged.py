@@ -47,7 +47,7 @@ def texts_of(folder):
             "SELECT spec, prompt, sample, c.text FROM completions c JOIN prompts ON prompts.id = prompt "
             "WHERE split = 'test'"
         ).fetchall()
-        points = database.execute("SELECT id, \"group\", spec FROM points WHERE split = 'test'").fetchall()
+        points = database.execute("SELECT id, \"group\", spec FROM points WHERE split = 'test' ORDER BY id").fetchall()
     return {tuple(key): text.strip() for *key, text in rows}, points
 
 
