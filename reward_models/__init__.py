@@ -10,9 +10,11 @@ from reward_models.base import RewardModel
 from reward_models.classifier import Classifier
 from reward_models.format import Format, read_settings, write_settings
 from reward_models.function import FunctionReward
+from reward_models.judge import Comparer, Grader, Judge
 from reward_models.load import load
 from reward_models.normalize import Normalization
 from reward_models.presets import PRESETS, Preset
+from reward_models.remote import RemoteReward
 from reward_models.rules import RULES, FormatRule, LengthRule, LexicalRule, ReadabilityRule
 from reward_models.similarity import Similarity
 
@@ -21,14 +23,18 @@ __all__ = [
     "PRESETS",
     "RULES",
     "Classifier",
+    "Comparer",
     "Format",
     "FormatRule",
     "FunctionReward",
+    "Grader",
+    "Judge",
     "LengthRule",
     "LexicalRule",
     "Normalization",
     "Preset",
     "ReadabilityRule",
+    "RemoteReward",
     "RewardModel",
     "Similarity",
     "load",

@@ -14,6 +14,18 @@ from reward_models.encoder import Encoder, guesses
 from reward_models.format import Format, read_settings
 
 
+class Pass:
+    """What a model said of the texts that it read last, for scores that are made of the same outputs.
+
+    Attributes:
+        rows: the tokens of the texts.
+        outputs: of the model.
+    """
+
+    rows: list[dict[str, list[int]]] | None = None
+    outputs: Any = None
+
+
 class Classifier:
     """Score text with any `AutoModelForSequenceClassification`: decoder, encoder or encoder-decoder.
 
@@ -46,6 +58,7 @@ class Classifier:
         self.encoder = Encoder(model.config, tokenizer, format or Format(), name=name)
         self.name = name
         self.batch_size = batch_size
+        self._pass: Pass | None = None
         types = "token_type_ids"
         self._inputs = ("input_ids", types) if types in inspect.signature(model.forward).parameters else ("input_ids",)
         if batch_size < 1:
@@ -84,7 +97,8 @@ class Classifier:
         *,
         name: str | None = None,
         template: str | Sequence[str] | None = None,
-        label: int | Sequence[int] | None = None,
+        label: int | str | Sequence[int] | Sequence[str] | None = None,
+        system: str | None = None,
         device: Any = None,
         dtype: Any = None,
         batch_size: int = 32,
@@ -98,6 +112,7 @@ class Classifier:
             name: what the score is called; None is the last part of `source`.
             template: in place of the format's.
             label: in place of the format's.
+            system: in place of the format's.
             device: torch device; None is the current CUDA device, or the CPU if there is none.
             dtype: torch dtype or its name; None is float32.
             batch_size: most texts in one forward pass.
@@ -114,7 +129,7 @@ class Classifier:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = open_checkpoint(str(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         stated, name = format or read_settings(source), name or Path(source).name
-        format = (stated or Format()).with_changes(template, label)
+        format = (stated or Format()).with_changes(template, label, system)
         made = cls(model, tokenizer, format, name=name, batch_size=batch_size)
         if stated is None:
             made.guessed = guesses(model.config, tokenizer, name=name, template=template, label=label)
@@ -127,16 +142,41 @@ class Classifier:
             ValueError: the lists differ in length, a score is not finite (names the prompt), or the template and
                 special tokens alone exceed `max_length`.
         """
-        from reward_models import forward
-
         check_lengths(self.name, prompts, completions, turns=self.reads_turns)
         rows = [self.encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        outputs = forward.logits(self.model, rows, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size)
-        labels = self.format.labels()
+        outputs = self._outputs(rows)
+        labels = self.encoder.labels
         scores = outputs[:, labels[0]]
         if len(labels) == 2:
             scores = scores - outputs[:, labels[1]]
         return checked_scores(self.name, (self.format.sign * scores).tolist(), prompts)
+
+    def beside(self, *, name: str, label: int | str | Sequence[int] | Sequence[str]) -> Classifier:
+        """Another score of the same model, of other outputs: of what both are asked in turn, one pass is made.
+
+        Args:
+            name: what that score is called.
+            label: the output that it is, or two for their difference.
+
+        Raises:
+            ValueError: there is no such output.
+        """
+        self._pass = self._pass or Pass()
+        format = self.format.with_changes(label=label)
+        other = Classifier(self.model, self.tokenizer, format, name=name, batch_size=self.batch_size)
+        other._pass = self._pass
+        return other
+
+    def _outputs(self, rows: list[dict[str, list[int]]]) -> Any:
+        from reward_models import forward
+
+        settings = {"pad_token_id": self.tokenizer.pad_token_id, "batch_size": self.batch_size}
+        if self._pass is None:
+            return forward.logits(self.model, rows, **settings)
+        if self._pass.rows != rows:
+            self._pass.outputs = forward.logits(self.model, rows, **settings)
+            self._pass.rows = rows
+        return self._pass.outputs
 
     def encode(self, prompt: Prompt, completion: str) -> dict[str, list[int]]:
         """The tokens that the model reads of one pair; see `Encoder.encode`."""

@@ -20,13 +20,20 @@ def reply(completion: str) -> Turn:
     return {"role": "assistant", "content": completion.strip()}
 
 
-def conversation(prompt: Prompt, completion: str) -> list[Turn]:
+def conversation(prompt: Prompt, completion: str, system: str | None = None) -> list[Turn]:
     """The turns of prompt and completion; where the prompt ends in the assistant's words, the completion goes on there.
 
     >>> conversation("2+2?", " 4")
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
+
+    Args:
+        prompt: a text or its turns.
+        completion: a text.
+        system: what stands first as the turn of the system, in place of any of the prompt's; None leaves those.
     """
     turns = prompt_turns(prompt)
+    if system is not None:
+        turns = [{"role": "system", "content": system}, *(turn for turn in turns if turn["role"] != "system")]
     if turns and turns[-1]["role"] == "assistant":
         return [*turns[:-1], {**turns[-1], "content": turns[-1]["content"] + completion.rstrip()}]
     return [*turns, reply(completion)]

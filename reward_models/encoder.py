@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from reward_models.base import excerpt
+from reward_models.base import did_you_mean, excerpt
 from reward_models.conversation import CHAT, Prompt, Turn, conversation, prompt_turns
 from reward_models.format import SPECIAL_TOKENS, Format
 
@@ -22,6 +22,7 @@ class Encoder:
         tokenizer: the classifier's.
         format: its text format.
         name: what the score is called, for error messages.
+        labels: the indices of the one or two outputs that make the score.
         max_length: longest input in tokens, or None for no limit.
         truncated: how many pairs were cut so far.
     """
@@ -35,11 +36,7 @@ class Encoder:
         """
         self.tokenizer, self.format, self.name, self.truncated = tokenizer, format, name, 0
         self.max_length = longest_input(config, tokenizer, wanted=format.max_length)
-        if max(format.labels()) >= config.num_labels:
-            raise ValueError(
-                f"reward model {name!r} has {config.num_labels} outputs, and its format reads label {format.label}; "
-                f"expected an index below {config.num_labels}"
-            )
+        self.labels = tuple(_index(label, config, name) for label in format.labels())
         if format.template == CHAT and tokenizer.chat_template is None:
             raise ValueError(
                 f"the template of reward model {name!r} is chat, but its tokenizer has no chat template; give the text "
@@ -99,7 +96,7 @@ class Encoder:
 
     def _tokenize(self, prompt: Prompt, completion: str) -> dict[str, list[int]]:
         if self.format.template == CHAT:
-            return dict(self._chat(conversation(prompt, completion)))
+            return dict(self._chat(conversation(prompt, completion, self.format.system)))
         special_tokens = {name: getattr(self.tokenizer, name) for name in SPECIAL_TOKENS}
         texts = self.format.render(prompt, completion, special_tokens)
         return dict(self.tokenizer(*texts, add_special_tokens=self.format.add_special_tokens, verbose=False))
@@ -144,6 +141,22 @@ def guesses(config: Any, tokenizer: Any, *, name: str, template: Any = None, lab
     if not doubts:
         return None
     return f"reward model {name!r} is read by guess, {'; '.join(doubts)}; both are keys of its entry in rewards"
+
+
+def _index(label: int | str, config: Any, name: str) -> int:
+    """The index of an output of a classifier, which a name stands for as its config says."""
+    count, names = config.num_labels, {str(key): index for key, index in config.label2id.items()}
+    index = names.get(label) if isinstance(label, str) else label
+    if index is None:
+        raise ValueError(
+            f"reward model {name!r} has no output {label!r}; {did_you_mean(label, names)}known: {', '.join(names)}"
+        )
+    if index >= count:
+        raise ValueError(
+            f"reward model {name!r} has {count} outputs, and its format reads label {label}; expected an index below "
+            f"{count}"
+        )
+    return index
 
 
 def _last_text(prompt: Prompt) -> tuple[str, Callable[[str], Prompt]]:

@@ -30,9 +30,10 @@ class Format:
         append_eos: add the tokenizer's EOS to the end of the text unless it ends with it, as TRL's RewardTrainer does
             in training.
         add_special_tokens: let the tokenizer add its special tokens, such as BOS or [CLS].
-        label: index of the output that is the score, or two indices (a, b) for `output[a] - output[b]`. Outputs are
-            taken before any softmax or sigmoid.
+        label: the output that is the score, by its index or the name that the model's config has for it, or two of
+            them (a, b) for `output[a] - output[b]`. Outputs are taken before any softmax or sigmoid.
         sign: 1, or -1 for an output that is a cost.
+        system: the system prompt that a chat template begins with, in place of one in the data; None is the data's.
         max_length: longest input in tokens, where tokenizer and model allow more; None is the longest they allow.
         cut: which end of the prompt is cut when the input is too long. The completion is cut, at its end, only when
             nothing is left of the prompt.
@@ -41,10 +42,11 @@ class Format:
     template: str | tuple[str, str] = "{prompt}{completion}"
     append_eos: bool = False
     add_special_tokens: bool = True
-    label: int | tuple[int, int] = 0
+    label: int | str | tuple[int, int] | tuple[str, str] = 0
     sign: int = 1
     max_length: int | None = None
     cut: str = "left"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         # JSON has no tuples.
@@ -58,9 +60,19 @@ class Format:
                 )
         else:
             self._check_texts()
+            if self.system is not None:
+                raise ValueError(
+                    f"the system prompt is {self.system!r}, and the template {self.template!r} has no place for it; "
+                    "write it into the template, or take template: chat"
+                )
+        if self.system is not None and not isinstance(self.system, str):
+            raise ValueError(f"the system prompt is {self.system!r}; expected a text")
         labels = self.labels()
-        if len(labels) > 2 or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in labels):
-            raise ValueError(f"the label is {self.label!r}; expected an index from 0, or two of them for a difference")
+        if not 1 <= len(labels) <= 2 or not (all(map(_is_index, labels)) or all(map(_is_name, labels))):
+            raise ValueError(
+                f"the label is {self.label!r}; expected the index of an output, from 0, or its name, or two of them "
+                "for a difference"
+            )
         if self.sign not in (1, -1):
             raise ValueError(f"the sign is {self.sign!r}; expected 1, or -1 for an output that is a cost")
         if self.max_length is not None and self.max_length < 1:
@@ -90,15 +102,22 @@ class Format:
         """The template as one or two texts."""
         return self.template if isinstance(self.template, tuple) else (self.template,)
 
-    def with_changes(self, template: Any = None, label: Any = None) -> Format:
-        """The format with another template or label, where one is given. A chat template ends its text itself."""
-        changes = {} if label is None else {"label": label}
+    def with_changes(self, template: Any = None, label: Any = None, system: Any = None) -> Format:
+        """The format with another template, label or system prompt, where one is given.
+
+        A chat template ends its text itself; another one has no system prompt.
+        """
+        changes = {key: value for key, value in (("label", label), ("system", system)) if value is not None}
         if template is not None:
-            changes |= {"template": template, "append_eos": self.append_eos and template != CHAT}
+            kept = {
+                "append_eos": self.append_eos and template != CHAT,
+                "system": self.system if template == CHAT else None,
+            }
+            changes = {"template": template, **kept, **changes}
         return replace(self, **changes)
 
-    def labels(self) -> tuple[int, ...]:
-        """The label as one or two indices."""
+    def labels(self) -> tuple[int, ...] | tuple[str, ...]:
+        """The label as one or two."""
         return self.label if isinstance(self.label, tuple) else (self.label,)
 
     def render(self, prompt: str, completion: str, special_tokens: Mapping[str, str | None]) -> tuple[str, ...]:
@@ -129,7 +148,8 @@ def write_settings(folder: str | Path, settings: Format) -> Path:
     path = Path(folder) / SETTINGS_FILE
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: {folder} is not a folder; save the model there first")
-    path.write_text(json.dumps({"format": SETTINGS_FORMAT, **asdict(settings)}, indent=2) + "\n", encoding="utf-8")
+    said = {key: value for key, value in asdict(settings).items() if key != "system" or value is not None}
+    path.write_text(json.dumps({"format": SETTINGS_FORMAT, **said}, indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -157,6 +177,14 @@ def read_settings(folder: str | Path) -> Format | None:
         return Format(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _is_index(label: object) -> bool:
+    return isinstance(label, int) and not isinstance(label, bool) and label >= 0
+
+
+def _is_name(label: object) -> bool:
+    return isinstance(label, str) and label != ""
 
 
 def _required(values: Mapping[str, str | None], name: str) -> str:

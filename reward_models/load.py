@@ -14,8 +14,11 @@ from reward_models.base import RewardModel, did_you_mean
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.classifier import Classifier
 from reward_models.function import FunctionReward
+from reward_models.judge import make_judge
 from reward_models.presets import PRESETS, preset_of
+from reward_models.remote import remote
 from reward_models.rules import PREFIX, RULES, make_rule
+from reward_models.service import JUDGE, SCHEMES, check_options, is_address
 from reward_models.similarity import OPTIONS, Similarity, SimilaritySettings
 from reward_models.similarity import PREFIX as SIMILARITY
 
@@ -33,17 +36,20 @@ def load(
     trust_remote_code: bool = False,
     options: Mapping[str, Any] | None = None,
     template: str | Sequence[str] | None = None,
-    label: int | Sequence[int] | None = None,
+    label: int | str | Sequence[int] | Sequence[str] | None = None,
+    system: str | None = None,
 ) -> RewardModel:
     """The reward model that `source` names, tried in this order.
 
-    1. `rule:length`, `rule:format`, `rule:lexical` or `rule:readability`, a rule of `reward_models.rules`; or
+    1. `http://` or `https://`, the address of a service as `RemoteReward` takes it, or that of a chat model after
+       `judge:`, a `Judge`.
+    2. `rule:length`, `rule:format`, `rule:lexical` or `rule:readability`, a rule of `reward_models.rules`; or
        `similarity:` and a folder or Hub id, a `Similarity` by that sentence encoder.
-    2. The name or Hub id of a preset, with the preset's text format.
-    3. A folder with a classifier or a PEFT adapter of one; `reward_model.json` there says the text format.
-    4. `package.module:function` or `package.module.function`, a function as `FunctionReward` takes it; the module may
+    3. The name or Hub id of a preset, with the preset's text format.
+    4. A folder with a classifier or a PEFT adapter of one; `reward_model.json` there says the text format.
+    5. `package.module:function` or `package.module.function`, a function as `FunctionReward` takes it; the module may
        be in the current folder.
-    5. A Hub id `owner/model`, read as a classifier with the text `{prompt}{completion}` and output 0, unless `template`
+    6. A Hub id `owner/model`, read as a classifier with the text `{prompt}{completion}` and output 0, unless `template`
        and `label` say otherwise.
 
     Args:
@@ -51,14 +57,16 @@ def load(
         name: what the score is called; None is the preset, the folder, the function or the model.
         device: torch device of a classifier or encoder; None is the current CUDA device, or the CPU.
         dtype: torch dtype of a classifier or encoder, or its name; None is float32.
-        batch_size: most texts in one forward pass of a classifier or encoder.
+        batch_size: most texts in one forward pass of a classifier or encoder, or in one request to a service.
         trust_remote_code: whether code that comes with a classifier may run.
-        options: attributes of a rule, settings of a similarity, or keyword arguments of a function; a classifier has
-            none.
-        template: what a classifier is shown, in place of what its folder or preset says: a text with `{prompt}` and
-            `{completion}`, two such texts, or `chat` for its tokenizer's chat template. Of a function only `chat`, for
-            lists of messages.
-        label: the output of a classifier that is the score, or two for their difference, likewise.
+        options: attributes of a rule, settings of a similarity or a service, or keyword arguments of a function; a
+            classifier has none.
+        template: what a classifier or service is shown, in place of what its folder or preset says: a text with
+            `{prompt}` and `{completion}`, two such texts, or `chat` for its tokenizer's chat template. Of a function
+            only `chat`, for lists of messages.
+        label: the output of a classifier or service that is the score, by index or name, or two for their difference,
+            likewise.
+        system: the system prompt that a chat template begins with, likewise.
 
     Raises:
         FileNotFoundError: `source` looks like a folder that does not exist, or is one without a model.
@@ -68,18 +76,27 @@ def load(
     options = {} if options is None else options
     if not isinstance(options, Mapping):
         raise ValueError(f"the options of the reward model {text!r} are {options!r}; expected names with their values")
+    if is_address(text):
+        _refuse(text, "a service has its weights elsewhere", device=device, dtype=dtype)
+        given = {"template": template, "label": label, "system": system, "batch_size": batch_size}
+        return remote(text, name=name, options=options, **given)
+    if text.startswith(JUDGE):
+        settings = {"device": device, "dtype": dtype, "template": template, "label": label, "system": system}
+        _refuse(text, "a judge has its weights and prompts elsewhere", **settings)
+        return make_judge(text, name=name, options=options)
     if text.startswith(PREFIX):
-        _refuse(text, "a rule reads the texts as they are", template=template, label=label)
+        _refuse(text, "a rule reads the texts as they are", template=template, label=label, system=system)
         return make_rule(text, options, name=name)
     settings = {"device": device, "dtype": dtype, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
     if text.startswith(SIMILARITY):
-        stated = check_similarity(text, name=name, options=options, template=template, label=label)
+        stated = check_similarity(text, name=name, options=options, template=template, label=label, system=system)
         return _similarity(text, name=stated.name, **options, **settings)
     preset_name = preset_of(text)
     is_local = preset_name is None and (Path(text).is_dir() or _looks_local(text))
     if preset_name is None and not is_local:
         if ":" in text or ("." in text and "/" not in text):
             _refuse(text, "a function has one score", label=label)
+            _refuse(text, "a function has no prompt of its own", system=system)
             return _from_function(text, options, name=name, template=template)
         if text.count("/") != 1:
             raise ValueError(f"the reward model {text!r} is not known; {_known(text)}")
@@ -89,7 +106,7 @@ def load(
             "reads and which output is its score is said by template and label, by its preset, or by reward_model.json "
             "in its folder"
         )
-    settings |= {"template": template, "label": label}
+    settings |= {"template": template, "label": label, "system": system}
     if preset_name is not None:
         preset = PRESETS[preset_name]
         return _from_hub(preset.model, preset.format, name=name or preset_name, **settings)
@@ -105,18 +122,21 @@ def _refuse(text: str, reason: str, **given: Any) -> None:
 
 
 def check_similarity(
-    text: str, *, name: str | None, options: Mapping[str, Any], template: Any = None, label: Any = None
+    text: str,
+    *,
+    name: str | None,
+    options: Mapping[str, Any],
+    template: Any = None,
+    label: Any = None,
+    system: Any = None,
 ) -> SimilaritySettings:
     """What is said of a similarity, before its encoder is read.
 
     Raises:
         ValueError: the encoder is missing, or there is no such setting, or it is wrong.
     """
-    _refuse(text, "a sentence encoder reads completion and source alone", template=template, label=label)
-    for option in options:
-        if option not in OPTIONS:
-            meant = did_you_mean(str(option), OPTIONS)
-            raise ValueError(f"{text} has no option {option!r}; {meant}known: {', '.join(OPTIONS)}")
+    _refuse(text, "a sentence encoder reads completion and source alone", template=template, label=label, system=system)
+    check_options(text, options, OPTIONS)
     if text == SIMILARITY:
         raise ValueError(f"the reward model {text!r} names no encoder; expected {text}FOLDER or {text}HUB_ID")
     return SimilaritySettings(name or SIMILARITY.removesuffix(":"), **options)
@@ -241,5 +261,6 @@ def _known(text: str) -> str:
     names = [*PRESETS, *(preset.model for preset in PRESETS.values()), *rules]
     return (
         f"{did_you_mean(text, names, cutoff=0.5)}expected a folder, a function as 'module:function', a Hub id, "
-        f"{SIMILARITY}FOLDER, or one of {', '.join([*PRESETS, *rules])}"
+        f"{SIMILARITY}FOLDER, {SCHEMES[0]}ADDRESS, {JUDGE}{SCHEMES[0]}ADDRESS, or one of "
+        f"{', '.join([*PRESETS, *rules])}"
     )

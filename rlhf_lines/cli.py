@@ -23,11 +23,12 @@ from rlhf_lines.stages import MODULES, read_stage, refuse_taken, run_configured
 
 
 RUN_STORE = "run.sqlite"
+CHECK = "--check"
 VERBS = {
     "demo": "the whole pipeline on a tiny model, without network or weights",
     "configs": "a copy of the configs that come with this: of the demo, of 7B models, and of accelerate",
     "sft": "supervised fine-tuning, with LoRA merged into a dense checkpoint",
-    "reward": "a reward model from preference pairs",
+    "reward": "a reward model from preference pairs; with --check, what rewards say of held-out pairs",
     "ppo": "a LoRA policy from the SFT model against reward models",
     "fisher": "the diagonal Fisher of a policy over its own samples, for the merge rules fisher and ota",
     "gram": "the Gram matrices of a policy's linear maps, for the merge rule regmean",
@@ -126,6 +127,9 @@ def _run(arguments: list[str]) -> None:
         raise ValueError("the current folder was deleted: change into one that exists (cd)") from error
     if verb == "plan" and others and not others[0].startswith("-"):  # plan ppo --rewards ... is plan --stage ppo ...
         others[:1] = ["--stage", others[0]]
+    if verb == "reward" and CHECK in others:
+        _check_rewards([other for other in others if other != CHECK])
+        return
     options, options.rest = _parser().parse_known_args([verb, *others])
     if options.run not in (_stage, _plan):
         check_unknown(options.rest, options.flags, f"rlhf-lines {verb}")
@@ -358,6 +362,17 @@ def _stage(options: argparse.Namespace) -> None:
         _say(summary(verb, folder, was_complete=was_complete))
 
 
+def _check_rewards(arguments: list[str]) -> None:
+    _quiet_warnings()
+    _show_log()
+    _hide_bars()
+    from rlhf_lines.arguments import parse
+    from rlhf_lines.train.reward_check import REWARD_CHECK, check, check_table
+
+    configs, _ = parse(REWARD_CHECK, arguments, prog=f"rlhf-lines reward {CHECK}")
+    _say(check_table(check(*configs)))
+
+
 def _demo(options: argparse.Namespace) -> None:
     _quiet_warnings()
     _hide_bars()
@@ -471,12 +486,15 @@ def _score(options: argparse.Namespace) -> None:
     _quiet_warnings()
     _hide_bars()
     from rlhf_lines.pareto import front_table
+    from rlhf_lines.sweep.finished.judged import judged_text
     from rlhf_lines.sweep.finished.score import score
 
     settings = {"batch_size": options.batch_size, "as_objectives": options.as_objectives}
     outcome = score(options.run_dir, options.rewards, **settings)
     for name, count in outcome.scored.items():
         _say(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
+        if name in outcome.judged:
+            _say(f"{name}: {judged_text(outcome.judged[name])}")
     _say("", front_table(outcome.front))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from reward_models import RULES, Classifier, RewardModel
+from reward_models import RULES, Classifier, RemoteReward, RewardModel
 from reward_models.base import checked_scores
 from reward_models.conversation import Prompt, Turn
 from reward_models.encoder import Encoder
@@ -74,11 +74,12 @@ def shown(model: Any, asked: Asked, completion: str) -> tuple[Prompt, str]:
     """What a reward model, or the encoder of one, is given as prompt and completion.
 
     The prompt is its turns where the model reads those, else a text: to classifiers and functions that of the data's
-    template, to rules what was said in it. What a classifier reads as a completion is one text with the prompt.
+    template, to rules what was said in it. What a classifier or a service reads as a completion is one text with the
+    prompt.
     """
     if getattr(model, "reads_turns", False):
         return asked.text if asked.conversation is None else asked.conversation, completion
-    if isinstance(model, Classifier | Encoder):
+    if isinstance(model, Classifier | Encoder | RemoteReward):
         return asked.text, with_blank(asked.blank, completion)
     if isinstance(model, tuple(RULES.values())):
         return said(asked.text), completion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import reward_models
-from reward_models import RewardModel
+from reward_models import Classifier, Format, RewardModel
 from reward_models.base import is_number
+from reward_models.conversation import CHAT
+from reward_models.service import SETTINGS, asks_a_service
 from reward_models.similarity import PREFIX as SIMILARITY
 from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about, alternatives, closest
 from rlhf_lines.models import LOAD_DTYPES
-from rlhf_lines.redaction import without_secrets
+from rlhf_lines.redaction import redact, without_secrets
 
 
 logger = logging.getLogger(__name__)
@@ -34,19 +37,23 @@ class RewardEntry:
     with mean 0 and standard deviation 1 where `normalize` is false, and no limit where `clip` is absent.
 
     Attributes:
-        model: what to load: a folder of the reward stage, a preset, a Hub id, `module:function`, `rule:name` or
-            `similarity:` and a folder or Hub id.
-        name: what the score is called; None is the folder, preset, model, function or rule.
+        model: what to load: a folder of the reward stage, a preset, a Hub id, `module:function`, `rule:name`,
+            `similarity:` and a folder or Hub id, the address of a service, or `judge:` and that of a chat model.
+        name: what the score is called; None is the folder, preset, model, function, rule or host.
         weight: factor in the sum (mu of MORLHF).
         normalize: whether mean and standard deviation are measured on samples of the SFT model before training.
         clip: largest absolute value after that.
         dtype: of the weights of a classifier or encoder; None is float32.
-        batch_size: most texts in one forward pass of a classifier or encoder; None leaves it to the stage.
-        options: of a rule, a similarity or a function.
-        template: what a classifier is shown: a text with `{prompt}` and `{completion}`, two of them, or `chat`, the
-            chat template of its tokenizer; of a function `chat`, for lists of messages. None is what its folder or
-            preset says, or else the prompt's text and the completion's.
-        label: which output of a classifier is the score, or two for their difference; None likewise, or else the first.
+        batch_size: most texts in one forward pass of a classifier or encoder, or in one request to a service; None
+            leaves it to the stage.
+        options: of a rule, a similarity, a service or a function.
+        template: what a classifier or service is shown: a text with `{prompt}` and `{completion}`, two of them, or
+            `chat`, the chat template of its tokenizer; of a function `chat`, for lists of messages. None is what its
+            folder or preset says, or else the prompt's text and the completion's.
+        label: which output of a classifier or service is the score, by index or name, or two for their difference;
+            None likewise, or else the first.
+        system: the system prompt that a classifier or service is shown by `template: chat`, in place of one in the
+            data; None likewise, or else that of the data.
     """
 
     model: str
@@ -58,7 +65,8 @@ class RewardEntry:
     batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     template: str | Sequence[str] | None = None
-    label: int | Sequence[int] | None = None
+    label: int | str | Sequence[int] | Sequence[str] | None = None
+    system: str | None = None
 
     @classmethod
     def of(cls, item: str | Mapping[str, Any] | RewardEntry) -> RewardEntry:
@@ -86,17 +94,34 @@ class RewardEntry:
         return cls(**item)
 
     def identity(self) -> dict[str, Any]:
-        """What the scores depend on: the model, a folder by its absolute path, dtype, options, template and label."""
+        """What the scores depend on: the model, a folder by its absolute path, dtype, options, template and label.
+
+        How a service is asked, such as its timeout, changes no score, and an address is without what is secret in it.
+        """
         kind = SIMILARITY if self.model.startswith(SIMILARITY) else ""
         source = self.model.removeprefix(kind)
         model = f"{kind}{Path(source).resolve()}" if Path(source).is_dir() else self.model
-        given = {"template": self.template, "label": self.label}
+        options = self.options
+        if asks_a_service(model):
+            model = redact(model)
+            options = {key: value for key, value in options.items() if key not in SETTINGS}
+        given = {"template": self.template, "label": self.label, "system": self.system}
         return {
             "model": model,
             "dtype": self.dtype or "float32",
-            "options": without_secrets(self.options),
+            "options": without_secrets(options),
             **{k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None},
         }
+
+    def shared_pass(self) -> str | None:
+        """What entries have in common of whose scores one pass of one model makes all; None of any that says no label.
+
+        A model with several objectives has an output for each: several entries that differ in their labels.
+        """
+        if self.label is None or asks_a_service(self.model):
+            return None
+        identity = {key: value for key, value in self.identity().items() if key != "label"}
+        return json.dumps([identity, self.batch_size], sort_keys=True)
 
     def __post_init__(self) -> None:
         for key, expected, holds in (
@@ -111,7 +136,8 @@ class RewardEntry:
             if not holds:
                 raise ValueError(f"rewards: {self.model} has {key} {getattr(self, key)!r}, expected {expected}")
         try:
-            reward_models.Format().with_changes(self.template, self.label)
+            known = Format(template=CHAT) if self.template is None and self.system else Format()
+            known.with_changes(self.template, self.label, self.system)
         except ValueError as error:
             raise ValueError(f"rewards: {self.model}: {error}") from None
 
@@ -146,9 +172,15 @@ def load_reward_models(
         FileNotFoundError: a folder does not exist.
         ValueError: an entry names nothing that can be loaded, or two have one name.
     """
-    models = []
+    models: list[RewardModel] = []
+    read: dict[str, Classifier] = {}  # by what they share
     for entry in entries:
+        shared = entry.shared_pass()
         with about(f"reward {entry.model!r} cannot be loaded"):
+            if shared in read:
+                first = read[shared]
+                models.append(first.beside(name=entry.name or first.name, label=entry.label))
+                continue
             loaded = reward_models.load(
                 entry.model,
                 name=entry.name,
@@ -157,8 +189,11 @@ def load_reward_models(
                 options=entry.options,
                 template=entry.template,
                 label=entry.label,
+                system=entry.system,
                 trust_remote_code=trust_remote_code,
             )
+        if shared is not None and isinstance(loaded, Classifier):
+            read[shared] = loaded
         models.append(loaded)
     check_names([model.name for model in models])
     for model in models:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reward_models import FunctionReward
+from reward_models import Comparer, FunctionReward, RemoteReward
 from reward_models.encoder import Encoder
 from rlhf_lines.example import Reading, as_text, policy_reading, reward_reading, stand_in
 from rlhf_lines.scoring import Asked
@@ -23,7 +23,7 @@ NOT_HERE = "(its tokenizer is not here yet)"
 def show_prompts(plan: Plan, rows: Rows, rewards: Sequence[RewardPlan]) -> None:
     """Put a prompt as the policy and the reward models read it into a plan, and what is assumed of the latter.
 
-    Functions are not called, and what they would be given is shown.
+    Functions and services are not called, and what they would be given is shown.
     """
     plan.notes += [reward.guessed for reward in rewards if reward.guessed is not None]
     if rows.first is None:
@@ -43,6 +43,8 @@ def show_prompts(plan: Plan, rows: Rows, rewards: Sequence[RewardPlan]) -> None:
         if isinstance(reward.reader, FunctionReward):
             of_run = ["completion_ids", "log_extra", "log_metric", *(["trainer_state"] if plan.stage == "ppo" else [])]
             reward.reader.check_form([*asked.columns, *of_run])
+        elif isinstance(reward.reader, RemoteReward | Comparer):
+            reward.reader.check_form(list(asked.columns))
     plan.example = as_text(found, stands_in=True)
 
 

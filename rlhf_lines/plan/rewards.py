@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.encoder import Encoder, guesses
 from reward_models.load import check_similarity
 from reward_models.presets import PRESETS, preset_of
+from reward_models.service import asks_a_service
 from reward_models.similarity import PREFIX as SIMILARITY
 from reward_models.similarity import SimilaritySettings
 from rlhf_lines import skeleton
@@ -33,7 +35,7 @@ class RewardPlan:
     Attributes:
         name: what the score will be called.
         source: where its shape is from.
-        model: without weights, or None for a function or rule, which takes nothing.
+        model: without weights, or None for a function, rule or service, which takes nothing.
         batch_size: most texts in one pass.
         reader: what shows a row as the reward model reads it; None where its tokenizer is not at hand.
         guessed: what is assumed of it, in one line, or None.
@@ -71,7 +73,17 @@ def plan_rewards(entries: Sequence[RewardEntry], *, beside: Path | None, batch_s
     Raises:
         FileNotFoundError, ValueError: a source is nothing that can be loaded, as `reward_models.load` says it.
     """
-    return [_plan(entry, beside, batch_size) for entry in entries]
+    plans: list[RewardPlan] = []
+    read: dict[str, str] = {}  # by what they share, the name of the first
+    for entry in entries:
+        plan, shared = _plan(entry, beside, batch_size), entry.shared_pass()
+        if shared in read and plan.model is not None:
+            found = f"further outputs of the pass for {read[shared]}, which take no memory of their own"
+            plan = dataclasses.replace(plan, source=found, model=None)
+        elif shared is not None:
+            read[shared] = plan.name
+        plans.append(plan)
+    return plans
 
 
 def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
@@ -82,10 +94,11 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     made = next(makers(source, beside), None)
     is_hub_id = source.count("/") == 1 and ":" not in source and not Path(source.split("/")[0]).is_dir()
     if preset_name is None and made is None and not Path(source).is_dir() and not is_hub_id:
-        # A function or a rule; anything else is refused by its own sentence.
-        given = {"options": entry.options, "template": entry.template, "label": entry.label}
+        # A service, a function or a rule; anything else is refused by its own sentence.
+        given = {"options": entry.options, "template": entry.template, "label": entry.label, "system": entry.system}
         loaded = reward_models.load(source, name=entry.name, **given)
-        return RewardPlan(loaded.name, "a function, which takes no memory that is counted here", reader=loaded)
+        kind = "a service elsewhere" if asks_a_service(source) else "a function"
+        return RewardPlan(loaded.name, f"{kind}, which takes no memory that is counted here", reader=loaded)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("config.json", ADAPTER_FILE)):
         reward_models.load(source)  # refused: no model in it
     shape = find_shape(PRESETS[preset_name].model if preset_name else source, beside=beside, what="reward model")
@@ -96,16 +109,20 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     name = entry.name or preset_name or Path(source).name
     tokenizer = tokenizer_at_hand(PRESETS[preset_name].model if preset_name else source)
     stated = PRESETS[preset_name].format if preset_name else reward_models.read_settings(source)
-    given, reader, guessed = {"template": entry.template, "label": entry.label}, None, None
+    given, reader, guessed = {"template": entry.template, "label": entry.label, "system": entry.system}, None, None
     if tokenizer is not None:
         reader = Encoder(model.config, tokenizer, (stated or Format()).with_changes(**given), name=name)
-        guessed = guesses(model.config, tokenizer, name=name, **given) if stated is None else None
+        guessed = (
+            guesses(model.config, tokenizer, name=name, template=entry.template, label=entry.label)
+            if stated is None
+            else None
+        )
     return RewardPlan(name, found, model, entry.batch_size or batch_size, reader, guessed)
 
 
 def _similarity(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPlan:
     source = entry.model.removeprefix(SIMILARITY)
-    given = {"options": entry.options, "template": entry.template, "label": entry.label}
+    given = {"options": entry.options, "template": entry.template, "label": entry.label, "system": entry.system}
     reader = check_similarity(entry.model, name=entry.name, **given)
     shape = find_shape(source, beside=beside, what="sentence encoder")
     model = skeleton.encoder(shape.config, dtype=entry.dtype)

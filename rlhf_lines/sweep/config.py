@@ -69,8 +69,9 @@ class SweepConfig:
     policies: list[str] = field(metadata={"help": "PEFT folders, one per policy."})
     rewards: list[RewardEntry] = field(
         metadata={
-            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name or "
-            "similarity:ENCODER; or mappings with model, name, dtype, batch_size, options, template and label.",
+            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name, "
+            "similarity:ENCODER or addresses of services; or mappings with model, name, dtype, batch_size, options, "
+            "template, label and system.",
             "parse": RewardEntry.of,
         }
     )

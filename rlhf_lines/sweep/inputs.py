@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 CHANGEABLE = (
     "output_dir",
     "batch_size",
+    "rewards",  # compared by what their scores depend on
     "sft_renamed",
     "vllm",
     "reuse",

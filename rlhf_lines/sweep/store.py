@@ -413,6 +413,13 @@ class Store:
         """Whether any completion has this score."""
         return self._one("SELECT 1 FROM scores WHERE reward = ? LIMIT 1", reward) is not None
 
+    def scored_splits(self, reward: str) -> list[str]:
+        """The splits with completions that have this score."""
+        found = self._db.execute(
+            "SELECT DISTINCT split FROM scores JOIN prompts ON prompts.id = prompt WHERE reward = ?", (reward,)
+        )
+        return [split for (split,) in found]
+
     def add_scores(self, reward: str, scores: Iterable[tuple[int, int, int, float]]) -> None:
         """Store one more score of completions, all or none.
 

@@ -21,9 +21,9 @@ class RewardsConfig:
 
     rewards: list[RewardEntry] = field(
         metadata={
-            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name or "
-            "similarity:ENCODER; or mappings with model, name, weight, normalize, clip, dtype, batch_size, options, "
-            "template and label.",
+            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name, "
+            "similarity:ENCODER or addresses of services; or mappings with model, name, weight, normalize, clip, "
+            "dtype, batch_size, options, template, label and system.",
             "parse": RewardEntry.of,
         }
     )

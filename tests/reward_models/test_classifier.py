@@ -146,6 +146,16 @@ def test_labels_and_sign(make_model, make_tokenizer):
     ):
         (score,) = Classifier(model, tokenizer, format, name="tiny").score(["the cat"], [" sat."])
         assert score == pytest.approx(float(expected), abs=1e-5)
+    model.config.id2label = {0: "helpful", 1: "honest", 2: "brief"}
+    model.config.label2id = {"helpful": 0, "honest": 1, "brief": 2}
+    for label, expected in (("honest", outputs[1]), (("brief", "helpful"), outputs[2] - outputs[0])):
+        named = Classifier(model, tokenizer, Format(label=label), name="tiny")
+        assert named.score(["the cat"], [" sat."]) == pytest.approx([float(expected)], abs=1e-5), label
+    with pytest.raises(ValueError, match="has no output 'honset'; did you mean 'honest'"):
+        Classifier(model, tokenizer, Format(label="honset"), name="tiny")
+    for label in (("a", 1), "", (), True):
+        with pytest.raises(ValueError, match="expected the index of an output, from 0, or its name, or two of them"):
+            Format(label=label)
     with pytest.raises(ValueError, match="has 3 outputs, and its format reads label 3"):
         Classifier(model, tokenizer, Format(label=3), name="tiny")
 

@@ -54,6 +54,31 @@ def test_a_conversation_is_scored_on_the_tokens_of_the_chat_template(make_chat):
     assert classifier.encoder.shown("a", " b") == "<bos>[user]a[assistant]b<eos>"
 
 
+def test_a_system_prompt_stands_first_in_place_of_that_of_the_data(make_chat):
+    plain, own = make_chat(), make_chat(system="judge kindly")
+    assert own.encoder.shown("a", " b") == "<bos>[system]judge kindly[user]a[assistant]b<eos>"
+    with_own = [{"role": "system", "content": "judge kindly"}, *TURNS[1:]]
+    assert own.encoder.shown(TURNS, " x") == plain.encoder.shown(with_own, " x") != plain.encoder.shown(TURNS, " x")
+    assert own.score([TURNS], ["x"]) == plain.score([with_own], ["x"]) != plain.score([TURNS], ["x"])
+
+
+def test_a_system_prompt_is_kept_where_a_conversation_is_cut(make_chat):
+    turns = [*TURNS * 3, {"role": "user", "content": "hi"}]
+    whole = len(make_chat(system="be").encode(turns, " b")["input_ids"])
+    shown = make_chat(system="be", max_length=whole - 3).encoder.shown(turns, " b")
+    assert shown.startswith("<bos>[system]be[user]and the dog?") and shown.endswith("[user]hi[assistant]b<eos>")
+
+
+@pytest.mark.parametrize("system", ["be kind", 3])
+def test_a_system_prompt_needs_a_chat_template(system):
+    with pytest.raises(ValueError, match=r"the system prompt is .*(write it into the template|expected a text)"):
+        Format(system=system)
+    with pytest.raises(ValueError, match="expected a text"):
+        Format("chat", system=3)
+    assert Format("chat", system="a").with_changes("{completion}") == Format("{completion}")
+    assert Format().with_changes("chat", None, "a") == Format("chat", system="a")
+
+
 def test_a_completion_goes_on_with_an_open_turn_of_the_assistant(make_chat):
     turns = [*TURNS, {"role": "assistant", "content": "It is"}]
     shown = make_chat().encoder.shown(turns, " a dog.\n")

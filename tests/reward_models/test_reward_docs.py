@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import pytest
 import torch
 import yaml
 
-from reward_models import PRESETS, RULES, RewardModel, load, read_settings
+from reward_models import PRESETS, RULES, Comparer, Format, Grader, RemoteReward, RewardModel, load, read_settings
+from reward_models.judge import OPTIONS as OPTIONS_OF_JUDGES
 from reward_models.load import check_similarity
+from reward_models.remote import OPTIONS as OPTIONS_OF_SERVICES
+from reward_models.service import Service
 from reward_models.similarity import OPTIONS
+from reward_models.wire import WIRES
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reward_models.md").read_text(encoding="utf-8")
@@ -41,7 +46,7 @@ def test_the_list_of_rewards_can_be_loaded(tmp_path, monkeypatch):
     (source,) = [block for block in blocks("python") if block.startswith("# my_rewards.py")]
     (tmp_path / "my_rewards.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    config, _ = blocks("yaml")
+    config, *_ = blocks("yaml")
     scores = {}
     for item in yaml.safe_load(config)["rewards"]:
         item = {"model": item} if isinstance(item, str) else item
@@ -53,13 +58,43 @@ def test_the_list_of_rewards_can_be_loaded(tmp_path, monkeypatch):
 
 
 def test_the_table_of_a_similarity():
-    _, config = blocks("yaml")
+    _, config, *_ = blocks("yaml")
     for item in yaml.safe_load(config)["rewards"]:
         check_similarity(item["model"], name=item["name"], options=item["options"])
     rows = re.findall(
-        r"^\| `(\w+)` \|", PAGE.partition("## Similarity")[2].partition("## Presets")[0], flags=re.MULTILINE
+        r"^\| `(\w+)` \|", PAGE.partition("## Similarity")[2].partition("## Services")[0], flags=re.MULTILINE
     )
     assert tuple(rows) == OPTIONS
+
+
+def test_the_tables_of_services():
+    config = blocks("yaml")[2]
+    for item in yaml.safe_load(config)["rewards"]:
+        assert isinstance(load(item.pop("model"), **item), RemoteReward)
+    section = PAGE.partition("## Services")[2].partition("## ")[0]
+    first = re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+    assert first == [*WIRES, *OPTIONS_OF_SERVICES]
+    for name, wire in WIRES.items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", section, flags=re.MULTILINE)
+        assert wire.service in row and f"| {', '.join(wire.takes)} |" in row
+    defaults = inspect.signature(Service.__init__).parameters
+    for option in ("timeout", "concurrency", "retries"):
+        (row,) = re.findall(rf"^\| `{option}` \|.*$", section, flags=re.MULTILINE)
+        assert row.endswith(f"; {defaults[option].default:g} |")
+
+
+def test_the_table_of_judges():
+    of_judge, of_several = blocks("yaml")[3:]
+    for item in yaml.safe_load(of_judge)["rewards"]:
+        assert isinstance(load(item.pop("model"), **item), Grader)
+    labels = [item["label"] for item in yaml.safe_load(of_several)["rewards"]]
+    assert len(labels) == 2 and all(Format(label=label) for label in labels)
+    section = PAGE.partition("## Judges")[2].partition("## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", section, flags=re.MULTILINE)
+    assert tuple(re.findall(r"`(\w+)`", " ".join(rows))) == OPTIONS_OF_JUDGES
+    command = re.search(r"--rewards '(.*?)'\n", section, flags=re.DOTALL)[1]
+    entry = json.loads(command)
+    assert isinstance(load(entry["model"], options=entry["options"]), Comparer)
 
 
 def test_a_pickle_can_be_converted(examples, make_model, make_tokenizer, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 from reward_models.load import look_here
 from reward_models.presets import PRESETS, preset_of
 from reward_models.rules import PREFIX
+from reward_models.service import asks_a_service
 from reward_models.similarity import PREFIX as SIMILARITY
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import is_adapter
@@ -91,9 +92,9 @@ def model_fingerprint(folder: str | Path) -> Fingerprint:
 def reward_fingerprint(model: str) -> Fingerprint:
     """What a reward model of a config is made of: its files, the commit of a Hub id, or the source of a function.
 
-    A rule is made of its options, which the config holds.
+    A rule is made of its options, which the config holds; what a service is made of cannot be seen from here.
     """
-    if model.startswith(PREFIX):
+    if model.startswith(PREFIX) or asks_a_service(model):
         return {}
     if model.startswith(SIMILARITY):
         return reward_fingerprint(model.removeprefix(SIMILARITY))

@@ -199,10 +199,14 @@ def hub_id(folder: str | Path) -> str | None:
 def called(model: str | Path) -> str:
     """What an input is called where others may read it: its Hub id, or its folder's name without where that lies.
 
-    >>> called("/home/me/runs/helpful"), called("org/model")
-    ('helpful', 'org/model')
+    Of an address it is what stands before its query, which may hold a key.
+
+    >>> called("/home/me/runs/helpful"), called("org/model"), called("http://host/classify?key=1")
+    ('helpful', 'org/model', 'http://host/classify')
     """
     text = str(model)
+    if "://" in text:
+        return text.partition("?")[0]
     if (on_hub := hub_id(text)) is not None:
         return on_hub
     is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists()

@@ -118,7 +118,7 @@ def _completions(store: Store) -> Table:
         for split in store.splits():
             prompts = store.prompts(split)
             for row in store.rows(split, rewards):
-                scores = [row.scores[reward] for reward in rewards]
+                scores = [row.scores.get(reward) for reward in rewards]
                 text, ids = prompts[row.prompt].text, row.token_ids
                 yield split, *row[:3], text, row.text, len(ids), ids, row.kl, *scores, *specs[row.spec]
 
@@ -142,10 +142,11 @@ def _points(store: Store) -> Table:
 
     def rows() -> Iterator[tuple]:
         for split in store.splits():
-            points = measured_points(store, split)
+            points, measurable = measured_points(store, split), metrics_of(store, split)
             sft = next((point.behaviour for point in points if point.group == SFT), None)
             for stored, point in zip(store.points(split), points, strict=True):
-                measured = measure_point(point, sft, objectives, metrics, resampling, asked=asked)
+                options = {"further": metrics, "asked": asked}
+                measured = measure_point(point, sft, objectives, measurable, resampling, **options)
                 found = measured_row(measured, objectives, metrics, asked).values()
                 spec = _spec_values(stored.spec, num_policies)
                 yield stored.id, split, stored.group, stored.spec_id, *spec, measured["prompts"], *found

@@ -73,10 +73,11 @@ def objectives_of(store: Store) -> list[str]:
     return store.recall("objectives", None) or store.recall("reward_names")
 
 
-def metrics_of(store: Store) -> list[str]:
-    """The other scores."""
+def metrics_of(store: Store, split: str | None = None) -> list[str]:
+    """The other scores; of a split those that its completions have, as a comparison needs others to compare with."""
     objectives = objectives_of(store)
-    return [name for name in store.recall("reward_names") if name not in objectives]
+    names = [name for name in store.recall("reward_names") if name not in objectives]
+    return names if split is None else [name for name in names if split in store.scored_splits(name)]
 
 
 def asked_metrics(store: Store) -> list[str]:
@@ -121,7 +122,7 @@ def _trace_front(folder: Path, split: str) -> Front:
     with Store(folder, reading=True) as store:
         front = build_front(
             rewards=objectives_of(store),
-            metrics=metrics_of(store),
+            metrics=metrics_of(store, split),
             given_reference_point=store.recall("reference_point", None),
             split=split,
             seed=store.recall("seed"),
@@ -231,7 +232,7 @@ def _results(store: Store) -> dict[int, dict[str, Result]]:
 
 def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
-    objectives, metrics = objectives_of(store), metrics_of(store)
+    objectives, metrics = objectives_of(store), metrics_of(store, split)
     sets = {entry.name: entry for entry in map(PolicySet.of, store.recall("policy_sets", []))}
     listed = _policies(store)
     samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), store.log_ratio_name

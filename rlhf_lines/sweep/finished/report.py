@@ -16,6 +16,7 @@ from rlhf_lines.pareto.schema import FILE_NAME, Front, Value
 from rlhf_lines.pareto.table import confidence_text
 from rlhf_lines.sweep.finished.behaviour import asked_in
 from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.finished.judged import judged_text
 from rlhf_lines.sweep.finished.worth import corrected_differences, corrected_worths
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
@@ -37,6 +38,7 @@ def write_report(folder: str | Path) -> Path:
     with only_writer(folder), open_finished(folder) as store:
         front = read_front(folder) if (folder / FILE_NAME).is_file() else trace_front(folder)
         made = {**how_it_was_made(folder, front), "example": store.recall("example", [])}
+        made["facts"] += [(f"judge {name}", judged_text(counts)) for name, counts in store.recall("judged", {}).items()]
         page = report_html(front, read_completions(store, front), made, **_worths(store, front))
     write_whole(folder / REPORT, page)
     return folder / REPORT

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reward_models import RewardModel
+from reward_models import Comparer, RewardModel
+from reward_models.judge import RIVAL
 from rlhf_lines.errors import Problems
 from rlhf_lines.example import reward_reading
 from rlhf_lines.lock import only_writer
@@ -20,6 +21,7 @@ from rlhf_lines.progress import Bar
 from rlhf_lines.scoring import Asked
 from rlhf_lines.scoring import score as score_completions
 from rlhf_lines.sweep.finished.front import check_free_of_reference_point, metrics_of, objectives_of, trace_front
+from rlhf_lines.sweep.finished.judged import Rivals, added, counts_of, rivals
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.store import Store, Unscored, open_finished
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, raw_score_problems, reward_entries
@@ -30,10 +32,11 @@ CHUNK = 256  # completions per commit
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `score` did: per reward, how many completions it scored; and the front with them."""
+    """What `score` did: per reward, how many completions it scored; the front with them; what judges have counted."""
 
     scored: Mapping[str, int]
     front: Front
+    judged: Mapping[str, Mapping[str, int]]
 
 
 def score(
@@ -91,12 +94,12 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int, 
                 store.replace(reward_names=[*names, model.name], objectives=objectives_of(store))
             _add_example(store, model)
         store.replace(objectives=objectives)
-        metrics = metrics_of(store)
+        metrics, judged = metrics_of(store, "test"), store.recall("judged", {})
         store.finish()
     front = _front_of(folder, objectives, metrics) or trace_front(folder)
     if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
         write_report(folder)
-    return Outcome(scored, front)
+    return Outcome(scored, front, {name: judged[name] for name in scored if name in judged})
 
 
 def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> None:
@@ -118,21 +121,35 @@ def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: 
 
 
 def _written(model: Mapping[str, Any]) -> str:
-    return json.dumps({key: model[key] for key in ("model", "dtype", "options", "template", "label") if key in model})
+    return json.dumps(
+        {key: model[key] for key in ("model", "dtype", "options", "template", "label", "system") if key in model}
+    )
 
 
 def _score_all(store: Store, model: RewardModel, size: int) -> int:
     """Score what has no score yet, and return how many completions that were."""
-    missing, shown = store.count_unscored(model.name), store.shown()
+    others = rivals(store, model) if isinstance(model, Comparer) else None
+    missing, shown = sum(1 for _ in _unscored(store, model, others)), store.shown()
+    judged, before = store.recall("judged", {}), counts_of(model)
     with Bar(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
-        rows = store.unscored(model.name)
+        rows = _unscored(store, model, others)
         while chunk := list(itertools.islice(rows, size)):
             asked = [_asked(row, shown) for row in chunk]
-            scores = score_completions(model, asked, [row.text for row in chunk], [row.token_ids for row in chunk])
+            of_judge = {} if others is None else {RIVAL: [others[row.prompt, row.sample] for row in chunk]}
+            texts, token_ids = [row.text for row in chunk], [row.token_ids for row in chunk]
+            scores = score_completions(model, asked, texts, token_ids, **of_judge)
             pairs = zip(chunk, scores, strict=True)
             store.add_scores(model.name, ((row.spec, row.prompt, row.sample, value) for row, value in pairs))
+            if before:
+                store.replace(judged=judged | {model.name: added(judged.get(model.name, {}), counts_of(model))})
             bar.update(len(chunk))
     return missing
+
+
+def _unscored(store: Store, model: RewardModel, others: Rivals | None) -> Iterator[Unscored]:
+    """Yield the completions without this score; of a comparison those that there are others for."""
+    rows = store.unscored(model.name)
+    return rows if others is None else (row for row in rows if (row.prompt, row.sample) in others)
 
 
 def _add_example(store: Store, model: RewardModel) -> None:

@@ -1,0 +1,278 @@
+"""A chat model as a judge: it grades a completion by a rubric, or says which of two is better.
+
+Any service will do that speaks OpenAI's `/chat/completions`: vLLM, llama.cpp, a hosted model. The prompts are in
+`judge_prompts`. What a judge is known for, favouring the reply that it reads first, is met by asking in both orders.
+
+Source: Zheng et al. 2023, Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena, arXiv 2306.05685 (grades, pairs, a
+win only where both orders agree, sections 3.1 and 3.4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from reward_models.base import check_lengths, checked_scores, excerpt, is_number
+from reward_models.conversation import Prompt, Turn
+from reward_models.judge_prompts import AGAIN, COMPARE, GRADE
+from reward_models.service import JUDGE, SETTINGS, Service, check_options, is_address
+
+
+PATH = "/chat/completions"
+OPTIONS = ("model", "rubric", "scale", "against", "sampling", *SETTINGS)
+RIVAL = "rival"  # the column of what completions are compared with
+TRIES = 3  # answers to one question until its verdict can be read
+WIN, TIE, LOSS = 1.0, 0.5, 0.0
+_GRADE = re.compile(r"grade\s*[:=]?[\s*_`]*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_VERDICT = re.compile(r"verdict\s*[:=]?[\s*_`]*(A|B|tie)\b", re.IGNORECASE)
+
+
+class Judge:
+    """What a grader and a comparer have in common.
+
+    Attributes:
+        name: what the score is called.
+        service: what is asked.
+        reads_turns: always; a prompt may be a text or its turns.
+        unread: how many answers so far had no verdict that could be read. Each was asked for once more, twice at most.
+    """
+
+    reads_turns = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str | None = None,
+        model: str | None = None,
+        rubric: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        """Take the settings; nothing is sent.
+
+        Args:
+            url: the address up to `/v1`, or all of it.
+            name: what the score is called; None is `judge`.
+            model: of the service.
+            rubric: what makes a reply good.
+            sampling: goes into the request as it is; None is a temperature of 0.
+            **settings: of `Service`.
+
+        Raises:
+            ValueError: a setting is missing or wrong.
+        """
+        self.name = name or JUDGE.removesuffix(":")
+        for option, value in (("model", model), ("rubric", rubric)):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"the option {option} of {self.name} is {value!r}; expected a text")
+        if sampling is not None and not isinstance(sampling, Mapping):
+            raise ValueError(f"the option sampling of {self.name} is {sampling!r}; expected names with values")
+        if taken := {"model", "messages", "stream", "n"} & set(sampling or ()):
+            raise ValueError(f"the option sampling of {self.name} holds {taken.pop()!r}, which is not its to say")
+        self.service = Service(url.rstrip("/").removesuffix(PATH) + PATH, name=self.name, **settings)
+        self.rubric, self.unread, self._model = rubric.strip(), 0, model
+        self._sampling = {"temperature": 0} if sampling is None else dict(sampling)
+
+    def _verdicts(self, questions: Sequence[str], read: Callable[[str], Any]) -> list[Any]:
+        """What `read` makes of the answer to each question, or else the last answer, as a `_Unread`."""
+        talks: list[list[Turn]] = [[{"role": "user", "content": question}] for question in questions]
+        found: list[Any] = [None] * len(questions)
+        left = list(range(len(questions)))
+        for _ in range(TRIES):
+            answers = self.service.ask([self._body(talks[i]) for i in left])
+            for i, answer in zip(left, answers, strict=True):
+                said = self._said(answer)
+                verdict = read(said)
+                found[i] = _Unread(said) if verdict is None else verdict
+                talks[i] += [{"role": "assistant", "content": said}, {"role": "user", "content": AGAIN}]
+            left = [i for i in left if isinstance(found[i], _Unread)]
+            self.unread += len(left)
+            if not left:
+                break
+        return found
+
+    def _body(self, turns: list[Turn]) -> dict[str, Any]:
+        return {"model": self._model, "messages": turns, **self._sampling}
+
+    def _said(self, answer: Any) -> str:
+        try:
+            return answer["choices"][0]["message"]["content"] or ""
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(
+                f"the judge {self.name!r} ({self.service.url}) answered {excerpt(answer)}, which is not the form of "
+                "OpenAI's chat completions; check the address"
+            ) from None
+
+
+class Grader(Judge):
+    """Score completions by the grade that a chat model gives them by a rubric.
+
+    Attributes:
+        scale: the lowest and the highest grade.
+    """
+
+    def __init__(self, url: str, *, scale: Sequence[float] = (1, 10), **settings: Any) -> None:
+        """Take the settings; see `Judge`.
+
+        Raises:
+            ValueError: one is missing or wrong.
+        """
+        super().__init__(url, **settings)
+        if not isinstance(scale, Sequence) or len(scale) != 2 or not all(map(is_number, scale)) or scale[0] >= scale[1]:
+            raise ValueError(
+                f"the option scale of {self.name} is {scale!r}; expected the lowest and the highest grade, as [1, 10]"
+            )
+        self.scale = tuple(scale)
+
+    def score(self, prompts: Sequence[Prompt], completions: list[str]) -> list[float]:
+        """One grade per pair, in order.
+
+        Raises:
+            ValueError: the lists differ in length, the service fails, or a grade could not be read in three answers.
+        """
+        check_lengths(self.name, prompts, completions, turns=True)
+        questions = [self.shown(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        grades = self._verdicts(questions, self._grade)
+        for prompt, grade in zip(prompts, grades, strict=True):
+            if isinstance(grade, _Unread):
+                raise ValueError(
+                    f"the judge {self.name!r} gave no grade from {self.scale[0]:g} to {self.scale[1]:g} in {TRIES} "
+                    f"answers, for the prompt {excerpt(prompt)}; the last ends in {excerpt(grade.end)}; take another "
+                    "model, or let it write more (sampling: max_tokens)"
+                )
+        return checked_scores(self.name, grades, prompts)
+
+    def shown(self, prompt: Prompt, completion: str) -> str:
+        """The question for one pair."""
+        lowest, highest = (f"{value:g}" for value in self.scale)
+        talk, reply = conversation_text(prompt), completion.strip()
+        return GRADE.format(rubric=self.rubric, conversation=talk, reply=reply, lowest=lowest, highest=highest)
+
+    def _grade(self, said: str) -> float | None:
+        grades = [float(found) for found in _GRADE.findall(said)]
+        return grades[-1] if grades and self.scale[0] <= grades[-1] <= self.scale[1] else None
+
+
+class Comparer(Judge):
+    """Score completions by whether a chat model finds them better than others for the same prompts.
+
+        score = 1 where it is better in both orders, 0 where it is worse in both, else 1/2
+
+    Equal texts are a tie, and nobody is asked. So is a pair whose verdict could not be read.
+
+    Attributes:
+        against: what completions are compared with: `sft`, or the id of a point of the run.
+        reads_columns: always; the other completions are the column `rival`.
+        compared: how many pairs were asked for so far.
+        changed: how many of these had another verdict in the other order.
+        undecided: of how many a verdict could not be read.
+    """
+
+    reads_columns = True
+
+    def __init__(self, url: str, *, against: str | int, **settings: Any) -> None:
+        """Take the settings; see `Judge`.
+
+        Raises:
+            ValueError: one is missing or wrong.
+        """
+        super().__init__(url, **settings)
+        if against != "sft" and (not isinstance(against, int) or isinstance(against, bool)):
+            raise ValueError(
+                f"the option against of {self.name} is {against!r}; expected sft, or the id of a point of the run"
+            )
+        self.against, self.compared, self.changed, self.undecided = against, 0, 0, 0
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: list[str], columns: Mapping[str, Any] | None = None
+    ) -> list[float]:
+        """1, 1/2 or 0 per pair, in order.
+
+        Args:
+            prompts: texts or turns.
+            completions: texts.
+            columns: with the other completions under `rival`.
+
+        Raises:
+            ValueError: the lists differ in length, there are no other completions, or the service fails.
+        """
+        check_lengths(self.name, prompts, completions, turns=True)
+        self.check_form(list(columns or {}))
+        trios = list(zip(prompts, completions, columns[RIVAL], strict=True))
+        asked = [trio for trio in trios if trio[1].strip() != trio[2].strip()]
+        there = self._verdicts([self._question(*trio) for trio in asked], _first_wins)
+        back = self._verdicts([self._question(prompt, rival, own) for prompt, own, rival in asked], _first_wins)
+        outcomes = iter([self._outcome(*pair) for pair in zip(there, back, strict=True)])
+        return [TIE if own.strip() == rival.strip() else next(outcomes) for _, own, rival in trios]
+
+    def check_form(self, columns: Sequence[str]) -> None:
+        """Stop where there is nothing to compare with.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if RIVAL not in columns:
+            raise ValueError(
+                f"the judge {self.name!r} compares with other completions, which are there when a sweep has finished: "
+                "give it to rlhf-lines score, or leave out the option against to let it grade"
+            )
+
+    def shown(self, prompt: Prompt, completion: str) -> str:
+        """The question for one pair; dots stand for the other completion."""
+        return self._question(prompt, completion, "...")
+
+    def _question(self, prompt: Prompt, first: str, second: str) -> str:
+        talk = conversation_text(prompt)
+        return COMPARE.format(rubric=self.rubric, conversation=talk, first=first.strip(), second=second.strip())
+
+    def _outcome(self, there: Any, back: Any) -> float:
+        self.compared += 1
+        if isinstance(there, _Unread) or isinstance(back, _Unread):
+            self.undecided += 1
+            return TIE
+        if there != LOSS + WIN - back:
+            self.changed += 1
+            return TIE
+        return there
+
+
+class _Unread:
+    """An answer without a verdict: its end."""
+
+    def __init__(self, said: str) -> None:
+        self.end = said[-60:]
+
+
+def make_judge(text: str, *, name: str | None, options: Mapping[str, Any]) -> Judge:
+    """The judge that `judge:ADDRESS` names: one that compares where there is an option `against`, else one that grades.
+
+    Raises:
+        ValueError: there is no address, or an option is unknown, missing, wrong or without effect.
+    """
+    url = text.removeprefix(JUDGE)
+    if not is_address(url):
+        raise ValueError(f"the judge {text!r} names no address; expected one as in {JUDGE}http://localhost:8000/v1")
+    check_options(text, options, OPTIONS)
+    if options.get("against") is None:
+        return Grader(url, name=name, **{key: value for key, value in options.items() if key != "against"})
+    if "scale" in options:
+        raise ValueError(f"{text} has the options against and scale, but who compares gives no grade; leave one out")
+    return Comparer(url, name=name, **options)
+
+
+def conversation_text(prompt: Prompt) -> str:
+    r"""A prompt as a judge reads it: a text as it is, turns with their roles.
+
+    >>> conversation_text([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}])
+    'User: 2+2?\n\nAssistant: 4'
+    """
+    if isinstance(prompt, str):
+        return prompt.strip()
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in prompt)
+
+
+def _first_wins(said: str) -> float | None:
+    verdicts = _VERDICT.findall(said)
+    return {"a": WIN, "b": LOSS, "tie": TIE}[verdicts[-1].lower()] if verdicts else None
