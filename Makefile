@@ -5,14 +5,17 @@
 # make test        the test suite
 # make test-real   the tests on that model, which it downloads first
 # make test-vllm   the tests of the vLLM engine, with vLLM's CPU build in an environment of its own (.venv-vllm)
+# make docs        the site, in site/; no link of it leads nowhere
+# make release-check  wheel and sdist in dist/, checked in an environment of their own (.venv-release)
 # The first call makes .venv and installs; later calls install nothing.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+RELEASE := .venv-release
 
-.PHONY: demo demo-llm study test test-real test-vllm lint clean
+.PHONY: demo demo-llm study test test-real test-vllm lint docs release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rlhf-lines demo
@@ -39,6 +42,19 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
+
+release-check: $(VENV)/.installed
+	rm -rf dist $(RELEASE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	$(RELEASE)/bin/python tests/release.py
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "rlhf_lines needs Python 3.11 or newer; set PYTHON=/path/to/python3" >&2; exit 2; }
@@ -53,4 +69,4 @@ $(VLLM)/.installed: pyproject.toml constraints.txt tests/vllm_engine/requirement
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) outputs/demo
+	rm -rf $(VENV) $(VLLM) $(RELEASE) dist site outputs/demo

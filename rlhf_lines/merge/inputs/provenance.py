@@ -205,7 +205,7 @@ def called(model: str | Path) -> str:
     text = str(model)
     if (on_hub := hub_id(text)) is not None:
         return on_hub
-    is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists()
+    is_path = text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1 or Path(text).exists()
     return Path(text).name or text if is_path else text
 
 
