@@ -49,6 +49,9 @@ def main() -> None:
 
     # 3. Pick the best for a preference, each reward scaled to what was seen, and merge it.
     point = pick_point(front, preference=args.preference, scale="range")
+    if point["merge_arguments"] is None:
+        print(f"no merge is better than {args.sft_model} itself")
+        return
     run_stage("merge", merge_arguments(front, point, merged))
     print(f"{point['label']} is in {merged}; {sweep / 'report.html'} shows what it writes")
 
