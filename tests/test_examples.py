@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def run(reader, monkeypatch, capsys):
     """A function that runs an example with flags, and returns what it printed."""
     questions = [f"What is {subject}?" for subject in ("rain", "salt", "bread", "an atom", "a cell", "a lens")]
-    rows = [{"prompt": [{"role": "user", "content": question}]} for question in questions * 2]
+    rows = [{"prompt": [{"role": "user", "content": question}]} for question in questions * 4]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.syspath_prepend(EXAMPLES)  # as python does for the script that it runs
 
