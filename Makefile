@@ -8,6 +8,8 @@
 #                  environment of its own (.venv-vllm)
 # make test-llama-cpp   the recipe for llama.cpp of docs/serve.md on SmolLM2, with llama-cpp-python in .venv-llama, which
 #                  is compiled from its source on PyPI (10 minutes on 2 cores)
+# make docs        the site, in site/; no link of it leads nowhere
+# make release-check  wheel and sdist in dist/, checked in an environment of their own (.venv-release)
 # The first call makes .venv and installs; later calls install nothing.
 
 PYTHON ?= python3
@@ -15,8 +17,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 LLAMA := .venv-llama
+RELEASE := .venv-release
 
-.PHONY: demo demo-llm study test test-real test-vllm test-llama-cpp lint clean
+.PHONY: demo demo-llm study test test-real test-vllm test-llama-cpp lint docs release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rlhf-lines demo
@@ -49,6 +52,19 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
+
+release-check: $(VENV)/.installed
+	rm -rf dist $(RELEASE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	$(RELEASE)/bin/python tests/release.py
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "rlhf_lines needs Python 3.11 or newer; set PYTHON=/path/to/python3" >&2; exit 2; }
@@ -74,4 +90,4 @@ $(LLAMA)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(LLAMA) outputs/demo
+	rm -rf $(VENV) $(VLLM) $(LLAMA) $(RELEASE) dist site outputs/demo

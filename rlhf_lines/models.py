@@ -14,29 +14,62 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 def local_folder(name_or_path: str, *, revision: str | None = None, what: str = "model") -> Path:
     """The folder of a checkpoint: the path itself, or the local snapshot of a Hub id (downloaded if needed).
 
+    Args:
+        name_or_path: a folder, or a Hub id, `owner/name` or `owner/name@revision`.
+        revision: of a stage that has a setting for it; then the name has none.
+        what: what the model is, for messages.
+
     Raises:
         FileNotFoundError: a local path does not exist, or the Hub has no such model or cannot be reached.
-        ValueError: no name was given.
+        ValueError: no name was given, or a revision in both ways.
     """
     if not name_or_path:
         raise ValueError(f"no {what} was given: set model_name_or_path to a folder or a Hub id")
     path = Path(name_or_path)
     if path.is_dir():
         return path
-    is_hub_id = name_or_path.count("/") <= 1 and not name_or_path.startswith((".", "/", "~", "outputs/"))
-    if not is_hub_id:
+    name, named = hub_name(name_or_path)
+    if name is None:
         raise FileNotFoundError(f"{what} {name_or_path} does not exist: expected the folder of a checkpoint")
+    if named and revision is not None:
+        raise ValueError(f"{what} {name_or_path} names a revision: give {name}, and {named} as model_revision")
     from huggingface_hub import snapshot_download
 
     try:
         # Config, weights, the files of tokenizers; and code, which runs only where trusted.
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.py"]
-        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=named or revision, allow_patterns=patterns))
     except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
         reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
             f"{what} {name_or_path} is neither a local folder nor a Hub model that can be fetched ({reason})"
         ) from error
+
+
+def hub_name(name: str) -> tuple[str | None, str | None]:
+    """The Hub id that a name may be, or None for what can only be a path; and the revision behind its `@`, if any.
+
+    >>> hub_name("owner/policy"), hub_name("owner/policy@v2"), hub_name("outputs/policies/brief")
+    (('owner/policy', None), ('owner/policy', 'v2'), (None, None))
+    """
+    model, _, revision = name.partition("@")
+    if not model or model.count("/") > 1 or model.startswith((".", "/", "~", "outputs/")):
+        return None, None
+    return model, revision or None
+
+
+def cached_file(name: str, file: str) -> Path | None:
+    """A file of a Hub model, if it is in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    model, revision = hub_name(name)
+    if model is None:
+        return None
+    try:
+        path = try_to_load_from_cache(model, file, revision=revision)
+    except ValueError:  # not the form of a Hub id
+        return None
+    return Path(path) if isinstance(path, str) else None
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,24 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch) -> Path:
+    """The current folder of who reads the docs: a chat model, and two adapters that call it by its name on the Hub."""
+    from tests import tiny
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    model = tiny.chat_model(Path(tiny.CHAT_MODEL))
+    for seed, name in enumerate(("dpo-relevant", "grpo-brief"), start=1):
+        config = tiny.save_adapter(model, Path(name), seed=seed) / "adapter_config.json"
+        named = {"base_model_name_or_path": f"HuggingFaceTB/{tiny.CHAT_MODEL}"}
+        config.write_text(json.dumps(json.loads(config.read_text()) | named))
+    return tmp_path
 
 
 def pytest_collection_modifyitems(items):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
 import torch
@@ -11,6 +12,11 @@ PAD, EOS, UNK = 0, 1, 2
 WORDS = list("abcdefghij")
 TWO_LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2}  # with as many heads of keys and values
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+CHAT_MODEL = "SmolLM2-135M-Instruct"  # the name under which `chat_model` takes the place of a real one
+_CHAT = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 # On a CPU, in float32, silently.
 QUIET = {
     "report_to": "none",
@@ -102,6 +108,13 @@ def save(model, tokenizer, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def chat_model(folder: Path) -> Path:
+    """Write a chat model that reads English, letter by letter, and answers at random."""
+    tokenizer = character_tokenizer(string.ascii_letters + string.digits + " .,:;?!'\n")
+    tokenizer.chat_template = _CHAT
+    return save(llama(tokenizer, std=None, max_position_embeddings=256), tokenizer, folder)
 
 
 def save_adapter(sft, folder: Path, *, seed: int, std: float = 0.2, save_embedding_layers=False, **options) -> Path:

@@ -60,7 +60,7 @@ class MergeConfig:
     """What to merge, how, and what to write."""
 
     sft_model: str = field(metadata={"help": "The SFT model that all policies were trained from."})
-    policies: list[str] = field(metadata={"help": "PEFT folders or dense checkpoints."})
+    policies: list[str] = field(metadata={"help": "PEFT folders or dense checkpoints, or names on the Hub."})
     save: str = field(metadata={"help": "adapter (exact, its rank is the sum of the ranks) or dense."})
     output_dir: str = field(metadata={"help": "The folder to make."})
     weights: list[float] | None = field(

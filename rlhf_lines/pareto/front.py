@@ -98,6 +98,7 @@ def build_front(
     given_reference_point: Sequence[float] | None = None,
     sft_model: str | None = None,
     policies: Sequence[str] = (),
+    sft_renamed: bool = False,
     validation: Validation | None = None,
     surrogate: dict[str, SurrogateEntry] | None = None,
     forgetting: Forgetting | None = None,
@@ -126,6 +127,7 @@ def build_front(
         given_reference_point: K numbers; None leaves it to the rule.
         sft_model: what the policies were trained from; without it no point says how it is made.
         policies: those that were merged, then the MORLHF runs; the weights of a spec belong to the first of them.
+        sft_renamed: the policies know the SFT model by another name, which whoever merges them has to say.
         validation: how alpha, beta and schedule were chosen; None, as for the next two, where there is nothing to say.
         surrogate: by group, what a fit predicted.
         forgetting: what the texts outside the task were.
@@ -225,7 +227,7 @@ def build_front(
                 "label": point_label(point.spec, policies),
                 "preference": _preference(point),
                 "single_policy": single_policy(point.spec, policies),
-                "merge_arguments": arguments_to_merge(point.spec, sft_model, policies),
+                "merge_arguments": arguments_to_merge(point.spec, sft_model, policies, sft_renamed=sft_renamed),
                 "changes": changes(point.behaviour, model, resampling),
                 "lost_most": _lost_most(point.behaviour, model, rewards, prompt_ids or range(prompts)),
                 "benchmark_changes": benchmark_changes(point.results, model_results, resampling),

@@ -79,12 +79,14 @@ def point_label(spec: Spec, policies: Sequence[str]) -> str:
     return weights_text(spec["weights"]) if single is None else policy_names(policies)[single]
 
 
-def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str]) -> list[str] | None:
+def arguments_to_merge(
+    spec: Spec, sft_model: str | None, policies: Sequence[str], *, sft_renamed: bool = False
+) -> list[str] | None:
     """The arguments of `rlhf-lines merge`, but for `--output_dir`, that make the policy of a spec; all are written.
 
     The weights belong to the first policies. Where an adapter can hold the merge exactly it is one, else a dense
     checkpoint. None for the SFT model, which is not merged, where the weights depend on the prompt, and where the
-    policies are not known.
+    policies are not known. `sft_renamed` is for adapters that know the SFT model by another name.
     """
     if sft_model is None or not policies or not any(spec["weights"]) or is_routed(spec):
         return None
@@ -92,6 +94,7 @@ def arguments_to_merge(spec: Spec, sft_model: str | None, policies: Sequence[str
     return [
         *("--sft_model", sft_model),
         *("--policies", *policies[: len(spec["weights"])]),
+        *(["--sft_renamed", "true"] if sft_renamed else []),
         *("--weights", *map(_plain, spec["weights"])),
         *("--rule", spec["rule"], *options),
         *("--alpha", spec["alpha"] if spec["alpha"] == "auto" else _plain(spec["alpha"])),

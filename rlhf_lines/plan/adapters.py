@@ -12,7 +12,7 @@ from safetensors import safe_open
 from rlhf_lines import skeleton
 from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
-from rlhf_lines.models import lora_config
+from rlhf_lines.models import cached_file, lora_config
 from rlhf_lines.plan.shapes import Shape, makers
 from rlhf_lines.train.layerwise import without_first_layers
 from rlhf_lines.train.settings import PolicyModelConfig
@@ -43,9 +43,11 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
     """The sizes of an adapter, or that a policy is dense.
 
     Raises:
-        FileNotFoundError: the folder does not exist, and no config beside this one makes it.
+        FileNotFoundError: the folder does not exist, no config beside this one makes it, and the Hub's cache lacks it.
     """
     folder = Path(policy)
+    if not folder.exists() and (cached := cached_file(policy, WEIGHTS_FILE) or cached_file(policy, "config.json")):
+        folder = cached.parent
     if (folder / WEIGHTS_FILE).is_file():
         with (
             about(f"adapter file {folder / WEIGHTS_FILE} cannot be read"),
@@ -69,7 +71,8 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
             shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
             return _sizes(shapes, f"{path}, which makes it")
     raise FileNotFoundError(
-        f"policy {policy} does not exist, and no config beside this one makes it; make it with: rlhf-lines ppo"
+        f"policy {policy} does not exist, no config beside this one makes it, and the Hub's cache has none of that "
+        "name; make it with rlhf-lines ppo, or fetch it with hf download"
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.checkpoint import read_json
+from rlhf_lines.models import cached_file, hub_name
 
 
 if TYPE_CHECKING:
@@ -188,15 +189,8 @@ def _read(folder: Path) -> PreTrainedConfig:
 
 
 def _cached(name: str) -> Shape | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    if name.count("/") > 1 or not name:
-        return None
-    try:
-        path = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # not the form of a Hub id
-        return None
-    return Shape(_read(Path(path).parent), "config.json in the Hub's cache") if isinstance(path, str) else None
+    path = cached_file(name, "config.json")
+    return Shape(_read(path.parent), "config.json in the Hub's cache") if path else None
 
 
 def _demo(name: str) -> Shape | None:
@@ -207,17 +201,18 @@ def _demo(name: str) -> Shape | None:
 
 
 def _known(name: str) -> Shape | None:
-    name = FETCHED.get(os.path.normpath(name), name)
+    name, _ = hub_name(FETCHED.get(os.path.normpath(name), name))
     return Shape(_config(KNOWN[name]), "table of known shapes") if name in KNOWN else None
 
 
 def _fetched(name: str) -> Shape | None:
     from huggingface_hub import hf_hub_download
 
-    if name.count("/") > 1 or name.startswith((".", "/", "~", "outputs/", "models/")) or not name:
+    name, revision = hub_name(name)
+    if name is None or name.startswith("models/"):
         return None
     try:
-        path = hf_hub_download(name, "config.json")
+        path = hf_hub_download(name, "config.json", revision=revision)
     except Exception:  # offline, gated, mistyped: the library has an exception class for each
         return None
     return Shape(_read(Path(path).parent), "config.json on the Hub")

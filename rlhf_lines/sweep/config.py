@@ -66,7 +66,9 @@ class SweepConfig:
     """What is swept, and how its points are sampled and scored."""
 
     sft_model: str = field(metadata={"help": "The SFT model that all policies were trained from."})
-    policies: list[str] = field(metadata={"help": "PEFT folders, one per policy."})
+    policies: list[str] = field(
+        metadata={"help": "PEFT folders, or names on the Hub (owner/name, owner/name@revision), one per policy."}
+    )
     rewards: list[RewardEntry] = field(
         metadata={
             "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name, "

@@ -106,7 +106,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
                     open_trackers(config.report_to, Path(config.output_dir).name, folder, kept) as trackers,
                 ):
                     store.remember(**kept)
-                    store.replace(**_told_of_models(read))
+                    store.replace(sft_renamed=config.sft_renamed, **_told_of_models(read))
                     with Progress.of(config, read, specs, store) as progress:
                         measurement = Measurement(
                             store, worker, processes, progress, config.samples_per_prompt, reused, trackers, routes

@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn import functional
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
@@ -130,12 +131,12 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
 
     def __init__(
         self,
-        model,
+        model: str | PreTrainedModel,
         reward_models: Sequence[RewardModel],
         args: PPOConfig,
         *,
         peft_config: LoraConfig | None,
-        **kwargs,
+        **kwargs: Any,
     ):
         dataset = kwargs.get("train_dataset")
         args.check_run(has_lora=peft_config is not None, prompts=len(dataset) if hasattr(dataset, "__len__") else None)

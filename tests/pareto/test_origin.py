@@ -53,3 +53,10 @@ def test_a_merge_with_lines_before_its_rule_is_made_so_where_lines_scales_anythi
     ]
     assert "--lines" not in arguments_to_merge({**spec, "beta": 0.0}, "sft", ["a", "b"])
     assert "--lines" not in arguments_to_merge(SPEC, "sft", ["a", "b"])
+
+
+def test_who_merges_policies_that_call_the_sft_model_otherwise_is_told_to_say_so():
+    found = arguments_to_merge(SPEC, "sft", ["a", "b"], sft_renamed=True)
+    at = found.index("--sft_renamed")
+    assert found[at : at + 2] == ["--sft_renamed", "true"]
+    assert found[:at] + found[at + 2 :] == arguments_to_merge(SPEC, "sft", ["a", "b"])

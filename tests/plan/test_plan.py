@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ def unlike(paths: list[Path]) -> list[Path]:
     return list(found.values())
 
 
+PAGE = (CONFIGS.parent / "docs" / "models.md").read_text(encoding="utf-8")
+PEAKS = dict(re.findall(r"^\| `(\w+/\w+\.yaml)` \| ([\d.]+) \|", PAGE, re.MULTILINE))  # GiB, by config of 7B
 STAGE_OF = {"base": "sft", **{name: name for name in ("sft", "reward", "sweep", "merge", "learn")}}
 
 
@@ -53,6 +56,11 @@ def test_the_shipped_configs_are_found():
     assert len(FILES) >= 10
 
 
+def test_the_page_of_models_tells_of_configs_that_are_planned_here():
+    planned_here = {f"{path.parent.name}/{path.name}" for path in unlike(FILES)}
+    assert len(PEAKS) == 6 and PEAKS.keys() <= planned_here
+
+
 @pytest.mark.parametrize("path", unlike(FILES), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_shipped_config_has_a_plan_offline(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing of it has been made
@@ -61,6 +69,8 @@ def test_a_shipped_config_has_a_plan_offline(path, tmp_path, monkeypatch):
     assert result.stage == STAGE_OF.get(path.stem.split("_")[0], "ppo")
     assert peak(result.phases).total > 0 and sum(result.disk.values()) > 0
     if of_7b:
+        told = PEAKS.get(f"{path.parent.name}/{path.name}")
+        assert told is None or f"{peak(result.phases).total / 2**30:.2f}" == told
         assert result.parameters == 6_738_415_616
         assert 12 < peak(result.phases).total / 2**30 < 141  # more than its weights; less than the largest GPU
     assert list(tmp_path.iterdir()) == []

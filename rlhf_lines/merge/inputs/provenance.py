@@ -209,7 +209,7 @@ def called(model: str | Path) -> str:
         return text.partition("?")[0]
     if (on_hub := hub_id(text)) is not None:
         return on_hub
-    is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists()
+    is_path = text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1 or Path(text).exists()
     return Path(text).name or text if is_path else text
 
 

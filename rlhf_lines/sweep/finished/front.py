@@ -129,6 +129,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             points=measured_points(store, split),
             sft_model=store.recall("sft_model"),
             policies=_policies(store),
+            sft_renamed=store.recall("sft_renamed", False),
             validation=_validation(store),
             surrogate=store.recall("surrogate"),
             forgetting=_forgetting(store),
