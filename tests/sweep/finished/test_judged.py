@@ -13,6 +13,7 @@ from reward_models import service
 from rlhf_lines import cli
 from rlhf_lines.sweep.finished.export import export
 from rlhf_lines.sweep.finished.front import metrics_of
+from rlhf_lines.sweep.finished.report import write_report
 from rlhf_lines.sweep.store import Store
 from tests.served import Answer, served
 from tests.sweep.small_run import PROMPTS, SAMPLES, SPECS, write_run
@@ -80,7 +81,7 @@ def test_the_win_rate_is_a_metric_of_every_point(tmp_path, capsys, against):
         own = [outcome(texts[key], texts[rival, *key[1:]]) for key in keys if key[0] == spec]
         assert point["metrics"]["wins"]["mean"] == pytest.approx(sum(own) / len(own))
         assert spec != rival or point["metrics"]["wins"]["mean"] == 0.5
-    assert counted in (run / "report.html").read_text()
+    assert counted in write_report(run).read_text(encoding="utf-8")
     with Store(run, reading=True) as store:
         assert metrics_of(store, "test") == ["wins"] and metrics_of(store, "validation") == []
     export(run, tmp_path / "tables", format="csv")
