@@ -92,11 +92,12 @@ def plan_rebuild(configs: dict, given: dict, beside: Path | None, options: Optio
     if config.rank is not None:
         plan.work.append(("truncated to rank", f"{config.rank}, from {total}; what that loses is told"))
     whole = positions * total * memory.FLOAT32
-    held = {memory.LIBRARIES_PART: memory.MERGE_LIBRARIES["adapter"], "basis": size, "policies": whole}
+    before, with_peft = (memory.MERGE_LIBRARIES[save] for save in ("dense", "adapter"))  # PEFT is imported to write
+    held = {"basis": size, "policies": whole}
     merged = {"merged adapter": positions * (config.rank or total) * memory.FLOAT32}
     plan.phases += [
-        memory.Phase("merge", {**held, "stacked": whole, "scaled": whole // 2}),
-        memory.Phase("writing", {**held, **merged, "file": written}),
+        memory.Phase("merge", {memory.LIBRARIES_PART: before, **held, "stacked": whole, "scaled": whole // 2}),
+        memory.Phase("writing", {memory.LIBRARIES_PART: with_peft, **held, **merged, "file": written}),
     ]
     plan.disk["rebuilt adapter"] = written
     return plan
