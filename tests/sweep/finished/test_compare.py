@@ -140,7 +140,7 @@ def test_what_each_run_has_learned_for_its_own_policies_is_no_other_way_to_merge
     found = compare([folder(0), folder(1)], output_dir=tmp_path / "out")
     assert {"search", "routed"} <= found["runs"][0]["groups"].keys()
     told = refused(capsys, [folder(2), folder(3, rank=4), "--output_dir", tmp_path / "other"])
-    assert "'routed' in two ways, twin {\"rank\": 2} and twin {\"rank\": 4}" in told
+    assert '\'routed\' in two ways, twin {"rank": 2} and twin {"rank": 4}' in told
 
 
 def test_a_log_ratio_that_is_no_kl_is_not_compared(tmp_path):
