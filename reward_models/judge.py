@@ -98,12 +98,15 @@ class Judge:
 
     def _said(self, answer: Any) -> str:
         try:
-            return answer["choices"][0]["message"]["content"] or ""
+            content = answer["choices"][0]["message"]["content"] or ""
         except (KeyError, IndexError, TypeError):
+            content = None
+        if not isinstance(content, str):  # a list of parts, as some hosted models answer, has no one text either
             raise ValueError(
                 f"the judge {self.name!r} ({self.service.url}) answered {excerpt(answer)}, which is not the form of "
-                "OpenAI's chat completions; check the address"
-            ) from None
+                "OpenAI's chat completions, with one text; check the address and the model"
+            )
+        return content
 
 
 class Grader(Judge):

@@ -64,7 +64,8 @@ def _how_to_merge(record: dict, folder: Path) -> str:
     """The command that merges by what was learned; of a hypervolume at any weights."""
     weights = " --weights W W .." if record["aim"] == "hypervolume" else ""
     options = f'\'{{"factors": "{folder}/factors.json"}}\''
-    return f"rlhf-lines merge --rule {record['rule']} --rule_options {options}{weights} ..."
+    rule = record.get("rule", "layerwise")  # the only one that an earlier version learned
+    return f"rlhf-lines merge --rule {rule} --rule_options {options}{weights} ..."
 
 
 def _router(record: dict) -> list[str]:

@@ -179,12 +179,16 @@ def _ask_missing(
 
 
 def _check_alike(store: Store, task: str, found: Mapping[str, Any]) -> None:
-    """Stop where a task asks something else than it asked before, or its metrics have names of scores."""
-    for before in itertools.islice(store.evaluations().get(task, {}).values(), 1):
-        if changed := [leaf for leaf in found["tasks"] if found["tasks"][leaf] != before["tasks"].get(leaf)]:
-            raise ValueError(
-                f"task {changed[0]} asks something else than it asked other points (version, documents or prompts "
-                "differ): restore its config and data, or add --overwrite to ask all anew"
-            )
+    """Stop where a task asks something else than it asked before, or its metrics have names of scores, or of others."""
+    kept = {name: next(iter(by_spec.values())) for name, by_spec in store.evaluations().items()}
+    before = kept.pop(task, found)["tasks"]
+    if changed := [leaf for leaf, asked in found["tasks"].items() if asked != before.get(leaf)]:
+        raise ValueError(
+            f"task {changed[0]} asks something else than it asked other points (version, documents or prompts "
+            "differ): restore its config and data, or add --overwrite to ask all anew"
+        )
+    for other, one in kept.items():  # a point could have the result of one, and the SFT model that of the other
+        if taken := sorted(found["metrics"].keys() & one["metrics"].keys()):
+            raise ValueError(f"the run has {taken[0]} from task {other} already: leave out task {task}")
     if taken := sorted(found["metrics"].keys() & set(store.recall("reward_names"))):
         raise ValueError(f"the run has scores of the name {taken[0]!r} already: name the task otherwise")

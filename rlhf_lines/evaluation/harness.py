@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 WINDOWS = 64  # of long texts that are read together, at most
 DEFAULT_FILTER = "none"  # of answers that are taken as they are
+WHOLE_TEXTS = "loglikelihood_rolling"  # what lm-eval calls it
 SAME = 1e-9  # how far a mean of the values of documents may be from what lm-eval calls the mean
 
 logger = logging.getLogger(__name__)
@@ -167,9 +168,13 @@ def _check(name: str, loaded: TaskDict, asking: Asking, problems: Problems) -> N
         if getattr(task, "MULTIMODAL", False):
             problems.add(f"task {leaf}{of} shows images, which the models of a sweep do not read: leave it out")
         given = task.get_config("num_fewshot")
-        if asking.num_fewshot and given == 0:
+        if task.OUTPUT_TYPE == WHOLE_TEXTS:
+            for setting in ("num_fewshot", "apply_chat_template"):
+                if getattr(asking, setting):
+                    problems.add(f"task {leaf}{of} reads whole texts, with nothing around them: leave out {setting}")
+        elif asking.num_fewshot and given == 0:
             problems.add(f"task {leaf}{of} is asked without examples, as its config says: leave out num_fewshot")
-        elif asking.num_fewshot is not None or given is None:
+        if asking.num_fewshot is not None or given is None:
             task.set_config(key="num_fewshot", value=asking.num_fewshot or 0)
 
 

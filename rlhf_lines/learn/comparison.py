@@ -77,6 +77,7 @@ def read_run(folder: str | Path) -> LearnRun:
 
     Raises:
         FileNotFoundError: the folder holds none.
+        ValueError: it is of a version that kept too little.
     """
     record = read_record(folder)
     if not is_complete(folder) or record.get("stage") != "learn":
@@ -85,6 +86,11 @@ def read_run(folder: str | Path) -> LearnRun:
             "other"
         )
     way = json.loads((Path(folder) / LEARNED).read_text())
+    if "validation" not in way:
+        raise ValueError(
+            f"{folder} was learned by a version that kept no values by prompt, which are compared: learn again, with "
+            "--overwrite"
+        )
     names = {entry.name for entry in fields(LearnConfig)} - set(MAY_DIFFER)
     with Store(folder, reading=True) as store:
         settings = {name: store.recall(name, None) for name in (*sorted(names), "dataset_name", "reward_names")}

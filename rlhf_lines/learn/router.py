@@ -159,6 +159,12 @@ def read_measured(store: Store, config: RouterConfig) -> Measured:
     def scores(spec_id: int) -> Array:
         return store.scores(spec_id, SPLIT, objectives)
 
+    prompts = [prompt.text for prompt in store.prompts(SPLIT).values()]
+    if len(prompts) < 2:
+        raise ValueError(
+            f"the sweep in {config.sweep} has {len(prompts)} {SPLIT} prompt, expected two or more, of which one can be "
+            "left out: sweep with more"
+        )
     anchors = [(0.0,) * len(policies), *one_hot(len(policies))]
     ends = [p for p in measured if p.spec in {MergeSpec("linear", row) for row in anchors}]
     means = np.stack([scores(point.spec_id).mean(axis=0) for point in ends])
@@ -167,7 +173,7 @@ def read_measured(store: Store, config: RouterConfig) -> Measured:
     return Measured(
         scaling=scaling,
         weights=list(points),
-        prompts=[prompt.text for prompt in store.prompts(SPLIT).values()],
+        prompts=prompts,
         utilities=utilities(found, reference, ideal_point(means)),
         objectives=objectives,
         policies=policies,

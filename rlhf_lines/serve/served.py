@@ -86,6 +86,11 @@ def linear_specs(front: Front, group: str) -> dict[int, MergeSpec]:
         raise ValueError("group sft is the SFT model, which is no merge: give another group, such as lines")
     points = [point for point in front["points"] if point["group"] == group and any(point["spec"]["weights"])]
     specs = {point["id"]: MergeSpec.from_dict(point["spec"]) for point in points}
+    if any(spec.is_routed for spec in specs.values()):
+        raise ValueError(
+            f"group {group} has weights that a router chooses for every prompt, so that no one adapter is its policy: "
+            "give another group, such as lines"
+        )
     rules = {spec.rule for spec in specs.values() if not RULES[spec.rule].is_linear}
     if rules:
         raise ValueError(

@@ -203,6 +203,8 @@ class GroupEntry(Tunable):
                 raise ValueError(problem)
             object.__setattr__(self, "options", read_options(self.rule, self.options))
             MergeSpec(self.rule, (1.0,), options=self.options)  # knows the rule, or says so
+            if self.statistics and RULES[self.rule].statistics is None:
+                raise ValueError(f"statistics are given, but rule {self.rule!r} uses none; leave them out")
             self._take_router()
             for scaling in self.candidates(()):
                 self.spec((1.0,), scaling)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 CARD, TENSORS = "router.json", "router.safetensors"
 FORMAT = 1
+_KEYS = {
+    **{"points": list, "objectives": list, "policies_sha256": list, "prompts_sha256": list},
+    **{"alpha": int | float, "beta": int | float, "schedule": str, "sft_sha256": str, "numbers_sha256": str},
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class Router:
             card = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise ValueError(f"{path} is not of format {FORMAT}: make it again with rlhf-lines router")
+        for key, kind in _KEYS.items():
+            if not isinstance(card.get(key), kind) or (key == "points" and not _are_points(card[key])):
+                raise ValueError(f"{path} has no {key}, or a wrong one: make it again with rlhf-lines router")
         return cls(Path(folder), card)
 
     def write(self, bias: NDArray[np.float64], coefficients: NDArray[np.float64]) -> None:
@@ -100,6 +107,13 @@ class Router:
             raise ValueError(f"{path} is not the file that {CARD} beside it tells of: copy both again")
         tensors = load(numbers)
         return tensors["bias"], tensors["coefficients"]
+
+
+def _are_points(rows: list[Any]) -> bool:
+    """Whether these are weights, as many in every row."""
+    if not all(isinstance(row, list) and row for row in rows) or len({len(row) for row in rows}) != 1:
+        return False
+    return all(isinstance(weight, int | float) for row in rows for weight in row)
 
 
 def text_sha256(text: str) -> str:

@@ -127,6 +127,21 @@ def test_a_task_is_asked_otherwise_only_from_anew(run, tasks, capsys):
 
 
 @needs_lm_eval
+def test_one_name_is_one_result(run, tasks, capsys):
+    """Of a task alone, of the same in a group of tasks, and of a reward."""
+    asked = ["evaluate", str(run), "--include_path", str(tasks), "--points", "front", "--group", "sft", "--tasks"]
+    assert cli.main([*asked, "tiny_choice", "--limit", "2"]) == 0
+    before = stored(run)
+    assert cli.main([*asked, "tiny_both"]) == 2
+    assert (
+        "the run has tiny_choice/acc from task tiny_choice already: leave out task tiny_both" in capsys.readouterr().err
+    )
+    assert cli.main(["score", str(run), "--rewards", '{"model": "rule:length", "name": "tiny_choice/acc"}']) == 2
+    assert "tiny_choice/acc is what the run has of a benchmark" in capsys.readouterr().err
+    assert stored(run) == before and "tiny_choice/acc" not in json.loads((run / "front.json").read_text())["metrics"]
+
+
+@needs_lm_eval
 def test_a_model_that_has_changed_is_refused_before_the_work(run, tasks, policies, capsys):
     path = policies[0] / "adapter_config.json"
     before = path.read_text()
@@ -145,6 +160,10 @@ def test_a_model_that_has_changed_is_refused_before_the_work(run, tasks, policie
     [
         (["--tasks", "tiny_chioce"], "unknown task 'tiny_chioce'; did you mean 'tiny_choice'?"),
         (["--tasks", "tiny_answer", "--num_fewshot", "2"], "tiny_answer is asked without examples, as its config says"),
+        (
+            ["--tasks", "tiny_text", "--num_fewshot", "2"],
+            "tiny_text reads whole texts, with nothing around them: leave",
+        ),
         (["--tasks", "tiny_answer", "--apply_chat_template"], "the SFT model's tokenizer has no chat template"),
         (["--tasks", "tiny_answer", "--limit", "0"], "limit is 0, expected at least 1"),
         (["--tasks", ","], "no task is named: give --tasks"),

@@ -92,4 +92,9 @@ def test_the_command_compares_runs_of_other_seeds(flags, tmp_path, capsys):
     assert cli.main(["compare", str(folders[0]), str(tmp_path), "--output_dir", str(tmp_path / "no")]) == 2
     assert "is no finished run of learn" in capsys.readouterr().err
     assert cli.main(["compare", *map(str, folders), "--against", "x", "--output_dir", str(tmp_path / "no")]) == 2
-    assert "--against is of sweeps" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    assert "--against is of sweeps" in capsys.readouterr().err
+    learned = folders[1] / "learned.json"
+    learned.write_text(json.dumps({"format": 1, "candidates": [], "losses": []}))  # as an earlier version wrote it
+    assert cli.main(["compare", *map(str, folders), "--output_dir", str(tmp_path / "no")]) == 2
+    assert "learned by a version that kept no values by prompt" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

@@ -146,4 +146,8 @@ def test_what_cannot_be_learned_is_refused(swept, flags, tmp_path):  # noqa: F81
         ]:
             with pytest.raises(ValueError, match=re.escape(message)):
                 read_measured(Other(**facts), config)
+        one_prompt = Other()
+        one_prompt.prompts = lambda split: dict(list(store.prompts(split).items())[:1])
+        with pytest.raises(ValueError, match="has 1 validation prompt, expected two or more"):
+            read_measured(one_prompt, config)
     assert not list(tmp_path.iterdir())

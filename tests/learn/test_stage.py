@@ -268,6 +268,11 @@ def test_the_command_tells_what_was_found_and_a_merge_takes_the_file(flags, sft,
     told = capsys.readouterr().out
     assert "utility of 5 candidates on 5 train prompts, best: learned " in told
     assert "learned - lines: " in told and "outside" in told and "rlhf-lines merge --rule layerwise" in told
+    record = read_record(tmp_path / "out")
+    del record["rule"]  # as an earlier version wrote it
+    (tmp_path / "out" / "rlhf_lines.json").write_text(json.dumps(record))
+    assert cli.main(["learn", *flags(tmp_path / "out", num_candidates=5), "--resume"]) == 0
+    assert "rlhf-lines merge --rule layerwise" in capsys.readouterr().out
     given = ["--sft_model", str(sft), "--policies", *map(str, policies[:2]), "--rule", "layerwise", "--save", "adapter"]
     options = ["--rule_options", json.dumps({"factors": str(tmp_path / "out" / "factors.json")})]
     assert cli.main(["merge", *given, *options, "--output_dir", str(tmp_path / "merged")]) == 0

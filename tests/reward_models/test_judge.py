@@ -89,11 +89,12 @@ def test_a_grade_that_cannot_be_read_is_no_score(make):
     ):
         make(server).score(["p"], ["never"])
     assert len(server.requests) == 3
-    with (
-        served(lambda request: Answer(200, {"choices": []})) as server,
-        pytest.raises(ValueError, match="not the form of OpenAI's chat completions"),
-    ):
-        make(server).score(["p"], ["a"])
+    for answer in ({"choices": []}, said([{"type": "text", "text": "Grade: 3"}]).content):
+        with (
+            served(lambda request, answer=answer: Answer(200, answer)) as server,
+            pytest.raises(ValueError, match="not the form of OpenAI's chat completions"),
+        ):
+            make(server).score(["p"], ["a"])
 
 
 def test_a_grade_off_the_scale_is_asked_for_again(make):

@@ -31,6 +31,7 @@ GROUPS = {
         "by layer": [MergeSpec("layerwise", weights, options=BY_LAYER) for weights in POINTS],
         "others": [MergeSpec("linear", (0.0, weights[0], 0.0, weights[1]), 0.7) for weights in POINTS],
         "search": [MergeSpec("linear", weights, alpha=1 + k) for k, weights in enumerate(POINTS)],
+        "routed": [MergeSpec("twin", weights, options={"rank": 2, "router": "5f"}) for weights in POINTS],
         "ties": [MergeSpec("ties", POINTS[1], options={"density": 0.3})],
         "morlhf": [MergeSpec("linear", (0.0, 0.0, 1.0))],
         "wise_ft": [MergeSpec("linear", (0.5, 0.0), 0.9)],

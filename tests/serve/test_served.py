@@ -49,6 +49,7 @@ def test_the_policies_are_those_of_the_group(run, models):
         ("sft", "group sft is the SFT model, which is no merge"),
         ("morlhf", "group morlhf is no mix of policies"),
         ("ties", "group ties has rule ties, of which no adapter is exactly the merge"),
+        ("routed", "group routed has weights that a router chooses for every prompt, so that no one adapter is its"),
         ("search", "the points of group search have scalings of their own"),
         ("wise_ft", "the weights of group wise_ft do not sum to 1"),
     ],

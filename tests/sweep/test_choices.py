@@ -146,6 +146,10 @@ def test_a_group_is_a_mapping_or_json():
         ([{"name": "a", "options": None}], "groups: a: options is None, expected a mapping"),
         ([{"name": "a", "statistics": 3}], "groups: a: statistics is 3, expected a list of folders, one per policy"),
         ([{"name": "a", "statistics": "x"}], "groups: a: statistics is 'x', expected a list of folders"),
+        (
+            [{"name": "a", "statistics": ["x", "y"]}],
+            "groups: a: statistics are given, but rule 'linear' uses none; leave",
+        ),
         ([{"name": "a", "statistics": ["x", 3]}], "groups: a: statistics is ['x', 3], expected a list of folders"),
         ([{"name": "a", "schedule": "square"}], "groups: a: unknown schedule 'square'"),
         ([{"name": "a", "alpha": 1.0, "scalings": ["1 1"]}], "groups: a: alpha and scalings are given: keep one"),

@@ -190,6 +190,9 @@ def test_numbers_that_are_not_those_of_the_card_and_a_missing_router_are_named(w
     (router / "router.safetensors").write_bytes((router / "router.safetensors").read_bytes() + b" ")
     with pytest.raises(ValueError, match=r"router.safetensors is not the file that router.json beside it tells of"):
         Router.read(router).predict(np.zeros((1, WIDTH)))
+    for key, value in (("policies_sha256", None), ("points", []), ("points", [[1.0], [0.5, 0.5]]), ("alpha", "auto")):
+        with pytest.raises(ValueError, match=rf"router.json has no {key}, or a wrong one: make it again"):
+            Router.read(write(**{key: value}))
     with pytest.raises(FileNotFoundError, match=r"router .* has no router.json: make it with rlhf-lines router"):
         Router.read(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="reads states of 16 numbers, and the SFT model has 8"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record, write_whole
-from rlhf_lines.merge.rules.profile import options_text
+from rlhf_lines.merge.rules.profile import KEYS, options_text
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.comparison import RunsFile, write_comparison
 from rlhf_lines.pareto.figures.comparison import plot_comparison
@@ -23,6 +23,7 @@ from rlhf_lines.sweep.store import open_finished
 
 PAGE = "comparison.html"
 FIGURES = ("comparison.png", "comparison.pdf")
+LEARNED = (*KEYS, "router")  # options that each run has learned, or searched for, with its own policies
 
 
 class Sweep(NamedTuple):
@@ -177,20 +178,24 @@ def _identity(reward: Any) -> dict[str, Any]:
 
 
 def _rules(sweep: Sweep, group: str) -> list[str]:
-    """How a group is merged, but for weights and what is chosen for each run: alpha, beta and schedule."""
+    """How a group is merged, but for weights and what is chosen for each run: alpha, beta, schedule and `LEARNED`."""
     specs = [point["spec"] for point in sweep.run.points if point["group"] == group]
     return sorted(
         {
             " ".join(
                 [
-                    s["rule"],
-                    *([options_text(s["options"])] if s["options"] else []),
-                    *(["LiNeS before the rule"] if s.get("lines") == "before" else []),
+                    spec["rule"],
+                    *([options_text(given)] if (given := _given(spec["options"])) else []),
+                    *(["LiNeS before the rule"] if spec.get("lines") == "before" else []),
                 ]
             )
-            for s in specs
+            for spec in specs
         }
     )
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in LEARNED}
 
 
 def _notes(sweeps: Sequence[Sweep]) -> list[str]:

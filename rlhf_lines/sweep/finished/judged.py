@@ -13,16 +13,18 @@ Rivals = dict[tuple[int, int], str]  # the other completion by prompt and sample
 
 
 def rivals(store: Store, judge: Comparer) -> Rivals:
-    """The completions that those of all points are compared with: of the SFT model, or of a point.
+    """The completions that those of all points are compared with: of the SFT model, or of a point of the front.
+
+    Points of validation prompts are none: those of the front would have nothing to be compared with.
 
     Raises:
-        ValueError: the run has no such point.
+        ValueError: the front has no such point.
     """
-    points = [point for split in store.splits() for point in store.points(split)]
+    points = store.points("test")
     found = {p.spec_id for p in points if (p.group == SFT if judge.against == SFT else p.id == judge.against)}
     if not found:
         raise ValueError(
-            f"the judge {judge.name!r} compares with point {judge.against}, which the run lacks; its points are in "
+            f"the judge {judge.name!r} compares with point {judge.against}, which the front lacks; its points are in "
             "front.csv"
         )
     return {(row.prompt, row.sample): row.text for spec in found for row in store.rows_of(spec, ())}

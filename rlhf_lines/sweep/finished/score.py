@@ -20,7 +20,13 @@ from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
 from rlhf_lines.progress import Bar
 from rlhf_lines.scoring import Asked
 from rlhf_lines.scoring import score as score_completions
-from rlhf_lines.sweep.finished.front import check_free_of_reference_point, metrics_of, objectives_of, trace_front
+from rlhf_lines.sweep.finished.front import (
+    asked_metrics,
+    check_free_of_reference_point,
+    metrics_of,
+    objectives_of,
+    trace_front,
+)
 from rlhf_lines.sweep.finished.judged import Rivals, added, counts_of, rivals
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.store import Store, Unscored, open_finished
@@ -76,6 +82,11 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int, 
         known = store.recall("reward_models")
         models = load_reward_models(entries, batch_size=batch_size)
         check_score_names([model.name for model in models])
+        for name in {model.name for model in models} & set(asked_metrics(store)):
+            raise ValueError(
+                f"{name} is what the run has of a benchmark: give the reward another name, as in "
+                '{"model": ..., "name": ...}'
+            )
         objectives = objectives_of(store)
         if as_objectives:
             objectives += [model.name for model in models if model.name not in objectives]

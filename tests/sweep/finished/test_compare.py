@@ -126,6 +126,23 @@ def test_objectives_are_compared_and_metrics_are_not(tmp_path, runs):
         compare([folders[0], runs / "seed1"], output_dir=tmp_path / "two")
 
 
+def test_what_each_run_has_learned_for_its_own_policies_is_no_other_way_to_merge(tmp_path, capsys):
+    def folder(seed: int, rank: int = 2):
+        by_layer = [{"factors": [[seed, 1.0 + k], [0.5, 1.0]], "outside": [1.0, 1.0]} for k in range(3)]
+        weights = [spec.weights for spec in specs()["lines"]]
+        groups = {
+            "search": [MergeSpec("layerwise", w, options=own) for w, own in zip(weights, by_layer, strict=True)],
+            "routed": [MergeSpec("twin", w, options={"rank": rank, "router": f"5f{seed}"}) for w in weights],
+        }
+        return write_sweep(tmp_path / f"seed{seed} rank{rank}", seed, groups=groups | anchors)
+
+    anchors = {name: specs()[name] for name in ("sft", "rewarded_soup")}
+    found = compare([folder(0), folder(1)], output_dir=tmp_path / "out")
+    assert {"search", "routed"} <= found["runs"][0]["groups"].keys()
+    told = refused(capsys, [folder(2), folder(3, rank=4), "--output_dir", tmp_path / "other"])
+    assert '\'routed\' in two ways, twin {"rank": 2} and twin {"rank": 4}' in told
+
+
 def test_a_log_ratio_that_is_no_kl_is_not_compared(tmp_path):
     folders = []
     for seed in (0, 1):

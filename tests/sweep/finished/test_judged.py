@@ -93,7 +93,10 @@ def test_the_win_rate_is_a_metric_of_every_point(tmp_path, capsys, against):
 
 def test_a_point_that_the_run_lacks_is_refused(tmp_path, capsys):
     run = write_run(tmp_path / "run", ["rule:length"])
-    with served(longer) as server:
-        assert cli.main(["score", str(run), "--rewards", entry(server, against=99)]) == 2
-    assert "compares with point 99, which the run lacks; its points are in front.csv" in capsys.readouterr().err
+    with Store(run, reading=True) as store:
+        of_validation = store.points("validation")[-1].id
+    for point in (99, of_validation):
+        with served(longer) as server:
+            assert cli.main(["score", str(run), "--rewards", entry(server, against=point)]) == 2
+        assert f"point {point}, which the front lacks; its points are in front.csv" in capsys.readouterr().err
     assert json.loads((run / "front.json").read_text())["metrics"] == []
