@@ -128,7 +128,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             seed=store.recall("seed"),
             points=measured_points(store, split),
             sft_model=store.recall("sft_model"),
-            policies=_policies(store),
+            policies=policies_of(store),
             sft_renamed=store.recall("sft_renamed", False),
             validation=_validation(store),
             surrogate=store.recall("surrogate"),
@@ -186,7 +186,7 @@ def _audit(store: Store) -> Audit | None:
     return None if found is None else {**found, "of_two": two_policies(found)}
 
 
-def _policies(store: Store) -> list[str]:
+def policies_of(store: Store) -> list[str]:
     """Every policy, in the order of the specs' weights."""
     sets = [PolicySet.of(entry) for entry in store.recall("policy_sets", [])]
     return all_policies(store.recall("policies"), store.recall("morlhf"), sets)
@@ -235,7 +235,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
     objectives, metrics = objectives_of(store), metrics_of(store, split)
     sets = {entry.name: entry for entry in map(PolicySet.of, store.recall("policy_sets", []))}
-    listed = _policies(store)
+    listed = policies_of(store)
     samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), store.log_ratio_name
     behaviours, results = read_behaviour(store, split, objectives), _results(store)
 
