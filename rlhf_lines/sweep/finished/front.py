@@ -18,6 +18,7 @@ from rlhf_lines.pareto import (
     plot_front,
     plot_kl,
     plot_validation,
+    read_front,
     write_front,
 )
 from rlhf_lines.pareto.benchmarks import Result
@@ -66,6 +67,18 @@ def trace_front(
                 _set(store, objectives, reference_point)
                 store.finish()
         return _trace_front(folder, split)
+
+
+def front_of(folder: str | Path) -> Front:
+    """The front of a finished sweep: what `front.json` says, or made anew where that is none, or of an older form.
+
+    Raises:
+        FileNotFoundError, ValueError: as `trace_front`.
+    """
+    try:
+        return read_front(folder)
+    except (FileNotFoundError, ValueError):
+        return trace_front(folder)
 
 
 def objectives_of(store: Store) -> list[str]:
