@@ -366,6 +366,16 @@ def read_front(folder: str | Path) -> Front:
     return front
 
 
+def groups_of(front: Front) -> list[str]:
+    """The names of the groups, in the order of their first points."""
+    return list(dict.fromkeys(point["group"] for point in front["points"]))
+
+
+def nondominated(front: Front) -> set[int]:
+    """The ids of the points that no other point of their group dominates, of all groups that have a front."""
+    return {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+
+
 def faults(value: Any, kind: Any = Front, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield how a JSON value differs from a type: `missing`, `unknown` (both of keys) or `wrong` (a value), and where.
 

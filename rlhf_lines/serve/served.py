@@ -13,7 +13,7 @@ from rlhf_lines.merge.inputs.fingerprints import policy_fingerprint
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.pareto import Front, pick, read_front
 from rlhf_lines.pareto.origin import policy_names
-from rlhf_lines.pareto.schema import MORLHF, SFT
+from rlhf_lines.pareto.schema import MORLHF, SFT, groups_of
 from rlhf_lines.serve.names import PREFIX, SEPARATORS, read_mix
 from rlhf_lines.sweep.store import open_finished
 from rlhf_lines.sweep.swept import Swept, read_swept
@@ -91,7 +91,7 @@ def linear_specs(front: Front, group: str) -> dict[int, MergeSpec]:
     Raises:
         ValueError: there is no such group, or it has none.
     """
-    groups = list(dict.fromkeys(point["group"] for point in front["points"]))
+    groups = groups_of(front)
     if group not in groups:
         raise ValueError(unknown_name("group", group, groups))
     if group == SFT:

@@ -70,7 +70,7 @@ def trace_front(
 
 
 def front_of(folder: str | Path) -> Front:
-    """The front of a finished sweep: what `front.json` says, or made anew where that is none, or of an older form.
+    """The front of a finished sweep, as `front.json` has it; where that is missing or of an older form, made anew.
 
     Raises:
         FileNotFoundError, ValueError: as `trace_front`.
@@ -95,7 +95,7 @@ def metrics_of(store: Store, split: str | None = None) -> list[str]:
 
 def asked_metrics(store: Store) -> list[str]:
     """The metrics of the benchmarks that points were asked."""
-    return [name for by_spec in store.evaluations().values() for name in next(iter(by_spec.values()))["metrics"]]
+    return [name for benchmark in _benchmarks(store).values() for name in benchmark["metrics"]]
 
 
 def check_free_of_reference_point(store: Store) -> None:
