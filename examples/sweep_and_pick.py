@@ -47,11 +47,9 @@ def main() -> None:
         scores = "  ".join(f"{name} {score['mean']:8.3f}" for name, score in point["scores"].items())
         print(f"{point['group']:15} {point['label']:40} {scores}")
 
-    # 3. Pick the best for a preference, each reward scaled to what was seen, and merge it.
-    point = pick_point(front, preference=args.preference, scale="range")
-    if point["merge_arguments"] is None:
-        print(f"no merge is better than {args.sft_model} itself")
-        return
+    # 3. Pick the best LiNeS for a preference, each reward scaled to what was seen, and merge it. (Without `group` it is
+    # the best of all groups but the controls, which may be the SFT model itself.)
+    point = pick_point(front, preference=args.preference, scale="range", group="lines")
     run_stage("merge", merge_arguments(front, point, merged))
     print(f"{point['label']} is in {merged}; {sweep / 'report.html'} shows what it writes")
 

@@ -51,6 +51,18 @@ def reader(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """From here on no sweep draws figures or writes its page: of a tiny one these take longer than all the rest."""
+    from rlhf_lines.sweep import run
+    from rlhf_lines.sweep.finished import front, score
+
+    for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting", "plot_benchmarks"):
+        monkeypatch.setattr(front, name, lambda front, *paths: None)
+    for module in (run, score):
+        monkeypatch.setattr(module, "write_report", lambda folder: None)
+
+
 def pytest_collection_modifyitems(items):
     """Begin with files that take long: a process that began one at the end would be waited for."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

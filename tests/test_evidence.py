@@ -281,6 +281,9 @@ def test_a_pair_is_compared_over_the_seeds_that_have_both(evidence, tasks, tmp_p
     assert task.having("lines", "rewarded_soup") is task
     assert task.having("ties", "ties with LiNeS").runs == [whole] and not task.having("missing").runs
     rows = [row.strip("| ").split(" | ") for row in evidence.questions.differences(task).splitlines()[2:]]
+    by_seed = [row.strip("| ").split(" | ") for row in evidence.questions.by_seed(task).splitlines()[2:]]
+    alone = evidence.questions.differences(evidence.Task("docstrings", [], [whole], [])).splitlines()[2]
+    assert by_seed[0][1].split("; ")[0] == alone.strip("| ").split(" | ")[2] and by_seed[0][1].count("; ") == 1
     assert {row[0]: row[1] for row in rows}.items() >= {
         "LiNeS - rewarded soup": "2",
         "ties with LiNeS - ties": "1",

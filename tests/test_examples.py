@@ -20,8 +20,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.fixture
 def run(reader, monkeypatch, capsys):
     """A function that runs an example with flags, and returns what it printed."""
-    questions = [f"What is {subject}?" for subject in ("rain", "salt", "bread", "an atom", "a cell", "a lens")]
-    rows = [{"prompt": [{"role": "user", "content": question}]} for question in questions * 4]
+    subjects = ("the sky", "bread", "a lens", "rain", "a cell", "salt", "the moon", "an atom")
+    questions = [f"{start} {subject}?" for subject in subjects for start in ("What is", "Who needs")]
+    rows = [{"prompt": [{"role": "user", "content": question}]} for question in questions]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.syspath_prepend(EXAMPLES)  # as python does for the script that it runs
 
@@ -49,14 +50,11 @@ def test_two_adapters_are_merged(run):
     assert (record["spec"]["weights"], record["rank"]) == ([0.3, 0.7], 8)
 
 
-def test_the_pick_of_a_sweep_is_written(run):
+def test_the_pick_of_a_sweep_is_written(run, without_pictures):
     flags = ["--dataset_name", "prompts.jsonl", "--num_weights", "3", "--preference", "0", "1", "--output_dir", "out"]
     printed = run("sweep_and_pick.py", *INPUTS, *flags)
-    front = read_front("out/sweep")
-    best = max(
-        (point for point in front["points"] if point["group"] not in ("scaled", "reversed")),
-        key=lambda point: point["scores"]["short"]["mean"],
-    )
+    lines = [point for point in read_front("out/sweep")["points"] if point["group"] == "lines"]
+    best = max(lines, key=lambda point: [point["scores"][name]["mean"] for name in ("short", "lexical")])
     assert f"{best['label']} is in out/merged" in printed
     assert json.loads(Path("out/merged/merge_spec.json").read_text())["spec"]["weights"] == best["spec"]["weights"]
 

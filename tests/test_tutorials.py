@@ -44,7 +44,7 @@ def rank(adapter: str) -> int:
     return max(factors.A.shape[0] for factors in load_adapter(adapter).modules.values())
 
 
-def test_two_adapters_and_a_third_reward(reader):
+def test_two_adapters_and_a_third_reward(reader, without_pictures):
     read("own_adapters.md")
     point = next(point for point in read_front("sweep")["points"] if point["merge_arguments"])
     assert cli.main(["merge", *point["merge_arguments"], "--output_dir", "picked"]) == 0  # of adapters that are renamed
@@ -57,7 +57,7 @@ def test_two_adapters_and_a_third_reward(reader):
     assert len(weights(three, "rewarded_soup")) == 6
 
 
-def test_dpo_and_ppo(reader):
+def test_dpo_and_ppo(reader, without_pictures):
     read("dpo_and_ppo.md")
     assert load_adapter("dpo-brief").base == load_adapter("ppo-brief").base == CHAT_MODEL
     assert any(factors.B.abs().max() > 0 for factors in load_adapter("dpo-brief").modules.values())

@@ -63,7 +63,7 @@ def plan_basis(configs: dict, given: dict, beside: Path | None, options: Options
     plan.phases += [
         memory.Phase("fit", {**held, "one module": memory.fit_bytes(widest, count, rank, components)}),
         memory.Phase("losses", held | rebuilt),
-        memory.Phase("writing", {**held, "file": written}),
+        memory.Phase("writing", {**held, "copies in the order of the file": written}),
     ]
     plan.disk[BASIS_FILE] = written
     return plan
@@ -95,11 +95,13 @@ def plan_rebuild(configs: dict, given: dict, beside: Path | None, options: Optio
     if config.rank is not None:
         plan.work.append(("truncated to rank", f"{config.rank}, from {total}; what that loses is told"))
     whole = positions * total * memory.FLOAT32
-    held = {memory.LIBRARIES_PART: memory.MERGE_LIBRARIES["adapter"], "basis": size, "policies": whole}
+    before, with_peft = (memory.MERGE_LIBRARIES[save] for save in ("dense", "adapter"))  # PEFT is imported to write
+    held = {"basis": size, "policies": whole}
     merged = {"merged adapter": positions * (config.rank or total) * memory.FLOAT32}
+    cast = {} if dtype == torch.float32 else {"cast": written}
     plan.phases += [
-        memory.Phase("merge", {**held, "stacked": whole, "scaled": whole // 2}),
-        memory.Phase("writing", {**held, **merged, "file": written}),
+        memory.Phase("merge", {memory.LIBRARIES_PART: before, **held, "stacked": whole, "scaled": whole // 2}),
+        memory.Phase("writing", {memory.LIBRARIES_PART: with_peft, **held, **merged, **cast}),
     ]
     plan.disk["rebuilt adapter"] = written
     return plan

@@ -34,6 +34,7 @@ NOT_OURS = ("hh",)  # tasks whose prompts are kept as hashes
 Tables = Mapping[str, Callable[[Task], str]]
 OF_COMPARISON: Tables = {  # of a task with the sweep of all groups
     "differences": questions.differences,
+    "by seed": questions.by_seed,
     "thirds": questions.thirds,
     "profiles": questions.profiles,
     "forgetting": questions.forgetting,

@@ -77,6 +77,19 @@ def differences(task: Task, pairs: Iterable[tuple[str, str]] = PAIRS) -> str:
     return table(["", "seeds", *MEASURES.values()], rows)
 
 
+def by_seed(task: Task) -> str:
+    """The same differences for each seed, in the order of the seeds, with intervals over its prompts alone."""
+    rows = []
+    for a, b in PAIRS:
+        if (own := task.having(a, b)).runs:
+            cells = [
+                "; ".join(_told(replace(own, runs=[run]).difference(a, b, measure), 0, " %") for run in own.runs)
+                for measure in MEASURES
+            ]
+            rows.append([f"{named(a)} - {named(b)}", *cells])
+    return table(["a seed after the other", *MEASURES.values()], rows)
+
+
 def chosen(tasks: Sequence[Task]) -> str:
     """What each group chose on validation prompts, by seed."""
     groups = dict.fromkeys(g for task in tasks for g in (LINES, *task.runs[0].front["validation"]["groups"]))

@@ -8,7 +8,7 @@ grow with depth and with half of the layers frozen; then one sweep compares all 
 of the depth a factor of its own, a third one searches for a front beside LiNeS and one factor tuned at the same cost,
 and `learn` fits factors for equal preferences. Task demo is the search and `learn` alone. The configs are the shipped
 ones with what a task and a seed change, and are kept beside the runs, as is what each stage prints. Policies of one SFT
-model are trained --jobs at a time, and a sweep has as many processes, one thread each; other stages have all threads.
+model are trained --jobs at a time; sweeps and `learn` have as many processes, one thread each; others have all threads.
 What is complete is skipped, and a stage that was stopped goes on from its last checkpoint. At the end, sweeps of the
 same task are compared over seeds.
 

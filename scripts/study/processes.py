@@ -17,6 +17,7 @@ from stages import Stage
 
 
 LAST_LINES = 15
+SHARED = ("sweep", "learn")  # verbs whose processes share the batches
 
 
 def run(stage: Stage, folder: Path, *, threads: int, processes: int = 1) -> None:
@@ -60,7 +61,7 @@ def run_unless(failed: threading.Event, stage: Stage, folder: Path) -> None:
 def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
     """Run stages in their order, those of PPO several at a time. What runs beside one that fails is run to its end.
 
-    On a CPU two processes of one thread are faster than one of two; a sweep shares its batches among them.
+    On a CPU two processes of one thread are faster than one of two; sweeps and `learn` share their batches among them.
     """
     for verb, some in itertools.groupby(todo, key=lambda stage: stage.verb):
         if verb == "ppo" and jobs > 1:
@@ -71,5 +72,5 @@ def run_all(todo: Iterator[Stage], folder: Path, jobs: int) -> None:
                     one.result()
         else:
             for stage in some:
-                processes = jobs if verb == "sweep" else 1
+                processes = jobs if verb in SHARED else 1
                 run(stage, folder, threads=max(1, os.cpu_count() // processes), processes=processes)

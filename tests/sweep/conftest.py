@@ -164,15 +164,3 @@ def sweep(finished, flags, rewards) -> Path:
         rewards.SCORED.clear()
         assert (finished["folder"] / "front.png").is_file(), "it comes before without_pictures"
     return finished["folder"]
-
-
-@pytest.fixture
-def without_pictures(monkeypatch):
-    """From here on no sweep draws figures or writes its page: of a tiny one these take longer than all the rest."""
-    from rlhf_lines.sweep import run
-    from rlhf_lines.sweep.finished import front, score
-
-    for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting", "plot_benchmarks"):
-        monkeypatch.setattr(front, name, lambda front, *paths: None)
-    for module in (run, score):
-        monkeypatch.setattr(module, "write_report", lambda folder: None)
