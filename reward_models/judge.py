@@ -235,7 +235,7 @@ class Comparer(Judge):
         if isinstance(there, _Unread) or isinstance(back, _Unread):
             self.undecided += 1
             return TIE
-        if there != LOSS + WIN - back:
+        if there != 1 - back:  # the completion stood first there, and second here
             self.changed += 1
             return TIE
         return there

@@ -53,7 +53,7 @@ def hub_name(name: str) -> tuple[str | None, str | None]:
     (('owner/policy', None), ('owner/policy', 'v2'), (None, None))
     """
     model, _, revision = name.partition("@")
-    if not model or model.count("/") > 1 or model.startswith((".", "/", "~", "outputs/")):
+    if not model or model.count("/") > 1 or model.startswith((".", "/", "~", "outputs/", "models/")):
         return None, None
     return model, revision or None
 

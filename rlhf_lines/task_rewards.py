@@ -209,9 +209,10 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def raw_score_problems(entries: Sequence[RewardEntry]) -> list[str]:
-    """What is wrong with entries where raw scores are kept: they have no weight, normalize or clip."""
+    """What is wrong with entries where raw scores are read: they have no weight, normalize or clip."""
     return [
-        f"rewards: {entry.model} has a weight, normalize or clip, but a sweep keeps raw scores"
+        f"rewards: {entry.model} has a weight, normalize or clip, which are for PPO; here raw scores are read: leave "
+        "them out"
         for entry in entries
         if (entry.weight, entry.normalize, entry.clip) != (1.0, False, None)
     ]

@@ -15,11 +15,10 @@ from rlhf_lines.evaluation.models import models_of
 from rlhf_lines.evaluation.points import FRONT, chosen_points
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.schema import Front
 from rlhf_lines.progress import Bar
 from rlhf_lines.sweep.engines.local import LocalEngine
-from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.finished.front import front_of, trace_front
 from rlhf_lines.sweep.finished.report import write_report
 from rlhf_lines.sweep.store import Store, open_finished
 
@@ -77,7 +76,7 @@ def evaluate(
     asking, tasks = Asking(limit, num_fewshot, apply_chat_template), list(dict.fromkeys(tasks))
     with only_writer(folder):
         with open_finished(folder, reading=False) as store:
-            front = _front_of(folder)
+            front = front_of(folder)
             stored = {point.id: point for point in store.points(front["split"])}
             chosen = [stored[point["id"]] for point in chosen_points(front, points, groups)]
             specs = {point.spec_id: point.spec for point in chosen}  # two groups may share one
@@ -89,14 +88,6 @@ def evaluate(
         front = trace_front(folder)
         write_report(folder)
     return Outcome({task: len(missing[task]) for task in tasks}, front)
-
-
-def _front_of(folder: str | Path) -> Front:
-    """The front of the run; where the file is none, or that of an older version, made anew."""
-    try:
-        return read_front(folder)
-    except (FileNotFoundError, ValueError):
-        return trace_front(folder)
 
 
 def _check_settings(tasks: Sequence[str], numbers: Mapping[str, tuple[int | None, int]]) -> None:

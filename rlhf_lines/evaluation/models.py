@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rlhf_lines.arguments import parse
 from rlhf_lines.artifact import CONFIG
-from rlhf_lines.merge.inputs.fingerprints import check_unchanged
 from rlhf_lines.sweep.config import SWEEP, SweepConfig
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
-from rlhf_lines.sweep.inputs import read_models
+from rlhf_lines.sweep.inputs import check_4bit
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.store import Store
+from rlhf_lines.sweep.swept import read_swept
 
 
 @contextlib.contextmanager
@@ -27,14 +27,14 @@ def models_of(folder: str | Path, store: Store) -> Iterator[LocalEngine]:
 
     Raises:
         FileNotFoundError: a model is no longer where it was.
-        ValueError: it is another one than the sweep had.
+        ValueError: one has changed since the sweep, or cannot be loaded as it was on this machine.
     """
-    config = sweep_config(folder)
-    sft, adapters, hashes = read_models(config)
-    way_out = "restore it, or sweep again"
-    check_unchanged(store.recall("inputs_sha256", {}), hashes, since=f"the sweep in {folder}", way_out=way_out)
+    config, swept = sweep_config(folder), read_swept(folder, store)
+    adapters = swept.load()
+    if config.load_in_4bit:
+        check_4bit(swept.sft)
     check_mixable(adapters)
-    with Merges(sft, adapters[: len(config.policies)], config.groups) as merges:
+    with Merges(swept.sft, adapters[: len(config.policies)], config.groups) as merges:
         yield LocalEngine(config, merges, adapters)
 
 

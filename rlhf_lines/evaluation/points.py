@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.pareto.origin import is_routed
-from rlhf_lines.pareto.schema import CONTROLS, SFT, Front, PointEntry
+from rlhf_lines.pareto.schema import CONTROLS, SFT, Front, PointEntry, groups_of, nondominated
 
 
 FRONT, ALL = "front", "all"
@@ -29,7 +29,7 @@ def chosen_points(front: Front, points: Sequence[str] = (FRONT,), groups: Sequen
     """
     models = [point for point in front["points"] if not is_routed(point["spec"])]
     routed = {point["group"] for point in front["points"] if is_routed(point["spec"])}
-    known = list(dict.fromkeys(point["group"] for point in models))
+    known = [name for name in groups_of(front) if name not in routed]
     for name in groups:
         if name in routed:
             raise ValueError(f"group {name} has {ROUTED}: leave it out")
@@ -51,7 +51,7 @@ def chosen_points(front: Front, points: Sequence[str] = (FRONT,), groups: Sequen
 
 def _dominated(front: Front) -> set[int]:
     """The ids of the points that another point of their group dominates; a group without a front has none."""
-    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    best = nondominated(front)
     return {p["id"] for p in front["points"] if p["group"] in front["fronts"] and p["id"] not in best}
 
 

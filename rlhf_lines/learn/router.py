@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, w
 from rlhf_lines.config import RunConfig
 from rlhf_lines.learn.ridge import Array, Ridge, fit_ridge
 from rlhf_lines.learn.router_config import RouterConfig
-from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, model_fingerprint
 from rlhf_lines.merge.inputs.provenance import called
 from rlhf_lines.merge.spec import MergeSpec
@@ -24,25 +24,13 @@ from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.engines.local import load_base
 from rlhf_lines.sweep.finished.front import objectives_of
 from rlhf_lines.sweep.groups import LINES, SOUP, one_hot, simplex
+from rlhf_lines.sweep.inputs import check_4bit
 from rlhf_lines.sweep.router import Router, text_sha256
 from rlhf_lines.sweep.store import RUN_STORE, Store, StoredPoint, open_finished
+from rlhf_lines.sweep.swept import Swept, read_swept
 
 
 SPLIT = "validation"
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How the sweep loaded the SFT model."""
-
-    dtype: str
-    load_in_8bit: bool
-    load_in_4bit: bool
-
-    @property
-    def quantized(self) -> bool:
-        """Whether it is loaded in 8 or 4 bits."""
-        return self.load_in_8bit or self.load_in_4bit
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,6 @@ class Measured:
         policies_sha256: of their weights.
         sft_model: its name.
         sft_sha256: its hash.
-        loading: of the SFT model.
     """
 
     scaling: Scaling
@@ -71,7 +58,6 @@ class Measured:
     policies_sha256: list[str]
     sft_model: str
     sft_sha256: str
-    loading: Loading
 
 
 def run(run_config: RunConfig, config: RouterConfig, given: dict) -> Path:
@@ -85,16 +71,16 @@ def run(run_config: RunConfig, config: RouterConfig, given: dict) -> Path:
 
     Raises:
         FileNotFoundError, FileExistsError: there is no such sweep or SFT model, or `output_dir` exists.
-        ValueError: the sweep has measured too little, or the SFT model is another one.
+        ValueError: the sweep has measured too little, or the SFT model has changed since.
     """
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
     with open_finished(config.sweep) as store:
         measured = read_measured(store, config)
-    sft = _sft_folder(config, measured.sft_model)
-    refuse_replacing(config.output_dir, [sft, config.sweep])
-    if checkpoint_sha256(sft) != measured.sft_sha256:
-        raise ValueError(f"SFT model {sft} is not the one of the sweep in {config.sweep}: give it as sft_model")
-    fit = fit_ridge(_features(sft, measured), _targets(measured.utilities))
+        swept = read_swept(config.sweep, store, (), sft_model=config.sft_model)
+    refuse_replacing(config.output_dir, [swept.sft, config.sweep])
+    if swept.load_in_4bit:
+        check_4bit(swept.sft)
+    fit = fit_ridge(_features(swept, measured.prompts), _targets(measured.utilities))
     with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder:
         shape = measured.utilities.shape[1:]
         card = {
@@ -131,7 +117,7 @@ def inputs(run_config: RunConfig, config: RouterConfig) -> dict[str, Fingerprint
         name = store.recall("sft_model")
     return {
         f"sweep {called(config.sweep)}": {RUN_STORE: sha256_of([Path(config.sweep) / RUN_STORE])},
-        f"SFT model {called(name)}": model_fingerprint(_sft_folder(config, name)),
+        f"SFT model {called(name)}": model_fingerprint(local_folder(config.sft_model or name, what="SFT model")),
     }
 
 
@@ -180,7 +166,6 @@ def read_measured(store: Store, config: RouterConfig) -> Measured:
         policies_sha256=store.recall("policies_sha256")[: len(policies)],
         sft_model=store.recall("sft_model"),
         sft_sha256=store.recall("sft_sha256"),
-        loading=Loading(*(store.recall(name) for name in ("dtype", "load_in_8bit", "load_in_4bit"))),
     )
 
 
@@ -225,14 +210,10 @@ def _targets(measured: Array) -> Array:
     return (measured - measured.mean(axis=1, keepdims=True)).reshape(len(measured), -1)
 
 
-def _features(sft: Path, measured: Measured) -> Array:
-    tokenizer = load_tokenizer(sft)
-    rows = [tokenizer(prompt)["input_ids"] for prompt in measured.prompts]
-    return last_hidden_states(load_base(measured.loading, sft), rows).numpy()
-
-
-def _sft_folder(config: RouterConfig, name: str) -> Path:
-    return local_folder(config.sft_model or name, what="SFT model")
+def _features(swept: Swept, prompts: Sequence[str]) -> Array:
+    tokenizer = load_tokenizer(swept.sft)
+    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    return last_hidden_states(load_base(swept, swept.sft), rows).numpy()
 
 
 def _is_choice(point: StoredPoint, scaling: Scaling, num_policies: int) -> bool:

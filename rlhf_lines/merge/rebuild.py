@@ -35,7 +35,9 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
     """
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
     check_dtype(config.dtype)
-    folder, record = Path(config.basis), read_record(config)
+    if config.rank is not None:
+        check_rank(config.rank)
+    folder, record = Path(config.basis), basis_record(config.basis)
     taken = taken_policies(config, record)
     sft_model = config.sft_model or record["sft_model"]
     sft = local_folder(sft_model, what="SFT model")
@@ -82,23 +84,19 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
     return Path(config.output_dir)
 
 
-def read_record(config: RebuildConfig) -> dict[str, Any]:
-    """What is recorded of the basis.
+def basis_record(folder: str | Path) -> dict[str, Any]:
+    """What is recorded of the basis in a folder.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the folder is of something else, or the rank is no rank.
+        ValueError: the record is of something else.
     """
-    if config.rank is not None:
-        check_rank(config.rank)
-    folder = Path(config.basis)
-    if not (folder / BASIS_FILE).is_file():
-        raise FileNotFoundError(
-            f"{config.basis} has no {BASIS_FILE}; expected the folder that `rlhf-lines basis` makes"
-        )
-    record = read_json(folder / RECORD_FILE)
+    if not (Path(folder) / BASIS_FILE).is_file():
+        raise FileNotFoundError(f"{folder} has no {BASIS_FILE}; expected the folder that `rlhf-lines basis` makes")
+    path = Path(folder) / RECORD_FILE
+    record = read_json(path)
     if record.get("stage") != "basis":
-        raise ValueError(f"{folder / RECORD_FILE} is not of a basis; make it again with `rlhf-lines basis`")
+        raise ValueError(f"{path} is not of a basis; make it again with `rlhf-lines basis`")
     return record
 
 

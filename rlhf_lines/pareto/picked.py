@@ -14,7 +14,7 @@ from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.origin import is_routed, weights_text
-from rlhf_lines.pareto.schema import CONTROLS, WORDS, Front, Mean, PointEntry, Value, label, shortened
+from rlhf_lines.pareto.schema import CONTROLS, WORDS, Front, Mean, PointEntry, Value, groups_of, label, shortened
 from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interval_name, setting
 from rlhf_lines.pareto.utility import FLAT
 
@@ -324,7 +324,7 @@ def _ranges(ids: Iterable[int]) -> str:
 
 def _of_groups(front: Front, group: str | None) -> tuple[list[PointEntry], list[str]]:
     """The points that are looked at, by id, and the controls that are not."""
-    groups = list(dict.fromkeys(point["group"] for point in front["points"]))
+    groups = groups_of(front)
     if group is not None and group not in groups:
         raise ValueError(unknown_name("group", group, groups))
     left_out = [name for name in groups if name in CONTROLS] if group is None else []

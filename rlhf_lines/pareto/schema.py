@@ -1,8 +1,8 @@
 """`front.json`: every key of it, how it is read and written, and how its groups of points are called and drawn.
 
 Every key is always there. What a run does not have is null or empty, and the comment beside the key says when.
-Additions keep the format: a reader leaves alone what it does not know, and asks for a file that lacks a key to be made
-again from the run store.
+Additions keep the format: a reader leaves alone what it does not know, and takes what an earlier version did not write
+yet (`ADDED`) for empty. A file that lacks another key is to be made again from the run store.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rlhf_lines.artifact import write_whole
 
 FORMAT = 1
 FILE_NAME = "front.json"
+ADDED = ("benchmarks", "points[].benchmark_changes")  # to format 1: an earlier version asked no benchmarks
 # What is measured of completions without a reward model. A score cannot have one of these names.
 METRICS = (
     *("tokens", "share_empty", "share_cut", "repetition", "distinct", "win_rate", "length_correlation"),
@@ -333,11 +334,11 @@ def write_front(folder: str | Path, front: Front) -> Path:
 
 
 def read_front(folder: str | Path) -> Front:
-    """The content of `front.json` in `folder`.
+    """The content of `front.json` in `folder`; what is `ADDED` is empty where an earlier version wrote the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a front of format 1, a key is missing or a value is of another type.
+        ValueError: it is not a front of format 1, another key is missing or a value is of another type.
     """
     path, remedy = Path(folder) / FILE_NAME, f"rlhf-lines front {folder}"
     if not path.is_file():
@@ -354,12 +355,25 @@ def read_front(folder: str | Path) -> Front:
     wrong = list(faults(front))
     # A key that one point lacks, all of them lack: it is named once.
     missing = dict.fromkeys(re.sub(r"\[\d+\]", "[]", key) for problem, key in wrong if problem == "missing")
-    if missing:
+    if missing := [key for key in missing if key not in ADDED]:
         raise ValueError(f"{path} has no {', '.join(missing)}; make it again with: {remedy}")
     for problem, key in wrong:
         if problem == "wrong":
             raise ValueError(f"{path} has a wrong value for {key}; make it again with: {remedy}")
+    front.setdefault("benchmarks", {})
+    for point in front["points"]:
+        point.setdefault("benchmark_changes", {})
     return front
+
+
+def groups_of(front: Front) -> list[str]:
+    """The names of the groups, in the order of their first points."""
+    return list(dict.fromkeys(point["group"] for point in front["points"]))
+
+
+def nondominated(front: Front) -> set[int]:
+    """The ids of the points that no other point of their group dominates, of all groups that have a front."""
+    return {i for entry in front["fronts"].values() for i in entry["nondominated"]}
 
 
 def faults(value: Any, kind: Any = Front, key: str = "") -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_lines.pareto.benchmarks import benchmark_metrics
-from rlhf_lines.pareto.schema import Front, Measured, PointEntry
+from rlhf_lines.pareto.schema import Front, Measured, PointEntry, nondominated
 
 
 ENDS = ("mean", "low", "high")
@@ -68,7 +68,7 @@ def measured_columns(objectives: Sequence[str], metrics: Sequence[str], asked: S
 def _row(front: Front, point: PointEntry, longest: int) -> dict[str, Any]:
     spec = point["spec"]
     weights = [*spec["weights"], *[0.0] * (longest - len(spec["weights"]))]
-    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    best = nondominated(front)
     row: dict[str, Any] = {"point": point["id"], "group": point["group"], "label": point["label"]}
     row["nondominated"] = int(point["id"] in best) if point["group"] in front["fronts"] else None
     row |= measured_row(point, front["objectives"], front["metrics"], list(benchmark_metrics(front)))

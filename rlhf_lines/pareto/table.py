@@ -12,7 +12,7 @@ from rlhf_lines.pareto.bootstrap import MANY_PROMPTS
 from rlhf_lines.pareto.headline import budgets_text, front_headline
 from rlhf_lines.pareto.intervals import FEW_PROMPTS
 from rlhf_lines.pareto.look_at import what_to_look_at
-from rlhf_lines.pareto.schema import CONTROLS, LINES, SFT, WORDS, Front, Mean, PointEntry, Value, label
+from rlhf_lines.pareto.schema import CONTROLS, LINES, SFT, WORDS, Front, Mean, PointEntry, Value, label, nondominated
 
 
 WIDTH = 110
@@ -223,7 +223,7 @@ def points_table(front: Front) -> list[str]:
         for point in front["points"]
         if group in (None, point["group"]) or point["group"] == SFT or point["single_policy"] is not None
     ]
-    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    best = nondominated(front)
     varies = len({_scaling(point) for point in points if point["group"] == group}) != 1
     fixed = [
         [" id", "group", "weights", *(["alpha", "beta"] if varies else [])],
@@ -247,7 +247,7 @@ def points_table(front: Front) -> list[str]:
 def all_points_table(front: Front) -> list[str]:
     """All points with all that was measured of them, in as many blocks as that takes; the scores have intervals."""
     points = front["points"]
-    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    best = nondominated(front)
     fixed = [
         [" id", "group", "weights", "alpha", "beta"],
         *(_fixed(point, best=point["id"] in best, scaling=True) for point in points),
@@ -270,7 +270,7 @@ def benchmarks_table(front: Front) -> str:
     """
     names = list(benchmark_metrics(front))
     points = [point for point in front["points"] if any(point["metrics"].get(name) for name in names)]
-    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    best = nondominated(front)
     fixed = [[" id", "group", "weights"], *(_fixed(p, best=p["id"] in best, scaling=False) for p in points)]
     columns = []
     for name in names:

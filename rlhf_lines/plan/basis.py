@@ -14,7 +14,8 @@ from rlhf_lines.errors import about
 from rlhf_lines.merge.basis import BASIS_FILE, check_dtype, check_saves, components_of, stored_dtype
 from rlhf_lines.merge.basis_config import BasisConfig, RebuildConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, load_adapter
-from rlhf_lines.merge.rebuild import read_record, taken_policies
+from rlhf_lines.merge.lora.truncate import check_rank
+from rlhf_lines.merge.rebuild import basis_record, taken_policies
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.plan import memory
 from rlhf_lines.plan.adapters import adapter_sizes, stacked
@@ -73,7 +74,9 @@ def plan_rebuild(configs: dict, given: dict, beside: Path | None, options: Optio
     config = of_type(configs, RebuildConfig)
     check_dtype(config.dtype)
     file = Path(config.basis) / BASIS_FILE
-    record = read_record(config)
+    if config.rank is not None:
+        check_rank(config.rank)
+    record = basis_record(config.basis)
     taken = taken_policies(config, record)
     with about(f"basis {file} cannot be read"), safe_open(file, framework="pt") as opened:
         means = {name: opened.get_slice(name).get_shape() for name in opened.keys() if name.endswith(".mean")}  # noqa: SIM118 (not a mapping)

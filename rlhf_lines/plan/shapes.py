@@ -209,7 +209,7 @@ def _fetched(name: str) -> Shape | None:
     from huggingface_hub import hf_hub_download
 
     name, revision = hub_name(name)
-    if name is None or name.startswith("models/"):
+    if name is None:
         return None
     try:
         path = hf_hub_download(name, "config.json", revision=revision)

@@ -13,8 +13,9 @@ from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.serve.folder import ADAPTERS
 from rlhf_lines.serve.served import linear_specs
-from rlhf_lines.serve.swept import read_swept
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters, largest_rank
+from rlhf_lines.sweep.store import open_finished
+from rlhf_lines.sweep.swept import read_swept
 
 
 INDEX = "adapters.json"
@@ -57,7 +58,8 @@ def export_adapters(
     front = read_front(run_dir)
     specs = linear_specs(front, group)
     places = sorted({k for spec in specs.values() for k, weight in enumerate(spec.weights) if weight})
-    swept = read_swept(run_dir, front, places)
+    with open_finished(run_dir) as store:
+        swept = read_swept(run_dir, store, places)
     policies = dict(zip(places, swept.load(), strict=True))
     points = [point for point in front["points"] if point["id"] in specs]
     with new_folder(target, overwrite=overwrite) as folder:

@@ -93,14 +93,14 @@ def serve_command(
     cache = Path(run_dir) / MIXES if cache_dir is None else Path(cache_dir)
     served = read_served(run_dir, group)
     check_free(cache)
-    adapters = served.policies.load()
+    adapters = served.swept.load()
     rank = largest_rank(adapters, mixed=[range(len(adapters))])
     if max_lora_rank(rank) is None:
         raise ValueError(
             f"a mix needs an adapter of rank {rank}, the sum of its policies', but vLLM takes {VLLM_RANKS[-1]} at "
             "most: merge single points with rlhf-lines merge --rank, or serve policies of smaller rank"
         )
-    dtype = dtype or served.policies.dtype
+    dtype = dtype or served.swept.dtype
     size = mix_size(adapters, rank, dtype)
     most = min(max_mixes, bytes_of_disk // (2 * size))
     if most < 1:
@@ -127,7 +127,7 @@ def serve_command(
     if "max_cpu_loras" not in given:  # mixes that are known stay in memory
         given["max_cpu_loras"] = max(most, given["max_loras"])
     return Command(
-        [sys.executable, "-m", *_program(served.policies.sft), *flags({**fixed, **given})],
+        [sys.executable, "-m", *_program(served.swept.sft), *flags({**fixed, **given})],
         {**environment, **_variables(settings, environment), **keys},
         _told(served, host, port, most, size, cache),
     )

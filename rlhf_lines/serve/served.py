@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.merge.inputs.fingerprints import policy_fingerprint
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.pareto import Front, pick, read_front
 from rlhf_lines.pareto.origin import policy_names
-from rlhf_lines.pareto.schema import MORLHF, SFT
+from rlhf_lines.pareto.schema import MORLHF, SFT, groups_of
 from rlhf_lines.serve.names import PREFIX, SEPARATORS, read_mix
-from rlhf_lines.serve.swept import Swept, read_swept
+from rlhf_lines.sweep.store import open_finished
+from rlhf_lines.sweep.swept import Swept, read_swept
 
 
 SUM = 1e-6  # by which the weights of a point may miss 1
@@ -26,7 +29,7 @@ class Served:
     Attributes:
         front: of the sweep.
         group: its name there.
-        policies: of the group.
+        swept: the SFT model and the policies of the group.
         names: of the policies, as mixes call them.
         places: of the policies among the weights of the front's specs.
         like: the spec of one of the group's points.
@@ -34,7 +37,7 @@ class Served:
 
     front: Front
     group: str
-    policies: Swept
+    swept: Swept
     names: list[str]
     places: list[int]
     like: MergeSpec
@@ -53,6 +56,14 @@ class Served:
         point = pick(self.front, preference=mix.weights, group=self.group).point
         return replace(self.like, weights=self.own(point["spec"]["weights"]))
 
+    def made_of(self) -> dict[str, Any]:
+        """What the merges depend on beside their specs, as plain JSON values."""
+        return {
+            "format": 1,
+            "sft": policy_fingerprint(self.swept.sft),
+            "policies": list(map(policy_fingerprint, self.swept.policies)),
+        }
+
     def own(self, weights: Sequence[float]) -> tuple[float, ...]:
         """Of the weights of a spec of the front, those of these policies."""
         return tuple(weights[place] if place < len(weights) else 0.0 for place in self.places)
@@ -70,7 +81,8 @@ def read_served(run_dir: str | Path, group: str) -> Served:
     like, places = _like(front, group)
     names = policy_names([front["policies"][place] for place in places])
     _check_names(names)
-    return Served(front, group, read_swept(run_dir, front, places), names, places, like)
+    with open_finished(run_dir) as store:
+        return Served(front, group, read_swept(run_dir, store, places), names, places, like)
 
 
 def linear_specs(front: Front, group: str) -> dict[int, MergeSpec]:
@@ -79,7 +91,7 @@ def linear_specs(front: Front, group: str) -> dict[int, MergeSpec]:
     Raises:
         ValueError: there is no such group, or it has none.
     """
-    groups = list(dict.fromkeys(point["group"] for point in front["points"]))
+    groups = groups_of(front)
     if group not in groups:
         raise ValueError(unknown_name("group", group, groups))
     if group == SFT:

@@ -44,9 +44,8 @@ class Service:
         """
         settings = self._settings
         served = read_served(settings.run_dir, settings.group)
-        policies = served.policies
-        with opened(settings.cache_dir, {**policies.made_of(), "dtype": settings.dtype}) as folder:
-            adapters = SpecAdapters(folder, policies.load(), policies.sft, settings.dtype)
+        with opened(settings.cache_dir, {**served.made_of(), "dtype": settings.dtype}) as folder:
+            adapters = SpecAdapters(folder, served.swept.load(), served.swept.sft, settings.dtype)
             self.mixes = Mixes(served.spec, MixFolder(folder, adapters), self.release, most=settings.most)
             yield
 

@@ -101,7 +101,9 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
         ValueError: a policy belongs to another SFT model, or there are too few or too long texts.
     """
     sft, policies = _folders(config)
-    adapters = _load_adapters(config, sft, policies)
+    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
+    if config.load_in_4bit:
+        check_4bit(sft)
     if config.engine == "local":
         check_mixable(adapters)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
@@ -122,23 +124,14 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     return inputs
 
 
-def read_models(config: SweepConfig) -> tuple[Path, list[Adapter], dict[str, Fingerprint]]:
-    """The folder of the SFT model, the adapters in the order of the specs' weights, and the hashes of all of them.
+def check_4bit(sft: Path) -> None:
+    """Stop where the SFT model cannot be loaded in 4 bits on this machine.
 
     Raises:
-        FileNotFoundError: the SFT model or a policy does not exist.
-        ValueError: a policy belongs to another SFT model, or cannot be loaded as the config says.
+        ValueError: there is no GPU, and the kernels for CPUs do not take its sizes.
     """
-    sft, policies = _folders(config)
-    hashes = fingerprints_of_models(config.sft_model, sft, zip(_numbered(config), policies, strict=True), [])
-    return sft, _load_adapters(config, sft, policies), hashes
-
-
-def _load_adapters(config: SweepConfig, sft: Path, policies: Sequence[Path]) -> list[Adapter]:
-    adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
-    if config.load_in_4bit and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         skeleton.check_4bit_on_cpu(skeleton.causal_lm(load_config(sft)))
-    return adapters
 
 
 def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
@@ -187,9 +180,21 @@ def _folders(config: SweepConfig) -> tuple[Path, list[Path]]:
 
 
 def _numbered(config: SweepConfig) -> list[tuple[str, int, str]]:
-    """What every policy is, its number among those, and its name."""
-    named = [("policy", config.policies), ("MORLHF run", config.morlhf)]
-    named.append(("policy of a set", config.listed_policies[len(config.policies) + len(config.morlhf) :]))
+    return numbered_policies(config.policies, config.morlhf, config.listed_policies)
+
+
+def numbered_policies(
+    policies: Sequence[str], morlhf: Sequence[str], listed: Sequence[str]
+) -> list[tuple[str, int, str]]:
+    """What every policy is, its number among those, and its name, in the order of the specs' weights.
+
+    Args:
+        policies: those that are merged.
+        morlhf: the MORLHF runs.
+        listed: all, those of further sets behind the others.
+    """
+    named = [("policy", policies), ("MORLHF run", morlhf)]
+    named.append(("policy of a set", listed[len(policies) + len(morlhf) :]))
     return [(what, number, name) for what, names in named for number, name in enumerate(names, start=1)]
 
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from reward_models import RewardModel
 from rlhf_lines.config import read_fields
 from rlhf_lines.data.config import PreferenceDataConfig
+from rlhf_lines.errors import Problems
 from rlhf_lines.pareto.intervals import Estimate, share_estimate
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.task_rewards import RewardEntry, check_some, load_reward_models, raw_score_problems
@@ -40,8 +41,7 @@ class RewardCheckConfig:
         check_some(self.rewards)
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
-        if problems := raw_score_problems(self.rewards):
-            raise ValueError(problems[0].replace("a sweep keeps", "a check reads"))
+        Problems(raw_score_problems(self.rewards)).check()
 
 
 REWARD_CHECK = (PreferenceDataConfig, RewardCheckConfig)

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from rlhf_lines.artifact import CONFIG, RECORD
-from rlhf_lines.pareto.schema import FILE_NAME, read_front
-from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.pareto.schema import FILE_NAME
+from rlhf_lines.sweep.finished.front import front_of
 from rlhf_lines.sweep.store import RUN_STORE
 
 
@@ -77,10 +77,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     run_dir.mkdir(parents=True)
     with tarfile.open(archive, "r:xz") as packed:
         packed.extractall(run_dir, filter="data")
-    try:
-        read_front(run_dir)
-    except ValueError:
-        trace_front(run_dir)
+    front_of(run_dir)
     return run_dir
 
 

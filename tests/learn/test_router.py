@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,13 @@ def test_a_group_takes_what_was_learned(swept, flags, tmp_path):  # noqa: F811
     entry = json.dumps({"name": "routed", "rule": "twin", "router": str(router), "options": {"rank": 2}})
     folder = run_stage("sweep", flags(tmp_path / "again", groups=[entry], **{**SETTINGS, "scalings": ["1 0"]}))
     assert [row["preference"] for row in read_record(folder)["routed"]["routed"]] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_an_sft_model_that_has_changed_is_refused(swept, sft, tmp_path):  # noqa: F811
+    other = shutil.copytree(sft, tmp_path / "other")
+    (other / "generation_config.json").write_text('{"eos_token_id": 1}')
+    with pytest.raises(ValueError, match=r"SFT model .* has changed since the sweep in .* \(generation_config\.json\)"):
+        run_stage("router", ["--sweep", str(swept), "--sft_model", str(other), "--output_dir", str(tmp_path / "out")])
 
 
 def test_what_cannot_be_learned_is_refused(swept, flags, tmp_path):  # noqa: F811

@@ -375,6 +375,17 @@ def test_a_front_is_read_as_it_was_written(make_points, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["front.json"]
 
 
+def test_what_an_earlier_version_did_not_write_is_empty(make_points, tmp_path):
+    front = front_of(make_points())
+    write_front(tmp_path, front)
+    earlier = json.loads((tmp_path / "front.json").read_text())
+    del earlier["benchmarks"]
+    for point in earlier["points"]:
+        del point["benchmark_changes"]
+    write_front(tmp_path, earlier)
+    assert read_front(tmp_path) == front
+
+
 def test_a_front_that_cannot_be_written_leaves_the_old_one(make_points, tmp_path):
     front = front_of(make_points())
     write_front(tmp_path, front)

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
-from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.pareto import read_front, write_front
-from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.sweep.finished import front
+from rlhf_lines.sweep.inputs import fingerprints_of_models, numbered_policies
 from rlhf_lines.sweep.store import Store
 from tests import tiny
 from tests.sweep.small_run import write_run
@@ -53,6 +51,7 @@ def models(tmp_path_factory) -> Path:
 def run(models, tmp_path_factory) -> Path:
     """One for tests that only read it."""
     listed = [models / name for name in ("helpful", "harmless", "both", "third")]
+    numbered = numbered_policies(listed[:2], listed[2:3], listed)
     with pytest.MonkeyPatch.context() as patch:  # figures take longer than all the rest
         for name in ("plot_front", "plot_kl", "plot_validation", "plot_forgetting"):
             patch.setattr(front, name, lambda front, *paths: None)
@@ -65,8 +64,9 @@ def run(models, tmp_path_factory) -> Path:
             morlhf=[str(listed[2])],
             policy_sets=[{"name": "others", "policies": [str(listed[1]), str(listed[3])]}],
             dtype="float32",
-            sft_sha256=checkpoint_sha256(models / "sft"),
-            policies_sha256=[sha256_of([policy / WEIGHTS_FILE]) for policy in listed],
+            inputs_sha256=fingerprints_of_models(
+                str(models / "sft"), models / "sft", zip(numbered, listed, strict=True), []
+            ),
         )
 
 
@@ -80,7 +80,7 @@ def changed(run, tmp_path):
         entry["policies"][: len(policies)] = map(str, policies)
         write_front(folder, entry)
         with Store(folder) as store:
-            store.replace(**facts)
+            store.replace(policies=entry["policies"][:2], **facts)
             store.finish()
         return folder
 

@@ -9,12 +9,11 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from rlhf_lines import cli
-from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, load_adapter
+from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.serve import command as module
 from rlhf_lines.serve.command import mix_size, serve_command
 from rlhf_lines.serve.served import read_served
 from rlhf_lines.serve.settings import Settings
-from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters
 from tests import tiny
 
@@ -101,7 +100,7 @@ def test_the_size_of_a_mix_bounds_how_many_there_are(run, models, installed):
 
 def test_the_size_is_that_of_the_written_factors(run, tmp_path):
     served = read_served(run, "lines")
-    adapters = SpecAdapters(tmp_path, served.policies.load(), served.policies.sft, "float32")
+    adapters = SpecAdapters(tmp_path, served.swept.load(), served.swept.sft, "float32")
     path = adapters.path(served.spec("mix/helpful=0.5,harmless=0.5"))
     numbers = sum(f.A.numel() + f.B.numel() for f in load_adapter(path).modules.values())
     assert numbers * 4 == SIZE
@@ -142,8 +141,7 @@ def test_settings_that_do_not_fit_are_refused(settings, told, run, installed):
 
 def test_a_rank_that_vllm_does_not_take_is_refused(changed, models, installed):
     wide = tiny.save_adapter(models / "sft", models.parent / "wide", seed=9, r=510, target_modules=["q_proj"])
-    policies = [models / "helpful", wide]
-    run = changed(policies, policies_sha256=[sha256_of([policy / WEIGHTS_FILE]) for policy in policies])
+    run = changed([models / "helpful", wide])
     with pytest.raises(ValueError, match=r"needs an adapter of rank 514.* vLLM takes 512 at most"):
         serve_command(run, environment={})
 

@@ -54,13 +54,13 @@ def served(run):
 
 @pytest.fixture(scope="module")
 def adapters(served):
-    return served.policies.load()
+    return served.swept.load()
 
 
 @pytest.fixture
 def folder(tmp_path, served, adapters):
     with opened(tmp_path / "mixes", {"format": 1}) as place:
-        yield Counting(place, SpecAdapters(place, adapters, served.policies.sft, "float32"))
+        yield Counting(place, SpecAdapters(place, adapters, served.swept.sft, "float32"))
 
 
 def digests(served, *steps: int) -> list[str]:
@@ -229,7 +229,7 @@ def test_a_mix_that_cannot_be_made_is_not_known(served, folder, monkeypatch):
 def test_mixes_of_other_policies_are_removed_and_those_of_the_same_stay(tmp_path, served, adapters):
     place, spec = tmp_path / "mixes", served.spec(name(300))
     with opened(place, {"of": 1}) as folder:
-        path = MixFolder(folder, SpecAdapters(folder, adapters, served.policies.sft, "float32")).path(spec)
+        path = MixFolder(folder, SpecAdapters(folder, adapters, served.swept.sft, "float32")).path(spec)
     (place / ADAPTERS / ".0123456789ab.partial").mkdir()
     (place / ADAPTERS / ".0123456789ab.lock").touch()
     with opened(place, {"of": 1}):
@@ -253,7 +253,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_removal_that_was_killed_leaves_no_mix(tmp_path, served, adapters, monkeypatch):
     with opened(tmp_path / "mixes", {}) as folder:
-        mixes = MixFolder(folder, SpecAdapters(folder, adapters, served.policies.sft, "float32"))
+        mixes = MixFolder(folder, SpecAdapters(folder, adapters, served.swept.sft, "float32"))
         path = mixes.path(served.spec(name(300)))
         with monkeypatch.context() as patched:
             patched.setattr(shutil, "rmtree", lambda *_, **__: None)

@@ -7,6 +7,7 @@ import pytest
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import pick, read_front
 from rlhf_lines.serve.served import read_served
+from rlhf_lines.sweep.store import Store
 from tests.serve.conftest import BY_LAYER, GROUPS, LINES
 
 
@@ -35,9 +36,9 @@ def test_a_preference_is_the_point_that_pick_gives(group, preference, run):
 
 
 def test_the_policies_are_those_of_the_group(run, models):
-    assert read_served(run, "lines").policies.folders == [models / "helpful", models / "harmless"]
-    assert read_served(run, "others").policies.folders == [models / "harmless", models / "third"]
-    assert [adapter.path for adapter in read_served(run, "others").policies.load()] == [
+    assert read_served(run, "lines").swept.policies == [models / "helpful", models / "harmless"]
+    assert read_served(run, "others").swept.policies == [models / "harmless", models / "third"]
+    assert [adapter.path for adapter in read_served(run, "others").swept.load()] == [
         str(models / name) for name in ("harmless", "third")
     ]
 
@@ -60,12 +61,14 @@ def test_groups_that_are_no_mix_are_refused(group, told, run):
         read_served(run, group)
 
 
-def test_policies_that_have_changed_are_refused(changed, models):
-    run = changed(policies_sha256=["0" * 64] * 4, sft_sha256="1" * 64)
+def test_models_that_have_changed_are_refused(run, changed):
+    with Store(run, reading=True) as store:
+        kept = store.recall("inputs_sha256")
+    run = changed(inputs_sha256={name: {**parts, "weights": "0" * 64} for name, parts in kept.items()})
     with pytest.raises(ValueError) as refused:
         read_served(run, "lines")
-    assert f"SFT model {models / 'sft'} is not the one that was swept" in str(refused.value)
-    assert f"policy {models / 'harmless'} is not the one that was swept" in str(refused.value)
+    assert f"SFT model sft has changed since the sweep in {run} (weights)" in str(refused.value)
+    assert f"policy 2 (harmless) has changed since the sweep in {run} (weights)" in str(refused.value)
 
 
 def test_policies_that_are_gone_are_named(changed, models):

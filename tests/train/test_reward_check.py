@@ -92,7 +92,7 @@ def test_the_table_has_what_was_counted(data, tmp_path, monkeypatch, capsys):
     ("flags", "told"),
     [
         (["--rewards", "rule:lenght"], "did you mean 'rule:length'"),
-        (["--rewards", '{"model": "rule:length", "weight": 2}'], "but a check reads raw scores"),
+        (["--rewards", '{"model": "rule:length", "weight": 2}'], "here raw scores are read"),
         (["--rewards", "rule:length", "--batch_size", "0"], "batch_size is 0, expected at least 1"),
         (["--rewards", "rule:length", "--output_dir", "x"], "output_dir"),
         (["--rewards", "http://127.0.0.1:9/get_reward"], "cannot be reached"),

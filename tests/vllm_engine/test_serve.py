@@ -19,11 +19,9 @@ import pytest
 import torch
 
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, load_adapter
-from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
+from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.pareto import pick, read_front
 from rlhf_lines.serve.names import mix_name
-from rlhf_lines.sha256 import sha256_of
 from tests import tiny
 from tests.sweep.small_run import write_run
 
@@ -84,12 +82,8 @@ def finished_sweep(folder: Path, sft: Path, policies: list[Path]) -> Path:
         }
     }
     facts = {"sft_model": str(sft), "policies": list(map(str, policies)), "morlhf": [], "dtype": "float32"}
-    hashes = {
-        "sft_sha256": checkpoint_sha256(sft),
-        "policies_sha256": [sha256_of([p / WEIGHTS_FILE]) for p in policies],
-    }
     rewards = ["rule:length", {"model": "rule:length", "name": "letters", "options": {"unit": "characters"}}]
-    return write_run(folder, rewards, groups=groups, **facts, **hashes)
+    return write_run(folder, rewards, groups=groups, **facts)
 
 
 def smollm2() -> Path | None:

@@ -23,6 +23,7 @@ from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.provenance import weights_sha256
 from rlhf_lines.merge.inputs.tokenizers import tokenizer_files
+from rlhf_lines.models import cached_file
 from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.task_rewards import RewardEntry
 
@@ -103,10 +104,8 @@ def reward_fingerprint(model: str) -> Fingerprint:
         return model_fingerprint(model)
     if preset is None and (":" in model or ("." in model and "/" not in model)):
         return _source(*(model.split(":", 1) if ":" in model else model.rsplit(".", 1)))
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(PRESETS[preset].model if preset else model, "config.json")
-    return {"commit": Path(cached).parent.name} if isinstance(cached, str) else {}
+    cached = cached_file(PRESETS[preset].model if preset else model, "config.json")
+    return {"commit": cached.parent.name} if cached else {}
 
 
 def reward_identity(entry: RewardEntry) -> dict[str, Any]:

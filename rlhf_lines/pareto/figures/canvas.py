@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lines.artifact import whole_file
-from rlhf_lines.pareto.schema import LINES, SOUP, Front, Group, Mean, PointEntry, shortened
+from rlhf_lines.pareto.schema import LINES, SOUP, Front, Group, Mean, PointEntry, nondominated, shortened
 from rlhf_lines.pareto.table import interval_name
 
 
@@ -133,7 +133,7 @@ def score_limits(front: Front, reward: str) -> tuple[float, float]:
 
 def split_dominated(front: Front, points: Sequence[PointEntry]) -> tuple[list[PointEntry], list[PointEntry]]:
     """The points that no point of their group dominates, and the others; a group without a front has none."""
-    best = {i for entry in front["fronts"].values() for i in entry["nondominated"]}
+    best = nondominated(front)
     best |= {point["id"] for point in points if point["group"] not in front["fronts"]}
     return [point for point in points if point["id"] in best], [point for point in points if point["id"] not in best]
 

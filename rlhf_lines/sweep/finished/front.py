@@ -18,6 +18,7 @@ from rlhf_lines.pareto import (
     plot_front,
     plot_kl,
     plot_validation,
+    read_front,
     write_front,
 )
 from rlhf_lines.pareto.benchmarks import Result
@@ -68,6 +69,18 @@ def trace_front(
         return _trace_front(folder, split)
 
 
+def front_of(folder: str | Path) -> Front:
+    """The front of a finished sweep, as `front.json` has it; where that is missing or of an older form, made anew.
+
+    Raises:
+        FileNotFoundError, ValueError: as `trace_front`.
+    """
+    try:
+        return read_front(folder)
+    except (FileNotFoundError, ValueError):
+        return trace_front(folder)
+
+
 def objectives_of(store: Store) -> list[str]:
     """The scores that the front is made of; of a run of an earlier version all."""
     return store.recall("objectives", None) or store.recall("reward_names")
@@ -82,7 +95,7 @@ def metrics_of(store: Store, split: str | None = None) -> list[str]:
 
 def asked_metrics(store: Store) -> list[str]:
     """The metrics of the benchmarks that points were asked."""
-    return [name for by_spec in store.evaluations().values() for name in next(iter(by_spec.values()))["metrics"]]
+    return [name for benchmark in _benchmarks(store).values() for name in benchmark["metrics"]]
 
 
 def check_free_of_reference_point(store: Store) -> None:
@@ -128,7 +141,7 @@ def _trace_front(folder: Path, split: str) -> Front:
             seed=store.recall("seed"),
             points=measured_points(store, split),
             sft_model=store.recall("sft_model"),
-            policies=_policies(store),
+            policies=policies_of(store),
             sft_renamed=store.recall("sft_renamed", False),
             validation=_validation(store),
             surrogate=store.recall("surrogate"),
@@ -186,7 +199,7 @@ def _audit(store: Store) -> Audit | None:
     return None if found is None else {**found, "of_two": two_policies(found)}
 
 
-def _policies(store: Store) -> list[str]:
+def policies_of(store: Store) -> list[str]:
     """Every policy, in the order of the specs' weights."""
     sets = [PolicySet.of(entry) for entry in store.recall("policy_sets", [])]
     return all_policies(store.recall("policies"), store.recall("morlhf"), sets)
@@ -235,7 +248,7 @@ def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
     objectives, metrics = objectives_of(store), metrics_of(store, split)
     sets = {entry.name: entry for entry in map(PolicySet.of, store.recall("policy_sets", []))}
-    listed = _policies(store)
+    listed = policies_of(store)
     samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), store.log_ratio_name
     behaviours, results = read_behaviour(store, split, objectives), _results(store)
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from rlhf_lines.artifact import CONFIG, read_record, write_whole
 from rlhf_lines.lock import only_writer
-from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.picked import merge_command, pick
 from rlhf_lines.pareto.report import Completions, evenly_spaced, preferences, report_html, within_kl_of_picked
-from rlhf_lines.pareto.schema import FILE_NAME, Front, Value
+from rlhf_lines.pareto.schema import Front, Value
 from rlhf_lines.pareto.table import confidence_text
 from rlhf_lines.sweep.finished.behaviour import asked_in
-from rlhf_lines.sweep.finished.front import trace_front
+from rlhf_lines.sweep.finished.front import front_of
 from rlhf_lines.sweep.finished.judged import judged_text
 from rlhf_lines.sweep.finished.worth import corrected_differences, corrected_worths
 from rlhf_lines.sweep.store import Row, Store, open_finished
@@ -28,15 +27,15 @@ READ_PROMPTS = 2000  # more would not fit into the page with the completions of 
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` from `front.json` and the run store, and return its path.
 
-    The file appears whole or not at all. A folder without `front.json` gets one first.
+    The file appears whole or not at all. A folder without `front.json`, or with that of an older form, gets one first.
 
     Raises:
         FileNotFoundError: the folder has no run store, or belongs to a sweep that has not finished.
-        ValueError: the file is no run store, or `front.json` is not a front.
+        ValueError: the file is no run store.
     """
     folder = Path(folder)
     with only_writer(folder), open_finished(folder) as store:
-        front = read_front(folder) if (folder / FILE_NAME).is_file() else trace_front(folder)
+        front = front_of(folder)
         made = {**how_it_was_made(folder, front), "example": store.recall("example", [])}
         made["facts"] += [(f"judge {name}", judged_text(counts)) for name, counts in store.recall("judged", {}).items()]
         page = report_html(front, read_completions(store, front), made, **_worths(store, front))

@@ -16,13 +16,14 @@ from rlhf_lines.example import reward_reading
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.fingerprints import changed_parts, reward_identity
 from rlhf_lines.pareto.objectives import check_score_names
-from rlhf_lines.pareto.schema import FILE_NAME, Front, read_front
+from rlhf_lines.pareto.schema import FILE_NAME, Front
 from rlhf_lines.progress import Bar
 from rlhf_lines.scoring import Asked
 from rlhf_lines.scoring import score as score_completions
 from rlhf_lines.sweep.finished.front import (
     asked_metrics,
     check_free_of_reference_point,
+    front_of,
     metrics_of,
     objectives_of,
     trace_front,
@@ -107,7 +108,9 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int, 
         store.replace(objectives=objectives)
         metrics, judged = metrics_of(store, "test"), store.recall("judged", {})
         store.finish()
-    front = _front_of(folder, objectives, metrics) or trace_front(folder)
+    front = front_of(folder)
+    if (front["objectives"], front["metrics"]) != (objectives, metrics):
+        front = trace_front(folder)
     if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
         write_report(folder)
     return Outcome(scored, front, {name: judged[name] for name in scored if name in judged})
@@ -180,12 +183,3 @@ def _asked(row: Unscored, shown: Mapping[int, Mapping[str, Any]]) -> Asked:
 
 def _is_newer(path: Path, than: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
-
-
-def _front_of(folder: str | Path, objectives: Sequence[str], metrics: Sequence[str]) -> Front | None:
-    """The front of these scores; None where the file has others, is none or that of an older version."""
-    try:
-        front = read_front(folder)
-    except (FileNotFoundError, ValueError):
-        return None
-    return front if (front["objectives"], front["metrics"]) == (objectives, metrics) else None

@@ -210,9 +210,9 @@ def test_another_reward_model_of_a_name_is_refused(run, rewards, capsys, monkeyp
     ("arguments", "words"),
     [
         (["{run}", "--rewards", LATE, LATE], "rewards have the names late, late: two are equal"),
-        (["{run}", "--rewards", '{"model": "late_rewards:late", "weight": 2.0}'], "a sweep keeps raw scores"),
-        (["{run}", "--rewards", '{"model": "late_rewards:late", "normalize": true}'], "a sweep keeps raw scores"),
-        (["{run}", "--rewards", '{"model": "late_rewards:late", "clip": 1.0}'], "a sweep keeps raw scores"),
+        (["{run}", "--rewards", '{"model": "late_rewards:late", "weight": 2.0}'], "here raw scores are read"),
+        (["{run}", "--rewards", '{"model": "late_rewards:late", "normalize": true}'], "here raw scores are read"),
+        (["{run}", "--rewards", '{"model": "late_rewards:late", "clip": 1.0}'], "here raw scores are read"),
         (["{run}", "--rewards", '{"model": "late_rewards:late", "wieght": 2.0}'], "did you mean 'weight'?"),
         (["{run}", "--rewards", "late_rewards:later"], "which is no function of 'late_rewards'"),
         (["{run}", "--rewards", "late_rewards:broken"], "reward model 'broken' returned nan for the pair"),
