@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_lines.stages import run_stage
 from tests.evaluation.tasks import write_tasks
-from tests.sweep.conftest import dataset, flags, policies, rewards, sft, without_pictures  # noqa: F401 - fixtures
+from tests.sweep.conftest import dataset, flags, policies, rewards, sft  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

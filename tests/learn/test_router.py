@@ -18,7 +18,7 @@ from rlhf_lines.stages import run_stage
 from rlhf_lines.sweep.router import Router, text_sha256
 from rlhf_lines.sweep.store import Store
 from tests.learn.test_ridge import by_normal_equations
-from tests.sweep.conftest import dataset, flags, policies, rewards, sft, without_pictures  # noqa: F401 - fixtures
+from tests.sweep.conftest import dataset, flags, policies, rewards, sft  # noqa: F401 - fixtures
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
