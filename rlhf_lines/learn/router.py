@@ -91,7 +91,7 @@ def run(run_config: RunConfig, config: RouterConfig, given: dict) -> Path:
     with open_finished(config.sweep) as store:
         measured = read_measured(store, config)
     sft = _sft_folder(config, measured.sft_model)
-    refuse_replacing(config.output_dir, [sft, config.sweep])
+    refuse_replacing(config.output_dir, [sft, config.sweep, *measured.policies])
     if checkpoint_sha256(sft) != measured.sft_sha256:
         raise ValueError(f"SFT model {sft} is not the one of the sweep in {config.sweep}: give it as sft_model")
     fit = fit_ridge(_features(sft, measured), _targets(measured.utilities))

@@ -108,7 +108,7 @@ def test_a_group_takes_what_was_learned(swept, flags, tmp_path):  # noqa: F811
     assert [row["preference"] for row in read_record(folder)["routed"]["routed"]] == [[1.0, 0.0], [0.0, 1.0]]
 
 
-def test_what_cannot_be_learned_is_refused(swept, flags, tmp_path):  # noqa: F811
+def test_what_cannot_be_learned_is_refused(swept, flags, policies, tmp_path):  # noqa: F811
     out = ["--output_dir", str(tmp_path / "out")]
     for arguments, message in [
         (
@@ -119,6 +119,8 @@ def test_what_cannot_be_learned_is_refused(swept, flags, tmp_path):  # noqa: F81
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             run_stage("router", [*arguments, *out])
+    with pytest.raises(FileExistsError, match="which --overwrite would delete"):
+        run_stage("router", ["--sweep", str(swept), "--output_dir", str(policies[0]), "--overwrite", "true"])
     with Store(swept, reading=True) as store:
         kept = {key: store.recall(key) for key in ("policies", "validation")}
 
