@@ -184,7 +184,7 @@ class Service:
         tries = "one try" if self.retries == 0 else f"{self.retries + 1} tries"
         raise ValueError(
             f"{self._who} gave no answer in {tries}, the last time {self._plain(reason)}; see to the service, then go "
-            "on with --resume"
+            "on: with --resume, or score again"
         )
 
     def _content(self, response: Any) -> Any:

@@ -77,7 +77,7 @@ def run(run_config: RunConfig, config: RouterConfig, given: dict) -> Path:
     with open_finished(config.sweep) as store:
         measured = read_measured(store, config)
         swept = read_swept(config.sweep, store, (), sft_model=config.sft_model)
-    refuse_replacing(config.output_dir, [swept.sft, config.sweep])
+    refuse_replacing(config.output_dir, [swept.sft, config.sweep, *measured.policies])
     if swept.load_in_4bit:
         check_4bit(swept.sft)
     fit = fit_ridge(_features(swept, measured.prompts), _targets(measured.utilities))

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_lines.artifact import new_folder, refuse_existing, write_whole
+from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_whole
 from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.origin import policy_names
@@ -50,7 +50,7 @@ def export_adapters(
 
     Raises:
         FileNotFoundError: there is no finished sweep, or its models are gone.
-        FileExistsError: the folder exists.
+        FileExistsError: the folder exists, or replacing it would delete the run or a model.
         ValueError: the group has no exact adapters, or its policies have changed since.
     """
     target = Path(run_dir) / "export" / ADAPTERS if output_dir is None else Path(output_dir)
@@ -60,6 +60,7 @@ def export_adapters(
     places = sorted({k for spec in specs.values() for k, weight in enumerate(spec.weights) if weight})
     with open_finished(run_dir) as store:
         swept = read_swept(run_dir, store, places)
+    refuse_replacing(target, [run_dir, swept.sft, *swept.policies])
     policies = dict(zip(places, swept.load(), strict=True))
     points = [point for point in front["points"] if point["id"] in specs]
     with new_folder(target, overwrite=overwrite) as folder:

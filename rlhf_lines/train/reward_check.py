@@ -109,6 +109,8 @@ def check(data_config: PreferenceDataConfig, config: RewardCheckConfig) -> Rewar
     with_turns = any(getattr(model, "reads_turns", False) for model in models)
     pairs = data_config.load("preferences", "test", None, with_turns=with_turns)
     asked = [Asked(pair["prompt"], pair.get("conversation")) for pair in pairs]
+    for model in models[1:]:  # one that cannot score is told before the first has scored all
+        score(model, asked[:1], pairs["chosen"][:1], [()])
     lengths = [np.array([float(len(text.split())) for text in pairs[side]]) for side in ("chosen", "rejected")]
     found = [_checked(model, asked, pairs["chosen"], pairs["rejected"], lengths) for model in models]
     return RewardCheck(data_config.dataset_name, len(pairs), share_estimate(wins(lengths[0] - lengths[1])), found)

@@ -116,7 +116,7 @@ def test_an_sft_model_that_has_changed_is_refused(swept, sft, tmp_path):  # noqa
         run_stage("router", ["--sweep", str(swept), "--sft_model", str(other), "--output_dir", str(tmp_path / "out")])
 
 
-def test_what_cannot_be_learned_is_refused(swept, flags, tmp_path):  # noqa: F811
+def test_what_cannot_be_learned_is_refused(swept, flags, policies, tmp_path):  # noqa: F811
     out = ["--output_dir", str(tmp_path / "out")]
     for arguments, message in [
         (
@@ -127,6 +127,8 @@ def test_what_cannot_be_learned_is_refused(swept, flags, tmp_path):  # noqa: F81
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             run_stage("router", [*arguments, *out])
+    with pytest.raises(FileExistsError, match="which --overwrite would delete"):
+        run_stage("router", ["--sweep", str(swept), "--output_dir", str(policies[0]), "--overwrite", "true"])
     with Store(swept, reading=True) as store:
         kept = {key: store.recall(key) for key in ("policies", "validation")}
 

@@ -61,6 +61,16 @@ def test_the_command_line(run, tmp_path, capsys):
     assert "it is of tables, and --adapters writes none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["run", "sft", "helpful"])
+def test_neither_the_run_nor_a_model_is_replaced(changed, models, place):
+    run = changed()
+    target = run if place == "run" else models / place
+    before = sorted(target.iterdir())
+    with pytest.raises(FileExistsError, match="which --overwrite would delete"):
+        export_adapters(run, target, group="lines", overwrite=True)
+    assert sorted(target.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("group", "told"),
     [("sft", "which is no merge"), ("ties", "group ties has rule ties"), ("none", "unknown group 'none'")],

@@ -103,3 +103,13 @@ def test_a_mistake_is_one_sentence(data, flags, told, capsys, monkeypatch):
     assert cli.main(["reward", "--check", "--dataset_name", data, "--test_size", "all", *flags]) == 2
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error
+
+
+def test_a_reward_that_cannot_score_is_told_before_another_has_worked(data, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("posixpath.counted", lambda prompts, completions: asked.extend(prompts), raising=False)
+    options = {"model": "m", "rubric": "r", "against": "sft"}
+    judge = json.dumps({"model": "judge:http://127.0.0.1:9/v1", "options": options})
+    flags = ["--dataset_name", data, "--test_size", "all", "--rewards", "posixpath:counted", judge]
+    assert cli.main(["reward", "--check", *flags]) == 2
+    assert "compares with other completions" in capsys.readouterr().err and asked == []
