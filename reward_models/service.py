@@ -162,7 +162,7 @@ class Service:
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2**tried) * (1 - self._random.random() / 2)
             try:
                 response = client.post(self.url, json=body)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:  # also an answer that was damaged on its way
                 reason = f"{type(error).__name__}: {error}".removesuffix(": ")
                 if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._has_answered:
                     raise ValueError(

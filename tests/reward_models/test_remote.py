@@ -183,6 +183,13 @@ def test_what_may_pass_is_asked_again():
         assert len({str(request.body) for request in server.requests}) == 1
 
 
+def test_an_answer_that_is_damaged_on_its_way_is_asked_again():
+    answers = iter([Answer(200, {"rewards": [1.0]}, {"Content-Encoding": "gzip"}), Answer(200, {"rewards": [2.0]})])
+    with served(lambda request: next(answers)) as server:
+        model = load(server.address + "/get_reward", options={"retries": 1})
+        assert model.score(["p"], ["a"]) == [2.0] and model.service.retried == 1
+
+
 def test_after_the_last_try_the_run_ends():
     with served(counted(503, 503, 503)) as server:
         model = load(server.address + "/get_reward", name="helpful", options={"retries": 1})
