@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from rlhf_lines.artifact import read_record
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
 from rlhf_lines.merge.output.summary import outcome_lines, truncation_text
+from rlhf_lines.merge.rules import RULES
 from rlhf_lines.pareto.origin import policy_names, weights_text
 from rlhf_lines.pareto.schema import label
 
@@ -61,11 +63,17 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
 
 
 def _how_to_merge(record: dict, folder: Path) -> str:
-    """The command that merges by what was learned; of a hypervolume at any weights."""
-    weights = " --weights W W .." if record["aim"] == "hypervolume" else ""
-    options = f'\'{{"factors": "{folder}/factors.json"}}\''
-    rule = record.get("rule", "layerwise")  # the only one that an earlier version learned
-    return f"rlhf-lines merge --rule {rule} --rule_options {options}{weights} ..."
+    """The command that merges by what was learned, of a hypervolume at equal weights, though its factors hold at any.
+
+    A record of an earlier version, which knew one rule, does not name the SFT model: the command has a place for it.
+    """
+    rule, policies = record.get("rule", "layerwise"), record["policies"]
+    options = json.dumps({"factors": f"{folder}/factors.json"})
+    weights = ["--weights", *[f"{1 / len(policies):.4g}"] * len(policies)] if record["aim"] == "hypervolume" else []
+    models = ["--sft_model", record.get("sft_model", "SFT_MODEL"), "--policies", *policies]
+    save = "adapter" if RULES[rule].is_linear else "dense"
+    command = ["merge", *models, "--rule", rule, "--rule_options", options, *weights, "--save", save]
+    return shlex.join(["rlhf-lines", *command, "--output_dir", "merged"])
 
 
 def _router(record: dict) -> list[str]:
@@ -91,9 +99,13 @@ def _routed(record: dict) -> list[str]:
     """Of groups with a router, how many merges the prompts of each preference got."""
     return [
         f"{group}: weights by prompt at "
-        + ", ".join(f"{weights_text(row['preference'])}: {len(row['chosen'])} merges" for row in rows)
+        + ", ".join(f"{weights_text(row['preference'])}: {_counted(len(row['chosen']), 'merge')}" for row in rows)
         for group, rows in record.get("routed", {}).items()
     ]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def _basis(record: dict) -> list[str]:

@@ -92,7 +92,7 @@ def evaluate(
 
 def _check_settings(tasks: Sequence[str], numbers: Mapping[str, tuple[int | None, int]]) -> None:
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("evaluate needs the package lm-eval: pip install 'rlhf-lines[eval]'")
+        raise ValueError("evaluate needs the package lm-eval: pip install lm-eval")
     if not tasks:
         raise ValueError("no task is named: give --tasks, such as arc_easy,ifeval")
     for name, (value, least) in numbers.items():

@@ -41,7 +41,7 @@ def evolve(
     try:
         import cma
     except ImportError as error:
-        raise ValueError("method evolution needs the package cma: pip install 'rlhf-lines[learn]'") from error
+        raise ValueError("method evolution needs the package cma: pip install cma") from error
     population = population or default_population(len(start))
     if count <= population:
         raise ValueError(

@@ -180,6 +180,7 @@ def _learn(
         "space": config.space,
         "numbers": list(space.names if config.method != "grid" else point_names(len(read.adapters))),
         "vector": list(best[BEST].vector),
+        "sft_model": config.sft_model,
         "policies": list(config.policies),
         "prompts": {split: len(texts) for split, texts in read.prompts.items()},
         "candidates": sum(one.by == config.method for one in tried),

@@ -122,7 +122,7 @@ def serve_command(
     if taken := sorted({*fixed, "model", "api_key"} & vllm.keys()):
         raise ValueError(f"vllm holds {', '.join(taken)}, which rlhf-lines serve sets itself: leave it out there")
     if find_spec("vllm") is None:
-        raise ValueError("serving needs the extra rlhf-lines[vllm], which is not installed: see docs/serve.md")
+        raise ValueError("serving needs vLLM, which is not installed: install it as docs/sweep.md says")
     given = {"max_loras": MAX_LORAS, **vllm}
     if "max_cpu_loras" not in given:  # mixes that are known stay in memory
         given["max_cpu_loras"] = max(most, given["max_loras"])

@@ -285,7 +285,7 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
             ("greater_is_better", "none: no checkpoint is called the best", best or self.greater_is_better is None),
             (
                 "use_vllm",
-                "false: vllm is not installed (pip install 'rlhf-lines[vllm]')",
+                "false: vllm is not installed (pip install vllm)",
                 not self.use_vllm or installed("vllm"),
             ),
             ("num_generations", "at least 1", (self.num_generations or 0) >= 1),

@@ -185,4 +185,4 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tasks, capsys, mo
 def test_without_lm_eval_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert cli.main(["evaluate", str(tmp_path), "--tasks", "arc_easy"]) == 2
-    assert "evaluate needs the package lm-eval: pip install 'rlhf-lines[eval]'" in capsys.readouterr().err
+    assert "evaluate needs the package lm-eval: pip install lm-eval" in capsys.readouterr().err

@@ -153,7 +153,7 @@ def test_the_command_line(run, capsys, monkeypatch):
     assert cli.main(["serve", str(run), "--group", "line"]) == 2
     assert "unknown group 'line'" in capsys.readouterr().err
     assert cli.main(["serve", str(run)]) == 2
-    assert "serving needs the extra rlhf-lines[vllm], which is not installed" in capsys.readouterr().err
+    assert "serving needs vLLM, which is not installed" in capsys.readouterr().err
     assert not started and sorted(run.rglob("*")) == before
     monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None))
     assert cli.main(["serve", str(run), "--port", "8001", "--vllm", json.dumps({"enforce_eager": True})]) == 0

@@ -234,8 +234,7 @@ def _check_installed() -> None:
         from vllm import LLM  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"engine vllm needs the extra rlhf-lines[vllm] ({error}): install it as docs/sweep.md says, or use engine "
-            "local"
+            f"engine vllm needs vLLM ({error}): install it as docs/sweep.md says, or use engine local"
         ) from error
 
 

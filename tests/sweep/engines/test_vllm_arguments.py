@@ -97,7 +97,7 @@ def config(sft, policies):
 
 def test_without_vllm_one_is_told_how_to_get_it(config, sft, policies, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ValueError, match=r"needs the extra rlhf-lines\[vllm\] .*, or use engine local"):
+    with pytest.raises(ValueError, match=r"needs vLLM .*, or use engine local"):
         VllmEngine(config, sft, [load_adapter(policy) for policy in policies], tmp_path)
 
 
