@@ -296,7 +296,10 @@ def test_a_sweep_may_go_on_with_another_batch_size(sweep, flags, rewards, tmp_pa
         ({"max_new_tokens": 9}, "had max_new_tokens 8, now it is 9"),
         ({"minimum": '{"early": 0}'}, r'had minimum {}, now it is {"early": 0.0}'),
         ({"test_prompts": 9}, "had test_prompts 8, now it is 9"),
-        ({"rewards": ["tiny_rewards:early", "tiny_rewards:short"]}, "had reward_names"),
+        (
+            {"rewards": ["tiny_rewards:early", "tiny_rewards:short"]},
+            r'had objectives \["short", "early"\], now it is \["early", "short"\]',
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
