@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reward_models import RewardModel
-from rlhf_lines import skeleton
 from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.data.config import DataConfig, PromptDataConfig
-from rlhf_lines.distributed import on_cpu
 from rlhf_lines.learn.config import FROM_DEMONSTRATIONS, LearnConfig
 from rlhf_lines.learn.demonstrations import read_demonstrations
 from rlhf_lines.limits import check_prompts, check_writes
@@ -29,6 +27,7 @@ from rlhf_lines.sweep.engines.protocol import Pair
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
 from rlhf_lines.sweep.inputs import (
     REWARD_BATCH,
+    check_4bit,
     check_count,
     distinct_prompts,
     fingerprints_of_models,
@@ -84,8 +83,8 @@ def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
     refuse_replacing(config.output_dir, [sft, *policies])
     adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
     of_model = load_config(sft)
-    if config.load_in_4bit and on_cpu():
-        skeleton.check_4bit_on_cpu(skeleton.causal_lm(of_model))
+    if config.load_in_4bit:
+        check_4bit(sft)
     check_mixable(adapters)
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
     names = [model.name for model in reward_models]
