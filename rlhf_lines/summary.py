@@ -69,7 +69,7 @@ def _how_to_merge(record: dict, folder: Path) -> str:
     """
     rule, policies = record.get("rule", "layerwise"), record["policies"]
     options = json.dumps({"factors": f"{folder}/factors.json"})
-    weights = ["--weights", *[f"{1 / len(policies):.4g}"] * len(policies)] if record["aim"] == "hypervolume" else []
+    weights = ["--weights", *[f"{1 / len(policies):z.4g}"] * len(policies)] if record["aim"] == "hypervolume" else []
     models = ["--sft_model", record.get("sft_model", "SFT_MODEL"), "--policies", *policies]
     save = "adapter" if RULES[rule].is_linear else "dense"
     command = ["merge", *models, "--rule", rule, "--rule_options", options, *weights, "--save", save]

@@ -23,6 +23,17 @@ def own_cache(tmp_path_factory):
     os.environ["RLHF_LINES_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path_factory):
+    """What a test wrote and imported is forgotten after it: the module of the next one may have the same name."""
+    before = set(sys.modules)
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def set_threads():
     """The function that sets the number of torch's threads for one test."""

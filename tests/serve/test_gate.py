@@ -13,6 +13,7 @@ from rlhf_lines.serve.in_flight import InFlight
 from rlhf_lines.serve.names import mix_name
 from rlhf_lines.serve.service import Service, service
 from rlhf_lines.serve.settings import Settings
+from tests.serve.loops import run_coroutine
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ async def ask(gate: Gate, path: str, *chunks: bytes) -> tuple[int, bytes]:
     ],
 )
 def test_adapters_are_not_loaded_by_a_path(path, gate):
-    status, body = asyncio.run(ask(gate, path, b'{"lora_name": "x", "lora_path": "/etc"}'))
+    status, body = run_coroutine(ask(gate, path, b'{"lora_name": "x", "lora_path": "/etc"}'))
     assert status == json.loads(body)["error"]["code"] == 403
     assert "ask for a mix by its name" in json.loads(body)["error"]["message"]
     assert service().models is None
@@ -73,7 +74,7 @@ def test_adapters_are_not_loaded_by_a_path(path, gate):
 
 def test_other_requests_pass_as_they_are(gate):
     chunks = [b'{"model": "mix/hel', b'pful=1", "prompt": "', b"a" * READ, b'"}']
-    assert asyncio.run(ask(gate, "/v1/completions", *chunks)) == (200, b"".join(chunks))
+    assert run_coroutine(ask(gate, "/v1/completions", *chunks)) == (200, b"".join(chunks))
     assert service().models == "of vLLM"
 
 
@@ -105,7 +106,7 @@ def test_a_server_keeps_the_mixes_in_use(gate):
         end.set()
         await running
 
-    asyncio.run(serve())
+    run_coroutine(serve())
 
 
 def test_a_server_that_cannot_keep_mixes_does_not_start(gate, tmp_path):
@@ -118,7 +119,7 @@ def test_a_server_that_cannot_keep_mixes_does_not_start(gate, tmp_path):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(gate({"type": "lifespan"}, receive, send))
+    run_coroutine(gate({"type": "lifespan"}, receive, send))
     assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
     assert f"cache_dir {tmp_path / 'mixes'} is not a folder" in sent[0]["message"]
 
@@ -159,14 +160,14 @@ def test_those_that_come_later_are_not_waited_for():
         later.__exit__(None, None, None)
         await asyncio.wait_for(in_flight.ended(), 1)
 
-    asyncio.run(check())
+    run_coroutine(check())
 
 
 def test_a_request_that_fails_has_ended():
     in_flight = InFlight()
     with pytest.raises(RuntimeError), in_flight.request():
         raise RuntimeError
-    asyncio.run(ends(in_flight))
+    run_coroutine(ends(in_flight))
 
 
 async def ends(in_flight: InFlight) -> None:

@@ -16,6 +16,7 @@ from rlhf_lines.serve.mixes import Busy, Mixes
 from rlhf_lines.serve.names import mix_name
 from rlhf_lines.serve.served import read_served
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters
+from tests.serve.loops import run_coroutine
 
 
 def name(step: int) -> str:
@@ -78,7 +79,7 @@ def test_a_mix_is_the_merge_and_is_made_once_for_sixteen_who_ask_at_once(served,
         spellings = ["mix/helpful=0.3,harmless=0.7", "mix/harmless=0.70,helpful=.3", name(300), name(600)]
         return await asyncio.gather(*(mixes.path(spellings[k % 4]) for k in range(16)))
 
-    paths = asyncio.run(ask())
+    paths = run_coroutine(ask())
     assert len(folder.made) == 2
     assert len(set(paths)) == 2 and len(set(paths[0:3])) == 1
     adapter, policies = load_adapter(paths[0]), [load_adapter(models / one) for one in ("helpful", "harmless")]
@@ -105,7 +106,7 @@ def test_the_least_recently_used_one_leaves(served, folder):
         await settled(mixes)
         assert sorted(folder.digests()) == sorted(digests(served, 100, 200, 400))
 
-    asyncio.run(ask())
+    run_coroutine(ask())
     assert len(folder.made) == 5
 
 
@@ -127,7 +128,7 @@ def test_a_mix_stays_on_disk_while_it_may_be_in_use_and_the_disk_is_bounded(serv
         assert sorted(folder.digests()) == sorted(digests(served, 300, 400))
         await mixes.path(name(500))
 
-    asyncio.run(ask())
+    run_coroutine(ask())
 
 
 def test_a_mix_that_is_asked_for_again_while_it_leaves_stays(served, folder):
@@ -142,7 +143,7 @@ def test_a_mix_that_is_asked_for_again_while_it_leaves_stays(served, folder):
         assert path.is_dir()
         assert sorted(folder.digests()) == sorted(digests(served, 300, 100))
 
-    asyncio.run(ask())
+    run_coroutine(ask())
     assert len(folder.made) == 3
 
 
@@ -170,7 +171,7 @@ def test_a_mix_that_leaves_twice_is_removed_after_the_second_time(served, folder
         await settled(mixes)
         assert sorted(folder.digests()) == sorted(digests(served, 300, 400))
 
-    asyncio.run(ask())
+    run_coroutine(ask())
 
 
 def test_two_names_of_one_mix_hold_it_together(served, folder):
@@ -184,7 +185,7 @@ def test_two_names_of_one_mix_hold_it_together(served, folder):
         await settled(mixes)
         assert sorted(folder.digests()) == sorted(digests(served, 700, 800))
 
-    asyncio.run(ask())
+    run_coroutine(ask())
 
 
 def test_what_an_earlier_server_has_made_is_used_within_the_bound(served, folder):
@@ -201,10 +202,10 @@ def test_what_an_earlier_server_has_made_is_used_within_the_bound(served, folder
         await settled(mixes)
         assert folder.digests() == digests(served, 300, 600)
 
-    asyncio.run(make())
+    run_coroutine(make())
     for age, digest in enumerate(digests(served, 400, 300, 200, 100)):  # not by the clock of a fast disk
         os.utime(folder._folder / digest, (1e9 - age, 1e9 - age))
-    asyncio.run(ask())
+    run_coroutine(ask())
     assert len(folder.made) == 5
 
 
@@ -220,7 +221,7 @@ def test_a_mix_that_cannot_be_made_is_not_known(served, folder, monkeypatch):
         assert not mixes._known
         assert (await mixes.path(name(100))).is_dir()
 
-    asyncio.run(ask())
+    run_coroutine(ask())
 
 
 # --- The folder.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,6 @@ def sweep(flags, rewards, tmp_path):
     source, replaced = re.subn(r'"pattern": r".*?"', f'"pattern": "{REFUSES}"', block("python"))
     assert replaced == 1
     module.write_text(source)
-    sys.modules.pop("my_rewards", None)  # another page of the docs has a module of that name
     config = yaml.safe_load(block("yaml"))
 
     def make(name: str, rows: list[dict], **changes) -> Path:
@@ -50,8 +48,7 @@ def sweep(flags, rewards, tmp_path):
         settings = {**small, **of_page, "dataset_name": data, "test_size": 0.5, **changes}
         return run_stage("sweep", flags(tmp_path / name, **settings))
 
-    yield make
-    sys.modules.pop("my_rewards", None)
+    return make
 
 
 @pytest.fixture
