@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import accept_negative_numbers, check_unknown, holds_nul
+from rlhf_lines.arguments import accept_negative_numbers, bare_switches, check_unknown, holds_nul
 from rlhf_lines.artifact import RECORD, read_record, refuse_existing
 from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
@@ -127,9 +127,11 @@ def _run(arguments: list[str]) -> None:
         raise ValueError("the current folder was deleted: change into one that exists (cd)") from error
     if verb == "plan" and others and not others[0].startswith("-"):  # plan ppo --rewards ... is plan --stage ppo ...
         others[:1] = ["--stage", others[0]]
-    if verb == "reward" and CHECK in others:
-        _check_rewards([other for other in others if other != CHECK])
-        return
+    if verb == "reward":
+        others = bare_switches(others, [CHECK])
+        if CHECK in others:
+            _check_rewards([other for other in others if other != CHECK])
+            return
     options, options.rest = _parser().parse_known_args([verb, *others])
     if options.run not in (_stage, _plan):
         check_unknown(options.rest, options.flags, f"rlhf-lines {verb}")
@@ -144,6 +146,14 @@ class _Parser(argparse.ArgumentParser):
     def add_argument(self, *names, **settings):
         dashed = [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
         return super().add_argument(*names, *dashed, **settings)
+
+    def parse_known_args(self, args=None, namespace=None):
+        switches = {
+            name
+            for name, action in self._option_string_actions.items()
+            if isinstance(action, argparse._StoreTrueAction)
+        }
+        return super().parse_known_args(bare_switches(args, switches), namespace)
 
     def error(self, message: str):
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -574,8 +584,8 @@ def _usage() -> str:
         "usage: rlhf-lines VERB [--config FILE] [--flag value ...]\n\n"
         f"{verbs}\n\n"
         "rlhf-lines VERB --help lists the flags of a verb. Every flag can be a key of the YAML file; one given on the\n"
-        "command line wins. An existing output_dir is refused; --resume keeps it or goes on with it, --overwrite\n"
-        "replaces it."
+        "command line wins. A switch may have a value: --overwrite, --overwrite true, --overwrite false. An existing\n"
+        "output_dir is refused; --resume keeps it or goes on with it, --overwrite replaces it."
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import parse, read_config
+from rlhf_lines.arguments import OFF, parse, read_config
 from rlhf_lines.artifact import (
     check_same_config,
     finish_folder,
@@ -51,7 +51,6 @@ CONFIGS = {
 }
 GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep or of learning
 SWITCHES = ("overwrite", "resume", "plan")  # with which an output_dir may exist
-OFF = ("no", "false", "f", "n", "0")  # as transformers reads a switch
 UNFINISHED, UNNAMED, COMPLETE = "unfinished", "unnamed", "complete"  # an output_dir, to a run that resumes
 
 
