@@ -411,7 +411,11 @@ def _front(options: argparse.Namespace) -> None:
         from rlhf_lines.sweep.finished.report import write_report
 
         write_report(options.run_dir)
-    _say(front_table(front, all_points=options.all))
+    gains = read_record(options.run_dir).get("gains")
+    if gains:
+        from rlhf_lines.summary import gains_table
+
+    _say(front_table(front, all_points=options.all), *(["", gains_table(gains)] if gains else []))
 
 
 def _reference_point(words: list[str] | None) -> list[float] | str | None:
