@@ -572,13 +572,17 @@ def _serve(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     if options.prompt_tokens is not None and options.prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {options.prompt_tokens}, expected at least 1")
-    _quiet_warnings()
-    _hide_bars()
-    from rlhf_lines.plan import Options, plan, plan_table
+    from rlhf_lines.progress import steps
 
-    asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device, timed=True)
-    config = [] if options.config is None else ["--config", options.config]
-    _say(plan_table(plan([*config, *options.rest], asked), options.config))
+    with steps("plan", "loading libraries"):
+        _quiet_warnings()
+        _hide_bars()
+        from rlhf_lines.plan import Options, plan, plan_table
+
+        asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device, timed=True)
+        config = [] if options.config is None else ["--config", options.config]
+        text = plan_table(plan([*config, *options.rest], asked), options.config)
+    _say(text)
 
 
 def _usage() -> str:

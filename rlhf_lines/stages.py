@@ -170,7 +170,13 @@ def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict
     Raises:
         ValueError, FileNotFoundError: the input is wrong; the message is one sentence.
     """
+    configs, given = read_configs(verb, arguments)
+    return importlib.import_module(MODULES[verb]), configs, given
+
+
+def read_configs(verb: str, arguments: list[str]) -> tuple[tuple, dict]:
+    """What `read_stage` reads, without the module, whose import takes seconds."""
     configs, given = parse(configs_of(verb), arguments, prog=f"rlhf-lines {verb}")
     if not given.get("output_dir"):  # transformers would fall back to a folder of its own choice
         raise ValueError("output_dir is missing: name the folder to make")
-    return importlib.import_module(MODULES[verb]), configs, given
+    return configs, given
