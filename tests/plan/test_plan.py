@@ -215,7 +215,7 @@ def test_help_needs_no_torch(capsys):
 
 
 def test_plans_of_what_trains_nothing_do_not_wait_for_the_libraries_of_training():
-    """Their import took longer than all else of a plan."""
+    """Their import takes seconds, and on a busy machine many."""
     heavy = ("peft", "trl", "transformers.training_args", "rlhf_lines.train.settings", "matplotlib")
     modules = ("plan.learning", "plan.sweeping", "plan.merging", "plan.basis", "plan.stage")
     imports = ", ".join(f"rlhf_lines.{module}" for module in modules)
