@@ -276,6 +276,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--apply_chat_template", action="store_true", help="put questions into the tokenizer's chat template"
     )
+    evaluate.add_argument(
+        "--system_instruction", metavar="TEXT", help="what comes first; in the chat template the system's turn"
+    )
     evaluate.add_argument("--include_path", type=_path, metavar="DIR", help="folder of further task configs (YAML)")
     evaluate.add_argument("--batch_size", type=int, metavar="N", help="texts in one pass (default: what fits)")
     evaluate.add_argument(
@@ -512,9 +515,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         groups=options.group,
         **{
             name: getattr(options, name)
-            for name in ("limit", "num_fewshot", "apply_chat_template", "include_path", "batch_size", "overwrite")
+            for name in (
+                *("limit", "num_fewshot", "apply_chat_template", "system_instruction"),
+                *("include_path", "batch_size", "overwrite"),
+            )
         },
     )
+    if outcome is None:  # of several processes, one speaks
+        return
     for task, count in outcome.asked.items():
         policies = "1 policy" if count == 1 else f"{count} policies"
         _say(f"{task}: asked {policies}" if count else f"{task}: all these points have been asked already")

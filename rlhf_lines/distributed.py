@@ -5,8 +5,8 @@ nothing has started works alone, and leads. Who is who is asked of torch: on a m
 may call every process the only one. Without a launcher nothing here imports either. Inside a Trainer the trainer's own
 accelerator answers, and the `world_size` of its arguments (in `train`: ppo_trainer, normalization, ppo, checkpoints).
 
-In a sweep the leader keeps the run store and hands out batches; so only its machine needs the run folder, and what is
-stored does not depend on how many processes there are.
+In a sweep, and where its points are asked benchmarks, the leader keeps the run store and hands out work; so only its
+machine needs the run folder, and what is stored does not depend on how many processes there are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from rlhf_lines.errors import is_about_input
+from rlhf_lines.errors import is_about_input, is_of_memory, reason
 
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ def _started():
 
 
 class Processes:
-    """The processes of a sweep, started: the leader has `map`, the others `follow` it.
+    """The processes of a run, started: the leader has `map`, the others `follow` it.
 
     Attributes:
         count: how many there are; without a launcher, one.
@@ -188,6 +188,7 @@ class Processes:
 
         Raises:
             ValueError: another process was given a wrong input; the message says which.
+            MemoryError: another process has too little memory; the message says which.
             RuntimeError: another process failed; its traceback is in the message.
         """
         if self.count == 1:
@@ -239,6 +240,8 @@ def _told_as(error: Exception) -> tuple[type[Exception], str]:
     """What the leader raises for an error of another process, and what it says behind the name of that process."""
     if is_about_input(error):
         return ValueError, f": {error}"
+    if is_of_memory(error):
+        return MemoryError, f": {reason(error)}"
     return RuntimeError, " failed:\n" + "".join(traceback.format_exception(error))
 
 

@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string, set_torch_seed
 
 from rlhf_lines.errors import Problems, about, closest
+from rlhf_lines.evaluation.asking import Asking
 from rlhf_lines.progress import beat
 from rlhf_lines.sweep.engines.batches import rows_in_memory
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import Task
     from lm_eval.result_schema import EvalResults
     from lm_eval.tasks.manager import TaskDict
     from torch import Tensor
@@ -44,21 +46,6 @@ WHOLE_TEXTS = "loglikelihood_rolling"  # what lm-eval calls it
 SAME = 1e-9  # how far a mean of the values of documents may be from what lm-eval calls the mean
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How tasks are asked.
-
-    Attributes:
-        limit: how many documents of each task, the first; None is all.
-        num_fewshot: examples before each question; None is what the task says.
-        apply_chat_template: whether questions are put into the tokenizer's chat template.
-    """
-
-    limit: int | None = None
-    num_fewshot: int | None = None
-    apply_chat_template: bool = False
 
 
 class LoadedModel(HFLM):
@@ -136,6 +123,7 @@ def load_tasks(names: Sequence[str], asking: Asking, include_path: str | Path | 
         with _quietly(), about(f"task {name} cannot be loaded"):
             loaded[name] = manager.load([name])
         _check(name, loaded[name], asking, problems)
+    _check_distinct(loaded, problems)
     problems.check()
     return loaded
 
@@ -169,13 +157,34 @@ def _check(name: str, loaded: TaskDict, asking: Asking, problems: Problems) -> N
             problems.add(f"task {leaf}{of} shows images, which the models of a sweep do not read: leave it out")
         given = task.get_config("num_fewshot")
         if task.OUTPUT_TYPE == WHOLE_TEXTS:
-            for setting in ("num_fewshot", "apply_chat_template"):
+            for setting in ("num_fewshot", "apply_chat_template", "system_instruction"):
                 if getattr(asking, setting):
                     problems.add(f"task {leaf}{of} reads whole texts, with nothing around them: leave out {setting}")
         elif asking.num_fewshot and given == 0:
             problems.add(f"task {leaf}{of} is asked without examples, as its config says: leave out num_fewshot")
         if asking.num_fewshot is not None or given is None:
             task.set_config(key="num_fewshot", value=asking.num_fewshot or 0)
+        if (shown := task.get_config("num_fewshot")) > (known := _known_examples(task)):
+            problems.add(
+                f"task {leaf}{of} has {known} examples for a question, and num_fewshot is {shown}: give fewer"
+            )
+
+
+def _known_examples(task: Task) -> float:
+    """From how many examples those before a question are drawn, where the task says so: never the question itself."""
+    if not hasattr(task, "sampler"):
+        return math.inf
+    return len(task.sampler.df) - (task.fewshot_cfg.split == task.config.test_split)
+
+
+def _check_distinct(loaded: Mapping[str, TaskDict], problems: Problems) -> None:
+    """Find metrics that two of the tasks would have under one name."""
+    owners: dict[str, str] = {}
+    for name, one in loaded.items():
+        for shown in _shown(name, one):
+            if shown in owners:
+                problems.add(f"task {shown} is asked by {owners[shown]} and by {name}: leave out one of them")
+            owners.setdefault(shown, name)
 
 
 def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict[str, Any]:
@@ -199,16 +208,20 @@ def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict
             model,
             loaded,
             limit=asking.limit,
+            system_instruction=asking.system_instruction,
             apply_chat_template=asking.apply_chat_template,
             fewshot_as_multiturn=asking.apply_chat_template,
         )
     for warning in warnings:
         logger.warning("lm-eval on %s: %s", name, warning)
+    metrics = {key: value for shown in _shown(name, loaded) for key, value in _metrics(results, shown)}
+    if not metrics:
+        raise ValueError(f"task {name} has no metric that is a number: leave it out")
     return {
         "lm_eval": lm_eval.__version__,
         "asked": asdict(asking),
         "tasks": {leaf: _about_task(results, leaf) for leaf in loaded["tasks"]},
-        "metrics": {key: value for shown in _shown(results, name, loaded) for key, value in _metrics(results, shown)},
+        "metrics": metrics,
     }
 
 
@@ -222,10 +235,10 @@ def _about_task(results: EvalResults, leaf: str) -> dict[str, Any]:
     }
 
 
-def _shown(results: EvalResults, name: str, loaded: TaskDict) -> list[str]:
+def _shown(name: str, loaded: TaskDict) -> list[str]:
     """Whose metrics are kept: those of a group that has its own, else those of all tasks."""
-    of_group = results["results"].get(name, {})
-    return [name] if any("," in key for key in of_group) else list(loaded["tasks"])
+    group = loaded["groups"].get(name)
+    return [name] if group is not None and group.aggregate_metric_list else list(loaded["tasks"])
 
 
 def _metrics(results: EvalResults, task: str) -> Iterator[tuple[str, dict[str, Any]]]:

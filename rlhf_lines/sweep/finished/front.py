@@ -225,6 +225,7 @@ def _benchmarks(store: Store) -> dict[str, Benchmark]:
             "lm_eval": one["lm_eval"],
             "limit": one["asked"]["limit"],
             "apply_chat_template": one["asked"]["apply_chat_template"],
+            "system_instruction": one["asked"].get("system_instruction"),  # an earlier version gave none
             "tasks": one["tasks"],
             "metrics": {name: metric["higher_is_better"] for name, metric in one["metrics"].items()},
         }
