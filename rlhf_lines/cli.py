@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         if is_about_input(error):
             return _tell(arguments[0], reason(error) if getattr(error, "errno", None) else str(error), 2)
         if is_of_machine(error):
-            return _tell(arguments[0], _of_machine(error), 1)
+            return _tell(arguments[0], _of_machine(error, KEPT.get(arguments[0], NOTHING_KEPT)), 1)
         raise
     finally:
         distributed.leave()
@@ -98,13 +98,13 @@ def _tell(verb: str, sentence: str, status: int) -> int:
     return status
 
 
-def _of_machine(error: Exception) -> str:
+def _of_machine(error: Exception, left: str) -> str:
     if is_of_memory(error):
         return (
             f"memory ran out ({reason(error)}): take smaller batches or a smaller model; rlhf-lines plan says what a "
             "stage will take"
         )
-    return f"{reason(error)}; {NOTHING_KEPT}"
+    return f"{reason(error)}; {left}"
 
 
 def _say(*texts: object) -> None:

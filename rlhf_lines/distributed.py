@@ -11,15 +11,16 @@ machine needs the run folder, and what is stored does not depend on how many pro
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from rlhf_lines.errors import is_about_input, is_of_memory, reason
+from rlhf_lines.errors import ProcessEnded, is_about_input, is_of_memory, reason
 
 
 T = TypeVar("T")
@@ -189,6 +190,7 @@ class Processes:
         Raises:
             ValueError: another process was given a wrong input; the message says which.
             MemoryError: another process has too little memory; the message says which.
+            ProcessEnded: another process has ended.
             RuntimeError: another process failed; its traceback is in the message.
         """
         if self.count == 1:
@@ -209,6 +211,7 @@ class Processes:
 
         Raises:
             SystemExit: the leader failed, and has said why.
+            ProcessEnded: the leader has ended.
         """
         rank = self._torch.get_rank()
         while not isinstance(items := self._broadcast(None), bool):
@@ -221,19 +224,33 @@ class Processes:
     def dismiss(self, done: bool) -> None:
         """Tell the others that there is no more work, because all is done or because the leader failed."""
         if self.count > 1:
-            self._broadcast(done)
+            with contextlib.nullcontext() if done else contextlib.suppress(ProcessEnded):  # they may have gone
+                self._broadcast(done)
             self._group = None  # as in `follow`
 
     def _broadcast(self, items: list | bool | None) -> list | bool:
         held = [items]
-        self._torch.broadcast_object_list(held, src=0, group=self._group)
+        with _heard():
+            self._torch.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
 
     def _gather(self, answer: tuple[Any, Any]) -> list[tuple[Any, Any]] | None:
         """The answers of all processes, in the leader; None in the others."""
         answers = [None] * self.count if leads() else None
-        self._torch.gather_object(answer, answers, group=self._group)
+        with _heard():
+            self._torch.gather_object(answer, answers, group=self._group)
         return answers
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Inside, processes talk: what gloo says of one that has ended becomes one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = "another process" if leads() else "the first process"
+        said = f"{gone} of the run has ended before its work was done, and may have said why"
+        raise ProcessEnded(said) from error
 
 
 def _told_as(error: Exception) -> tuple[type[Exception], str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import math
 import random
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import lm_eval
 import numpy as np
+from datasets.exceptions import DatasetGenerationError
+from jinja2 import TemplateError
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -26,7 +29,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string, set_torch_seed
 
-from rlhf_lines.errors import Problems, about, closest
+from rlhf_lines.errors import Problems, closest, is_of_machine, is_ours, reason
 from rlhf_lines.evaluation.asking import Asking
 from rlhf_lines.progress import beat
 from rlhf_lines.sweep.engines.batches import rows_in_memory
@@ -43,6 +46,12 @@ if TYPE_CHECKING:
 WINDOWS = 64  # of long texts that are read together, at most
 DEFAULT_FILTER = "none"  # of answers that are taken as they are
 WHOLE_TEXTS = "loglikelihood_rolling"  # what lm-eval calls it
+DATA = ("datasets", "huggingface_hub")  # whose loggers write to the true stderr
+# What a config, its functions or its data may raise; a RuntimeError is the model's.
+OF_TASKS = (
+    *(ValueError, AssertionError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError),
+    TemplateError,
+)
 SAME = 1e-9  # how far a mean of the values of documents may be from what lm-eval calls the mean
 
 logger = logging.getLogger(__name__)
@@ -55,6 +64,9 @@ class LoadedModel(HFLM):
         model: the policy that is asked, and may be another one the next time.
         tokenizer: its tokenizer.
         batch_size: texts in one pass; None is what fits.
+
+    Attributes:
+        warned: what has been said of it.
     """
 
     def __init__(
@@ -63,6 +75,7 @@ class LoadedModel(HFLM):
         with _quietly():  # it warns that the model is loaded
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or WINDOWS)
         self._fits = batch_size is None
+        self.warned: set[str] = set()
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """As lm-eval's, without its bar."""
@@ -111,21 +124,42 @@ def load_tasks(names: Sequence[str], asking: Asking, include_path: str | Path | 
     with _quietly():
         manager = _manager(names, include_path)
     problems = Problems()
-    for name in names:
+    for group, name in itertools.chain.from_iterable(_with_members(manager, name) for name in names):
         if name not in manager.all_tasks:
             close = closest(name, manager.all_tasks)
-            hint = f"; did you mean {close!r}?" if close else ""
-            problems.add(f"unknown task {name!r}{hint} (lm-eval ls tasks lists all; --include_path adds your own)")
+            of, hint = f" of {group}" if group else "", f"; did you mean {close!r}?" if close else ""
+            problems.add(f"unknown task {name!r}{of}{hint} (lm-eval ls tasks lists all; --include_path adds your own)")
     problems.check()
     loaded = {}
     for name in names:
         beat(f"loading {name}")
-        with _quietly(), about(f"task {name} cannot be loaded"):
-            loaded[name] = manager.load([name])
+        loaded[name] = _load(manager, name)
         _check(name, loaded[name], asking, problems)
     _check_distinct(loaded, problems)
     problems.check()
     return loaded
+
+
+def _with_members(manager: TaskManager, name: str, group: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the name, and those of all tasks that it is a group of, each behind the group that names it."""
+    yield group, name
+    for member in manager.task_index[name].cfg["task"] if name in manager.all_groups else ():
+        if isinstance(member, str):  # others are configs
+            yield from _with_members(manager, member, name)
+
+
+def _load(manager: TaskManager, name: str) -> TaskDict:
+    """The task with its data."""
+    with _told(f"task {name} cannot be loaded, by its config and its data", Exception):
+        return manager.load([name])
+
+
+def _meant(error: Exception) -> str:
+    """What lm-eval or datasets say is wrong."""
+    if isinstance(error, StopIteration):
+        return "there are no documents"
+    behind = isinstance(error, DatasetGenerationError) and error.__cause__  # it says no more than that it failed
+    return reason(behind or error)
 
 
 def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManager:
@@ -165,9 +199,7 @@ def _check(name: str, loaded: TaskDict, asking: Asking, problems: Problems) -> N
         if asking.num_fewshot is not None or given is None:
             task.set_config(key="num_fewshot", value=asking.num_fewshot or 0)
         if (shown := task.get_config("num_fewshot")) > (known := _known_examples(task)):
-            problems.add(
-                f"task {leaf}{of} has {known} examples for a question, and num_fewshot is {shown}: give fewer"
-            )
+            problems.add(f"task {leaf}{of} has {known} examples for a question, and num_fewshot is {shown}: give fewer")
 
 
 def _known_examples(task: Task) -> float:
@@ -203,7 +235,7 @@ def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict
     set_torch_seed(DEFAULT_OTHER_SEED)
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    with _quietly() as warnings, about(f"task {name} cannot be asked", ValueError, AssertionError):
+    with _told(f"task {name} cannot be asked, by its config and its data", *OF_TASKS) as warnings:
         results = evaluate(
             model,
             loaded,
@@ -212,8 +244,10 @@ def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict
             apply_chat_template=asking.apply_chat_template,
             fewshot_as_multiturn=asking.apply_chat_template,
         )
-    for warning in warnings:
-        logger.warning("lm-eval on %s: %s", name, warning)
+    for warning in map(f"lm-eval on {name}: {{}}".format, warnings):
+        if warning not in model.warned:  # of another point
+            model.warned.add(warning)
+            logger.warning("%s", warning)
     metrics = {key: value for shown in _shown(name, loaded) for key, value in _metrics(results, shown)}
     if not metrics:
         raise ValueError(f"task {name} has no metric that is a number: leave it out")
@@ -274,6 +308,23 @@ def _is_number(value: object) -> bool:
 
 
 @contextlib.contextmanager
+def _told(what: str, *kinds: type[Exception]) -> Iterator[list[str]]:
+    """As `_quietly`, and what lm-eval stumbles over, of these kinds, becomes one sentence, with what it said before.
+
+    Raises:
+        ValueError: in place of the error.
+    """
+    try:
+        with _quietly() as told:
+            yield told
+    except kinds as error:
+        if is_ours(error) or is_of_machine(error):
+            raise
+        said = f"; lm-eval says: {told[-1]}" if told else ""
+        raise ValueError(f"{what}: {_meant(error)}{said}") from error
+
+
+@contextlib.contextmanager
 def _quietly() -> Iterator[list[str]]:
     """Inside, nothing of lm-eval is seen: neither its bars nor what it prints. Its warnings, each once, are yielded."""
     found: dict[tuple[str, int], str] = {}  # by where in lm-eval they are from: one may be about each document
@@ -281,9 +332,14 @@ def _quietly() -> Iterator[list[str]]:
     keeper.emit = lambda record: found.setdefault((record.pathname, record.lineno), record.getMessage())
     own, told = logging.getLogger("lm_eval"), []
     own.addHandler(keeper)
+    shown = {handler: handler.level for name in DATA for handler in logging.getLogger(name).handlers}
+    for handler in shown:
+        handler.setLevel(logging.CRITICAL + 1)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield told
     finally:
         own.removeHandler(keeper)
+        for handler, level in shown.items():
+            handler.setLevel(level)
         told += [" ".join(text.split()) for text in found.values()]

@@ -43,8 +43,8 @@ def noted(model, task, *others):
     with (Path(__file__).parent / "asked.jsonl").open("a") as file:
         file.write(json.dumps([int(RANK), distributed.get_world_size(), task]) + "\\n")
     if os.environ.get("FAILING_RANK") == RANK and len(asked) == 2:
-        raise ValueError("the documents are gone")
-    if os.environ.get("KILLED_AT") == str(len(asked)):
+        raise {"ValueError": ValueError, "MemoryError": MemoryError}[os.environ["FAILING_WITH"]]("not so")
+    if os.environ.get("KILLED_AT") == str(len(asked)) and os.environ.get("KILLED_RANK", RANK) == RANK:
         os.kill(os.getpid(), signal.SIGKILL)
     return ask(model, task, *others)
 
@@ -117,13 +117,34 @@ def test_two_processes_find_what_one_finds(run, tasks, driver, environment, tmp_
 
 
 @needs_lm_eval
-def test_a_failure_of_the_second_process_ends_both_with_one_sentence(run, tasks, driver, environment):
-    statuses, said = forked.run(2, [str(driver), *arguments(run, tasks)], {**environment, "FAILING_RANK": "1"})
-    assert statuses == [2, 1]
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        ("ValueError", 2, "rlhf-lines evaluate: process 1 of 2: not so\n"),
+        ("MemoryError", 1, "rlhf-lines evaluate: memory ran out (process 1 of 2: MemoryError not so): take smaller"),
+    ],
+)
+def test_a_failure_of_the_second_process_ends_both_with_one_sentence(
+    run, tasks, driver, environment, error, status, words
+):
+    failing = {"FAILING_RANK": "1", "FAILING_WITH": error}
+    statuses, said = forked.run(2, [str(driver), *arguments(run, tasks)], {**environment, **failing})
+    assert statuses == [status, 1]
     assert said.count("rlhf-lines evaluate: ") == 1 and "Traceback" not in said
-    assert "rlhf-lines evaluate: process 1 of 2: the documents are gone" in said
+    assert words in said
     assert {task: len(found) for task, found in stored(run).items()} == {"tiny_choice": 2}, "of the round before"
     assert not list(run.parent.glob(".run.lock"))
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(("rank", "who"), [(0, "the first process"), (1, "another process")])
+def test_where_one_is_killed_the_other_says_so(run, tasks, driver, environment, rank, who):
+    killed = {"KILLED_RANK": str(rank), "KILLED_AT": "2"}
+    statuses, said = forked.run(2, [str(driver), *arguments(run, tasks)], {**environment, **killed})
+    assert (statuses[rank], statuses[1 - rank]) == (-signal.SIGKILL, 1)
+    assert said.count("rlhf-lines evaluate: ") == 1 and "Traceback" not in said
+    assert f"{who} of the run has ended before its work was done, and may have said why; the results so far" in said
+    assert {task: len(found) for task, found in stored(run).items()} == {"tiny_choice": 2}
 
 
 @needs_lm_eval
