@@ -133,10 +133,11 @@ def _ask_points(
         missing = _missing(store, specs, tasks, asking, overwrite=overwrite)
         if any(missing.values()):
             preparation = Preparation(describe_models(folder, store), [task for task in tasks if missing[task]])
-            processes.map(worker, [preparation] * processes.count)
-            for task in preparation.tasks if overwrite else ():
-                store.drop_evaluations(task)
-            _ask_missing(store, specs, missing, processes, worker)
+            with Bar(total=sum(map(len, missing.values())), desc="evaluate", unit="results") as bar:
+                processes.map(worker, [preparation] * processes.count)
+                for task in preparation.tasks if overwrite else ():
+                    store.drop_evaluations(task)
+                _ask_missing(store, specs, missing, processes, worker, bar)
         store.finish()
     return {task: len(missing[task]) for task in tasks}
 
@@ -178,17 +179,16 @@ def _ask_missing(
     missing: Mapping[str, Sequence[int]],
     processes: Processes,
     worker: Worker,
+    bar: Bar,
 ) -> None:
     """Ask every spec what is missing, and store it as it is found."""
-    total = sum(map(len, missing.values()))
-    with Bar(total=total, desc="evaluate", unit="results") as bar:
-        for asked in rounds(list(specs), missing, processes.count):
-            bar.begin(f"evaluate: {asked[0][1]}", total)
-            questions = [Question(specs[spec_id], task) for spec_id, task in asked]
-            for (spec_id, task), found in zip(asked, processes.map(worker, questions), strict=True):
-                _check_alike(store, task, found)
-                store.add_evaluation(spec_id, task, found)
-                bar.update()
+    for asked in rounds(list(specs), missing, processes.count):
+        bar.begin(f"evaluate: {asked[0][1]}", bar.total)
+        questions = [Question(specs[spec_id], task) for spec_id, task in asked]
+        for (spec_id, task), found in zip(asked, processes.map(worker, questions), strict=True):
+            _check_alike(store, task, found)
+            store.add_evaluation(spec_id, task, found)
+            bar.update()
 
 
 def rounds(specs: Sequence[int], missing: Mapping[str, Sequence[int]], count: int) -> Iterator[list[tuple[int, str]]]:
