@@ -14,7 +14,7 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,8 +150,12 @@ def _with_members(manager: TaskManager, name: str, group: str = "") -> Iterator[
 
 def _load(manager: TaskManager, name: str) -> TaskDict:
     """The task with its data."""
-    with _told(f"task {name} cannot be loaded, by its config and its data", Exception):
-        return manager.load([name])
+    what = f"task {name} cannot be loaded, by its config and its data"
+    with _told(what, Exception) as said:
+        loaded = manager.load([name])
+    if said.errors:  # it would fail when it is asked
+        raise ValueError(f"{what}: {said.errors[0]}")
+    return loaded
 
 
 def _meant(error: Exception) -> str:
@@ -235,7 +239,7 @@ def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict
     set_torch_seed(DEFAULT_OTHER_SEED)
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    with _told(f"task {name} cannot be asked, by its config and its data", *OF_TASKS) as warnings:
+    with _told(f"task {name} cannot be asked, by its config and its data", *OF_TASKS) as said:
         results = evaluate(
             model,
             loaded,
@@ -244,7 +248,7 @@ def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict
             apply_chat_template=asking.apply_chat_template,
             fewshot_as_multiturn=asking.apply_chat_template,
         )
-    for warning in map(f"lm-eval on {name}: {{}}".format, warnings):
+    for warning in map(f"lm-eval on {name}: {{}}".format, said.warnings):
         if warning not in model.warned:  # of another point
             model.warned.add(warning)
             logger.warning("%s", warning)
@@ -307,39 +311,48 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (bool, int, float, np.number)) and math.isfinite(value)
 
 
+@dataclass
+class _Said:
+    """What lm-eval logged, each once: its warnings, and what it calls errors."""
+
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
 @contextlib.contextmanager
-def _told(what: str, *kinds: type[Exception]) -> Iterator[list[str]]:
-    """As `_quietly`, and what lm-eval stumbles over, of these kinds, becomes one sentence, with what it said before.
+def _told(what: str, *kinds: type[Exception]) -> Iterator[_Said]:
+    """As `_quietly`, and what lm-eval stumbles over, of these kinds, becomes one sentence: the error that it logged first.
 
     Raises:
         ValueError: in place of the error.
     """
     try:
-        with _quietly() as told:
-            yield told
+        with _quietly() as said:
+            yield said
     except kinds as error:
         if is_ours(error) or is_of_machine(error):
             raise
-        said = f"; lm-eval says: {told[-1]}" if told else ""
-        raise ValueError(f"{what}: {_meant(error)}{said}") from error
+        raise ValueError(f"{what}: {said.errors[0] if said.errors else _meant(error)}") from error
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[list[str]]:
-    """Inside, nothing of lm-eval is seen: neither its bars nor what it prints. Its warnings, each once, are yielded."""
-    found: dict[tuple[str, int], str] = {}  # by where in lm-eval they are from: one may be about each document
+def _quietly() -> Iterator[_Said]:
+    """Inside, nothing of lm-eval is seen: neither its bars nor what it prints. What it logs is in what is yielded."""
+    found: dict[tuple[str, int], logging.LogRecord] = {}  # by where it is from: one may be about each document
     keeper = logging.Handler(logging.WARNING)
-    keeper.emit = lambda record: found.setdefault((record.pathname, record.lineno), record.getMessage())
-    own, told = logging.getLogger("lm_eval"), []
+    keeper.emit = lambda record: found.setdefault((record.pathname, record.lineno), record)
+    own, said = logging.getLogger("lm_eval"), _Said()
     own.addHandler(keeper)
     shown = {handler: handler.level for name in DATA for handler in logging.getLogger(name).handlers}
     for handler in shown:
         handler.setLevel(logging.CRITICAL + 1)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield told
+            yield said
     finally:
         own.removeHandler(keeper)
         for handler, level in shown.items():
             handler.setLevel(level)
-        told += [" ".join(text.split()) for text in found.values()]
+        for record in found.values():
+            texts = said.errors if record.levelno >= logging.ERROR else said.warnings
+            texts.append(" ".join(record.getMessage().split()))

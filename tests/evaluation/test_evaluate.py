@@ -234,7 +234,13 @@ def says(doc, found):
         (None, "", "", "data: Unable to find "),
         (ROW, "test_split: test", "test_split: hidden", "data: KeyError 'hidden'"),
         (ROW, "{{question}}", "{{qestion}}", "data: UndefinedError 'qestion' is undefined"),
-        (ROW, "metric: acc", "metric: of_mine", "Could not find registered metric 'of_mine' in lm-eval"),
+        (ROW, "metric: acc", "metric: of_mine", "data: of_mine not found in the evaluate library! Please check"),
+        (
+            ROW,
+            "metric: acc",
+            "metric: of_mine, aggregation: mean, higher_is_better: true",
+            "data: of_mine not found in the evaluate library! Please check",
+        ),
         (ROW, "metric: acc", "metric: bypass", "task odd has no metric that is a number: leave it out"),
         (
             ROW,
@@ -316,7 +322,8 @@ def test_results_of_an_earlier_version_are_of_no_system_instruction(run, tasks):
 @needs_lm_eval
 def test_a_warning_is_told_once_for_all_points(run, tasks, caplog):
     (tasks / "tiny_choice.jsonl").write_text(f"{ROW}\n{json.dumps({**CHOICES[1], 'gold': 7})}\n")
-    outcome = evaluate(run, ["tiny_choice"], include_path=tasks, points=["all"], groups=["lines"])
+    asked = {"include_path": tasks, "points": ["all"], "groups": ["lines"], "num_fewshot": 0}
+    outcome = evaluate(run, ["tiny_choice"], **asked)
     assert outcome.asked["tiny_choice"] > 2
     warnings = [record for record in caplog.records if record.name.startswith("rlhf_lines.evaluation")]
     assert len(warnings) == 1 and "Label index was not in within range" in warnings[0].getMessage()
