@@ -321,7 +321,7 @@ class _Said:
 
 @contextlib.contextmanager
 def _told(what: str, *kinds: type[Exception]) -> Iterator[_Said]:
-    """As `_quietly`, and an error of these kinds becomes one sentence: what lm-eval logged first as an error, if it did.
+    """As `_quietly`, and an error of these kinds becomes one sentence: the first error that lm-eval logged, if it did.
 
     Raises:
         ValueError: in place of the error.
