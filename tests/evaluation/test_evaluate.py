@@ -343,6 +343,16 @@ def test_the_example_of_the_page_runs(run, tmp_path, monkeypatch):
     assert read_front(run)["benchmarks"]["quiz"]["tasks"]["quiz"]["documents"] == 4
 
 
+@needs_lm_eval
+def test_a_run_of_another_stage_is_refused(run, capsys):
+    """Of learn, which has a run store as well."""
+    record = run / "rlhf_lines.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "stage": "learn"}))
+    assert cli.main(["evaluate", str(run), "--tasks", "tiny_choice"]) == 2
+    said = f"rlhf-lines evaluate: {run} is of rlhf-lines learn: expected the output_dir of rlhf-lines sweep\n"
+    assert capsys.readouterr().err == said
+
+
 def test_without_lm_eval_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert cli.main(["evaluate", str(tmp_path), "--tasks", "arc_easy"]) == 2
