@@ -7,7 +7,7 @@ import re
 import pytest
 
 from reward_models import Comparer, Grader, RewardModel, load, service
-from reward_models.judge import conversation_text
+from reward_models.conversation import conversation_text
 from reward_models.judge_prompts import AGAIN
 from tests.served import Answer, served
 

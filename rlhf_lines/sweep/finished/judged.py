@@ -31,8 +31,8 @@ def rivals(store: Store, judge: Comparer) -> Rivals:
 
 
 def counts_of(model: RewardModel) -> dict[str, int]:
-    """What a judge has counted so far; empty of other reward models."""
-    names = ("compared", "changed", "undecided", "unread")
+    """What a judge or a generative reward model has counted so far; empty of other reward models."""
+    names = ("compared", "changed", "undecided", "unread", "graded", "strayed")
     return {name: getattr(model, name) for name in names if hasattr(model, name)}
 
 
@@ -48,7 +48,12 @@ def judged_text(counts: Mapping[str, int]) -> str:
     'asked for 40 pairs in both orders: 3 verdicts changed with the order and 1 could not be read, which count as ties'
     >>> judged_text({"unread": 2})
     '2 answers without a grade, asked for again'
+    >>> judged_text({"graded": 40, "strayed": 3})
+    'in 3 of 40 texts less than half of the probability lay on the grades'
     """
+    if "graded" in counts:
+        of_all = f"in {counts['strayed']:,} of {counts['graded']:,} texts"
+        return f"{of_all} less than half of the probability lay on the grades"
     if "compared" not in counts:
         return f"{counts['unread']:,} answers without a grade, asked for again"
     return (
