@@ -87,7 +87,7 @@ class Grading:
             raise ValueError(f"{name} has reasoning and an empty cue, so nothing says where the grade begins; give one")
 
     def text(self, prompt: Prompt, completion: str, special_tokens: Mapping[str, str | None]) -> str:
-        """What is asked of a pair.
+        """What is asked of a pair. In a question of the user's a single turn of the user stands without its role.
 
         Args:
             prompt: a text or its turns.
@@ -96,6 +96,8 @@ class Grading:
         """
         talk, reply = conversation_text(prompt), completion.strip()
         if self.question is not None:
+            if not isinstance(prompt, str) and [turn["role"] for turn in prompt] == ["user"]:
+                talk = prompt[0]["content"].strip()
             return self.question.render(talk, reply, special_tokens)[0]
         grades, form = self._in_words
         ending = (REASONED if self.reasoning else AT_ONCE).format(grades=grades, form=form)

@@ -168,7 +168,8 @@ class Comparer(Judge):
     Equal texts are a tie, and nobody is asked. So is a pair whose verdict could not be read.
 
     Attributes:
-        against: what completions are compared with: `sft`, or the id of a point of the run.
+        against: what completions are compared with: `sft`, the name of a group, whose point of the same weights it is,
+            or the id of a point of the run.
         reads_columns: always; the other completions are the column `rival`.
         compared: how many pairs were asked for so far.
         changed: how many of these had another verdict in the other order.
@@ -184,9 +185,10 @@ class Comparer(Judge):
             ValueError: one is missing or wrong.
         """
         super().__init__(url, **settings)
-        if against != "sft" and (not isinstance(against, int) or isinstance(against, bool)):
+        if isinstance(against, bool) or not isinstance(against, int | str) or against == "":
             raise ValueError(
-                f"the option against of {self.name} is {against!r}; expected sft, or the id of a point of the run"
+                f"the option against of {self.name} is {against!r}; expected sft, the name of a group, or the id of a "
+                "point of the run"
             )
         self.against, self.compared, self.changed, self.undecided = against, 0, 0, 0
 

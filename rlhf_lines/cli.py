@@ -495,6 +495,8 @@ def _score(options: argparse.Namespace) -> None:
         _say(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
         if name in outcome.judged:
             _say(f"{name}: {judged_text(outcome.judged[name])}")
+        for text in outcome.wins.get(name, ()):
+            _say(f"{name}: {text}")
     _say("", front_table(outcome.front))
 
 

@@ -168,7 +168,9 @@ def test_a_prompt_that_is_too_long_loses_its_start(make, tokenizer, reasoning):
     assert tokenizer.decode(made.encoder.encode(long, "yes")) == f"{long[-room:]}|yes|"
     assert made.truncated == 1
     turns = [{"role": "user", "content": long}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
-    assert tokenizer.decode(made.encoder.encode(turns, "yes")) == "User: b|yes|"
+    assert tokenizer.decode(made.encoder.encode(turns, "yes")) == "b|yes|"
+    short = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}, turns[-1]]
+    assert tokenizer.decode(made.encoder.encode(short, "yes")) == "User: x\n\nAssistant: a\n\nUser: b|yes|"
     made.encoder.shown(long, "yes")
     assert made.truncated == 2, "looking is not scoring"
     (score,) = made.score([long], ["y" * 300])  # a completion that does not fit alone keeps its beginning
