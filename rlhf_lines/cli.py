@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         if is_about_input(error):
             return _tell(arguments[0], reason(error) if getattr(error, "errno", None) else str(error), 2)
         if is_of_machine(error):
-            return _tell(arguments[0], _of_machine(error), 1)
+            return _tell(arguments[0], _of_machine(error, KEPT.get(arguments[0], NOTHING_KEPT)), 1)
         raise
     finally:
         distributed.leave()
@@ -98,13 +98,13 @@ def _tell(verb: str, sentence: str, status: int) -> int:
     return status
 
 
-def _of_machine(error: Exception) -> str:
+def _of_machine(error: Exception, left: str) -> str:
     if is_of_memory(error):
         return (
             f"memory ran out ({reason(error)}): take smaller batches or a smaller model; rlhf-lines plan says what a "
             "stage will take"
         )
-    return f"{reason(error)}; {NOTHING_KEPT}"
+    return f"{reason(error)}; {left}"
 
 
 def _say(*texts: object) -> None:
@@ -285,6 +285,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--apply_chat_template", action="store_true", help="put questions into the tokenizer's chat template"
+    )
+    evaluate.add_argument(
+        "--system_instruction", metavar="TEXT", help="what comes first; in the chat template the system's turn"
     )
     evaluate.add_argument("--include_path", type=_path, metavar="DIR", help="folder of further task configs (YAML)")
     evaluate.add_argument("--batch_size", type=int, metavar="N", help="texts in one pass (default: what fits)")
@@ -509,6 +512,8 @@ def _score(options: argparse.Namespace) -> None:
         _say(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
         if name in outcome.judged:
             _say(f"{name}: {judged_text(outcome.judged[name])}")
+        for text in outcome.wins.get(name, ()):
+            _say(f"{name}: {text}")
     _say("", front_table(outcome.front))
 
 
@@ -526,9 +531,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         groups=options.group,
         **{
             name: getattr(options, name)
-            for name in ("limit", "num_fewshot", "apply_chat_template", "include_path", "batch_size", "overwrite")
+            for name in (
+                *("limit", "num_fewshot", "apply_chat_template", "system_instruction"),
+                *("include_path", "batch_size", "overwrite"),
+            )
         },
     )
+    if outcome is None:  # of several processes, one speaks
+        return
     for task, count in outcome.asked.items():
         policies = "1 policy" if count == 1 else f"{count} policies"
         _say(f"{task}: asked {policies}" if count else f"{task}: all these points have been asked already")

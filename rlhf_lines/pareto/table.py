@@ -475,10 +475,10 @@ def _estimates(measure: str, estimates: Sequence[Value]) -> list[str]:
     return [measure.replace("_", " "), *_texts(estimates)]
 
 
-def _texts(estimates: Sequence[Mean | Value]) -> list[str]:
+def _texts(estimates: Sequence[Mean | Value | None]) -> list[str]:
     """Estimates with as many decimals each."""
-    digits = decimals(map(value_of, estimates))
-    return [estimate_text(estimate, digits) for estimate in estimates]
+    digits = decimals(value_of(estimate) for estimate in estimates if estimate is not None)
+    return ["-" if estimate is None else estimate_text(estimate, digits) for estimate in estimates]
 
 
 def _group(name: str) -> str:
