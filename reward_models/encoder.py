@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -179,6 +180,12 @@ def _longest(size: int, fits: Callable[[int], bool]) -> int:
         else:
             too_long = middle
     return fitting
+
+
+def input_names(model: Any) -> tuple[str, ...]:
+    """What a transformers model reads of a tokenized text: the token ids, and the token types where it has them."""
+    types = "token_type_ids"
+    return ("input_ids", types) if types in inspect.signature(model.forward).parameters else ("input_ids",)
 
 
 def longest_input(config: Any, tokenizer: Any, *, wanted: int | None = None) -> int | None:
