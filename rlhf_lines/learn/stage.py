@@ -28,6 +28,7 @@ from rlhf_lines.learn.inputs import (
 )
 from rlhf_lines.learn.methods import METHODS, Search
 from rlhf_lines.learn.progress import Progress
+from rlhf_lines.learn.record import BEST, CHANGEABLE, FACTORS, LEARNED, LINES, SOUP
 from rlhf_lines.learn.trials import Options, Trial, Trials, merge_rule
 from rlhf_lines.learn.workers import LearnWorker, Workers
 from rlhf_lines.merge import MergeSpec
@@ -41,11 +42,6 @@ from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.measure import Measurement
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.store import Store
-
-
-FACTORS, LEARNED = "factors.json", "learned.json"
-CHANGEABLE = ("output_dir", "batch_size", "sft_renamed")  # what a resumed run may have otherwise
-SOUP, LINES, BEST = "soup", "lines", "learned"
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, given: dict) -> Path:

@@ -17,9 +17,10 @@ from rlhf_lines import skeleton
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.errors import Problems
 from rlhf_lines.limits import check_length
-from rlhf_lines.merge.audit import audit_policies, unlike_policies
+from rlhf_lines.merge.audit import audit_policies
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.outliers import unlike_policies
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type

@@ -14,9 +14,10 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
-from rlhf_lines.merge.audit import audit_policies, two_policies, unlike_policies
+from rlhf_lines.merge.audit import audit_policies
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
+from rlhf_lines.merge.outliers import two_policies, unlike_policies
 from rlhf_lines.models import checkpoint_end_token_ids
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
