@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.artifact import new_folder, refuse_existing, write_record, write_whole
+from rlhf_lines.artifact import new_folder, write_record, write_whole
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
@@ -60,9 +60,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
             given.
     """
     processes = Processes()
-    refuse_existing(config.output_dir, overwrite=run_config.overwrite)
-    if not (run_config.resume or run_config.overwrite):
-        from_leader(lambda: refuse_begun(config.output_dir, what="learning"))
+    refuse_begun(run_config, config.output_dir, what="learning")
     read = read_inputs(data_config, config)
     kept = _facts(read, data_config, config) if leads() else {}
     if run_config.resume:  # every process stops where the leader does
@@ -83,15 +81,11 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
         if not leads():
             processes.follow(worker)
         else:
-            done = False
-            try:
+            with processes.leading():
                 found, way = _measure(config, read, kept, folder, space, processes, worker)
                 write_whole(folder / FACTORS, json.dumps(found["profiles"][BEST], indent=1) + "\n")
                 write_whole(folder / LEARNED, json.dumps({"format": 1, **way}, indent=1) + "\n")
                 write_record(folder, "learn", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
-                done = True
-            finally:
-                processes.dismiss(done)
     return Path(config.output_dir)
 
 
