@@ -15,7 +15,6 @@ from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
 from rlhf_lines.models import cached_file, lora_config
 from rlhf_lines.plan.shapes import Shape, makers
 from rlhf_lines.train.layerwise import without_first_layers
-from rlhf_lines.train.settings import PolicyModelConfig
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
     if folder.is_dir():
         raise FileNotFoundError(f"policy {policy} has no {WEIGHTS_FILE}: expected an adapter or a checkpoint")
     for path, content in makers(policy, beside):
+        from rlhf_lines.train.settings import PolicyModelConfig  # of TRL, whose import takes seconds
+
         names = PolicyModelConfig.__dataclass_fields__
         peft_config = lora_config(
             PolicyModelConfig(**{k: v for k, v in content.items() if k in names}), shape.config.model_type
