@@ -210,13 +210,15 @@ def _parts(
         merge: the settings.
         shape: of the SFT model.
         adapters: the sizes of the policies.
-        written: bytes of the merged adapter.
+        written: bytes of the merged adapter in float32.
         passes: over the residuals.
     """
     factors = sum(adapter.count for adapter in adapters if adapter.count) * memory.FLOAT32
     parts = {memory.LIBRARIES_PART: memory.MERGE_LIBRARIES[merge.save], "adapters": factors}
     if merge.save == "adapter":
-        parts["merged adapter"] = 2 * written  # and cast to be written
+        parts["merged adapter"] = written
+        if merge.dtype and DTYPES[merge.dtype] != torch.float32:
+            parts["merged adapter, cast"] = written // memory.FLOAT32 * DTYPES[merge.dtype].itemsize
     if passes == 0:
         return parts
     as_stored = skeleton.any_language_model(shape.config, dtype="auto")

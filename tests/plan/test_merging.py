@@ -285,6 +285,16 @@ def test_a_rank_is_shown_and_sets_the_size(models, capsys):
     )
 
 
+def test_merged_factors_have_a_copy_where_they_are_cast(models):
+    for seed, name in enumerate(("a", "b")):
+        tiny.save_adapter("sft", Path(name), seed=seed, r=2, target_modules=["q_proj", "v_proj"])
+    flags = ["--sft_model", "sft", "--policies", "a", "b", "--save", "adapter", "--output_dir", "merged"]
+    count = (2 + 2) * 2 * ((16 + 16) + (16 + 8))  # rank, two layers, in + out of both modules
+    held = {"Python and libraries": 470e6, "adapters": count * 4, "merged adapter": count * 4}
+    assert merge_parts(flags) == merge_parts([*flags, "--dtype", "float32"]) == held
+    assert merge_parts([*flags, "--dtype", "bfloat16"]) == held | {"merged adapter, cast": count * 2}
+
+
 def test_auto_alpha_takes_a_pass_over_the_residuals_and_one_over_what_is_merged(models):
     for alpha, passes in (("1", "4"), ("auto", "6")):
         flags = [*FLAGS, "--rule", "ties", "--alpha", alpha]
