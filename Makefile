@@ -54,7 +54,7 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict # without the theme's notice of its successor
 
 release-check: $(VENV)/.installed
 	rm -rf dist $(RELEASE)

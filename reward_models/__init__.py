@@ -10,6 +10,7 @@ from reward_models.base import RewardModel
 from reward_models.classifier import Classifier
 from reward_models.format import Format, read_settings, write_settings
 from reward_models.function import FunctionReward
+from reward_models.generative import Generative
 from reward_models.judge import Comparer, Grader, Judge
 from reward_models.load import load
 from reward_models.normalize import Normalization
@@ -27,6 +28,7 @@ __all__ = [
     "Format",
     "FormatRule",
     "FunctionReward",
+    "Generative",
     "Grader",
     "Judge",
     "LengthRule",

@@ -1,10 +1,11 @@
-"""A classifier and its tokenizer out of a folder, a PEFT adapter folder or the Hub, opened strictly."""
+"""A model and its tokenizer out of a folder, a PEFT adapter folder or the Hub, opened strictly."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 ADAPTER_FILE = "adapter_config.json"
@@ -13,7 +14,29 @@ ADAPTER_PREFIX = "base_model.model."
 HEADS = ("score", "classifier", "classification_head")
 
 
-def open_checkpoint(source: str, *, dtype: Any, device: Any, trust_remote_code: bool = False) -> tuple[Any, Any]:
+class Kind(NamedTuple):
+    """What a checkpoint is opened as.
+
+    Attributes:
+        auto: the class of transformers that opens it.
+        expected: what a checkpoint without some of the weights should have been.
+    """
+
+    auto: str
+    expected: str
+
+
+CLASSIFIER = Kind(
+    "AutoModelForSequenceClassification",
+    "a sequence classification model with a trained head; train one with: rlhf-lines reward, or write generative: "
+    "before it to let a language model grade",
+)
+LANGUAGE_MODEL = Kind("AutoModelForCausalLM", "a causal language model with all its weights")
+
+
+def open_checkpoint(
+    source: str, *, dtype: Any, device: Any, trust_remote_code: bool = False, kind: Kind = CLASSIFIER
+) -> tuple[Any, Any]:
     """`(model, tokenizer)`, the model in evaluation mode on `device`.
 
     An adapter folder is loaded on the base that it names and merged in float32 before the cast to `dtype`. Only
@@ -24,20 +47,22 @@ def open_checkpoint(source: str, *, dtype: Any, device: Any, trust_remote_code: 
         dtype: torch dtype of the weights.
         device: torch device.
         trust_remote_code: whether code from the source may run.
+        kind: what it is opened as.
 
     Raises:
         FileNotFoundError: the base of an adapter is a folder that does not exist.
-        ValueError: weights are missing from the files or an adapter does not fit its base.
+        ValueError: weights are missing from the files, an adapter does not fit its base, or a language model is wanted
+            and the files hold a classifier.
     """
     from transformers import AutoTokenizer
 
     is_adapter = (Path(source) / ADAPTER_FILE).is_file()
     if is_adapter:
-        model, base = _open_adapter(Path(source), trust_remote_code)
+        model, base = _open_adapter(Path(source), trust_remote_code, kind)
         model = model.to(dtype)
     else:
-        model, missing = _open_model(source, dtype, trust_remote_code)
-        _require_nothing_missing(missing, source)
+        model, missing = _open_model(source, dtype, trust_remote_code, kind)
+        _require_nothing_missing(missing, source, kind)
     has_tokenizer = not is_adapter or (Path(source) / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(source if has_tokenizer else base, trust_remote_code=trust_remote_code)
     config = model.config.get_text_config()
@@ -72,10 +97,10 @@ def torch_device(device: Any) -> Any:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _open_model(source: str, dtype: Any, trust_remote_code: bool, **config: Any) -> tuple[Any, set[str]]:
-    from transformers import AutoModelForSequenceClassification
+def _open_model(source: str, dtype: Any, trust_remote_code: bool, kind: Kind, **config: Any) -> tuple[Any, set[str]]:
+    import transformers
 
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    model, info = getattr(transformers, kind.auto).from_pretrained(
         source,
         dtype=dtype,
         use_safetensors=True,
@@ -83,10 +108,26 @@ def _open_model(source: str, dtype: Any, trust_remote_code: bool, **config: Any)
         output_loading_info=True,
         **config,
     )
+    if kind == LANGUAGE_MODEL:
+        _refuse_heads(source, info["unexpected_keys"])
     return model, set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
 
 
-def _open_adapter(folder: Path, trust_remote_code: bool) -> tuple[Any, str]:
+def _refuse_heads(source: str | Path, names: Iterable[str]) -> None:
+    """Stop where a language model is wanted and these weights are a classifier's; a tied head hides that it lacks one.
+
+    Raises:
+        ValueError: they are.
+    """
+    heads = sorted(name for name in names if set(name.split(".")) & set(HEADS))
+    if heads:
+        raise ValueError(
+            f"{source} holds {heads[0]}, the head of a classifier, so it is no language model; write it without "
+            "generative: to have its own output as the score"
+        )
+
+
+def _open_adapter(folder: Path, trust_remote_code: bool, kind: Kind) -> tuple[Any, str]:
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
@@ -104,17 +145,19 @@ def _open_adapter(folder: Path, trust_remote_code: bool) -> tuple[Any, str]:
         for name, tensor in saved.items()
         if "lora_" not in name and any(f".{head}." in name for head in HEADS)
     }
+    if kind == LANGUAGE_MODEL:
+        _refuse_heads(folder, heads)
     outputs = [tensor.shape[0] for name, tensor in sorted(heads.items()) if name.endswith("weight")]
     config = {"num_labels": outputs[-1]} if outputs else {}
     try:
-        model, missing = _open_model(base, torch.float32, trust_remote_code, **config)
+        model, missing = _open_model(base, torch.float32, trust_remote_code, kind, **config)
     except OSError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise FileNotFoundError(
             f"{folder / ADAPTER_FILE} names the base {base}, which can be read neither as a folder, from here, nor "
             f"from the Hub ({reason})"
         ) from error
-    _require_nothing_missing(missing - set(heads), f"{folder} on its base {base}")
+    _require_nothing_missing(missing - set(heads), f"{folder} on its base {base}", kind)
 
     adapted = PeftModel.from_pretrained(model, folder)
     loaded = get_peft_model_state_dict(adapted)
@@ -125,9 +168,8 @@ def _open_adapter(folder: Path, trust_remote_code: bool) -> tuple[Any, str]:
     return adapted.merge_and_unload(), base
 
 
-def _require_nothing_missing(missing: set[str], source: str) -> None:
+def _require_nothing_missing(missing: set[str], source: str, kind: Kind) -> None:
     if missing:
         raise ValueError(
-            f"{source} has no weights for {sorted(missing)}, so its scores would be random; expected a sequence "
-            "classification model with a trained head; train one with: rlhf-lines reward"
+            f"{source} has no weights for {sorted(missing)}, so its scores would be random; expected {kind.expected}"
         )

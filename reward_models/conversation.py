@@ -37,3 +37,14 @@ def conversation(prompt: Prompt, completion: str, system: str | None = None) -> 
     if turns and turns[-1]["role"] == "assistant":
         return [*turns[:-1], {**turns[-1], "content": turns[-1]["content"] + completion.rstrip()}]
     return [*turns, reply(completion)]
+
+
+def conversation_text(prompt: Prompt) -> str:
+    r"""A prompt as whoever grades reads it: a text as it is, turns with their roles.
+
+    >>> conversation_text([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}])
+    'User: 2+2?\n\nAssistant: 4'
+    """
+    if isinstance(prompt, str):
+        return prompt.strip()
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in prompt)

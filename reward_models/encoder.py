@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from reward_models.base import did_you_mean, excerpt
-from reward_models.conversation import CHAT, Prompt, Turn, conversation, prompt_turns
+from reward_models.conversation import CHAT, Prompt, Turn, conversation
+from reward_models.cut import fitting
 from reward_models.format import SPECIAL_TOKENS, Format
 
 
@@ -68,25 +68,13 @@ class Encoder:
         if self.max_length is None or len(row["input_ids"]) <= self.max_length:
             return row
         self.truncated += 1
-        if self.format.template == CHAT:
-            prompt = self._last_turns(prompt_turns(prompt), completion)
-            if self._fits(prompt, completion):
-                return self._tokenize(prompt, completion)
-        text, rebuilt = _last_text(prompt)
-
-        def part(size: int) -> Prompt:
-            return rebuilt(text[len(text) - size :] if self.format.cut == "left" else text[:size])
-
-        if self._fits(rebuilt(""), completion):
-            kept = _longest(len(text), lambda size: self._fits(part(size), completion))
-            return self._tokenize(part(kept), completion)
-        if not self._fits(rebuilt(""), ""):
+        kept = fitting(prompt, completion, self._fits, side=self.format.cut)
+        if kept is None:
             raise ValueError(
                 f"the template of reward model {self.name!r} alone is longer than max_length={self.max_length} tokens "
                 f"(prompt {excerpt(prompt)}); raise max_length"
             )
-        kept = _longest(len(completion), lambda size: self._fits(rebuilt(""), completion[:size]))
-        return self._tokenize(rebuilt(""), completion[:kept])
+        return self._tokenize(*kept)
 
     def shown(self, prompt: Prompt, completion: str) -> str:
         """What the classifier reads of one pair: its tokens as text, special tokens included."""
@@ -110,12 +98,6 @@ class Encoder:
                 f"the chat template of reward model {self.name!r} refuses the conversation {excerpt(turns)} "
                 f"({' '.join(str(error).split())}); give it another template, or leave out such rows"
             ) from error
-
-    def _last_turns(self, turns: list[Turn], completion: str) -> list[Turn]:
-        """The longest end of a conversation that fits, from a turn of the user on; the last of them where none does."""
-        starts = [i for i, turn in enumerate(turns) if i > 0 and turn["role"] == "user"]
-        ends = [turns[start:] for start in starts] or [turns]
-        return next((end for end in ends if self._fits(end, completion)), ends[-1])
 
     def _fits(self, prompt: Prompt, completion: str) -> bool:
         return len(self._tokenize(prompt, completion)["input_ids"]) <= self.max_length
@@ -158,28 +140,6 @@ def _index(label: int | str, config: Any, name: str) -> int:
             f"{count}"
         )
     return index
-
-
-def _last_text(prompt: Prompt) -> tuple[str, Callable[[str], Prompt]]:
-    """The text of a prompt that is cut, its last turn of the user, and the function that puts another in its place."""
-    if isinstance(prompt, str):
-        return prompt, lambda text: text
-    last = max((i for i, turn in enumerate(prompt) if turn["role"] == "user"), default=len(prompt) - 1)
-    return prompt[last]["content"], lambda text: [
-        {**turn, "content": text} if i == last else turn for i, turn in enumerate(prompt)
-    ]
-
-
-def _longest(size: int, fits: Callable[[int], bool]) -> int:
-    """A size up to `size` that fits while one more does not, by bisection; 0 is known to fit."""
-    fitting, too_long = 0, size
-    while too_long - fitting > 1:
-        middle = (fitting + too_long) // 2
-        if fits(middle):
-            fitting = middle
-        else:
-            too_long = middle
-    return fitting
 
 
 def input_names(model: Any) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def _in_order(
     """What `run` makes of each row, on the CPU; a batch has `size` rows of one group at most."""
     result: list[torch.Tensor | None] = [None] * len(rows)
     for group in groups:
-        for batch in _by_length(group, rows, size):
+        for batch in by_length(group, [row["input_ids"] for row in rows], size):
             output = run(model, [rows[i] for i in batch], pad_token_id).float().cpu()
             for i, row in zip(batch, output, strict=True):
                 result[i] = row
@@ -97,9 +97,15 @@ def _reads_last_token(model: Any) -> bool:
     return isinstance(model, GenericForSequenceClassification) or model.config.model_type in LAST_TOKEN_DECODERS
 
 
-def _by_length(group: Sequence[int], rows: Sequence[Row], batch_size: int) -> Iterator[list[int]]:
-    """Yield batches of indices, longest texts first, so that a batch that does not fit in memory fails at once."""
-    order = sorted(group, key=lambda i: -len(rows[i]["input_ids"]))
+def by_length(group: Sequence[int], rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Yield batches of indices, longest texts first, so that a batch that does not fit in memory fails at once.
+
+    Args:
+        group: the indices.
+        rows: token ids of all texts.
+        batch_size: most indices in a batch.
+    """
+    order = sorted(group, key=lambda i: -len(rows[i]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reward_models.base import check_lengths, checked_scores, excerpt, is_number
-from reward_models.conversation import Prompt, Turn
-from reward_models.judge_prompts import AGAIN, COMPARE, GRADE
+from reward_models.conversation import Prompt, Turn, conversation_text
+from reward_models.judge_prompts import AGAIN, COMPARE, GRADE, NUMBERS, REASONED
 from reward_models.service import JUDGE, SETTINGS, Service, check_options, is_address
 
 
@@ -150,8 +150,10 @@ class Grader(Judge):
     def shown(self, prompt: Prompt, completion: str) -> str:
         """The question for one pair."""
         lowest, highest = (f"{value:g}" for value in self.scale)
+        grades, form = NUMBERS
+        ending = REASONED.format(grades=grades.format(lowest=lowest, highest=highest), form=form)
         talk, reply = conversation_text(prompt), completion.strip()
-        return GRADE.format(rubric=self.rubric, conversation=talk, reply=reply, lowest=lowest, highest=highest)
+        return GRADE.format(rubric=self.rubric, conversation=talk, reply=reply, ending=ending)
 
     def _grade(self, said: str) -> float | None:
         grades = [float(found) for found in _GRADE.findall(said)]
@@ -166,7 +168,8 @@ class Comparer(Judge):
     Equal texts are a tie, and nobody is asked. So is a pair whose verdict could not be read.
 
     Attributes:
-        against: what completions are compared with: `sft`, or the id of a point of the run.
+        against: what completions are compared with: `sft`, the name of a group, whose point of the same weights it is,
+            or the id of a point of the run.
         reads_columns: always; the other completions are the column `rival`.
         compared: how many pairs were asked for so far.
         changed: how many of these had another verdict in the other order.
@@ -182,9 +185,10 @@ class Comparer(Judge):
             ValueError: one is missing or wrong.
         """
         super().__init__(url, **settings)
-        if against != "sft" and (not isinstance(against, int) or isinstance(against, bool)):
+        if isinstance(against, bool) or not isinstance(against, int | str) or against == "":
             raise ValueError(
-                f"the option against of {self.name} is {against!r}; expected sft, or the id of a point of the run"
+                f"the option against of {self.name} is {against!r}; expected sft, the name of a group, or the id of a "
+                "point of the run"
             )
         self.against, self.compared, self.changed, self.undecided = against, 0, 0, 0
 
@@ -263,17 +267,6 @@ def make_judge(text: str, *, name: str | None, options: Mapping[str, Any]) -> Ju
     if "scale" in options:
         raise ValueError(f"{text} has the options against and scale, but who compares gives no grade; leave one out")
     return Comparer(url, name=name, **options)
-
-
-def conversation_text(prompt: Prompt) -> str:
-    r"""A prompt as a judge reads it: a text as it is, turns with their roles.
-
-    >>> conversation_text([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}])
-    'User: 2+2?\n\nAssistant: 4'
-    """
-    if isinstance(prompt, str):
-        return prompt.strip()
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in prompt)
 
 
 def _first_wins(said: str) -> float | None:

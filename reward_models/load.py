@@ -14,6 +14,10 @@ from reward_models.base import RewardModel, did_you_mean
 from reward_models.checkpoint import ADAPTER_FILE
 from reward_models.classifier import Classifier
 from reward_models.function import FunctionReward
+from reward_models.generative import PREFIX as GENERATIVE
+from reward_models.generative import Generative
+from reward_models.grading import OPTIONS as GRADING_OPTIONS
+from reward_models.grading import Grading
 from reward_models.judge import make_judge
 from reward_models.presets import PRESETS, preset_of
 from reward_models.remote import remote
@@ -44,7 +48,8 @@ def load(
     1. `http://` or `https://`, the address of a service as `RemoteReward` takes it, or that of a chat model after
        `judge:`, a `Judge`.
     2. `rule:length`, `rule:format`, `rule:lexical` or `rule:readability`, a rule of `reward_models.rules`; or
-       `similarity:` and a folder or Hub id, a `Similarity` by that sentence encoder.
+       `similarity:` and a folder or Hub id, a `Similarity` by that sentence encoder; or `generative:` and a folder or
+       Hub id, a `Generative` by that language model.
     3. The name or Hub id of a preset, with the preset's text format.
     4. A folder with a classifier or a PEFT adapter of one; `reward_model.json` there says the text format.
     5. `package.module:function` or `package.module.function`, a function as `FunctionReward` takes it; the module may
@@ -55,18 +60,18 @@ def load(
     Args:
         source: what to load; a folder named like a preset is written with `./` before it.
         name: what the score is called; None is the preset, the folder, the function or the model.
-        device: torch device of a classifier or encoder; None is the current CUDA device, or the CPU.
-        dtype: torch dtype of a classifier or encoder, or its name; None is float32.
-        batch_size: most texts in one forward pass of a classifier or encoder, or in one request to a service.
-        trust_remote_code: whether code that comes with a classifier may run.
-        options: attributes of a rule, settings of a similarity or a service, or keyword arguments of a function; a
-            classifier has none.
+        device: torch device of a model; None is the current CUDA device, or the CPU.
+        dtype: torch dtype of a model, or its name; None is float32.
+        batch_size: most texts in one forward pass of a model, or in one request to a service.
+        trust_remote_code: whether code that comes with a model may run.
+        options: attributes of a rule, settings of a similarity, a language model, a judge or a service, or keyword
+            arguments of a function; a classifier has none.
         template: what a classifier or service is shown, in place of what its folder or preset says: a text with
             `{prompt}` and `{completion}`, two such texts, or `chat` for its tokenizer's chat template. Of a function
             only `chat`, for lists of messages.
         label: the output of a classifier or service that is the score, by index or name, or two for their difference,
             likewise.
-        system: the system prompt that a chat template begins with, likewise.
+        system: the system prompt that a chat template begins with, likewise, or that a language model is given.
 
     Raises:
         FileNotFoundError: `source` looks like a folder that does not exist, or is one without a model.
@@ -90,7 +95,12 @@ def load(
     settings = {"device": device, "dtype": dtype, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
     if text.startswith(SIMILARITY):
         stated = check_similarity(text, name=name, options=options, template=template, label=label, system=system)
-        return _similarity(text, name=stated.name, **options, **settings)
+        make = functools.partial(Similarity.from_pretrained, name=stated.name, **options, **settings)
+        return _whole(text.removeprefix(SIMILARITY), make, "a whole sentence encoder")
+    if text.startswith(GENERATIVE):
+        grading = check_grading(text, name=name, options=options, template=template, label=label, system=system)
+        make = functools.partial(Generative.from_pretrained, grading=grading, **settings)
+        return _whole(text.removeprefix(GENERATIVE), make)
     preset_name = preset_of(text)
     is_local = preset_name is None and (Path(text).is_dir() or _looks_local(text))
     if preset_name is None and not is_local:
@@ -142,14 +152,35 @@ def check_similarity(
     return SimilaritySettings(name or SIMILARITY.removesuffix(":"), **options)
 
 
-def _similarity(text: str, **settings: Any) -> Similarity:
-    source = text.removeprefix(SIMILARITY)
-    make = functools.partial(Similarity.from_pretrained, **settings)
+def check_grading(
+    text: str,
+    *,
+    name: str | None,
+    options: Mapping[str, Any],
+    template: Any = None,
+    label: Any = None,
+    system: Any = None,
+) -> Grading:
+    """What is said of a generative reward model, before its weights are read.
+
+    Raises:
+        ValueError: the model is missing, or there is no such setting, or it is missing, wrong or without effect.
+    """
+    _refuse(text, "what it is asked stands in its options, as rubric or question", template=template)
+    _refuse(text, "its score is the grade that it expects", label=label)
+    check_options(text, options, GRADING_OPTIONS)
+    if text == GENERATIVE:
+        raise ValueError(f"the reward model {text!r} names no language model; expected {text}FOLDER or {text}HUB_ID")
+    return Grading(name or GENERATIVE.removesuffix(":"), system=system, **options)
+
+
+def _whole(source: str, make: Callable[[str | Path], Any], expected: str | None = None) -> Any:
+    """What `make` makes of a folder or Hub id; an adapter is refused where something is expected in its place."""
     if not Path(source).is_dir() and not _looks_local(source) and source.count("/") == 1:
         return _opened(source, lambda: make(source))
-    if (Path(source) / ADAPTER_FILE).is_file():
-        raise ValueError(f"the folder {source} holds an adapter; expected a whole sentence encoder")
-    return make(_folder(source, "fetch an encoder with: python scripts/fetch_models.py"))
+    if expected is not None and (Path(source) / ADAPTER_FILE).is_file():
+        raise ValueError(f"the folder {source} holds an adapter; expected {expected}")
+    return make(_folder(source, "fetch one with: python scripts/fetch_models.py"))
 
 
 def _folder(text: str, way_out: str = "make one with: rlhf-lines reward") -> Path:
@@ -261,6 +292,6 @@ def _known(text: str) -> str:
     names = [*PRESETS, *(preset.model for preset in PRESETS.values()), *rules]
     return (
         f"{did_you_mean(text, names, cutoff=0.5)}expected a folder, a function as 'module:function', a Hub id, "
-        f"{SIMILARITY}FOLDER, {SCHEMES[0]}ADDRESS, {JUDGE}{SCHEMES[0]}ADDRESS, or one of "
+        f"{SIMILARITY}FOLDER, {GENERATIVE}FOLDER, {SCHEMES[0]}ADDRESS, {JUDGE}{SCHEMES[0]}ADDRESS, or one of "
         f"{', '.join([*PRESETS, *rules])}"
     )

@@ -37,6 +37,7 @@ RANGES = {
 }  # fmt: skip
 LARGEST = 2**63 - 1  # whole number that torch and Python's own loops count to
 MANY = 3  # unknown keys of a file that are told one by one
+ON, OFF = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # as transformers reads a switch
 
 
 def parse(dataclass_types: Sequence[type], arguments: list[str], *, prog: str) -> tuple[tuple, dict]:
@@ -249,6 +250,37 @@ def _parser(dataclass_types: Sequence[type], prog: str):
 def accept_negative_numbers(parser: argparse.ArgumentParser) -> None:
     """Let a parser read `-1e-3` and `-inf` as numbers; argparse takes them for flags."""
     parser._negative_number_matcher = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\Z|-(?:inf|nan)\Z")
+
+
+def bare_switches(arguments: Sequence[str], switches: Collection[str]) -> list[str]:
+    """The arguments with switches that have no value: what is on stands in front, what is off is left out.
+
+    Stages read a switch with a value or without one (`--overwrite true`), and so do all verbs. A word behind a switch
+    that is no such value belongs to something else; of a switch given twice the last counts.
+
+    >>> bare_switches(["a", "--all", "b", "--overwrite", "False"], ["--all", "--overwrite"])
+    ['--all', 'a', 'b']
+
+    Args:
+        arguments: of the command line.
+        switches: the flags that are switches.
+
+    Raises:
+        ValueError: a switch has another value behind its equals sign.
+    """
+    found: dict[str, bool] = {}
+    others, rest = [], list(arguments)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if name not in switches:
+            others.append(name + equals + value)
+            continue
+        if not equals:
+            value = rest.pop(0) if rest and rest[0].lower() in (*ON, *OFF) else ON[0]
+        if value.lower() not in (*ON, *OFF):
+            raise ValueError(f"{name} is {value!r}, expected true or false")
+        found[name] = value.lower() in ON
+    return [name for name, on in found.items() if on] + others
 
 
 def check_unknown(words: Sequence[str], known: Iterable[str], prog: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import accept_negative_numbers, check_unknown, holds_nul
+from rlhf_lines.arguments import accept_negative_numbers, bare_switches, check_unknown, holds_nul
 from rlhf_lines.artifact import RECORD, read_record, refuse_existing
 from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         if is_about_input(error):
             return _tell(arguments[0], reason(error) if getattr(error, "errno", None) else str(error), 2)
         if is_of_machine(error):
-            return _tell(arguments[0], _of_machine(error), 1)
+            return _tell(arguments[0], _of_machine(error, KEPT.get(arguments[0], NOTHING_KEPT)), 1)
         raise
     finally:
         distributed.leave()
@@ -99,13 +99,13 @@ def _tell(verb: str, sentence: str, status: int) -> int:
     return status
 
 
-def _of_machine(error: Exception) -> str:
+def _of_machine(error: Exception, left: str) -> str:
     if is_of_memory(error):
         return (
             f"memory ran out ({reason(error)}): take smaller batches or a smaller model; rlhf-lines plan says what a "
             "stage will take"
         )
-    return f"{reason(error)}; {NOTHING_KEPT}"
+    return f"{reason(error)}; {left}"
 
 
 def _say(*texts: object) -> None:
@@ -128,9 +128,11 @@ def _run(arguments: list[str]) -> None:
         raise ValueError("the current folder was deleted: change into one that exists (cd)") from error
     if verb == "plan" and others and not others[0].startswith("-"):  # plan ppo --rewards ... is plan --stage ppo ...
         others[:1] = ["--stage", others[0]]
-    if verb == "reward" and CHECK in others:
-        _check_rewards([other for other in others if other != CHECK])
-        return
+    if verb == "reward":
+        others = bare_switches(others, [CHECK])
+        if CHECK in others:
+            _check_rewards([other for other in others if other != CHECK])
+            return
     options, options.rest = _parser().parse_known_args([verb, *others])
     if options.run not in (_stage, _plan):
         check_unknown(options.rest, options.flags, f"rlhf-lines {verb}")
@@ -145,6 +147,14 @@ class _Parser(argparse.ArgumentParser):
     def add_argument(self, *names, **settings):
         dashed = [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
         return super().add_argument(*names, *dashed, **settings)
+
+    def parse_known_args(self, args=None, namespace=None):
+        switches = {
+            name
+            for name, action in self._option_string_actions.items()
+            if isinstance(action, argparse._StoreTrueAction)
+        }
+        return super().parse_known_args(bare_switches(args, switches), namespace)
 
     def error(self, message: str):
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -277,6 +287,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--apply_chat_template", action="store_true", help="put questions into the tokenizer's chat template"
     )
+    evaluate.add_argument(
+        "--system_instruction", metavar="TEXT", help="what comes first; in the chat template the system's turn"
+    )
     evaluate.add_argument("--include_path", type=_path, metavar="DIR", help="folder of further task configs (YAML)")
     evaluate.add_argument("--batch_size", type=int, metavar="N", help="texts in one pass (default: what fits)")
     evaluate.add_argument(
@@ -402,7 +415,11 @@ def _front(options: argparse.Namespace) -> None:
         from rlhf_lines.sweep.finished.report import write_report
 
         write_report(options.run_dir)
-    _say(front_table(front, all_points=options.all))
+    gains = read_record(options.run_dir).get("gains")
+    if gains:
+        from rlhf_lines.summary import gains_table
+
+    _say(front_table(front, all_points=options.all), *(["", gains_table(gains)] if gains else []))
 
 
 def _reference_point(words: list[str] | None) -> list[float] | str | None:
@@ -496,6 +513,8 @@ def _score(options: argparse.Namespace) -> None:
         _say(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
         if name in outcome.judged:
             _say(f"{name}: {judged_text(outcome.judged[name])}")
+        for text in outcome.wins.get(name, ()):
+            _say(f"{name}: {text}")
     _say("", front_table(outcome.front))
 
 
@@ -513,9 +532,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         groups=options.group,
         **{
             name: getattr(options, name)
-            for name in ("limit", "num_fewshot", "apply_chat_template", "include_path", "batch_size", "overwrite")
+            for name in (
+                *("limit", "num_fewshot", "apply_chat_template", "system_instruction"),
+                *("include_path", "batch_size", "overwrite"),
+            )
         },
     )
+    if outcome is None:  # of several processes, one speaks
+        return
     for task, count in outcome.asked.items():
         policies = "1 policy" if count == 1 else f"{count} policies"
         _say(f"{task}: asked {policies}" if count else f"{task}: all these points have been asked already")
@@ -559,14 +583,18 @@ def _serve(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     if options.prompt_tokens is not None and options.prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {options.prompt_tokens}, expected at least 1")
-    _quiet_warnings()
-    if options.stage not in WITHOUT_BARS:
-        _hide_bars()
-    from rlhf_lines.plan import Options, plan, plan_table
+    from rlhf_lines.progress import steps
 
-    asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device, timed=True)
-    config = [] if options.config is None else ["--config", options.config]
-    _say(plan_table(plan([*config, *options.rest], asked), options.config))
+    with steps("plan", "loading libraries"):
+        _quiet_warnings()
+        if options.stage not in WITHOUT_BARS:
+            _hide_bars()
+        from rlhf_lines.plan import Options, plan, plan_table
+
+        asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device, timed=True)
+        config = [] if options.config is None else ["--config", options.config]
+        text = plan_table(plan([*config, *options.rest], asked), options.config)
+    _say(text)
 
 
 def _usage() -> str:
@@ -576,8 +604,8 @@ def _usage() -> str:
         "usage: rlhf-lines VERB [--config FILE] [--flag value ...]\n\n"
         f"{verbs}\n\n"
         "rlhf-lines VERB --help lists the flags of a verb. Every flag can be a key of the YAML file; one given on the\n"
-        "command line wins. An existing output_dir is refused; --resume keeps it or goes on with it, --overwrite\n"
-        "replaces it."
+        "command line wins. A switch may have a value: --overwrite, --overwrite true, --overwrite false. An existing\n"
+        "output_dir is refused; --resume keeps it or goes on with it, --overwrite replaces it."
     )
 
 

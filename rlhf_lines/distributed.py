@@ -5,8 +5,8 @@ nothing has started works alone, and leads. Who is who is asked of torch: on a m
 may call every process the only one. Without a launcher nothing here imports either. Inside a Trainer the trainer's own
 accelerator answers, and the `world_size` of its arguments (in `train`: ppo_trainer, normalization, ppo, checkpoints).
 
-In a sweep the leader keeps the run store and hands out batches; so only its machine needs the run folder, and what is
-stored does not depend on how many processes there are.
+In a sweep, and where its points are asked benchmarks, the leader keeps the run store and hands out work; so only its
+machine needs the run folder, and what is stored does not depend on how many processes there are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from rlhf_lines.errors import is_about_input
+from rlhf_lines.errors import ProcessEnded, is_about_input, is_of_memory, reason
 
 
 T = TypeVar("T")
@@ -172,7 +172,7 @@ def _started():
 
 
 class Processes:
-    """The processes of a sweep, started: the leader has `map` while it is `leading`, the others `follow` it.
+    """The processes of a run, started: the leader has `map` while it is `leading`, the others `follow` it.
 
     Attributes:
         count: how many there are; without a launcher, one.
@@ -189,6 +189,8 @@ class Processes:
 
         Raises:
             ValueError: another process was given a wrong input; the message says which.
+            MemoryError: another process has too little memory; the message says which.
+            ProcessEnded: another process has ended.
             RuntimeError: another process failed; its traceback is in the message.
         """
         if self.count == 1:
@@ -209,6 +211,7 @@ class Processes:
 
         Raises:
             SystemExit: the leader failed, and has said why.
+            ProcessEnded: the leader has ended.
         """
         rank = self._torch.get_rank()
         while not isinstance(items := self._broadcast(None), bool):
@@ -227,25 +230,41 @@ class Processes:
             done = True
         finally:
             if self.count > 1:
-                self._broadcast(done)
+                with contextlib.nullcontext() if done else contextlib.suppress(ProcessEnded):  # they may have gone
+                    self._broadcast(done)
                 self._group = None  # as in `follow`
 
     def _broadcast(self, items: list | bool | None) -> list | bool:
         held = [items]
-        self._torch.broadcast_object_list(held, src=0, group=self._group)
+        with _heard():
+            self._torch.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
 
     def _gather(self, answer: tuple[Any, Any]) -> list[tuple[Any, Any]] | None:
         """The answers of all processes, in the leader; None in the others."""
         answers = [None] * self.count if leads() else None
-        self._torch.gather_object(answer, answers, group=self._group)
+        with _heard():
+            self._torch.gather_object(answer, answers, group=self._group)
         return answers
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Inside, processes talk: what gloo says of one that has ended becomes one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = "another process" if leads() else "the first process"
+        said = f"{gone} of the run has ended before its work was done, and may have said why"
+        raise ProcessEnded(said) from error
 
 
 def _told_as(error: Exception) -> tuple[type[Exception], str]:
     """What the leader raises for an error of another process, and what it says behind the name of that process."""
     if is_about_input(error):
         return ValueError, f": {error}"
+    if is_of_memory(error):
+        return MemoryError, f": {reason(error)}"
     return RuntimeError, " failed:\n" + "".join(traceback.format_exception(error))
 
 

@@ -38,6 +38,10 @@ class InputProblems(ValueError):
         super().__init__(f"{len(self.problems)} problems: {numbered}")
 
 
+class ProcessEnded(RuntimeError):
+    """Of several processes of a run, another one has ended."""
+
+
 class Problems:
     """Collect mistakes of the input while checks go on, so that a user hears of all of them in one go.
 
@@ -113,10 +117,10 @@ def is_ours(error: BaseException) -> bool:
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether memory, disk or open files ran out, or a device failed: nobody's mistake, and no bug."""
+    """Whether memory, disk or open files ran out, a device failed, or a process ended: nobody's mistake, and no bug."""
     if isinstance(error, OSError):
         return error.errno in (*NO_SPACE, *BROKEN)
-    return is_of_memory(error)
+    return isinstance(error, ProcessEnded) or is_of_memory(error)
 
 
 def is_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from reward_models import FunctionReward, Judge, RemoteReward, RewardModel
+from reward_models import FunctionReward, Generative, Judge, RemoteReward, RewardModel
 from reward_models.conversation import prompt_turns, reply
 from reward_models.similarity import SimilaritySettings
 from rlhf_lines.completions import completion_texts
@@ -105,7 +105,7 @@ def readings(
 def try_rewards(
     tokenizer: PreTrainedTokenizerBase, prompt: str, asked: Asked, models: Sequence[RewardModel], **of_run: Any
 ) -> None:
-    """Log a row as everybody reads it, and let every function and every service score it.
+    """Log a row as everybody reads it, and let every function, service and generative reward model score it.
 
     What cannot work stops here, before anything is sampled. There is no completion yet, so words of the prompt stand
     for it.
@@ -118,12 +118,12 @@ def try_rewards(
         **of_run: as of `scoring.score`.
 
     Raises:
-        ValueError: a function or service fails or cannot be called, or a chat template refuses the conversation.
+        ValueError: a function or service fails or cannot be called, or a chat template refuses what it is given.
     """
     sample = stand_in(tokenizer, prompt, asked)
     tell(readings(tokenizer, prompt, asked, models, sample), stands_in=True)
     for model in models:
-        if isinstance(model, FunctionReward | RemoteReward | Judge):
+        if isinstance(model, FunctionReward | RemoteReward | Judge | Generative):
             score(model, [asked], [sample.text], [sample.token_ids], **of_run)
 
 

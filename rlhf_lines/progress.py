@@ -11,6 +11,7 @@ from tqdm.std import tqdm
 EVERY = 30  # seconds between two lines of a log
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} so far, {remaining} left{postfix}"
 _LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {elapsed} so far{postfix}"
+_LINE_OF_STEPS = "{desc}: {elapsed} so far{postfix}"
 _open: list[Bar] = []
 
 
@@ -29,7 +30,7 @@ class Bar(tqdm):
         self.in_log = not sys.stderr.isatty()
         if self.in_log:
             line = _LINE_WITHOUT_TOTAL if total is None else _LINE
-            settings |= {"mininterval": EVERY, "miniters": 1, "bar_format": line, "leave": False}
+            settings = {"bar_format": line, **settings, "mininterval": EVERY, "miniters": 1, "leave": False}
             settings["delay"] = EVERY if late else 0
         super().__init__(total=total, file=sys.stderr, **settings)
         if not self.disable:
@@ -79,6 +80,20 @@ class Bar(tqdm):
 
     def _show(self, *, refresh: bool) -> None:
         self.set_postfix_str(", ".join(filter(None, [self._numbers, self._doing])), refresh=refresh)
+
+
+def steps(name: str, first: str) -> Bar:
+    """The bar of what is short, of unlike parts that nobody counts: it says which one is done, and for how long.
+
+    A log has a line only of what takes longer than `EVERY`, and what is left on a terminal is nothing.
+
+    Args:
+        name: of the whole.
+        first: part of it; the others are told by `beat`.
+    """
+    bar = Bar(total=None, late=True, desc=name, leave=False, bar_format=_LINE_OF_STEPS)
+    bar.doing(first)
+    return bar
 
 
 def beat(what: str) -> None:

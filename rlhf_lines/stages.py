@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import parse, read_config
+from rlhf_lines.arguments import OFF, parse, read_config
 from rlhf_lines.artifact import (
     check_same_config,
     finish_folder,
@@ -51,7 +51,6 @@ CONFIGS = {
 }
 GOES_ON_FROM = ("checkpoint-*", "run.sqlite")  # what a stopped run has left: of training, of a sweep or of learning
 SWITCHES = ("overwrite", "resume", "plan")  # with which an output_dir may exist
-OFF = ("no", "false", "f", "n", "0")  # as transformers reads a switch
 UNFINISHED, UNNAMED, COMPLETE = "unfinished", "unnamed", "complete"  # an output_dir, to a run that resumes
 
 
@@ -171,7 +170,13 @@ def read_stage(verb: str, arguments: list[str]) -> tuple[ModuleType, tuple, dict
     Raises:
         ValueError, FileNotFoundError: the input is wrong; the message is one sentence.
     """
+    configs, given = read_configs(verb, arguments)
+    return importlib.import_module(MODULES[verb]), configs, given
+
+
+def read_configs(verb: str, arguments: list[str]) -> tuple[tuple, dict]:
+    """What `read_stage` reads, without the module, whose import takes seconds."""
     configs, given = parse(configs_of(verb), arguments, prog=f"rlhf-lines {verb}")
     if not given.get("output_dir"):  # transformers would fall back to a folder of its own choice
         raise ValueError("output_dir is missing: name the folder to make")
-    return importlib.import_module(MODULES[verb]), configs, given
+    return configs, given

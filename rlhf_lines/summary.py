@@ -53,12 +53,10 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
     elif verb == "router":
         lines += _router(record)
     elif verb == "sweep":
-        from rlhf_lines.pareto import front_table, read_front  # with scipy, which the others do without
+        from rlhf_lines.pareto import read_front  # with scipy, which the others do without
+        from rlhf_lines.pareto.closing import closing_text
 
-        lines = [gains_table(record["gains"]), "", front_table(read_front(folder)), ""]
-        lines += _routed(record)
-        lines.append(_chosen(record))
-        lines.append(f"{done}: report.html, front.json, figures (.png, .pdf), run.sqlite")
+        lines += ["", closing_text(read_front(folder), folder, [_chosen(record), *_routed(record)])]
     return "\n".join(lines)
 
 
@@ -81,14 +79,14 @@ def _router(record: dict) -> list[str]:
     told = [
         f"{len(record['points'])} merges of {record['group']} on {record['prompts']} prompts; of what "
         f"differs between them by prompt {record['explained']:z.1%} is predicted, on prompts left out",
-        f"{'preference':<14} {'best for all':>18} {'value':>7} {'routed':>7}  gain [95 %]",
+        f"{'preference':<14} {'best for all':>18} {'value':>7} {'by prompt':>9}  gain [95 %]",
     ]
     for row in record["gains"]:
         gain, fixed = row["gain"], row["fixed"]
         interval = "" if gain["low"] is None else f" [{gain['low']:z.3f}, {gain['high']:z.3f}]"
         told.append(
             f"{weights_text(row['preference']):<14} {weights_text(fixed['weights']):>18} {fixed['value']:z7.3f} "
-            f"{row['routed']:z7.3f}  {gain['value']:z.3f}{interval}"
+            f"{row['routed']:z9.3f}  {gain['value']:z.3f}{interval}"
         )
     if not any((row["gain"]["low"] or 0) > 0 for row in record["gains"]):
         told.append("no gain is above 0 for sure: merges at fixed weights may be as good")
@@ -96,10 +94,11 @@ def _router(record: dict) -> list[str]:
 
 
 def _routed(record: dict) -> list[str]:
-    """Of groups with a router, how many merges the prompts of each preference got."""
+    """Of groups with a router, a sentence on how many merges the prompts of each preference got."""
     return [
-        f"{group}: weights by prompt at "
-        + ", ".join(f"{weights_text(row['preference'])}: {_counted(len(row['chosen']), 'merge')}" for row in rows)
+        f"{group}, whose router chooses a merge for each prompt, chose among "
+        + ", ".join(f"{_counted(len(row['chosen']), 'merge')} at {weights_text(row['preference'])}" for row in rows)
+        + "."
         for group, rows in record.get("routed", {}).items()
     ]
 
@@ -134,11 +133,13 @@ def _chosen(record: dict) -> str:
     scaling = f"alpha {record['alpha']}, beta {record['beta']} and schedule {record['schedule']} of LiNeS"
     validation = record["validation"]
     if validation is None:
-        return f"{scaling} were given"
+        return f"{scaling} were given."
     tunings = {"lines": validation, **validation["groups"]}
     at_edge = [label(name) for name, tuning in tunings.items() if tuning["at_edge"]]
-    edge = f"; at an edge of what was tried: {', '.join(at_edge)}" if at_edge else ""
-    return f"{scaling} were chosen on validation prompts, of {len(validation['grid'])}{edge}"
+    edge = (
+        f" At an edge of what was tried, so that going beyond may give more: {', '.join(at_edge)}." if at_edge else ""
+    )
+    return f"{scaling} were chosen on validation prompts, of {len(validation['grid'])} that were tried.{edge}"
 
 
 def gains_table(gains: list[dict]) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import reward_models
-from reward_models import Classifier, Format, RewardModel
+from reward_models import Classifier, Format, Generative, RewardModel
 from reward_models.base import is_number
 from reward_models.conversation import CHAT
+from reward_models.generative import PREFIX as GENERATIVE
+from reward_models.load import check_grading
 from reward_models.service import SETTINGS, asks_a_service
 from reward_models.similarity import PREFIX as SIMILARITY
 from rlhf_lines.config import A_NAME, from_json, is_name
@@ -38,22 +40,23 @@ class RewardEntry:
 
     Attributes:
         model: what to load: a folder of the reward stage, a preset, a Hub id, `module:function`, `rule:name`,
-            `similarity:` and a folder or Hub id, the address of a service, or `judge:` and that of a chat model.
-        name: what the score is called; None is the folder, preset, model, function, rule or host.
+            `similarity:` or `generative:` and a folder or Hub id, the address of a service, or `judge:` and that of a
+            chat model.
+        name: what the score is called; None is the folder, preset, model, function, rule, kind or host.
         weight: factor in the sum (mu of MORLHF).
         normalize: whether mean and standard deviation are measured on samples of the SFT model before training.
         clip: largest absolute value after that.
-        dtype: of the weights of a classifier or encoder; None is float32.
-        batch_size: most texts in one forward pass of a classifier or encoder, or in one request to a service; None
-            leaves it to the stage.
-        options: of a rule, a similarity, a service or a function.
+        dtype: of the weights of a model; None is float32.
+        batch_size: most texts in one forward pass of a model, or in one request to a service; None leaves it to the
+            stage.
+        options: of a rule, a similarity, a generative reward model, a service or a function.
         template: what a classifier or service is shown: a text with `{prompt}` and `{completion}`, two of them, or
             `chat`, the chat template of its tokenizer; of a function `chat`, for lists of messages. None is what its
             folder or preset says, or else the prompt's text and the completion's.
         label: which output of a classifier or service is the score, by index or name, or two for their difference;
             None likewise, or else the first.
         system: the system prompt that a classifier or service is shown by `template: chat`, in place of one in the
-            data; None likewise, or else that of the data.
+            data; None likewise, or else that of the data. Of a generative reward model its own.
     """
 
     model: str
@@ -98,7 +101,7 @@ class RewardEntry:
 
         How a service is asked, such as its timeout, changes no score, and an address is without what is secret in it.
         """
-        kind = SIMILARITY if self.model.startswith(SIMILARITY) else ""
+        kind = next((kind for kind in (SIMILARITY, GENERATIVE) if self.model.startswith(kind)), "")
         source = self.model.removeprefix(kind)
         model = f"{kind}{Path(source).resolve()}" if Path(source).is_dir() else self.model
         options = self.options
@@ -122,6 +125,12 @@ class RewardEntry:
             return None
         identity = {key: value for key, value in self.identity().items() if key != "label"}
         return json.dumps([identity, self.batch_size], sort_keys=True)
+
+    def shared_weights(self) -> str | None:
+        """What generative reward models have in common that ask one loaded model; None of any other."""
+        if not self.model.startswith(GENERATIVE):
+            return None
+        return json.dumps({key: self.identity()[key] for key in ("model", "dtype")}, sort_keys=True)
 
     def __post_init__(self) -> None:
         for key, expected, holds in (
@@ -173,13 +182,12 @@ def load_reward_models(
         ValueError: an entry names nothing that can be loaded, or two have one name.
     """
     models: list[RewardModel] = []
-    read: dict[str, Classifier] = {}  # by what they share
+    read: dict[str, Classifier | Generative] = {}  # by what they share
     for entry in entries:
-        shared = entry.shared_pass()
+        shared = entry.shared_pass() or entry.shared_weights()
         with about(f"reward {entry.model!r} cannot be loaded"):
             if shared in read:
-                first = read[shared]
-                models.append(first.beside(name=entry.name or first.name, label=entry.label))
+                models.append(_beside(read[shared], entry, batch_size))
                 continue
             loaded = reward_models.load(
                 entry.model,
@@ -192,7 +200,7 @@ def load_reward_models(
                 system=entry.system,
                 trust_remote_code=trust_remote_code,
             )
-        if shared is not None and isinstance(loaded, Classifier):
+        if shared is not None and isinstance(loaded, Classifier | Generative):
             read[shared] = loaded
         models.append(loaded)
     check_names([model.name for model in models])
@@ -200,6 +208,15 @@ def load_reward_models(
         if leads() and (guessed := getattr(model, "guessed", None)) is not None:
             logger.warning("%s", guessed)
     return models
+
+
+def _beside(first: Classifier | Generative, entry: RewardEntry, batch_size: int) -> RewardModel:
+    """The reward model of an entry whose weights another one has loaded."""
+    if isinstance(first, Classifier):
+        return first.beside(name=entry.name or first.name, label=entry.label)
+    given = {"template": entry.template, "label": entry.label, "system": entry.system}
+    grading = check_grading(entry.model, name=entry.name, options=entry.options, **given)
+    return first.beside(grading, batch_size=entry.batch_size or batch_size)
 
 
 def check_names(names: Sequence[str]) -> None:

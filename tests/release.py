@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import tiny  # beside this file, which Python runs as a script
@@ -19,6 +20,7 @@ def command(*arguments: str) -> str:
 
 def main() -> None:
     """Ask for help, copy the configs, merge two adapters."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name that is to go
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         import rlhf_lines

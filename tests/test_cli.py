@@ -437,6 +437,45 @@ def test_a_folder_that_exists_is_refused_before_any_library_is_imported(tmp_path
     assert refused_without(libraries, tmp_path, commands) == expected
 
 
+def test_a_switch_of_any_verb_takes_a_value_as_those_of_stages_do():
+    """On by its name alone, or by a word that transformers takes for true; the last one counts."""
+    parser = cli._parser()
+    verbs = next(action.choices for action in parser._actions if action.choices)
+    switches = {
+        (verb, action.option_strings[0])
+        for verb, of_verb in verbs.items()
+        for action in of_verb._actions
+        if action.const is True
+    }
+    assert switches >= {("compare", "--overwrite"), ("export", "--overwrite"), ("front", "--all")}
+    for verb, flag in switches:
+        given = {"compare": ["a", "b"], "score": ["a", "--rewards", "r"], "evaluate": ["a", "--tasks", "t"]}
+        for words, expected in (
+            ([], False),
+            ([flag], True),
+            ([flag, "true"], True),
+            ([f"{flag}=Yes"], True),
+            ([flag, "False"], False),
+            ([flag, flag, "0"], False),
+            ([flag, "no", flag, "1"], True),
+        ):
+            options, rest = parser.parse_known_args([verb, *given.get(verb, ["a"]), *words])
+            assert (getattr(options, flag[2:]), rest) == (expected, []), (verb, words)
+            options, rest = parser.parse_known_args([verb, *words, *given.get(verb, ["a"])])  # in front of the run
+            assert (getattr(options, flag[2:]), rest) == (expected, []), (verb, words)
+
+
+def test_a_value_that_no_switch_has_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "comparison").mkdir()
+    assert cli.main(["compare", "a", "b", "--overwrite=maybe"]) == 2
+    assert capsys.readouterr().err == "rlhf-lines compare: --overwrite is 'maybe', expected true or false\n"
+    assert cli.main(["compare", "a", "b", "--overwrite", "false"]) == 2
+    assert "comparison exists: choose another folder" in capsys.readouterr().err
+    assert cli.main(["compare", "a", "b", "--overwrite", "true"]) == 2  # on to the next mistake
+    assert "a has no" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("switch", [["--overwrite"], ["--resume", "true"], ["--plan"], ["--help"]], ids=str)
 def test_a_folder_that_may_exist_is_left_to_the_stage(tmp_path, monkeypatch, switch):
     monkeypatch.chdir(tmp_path)

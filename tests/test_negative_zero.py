@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_lines.pareto import build_front, front_table, pick, picked_text
+from rlhf_lines.pareto.closing import closing_text
 from rlhf_lines.pareto.headline import effect
 from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.spreadsheet import front_csv
@@ -52,6 +53,7 @@ def test_the_texts_of_a_front_have_no_negative_zero(front):
     assert front["points"][1]["kl"]["mean"] < 0 and front["points"][1]["scores"]["two"]["high"] < 0
     texts = {
         "table": front_table(front),
+        "closing": closing_text(front, "run", []),
         "tex": front_tex(front),
         "pick": picked_text(front, pick(front, point=1).point, "run"),
         "csv": front_csv(front),

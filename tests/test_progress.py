@@ -8,7 +8,7 @@ import io
 import pytest
 
 from rlhf_lines import progress
-from rlhf_lines.progress import Bar, beat
+from rlhf_lines.progress import Bar, beat, steps
 
 
 @pytest.fixture
@@ -58,6 +58,26 @@ def test_what_is_soon_done_says_nothing_in_a_log(clock):
         clock[0] += 1
         bar.update(1e6)
     assert log.getvalue() == "merge: measure: 30.0M numbers, 00:30 so far\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_parts_that_nobody_counts_are_told_by_name_and_time(clock, terminal):
+    """On a terminal at once, in a log after half a minute; at the end a terminal has nothing of it."""
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    with contextlib.redirect_stderr(stream), steps("plan", "loading libraries"):
+        shown = stream.getvalue()
+        clock[0] += 29
+        beat("reading train rows")
+        soon = stream.getvalue()
+        clock[0] += 2
+        beat("timing passes")
+        late = stream.getvalue()
+    if terminal:
+        assert "plan: 00:00 so far" in shown and "plan: 00:29 so far, reading train rows" in soon
+        assert "plan: 00:31 so far, timing passes" in late and stream.getvalue().split("\r")[-2].strip() == ""
+    else:
+        assert shown == soon == "" and stream.getvalue() == late == "plan: 00:31 so far, timing passes\n"
 
 
 def test_a_terminal_keeps_one_line(clock):

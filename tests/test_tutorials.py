@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
+import json
 import shlex
 from pathlib import Path
 
@@ -11,27 +11,7 @@ from rlhf_lines import cli
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.pareto import read_front
 from tests.tiny import CHAT_MODEL
-
-
-ROOT = Path(__file__).parents[1]
-PAGES = ROOT / "docs" / "tutorials"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-FILE = re.compile(r"# (\w+\.(?:py|yaml))\n")  # the first line of a block that is a file
-
-
-def read(page: str) -> None:
-    """Do what a tutorial says: write its files, run its commands and its Python."""
-    defined: dict = {}
-    for language, block in BLOCK.findall((PAGES / page).read_text(encoding="utf-8")):
-        if named := FILE.match(block):
-            Path(named[1]).write_text(block)
-        elif language == "python":
-            exec(compile(block, page, "exec"), defined)
-        else:
-            assert language == "bash", f"{page}: nobody runs a block of {language}"
-            for line in block.replace("\\\n", " ").splitlines():
-                program, *arguments = shlex.split(line)
-                assert program == "rlhf-lines" and cli.main(arguments) == 0, line
+from tests.tutorial import ROOT, blocks, read
 
 
 def weights(front: dict, group: str) -> list[list[float]]:
@@ -51,6 +31,13 @@ def test_two_adapters_and_a_third_reward(reader, without_pictures):
     assert weights(read_front("sweep"), "lines") == [[w / 4, 1 - w / 4] for w in range(5)]
     assert (rank("dpo-relevant"), rank("grpo-brief"), rank("merged")) == (4, 4, 8)
     assert Path("merged-dense/model.safetensors").is_file()
+    read("serve_it.md")  # what needs no server; the rest is run in tests/vllm_engine
+    exported = json.loads(Path("sweep/export/adapters/adapters.json").read_text())
+    assert exported["policies"] == ["dpo-relevant", "grpo-brief"]
+    assert [entry["spec"]["weights"] for entry in exported["adapters"]] == [
+        [w / 4, 1 - w / 4] for w in range(4, -1, -1)
+    ]
+    assert {rank(f"sweep/export/adapters/{entry['folder']}") for entry in exported["adapters"]} == {4, 8}
     read("third_reward.md")
     two, three = read_front("sweep"), read_front("sweep-of-three")
     assert two["objectives"] == three["objectives"] == ["lexical", "length", "plain"]
@@ -74,8 +61,7 @@ def test_what_is_said_of_plans_is_what_they_say(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     compared = 0
-    blocks = BLOCK.findall((PAGES / "seven_billion.md").read_text(encoding="utf-8"))
-    for (before, command), (language, shown) in itertools.pairwise(blocks):
+    for (before, command), (language, shown) in itertools.pairwise(blocks("seven_billion.md")):
         if (before, language) == ("bash", "text"):
             assert cli.main(shlex.split(command.replace("\\\n", " "))[1:]) == 0
             printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

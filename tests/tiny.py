@@ -110,11 +110,11 @@ def save(model, tokenizer, folder: Path) -> Path:
     return folder
 
 
-def chat_model(folder: Path) -> Path:
-    """Write a chat model that reads English, letter by letter, and answers at random."""
+def chat_model(folder: Path, **changes) -> Path:
+    """Write a chat model that reads English, letter by letter, and answers at random; changes are of its shape."""
     tokenizer = character_tokenizer(string.ascii_letters + string.digits + " .,:;?!'\n")
     tokenizer.chat_template = _CHAT
-    return save(llama(tokenizer, std=None, max_position_embeddings=256), tokenizer, folder)
+    return save(llama(tokenizer, **{"std": None, "max_position_embeddings": 256, **changes}), tokenizer, folder)
 
 
 def save_adapter(sft, folder: Path, *, seed: int, std: float = 0.2, save_embedding_layers=False, **options) -> Path:

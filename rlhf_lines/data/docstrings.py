@@ -18,6 +18,7 @@ import ast
 import functools
 import importlib
 import inspect
+import os
 import random
 import re
 import sys
@@ -143,16 +144,23 @@ def preferences(split: str, preference: str, *, seed: int = 0) -> list[dict[str,
 
 def _from_source():
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
+    for path in _sources(root):
         parts = path.relative_to(root).with_suffix("").parts
-        if SKIPPED.intersection(parts):
-            continue
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # a file that is invalid on purpose
             continue
         module = ".".join(parts).removesuffix(".__init__")
         yield from _documented(tree, module)
+
+
+def _sources(root: Path) -> list[Path]:
+    """Files of Python below a folder, sorted; folders that are skipped, installed packages among them, are not read."""
+    found = []
+    for folder, inside, files in os.walk(root):
+        inside[:] = set(inside) - SKIPPED
+        found += [Path(folder, file) for file in files if file.endswith(".py") and file[:-3] not in SKIPPED]
+    return sorted(found)
 
 
 def _documented(node: ast.AST, qualified_name: str):

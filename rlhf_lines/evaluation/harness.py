@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lm_eval
 import numpy as np
+from datasets.exceptions import DatasetGenerationError
+from jinja2 import TemplateError
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -26,13 +29,15 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string, set_torch_seed
 
-from rlhf_lines.errors import Problems, about, closest
+from rlhf_lines.errors import Problems, closest, is_of_machine, is_ours, reason
+from rlhf_lines.evaluation.asking import Asking
 from rlhf_lines.progress import beat
 from rlhf_lines.sweep.engines.batches import rows_in_memory
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import Task
     from lm_eval.result_schema import EvalResults
     from lm_eval.tasks.manager import TaskDict
     from torch import Tensor
@@ -41,24 +46,15 @@ if TYPE_CHECKING:
 WINDOWS = 64  # of long texts that are read together, at most
 DEFAULT_FILTER = "none"  # of answers that are taken as they are
 WHOLE_TEXTS = "loglikelihood_rolling"  # what lm-eval calls it
+DATA = ("datasets", "huggingface_hub")  # whose loggers write to the true stderr
+# What a config, its functions or its data may raise; a RuntimeError is the model's.
+OF_TASKS = (
+    *(ValueError, AssertionError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError),
+    TemplateError,
+)
 SAME = 1e-9  # how far a mean of the values of documents may be from what lm-eval calls the mean
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How tasks are asked.
-
-    Attributes:
-        limit: how many documents of each task, the first; None is all.
-        num_fewshot: examples before each question; None is what the task says.
-        apply_chat_template: whether questions are put into the tokenizer's chat template.
-    """
-
-    limit: int | None = None
-    num_fewshot: int | None = None
-    apply_chat_template: bool = False
 
 
 class LoadedModel(HFLM):
@@ -68,6 +64,9 @@ class LoadedModel(HFLM):
         model: the policy that is asked, and may be another one the next time.
         tokenizer: its tokenizer.
         batch_size: texts in one pass; None is what fits.
+
+    Attributes:
+        warned: what has been said of it.
     """
 
     def __init__(
@@ -76,6 +75,7 @@ class LoadedModel(HFLM):
         with _quietly():  # it warns that the model is loaded
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or WINDOWS)
         self._fits = batch_size is None
+        self.warned: set[str] = set()
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """As lm-eval's, without its bar."""
@@ -124,20 +124,46 @@ def load_tasks(names: Sequence[str], asking: Asking, include_path: str | Path | 
     with _quietly():
         manager = _manager(names, include_path)
     problems = Problems()
-    for name in names:
+    for group, name in itertools.chain.from_iterable(_with_members(manager, name) for name in names):
         if name not in manager.all_tasks:
             close = closest(name, manager.all_tasks)
-            hint = f"; did you mean {close!r}?" if close else ""
-            problems.add(f"unknown task {name!r}{hint} (lm-eval ls tasks lists all; --include_path adds your own)")
+            of, hint = f" of {group}" if group else "", f"; did you mean {close!r}?" if close else ""
+            problems.add(f"unknown task {name!r}{of}{hint} (lm-eval ls tasks lists all; --include_path adds your own)")
     problems.check()
     loaded = {}
     for name in names:
         beat(f"loading {name}")
-        with _quietly(), about(f"task {name} cannot be loaded"):
-            loaded[name] = manager.load([name])
+        loaded[name] = _load(manager, name)
         _check(name, loaded[name], asking, problems)
+    _check_distinct(loaded, problems)
     problems.check()
     return loaded
+
+
+def _with_members(manager: TaskManager, name: str, group: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the name, and those of all tasks that it is a group of, each behind the group that names it."""
+    yield group, name
+    for member in manager.task_index[name].cfg["task"] if name in manager.all_groups else ():
+        if isinstance(member, str):  # others are configs
+            yield from _with_members(manager, member, name)
+
+
+def _load(manager: TaskManager, name: str) -> TaskDict:
+    """The task with its data."""
+    what = f"task {name} cannot be loaded, by its config and its data"
+    with _told(what, Exception) as said:
+        loaded = manager.load([name])
+    if said.errors:  # it would fail when it is asked
+        raise ValueError(f"{what}: {said.errors[0]}")
+    return loaded
+
+
+def _meant(error: Exception) -> str:
+    """What lm-eval or datasets say is wrong."""
+    if isinstance(error, StopIteration):
+        return "there are no documents"
+    behind = isinstance(error, DatasetGenerationError) and error.__cause__  # it says no more than that it failed
+    return reason(behind or error)
 
 
 def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManager:
@@ -169,13 +195,32 @@ def _check(name: str, loaded: TaskDict, asking: Asking, problems: Problems) -> N
             problems.add(f"task {leaf}{of} shows images, which the models of a sweep do not read: leave it out")
         given = task.get_config("num_fewshot")
         if task.OUTPUT_TYPE == WHOLE_TEXTS:
-            for setting in ("num_fewshot", "apply_chat_template"):
+            for setting in ("num_fewshot", "apply_chat_template", "system_instruction"):
                 if getattr(asking, setting):
                     problems.add(f"task {leaf}{of} reads whole texts, with nothing around them: leave out {setting}")
         elif asking.num_fewshot and given == 0:
             problems.add(f"task {leaf}{of} is asked without examples, as its config says: leave out num_fewshot")
         if asking.num_fewshot is not None or given is None:
             task.set_config(key="num_fewshot", value=asking.num_fewshot or 0)
+        if (shown := task.get_config("num_fewshot")) > (known := _known_examples(task)):
+            problems.add(f"task {leaf}{of} has {known} examples for a question, and num_fewshot is {shown}: give fewer")
+
+
+def _known_examples(task: Task) -> float:
+    """From how many examples those before a question are drawn, where the task says so: never the question itself."""
+    if not hasattr(task, "sampler"):
+        return math.inf
+    return len(task.sampler.df) - (task.fewshot_cfg.split == task.config.test_split)
+
+
+def _check_distinct(loaded: Mapping[str, TaskDict], problems: Problems) -> None:
+    """Find metrics that two of the tasks would have under one name."""
+    owners: dict[str, str] = {}
+    for name, one in loaded.items():
+        for shown in _shown(name, one):
+            if shown in owners:
+                problems.add(f"task {shown} is asked by {owners[shown]} and by {name}: leave out one of them")
+            owners.setdefault(shown, name)
 
 
 def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict[str, Any]:
@@ -194,21 +239,27 @@ def ask(model: LoadedModel, name: str, loaded: TaskDict, asking: Asking) -> dict
     set_torch_seed(DEFAULT_OTHER_SEED)
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    with _quietly() as warnings, about(f"task {name} cannot be asked", ValueError, AssertionError):
+    with _told(f"task {name} cannot be asked, by its config and its data", *OF_TASKS) as said:
         results = evaluate(
             model,
             loaded,
             limit=asking.limit,
+            system_instruction=asking.system_instruction,
             apply_chat_template=asking.apply_chat_template,
             fewshot_as_multiturn=asking.apply_chat_template,
         )
-    for warning in warnings:
-        logger.warning("lm-eval on %s: %s", name, warning)
+    for warning in map(f"lm-eval on {name}: {{}}".format, said.warnings):
+        if warning not in model.warned:  # of another point
+            model.warned.add(warning)
+            logger.warning("%s", warning)
+    metrics = {key: value for shown in _shown(name, loaded) for key, value in _metrics(results, shown)}
+    if not metrics:
+        raise ValueError(f"task {name} has no metric that is a number: leave it out")
     return {
         "lm_eval": lm_eval.__version__,
         "asked": asdict(asking),
         "tasks": {leaf: _about_task(results, leaf) for leaf in loaded["tasks"]},
-        "metrics": {key: value for shown in _shown(results, name, loaded) for key, value in _metrics(results, shown)},
+        "metrics": metrics,
     }
 
 
@@ -222,10 +273,10 @@ def _about_task(results: EvalResults, leaf: str) -> dict[str, Any]:
     }
 
 
-def _shown(results: EvalResults, name: str, loaded: TaskDict) -> list[str]:
+def _shown(name: str, loaded: TaskDict) -> list[str]:
     """Whose metrics are kept: those of a group that has its own, else those of all tasks."""
-    of_group = results["results"].get(name, {})
-    return [name] if any("," in key for key in of_group) else list(loaded["tasks"])
+    group = loaded["groups"].get(name)
+    return [name] if group is not None and group.aggregate_metric_list else list(loaded["tasks"])
 
 
 def _metrics(results: EvalResults, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -260,17 +311,48 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (bool, int, float, np.number)) and math.isfinite(value)
 
 
+@dataclass
+class _Said:
+    """What lm-eval logged, each once: its warnings, and what it calls errors."""
+
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
 @contextlib.contextmanager
-def _quietly() -> Iterator[list[str]]:
-    """Inside, nothing of lm-eval is seen: neither its bars nor what it prints. Its warnings, each once, are yielded."""
-    found: dict[tuple[str, int], str] = {}  # by where in lm-eval they are from: one may be about each document
+def _told(what: str, *kinds: type[Exception]) -> Iterator[_Said]:
+    """As `_quietly`, and an error of these kinds becomes one sentence: the first error that lm-eval logged, if it did.
+
+    Raises:
+        ValueError: in place of the error.
+    """
+    try:
+        with _quietly() as said:
+            yield said
+    except kinds as error:
+        if is_ours(error) or is_of_machine(error):
+            raise
+        raise ValueError(f"{what}: {said.errors[0] if said.errors else _meant(error)}") from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[_Said]:
+    """Inside, nothing of lm-eval is seen: neither its bars nor what it prints. What it logs is in what is yielded."""
+    found: dict[tuple[str, int], logging.LogRecord] = {}  # by where it is from: one may be about each document
     keeper = logging.Handler(logging.WARNING)
-    keeper.emit = lambda record: found.setdefault((record.pathname, record.lineno), record.getMessage())
-    own, told = logging.getLogger("lm_eval"), []
+    keeper.emit = lambda record: found.setdefault((record.pathname, record.lineno), record)
+    own, said = logging.getLogger("lm_eval"), _Said()
     own.addHandler(keeper)
+    shown = {handler: handler.level for name in DATA for handler in logging.getLogger(name).handlers}
+    for handler in shown:
+        handler.setLevel(logging.CRITICAL + 1)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield told
+            yield said
     finally:
         own.removeHandler(keeper)
-        told += [" ".join(text.split()) for text in found.values()]
+        for handler, level in shown.items():
+            handler.setLevel(level)
+        for record in found.values():
+            texts = said.errors if record.levelno >= logging.ERROR else said.warnings
+            texts.append(" ".join(record.getMessage().split()))

@@ -67,7 +67,7 @@ def profile_table(profiles: Mapping[str, Profile], policies: Sequence[str]) -> l
     ...     print(line)
     factors, 1 is the soup's    brief
                               learned
-    outside                      1.00
+    embeddings, head             1.00
     layer 1                      0.50
     layer 2                      0.25
     """
@@ -86,7 +86,7 @@ def spread_table(
     >>> print(*spread_table({"learned": learned}, ["brief"], with_range=True), sep="\n")
     factors, 1 is the soup's                      brief
                                                 learned
-    outside                   1.00 +- 0.50 (0.60..1.40)
+    embeddings, head          1.00 +- 0.50 (0.60..1.40)
     """
 
     def cell(name: str, k: int, place: int) -> str:
@@ -107,7 +107,12 @@ def spread_table(
 def _over_depth(cells: Mapping[str, Sequence[Sequence[str]]], policies: Sequence[str]) -> list[str]:
     """Columns of texts, by profile and policy: what lies outside the layers, then the layers."""
     places = len(next(iter(cells.values()))[0])
-    fixed = [["factors, 1 is the soup's"], [""], ["outside"], *([f"layer {layer}"] for layer in range(1, places))]
+    fixed = [
+        ["factors, 1 is the soup's"],
+        [""],
+        ["embeddings, head"],
+        *([f"layer {layer}"] for layer in range(1, places)),
+    ]
     columns = [[policy, name, *rows[k]] for k, policy in enumerate(policies) for name, rows in cells.items()]
     return "\n\n".join(in_blocks(fixed, columns, left=1)).splitlines()
 

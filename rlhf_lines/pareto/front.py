@@ -5,7 +5,6 @@ Letters: n points, P prompts, K objectives, T texts, R resamples.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +23,11 @@ from rlhf_lines.pareto.equal_kl import common_budgets, correct_at_equal_kl, offe
 from rlhf_lines.pareto.fixed_points import fixed_points
 from rlhf_lines.pareto.hull import hull_vertices
 from rlhf_lines.pareto.measures import nondominated
-from rlhf_lines.pareto.origin import anchors, arguments_to_merge, point_label, single_policy
+from rlhf_lines.pareto.origin import anchors, arguments_to_merge, point_label, shared_weights, single_policy
 from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import (
     FORMAT,
     METRICS,
-    MORLHF,
     SFT,
     Audit,
     Benchmark,
@@ -62,7 +60,8 @@ class Point:
         samples_per_prompt: how many completions were averaged for each prompt.
         nll: `[T]`, minus the log-probability of each text outside the task, or None when it was not measured.
         text_tokens: `[T]`, how many tokens of each text the `nll` is summed over, or None.
-        metrics: `[P]` each, what else was measured, by name: further scores, and what has a mean over prompts.
+        metrics: `[P]` each, what else was measured, by name: further scores, and what has a mean over prompts. None
+            is a score that other points have.
         behaviour: what its completions are like, or None.
         preference: the weights at which it stands beside the points of other groups; None where they are those of the
             spec, if they sum to 1.
@@ -77,7 +76,7 @@ class Point:
     samples_per_prompt: int = 1
     nll: ArrayLike | None = None
     text_tokens: ArrayLike | None = None
-    metrics: Mapping[str, ArrayLike] = field(default_factory=dict)
+    metrics: Mapping[str, ArrayLike | None] = field(default_factory=dict)
     behaviour: Behaviour | None = None
     preference: Sequence[float] | None = None
     results: Mapping[str, Result] = field(default_factory=dict)
@@ -123,7 +122,7 @@ def build_front(
         split: the prompts that were scored, such as `test`.
         seed: seed of the resampled prompts.
         points: points scored on the same prompts in the same order; a mapping with the fields of `Point` will do.
-        metrics: names of further scores, which every point has under its `metrics`.
+        metrics: names of further scores, which every point has under its `metrics`, or None.
         given_reference_point: K numbers; None leaves it to the rule.
         sft_model: what the policies were trained from; without it no point says how it is made.
         policies: those that were merged, then the MORLHF runs; the weights of a spec belong to the first of them.
@@ -270,7 +269,7 @@ def measure_point(
         point: with scores of P prompts.
         sft: what the SFT model's completions of the same prompts are like, or None.
         objectives: names of the columns of its scores.
-        metrics: names of further scores, which it has.
+        metrics: names of further scores, which it has, or None in place of them.
         resampling: of the prompts.
         further: names of what else other points have; null where this one has it not.
         asked: metrics of the benchmarks that points were asked; null where this one was not.
@@ -280,8 +279,9 @@ def measure_point(
     """
     scores = np.asarray(point.scores, dtype=np.float64)
     prompts, kl = len(scores), _per_prompt(point, "kl", point.kl, len(scores))
+    required = set(metrics) - point.metrics.keys()
     found = {
-        name: _per_prompt(point, name, point.metrics.get(name), prompts, needed=name in metrics)
+        name: _per_prompt(point, name, point.metrics.get(name), prompts, needed=name in required)
         for name in dict.fromkeys([*further, *point.metrics, *metrics])
     }
     return {
@@ -322,15 +322,9 @@ def _lost_most(
 
 
 def _preference(point: Point) -> list[float] | None:
-    """The weights that groups share.
-
-    MORLHF runs have none of their group's choosing: theirs only say which run it is. Nor has a step from the SFT model
-    towards one policy.
-    """
     if point.preference is not None:
         return list(map(float, point.preference))
-    weights = point.spec["weights"]
-    return list(weights) if point.group != MORLHF and math.isclose(sum(weights), 1.0, abs_tol=1e-9) else None
+    return shared_weights(point.group, point.spec["weights"])
 
 
 def _check_names(rewards: Sequence[str], metrics: Sequence[str]) -> None:

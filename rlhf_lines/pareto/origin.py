@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import PurePosixPath
@@ -22,6 +23,15 @@ def policy_names(policies: Sequence[str]) -> list[str]:
     paths = [PurePosixPath(policy.replace("\\", "/")) for policy in policies]
     repeated = len({path.name for path in paths}) < len(paths)
     return [shortened("/".join(path.parts[-2:]) if repeated else path.name) for path in paths]
+
+
+def shared_weights(group: str, weights: Sequence[float]) -> list[float] | None:
+    """The weights at which a point stands beside those of other groups, from those of its spec; None of one with none.
+
+    MORLHF runs have none of their group's choosing: theirs only say which run it is. Nor has a step from the SFT model
+    towards one policy.
+    """
+    return list(weights) if group != MORLHF and math.isclose(sum(weights), 1.0, abs_tol=1e-9) else None
 
 
 def single_policy(spec: Spec, policies: Sequence[str]) -> int | None:

@@ -146,6 +146,7 @@ class Benchmark(TypedDict):
     lm_eval: str  # its version
     limit: int | None  # how many documents of each task, at most; null is all
     apply_chat_template: bool
+    system_instruction: str | None  # what came before everything else; null is nothing
     tasks: dict[str, AskedTask]
     metrics: dict[str, bool | None]  # by their names in `metrics` of points: whether higher is better; null is unknown
 

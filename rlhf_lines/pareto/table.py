@@ -206,7 +206,7 @@ def _to_look_at(front: Front) -> list[str]:
     return ["\n".join(["What to look at", *lines])] if lines else []
 
 
-def points_table(front: Front) -> list[str]:
+def points_table(front: Front, *, only_front: bool = False) -> list[str]:
     """The points of the group with the largest expected utility, the SFT model and the single policies.
 
     No control is that group. Of a front without groups these are all points. `*` marks the points that no other point
@@ -214,16 +214,24 @@ def points_table(front: Front) -> list[str]:
     Means have their intervals where they fit. KL, length and damage stand beside them as far as they fit; what does not
     is named below. `front.csv` has all points with all that was measured.
 
+    Args:
+        front: what `build_front` returns.
+        only_front: leave out the dominated points of that group, and with them the marks and what is not shown.
+
     Returns:
         Blocks of text: a title, a table (several where there are too many scores), and what is left out.
     """
     group = _best_group(front)
+    best = nondominated(front)
     points = [
         point
         for point in front["points"]
-        if group in (None, point["group"]) or point["group"] == SFT or point["single_policy"] is not None
+        if (group in (None, point["group"]) and not (only_front and group and point["id"] not in best))
+        or point["group"] == SFT
+        or point["single_policy"] is not None
     ]
-    best = nondominated(front)
+    if only_front:
+        best = set()
     varies = len({_scaling(point) for point in points if point["group"] == group}) != 1
     fixed = [
         [" id", "group", "weights", *(["alpha", "beta"] if varies else [])],
@@ -237,11 +245,11 @@ def points_table(front: Front) -> list[str]:
             kept.append(name)
             free -= _column_width(column)
     table = in_blocks(fixed, [*scores, *(further[name] for name in kept)], left=3)
-    return [
-        *_title(front, group, points),
-        *table,
-        *_notes(front, points, kept, [name for name in further if name not in kept]),
-    ]
+    if only_front:
+        start = "The front of the best group"
+        return [*_title(front, group, points, start), *table, *_meanings(front, kept, marks=False)]
+    left_out = [name for name in further if name not in kept]
+    return [*_title(front, group, points), *table, *_notes(front, points, kept, left_out)]
 
 
 def all_points_table(front: Front) -> list[str]:
@@ -301,27 +309,36 @@ def _best_group(front: Front) -> str | None:
     return max(utilities, key=utilities.__getitem__, default=None)
 
 
-def _title(front: Front, group: str | None, points: Sequence[PointEntry]) -> list[str]:
+def _title(
+    front: Front,
+    group: str | None,
+    points: Sequence[PointEntry],
+    start: str = "The group of the largest expected utility",
+) -> list[str]:
     if group is None:
         return []
     scalings = {_scaling(point) for point in points if point["group"] == group}
     scaling = f" ({', '.join(scalings.pop())})" if len(scalings) == 1 else ""
     aside = ", controls aside" if any(name in CONTROLS for name in front["fronts"]) else ""
-    return [f"The group of the largest expected utility{aside}: {_group(group)}{scaling}"]
+    return [f"{start}{aside}: {_group(group)}{scaling}"]
 
 
 def _notes(front: Front, points: Sequence[PointEntry], shown: Sequence[str], left_out: Sequence[str]) -> list[str]:
     """What marks and columns mean, and where the rest stands."""
-    marks = ["*: no other point of its group dominates it"] if front["fronts"] else []
+    left = len(front["points"]) - len(points)
+    rest = [*([f"{left} other point{'s' * (left > 1)}"] if left else []), *left_out]
+    where = f"rlhf-lines front RUN_DIR --all, front.csv and the page have also: {', '.join(rest)}"
+    lines = [*_meanings(front, shown, marks=bool(front["fronts"])), *([textwrap.fill(where, WIDTH)] if rest else [])]
+    return ["\n".join(lines)] if lines else []
+
+
+def _meanings(front: Front, shown: Sequence[str], *, marks: bool) -> list[str]:
     further = _measures(front)
     # Of measures that each objective has, the first one says what they are.
     of_columns = {further[name].meaning: name for name in reversed(shown)}
-    meanings = "; ".join([*marks, *(f"{name}: {meaning}" for meaning, name in reversed(of_columns.items()))])
-    left = len(front["points"]) - len(points)
-    rest = [*([f"{left} other point{'s' * (left > 1)}"] if left else []), *left_out]
-    where = f"rlhf-lines front RUN_DIR --all, front.csv and the page have also: {', '.join(rest)}" if rest else ""
-    lines = [textwrap.fill(text, WIDTH) for text in (meanings, where) if text]
-    return ["\n".join(lines)] if lines else []
+    meanings = [f"{name}: {meaning}" for meaning, name in reversed(of_columns.items())]
+    told = [*(["*: no other point of its group dominates it"] if marks else []), *meanings]
+    return [textwrap.fill("; ".join(told), WIDTH)] if told else []
 
 
 def _scores(front: Front, points: Sequence[PointEntry], fixed: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -458,10 +475,10 @@ def _estimates(measure: str, estimates: Sequence[Value]) -> list[str]:
     return [measure.replace("_", " "), *_texts(estimates)]
 
 
-def _texts(estimates: Sequence[Mean | Value]) -> list[str]:
+def _texts(estimates: Sequence[Mean | Value | None]) -> list[str]:
     """Estimates with as many decimals each."""
-    digits = decimals(map(value_of, estimates))
-    return [estimate_text(estimate, digits) for estimate in estimates]
+    digits = decimals(value_of(estimate) for estimate in estimates if estimate is not None)
+    return ["-" if estimate is None else estimate_text(estimate, digits) for estimate in estimates]
 
 
 def _group(name: str) -> str:

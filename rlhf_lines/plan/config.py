@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_lines.arguments import given_keys
 from rlhf_lines.errors import closest, unknown_name
-from rlhf_lines.stages import MODULES, configs_of, read_stage
+from rlhf_lines.stages import MODULES, configs_of, read_configs
 
 
 def stage_of(arguments: list[str], path: Path | None) -> str:
@@ -67,7 +67,7 @@ def read_config(stage: str, arguments: list[str]) -> tuple[dict[type, object], d
     if not torch.cuda.is_available() and "use_cpu" in known:
         added["use_cpu"] = "true"
     added = {key: value for key, value in added.items() if key not in said}
-    _, configs, given = read_stage(stage, [*arguments, *(f"--{key}={value}" for key, value in added.items())])
+    configs, given = read_configs(stage, [*arguments, *(f"--{key}={value}" for key, value in added.items())])
     given = {key: value for key, value in given.items() if key not in added}
     return {type(config): config for config in configs}, given
 

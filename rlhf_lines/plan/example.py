@@ -9,13 +9,13 @@ from reward_models import Comparer, FunctionReward, RemoteReward
 from reward_models.encoder import Encoder
 from rlhf_lines.example import Reading, as_text, policy_reading, reward_reading, stand_in
 from rlhf_lines.scoring import Asked
-from rlhf_lines.train.config import RewardTextConfig
 
 
 if TYPE_CHECKING:
     from rlhf_lines.plan.plan import Plan
     from rlhf_lines.plan.rewards import RewardPlan
     from rlhf_lines.plan.rows import Rows
+    from rlhf_lines.train.config import RewardTextConfig
 
 NOT_HERE = "(its tokenizer is not here yet)"
 

@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rlhf_lines.progress import beat
+
 
 T = TypeVar("T")
 
@@ -111,6 +113,7 @@ class Rehearsal:
     def _once(self, told: tuple, run: Callable[[], T]) -> T:
         key = (self._described, *told)
         if key not in self._known:
+            beat("counting the memory of a pass")
             if self._fake is None:
                 self._fake = FakeTensorMode(allow_non_fake_inputs=True)
                 with self._fake:

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_lines import data
 from rlhf_lines.data.config import ChatTemplateConfig, DataConfig
 from rlhf_lines.plan.example import chat_ids
+from rlhf_lines.progress import beat
 from rlhf_lines.sweep.forgetting import load_forgetting_texts
 
 
@@ -80,6 +81,7 @@ def look_at(
         if given or limit:
             return Rows(None, given or limit, "as given" if given else "max_prompt_length")
         return Rows(None, ASSUMED_TOKENS, "assumed: the data set is not here; see --prompt_tokens")
+    beat(f"reading {split} rows")
     tokenizer = _tokenizer(Path(tokenizer_from))
     if tokenizer is None:  # nothing to count prompts with
         chat = {"chat_template_kwargs": None} if isinstance(config, ChatTemplateConfig) else {}

@@ -55,6 +55,7 @@ from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
 from rlhf_lines.sweep.groups import first_weights, simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH, check_count, checked_objectives, prompt_counts
+from rlhf_lines.sweep.reuse import check_sampling
 
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ USUAL_GPU = 80 * 10**9  # bytes, where a GPU is planned for and none is here
 def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """The plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
     config = of_type(configs, SweepConfig)
+    if config.reuse is not None:
+        check_sampling(config.reuse, config.given)
 
     def work(prompts: Mapping[str, int], texts: int) -> Work:
         of_splits = {f"{split}_prompts": count for split, count in prompts.items()}

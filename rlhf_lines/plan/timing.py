@@ -116,9 +116,11 @@ def scored(rewards: Sequence[RewardPlan], texts: Tokens, *, device: str) -> floa
             config.get_text_config().num_hidden_layers,
             device=device,
         )
-        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or texts.length
-        of_batches = texts._replace(length=min(texts.length, longest))
-        total += trial.seconds_of(reading, of_batches)
+        length = reward.length(texts.length)
+        if reward.reasoning:
+            written = Rollouts(texts.rows, reward.batch_size, length, reward.reasoning, reward.reasoning)
+            total += sampled(trial, written)
+        total += trial.seconds_of(reading, texts._replace(length=length + reward.reasoning))
     return total
 
 

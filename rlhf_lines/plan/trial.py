@@ -23,6 +23,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors
 from rlhf_lines.plan.rehearsal import hidden_states, leave_meta
 from rlhf_lines.plan.time import Tokens, at_depth
+from rlhf_lines.progress import beat
 from rlhf_lines.reading import Reader
 from rlhf_lines.sampling import chosen_logprobs, gumbel
 from rlhf_lines.sweep.engines.batches import free_bytes
@@ -127,6 +128,7 @@ class Trial:
         return min(self._timed(run) for _ in range(REPEATS))
 
     def _timed(self, run: Pass) -> float:
+        beat("timing passes of a model of few layers")
         start = self._now()
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
             run()

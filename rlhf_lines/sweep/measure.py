@@ -14,6 +14,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.sweep.engines.protocol import Engine, Request, mixable
+from rlhf_lines.sweep.finished.judged import added, counts_of
 from rlhf_lines.sweep.forgetting import ForgettingText, measure_forgetting
 from rlhf_lines.sweep.progress import Progress
 from rlhf_lines.sweep.reuse import Reused, more_than_text
@@ -43,8 +44,12 @@ class Reading(NamedTuple):
     rows: list[Sequence[int]]
 
 
+class Counting:
+    """The job of telling what reward models have counted."""
+
+
 class Worker:
-    """What every process does: generate and score a batch, or read texts.
+    """What every process does: generate and score a batch, read texts, or tell what reward models have counted.
 
     Args:
         engine: generates.
@@ -62,10 +67,24 @@ class Worker:
     ) -> None:
         self.engine, self.tokenizer, self._reward_models = engine, tokenizer, reward_models
         self._stop = StopTexts(tokenizer, stop)
+        self._tried = self._counts()  # before any completion, on a row that was only tried
 
-    def __call__(self, job: list[Task] | Reading) -> list[Row] | list[float]:
-        """The rows of a batch of tasks, or what `Engine.nll` says of texts."""
+    def __call__(self, job: list[Task] | Reading | Counting) -> list[Row] | list[float] | dict[str, dict[str, int]]:
+        """The rows of a batch of tasks, what `Engine.nll` says of texts, or counts by the name of a reward model."""
+        if isinstance(job, Counting):
+            return {
+                name: added(counts, {key: -count for key, count in self._tried[name].items()})
+                for name, counts in self._counts().items()
+            }
         return self.engine.nll(*job) if isinstance(job, Reading) else self._generate_and_score(job)
+
+    @property
+    def counts(self) -> bool:
+        """Whether a reward model counts anything."""
+        return bool(self._tried)
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        return {model.name: counts for model in self._reward_models if (counts := counts_of(model))}
 
     def _generate_and_score(self, tasks: list[Task]) -> list[Row]:
         completions = self.engine.complete([task.request for task in tasks])
@@ -118,6 +137,7 @@ class Measurement:
         self.store, self._worker, self._processes, self.progress = store, worker, processes, progress
         self._samples, self._reused, self._trackers = range(samples_per_prompt), reused, trackers or Trackers([])
         self._told: set[int] = set()  # ids of points
+        self._judged = store.recall("judged", {})  # in an earlier part of this run
 
     def measure(
         self, split: str, groups: Mapping[str, Sequence[MergeSpec]], prompts: Mapping[str, Asked], *, phase: str
@@ -145,7 +165,17 @@ class Measurement:
                 left.subtract(row.spec for row in rows)
                 done = {row.spec for row in rows if not left[row.spec]}
                 self._tell(split, [point for point in points if point.spec_id in done])
+        self._keep_counts()
         return points
+
+    def _keep_counts(self) -> None:
+        """Keep what the reward models of all processes have counted."""
+        if not self._worker.counts:
+            return
+        judged = dict(self._judged)
+        for counted in self._processes.map(self._worker, [Counting()] * self._processes.count):
+            judged |= {name: added(judged.get(name, {}), counts) for name, counts in counted.items()}
+        self.store.replace(judged=judged)
 
     def _tell(self, split: str, points: Sequence[StoredPoint]) -> None:
         """Tell the trackers of points that are done, each once: a choice beyond an edge measures its group again."""

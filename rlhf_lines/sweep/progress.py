@@ -13,6 +13,15 @@ from rlhf_lines.sweep.store import Store
 
 VALIDATION, TEST, PREDICTED, CONTROL = "validation prompts", "test prompts", "predicted weights", "control texts"
 SEARCH = "search on validation prompts"
+# How much a phase takes, in the order in which phases come.
+WORK = {
+    VALIDATION: "{} completions on validation prompts",
+    SEARCH: "at most {} of a search on validation prompts",
+    TEST: "{} completions on test prompts",
+    PREDICTED: "{} completions at predicted weights",
+    CONTROL: "{} readings of control texts",
+}
+BEYOND = "up to {} more where the best scaling lies at an edge of those given"
 
 
 class Progress:
@@ -75,8 +84,23 @@ class Progress:
     @property
     def total(self) -> int:
         """All units of the run, as far as they are known."""
+        return sum(self._of_phases().values())
+
+    @property
+    def to_come(self) -> str:
+        """What the run will do, a phase after the other, which the total of the bar is the sum of."""
+        of_phases, parts = self._of_phases(), []
+        for phase, words in WORK.items():
+            if of_phases.get(phase):
+                parts.append(words.format(f"{of_phases[phase]:,}"))
+                if phase == VALIDATION and self._beyond:
+                    parts[-1] += f" ({BEYOND.format(f'{self._beyond * self._units[VALIDATION]:,}')})"
+        return ", then ".join(parts)
+
+    def _of_phases(self) -> dict[str, int]:
+        """How many units each phase has, as far as they are known."""
         counts = {CONTROL: self._specs[TEST] + self._specs.get(PREDICTED, 0), **self._specs}
-        return sum(count * self._units[phase] for phase, count in counts.items())
+        return {phase: count * self._units[phase] for phase, count in counts.items()}
 
     def enter(self, phase: str, specs: int | None = None) -> None:
         """Begin a phase: say which it is, and correct the total.

@@ -16,12 +16,13 @@ from typing import Any
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.forgetting import ForgettingText
-from rlhf_lines.sweep.store import Row, open_finished
+from rlhf_lines.sweep.store import Row, Store, open_finished
 
 
 # What completions and their KL depend on beside models, prompts and specs.
 SAMPLING = ("seed", "temperature", "top_k", "top_p", "stop", "max_new_tokens", "dtype", "engine")
 QUANTISATION = ("load_in_8bit", "load_in_4bit")
+WAY_OUT = "give the same, or leave out reuse"
 
 
 class Reused:
@@ -93,15 +94,9 @@ class Reused:
                     yield spec_id, names[text], value
 
     def _check(self, folder: Path, kept: Mapping[str, Any]) -> None:
-        way_out = "give the same, or leave out reuse"
-        for key in (*SAMPLING, *QUANTISATION):
-            before = self._store.recall(key, None)
-            if before != kept[key]:
-                raise ValueError(
-                    f"reuse: the sweep in {folder} has {key} {before}, and now it is {kept[key]}: {way_out}"
-                )
+        _check_sampling(self._store, folder, kept)
         if _sft(self._store.recall("inputs_sha256", {})) != _sft(kept["inputs_sha256"]):
-            raise ValueError(f"reuse: the sweep in {folder} is of another SFT model or tokenizer: {way_out}")
+            raise ValueError(f"reuse: the sweep in {folder} is of another SFT model or tokenizer: {WAY_OUT}")
         known = self._store.recall("reward_models")
         for name in kept["reward_names"]:
             if name not in self._store.recall("reward_names"):
@@ -110,13 +105,35 @@ class Reused:
                     f"score {folder} --rewards ..."
                 )
             if known[name] != kept["reward_models"][name]:
-                raise ValueError(f"reuse: the scores {name!r} in {folder} are of another reward model: {way_out}")
+                raise ValueError(f"reuse: the scores {name!r} in {folder} are of another reward model: {WAY_OUT}")
+
+
+def check_sampling(folder: str | Path, given: Mapping[str, Any]) -> None:
+    """Stop where completions were sampled otherwise, which shows before a model is loaded.
+
+    Args:
+        folder: of the finished sweep.
+        given: the settings of the other one, see `SweepConfig.given`.
+
+    Raises:
+        FileNotFoundError: there is no finished sweep.
+        ValueError: a setting that completions depend on is another one.
+    """
+    with open_finished(folder) as store:
+        _check_sampling(store, Path(folder), given)
 
 
 def check_reusable(folder: str | Path, kept: Mapping[str, Any]) -> None:
     """Raise as `Reused` does, and leave nothing open."""
     with Reused(folder, kept):
         pass
+
+
+def _check_sampling(store: Store, folder: Path, given: Mapping[str, Any]) -> None:
+    for key in (*SAMPLING, *QUANTISATION):
+        before = store.recall(key, None)
+        if before != given[key]:
+            raise ValueError(f"reuse: the sweep in {folder} has {key} {before}, and now it is {given[key]}: {WAY_OUT}")
 
 
 def more_than_text(asked: Asked) -> dict[str, Any]:

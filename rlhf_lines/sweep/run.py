@@ -33,7 +33,7 @@ from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.predicted import measure_predicted
 from rlhf_lines.sweep.progress import CONTROL, TEST, Progress
-from rlhf_lines.sweep.reuse import Reused, check_reusable
+from rlhf_lines.sweep.reuse import Reused, check_reusable, check_sampling
 from rlhf_lines.sweep.routes import Routes
 from rlhf_lines.sweep.scaling import choose_scalings
 from rlhf_lines.sweep.search import search_front
@@ -65,6 +65,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     """
     processes = Processes()
     refuse_begun(run_config, config.output_dir, what="a sweep")
+    if config.reuse is not None:  # what can be told before models are loaded
+        from_leader(lambda: check_sampling(config.reuse, config.given))
     read = read_inputs(data_config, config)
     with contextlib.ExitStack() as stack:
         merges = stack.enter_context(Merges(read.sft, read.adapters[: len(config.policies)], config.groups))
@@ -145,6 +147,7 @@ def _fill(
         store.remember(**kept)
         store.replace(sft_renamed=config.sft_renamed, **_told_of_models(read))
         with Progress.of(config, read, specs, store) as progress:
+            logger.info("to come: %s", progress.to_come)
             measurement = Measurement(
                 store, worker, processes, progress, config.samples_per_prompt, reused, trackers, routes
             )

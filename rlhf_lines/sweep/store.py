@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_lines.artifact import is_complete, whole_file
+from rlhf_lines.artifact import is_complete, read_record, whole_file
 from rlhf_lines.completions import samples_policy
 from rlhf_lines.disk import named_faults
 from rlhf_lines.merge import MergeSpec
 
 
-RUN_STORE = "run.sqlite"
+RUN_STORE, STAGE = "run.sqlite", "sweep"
 FORMAT = 2
 PAGE = 1024  # completions that are read at once
 JOURNAL, LOG = "WAL", ("-wal", "-shm")  # while it is written, and the endings of the files beside it
@@ -526,7 +526,7 @@ def open_finished(folder: str | Path, *, reading: bool = True) -> Store:
 
     Raises:
         FileNotFoundError: the folder has no run store, or belongs to a sweep that has not finished.
-        ValueError: the file is no run store of this format.
+        ValueError: the folder is of another stage, or the file is no run store of this format.
     """
     folder = Path(folder)
     if not (folder / RUN_STORE).is_file():
@@ -535,6 +535,8 @@ def open_finished(folder: str | Path, *, reading: bool = True) -> Store:
         raise FileNotFoundError(
             f"{folder} is of a sweep that has not finished: go on with it by rlhf-lines sweep --resume, with its config"
         )
+    if (stage := read_record(folder).get("stage", STAGE)) != STAGE:  # learn has a run store, too
+        raise ValueError(f"{folder} is of rlhf-lines {stage}: expected the output_dir of rlhf-lines {STAGE}")
     if (folder / RUN_STORE).stat().st_size == 0:
         reading = True  # refused there, and not filled
     return Store(folder, reading=reading)

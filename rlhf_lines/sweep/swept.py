@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import Adapter
-from rlhf_lines.merge.inputs.fingerprints import check_unchanged
+from rlhf_lines.merge.inputs.fingerprints import Fingerprint, check_unchanged
 from rlhf_lines.models import local_folder
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.finished.front import policies_of
@@ -49,33 +49,76 @@ class Swept:
         return load_policies(self.policies, self.sft, sft_renamed=True, quantise=self.quantized)
 
 
+@dataclass(frozen=True)
+class Named:
+    """The models of a finished sweep, as its run store names them: of a process that has no such file, too.
+
+    Attributes:
+        run_dir: of the sweep.
+        sft_model: where the SFT model was then.
+        sft_now: where it is now.
+        policies: what each is, its number among those, and where it is; see `numbered_policies`.
+        sha256: the fingerprints of the sweep.
+        dtype: see `Swept`.
+        load_in_8bit: see `Swept`.
+        load_in_4bit: see `Swept`.
+    """
+
+    run_dir: str
+    sft_model: str
+    sft_now: str
+    policies: list[tuple[str, int, str]]
+    sha256: dict[str, Fingerprint]
+    dtype: str
+    load_in_8bit: bool
+    load_in_4bit: bool
+
+    def find(self) -> Swept:
+        """The models, on this machine.
+
+        Raises:
+            FileNotFoundError: a model is no longer where it was.
+            ValueError: one has changed since.
+        """
+        problems, folders = Problems(), []
+        with problems.collect():
+            sft = local_folder(self.sft_now, what="SFT model")
+        for what, _, place in self.policies:
+            with problems.collect():
+                folders.append(local_folder(place, what=what))
+        problems.check()
+        found = fingerprints_of_models(self.sft_model, sft, zip(self.policies, folders, strict=True), [])
+        way_out = "restore it, or sweep again"
+        check_unchanged(self.sha256, found, since=f"the sweep in {self.run_dir}", way_out=way_out)
+        return Swept(sft, folders, self.dtype, self.load_in_8bit, self.load_in_4bit)
+
+
 def read_swept(
     run_dir: str | Path, store: Store, places: Sequence[int] | None = None, *, sft_model: str | None = None
 ) -> Swept:
-    """The models of a finished sweep.
+    """The models of a finished sweep; see `named_models`.
+
+    Raises:
+        FileNotFoundError: a model is no longer where it was.
+        ValueError: one has changed since.
+    """
+    return named_models(run_dir, store, places, sft_model=sft_model).find()
+
+
+def named_models(
+    run_dir: str | Path, store: Store, places: Sequence[int] | None = None, *, sft_model: str | None = None
+) -> Named:
+    """What the run store of a finished sweep says of its models.
 
     Args:
         run_dir: of the sweep.
         store: its run store.
         places: of the policies that are asked for, among the weights of specs; None is all.
         sft_model: where the SFT model is now; None is where it was.
-
-    Raises:
-        FileNotFoundError: a model is no longer where it was.
-        ValueError: one has changed since.
     """
-    listed = policies_of(store)
-    numbered = numbered_policies(store.recall("policies"), store.recall("morlhf"), listed)
+    numbered = numbered_policies(store.recall("policies"), store.recall("morlhf"), policies_of(store))
     asked = numbered if places is None else [numbered[place] for place in places]
-    problems, policies = Problems(), []
-    with problems.collect():
-        sft = local_folder(sft_model or store.recall("sft_model"), what="SFT model")
-    for what, _, name in asked:
-        with problems.collect():
-            policies.append(local_folder(name, what=what))
-    problems.check()
-    found = fingerprints_of_models(store.recall("sft_model"), sft, zip(asked, policies, strict=True), [])
-    way_out = "restore it, or sweep again"
-    check_unchanged(store.recall("inputs_sha256", {}), found, since=f"the sweep in {run_dir}", way_out=way_out)
     bits = (store.recall(name, False) for name in ("load_in_8bit", "load_in_4bit"))
-    return Swept(sft, policies, store.recall("dtype"), *bits)
+    then = store.recall("sft_model")
+    sha256, dtype = store.recall("inputs_sha256", {}), store.recall("dtype")
+    return Named(str(run_dir), then, sft_model or then, list(asked), sha256, dtype, *bits)

@@ -22,8 +22,8 @@ class RewardsConfig:
     rewards: list[RewardEntry] = field(
         metadata={
             "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name, "
-            "similarity:ENCODER or addresses of services; or mappings with model, name, weight, normalize, clip, "
-            "dtype, batch_size, options, template, label and system.",
+            "similarity:ENCODER, generative:MODEL or addresses of services; or mappings with model, name, weight, "
+            "normalize, clip, dtype, batch_size, options, template, label and system.",
             "parse": RewardEntry.of,
         }
     )

@@ -37,7 +37,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils
 from trl.trainer.utils import RepeatSampler
 
-from reward_models import RewardModel
+from reward_models import Generative, RewardModel
 from reward_models.normalize import Normalization
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import leads
@@ -166,7 +166,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         self.normalizations = [Normalization() for _ in reward_models]
         self.kl_coef = args.kl_coef
         self._reward_models = list(reward_models)
-        self._truncated = [0] * len(reward_models)
+        self._counted = self._counts()  # when they were last asked for
         self._values: Tensor | None = None  # [B, T], of the latest policy forward
         self._logprobs: Tensor | None = None  # [B, T], of the latest policy forward
         self._entropies: Tensor | None = None  # [B, T], of the latest policy forward
@@ -649,7 +649,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         names = [model.name for model in self._reward_models]
         whitened = self.args.whiten_advantages
         found = evaluation_metrics(rows, scores, names, vf_coef=self.args.vf_coef, whitened=whitened)
-        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._newly_truncated()}
+        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._newly_counted()}
         self._metrics["eval"] = defaultdict(list, {name: [value] for name, value in found.items()})
         self._evaluated_rows, self._evaluated_scores = [], []
         writes, self.log_completions = self.log_completions, False
@@ -675,16 +675,23 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         metrics["eos_rate"].append(gather(ends.float()).mean().item())
         metrics["explained_variance"].append(explained.item())
         metrics.pop("frac_reward_zero_std", None)  # speaks of groups of completions, which PPO has not
-        for name, cut in self._newly_truncated().items():
-            metrics[name].append(cut)
+        for name, count in self._newly_counted().items():
+            metrics[name].append(count)
 
-    def _newly_truncated(self) -> dict[str, float]:
-        """How many texts each reward model has cut to its longest input since this was last asked."""
+    def _newly_counted(self) -> dict[str, float]:
+        """How many texts each reward model has cut to its longest input since this was last asked, or strayed on."""
+        before, self._counted = self._counted, self._counts()
+        new = [float(count - before[name]) for name, count in self._counted.items()]
+        total = self.accelerator.gather(torch.tensor([new], device=self.accelerator.device)).sum(dim=0)
+        return dict(zip(self._counted, total.tolist(), strict=True))
+
+    def _counts(self) -> dict[str, int]:
+        """What reward models have counted so far, by the names of metrics."""
         found = {}
-        for i, model in enumerate(self._reward_models):
-            before, self._truncated[i] = self._truncated[i], getattr(model, "truncated", 0)
-            cut = torch.tensor([float(self._truncated[i] - before)], device=self.accelerator.device)
-            found[f"rewards/{model.name}/truncated"] = self.accelerator.gather(cut).sum().item()
+        for model in self._reward_models:
+            found[f"rewards/{model.name}/truncated"] = getattr(model, "truncated", 0)
+            if isinstance(model, Generative):
+                found[f"rewards/{model.name}/strayed"] = model.strayed
         return found
 
     def _log_completions(self, total: Tensor, kl: Tensor, advantages: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reward_models import RewardModel
+from reward_models import Generative, RewardModel
 from rlhf_lines.config import read_fields
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.errors import Problems
@@ -70,6 +70,8 @@ class Checked(NamedTuple):
         calibration: of its margins.
         margins: `[N]`.
         truncated: how many texts were cut.
+        strayed: of a generative reward model, on how many texts less than half of the probability lay on the grades;
+            None of others.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Checked(NamedTuple):
     calibration: Calibration
     margins: NDArray[np.float64]
     truncated: int
+    strayed: int | None
 
 
 class RewardCheck(NamedTuple):
@@ -195,12 +198,19 @@ def check_table(found: RewardCheck) -> str:
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     pairs = [(a, b) for i, a in enumerate(found.rewards) for b in found.rewards[i + 1 :]]
     of_two = [_of_two(a, b) for a, b in pairs]
+    strayed = [
+        f"{reward.name}: in {reward.strayed:,} of {2 * found.pairs:,} texts less than half of the probability lay on "
+        "the grades; see docs/reward_models.md"
+        for reward in found.rewards
+        if reward.strayed
+    ]
     return "\n".join(
         [
             f"{found.pairs:,} held-out pairs of {found.source}; the longer completion is the chosen one in "
             f"{_share(found.longer)}",
             "",
             *lines,
+            *(["", *strayed] if strayed else []),
             *(["", *of_two] if of_two else []),
         ]
     )
@@ -210,6 +220,7 @@ def _checked(
     model: RewardModel, asked: Sequence[Asked], chosen: Sequence[str], rejected: Sequence[str], lengths: Sequence
 ) -> Checked:
     nothing: list[Sequence[int]] = [()] * len(asked)  # no tokens of a policy: the texts are people's
+    before = getattr(model, "truncated", 0), getattr(model, "strayed", 0)  # in a first try
     scores = [np.array(score(model, asked, list(texts), nothing)) for texts in (chosen, rejected)]
     margins = scores[0] - scores[1]
     right, groups = wins(margins), length_groups(*lengths)
@@ -220,7 +231,8 @@ def _checked(
         {length: (len(of), share_estimate(of) if len(of) else None) for length, of in by_length.items()},
         calibration(margins),
         margins,
-        getattr(model, "truncated", 0),
+        getattr(model, "truncated", 0) - before[0],
+        model.strayed - before[1] if isinstance(model, Generative) else None,
     )
 
 

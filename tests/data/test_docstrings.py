@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import inspect
 import json
+import os
 import shutil
 import string
 import textwrap
@@ -55,6 +56,23 @@ def test_functions_classes_methods_and_builtins_are_there_and_tests_are_not():
     parts = {part for name in summaries for part in name.split(".")[:-1]}
     assert not parts & {"test", "tests", "idle_test", "site-packages", "turtledemo"}
     assert "builtins.int.__add__" not in summaries  # "Return self+value." of every type
+
+
+def test_every_file_is_read_but_those_of_what_is_skipped(tmp_path, monkeypatch):
+    """In the order of their paths, and without a look into installed packages."""
+    read = ["b.py", "a/__init__.py", "a/z.py", "a.py", "a/deep/er/x.py"]
+    skipped = ["test.py", "tests/x.py", "a/tests/x.py", "site-packages/numpy/x.py", "a/b.txt"]
+    for name in [*read, *skipped]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f'def f():\n    """Of {name} it is."""\n')
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    looked = []
+    scandir = os.scandir
+    monkeypatch.setattr("os.scandir", lambda path: looked.append(str(path)) or scandir(path))
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
+    found = [docstring for _, docstring in docstrings._from_source()]
+    assert found == [f"Of {path.relative_to(tmp_path)} it is." for path in sorted(tmp_path / name for name in read)]
+    assert str(tmp_path / "a") in looked and not any("site-packages" in path for path in looked)
 
 
 def test_rows():

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shlex
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +158,16 @@ def test_a_model_that_has_changed_is_refused_before_the_work(run, tasks, policie
     assert stored(run) == {}
 
 
+@pytest.fixture
+def own_tasks_only(monkeypatch):
+    """lm-eval's own thousands of tasks, which take half a minute to read, are left out."""
+    manager = pytest.importorskip("lm_eval.tasks").TaskManager
+    monkeypatch.setattr(
+        "rlhf_lines.evaluation.harness.TaskManager",
+        lambda include_path, include_defaults=False: manager(include_path=include_path, include_defaults=False),
+    )
+
+
 @needs_lm_eval
 @pytest.mark.parametrize(
     ("more", "words"),
@@ -165,21 +179,178 @@ def test_a_model_that_has_changed_is_refused_before_the_work(run, tasks, policie
             "tiny_text reads whole texts, with nothing around them: leave",
         ),
         (["--tasks", "tiny_answer", "--apply_chat_template"], "the SFT model's tokenizer has no chat template"),
+        (
+            ["--tasks", "tiny_text", "--system_instruction", "so"],
+            "tiny_text reads whole texts, with nothing around them",
+        ),
+        (["--tasks", "tiny_answer", "--system_instruction", " "], "system_instruction is empty: leave it out"),
+        (["--tasks", "tiny_choice", "--num_fewshot", "7"], "has 6 examples for a question, and num_fewshot is 7"),
+        (
+            ["--tasks", "tiny_both,tiny_choice"],
+            "tiny_choice is asked by tiny_both and by tiny_choice: leave out",
+        ),
         (["--tasks", "tiny_answer", "--limit", "0"], "limit is 0, expected at least 1"),
         (["--tasks", ","], "no task is named: give --tasks"),
         (["--tasks", "tiny_answer", "--points", "99"], "--points has '99', expected front, all, or ids"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tasks, capsys, monkeypatch, more, words):
-    manager = pytest.importorskip("lm_eval.tasks").TaskManager
-    monkeypatch.setattr(  # lm-eval's own thousands of tasks take half a minute to read
-        "rlhf_lines.evaluation.harness.TaskManager",
-        lambda include_path, include_defaults=False: manager(include_path=include_path, include_defaults=False),
-    )
+@pytest.mark.usefixtures("own_tasks_only")
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tasks, capsys, more, words):
     assert cli.main(["evaluate", str(run), "--include_path", str(tasks), *more]) == 2
     *_, sentence = capsys.readouterr().err.splitlines()
     assert sentence.startswith("rlhf-lines evaluate: ") and words in sentence
     assert stored(run) == {}
+
+
+ODD = """
+task: odd
+dataset_path: json
+dataset_kwargs: {data_files: {test: "%s"}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: gold
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}]
+"""
+ROW = json.dumps(CHOICES[0])
+FUNCTIONS = """
+def fails(doc, found):
+    return {"acc": doc.nothing}
+
+
+def says(doc, found):
+    return {"acc": "much"}
+"""
+
+
+@needs_lm_eval
+@pytest.mark.usefixtures("own_tasks_only")
+@pytest.mark.parametrize(
+    ("rows", "before", "after", "words"),
+    [
+        ("", "", "", "cannot be loaded, by its config and its data: there are no documents"),
+        ("{not json", "", "", "data: JSON parse error: Missing a name for object member. in row 0"),
+        (None, "", "", "data: Unable to find "),
+        (ROW, "test_split: test", "test_split: hidden", "data: KeyError 'hidden'"),
+        (ROW, "{{question}}", "{{qestion}}", "data: UndefinedError 'qestion' is undefined"),
+        (ROW, "metric: acc", "metric: of_mine", "data: of_mine not found in the evaluate library! Please check"),
+        (
+            ROW,
+            "metric: acc",
+            "metric: of_mine, aggregation: mean, higher_is_better: true",
+            "data: of_mine not found in the evaluate library! Please check",
+        ),
+        (ROW, "metric: acc", "metric: bypass", "task odd has no metric that is a number: leave it out"),
+        (
+            ROW,
+            "test_split:",
+            "process_results: !function odd.fails\ntest_split:",
+            "has no attribute 'nothing'",
+        ),
+        (ROW, "test_split:", "process_results: !function odd.says\ntest_split:", "odd cannot be asked, by"),
+        (
+            ROW,
+            "task: odd",
+            "group: odd\ntask: [tiny_choice, tiny_chioce]",
+            "'tiny_chioce' of odd; did you mean 'tiny_ch",
+        ),
+        (ROW, "test_split:", "unsafe_code: true\ntest_split:", "task odd runs the code that a model wrote"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_one_sentence(run, tasks, capsys, rows, before, after, words):
+    data = tasks / "odd.jsonl"
+    if rows is not None:
+        data.write_text(rows and f"{rows}\n")
+    config = (ODD % data).replace(before, after) if before else ODD % data
+    (tasks / "odd.yaml").write_text(config.partition("dataset_path")[0] if "group" in config else config)
+    (tasks / "odd.py").write_text(FUNCTIONS)
+    assert cli.main(["evaluate", str(run), "--include_path", str(tasks), "--tasks", "odd", "--group", "sft"]) == 2
+    sentences = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("evaluate: ")]
+    assert len(sentences) == 1 and sentences[0].startswith("rlhf-lines evaluate: ") and words in sentences[0]
+    assert stored(run) == {}
+
+
+SYSTEM = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}\n{% endfor %}"
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}<{{ m.role[0] }}>{{ m.content }}\n{% endfor %}"
+REFUSED = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
+
+
+@needs_lm_eval
+def test_a_system_instruction_is_the_systems_turn_where_the_template_has_one(run, tasks, capsys, monkeypatch):
+    from rlhf_lines.sweep.engines import local
+
+    load = local.load_tokenizer
+
+    def with_template(template):
+        def loaded(folder):
+            tokenizer = load(folder)
+            tokenizer.chat_template = template
+            return tokenizer
+
+        monkeypatch.setattr(local, "load_tokenizer", loaded)
+
+    asked = ["evaluate", str(run), "--include_path", str(tasks), "--tasks", "tiny_choice", "--group", "sft"]
+    asked += ["--apply_chat_template", "--system_instruction", "be so"]
+    for template in (NO_SYSTEM, REFUSED):
+        with_template(template)
+        assert cli.main(asked) == 2
+        assert "the chat template of the SFT model's tokenizer has no turn of the system" in capsys.readouterr().err
+    with_template(SYSTEM)
+    assert stored(run) == {} and cli.main(asked) == 0
+    assert read_front(run)["benchmarks"]["tiny_choice"]["system_instruction"] == "be so"
+    capsys.readouterr()
+    assert cli.main(asked[:-2]) == 2
+    assert "apply_chat_template True, system_instruction be so, and now it is" in capsys.readouterr().err
+
+
+@needs_lm_eval
+def test_results_of_an_earlier_version_are_of_no_system_instruction(run, tasks):
+    asked = {"include_path": tasks, "groups": ["sft"]}
+    assert evaluate(run, ["tiny_choice"], **asked).asked == {"tiny_choice": 1}
+    with Store(run) as store:
+        ((spec, found),) = store.evaluations()["tiny_choice"].items()
+        del found["asked"]["system_instruction"]
+        store.add_evaluation(spec, "tiny_choice", found)
+        store.finish()
+    outcome = evaluate(run, ["tiny_choice"], **asked)
+    assert (
+        outcome.asked == {"tiny_choice": 0} and outcome.front["benchmarks"]["tiny_choice"]["system_instruction"] is None
+    )
+
+
+@needs_lm_eval
+def test_a_warning_is_told_once_for_all_points(run, tasks, caplog):
+    (tasks / "tiny_choice.jsonl").write_text(f"{ROW}\n{json.dumps({**CHOICES[1], 'gold': 7})}\n")
+    asked = {"include_path": tasks, "points": ["all"], "groups": ["lines"], "num_fewshot": 0}
+    outcome = evaluate(run, ["tiny_choice"], **asked)
+    assert outcome.asked["tiny_choice"] > 2
+    warnings = [record for record in caplog.records if record.name.startswith("rlhf_lines.evaluation")]
+    assert len(warnings) == 1 and "Label index was not in within range" in warnings[0].getMessage()
+
+
+@needs_lm_eval
+def test_the_example_of_the_page_runs(run, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text()
+    (block,) = (block for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "quiz.jsonl" in block)
+    *files, command = block.splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    subprocess.run(["bash", "-e"], input="\n".join(files), text=True, check=True)
+    program, verb, folder, *flags = shlex.split(command)
+    assert (program, verb, folder) == ("rlhf-lines", "evaluate", "outputs/demo/sweep")
+    assert cli.main(["evaluate", str(run), *flags, "--group", "sft"]) == 0
+    assert read_front(run)["benchmarks"]["quiz"]["tasks"]["quiz"]["documents"] == 4
+
+
+@needs_lm_eval
+def test_a_run_of_another_stage_is_refused(run, capsys):
+    """Of learn, which has a run store as well."""
+    record = run / "rlhf_lines.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "stage": "learn"}))
+    assert cli.main(["evaluate", str(run), "--tasks", "tiny_choice"]) == 2
+    said = f"rlhf-lines evaluate: {run} is of rlhf-lines learn: expected the output_dir of rlhf-lines sweep\n"
+    assert capsys.readouterr().err == said
 
 
 def test_without_lm_eval_it_says_what_to_install(tmp_path, capsys, monkeypatch):

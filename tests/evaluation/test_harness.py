@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_lines.evaluation.models import models_of
+from rlhf_lines.evaluation.asking import Asking
+from rlhf_lines.evaluation.models import describe_models, open_models
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.sweep.store import open_finished
 
@@ -25,22 +26,47 @@ def peer(sft, policies, tasks, tmp_path):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    def find(spec):
+    def find(spec, names=TASKS, template=None, **settings):
         folder = sft
         if any(spec.weights):
             folder = tmp_path / spec.digest()
             merge_policies(sft, policies[:2], spec, save="dense", output_dir=folder)
         model = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4)
+        model.tokenizer.chat_template = template
         manager = TaskManager(include_path=tasks, include_defaults=False)
-        return lm_eval.simple_evaluate(model, tasks=TASKS, task_manager=manager)
+        return lm_eval.simple_evaluate(model, tasks=names, task_manager=manager, **settings)
 
     return find
 
 
 @pytest.fixture
 def engine(run):
-    with open_finished(run) as store, models_of(run, store) as opened:
+    with open_finished(run) as store, open_models(describe_models(run, store)) as opened:
         yield opened
+
+
+@pytest.fixture
+def ours(engine, tasks, monkeypatch):
+    """A function from a spec to what is found of it on the loaded base, by name, and what lm-eval logs of documents."""
+    from rlhf_lines.evaluation import harness
+
+    evaluate, samples = harness.evaluate, {}
+
+    def kept(model, loaded, **settings):
+        results = evaluate(model, loaded, **settings)
+        samples.update(results["samples"])
+        return results
+
+    def find(spec, names=TASKS, template=None, **settings):
+        engine.tokenizer.chat_template = template
+        asking = Asking(**settings)
+        model = harness.LoadedModel(engine.multi_lora.model, engine.tokenizer)
+        loaded = harness.load_tasks(names, asking, tasks)
+        with engine.following(spec):
+            return {name: harness.ask(model, name, loaded[name], asking) for name in names}, samples
+
+    monkeypatch.setattr(harness, "evaluate", kept)
+    return find
 
 
 def answers(samples, task) -> list:
@@ -48,22 +74,10 @@ def answers(samples, task) -> list:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=["LiNeS", "ties", "SFT"])
-def test_a_point_answers_as_its_merged_checkpoint_does_in_lm_eval(engine, peer, tasks, monkeypatch, spec):
-    from rlhf_lines.evaluation import harness
-
-    asking, evaluate, raw = harness.Asking(), harness.evaluate, {}
-
-    def kept(model, loaded, **settings):
-        results = evaluate(model, loaded, **settings)
-        raw.update(results["samples"])
-        return results
-
-    monkeypatch.setattr(harness, "evaluate", kept)
+def test_a_point_answers_as_its_merged_checkpoint_does_in_lm_eval(ours, peer, spec):
     expected = peer(spec)
-    model = harness.LoadedModel(engine.multi_lora.model, engine.tokenizer)
-    loaded = harness.load_tasks(TASKS, asking, tasks)
-    with engine.following(spec):
-        found = [harness.ask(model, task, loaded[task], asking) for task in TASKS]
+    by_task, raw = ours(spec)
+    found = list(by_task.values())
     theirs, ours = (answers(samples, "tiny_choice") for samples in (expected["samples"], raw))
     likelihoods = [[[pair[0] for pair in row] for row in each] for each in (theirs, ours)]
     np.testing.assert_allclose(likelihoods[1], likelihoods[0], rtol=0, atol=1e-4)
@@ -85,3 +99,59 @@ def test_a_point_answers_as_its_merged_checkpoint_does_in_lm_eval(engine, peer, 
     assert perplexity["higher_is_better"] is False and perplexity["values"] is None
     of_choice = found[0]["tasks"]["tiny_choice"]
     assert (of_choice["version"], of_choice["documents"], of_choice["num_fewshot"]) == (3.0, 6, 1)
+
+
+TEMPLATE = (  # of characters that the tokenizer has
+    "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+SETTINGS = {
+    "as the tasks say": {},
+    "the first documents": {"limit": 2},
+    "two examples": {"num_fewshot": 2},
+    "a system instruction": {"system_instruction": "be so"},
+    "chat": {"apply_chat_template": True},
+    "chat with a system": {"apply_chat_template": True, "system_instruction": "be so", "num_fewshot": 1},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_every_kind_of_task_however_it_is_asked_finds_what_lm_eval_does(ours, peer, settings):
+    names = ["tiny_mean", "tiny_filtered", *([] if "num_fewshot" in settings else ["tiny_answer"])]
+    template = TEMPLATE if "apply_chat_template" in settings else None
+    turns = {"fewshot_as_multiturn": True} if template else {}
+    expected = peer(SPECS[0], names, template, **settings, **turns)
+    by_task, samples = ours(SPECS[0], names, template, **settings)
+    for leaf, rows in expected["samples"].items():
+        assert [row["prompt_hash"] for row in samples[leaf]] == [row["prompt_hash"] for row in rows], leaf
+        found, want = answers(samples, leaf), answers(expected["samples"], leaf)
+        if leaf in ("tiny_choice", "tiny_likely"):
+            pairs = [[pair for row in each for pair in row] for each in (found, want)]
+            np.testing.assert_allclose(*([pair[0] for pair in each] for each in pairs), rtol=0, atol=1e-4)
+            assert [pair[1] for pair in pairs[0]] == [pair[1] for pair in pairs[1]]
+        else:
+            assert found == want and any(map(any, want))
+    metrics = {name: value for each in by_task.values() for name, value in each["metrics"].items()}
+    filtered = ["tiny_filtered/exact_match,last", "tiny_filtered/exact_match,whole"]
+    assert list(metrics) == ["tiny_mean/acc", *filtered, *(["tiny_answer/exact_match"] if len(names) == 3 else [])]
+    for name, metric in metrics.items():
+        task, _, key = name.partition("/")
+        key, _, of_filter = key.partition(",")
+        of_filter = of_filter or "none"
+        assert metric["value"] == expected["results"][task][f"{key},{of_filter}"]
+        assert metric["stderr"] == expected["results"][task][f"{key}_stderr,{of_filter}"]
+    limit = settings.get("limit")
+    about = by_task["tiny_mean"]["tasks"]
+    assert {name: one["documents"] for name, one in about.items()} == {
+        "tiny_choice": limit or 6,
+        "tiny_likely": limit or 4,
+    }
+    shown = settings.get("num_fewshot")
+    assert (about["tiny_choice"]["num_fewshot"], about["tiny_likely"]["num_fewshot"]) == (shown or 1, shown or 0)
+
+
+def test_a_perplexity_of_answers_has_the_standard_error_of_lm_evals_bootstrap(ours, peer):
+    expected = peer(SPECS[0], ["tiny_likely"])["results"]["tiny_likely"]
+    found, _ = ours(SPECS[0], ["tiny_likely"])
+    perplexity = found["tiny_likely"]["metrics"]["tiny_likely/perplexity"]
+    assert perplexity["value"] == pytest.approx(expected["perplexity,none"], rel=1e-4)
+    assert perplexity["stderr"] == pytest.approx(expected["perplexity_stderr,none"], rel=1e-4)

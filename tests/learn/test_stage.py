@@ -268,7 +268,7 @@ def test_the_command_tells_what_was_found_and_a_merge_takes_the_file(flags, sft,
     assert cli.main(["learn", *flags(tmp_path / "out", num_candidates=5)]) == 0
     told = capsys.readouterr().out
     assert "utility of 5 candidates on 5 train prompts, best: learned " in told
-    assert "learned - lines: " in told and "outside" in told
+    assert "learned - lines: " in told and "embeddings, head" in told
     (command,) = (line for line in told.splitlines() if line.startswith("rlhf-lines merge"))
     record = read_record(tmp_path / "out")
     del record["rule"]  # as an earlier version wrote it

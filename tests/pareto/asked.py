@@ -15,7 +15,7 @@ ANSWERS = {
 }
 PERPLEXITIES = {0: 6.0, 1: 6.5, 3: 6.25, 6: 7.0, 7: 6.0}
 TASK = {"version": 1.0, "hash": "0a", "documents": 10, "num_fewshot": 0}
-ABOUT = {"lm_eval": "0.4.13", "limit": 10, "apply_chat_template": False}
+ABOUT = {"lm_eval": "0.4.13", "limit": 10, "apply_chat_template": False, "system_instruction": None}
 BENCHMARKS = {
     "quiz": {**ABOUT, "tasks": {"quiz": TASK}, "metrics": {"quiz/acc": True}},
     "text": {**ABOUT, "tasks": {"text": TASK}, "metrics": {"text/perplexity": False}},

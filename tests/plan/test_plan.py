@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,16 @@ def test_help_needs_no_torch(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["plan", "--help"])
     assert stopped.value.code == 0 and "--base_model" in capsys.readouterr().out
+
+
+def test_plans_of_what_trains_nothing_do_not_wait_for_the_libraries_of_training():
+    """Their import takes seconds, and on a busy machine many."""
+    heavy = ("peft", "trl", "transformers.training_args", "rlhf_lines.train.settings", "matplotlib")
+    modules = ("plan.learning", "plan.sweeping", "plan.merging", "plan.basis", "plan.stage")
+    imports = ", ".join(f"rlhf_lines.{module}" for module in modules)
+    code = f"import sys, {imports}; print(*(name for name in {heavy} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_the_table_adds_up(write_config):

@@ -105,3 +105,26 @@ def test_a_merged_adapter_and_a_merged_checkpoint_agree(made):
 def test_a_point_can_be_picked(made, capsys):
     assert cli.main(["pick", str(made / "sweep"), "--preference", "0.5", "0.5", "--scale", "range"]) == 0
     assert "rlhf-lines merge" in capsys.readouterr().out
+
+
+def test_the_chat_model_grades_by_its_own_probabilities():
+    """The expected grade of whole questions, in float64 and one by one, whatever the batch."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    asked = ["Why is the sky blue?", "Name a fruit."]
+    said = ["Because air scatters blue light more than red light.", "Bananas are yellow, and so on and on."]
+    options = {"rubric": "A good answer is correct and short.", "grades": [1, 2, 3, 4, 5]}
+    made = load(f"generative:{CHAT}", options=options, system="You grade answers.")
+    found = made.score(asked, said)
+    assert made.strayed == 0, "it answers with a grade"
+    exact = AutoModelForCausalLM.from_pretrained(CHAT, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(CHAT)
+    for prompt, completion, score in zip(asked, said, found, strict=True):
+        question = made.encoder.grading.text(prompt, completion, {})
+        turns = [{"role": "system", "content": "You grade answers."}, {"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False) + "Grade: "
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            p = exact(ids).logits[0, -1].softmax(dim=0)[[tokenizer.encode(grade)[0] for grade in "12345"]]
+        assert score == pytest.approx(float((p * torch.arange(1, 6)).sum() / p.sum()), abs=1e-3)

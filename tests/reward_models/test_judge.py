@@ -7,7 +7,7 @@ import re
 import pytest
 
 from reward_models import Comparer, Grader, RewardModel, load, service
-from reward_models.judge import conversation_text
+from reward_models.conversation import conversation_text
 from reward_models.judge_prompts import AGAIN
 from tests.served import Answer, served
 
@@ -134,7 +134,8 @@ def test_who_compares_needs_others(make):
         ("judge:http://host/v1", {"rubic": "r"}, "no option 'rubic'; did you mean 'rubric'"),
         ("judge:http://host/v1", {"model": "m", "rubric": "r", "scale": [5, 1]}, r"scale of judge is \[5, 1\]"),
         ("judge:http://host/v1", {"model": "m", "rubric": "r", "scale": [1, 5], "against": "sft"}, "gives no grade"),
-        ("judge:http://host/v1", {"model": "m", "rubric": "r", "against": "soup"}, "against of judge is 'soup'"),
+        ("judge:http://host/v1", {"model": "m", "rubric": "r", "against": True}, "against of judge is True"),
+        ("judge:http://host/v1", {"model": "m", "rubric": "r", "against": ""}, "the name of a group, or the id of a"),
         ("judge:http://host/v1", {"model": "m", "rubric": "r", "sampling": {"n": 2}}, "holds 'n', which is not its"),
         ("judge:http://host/v1", {"model": "m", "rubric": "r", "timeout": -1}, "timeout of judge is -1"),
         ("judge:http://me:secret@host/v1", {"model": "m", "rubric": "r"}, "holds a name or password"),

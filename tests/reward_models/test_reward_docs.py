@@ -12,12 +12,14 @@ import torch
 import yaml
 
 from reward_models import PRESETS, RULES, Comparer, Format, Grader, RemoteReward, RewardModel, load, read_settings
+from reward_models.grading import OPTIONS as GRADING_OPTIONS
 from reward_models.judge import OPTIONS as OPTIONS_OF_JUDGES
-from reward_models.load import check_similarity
+from reward_models.load import check_grading, check_similarity
 from reward_models.remote import OPTIONS as OPTIONS_OF_SERVICES
 from reward_models.service import Service
 from reward_models.similarity import OPTIONS
 from reward_models.wire import WIRES
+from rlhf_lines.task_rewards import RewardEntry
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reward_models.md").read_text(encoding="utf-8")
@@ -67,8 +69,21 @@ def test_the_table_of_a_similarity():
     assert tuple(rows) == OPTIONS
 
 
+def test_the_table_of_generative_reward_models():
+    shared = set()
+    for item in yaml.safe_load(blocks("yaml")[2])["rewards"]:
+        entry = RewardEntry.of(item)
+        grading = check_grading(entry.model, name=entry.name, options=entry.options)
+        shared.add(entry.shared_weights())
+        assert "is" in grading.text("what is it?", "It is.", {}) and len(grading.grades) in (2, 5)
+    assert len(shared) == 1, "the weights are loaded once"
+    assert grading.text("Q\n", "A", {}).startswith("Question: Q\n\nAnswer: A\n\nIs the answer correct?")
+    section = PAGE.partition("## Generative")[2].partition("## Services")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)) == GRADING_OPTIONS
+
+
 def test_the_tables_of_services():
-    config = blocks("yaml")[2]
+    config = blocks("yaml")[3]
     for item in yaml.safe_load(config)["rewards"]:
         assert isinstance(load(item.pop("model"), **item), RemoteReward)
     section = PAGE.partition("## Services")[2].partition("## ")[0]
@@ -84,7 +99,7 @@ def test_the_tables_of_services():
 
 
 def test_the_table_of_judges():
-    of_judge, of_several = blocks("yaml")[3:]
+    of_judge, of_several = blocks("yaml")[4:]
     for item in yaml.safe_load(of_judge)["rewards"]:
         assert isinstance(load(item.pop("model"), **item), Grader)
     labels = [item["label"] for item in yaml.safe_load(of_several)["rewards"]]

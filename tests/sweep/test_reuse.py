@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lines.pareto.schema import faults
+from rlhf_lines.plan import Options, plan
 from rlhf_lines.stages import run_stage
 from tests.sweep.of_a_run import read, strict_json
 
@@ -154,6 +155,16 @@ def test_completions_that_would_be_others_are_not_taken(sweep, small, tmp_path, 
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(words)):
         sweep("grown", **{"reuse": small, **changes})
     assert [path.name for path in tmp_path.glob("*grown*")] == []
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"temperature": 0.5}, {"reuse": "/nowhere"}], ids=str)
+def test_other_sampling_is_told_before_models_are_read_and_by_the_plan(flags, small, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr("rlhf_lines.sweep.run.read_inputs", lambda *configs: pytest.fail("models were read"))
+    given = flags(tmp_path / "grown", **{**SMALL, "reuse": small, **changes})
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+        run_stage("sweep", given)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(str(refused.value))):
+        plan(given, Options(stage="sweep"))
 
 
 def test_another_sft_model_or_policy_shares_nothing(sweep, small, rewards, sft, policies, tmp_path):

@@ -32,7 +32,9 @@ def told(flags, tmp_path, capsys):
     def run(*more: str, status: int = 0, **changes):
         capsys.readouterr()
         assert cli.main(["sweep", *flags(tmp_path / "sweep", **changes), *more]) == status
-        lines = [LINE.match(line) for line in capsys.readouterr().err.splitlines() if line.startswith("sweep, ")]
+        err = capsys.readouterr().err
+        (run.to_come,) = re.findall(r"^to come: (.*)$", err, flags=re.M)
+        lines = [LINE.match(line) for line in err.splitlines() if line.startswith("sweep, ")]
         assert lines and all(lines)
         assert all(int(a["done"]) <= int(b["done"]) for a, b in itertools.pairwise(lines))
         phases = [
@@ -54,6 +56,11 @@ def test_completions_and_texts_of_all_phases_are_one_total(told, tmp_path):
     total = ROWS + (1 + 5 + 5) * TEXTS
     phases, done, unit = told(control=tmp_path / "texts.txt")
     assert phases == [(CHOOSING, total), (MEASURING, total), (READING, total)]
+    test, texts = 11 * TEST, 11 * TEXTS  # the SFT model, and two groups at five weights
+    assert told.to_come == (
+        f"{ROWS - test} completions on validation prompts, then {test} completions on test prompts, then {texts} "
+        "readings of control texts"
+    )
     assert done == (0, total) and unit == "completions and texts"
     assert stored(tmp_path / "sweep") == total
 
@@ -113,6 +120,10 @@ def test_what_may_come_beyond_edges_is_told_before_it_does(told, tmp_path):
     phases, _, _ = told(alphas=[0.5, 1.0], betas=[0.5], edge_extensions=2)
     first, each = (2 * 3 + 3) * VALIDATION + (1 + 5 + 5) * TEST, 3 * VALIDATION
     assert phases[:2] == [(CHOOSING, first), (CHOOSING, first + each)]
+    assert told.to_come.startswith(
+        f"{first - 11 * TEST} completions on validation prompts (up to {2 * each} more where the best scaling lies at "
+        f"an edge of those given), then {11 * TEST} completions on test prompts"
+    )
     expected = {first: 2 * each, first + each: each, first + 2 * each: 0}
     assert told.more == {total: expected[total] for total in told.more} and len(told.more) > 1
 

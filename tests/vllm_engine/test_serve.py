@@ -5,9 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +21,7 @@ from rlhf_lines.pareto import pick, read_front
 from rlhf_lines.serve.names import mix_name
 from tests import tiny
 from tests.sweep.small_run import write_run
+from tests.vllm_engine.servers import free_port, running, smollm2
 
 
 SCALING = {"alpha": 0.5, "beta": 1.0}
@@ -86,11 +84,6 @@ def finished_sweep(folder: Path, sft: Path, policies: list[Path]) -> Path:
     return write_run(folder, rewards, groups=groups, **facts)
 
 
-def smollm2() -> Path | None:
-    folder = Path(os.environ.get("RLHF_LINES_REAL_MODELS", "")).resolve() / "SmolLM2-135M-Instruct"
-    return folder if "RLHF_LINES_REAL_MODELS" in os.environ and folder.is_dir() else None
-
-
 @pytest.fixture(scope="module", params=["tiny", "SmolLM2"])
 def server(request, sft, tmp_path_factory) -> Iterator[Server]:
     if request.param == "SmolLM2" and (sft := smollm2()) is None:
@@ -98,43 +91,14 @@ def server(request, sft, tmp_path_factory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp(request.param)
     policies = policies_of(sft, root, std=0.2 if request.param == "tiny" else 0.06)
     run = finished_sweep(root / "run", sft, policies)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     vllm = {"enforce_eager": True, "max_num_seqs": CLIENTS, "max_model_len": 64, "max_loras": 4}
     command = [sys.executable, "-m", "rlhf_lines", "serve", str(run), "--port", str(port), "--max_mixes", str(MOST)]
     command += ["--api_key_env", "KEY", "--vllm", json.dumps(vllm)]
-    log = root / "log.txt"
-    with log.open("w") as file:
-        started = subprocess.Popen(
-            command, env={**os.environ, "KEY": KEY}, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
     random = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, 40, (CLIENTS, 5), generator=random).tolist()
-    try:
-        wait_for(port, started, log)
+    with running(command, port, root / "log.txt", {**os.environ, "KEY": KEY}):
         yield Server(port, run, sft, policies, prompts)
-        assert started.poll() is None, log.read_text()[-4000:]
-    finally:
-        os.killpg(started.pid, signal.SIGINT)
-        try:
-            started.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(started.pid, signal.SIGKILL)
-
-
-def wait_for(port: int, started: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        assert started.poll() is None, log.read_text()[-4000:]
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(log.read_text()[-4000:])
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from reward_models.generative import PREFIX as GENERATIVE
 from reward_models.load import look_here
 from reward_models.presets import PRESETS, preset_of
 from reward_models.rules import PREFIX
@@ -97,8 +98,8 @@ def reward_fingerprint(model: str) -> Fingerprint:
     """
     if model.startswith(PREFIX) or asks_a_service(model):
         return {}
-    if model.startswith(SIMILARITY):
-        return reward_fingerprint(model.removeprefix(SIMILARITY))
+    if model.startswith((SIMILARITY, GENERATIVE)):
+        return reward_fingerprint(model.partition(":")[2])
     preset = preset_of(model)
     if preset is None and Path(model).is_dir():
         return model_fingerprint(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from rlhf_lines.pareto import (
 from rlhf_lines.pareto.benchmarks import Result
 from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
+from rlhf_lines.pareto.origin import shared_weights
 from rlhf_lines.pareto.schema import Audit, Benchmark, Forgetting, Validation
 from rlhf_lines.pareto.spreadsheet import front_csv
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
@@ -116,6 +117,7 @@ def _set(store: Store, objectives: Sequence[str] | None, reference_point: Sequen
     before = objectives_of(store)
     objectives = before if objectives is None else list(objectives)
     check_objectives(objectives, store.recall("reward_names"))
+    check_whole(store, objectives)
     if reference_point is None and objectives != before:
         check_free_of_reference_point(store)
     facts = {"objectives": objectives}
@@ -125,6 +127,45 @@ def _set(store: Store, objectives: Sequence[str] | None, reference_point: Sequen
             check_reference_point(reference_point, objectives)
         facts["reference_point"] = list(map(float, reference_point)) if given else None
     store.replace(**facts)
+
+
+def check_whole(store: Store, names: Sequence[str]) -> None:
+    """Refuse an objective that points of the front lack.
+
+    Raises:
+        ValueError: there is one.
+    """
+    prompts = len(store.prompts("test"))
+    for name in names:
+        for point in store.points("test"):
+            if len(store.scores(point.spec_id, "test", [name])) != prompts:
+                raise ValueError(
+                    f"point {point.id} has no score {name}, as a comparison has none where nothing stands at the same "
+                    "weights: it can be a metric, but no objective"
+                )
+
+
+def preferences(store: Store, split: str) -> dict[int, list[float] | None]:
+    """The weights at which each point, by its id, stands beside those of other groups; None of one that has none."""
+    of_sets = _of_sets(store)
+    return {
+        point.id: found if (found := of_sets(point)) is not None else shared_weights(point.group, point.spec.weights)
+        for point in store.points(split)
+    }
+
+
+def _of_sets(store: Store) -> Callable[[StoredPoint], list[float] | None]:
+    """The function from a point to its preference among the policies of its set; None of a point of no further set."""
+    sets = {entry.name: entry for entry in map(PolicySet.of, store.recall("policy_sets", []))}
+    listed = policies_of(store)
+
+    def preference(stored: StoredPoint) -> list[float] | None:
+        if (entry := sets.get(stored.group)) is None:
+            return None
+        weights = [*stored.spec.weights, *[0.0] * len(listed)]
+        return list(entry.preference([weights[listed.index(policy)] for policy in entry.policies]))
+
+    return preference
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -225,6 +266,7 @@ def _benchmarks(store: Store) -> dict[str, Benchmark]:
             "lm_eval": one["lm_eval"],
             "limit": one["asked"]["limit"],
             "apply_chat_template": one["asked"]["apply_chat_template"],
+            "system_instruction": one["asked"].get("system_instruction"),  # an earlier version gave none
             "tasks": one["tasks"],
             "metrics": {name: metric["higher_is_better"] for name, metric in one["metrics"].items()},
         }
@@ -247,8 +289,7 @@ def _results(store: Store) -> dict[int, dict[str, Result]]:
 def measured_points(store: Store, split: str) -> list[Point]:
     """Every point of a split with its scores per prompt."""
     objectives, metrics = objectives_of(store), metrics_of(store, split)
-    sets = {entry.name: entry for entry in map(PolicySet.of, store.recall("policy_sets", []))}
-    listed = policies_of(store)
+    preference = _of_sets(store)
     samples, tokens, name = store.recall("samples_per_prompt"), store.forgetting_tokens(), store.log_ratio_name
     behaviours, results = read_behaviour(store, split, objectives), _results(store)
 
@@ -260,16 +301,14 @@ def measured_points(store: Store, split: str) -> list[Point]:
         nll = store.nll(spec)
         return {"nll": nll, "text_tokens": tokens} if len(nll) else {}
 
-    def preference(stored: StoredPoint) -> tuple[float, ...] | None:
-        if (entry := sets.get(stored.group)) is None:
-            return None
-        weights = [*stored.spec.weights, *[0.0] * len(listed)]
-        return entry.preference([weights[listed.index(policy)] for policy in entry.policies])
+    def further(spec: int, name: str) -> Any:
+        values = store.scores(spec, split, [name])[:, 0]
+        return values if len(values) else None
 
     def point(stored: StoredPoint) -> Point:
-        further = store.scores(stored.spec_id, split, metrics).T if metrics else ()
         measured = {**log_ratio(stored.spec_id), **forgetting(stored.spec_id)}
-        measured["metrics"] = {**measured.get("metrics", {}), **dict(zip(metrics, further, strict=True))}
+        scores = {name: further(stored.spec_id, name) for name in metrics}
+        measured["metrics"] = {**measured.get("metrics", {}), **scores}
         return Point(
             id=stored.id,
             group=stored.group,

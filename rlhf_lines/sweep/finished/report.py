@@ -15,7 +15,7 @@ from rlhf_lines.pareto.schema import Front, Value
 from rlhf_lines.pareto.table import confidence_text
 from rlhf_lines.sweep.finished.behaviour import asked_in
 from rlhf_lines.sweep.finished.front import front_of
-from rlhf_lines.sweep.finished.judged import judged_text
+from rlhf_lines.sweep.finished.judged import judged_text, wins_of_groups
 from rlhf_lines.sweep.finished.worth import corrected_differences, corrected_worths
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
@@ -38,6 +38,7 @@ def write_report(folder: str | Path) -> Path:
         front = front_of(folder)
         made = {**how_it_was_made(folder, front), "example": store.recall("example", [])}
         made["facts"] += [(f"judge {name}", judged_text(counts)) for name, counts in store.recall("judged", {}).items()]
+        made["facts"] += [(f"judge {name}", text) for name, texts in wins_of_groups(store).items() for text in texts]
         page = report_html(front, read_completions(store, front), made, **_worths(store, front))
     write_whole(folder / REPORT, page)
     return folder / REPORT

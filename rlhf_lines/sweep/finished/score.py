@@ -16,7 +16,7 @@ from rlhf_lines.example import reward_reading
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.fingerprints import changed_parts, reward_identity
 from rlhf_lines.pareto.objectives import check_score_names
-from rlhf_lines.pareto.schema import FILE_NAME, Front
+from rlhf_lines.pareto.schema import FILE_NAME, SFT, Front
 from rlhf_lines.progress import Bar
 from rlhf_lines.scoring import Asked
 from rlhf_lines.scoring import score as score_completions
@@ -28,7 +28,7 @@ from rlhf_lines.sweep.finished.front import (
     objectives_of,
     trace_front,
 )
-from rlhf_lines.sweep.finished.judged import Rivals, added, counts_of, rivals
+from rlhf_lines.sweep.finished.judged import Rivals, added, counts_of, rivals, wins_of_groups
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.store import Store, Unscored, open_finished
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, raw_score_problems, reward_entries
@@ -39,11 +39,19 @@ CHUNK = 256  # completions per commit
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `score` did: per reward, how many completions it scored; the front with them; what judges have counted."""
+    """What `score` did.
+
+    Attributes:
+        scored: per reward, how many completions it scored.
+        front: with these scores.
+        judged: what judges have counted.
+        wins: of judges that compare with a group, what they say of the others.
+    """
 
     scored: Mapping[str, int]
     front: Front
     judged: Mapping[str, Mapping[str, int]]
+    wins: Mapping[str, Sequence[str]]
 
 
 def score(
@@ -90,9 +98,13 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int, 
             )
         objectives = objectives_of(store)
         if as_objectives:
+            _check_whole(models)
             objectives += [model.name for model in models if model.name not in objectives]
         if objectives != objectives_of(store):
             check_free_of_reference_point(store)
+        for model in models:
+            if isinstance(model, Comparer):
+                rivals(store, model)  # what there is none of is told before any is asked
         for model, entry in zip(models, entries, strict=True):
             _check_same_model(store, known, model.name, reward_identity(entry))
         scored = {}
@@ -106,14 +118,25 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int, 
                 store.replace(reward_names=[*names, model.name], objectives=objectives_of(store))
             _add_example(store, model)
         store.replace(objectives=objectives)
-        metrics, judged = metrics_of(store, "test"), store.recall("judged", {})
+        metrics, judged, wins = metrics_of(store, "test"), store.recall("judged", {}), wins_of_groups(store)
         store.finish()
     front = front_of(folder)
     if (front["objectives"], front["metrics"]) != (objectives, metrics):
         front = trace_front(folder)
     if not _is_newer(Path(folder) / REPORT, Path(folder) / FILE_NAME):  # else a run was killed between the two
         write_report(folder)
-    return Outcome(scored, front, {name: judged[name] for name in scored if name in judged})
+    told = {name: judged[name] for name in scored if name in judged}
+    return Outcome(scored, front, told, {name: wins[name] for name in scored if name in wins})
+
+
+def _check_whole(models: Sequence[RewardModel]) -> None:
+    """Refuse to make an objective of a comparison with a group, which some points have no rival in."""
+    for model in models:
+        if isinstance(model, Comparer) and isinstance(model.against, str) and model.against != SFT:
+            raise ValueError(
+                f"the judge {model.name!r} compares with the group {model.against!r} at the same weights, which the "
+                "SFT model has not: it can be a metric, but no objective; leave out --as_objectives"
+            )
 
 
 def _check_same_model(store: Store, known: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> None:
@@ -149,7 +172,7 @@ def _score_all(store: Store, model: RewardModel, size: int) -> int:
         rows = _unscored(store, model, others)
         while chunk := list(itertools.islice(rows, size)):
             asked = [_asked(row, shown) for row in chunk]
-            of_judge = {} if others is None else {RIVAL: [others[row.prompt, row.sample] for row in chunk]}
+            of_judge = {} if others is None else {RIVAL: [others.text(*row[:3]) for row in chunk]}
             texts, token_ids = [row.text for row in chunk], [row.token_ids for row in chunk]
             scores = score_completions(model, asked, texts, token_ids, **of_judge)
             pairs = zip(chunk, scores, strict=True)
@@ -163,7 +186,7 @@ def _score_all(store: Store, model: RewardModel, size: int) -> int:
 def _unscored(store: Store, model: RewardModel, others: Rivals | None) -> Iterator[Unscored]:
     """Yield the completions without this score; of a comparison those that there are others for."""
     rows = store.unscored(model.name)
-    return rows if others is None else (row for row in rows if (row.prompt, row.sample) in others)
+    return rows if others is None else (row for row in rows if others.text(*row[:3]) is not None)
 
 
 def _add_example(store: Store, model: RewardModel) -> None:
