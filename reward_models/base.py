@@ -69,6 +69,30 @@ def check_lengths(name: str, prompts: Sequence[Prompt], completions: Sequence[st
                 )
 
 
+def check_batch_size(name: str, batch_size: int) -> None:
+    """Stop with a ValueError unless a batch of the reward model holds a text."""
+    if batch_size < 1:
+        raise ValueError(f"the batch size of reward model {name!r} is {batch_size}; expected at least 1")
+
+
+def check_column(name: str, use: str, column: str, columns: Iterable[str], *, otherwise: str = "") -> None:
+    """Stop with a ValueError unless the data has the column that a reward model asks for.
+
+    Args:
+        name: of the reward model.
+        use: what it does with the column, as in `sends`.
+        column: its name.
+        columns: those that the data has.
+        otherwise: what the reward model does that is asked for no column, as the end of the sentence.
+    """
+    if column not in columns:
+        known = ", ".join(sorted(columns)) or "no further columns"
+        raise ValueError(
+            f"reward model {name!r} {use} the column {column!r}, which the data lacks; "
+            f"{did_you_mean(column, columns)}it has {known}{otherwise}"
+        )
+
+
 def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -> list[float]:
     """`scores` as floats.
 

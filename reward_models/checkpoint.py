@@ -88,6 +88,15 @@ def torch_dtype(dtype: Any, source: str | Path) -> Any:
     return named
 
 
+def torch_device(device: Any) -> Any:
+    """The device itself; None is the current CUDA device, or the CPU if there is none."""
+    import torch
+
+    if device is not None:
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _open_model(source: str, dtype: Any, trust_remote_code: bool, kind: Kind, **config: Any) -> tuple[Any, set[str]]:
     import transformers
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_models.base import check_lengths, checked_scores
-from reward_models.checkpoint import open_checkpoint, torch_dtype
+from reward_models.base import check_batch_size, check_lengths, checked_scores
+from reward_models.checkpoint import open_checkpoint, torch_device, torch_dtype
 from reward_models.conversation import Prompt
-from reward_models.encoder import Encoder, guesses
+from reward_models.encoder import Encoder, guesses, input_names
 from reward_models.format import Format, read_settings
 
 
@@ -59,10 +58,8 @@ class Classifier:
         self.name = name
         self.batch_size = batch_size
         self._pass: Pass | None = None
-        types = "token_type_ids"
-        self._inputs = ("input_ids", types) if types in inspect.signature(model.forward).parameters else ("input_ids",)
-        if batch_size < 1:
-            raise ValueError(f"the batch size of reward model {name!r} is {batch_size}; expected at least 1")
+        self._inputs = input_names(model)
+        check_batch_size(name, batch_size)
 
     @property
     def tokenizer(self) -> Any:
@@ -122,12 +119,8 @@ class Classifier:
             FileNotFoundError: as `open_checkpoint`.
             ValueError: as `open_checkpoint` and `read_settings`; or torch has no such floating-point dtype.
         """
-        import torch
-
-        dtype = torch_dtype(dtype, source)
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, tokenizer = open_checkpoint(str(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        placed = {"dtype": torch_dtype(dtype, source), "device": torch_device(device)}
+        model, tokenizer = open_checkpoint(str(source), **placed, trust_remote_code=trust_remote_code)
         stated, name = format or read_settings(source), name or Path(source).name
         format = (stated or Format()).with_changes(template, label, system)
         made = cls(model, tokenizer, format, name=name, batch_size=batch_size)

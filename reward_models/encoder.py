@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from reward_models.base import did_you_mean, excerpt
@@ -139,6 +140,12 @@ def _index(label: int | str, config: Any, name: str) -> int:
             f"{count}"
         )
     return index
+
+
+def input_names(model: Any) -> tuple[str, ...]:
+    """What a transformers model reads of a tokenized text: the token ids, and the token types where it has them."""
+    types = "token_type_ids"
+    return ("input_ids", types) if types in inspect.signature(model.forward).parameters else ("input_ids",)
 
 
 def longest_input(config: Any, tokenizer: Any, *, wanted: int | None = None) -> int | None:

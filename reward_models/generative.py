@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_models.base import check_lengths, checked_scores
-from reward_models.checkpoint import LANGUAGE_MODEL, open_checkpoint, torch_dtype
+from reward_models.base import check_batch_size, check_lengths, checked_scores
+from reward_models.checkpoint import LANGUAGE_MODEL, open_checkpoint, torch_device, torch_dtype
 from reward_models.conversation import Prompt
 from reward_models.grading import GradeEncoder, Grading
 
@@ -54,8 +54,7 @@ class Generative:
         self.name, self.batch_size, self.graded, self.strayed = grading.name, batch_size, 0, 0
         if model.config.is_encoder_decoder:
             raise ValueError(f"reward model {self.name!r} is an encoder-decoder; expected a causal language model")
-        if batch_size < 1:
-            raise ValueError(f"the batch size of reward model {self.name!r} is {batch_size}; expected at least 1")
+        check_batch_size(self.name, batch_size)
         self.model, self.encoder = model.eval(), GradeEncoder(model.config, tokenizer, grading)
         self._share, self._told = 0.0, False
 
@@ -94,12 +93,9 @@ class Generative:
             FileNotFoundError: as `open_checkpoint`.
             ValueError: as `open_checkpoint`, or as of a new one.
         """
-        import torch
-
-        dtype = torch_dtype(dtype, source)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        placed = {"dtype": torch_dtype(dtype, source), "device": torch_device(device)}
         model, tokenizer = open_checkpoint(
-            str(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code, kind=LANGUAGE_MODEL
+            str(source), **placed, trust_remote_code=trust_remote_code, kind=LANGUAGE_MODEL
         )
         return cls(model, tokenizer, grading, batch_size=batch_size)
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from reward_models import wire as wires
-from reward_models.base import check_lengths, checked_scores, did_you_mean, excerpt
+from reward_models.base import check_batch_size, check_column, check_lengths, checked_scores, did_you_mean, excerpt
 from reward_models.conversation import Prompt, conversation
 from reward_models.format import SPECIAL_TOKENS, Format
 from reward_models.service import SETTINGS, Service, check_options
@@ -88,8 +88,7 @@ class RemoteReward:
                 raise ValueError(f"the option {option} of {self.name} is {value!r}; expected a name")
             if value is not None and not effect:
                 raise ValueError(f"{url} has the option {option}, which {format} does not send; leave it out")
-        if batch_size < 1:
-            raise ValueError(f"the batch size of reward model {self.name!r} is {batch_size}; expected at least 1")
+        check_batch_size(self.name, batch_size)
         self._format = Format(template=self.wire.template, sign=sign).with_changes(template, system=system)
         self.label = None if label is None else Format(label=label).label
         self.template, self.batch_size, self._model, self._labels = self._format.template, batch_size, model, labels
@@ -149,11 +148,8 @@ class RemoteReward:
         Raises:
             ValueError: it does.
         """
-        if self._labels is not None and self._labels not in columns:
-            raise ValueError(
-                f"reward model {self.name!r} sends the column {self._labels!r}, which the data lacks; "
-                f"{did_you_mean(self._labels, columns)}it has {', '.join(sorted(columns)) or 'no further columns'}"
-            )
+        if self._labels is not None:
+            check_column(self.name, "sends", self._labels, columns)
 
     def shown(self, prompt: Prompt, completion: str) -> str:
         """What the service is sent of one pair: a text, or several as JSON."""

@@ -5,16 +5,15 @@ The embeddings are those of a sentence encoder, trained by others to be close wh
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_models.base import check_lengths, checked_scores, did_you_mean, excerpt, is_number
-from reward_models.checkpoint import torch_dtype
+from reward_models.base import check_batch_size, check_column, check_lengths, checked_scores, excerpt, is_number
+from reward_models.checkpoint import torch_device, torch_dtype
 from reward_models.conversation import Prompt, prompt_turns
-from reward_models.encoder import longest_input
+from reward_models.encoder import input_names, longest_input
 from reward_models.rules import folded_words
 
 
@@ -59,12 +58,9 @@ class SimilaritySettings:
         Raises:
             ValueError: it does.
         """
-        if self.source is not None and self.source not in columns:
-            raise ValueError(
-                f"reward model {self.name!r} compares with the column {self.source!r}, which the data lacks; "
-                f"{did_you_mean(self.source, columns)}it has {', '.join(sorted(columns)) or 'no further columns'}; "
-                "without the option source it compares with the prompt's last turn of the user"
-            )
+        if self.source is not None:
+            otherwise = "; without the option source it compares with the prompt's last turn of the user"
+            check_column(self.name, "compares with", self.source, columns, otherwise=otherwise)
 
     def sources(self, prompts: Sequence[Prompt], columns: Mapping[str, Any]) -> list[str]:
         """The texts that the completions of these prompts are compared with.
@@ -133,12 +129,10 @@ class Similarity(SimilaritySettings):
             raise ValueError(
                 f"reward model {name!r} is an encoder-decoder; expected a sentence encoder, such as a BERT"
             )
-        if batch_size < 1:
-            raise ValueError(f"the batch size of reward model {name!r} is {batch_size}; expected at least 1")
+        check_batch_size(name, batch_size)
         self.model, self.tokenizer, self.batch_size, self.truncated = model.eval(), tokenizer, batch_size, 0
         self.max_length = longest_input(model.config, tokenizer, wanted=max_length)
-        types = "token_type_ids"
-        self._inputs = ("input_ids", types) if types in inspect.signature(model.forward).parameters else ("input_ids",)
+        self._inputs = input_names(model)
 
     @classmethod
     def from_pretrained(
@@ -167,7 +161,6 @@ class Similarity(SimilaritySettings):
             ValueError: as of a new one; weights are missing, or the folder says that its embeddings are made in
                 another way.
         """
-        import torch
         from transformers import AutoModel, AutoTokenizer
 
         name = name or "similarity"
@@ -185,9 +178,8 @@ class Similarity(SimilaritySettings):
         missing += sorted(key for key, *_ in info["mismatched_keys"])
         if missing:
             raise ValueError(f"{encoder} has no weights for {missing}, so its embeddings would be random")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = AutoTokenizer.from_pretrained(str(encoder), trust_remote_code=trust_remote_code)
-        made = model.to(device).requires_grad_(False)
+        made = model.to(torch_device(device)).requires_grad_(False)
         limit = (_read_json(encoder, "sentence_bert_config.json") or {}).get("max_seq_length")
         return cls(made, tokenizer, name=name, batch_size=batch_size, max_length=limit, **settings)
 

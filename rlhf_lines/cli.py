@@ -48,6 +48,7 @@ VERBS = {
     "serve": "the mixes of a finished sweep by vLLM's server, with a preference per request",
     "plan": "what a stage will take: parameters, memory, tokens, time, disk; loads no weights",
 }
+WITHOUT_BARS = ("merge", "basis", "rebuild")  # they load no model and no data, and are done before those are imported
 # What a command that was interrupted has left.
 KEPT = {
     "score": "the scores so far are kept",
@@ -366,7 +367,7 @@ def _stage(options: argparse.Namespace) -> None:
 
         _say(plan_table(plan(arguments, Options(stage=verb, timed=True))))
         return
-    if verb != "merge":  # loads no model and no data, and is done before these are imported
+    if verb not in WITHOUT_BARS:
         _hide_bars()
     folder, was_complete = run_configured(module, configs, given)
     if distributed.leads():  # of several processes, one speaks
@@ -586,7 +587,8 @@ def _plan(options: argparse.Namespace) -> None:
 
     with steps("plan", "loading libraries"):
         _quiet_warnings()
-        _hide_bars()
+        if options.stage not in WITHOUT_BARS:
+            _hide_bars()
         from rlhf_lines.plan import Options, plan, plan_table
 
         asked = Options(options.stage, options.base_model, options.prompt_tokens, options.device, timed=True)

@@ -172,7 +172,7 @@ def _started():
 
 
 class Processes:
-    """The processes of a run, started: the leader has `map`, the others `follow` it.
+    """The processes of a run, started: the leader has `map` while it is `leading`, the others `follow` it.
 
     Attributes:
         count: how many there are; without a launcher, one.
@@ -221,12 +221,18 @@ class Processes:
         if not items:
             raise SystemExit(1)
 
-    def dismiss(self, done: bool) -> None:
-        """Tell the others that there is no more work, because all is done or because the leader failed."""
-        if self.count > 1:
-            with contextlib.nullcontext() if done else contextlib.suppress(ProcessEnded):  # they may have gone
-                self._broadcast(done)
-            self._group = None  # as in `follow`
+    @contextlib.contextmanager
+    def leading(self) -> Iterator[None]:
+        """Inside, the leader has work for the others; at the end they hear that all is done, or that it failed."""
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            if self.count > 1:
+                with contextlib.nullcontext() if done else contextlib.suppress(ProcessEnded):  # they may have gone
+                    self._broadcast(done)
+                self._group = None  # as in `follow`
 
     def _broadcast(self, items: list | bool | None) -> list | bool:
         held = [items]

@@ -28,7 +28,7 @@ learn.config
 sweep
 sweep.finished    sweep.engines
 sweep.config      sweep.store    sweep.merges
-sweep.policy_sets sweep.trackers   sweep.sampling_settings
+sweep.policy_sets sweep.trackers   sweep.completion_config
 sweep.choices
 sweep.router
 pareto.report     statistics     train

@@ -30,8 +30,8 @@ def work(item):
     return 2 * item
 
 if distributed.leads():
-    assert (processes.map(work, [1, 2]), processes.map(work, [5])) == ([2, 4], [10])
-    processes.dismiss(True)
+    with processes.leading():
+        assert (processes.map(work, [1, 2]), processes.map(work, [5])) == ([2, 4], [10])
 else:
     processes.follow(work)
 distributed.wait()

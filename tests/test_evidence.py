@@ -15,6 +15,7 @@ import pytest
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import mean_estimate
+from rlhf_lines.pareto.schema import GROUPS
 from rlhf_lines.sweep.finished import front as finished_front
 from rlhf_lines.sweep.finished.compare import compare
 from rlhf_lines.sweep.store import RUN_STORE, Row, Store
@@ -28,15 +29,19 @@ CONTROL = {f"{source} text {i}": source for source in ("code", "hh") for i in ra
 SCALING = {"alpha": 1.0, "beta": 0.5, "schedule": "linear"}
 
 
+def _module(name, file):
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def evidence():
     """The script's modules, by name; they import each other as a folder that Python runs."""
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location("evidence_main", FOLDER / "__main__.py")
-        main = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(main)
-        yield main
+        yield _module("evidence_main", FOLDER / "__main__.py")
     finally:
         sys.path.remove(str(FOLDER))
         for name in ("kept", "runs", "questions", "pictures"):
@@ -227,6 +232,21 @@ def test_the_search_is_compared_in_its_own_sweep(evidence, tasks):
     base = front["fronts"]["lines"]["expected_utility"]["corrected"]
     value = 100 * sign * entry["expected_utility_difference"]["corrected"] / base
     assert rows[0][3].startswith(f"{value:+.0f} %")
+
+
+def test_groups_are_asked_for_by_the_names_that_the_study_gives_them(evidence):
+    questions, stages = evidence.questions, _module("study_stages", FOLDER.parent / "study" / "stages.py")
+    made = stages.stages(stages.TASKS["docstrings"], 0, Path("seed_0"), stages.Choices({}))
+    configs = {stage.name: stage.config for stage in made if stage.verb == "sweep"}
+    further = {
+        name: {entry["name"] for entry in (*config["groups"], *config.get("policy_sets", []))}
+        for name, config in configs.items()
+    }
+    levels = product(questions.LEVELS, repeat=len(questions.THIRDS))
+    assert further["thirds"] == set(map(questions.third_name, levels))
+    assert further["search"] == {questions.ONE_FACTOR}
+    asked = {name for pair in questions.PAIRS for name in pair} | set(questions.WRONG)
+    assert asked - GROUPS.keys() == further["sweep"]
 
 
 def test_a_third_is_worth_the_mean_difference_between_its_levels(evidence, tasks):

@@ -24,7 +24,7 @@ PLACES = (
     "pareto/*.py",
     "sweep/finished/*.py",
     "summary.py",
-    "merge/audit.py",
+    "merge/outliers.py",
     "merge/output/*.py",
     "train/progress.py",
 )

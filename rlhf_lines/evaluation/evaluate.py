@@ -88,12 +88,8 @@ def evaluate(
             if not leads():
                 processes.follow(worker)
                 return None
-            done = False
-            try:
+            with processes.leading():
                 asked = _ask_points(folder, points, groups, tasks, asking, processes, worker, overwrite=overwrite)
-                done = True
-            finally:
-                processes.dismiss(done)
         front = trace_front(folder)
         write_report(folder)
     return Outcome(asked, front)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.artifact import is_complete, new_folder, read_record, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.learn.config import LearnConfig
-from rlhf_lines.learn.stage import BEST, CHANGEABLE, LEARNED, SOUP
+from rlhf_lines.learn.record import BEST, CHANGEABLE, LEARNED, SOUP
 from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.pareto import mean_estimate
 from rlhf_lines.pareto.bootstrap import CONFIDENCE

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_lines.learn.stage import SOUP
+from rlhf_lines.learn.record import SOUP
 from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.pareto.table import align, estimate_text, in_blocks
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.artifact import new_folder, refuse_existing, write_record, write_whole
+from rlhf_lines.artifact import new_folder, write_record, write_whole
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
@@ -28,6 +28,7 @@ from rlhf_lines.learn.inputs import (
 )
 from rlhf_lines.learn.methods import METHODS, Search
 from rlhf_lines.learn.progress import Progress
+from rlhf_lines.learn.record import BEST, CHANGEABLE, FACTORS, LEARNED, LINES, SOUP
 from rlhf_lines.learn.trials import Options, Trial, Trials, merge_rule
 from rlhf_lines.learn.workers import LearnWorker, Workers
 from rlhf_lines.merge import MergeSpec
@@ -41,11 +42,6 @@ from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.measure import Measurement
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.store import Store
-
-
-FACTORS, LEARNED = "factors.json", "learned.json"
-CHANGEABLE = ("output_dir", "batch_size", "sft_renamed")  # what a resumed run may have otherwise
-SOUP, LINES, BEST = "soup", "lines", "learned"
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, given: dict) -> Path:
@@ -64,9 +60,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
             given.
     """
     processes = Processes()
-    refuse_existing(config.output_dir, overwrite=run_config.overwrite)
-    if not (run_config.resume or run_config.overwrite):
-        from_leader(lambda: refuse_begun(config.output_dir, what="learning"))
+    refuse_begun(run_config, config.output_dir, what="learning")
     read = read_inputs(data_config, config)
     kept = _facts(read, data_config, config) if leads() else {}
     if run_config.resume:  # every process stops where the leader does
@@ -87,15 +81,11 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
         if not leads():
             processes.follow(worker)
         else:
-            done = False
-            try:
+            with processes.leading():
                 found, way = _measure(config, read, kept, folder, space, processes, worker)
                 write_whole(folder / FACTORS, json.dumps(found["profiles"][BEST], indent=1) + "\n")
                 write_whole(folder / LEARNED, json.dumps({"format": 1, **way}, indent=1) + "\n")
                 write_record(folder, "learn", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
-                done = True
-            finally:
-                processes.dismiss(done)
     return Path(config.output_dir)
 
 

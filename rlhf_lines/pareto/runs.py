@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import moocore
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto import comparisons
 from rlhf_lines.pareto.bootstrap import CONFIDENCE
-from rlhf_lines.pareto.comparison import FORMAT, Attainment, RunsComparison, RunsDifference, RunsFile
+from rlhf_lines.pareto.comparison import FORMAT, Attainment, RunEntry, RunsComparison, RunsDifference, RunsFile
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, Measure, correct
 from rlhf_lines.pareto.equal_kl import common_budgets, correct_at_equal_kl, offers, why_no_budgets
 from rlhf_lines.pareto.fixed_points import Anchor, fixed_points
@@ -25,6 +26,7 @@ from rlhf_lines.pareto.utility import UTILITY_RULE
 
 
 SIDES = ("a", "b")
+Member = tuple[int, str]  # a run, and a group of it
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,11 @@ def compare_runs(
         ValueError: the runs have nothing in common that can be compared, or their number does not fit.
     """
     groups = [name for name in runs[0].groups() if all(name in run.groups() for run in runs)]
-    sides = {side: [i for i, run in enumerate(runs) if run.side == side] for side in SIDES}
-    if not groups or (len(groups) < 2 and not sides["b"]):
+    two_sided = any(run.side == "b" for run in runs)
+    if not groups or (len(groups) < 2 and not two_sided):
         raise ValueError(
             f"the runs share {' and '.join(map(repr, groups)) or 'no group'} of several points; expected "
-            f"{'a group' if sides['b'] else 'two groups'} that every run has"
+            f"{'a group' if two_sided else 'two groups'} that every run has"
         )
     reference, ideal, rule = fixed_points([run.anchored_means() for run in runs], objectives, given_reference)
     counts = shared_counts([run.prompts for run in runs], seed)
@@ -135,58 +137,9 @@ def compare_runs(
         }
         for run, drawn in zip(runs, counts, strict=True)
     ]
-
-    def at_equal_kl(members: Sequence[tuple[int, str]]) -> list[Corrected]:
-        return correct_at_equal_kl(
-            [runs[i].offers(group) for i, group in members],
-            [runs[i].group_kl(group) for i, group in members],
-            reference,
-            [counts[i] for i, _ in members],
-        )
-
-    def without_kl(members: Sequence[tuple[int, str]]) -> str:
-        spent = {f"{label(group)} of {runs[i].name}": runs[i].group_kl(group) for i, group in members}
-        return why_no_budgets(spent, is_ratio=any(runs[i].has_ratios(group) for i, group in members))
-
-    def over_runs(found: Sequence[Sequence[Corrected]]) -> RunsDifference:
-        """Of a measure: by run, of both groups; or by side, of every run."""
-        if sides["b"]:
-            return _difference([], *found, confidence=confidence)
-        return _difference([a - b for a, b in found], confidence=confidence)
-
-    def compared(a: str, b: str) -> RunsComparison:
-        # By run, its two groups; or by side, its runs with their group.
-        members = (
-            [[(i, a) for i in sides[side]] for side in SIDES] if sides["b"] else [[(i, a), (i, b)] for i in sides["a"]]
-        )
-        # Budgets are common to the two groups of a run; or to all runs of both sides.
-        together = [[pair for some in members for pair in some]] if sides["b"] else members
-        budgets = [common_budgets(*(runs[i].group_kl(group) for i, group in some)) for some in together]
-        at_equal = None
-        if None not in budgets:
-            corrected = {pair: each for some in together for pair, each in zip(some, at_equal_kl(some), strict=True)}
-            at_equal = [[corrected[pair] for pair in some] for some in members]
-        differences = {
-            f"{m}_difference": over_runs([[measured[i][group][m] for i, group in some] for some in members])
-            for m in measures
-        }
-        fronts = [
-            [runs[i].group(group).mean(axis=1) for i in sides[side] or sides["a"]]
-            for side, group in zip(SIDES, (a, b), strict=True)
-        ]
-        drawn = len(objectives) == 2 and len(fronts[0]) == len(fronts[1])
-        return {
-            "a": a,
-            "b": b,
-            **differences,
-            "equal_kl_difference": at_equal and over_runs(at_equal),
-            "kl_budgets": at_equal and [list(pair) for pair in budgets] * (len(runs) // len(budgets)),
-            "no_equal_kl": None if at_equal else without_kl(together[budgets.index(None)]),
-            "verdict": "undecided",
-            "attainment_difference": attainment_difference(*fronts, reference) if drawn else None,
-        }
-
-    found = [compared(a, b) for a, b in ([(g, g) for g in groups] if sides["b"] else comparisons.pairs(groups))]
+    alike = _Alike(runs, counts, measured, reference, confidence)
+    of_groups = [(group, group) for group in groups] if two_sided else comparisons.pairs(groups)
+    found = [alike.compared(a, b) for a, b in of_groups]
     comparisons.conclude(found, confidence)
     left_out = sorted({name for run in runs for name in run.groups()} - set(groups))
     if left_out:
@@ -202,36 +155,118 @@ def compare_runs(
         "seed": seed,
         "confidence": confidence,
         "shared_prompts": len(set.intersection(*(set(run.prompts) for run in runs))),
-        "runs": [
-            {
-                "name": run.name,
-                "folder": run.folder,
-                "side": run.side,
-                "prompts": len(run.prompts),
-                "samples_per_prompt": run.points[0]["samples_per_prompt"],
-                "sft_model": run.sft_model,
-                "policies": list(run.policies),
-                "groups": {
-                    group: {
-                        "points": len(run.group(group)),
-                        **{m: comparisons.group_measure(each, confidence) for m, each in measured[i][group].items()},
-                    }
-                    for group in groups
-                },
-            }
-            for i, run in enumerate(runs)
-        ],
+        "runs": [_run_entry(run, each, confidence) for run, each in zip(runs, measured, strict=True)],
         "comparisons": found,
-        "attainment": {
-            side: {
-                group: attainment_over_runs([runs[i].group(group).mean(axis=1) for i in members]) for group in groups
+        "attainment": alike.attainment(groups) if len(objectives) == 2 else None,
+        "notes": list(notes),
+    }
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Runs that were measured alike, to be compared.
+
+    Attributes:
+        runs: S runs.
+        counts: how often each prompt is drawn, by run.
+        measured: each group by each measure, by run.
+        reference: from where hypervolumes are measured, K numbers.
+        confidence: coverage of all intervals.
+    """
+
+    runs: Sequence[RunScores]
+    counts: Sequence[NDArray]
+    measured: Sequence[Mapping[str, Mapping[str, Corrected]]]
+    reference: Sequence[float]
+    confidence: float
+
+    @cached_property
+    def sides(self) -> dict[str, list[int]]:
+        """The runs of each side; none on side b where all are replicates."""
+        return {side: [i for i, run in enumerate(self.runs) if run.side == side] for side in SIDES}
+
+    def compared(self, a: str, b: str) -> RunsComparison:
+        """Two groups in every run and over runs; or, of two sides, group `a` of the one and `b` of the other."""
+        if self.sides["b"]:
+            # By side, its runs with their group. Budgets are common to all runs of both.
+            members = [[(i, group) for i in self.sides[side]] for side, group in zip(SIDES, (a, b), strict=True)]
+            together = [[pair for some in members for pair in some]]
+        else:
+            # By run, its two groups, to which budgets are common.
+            members = together = [[(i, a), (i, b)] for i in self.sides["a"]]
+        budgets = [common_budgets(*self._spent(some)) for some in together]
+        at_equal = None
+        if None not in budgets:
+            corrected = {
+                pair: each for some in together for pair, each in zip(some, self._at_equal_kl(some), strict=True)
             }
-            for side, members in sides.items()
+            at_equal = [[corrected[pair] for pair in some] for some in members]
+        differences = {
+            f"{m}_difference": self._over_runs([[self.measured[i][group][m] for i, group in some] for some in members])
+            for m in self.measured[0][a]
+        }
+        fronts = [
+            self._means(self.sides[side] or self.sides["a"], group) for side, group in zip(SIDES, (a, b), strict=True)
+        ]
+        drawn = len(self.reference) == 2 and len(fronts[0]) == len(fronts[1])
+        return {
+            "a": a,
+            "b": b,
+            **differences,
+            "equal_kl_difference": at_equal and self._over_runs(at_equal),
+            "kl_budgets": at_equal and [list(pair) for pair in budgets] * (len(self.runs) // len(budgets)),
+            "no_equal_kl": None if at_equal else self._without_kl(together[budgets.index(None)]),
+            "verdict": "undecided",
+            "attainment_difference": attainment_difference(*fronts, self.reference) if drawn else None,
+        }
+
+    def attainment(self, groups: Sequence[str]) -> dict[str, dict[str, Attainment]]:
+        """What the runs of each side attain, by group."""
+        return {
+            side: {group: attainment_over_runs(self._means(members, group)) for group in groups}
+            for side, members in self.sides.items()
             if members
         }
-        if len(objectives) == 2
-        else None,
-        "notes": list(notes),
+
+    def _over_runs(self, found: Sequence[Sequence[Corrected]]) -> RunsDifference:
+        """Of a measure: by run, of both groups; or by side, of every run."""
+        if self.sides["b"]:
+            return _difference([], *found, confidence=self.confidence)
+        return _difference([a - b for a, b in found], confidence=self.confidence)
+
+    def _at_equal_kl(self, members: Sequence[Member]) -> list[Corrected]:
+        offered = [self.runs[i].offers(group) for i, group in members]
+        counts = [self.counts[i] for i, _ in members]
+        return correct_at_equal_kl(offered, self._spent(members), self.reference, counts)
+
+    def _without_kl(self, members: Sequence[Member]) -> str:
+        names = [f"{label(group)} of {self.runs[i].name}" for i, group in members]
+        is_ratio = any(self.runs[i].has_ratios(group) for i, group in members)
+        return why_no_budgets(dict(zip(names, self._spent(members), strict=True)), is_ratio=is_ratio)
+
+    def _spent(self, members: Sequence[Member]) -> list[list[ArrayLike | None]]:
+        return [self.runs[i].group_kl(group) for i, group in members]
+
+    def _means(self, members: Sequence[int], group: str) -> list[NDArray[np.float64]]:
+        return [self.runs[i].group(group).mean(axis=1) for i in members]
+
+
+def _run_entry(run: RunScores, measured: Mapping[str, Mapping[str, Corrected]], confidence: float) -> RunEntry:
+    return {
+        "name": run.name,
+        "folder": run.folder,
+        "side": run.side,
+        "prompts": len(run.prompts),
+        "samples_per_prompt": run.points[0]["samples_per_prompt"],
+        "sft_model": run.sft_model,
+        "policies": list(run.policies),
+        "groups": {
+            group: {
+                "points": len(run.group(group)),
+                **{m: comparisons.group_measure(each, confidence) for m, each in of_group.items()},
+            }
+            for group, of_group in measured.items()
+        },
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -13,22 +14,19 @@ from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.shapes import find_shape
 from rlhf_lines.plan.sweeping import Work, plan_completions
+from rlhf_lines.sweep.completion_config import CompletionConfig
 from rlhf_lines.sweep.config import SweepConfig
 
 
-SAME = (
-    *("sft_model", "policies", "rewards", "output_dir", "objectives", "samples_per_prompt", "max_new_tokens"),
-    *("temperature", "top_p", "top_k", "stop", "batch_size", "seed", "dtype", "load_in_8bit", "load_in_4bit"),
-    *("sft_renamed", "control", "control_texts", "control_tokens"),
-)
+LIMITS = ("max_kl", "max_forgetting")  # which choose, and cost nothing
 
 
 def plan_learn(configs: dict, given: dict, beside: Path | None, options: Options) -> Plan:
     """The plan of learning, which samples as a sweep does."""
     config = of_type(configs, LearnConfig)
     elected = [] if config.density is None else [{"name": "elected", "rule": "ties", "alpha": 1}]  # merged as densely
-    same = {name: getattr(config, name) for name in SAME}
-    sweep = SweepConfig(**same, controls=False, scalings=["1 0"], groups=elected)
+    same = {entry.name: getattr(config, entry.name) for entry in fields(CompletionConfig) if entry.name not in LIMITS}
+    sweep = SweepConfig(**same, objectives=config.objectives, controls=False, scalings=["1 0"], groups=elected)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     work = partial(_work, config, shape.config.get_text_config().num_hidden_layers)
     counts = {"validation": config.validation_prompts, "train": config.train_prompts}

@@ -1,4 +1,4 @@
-"""From the arguments of a stage to its plan, or to the note_existing that the stage would give."""
+"""From the arguments of a stage to its plan, or to the refusal that the stage would give."""
 
 from __future__ import annotations
 

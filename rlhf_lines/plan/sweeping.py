@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -17,9 +17,10 @@ from rlhf_lines import skeleton
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.errors import Problems
 from rlhf_lines.limits import check_length
-from rlhf_lines.merge.audit import audit_policies, unlike_policies
+from rlhf_lines.merge.audit import audit_policies
 from rlhf_lines.merge.inputs.adapter import is_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.outliers import unlike_policies
 from rlhf_lines.plan import counts
 from rlhf_lines.plan.adapters import AdapterSizes, adapter_sizes, changed, stacked
 from rlhf_lines.plan.config import of_type
@@ -56,6 +57,9 @@ from rlhf_lines.sweep.groups import first_weights, simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH, check_count, checked_objectives, prompt_counts
 from rlhf_lines.sweep.reuse import check_sampling
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 BYTES_PER_COMPLETION = 600  # a row of the run store: text, numbers and index, for completions of about 50 tokens
 BYTES_PER_NLL = 30  # a row of a text outside the task under a spec
@@ -96,26 +100,8 @@ def plan_completions(
         options: what is asked beside it.
     """
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
-    policies = config.listed_policies
-    adapters = [adapter_sizes(policy, shape, beside) for policy in policies]
-    for policy, adapter in zip(policies, adapters, strict=True):
-        if adapter.count is None:
-            raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
-    num_layers, unlike = shape.config.get_text_config().num_hidden_layers, []
-    if any(Path(config.sft_model).glob("model*.safetensors*")) and all(map(is_adapter, policies)):
-        folders = [Path(policy) for policy in policies]
-        sft = Path(config.sft_model)
-        loaded = load_policies(folders, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
-        with Checkpoint(sft) as checkpoint:
-            num_layers = checkpoint.num_layers([module for policy in loaded for module in policy.modules])
-        unlike = unlike_policies(audit_policies(loaded, num_layers=num_layers))
-    Problems(profile_problems(config.groups, num_layers=num_layers)).check()
-    notes, rows_of, prompts = [], {}, dict(asked)
-    for split, count in asked.items():
-        rows_of[split] = _look_at(data, config, split, options)
-        if (found := rows_of[split].prompts) is not None:
-            notes += filter(None, [check_count(found, count, split, data.dataset_name)])
-            prompts[split] = min(count, found)
+    adapters, unlike = _look_at_policies(config, shape, beside)
+    rows_of, prompts, notes = _look_at_prompts(data, config, asked, options)
     shown = rows_of[list(prompts)[-1]]
     texts = look_at_texts(config.control, config.control_texts, config.control_tokens, shown.tokenizer)
     if texts is not None:
@@ -131,7 +117,7 @@ def plan_completions(
     device = planned_device(options.device, check_cpu, needs_gpu=config.engine == "vllm")
     plan = Plan(stage, device, counts.count(model), notes=notes)
     plan.models.append((config.sft_model, shape.source))
-    plan.models += [(policy, adapter.source) for policy, adapter in zip(policies, adapters, strict=True)]
+    plan.models += [(policy, adapter.source) for policy, adapter in zip(config.listed_policies, adapters, strict=True)]
     plan.models += [(f"reward {reward.name}", reward.source) for reward in rewards]
     show_prompts(plan, shown, rewards)
     if device == "cpu":
@@ -144,32 +130,13 @@ def plan_completions(
     if any(not entry.is_linear for entry in config.groups):
         names = changed(adapters)
         held["merged weights of one spec"] = sum(p.nbytes for name, p in model.named_parameters() if name in names)
+    batch = _batch(plan, config, shape.config.get_text_config(), rows.longest, held=sum(held.values()))
     unpacked = counts.largest_quantised(model, bits=bits)
-    text, size, length = shape.config.get_text_config(), model.dtype.itemsize, rows.longest + config.max_new_tokens
-    batch = _batch(plan, config, text, length, held=sum(held.values()))
-
-    of_length = kv_cache_bytes(**cache_sizes(text), length=1, batch=batch, dtype_bytes=size)
-    # Prompts are read a few at a time on a CPU.
-    few = batch if plan.device != "cpu" else min(batch, max(1, AT_ONCE // rows.longest))
-    prefill = Rehearsal(model).forward(few, rows.longest, use_cache=True) - of_length * rows.longest * few // batch
-    generating = max(prefill + unpacked, gumbel_bytes(batch, text.vocab_size))
-    plan.phases.append(Phase("generation", {**held, "KV cache": of_length * length, "activations": generating}))
-
-    def reading(name: str, most: int, length: int, judged: int, *, of_one_tree: int = 0) -> Phase:
-        """The pass over given tokens of which some are judged."""
-        few = min(most, rows_of_pass(most_positions(text.vocab_size, plan.device), length, judged))
-        logits = max(few * (judged + 1), of_one_tree) * text.vocab_size * (size + 3 * FLOAT32)
-        passes = Rehearsal(skeleton.causal_lm(shape.config, dtype=config.dtype)).forward(few, length)
-        return Phase(name, {**held, "activations": passes + unpacked, "logits": logits})
-
-    tree = min(MOST_NODES, batch * config.max_new_tokens)  # completions of one prompt are read together
-    plan.phases.append(reading("reference", batch, length, config.max_new_tokens, of_one_tree=tree))
-    if config.control:
-        plan.phases.append(reading("control texts", CHUNK, config.control_tokens, config.control_tokens - 1))
-    scoring = max((reward.forward(batch, length) for reward in rewards), default=0)
+    _add_memory(plan, config, shape, model, held=held, batch=batch, longest=rows.longest, unpacked=unpacked)
+    scoring = max((reward.forward(batch, rows.longest + config.max_new_tokens) for reward in rewards), default=0)
     plan.phases.append(Phase("scoring", {**held, "activations": scoring}))
     work = work_of(prompts, config.control_texts)
-    _add_work(plan, config, work, rows, batch, adapters, size)
+    _add_work(plan, config, work, rows, batch, adapters, model.dtype.itemsize)
     plan.notes += unlike
     if options.timed:
         mean = statistics.mean([n for found in rows_of.values() for n in found.lengths] or [rows.longest])
@@ -184,19 +151,93 @@ def plan_completions(
     return plan
 
 
-def _look_at(data: DataConfig, config: SweepConfig, split: str, options: Options) -> Rows:
-    columns, tokenizer_from = (("prompt",),), config.sft_model
-    return look_at(
-        data, "prompts", columns=columns, tokenizer_from=tokenizer_from, split=split, given=options.prompt_tokens
-    )
+def _look_at_policies(config: SweepConfig, shape: Shape, beside: Path | None) -> tuple[list[AdapterSizes], list[str]]:
+    """The sizes of all policies, and what is to be said of those that are unlike.
+
+    Raises:
+        ValueError: one is dense, or does not fit, or factors of a group are of another number of layers.
+    """
+    sft, policies = Path(config.sft_model), config.listed_policies
+    adapters = [adapter_sizes(policy, shape, beside) for policy in policies]
+    for policy, adapter in zip(policies, adapters, strict=True):
+        if adapter.count is None:
+            raise ValueError(f"policy {policy} is a dense checkpoint, and a sweep mixes adapters")
+    num_layers, unlike = shape.config.get_text_config().num_hidden_layers, []
+    if any(sft.glob("model*.safetensors*")) and all(map(is_adapter, policies)):
+        folders = [Path(policy) for policy in policies]
+        loaded = load_policies(folders, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
+        with Checkpoint(sft) as checkpoint:
+            num_layers = checkpoint.num_layers([module for policy in loaded for module in policy.modules])
+        unlike = unlike_policies(audit_policies(loaded, num_layers=num_layers))
+    Problems(profile_problems(config.groups, num_layers=num_layers)).check()
+    return adapters, unlike
 
 
-def _batch(plan: Plan, config: SweepConfig, text, length: int, *, held: int) -> int:
+def _look_at_prompts(
+    data: DataConfig, config: SweepConfig, asked: Mapping[str, int], options: Options
+) -> tuple[dict[str, Rows], dict[str, int], list[str]]:
+    """By split the prompts, and how many of those that are asked for there are; and a note on each that has few."""
+    rows_of, prompts, notes = {}, dict(asked), []
+    for split, count in asked.items():
+        settings = {"columns": (("prompt",),), "tokenizer_from": config.sft_model, "given": options.prompt_tokens}
+        rows_of[split] = look_at(data, "prompts", split=split, **settings)
+        if (found := rows_of[split].prompts) is not None:
+            notes += filter(None, [check_count(found, count, split, data.dataset_name)])
+            prompts[split] = min(count, found)
+    return rows_of, prompts, notes
+
+
+def _add_memory(
+    plan: Plan,
+    config: SweepConfig,
+    shape: Shape,
+    model: PreTrainedModel,
+    *,
+    held: Mapping[str, int],
+    batch: int,
+    longest: int,
+    unpacked: int,
+) -> None:
+    """Tell the memory of generation, and of the passes over tokens that are given.
+
+    Args:
+        plan: that is told.
+        config: of a sweep.
+        shape: of the SFT model.
+        model: it, without weights.
+        held: bytes of what stays in memory.
+        batch: completions of one batch.
+        longest: tokens of the longest prompt.
+        unpacked: bytes of the largest matrix, of a quantised model.
+    """
+    text, size, length = shape.config.get_text_config(), model.dtype.itemsize, longest + config.max_new_tokens
+    of_length = kv_cache_bytes(**cache_sizes(text), length=1, batch=batch, dtype_bytes=size)
+    # Prompts are read a few at a time on a CPU.
+    few = batch if plan.device != "cpu" else min(batch, max(1, AT_ONCE // longest))
+    prefill = Rehearsal(model).forward(few, longest, use_cache=True) - of_length * longest * few // batch
+    generating = max(prefill + unpacked, gumbel_bytes(batch, text.vocab_size))
+    plan.phases.append(Phase("generation", {**held, "KV cache": of_length * length, "activations": generating}))
+
+    def reading(name: str, most: int, length: int, judged: int, *, of_one_tree: int = 0) -> Phase:
+        """The pass over given tokens of which some are judged."""
+        few = min(most, rows_of_pass(most_positions(text.vocab_size, plan.device), length, judged))
+        logits = max(few * (judged + 1), of_one_tree) * text.vocab_size * (size + 3 * FLOAT32)
+        passes = Rehearsal(skeleton.causal_lm(shape.config, dtype=config.dtype)).forward(few, length)
+        return Phase(name, {**held, "activations": passes + unpacked, "logits": logits})
+
+    tree = min(MOST_NODES, batch * config.max_new_tokens)  # completions of one prompt are read together
+    plan.phases.append(reading("reference", batch, length, config.max_new_tokens, of_one_tree=tree))
+    if config.control:
+        plan.phases.append(reading("control texts", CHUNK, config.control_tokens, config.control_tokens - 1))
+
+
+def _batch(plan: Plan, config: SweepConfig, text: PreTrainedConfig, longest: int, *, held: int) -> int:
     """The completions in one batch: as given, or as the sweep would find it from this machine's memory."""
     if config.batch_size is not None:
         return config.batch_size
     elsewhere = plan.device == "cuda" and not torch.cuda.is_available()
     free = max((USUAL_GPU if elsewhere else free_bytes(torch.device(plan.device))) - held, 0)
+    length = longest + config.max_new_tokens
     rows = rows_that_fit(text, length, getattr(torch, config.dtype).itemsize, free=free, device=plan.device)
     most = "" if rows < most_rows(text, plan.device) else f", and at most {rows:,} for a model of this size"
     where = f"of a GPU of {USUAL_GPU // 10**9} GB (none is here)" if elsewhere else "that is free here"

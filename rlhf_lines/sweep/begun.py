@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlhf_lines.artifact import partial_folder
+from rlhf_lines.artifact import partial_folder, refuse_existing
+from rlhf_lines.config import RunConfig
+from rlhf_lines.distributed import from_leader
 from rlhf_lines.merge.inputs.fingerprints import check_unchanged
 from rlhf_lines.sweep.store import Store, has_begun
 
 
-def refuse_begun(output_dir: str, *, what: str) -> None:
-    """Stop where a stopped run has completions, which a new one would throw away.
+def refuse_begun(run_config: RunConfig, output_dir: str, *, what: str) -> None:
+    """Stop every process where the folder exists, or a stopped run has completions that a new one would throw away.
 
     Args:
-        output_dir: the folder that it was to make.
+        run_config: whether the folder may be replaced, or the stopped run goes on.
+        output_dir: the folder that is to be made.
         what: the run, as in `a sweep`.
 
     Raises:
-        FileExistsError: it has.
+        FileExistsError: it exists, or there are such completions.
     """
+    refuse_existing(output_dir, overwrite=run_config.overwrite)
+    if not (run_config.resume or run_config.overwrite):
+        from_leader(lambda: _refuse_completions(output_dir, what))
+
+
+def _refuse_completions(output_dir: str, what: str) -> None:
     partial = partial_folder(output_dir)
     if not has_begun(partial):
         return

@@ -8,12 +8,10 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from reward_models.base import is_number
-from rlhf_lines.completions import samples_policy
 from rlhf_lines.config import RunConfig, from_json, read_fields
 from rlhf_lines.data.config import PromptDataConfig
-from rlhf_lines.errors import Problems, alternatives
+from rlhf_lines.errors import Problems
 from rlhf_lines.merge.schedules import GROWING
-from rlhf_lines.models import LOAD_DTYPES
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED, SEARCHED
 from rlhf_lines.sweep.choices import (
@@ -29,11 +27,11 @@ from rlhf_lines.sweep.choices import (
     scaling_problems,
     weights_problems,
 )
+from rlhf_lines.sweep.completion_config import CompletionConfig
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies, set_problems
 from rlhf_lines.sweep.router import Router
-from rlhf_lines.sweep.sampling_settings import limit_problems, sampling_problems
 from rlhf_lines.sweep.trackers import tracker_problems
-from rlhf_lines.task_rewards import RewardEntry, raw_score_problems
+from rlhf_lines.task_rewards import raw_score_problems
 
 
 ENGINES = ("local", "vllm")
@@ -62,21 +60,9 @@ def _bounds(value: object) -> dict[str, float]:
 
 
 @dataclass
-class SweepConfig:
-    """What is swept, and how its points are sampled and scored."""
+class SweepConfig(CompletionConfig):
+    """What is swept, how the scaling is chosen, and who generates."""
 
-    sft_model: str = field(metadata={"help": "The SFT model that all policies were trained from."})
-    policies: list[str] = field(
-        metadata={"help": "PEFT folders, or names on the Hub (owner/name, owner/name@revision), one per policy."}
-    )
-    rewards: list[RewardEntry] = field(
-        metadata={
-            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name, "
-            "similarity:ENCODER, generative:MODEL or addresses of services; or mappings with model, name, dtype, "
-            "batch_size, options, template, label and system.",
-            "parse": RewardEntry.of,
-        }
-    )
     output_dir: str = field(metadata={"help": "The folder to make: run.sqlite, front.json, figures, report.html."})
     objectives: list[str] = field(
         default_factory=list,
@@ -95,13 +81,6 @@ class SweepConfig:
     morlhf: list[str] = field(
         default_factory=list,
         metadata={"help": "PEFT folders of runs on a weighted sum of rewards (MORLHF): each a point of its own."},
-    )
-    sft_renamed: bool = field(
-        default=False,
-        metadata={
-            "help": "The adapters were trained on this very SFT model under another name: its Hub id, a revision, "
-            "a folder that has moved. What they call it is not compared; hashes, shapes and tokenizers are."
-        },
     )
     sampler: str = field(
         default="grid",
@@ -175,20 +154,6 @@ class SweepConfig:
             "beta, one step beyond; 0 only says so."
         },
     )
-    max_kl: float | None = field(
-        default=None,
-        metadata={
-            "help": "Choose among candidates whose every point has at most this mean KL to the SFT model (nats) on "
-            "validation prompts."
-        },
-    )
-    max_forgetting: float | None = field(
-        default=None,
-        metadata={
-            "help": "Choose among candidates whose every point has at most this times the SFT model's perplexity on "
-            "the texts of control."
-        },
-    )
     minimum: dict[str, float] = field(
         default_factory=dict,
         metadata={
@@ -222,37 +187,9 @@ class SweepConfig:
             "single policy is anyway."
         },
     )
-    control: str | None = field(
-        default=None,
-        metadata={
-            "help": "Texts outside the task, whose perplexity every spec is given: a task, a file, a folder or a Hub "
-            "id, with a column text."
-        },
-    )
-    control_texts: int = field(default=100, metadata={"help": "How many of these texts."})
-    control_tokens: int = field(default=256, metadata={"help": "Tokens of each that are read."})
     validation_weights: int = field(default=5, metadata={"help": "Interpolation weights per axis while choosing."})
     validation_prompts: int = field(default=100, metadata={"help": "Prompts for choosing alpha, beta and schedule."})
     test_prompts: int = field(default=200, metadata={"help": "Prompts for everything that is reported."})
-    samples_per_prompt: int = field(default=1, metadata={"help": "Completions per prompt and point."})
-    max_new_tokens: int = field(default=48, metadata={"help": "Longest completion."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
-    top_p: float | None = field(
-        default=None,
-        metadata={
-            "help": "Draw among the most likely tokens that together have this probability; left out, among all."
-        },
-    )
-    top_k: int | None = field(
-        default=None, metadata={"help": "Draw among so many of the most likely tokens; left out, among all."}
-    )
-    stop: list[str] = field(
-        default_factory=list, metadata={"help": "Texts that end a completion, which are no part of what is scored."}
-    )
-    batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Completions in one batch, of any specs; left out, what free memory and a CPU allow."},
-    )
     report_to: list[str] = field(
         default_factory=list,
         metadata={"help": "Trackers that get points as they finish: trackio, wandb, tensorboard, mlflow, ..."},
@@ -264,10 +201,6 @@ class SweepConfig:
             "completions, those that would be the same are taken over."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling noise and of the bootstrap."})
-    dtype: str = field(default="float32", metadata={"help": f"{alternatives(LOAD_DTYPES)}, of the loaded SFT model."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "Load the SFT model in 8 bits (bitsandbytes)."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Load the SFT model in 4 bits (bitsandbytes)."})
     engine: str = field(default="local", metadata={"help": "Who generates: local, or vllm."})
     vllm: dict[str, Any] | None = field(
         default=None,
@@ -278,7 +211,8 @@ class SweepConfig:
 
     def __post_init__(self, given: dict[str, Any] | None) -> None:
         # An empty value is left to read_fields, which says so of every key.
-        problems = Problems([*self._numbers(), *self._names()])
+        names = {"engine": ENGINES, "sampler": SAMPLERS}
+        problems = Problems([*self.value_problems(self._least(), names), *self._conflicts()])
         with problems.collect():
             self.given = read_fields(self, given)
             Problems(self._choices()).check()
@@ -339,71 +273,38 @@ class SweepConfig:
         return {f"{WISE_FT} {name}{f' {k + 1}' if numbered else ''}": k for k, name in enumerate(names)}
 
     @property
-    def samples_policy(self) -> bool:
-        """Whether completions are drawn from softmax(logits / temperature), so that their log-ratios estimate a KL."""
-        return samples_policy(self.temperature, self.top_k, self.top_p)
-
-    @property
     def listed_policies(self) -> list[str]:
         """Every policy, in the order of the specs' weights."""
         return all_policies(self.policies, self.morlhf, self.policy_sets)
 
-    @property
-    def quantized(self) -> bool:
-        """Whether the base is loaded in 8 or 4 bits."""
-        return self.load_in_8bit or self.load_in_4bit
-
-    def _numbers(self) -> list[str]:
-        numbers = {
+    def _least(self) -> dict[str, int]:
+        """The least that a number may be."""
+        return {
             "num_weights": 1 if self.sampler == "dirichlet" else 2,  # the single policies come beside random ones
             "map_points": 1,
             "search_points": 1,
-            "control_texts": 2,
-            "control_tokens": 2,
             "validation_weights": 2,
             "validation_prompts": 2,
             "test_prompts": 2,
-            "samples_per_prompt": 1,
-            "max_new_tokens": 1,
-            "batch_size": 1,
             "edge_extensions": 0,
-            "top_k": 1,
         }
-        given = {name: getattr(self, name) for name in numbers}
-        problems = [
-            f"{name} is {given[name]}, expected at least {least}"
-            for name, least in numbers.items()
-            if given[name] is not None and given[name] < least
-        ]
-        if self.search_gain is not None and not (math.isfinite(self.search_gain) and self.search_gain >= 0):
-            problems.append(f"search_gain is {self.search_gain}, expected a number of at least 0")
-        return [*problems, *sampling_problems(self)]
 
-    def _names(self) -> list[str]:
-        problems = [
-            f"{name} is {value!r}, expected {alternatives(known)}"
-            for name, value, known in (
-                ("dtype", self.dtype, LOAD_DTYPES),
-                ("engine", self.engine, ENGINES),
-                ("sampler", self.sampler, SAMPLERS),
-            )
-            if value is not None and value not in known
-        ]
+    def _conflicts(self) -> Iterator[str]:
+        """What is wrong with search_gain, and between samplers, weights, engines and policies."""
+        if self.search_gain is not None and not (math.isfinite(self.search_gain) and self.search_gain >= 0):
+            yield f"search_gain is {self.search_gain}, expected a number of at least 0"
         if self.sampler is not None and (self.sampler == "list") != bool(self.weights):
-            problems.append(
+            yield (
                 "sampler is list, but no weights are given"
                 if self.sampler == "list"
                 else f"weights are given, but sampler is {self.sampler}: use sampler list, or leave them out"
             )
         if self.engine != "vllm" and self.vllm is not None:
-            problems.append(f"vllm is given, but engine is {self.engine}: leave it out, or use engine vllm")
+            yield f"vllm is given, but engine is {self.engine}: leave it out, or use engine vllm"
         if self.engine == "vllm" and self.quantized:
-            problems.append("load_in_8bit and load_in_4bit are of engine local: give vllm {quantization: ...} instead")
-        needed = {"policies": self.policies, "rewards": self.rewards}
-        problems += [f"{name} is empty, expected one or more" for name, given in needed.items() if not given]
+            yield "load_in_8bit and load_in_4bit are of engine local: give vllm {quantization: ...} instead"
         if len(self.policies) == 1 and self.sampler in ("dirichlet", "map"):
-            problems.append(f"sampler is {self.sampler}, but a single policy has no mixtures: use grid, or list")
-        return problems
+            yield f"sampler is {self.sampler}, but a single policy has no mixtures: use grid, or list"
 
     def _of_sampler(self) -> Iterator[str]:
         """What is given of another sampler, and has no effect."""
@@ -418,7 +319,7 @@ class SweepConfig:
         takes_factors = any(entry.leaves_alpha_out for entry in (*self.groups, *self.policy_sets))
         if self.scaled_alphas and not (self.controls or takes_factors):
             yield "scaled_alphas is given, but controls is false: leave it out, or leave controls on"
-        yield from limit_problems(self)
+        yield from self.limit_problems()
 
     def _choices(self) -> list[str]:
         problems = [

@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_lines.artifact import new_folder, refuse_existing, write_record
+from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.distributed import Processes, from_leader, leads
 from rlhf_lines.example import Reading, Sample, readings, try_rewards
-from rlhf_lines.merge.audit import audit_policies, two_policies, unlike_policies
+from rlhf_lines.merge.audit import audit_policies
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
+from rlhf_lines.merge.outliers import two_policies, unlike_policies
 from rlhf_lines.models import checkpoint_end_token_ids
 from rlhf_lines.pareto import Point, paired_difference
 from rlhf_lines.pareto.origin import single_policy
@@ -63,9 +64,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         ValueError: a policy belongs to another SFT model, two reward models have one name, or a setting does not fit.
     """
     processes = Processes()
-    refuse_existing(config.output_dir, overwrite=run_config.overwrite)
-    if not (run_config.resume or run_config.overwrite):
-        from_leader(lambda: refuse_begun(config.output_dir, what="a sweep"))
+    refuse_begun(run_config, config.output_dir, what="a sweep")
     if config.reuse is not None:  # what can be told before models are loaded
         from_leader(lambda: check_sampling(config.reuse, config.given))
     read = read_inputs(data_config, config)
@@ -99,33 +98,10 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         if not leads():
             processes.follow(worker)
         else:
-            done, reused = False, None
-            if config.reuse is not None:
-                reused = stack.enter_context(Reused(config.reuse, kept))
-            try:
-                with (
-                    Store(folder) as store,
-                    open_trackers(config.report_to, Path(config.output_dir).name, folder, kept) as trackers,
-                ):
-                    store.remember(**kept)
-                    store.replace(sft_renamed=config.sft_renamed, **_told_of_models(read))
-                    with Progress.of(config, read, specs, store) as progress:
-                        logger.info("to come: %s", progress.to_come)
-                        measurement = Measurement(
-                            store, worker, processes, progress, config.samples_per_prompt, reused, trackers, routes
-                        )
-                        if routes:
-                            rows = [tuple(read.tokenizer(prompt)["input_ids"]) for prompt in read.prompts["test"]]
-                            routes.read([*rows, *(text.token_ids for text in read.forgetting)], engine.features)
-                        found = _measure(config, read, specs, measurement)
-                        if routes:
-                            found["routed"] = _routed(store, routes, rows)
-                    store.finish()
+            with processes.leading():
+                found = _fill(folder, config, read, kept, specs, routes, processes, worker)
                 trace_front(folder)
                 write_record(folder, "sweep", given, seed=config.seed, **found, inputs_sha256=kept["inputs_sha256"])
-                done = True
-            finally:
-                processes.dismiss(done)
     if leads():
         finish(Path(config.output_dir))
     return Path(config.output_dir)
@@ -151,6 +127,38 @@ def _refuse_chosen_alphas(config: SweepConfig, store: Store) -> None:
             f"the sweep into {config.output_dir} was begun by a version that took alpha 1 for {', '.join(names)}, and "
             "this one chooses it: start again with --overwrite in place of --resume, with alpha: 1 there to keep it"
         )
+
+
+def _fill(
+    folder: Path,
+    config: SweepConfig,
+    read: Inputs,
+    kept: dict[str, Any],
+    specs: Specs,
+    routes: Routes,
+    processes: Processes,
+    worker: Worker,
+) -> dict[str, Any]:
+    """Fill the store of the folder with all that is measured, and return what the record of the run tells of it."""
+    with contextlib.ExitStack() as stack:
+        reused = None if config.reuse is None else stack.enter_context(Reused(config.reuse, kept))
+        store = stack.enter_context(Store(folder))
+        trackers = stack.enter_context(open_trackers(config.report_to, Path(config.output_dir).name, folder, kept))
+        store.remember(**kept)
+        store.replace(sft_renamed=config.sft_renamed, **_told_of_models(read))
+        with Progress.of(config, read, specs, store) as progress:
+            logger.info("to come: %s", progress.to_come)
+            measurement = Measurement(
+                store, worker, processes, progress, config.samples_per_prompt, reused, trackers, routes
+            )
+            if routes:
+                rows = [tuple(read.tokenizer(prompt)["input_ids"]) for prompt in read.prompts["test"]]
+                routes.read([*rows, *(text.token_ids for text in read.forgetting)], worker.engine.features)
+            found = _measure(config, read, specs, measurement)
+            if routes:
+                found["routed"] = _routed(store, routes, rows)
+        store.finish()
+    return found
 
 
 def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Measurement) -> dict[str, Any]:

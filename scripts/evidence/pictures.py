@@ -101,7 +101,7 @@ def learned(path: Path, tasks: Sequence[Task]) -> None:
                 panel.set_xlabel("layer")
                 canvas.plain_axes(panel)
             row[0].set_ylabel("factor, 1 is the soup's")
-        _legend(figure, (LINES, *methods))
+        _legend(figure, (LINES, *methods), 1 + len(methods))
 
 
 def forgetting(path: Path, tasks: Sequence[Task]) -> None:
@@ -121,8 +121,7 @@ def forgetting(path: Path, tasks: Sequence[Task]) -> None:
             panel.set_xlabel("loss per token above SFT, nats")
             panel.set_ylabel("utility, objectives alike")
             canvas.plain_axes(panel)
-        handles = [canvas.group_handle(g, named(g.name), joined=False) for g in looks(FORGETTING).values()]
-        figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=columns)
+        _legend(figure, FORGETTING, columns, joined=False)
 
 
 def readers(path: Path, tasks: Sequence[Task]) -> None:
@@ -142,7 +141,7 @@ def readers(path: Path, tasks: Sequence[Task]) -> None:
                 panel.set_title(title, fontsize=canvas.POINTS, color=canvas.INK)
                 panel.set_xticks([0, 1], [task.runs[0].front["objectives"][k] for k in (1, 0)])
                 canvas.plain_axes(panel)
-        _legend(figure, MADE)
+        _legend(figure, MADE, len(MADE))
 
 
 def _lines(
@@ -163,8 +162,7 @@ def _lines(
             panel.set(xlabel=x, ylabel=y)
             panel.set_title(task.name, fontsize=canvas.POINTS, color=canvas.INK)
             canvas.plain_axes(panel)
-        handles = [canvas.group_handle(look, named(look.name), joined=True) for look in looks(groups).values()]
-        figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=columns)
+        _legend(figure, groups, columns)
 
 
 def _bars(panel: Any, names: Sequence[str], found: Sequence[Any]) -> None:
@@ -197,9 +195,10 @@ def _profile(panel: Any, look: Any, options: Any, policy: int) -> None:
     panel.plot(np.arange(1, len(factors) + 1), factors, marker=look.marker, markevery=6, markersize=3, **style)
 
 
-def _legend(figure: Any, groups: Sequence[str]) -> None:
-    handles = [canvas.group_handle(look, named(look.name), joined=True) for look in looks(groups).values()]
-    figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=len(handles))
+def _legend(figure: Any, groups: Sequence[str], columns: int, *, joined: bool = True) -> None:
+    """Say above the panels how each group is drawn, `joined` where a line runs through its points."""
+    handles = [canvas.group_handle(look, named(look.name), joined=joined) for look in looks(groups).values()]
+    figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=columns)
 
 
 OF_COMPARISON = {

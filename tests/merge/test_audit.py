@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lines.merge.audit import DIRECTIONS, audit_policies, two_policies, unlike_policies
+from rlhf_lines.merge.audit import DIRECTIONS, audit_policies
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.outliers import two_policies, unlike_policies
 from tests import tiny
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rlhf_lines.artifact import write_whole
 from rlhf_lines.lock import only_writer
-from rlhf_lines.merge.audit import two_policies
+from rlhf_lines.merge.outliers import two_policies
 from rlhf_lines.pareto import (
     Front,
     Point,

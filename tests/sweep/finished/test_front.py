@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_lines import cli
-from rlhf_lines.merge.audit import two_policies
+from rlhf_lines.merge.outliers import two_policies
 from rlhf_lines.pareto.schema import faults, read_front
 from rlhf_lines.sweep.store import Store
 from tests.sweep.of_a_run import read, strict_json
