@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PREFIX = "base_model.model."
+CAUSAL_ANYWAY = frozenset({"gpt_neox", "gpt_neox_japanese"})  # they do not look at is_decoder, which they have as False
 HEADS = ("score", "classifier", "classification_head")
+AS_A_CLASSIFIER = "write it without generative: to have its own output as the score"
 
 
 class Kind(NamedTuple):
@@ -52,7 +54,7 @@ def open_checkpoint(
     Raises:
         FileNotFoundError: the base of an adapter is a folder that does not exist.
         ValueError: weights are missing from the files, an adapter does not fit its base, or a language model is wanted
-            and the files hold a classifier.
+            and the files hold a classifier, an encoder or an encoder-decoder.
     """
     from transformers import AutoTokenizer
 
@@ -70,6 +72,31 @@ def open_checkpoint(
         # Training sets the pad token, which decides the token that the head reads, but an adapter does not save it.
         config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def reads_later(config: Any) -> bool:
+    """Whether models of a transformers config read the tokens that come later, as encoders do."""
+    text = config.get_text_config()
+    is_switched_off = getattr(text, "is_decoder", True) is False and not text.is_encoder_decoder
+    return is_switched_off and text.model_type not in CAUSAL_ANYWAY
+
+
+def check_causal(config: Any, source: str | Path) -> None:
+    """Stop where a config is of no causal language model: what reads the tokens that come later foretells no grade.
+
+    Args:
+        config: of transformers.
+        source: what the model is called in the message.
+
+    Raises:
+        ValueError: it is of a classifier, an encoder or an encoder-decoder.
+    """
+    for name in config.architectures or ():
+        if name.endswith("ForSequenceClassification"):
+            raise ValueError(f"{source} is a classifier ({name}), so it is no language model; {AS_A_CLASSIFIER}")
+    if config.is_encoder_decoder or reads_later(config):
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder"
+        raise ValueError(f"{source} is {kind} ({config.model_type}); expected a causal language model")
 
 
 def torch_dtype(dtype: Any, source: str | Path) -> Any:
@@ -100,6 +127,9 @@ def torch_device(device: Any) -> Any:
 def _open_model(source: str, dtype: Any, trust_remote_code: bool, kind: Kind, **config: Any) -> tuple[Any, set[str]]:
     import transformers
 
+    if kind == LANGUAGE_MODEL:
+        stated = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        check_causal(stated, source)
     model, info = getattr(transformers, kind.auto).from_pretrained(
         source,
         dtype=dtype,
@@ -122,8 +152,7 @@ def _refuse_heads(source: str | Path, names: Iterable[str]) -> None:
     heads = sorted(name for name in names if set(name.split(".")) & set(HEADS))
     if heads:
         raise ValueError(
-            f"{source} holds {heads[0]}, the head of a classifier, so it is no language model; write it without "
-            "generative: to have its own output as the score"
+            f"{source} holds {heads[0]}, the head of a classifier, so it is no language model; {AS_A_CLASSIFIER}"
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_models.base import check_batch_size, check_lengths, checked_scores
-from reward_models.checkpoint import LANGUAGE_MODEL, open_checkpoint, torch_device, torch_dtype
+from reward_models.checkpoint import LANGUAGE_MODEL, check_causal, open_checkpoint, torch_device, torch_dtype
 from reward_models.conversation import Prompt
 from reward_models.grading import GradeEncoder, Grading
 
@@ -49,11 +49,10 @@ class Generative:
         """Make a reward model of a loaded language model, which is put into evaluation mode.
 
         Raises:
-            ValueError: as `GradeEncoder`; the model is an encoder-decoder; or the batch size is none.
+            ValueError: as `GradeEncoder`; the model is no causal language model; or the batch size is none.
         """
         self.name, self.batch_size, self.graded, self.strayed = grading.name, batch_size, 0, 0
-        if model.config.is_encoder_decoder:
-            raise ValueError(f"reward model {self.name!r} is an encoder-decoder; expected a causal language model")
+        check_causal(model.config, f"reward model {self.name!r}")
         check_batch_size(self.name, batch_size)
         self.model, self.encoder = model.eval(), GradeEncoder(model.config, tokenizer, grading)
         self._share, self._told = 0.0, False
@@ -114,6 +113,8 @@ class Generative:
 
         check_lengths(self.name, prompts, completions, turns=True)
         values = torch.tensor(list(self.encoder.grading.grades.values()), dtype=torch.float64)
+        if not completions:
+            return []
         logs = self.grade_log_probabilities(prompts, completions)
         self._count(logs.logsumexp(dim=1).exp())
         return checked_scores(self.name, (logs.softmax(dim=1) @ values).tolist(), prompts)

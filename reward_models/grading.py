@@ -143,8 +143,8 @@ class GradeEncoder:
         """Make the encoder of a language model with this transformers config.
 
         Raises:
-            ValueError: the tokenizer has no chat template for a system prompt, two grades begin with the same token, or
-                so much reasoning leaves no room for the question.
+            ValueError: the tokenizer has no chat template for a system prompt, it does not know a grade, two grades
+                begin with the same token, or so much reasoning leaves no room for the question.
         """
         self.grading, self.tokenizer, self.name, self.truncated = grading, tokenizer, grading.name, 0
         if grading.system is not None and tokenizer.chat_template is None:
@@ -242,6 +242,11 @@ class GradeEncoder:
             shared += 1
         firsts = [row[shared] if len(row) > shared else None for row in rows]
         for i, (grade, first) in enumerate(zip(self.grading.grades, firsts, strict=True)):
+            if first is not None and first == self.tokenizer.unk_token_id:
+                raise ValueError(
+                    f"the grade {grade!r} of {self.name} begins with what its tokenizer does not know "
+                    f"({self.tokenizer.unk_token}); take grades such as 1 to 5, or words that it knows"
+                )
             same = firsts.index(first)
             if same < i or first is None:
                 other = list(self.grading.grades)[same if same < i else 1 - min(i, 1)]

@@ -256,10 +256,11 @@ def bare_switches(arguments: Sequence[str], switches: Collection[str]) -> list[s
     """The arguments with switches that have no value: what is on stands in front, what is off is left out.
 
     Stages read a switch with a value or without one (`--overwrite true`), and so do all verbs. A word behind a switch
-    that is no such value belongs to something else; of a switch given twice the last counts.
+    that is no such value belongs to something else, and so does a single character, which may be the folder of a run
+    (`compare --overwrite 1 2`); of a switch given twice the last counts, with `-` in its name or `_`.
 
-    >>> bare_switches(["a", "--all", "b", "--overwrite", "False"], ["--all", "--overwrite"])
-    ['--all', 'a', 'b']
+    >>> bare_switches(["a", "--all", "1", "--overwrite", "False"], ["--all", "--overwrite"])
+    ['--all', 'a', '1']
 
     Args:
         arguments: of the command line.
@@ -276,10 +277,11 @@ def bare_switches(arguments: Sequence[str], switches: Collection[str]) -> list[s
             others.append(name + equals + value)
             continue
         if not equals:
-            value = rest.pop(0) if rest and rest[0].lower() in (*ON, *OFF) else ON[0]
+            is_value = rest and len(rest[0]) > 1 and rest[0].lower() in (*ON, *OFF)
+            value = rest.pop(0) if is_value else ON[0]
         if value.lower() not in (*ON, *OFF):
             raise ValueError(f"{name} is {value!r}, expected true or false")
-        found[name] = value.lower() in ON
+        found[f"--{name[2:].replace('-', '_')}"] = value.lower() in ON
     return [name for name, on in found.items() if on] + others
 
 

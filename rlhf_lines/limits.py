@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from reward_models.checkpoint import reads_later
+
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +114,7 @@ def check_writes(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -
         ValueError: so it is.
     """
     text = config.get_text_config()
-    if getattr(text, "is_decoder", True) is False and not text.is_encoder_decoder:
+    if reads_later(config):
         raise ValueError(
             f"{text.model_type} models read the tokens that come later, so they write no completions: take a causal "
             "model, or set is_decoder in the config of one that was trained so"

@@ -456,13 +456,21 @@ def test_a_switch_of_any_verb_takes_a_value_as_those_of_stages_do():
             ([flag, "true"], True),
             ([f"{flag}=Yes"], True),
             ([flag, "False"], False),
-            ([flag, flag, "0"], False),
-            ([flag, "no", flag, "1"], True),
+            ([flag, f"{flag}=0"], False),
+            ([flag, "no", flag.replace("_", "-"), "true"], True),
+            ([flag.replace("_", "-"), "true", flag, "false"], False),
         ):
             options, rest = parser.parse_known_args([verb, *given.get(verb, ["a"]), *words])
             assert (getattr(options, flag[2:]), rest) == (expected, []), (verb, words)
             options, rest = parser.parse_known_args([verb, *words, *given.get(verb, ["a"])])  # in front of the run
             assert (getattr(options, flag[2:]), rest) == (expected, []), (verb, words)
+
+
+def test_a_run_whose_folder_is_called_1_or_y_is_no_value_of_a_switch():
+    """The comparison of the folders 1, 2 and 3 was silently one of 2 and 3."""
+    for folders in (["1", "2", "3"], ["y", "n"], ["0", "t"]):
+        options, rest = cli._parser().parse_known_args(["compare", "--overwrite", *folders])
+        assert (options.overwrite, options.run_dirs, rest) == (True, folders, [])
 
 
 def test_a_value_that_no_switch_has_is_refused(tmp_path, monkeypatch, capsys):

@@ -169,6 +169,25 @@ def test_grades_that_cannot_be_told_apart_are_refused_before_the_work(folder, pp
     assert not (folder / "refused").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"), [("bert", "is an encoder (bert)"), ("llama", "is a classifier (LlamaForSequenceClassification)")]
+)
+@pytest.mark.parametrize("stage", ["ppo", "plan"])
+def test_what_is_no_causal_language_model_is_refused_before_the_work(folder, ppo_flags, kind, told, stage, capsys):
+    """A plan took them, and a run took an encoder."""
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+    letters = tiny.character_tokenizer(string.ascii_letters + string.digits + " :|<>\n")
+    shape = {"hidden_size": 16, "intermediate_size": 24, **tiny.TWO_LAYERS, "vocab_size": len(letters)}
+    maker = AutoModelForMaskedLM if kind == "bert" else AutoModelForSequenceClassification
+    made = tiny.save(maker.from_config(AutoConfig.for_model(kind, **shape)), letters, folder / f"other_{kind}")
+    flags = [word.replace(str(folder / "grader"), str(made)) for word in ppo_flags]
+    verb = ["plan", "ppo"] if stage == "plan" else [stage]
+    assert cli.main([*verb, *flags, "--output_dir", str(folder / "refused")]) == 2
+    assert f"other_{kind} {told}" in capsys.readouterr().err
+    assert not (folder / "refused").exists()
+
+
 def test_other_weights_in_the_same_folder_are_noticed(folder, ppo_flags, tmp_path, capsys):
     import shutil
 

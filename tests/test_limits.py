@@ -83,6 +83,13 @@ def test_models_that_read_what_comes_later_write_nothing(kind):
     check_writes(AutoConfig.for_model(kind, is_decoder=True), word_tokenizer())
 
 
+def test_causal_models_that_have_is_decoder_as_false_write_all_the_same():
+    """Pythia was refused: its config has the switch, off, and its attention does not look at it."""
+    check_writes(AutoConfig.for_model("gpt_neox"), word_tokenizer())
+    for architecture in ARCHITECTURES:
+        check_writes(architecture.model().config, word_tokenizer())
+
+
 def test_the_table_of_positions():
     assert position_table(gpt2(n_positions=12)) == 12
     assert position_table(llama()) is None

@@ -16,7 +16,7 @@ from rlhf_lines.learn.inputs import Inputs
 from rlhf_lines.merge.space import Space, Vector
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.engines.protocol import Pair
-from rlhf_lines.sweep.measure import Reading, Task, Worker
+from rlhf_lines.sweep.measure import Counting, Reading, Task, Worker
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.store import Row
 
@@ -31,7 +31,7 @@ class Pass(NamedTuple):
 
 
 class LearnWorker(Worker):
-    """What every process does: generate and score, read texts, or differentiate.
+    """What every process does: what `Worker` does, or differentiate.
 
     Args:
         engine: the base with the policies.
@@ -54,7 +54,9 @@ class LearnWorker(Worker):
             return Differentiated(self.engine.multi_lora, self._space, count, pad)
         return ElectedDifferentiated(self.engine, self._merges, self._space, count, self._density, pad)
 
-    def __call__(self, job: list[Task] | Reading | Pass) -> list[Row] | list[float] | Slope:
+    def __call__(
+        self, job: list[Task] | Reading | Counting | Pass
+    ) -> list[Row] | list[float] | dict[str, dict[str, int]] | Slope:
         """What `Worker` makes of a job, or the slope of a pass."""
         return self.slope(*job) if isinstance(job, Pass) else super().__call__(job)
 

@@ -22,6 +22,9 @@ MEANINGS = {
     "front": "the points that no other point of their group beats in every score",
     "rewarded soup": "SFT plus the weighted sum of what training changed in each policy",
     "LiNeS": "a rewarded soup with longer steps in later layers, times alpha in the first, alpha + beta in the last",
+    "wise_ft": "single policies, in equal steps from SFT on",
+    "search": "merges that were found on validation prompts, with factors over depth for each policy",
+    "MORLHF": "policies that were trained on a weighted sum of rewards",
     "even scaling": "a control, one factor for all layers",
     "reversed LiNeS": "a control, LiNeS upside down",
 }
@@ -93,9 +96,16 @@ def _next(front: Front, run_dir: str | Path) -> str:
             "the best merge, and the command that makes it",
         ),
         (f"rlhf-lines front {folder}", "all groups and differences, with intervals"),
-        (f"rlhf-lines serve {folder}", "a server of its mixes (needs vLLM)"),
+        (f"rlhf-lines serve {folder}{_served(front)}", "a server of its mixes (needs vLLM)"),
     ]
     return _listed("Next", rows)
+
+
+def _served(front: Front) -> str:
+    """The group that is served, as a flag: the soup where the points of LiNeS, the default, have no one scaling."""
+    specs = [point["spec"] for point in front["points"] if point["group"] == LINES]
+    is_one = len({(spec["alpha"], spec["beta"], spec["schedule"]) for spec in specs}) == 1
+    return "" if is_one else f" --group {SOUP}"
 
 
 def _listed(title: str, rows: Sequence[tuple[str, str]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_lines.pareto import comparisons
@@ -216,7 +216,8 @@ def points_table(front: Front, *, only_front: bool = False) -> list[str]:
 
     Args:
         front: what `build_front` returns.
-        only_front: leave out the dominated points of that group, and with them the marks and what is not shown.
+        only_front: leave out the dominated points of that group and a policy that stands there already, of another
+            group, and with them the marks and what is not shown.
 
     Returns:
         Blocks of text: a title, a table (several where there are too many scores), and what is left out.
@@ -226,12 +227,10 @@ def points_table(front: Front, *, only_front: bool = False) -> list[str]:
     points = [
         point
         for point in front["points"]
-        if (group in (None, point["group"]) and not (only_front and group and point["id"] not in best))
-        or point["group"] == SFT
-        or point["single_policy"] is not None
+        if group in (None, point["group"]) or point["group"] == SFT or point["single_policy"] is not None
     ]
     if only_front:
-        best = set()
+        points, best = _to_choose_from(points, group, best), set()
     varies = len({_scaling(point) for point in points if point["group"] == group}) != 1
     fixed = [
         [" id", "group", "weights", *(["alpha", "beta"] if varies else [])],
@@ -250,6 +249,17 @@ def points_table(front: Front, *, only_front: bool = False) -> list[str]:
         return [*_title(front, group, points, start), *table, *_meanings(front, kept, marks=False)]
     left_out = [name for name in further if name not in kept]
     return [*_title(front, group, points), *table, *_notes(front, points, kept, left_out)]
+
+
+def _to_choose_from(points: Sequence[PointEntry], group: str | None, best: Collection[int]) -> list[PointEntry]:
+    """Of these points, those of the group that are not dominated, the SFT model, and every single policy once."""
+    if group is None:
+        return list(points)
+    front = [point for point in points if point["group"] == group and point["id"] in best]
+    policies = {point["single_policy"]: point for point in reversed([*front, *points])}  # of the front, or the first
+    policies.pop(None, None)
+    kept = {point["id"] for point in (*front, *policies.values())}
+    return [point for point in points if point["id"] in kept or point["group"] == SFT]
 
 
 def all_points_table(front: Front) -> list[str]:

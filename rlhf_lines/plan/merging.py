@@ -75,10 +75,11 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     _add_work(plan, merge, passes, _num_layers(merge, shape, adapters))
     if all(is_adapter(folder) or any(Path(folder).glob("model*.safetensors*")) for folder in merge.models):
         _look_at_inputs(plan, merge, config)
-    written = stacked(adapters, merge.rank) * memory.FLOAT32
-    plan.phases.append(memory.Phase("merge", _parts(merge, shape, adapters, written=written, passes=passes)))
+    merged = stacked(adapters, merge.rank)
+    plan.phases.append(memory.Phase("merge", _parts(merge, shape, adapters, merged=merged, passes=passes)))
     if not plan.disk:  # the files of the SFT model are not here
         dense = sum(p.nbytes for p in model.parameters())
+        written = merged * _adapter_dtype(merge).itemsize
         plan.disk |= {"merged adapter": written} if merge.save == "adapter" else {"merged model": dense}
     _check_disk(plan, config.output_dir)
     if kept:
@@ -201,24 +202,27 @@ def _adapter_bytes(adapters: Sequence[Adapter], rank: int, dtype: str | None) ->
     return rank * widths * (DTYPES[dtype].itemsize if dtype else widest)
 
 
-def _parts(
-    merge: Merge, shape: Shape, adapters: Sequence[AdapterSizes], *, written: int, passes: int
-) -> dict[str, int]:
+def _adapter_dtype(merge: Merge) -> torch.dtype:
+    """Of the factors that are written; those that are not cast are taken for float32."""
+    return DTYPES[merge.dtype] if merge.dtype else torch.float32
+
+
+def _parts(merge: Merge, shape: Shape, adapters: Sequence[AdapterSizes], *, merged: int, passes: int) -> dict[str, int]:
     """What a merge holds at its peak, in bytes by part.
 
     Args:
         merge: the settings.
         shape: of the SFT model.
         adapters: the sizes of the policies.
-        written: bytes of the merged adapter in float32.
+        merged: parameters of the merged adapter.
         passes: over the residuals.
     """
     factors = sum(adapter.count for adapter in adapters if adapter.count) * memory.FLOAT32
     parts = {memory.LIBRARIES_PART: memory.MERGE_LIBRARIES[merge.save], "adapters": factors}
     if merge.save == "adapter":
-        parts["merged adapter"] = written
-        if merge.dtype and DTYPES[merge.dtype] != torch.float32:
-            parts["merged adapter, cast"] = written // memory.FLOAT32 * DTYPES[merge.dtype].itemsize
+        parts["merged adapter"] = merged * memory.FLOAT32
+        if (dtype := _adapter_dtype(merge)) != torch.float32:
+            parts["merged adapter, cast"] = merged * dtype.itemsize
     if passes == 0:
         return parts
     as_stored = skeleton.any_language_model(shape.config, dtype="auto")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import reward_models
 from reward_models import Format, RewardModel
-from reward_models.checkpoint import ADAPTER_FILE
+from reward_models.checkpoint import ADAPTER_FILE, check_causal
 from reward_models.encoder import Encoder, guesses
 from reward_models.generative import PREFIX as GENERATIVE
 from reward_models.grading import GradeEncoder
@@ -159,6 +159,7 @@ def _generative(entry: RewardEntry, beside: Path | None, batch_size: int) -> Rew
     given = {"options": entry.options, "template": entry.template, "label": entry.label, "system": entry.system}
     grading = check_grading(entry.model, name=entry.name, **given)
     shape = find_shape(source, beside=beside, what="language model")
+    check_causal(shape.config, source)
     model = skeleton.causal_lm(shape.config, dtype=entry.dtype)
     found = f"{counts.count(model):,} parameters; {shape.source}"
     tokenizer, reader, asked = tokenizer_at_hand(source), None, QUESTION

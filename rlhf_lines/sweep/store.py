@@ -517,6 +517,12 @@ def _is_of(error: sqlite3.Error, *kinds: int) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in kinds  # the low byte is the kind
 
 
+def check_stage(folder: Path) -> None:
+    """Stop with a ValueError where the folder is of another stage: learn has a run store, too."""
+    if (stage := read_record(folder).get("stage", STAGE)) != STAGE:
+        raise ValueError(f"{folder} is of rlhf-lines {stage}: expected the output_dir of rlhf-lines {STAGE}")
+
+
 def open_finished(folder: str | Path, *, reading: bool = True) -> Store:
     """The run store of a finished sweep.
 
@@ -535,8 +541,7 @@ def open_finished(folder: str | Path, *, reading: bool = True) -> Store:
         raise FileNotFoundError(
             f"{folder} is of a sweep that has not finished: go on with it by rlhf-lines sweep --resume, with its config"
         )
-    if (stage := read_record(folder).get("stage", STAGE)) != STAGE:  # learn has a run store, too
-        raise ValueError(f"{folder} is of rlhf-lines {stage}: expected the output_dir of rlhf-lines {STAGE}")
+    check_stage(folder)
     if (folder / RUN_STORE).stat().st_size == 0:
         reading = True  # refused there, and not filled
     return Store(folder, reading=reading)

@@ -54,7 +54,9 @@ def test_the_table_has_what_one_chooses_from(front, text):
 
 
 def test_every_word_that_stands_there_is_explained_and_no_other(text, make_points, tmp_path):
-    assert all(f"{word}: {meaning}" in " ".join(text.split()) for word, meaning in MEANINGS.items())
+    told = " ".join(text.split())
+    of_others = {"wise_ft", "search", "MORLHF"}
+    assert {word for word, meaning in MEANINGS.items() if f"{word}: {meaning}" in told} == MEANINGS.keys() - of_others
     points = [point for point in make_points() if point["group"] != "lines"]
     without = closing_text(
         build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20), tmp_path, []
@@ -62,6 +64,43 @@ def test_every_word_that_stands_there_is_explained_and_no_other(text, make_point
     assert "LiNeS" not in without and "control" not in without and "SFT: the model" in without
     for jargon in ("anchor", "outside", "routed", "nondominated"):
         assert jargon not in text
+
+
+@pytest.mark.parametrize(("group", "word"), [("wise_ft", "wise_ft"), ("search", "search"), ("morlhf", "MORLHF")])
+def test_the_best_group_is_explained_whichever_of_ours_it_is(make_points, tmp_path, group, word):
+    """Of a single policy the front of wise_ft is shown, and nothing said what that is."""
+    points = [
+        {**point, "group": group} if point["group"] == "lines" else point
+        for point in make_points()
+        if point["group"] != "rewarded_soup"
+    ]
+    front = build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=20)
+    told = " ".join(closing_text(front, tmp_path, []).split())
+    assert f"The front of the best group: {word}" in told and f"{word}: {MEANINGS[word]}" in told
+
+
+def test_a_policy_stands_there_once(make_points, tmp_path):
+    """Where groups have the same single policies, these filled the table."""
+    points = make_points()
+    for point in points:
+        if point["group"] == "lines":
+            point["spec"] = {**point["spec"], "beta": 0.0}
+    settings = {"rewards": ["a", "b"], "split": "test", "seed": 0, "resamples": 20, "policies": ["p", "q"]}
+    front = build_front(points=points, **settings)
+    single = {point["id"] for point in front["points"] if point["single_policy"] is not None}
+    assert len(single) == 4, "two of each group"
+    table = closing_text(front, tmp_path, []).partition("\n id ")[2].partition("\n\n")[0]
+    shown = [int(line.split()[0]) for line in table.splitlines()[1:]]
+    best = set(front["fronts"]["lines"]["nondominated"])
+    assert set(shown) - single == best - single | {0}
+    assert len(single & set(shown)) == 2 and single & best <= set(shown)
+
+
+def test_what_is_to_be_served_has_one_scaling(front, tmp_path):
+    """Of alpha auto each point of LiNeS has its own, which the server refuses."""
+    assert f"rlhf-lines serve {tmp_path}  " in closing_text(front, tmp_path, [])
+    next(point for point in front["points"] if point["group"] == "lines")["spec"]["alpha"] = 0.7
+    assert f"rlhf-lines serve {tmp_path} --group rewarded_soup  " in closing_text(front, tmp_path, [])
 
 
 def test_it_names_files_that_are_there_and_commands_that_run(text, front, tmp_path):

@@ -321,3 +321,13 @@ def _model():
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained("sft")
+
+
+def test_an_adapter_that_is_cast_takes_less_disk_also_where_the_sft_model_is_not_here(models):
+    tiny.save_adapter("sft", Path("a"), seed=0, r=2, target_modules=["q_proj"])
+    for path in Path("sft").glob("model*.safetensors*"):
+        path.unlink()
+    flags = ["--sft_model", "sft", "--policies", "a", "--save", "adapter", "--output_dir", "merged"]
+    count = 2 * 2 * (16 + 16)  # rank, two layers, in + out
+    for dtype, size in (([], 4), (["--dtype", "bfloat16"], 2), (["--dtype", "float64"], 8)):
+        assert plan([*flags, *dtype], Options("merge")).disk == {"merged adapter": count * size}

@@ -301,6 +301,39 @@ def test_grades_that_one_token_does_not_tell_apart_are_refused(make, make_model,
         make(batch_size=0)
 
 
+def test_a_grade_that_the_tokenizer_does_not_know_is_refused(make):
+    """Its probability would have been that of any unknown text."""
+    with pytest.raises(
+        ValueError, match=r"the grade 'ü' of graded begins with what its tokenizer does not know \(<unk>"
+    ):
+        make(grades={"good": 1, "ü": 0})
+
+
+def test_nothing_is_scored_without_a_pair(make):
+    assert make().score([], []) == make(reasoning=3).score([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("bert", r"is an encoder \(bert\)"), ("t5", r"is an encoder-decoder \(t5\)")]
+)
+def test_a_model_that_reads_what_comes_later_is_refused(tokenizer, tmp_path, kind, told):
+    """transformers makes a language model of a masked one, whose scores said nothing."""
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    shapes = {
+        "bert": {**SMALL, "vocab_size": len(tokenizer)},
+        "t5": {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2},
+    }
+    maker = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}[kind]
+    model = maker.from_config(AutoConfig.for_model(kind, **shapes[kind]))
+    folder = tiny.save(model, tokenizer, tmp_path / "judge")
+    with pytest.raises(ValueError, match=f"judge {told}; expected a causal language model"):
+        load(f"generative:{folder}", options={"question": QUESTION})
+    if kind == "bert":
+        with pytest.raises(ValueError, match=f"reward model 'graded' {told}"):
+            Generative(model, tokenizer, Grading("graded", question=QUESTION))
+
+
 def test_a_folder_and_an_adapter_are_loaded(make, make_model, tokenizer, tmp_path):
     folder = tiny.save(make_model(), tokenizer, tmp_path / "judge")
     loaded = load(f"generative:{folder}", options={"question": QUESTION})
@@ -331,5 +364,9 @@ def test_a_classifier_is_no_language_model_and_the_other_way_round(make_model, t
     config.num_labels = 1
     classifier = AutoModelForSequenceClassification.from_config(config)
     tiny.save(classifier, tokenizer, tmp_path / "classifier")
+    with pytest.raises(ValueError, match=r"classifier is a classifier \(LlamaForSequenceClassification\).*without gen"):
+        load(f"generative:{tmp_path / 'classifier'}", options={"rubric": "r"})
+    config.architectures = None  # as of a config that does not say so
+    config.save_pretrained(tmp_path / "classifier")
     with pytest.raises(ValueError, match=r"classifier holds score\.weight, the head of a classifier"):
         load(f"generative:{tmp_path / 'classifier'}", options={"rubric": "r"})

@@ -29,7 +29,7 @@ from rlhf_lines.pareto.schema import Audit, Benchmark, Forgetting, Validation
 from rlhf_lines.pareto.spreadsheet import front_csv
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
-from rlhf_lines.sweep.store import RUN_STORE, Store, StoredPoint, open_finished
+from rlhf_lines.sweep.store import RUN_STORE, Store, StoredPoint, check_stage, open_finished
 
 
 SUFFIXES = (".png", ".pdf")
@@ -57,11 +57,13 @@ def trace_front(
 
     Raises:
         FileNotFoundError: the folder has no run store, or something is to be set and the sweep has not finished.
-        ValueError: the store is not that of a finished sweep, or what is to be set does not fit.
+        ValueError: the folder is of another stage, the store is not that of a finished sweep, or what is to be set does
+            not fit.
     """
     folder = Path(folder)
     if not (folder / RUN_STORE).is_file():
         raise FileNotFoundError(f"{folder} has no {RUN_STORE}: expected the output_dir of rlhf-lines sweep")
+    check_stage(folder)
     with only_writer(folder):
         if objectives is not None or reference_point is not None:
             with open_finished(folder, reading=False) as store:

@@ -37,8 +37,10 @@ def write_report(folder: str | Path) -> Path:
     with only_writer(folder), open_finished(folder) as store:
         front = front_of(folder)
         made = {**how_it_was_made(folder, front), "example": store.recall("example", [])}
-        made["facts"] += [(f"judge {name}", judged_text(counts)) for name, counts in store.recall("judged", {}).items()]
-        made["facts"] += [(f"judge {name}", text) for name, texts in wins_of_groups(store).items() for text in texts]
+        made["facts"] += [
+            (f"reward {name}", judged_text(counts)) for name, counts in store.recall("judged", {}).items()
+        ]
+        made["facts"] += [(f"reward {name}", text) for name, texts in wins_of_groups(store).items() for text in texts]
         page = report_html(front, read_completions(store, front), made, **_worths(store, front))
     write_whole(folder / REPORT, page)
     return folder / REPORT

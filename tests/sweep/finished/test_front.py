@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -35,6 +36,16 @@ def test_points_say_which_policy_they_are_and_how_they_are_made(sweep):
         k = arguments.index("--weights") + 1
         assert [float(word) for word in arguments[k : k + 2]] == point["spec"]["weights"]
         assert "--output_dir" not in arguments and front["sft_model"] in arguments
+
+
+@pytest.mark.parametrize("verb", ["front", "report", "export"])
+def test_a_run_of_learn_is_named_as_what_it_is(run, capsys, verb):
+    """Of a run without front.json it was said that its run store lacks a key."""
+    (run / "front.json").unlink(missing_ok=True)
+    record = run / "rlhf_lines.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "stage": "learn"}))
+    told = printed(capsys, verb, run, status=2)
+    assert told == f"rlhf-lines {verb}: {run} is of rlhf-lines learn: expected the output_dir of rlhf-lines sweep\n"
 
 
 # --- objectives and reference point ---
