@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 from rlhf_lines.artifact import read_record
-from rlhf_lines.merge.inputs.provenance import MERGE_RECORD
 from rlhf_lines.merge.output.summary import outcome_lines, truncation_text
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.pareto.origin import policy_names, weights_text
@@ -36,6 +35,8 @@ def summary(verb: str, folder: Path, *, was_complete: bool = False) -> str:
         first, last = rollouts[0], rollouts[-1]
         lines.append(f"reward in training {first['reward']:z.3g} -> {last['reward']:z.3g}, kl {last['kl']:z.3g}")
     elif verb == "merge":
+        from rlhf_lines.merge.inputs.provenance import MERGE_RECORD  # which torch comes with: a front has gains alone
+
         lines += outcome_lines(json.loads((folder / MERGE_RECORD).read_text()), str(folder))
     elif verb == "basis":
         lines += _basis(record)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from benchmarks.side import SideTask, Tokens, peak_mib
 from rlhf_lines import data
 from rlhf_lines.learn.config import LearnConfig
 from rlhf_lines.merge import MergeSpec
@@ -22,36 +21,19 @@ from rlhf_lines.models import load_tokenizer
 
 T = TypeVar("T")
 STEP = 0.3  # of the search's first generation
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What both sides are given.
+class Task(SideTask):
+    """What both sides are given; completions are greedy.
 
     Attributes:
-        sft_model: folder.
-        policies: folders of adapters.
         num_layers: of the SFT model.
-        num_candidates, num_prompts: how many.
-        max_new_tokens: of a completion, which is greedy.
-        dtype: of the model.
-        batch_size: of ours; None is its own choice. The other side generates all prompts of a candidate together.
+        num_candidates: how many.
     """
 
-    sft_model: str
-    policies: list[str]
     num_layers: int
     num_candidates: int
-    num_prompts: int
-    max_new_tokens: int
-    dtype: str
-    batch_size: int | None
-
-    @classmethod
-    def read(cls, path: str | Path) -> Task:
-        """The task in a file."""
-        return cls(**json.loads(Path(path).read_text()))
 
     def candidates(self) -> list[MergeSpec]:
         """Normal draws around the soup, as the first generation of a search."""
@@ -100,14 +82,5 @@ class Meter:
 
     def write(self, path: str, completions: list[list[Tokens]], **results: object) -> None:
         """Write what was measured as JSON, with the completions by candidate and prompt."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        measured = {"seconds": self._seconds, "cpu_seconds": self._cpu, "peak_mib": peak}
+        measured = {"seconds": self._seconds, "cpu_seconds": self._cpu, "peak_mib": peak_mib()}
         Path(path).write_text(json.dumps({**measured, "completions": completions, **results}))
-
-
-def arguments() -> argparse.Namespace:
-    """The flags of a side: the task, and where the result goes."""
-    parser = argparse.ArgumentParser(description="One side of search_cost.py, which calls it.")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--output", required=True)
-    return parser.parse_args()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import Meter, Task, arguments
+from common import Meter, Task
 
+from benchmarks.side import arguments
 from rlhf_lines.merge.inputs.provenance import load_adapters
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.engines.local import LocalEngine
@@ -14,7 +15,7 @@ from rlhf_lines.sweep.merges import Merges
 
 
 def main() -> None:
-    options = arguments()
+    options = arguments("search_cost.py")
     task, meter = Task.read(options.task), Meter()
     sft, policies = Path(task.sft_model), [Path(policy) for policy in task.policies]
     prompts, candidates = task.prompts(), task.candidates()

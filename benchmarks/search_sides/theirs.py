@@ -9,30 +9,19 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import Meter, Task, Tokens, arguments
+from common import Meter, Task
 from transformers import AutoModelForCausalLM
 
+from benchmarks.side import arguments, generated
 from rlhf_lines.merge import merge_policies
-from rlhf_lines.models import end_token_ids, load_tokenizer
-from rlhf_lines.reading import left_pad
+from rlhf_lines.models import load_tokenizer
 
 
-@torch.no_grad()
-def generated(model, tokenizer, prompts: list[Tokens], max_new_tokens: int) -> list[Tokens]:
-    """Greedy completions of all prompts in one batch, each with its end token."""
-    ends = end_token_ids(model, tokenizer)
-    ids, mask = left_pad(prompts, tokenizer.pad_token_id, model.device)
-    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, **settings
-    )
-    completions = output[:, ids.shape[1] :].tolist()
-    stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in completions]
-    return [tuple(row[:stop]) for row, stop in zip(completions, stops, strict=True)]
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 def main() -> None:
-    options = arguments()
+    options = arguments("search_cost.py")
     task, meter = Task.read(options.task), Meter()
     prompts, tokenizer = task.prompts(), load_tokenizer(task.sft_model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +39,7 @@ def main() -> None:
 
             model = None  # before the next one
             model = meter.timed("load", load)
-            found.append(meter.timed("generate", lambda m=model: generated(m, tokenizer, prompts, task.max_new_tokens)))
+            found.append(meter.timed("generate", lambda m=model: generated(m, tokenizer, prompts, task, **GREEDY)))
     meter.write(options.output, found, batch_size=len(prompts))
 
 

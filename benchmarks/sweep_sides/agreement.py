@@ -13,10 +13,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import Meter, Task, arguments, generated, test_prompts
+from common import Meter, Task, test_prompts
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from benchmarks.side import Tokens, arguments, generated
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.inputs.provenance import load_adapters
 from rlhf_lines.models import load_tokenizer
@@ -34,7 +35,7 @@ ULPS = 2 * 2.0**-7  # two units in the last place of bfloat16, of a number of it
 
 @torch.no_grad()
 def main() -> None:
-    options = arguments()
+    options = arguments("sweep.py")
     task = Task.read(options.task)
     config = task.config(temperature=0.0)
     adapters = load_adapters([Path(policy) for policy in task.policies], Path(task.sft_model))[0]
@@ -43,7 +44,7 @@ def main() -> None:
     prompts = test_prompts(task.sft_model, PROMPTS)
     meter = Meter()
     requests = [Request(spec, tuple(prompt), prompt_key(prompt)) for prompt in prompts for spec in (SFT, POINT)]
-    ours = [list(completion.token_ids) for completion in engine.complete(requests)[::2]]
+    ours = [completion.token_ids for completion in engine.complete(requests)[::2]]
     model = AutoModelForCausalLM.from_pretrained(task.sft_model, dtype=task.dtype).eval()
     theirs = generated(model, tokenizer, prompts, task, do_sample=False)
     parted = [row for row in zip(prompts, ours, theirs, strict=True) if row[1] != row[2]]
@@ -72,7 +73,7 @@ def main() -> None:
     )
 
 
-def _check_as_likely(model: nn.Module, prompt: list[int], a: list[int], b: list[int], dtype: str) -> None:
+def _check_as_likely(model: nn.Module, prompt: list[int], a: Tokens, b: Tokens, dtype: str) -> None:
     same = next(i for i, (left, right) in enumerate(zip(a, b, strict=False)) if left != right)
     logits = model(input_ids=torch.tensor([[*prompt, *a[:same]]])).logits[0, -1].float()
     left, right = logits[a[same]], logits[b[same]]

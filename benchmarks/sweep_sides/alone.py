@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from common import SAMPLING, Meter, Task, arguments, generated, test_prompts
+from common import SAMPLING, Meter, Task, test_prompts
 from transformers import AutoModelForCausalLM
 
+from benchmarks.side import arguments, generated
 from rlhf_lines.models import load_tokenizer
 
 
 def main() -> None:
-    options = arguments("size")
+    options = arguments("sweep.py", "size")
     task = Task.read(options.task)
     model = AutoModelForCausalLM.from_pretrained(task.sft_model, dtype=task.dtype).eval()
     tokenizer = load_tokenizer(task.sft_model)

@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.side import SideTask, peak_mib
 from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.models import end_token_ids, load_tokenizer
-from rlhf_lines.reading import left_pad
+from rlhf_lines.models import load_tokenizer
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.groups import simplex
 
 
 GROUPS = {"rewarded_soup": (1.0, 0.0), "lines": (1.0, 1.0), "scaled": (1.5, 0.0), "reversed": (1.0, 1.0, "reversed")}
+SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 LONGEST_PROMPT = 88  # tokens: as configs/smollm2/docstrings/sweep.yaml
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every side is given.
+class Task(SideTask):
+    """What every side is given, of two policies.
 
     Attributes:
-        sft_model: folder.
-        policies: folders of two adapters.
         encoder: folder of the sentence encoder, one of the two reward models.
-        num_weights, num_prompts: of every group.
-        max_new_tokens: of a completion.
-        dtype: of the model.
-        batch_size: of a sweep; None is its own choice.
+        num_weights: of every group.
     """
 
-    sft_model: str
-    policies: list[str]
     encoder: str
     num_weights: int
-    num_prompts: int
-    max_new_tokens: int
-    dtype: str
-    batch_size: int | None
-
-    @classmethod
-    def read(cls, path: str | Path) -> Task:
-        """The task in a file."""
-        return cls(**json.loads(Path(path).read_text()))
 
     def groups(self) -> dict[str, list[MergeSpec]]:
         """The points by group."""
@@ -88,26 +71,6 @@ def test_prompts(sft_model: str, count: int) -> list[list[int]]:
     return [tokenizer(text)["input_ids"] for text in itertools.islice(texts, count)]
 
 
-def generated(model, tokenizer, rows: list[list[int]], task: Task, **settings: object) -> list[list[int]]:
-    """Completions by transformers' `generate`, all in one batch, each with its end token."""
-    ends = end_token_ids(model, tokenizer)
-    ids, mask = left_pad(rows, tokenizer.pad_token_id, model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=task.max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-        **settings,
-    )
-    completions = output[:, ids.shape[1] :].tolist()
-    stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in completions]
-    return [row[:stop] for row, stop in zip(completions, stops, strict=True)]
-
-
-SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-
-
 class Meter:
     """Seconds (of the clock, and of the processor) and memory of one side, from where it has loaded what it needs."""
 
@@ -117,15 +80,4 @@ class Meter:
     def write(self, path: str, **results: object) -> None:
         """Write what was measured, and what else the side found, as JSON."""
         seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        Path(path).write_text(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak, **results}))
-
-
-def arguments(*more: str) -> argparse.Namespace:
-    """The flags of a side: the task, where the result goes, and whole numbers of its own."""
-    parser = argparse.ArgumentParser(description="One side of sweep.py, which calls it.")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--output", required=True)
-    for name in more:
-        parser.add_argument(f"--{name}", type=int, required=True)
-    return parser.parse_args()
+        Path(path).write_text(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak_mib(), **results}))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 
-from common import LONGEST_PROMPT, Meter, Task, arguments
+from common import LONGEST_PROMPT, Meter, Task
 
+from benchmarks.side import arguments
 from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.distributed import Processes
 from rlhf_lines.sampling import sample_tokens
@@ -50,7 +51,7 @@ class Bare(LocalEngine):
 
 
 def main() -> None:
-    options = arguments("bare")
+    options = arguments("sweep.py", "bare")
     task = Task.read(options.task)
     config = task.config()
     inputs = read_inputs(PromptDataConfig("docstring_sentences", max_prompt_length=LONGEST_PROMPT), config)

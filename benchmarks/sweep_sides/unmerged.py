@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 
 import torch
-from common import SAMPLING, Meter, Task, arguments, generated, test_prompts
+from common import SAMPLING, Meter, Task, test_prompts
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from benchmarks.side import arguments, generated
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.models import load_tokenizer
@@ -21,7 +22,7 @@ POINTS = [MergeSpec("linear", (0.5, 0.5)), MergeSpec("linear", (0.5, 0.5), 1.0, 
 
 
 def main() -> None:
-    options = arguments("size")
+    options = arguments("sweep.py", "size")
     task = Task.read(options.task)
     base = AutoModelForCausalLM.from_pretrained(task.sft_model, dtype=task.dtype).eval()
     tokenizer = load_tokenizer(task.sft_model)

@@ -40,7 +40,8 @@ AT_ONE_COST = (
 )
 MEASURES = {"hypervolume": "hypervolume", "expected_utility": "expected utility", "equal_kl": "at equal KL"}
 THIRDS = ("first", "middle", "last")
-LEVELS = (0.5, 1.0)
+LEVELS = (0.5, 1.0)  # of what each policy counts in a third
+SOUP_LEVEL = 0.5  # of the soup at equal weights
 READ = (SFT, SOUP, LINES, SCALED, MORLHF)  # at equal weights
 EXAMPLES = 3
 NOT_YET = "Not measured yet."
@@ -48,7 +49,7 @@ SHOWN = {"layerwise": "rates that grow with depth", "frozen": "first half frozen
 
 
 class Effect(NamedTuple):
-    """What a third of the depth is worth: what changes when its factor goes from 0.5 to 1."""
+    """What a third of the depth is worth: what changes when it counts twice what it does in the soup."""
 
     name: str
     values: Callable[[Run, Any], NDArray[np.float64]]  # of a point of the run
@@ -129,7 +130,7 @@ def thirds(task: Task) -> str:
         ]
         for effect in effects(task)
     ]
-    return table(["factor 1 in place of 0.5", *THIRDS, "last - first"], rows)
+    return table(["twice the soup's step in a third", *THIRDS, "last - first"], rows)
 
 
 def third_effect(task: Task, effect: Effect, third: int) -> Estimate:
@@ -154,8 +155,8 @@ def profiles(task: Task) -> str:
             for effect in effects(task)
         )
         told = (_told(each, e.digits) for each, e in zip(found, effects(task), strict=True))
-        rows.append([" / ".join(f"{level:g}" for level in levels), *told])
-    return table(["factors of the thirds", *(effect.name for effect in effects(task))], rows)
+        rows.append([" / ".join(f"{level / SOUP_LEVEL:g}" for level in levels), *told])
+    return table(["thirds, in steps of the soup", *(effect.name for effect in effects(task))], rows)
 
 
 def third_name(levels: Sequence[float]) -> str:

@@ -37,7 +37,7 @@ SWEEP = {
     "control_tokens": 128,
 }
 THIRDS = ("first", "middle", "last")  # of the layers
-LEVELS = (0.5, 1.0)  # of the factor of a third
+LEVELS = (0.5, 1.0)  # of what each policy counts in a third: as much as in the soup at equal weights, or twice that
 ONE_FACTOR = "one factor"
 SEARCH = {  # LiNeS, one factor and the search each measure 24 merges on validation prompts
     "sampler": "search",

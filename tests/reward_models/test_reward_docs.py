@@ -64,7 +64,7 @@ def test_the_table_of_a_similarity():
     for item in yaml.safe_load(config)["rewards"]:
         check_similarity(item["model"], name=item["name"], options=item["options"])
     rows = re.findall(
-        r"^\| `(\w+)` \|", PAGE.partition("## Similarity")[2].partition("## Services")[0], flags=re.MULTILINE
+        r"^\| `(\w+)` \|", PAGE.partition("## Similarity")[2].partition("## Generative")[0], flags=re.MULTILINE
     )
     assert tuple(rows) == OPTIONS
 

@@ -82,7 +82,7 @@ def _at_same_weights(store: Store, name: str, group: str, points: Sequence[Store
         if weights is not None and of_group.setdefault(weights, point.spec_id) != point.spec_id:
             raise ValueError(
                 f"the judge {name!r} compares with the group {group!r}, which has two points at the weights "
-                f"{', '.join(f'{weight:g}' for weight in weights)}; name a point by its id, or another group"
+                f"{', '.join(f'{weight:zg}' for weight in weights)}; name a point by its id, or another group"
             )
     found: dict[int, set[int]] = {}
     for point in points:
@@ -129,8 +129,8 @@ def wins_of_groups(store: Store) -> dict[str, list[str]]:
 
 def _share(share: Mean) -> str:
     """A share with its interval, in per cent."""
-    interval = "" if share["low"] is None else f" [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
-    return f"{100 * share['mean']:.1f} %{interval}"
+    interval = "" if share["low"] is None else f" [{100 * share['low']:z.1f}, {100 * share['high']:z.1f}]"
+    return f"{100 * share['mean']:z.1f} %{interval}"
 
 
 def counts_of(model: RewardModel) -> dict[str, int]:
