@@ -24,6 +24,15 @@ STRAYED = 0.5  # of the probability; with less on its grades a model is about to
 logger = logging.getLogger(__name__)
 
 
+def strayed_text(strayed: int, graded: int) -> str:
+    """What people read of how many texts a generative reward model strayed on.
+
+    >>> strayed_text(3, 40)
+    'in 3 of 40 texts less than half of the probability lay on the grades'
+    """
+    return f"in {strayed:,} of {graded:,} texts less than half of the probability lay on the grades"
+
+
 class Generative:
     """Score completions by the grade that a causal language model expects to give them.
 

@@ -154,13 +154,7 @@ class GradeEncoder:
             )
         self.at_once = self._graded("")  # also where the model writes first: grades that cannot be told end the run now
         self._longest = longest_input(config, tokenizer)
-        room = grading.reasoning + len(self.at_once.token_ids)
-        self.max_length = None if self._longest is None else self._longest - room
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(
-                f"the option reasoning of {self.name} is {grading.reasoning}, but the model reads {self._longest} "
-                "tokens with the question; take fewer"
-            )
+        self.max_length = question_room(grading, self._longest, cue=len(self.at_once.token_ids))
 
     def encode(self, prompt: Prompt, completion: str) -> list[int]:
         """The tokens of the question for one pair, up to where the model answers, cut to `max_length` if need be.
@@ -258,6 +252,28 @@ class GradeEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def question_room(grading: Grading, longest: int | None, *, cue: int = 0) -> int | None:
+    """The most tokens that a question may have, or None for no limit.
+
+    Args:
+        grading: what is asked.
+        longest: tokens that the model reads in all, reasoning and cue with them; None is no limit.
+        cue: tokens of the cue.
+
+    Raises:
+        ValueError: so much reasoning leaves none.
+    """
+    if longest is None:
+        return None
+    room = longest - grading.reasoning - cue
+    if room < 1:
+        raise ValueError(
+            f"the option reasoning of {grading.name} is {grading.reasoning}, but the model reads {longest} tokens with "
+            "the question; take fewer"
+        )
+    return room
 
 
 def _question(name: str, text: str) -> Format:

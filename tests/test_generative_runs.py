@@ -98,7 +98,14 @@ def test_a_sweep_has_the_grades_and_the_page_tells_where_they_are_none(folder, s
     expected = plain.score([prompt for prompt, *_ in found], [text for _, text, _ in found])
     assert [score for *_, score in found] == pytest.approx(expected, abs=1e-5)
     told = f"in {len(found)} of {len(found)} texts less than half of the probability lay on the grades"
-    assert told in (sweep / "report.html").read_text()
+    page = (sweep / "report.html").read_text()
+    assert told in page and "reward graded" in page and "judge graded" not in page
+
+
+def test_of_grades_that_are_all_reused_nothing_is_counted(folder, sweep, sweep_flags):
+    """The page said `in 0 of 0 texts`."""
+    again = run_stage("sweep", [*sweep_flags, "--reuse", str(sweep), "--output_dir", str(folder / "reused")])
+    assert "lay on the grades" not in (again / "report.html").read_text()
 
 
 def test_a_score_that_is_added_is_the_same(folder, sweep, tmp_path, capsys):
@@ -155,6 +162,17 @@ def test_one_loaded_model_is_asked_by_several_rewards(folder):
     assert b.encoder.grading.reasoning == 3 and a.encoder.grading.reasoning == 0
     a.score(["a"], ["b"])
     assert (a.graded, b.graded) == (1, 0)
+
+
+def test_a_plan_without_a_tokenizer_at_hand_refuses_reasons_that_leave_no_room(folder, ppo_flags, tmp_path, capsys):
+    """It ended with a traceback of torch."""
+    import shutil
+
+    mine = shutil.copytree(folder / "grader", tmp_path / "grader", ignore=shutil.ignore_patterns("token*"))
+    rewards = json.dumps({**entry(folder, "graded", **QUESTION, reasoning=96), "model": f"generative:{mine}"})
+    flags = [rewards if '"graded"' in word else word for word in ppo_flags if '"reasoned"' not in word]
+    assert cli.main(["plan", "ppo", *flags, "--output_dir", str(tmp_path / "planned")]) == 2
+    assert "reasoning of graded is 96, but the model reads 96 tokens with the question" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", ["ppo", "sweep", "plan"])

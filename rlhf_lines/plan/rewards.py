@@ -14,7 +14,7 @@ from reward_models import Format, RewardModel
 from reward_models.checkpoint import ADAPTER_FILE, check_causal
 from reward_models.encoder import Encoder, guesses
 from reward_models.generative import PREFIX as GENERATIVE
-from reward_models.grading import GradeEncoder
+from reward_models.grading import GradeEncoder, question_room
 from reward_models.load import check_grading, check_similarity
 from reward_models.presets import PRESETS, preset_of
 from reward_models.service import asks_a_service
@@ -162,6 +162,7 @@ def _generative(entry: RewardEntry, beside: Path | None, batch_size: int) -> Rew
     check_causal(shape.config, source)
     model = skeleton.causal_lm(shape.config, dtype=entry.dtype)
     found = f"{counts.count(model):,} parameters; {shape.source}"
+    question_room(grading, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     tokenizer, reader, asked = tokenizer_at_hand(source), None, QUESTION
     if tokenizer is not None:
         reader = GradeEncoder(model.config, tokenizer, grading)

@@ -169,13 +169,13 @@ class Measurement:
         return points
 
     def _keep_counts(self) -> None:
-        """Keep what the reward models of all processes have counted."""
+        """Keep what the reward models of all processes have counted; nothing of one whose scores were all reused."""
         if not self._worker.counts:
             return
         judged = dict(self._judged)
         for counted in self._processes.map(self._worker, [Counting()] * self._processes.count):
             judged |= {name: added(judged.get(name, {}), counts) for name, counts in counted.items()}
-        self.store.replace(judged=judged)
+        self.store.replace(judged={name: counts for name, counts in judged.items() if counts.get("graded") != 0})
 
     def _tell(self, split: str, points: Sequence[StoredPoint]) -> None:
         """Tell the trackers of points that are done, each once: a choice beyond an edge measures its group again."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reward_models import Generative, RewardModel
+from reward_models.generative import strayed_text
 from rlhf_lines.config import read_fields
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.errors import Problems
@@ -199,8 +200,7 @@ def check_table(found: RewardCheck) -> str:
     pairs = [(a, b) for i, a in enumerate(found.rewards) for b in found.rewards[i + 1 :]]
     of_two = [_of_two(a, b) for a, b in pairs]
     strayed = [
-        f"{reward.name}: in {reward.strayed:,} of {2 * found.pairs:,} texts less than half of the probability lay on "
-        "the grades; see docs/reward_models.md"
+        f"{reward.name}: {strayed_text(reward.strayed, 2 * found.pairs)}; see docs/reward_models.md"
         for reward in found.rewards
         if reward.strayed
     ]

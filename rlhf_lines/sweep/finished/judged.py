@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_models import Comparer, RewardModel
+from reward_models.generative import strayed_text
 from reward_models.service import JUDGE
 from rlhf_lines.errors import closest
 from rlhf_lines.pareto.resampling import Resampling
@@ -150,12 +151,9 @@ def judged_text(counts: Mapping[str, int]) -> str:
     'asked for 40 pairs in both orders: 3 verdicts changed with the order and 1 could not be read, which count as ties'
     >>> judged_text({"unread": 2})
     '2 answers without a grade, asked for again'
-    >>> judged_text({"graded": 40, "strayed": 3})
-    'in 3 of 40 texts less than half of the probability lay on the grades'
     """
     if "graded" in counts:
-        of_all = f"in {counts['strayed']:,} of {counts['graded']:,} texts"
-        return f"{of_all} less than half of the probability lay on the grades"
+        return strayed_text(counts["strayed"], counts["graded"])
     if "compared" not in counts:
         return f"{counts['unread']:,} answers without a grade, asked for again"
     return (
