@@ -239,10 +239,10 @@ def _told(served: Served, host: str, port: int, most: int, size: int, cache: Pat
 
 
 def _one_for_all(served: Served) -> list[str]:
-    """That one point answers nearly every preference, which is a surprise where two objectives have other units."""
+    """That one point answers most preferences, which is a surprise where two objectives have other units."""
     if len(served.front["objectives"]) != 2:
         return []
-    asked = [f"{PREFIX}{PREFERENCE}={tenths / 10},{(10 - tenths) / 10}" for tenths in range(1, 10)]
+    asked = [f"{PREFIX}{PREFERENCE}={tenths / 10},{(10 - tenths) / 10}" for tenths in range(2, 9)]
     if len(found := {served.spec(name).weights for name in asked}) > 1:
         return []
     hint = "; --scale range counts each as a share of its range" if served.scale == "raw" else ""
