@@ -321,6 +321,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--group", metavar="NAME", default="lines", help="whose policies are mixed, scaled as it is (default: LiNeS)"
     )
+    serve.add_argument(
+        "--scale",
+        choices=("raw", "range"),
+        default="raw",
+        help="of the scores that mix/preference weighs, as pick has it (default: %(default)s)",
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     serve.add_argument(
@@ -574,7 +580,7 @@ def _serve(options: argparse.Namespace) -> None:
     _hide_bars()
     from rlhf_lines.serve.command import serve_command, start
 
-    names = ("group", "host", "port", "max_mixes", "max_disk", "cache_dir", "dtype", "api_key_env", "vllm")
+    names = ("group", "scale", "host", "port", "max_mixes", "max_disk", "cache_dir", "dtype", "api_key_env", "vllm")
     command = serve_command(options.run_dir, **{name: getattr(options, name) for name in names})
     _say(*command.told)
     start(command)

@@ -19,7 +19,8 @@ from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interv
 from rlhf_lines.pareto.utility import FLAT
 
 
-SCALES = ("raw", "range")
+AS_COUNTED = {"raw": "scores in their own units", "range": "each score as a share of its range"}
+SCALES = tuple(AS_COUNTED)
 NO_ONE_MERGE = "a router gives every prompt weights of its own for this preference, so no one merge is this policy"
 LOST, ASKED = 3, 60  # how many of the prompts that lost most are told, and how many characters of each
 
@@ -159,8 +160,7 @@ def _asked(
         asked = f"the most {maximize} with {floors}"
     else:
         parts = " + ".join(f"{weight:zg} {name}" for weight, name in zip(preference, objectives, strict=True))
-        as_counted = {"raw": "scores in their own units", "range": "each score as a share of its range"}[scale]
-        asked = f"{parts}, {as_counted} (--scale {scale})"
+        asked = f"{parts}, {AS_COUNTED[scale]} (--scale {scale})"
     return asked if max_kl is None else f"{asked}; at most {max_kl:zg} nats of KL"
 
 

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lines.config import from_json, parse_size
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.models import LOAD_DTYPES
+from rlhf_lines.pareto.origin import weights_text
+from rlhf_lines.pareto.picked import AS_COUNTED, SCALES
 from rlhf_lines.serve.folder import check_free
 from rlhf_lines.serve.names import PREFERENCE, PREFIX, mix_name
 from rlhf_lines.serve.plugin import NAME
@@ -49,6 +52,7 @@ def serve_command(
     run_dir: str | Path,
     *,
     group: str = "lines",
+    scale: str = "raw",
     host: str = "127.0.0.1",
     port: int = 8000,
     max_mixes: int = 64,
@@ -64,6 +68,7 @@ def serve_command(
     Args:
         run_dir: of the sweep.
         group: whose policies are mixed, scaled as that group is; its rule must be linear.
+        scale: of the scores that a preference weighs: `raw` or `range`, as `pick` has it.
         host: the address to listen on; one that others can reach asks for an API key.
         port: of that address.
         max_mixes: how many mixes are known at once; the least recently used one leaves.
@@ -91,7 +96,9 @@ def serve_command(
     bytes_of_disk = parse_size(max_disk)
     keys = _api_key(host, api_key_env, environment)
     cache = Path(run_dir) / MIXES if cache_dir is None else Path(cache_dir)
-    served = read_served(run_dir, group)
+    if scale not in SCALES:
+        raise ValueError(unknown_name("scale", scale, SCALES))
+    served = read_served(run_dir, group, scale)
     check_free(cache)
     adapters = served.swept.load()
     rank = largest_rank(adapters, mixed=[range(len(adapters))])
@@ -108,7 +115,7 @@ def serve_command(
             f"max_disk is {bytes_of_disk:,} bytes, but a mix takes {size:,}, and one that leaves as much: give at "
             f"least {2 * size:,}"
         )
-    settings = Settings(str(Path(run_dir).resolve()), group, str(cache.resolve()), most, dtype)
+    settings = Settings(str(Path(run_dir).resolve()), group, str(cache.resolve()), most, dtype, scale)
     fixed = {
         "host": host,
         "port": port,
@@ -224,6 +231,19 @@ def _told(served: Served, host: str, port: int, most: int, size: int, cache: Pat
     return [
         f"models at http://{host}:{port}/v1: {SFT_NAME}, and mixes of {', '.join(served.names)} ({served.group}), such "
         f"as {mix_name(even, served.names)}",
-        f"by what the objectives count ({', '.join(served.front['objectives'])}): {PREFIX}{PREFERENCE}={shares}",
+        f"by what the objectives count ({', '.join(served.front['objectives'])}): {PREFIX}{PREFERENCE}={shares}, "
+        f"{AS_COUNTED[served.scale]} (--scale {served.scale})",
+        *_one_for_all(served),
         f"at most {most} mixes are known at once, of {size / 1e6:.1f} MB each, in {cache}",
     ]
+
+
+def _one_for_all(served: Served) -> list[str]:
+    """That one point answers most preferences, which is a surprise where two objectives have other units."""
+    if len(served.front["objectives"]) != 2:
+        return []
+    asked = [f"{PREFIX}{PREFERENCE}={tenths / 10},{(10 - tenths) / 10}" for tenths in range(2, 9)]
+    if len(found := {served.spec(name).weights for name in asked}) > 1:
+        return []
+    hint = "; --scale range counts each as a share of its range" if served.scale == "raw" else ""
+    return [f"{asked[0]} to {asked[-1]} are all the merge with weights {weights_text(found.pop())}{hint}"]

@@ -33,6 +33,7 @@ class Served:
         names: of the policies, as mixes call them.
         places: of the policies among the weights of the front's specs.
         like: the spec of one of the group's points.
+        scale: of the scores that a preference weighs, see `pick`.
     """
 
     front: Front
@@ -41,11 +42,12 @@ class Served:
     names: list[str]
     places: list[int]
     like: MergeSpec
+    scale: str
 
     def spec(self, name: str) -> MergeSpec:
         """The merge that a name asks for, see `read_mix`; its weights are those of these policies alone.
 
-        A preference asks for the point of the group that `rlhf-lines pick --preference` gives.
+        A preference asks for the point of the group that `rlhf-lines pick --preference`, with this `--scale`, gives.
 
         Raises:
             ValueError: there is no such mix.
@@ -53,7 +55,7 @@ class Served:
         mix = read_mix(name, self.names, self.front["objectives"])
         if not mix.is_preference:
             return replace(self.like, weights=mix.weights)
-        point = pick(self.front, preference=mix.weights, group=self.group).point
+        point = pick(self.front, preference=mix.weights, scale=self.scale, group=self.group).point
         return replace(self.like, weights=self.own(point["spec"]["weights"]))
 
     def made_of(self) -> dict[str, Any]:
@@ -69,8 +71,13 @@ class Served:
         return tuple(weights[place] if place < len(weights) else 0.0 for place in self.places)
 
 
-def read_served(run_dir: str | Path, group: str) -> Served:
+def read_served(run_dir: str | Path, group: str, scale: str = "raw") -> Served:
     """What a group of a finished sweep has to serve.
+
+    Args:
+        run_dir: of the sweep.
+        group: whose policies are mixed.
+        scale: of the scores that a preference weighs, see `pick`.
 
     Raises:
         FileNotFoundError: there is no finished sweep, or its models are gone.
@@ -82,7 +89,7 @@ def read_served(run_dir: str | Path, group: str) -> Served:
     names = policy_names([front["policies"][place] for place in places])
     _check_names(names)
     with open_finished(run_dir) as store:
-        return Served(front, group, read_swept(run_dir, store, places), names, places, like)
+        return Served(front, group, read_swept(run_dir, store, places), names, places, like, scale)
 
 
 def linear_specs(front: Front, group: str) -> dict[int, MergeSpec]:

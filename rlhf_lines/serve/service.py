@@ -43,7 +43,7 @@ class Service:
             FileExistsError, FileNotFoundError, ValueError: they cannot be made or kept; see `read_served`, `opened`.
         """
         settings = self._settings
-        served = read_served(settings.run_dir, settings.group)
+        served = read_served(settings.run_dir, settings.group, settings.scale)
         with opened(settings.cache_dir, {**served.made_of(), "dtype": settings.dtype}) as folder:
             adapters = SpecAdapters(folder, served.swept.load(), served.swept.sft, settings.dtype)
             self.mixes = Mixes(served.spec, MixFolder(folder, adapters), self.release, most=settings.most)

@@ -20,6 +20,7 @@ class Settings:
         cache_dir: where mixes are kept.
         most: how many mixes are known at once.
         dtype: of their factors on disk, which is that of the model.
+        scale: of the scores that a preference weighs, see `pick`.
     """
 
     run_dir: str
@@ -27,6 +28,7 @@ class Settings:
     cache_dir: str
     most: int
     dtype: str
+    scale: str
 
     def to_environment(self) -> dict[str, str]:
         """As a variable of the environment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from importlib.machinery import ModuleSpec
 
@@ -10,6 +11,8 @@ import pytest
 
 from rlhf_lines import cli
 from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.pareto import read_front, write_front
+from rlhf_lines.pareto.origin import weights_text
 from rlhf_lines.serve import command as module
 from rlhf_lines.serve.command import mix_size, serve_command
 from rlhf_lines.serve.served import read_served
@@ -60,7 +63,7 @@ def test_vllm_is_started_with_the_right_flags(run, models, installed):
     }
     assert command.environment.items() >= ENVIRONMENT.items()
     assert command.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
-    assert Settings.of(command.environment) == Settings(str(run), "lines", str(run / "mixes"), 64, "float32")
+    assert Settings.of(command.environment) == Settings(str(run), "lines", str(run / "mixes"), 64, "float32", "raw")
     assert "mix/helpful=0.3,harmless=0.7" in command.told[0]
     assert not (run / "mixes").exists()
 
@@ -76,6 +79,27 @@ def test_a_gate_of_that_name_exists():
     from rlhf_lines.serve.gate import Gate
 
     assert f"{Gate.__module__}.{Gate.__qualname__}" == module.GATE
+
+
+def test_one_point_for_most_preferences_is_told(run, models, installed, tmp_path):
+    """Scores of other units: what the second objective counts for is nothing beside the first, unless by range."""
+    folder = shutil.copytree(run, tmp_path / "other")
+    front = read_front(folder)
+    points = [point for point in front["points"] if point["group"] == "lines"]
+    for place, point in enumerate(points):
+        for name, mean in zip(front["objectives"], (1000.0 * place, 1 - (place / 3) ** 2), strict=True):
+            point["scores"][name]["mean"] = mean
+    front["reference_point"], front["ideal_point"] = [0.0, 0.0], [3000.0, 1.0]
+    write_front(folder, front)
+    raw = "\n".join(serve_command(folder, environment={}).told)
+    last = weights_text(points[-1]["spec"]["weights"])
+    assert "mix/preference=0.7,0.3, scores in their own units (--scale raw)" in raw
+    assert f"mix/preference=0.2,0.8 to mix/preference=0.8,0.2 are all the merge with weights {last}" in raw
+    assert "--scale range counts each as a share of its range" in raw
+    ranged = serve_command(folder, scale="range", environment={})
+    assert "each score as a share of its range (--scale range)" in ranged.told[1]
+    assert len(ranged.told) == 3
+    assert Settings.of(ranged.environment).scale == "range"
 
 
 def test_what_a_user_has_set_for_vllm_cannot_give_wrong_answers(run, installed):
@@ -132,6 +156,7 @@ def test_loopback_needs_none(host, run, installed):
         ({"vllm": "[1]"}, r"vllm holds \[1\], expected a mapping"),
         ({"vllm": {"host": "0.0.0.0", "api_key": "x"}}, "vllm holds api_key, host, which rlhf-lines serve sets itself"),
         ({"group": "ties"}, "no adapter is exactly the merge"),
+        ({"scale": "rang"}, "unknown scale 'rang'; known: range, raw"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, told, run, installed):

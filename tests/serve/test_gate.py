@@ -19,7 +19,7 @@ from tests.serve.loops import run_coroutine
 @pytest.fixture
 def gate(run, tmp_path, monkeypatch):
     """The gate of a server's process, before an application that answers with the body it got."""
-    settings = Settings(str(run), "lines", str(tmp_path / "mixes"), 2, "float32")
+    settings = Settings(str(run), "lines", str(tmp_path / "mixes"), 2, "float32", "raw")
     for name, value in settings.to_environment().items():
         monkeypatch.setenv(name, value)
     service.cache_clear()
@@ -175,6 +175,6 @@ async def ends(in_flight: InFlight) -> None:
 
 
 def test_settings_reach_the_process(run):
-    settings = Settings(str(run), "lines", "/somewhere/else", 7, "bfloat16")
+    settings = Settings(str(run), "lines", "/somewhere/else", 7, "bfloat16", "range")
     assert Settings.of({"OTHER": "x", **settings.to_environment()}) == settings
     assert Service(settings).mixes is None

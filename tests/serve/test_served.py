@@ -26,9 +26,10 @@ def test_weights_are_those_of_the_groups_policies(group, name, spec, run):
 
 @pytest.mark.parametrize("preference", [(1.0, 0.0), (0.7, 0.3), (0.0, 1.0)])
 @pytest.mark.parametrize("group", ["lines", "others"])
-def test_a_preference_is_the_point_that_pick_gives(group, preference, run):
-    served = read_served(run, group)
-    point = pick(read_front(run), preference=preference, group=group).point
+@pytest.mark.parametrize("scale", ["raw", "range"])
+def test_a_preference_is_the_point_that_pick_gives(scale, group, preference, run):
+    served = read_served(run, group, scale)
+    point = pick(read_front(run), preference=preference, scale=scale, group=group).point
     found = served.spec(f"mix/preference={preference[0]},{preference[1]}")
     places = {"lines": (0, 1), "others": (1, 3)}[group]  # of harmless and third, among all policies
     assert found.weights == tuple(point["spec"]["weights"][place] for place in places)

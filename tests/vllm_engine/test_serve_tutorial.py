@@ -81,7 +81,7 @@ def test_a_reader_serves_the_sweep(swept, monkeypatch, capfd):
     assert by_name == {
         name: written_by(weights) for name, weights in zip(names, ((0.75, 0.25), (0.25, 0.75)), strict=True)
     }
-    picked = pick(read_front("sweep"), preference=[0.8, 0.2], group="lines").point["spec"]["weights"]
+    picked = pick(read_front("sweep"), preference=[0.8, 0.2], scale="range", group="lines").point["spec"]["weights"]
     assert f"{written_by(tuple(picked))}\n" in capfd.readouterr().out
     # The second server has found the mixes of the first, and asks for its key.
     assert before[0] == [] and len(before[1]) >= 2
