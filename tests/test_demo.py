@@ -70,7 +70,7 @@ def test_every_stage_left_a_complete_folder(finished):
         assert is_complete(output / folder), folder
     assert [path.name for path in output.rglob(".*.partial")] == []
     assert list(output.rglob("*.bin")) == []  # nothing pickled
-    assert "hypervolume" in texts[-2]
+    assert "For these policies, " in texts[-2] and f"rlhf-lines pick {output}/sweep " in texts[-2]
 
 
 @pytest.mark.slow
