@@ -54,5 +54,5 @@ def test_too_few_candidates_and_a_missing_package_are_named(monkeypatch):
     ):
         searched(count=10)
     monkeypatch.setitem(sys.modules, "cma", None)
-    with pytest.raises(ValueError, match="needs the package cma: pip install cma$"):
+    with pytest.raises(ValueError, match=r"needs the package cma: pip install cma$"):
         searched()

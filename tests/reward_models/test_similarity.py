@@ -171,7 +171,7 @@ def test_wrong_options_are_refused_before_weights_are_read(tmp_path, options, se
 
 def test_what_is_no_sentence_encoder_is_refused(folder, save_encoder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing was fetched
-    for source, sentence in (("", "names no encoder"), ("models/none", "does not exist; fetch one with: python scripts")):
+    for source, sentence in (("", "names no encoder"), ("models/none", "does not exist; fetch one with")):
         with pytest.raises((ValueError, FileNotFoundError), match=sentence):
             load(f"similarity:{source}")
     for given in ({"template": "chat"}, {"label": 1}):
