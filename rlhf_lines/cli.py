@@ -48,6 +48,7 @@ VERBS = {
     "serve": "the mixes of a finished sweep by vLLM's server, with a preference per request",
     "plan": "what a stage will take: parameters, memory, tokens, time, disk; loads no weights",
 }
+SCALES = ("raw", "range")  # of pick; its module is not imported to read a command line
 WITHOUT_BARS = ("merge", "basis", "rebuild")  # they load no model and no data, and are done before those are imported
 # What a command that was interrupted has left.
 KEPT = {
@@ -221,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     pick.add_argument(
         "--scale",
-        choices=("raw", "range"),
+        choices=SCALES,
         help="of the scores that are weighed; range: 0 at the reference point, 1 at the ideal point",
     )
     pick.add_argument(
@@ -323,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--scale",
-        choices=("raw", "range"),
+        choices=SCALES,
         default="raw",
         help="of the scores that mix/preference weighs, as pick has it (default: %(default)s)",
     )
@@ -531,19 +532,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rlhf_lines.evaluation.evaluate import evaluate
     from rlhf_lines.pareto.table import benchmarks_table
 
-    outcome = evaluate(
-        options.run_dir,
-        [task for words in options.tasks for task in words.split(",") if task],
-        points=options.points,
-        groups=options.group,
-        **{
-            name: getattr(options, name)
-            for name in (
-                *("limit", "num_fewshot", "apply_chat_template", "system_instruction"),
-                *("include_path", "batch_size", "overwrite"),
-            )
-        },
-    )
+    tasks = [task for words in options.tasks for task in words.split(",") if task]
+    names = ("points", "limit", "num_fewshot", "apply_chat_template", "system_instruction", "include_path")
+    given = {name: getattr(options, name) for name in (*names, "batch_size", "overwrite")}
+    outcome = evaluate(options.run_dir, tasks, groups=options.group, **given)
     if outcome is None:  # of several processes, one speaks
         return
     for task, count in outcome.asked.items():

@@ -38,6 +38,11 @@ class Rivals:
         return self.texts.get((self.of.get(spec, -1), prompt, sample))
 
 
+def is_group(against: object) -> bool:
+    """Whether a judge with this `against` compares with a group of merges, and not with the SFT model or a point."""
+    return isinstance(against, str) and against != SFT
+
+
 def rivals(store: Store, judge: Comparer) -> Rivals:
     """The completions that those of all points are compared with: of the SFT model, of a point, or of a group's points.
 
@@ -49,7 +54,7 @@ def rivals(store: Store, judge: Comparer) -> Rivals:
             group's point, or two of them stand at the same.
     """
     points = store.points("test")
-    if isinstance(judge.against, str) and judge.against != SFT:
+    if is_group(judge.against):
         of = _at_same_weights(store, judge.name, judge.against, points)
         asked = store.prompts("test")
         return Rivals(of, {key: text for key, text in _texts(store, set(of.values())).items() if key[1] in asked})
@@ -112,7 +117,7 @@ def wins_of_groups(store: Store) -> dict[str, list[str]]:
         if name not in known or not known[name]["model"].startswith(JUDGE):
             continue
         against = known[name]["options"].get("against")
-        if not isinstance(against, str) or against == SFT:
+        if not is_group(against):
             continue
         of_groups: dict[str, list[NDArray]] = {}
         for point in store.points("test"):

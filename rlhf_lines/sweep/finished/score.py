@@ -16,7 +16,7 @@ from rlhf_lines.example import reward_reading
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.fingerprints import changed_parts, reward_identity
 from rlhf_lines.pareto.objectives import check_score_names
-from rlhf_lines.pareto.schema import FILE_NAME, SFT, Front
+from rlhf_lines.pareto.schema import FILE_NAME, Front
 from rlhf_lines.progress import Bar
 from rlhf_lines.scoring import Asked
 from rlhf_lines.scoring import score as score_completions
@@ -28,7 +28,7 @@ from rlhf_lines.sweep.finished.front import (
     objectives_of,
     trace_front,
 )
-from rlhf_lines.sweep.finished.judged import Rivals, added, counts_of, rivals, wins_of_groups
+from rlhf_lines.sweep.finished.judged import Rivals, added, counts_of, is_group, rivals, wins_of_groups
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.store import Store, Unscored, open_finished
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, raw_score_problems, reward_entries
@@ -102,16 +102,16 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int, 
             objectives += [model.name for model in models if model.name not in objectives]
         if objectives != objectives_of(store):
             check_free_of_reference_point(store)
-        for model in models:
-            if isinstance(model, Comparer):
-                rivals(store, model)  # what there is none of is told before any is asked
+        # What there is none of is told before any is asked.
+        others = {model.name: rivals(store, model) for model in models if isinstance(model, Comparer)}
         for model, entry in zip(models, entries, strict=True):
             _check_same_model(store, known, model.name, reward_identity(entry))
         scored = {}
         for model, entry in zip(models, entries, strict=True):
             known[model.name] = reward_identity(entry)
             store.replace(reward_models=known)
-            scored[model.name] = _score_all(store, model, size=max(CHUNK, entry.batch_size or batch_size))
+            size = max(CHUNK, entry.batch_size or batch_size)
+            scored[model.name] = _score_all(store, model, others.get(model.name), size=size)
             names = store.recall("reward_names")
             if model.name not in names:
                 # A run of an earlier version does not say its objectives: what has been added is none of them.
@@ -132,7 +132,7 @@ def _score(folder: str | Path, entries: Sequence[RewardEntry], batch_size: int, 
 def _check_whole(models: Sequence[RewardModel]) -> None:
     """Refuse to make an objective of a comparison with a group, which some points have no rival in."""
     for model in models:
-        if isinstance(model, Comparer) and isinstance(model.against, str) and model.against != SFT:
+        if isinstance(model, Comparer) and is_group(model.against):
             raise ValueError(
                 f"the judge {model.name!r} compares with the group {model.against!r} at the same weights, which the "
                 "SFT model has not: it can be a metric, but no objective; leave out --as_objectives"
@@ -163,9 +163,8 @@ def _written(model: Mapping[str, Any]) -> str:
     )
 
 
-def _score_all(store: Store, model: RewardModel, size: int) -> int:
-    """Score what has no score yet, and return how many completions that were."""
-    others = rivals(store, model) if isinstance(model, Comparer) else None
+def _score_all(store: Store, model: RewardModel, others: Rivals | None, *, size: int) -> int:
+    """Score what has no score yet, by a comparison with others, and return how many completions that were."""
     missing, shown = sum(1 for _ in _unscored(store, model, others)), store.shown()
     judged, before = store.recall("judged", {}), counts_of(model)
     with Bar(total=missing, desc=f"score: {model.name}", unit="completions", disable=not missing) as bar:
