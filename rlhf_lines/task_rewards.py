@@ -25,6 +25,12 @@ from rlhf_lines.models import LOAD_DTYPES
 from rlhf_lines.redaction import redact, without_secrets
 
 
+# What an entry may load, as the help of a config has it.
+KINDS = (
+    "folders of the reward stage, presets, Hub ids, module:function, rule:name, similarity:ENCODER, "
+    "generative:MODEL or addresses of services"
+)
+
 logger = logging.getLogger(__name__)
 
 

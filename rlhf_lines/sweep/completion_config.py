@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rlhf_lines.completions import samples_policy
 from rlhf_lines.errors import alternatives
 from rlhf_lines.models import LOAD_DTYPES
-from rlhf_lines.task_rewards import RewardEntry
+from rlhf_lines.task_rewards import KINDS, RewardEntry
 
 
 # The least that a number may be.
@@ -33,9 +33,8 @@ class CompletionConfig:
     )
     rewards: list[RewardEntry] = field(
         metadata={
-            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name, "
-            "similarity:ENCODER, generative:MODEL or addresses of services; or mappings with model, name, dtype, "
-            "batch_size, options, template, label and system.",
+            "help": f"Reward models: {KINDS}; or mappings with model, name, dtype, batch_size, options, template, "
+            "label and system.",
             "parse": RewardEntry.of,
         }
     )

@@ -10,7 +10,7 @@ from reward_models import Format
 from reward_models.conversation import CHAT, conversation
 from rlhf_lines.config import RunConfig, read_fields
 from rlhf_lines.data.config import DemonstrationDataConfig, PreferenceDataConfig, TrainingDataConfig
-from rlhf_lines.task_rewards import RewardEntry, check_some
+from rlhf_lines.task_rewards import KINDS, RewardEntry, check_some
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.settings import PolicyModelConfig, RewardSettings, SFTSettings
 
@@ -21,9 +21,8 @@ class RewardsConfig:
 
     rewards: list[RewardEntry] = field(
         metadata={
-            "help": "Reward models: folders of the reward stage, presets, Hub ids, module:function, rule:name, "
-            "similarity:ENCODER, generative:MODEL or addresses of services; or mappings with model, name, weight, "
-            "normalize, clip, dtype, batch_size, options, template, label and system.",
+            "help": f"Reward models: {KINDS}; or mappings with model, name, weight, normalize, clip, dtype, "
+            "batch_size, options, template, label and system.",
             "parse": RewardEntry.of,
         }
     )
