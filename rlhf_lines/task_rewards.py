@@ -22,6 +22,7 @@ from rlhf_lines.config import A_NAME, from_json, is_name
 from rlhf_lines.distributed import leads
 from rlhf_lines.errors import about, alternatives, closest
 from rlhf_lines.models import LOAD_DTYPES
+from rlhf_lines.native_dtypes import tell_if_slow
 from rlhf_lines.redaction import redact, without_secrets
 
 
@@ -206,6 +207,8 @@ def load_reward_models(
                 system=entry.system,
                 trust_remote_code=trust_remote_code,
             )
+        if entry.dtype is not None:
+            tell_if_slow(entry.dtype, given=f"dtype: {entry.dtype} of reward {entry.model}")
         if shared is not None and isinstance(loaded, Classifier | Generative):
             read[shared] = loaded
         models.append(loaded)

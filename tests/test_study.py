@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -64,6 +65,33 @@ def test_every_stage_is_accepted_and_reads_what_is_there_by_then(study, name, ve
     sweep = next(stage for stage in stages if stage.verb == "sweep")
     sets = [policy for group in sweep.config.get("policy_sets", []) for policy in group["policies"]]
     assert len(set(sets)) == (4 if task.other else 0) and set(sets) <= written
+
+
+def test_a_part_alone_trains_and_reads_only_what_it_needs(study):
+    task = study.stages.TASKS["docstrings"]
+
+    def made(*parts, **changes):
+        return list(study.stages.stages(task, 0, Path("out"), study.stages.Choices({}, parts=parts, **changes)))
+
+    assert [stage.name for stage in made("search")] == ["sft", "faithful", "readable", "search"]
+    assert "reuse" not in made("search")[-1].config and "reuse" in made("comparison", "search")[-1].config
+    assert [stage.name for stage in made("thirds", rivals=["frozen"])][1:] == ["faithful", "readable", "thirds"]
+    learned = made("learn", bf16=True)
+    assert {stage.config["dtype"] for stage in learned if stage.verb == "learn"} == {"bfloat16"}
+    assert {stage.config.get("bf16") for stage in learned if stage.verb == "ppo"} == {True}
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (["--tasks", "demo", "--parts", "comparison"], "task demo has none of the parts comparison"),
+        (["--parts", "search", "--rivals"], "--rivals and --rules are of the comparison"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(asked, sentence, tmp_path):
+    command = [sys.executable, str(FOLDER), *asked, "--output_dir", str(tmp_path / "study")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2 and sentence in ended.stderr and not (tmp_path / "study").exists()
 
 
 def test_the_thirds_of_the_depth_take_every_pair_of_levels(study):

@@ -17,6 +17,7 @@ from rlhf_lines.merge.inputs.policies import AdapterPolicy, DensePolicy, streame
 from rlhf_lines.merge.inputs.provenance import load_inputs
 from rlhf_lines.merge.tensors.precision import DTYPES, Loss, LostResidual, add_residual, cast_loss, wide
 from rlhf_lines.merge.tensors.residuals import Residuals
+from rlhf_lines.native_dtypes import tell_if_slow
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:
 
     adapter = load_adapter(policy) if is_adapter(policy) else None
     folder = policy if adapter is None else sft
+    tell_if_slow(dtype)
     with about(f"model {folder} cannot be loaded"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().requires_grad_(False)
     with Checkpoint(folder) as checkpoint:

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rlhf_lines.distributed import leads
+from rlhf_lines.native_dtypes import tell_if_slow
 from rlhf_lines.progress import Bar, beat
 
 
@@ -62,9 +63,13 @@ def show_progress(trainer: Trainer, description: str) -> None:
 
 
 def tell_chosen(training, model_config, model) -> None:
-    """Say what was left open and what it became, in the process that speaks."""
+    """Say what was left open and what it became, in the process that speaks; and what is slow on this machine."""
     if leads() and training.chosen:
         logger.warning("chosen, because not given: %s", describe_chosen(training, model_config, model))
+    if training.bf16:
+        tell_if_slow("bfloat16", given="bf16: true", instead="bf16: false", cpu=training.use_cpu)
+    elif not training.fp16 and model_config.dtype is not None:
+        tell_if_slow(model_config.dtype, cpu=training.use_cpu)
 
 
 def describe_chosen(training, model_config, model) -> str:

@@ -16,6 +16,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 
 from rlhf_lines import distributed
 from rlhf_lines.errors import Problems, alternatives
+from rlhf_lines.native_dtypes import computes_in
 from rlhf_lines.train.layerwise import DECAY, FACTORS, has_groups
 
 
@@ -133,14 +134,9 @@ class PolicyModelConfig(ModelConfig):
 
 def has_bf16(*, cpu: bool) -> tuple[bool, str]:
     """Whether this machine computes in bfloat16, and what says so."""
-    if not cpu and torch.cuda.is_available():
-        has = torch.cuda.is_bf16_supported(including_emulation=False)
-        return has, f"this GPU computes in {'bfloat16' if has else 'float32, not in bfloat16'}"
-    if not cpu:
-        return True, "this accelerator computes in bfloat16"
-    found = torch.cpu.get_capabilities()
-    has = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
-    return has, f"this CPU computes in {'bfloat16' if has else 'float32, not in bfloat16'}"
+    has = computes_in("bfloat16", cpu=cpu)
+    machine = "CPU" if cpu else "GPU" if torch.cuda.is_available() else "accelerator"
+    return has, f"this {machine} computes in {'bfloat16' if has else 'float32, not in bfloat16'}"
 
 
 def refuse(config: object, checks: Iterable[Check]) -> None:

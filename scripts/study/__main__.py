@@ -14,7 +14,8 @@ same task are compared over seeds.
 
 What merged policies forget is measured on source code of the standard library and on texts of the other task. hh, as
 either, needs the human pairs: --hh_path names them, as dataset_path of a config does; without it docstrings is measured
-on source code alone. On a CPU, --bf16 is for those with units for it (AMX): policies are then trained in bfloat16.
+on source code alone. On a CPU, --bf16 is for those with units for it (AMX): policies are then trained and measured in
+bfloat16. With --parts only what is named is measured, and no policies are trained that it does not need.
 
 `python scripts/evidence --study outputs/study` makes docs/evidence.md of what this leaves.
 """
@@ -29,13 +30,14 @@ from pathlib import Path
 
 from control import control_texts
 from processes import run_all
-from stages import RIVALS, RULES, TASKS, Choices, before, stages
+from stages import PARTS, RIVALS, RULES, TASKS, Choices, before, stages
 
 from rlhf_lines.artifact import is_complete
 from rlhf_lines.demo_models import write_untrained_models
 
 
 COMMAND = (sys.executable, "-m", "rlhf_lines")
+FRONTS = {"comparison": "sweep", "search": "search"}  # of the parts with fronts, the folder below that of a seed
 UNTRAINED = Path("outputs/demo/untrained")  # where the demo's configs read its base and reward models
 
 
@@ -49,14 +51,20 @@ def main() -> None:
     parser.add_argument(
         "--hh_path", help="the human pairs: a file, a folder or a Hub id; as in the configs if left out"
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="what is measured (all)")
     parser.add_argument(
         "--rivals", nargs="*", choices=RIVALS, default=[*RIVALS], help="other ways to train both policies (all)"
     )
     parser.add_argument(
         "--rules", nargs="*", choices=RULES, default=[*RULES], help="rules beside LiNeS; they are half of a sweep (all)"
     )
-    parser.add_argument("--bf16", action="store_true", help="train policies in bfloat16")
+    parser.add_argument("--bf16", action="store_true", help="train and measure policies in bfloat16")
     options = parser.parse_args()
+    if "comparison" not in options.parts and (options.rivals != [*RIVALS] or options.rules != [*RULES]):
+        parser.error("--rivals and --rules are of the comparison, which --parts leaves out: leave them out, too")
+    for name in options.tasks:
+        if not TASKS[name].parts(options.parts):
+            parser.error(f"task {name} has none of the parts {' '.join(options.parts)}: leave it out of --tasks")
     for name in options.tasks:
         task, there = TASKS[name], options.output_dir / name
         if name == "demo" and not is_complete(UNTRAINED):
@@ -68,11 +76,11 @@ def main() -> None:
         changes = {"dataset_path": options.hh_path} if name == "hh" and options.hh_path else {}
         run_all(before(task, changes), there, options.jobs)
         for seed in options.seeds:
-            choices = Choices(changes, options.bf16, options.rivals, options.rules)
+            choices = Choices(changes, options.bf16, options.parts, options.rivals, options.rules)
             run_all(stages(task, seed, there / f"seed_{seed}", choices), there / f"seed_{seed}", options.jobs)
-        if len(options.seeds) > 1:
-            last = "sweep" if task.other else "search"
-            sweeps = [str(there / f"seed_{seed}" / last) for seed in options.seeds]
+        swept = [sweep for part, sweep in FRONTS.items() if part in task.parts(options.parts)]
+        if swept and len(options.seeds) > 1:
+            sweeps = [str(there / f"seed_{seed}" / swept[0]) for seed in options.seeds]
             command = [*COMMAND, "compare", *sweeps, "--output_dir", str(there / "comparison"), "--overwrite"]
             if status := subprocess.run(command).returncode:
                 sys.exit(status)

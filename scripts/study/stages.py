@@ -15,6 +15,7 @@ from rlhf_lines.shipped import shipped_configs
 LAYERS = 30
 MIXTURES = (0.25, 0.5, 0.75)
 RIVALS = {"layerwise": {"layer_learning_rates": "linear"}, "frozen": {"frozen_layers": LAYERS // 2}}
+PARTS = ("comparison", "thirds", "search", "learn")
 RULES = ("ties", "slerp", "factor_average", "peft_linear")
 HALF_TO_WHOLE = {"alpha": 0.5, "beta": 0.5}  # of LiNeS, for rules whose scaling is not chosen
 SWEEP = {
@@ -82,6 +83,10 @@ class Task(NamedTuple):
     before: tuple[tuple[str, str], ...] = ()
     other: str | None = None
 
+    def parts(self, asked: Sequence[str]) -> list[str]:
+        """Those of the parts that are asked for which this task has."""
+        return [part for part in asked if self.other is not None or part in ("search", "learn")]
+
 
 TASKS = {
     "docstrings": Task("smollm2/docstrings", ("faithful", "readable"), other="hh"),
@@ -105,15 +110,22 @@ class Choices(NamedTuple):
 
     Attributes:
         changes: of every stage, such as where the human pairs are.
-        bf16: whether policies are trained in bfloat16.
+        bf16: whether policies are trained and measured in bfloat16.
+        parts: of `PARTS`, what is measured; MORLHF and the rivals are trained for the comparison alone.
         rivals: other ways to train both policies, of `RIVALS`.
         rules: rules that the sweep compares beside LiNeS, of `RULES`.
     """
 
     changes: dict[str, Any]
     bf16: bool = False
+    parts: Sequence[str] = PARTS
     rivals: Sequence[str] = (*RIVALS,)
     rules: Sequence[str] = RULES
+
+    @property
+    def dtype(self) -> dict[str, Any]:
+        """In which the SFT model of a policy, a sweep or a fit is loaded; without bf16, as in the configs."""
+        return {"dtype": "bfloat16"} if self.bf16 else {}
 
 
 def shipped(task: Task, name: str) -> dict[str, Any]:
@@ -133,11 +145,15 @@ def stages(task: Task, seed: int, folder: Path, choices: Choices) -> Iterator[St
     yield Stage("sft", "sft", shipped(task, "sft") | sft | choices.changes)
     yield from _policies(task, seed, folder, choices)
     merged = {"sft_model": sft["output_dir"], "policies": [f"{folder}/{name}" for name in task.policies]}
-    if task.other:
+    parts = task.parts(choices.parts)
+    if "comparison" in parts:
         yield _comparison(task, folder, merged, choices)
+    if "thirds" in parts:
         yield _by_thirds(task, folder, merged, choices)
-    yield _search(task, folder, merged, choices)
-    yield from _learning(task, seed, folder, merged, choices)
+    if "search" in parts:
+        yield _search(task, folder, merged, choices)
+    if "learn" in parts:
+        yield from _learning(task, seed, folder, merged, choices)
 
 
 def third_group(levels: Sequence[float]) -> dict[str, Any]:
@@ -150,14 +166,14 @@ def third_group(levels: Sequence[float]) -> dict[str, Any]:
 def _policies(task: Task, seed: int, folder: Path, choices: Choices) -> Iterator[Stage]:
     """Both policies, those for mixtures of both rewards, and the rivals."""
     trained = {"model_name_or_path": f"{folder}/sft", "seed": seed} | choices.changes
-    trained |= {"dtype": "bfloat16", "bf16": True} if choices.bf16 else {}
+    trained |= choices.dtype | ({"bf16": True} if choices.bf16 else {})
 
     def ppo(config: str, name: str, **further: Any) -> Stage:
         return Stage("ppo", name, shipped(task, config) | trained | {"output_dir": f"{folder}/{name}"} | further)
 
     for name in task.policies:
         yield ppo(f"ppo_{name}", name)
-    if not task.other:
+    if "comparison" not in task.parts(choices.parts):
         return
     rewards = shipped(task, "ppo_morlhf")["rewards"]
     for share in MIXTURES:
@@ -190,7 +206,7 @@ def _comparison(task: Task, folder: Path, merged: dict[str, Any], choices: Choic
         "output_dir": f"{folder}/sweep",
     }
     swept = shipped(task, "sweep") | SWEEP | merged | compared
-    return Stage("sweep", "sweep", swept | _controlled(folder) | choices.changes)
+    return Stage("sweep", "sweep", swept | choices.dtype | _controlled(folder) | choices.changes)
 
 
 def _by_thirds(task: Task, folder: Path, merged: dict[str, Any], choices: Choices) -> Stage:
@@ -207,18 +223,19 @@ def _by_thirds(task: Task, folder: Path, merged: dict[str, Any], choices: Choice
     }
     unused = {"num_weights", "alphas", "betas", "edge_extensions", "validation_prompts", "validation_weights"}
     swept = {key: value for key, value in shipped(task, "sweep").items() if key not in unused}
-    return Stage("sweep", "thirds", swept | merged | by_third | _controlled(folder) | choices.changes)
+    given = choices.dtype | _controlled(folder) | choices.changes
+    return Stage("sweep", "thirds", swept | merged | by_third | given)
 
 
 def _search(task: Task, folder: Path, merged: dict[str, Any], choices: Choices) -> Stage:
     """The sweep that searches for a front, beside rules that are tuned at the same cost."""
     shared = ("test_prompts", "num_weights", "validation_weights", "edge_extensions")
     searched = {key: SWEEP[key] for key in shared} | {"output_dir": f"{folder}/search"}
-    if task.other:
+    if "comparison" in task.parts(choices.parts):
         searched["reuse"] = f"{folder}/sweep"
     left_out = ("control", "control_texts", "control_tokens")
     swept = {key: value for key, value in shipped(task, "sweep").items() if key not in left_out}
-    return Stage("sweep", "search", swept | SEARCH | merged | searched | choices.changes)
+    return Stage("sweep", "search", swept | SEARCH | merged | searched | choices.dtype | choices.changes)
 
 
 def _learning(task: Task, seed: int, folder: Path, merged: dict[str, Any], choices: Choices) -> Iterator[Stage]:
@@ -227,4 +244,4 @@ def _learning(task: Task, seed: int, folder: Path, merged: dict[str, Any], choic
     shared = {key: swept[key] for key in LEARNED_AS_SWEPT if key in swept} | LEARNING | merged
     for method, options in LEARNERS.items():
         named = {"method": method, "output_dir": f"{folder}/learn_{method}", "seed": seed}
-        yield Stage("learn", f"learn_{method}", shared | named | options | choices.changes)
+        yield Stage("learn", f"learn_{method}", shared | named | options | choices.dtype | choices.changes)

@@ -20,6 +20,7 @@ from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.models import end_token_ids, load_tokenizer
+from rlhf_lines.native_dtypes import tell_if_slow
 from rlhf_lines.reading import last_hidden_states
 from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory
 from rlhf_lines.sweep.engines.merged_weights import MergedWeights
@@ -139,6 +140,7 @@ def load_base(config: Sampling, sft: Path) -> nn.Module:
         packed = config.quantized or checkpoint.quantisation is not None
     if packed:
         options["device_map"] = {"": device}
+    tell_if_slow(config.dtype)
     with about(f"SFT model {sft} cannot be loaded"):
         model = AutoModelForCausalLM.from_pretrained(sft, dtype=config.dtype, **options).eval()
     return model if packed else model.to(device)
