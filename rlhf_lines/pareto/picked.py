@@ -211,6 +211,7 @@ def picked_text(
     picked: Picked | None = None,
     worth: Worth | None = None,
     prompts: Mapping[int, str] | None = None,
+    mix: str | None = None,
 ) -> str:
     """What to tell about a picked point, without a trailing newline; its last line is the merge command.
 
@@ -223,6 +224,7 @@ def picked_text(
         picked: how the point was picked, where it was.
         worth: what is known of the choice, where it is.
         prompts: texts of the prompts at which it lost most, by their ids, where they are known.
+        mix: what a request names for it from a server of its group, where there is such a mix.
 
     Raises:
         ValueError: the front does not know its policies.
@@ -253,6 +255,9 @@ def picked_text(
     if picked is not None and picked.left_out:
         controls = ", ".join(f"{label(name)} (--group {name})" for name in picked.left_out)
         lines.append(f"  not looked at, as controls: {controls}")
+    if mix is not None:
+        server = shlex.join(["rlhf-lines", "serve", str(run_dir), "--group", point["group"]])
+        lines.append(f"  as a model of requests, from {server}: {mix}")
     if is_routed(spec):
         last = NO_ONE_MERGE[:1].upper() + NO_ONE_MERGE[1:]
     elif point["merge_arguments"] is None:

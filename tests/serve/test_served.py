@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rlhf_lines.cli import main
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import pick, read_front
+from rlhf_lines.serve.mixed import mix_of_point
 from rlhf_lines.serve.served import read_served
 from rlhf_lines.sweep.store import Store
 from tests.serve.conftest import BY_LAYER, GROUPS, LINES
@@ -34,6 +36,37 @@ def test_a_preference_is_the_point_that_pick_gives(scale, group, preference, run
     places = {"lines": (0, 1), "others": (1, 3)}[group]  # of harmless and third, among all policies
     assert found.weights == tuple(point["spec"]["weights"][place] for place in places)
     assert (found.alpha, found.beta) == (point["spec"]["alpha"], point["spec"]["beta"])
+
+
+def test_a_point_has_the_name_of_the_mix_that_is_the_same_merge(run):
+    front = read_front(run)
+    named = {point["id"]: mix_of_point(front, point) for point in front["points"]}
+    groups = {point["group"] for point in front["points"] if named[point["id"]] is not None}
+    assert groups == {"rewarded_soup", "lines", "by layer", "others"}
+    for point in (point for point in front["points"] if named[point["id"]] is not None):
+        spec, served = MergeSpec.from_dict(point["spec"]), read_served(run, point["group"])
+        found = served.spec(named[point["id"]])
+        assert (found.rule, found.alpha, found.beta, found.options) == (spec.rule, spec.alpha, spec.beta, spec.options)
+        by_policy = dict(zip(served.places, found.weights, strict=True))
+        assert [by_policy.get(k, 0.0) for k in range(len(spec.weights))] == list(spec.weights)
+
+
+def test_weights_of_more_than_three_decimals_are_no_mix(run):
+    front = read_front(run)
+    point = next(point for point in front["points"] if point["group"] == "lines")
+    point["spec"]["weights"] = [1 / 3, 2 / 3]
+    assert mix_of_point(front, point) is None
+
+
+def test_pick_tells_the_name_of_the_mix(run, capsys):
+    assert main(["pick", str(run), "--preference", "0.5", "0.5", "--group", "others"]) == 0
+    told = capsys.readouterr().out
+    found = next(line for line in told.splitlines() if "as a model of requests" in line)
+    point = pick(read_front(run), preference=(0.5, 0.5), group="others").point
+    assert f"from rlhf-lines serve {run} --group others: " in found
+    assert found.endswith(f"mix/harmless={point['spec']['weights'][1]:g},third={point['spec']['weights'][3]:g}")
+    main(["pick", str(run), "--preference", "0.5", "0.5", "--group", "ties"])
+    assert "as a model of requests" not in capsys.readouterr().out
 
 
 def test_the_policies_are_those_of_the_group(run, models):
