@@ -210,6 +210,14 @@ def test_texts_that_are_not_ours_are_kept_as_hashes(evidence, study, tmp_path):
     assert len({sha256 for _, sha256 in found}) == len(CONTROL)
 
 
+def test_a_sweep_without_texts_outside_the_task_is_kept(evidence, tmp_path):
+    swept = several_runs.write_sweep(tmp_path / "demo" / "seed_0" / "search", 0, control=None)
+    archive = tmp_path / "kept" / "demo" / "seed_0" / "search.tar.xz"
+    evidence.keep(swept, tmp_path / "demo" / "control.jsonl", archive, hide_prompts=False)
+    run = evidence.Run.read(evidence.unpack(archive, tmp_path / "unpacked"), "seed_0")
+    assert run.front["points"] == evidence.Run.read(swept, "seed_0").front["points"] and run.sources == []
+
+
 def test_what_was_learned_is_kept_without_settings(kept, tasks, evidence):
     written = (kept / "docstrings" / "seed_0" / "learn_evolution.json").read_text()
     assert "/home/me" not in written

@@ -34,11 +34,12 @@ def keep(run_dir: Path, control: Path, archive: Path, *, hide_prompts: bool) -> 
 
     Args:
         run_dir: of the sweep.
-        control: JSONL of the texts outside the task, with their sources.
+        control: JSONL of the texts outside the task, with their sources; none where there is no such file.
         archive: the `.tar.xz` to write; the same content gives the same bytes.
         hide_prompts: keep hashes in place of prompts.
     """
-    sources = {row["text"]: row["source"] for row in map(json.loads, control.read_text(encoding="utf-8").splitlines())}
+    lines = control.read_text(encoding="utf-8").splitlines() if control.is_file() else []
+    sources = {row["text"]: row["source"] for row in map(json.loads, lines)}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / RUN_STORE
         with contextlib.closing(sqlite3.connect(copy)) as store:
