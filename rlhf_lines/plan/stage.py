@@ -7,6 +7,7 @@ import importlib
 from rlhf_lines.arguments import config_path
 from rlhf_lines.artifact import is_complete, refuse_existing
 from rlhf_lines.config import RunConfig
+from rlhf_lines.errors import unknown_name
 from rlhf_lines.plan.config import of_type, read_config, stage_of
 from rlhf_lines.plan.plan import Options, Plan, note_existing
 from rlhf_lines.stages import MODULES
@@ -36,8 +37,9 @@ def plan(arguments: list[str], options: Options | None = None) -> Plan:
     options = options or Options()
     path = config_path(arguments)
     stage = options.stage or stage_of(arguments, path)
-    if stage in MODULES and stage not in PLANS:
-        raise ValueError(f"stage {stage} has no plan, only {', '.join(PLANS)} have one")
+    if stage not in PLANS:
+        none = f"stage {stage} has no plan, only {', '.join(PLANS)} have one"
+        raise ValueError(none if stage in MODULES else unknown_name("stage", stage, PLANS))
     configs, given = read_config(stage, arguments)
     run_config = of_type(configs, RunConfig)
     output_dir = next(config.output_dir for config in configs.values() if hasattr(config, "output_dir"))

@@ -275,7 +275,8 @@ def test_flags_alone_are_planned(folder, write_config, capsys, clock):
         assert cli.main(["plan", *arguments]) == 0
         assert capsys.readouterr().out.strip() == expected.strip()
     assert "nothing to plan: give --config FILE, or a stage" in refused(capsys)
-    assert "unknown stage 'ppoo'" in refused(capsys, "ppoo", "--rewards", "rule:length")
+    told = refused(capsys, "ppoo", "--rewards", "rule:length")
+    assert "unknown stage 'ppoo'" in told and "ppo" in told and "fisher" not in told  # which has no plan
 
 
 def test_the_numbers_of_a_run_are_said(write_config):
