@@ -78,10 +78,10 @@ def differences(task: Task, pairs: Iterable[tuple[str, str]] = PAIRS) -> str:
     return table(["", "seeds", *MEASURES.values()], rows)
 
 
-def by_seed(task: Task) -> str:
+def by_seed(task: Task, pairs: Sequence[tuple[str, str]] = PAIRS) -> str:
     """The same differences for each seed, in the order of the seeds, with intervals over its prompts alone."""
     rows = []
-    for a, b in PAIRS:
+    for a, b in pairs:
         if (own := task.having(a, b)).runs:
             cells = [
                 "; ".join(_told(replace(own, runs=[run]).difference(a, b, measure), 0, " %") for run in own.runs)
@@ -220,10 +220,12 @@ def wrong(task: Task) -> str:
 
 
 def searched(task: Task) -> str:
-    """What a search for a front is worth beside rules that were tuned at the same cost."""
+    """What a search for a front is worth beside rules that were tuned at the same cost; of several seeds, by seed, too."""
     if not task.searches:
         return NOT_YET
-    return differences(replace(task, runs=task.searches), AT_ONE_COST)
+    task = replace(task, runs=task.searches)
+    told = differences(task, AT_ONE_COST)
+    return told if len(task.runs) == 1 else f"{told}\n\n{by_seed(task, AT_ONE_COST)}"
 
 
 def learned(task: Task) -> str:
