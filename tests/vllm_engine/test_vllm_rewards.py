@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
+import os
 import sys
-import time
-import urllib.request
 
 import pytest
 import torch
@@ -14,12 +11,12 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from reward_models import Classifier, Format, load
 from tests import tiny
+from tests.vllm_engine.servers import free_port, running
 
 
 CHAT = "{% for m in messages %}{{ 'w3' if m['role'] == 'user' else 'w4' }} {{ m['content'] }} {% endfor %}"
 PROMPTS = ["w5 w9 w14", "w7", "w22 w30 w4 w11"]
 COMPLETIONS = [" w6 w8", " w12 w13 w20", " w31"]
-LONGEST_START = 180  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +35,11 @@ def folder(sft, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, log = free_port(), folder.parent / "log.txt"
     flags = ["--runner", "pooling", "--dtype", "float32", "--enforce-eager", "--max-model-len", "64"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *flags]
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)])
-    try:
-        end = time.monotonic() + LONGEST_START
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None and time.monotonic() < end, "vLLM did not start"
-            time.sleep(0.5)
+    with running([*command, "--host", "127.0.0.1", "--port", str(port)], port, log, os.environ):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def _answers(url):
-    try:
-        return urllib.request.urlopen(url, timeout=1).status == 200
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(
