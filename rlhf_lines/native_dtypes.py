@@ -49,7 +49,7 @@ def tell_if_slow(dtype: str, *, given: str | None = None, instead: str = "dtype:
     if leads() and not computes_in(dtype, cpu=cpu):
         logger.warning(
             "%s is slow here: this machine has no instructions for it, and computes several times faster in float32, "
-            "which takes twice the memory (%s)",
+            "in more memory (%s)",
             given or f"dtype: {dtype}",
             instead,
         )
