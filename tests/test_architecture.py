@@ -50,7 +50,7 @@ scoring
 data              task_rewards
 arguments
 artifact          config         models         sampling    completions    skeleton    sha256
-config_file       disk           limits         lock           progress    redaction   known_hashes
+config_file       disk           limits         lock           progress    redaction   known_hashes   native_dtypes
 __init__          distributed    noise         reading        reward_models  lazily
 key_cache
 errors

@@ -257,7 +257,7 @@ def picked_text(
         lines.append(f"  not looked at, as controls: {controls}")
     if mix is not None:
         server = shlex.join(["rlhf-lines", "serve", str(run_dir), "--group", point["group"]])
-        lines.append(f"  as a model of requests, from {server}: {mix}")
+        lines.append(f'  to ask a server for it: {server}, and in the request "model": "{mix}"')
     if is_routed(spec):
         last = NO_ONE_MERGE[:1].upper() + NO_ONE_MERGE[1:]
     elif point["merge_arguments"] is None:

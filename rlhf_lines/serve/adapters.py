@@ -12,7 +12,7 @@ from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.serve.folder import ADAPTERS
-from rlhf_lines.serve.served import linear_specs
+from rlhf_lines.serve.mixed import linear_specs
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters, largest_rank
 from rlhf_lines.sweep.store import open_finished
 from rlhf_lines.sweep.swept import read_swept

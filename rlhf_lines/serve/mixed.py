@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.schema import MORLHF, SFT, Front, PointEntry, groups_of
-from rlhf_lines.serve.names import PREFIX, SEPARATORS, STEPS, mix_name
+from rlhf_lines.serve.names import PREFIX, SEPARATORS, mix_name, read_mix
 
 
-SUM = 1e-6  # by which the weights of a point may miss 1
+EXACT = 1e-6  # by which weights of a point may miss those of a name, and their sum 1
 
 
 def linear_specs(front: Front, group: str) -> dict[int, MergeSpec]:
@@ -58,9 +59,9 @@ def mixed_like(front: Front, group: str) -> tuple[MergeSpec, list[int]]:
             f"the points of group {group} have scalings of their own, as from alpha auto or a search, so that there is "
             "none for other weights: give another group, or serve single points (rlhf-lines export --adapters)"
         )
-    if any(abs(sum(spec.weights) - 1) > SUM for spec in specs):
+    if any(abs(sum(spec.weights) - 1) > EXACT for spec in specs):
         raise ValueError(f"the weights of group {group} do not sum to 1: give another group, such as lines")
-    merged = next(len(point["spec"]["weights"]) for point in front["points"] if point["group"] == SFT)
+    merged = min(len(point["spec"]["weights"]) for point in front["points"])
     if all(len(spec.weights) <= merged for spec in specs):
         places = list(range(merged))
     else:  # of a further set of policies, whose weights stand behind
@@ -68,13 +69,15 @@ def mixed_like(front: Front, group: str) -> tuple[MergeSpec, list[int]]:
     return replace(specs[0], weights=(1.0,) * len(places)), places
 
 
-def mixed_names(policies: Sequence[str]) -> list[str]:
-    """What mixes call these policies, by their folders.
+def mixed_names(front: Front, places: Sequence[int]) -> list[str]:
+    """What mixes call the policies in these places of the front's weights, by their folders.
 
     Raises:
-        ValueError: two have one name, or a name holds what parts those of mixes.
+        ValueError: the front does not know them, two have one name, or a name holds what parts those of mixes.
     """
-    names = policy_names(policies)
+    if max(places) >= len(front["policies"]):
+        raise ValueError("the front does not say which policies it was made from: make it again with rlhf-lines front")
+    names = policy_names([front["policies"][place] for place in places])
     for name in names:
         if names.count(name) > 1 or any(separator in name for separator in SEPARATORS):
             raise ValueError(
@@ -88,12 +91,14 @@ def mix_of_point(front: Front, point: PointEntry) -> str | None:
     """What a request names for a point from `rlhf-lines serve --group` its group; None where no mix is exactly it."""
     try:
         _, places = mixed_like(front, point["group"])
-        names = mixed_names([front["policies"][place] for place in places])
+        names = mixed_names(front, places)
+        weights = own_weights(point["spec"]["weights"], places)
+        counted = [k for k, weight in enumerate(weights) if weight]
+        name = mix_name([weights[k] for k in counted], [names[k] for k in counted])
+        served = read_mix(name, names, front["objectives"]).weights  # a name has three decimals
     except ValueError:
         return None
-    weights = own_weights(point["spec"]["weights"], places)
-    in_steps = all(math.isclose(weight * STEPS, round(weight * STEPS), abs_tol=SUM) for weight in weights)
-    return mix_name(weights, names) if in_steps else None
+    return name if all(map(partial(math.isclose, abs_tol=EXACT), served, weights)) else None
 
 
 def own_weights(weights: Sequence[float], places: Sequence[int]) -> tuple[float, ...]:

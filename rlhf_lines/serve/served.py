@@ -75,6 +75,6 @@ def read_served(run_dir: str | Path, group: str, scale: str = "raw") -> Served:
     """
     front = read_front(run_dir)
     like, places = mixed_like(front, group)
-    names = mixed_names([front["policies"][place] for place in places])
+    names = mixed_names(front, places)
     with open_finished(run_dir) as store:
         return Served(front, group, read_swept(run_dir, store, places), names, places, like, scale)

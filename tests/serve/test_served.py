@@ -51,22 +51,32 @@ def test_a_point_has_the_name_of_the_mix_that_is_the_same_merge(run):
         assert [by_policy.get(k, 0.0) for k in range(len(spec.weights))] == list(spec.weights)
 
 
-def test_weights_of_more_than_three_decimals_are_no_mix(run):
+@pytest.mark.parametrize("weights", [(1 / 3, 2 / 3), (-0.5, 1.5), (2.0, -1.0), (0.0, 0.0)])
+def test_what_no_request_can_name_is_no_mix(weights, run):
     front = read_front(run)
     point = next(point for point in front["points"] if point["group"] == "lines")
-    point["spec"]["weights"] = [1 / 3, 2 / 3]
+    point["spec"]["weights"] = list(weights)
     assert mix_of_point(front, point) is None
+
+
+def test_a_front_that_does_not_know_its_policies_names_no_mix(run):
+    front = read_front(run)
+    point = next(point for point in front["points"] if point["group"] == "lines")
+    assert mix_of_point(front | {"policies": []}, point) is None
+    without_sft = [each for each in front["points"] if each["group"] != "sft"]
+    assert mix_of_point(front | {"points": without_sft}, point) == mix_of_point(front, point)
 
 
 def test_pick_tells_the_name_of_the_mix(run, capsys):
     assert main(["pick", str(run), "--preference", "0.5", "0.5", "--group", "others"]) == 0
     told = capsys.readouterr().out
-    found = next(line for line in told.splitlines() if "as a model of requests" in line)
+    found = next(line for line in told.splitlines() if "to ask a server for it" in line)
     point = pick(read_front(run), preference=(0.5, 0.5), group="others").point
-    assert f"from rlhf-lines serve {run} --group others: " in found
-    assert found.endswith(f"mix/harmless={point['spec']['weights'][1]:g},third={point['spec']['weights'][3]:g}")
-    main(["pick", str(run), "--preference", "0.5", "0.5", "--group", "ties"])
-    assert "as a model of requests" not in capsys.readouterr().out
+    counts = {name: point["spec"]["weights"][place] for name, place in (("harmless", 1), ("third", 3))}
+    mix = ",".join(f"{name}={weight:g}" for name, weight in counts.items() if weight)
+    assert f"rlhf-lines serve {run} --group others, and" in found and found.endswith(f'"model": "mix/{mix}"')
+    assert main(["pick", str(run), "--preference", "0.5", "0.5", "--group", "ties"]) == 0
+    assert "to ask a server for it" not in capsys.readouterr().out
 
 
 def test_the_policies_are_those_of_the_group(run, models):
