@@ -28,28 +28,29 @@ def computes_in(dtype: str, *, cpu: bool) -> bool:
     """
     import torch
 
-    if cpu or on_cpu():
-        found = torch.cpu.get_capabilities()
-        return dtype not in INSTRUCTIONS or any(found.get(name) for name in INSTRUCTIONS[dtype])
-    if dtype == "bfloat16" and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return True
+    if not cpu and torch.cuda.is_available():
+        return dtype != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if not cpu and not on_cpu():  # an accelerator of another kind
+        return True
+    found = torch.cpu.get_capabilities()
+    return dtype not in INSTRUCTIONS or any(found.get(name) for name in INSTRUCTIONS[dtype])
 
 
 @functools.cache
-def tell_if_slow(dtype: str, *, given: str | None = None, instead: str = "dtype: float32", cpu: bool = False) -> None:
+def tell_if_slow(dtype: str, *, what: str = "the model", instead: str = "dtype: float32", cpu: bool = False) -> None:
     """Say once, in the process that speaks, that a model computes in a dtype that this machine is slow in.
 
     Args:
         dtype: as torch names it.
-        given: the setting that asks for it; by default `dtype` itself.
+        what: the model.
         instead: what to set.
         cpu: as in `computes_in`.
     """
     if leads() and not computes_in(dtype, cpu=cpu):
         logger.warning(
-            "%s is slow here: this machine has no instructions for it, and computes several times faster in float32, "
-            "in more memory (%s)",
-            given or f"dtype: {dtype}",
+            "%s computes in %s, for which this machine has no instructions: in float32 it is several times faster, and "
+            "takes more memory (%s)",
+            what,
+            dtype,
             instead,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import reward_models
-from reward_models import Classifier, Format, Generative, RewardModel
+from reward_models import Classifier, Format, Generative, RewardModel, Similarity
 from reward_models.base import is_number
 from reward_models.conversation import CHAT
 from reward_models.generative import PREFIX as GENERATIVE
@@ -207,8 +207,8 @@ def load_reward_models(
                 system=entry.system,
                 trust_remote_code=trust_remote_code,
             )
-        if entry.dtype is not None:
-            tell_if_slow(entry.dtype, given=f"dtype: {entry.dtype} of reward {entry.model}")
+        if entry.dtype is not None and isinstance(loaded, Classifier | Generative | Similarity):
+            tell_if_slow(entry.dtype, what=f"reward {loaded.name}", instead=f"dtype: float32 of {loaded.name}")
         if shared is not None and isinstance(loaded, Classifier | Generative):
             read[shared] = loaded
         models.append(loaded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -76,9 +77,9 @@ def test_a_part_alone_trains_and_reads_only_what_it_needs(study):
     assert [stage.name for stage in made("search")] == ["sft", "faithful", "readable", "search"]
     assert "reuse" not in made("search")[-1].config and "reuse" in made("comparison", "search")[-1].config
     assert [stage.name for stage in made("thirds", rivals=["frozen"])][1:] == ["faithful", "readable", "thirds"]
-    learned = made("learn", bf16=True)
-    assert {stage.config["dtype"] for stage in learned if stage.verb == "learn"} == {"bfloat16"}
-    assert {stage.config.get("bf16") for stage in learned if stage.verb == "ppo"} == {True}
+    half = made(*study.stages.PARTS, bf16=True)
+    assert {stage.config["dtype"] for stage in half if stage.verb != "sft"} == {"bfloat16"}
+    assert {stage.config.get("bf16") for stage in half if stage.verb == "ppo"} == {True}
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,13 @@ def test_a_part_alone_trains_and_reads_only_what_it_needs(study):
     [
         (["--tasks", "demo", "--parts", "comparison"], "task demo has none of the parts comparison"),
         (["--parts", "search", "--rivals"], "--rivals and --rules are of the comparison"),
+        (["--tasks", "demo", "--rules", "ties"], "--rivals and --rules are of the comparison"),
     ],
 )
 def test_what_would_do_nothing_is_refused(asked, sentence, tmp_path):
     command = [sys.executable, str(FOLDER), *asked, "--output_dir", str(tmp_path / "study")]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    path = os.pathsep.join([str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert ended.returncode == 2 and sentence in ended.stderr and not (tmp_path / "study").exists()
 
 

@@ -66,10 +66,9 @@ def tell_chosen(training, model_config, model) -> None:
     """Say what was left open and what it became, in the process that speaks; and what is slow on this machine."""
     if leads() and training.chosen:
         logger.warning("chosen, because not given: %s", describe_chosen(training, model_config, model))
-    if training.bf16:
-        tell_if_slow("bfloat16", given="bf16: true", instead="bf16: false", cpu=training.use_cpu)
-    elif not training.fp16 and model_config.dtype is not None:
-        tell_if_slow(model_config.dtype, cpu=training.use_cpu)
+    loaded = str(model.dtype).removeprefix("torch.")
+    instead = ["bf16: false"] * training.bf16 + ["dtype: float32"] * (loaded != "float32")
+    tell_if_slow("bfloat16" if training.bf16 else loaded, instead=", ".join(instead), cpu=training.use_cpu)
 
 
 def describe_chosen(training, model_config, model) -> str:

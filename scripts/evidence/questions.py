@@ -220,7 +220,7 @@ def wrong(task: Task) -> str:
 
 
 def searched(task: Task) -> str:
-    """What a search for a front is worth beside rules that were tuned at the same cost; of several seeds, by seed, too."""
+    """What a search for a front is worth beside rules that were tuned at the same cost, in all and by seed."""
     if not task.searches:
         return NOT_YET
     task = replace(task, runs=task.searches)

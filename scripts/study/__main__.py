@@ -37,6 +37,7 @@ from rlhf_lines.demo_models import write_untrained_models
 
 
 COMMAND = (sys.executable, "-m", "rlhf_lines")
+CONTROLLED = {"comparison", "thirds"}  # parts that read texts outside the task
 FRONTS = {"comparison": "sweep", "search": "search"}  # of the parts with fronts, the folder below that of a seed
 UNTRAINED = Path("outputs/demo/untrained")  # where the demo's configs read its base and reward models
 
@@ -44,7 +45,7 @@ UNTRAINED = Path("outputs/demo/untrained")  # where the demo's configs read its 
 def main() -> None:
     """Run all stages of the tasks and seeds that are asked for, and compare the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="all that have the parts, if left out")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="policies that are trained at once; 1 on a GPU (2)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"))
@@ -52,36 +53,37 @@ def main() -> None:
         "--hh_path", help="the human pairs: a file, a folder or a Hub id; as in the configs if left out"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="what is measured (all)")
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, help="other ways to train both policies (all)")
     parser.add_argument(
-        "--rivals", nargs="*", choices=RIVALS, default=[*RIVALS], help="other ways to train both policies (all)"
-    )
-    parser.add_argument(
-        "--rules", nargs="*", choices=RULES, default=[*RULES], help="rules beside LiNeS; they are half of a sweep (all)"
+        "--rules", nargs="*", choices=RULES, help="rules beside LiNeS; they are half of a comparison (all)"
     )
     parser.add_argument("--bf16", action="store_true", help="train and measure policies in bfloat16")
     options = parser.parse_args()
-    if "comparison" not in options.parts and (options.rivals != [*RIVALS] or options.rules != [*RULES]):
-        parser.error("--rivals and --rules are of the comparison, which --parts leaves out: leave them out, too")
-    for name in options.tasks:
-        if not TASKS[name].parts(options.parts):
+    parts = {name: task.parts(options.parts) for name, task in TASKS.items()}
+    for name in options.tasks or []:
+        if not parts[name]:
             parser.error(f"task {name} has none of the parts {' '.join(options.parts)}: leave it out of --tasks")
-    for name in options.tasks:
+    tasks = options.tasks or [name for name in TASKS if parts[name]]
+    if not any("comparison" in parts[name] for name in tasks) and (options.rivals, options.rules) != (None, None):
+        parser.error("--rivals and --rules are of the comparison, which is not measured: leave them out")
+    rivals = [*RIVALS] if options.rivals is None else options.rivals
+    rules = RULES if options.rules is None else options.rules
+    for name in tasks:
         task, there = TASKS[name], options.output_dir / name
         if name == "demo" and not is_complete(UNTRAINED):
             write_untrained_models(UNTRAINED)
-        if task.other and not (control := there / "control.jsonl").is_file():
+        if CONTROLLED.intersection(parts[name]) and not (control := there / "control.jsonl").is_file():
             rows = [json.dumps(row) for row in control_texts(task.other, options.hh_path)]
             control.parent.mkdir(parents=True, exist_ok=True)
             control.write_text("\n".join(rows) + "\n")
         changes = {"dataset_path": options.hh_path} if name == "hh" and options.hh_path else {}
         run_all(before(task, changes), there, options.jobs)
         for seed in options.seeds:
-            choices = Choices(changes, options.bf16, options.parts, options.rivals, options.rules)
+            choices = Choices(changes, options.bf16, options.parts, rivals, rules)
             run_all(stages(task, seed, there / f"seed_{seed}", choices), there / f"seed_{seed}", options.jobs)
-        swept = [sweep for part, sweep in FRONTS.items() if part in task.parts(options.parts)]
-        if swept and len(options.seeds) > 1:
-            sweeps = [str(there / f"seed_{seed}" / swept[0]) for seed in options.seeds]
-            command = [*COMMAND, "compare", *sweeps, "--output_dir", str(there / "comparison"), "--overwrite"]
+        for sweep in (sweep for part, sweep in FRONTS.items() if part in parts[name] and len(options.seeds) > 1):
+            sweeps = [str(there / f"seed_{seed}" / sweep) for seed in options.seeds]
+            command = [*COMMAND, "compare", *sweeps, "--output_dir", str(there / f"compared_{sweep}"), "--overwrite"]
             if status := subprocess.run(command).returncode:
                 sys.exit(status)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from rlhf_lines.artifact import is_complete
 from rlhf_lines.shipped import shipped_configs
 
 
@@ -231,7 +232,7 @@ def _search(task: Task, folder: Path, merged: dict[str, Any], choices: Choices) 
     """The sweep that searches for a front, beside rules that are tuned at the same cost."""
     shared = ("test_prompts", "num_weights", "validation_weights", "edge_extensions")
     searched = {key: SWEEP[key] for key in shared} | {"output_dir": f"{folder}/search"}
-    if "comparison" in task.parts(choices.parts):
+    if "comparison" in task.parts(choices.parts) or is_complete(folder / "sweep"):
         searched["reuse"] = f"{folder}/sweep"
     left_out = ("control", "control_texts", "control_tokens")
     swept = {key: value for key, value in shipped(task, "sweep").items() if key not in left_out}

@@ -13,6 +13,7 @@ from rlhf_lines.errors import about
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.models import checkpoint_end_token_ids, load_tokenizer
+from rlhf_lines.native_dtypes import tell_if_slow
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.protocol import Completion, Pair, Request
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters, check_servable, largest_rank
@@ -218,6 +219,7 @@ class VllmEngine:
         if self._llm is None:
             from vllm import LLM
 
+            tell_if_slow(self._config.dtype)
             with about("vLLM cannot serve the SFT model with these settings", ValueError, TypeError, ImportError):
                 self._llm = LLM(**self._arguments)
         return self._llm
