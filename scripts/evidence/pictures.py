@@ -58,10 +58,7 @@ def differences(path: Path, tasks: Sequence[Task]) -> None:
 
 
 def thirds(path: Path, tasks: Sequence[Task]) -> None:
-    """What the factor of each third does to utility, KL and the loss on other texts; nothing, where none has any."""
-    tasks = [task for task in tasks if task.thirds]
-    if not tasks:
-        return
+    """What the factor of each third does to utility, KL and the loss on other texts."""
     most = max(len(effects(task)) for task in tasks)
     inches = (canvas.PAGE_INCHES, len(tasks) * (ROW_INCHES * len(THIRDS) + 0.9))
     with canvas.saved_figure([path], inches) as figure:
@@ -75,16 +72,11 @@ def thirds(path: Path, tasks: Sequence[Task]) -> None:
 
 def searched(path: Path, tasks: Sequence[Task]) -> None:
     """Fronts of the search and of rules that were tuned at the same cost."""
-    tasks = [replace(task, runs=task.searches) for task in tasks if task.searches]
-    if tasks:
-        fronts(path, tasks, (SOUP, LINES, ONE_FACTOR, SEARCHED))
+    fronts(path, [replace(task, runs=task.searches) for task in tasks], (SOUP, LINES, ONE_FACTOR, SEARCHED))
 
 
 def learned(path: Path, tasks: Sequence[Task]) -> None:
     """The factors that `learn` found, over depth: a row a task, a panel a policy, a line a seed of each method."""
-    tasks = [task for task in tasks if task.learned]
-    if not tasks:
-        return
     methods = list(dict.fromkeys(method for task in tasks for method in task.learned))
     of_methods = looks(methods)
     with canvas.saved_figure([path], (canvas.PAGE_INCHES, canvas.PANEL_INCHES * len(tasks) + 0.3)) as figure:
@@ -201,13 +193,16 @@ def _legend(figure: Any, groups: Sequence[str], columns: int, *, joined: bool = 
     figure.legend(handles=handles, **canvas.UPPER_LEGEND, ncols=columns)
 
 
-OF_COMPARISON = {
-    "soup": lambda path, tasks: fronts(path, tasks, (SFT, SOUP, LINES, MORLHF)),
-    "differences": differences,
-    "kl": lambda path, tasks: reward_and_kl(path, tasks, (SOUP, LINES, SCALED, REVERSED)),
-    "thirds": thirds,
-    "forgetting": forgetting,
-    "readers": readers,
-    "wrong": lambda path, tasks: fronts(path, tasks, (SFT, SOUP, *WRONG)),
+PICTURES = {  # by what of a task they are drawn of
+    "runs": {
+        "soup": lambda path, tasks: fronts(path, tasks, (SFT, SOUP, LINES, MORLHF)),
+        "differences": differences,
+        "kl": lambda path, tasks: reward_and_kl(path, tasks, (SOUP, LINES, SCALED, REVERSED)),
+        "forgetting": forgetting,
+        "readers": readers,
+        "wrong": lambda path, tasks: fronts(path, tasks, (SFT, SOUP, *WRONG)),
+    },
+    "thirds": {"thirds": thirds},
+    "searches": {"search": searched},
+    "learned": {"learned": learned},
 }
-OF_ALL = {"search": searched, "learned": learned}

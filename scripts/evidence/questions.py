@@ -58,7 +58,7 @@ class Effect(NamedTuple):
 
 def policies(task: Task) -> tuple[str, str]:
     """Names of both policies."""
-    front = (*task.runs, *task.searches)[0].front
+    front = (*task.runs, *task.searches, *task.thirds)[0].front
     first, second = (policy.rstrip("/").rsplit("/", 1)[-1] for policy in front["policies"][:2])
     return first, second
 
@@ -120,8 +120,6 @@ def effects(task: Task) -> list[Effect]:
 
 def thirds(task: Task) -> str:
     """What the factor of each third does, the others averaged over both levels; and the last third less the first."""
-    if not task.thirds:
-        return NOT_YET
     rows = [
         [
             effect.name,
@@ -145,8 +143,6 @@ def last_less_first(task: Task, effect: Effect) -> Estimate:
 
 def profiles(task: Task) -> str:
     """The eight profiles at equal weights."""
-    if not task.thirds:
-        return NOT_YET
     rows = []
     for levels in itertools.product(LEVELS, repeat=len(THIRDS)):
         name = third_name(levels)
@@ -221,8 +217,6 @@ def wrong(task: Task) -> str:
 
 def searched(task: Task) -> str:
     """What a search for a front is worth beside rules that were tuned at the same cost, in all and by seed."""
-    if not task.searches:
-        return NOT_YET
     task = replace(task, runs=task.searches)
     told = differences(task, AT_ONE_COST)
     return told if len(task.runs) == 1 else f"{told}\n\n{by_seed(task, AT_ONE_COST)}"
@@ -230,8 +224,6 @@ def searched(task: Task) -> str:
 
 def learned(task: Task) -> str:
     """What each method of `learn` found, a row a method: means over seeds, and its difference to LiNeS by seed."""
-    if not task.learned:
-        return NOT_YET
     rows = []
     for method, found in task.learned.items():
         cells = [
