@@ -141,7 +141,7 @@ def start_two(judges: Path, settings: dict, **variables) -> list[tuple[int, str]
 
 
 def assert_near(found, want) -> None:
-    """The same JSON, its numbers up to the rounding of a KL."""
+    """The same JSON, its numbers up to the rounding of what the store has: KL to 1e-6, nll to a share of 1e-5."""
     if isinstance(want, dict):
         assert found.keys() == want.keys()
         for key in want:
@@ -151,7 +151,7 @@ def assert_near(found, want) -> None:
         for a, b in zip(found, want, strict=True):
             assert_near(a, b)
     elif isinstance(want, float):
-        assert found == pytest.approx(want, rel=1e-6, abs=1e-6)
+        assert found == pytest.approx(want, rel=1e-5, abs=1e-6)
     else:
         assert found == want
 
