@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge import MergeSpec
@@ -98,7 +96,7 @@ def mix_of_point(front: Front, point: PointEntry) -> str | None:
         served = read_mix(name, names, front["objectives"]).weights  # a name has three decimals
     except ValueError:
         return None
-    return name if all(map(partial(math.isclose, abs_tol=EXACT), served, weights)) else None
+    return name if all(abs(a - b) <= EXACT for a, b in zip(served, weights, strict=True)) else None
 
 
 def own_weights(weights: Sequence[float], places: Sequence[int]) -> tuple[float, ...]:

@@ -290,4 +290,6 @@ def test_a_quantised_base_generates_what_pefts_adapters_find_most_likely(larger,
             logits = peft(input_ids=torch.tensor([ids])).logits[0].float()
         rows = logits[len(request.prompt_ids) - 1 : -1]
         chosen = rows.gather(1, torch.tensor(completion.token_ids).unsqueeze(1)).squeeze(1)
-        assert (rows.max(dim=1).values - chosen).max() < 0.2  # a few last bits may turn what is nearly equal
+        assert (rows.max(dim=1).values - chosen).max() < max(
+            0.1, 3 * rounding
+        )  # last bits may turn what is nearly equal
