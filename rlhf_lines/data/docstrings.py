@@ -15,7 +15,9 @@ Two wishes about a summary conflict, and both can be scored from the text alone:
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import gc
 import importlib
 import inspect
 import os
@@ -23,6 +25,7 @@ import random
 import re
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +77,9 @@ def specificity(summary: str) -> int:
 def corpus() -> tuple[Entry, ...]:
     """Every documented function and class of the standard library, one per name, sorted by name."""
     found = {}
-    for name, docstring in [*_from_source(), *_from_builtins()]:
+    with _no_garbage_collection():
+        documented = [*_from_source(), *_from_builtins()]
+    for name, docstring in documented:
         summary = " ".join(docstring.strip().split("\n\n")[0].split())
         usable = len(summary.split()) >= 2 and len(summary) <= LONGEST_SUMMARY and len(name) <= LONGEST_NAME
         if usable and summary.isascii():
@@ -140,6 +145,18 @@ def preferences(split: str, preference: str, *, seed: int = 0) -> list[dict[str,
             better, worse = (own, other) if difference > 0 else (other, own)
             rows.append({"prompt": prompt(own), "chosen": completion(better), "rejected": completion(worse)})
     return rows
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees have no cycles, but so many nodes that the collector would take longer than the parser."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _from_source():
