@@ -204,7 +204,7 @@ class DenseMerge:
     def _merge(self, span: Span, merged: Merged, dtype: torch.dtype, bad: set[str]) -> tuple[Tensor, Loss]:
         chunk = merged.residuals.read(span)
         tau = merged.compute(chunk)
-        written = add_residual(chunk.sft, tau, dtype)
+        written = add_residual(chunk.sft, tau, dtype, self._scratch if tau.device.type == "cpu" else None)
         loss = cast_loss(tau, chunk.sft, written, self._sft.entries[span.name].dtype)
         # The sums are not finite if one of the values is not, or if squares overflow.
         if not (math.isfinite(loss.error) and math.isfinite(loss.total)) and not torch.isfinite(written).all():

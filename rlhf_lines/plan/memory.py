@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf_lines.merge.layers import is_linear_map
-from rlhf_lines.merge.tensors.order_statistics import AT_ONCE, DIGIT
+from rlhf_lines.merge.tensors.order_statistics import held_values
 from rlhf_lines.merge.tensors.spans import ELEMENTS
 from rlhf_lines.sweep.engines.batches import heads_of_keys
 
@@ -138,7 +138,9 @@ def gumbel_bytes(batch: int, vocab: int) -> int:
 def chunk_bytes(policies: int, stored: int, threads: int, elements: int = ELEMENTS) -> int:
     """The bytes of the chunks that all threads of a merge hold: K policies, the SFT model, and what is made of them.
 
-        threads elements [(K + 1) r + 4 (K + 3)],   r = stored bytes, and 4 more where those are not float32
+        threads elements [r + 4 (K + 3)]
+
+    with r for what is read: K + 1 times 4 bytes, or those of a wider dtype, and once those of a narrower one.
 
     Args:
         policies: K.
@@ -146,15 +148,15 @@ def chunk_bytes(policies: int, stored: int, threads: int, elements: int = ELEMEN
         threads: that work at a time.
         elements: of a chunk.
     """
-    return threads * elements * ((policies + 1) * _read_bytes(stored) + (policies + CHUNKS_OF_A_RULE) * FLOAT32)
+    return threads * elements * (_read_bytes(policies, stored) + (policies + CHUNKS_OF_A_RULE) * FLOAT32)
 
 
-def count_bytes(policies: int, threads: int) -> int:
-    """The bytes in which the digits of K policies wait to be counted, in a search for quantiles.
+def search_bytes(policies: int, size: int) -> int:
+    """The bytes that a search for a quantile of `size` values holds: 4 (K + 1) (5 size)^(2/3), see `held_values`.
 
-    Two digits, whose tables follow one another, are in memory at a time: 2 threads K (4 2^18 + 8 2^16).
+    The values that are looked at closely of each policy, and of one at a time a copy in another order.
     """
-    return 2 * threads * policies * (FLOAT32 * AT_ONCE + 8 * 2**DIGIT)
+    return (policies + 1) * held_values(size) * FLOAT32
 
 
 def whole_bytes(
@@ -162,14 +164,14 @@ def whole_bytes(
 ) -> int:
     """The bytes of the largest linear map of a rule that takes them whole, 0 for other rules.
 
-    n [(K + 1) r + 8 a] + 8 b in^2     for a weight [out, in] of n elements; a and b are `whole` of the rule
+    n (r + 8 a) + 8 b in^2     for a weight [out, in] of n elements; a and b are `whole` of the rule, r as for chunks
     """
     if whole is None:
         return 0
     tensors, squares = whole
 
     def size(shape: tuple[int, ...]) -> int:
-        elements = math.prod(shape) * ((policies + 1) * _read_bytes(stored) + tensors * FLOAT64)
+        elements = math.prod(shape) * (_read_bytes(policies, stored) + tensors * FLOAT64)
         return elements + squares * FLOAT64 * shape[1] ** 2
 
     return max((size(shape) for name, shape in shapes.items() if is_linear_map(name, shape)), default=0)
@@ -203,5 +205,5 @@ def fit_bytes(sides: tuple[int, int], policies: int, rank: int, components: int)
     return FLOAT64 * (policies * rank * sum(sides) + max(sides) * at_a_position)
 
 
-def _read_bytes(stored: int) -> int:
-    return stored if stored >= FLOAT32 else stored + FLOAT32
+def _read_bytes(policies: int, stored: int) -> int:
+    return (policies + 1) * max(stored, FLOAT32) + (stored if stored < FLOAT32 else 0)

@@ -44,7 +44,7 @@ from rlhf_lines.plan.plan import Options, Plan, note_existing
 from rlhf_lines.plan.shapes import Shape, find_shape
 
 
-SEARCHING = 3  # passes: two digits of a quantile, and the merge
+SEARCHING = 3  # passes: two for a quantile, and the merge
 _NAME, _COLUMNS = "model.layers.0.weight", 64  # of what a rule is rehearsed on
 
 
@@ -233,7 +233,10 @@ def _parts(merge: Merge, shape: Shape, adapters: Sequence[AdapterSizes], *, merg
     parts["adapters"] += sum(adapter.ups for adapter in adapters) * memory.FLOAT32
     parts["chunks"] = memory.chunk_bytes(policies, stored, threads)
     if passes >= SEARCHING:
-        parts["counts for quantiles"] = memory.count_bytes(policies, threads)
+        sizes = [math.prod(found) for found in shapes.values()]
+        by_parameter = merge.rule.by_parameter(merge.rule.options | merge.spec.options)
+        ranked = max(sizes, default=0) if by_parameter else sum(sizes)
+        parts["search for quantiles"] = memory.search_bytes(policies, ranked)
     if whole := memory.whole_bytes(merge.rule.whole, shapes, policies, stored):
         parts["one whole parameter"] = whole
     if merge.save == "adapter" and not merge.rule.is_linear:

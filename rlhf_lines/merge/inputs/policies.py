@@ -154,13 +154,15 @@ def streamed_residuals(
 def read_wide(
     checkpoint: Checkpoint, span: Span, scratch: Scratch, key: object, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """One span of a checkpoint in a wide dtype, in scratch memory (on a CPU)."""
-    stored = checkpoint.entries[span.name].dtype
-    raw = scratch.take(("raw", key), span.stop - span.start, stored)
+    """One span of a checkpoint in a wide dtype, in scratch memory (on a CPU) that the next call with this key reuses."""
+    stored, size = checkpoint.entries[span.name].dtype, span.stop - span.start
+    if device.type == "cpu" and stored == dtype:
+        values = scratch.take(("wide", key), size, dtype)
+        checkpoint.read_into(values, span.name, span.start)
+        return values
+    raw = scratch.take("raw", size, stored)  # of all models: the fewer buffers, the more of them stay in the cache
     checkpoint.read_into(raw, span.name, span.start)
-    if device.type != "cpu":
-        return raw.to(device).to(dtype)
-    return raw if stored == dtype else scratch.take(("wide", key), raw.numel(), dtype).copy_(raw)
+    return scratch.take(("wide", key), size, dtype).copy_(raw) if device.type == "cpu" else raw.to(device).to(dtype)
 
 
 def match_names(policy: Checkpoint, sft: Checkpoint) -> tuple[dict[str, str], str | None]:

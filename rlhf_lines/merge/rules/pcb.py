@@ -31,7 +31,7 @@ def pcb(
     Quantiles, minima and maxima are over all entries of a policy together. Preference weights scale tau_k by K w_k
     first. The scale of tau matters where |tau_k sum_j tau_j| is not far below 1; residuals of RLHF are far below.
 
-    Five passes in float32: two for the quantiles of |tau|, two for those of b (see `order_statistics`), one to merge.
+    Five passes as a rule: two for the quantiles of |tau|, two for those of b (see `order_statistics`), one to merge.
 
     Source: arXiv 2410.02396, section 3, in the form of the authors' code, duguodong7/pcb-merging: the paper has softmax
     for both balances where the code has exp and tanh. Quantiles are entries of the sorted values, int(d clamp) and

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlhf_lines.merge.tensors.residuals import Chunk, Residuals
 
 
-DIRECT = 1 << 20  # so many values per policy are simply sorted
-DIGIT = 16  # bits by which the search narrows in one pass
-AT_ONCE = 1 << 18  # digits that are counted together: a table of counts takes as long as a part of them
+DIRECT = 1 << 20  # so many values per policy are all held
+MOST = 1 << 24  # values per policy that are held at most
+ERRORS = 5  # standard errors of a sample's quantile, on either side of it, within which the value is looked for
 
 
 def magnitudes(chunk: Chunk) -> list[Tensor]:
@@ -30,8 +33,11 @@ def order_statistics(
 ) -> list[list[float]]:
     """For policy k, the values of the given ranks, counted from 0 for the smallest, over all its elements.
 
-    Exact: floats are read as integers that sort alike, whose digits of 16 bits are counted from the highest down. Each
-    digit is one pass over the residuals: two in float32, four in float64. Few values are sorted instead.
+    Exact. A first pass over the residuals takes a sample, whose quantiles say between which two values the one of a
+    rank almost surely lies; a second counts what lies below and at these two, and holds what lies between. Where the
+    value is elsewhere, or too much lies between, it goes on there. Few values are all held in the first pass.
+
+    Source: the selection of Floyd and Rivest (Communications of the ACM 18, 1975), on a disk.
 
     Args:
         residuals: K residuals.
@@ -44,119 +50,157 @@ def order_statistics(
         K lists, in the order of `ranks`.
     """
     names = list(residuals.shapes if names is None else names)
-    if residuals.size(names) <= DIRECT:
-        return _sorted(residuals, ranks, values, names)
-    searches = [[_Search(rank) for rank in wanted] for wanted in ranks]
-    for done in range(torch.finfo(residuals.dtype).bits // DIGIT):
-        counters = _Counters()
+    size = residuals.size(names)
+    searches = [[_Search(rank, size) for rank in wanted] for wanted in ranks]
+    while open_searches := [(k, one) for k, wanted in enumerate(searches) for one in wanted if one.found is None]:
+        windows = {(k, one.bounds): _Window(one.bounds, residuals.dtype) for k, one in open_searches}
 
-        def count(chunk: Chunk, done: int = done, counters: _Counters = counters) -> None:
-            for k, value in enumerate(values(chunk)):
-                keys = _keys(value)
-                for prefix in {search.prefix for search in searches[k]}:
-                    counters.add((k, prefix), _digits(keys, prefix, done))
+        def look(chunk: Chunk, windows: dict[tuple[int, _Bounds], _Window] = windows) -> None:
+            ranked = [_array(value) for value in values(chunk)]
+            for (k, _), window in windows.items():
+                window.add(ranked[k])
 
-        for _ in residuals.map(count, "element", names):
+        for _ in residuals.map(look, "element", names):
             pass
-        totals = counters.totals()
-        for k, wanted in enumerate(searches):
-            for search in wanted:
-                search.narrow(totals[k, search.prefix])
-    return [[_value(search.prefix, residuals.dtype) for search in wanted] for wanted in searches]
+        for k, one in open_searches:
+            one.narrow(windows[k, one.bounds])
+    return [[one.found for one in wanted] for wanted in searches]
 
 
-def _sorted(
-    residuals: Residuals,
-    ranks: Sequence[Sequence[int]],
-    values: Callable[[Chunk], list[Tensor]],
-    names: Sequence[str],
-) -> list[list[float]]:
-    chunks = list(residuals.map(lambda chunk: [value.clone() for value in values(chunk)], "element", names))
-    ordered = [torch.cat(parts).sort().values for parts in zip(*chunks, strict=True)]
-    return [[ordered[k][rank].item() for rank in wanted] for k, wanted in enumerate(ranks)]
+def held_values(size: int) -> int:
+    """How many of `size` values a search looks at closely: as a sample, and then between two values of it.
+
+    (ERRORS size)^(2/3), which makes both about equally many, but at most `MOST`; few are all looked at.
+    """
+    return size if size <= DIRECT else min(math.ceil((ERRORS * size) ** (2 / 3)), size, MOST)
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Between which two values, exclusive, a search looks; None is no bound.
+
+    Of `every` values there one is held, and `most` at most.
+    """
+
+    low: float | None
+    high: float | None
+    every: int
+    most: int
+
+
+class _Window:
+    """What was seen of the values around and between two bounds; several threads add to it.
+
+    Attributes:
+        below: the number of values below `low`.
+        to_low: of those up to `low`, itself included.
+        to_high: of those below `high`.
+        through: of those up to `high`, itself included.
+    """
+
+    def __init__(self, bounds: _Bounds, dtype: torch.dtype) -> None:
+        self._bounds, self._lock = bounds, threading.Lock()
+        self.below = self.to_low = self.to_high = self.through = 0
+        # One array, whose memory the system gives when it is written to: many small ones that stay would tear the heap
+        # into pieces, which grows then.
+        self._held, self._used = np.empty(bounds.most, np.float64 if dtype == torch.float64 else np.float32), 0
+        self._is_full = False
+
+    def add(self, values: np.ndarray | Tensor) -> None:
+        """Look at further values."""
+        low, high, every = self._bounds.low, self._bounds.high, self._bounds.every
+        below = 0 if low is None else _count(values < low)
+        to_low = 0 if low is None else _count(values <= low)
+        through = len(values) if high is None else _count(values <= high)
+        inside = values
+        if low is not None and high is not None:
+            inside = values[(values > low) & (values < high)]
+        elif low is not None or high is not None:
+            inside = values[values < high if low is None else values > low]
+        picked = inside[::every]
+        if isinstance(picked, Tensor):
+            picked = picked.cpu().numpy()
+        with self._lock:
+            self.below, self.to_low = self.below + below, self.to_low + to_low
+            self.to_high, self.through = self.to_high + to_low + len(inside), self.through + through
+            self._hold(picked)
+
+    def held(self) -> np.ndarray | None:
+        """The values that are held, in no order; None where they were to be all of them, and were too many."""
+        return None if self._is_full and self._bounds.every == 1 else self._held[: self._used]
+
+    def _hold(self, picked: np.ndarray) -> None:
+        room = len(self._held) - self._used
+        self._is_full |= len(picked) > room
+        picked = picked[:room]
+        self._held[self._used : self._used + len(picked)] = picked
+        self._used += len(picked)
 
 
 class _Search:
-    """The digits found so far of the value of one rank, and its rank among the values that share them."""
+    """The search for the value of one rank.
 
-    def __init__(self, rank: int) -> None:
-        self.prefix, self.rank = 0, rank
+    Attributes:
+        found: the value, once it is known.
+        bounds: where the next pass looks.
+    """
 
-    def narrow(self, counts: Tensor) -> None:
-        below = counts.cumsum(0)
-        digit = int(torch.searchsorted(below, self.rank, right=True))
-        self.rank -= int(below[digit - 1]) if digit else 0
-        self.prefix = (self.prefix << DIGIT) | digit
+    def __init__(self, rank: int, size: int) -> None:
+        self.found: float | None = None
+        self._rank = rank
+        self._surely_in(None, None, 0, size)
 
+    def narrow(self, window: _Window) -> None:
+        """Draw the conclusions of a pass in the bounds."""
+        low, high, held = self.bounds.low, self.bounds.high, window.held()
+        if self._rank < window.below:
+            self._surely_in(self._low, low, self._before, window.below - self._before)
+        elif self._rank < window.to_low:
+            self.found = _plain(low)
+        elif self._rank >= window.through:
+            self._surely_in(high, self._high, window.through, self._before + self._count - window.through)
+        elif self._rank >= window.to_high:
+            self.found = _plain(high)
+        elif held is None:
+            self._surely_in(low, high, window.to_low, window.to_high - window.to_low)
+        elif self.bounds.every == 1:
+            index = self._rank - window.to_low
+            self.found = _plain(np.partition(held, index)[index])
+        else:
+            self.bounds = self._likely_in(held)
 
-class _Counters:
-    """Counts of digits, which several threads add to, each in tables of its own."""
+    def _surely_in(self, low: float | None, high: float | None, before: int, count: int) -> None:
+        """The value is one of `count` between these two, and `before` are below them: a sample is needed of those."""
+        self._low, self._high, self._before, self._count = low, high, before, count
+        every = -(-count // held_values(count))
+        # An odd step meets all columns of a matrix, whose number is even.
+        self.bounds = _Bounds(low, high, every if every == 1 else every | 1, most=min(count, 2 * held_values(count)))
 
-    def __init__(self) -> None:
-        self._local, self._lock, self._all = threading.local(), threading.Lock(), []
-
-    def add(self, key: tuple[int, int], digits: Tensor) -> None:
-        tables = getattr(self._local, "tables", None)
-        if tables is None:
-            tables = self._local.tables = {}
-            with self._lock:
-                self._all.append(tables)
-        tables.setdefault(key, _Table()).add(digits)
-
-    def totals(self) -> dict[tuple[int, int], Tensor]:
-        keys = {key for tables in self._all for key in tables}
-        return {key: sum(tables[key].counts() for tables in self._all if key in tables) for key in keys}
-
-
-class _Table:
-    """How often each digit was added; `counts()` is `[2^16]`, int64."""
-
-    def __init__(self) -> None:
-        # Copied into memory of its own: many small tensors that stay would tear the heap into pieces, which grows then.
-        self._waiting = torch.empty(AT_ONCE, dtype=torch.int32)
-        self._used = 0
-        self._counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
-
-    def add(self, digits: Tensor) -> None:
-        for part in digits.split(AT_ONCE):
-            if self._used + len(part) > AT_ONCE:
-                self.counts()
-            self._waiting[self._used : self._used + len(part)] = part
-            self._used += len(part)
-
-    def counts(self) -> Tensor:
-        self._counts += torch.bincount(self._waiting[: self._used], minlength=1 << DIGIT)
-        self._used = 0
-        return self._counts
-
-
-def _keys(values: Tensor) -> Tensor:
-    """The bits of floats as integers that sort as the floats do (negative floats count downwards)."""
-    bits = values.contiguous().view(torch.int64 if values.dtype == torch.float64 else torch.int32)
-    width = 63 if bits.dtype == torch.int64 else 31
-    return bits ^ ((bits >> width) & ((1 << width) - 1))
+    def _likely_in(self, sample: np.ndarray) -> _Bounds:
+        """Two values of the sample, or the sure bounds, between which the value of the rank almost surely lies."""
+        share = (self._rank - self._before + 0.5) / self._count
+        expected = share * len(sample)
+        margin = ERRORS * math.sqrt(len(sample) * share * (1 - share)) + ERRORS
+        first, last = math.floor(expected - margin), math.ceil(expected + margin)
+        inside = [index for index in (first, last) if 0 <= index < len(sample)]
+        ordered = np.partition(sample, inside) if inside else sample
+        return _Bounds(
+            float(ordered[first]) if first >= 0 else self._low,
+            float(ordered[last]) if last < len(sample) else self._high,
+            every=1,
+            most=2 * held_values(self._count),
+        )
 
 
-def _digits(keys: Tensor, prefix: int, done: int) -> Tensor:
-    """The next digit of the keys that start with `prefix`, which stands for the first `done` digits."""
-    shift = keys.element_size() * 8 - DIGIT * (done + 1)
-    if done == 0:  # the sign makes the first digit run from -2^15
-        return (keys >> shift) + (1 << (DIGIT - 1))
-    alike = _where_equal(keys, keys >> (shift + DIGIT), prefix - (1 << (DIGIT * done - 1)))
-    return (alike >> shift) & ((1 << DIGIT) - 1)
+def _array(values: Tensor) -> np.ndarray | Tensor:
+    """The same memory as numpy sees it, which picks and counts several times faster than torch on a CPU."""
+    return values.numpy() if values.device.type == "cpu" else values
 
 
-def _where_equal(tensor: Tensor, labels: Tensor, label: int) -> Tensor:
-    """The elements whose label is this one."""
-    if tensor.device.type != "cpu":
-        return tensor[labels == label]
-    # On a CPU numpy picks few out of many several times faster than torch.
-    return torch.from_numpy(tensor.numpy()[labels.numpy() == label])
+def _count(mask: np.ndarray | Tensor) -> int:
+    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.count_nonzero())
 
 
-def _value(prefix: int, dtype: torch.dtype) -> float:
-    bits = torch.finfo(dtype).bits
-    key = prefix - (1 << (bits - 1))
-    if key < 0:
-        key ^= (1 << (bits - 1)) - 1
-    return torch.tensor(key, dtype=torch.int64 if bits == 64 else torch.int32).view(dtype).item()
+def _plain(value: float) -> float:
+    """A Python number; zero has no sign, since which of equal values is met depends on the order."""
+    return float(value) + 0.0

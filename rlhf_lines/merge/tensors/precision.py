@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_lines.merge.tensors.spans import Scratch
+
 
 DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
@@ -42,7 +44,7 @@ def wide(tensor: Tensor, name: str) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
-def add_residual(sft: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
+def add_residual(sft: Tensor, residual: Tensor, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
     """theta_SFT + tau: added in the wider of their dtypes, float32 at least, and cast once.
 
     Every merged weight comes from here: those in files, those that a sweep lends to its model, and those of the
@@ -52,8 +54,13 @@ def add_residual(sft: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
         sft: theta_SFT, in float32 or wider, or as it is stored.
         residual: tau, float32 or wider.
         dtype: of the result.
+        scratch: memory for the result, which the thread's next call overwrites (flat tensors of one dtype on a CPU);
+            None gives a new tensor.
     """
-    return (sft + residual).to(dtype)
+    if scratch is None:
+        return (sft + residual).to(dtype)
+    total = torch.add(sft, residual, out=scratch.take("sum", residual.numel(), residual.dtype))
+    return total if dtype == total.dtype else scratch.take("written", total.numel(), dtype).copy_(total)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-ELEMENTS = 1 << 17  # of a chunk: a few such float32 buffers stay in a cache, and Python has little to do between them
+ELEMENTS = 1 << 18  # of a chunk: a few such float32 buffers stay in a cache, and Python has little to do between them
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Scratch(threading.local):
 
 T = TypeVar("T")
 
-BATCH = 16  # spans that a thread takes at once
-LARGE = 16 * ELEMENTS  # a span of more elements has the machine to itself
+BATCH = 8  # spans that a thread takes at once
+LARGE = 8 * ELEMENTS  # a span of more elements has the machine to itself
 
 
 def in_threads(function: Callable[[Span], T], spans: Iterable[Span], workers: int) -> Iterator[T]:

@@ -11,7 +11,7 @@ from rlhf_lines.merge.tensors.spans import ELEMENTS
 
 
 # One parameter is longer than a chunk, one has no dimensions, one no elements.
-SHAPES = {"w": (520, 257), "a.b": (41, 13), "v": (29,), "c": (3, 4, 5), "s": (), "e": (0, 7)}
+SHAPES = {"w": (1030, 257), "a.b": (41, 13), "v": (29,), "c": (3, 4, 5), "s": (), "e": (0, 7)}
 assert math.prod(SHAPES["w"]) > ELEMENTS
 
 

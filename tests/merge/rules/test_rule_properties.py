@@ -26,7 +26,7 @@ SHAPES = {
     "norm": (),
     "layers.3.e": (0, 7),
 }
-LONGER = {"layers.1.w": (520, 257), **SHAPES}  # than a chunk
+LONGER = {"layers.1.w": (1030, 257), **SHAPES}  # than a chunk
 assert math.prod(LONGER["layers.1.w"]) > ELEMENTS
 WIDTHS = [torch.float32, torch.float64]
 Tensors = dict[str, torch.Tensor]

@@ -6,10 +6,48 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from rlhf_lines.merge.tensors import order_statistics as order
-from rlhf_lines.merge.tensors.order_statistics import order_statistics
-from rlhf_lines.merge.tensors.residuals import residuals_in_memory
+from rlhf_lines.merge.tensors.order_statistics import held_values, order_statistics
+from rlhf_lines.merge.tensors.residuals import Chunk, residuals_in_memory
+
+
+def noise(size: int, seed: int = 0) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def differences(size: int) -> Tensor:
+    """What bfloat16 policies differ by from their SFT model: few distinct values, many of them zero."""
+    sft = 0.02 * noise(size)
+    return (sft + 0.0006 * noise(size, 1)).bfloat16().float() - sft.bfloat16().float()
+
+
+VALUES = {
+    "noise": noise(5000),
+    "differences of bfloat16": differences(5000),
+    "one value": torch.full((5000,), 0.5),
+    "two values": (noise(5000) > 1).float(),
+    "one value is most of them": torch.where(noise(5000) > 2, noise(5000), 0.25),
+    "rising": torch.arange(5000.0),
+    "infinities": torch.cat([noise(4000), torch.full((500,), torch.inf), torch.full((500,), -torch.inf)]),
+    # Every row alike: a sample of one column would see one value.
+    "columns": torch.arange(8.0).repeat(625),
+}
+
+
+def searched(values: Tensor, ranks: list[int], *, elements: int, workers: int = 1) -> tuple[list[float], int]:
+    """What is found at the ranks, and in how many passes."""
+    read = 0
+
+    def themselves(chunk: Chunk) -> list[Tensor]:
+        nonlocal read
+        read += len(chunk.residuals[0])
+        return chunk.residuals
+
+    residuals = replace(residuals_in_memory([{"w": values}], elements=elements), workers=workers)
+    (found,) = order_statistics(residuals, [ranks], themselves)
+    return found, read // len(values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -17,7 +55,6 @@ from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 @pytest.mark.parametrize("direct", [0, 1 << 20])
 def test_order_statistics_are_those_of_sorting(dtype, workers, direct, monkeypatch):
     monkeypatch.setattr(order, "DIRECT", direct)
-    monkeypatch.setattr(order, "AT_ONCE", 300)
     generator = torch.Generator().manual_seed(0)
     policies = [
         {
@@ -41,3 +78,30 @@ def test_order_statistics_are_those_of_sorting(dtype, workers, direct, monkeypat
     ]
     (alone,) = order_statistics(residuals, [[5]] * 2, names=["b"])[:1]
     assert alone == [policies[0]["b"].abs().sort().values[5].item()]
+
+
+@pytest.mark.parametrize("errors", [0.01, 5], ids=["the sample misleads", "as it is"])
+@pytest.mark.parametrize("elements", [64, 5000])
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_every_rank_is_found_whatever_the_values(values, elements, errors, monkeypatch):
+    monkeypatch.setattr(order, "DIRECT", 100)
+    monkeypatch.setattr(order, "ERRORS", errors)
+    monkeypatch.setattr(order, "MOST", 400)  # too few for what lies between two values of a sample
+    ranks = [0, 1, 7, 1234, 2500, 4321, 4998, 4999]
+    found, _ = searched(values, ranks, elements=elements)
+    assert found == [values.sort().values[rank].item() for rank in ranks]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 0.8, 0.9999])
+@pytest.mark.parametrize("values", [noise(3_000_000), differences(3_000_000)], ids=["noise", "differences"])
+def test_two_passes_are_enough(values, share):
+    rank = int(share * len(values))
+    assert len(values) > order.DIRECT
+    assert searched(values, [rank], elements=1 << 18, workers=2) == ([values.sort().values[rank].item()], 2)
+
+
+def test_what_is_held_grows_slower_than_the_model():
+    assert [held_values(size) for size in (1, order.DIRECT)] == [1, order.DIRECT]
+    held = held_values(10**9)
+    assert (held - 1) ** 3 < (5 * 10**9) ** 2 <= held**3
+    assert held_values(10**12) == order.MOST
