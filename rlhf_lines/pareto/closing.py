@@ -96,7 +96,7 @@ def _next(front: Front, run_dir: str | Path) -> str:
             "the best merge, and the command that makes it",
         ),
         (f"rlhf-lines front {folder}", "all groups and differences, with intervals"),
-        (f"rlhf-lines serve {folder}{_served(front)}", "a server of its mixes (needs vLLM)"),
+        (f"rlhf-lines serve {folder} --scale range{_served(front)}", "a server of its mixes (needs vLLM)"),
     ]
     return _listed("Next", rows)
 

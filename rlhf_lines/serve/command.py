@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 from rlhf_lines.config import from_json, parse_size
 from rlhf_lines.errors import unknown_name
+from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank
 from rlhf_lines.merge.tensors.precision import DTYPES
@@ -26,7 +29,7 @@ from rlhf_lines.serve.plugin import NAME
 from rlhf_lines.serve.served import Served, read_served
 from rlhf_lines.serve.settings import Settings
 from rlhf_lines.sweep.engines.vllm_adapters import largest_rank
-from rlhf_lines.sweep.engines.vllm_arguments import MAX_LORAS
+from rlhf_lines.sweep.engines.vllm_arguments import CACHE, MAX_LORAS, cpu_cache
 
 
 MIXES = "mixes"  # in RUN_DIR, the folder of mixes where none is named
@@ -82,7 +85,8 @@ def serve_command(
 
     Raises:
         FileNotFoundError: there is no finished sweep, or its models are gone.
-        ValueError: vLLM is not installed, no exact adapter exists, or a setting does not fit.
+        FileExistsError: another server keeps its mixes in that folder.
+        ValueError: vLLM is not installed, no exact adapter exists, the port is taken, or a setting does not fit.
     """
     vllm = from_json("vllm", vllm or {})
     if not isinstance(vllm, Mapping):
@@ -129,14 +133,20 @@ def serve_command(
     if taken := sorted({*fixed, "model", "api_key"} & vllm.keys()):
         raise ValueError(f"vllm holds {', '.join(taken)}, which rlhf-lines serve sets itself: leave it out there")
     if find_spec("vllm") is None:
-        raise ValueError("serving needs vLLM, which is not installed: install it as docs/sweep.md says")
-    given = {"max_loras": MAX_LORAS, **vllm}
+        raise ValueError(
+            "serving needs vLLM, which is not installed for this Python: `make vllm` in the checkout installs its CPU "
+            "build, for .venv-vllm/bin/rlhf-lines serve; docs/sweep.md says how it is installed for a GPU"
+        )
+    _check_port(host, port)
+    with only_writer(cache):
+        pass  # told now, not after vLLM has started
+    given = {"max_loras": MAX_LORAS, **cpu_cache(vllm, environment), **vllm}
     if "max_cpu_loras" not in given:  # mixes that are known stay in memory
         given["max_cpu_loras"] = max(most, given["max_loras"])
     return Command(
         [sys.executable, "-m", *_program(served.swept.sft), *flags({**fixed, **given})],
         {**environment, **_variables(settings, environment), **keys},
-        _told(served, host, port, most, size, cache),
+        [*_told(served, host, port, most, size, cache), *_told_of_cache(given, vllm)],
     )
 
 
@@ -202,6 +212,17 @@ def _api_key(host: str, variable: str | None, environment: Mapping[str, str]) ->
     return {"VLLM_API_KEY": environment[variable]}
 
 
+def _check_port(host: str, port: int) -> None:
+    """Stop with a ValueError if another program listens there, which vLLM would meet only after it has loaded."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ValueError(f"port {port} of {host} is taken by another program: give another --port") from error
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -235,6 +256,15 @@ def _told(served: Served, host: str, port: int, most: int, size: int, cache: Pat
         f"{AS_COUNTED[served.scale]} (--scale {served.scale})",
         *_one_for_all(served),
         f"at most {most} mixes are known at once, of {size / 1e6:.1f} MB each, in {cache}",
+    ]
+
+
+def _told_of_cache(given: Mapping[str, Any], vllm: Mapping[str, Any]) -> list[str]:
+    if CACHE not in given or CACHE in vllm:
+        return []
+    return [
+        f"no GPU here: vLLM's cache takes {given[CACHE] / 1e9:.1f} GB, a quarter of the free memory ({CACHE} in --vllm "
+        "sets it)"
     ]
 
 

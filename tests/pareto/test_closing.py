@@ -98,9 +98,9 @@ def test_a_policy_stands_there_once(make_points, tmp_path):
 
 def test_what_is_to_be_served_has_one_scaling(front, tmp_path):
     """Of alpha auto each point of LiNeS has its own, which the server refuses."""
-    assert f"rlhf-lines serve {tmp_path}  " in closing_text(front, tmp_path, [])
+    assert f"rlhf-lines serve {tmp_path} --scale range  " in closing_text(front, tmp_path, [])
     next(point for point in front["points"] if point["group"] == "lines")["spec"]["alpha"] = 0.7
-    assert f"rlhf-lines serve {tmp_path} --group rewarded_soup  " in closing_text(front, tmp_path, [])
+    assert f"rlhf-lines serve {tmp_path} --scale range --group rewarded_soup  " in closing_text(front, tmp_path, [])
 
 
 def test_it_names_files_that_are_there_and_commands_that_run(text, front, tmp_path):

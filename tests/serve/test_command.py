@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.machinery import ModuleSpec
 
 import pytest
 
 from rlhf_lines import cli
+from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.pareto import read_front, write_front
 from rlhf_lines.pareto.origin import weights_text
@@ -31,6 +35,7 @@ def installed(monkeypatch):
     """vLLM is there, as far as looking for it goes."""
     monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None))
     monkeypatch.setattr(module, "version", lambda name: "0.32.0")
+    monkeypatch.setattr(module, "cpu_cache", lambda given, environment: {"kv_cache_memory_bytes": 5 * 10**9})
 
 
 def by_flag(arguments: list[str]) -> dict[str, str]:
@@ -59,12 +64,14 @@ def test_vllm_is_started_with_the_right_flags(run, models, installed):
         "--middleware": "rlhf_lines.serve.gate.Gate",
         "--max-loras": "3",
         "--max-cpu-loras": "64",
+        "--kv-cache-memory-bytes": "5000000000",
         "--tensor-parallel-size": "2",
     }
     assert command.environment.items() >= ENVIRONMENT.items()
     assert command.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert Settings.of(command.environment) == Settings(str(run), "lines", str(run / "mixes"), 64, "float32", "raw")
     assert "mix/helpful=0.3,harmless=0.7" in command.told[0]
+    assert "vLLM's cache takes 5.0 GB, a quarter of the free memory" in command.told[-1]
     assert not (run / "mixes").exists()
 
 
@@ -98,7 +105,7 @@ def test_one_point_for_most_preferences_is_told(run, models, installed, tmp_path
     assert "--scale range counts each as a share of its range" in raw
     ranged = serve_command(folder, scale="range", environment={})
     assert "each score as a share of its range (--scale range)" in ranged.told[1]
-    assert len(ranged.told) == 3
+    assert len(ranged.told) == len(serve_command(folder, environment={}).told) - 1
     assert Settings.of(ranged.environment).scale == "range"
 
 
@@ -162,6 +169,33 @@ def test_loopback_needs_none(host, run, installed):
 def test_settings_that_do_not_fit_are_refused(settings, told, run, installed):
     with pytest.raises(ValueError, match=told):
         serve_command(run, environment=ENVIRONMENT, **settings)
+
+
+def test_a_size_that_is_given_is_not_told(run, installed):
+    command = serve_command(run, vllm={"kv_cache_memory_bytes": 7}, environment={})
+    assert by_flag(command.arguments)["--kv-cache-memory-bytes"] == "7"
+    assert not any("cache takes" in line for line in command.told)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_is_taken_is_told_before_vllm_starts(host, run, installed):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"port {port} of {host} is taken by another program: give another --port"
+        ):
+            serve_command(run, host=host, port=port, environment={})
+    serve_command(run, host=host, port=port, environment={})
+
+
+def test_a_folder_of_another_server_is_told_before_vllm_starts(run, installed, tmp_path):
+    start = partial(serve_command, run, cache_dir=tmp_path / "mixes", environment={})
+    # A thread of its own is another holder of the lock.
+    refused = pytest.raises(FileExistsError, match="mixes is in use by another run")
+    with only_writer(tmp_path / "mixes"), ThreadPoolExecutor(1) as other, refused:
+        other.submit(start).result()
+    start()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rank_that_vllm_does_not_take_is_refused(changed, models, installed):

@@ -11,8 +11,7 @@ import torch
 from tests import tiny
 
 
-# Before vLLM is imported: a small cache, no threads pinned to cores that others use, warnings only.
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+# Before vLLM is imported: no threads pinned to cores that others use, warnings only.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -37,6 +37,7 @@ def folder(sft, tmp_path_factory):
 def address(folder):
     port, log = free_port(), folder.parent / "log.txt"
     flags = ["--runner", "pooling", "--dtype", "float32", "--enforce-eager", "--max-model-len", "64"]
+    flags += ["--kv-cache-memory-bytes", str(10**9)]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *flags]
     with running([*command, "--host", "127.0.0.1", "--port", str(port)], port, log, os.environ):
         yield f"http://127.0.0.1:{port}"

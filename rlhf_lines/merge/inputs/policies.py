@@ -154,7 +154,7 @@ def streamed_residuals(
 def read_wide(
     checkpoint: Checkpoint, span: Span, scratch: Scratch, key: object, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """One span of a checkpoint in a wide dtype; on a CPU in scratch memory, which the next call with this key reuses."""
+    """One span of a checkpoint in a wide dtype; on a CPU in scratch memory, which the key's next call reuses."""
     stored, size = checkpoint.entries[span.name].dtype, span.stop - span.start
     if device.type == "cpu" and stored == dtype:
         values = scratch.take(("wide", key), size, dtype)

@@ -236,7 +236,8 @@ def _check_installed() -> None:
         from vllm import LLM  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"engine vllm needs vLLM ({error}): install it as docs/sweep.md says, or use engine local"
+            f"engine vllm needs vLLM ({error}): install it as docs/sweep.md says (for a CPU `make vllm` does it), "
+            "or use engine local"
         ) from error
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank
+from rlhf_lines.sweep.engines.batches import free_bytes
 
 
 MAX_LORAS = 8
+CACHE = "kv_cache_memory_bytes"
+# Of the engine, and of the environment: what says how much memory vLLM takes.
+_SAYS_MEMORY = {CACHE, "gpu_memory_utilization"}
+_OLDER_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+_WORKERS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 def engine_arguments(
@@ -49,7 +59,22 @@ def engine_arguments(
             f"the policies need an adapter of rank {rank}, the sum of theirs, but vLLM takes {VLLM_RANKS[-1]} at most: "
             "use engine local, or policies of a smaller rank"
         )
-    return {"max_loras": MAX_LORAS, **given, **fixed}
+    return {"max_loras": MAX_LORAS, **cpu_cache(given), **given, **fixed}
+
+
+def cpu_cache(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> dict[str, int]:
+    """The size of the cache where vLLM runs on a CPU and nothing says it: a quarter of the free memory for all workers.
+
+    Left alone it wants 92 % of all memory there, and ends where others use some of it.
+
+    Args:
+        given: arguments of vLLM.
+        environment: that it is started in.
+    """
+    if torch.accelerator.is_available() or _SAYS_MEMORY & given.keys() or environment.get(_OLDER_CACHE):
+        return {}
+    workers = math.prod(given.get(name, 1) for name in _WORKERS)
+    return {CACHE: free_bytes(torch.device("cpu")) // (4 * workers)}
 
 
 def sampling_arguments(

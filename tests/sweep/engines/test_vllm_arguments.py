@@ -10,11 +10,21 @@ from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.models import checkpoint_end_token_ids, end_token_ids
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.engines import vllm_arguments
 from rlhf_lines.sweep.engines.vllm import VllmEngine
-from rlhf_lines.sweep.engines.vllm_arguments import engine_arguments, request_seed, sampling_arguments
+from rlhf_lines.sweep.engines.vllm_arguments import cpu_cache, engine_arguments, request_seed, sampling_arguments
 
 
 SWEEP = {"sft": "sft", "dtype": "bfloat16", "seed": 3, "rank": 10, "modules": ["q_proj"]}
+
+
+@pytest.fixture(autouse=True)
+def free(monkeypatch):
+    """The free bytes of a machine without a GPU."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr(vllm_arguments, "free_bytes", lambda device: 4003)
+    return 4003
 
 
 def test_the_engine_is_told_what_the_config_says():
@@ -30,7 +40,19 @@ def test_the_engine_is_told_what_the_config_says():
         "lora_target_modules": ["q_proj"],
         "skip_tokenizer_init": True,
         "logprobs_mode": "processed_logprobs",
+        "kv_cache_memory_bytes": 500,
     }
+
+
+def test_on_a_cpu_the_cache_takes_a_quarter_of_what_is_free(free, monkeypatch):
+    assert cpu_cache({}, {}) == {"kv_cache_memory_bytes": 1000}
+    assert cpu_cache({"tensor_parallel_size": 2, "data_parallel_size": 5}, {}) == {"kv_cache_memory_bytes": 100}
+    for given in ({"kv_cache_memory_bytes": 7}, {"gpu_memory_utilization": 0.5}):
+        assert cpu_cache(given, {}) == {}
+        assert engine_arguments(given, **SWEEP).items() >= given.items()
+    assert cpu_cache({}, {"VLLM_CPU_KVCACHE_SPACE": "1"}) == {}
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    assert cpu_cache({}, {}) == {}
 
 
 def test_arguments_of_the_sweep_are_refused():
