@@ -6,7 +6,7 @@ Notation: B sequences of S tokens, V words in the vocabulary, H hidden sizes, N 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -151,12 +151,19 @@ def chunk_bytes(policies: int, stored: int, threads: int, elements: int = ELEMEN
     return threads * elements * (_read_bytes(policies, stored) + (policies + CHUNKS_OF_A_RULE) * FLOAT32)
 
 
-def search_bytes(policies: int, size: int) -> int:
-    """The bytes that a search for a quantile of `size` values holds: 4 (K + 1) (5 size)^(2/3), see `held_values`.
+def search_bytes(policies: int, ranks: int, sizes: Sequence[int], stored: int) -> int:
+    """The bytes that searches for quantiles hold, one after the other: (K q + 1) h r, of the one that holds most.
 
-    The values that are looked at closely of each policy, and of one at a time a copy in another order.
+    h are the values that are looked at closely (`held_values`, (5 n)^(2/3) of many), for each of the q ranks of each
+    policy; of one at a time there is a copy in another order. r is 4, or 8 for float64.
+
+    Args:
+        policies: K.
+        ranks: q, that are looked for at once.
+        sizes: n, of each search.
+        stored: bytes of an element in the files.
     """
-    return (policies + 1) * held_values(size) * FLOAT32
+    return (policies * ranks + 1) * max(map(held_values, sizes), default=0) * max(stored, FLOAT32)
 
 
 def whole_bytes(

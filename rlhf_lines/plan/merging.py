@@ -44,7 +44,6 @@ from rlhf_lines.plan.plan import Options, Plan, note_existing
 from rlhf_lines.plan.shapes import Shape, find_shape
 
 
-SEARCHING = 3  # passes: two for a quantile, and the merge
 _NAME, _COLUMNS = "model.layers.0.weight", 64  # of what a rule is rehearsed on
 
 
@@ -91,7 +90,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
 def passes_over_inputs(spec: MergeSpec) -> int:
     """How often a merge reads all residuals: the measurements of the rule and of alpha, and the merge itself.
 
-    Those of the rule (quantiles, norms) are counted on noise that is too large to be sorted at once, rounded up to
+    Those of the rule (quantiles, norms) are counted on noise that is too large to be held at once, rounded up to
     whole passes; alpha takes one over the residuals and one over the merged one.
     """
     shape = (DIRECT // _COLUMNS + 1, _COLUMNS)
@@ -232,11 +231,11 @@ def _parts(merge: Merge, shape: Shape, adapters: Sequence[AdapterSizes], *, merg
     threads, policies = len(os.sched_getaffinity(0)), len(merge.policies)
     parts["adapters"] += sum(adapter.ups for adapter in adapters) * memory.FLOAT32
     parts["chunks"] = memory.chunk_bytes(policies, stored, threads)
-    if passes >= SEARCHING:
+    if searched := merge.rule.searches(merge.rule.options | merge.spec.options):
+        ranks, among = searched
         sizes = [math.prod(found) for found in shapes.values()]
-        by_parameter = merge.rule.by_parameter(merge.rule.options | merge.spec.options)
-        ranked = max(sizes, default=0) if by_parameter else sum(sizes)
-        parts["search for quantiles"] = memory.search_bytes(policies, ranked)
+        sizes = sizes if among == "parameter" else [sum(sizes)]
+        parts["search for quantiles"] = memory.search_bytes(policies, ranks, sizes, stored)
     if whole := memory.whole_bytes(merge.rule.whole, shapes, policies, stored):
         parts["one whole parameter"] = whole
     if merge.save == "adapter" and not merge.rule.is_linear:

@@ -91,6 +91,7 @@ def serve_command(
     vllm = from_json("vllm", vllm or {})
     if not isinstance(vllm, Mapping):
         raise ValueError(f"vllm holds {vllm!r}, expected a mapping")
+    vllm = {name.replace("-", "_"): value for name, value in vllm.items()}
     if dtype is not None and dtype not in LOAD_DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected {', '.join(LOAD_DTYPES)}")
     if not 1 <= port < 1 << 16:
@@ -137,7 +138,8 @@ def serve_command(
             "serving needs vLLM, which is not installed for this Python: `make vllm` in the checkout installs its CPU "
             "build, for .venv-vllm/bin/rlhf-lines serve; docs/sweep.md says how it is installed for a GPU"
         )
-    _check_port(host, port)
+    if not {"uds", "headless"} & vllm.keys():  # which open no port
+        _check_port(host, port)
     with only_writer(cache):
         pass  # told now, not after vLLM has started
     given = {"max_loras": MAX_LORAS, **cpu_cache(vllm, environment), **vllm}
@@ -214,13 +216,13 @@ def _api_key(host: str, variable: str | None, environment: Mapping[str, str]) ->
 
 def _check_port(host: str, port: int) -> None:
     """Stop with a ValueError if another program listens there, which vLLM would meet only after it has loaded."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
             tried.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ValueError(f"port {port} of {host} is taken by another program: give another --port") from error
+    except OSError as error:  # what else may be wrong with an address, vLLM says
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {port} of {host} is taken by another program: give another --port") from error
 
 
 def _is_loopback(host: str) -> bool:
@@ -263,8 +265,8 @@ def _told_of_cache(given: Mapping[str, Any], vllm: Mapping[str, Any]) -> list[st
     if CACHE not in given or CACHE in vllm:
         return []
     return [
-        f"no GPU here: vLLM's cache takes {given[CACHE] / 1e9:.1f} GB, a quarter of the free memory ({CACHE} in --vllm "
-        "sets it)"
+        f"no GPU here: the cache of a worker of vLLM takes {given[CACHE] / 1e9:.1f} GB of the free memory ({CACHE} in "
+        "--vllm sets it)"
     ]
 
 

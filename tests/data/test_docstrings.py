@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import inspect
 import json
@@ -182,5 +183,6 @@ def test_the_corpus_does_not_depend_on_hooks_that_others_put_in_place(monkeypatc
     docstrings.corpus.cache_clear()
     try:
         assert docstrings.corpus() == before
+        assert gc.isenabled()
     finally:
         docstrings.corpus.cache_clear()

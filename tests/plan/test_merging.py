@@ -307,8 +307,15 @@ def test_memory_of_chunks_by_hand(models):
     chunks = len(os.sched_getaffinity(0)) * 2**18 * 4 * (2 + 4)
     assert parts == {"Python and libraries": 250e6, "adapters": 0, "chunks": chunks}
     searching = merge_parts([*FLAGS, "--rule", "ties"])
-    # One policy, whose entries are few enough to be held, and a copy of them.
-    assert searching["search for quantiles"] == 2 * 4 * sum(parameter.numel() for parameter in _model().parameters())
+    # One policy, whose entries are few enough to be held, and a copy of them; breadcrumbs look for two ranks.
+    sizes = [parameter.numel() for parameter in _model().parameters()]
+    search = "search for quantiles"
+    assert searching[search] == 2 * 4 * sum(sizes)
+    by_tensor = merge_parts([*FLAGS, "--rule", "ties", "--rule_options", '{"granularity": "tensor"}'])
+    assert by_tensor[search] == 2 * 4 * max(sizes)
+    two = merge_parts([*FLAGS, "--rule", "breadcrumbs", "--rule_options", '{"granularity": "global"}'])
+    assert two[search] == 3 * 4 * sum(sizes)
+    assert search not in merge_parts([*FLAGS, "--alpha", "auto"])
     # The head [64, 16]: two tensors in float32, five in float64.
     assert merge_parts([*FLAGS, "--rule", "opcm"])["one whole parameter"] == 64 * 16 * (2 * 4 + 5 * 8)
 

@@ -25,9 +25,16 @@ from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters
 from tests import tiny
 
 
+CHECK_PORT = module._check_port
 ENVIRONMENT = {"PATH": "/bin", "KEY": "a key of the user"}
 # q_proj 16 -> 16 and down_proj 24 -> 16 in 4 layers, ranks 4 + 3, float32.
 SIZE = 4 * ((16 + 16) + (24 + 16)) * 7 * 4
+
+
+@pytest.fixture(autouse=True)
+def free_ports(monkeypatch):
+    """No port is taken, whatever runs on this machine."""
+    monkeypatch.setattr(module, "_check_port", lambda host, port: None)
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def test_vllm_is_started_with_the_right_flags(run, models, installed):
     assert command.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert Settings.of(command.environment) == Settings(str(run), "lines", str(run / "mixes"), 64, "float32", "raw")
     assert "mix/helpful=0.3,harmless=0.7" in command.told[0]
-    assert "vLLM's cache takes 5.0 GB, a quarter of the free memory" in command.told[-1]
+    assert "no GPU here: the cache of a worker of vLLM takes 5.0 GB" in command.told[-1]
     assert not (run / "mixes").exists()
 
 
@@ -174,17 +181,26 @@ def test_settings_that_do_not_fit_are_refused(settings, told, run, installed):
 def test_a_size_that_is_given_is_not_told(run, installed):
     command = serve_command(run, vllm={"kv_cache_memory_bytes": 7}, environment={})
     assert by_flag(command.arguments)["--kv-cache-memory-bytes"] == "7"
-    assert not any("cache takes" in line for line in command.told)
+    assert not any("cache of a worker" in line for line in command.told)
+
+
+def test_arguments_may_be_written_with_dashes(run, installed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "cpu_cache", lambda given, environment: seen.append(given) or {})
+    serve_command(run, vllm={"gpu-memory-utilization": 0.2}, environment={})
+    assert seen == [{"gpu_memory_utilization": 0.2}]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_port_that_is_taken_is_told_before_vllm_starts(host, run, installed):
+def test_a_port_that_is_taken_is_told_before_vllm_starts(host, run, installed, monkeypatch):
+    monkeypatch.setattr(module, "_check_port", CHECK_PORT)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(
             ValueError, match=rf"port {port} of {host} is taken by another program: give another --port"
         ):
             serve_command(run, host=host, port=port, environment={})
+        serve_command(run, host=host, port=port, vllm={"uds": "socket"}, environment={})
     serve_command(run, host=host, port=port, environment={})
 
 

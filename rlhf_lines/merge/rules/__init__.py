@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.inputs.statistics import FISHER, GRAM, SECOND_MOMENTS
 from rlhf_lines.merge.rules import mergekit
-from rlhf_lines.merge.rules.common import check_options, mean_factors, preference_factors, ranks_by_parameter
+from rlhf_lines.merge.rules.common import (
+    check_options,
+    mean_factors,
+    preference_factors,
+    ranks_by_parameter,
+    searches_as_ties,
+)
 from rlhf_lines.merge.rules.profile import Profile, read_profile
 from rlhf_lines.merge.rules.rule import Rule
 from rlhf_lines.merge.tensors.largest import LARGEST
@@ -50,41 +56,63 @@ RULES: dict[str, Rule] = {
         by_parameter=lambda options: (options["granularity"], options["of"]) == ("tensor", "residuals"),
         mergekit=mergekit.slerp,
     ),
-    "ties": Rule("ties.ties", "arXiv 2306.01708", by_parameter=ranks_by_parameter, mergekit=mergekit.ties),
-    "ties_layerwise": Rule("ties.ties_layerwise", "arXiv 2310.02575 (AdaMerging++)", by_layer=True),
+    "ties": Rule(
+        "ties.ties",
+        "arXiv 2306.01708",
+        by_parameter=ranks_by_parameter,
+        searches=searches_as_ties,
+        mergekit=mergekit.ties,
+    ),
+    "ties_layerwise": Rule(
+        "ties.ties_layerwise",
+        "arXiv 2310.02575 (AdaMerging++)",
+        by_layer=True,
+        searches=lambda options: (1, "model"),
+    ),
     "dare": Rule(
         "dare.dare",
         "arXiv 2311.03099",
         python_only=("masks", "generator"),
         by_parameter=lambda options: options["then"] == "linear" or ranks_by_parameter(options["ties_options"]),
+        searches=lambda options: searches_as_ties(options["ties_options"]) if options["then"] == "ties" else None,
     ),
     "breadcrumbs": Rule(
         "breadcrumbs.breadcrumbs",
         "arXiv 2312.06795",
         by_parameter=ranks_by_parameter,
+        searches=lambda options: {"global": (2, "model"), "tensor": (2, "parameter")}.get(options["granularity"]),
         mergekit=mergekit.breadcrumbs,
     ),
     "consensus": Rule(
         "consensus.consensus",
         "arXiv 2405.07813",
         by_parameter=lambda options: options["of"] == "sum" or ranks_by_parameter(options["ties_options"]),
+        searches=lambda options: searches_as_ties(options["ties_options"]) if options["of"] == "ties" else None,
     ),
-    "pcb": Rule("pcb.pcb", "arXiv 2410.02396"),
+    "pcb": Rule("pcb.pcb", "arXiv 2410.02396", searches=lambda options: (2, "model")),
     "opcm": Rule("opcm.opcm", "arXiv 2501.09522", whole=(5, 0)),
     "doge": Rule(
         "doge.doge",
         "arXiv 2501.01230 (DOGE)",
         whole=(6, 0),
         by_parameter=lambda options: options["relative"] and options["keep"] == 1,
+        searches=lambda options: (1, "model"),
     ),
     "widen": Rule("widen.widen", "arXiv 2408.03092"),
     "twin": Rule("twin.twin", "arXiv 2406.15479 (Twin-Merging)", whole=(5, 0), by_parameter=lambda options: True),
-    "fisher": Rule("fisher.fisher", "arXiv 2111.09832", statistics=FISHER, by_parameter=lambda options: True),
+    "fisher": Rule(
+        "fisher.fisher",
+        "arXiv 2111.09832",
+        statistics=FISHER,
+        by_parameter=lambda options: True,
+        searches=lambda options: (1, "model"),
+    ),
     "ota": Rule(
         "ota.ota",
         "arXiv 2509.11167 (OTA)",
         statistics=SECOND_MOMENTS,
         by_parameter=lambda options: options["density"] is None and options["thresholds"] is None,
+        searches=lambda options: None if options["density"] is None else (1, "model"),
     ),
     "regmean": Rule(
         "regmean.regmean",

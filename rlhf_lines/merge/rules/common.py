@@ -78,6 +78,11 @@ def ranks_by_parameter(options: Mapping[str, Any] | None) -> bool:
     return (options or {}).get("granularity", "global") != "global"
 
 
+def searches_as_ties(options: Mapping[str, Any] | None) -> tuple[int, str]:
+    """What `Rule.searches` is for TIES with these options."""
+    return (1, "parameter" if ranks_by_parameter(options) else "model")
+
+
 def check_options(rule: str, known: Collection[str], options: Iterable[str]) -> None:
     """Stop with a ValueError at the first option that is not known; the rule is named in the error."""
     for option in options:

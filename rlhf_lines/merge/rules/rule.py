@@ -29,6 +29,8 @@ class Rule:
             float64, and matrices `[in, in]`. None if chunks are enough.
         by_parameter: whether with these options every parameter is merged alone, and a factor on its residuals is one
             on the result: LiNeS before such a rule is LiNeS after it. Not asked of rules that are linear or on factors.
+        searches: how many values of each policy it looks for at once by their ranks with these options, and among the
+            entries of a whole `model` or of each `parameter`; None of a rule that looks for none.
         mergekit: `(weights, options, scales)` to the same merge as a method of mergekit, None where that has none;
             `scales` are the factors of LiNeS. None if mergekit has no such rule.
     """
@@ -42,6 +44,7 @@ class Rule:
     statistics: Statistics | None = None
     whole: tuple[int, int] | None = None
     by_parameter: Callable[[Mapping[str, Any]], bool] = lambda options: False
+    searches: Callable[[Mapping[str, Any]], tuple[int, str] | None] = lambda options: None
     mergekit: Callable[[Sequence[float], Mapping[str, Any], Sequence[float]], Method | None] | None = None
 
     @property

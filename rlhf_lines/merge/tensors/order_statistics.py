@@ -14,8 +14,9 @@ from torch import Tensor
 from rlhf_lines.merge.tensors.residuals import Chunk, Residuals
 
 
-DIRECT = 1 << 20  # so many values per policy are all held
-MOST = 1 << 24  # values per policy that are held at most
+# A sample has so many more values than lie within the errors of a quantile that every pass narrows a search.
+DIRECT = 1 << 20  # so many values are all held
+MOST = 1 << 24  # of a sample at most; twice as many are held between two of its values
 ERRORS = 5  # standard errors of a sample's quantile, on either side of it, within which the value is looked for
 
 
@@ -42,8 +43,8 @@ def order_statistics(
     Args:
         residuals: K residuals.
         ranks: for each policy the ranks wanted, each 0 <= rank < number of elements.
-        values: what of a chunk is ranked, K flat tensors of `residuals.dtype` without NaN; magnitudes by
-            default.
+        values: what of a chunk is ranked, K flat tensors of `residuals.dtype`; magnitudes by default. NaN counts as
+            larger than all; where a sample has it near a rank, it is what is found.
         names: the parameters to look at; None is all.
 
     Returns:
@@ -160,14 +161,14 @@ class _Search:
         elif self._rank >= window.through:
             self._surely_in(high, self._high, window.through, self._before + self._count - window.through)
         elif self._rank >= window.to_high:
-            self.found = _plain(high)
+            self.found = math.nan if high is None else _plain(high)
         elif held is None:
             self._surely_in(low, high, window.to_low, window.to_high - window.to_low)
         elif self.bounds.every == 1:
             index = self._rank - window.to_low
             self.found = _plain(np.partition(held, index)[index])
         else:
-            self.bounds = self._likely_in(held)
+            self._likely_in(held)
 
     def _surely_in(self, low: float | None, high: float | None, before: int, count: int) -> None:
         """The value is one of `count` between these two, and `before` are below them: a sample is needed of those."""
@@ -176,25 +177,25 @@ class _Search:
         # An odd step meets all columns of a matrix, whose number is even.
         self.bounds = _Bounds(low, high, every if every == 1 else every | 1, most=min(count, 2 * held_values(count)))
 
-    def _likely_in(self, sample: np.ndarray) -> _Bounds:
-        """Two values of the sample, or the sure bounds, between which the value of the rank almost surely lies."""
+    def _likely_in(self, sample: np.ndarray) -> None:
+        """The value almost surely lies between two values of the sample, or one of them and a sure bound."""
         share = (self._rank - self._before + 0.5) / self._count
         expected = share * len(sample)
         margin = ERRORS * math.sqrt(len(sample) * share * (1 - share)) + ERRORS
         first, last = math.floor(expected - margin), math.ceil(expected + margin)
         inside = [index for index in (first, last) if 0 <= index < len(sample)]
         ordered = np.partition(sample, inside) if inside else sample
-        return _Bounds(
-            float(ordered[first]) if first >= 0 else self._low,
-            float(ordered[last]) if last < len(sample) else self._high,
-            every=1,
-            most=2 * held_values(self._count),
-        )
+        if np.isnan(ordered[inside]).any():
+            self.found = math.nan
+            return
+        low = float(ordered[first]) if first >= 0 else self._low
+        high = float(ordered[last]) if last < len(sample) else self._high
+        self.bounds = _Bounds(low, high, every=1, most=2 * held_values(self._count))
 
 
 def _array(values: Tensor) -> np.ndarray | Tensor:
     """The same memory as numpy sees it, which picks and counts several times faster than torch on a CPU."""
-    return values.numpy() if values.device.type == "cpu" else values
+    return values.detach().numpy() if values.device.type == "cpu" else values
 
 
 def _count(mask: np.ndarray | Tensor) -> int:

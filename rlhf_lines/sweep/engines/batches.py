@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -86,7 +88,17 @@ def free_bytes(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     import psutil
 
-    return psutil.virtual_memory().available // count_here()
+    return min(psutil.virtual_memory().available, _free_in_container()) // count_here()
+
+
+def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """The bytes that the limit of a container (cgroup v2) leaves, pages of files counted as free; infinite without."""
+    try:
+        limit, used = (int((root / name).read_text()) for name in ("memory.max", "memory.current"))
+        counted = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such file, or the limit is `max`
+        return math.inf
+    return max(limit - used + int(counted["file"]), 0)
 
 
 def in_halves(work: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> list[T]:

@@ -60,6 +60,7 @@ class VllmEngine:
                 f"engine vllm starts its own processes, but {processes} were started: leave out the launcher, and give "
                 "vllm a tensor_parallel_size"
             )
+        _check_installed()  # before torch is asked for a GPU: vLLM sees to it that this does not keep it from forking
         self._config = config
         modules = sorted({name.rpartition(".")[2] for adapter in adapters for name in adapter.modules})
         self._adapt_head = "lm_head" in modules
@@ -71,7 +72,6 @@ class VllmEngine:
             rank=largest_rank(adapters, mixed=_mixed(config)),
             modules=modules,
         )
-        _check_installed()
         tokenizer = load_tokenizer(sft)
         self._end_tokens = checkpoint_end_token_ids(sft, tokenizer)
         self._stop = StopTexts(tokenizer, config.stop)

@@ -63,18 +63,33 @@ def engine_arguments(
 
 
 def cpu_cache(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> dict[str, int]:
-    """The size of the cache where vLLM runs on a CPU and nothing says it: a quarter of the free memory for all workers.
+    """The size of a worker's cache where vLLM runs on a CPU and nothing says it, of all a quarter of the free memory.
 
-    Left alone it wants 92 % of all memory there, and ends where others use some of it.
+    Nothing are `gpu_memory_utilization`, `kv_cache_memory_bytes` and, in the environment, VLLM_CPU_KVCACHE_SPACE. Left
+    alone vLLM wants 92 % of all memory there, and ends where others use some of it. A worker takes the memory of one
+    NUMA node.
 
     Args:
         given: arguments of vLLM.
         environment: that it is started in.
+
+    Raises:
+        ValueError: a number of workers that is none.
     """
-    if torch.accelerator.is_available() or _SAYS_MEMORY & given.keys() or environment.get(_OLDER_CACHE):
+    if _SAYS_MEMORY & given.keys() or environment.get(_OLDER_CACHE) or torch.accelerator.is_available():
         return {}
-    workers = math.prod(given.get(name, 1) for name in _WORKERS)
-    return {CACHE: free_bytes(torch.device("cpu")) // (4 * workers)}
+    workers = math.prod(_count(name, given.get(name, 1)) for name in _WORKERS)
+    return {CACHE: int(free_bytes(torch.device("cpu")) // (4 * max(workers, _nodes())))}
+
+
+def _count(name: str, value: object) -> int:
+    if not str(value).isdecimal() or int(str(value)) < 1:
+        raise ValueError(f"vllm has {name} {value!r}, expected a whole number of at least 1")
+    return int(str(value))
+
+
+def _nodes() -> int:
+    return len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
 
 
 def sampling_arguments(

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from rlhf_lines.merge import MergeSpec, apply_lines, merge_policies
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.schedules import SCHEDULES
+from rlhf_lines.merge.tensors import order_statistics as order
 from tests.merge.rules.cases import FIRST, OPTIONS
 from tests.merge.rules.every_rule import (
     KINDS,
@@ -171,8 +172,12 @@ def test_names_of_layers_are_those_of_the_model(inputs):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("rule", ON_RESIDUALS)
-def test_values_that_are_not_finite_are_refused_with_their_place(rule, value, inputs, copy_of, tmp_path):
-    """Also where the rule decomposes what is not finite."""
+@pytest.mark.parametrize("direct", [1, order.DIRECT])
+def test_values_that_are_not_finite_are_refused_with_their_place(
+    rule, value, direct, inputs, copy_of, tmp_path, monkeypatch
+):
+    """Also where the rule decomposes what is not finite, or searches among it."""
+    monkeypatch.setattr(order, "DIRECT", direct)
     given = inputs("float32")
     policy = copy_of(given.policies[0], "broken")
     tensors = stored(policy)

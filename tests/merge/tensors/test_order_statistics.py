@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -36,6 +37,9 @@ VALUES = {
 }
 
 
+MOST_PASSES = 50  # of a search that ends
+
+
 def searched(values: Tensor, ranks: list[int], *, elements: int, workers: int = 1) -> tuple[list[float], int]:
     """What is found at the ranks, and in how many passes."""
     read = 0
@@ -43,6 +47,7 @@ def searched(values: Tensor, ranks: list[int], *, elements: int, workers: int = 
     def themselves(chunk: Chunk) -> list[Tensor]:
         nonlocal read
         read += len(chunk.residuals[0])
+        assert read <= MOST_PASSES * len(values), "it does not end"
         return chunk.residuals
 
     residuals = replace(residuals_in_memory([{"w": values}], elements=elements), workers=workers)
@@ -98,6 +103,40 @@ def test_two_passes_are_enough(values, share):
     rank = int(share * len(values))
     assert len(values) > order.DIRECT
     assert searched(values, [rank], elements=1 << 18, workers=2) == ([values.sort().values[rank].item()], 2)
+
+
+def test_a_sample_meets_all_columns(monkeypatch):
+    """Sixteen columns of other sizes: every 16th value would be one column, and mislead."""
+    monkeypatch.setattr(order, "DIRECT", 1000)
+    values = torch.arange(16.0).repeat(6250) + 1e-3 * noise(100_000)
+    assert -(-len(values) // held_values(len(values))) == 16
+    rank = len(values) // 2
+    assert searched(values, [rank], elements=1 << 16) == ([values.sort().values[rank].item()], 2)
+
+
+@pytest.mark.parametrize("size", [100, 5000])
+def test_zero_has_no_sign(size, monkeypatch):
+    monkeypatch.setattr(order, "DIRECT", 1000)
+    (found,), _ = searched(torch.full((size,), -0.0), [size // 2], elements=64)
+    assert math.copysign(1, found) == 1
+
+
+@pytest.mark.parametrize("share", [1 / 5000, 0.3, 1])
+@pytest.mark.parametrize("direct", [1000, 1 << 20])
+def test_nan_is_the_largest(direct, share, monkeypatch):
+    """A caller refuses such residuals with a sentence, once it has gone over all of them."""
+    monkeypatch.setattr(order, "DIRECT", direct)
+    values = noise(5000)
+    values[: int(5000 * share)] = torch.nan
+    (first, last), _ = searched(values, [0, 4999], elements=64)
+    assert math.isnan(last)
+    assert first == values.sort().values[0].item() or (share == 1 and math.isnan(first))
+
+
+def test_parameters_that_are_trained_are_searched_too():
+    values = torch.nn.Parameter(noise(100))
+    residuals = residuals_in_memory([{"w": values}])
+    assert order_statistics(residuals, [[50]]) == [[values.detach().abs().sort().values[50].item()]]
 
 
 def test_what_is_held_grows_slower_than_the_model():

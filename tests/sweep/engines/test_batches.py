@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -117,3 +119,12 @@ def test_other_errors_are_not_halved():
     with pytest.raises(ValueError, match="wrong"):
         in_halves(work, [1, 2])
     assert len(calls) == 1
+
+
+def test_a_container_bounds_what_is_free(tmp_path):
+    assert batches._free_in_container(tmp_path) == math.inf  # no cgroup v2
+    for name, text in {"max": "1000", "current": "700", "stat": "anon 400\nfile 250\ninactive_file 200"}.items():
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    assert batches._free_in_container(tmp_path) == 1000 - 700 + 250  # pages of files can be dropped
+    (tmp_path / "memory.max").write_text("max\n")
+    assert batches._free_in_container(tmp_path) == math.inf

@@ -24,6 +24,7 @@ def free(monkeypatch):
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     monkeypatch.setattr(vllm_arguments, "free_bytes", lambda device: 4003)
+    monkeypatch.setattr(vllm_arguments, "_nodes", lambda: 1)
     return 4003
 
 
@@ -46,11 +47,18 @@ def test_the_engine_is_told_what_the_config_says():
 
 def test_on_a_cpu_the_cache_takes_a_quarter_of_what_is_free(free, monkeypatch):
     assert cpu_cache({}, {}) == {"kv_cache_memory_bytes": 1000}
-    assert cpu_cache({"tensor_parallel_size": 2, "data_parallel_size": 5}, {}) == {"kv_cache_memory_bytes": 100}
+    assert cpu_cache({"tensor_parallel_size": "2", "data_parallel_size": 5}, {}) == {"kv_cache_memory_bytes": 100}
+    for wrong in (0, -1, 2.0, "two", None):
+        with pytest.raises(
+            ValueError, match=r"vllm has tensor_parallel_size .*, expected a whole number of at least 1"
+        ):
+            cpu_cache({"tensor_parallel_size": wrong}, {})
     for given in ({"kv_cache_memory_bytes": 7}, {"gpu_memory_utilization": 0.5}):
         assert cpu_cache(given, {}) == {}
         assert engine_arguments(given, **SWEEP).items() >= given.items()
     assert cpu_cache({}, {"VLLM_CPU_KVCACHE_SPACE": "1"}) == {}
+    monkeypatch.setattr(vllm_arguments, "_nodes", lambda: 2)  # a worker takes the memory of one of them
+    assert cpu_cache({}, {}) == {"kv_cache_memory_bytes": 500}
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     assert cpu_cache({}, {}) == {}
 
