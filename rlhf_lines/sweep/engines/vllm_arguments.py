@@ -79,7 +79,7 @@ def cpu_cache(given: Mapping[str, Any], environment: Mapping[str, str] = os.envi
     if _SAYS_MEMORY & given.keys() or environment.get(_OLDER_CACHE) or torch.accelerator.is_available():
         return {}
     workers = math.prod(_count(name, given.get(name, 1)) for name in _WORKERS)
-    return {CACHE: int(free_bytes(torch.device("cpu")) // (4 * max(workers, _nodes())))}
+    return {CACHE: free_bytes(torch.device("cpu")) // (4 * max(workers, _nodes()))}
 
 
 def _count(name: str, value: object) -> int:
