@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE, WEIGHTS_FILE, Adapter, Factors
+from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.provenance import hub_id
 from rlhf_lines.merge.lora.low_rank import difference
@@ -38,9 +39,6 @@ def write_adapter(
     Raises:
         ValueError: factors that are not finite in the dtype.
     """
-    # peft imports transformers; only this path needs it.
-    from peft import LoraConfig
-
     factors = next(iter(merged.values()))
     target = DTYPES[dtype] if dtype else torch.promote_types(factors.A.dtype, torch.float32)
     written_dtype = str(target).removeprefix("torch.")
@@ -56,26 +54,41 @@ def write_adapter(
         tensors[f"base_model.model.{module}.lora_A.weight"] = entry.A.contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = entry.B.contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    rank = factors.A.shape[0]
-    on_hub = hub_id(sft_model)
-    LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=_target_modules(list(merged), sft),
-        fan_in_fan_out=adapters[0].transposed,
-        base_model_name_or_path=on_hub or sft_model,
-        revision=Path(sft_model).name if on_hub else None,
-        task_type=adapters[0].task_type or "CAUSAL_LM",
-        lora_dropout=0.0,
-        bias="none",
-        inference_mode=True,
-    ).save_pretrained(folder)
+    settings = _settings(factors.A.shape[0], _target_modules(list(merged), sft), adapters[0], sft_model)
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     hashes = {adapter.sft_sha256 for adapter in adapters}
     if None not in hashes:
         # A merged adapter can be merged again, also after its SFT model has moved.
         record = {"format": 1, "stage": "merge", "sft_sha256": hashes.pop()}
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
     return LostResidual(difference(merged, cast), None), written_dtype
+
+
+def _settings(rank: int, target_modules: list[str], adapter: Adapter, sft_model: str) -> dict:
+    """`adapter_config.json`: the settings of PEFT's `LoraConfig` that servers and converters read, old ones too.
+
+    They are written by hand because PEFT takes many times as long to import as an adapter takes to merge.
+    """
+    on_hub = hub_id(sft_model)
+    return {
+        "peft_type": "LORA",
+        "task_type": adapter.task_type or "CAUSAL_LM",
+        "base_model_name_or_path": on_hub or sft_model,
+        "revision": Path(sft_model).name if on_hub else None,
+        "r": rank,
+        "lora_alpha": rank,  # the factors are of scale 1
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+        "use_dora": False,
+        "target_modules": target_modules,
+        "modules_to_save": None,
+        "fan_in_fan_out": adapter.transposed,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
 
 
 def _target_modules(modules: list[str], sft: Checkpoint) -> list[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies
@@ -101,6 +104,48 @@ def test_an_exact_adapter_says_its_rank_and_no_truncation(sft, helpful, harmless
     record = json.loads((out / "merge_spec.json").read_text())
     assert record["rank"] == 10 and "truncation" not in record
     assert "truncated" not in (out / "README.md").read_text()
+
+
+def test_the_config_is_what_peft_itself_would_save(sft, helpful, harmless, tmp_path):
+    out = merge_policies(sft, [helpful, harmless], SPEC, save="adapter", output_dir=tmp_path / "out")
+    configs = [json.loads((policy / "adapter_config.json").read_text()) for policy in (helpful, harmless)]
+    modules = {module for config in configs for module in config["target_modules"]}
+    expected = LoraConfig(
+        r=10,
+        lora_alpha=10,
+        target_modules=modules,
+        base_model_name_or_path=str(sft),
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+    assert LoraConfig.from_pretrained(out).to_dict() == expected.to_dict()
+    # In one order, whichever process wrote it.
+    assert json.loads((out / "adapter_config.json").read_text())["target_modules"] == sorted(modules)
+
+
+def test_an_adapter_is_merged_without_the_import_of_peft(sft, helpful, harmless, tmp_path):
+    script = (
+        "import sys; from rlhf_lines import cli\n"
+        "status = cli.main(sys.argv[1:])\n"
+        "assert not (found := {'peft', 'transformers', 'trl.trainer'} & set(sys.modules)), found\n"
+        "sys.exit(status)"
+    )
+    words = [
+        "merge",
+        "--sft_model",
+        sft,
+        "--policies",
+        helpful,
+        harmless,
+        "--weights",
+        "0.3",
+        "0.7",
+        "--save",
+        "adapter",
+    ]
+    command = [sys.executable, "-c", script, *map(str, words), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_half_precision_holds_a_truncated_adapter_of_tiny_factors(sft, helpful, copy_of, edit_weights, tmp_path):
