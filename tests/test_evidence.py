@@ -16,7 +16,7 @@ import pytest
 from rlhf_lines.artifact import new_folder, write_record
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.pareto import mean_estimate
-from rlhf_lines.pareto.schema import GROUPS
+from rlhf_lines.pareto.schema import GROUPS, SOUP
 from rlhf_lines.sweep.finished import front as finished_front
 from rlhf_lines.sweep.finished.compare import compare
 from rlhf_lines.sweep.store import RUN_STORE, Row, Store
@@ -311,10 +311,19 @@ def test_over_seeds_differences_are_those_of_compare(evidence, tmp_path):
     task = evidence.Task("docstrings", folders, runs, [])
     compared = compare(folders, output_dir=tmp_path / "compared")
     entry = next(e for e in compared["comparisons"] if (e["a"], e["b"]) == ("lines", "rewarded_soup"))
-    base = np.mean([run.front["fronts"]["rewarded_soup"]["expected_utility"]["corrected"] for run in runs])
-    found = task.difference("lines", "rewarded_soup", "expected_utility")
-    expected = [100 * entry["expected_utility_difference"][key] / base for key in ("corrected", "low", "high")]
-    assert found[:3] == pytest.approx(expected)
+    # All runs are measured from one reference point there, which is none of theirs.
+    assert compared["reference_point"] not in [run.front["reference_point"] for run in runs]
+    for measure in ("hypervolume", "expected_utility", "equal_kl"):
+        if measure == "equal_kl":
+            lines, soup = np.mean(entry["equal_kl_hypervolumes"], axis=0)
+        else:
+            groups = [run["groups"] for run in compared["runs"]]
+            lines, soup = (np.mean([g[name][measure]["corrected"] for g in groups]) for name in ("lines", SOUP))
+        found = task.difference("lines", "rewarded_soup", measure)
+        ends = [100 * entry[f"{measure}_difference"][key] / soup for key in ("low", "high")]
+        assert found[:3] == pytest.approx([100 * (lines / soup - 1), *ends], rel=1e-9), measure
+        back = task.difference("rewarded_soup", "lines", measure)
+        assert back.value == pytest.approx(100 * (soup / lines - 1), rel=1e-9), measure
 
 
 def test_a_pair_is_compared_over_the_seeds_that_have_both(evidence, tasks, tmp_path):

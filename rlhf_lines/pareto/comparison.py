@@ -60,6 +60,8 @@ class RunsComparison(TypedDict):
     hypervolume_difference: RunsDifference
     expected_utility_difference: RunsDifference
     equal_kl_difference: RunsDifference | None  # as in `front.json`; null where a run has no KL
+    # Of each run, those of a and of b; between two sides, of each side those of its runs.
+    equal_kl_hypervolumes: list[list[float]] | None
     # The smallest and largest KL budget of each run, in nats; between two sides, whose groups it compares, one for all.
     kl_budgets: list[list[float]] | None
     no_equal_kl: str | None  # as in `front.json`, of the first run that has none

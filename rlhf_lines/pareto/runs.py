@@ -214,6 +214,7 @@ class _Alike:
             "b": b,
             **differences,
             "equal_kl_difference": at_equal and self._over_runs(at_equal),
+            "equal_kl_hypervolumes": at_equal and [[each.corrected for each in some] for some in at_equal],
             "kl_budgets": at_equal and [list(pair) for pair in budgets] * (len(self.runs) // len(budgets)),
             "no_equal_kl": None if at_equal else self._without_kl(together[budgets.index(None)]),
             "verdict": "undecided",

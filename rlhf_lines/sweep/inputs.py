@@ -151,8 +151,8 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
         "control_sha256": _sha256([text for text, _ in inputs.forgetting]),
         "sft_sha256": checkpoint_sha256(inputs.sft),
         "policies_sha256": [sha256_of([Path(adapter.path) / WEIGHTS_FILE]) for adapter in inputs.adapters],
-        "statistics_sha256": {
-            entry.name: [statistics_sha256(RULES[entry.rule].statistics, path) for path in entry.statistics]
+        "statistics_sha256": {  # all groups of a rule have the same
+            entry.rule: [statistics_sha256(RULES[entry.rule].statistics, path) for path in entry.statistics]
             for entry in config.groups
         },
         "inputs_sha256": _fingerprints(

@@ -1,8 +1,9 @@
 """Completions of a finished sweep, taken over by one that asks for more: prompts, samples, weights, groups, policies.
 
-A completion depends on the SFT model, the policies that its spec mixes, the prompt, the sample and the settings of
-sampling, and on nothing else of a run: not on its groups, its other policies, or how many prompts it has. Where these
-are the same it is taken as it is stored, with its scores and its KL, and only the rest is generated.
+A completion depends on the SFT model, the policies that its spec mixes, the statistics of its rule, the prompt, the
+sample and the settings of sampling, and on nothing else of a run: not on its groups, its other policies, or how many
+prompts it has. Where these are the same it is taken as it is stored, with its scores and its KL, and only the rest is
+generated.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.scoring import Asked
@@ -45,9 +46,9 @@ class Reused:
             self._store.__exit__()
             raise
         self._rewards = kept["reward_names"]
-        self._policies = _policies(kept["inputs_sha256"])
-        theirs = _policies(self._store.recall("inputs_sha256"))
-        self._specs = {_key(spec, theirs): spec_id for spec_id, spec in self._store.specs().items()}
+        self._merged = _Merged.of(kept)
+        theirs = _Merged.of({key: self._store.recall(key) for key in ("inputs_sha256", "statistics_sha256")})
+        self._specs = {theirs.key(spec): spec_id for spec_id, spec in self._store.specs().items()}
         shown = self._store.shown()
         self._prompts = {
             (prompt.text, prompt.scored_text, _written(shown.get(prompt_id, {}))): prompt_id
@@ -76,7 +77,7 @@ class Reused:
             for prompt, (text, asked) in prompts.items()
         }
         for spec_id, spec in specs.items():
-            theirs = self._specs.get(_key(spec, self._policies))
+            theirs = self._specs.get(self._merged.key(spec))
             for row in [] if theirs is None else self._store.rows_of(theirs, self._rewards):
                 if row.prompt in ours and row.sample in samples and row.scores.keys() == set(self._rewards):
                     yield row._replace(spec=spec_id, prompt=ours[row.prompt])
@@ -88,7 +89,7 @@ class Reused:
         ids = {(text.text, len(text.token_ids) - 1): text_id for text_id, text in texts.items()}
         names = {stored.id: ids.get((stored.text, stored.tokens)) for stored in self._store.forgetting_texts()}
         for spec_id, spec in specs.items():
-            theirs = self._specs.get(_key(spec, self._policies))
+            theirs = self._specs.get(self._merged.key(spec))
             for text, value in {} if theirs is None else self._store.nll_by_text(theirs).items():
                 if names[text] is not None:
                     yield spec_id, names[text], value
@@ -106,6 +107,34 @@ class Reused:
                 )
             if known[name] != kept["reward_models"][name]:
                 raise ValueError(f"reuse: the scores {name!r} in {folder} are of another reward model: {WAY_OUT}")
+
+
+class _Merged(NamedTuple):
+    """What a run merges.
+
+    Attributes:
+        policies: what tells them apart, in the order of the specs' weights.
+        statistics: hashes by rule.
+    """
+
+    policies: list[str]
+    statistics: Mapping[str, list[str]]
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> _Merged:
+        """What a run merges that keeps this of itself."""
+        return cls(_policies(kept["inputs_sha256"]), kept["statistics_sha256"])
+
+    def key(self, spec: MergeSpec) -> str:
+        """What makes a merged policy the same in two runs: settings, statistics, and which policy has which weight.
+
+        Rule `linear` gives the same with a policy more that has weight 0; other rules count their policies.
+        """
+        mixed = list(zip(self.policies, spec.weights, strict=False))
+        if spec.rule == "linear":
+            mixed = sorted((policy, weight) for policy, weight in mixed if weight)
+        settings = {**spec.to_dict(), "weights": None, "statistics": self.statistics.get(spec.rule, [])}
+        return json.dumps([settings, mixed], sort_keys=True)
 
 
 def check_sampling(folder: str | Path, given: Mapping[str, Any]) -> None:
@@ -156,14 +185,3 @@ def _policies(inputs: Mapping[str, Any]) -> list[str]:
         numbered = ((re.fullmatch(rf"{what} (\d+) \(.*\)", name, re.DOTALL), value) for name, value in inputs.items())
         found += [(place, int(match[1]), _written(value)) for match, value in numbered if match]
     return [value for _, _, value in sorted(found)]
-
-
-def _key(spec: MergeSpec, policies: Sequence[str]) -> str:
-    """What makes a merged policy the same in two runs: its settings, and which policy has which weight.
-
-    Rule `linear` gives the same with a policy more that has weight 0; other rules count their policies.
-    """
-    mixed = list(zip(policies, spec.weights, strict=False))
-    if spec.rule == "linear":
-        mixed = sorted((policy, weight) for policy, weight in mixed if weight)
-    return json.dumps([{**spec.to_dict(), "weights": None}, mixed], sort_keys=True)

@@ -145,14 +145,15 @@ class Task:
         return Estimate(value, min(ends), max(ends), found["adjusted_p_value"])
 
     def _size(self, entry: dict, group: str, measure: str) -> float | None:
+        """A measure of one of two groups that are compared, from the same points of reference as their difference."""
         if measure == "equal_kl":
-            pairs = [
-                next(e["equal_kl_hypervolumes"] for e in run.front["comparisons"] if _pair(e) == _pair(entry))
-                for run in self.runs
-            ]
+            pairs = entry["equal_kl_hypervolumes"]
+            pairs = [pairs] if len(self.runs) == 1 else pairs
             place = "ab".index("a" if entry["a"] == group else "b")
-            return None if None in pairs else float(np.mean([pair[place] for pair in pairs]))
-        return float(np.mean([run.front["fronts"][group][measure]["corrected"] for run in self.runs]))
+            return None if entry["equal_kl_hypervolumes"] is None else float(np.mean([pair[place] for pair in pairs]))
+        alike = self.compared
+        measured = [alike["fronts"]] if len(self.runs) == 1 else [run["groups"] for run in alike["runs"]]
+        return float(np.mean([groups[group][measure]["corrected"] for groups in measured]))
 
     def mean(self, values: Callable[[Run], NDArray[np.float64]], *, thirds: bool = False) -> Estimate:
         """The mean over seeds of what a function gives for each prompt, or text, of a run, with its interval."""

@@ -193,7 +193,7 @@ def test_at_equal_kl_every_run_has_its_own_budget(make_run):
     """The smaller of both groups' largest mean KL, from scores of every prompt."""
     runs = [make_run(seed)[0] for seed in (1, 2, 3)]
     found = compare_runs(runs, **SETTINGS)
-    entry, each = found["comparisons"][0], []
+    entry, each, hypervolumes = found["comparisons"][0], [], []
     for run, budget in zip(runs, entry["kl_budgets"], strict=True):
         spent = [[np.mean(run.kl[i]) for i in ids] for ids in (range(1, 6), range(6, 11))]
         assert budget == [max(map(min, spent)), min(map(max, spent))]
@@ -207,7 +207,9 @@ def test_at_equal_kl_every_run_has_its_own_budget(make_run):
         noise = noise_over_own_budgets(offered, kl, [bootstrap_counts(30, DRAWN, SETTINGS["seed"])] * 2)
         one, other = (correct(values, measure, noise=drawn) for values, drawn in zip(offered, noise, strict=True))
         each.append(one - other)
+        hypervolumes.append([one.corrected, other.corrected])
     expected = mean_over_runs(each)
+    np.testing.assert_allclose(entry["equal_kl_hypervolumes"], hypervolumes, rtol=1e-12)
     difference = entry["equal_kl_difference"]
     assert [run["value"] for run in difference["runs"]] == pytest.approx([one.value for one in each], rel=1e-12)
     assert [difference[key] for key in ("corrected", "low", "high", "p_value")] == pytest.approx(expected.estimate())
@@ -220,6 +222,9 @@ def test_between_two_sides_one_budget_holds_for_all_runs(make_run):
         spent = [[np.mean(run.kl[i]) for i in ids] for run in runs]
         budget = [max(map(min, spent)), min(map(max, spent))]
         assert entry["kl_budgets"] == [budget] * 4 and entry["equal_kl_difference"]["runs"] == []
+        ours, theirs = np.mean(entry["equal_kl_hypervolumes"], axis=1)
+        assert np.shape(entry["equal_kl_hypervolumes"]) == (2, 2)
+        assert entry["equal_kl_difference"]["corrected"] == pytest.approx(ours - theirs, rel=1e-9)
 
 
 def test_without_the_kl_of_a_point_there_is_no_comparison_at_equal_kl(make_run):

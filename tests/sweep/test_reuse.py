@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from rlhf_lines.pareto.schema import faults
 from rlhf_lines.plan import Options, plan
@@ -180,3 +182,22 @@ def test_another_sft_model_or_policy_shares_nothing(sweep, small, rewards, sft, 
     weights = {tuple(json.loads(spec)["weights"]) for _, spec in texts}
     assert weights == {(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)}
     assert len(scored(rewards)) == 4, "only the policy that the other sweep did not have, on four prompts"
+
+
+def test_a_rule_with_other_statistics_is_sampled_anew(sweep, sft, rewards, tmp_path):
+    weights = load_file(sft / "model.safetensors")
+    kinds = {"square": torch.square, "alike": torch.ones_like, "copy": torch.square}
+    for name, make in kinds.items():
+        for policy in ("one", "two"):
+            (folder := tmp_path / name / policy).mkdir(parents=True)
+            save_file({key: make(tensor) for key, tensor in weights.items()}, folder / "fisher.safetensors")
+
+    def weighted(kind: str, **changes):
+        folders = [str(tmp_path / kind / policy) for policy in ("one", "two")]
+        group = {"name": "by Fisher", "rule": "fisher", "alpha": 1.0, "statistics": folders}
+        rewards.SCORED.clear()
+        return sweep(f"of {kind}", groups=[json.dumps(group)], **changes), len(scored(rewards))
+
+    first, of_all = weighted("square")
+    assert of_all > weighted("copy", reuse=first)[1] == 0
+    assert weighted("alike", reuse=first)[1] == 4, "equal weights of the two policies alone, on four prompts"
