@@ -200,4 +200,4 @@ def test_a_rule_with_other_statistics_is_sampled_anew(sweep, sft, rewards, tmp_p
 
     first, of_all = weighted("square")
     assert of_all > weighted("copy", reuse=first)[1] == 0
-    assert weighted("alike", reuse=first)[1] == 4, "equal weights of the two policies alone, on four prompts"
+    assert weighted("alike", reuse=first)[1] == 12, "that group alone: three weights, four prompts"
