@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import os
 import sys
@@ -25,7 +26,7 @@ from rlhf_lines.errors import ProcessEnded, is_about_input, is_of_memory, reason
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(seconds=10)  # of a process that has a last sentence to say
-WAIT = datetime.timedelta(days=7)  # for the leader, who may be computing a front
+WAIT = datetime.timedelta(days=7)  # for the leader, who may be computing a front or merging a base of 70B
 # Where launchers say how many processes they made: torchrun and accelerate, three MPIs, srun. The first that speaks
 # counts: srun may start one torchrun on each machine.
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -97,7 +98,8 @@ def wait() -> None:
     """Go on when every process has come this far."""
     group = _started()
     if group is not None:
-        group.barrier()
+        with _heard():
+            group.barrier(group=_patient())
 
 
 def from_leader(work: Callable[[], T]) -> T:
@@ -115,7 +117,8 @@ def from_leader(work: Callable[[], T]) -> T:
             told = [(work(), None)]
         except (ValueError, OSError) as error:
             told = [(None, error)]
-    group.broadcast_object_list(told, src=0)
+    with _heard():
+        group.broadcast_object_list(told, src=0, group=_patient())
     ((result, error),) = told
     if error is not None:
         raise error
@@ -152,6 +155,7 @@ def leave() -> None:
     if "vllm" in sys.modules:  # ends them itself when the interpreter exits, and stumbles if they are gone
         return
     distributed = sys.modules.get("torch.distributed")  # a verb that never imported torch has none
+    _patient.cache_clear()  # who holds a group keeps its threads
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -171,6 +175,12 @@ def _started():
     return distributed if distributed.is_available() and distributed.is_initialized() else None
 
 
+@functools.cache
+def _patient():
+    """The group of all processes that waits for a leader at work: that of training gives up after `ddp_timeout`."""
+    return _started().new_group(backend="gloo", timeout=WAIT)
+
+
 class Processes:
     """The processes of a run, started: the leader has `map` while it is `leading`, the others `follow` it.
 
@@ -181,8 +191,6 @@ class Processes:
     def __init__(self) -> None:
         start()
         self.count, self._torch = count(), _started()
-        if self.count > 1:
-            self._group = self._torch.new_group(backend="gloo", timeout=WAIT)  # for batches and results
 
     def map(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """`work(item)` of at most one item per process, computed at the same time; for the leader only.
@@ -217,7 +225,6 @@ class Processes:
         while not isinstance(items := self._broadcast(None), bool):
             result, error = _attempt(work, items[rank]) if rank < len(items) else (None, None)
             self._gather((result, error and _told_as(error)))
-        self._group = None  # so that `leave` ends its threads, also while an error still holds this object
         if not items:
             raise SystemExit(1)
 
@@ -232,19 +239,18 @@ class Processes:
             if self.count > 1:
                 with contextlib.nullcontext() if done else contextlib.suppress(ProcessEnded):  # they may have gone
                     self._broadcast(done)
-                self._group = None  # as in `follow`
 
     def _broadcast(self, items: list | bool | None) -> list | bool:
         held = [items]
         with _heard():
-            self._torch.broadcast_object_list(held, src=0, group=self._group)
+            self._torch.broadcast_object_list(held, src=0, group=_patient())
         return held[0]
 
     def _gather(self, answer: tuple[Any, Any]) -> list[tuple[Any, Any]] | None:
         """The answers of all processes, in the leader; None in the others."""
         answers = [None] * self.count if leads() else None
         with _heard():
-            self._torch.gather_object(answer, answers, group=self._group)
+            self._torch.gather_object(answer, answers, group=_patient())
         return answers
 
 

@@ -37,6 +37,9 @@ class InputProblems(ValueError):
         numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(self.problems, start=1))
         super().__init__(f"{len(self.problems)} problems: {numbered}")
 
+    def __reduce__(self):  # to be told in another process
+        return type(self), (self.problems,)
+
 
 class ProcessEnded(RuntimeError):
     """Of several processes of a run, another one has ended."""
