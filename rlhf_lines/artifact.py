@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, named_faults
+from rlhf_lines.disk import KEPT_FOR_RESUME, DiskFault, named_faults
 from rlhf_lines.distributed import leads, wait
 from rlhf_lines.errors import about
 from rlhf_lines.lock import only_run
@@ -47,10 +47,15 @@ def new_folder(
         ValueError: the folder above cannot be made or written.
         DiskFault: the disk is full or fails.
     """
-    kept = KEPT_FOR_RESUME if keep_partial or leave_partial else NOTHING_KEPT
     final = Path(output_dir)
-    with only_run(final), named_faults(final, kept=kept):
-        yield from _new_folder(final, overwrite, keep_partial, leave_partial)
+    with only_run(final):
+        try:
+            with named_faults(final):
+                yield from _new_folder(final, overwrite, keep_partial, leave_partial)
+        except DiskFault as fault:
+            if (keep_partial or leave_partial) and partial_folder(final).exists():  # the block may have removed it
+                fault.kept = KEPT_FOR_RESUME
+            raise
 
 
 def _new_folder(final: Path, overwrite: bool, keep_partial: bool, leave_partial: bool) -> Iterator[Path]:

@@ -78,16 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         guard(arguments)
         _run(arguments)
-    except KeyboardInterrupt:
-        left = KEPT.get(arguments[0], NOTHING_KEPT)
-        return _tell(arguments[0], f"interrupted; {left}", 130)
+    except KeyboardInterrupt as interrupt:
+        return _tell(arguments[0], f"interrupted; {_left(interrupt, arguments[0])}", 130)
     except Exception as error:
         if (fault := disk_fault(error)) is not None:
             return _tell(arguments[0], str(fault), 2 if is_about_input(fault) else 1)
         if is_about_input(error):
             return _tell(arguments[0], reason(error) if getattr(error, "errno", None) else str(error), 2)
         if is_of_machine(error):
-            return _tell(arguments[0], _of_machine(error, KEPT.get(arguments[0], NOTHING_KEPT)), 1)
+            return _tell(arguments[0], _of_machine(error, _left(error, arguments[0])), 1)
         raise
     finally:
         distributed.leave()
@@ -98,6 +97,11 @@ def _tell(verb: str, sentence: str, status: int) -> int:
     told = redact(f"rlhf-lines {verb}: {sentence}")
     distributed.say_once(told, lambda: print(told, file=sys.stderr))
     return status
+
+
+def _left(error: BaseException, verb: str) -> str:
+    """What a command that did not come to its end has left; a stage that knows better has said so in the error."""
+    return getattr(error, "kept", None) or KEPT.get(verb, NOTHING_KEPT)
 
 
 def _of_machine(error: Exception, left: str) -> str:

@@ -26,6 +26,7 @@ from rlhf_lines.artifact import (
     write_whole,
 )
 from rlhf_lines.config import RunConfig, missing_trackers
+from rlhf_lines.disk import NOTHING_KEPT
 from rlhf_lines.distributed import from_leader, leads, wait
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.checkpoint import read_json
@@ -94,10 +95,12 @@ def training_folder(
             write_whole(folder / BEGUN, json.dumps(begun))
         try:
             yield folder
-        except BaseException:
-            if leads() and not newest_checkpoint(folder / trained):  # from which --resume finishes the run
-                keep_trained(folder / trained, final)
-                shutil.rmtree(folder, ignore_errors=True)
+        except BaseException as error:
+            if not newest_checkpoint(folder / trained):  # from which --resume finishes the run
+                error.kept = NOTHING_KEPT  # which the command tells
+                if leads():
+                    keep_trained(folder / trained, final)
+                    shutil.rmtree(folder, ignore_errors=True)
             raise
 
 

@@ -57,6 +57,7 @@ from rlhf_lines.train.advantages import (
 from rlhf_lines.train.attention import attend_in_float32
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
+from rlhf_lines.train.finite import FiniteTraining
 from rlhf_lines.train.layerwise import LayerLearningRates, check_depth, check_frozen
 from rlhf_lines.train.lora import add_in_place
 from rlhf_lines.train.ppo_config import PPOConfig
@@ -105,7 +106,7 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
-class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer):
+class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTraining, GRPOTrainer):
     """Train a LoRA policy and a value function on one frozen base.
 
     Args:
@@ -377,6 +378,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, GRPOTrainer
         rewards = token_rewards(scores, kl, mask, self.kl_coef)
         advantages, returns = gae(rewards, old_values, mask, gamma=self.args.gamma, lam=self.args.lam)
         kl_of_completions = self.accelerator.gather(kl.sum(dim=1))
+        self.check_finite("the KL of a completion", kl_of_completions)
         if not self.model.training:
             rows = completion_rows(
                 own,

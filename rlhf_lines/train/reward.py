@@ -27,6 +27,7 @@ from rlhf_lines.models import describe_adapters, init_kwargs, load_config, local
 from rlhf_lines.train.adapted import check_4bit
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
+from rlhf_lines.train.finite import FiniteTraining
 from rlhf_lines.train.history import history
 from rlhf_lines.train.hub import upload_kept as upload_kept
 from rlhf_lines.train.inputs import fingerprints
@@ -40,7 +41,7 @@ SIDES = ("chosen", "rejected")
 logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(ToldSettings, WholeCheckpoints, trl.RewardTrainer):
+class RewardTrainer(ToldSettings, WholeCheckpoints, FiniteTraining, trl.RewardTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 

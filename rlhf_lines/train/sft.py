@@ -23,6 +23,7 @@ from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder
 from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
+from rlhf_lines.train.finite import FiniteTraining
 from rlhf_lines.train.history import history
 from rlhf_lines.train.hub import upload_kept as upload_kept
 from rlhf_lines.train.inputs import fingerprints
@@ -36,7 +37,7 @@ from rlhf_lines.train.told import ToldSettings
 ADAPTER = "adapter"
 
 
-class SFTTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, trl.SFTTrainer):
+class SFTTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTraining, trl.SFTTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+from functools import partial
 
 import pytest
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from rlhf_lines.disk import DiskFault
+from rlhf_lines import cli
+from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, DiskFault
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import UNFINISHED, newest_checkpoint
 from tests.tiny import WORDS
@@ -98,6 +100,24 @@ def test_a_run_that_failed_after_its_training_goes_on(stage, tmp_path, monkeypat
     assert not partial.exists()
     if verb == "sft":
         assert load_file(out / "model.safetensors").keys() == load_file(stage.base / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("fault", [partial(OSError, errno.ENOSPC, "No space left"), KeyboardInterrupt])
+@pytest.mark.parametrize(("call", "left"), [(1, NOTHING_KEPT), (3, KEPT_FOR_RESUME)])
+def test_a_run_that_ends_says_what_it_has_left(stage, flags, tmp_path, monkeypatch, capsys, fault, call, left):
+    """Before the first checkpoint it is nothing: the folder is removed."""
+    calls = []
+
+    def fail(self, *_, **__):
+        calls.append(1)
+        if len(calls) == call:
+            raise fault()
+
+    monkeypatch.setattr(Trainer, "_save_rng_state", fail)
+    monkeypatch.setattr(cli, "_run", lambda arguments: stage("sft", output_dir=tmp_path / "out"))
+    assert cli.main(["sft"]) == (130 if fault is KeyboardInterrupt else 1)
+    assert f"; {left}" in capsys.readouterr().err
+    assert bool(newest_checkpoint(tmp_path / ".out.partial" / "adapter")) == (left == KEPT_FOR_RESUME)
 
 
 def test_old_checkpoints_are_removed(stage, tmp_path):

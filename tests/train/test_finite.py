@@ -1,0 +1,78 @@
+"""Training that diverges ends in one sentence, and leaves no model and no checkpoint that is not finite."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback
+
+from rlhf_lines import cli
+from rlhf_lines.stages import run_stage
+from rlhf_lines.train.checkpoints import newest_checkpoint
+from tests.tiny import WORDS
+
+
+ROWS = [{"prompt": f"{x} {y}", "completion": " a b", "chosen": " a b", "rejected": " c"} for x in WORDS for y in WORDS]
+PPO = {
+    **{"use_peft": True, "lora_r": 2, "lora_target_modules": "all-linear", "rewards": "rule:length"},
+    **{"max_completion_length": 4, "steps_per_generation": 2, "num_iterations": 1},
+}
+STAGES = {"sft": {"use_peft": False}, "reward": {"use_peft": False}, "ppo": PPO}
+
+
+@pytest.fixture
+def given(flags, base, write_rows, tmp_path):
+    """Flags of a stage of six updates, with changes."""
+    data = write_rows("data/train.jsonl", ROWS[:40]).parent
+    write_rows("data/test.jsonl", ROWS[40:50])
+
+    def make(verb, **changes):
+        settings = {
+            **{"model_name_or_path": base, "dataset_name": data, "output_dir": tmp_path / "out"},
+            **{"max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1},
+        }
+        return flags(**{**settings, **STAGES[verb], **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_training_that_diverges_is_told_and_leaves_nothing(given, tmp_path, capsys, verb):
+    assert cli.main([verb, *given(verb, learning_rate=1e30, max_grad_norm=0.0)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"rlhf-lines {verb}: training has diverged: after \d of 6 updates (the loss|the KL of a completion) is not "
+        r"finite\. Lower learning_rate, which is 1e\+30, or max_grad_norm, or train in a wider dtype; start again with "
+        r"--overwrite",
+        told,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_no_checkpoint_is_written_of_parameters_that_are_not_finite(given, tmp_path, monkeypatch, verb):
+    """Neither does a finite loss say what the update after it does, nor does a run go on from such parameters."""
+
+    class Diverging(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 4:
+                with torch.no_grad():
+                    [p for p in model.parameters() if p.requires_grad][-1].view(-1)[0] = torch.inf
+
+    original = Trainer.train
+    monkeypatch.setattr(
+        Trainer, "train", lambda self, *a, **k: self.add_callback(Diverging()) or original(self, *a, **k)
+    )
+    with pytest.raises(ValueError, match=r"after 4 of 6 updates parameter \S+ is not finite"):
+        run_stage(verb, given(verb, save_strategy="steps", save_steps=2))
+    kept = newest_checkpoint(tmp_path / ".out.partial")
+    assert kept.name == "checkpoint-2"
+    for file in kept.glob("*.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values())
+    assert all(
+        row["loss"] == row["loss"] for row in json.loads((kept / "trainer_state.json").read_text())["log_history"]
+    )
