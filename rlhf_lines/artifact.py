@@ -147,7 +147,7 @@ def check_place(output_dir: str | Path) -> None:
 def refuse_replacing(output_dir: str | Path, inputs: Iterable[str | Path]) -> None:
     """Stop with a FileExistsError where `--overwrite` of `output_dir` would delete a folder that the stage reads."""
     output = Path(output_dir)
-    for needed in map(Path, inputs):
+    for needed in filter(os.path.exists, map(Path, inputs)):
         if output.exists() and output.resolve() in (needed.resolve(), *needed.resolve().parents):
             raise FileExistsError(
                 f"output_dir {output} contains {needed}, which --overwrite would delete: choose another folder"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,23 @@ class RewardEntry:
                 raise ValueError(f"rewards: {item['model']} has the unknown key {key!r}: {hint}")
         return cls(**item)
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder that a model is loaded from; None of all else."""
+        source = Path(self.model.removeprefix(self._kind))
+        return source if source.is_dir() else None
+
+    @property
+    def _kind(self) -> str:
+        return next((kind for kind in (SIMILARITY, GENERATIVE) if self.model.startswith(kind)), "")
+
     def identity(self) -> dict[str, Any]:
         """What the scores depend on: the model, a folder by its absolute path, dtype, options, template and label.
 
         How a service is asked, such as its timeout, changes no score, and an address is without what is secret in it.
         """
-        kind = next((kind for kind in (SIMILARITY, GENERATIVE) if self.model.startswith(kind)), "")
-        source = self.model.removeprefix(kind)
-        model = f"{kind}{Path(source).resolve()}" if Path(source).is_dir() else self.model
+        kind, folder = self._kind, self.folder
+        model = self.model if folder is None else f"{kind}{folder.resolve()}"
         options = self.options
         if asks_a_service(model):
             model = redact(model)
@@ -172,6 +181,11 @@ def check_some(rewards: Sequence[object]) -> None:
     """Refuse an empty list of rewards."""
     if not rewards:
         raise ValueError("rewards is empty, expected one reward model or more")
+
+
+def reward_folders(entries: Iterable[RewardEntry]) -> list[Path]:
+    """The folders that the models of a config are loaded from."""
+    return [entry.folder for entry in entries if entry.folder is not None]
 
 
 def load_reward_models(

@@ -45,6 +45,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         read_fields(self)
 
+    @property
+    def sources(self) -> list[str]:
+        """What names a file, a folder or a Hub id."""
+        return [name for name in (self.dataset_path, self.dataset_name) if name and name not in data.TASKS]
+
     def load(
         self,
         kind: str,

@@ -33,7 +33,7 @@ from rlhf_lines.sweep.inputs import (
     fingerprints_of_models,
     prompt_contents,
 )
-from rlhf_lines.task_rewards import load_reward_models
+from rlhf_lines.task_rewards import load_reward_models, reward_folders
 
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
     """
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
-    refuse_replacing(config.output_dir, [sft, *policies])
+    control = [config.control] if config.control else []
+    read = [sft, *policies, *reward_folders(config.rewards), *data_config.sources, *control]
+    refuse_replacing(config.output_dir, read)
     adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
     of_model = load_config(sft)
     if config.load_in_4bit:

@@ -104,7 +104,7 @@ def read_inputs(run_config: RunConfig, data_config: DataConfig, config: Statisti
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
     sft = local_folder(config.sft_model, what="SFT model")
     policy = local_folder(config.policy, what="policy")
-    refuse_replacing(config.output_dir, [sft, policy])
+    refuse_replacing(config.output_dir, [sft, policy, *data_config.sources])
     for warning in check_policy(sft, policy, sft_renamed=config.sft_renamed):
         logger.warning("%s", warning)
     tokenizer = load_tokenizer(sft)

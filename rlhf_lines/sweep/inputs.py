@@ -41,7 +41,7 @@ from rlhf_lines.sweep.choices import profile_problems
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
-from rlhf_lines.task_rewards import RewardEntry, load_reward_models
+from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_folders
 
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     Problems(profile_problems(config.groups, num_layers=num_layers)).check()
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
     routers = filter(None, (entry.router for entry in config.groups))
-    refuse_replacing(config.output_dir, [sft, *policies, *statistics, *routers])
+    control = [config.control] if config.control else []
+    read = [sft, *policies, *statistics, *routers, *reward_folders(config.rewards), *data_config.sources, *control]
+    refuse_replacing(config.output_dir, read)
     for split, texts in prompts.items():
         if few := check_count(len(texts), prompt_counts(config)[split], split, data_config.dataset_name):
             logger.warning("%s", few)

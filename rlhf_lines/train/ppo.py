@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import TrainerState
 from trl import get_quantization_config
 
-from rlhf_lines.artifact import remove_working_files, versions, write_record
+from rlhf_lines.artifact import refuse_replacing, remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
@@ -18,7 +18,7 @@ from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder
 from rlhf_lines.scoring import Asked
-from rlhf_lines.task_rewards import load_reward_models, reward_weights
+from rlhf_lines.task_rewards import load_reward_models, reward_folders, reward_weights
 from rlhf_lines.train.adapted import check_adapter
 from rlhf_lines.train.card import policy_card
 from rlhf_lines.train.checkpoints import training_folder
@@ -52,6 +52,7 @@ def run(
     check_model(model_config, given, causal=True)
     sft = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="SFT model")
     entries = rewards_config.rewards
+    refuse_replacing(training.output_dir, [sft, *data_config.sources, *reward_folders(entries)])
     training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
     trust = {"trust_remote_code": training.trust_remote_code}

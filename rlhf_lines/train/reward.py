@@ -16,7 +16,7 @@ from reward_models.conversation import CHAT
 from reward_models.encoder import longest_input
 from reward_models.format import SPECIAL_TOKENS
 from rlhf_lines import skeleton
-from rlhf_lines.artifact import remove_working_files, write_record
+from rlhf_lines.artifact import refuse_replacing, remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import from_leader, leads
@@ -66,6 +66,7 @@ def run(
     """
     check_model(model_config, given, causal=False)
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
+    refuse_replacing(training.output_dir, [base, *data_config.sources])
     trust = {"trust_remote_code": training.trust_remote_code}
     config = load_config(base, **trust)
     tokenizer = _load_tokenizer(base, model_config.model_name_or_path, **trust)

@@ -10,7 +10,7 @@ import trl
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines import skeleton
-from rlhf_lines.artifact import remove_working_files, write_record
+from rlhf_lines.artifact import refuse_replacing, remove_working_files, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
@@ -63,6 +63,7 @@ def run(
     """
     check_model(model_config, given, causal=True)
     base = local_folder(model_config.model_name_or_path, revision=model_config.model_revision, what="base model")
+    refuse_replacing(training.output_dir, [base, *data_config.sources])
     if training.chat_template_path is not None:
         raise ValueError(
             f"chat_template_path is {training.chat_template_path}, but the rows are written before it is read: save "

@@ -77,6 +77,23 @@ def test_a_folder_that_holds_a_policy_is_not_replaced(flags, policies, rewards, 
     assert copy.is_dir() and rewards.SCORED == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "name"), [("dataset_name", "prompts.jsonl"), ("control", "texts.txt"), ("rewards", "similarity:judge")]
+)
+def test_a_folder_that_holds_what_else_is_read_is_not_replaced(flags, sft, rewards, tmp_path, setting, name):
+    import shutil
+
+    runs = tmp_path / "runs"
+    shutil.copytree(sft, runs / "judge")
+    rows = [json.dumps({"prompt": f"a {i}"}) for i in range(40)]
+    for file in ("prompts.jsonl", "texts.txt"):
+        (runs / file).write_text("\n\n".join(rows))
+    kind, colon, last = name.rpartition(":")
+    with pytest.raises(FileExistsError, match=rf"runs contains .*{last}, which --overwrite would delete"):
+        run_stage("sweep", [*flags(runs, **{setting: f"{kind}{colon}{runs / last}"}), "--overwrite"])
+    assert (runs / last).exists() and rewards.SCORED == []
+
+
 def test_what_a_merge_refuses_a_sweep_refuses(flags, sft, policies, rewards, tmp_path):
     """Another vocabulary, another base, an adapter that is more than s B A: before a model is loaded."""
     import shutil

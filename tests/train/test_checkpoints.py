@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -137,3 +138,23 @@ def test_the_best_checkpoint_is_loaded_in_the_end(stage, write_rows, tmp_path):
     saved = load_file(out / "adapter" / f"checkpoint-{step}" / "adapter_model.safetensors")
     result = load_file(out / "adapter" / "adapter_model.safetensors")
     assert all((saved[name] == result[name]).all() for name in saved)
+
+
+@pytest.mark.parametrize("verb", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("needed", ["base", "data"])
+def test_what_a_run_reads_is_not_replaced_by_it(stage, tmp_path, verb, needed):
+    runs = tmp_path / "runs"
+    shutil.copytree(stage.base, runs / "base")
+    shutil.copytree(tmp_path / "data", runs / "data")
+    setting = {"base": "model_name_or_path", "data": "dataset_name"}[needed]
+    rewards = {"rewards": "rule:length", "save_steps": 4} if verb == "ppo" else {}
+    with pytest.raises(FileExistsError, match=rf"output_dir \S*runs contains \S*{needed}, which --overwrite would"):
+        stage(verb, output_dir=runs, overwrite=True, **{setting: runs / needed}, **rewards)
+    assert (runs / "base" / "config.json").is_file() and (runs / "data" / "train.jsonl").is_file()
+
+
+def test_a_policy_does_not_replace_its_reward_model(stage, tmp_path):
+    judge = shutil.copytree(stage.base, tmp_path / "runs" / "judge")
+    with pytest.raises(FileExistsError, match="judge, which --overwrite would delete"):
+        stage("ppo", output_dir=tmp_path / "runs", overwrite=True, rewards=f"similarity:{judge}", save_steps=4)
+    assert judge.is_dir()
