@@ -147,14 +147,15 @@ def test_what_a_run_reads_is_not_replaced_by_it(stage, tmp_path, verb, needed):
     shutil.copytree(stage.base, runs / "base")
     shutil.copytree(tmp_path / "data", runs / "data")
     setting = {"base": "model_name_or_path", "data": "dataset_name"}[needed]
-    rewards = {"rewards": "rule:length", "save_steps": 4} if verb == "ppo" else {}
+    of_ppo = {"rewards": "rule:length", "save_steps": 4, "lora_dropout": 0.0} if verb == "ppo" else {}
     with pytest.raises(FileExistsError, match=rf"output_dir \S*runs contains \S*{needed}, which --overwrite would"):
-        stage(verb, output_dir=runs, overwrite=True, **{setting: runs / needed}, **rewards)
+        stage(verb, output_dir=runs, overwrite=True, **{setting: runs / needed}, **of_ppo)
     assert (runs / "base" / "config.json").is_file() and (runs / "data" / "train.jsonl").is_file()
 
 
 def test_a_policy_does_not_replace_its_reward_model(stage, tmp_path):
     judge = shutil.copytree(stage.base, tmp_path / "runs" / "judge")
+    of_ppo = {"rewards": f"similarity:{judge}", "save_steps": 4, "lora_dropout": 0.0}
     with pytest.raises(FileExistsError, match="judge, which --overwrite would delete"):
-        stage("ppo", output_dir=tmp_path / "runs", overwrite=True, rewards=f"similarity:{judge}", save_steps=4)
+        stage("ppo", output_dir=tmp_path / "runs", overwrite=True, **of_ppo)
     assert judge.is_dir()
