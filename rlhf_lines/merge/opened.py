@@ -210,7 +210,7 @@ class OpenMerge:
         modules = {name: module for one in self.adapters for name, module in parameters_of(one, self.sft).items()}
         for name, module in modules.items():
             residual = self._dense.scaled.tensor(name)
-            yield module, (residual.T if self.adapters[0].transposed else residual)
+            yield module, (residual.T if self.sft.is_transposed(name) else residual)
         self._dense.check_inputs()
 
 

@@ -53,7 +53,6 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
         Adapter(
             names[k],
             basis.factors(k),
-            transposed=record["transposed"],
             task_type=record["task_type"],
             sft_sha256=record["sft_sha256"],
         )

@@ -30,6 +30,8 @@ _INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weigh
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _COMPARED = 1 << 20  # elements at once
 _TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
+_CONV1D_MODELS = ("gpt2", "openai-gpt")
+_CONV1D_PLACES = re.compile(r"(?:transformer\.)?h\.\d+\.")
 
 
 class Checkpoint:
@@ -260,6 +262,10 @@ class Checkpoint:
     def model_shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a parameter in the model, whatever the files hold of it; None where it is not known."""
         return self._read_as(lambda reading: reading.shapes.get(reading.key(name)))
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a matrix, called as in the files or in the model, is stored `[in, out]`, as GPT-2's layers are."""
+        return self.config.get("model_type") in _CONV1D_MODELS and _CONV1D_PLACES.match(name) is not None
 
     def renamed(self, name: str) -> str:
         """The parameter that a tensor of this name in a file becomes, or a part of which."""
