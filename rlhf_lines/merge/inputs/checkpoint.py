@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.inputs.model_names import ModelNames, Readings
-from rlhf_lines.merge.layers import layer_of
+from rlhf_lines.merge.layers import is_embedding, is_head, layer_of
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.spans import cut
 from rlhf_lines.merge.tensors.tensor_file import Entry, TensorFile
@@ -26,8 +26,6 @@ _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r".*-\d+-of-(\d+)\.safetensors")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _OF_PARTS = ("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers")
-_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-_HEADS = ("lm_head.weight", "embed_out.weight")
 _COMPARED = 1 << 20  # elements at once
 _TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
 _CONV1D_MODELS = ("gpt2", "openai-gpt")
@@ -150,15 +148,14 @@ class Checkpoint:
     def copies(self) -> dict[str, str]:
         """Tensors that are stored a second time, to the name of the first: a head that is the embedding.
 
-        Older files hold both although the config ties them. Equal bytes decide: a head that differs is one of its own.
+        Older files hold both although the model ties them. Equal bytes decide: a head that differs is one of its own.
         """
-        if not self.config.get("tie_word_embeddings", False):
+        if self._says_tied is False:
             return {}
-        embedding = next((name for name in self.entries if name.endswith(_INPUT_EMBEDDINGS)), None)
+        embeddings = list(filter(is_embedding, self.entries))
+        pairs = ((head, embedding) for head in filter(is_head, self.entries) for embedding in embeddings)
         return {
-            name: embedding
-            for name in self.entries
-            if name in _HEADS and embedding is not None and self._equal(name, embedding)
+            head: embedding for head, embedding in pairs if self._equal(head, embedding) and self._ties(head, embedding)
         }
 
     @cached_property
@@ -303,6 +300,19 @@ class Checkpoint:
     def metadata(self, file: str) -> dict[str, str]:
         """The metadata in the header of one weight file."""
         return self._file(file).metadata
+
+    def _ties(self, head: str, embedding: str) -> bool:
+        """Whether the model uses one weight for both.
+
+        Where the config is silent the class says it (GPT-2, Gemma and OPT tie, Llama does not): transformers is asked,
+        whose import takes seconds, once they are known to be equal.
+        """
+        return bool(self._says_tied or self._read_as(lambda reading: reading.ties(head, embedding)))
+
+    @property
+    def _says_tied(self) -> bool | None:
+        """What the config says of tied embeddings; None where it is silent, or has parts, of which any may count."""
+        return None if "text_config" in self.config else self.config.get("tie_word_embeddings")
 
     def _equal(self, first: str, second: str) -> bool:
         one, other = self.entries[first], self.entries[second]
