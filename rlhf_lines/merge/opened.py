@@ -98,7 +98,7 @@ class OpenMerge:
                     f'alpha "auto" is measured on residuals, rule {spec.rule!r} has factors; give a number'
                 )
             self._factors()  # stops where the factors of these adapters cannot be combined
-        elif merge.save == "adapter" and merge.rule.is_linear and spec.alpha != "auto":
+        elif merge.is_of_factors:
             # No weight of the SFT model is read, which may be quantised, or tie a head to the embedding.
             layer_indices([f"{name}.weight" for name in self._modules], num_layers=self.num_layers)
         else:
