@@ -138,3 +138,15 @@ def parse_size(text: str | int) -> int:
         raise ValueError(f"{text!r} is not a size: expected a number with a unit, such as 4GB or 512MiB")
     number, unit, binary = match.groups(default="")
     return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit])
+
+
+def size_of(name: str, value: str | int) -> int:
+    """What `parse_size` makes of a setting, whose name the error begins with.
+
+    Raises:
+        ValueError: the value is no size.
+    """
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None

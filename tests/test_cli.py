@@ -722,6 +722,8 @@ def test_weights_are_equal_unless_given_or_taken_from_checkpoints(folder, capsys
         ({"weights": None, "weights_by": "steps"}, "unknown weights_by 'steps'"),
         ({"weights": None, "weights_by": "step"}, "policy 'brief' has no trainer_state.json"),
         ({"power": 2}, "power is 2.0, but it belongs to weights_by"),
+        ({"hub_model_id": "me/out"}, "hub_model_id is me/out, but nothing is uploaded; give --push_to_hub"),
+        ({"hub_private_repo": "true"}, "hub_private_repo is True, but nothing is uploaded; give --push_to_hub"),
     ):
         assert words in refused(capsys, folder, ["merge", *merge_flags(**changes)])
 

@@ -62,7 +62,6 @@ def run(run_config: RunConfig, config: BasisConfig, given: dict) -> Path:
             components=components,
             dtype=str(dtype).removeprefix("torch."),
             bytes=after,
-            transposed=adapters[0].transposed,
             task_type=adapters[0].task_type,
             warnings=warnings,
         )

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_lines.config import RunConfig, parse_size, read_fields
+from rlhf_lines.config import RunConfig, read_fields, size_of
 from rlhf_lines.errors import alternatives
 from rlhf_lines.merge.rules import RULES, Rule, read_options
 from rlhf_lines.merge.schedules import FALLING, GROWING
@@ -36,20 +36,13 @@ def rule_options(value: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return options
 
 
-def _size(name: str, value: str | int) -> int:
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
-
-
 def shard_size(value: str | int) -> int:
     """The most bytes of a written weight file.
 
     Raises:
         ValueError: no size, or zero.
     """
-    size = _size("max_shard_size", value)
+    size = size_of("max_shard_size", value)
     if size == 0:
         raise ValueError(f"max_shard_size is {value}, expected a size such as 5GB")
     return size
@@ -131,7 +124,7 @@ class MergeConfig:
         default="4GB",
         metadata={
             "help": "What the work on one parameter may take, for rules that need whole ones.",
-            "parse": partial(_size, "max_memory"),
+            "parse": partial(size_of, "max_memory"),
         },
     )
     device: str = field(default="cpu", metadata={"help": "Where the arithmetic is done: cpu or cuda."})
@@ -172,6 +165,9 @@ class MergeConfig:
         if self.max_shard_size is not None and self.save == "adapter":
             size = given["max_shard_size"]
             raise ValueError(f"max_shard_size is {size}, but an adapter is one file; leave it out")
+        for name in ("hub_model_id", "hub_private_repo"):
+            if not self.push_to_hub and (value := getattr(self, name)) is not None:
+                raise ValueError(f"{name} is {value}, but nothing is uploaded; give --push_to_hub, or leave it out")
 
     @staticmethod
     def settings(content: dict, path: Path) -> dict:

@@ -98,6 +98,11 @@ class Merge:
         """What is known about the rule of the spec."""
         return RULES[self.spec.rule]
 
+    @property
+    def is_of_factors(self) -> bool:
+        """Whether it makes an adapter of adapters by their factors alone, without any dense residual."""
+        return self.save == "adapter" and self.rule.makes_adapter and self.spec.alpha != "auto"
+
     def check(self) -> None:
         """Stop where settings are unknown, do not fit one another, or cannot be had on this machine.
 
@@ -126,6 +131,11 @@ class Merge:
         elif self.save == "adapter" and not self.rule.makes_adapter:
             raise ValueError(not_linear(self.spec.rule))
         _check_device(self.device)
+        if self.is_of_factors and torch.device(self.device).type != "cpu":
+            raise ValueError(
+                f"device is {self.device!r}, but an adapter by rule {self.spec.rule!r} is made of factors, on the CPU; "
+                "leave it out, or use cpu"
+            )
 
     def difference(self, other: Merge) -> tuple[str, Any, Any] | None:
         """The first setting in which another merge differs, and its values here and there as JSON has them.

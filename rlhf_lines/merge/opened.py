@@ -98,7 +98,7 @@ class OpenMerge:
                     f'alpha "auto" is measured on residuals, rule {spec.rule!r} has factors; give a number'
                 )
             self._factors()  # stops where the factors of these adapters cannot be combined
-        elif merge.save == "adapter" and merge.rule.is_linear and spec.alpha != "auto":
+        elif merge.is_of_factors:
             # No weight of the SFT model is read, which may be quantised, or tie a head to the embedding.
             layer_indices([f"{name}.weight" for name in self._modules], num_layers=self.num_layers)
         else:
@@ -210,7 +210,7 @@ class OpenMerge:
         modules = {name: module for one in self.adapters for name, module in parameters_of(one, self.sft).items()}
         for name, module in modules.items():
             residual = self._dense.scaled.tensor(name)
-            yield module, (residual.T if self.adapters[0].transposed else residual)
+            yield module, (residual.T if self.sft.is_transposed(name) else residual)
         self._dense.check_inputs()
 
 

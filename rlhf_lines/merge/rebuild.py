@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.config import RunConfig
+from rlhf_lines.errors import about
 from rlhf_lines.merge.basis import BASIS_FILE, check_dtype
 from rlhf_lines.merge.basis_config import RebuildConfig
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE, Adapter
@@ -47,13 +48,14 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
             f"the basis is of an SFT model with the SHA-256 {record['sft_sha256'][:12]}, but {sft_model} has "
             f"{found[:12]}; give that SFT model with --sft_model"
         )
-    basis = Basis.from_tensors(load_file(folder / BASIS_FILE))
+    with about(f"basis {folder / BASIS_FILE} cannot be read"):
+        tensors = load_file(folder / BASIS_FILE)
+    basis = Basis.from_tensors(tensors)
     names = [policy["path"] for policy in record["policies"]]
     adapters = [
         Adapter(
             names[k],
             basis.factors(k),
-            transposed=record["transposed"],
             task_type=record["task_type"],
             sft_sha256=record["sft_sha256"],
         )

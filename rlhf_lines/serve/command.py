@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_lines.config import from_json, parse_size
+from rlhf_lines.config import from_json, size_of
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.adapter import Adapter
@@ -98,7 +98,7 @@ def serve_command(
         raise ValueError(f"port is {port}, expected a number from 1 to {(1 << 16) - 1}")
     if max_mixes < 1:
         raise ValueError(f"max_mixes is {max_mixes}, expected at least 1")
-    bytes_of_disk = parse_size(max_disk)
+    bytes_of_disk = size_of("max_disk", max_disk)
     keys = _api_key(host, api_key_env, environment)
     cache = Path(run_dir) / MIXES if cache_dir is None else Path(cache_dir)
     if scale not in SCALES:

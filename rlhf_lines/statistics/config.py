@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
-from rlhf_lines.config import RunConfig, parse_size, read_fields
+from rlhf_lines.config import RunConfig, read_fields, size_of
 from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.errors import Problems, unknown_name
@@ -14,14 +15,6 @@ from rlhf_lines.models import LOAD_DTYPES
 
 PARAMETERS = ("adapted", "all")
 INPUTS = ("samples", "prompts")
-
-
-def _memory(value: str | int) -> int:
-    """A size in bytes."""
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise ValueError(f"max_memory {error}") from None
 
 
 @dataclass
@@ -41,7 +34,7 @@ class StatisticsConfig:
         default="4GB",
         metadata={
             "help": "Of the sums that are in memory at a time, beside the policy; less takes more passes.",
-            "parse": _memory,
+            "parse": partial(size_of, "max_memory"),
         },
     )
     sft_renamed: bool = field(

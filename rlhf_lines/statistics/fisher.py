@@ -67,7 +67,7 @@ def diagonal_fisher(
     *,
     advance: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter's name and diagonal Fisher, float32, of the parameter's shape, group by group.
+    """Yield every parameter's name and diagonal Fisher, float32, of its shape, on the CPU, group by group.
 
         F = 1/N sum_i (d/dtheta log pi(y_i|x_i))^2,   y_i ~ pi(.|x_i),   log pi(y|x) = sum_t log pi(y_t|x, y_<t)
 
@@ -99,7 +99,7 @@ def diagonal_fisher(
                     logprob.backward()
                 advance()
         for name in group:
-            fisher = sums.pop(name).div_(len(samples))
+            fisher = sums.pop(name).div_(len(samples)).cpu()
             if not torch.isfinite(fisher).all():
                 raise ValueError(f"the Fisher information of {name!r} is not finite; choose dtype float32")
             yield name, fisher

@@ -167,7 +167,7 @@ def input_grams(
     batch_size: int,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every module's name and G = X^T X / n, `[in, in]`, float32, group by group.
+    """Yield every module's name and G = X^T X / n, `[in, in]`, float32, on the CPU, group by group.
 
     X, `[n, in]`, are the inputs of the module at all tokens of all sequences; padding is left out. The products over
     one batch are taken in float32, which is fast everywhere; the sum over batches in float64, in which its error does
@@ -197,7 +197,7 @@ def input_grams(
             add_products(model, {name: modules[name] for name in group}, batch, sums)
             advance(len(batch))
         for name in group:
-            gram = sums.pop(name).div_(num_tokens).float()
+            gram = sums.pop(name).div_(num_tokens).float().cpu()
             if not torch.isfinite(gram).all():
                 raise ValueError(f"the inputs of {name!r} are not finite; choose dtype float32")
             yield name, gram

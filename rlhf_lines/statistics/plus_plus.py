@@ -75,7 +75,7 @@ class LayerByLayer:
 
     @torch.no_grad()
     def grams(self, advance: Callable[[int], object] = lambda count: None) -> Iterator[tuple[int, str, Tensor]]:
-        """Yield policy k (from 0), name of a linear map and its G_k `[in, in]`, float32; once for maps that share one.
+        """Yield policy k (from 0), name of a linear map and its G_k `[in, in]`, float32, on the CPU; once where shared.
 
         Args:
             advance: called with the number of sequences after every batch.

@@ -136,6 +136,7 @@ def _add(
     loss, exact = Loss(), True
     for name, module in modules.items():
         stored, residual = sft.read(name), dense_residual(adapter, module)
+        residual = residual.T.contiguous() if sft.is_transposed(name) else residual
         sft_values = wide(stored, name)
         written = add_residual(sft_values, residual, parameters[name].dtype)
         parameters[name].copy_(written)

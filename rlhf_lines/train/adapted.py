@@ -165,7 +165,6 @@ def merge_into(theta: Checkpoint, adapter: Adapter) -> DenseMerge:
 
 def adapter_to_be(model: PeftModel) -> Adapter:
     """The adapter of a PEFT model as its folder will hold it."""
-    config = model.peft_config["default"]
     modules = {
         name.removeprefix("base_model.model."): Factors(
             module.lora_A["default"].weight.detach(),
@@ -175,7 +174,7 @@ def adapter_to_be(model: PeftModel) -> Adapter:
         for name, module in model.named_modules()
         if isinstance(module, Linear)
     }
-    return Adapter("to be trained", modules, transposed=bool(config.fan_in_fan_out))
+    return Adapter("to be trained", modules)
 
 
 def _linear_names(model: PeftModel) -> list[str]:

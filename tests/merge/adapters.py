@@ -8,7 +8,7 @@ from rlhf_lines.merge.inputs.adapter import Adapter, dense_residual
 
 
 def lora_residual(adapter: Adapter) -> dict[str, Tensor]:
-    """The dense residual of an adapter: parameter name to s B A, in the layout of the stored weight.
+    """The dense residual of an adapter: parameter name to s B A, `[out, in]`.
 
     Float32, or float64 for a float64 adapter. All other residuals of the policy are exactly zero.
 

@@ -112,6 +112,23 @@ def test_settings_are_checked_before_any_input_exists(changes, words):
     assert words in str(error.value)
 
 
+def test_a_gpu_is_refused_where_nothing_is_computed_on_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rule in ("linear", "sum", "peft_linear"):
+        merge = dataclasses.replace(ADAPTER, spec=MergeSpec(rule, (0.3, 0.7)), device="cuda:1")
+        message = f"device is 'cuda:1', but an adapter by rule '{rule}' is made of factors, on the CPU; leave it out"
+        with pytest.raises(ValueError, match=message):
+            merge.check()
+    measured = MergeSpec("linear", (0.3, 0.7), "auto")  # on dense residuals, as of rules that are not linear
+    for used in (
+        {"spec": measured},
+        {"spec": SPEC},
+        {"spec": MergeSpec("linear", (1, 0)), "save": "dense", "rank": None},
+    ):
+        dataclasses.replace(ADAPTER, device="cuda:1", **used).check()
+
+
 @pytest.mark.parametrize("policies", [(), "one", Path("one")])
 def test_policies_are_a_list(policies):
     with pytest.raises(ValueError, match="expected a list of one or more folders"):

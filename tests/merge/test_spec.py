@@ -76,6 +76,14 @@ def test_weights_need_not_sum_to_one():
             {"rule": "ties", "weights": [1], "options": {"granularity": "tensor"}, "lines": "before"},
             "rule 'ties' with options {'granularity': 'tensor'} gives the same merge",
         ),
+        (
+            {"rule": "dare", "weights": [1], "options": {"then": "ties", "ties_options": "sum"}, "lines": "before"},
+            "ties_options is 'sum', expected a mapping from an option of ties to its value",
+        ),
+        (
+            {"rule": "consensus", "weights": [1], "options": {"of": "ties", "ties_options": ["x"]}, "lines": "before"},
+            r"ties_options is \['x'\], expected a mapping",
+        ),
         ({"rule": "ties", "weights": [1], "alpha": "auto", "lines": "before"}, "alpha is 'auto', which is measured on"),
         ({"rule": "linear", "weights": 0.5}, "weights is 0.5, expected a sequence"),
         ({"rule": "linear", "weights": "0.5"}, "weights is '0.5', expected a sequence"),

@@ -165,7 +165,7 @@ def test_loopback_needs_none(host, run, installed):
         ({"api_key_env": "OTHER"}, "api_key_env is OTHER, but this environment variable is empty or not set"),
         ({"port": 0}, "port is 0, expected"),
         ({"max_mixes": 0}, "max_mixes is 0, expected at least 1"),
-        ({"max_disk": "lots"}, "'lots' is not a size"),
+        ({"max_disk": "lots"}, "max_disk 'lots' is not a size"),
         ({"dtype": "float64"}, "dtype is 'float64', expected float32"),
         ({"vllm": "[1]"}, r"vllm holds \[1\], expected a mapping"),
         ({"vllm": {"host": "0.0.0.0", "api_key": "x"}}, "vllm holds api_key, host, which rlhf-lines serve sets itself"),

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from rlhf_lines import cli, distributed
@@ -36,6 +37,34 @@ def refused(capsys, folder: Path, arguments: list[str]) -> str:
     assert not any(line.startswith(("rlhf-lines", "Traceback")) for line in told)
     assert everything(folder) == before
     return sentence
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that numpy cannot see, nor can one that is computed from it, until it is copied to the CPU."""
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes"),
+    [("fisher", {}), ("gram", {}), ("gram", {"policy": "./dense", "merged_with": "./lora"})],
+    ids=["fisher", "gram", "gram for RegMean++"],
+)
+def test_what_is_summed_up_on_a_gpu_is_written(folder, flags, monkeypatch, verb, changes):
+    """No GPU is here: the tensors in which a stage sums behave as one's, and the file is that of plain tensors."""
+    made(verb, flags(output_dir="./plain", **changes), "./plain")
+    for name in ("zeros", "zeros_like"):
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *args, make=make, **kwargs: make(*args, **kwargs).as_subclass(OnGpu))
+    made(verb, flags(output_dir="./on_gpu", **changes), "./on_gpu")
+    files = [str(path.relative_to("plain")) for path in Path("plain").rglob("*.safetensors")]
+    assert files
+    for file in files:
+        assert Path("on_gpu", file).read_bytes() == Path("plain", file).read_bytes()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -29,8 +29,6 @@ _OLDER = (
 )
 RECORD_FILE = "rlhf_lines.json"
 
-_CONV1D_MODELS = ("gpt2", "openai-gpt")
-
 
 @dataclass(frozen=True)
 class Factors:
@@ -54,7 +52,6 @@ class Adapter:
     Attributes:
         path: the folder, as given.
         modules: module name (as in the Hugging Face model, without `base_model.model.`) to factors.
-        transposed: the weights are stored `[in, out]` (GPT-2's Conv1D; `fan_in_fan_out` in PEFT).
         base: `base_model_name_or_path`, or None.
         revision: the base's revision, or None.
         task_type: PEFT's task type, or None.
@@ -64,7 +61,6 @@ class Adapter:
 
     path: str
     modules: dict[str, Factors]
-    transposed: bool = False
     base: str | None = None
     revision: str | None = None
     task_type: str | None = None
@@ -90,7 +86,8 @@ def load_adapter(path: str | Path) -> Adapter:
 
     where `rank_pattern` and `alpha_pattern` give a module its own r and lora_alpha, by the same rule as PEFT: the
     first key that matches the module's name, or its end after a dot, as a regular expression. Factors are float32, or
-    float64 where the file is float64.
+    float64 where the file is float64. `fan_in_fan_out` is not read: PEFT too goes by the class of the module, and may
+    save a flag that is wrong. How a weight is stored is for the SFT model to say, `Checkpoint.is_transposed`.
 
     PEFT saves the base weights of embeddings and heads beside the factors. Whether they are the SFT model's is for
     `rlhf_lines.merge.inputs.provenance.check_same_base` to say.
@@ -123,7 +120,6 @@ def load_adapter(path: str | Path) -> Adapter:
     return Adapter(
         path=str(path),
         modules=modules,
-        transposed=bool(config.get("fan_in_fan_out")),
         base=config.get("base_model_name_or_path") or None,
         revision=config.get("revision"),
         task_type=config.get("task_type"),
@@ -133,10 +129,9 @@ def load_adapter(path: str | Path) -> Adapter:
 
 
 def dense_residual(adapter: Adapter, module: str) -> Tensor:
-    """The residual s B A of one module, `[out, in]`, or `[in, out]` if the adapter is transposed."""
+    """The residual s B A of one module, `[out, in]`."""
     factors = adapter.modules[module]
-    residual = factors.scale * (factors.B @ factors.A)
-    return residual.T.contiguous() if adapter.transposed else residual
+    return factors.scale * (factors.B @ factors.A)
 
 
 def renamed(adapter: Adapter, names: ModelNames) -> Adapter:
@@ -183,15 +178,8 @@ def parameters_of(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, str]:
 
 def _stored_weight(adapter: Adapter, module: str, checkpoint: Checkpoint) -> str | None:
     """The name in the files of a module's weight, of the right shape; None where it is quantised away, or tied."""
-    weight, config = f"{module}.weight", checkpoint.config
+    weight = f"{module}.weight"
     name = checkpoint.parameter(weight)
-    if config.get("model_type") in _CONV1D_MODELS and (not adapter.transposed or module == "lm_head"):
-        # PEFT stores one flag for all modules; where it is wrong a square weight would be transposed unnoticed.
-        raise ValueError(
-            f"adapter {adapter.path!r} adapts {module!r} of a {config['model_type']} with "
-            f"fan_in_fan_out={adapter.transposed}; expected only Conv1D modules and fan_in_fan_out=true in "
-            f"{CONFIG_FILE}"
-        )
     plain = name is not None and not checkpoint.quantisation
     shape = checkpoint.shapes[name] if plain else checkpoint.model_shape(weight)
     if shape is None:
@@ -201,21 +189,13 @@ def _stored_weight(adapter: Adapter, module: str, checkpoint: Checkpoint) -> str
         )
     factors = adapter.modules[module]
     expected = (factors.B.shape[0], factors.A.shape[1])
-    expected = expected[::-1] if adapter.transposed else expected
+    expected = expected[::-1] if checkpoint.is_transposed(weight) else expected
     if shape != expected:
         raise ValueError(
             f"adapter {adapter.path!r} changes {name or weight!r} by a residual of shape {expected}, but the SFT model "
             f"{str(checkpoint.folder)!r} has shape {shape}; give the SFT model it was trained on"
         )
     return name
-
-
-def conv1d_weights(checkpoint: Checkpoint) -> frozenset[str]:
-    """The checkpoint's matrices that are stored `[in, out]`: those of GPT-2's layers."""
-    if checkpoint.config.get("model_type") not in _CONV1D_MODELS:
-        return frozenset()
-    names = [name for name, shape in checkpoint.shapes.items() if len(shape) == 2]
-    return frozenset(name for name in names if re.match(r"(?:transformer\.)?h\.\d+\.", name))
 
 
 def _factors(

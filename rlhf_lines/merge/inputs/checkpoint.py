@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lines.merge.inputs.model_names import ModelNames, Readings
-from rlhf_lines.merge.layers import layer_of
+from rlhf_lines.merge.layers import is_embedding, is_head, layer_of
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.spans import cut
 from rlhf_lines.merge.tensors.tensor_file import Entry, TensorFile
@@ -26,10 +26,10 @@ _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r".*-\d+-of-(\d+)\.safetensors")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _OF_PARTS = ("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers")
-_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-_HEADS = ("lm_head.weight", "embed_out.weight")
 _COMPARED = 1 << 20  # elements at once
 _TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
+_CONV1D_MODELS = ("gpt2", "openai-gpt")
+_CONV1D_PLACES = re.compile(r"(?:transformer\.)?h\.\d+\.")
 
 
 class Checkpoint:
@@ -148,15 +148,14 @@ class Checkpoint:
     def copies(self) -> dict[str, str]:
         """Tensors that are stored a second time, to the name of the first: a head that is the embedding.
 
-        Older files hold both although the config ties them. Equal bytes decide: a head that differs is one of its own.
+        Older files hold both although the model ties them. Equal bytes decide: a head that differs is one of its own.
         """
-        if not self.config.get("tie_word_embeddings", False):
+        if self._says_tied is False:
             return {}
-        embedding = next((name for name in self.entries if name.endswith(_INPUT_EMBEDDINGS)), None)
+        embeddings = list(filter(is_embedding, self.entries))
+        pairs = ((head, embedding) for head in filter(is_head, self.entries) for embedding in embeddings)
         return {
-            name: embedding
-            for name in self.entries
-            if name in _HEADS and embedding is not None and self._equal(name, embedding)
+            head: embedding for head, embedding in pairs if self._equal(head, embedding) and self._ties(head, embedding)
         }
 
     @cached_property
@@ -261,6 +260,10 @@ class Checkpoint:
         """The shape of a parameter in the model, whatever the files hold of it; None where it is not known."""
         return self._read_as(lambda reading: reading.shapes.get(reading.key(name)))
 
+    def is_transposed(self, name: str) -> bool:
+        """Whether a matrix, called as in the files or in the model, is stored `[in, out]`, as GPT-2's layers are."""
+        return self.config.get("model_type") in _CONV1D_MODELS and _CONV1D_PLACES.match(name) is not None
+
     def renamed(self, name: str) -> str:
         """The parameter that a tensor of this name in a file becomes, or a part of which."""
         reading = next(iter(self.readings), None)
@@ -297,6 +300,19 @@ class Checkpoint:
     def metadata(self, file: str) -> dict[str, str]:
         """The metadata in the header of one weight file."""
         return self._file(file).metadata
+
+    def _ties(self, head: str, embedding: str) -> bool:
+        """Whether the model uses one weight for both.
+
+        Where the config is silent the class says it (GPT-2, Gemma and OPT tie, Llama does not): transformers is asked,
+        whose import takes seconds, once they are known to be equal.
+        """
+        return bool(self._says_tied or self._read_as(lambda reading: reading.ties(head, embedding)))
+
+    @property
+    def _says_tied(self) -> bool | None:
+        """What the config says of tied embeddings; None where it is silent, or has parts, of which any may count."""
+        return None if "text_config" in self.config else self.config.get("tie_word_embeddings")
 
     def _equal(self, first: str, second: str) -> bool:
         one, other = self.entries[first], self.entries[second]

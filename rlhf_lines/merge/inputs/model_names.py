@@ -37,6 +37,7 @@ class ModelNames:
         tied: parameter that the files do not hold to the name in the files of the one that it is tied to.
         renamed: the parameter that a tensor of this name in a file becomes.
         ignores: whether a tensor of this name in a file is passed over in silence.
+        ties: whether tensors of these two names in a file become one parameter; None where one becomes none.
     """
 
     architecture: str
@@ -45,6 +46,7 @@ class ModelNames:
     tied: dict[str, str]
     renamed: Callable[[str], str]
     ignores: Callable[[str], bool]
+    ties: Callable[[str, str], bool | None]
 
     def key(self, name: str) -> str:
         """The parameter that a name means, which is its own, or that in files of any version of transformers."""
@@ -133,6 +135,10 @@ def _names(model: PreTrainedModel, names: Iterable[str]) -> ModelNames:
         model._adjust_missing_and_unexpected_keys(told)
         return rename(name)[0] in buffers or not told.unexpected_keys
 
+    def ties(*names: str) -> bool | None:
+        one, other = (parameters.get(rename(name)[0]) for name in names)
+        return None if one is None or other is None else one is other
+
     held = {id(parameters[key]): name for key, name in stored.items()}
     return ModelNames(
         type(model).__name__,
@@ -141,4 +147,5 @@ def _names(model: PreTrainedModel, names: Iterable[str]) -> ModelNames:
         {key: held[id(p)] for key, p in parameters.items() if key not in stored and id(p) in held},
         lambda name: rename(name)[0],
         ignores,
+        ties,
     )

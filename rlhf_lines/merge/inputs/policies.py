@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.inputs.adapter import Adapter, conv1d_weights, parameters_of
+from rlhf_lines.merge.inputs.adapter import Adapter, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.layers import is_placed, layer_of
+from rlhf_lines.merge.layers import is_linear_map, is_placed, layer_of
 from rlhf_lines.merge.tensors.precision import is_finite, widest
 from rlhf_lines.merge.tensors.residuals import Chunk, Residuals, Tensors
 from rlhf_lines.merge.tensors.spans import ELEMENTS, Scratch, Span
@@ -88,7 +88,9 @@ class AdapterPolicy:
         for name, module in modules.items():
             factors = adapter.modules[module]
             left, right = factors.B * factors.scale, factors.A
-            self._factors[name] = (right.T.contiguous(), left.T.contiguous()) if adapter.transposed else (left, right)
+            if sft.is_transposed(name):
+                left, right = right.T.contiguous(), left.T.contiguous()
+            self._factors[name] = left, right
         self.dtype = next(iter(self._factors.values()))[0].dtype
 
     def residual(self, span: Span, sft: Tensor, scratch: Scratch) -> Tensor:
@@ -147,7 +149,9 @@ def streamed_residuals(
         elements=GPU_ELEMENTS if on_gpu else ELEMENTS,
         max_memory=max_memory,
         progress=progress,
-        transposed=conv1d_weights(sft),
+        transposed=frozenset(
+            name for name, shape in shapes.items() if is_linear_map(name, shape) and sft.is_transposed(name)
+        ),
     )
 
 

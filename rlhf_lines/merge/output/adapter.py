@@ -30,7 +30,7 @@ def write_adapter(
     Args:
         folder: an existing folder.
         merged: module name to factors of scale 1 and one rank.
-        adapters: what they were merged from: task type and layout are theirs.
+        adapters: what they were merged from: the task type is theirs.
         sft: the SFT model.
         sft_model: its name in the adapter's config; a snapshot in the Hub's cache is named by its Hub id and revision,
             which other machines know too.
@@ -54,7 +54,7 @@ def write_adapter(
         tensors[f"base_model.model.{module}.lora_A.weight"] = entry.A.contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = entry.B.contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    settings = _settings(factors.A.shape[0], _target_modules(list(merged), sft), adapters[0], sft_model)
+    settings = _settings(factors.A.shape[0], list(merged), adapters[0], sft, sft_model)
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     hashes = {adapter.sft_sha256 for adapter in adapters}
     if None not in hashes:
@@ -64,7 +64,7 @@ def write_adapter(
     return LostResidual(difference(merged, cast), None), written_dtype
 
 
-def _settings(rank: int, target_modules: list[str], adapter: Adapter, sft_model: str) -> dict:
+def _settings(rank: int, modules: list[str], adapter: Adapter, sft: Checkpoint, sft_model: str) -> dict:
     """`adapter_config.json`: the settings of PEFT's `LoraConfig` that servers and converters read, old ones too.
 
     They are written by hand because PEFT takes many times as long to import as an adapter takes to merge.
@@ -81,9 +81,9 @@ def _settings(rank: int, target_modules: list[str], adapter: Adapter, sft_model:
         "alpha_pattern": {},
         "use_rslora": False,
         "use_dora": False,
-        "target_modules": target_modules,
+        "target_modules": _target_modules(modules, sft),
         "modules_to_save": None,
-        "fan_in_fan_out": adapter.transposed,
+        "fan_in_fan_out": any(sft.is_transposed(f"{module}.weight") for module in modules),
         "lora_dropout": 0.0,
         "bias": "none",
         "init_lora_weights": True,

@@ -74,8 +74,23 @@ def options_of(function: Callable) -> dict[str, Any]:
 
 
 def ranks_by_parameter(options: Mapping[str, Any] | None) -> bool:
-    """Whether options, as TIES and breadcrumbs have them, rank the entries of each parameter alone."""
-    return (options or {}).get("granularity", "global") != "global"
+    """Whether options, as TIES and breadcrumbs have them, rank the entries of each parameter alone.
+
+    Raises:
+        ValueError: as `for_ties`.
+    """
+    return for_ties(options).get("granularity", "global") != "global"
+
+
+def for_ties(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options that a rule was given for TIES inside it.
+
+    Raises:
+        ValueError: they are no mapping.
+    """
+    if not isinstance(options, Mapping | None):
+        raise ValueError(f"ties_options is {options!r}, expected a mapping from an option of ties to its value")
+    return dict(options or {})
 
 
 def searches_as_ties(options: Mapping[str, Any] | None) -> tuple[int, str]:

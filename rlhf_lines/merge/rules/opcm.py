@@ -94,7 +94,8 @@ def _without_repetition(tau: Tensor, merged: Tensor, energy: float, rounding: fl
     if rank == 0:
         return tau
     left, values, right = left[:, :rank], values[:rank], right[:rank]
-    protected = int((values.cumsum(0) <= energy * values.sum()).sum())
+    sums = values.cumsum(0)  # whose last is the whole: another way to add up would round otherwise
+    protected = int((sums <= energy * sums[-1]).sum())
     projected = left.T @ tau
     diagonal = (projected * right).sum(1)
     block = projected[:protected] @ right[:protected].T

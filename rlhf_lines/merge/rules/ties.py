@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_lines.merge.rules.common import (
     check_options,
+    for_ties,
     one_of,
     options_of,
     preference_factors,
@@ -155,14 +156,11 @@ def nested_options(options: Mapping[str, object] | None, chosen: str, value: str
     Raises:
         ValueError: no mapping, an option that TIES does not have, or options although `value` is another rule.
     """
-    if options is None:
-        return {}
-    if not isinstance(options, Mapping):
-        raise ValueError(f"ties_options is {options!r}, expected a mapping from an option of ties to its value")
-    if options and value != "ties":
-        raise ValueError(f'ties_options is {dict(options)!r}, which only {chosen}="ties" uses; {chosen} is {value!r}')
-    check_options("ties", options_of(ties), options)
-    return dict(options)
+    given = for_ties(options)
+    if given and value != "ties":
+        raise ValueError(f'ties_options is {given!r}, which only {chosen}="ties" uses; {chosen} is {value!r}')
+    check_options("ties", options_of(ties), given)
+    return given
 
 
 def trim_thresholds(residuals: Residuals, density: float, granularity: str) -> dict[str, list[float]]:

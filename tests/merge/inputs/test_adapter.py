@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import MergeSpec, checkpoint_sha256, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.policies import AdapterPolicy
 from rlhf_lines.merge.inputs.provenance import check_same_base
+from rlhf_lines.merge.tensors.spans import Scratch, Span
+from rlhf_lines.statistics.policy import load_policy
 from tests import tiny
 from tests.merge.adapters import lora_residual
 
@@ -57,23 +62,57 @@ def test_conv1d_residual_is_transposed_as_in_peft(tmp_path, save_adapter):
     # attn.c_proj is square, where a wrong layout has the right shape.
     policy = save_adapter(sft, tmp_path / "policy", seed=1, target_modules=["c_attn", "attn.c_proj"])
     adapter = load_adapter(policy)
-    assert adapter.transposed
     check_same_base([adapter], sft)
     expected = peft_deltas(sft, policy)
-    residual = lora_residual(adapter)
+    with Checkpoint(sft) as checkpoint:
+        as_policy = AdapterPolicy(adapter, checkpoint)
+        residual = {
+            name: as_policy.residual(Span(name, 0, theta.numel()), theta, Scratch()).view(theta.shape)
+            for name, theta in ((name, checkpoint.read(name)) for name in as_policy.shapes)
+        }
     assert residual["transformer.h.0.attn.c_attn.weight"].shape == (8, 24)
     assert residual.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(residual[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_conv1d_with_a_wrong_flag_is_refused(tmp_path, save_adapter, edit_config):
-    sft = tmp_path / "gpt2"
-    tiny.gpt2().save_pretrained(sft)
-    policy = save_adapter(sft, tmp_path / "policy", seed=1, target_modules=["attn.c_proj"])
-    edit_config(policy, fan_in_fan_out=False)
-    with pytest.raises(ValueError, match="of a gpt2 with fan_in_fan_out=False"):
-        check_same_base([load_adapter(policy)], sft)
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize(
+    ("model", "modules"),
+    [
+        (partial(tiny.llama, num_key_value_heads=4), ["q_proj", "v_proj"]),
+        (tiny.gpt2, ["attn.c_proj", "c_attn"]),
+        (partial(tiny.gpt2, tie_word_embeddings=False), ["attn.c_proj", "lm_head"]),
+    ],
+    ids=["llama", "gpt2", "gpt2 and its head"],
+)
+def test_the_layout_is_the_models_whatever_fan_in_fan_out_says(
+    tmp_path, save_adapter, edit_config, model, modules, flag
+):
+    """PEFT goes by the class of the module; a matrix that is square shows a wrong layout by its values alone."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    sft = tmp_path / "sft"
+    model().save_pretrained(sft)
+    options = {"target_modules": modules, "save_embedding_layers": False}
+    policy = edit_config(save_adapter(sft, tmp_path / "policy", seed=1, **options), fan_in_fan_out=flag)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sft), policy)
+    expected, deltas = loaded.merge_and_unload().state_dict(), peft_deltas(sft, policy)
+    out = merge_policies(sft, [policy], MergeSpec("linear", (1.0,)), save="dense", output_dir=tmp_path / "dense")
+    assert load_file(out / "model.safetensors").keys() >= deltas.keys()
+    for name, tensor in load_file(out / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+    for name, parameter in load_policy(sft, policy, dtype="float32").parameters.items():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-5, atol=1e-6)
+    for rule, options in (("linear", {}), ("ties", {"density": 1.0})):  # by factors, and by dense residuals
+        spec = MergeSpec(rule, (1.0,), options=options)
+        out = merge_policies(sft, [policy], spec, save="adapter", rank=4, output_dir=tmp_path / rule)
+        assert json.loads((out / "adapter_config.json").read_text())["fan_in_fan_out"] is ("c_proj" in modules[0])
+        found = peft_deltas(sft, out)
+        assert found.keys() == deltas.keys()
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, deltas[name], rtol=1e-4, atol=1e-5)
 
 
 def test_float64_factors_stay_float64_and_narrow_ones_become_float32(copy_of, helpful, edit_weights):

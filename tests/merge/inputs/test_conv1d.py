@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import save_file
 
 from rlhf_lines.merge import MergeSpec, merge_policies, merge_residuals
-from rlhf_lines.merge.inputs.adapter import conv1d_weights
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from tests import tiny
 from tests.merge.rules.every_rule import inputs_of, stored
@@ -35,9 +34,10 @@ def gpt2(tmp_path_factory):
 def test_the_weights_of_conv1d_are_known(gpt2, sft):
     given, names = gpt2
     with Checkpoint(given.sft) as checkpoint:
-        assert conv1d_weights(checkpoint) == names and len(names) == 8
+        matrices = {name for name, shape in checkpoint.shapes.items() if len(shape) == 2}
+        assert set(filter(checkpoint.is_transposed, matrices)) == names and len(names) == 8
     with Checkpoint(sft) as checkpoint:
-        assert conv1d_weights(checkpoint) == frozenset()
+        assert not any(map(checkpoint.is_transposed, checkpoint.shapes))
 
 
 @pytest.mark.parametrize(("rule", "options"), [("widen", {"calibration": 0.7}), ("opcm", {}), ("doge", {"steps": 5})])

@@ -89,6 +89,58 @@ def test_a_module_of_another_shape_is_refused_on_a_quantised_model(
         )
 
 
+def gemma():
+    """Ties by the default of its class."""
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return GemmaForCausalLM(GemmaConfig(vocab_size=32, num_key_value_heads=1, head_dim=8, **shape))
+
+
+def llava():
+    """Its files call the head `language_model.lm_head`, and older configs speak of it in a part, `text_config`."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    eye = {**shape, "image_size": 8, "patch_size": 4}
+    text = LlamaConfig(vocab_size=32, tie_word_embeddings=False, **shape)
+    return LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(**eye)))
+
+
+@pytest.mark.parametrize(
+    ("model", "said", "tied"),
+    [
+        (gemma, {}, True),
+        (gemma, {"tie_word_embeddings": False}, False),
+        (tiny.gpt2, {}, True),
+        (tiny.llama, {}, False),
+        (tiny.llama, {"tie_word_embeddings": True}, True),
+        (llava, {}, False),
+        (llava, {"text_config": {"tie_word_embeddings": True}}, True),
+        (llava, {"text_config": {"tie_word_embeddings": True}, "tie_word_embeddings": False}, True),
+    ],
+)
+def test_a_head_is_tied_as_transformers_ties_it(tmp_path, model, said, tied):
+    """Older files hold head and embedding, and older configs leave out what is the default of their class."""
+    folder, made = tmp_path / "model", model()
+    made.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    embedding = next(name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight")))
+    head = next((name for name in tensors if name.endswith("lm_head.weight")), "lm_head.weight")
+    twice = tensors | {head: tensors[embedding].clone()}
+    save_file(twice, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    for part, changes in ((config, said), (config.get("text_config", {}), said.get("text_config", {}))):
+        part.pop("tie_word_embeddings", None)
+        part.update({key: value for key, value in changes.items() if key != "text_config"})
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = type(made).from_pretrained(folder)
+    assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) is tied
+    with Checkpoint(folder) as checkpoint:
+        assert checkpoint.copies == ({head: embedding} if tied else {})
+        assert (head in checkpoint.distinct) is not tied
+
+
 def test_a_tied_head_is_merged_into_an_adapter_and_into_nothing_else(tmp_path, logits):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

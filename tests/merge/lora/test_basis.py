@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +213,10 @@ def test_mistakes_are_one_sentence(five, sft, capsys, tmp_path):
     assert "has no basis.safetensors; expected the folder that `rlhf-lines basis` makes" in refusal(
         "rebuild", "--basis", "p0", "--weights", "1"
     )
+    shutil.copytree("kept", "half")
+    os.truncate("half/basis.safetensors", Path("half/basis.safetensors").stat().st_size // 2)
+    broken = refusal("rebuild", "--basis", "half", "--weights", *"10000")
+    assert "basis half/basis.safetensors cannot be read: " in broken
     from tests import tiny
 
     tiny.llama(seed=9, vocab_size=32).save_pretrained(tmp_path / "other")

@@ -81,6 +81,16 @@ def test_opcm_protects_up_to_and_including_the_share_of_the_singular_values():
     torch.testing.assert_close(merged / merged[0, 2] - taus[0][Q], expected)
 
 
+def test_opcm_with_all_energy_clears_the_whole_span():
+    """Of a matrix of full rank that is all there is, whichever way its singular values are added up."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        taus = [{Q: torch.randn(16, 16, generator=generator, dtype=torch.float64)} for _ in range(2)]
+        merged = merge_residuals(taus, "opcm", energy=1)[Q]
+        norms = [tau[Q].norm() for tau in taus]
+        torch.testing.assert_close(merged, taus[0][Q] * (norms[0] + norms[1]) / (2 * norms[0]))
+
+
 def test_opcm_has_the_mean_norm_and_keeps_the_first_residual():
     residuals = [randn(k) for k in range(2)]
     merged = merge_residuals(residuals, "opcm", energy=0.9)
