@@ -105,7 +105,7 @@ def run(
                 sft_sha256=sft_sha256,
                 processes=trainer.accelerator.num_processes,
                 updates=trainer.state.global_step,
-                truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
+                truncated={model.name: trainer.counted[f"rewards/{model.name}/truncated"] for model in reward_models},
                 history=history(trainer.state.log_history),
                 inputs_sha256=found,
             )
