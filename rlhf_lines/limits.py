@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from reward_models.checkpoint import reads_later
+from reward_models.padding import first_position
 
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 AT_ONCE = 1024  # texts whose tokens are held at a time: a token takes some 100 bytes until it is counted
 LENGTHS = ("max_position_embeddings", "max_seq_len")
-# RoBERTa and its relatives number the tokens of a text from the padding token's id plus 1.
-FROM_PADDING = ("roberta", "camembert", "data2vec-text", "xmod")
 _POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos\w*_(enc|emb)\w*|embed_pos\w*|positions?_embed\w*)\b")
 
 
@@ -39,8 +38,7 @@ def longest_text(config: PreTrainedConfig) -> Limit | None:
     for name in LENGTHS:
         positions = getattr(text, name, None)
         if isinstance(positions, int) and positions > 0:
-            if text.model_type.startswith(FROM_PADDING) or "roberta" in text.model_type:
-                positions -= (getattr(text, "pad_token_id", None) or 0) + 1
+            positions -= first_position(text)
             limits.append(Limit(positions, f"the model has {positions} positions"))
     ropes = getattr(text, "rope_parameters", None) or {}
     for rope in [ropes, *(each for each in ropes.values() if isinstance(each, dict))]:
