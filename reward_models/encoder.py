@@ -9,11 +9,10 @@ from reward_models.base import did_you_mean, excerpt
 from reward_models.conversation import CHAT, Prompt, Turn, conversation
 from reward_models.cut import fitting
 from reward_models.format import SPECIAL_TOKENS, Format
+from reward_models.padding import first_position
 
 
 NO_LIMIT = 10**9
-# These count positions from pad_token_id + 1, so that many of the position embeddings are never reached.
-OFFSET_POSITIONS = frozenset({"camembert", "roberta", "xlm-roberta"})
 
 
 class Encoder:
@@ -161,7 +160,6 @@ def longest_input(config: Any, tokenizer: Any, *, wanted: int | None = None) -> 
     if positions < 0:
         # XLNet's way to say that there is no limit.
         positions = NO_LIMIT
-    if config.model_type in OFFSET_POSITIONS:
-        positions -= (config.pad_token_id or 0) + 1
+    positions -= first_position(config)
     limit = min(tokenizer.model_max_length or NO_LIMIT, positions, NO_LIMIT if wanted is None else wanted)
     return limit if limit < NO_LIMIT else None

@@ -113,8 +113,12 @@ class Grading:
 
         >>> Grading("g", rubric="Short.").before_cue("It is short. \n**grade:** 4")
         'It is short.'
+        >>> Grading("g", rubric="Short.").before_cue("It is short. \n**Grade**: 4")
+        'It is short.'
         """
-        found = re.search(_MARKUP + re.escape(self.cue), said, re.IGNORECASE | re.MULTILINE)
+        words = self.cue.rstrip(":= ")
+        cue = re.escape(words) + "[*_` ]*" + re.escape(self.cue.removeprefix(words).strip())
+        found = re.search(_MARKUP + cue, said, re.IGNORECASE | re.MULTILINE)
         return (said if found is None else said[: found.start()]).strip()
 
 

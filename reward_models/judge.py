@@ -24,8 +24,13 @@ OPTIONS = ("model", "rubric", "scale", "against", "sampling", *SETTINGS)
 RIVAL = "rival"  # the column of what completions are compared with
 TRIES = 3  # answers to one question until its verdict can be read
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
-_GRADE = re.compile(r"grade\s*[:=]?[\s*_`]*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
-_VERDICT = re.compile(r"verdict\s*[:=]?[\s*_`]*(A|B|tie)\b", re.IGNORECASE)
+_BETWEEN = r"[\s*_`]*(?:[:=][\s*_`]*)?(?:\[\[[\s*_`]*)?"  # markdown, a colon, and the brackets of MT-Bench
+_GRADE = re.compile(rf"grade{_BETWEEN}([+-]?\d+(?:[.,]\d+)*)", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+|,\d\d?)?")  # 8,5 is 8.5; 1,000 may be two numbers, and is none
+# Before another word, "a" may be an article: "a tie", "a close win for B".
+_VERDICT = re.compile(
+    rf"verdict{_BETWEEN}(?:a[ \t]+[*_`]*(?=tie))?(tie|[AB](?![ \t]+(?!is\b|wins\b)\w))\b", re.IGNORECASE
+)
 
 
 class Judge:
@@ -156,8 +161,11 @@ class Grader(Judge):
         return GRADE.format(rubric=self.rubric, conversation=talk, reply=reply, ending=ending)
 
     def _grade(self, said: str) -> float | None:
-        grades = [float(found) for found in _GRADE.findall(said)]
-        return grades[-1] if grades and self.scale[0] <= grades[-1] <= self.scale[1] else None
+        grades = _GRADE.findall(said)
+        if not grades or _NUMBER.fullmatch(grades[-1]) is None:
+            return None
+        grade = float(grades[-1].replace(",", "."))
+        return grade if self.scale[0] <= grade <= self.scale[1] else None
 
 
 class Comparer(Judge):

@@ -7,17 +7,13 @@ one length together, and nothing is padded.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from reward_models.forward import by_length
-
-
-# They take position_ids, and count from another number than 0 themselves.
-COUNTED_OTHERWISE = frozenset({"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xmod"})
+from reward_models.padding import count_positions, left_pad, masks_padding, takes
 
 
 @torch.no_grad()
@@ -37,11 +33,11 @@ def log_probabilities(
     """
     result = torch.empty(len(rows), len(tokens[0]) if tokens else 0, dtype=torch.float64)
     for batch in _batches(model, rows, batch_size):
-        ids, mask = _left_padded([rows[i] for i in batch], pad_token_id, model.device)
-        arguments: dict[str, Any] = {"use_cache": False} if _takes(model, "use_cache") else {}
-        if _takes(model, "position_ids"):
-            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        if _takes(model, "logits_to_keep"):
+        ids, mask = left_pad([rows[i] for i in batch], pad_token_id, model.device)
+        arguments: dict[str, Any] = {"use_cache": False} if takes(model, "use_cache") else {}
+        if masks_padding(model):  # others number their tokens themselves
+            arguments["position_ids"] = count_positions(mask)
+        if takes(model, "logits_to_keep"):
             arguments["logits_to_keep"] = 1
         logits = model(input_ids=ids, attention_mask=mask, **arguments).logits[:, -1]
         asked = torch.tensor([tokens[i] for i in batch], device=logits.device)
@@ -80,7 +76,7 @@ def continuations(
     model.generation_config = GenerationConfig(eos_token_id=ends or None, pad_token_id=pad_token_id)
     try:
         for batch in _batches(model, rows, batch_size):
-            ids, mask = _left_padded([rows[i] for i in batch], pad_token_id, model.device)
+            ids, mask = left_pad([rows[i] for i in batch], pad_token_id, model.device)
             written = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=most)
             for i, row in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((place for place, token in enumerate(row) if token in ends), len(row))
@@ -90,27 +86,9 @@ def continuations(
     return result
 
 
-def masks_padding(model: Any) -> bool:
-    """Whether a text reads the same with masked padding before it, its tokens numbered from 0 by who calls."""
-    counted = model.config.get_text_config().model_type not in COUNTED_OTHERWISE
-    return counted and _takes(model, "position_ids") and not getattr(model, "_is_stateful", False)
-
-
 def _batches(model: Any, rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
     alike = masks_padding(model)
     for i, row in enumerate(rows):
         groups.setdefault(0 if alike else len(row), []).append(i)
     return [batch for group in groups.values() for batch in by_length(group, rows, batch_size)]
-
-
-def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both `[N, longest row]`."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
-def _takes(model: Any, argument: str) -> bool:
-    return argument in inspect.signature(model.forward).parameters

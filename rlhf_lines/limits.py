@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from reward_models.checkpoint import reads_later
+from reward_models.padding import first_position
 
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+AT_ONCE = 1024  # texts whose tokens are held at a time: a token takes some 100 bytes until it is counted
 LENGTHS = ("max_position_embeddings", "max_seq_len")
-# RoBERTa and its relatives number the tokens of a text from the padding token's id plus 1.
-FROM_PADDING = ("roberta", "camembert", "data2vec-text", "xmod")
 _POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos\w*_(enc|emb)\w*|embed_pos\w*|positions?_embed\w*)\b")
 
 
@@ -37,8 +38,7 @@ def longest_text(config: PreTrainedConfig) -> Limit | None:
     for name in LENGTHS:
         positions = getattr(text, name, None)
         if isinstance(positions, int) and positions > 0:
-            if text.model_type.startswith(FROM_PADDING) or "roberta" in text.model_type:
-                positions -= (getattr(text, "pad_token_id", None) or 0) + 1
+            positions -= first_position(text)
             limits.append(Limit(positions, f"the model has {positions} positions"))
     ropes = getattr(text, "rope_parameters", None) or {}
     for rope in [ropes, *(each for each in ropes.values() if isinstance(each, dict))]:
@@ -46,6 +46,13 @@ def longest_text(config: PreTrainedConfig) -> Limit | None:
         if rope.get("rope_type") == "longrope" and before:
             limits.append(Limit(before, f"beyond {before} tokens the factors of its longrope depend on the batch"))
     return min(limits, default=None)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yield the token ids of each text; those of `AT_ONCE` texts are in memory, however many there are."""
+    left = iter(texts)
+    while part := list(itertools.islice(left, AT_ONCE)):
+        yield from tokenizer(part, verbose=False)["input_ids"]
 
 
 def check_length(config: PreTrainedConfig, longest_prompt: int, **completion: int) -> None:
@@ -110,6 +117,9 @@ def without_tokens(dataset: str, row: str | None = None) -> str:
 def check_writes(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Stop where a model cannot write token by token, or no token that it knows ends a text or fills up its row.
 
+    And where its tokenizer ends every text: a prompt would end before its completion. It is not switched off here,
+    because whoever else reads the folder (a server, an evaluation) would go on with it.
+
     Raises:
         ValueError: so it is.
     """
@@ -123,6 +133,15 @@ def check_writes(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -
         raise ValueError(
             f"the tokenizer of {tokenizer.name_or_path} has no end token, and the model's configs declare none, so no "
             "completion could end: give the tokenizer an eos_token (tokenizer.eos_token = ...) and save it"
+        )
+    alone, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    if alone and whole[-1] != alone[-1]:
+        begins = whole[0] == tokenizer.bos_token_id != alone[0]  # a tokenizer forgets it when the other one is set
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} puts {tokenizer.convert_ids_to_tokens(whole[-1])!r} behind "
+            "every text, so completions would be written behind the end of their prompt: set tokenizer.add_bos_token = "
+            f"{begins} and tokenizer.add_eos_token = False and save it, or take the token out of post_processor in its "
+            "tokenizer.json"
         )
     size = config.get_text_config().vocab_size
     for what, token, i in (

@@ -8,13 +8,15 @@ positions that are counted from the start of the row), rows of one length are re
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from reward_models import padding
+from reward_models.padding import count_positions as count_positions
+from reward_models.padding import left_pad as left_pad
+from reward_models.padding import takes as takes
 from rlhf_lines.key_cache import add_rows, holds_all, with_room
 
 
@@ -43,25 +45,11 @@ MASKED = {
     "qwen3_next",
     "zamba2",
 }
-# They take position_ids, and count from another number than 0 themselves.
-COUNTED_OTHERWISE = {"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xmod"}
-
-
-@functools.cache
-def _arguments(architecture: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(architecture.forward).parameters)
-
-
-def takes(model: nn.Module, argument: str) -> bool:
-    """Whether the model's forward pass names this argument."""
-    return argument in _arguments(type(model))
 
 
 def masks_padding(model: nn.Module) -> bool:
     """Whether a row of a batch reads the same with padding before it, its tokens numbered from 0 by the caller."""
-    kind = model.config.get_text_config().model_type
-    usual = takes(model, "position_ids") and not getattr(model, "_is_stateful", False)
-    return kind in MASKED or (usual and kind not in COUNTED_OTHERWISE)
+    return model.config.get_text_config().model_type in MASKED or padding.masks_padding(model)
 
 
 def of_one_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -70,19 +58,6 @@ def of_one_length(lengths: Sequence[int]) -> list[list[int]]:
     for row, length in enumerate(lengths):
         parts.setdefault(length, []).append(row)
     return list(parts.values())
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both `[N, longest row]`, padded on the left."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
-def count_positions(mask: Tensor) -> Tensor:
-    """The number of every token in its row, from 0, for a mask `[N, T]` that may begin with padding."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 class Reader:

@@ -51,7 +51,8 @@ data              task_rewards
 arguments
 artifact          config         models         sampling    completions    skeleton    sha256
 config_file       disk           limits         lock           progress    redaction   known_hashes   native_dtypes
-__init__          distributed    noise         reading        reward_models  lazily
+reading
+__init__          distributed    noise         reward_models  lazily
 key_cache
 errors
 """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
+import re
 
-from rlhf_lines.limits import check_length, check_prompts, check_writes, longest_text, position_table
+import pytest
+from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration, LlamaTokenizer
+
+from rlhf_lines import limits
+from rlhf_lines.limits import check_length, check_prompts, check_writes, longest_text, position_table, token_ids
+from rlhf_lines.models import load_tokenizer
 from tests.architectures import ARCHITECTURES
 from tests.tiny import gpt2, llama, llama_config, word_tokenizer
 
@@ -63,6 +67,20 @@ def test_prompts_that_cannot_be_completed(prompts, sentence):
         check_prompts(llama_config(vocab_size=24), prompts, dataset="words", max_new_tokens=30)
 
 
+def test_the_tokens_of_few_texts_are_held_at_a_time(monkeypatch):
+    monkeypatch.setattr(limits, "AT_ONCE", 3)
+    tokenizer, texts, asked = word_tokenizer(), [" ".join("abcdefg"[:n]) for n in range(1, 8)], []
+
+    def read(part, **options):
+        asked.append(len(part))
+        return tokenizer(part, **options)
+
+    found = token_ids(read, iter(texts))
+    assert [next(found), asked] == [tokenizer("a")["input_ids"], [3]]  # the others wait until they are asked for
+    assert [*found] == [tokenizer(text)["input_ids"] for text in texts[1:]]
+    assert asked == [3, 3, 1]
+
+
 def test_tokens_of_texts_that_no_model_ends_or_knows():
     config = llama_config(vocab_size=13)
     check_writes(config, word_tokenizer())
@@ -74,6 +92,37 @@ def test_tokens_of_texts_that_no_model_ends_or_knows():
         check_writes(config, word_tokenizer(pad_token="<more>"))
     with pytest.raises(ValueError, match="end token '<more>' of the tokenizer has the id 13"):
         check_writes(config, word_tokenizer(eos_token="<more>"))
+
+
+def llama_tokenizer(*, bos: bool, eos: bool):
+    """A Llama's, as of a folder without tokenizer.json, where two settings say what it puts around a text."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁": 3, "a": 4, "▁a": 5}
+    return LlamaTokenizer(vocab=vocab, merges=[("▁", "a")], add_bos_token=bos, add_eos_token=eos)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_tokenizer_that_ends_every_text_is_refused_with_what_to_set(tmp_path, bos):
+    llama_tokenizer(bos=bos, eos=True).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer("a")["input_ids"] == [1] * bos + [5, 2]
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path.name} puts '</s>' behind every text, so completions .*: set "
+    ) as e:
+        check_writes(llama_config(vocab_size=13), tokenizer)
+    for setting in re.findall(r"tokenizer\.(\w+) = (True|False)", str(e.value)):
+        setattr(tokenizer, setting[0], setting[1] == "True")
+    tokenizer.save_pretrained(tmp_path)
+    mended = load_tokenizer(tmp_path)
+    check_writes(llama_config(vocab_size=13), mended)
+    assert mended("a")["input_ids"] == [1] * bos + [5]
+
+
+def test_a_token_before_every_text_may_be_the_end_token():
+    """As OPT's: its `</s>` begins texts and ends them."""
+    tokenizer = word_tokenizer(bos_token="<eos>")
+    tokenizer.add_bos_token = True
+    assert tokenizer("a")["input_ids"] == [1, 3]
+    check_writes(llama_config(vocab_size=13), tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -108,8 +157,6 @@ def test_positions_of_patches_are_none_of_a_text():
 
 
 def test_a_tokenizer_without_an_end_token_takes_that_of_the_model(tmp_path):
-    from rlhf_lines.models import load_tokenizer
-
     tokenizer = word_tokenizer(eos_token=None, pad_token=None)
     llama(vocab_size=13, eos_token_id=1, pad_token_id=None).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

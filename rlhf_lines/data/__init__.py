@@ -152,7 +152,7 @@ def _rows_of_task(
 
 def _tell_chat_template(rows: list[dict], written: list[dict], tokenizer, source: str) -> None:
     """Log what a chat template may do to a conversation without a word: write it twice, or leave a turn out."""
-    twice = sum("messages" not in row and chat.is_written(row["prompt"], tokenizer) for row in rows)
+    twice = chat.count_written((row["prompt"] for row in rows if "messages" not in row), tokenizer)
     if twice:
         logger.warning(
             "%s: %d of %d prompts begin with a special token, as if a chat template had written them; it writes them "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlhf_lines.data.conversation import Messages, is_continued
@@ -20,7 +20,7 @@ def has_chat_template(tokenizer) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
-def chat_text(messages: Messages, tokenizer, settings: Mapping[str, Any] | None = None) -> str:
+def chat_text(messages: Messages, tokenizer, settings: Mapping[str, Any] | None = None, *, bos_is_added: bool) -> str:
     """The prompt as the tokenizer's chat template writes it, up to where the reply starts.
 
     A last turn of the assistant is left open: the completion goes on with it. A BOS token that the tokenizer will add
@@ -31,6 +31,7 @@ def chat_text(messages: Messages, tokenizer, settings: Mapping[str, Any] | None 
         messages: the turns.
         tokenizer: whose chat template writes them.
         settings: `chat_template_kwargs`.
+        bos_is_added: `adds_bos` of the tokenizer, which is asked once for all rows.
 
     Raises:
         ValueError: the template refuses the conversation.
@@ -49,7 +50,7 @@ def chat_text(messages: Messages, tokenizer, settings: Mapping[str, Any] | None 
             f"its last turn is the assistant's, and cannot be continued: {reason(error)}" if goes_on else reason(error)
         )
         raise ValueError(f"is refused by the chat template of {_name(tokenizer)}: {told}") from error
-    return without_bos(text, tokenizer) if adds_bos(tokenizer) else text
+    return without_bos(text, tokenizer) if bos_is_added else text
 
 
 def unread_turn(messages: Messages, text: str) -> dict[str, str] | None:
@@ -57,10 +58,11 @@ def unread_turn(messages: Messages, text: str) -> dict[str, str] | None:
     return next((turn for turn in messages if turn["content"].strip() not in text), None)
 
 
-def is_written(text: str, tokenizer) -> bool:
-    """Whether a text begins with a special token, as if a chat template had written it already."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return text.lstrip().startswith(tuple(special))
+def count_written(texts: Iterable[str], tokenizer) -> int:
+    """How many texts begin with a special token, as if a chat template had written them already."""
+    # A tokenizer makes this table anew whenever it is asked, of thousands of tokens: once for all texts.
+    special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return sum(text.lstrip().startswith(special) for text in texts)
 
 
 def check_settings(settings: Mapping[str, Any] | str | None, tokenizer) -> dict[str, Any]:

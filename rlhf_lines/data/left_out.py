@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from rlhf_lines.limits import token_ids
+
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ def leave_out(rows: list[dict], kind: str, tokenizer, longest: int | None, sourc
     if kind == "demonstrations":  # nobody learns to speak from an empty reply
         rows = _told([row for row in rows if _reply(row).strip()], len(rows), "completions are empty", source)
     if longest is not None:
-        ids = tokenizer([row["read"] for row in rows])["input_ids"]
+        ids = token_ids(tokenizer, (row["read"] for row in rows))
         short = [row for row, tokens in zip(rows, ids, strict=True) if len(tokens) <= longest]
         rows = _told(short, len(rows), f"prompts are longer than {longest} tokens", source)
     return [{key: value for key, value in row.items() if key != "read"} for row in rows]

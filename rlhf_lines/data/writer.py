@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,13 +73,17 @@ class Writer:
     def _turns(self, row: dict) -> list[dict[str, str]]:
         return self.template.asked(row.get("messages") or self.template.messages(row["prompt"]))
 
+    @functools.cached_property
+    def _adds_bos(self) -> bool:
+        return chat.adds_bos(self.tokenizer)
+
     def _check_starts(self, row: dict, read: str) -> None:
         if self.tokenizer is not None and not read.strip() and not self.tokenizer(read)["input_ids"]:
             raise ValueError(without_tokens(self.source, _name(row)))
 
     def _chat_text(self, row: dict, turns: list[dict[str, str]]) -> str:
         try:
-            return chat.chat_text(turns, self.tokenizer, self.settings)
+            return chat.chat_text(turns, self.tokenizer, self.settings, bos_is_added=self._adds_bos)
         except ValueError as error:
             raise ValueError(f"{_name(row)} of dataset {self.source} {error}") from error
 

@@ -13,7 +13,7 @@ from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
 from rlhf_lines.errors import about
 from rlhf_lines.example import try_rewards
-from rlhf_lines.limits import check_prompts, check_writes
+from rlhf_lines.limits import check_prompts, check_writes, token_ids
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder
@@ -64,7 +64,7 @@ def run(
     check_writes(config, tokenizer)
     check_prompts(
         config,
-        (ids for rows in datasets.values() for ids in tokenizer(list(rows["prompt"]), verbose=False)["input_ids"]),
+        token_ids(tokenizer, (prompt for rows in datasets.values() for prompt in rows["prompt"])),
         dataset=data_config.dataset_name,
         max_completion_length=training.max_completion_length,
     )
@@ -106,7 +106,7 @@ def run(
                 sft_sha256=sft_sha256,
                 processes=trainer.accelerator.num_processes,
                 updates=trainer.state.global_step,
-                truncated={model.name: getattr(model, "truncated", 0) for model in reward_models},
+                truncated={model.name: trainer.counted[f"rewards/{model.name}/truncated"] for model in reward_models},
                 history=history(trainer.state.log_history),
                 inputs_sha256=found,
             )

@@ -18,7 +18,7 @@ import dataclasses
 import json
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,6 +120,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
     Attributes:
         normalizations: one per reward model: what its scores go through before they are weighed and added.
         kl_coef: the KL coefficient of the next rollout.
+        counted: what reward models have counted in the rollouts of all processes since the run began, by metric.
         is_sharded: whether FSDP or DeepSpeed shares out the model.
 
     Raises:
@@ -167,7 +168,8 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
         self.normalizations = [Normalization() for _ in reward_models]
         self.kl_coef = args.kl_coef
         self._reward_models = list(reward_models)
-        self._counted = self._counts()  # when they were last asked for
+        self.counted = dict.fromkeys(self._counts(), 0)
+        self._newly_counted: Counter[str] = Counter()  # by this process, and not logged yet
         self._values: Tensor | None = None  # [B, T], of the latest policy forward
         self._logprobs: Tensor | None = None  # [B, T], of the latest policy forward
         self._entropies: Tensor | None = None  # [B, T], of the latest policy forward
@@ -356,7 +358,9 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
             yield watch, entropies, values
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        before = self._counts()
         self._scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._newly_counted.update({name: count - before[name] for name, count in self._counts().items()})
         return self._scores
 
     def _generate_and_score_completions(self, inputs):
@@ -651,7 +655,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
         names = [model.name for model in self._reward_models]
         whitened = self.args.whiten_advantages
         found = evaluation_metrics(rows, scores, names, vf_coef=self.args.vf_coef, whitened=whitened)
-        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._newly_counted()}
+        found |= {"kl_coef": self.kl_coef, "num_tokens": self.state.num_input_tokens_seen, **self._take_counts()}
         self._metrics["eval"] = defaultdict(list, {name: [value] for name, value in found.items()})
         self._evaluated_rows, self._evaluated_scores = [], []
         writes, self.log_completions = self.log_completions, False
@@ -677,15 +681,15 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
         metrics["eos_rate"].append(gather(ends.float()).mean().item())
         metrics["explained_variance"].append(explained.item())
         metrics.pop("frac_reward_zero_std", None)  # speaks of groups of completions, which PPO has not
-        for name, count in self._newly_counted().items():
-            metrics[name].append(count)
+        for name, count in self._take_counts().items():
+            metrics[name].append(float(count))
+            self.counted[name] += count
 
-    def _newly_counted(self) -> dict[str, float]:
+    def _take_counts(self) -> dict[str, int]:
         """How many texts each reward model has cut to its longest input since this was last asked, or strayed on."""
-        before, self._counted = self._counted, self._counts()
-        new = [float(count - before[name]) for name, count in self._counted.items()]
-        total = self.accelerator.gather(torch.tensor([new], device=self.accelerator.device)).sum(dim=0)
-        return dict(zip(self._counted, total.tolist(), strict=True))
+        new = torch.tensor([self._newly_counted[name] for name in self.counted], device=self.accelerator.device)
+        self._newly_counted.clear()
+        return dict(zip(self.counted, self._sum_over_processes(new).tolist(), strict=True))
 
     def _counts(self) -> dict[str, int]:
         """What reward models have counted so far, by the names of metrics."""
@@ -743,7 +747,12 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
             }
             save_file(head, str(folder / VALUE_HEAD))
             scales = [normalization.to_dict() for normalization in self.normalizations]
-            own = {"kl_coef": self.kl_coef, "rollouts": self._rollouts, "normalizations": scales}
+            own = {
+                "kl_coef": self.kl_coef,
+                "rollouts": self._rollouts,
+                "normalizations": scales,
+                "counted": self.counted,
+            }
             (folder / STATE).write_text(json.dumps(own) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -759,7 +768,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:  # read here: DeepSpeed loads the weights by itself, and not by the method above
             state = json.loads((Path(checkpoint) / STATE).read_text())
-            self.kl_coef, self._rollouts = state["kl_coef"], state["rollouts"]
+            self.kl_coef, self._rollouts, self.counted = state["kl_coef"], state["rollouts"], state["counted"]
             scales = [normalization.to_dict() for normalization in self.normalizations]
             if state["normalizations"] != scales:
                 raise ValueError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from pathlib import Path
 
+import torch
 import trl
 from datasets import Dataset
 from trl import ModelConfig, RewardConfig, get_quantization_config
@@ -55,9 +57,9 @@ def run(
 ) -> Path:
     """Train a sequence classifier with one label and return its folder; the record has its accuracy on held-out pairs.
 
-    The accuracy is that of the saved folder, read back as any later stage reads it: a head that was lost on the way
-    would show. Training leaves out a pair with a text longer than `max_length` or than the base reads; of a held-out
-    pair the prompt is cut instead. The record counts both.
+    The accuracy is that of the saved folder, read back as any later stage reads it, in the dtype of the training: a
+    head that was lost on the way would show. Training leaves out a pair with a text longer than `max_length` or than
+    the base reads; of a held-out pair the prompt is cut instead. The record counts both.
 
     Raises:
         FileNotFoundError: the base does not exist.
@@ -110,11 +112,14 @@ def run(
         show_progress(trainer, f"reward {final.name}")
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         trainer.save_model()
-        rows_of_steps = history(trainer.state.log_history)
-        del trainer  # before its model is read back a second time
+        rows_of_steps, dtype = history(trainer.state.log_history), _read_back_in(training, trainer.model)
+        # Its memory is needed for the model that is read back; under autocast it holds itself, by a method of its own.
+        del trainer
+        gc.collect()
+        torch.cuda.empty_cache()
         if leads():
             reward_models.write_settings(folder, text_config.format(max_length=training.max_length))
-            saved = reward_models.load(str(folder), trust_remote_code=training.trust_remote_code)
+            saved = reward_models.load(str(folder), dtype=dtype, trust_remote_code=training.trust_remote_code)
             write_record(
                 folder,
                 "reward",
@@ -181,6 +186,13 @@ def _check_template(text_config: RewardTextConfig, training: RewardConfig, token
             "template is chat, but the tokenizer of the base has no chat template: give chat_template_path, or a text "
             "with {prompt} and {completion}"
         )
+
+
+def _read_back_in(training: RewardConfig, model) -> torch.dtype:
+    """The dtype of the trained weights, or of a base in 8 or 4 bits that in which its products were computed."""
+    if getattr(model, "is_quantized", False) and (training.bf16 or training.fp16):
+        return torch.bfloat16 if training.bf16 else torch.float16
+    return model.dtype
 
 
 def _tell_long_pairs(kept: int, total: int, longest: int | None, source: str) -> None:

@@ -77,7 +77,7 @@ def test_an_unknown_template_is_refused():
 def test_the_tokens_of_the_text_are_those_of_the_chat_template(make_tokenizer, adds_bos, messages):
     tokenizer = make_tokenizer(adds_bos=adds_bos)
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert tokenizer(chat_text(messages, tokenizer))["input_ids"] == expected
+    assert tokenizer(chat_text(messages, tokenizer, bos_is_added=adds_bos))["input_ids"] == expected
     assert expected.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(expected).endswith("<assistant>")
 

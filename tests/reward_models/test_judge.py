@@ -97,6 +97,64 @@ def test_a_grade_that_cannot_be_read_is_no_score(make):
             make(server).score(["p"], ["a"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "grade"),
+    [
+        ("Grade: 7", 7.0),
+        ("**Grade:** 7", 7.0),
+        ("**Grade**: 7", 7.0),
+        ("`Grade` = **7**/10", 7.0),
+        ("Grade: [[7]]", 7.0),
+        ("__Grade__: **[[ 7.5 ]]**", 7.5),
+        ("Grade: +3", 3.0),
+        ("Grade: -3.", -3.0),
+        ("Grade: 8,5", 8.5),
+        ("Grade: 8, for it is short", 8.0),
+        ("Grade: 2. No:\nGrade: 1,000", None),  # a thousand, or one
+        ("Grade [1-10]: 7", None),
+        ("Grade: great", None),
+    ],
+)
+def test_a_grade_is_read_as_judges_write_it(make, answer, grade):
+    with served(lambda request: said(answer)) as server:
+        judge = make(server, scale=[-10, 1000])
+        if grade is not None:
+            assert judge.score(["p"], ["a"]) == [grade] and judge.unread == 0
+        else:
+            with pytest.raises(ValueError, match="gave no grade from -10 to 1000 in 3 answers"):
+                judge.score(["p"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        ("Verdict: A", 1.0),
+        ("**Verdict**: B", 0.0),
+        ("Verdict: [[A]]", 1.0),
+        ("Verdict: **A** is better", 1.0),
+        ("verdict: b is better", 0.0),
+        ("Verdict: A, for it is short", 1.0),
+        ("Verdict: tie", 0.5),
+        ("Verdict: a tie", 0.5),
+        ("**Verdict**: A **tie**.", 0.5),
+        ("Verdict: [[Tie]]", 0.5),
+        ("Verdict: A\nTie was close.", 1.0),
+        ("Verdict: a close win for B", None),
+    ],
+)
+def test_a_verdict_is_read_as_judges_write_it(make, answer, outcome):
+    back = {1.0: "B", 0.0: "A"}.get(outcome, "tie")  # where the other reply stands first
+
+    def says(request):
+        first = between("reply_a", request.body["messages"][0]["content"])
+        return said(answer if first == "own" else f"Verdict: {back}")
+
+    with served(says) as server:
+        judge = make(server, against="sft")
+        assert judge.score(["p"], ["own"], {"rival": ["other"]}) == [0.5 if outcome is None else outcome]
+        assert judge.undecided == (outcome is None) and judge.changed == 0
+
+
 def test_a_grade_off_the_scale_is_asked_for_again(make):
     with served(grades) as server:
         judge = make(server, scale=[0, 2])

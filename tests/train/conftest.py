@@ -7,7 +7,9 @@ import json
 import os
 
 import pytest
+import torch
 
+from reward_models import Format, write_settings
 from tests import tiny
 from tests.tiny import QUIET, TWO_LAYERS, word_tokenizer
 
@@ -40,6 +42,18 @@ def llama():
 def base(tmp_path_factory, tokenizer, llama):
     """Return the folder of the tiny Llama and its tokenizer."""
     return tiny.save(llama(), tokenizer, tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="session")
+def short_reader(tmp_path_factory, tokenizer):
+    """Return the folder of a reward model that reads 4 words and cuts the start of what is longer."""
+    from transformers import LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(tiny.llama_config(tokenizer, num_labels=1, **TWO_LAYERS))
+    folder = tiny.save(tiny.widened(model), tokenizer, tmp_path_factory.mktemp("models") / "short")
+    write_settings(folder, Format("{prompt} {completion}", max_length=4))
+    return folder
 
 
 @pytest.fixture

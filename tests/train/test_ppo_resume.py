@@ -22,7 +22,7 @@ KILLED = Path(__file__).parent / "killed.py"
 
 
 @pytest.fixture
-def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
+def stage_flags(flags, base, short_reader, write_rows, tmp_path, monkeypatch):
     """Return a maker of flags of a run with everything that has a state."""
     (tmp_path / "resumed_rewards.py").write_text(
         "def letters(prompts, completions):\n    return [len(c) for c in completions]\n"
@@ -30,10 +30,15 @@ def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     data = write_rows("data/train.jsonl", [{"prompt": f"{x} {y}"} for x in WORDS[:6] for y in WORDS[:3]])
 
+    of_short = json.dumps({"model": str(short_reader), "normalize": True})
+
     def make(**changes):
         settings = {
             **{"model_name_or_path": base, "dataset_name": data.parent},
-            **{"rewards": ['{"model": "resumed_rewards:letters", "normalize": true}'], "normalization_samples": 18},
+            **{
+                "rewards": ['{"model": "resumed_rewards:letters", "normalize": true}', of_short],
+                "normalization_samples": 18,
+            },
             **{"use_peft": True, "lora_r": 2, "lora_alpha": 4, "lora_target_modules": "all-linear"},
             # 8 completions in a rollout, two updates of it: 18 prompts are two rollouts, so that step 8 ends epoch 2.
             **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_iterations": 2},
@@ -111,8 +116,13 @@ def test_killed_and_resumed_is_the_run_that_was_not_killed(whole, stage_flags, k
     assert states[0]["rollouts"] == states[1]["rollouts"] == 6
     assert states[1]["kl_coef"] == pytest.approx(states[0]["kl_coef"], abs=1e-9) and states[0]["kl_coef"] != 0.05
     # Epoch 2 has an order of its own.
-    histories = [json.loads((folder / "rlhf_lines.json").read_text())["history"] for folder in (whole, out)]
+    records = [json.loads((folder / "rlhf_lines.json").read_text()) for folder in (whole, out)]
+    histories = [record["history"] for record in records]
     assert [row["step"] for row in histories[0]] == [row["step"] for row in histories[1]]
+    # Each rollout has 8 completions; the samples for the scales, and the words of a first try, are of none.
+    cut = [row["rewards/short/truncated"] for row in histories[0] if "rewards/short/truncated" in row]
+    assert len(cut) == 6 and min(cut) > 0 and max(cut) <= 8
+    assert records[0]["truncated"] == records[1]["truncated"] == {"letters": 0, "short": sum(cut)}
     assert [path.suffix for path in out.rglob("*") if path.suffix in (".pt", ".pth", ".bin")] == []
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -131,6 +133,47 @@ def test_the_recorded_accuracy_is_that_of_the_scores(run_reward, tmp_path, archi
     record = read_record(out)
     assert record["accuracy"] == pytest.approx(right / 21, abs=1e-12) and record["held_out_pairs"] == 21
     assert 0.5 < record["accuracy"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"bf16": True}, torch.float32),  # the weights are in float32, and autocast wraps the model in itself
+        ({"bf16": True, "dtype": "bfloat16", **LORA}, torch.bfloat16),
+        ({"bf16": True, "load_in_4bit": True, **LORA}, torch.bfloat16),
+    ],
+    ids=["float32", "autocast", "bfloat16", "4 bits"],
+)
+def test_a_model_is_read_back_in_the_dtype_of_its_training_once_that_is_gone(
+    run_reward, tmp_path, monkeypatch, settings, dtype
+):
+    if "load_in_4bit" in settings:
+        pytest.importorskip("bitsandbytes")
+    trained, found = [], []
+    save_model, load = reward.RewardTrainer.save_model, reward_models.load
+
+    def look_and_save(trainer, *arguments, **options):
+        trained.append(weakref.ref(trainer.model))
+        return save_model(trainer, *arguments, **options)
+
+    def look_and_load(*arguments, **options):
+        held = trained[0]() is not None
+        found.append((held, load(*arguments, **options)))
+        return found[-1][1]
+
+    monkeypatch.setattr(reward.RewardTrainer, "save_model", look_and_save)
+    monkeypatch.setattr(reward_models, "load", look_and_load)
+    base = save(
+        llama(word_tokenizer(), **TWO_LAYERS, hidden_size=64, intermediate_size=64), word_tokenizer(), tmp_path / "base"
+    )
+    gc.disable()  # by itself it may or may not have come in time
+    try:
+        run_reward(base, **settings, max_steps=1)
+    finally:
+        gc.enable()
+    ((held, judge),) = found
+    assert not held and judge.model.dtype == dtype
 
 
 def pair_of(chosen, rejected, *, first="a"):

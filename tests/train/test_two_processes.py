@@ -63,9 +63,9 @@ def launch(processes, arguments, environment):
     return [result.returncode], result.stderr
 
 
-def test_two_processes_train_the_policy_of_one(train):
+def test_two_processes_train_the_policy_of_one(train, short_reader):
     settings = {
-        "rewards": ['{"model": "tiny_rewards:letters", "normalize": true}'],
+        "rewards": ['{"model": "tiny_rewards:letters", "normalize": true}', short_reader],
         "value_lora": True,
         "use_cpu": False,  # as it is where nobody says it: a machine without a GPU knows
     }
@@ -73,6 +73,7 @@ def test_two_processes_train_the_policy_of_one(train):
     assert json.loads((one / "normalization.json").read_text()) == json.loads((two / "normalization.json").read_text())
     assert_same_run(one, two, relative=1e-5, weights=1e-6)
     assert [record(folder)["processes"] for folder in (one, two)] == [1, 2]
+    assert record(one)["truncated"] == record(two)["truncated"] != {"letters": 0, "short": 0}
     rewards = {row["reward"] for row in record(one)["history"] if "reward" in row}
     assert len(rewards) == 3, "three rollouts that differ"
 
