@@ -15,8 +15,8 @@ from typing import Self
 
 import torch
 
+from reward_models.padding import left_pad
 from rlhf_lines.models import end_token_ids
-from rlhf_lines.reading import left_pad
 
 
 Tokens = tuple[int, ...]

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_models import padding
-from reward_models.padding import count_positions as count_positions
-from reward_models.padding import left_pad as left_pad
-from reward_models.padding import takes as takes
+from reward_models.padding import count_positions, takes
 from rlhf_lines.key_cache import add_rows, holds_all, with_room
 
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from reward_models.padding import left_pad
 from rlhf_lines.noise import GAMMA, mix, shift
 from rlhf_lines.progress import beat
-from rlhf_lines.reading import Reader, left_pad, masks_padding, of_one_length
+from rlhf_lines.reading import Reader, masks_padding, of_one_length
 
 
 MOST_NOISE = 40.0  # -log of the smallest -log(u), see `gumbel`, is 36.7 or a little more

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_lines.reading import Reader, last_logits, left_pad
+from reward_models.padding import left_pad
+from rlhf_lines.reading import Reader, last_logits
 
 
 def test_a_head_reads_whole_states():

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.side import Tokens, arguments, generated
+from reward_models.padding import left_pad
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.inputs.provenance import load_adapters
 from rlhf_lines.models import load_tokenizer
-from rlhf_lines.reading import last_logits, left_pad
+from rlhf_lines.reading import last_logits
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.engines.protocol import Request

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from reward_models.padding import left_pad
 from rlhf_lines.merge.space import Space, Vector
 from rlhf_lines.progress import beat
-from rlhf_lines.reading import last_logits, left_pad, masks_padding, of_one_length
+from rlhf_lines.reading import last_logits, masks_padding, of_one_length
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.protocol import Pair
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass

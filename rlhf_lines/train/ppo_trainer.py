@@ -39,9 +39,10 @@ from trl.trainer.utils import RepeatSampler
 
 from reward_models import Generative, RewardModel
 from reward_models.normalize import Normalization
+from reward_models.padding import count_positions, takes
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import leads
-from rlhf_lines.reading import count_positions, masks_padding, of_one_length, takes
+from rlhf_lines.reading import masks_padding, of_one_length
 from rlhf_lines.sampling import prompt_key, sample_tokens
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.train.adapters import checkpoint_contexts, merged_weights, use_adapter

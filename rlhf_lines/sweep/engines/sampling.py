@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from reward_models.padding import left_pad
 from rlhf_lines.completions import StopTexts
 from rlhf_lines.merge import MergeSpec
-from rlhf_lines.reading import last_logits, left_pad, masks_padding
+from rlhf_lines.reading import last_logits, masks_padding
 from rlhf_lines.sampling import chosen_logprobs, sample_tokens
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.prefix_tree import takes_trees, tree_logprobs, trees_of
