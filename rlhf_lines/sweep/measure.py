@@ -161,6 +161,7 @@ class Measurement:
         self.store, self._worker, self._processes, self.progress = store, worker, processes, progress
         self._samples, self._reused, self._trackers = range(samples_per_prompt), reused, trackers or Trackers([])
         self._told: set[int] = set()  # ids of points
+        self._steps = {point: step for step, point in enumerate(store.recall("told", []))}  # also of an earlier part
         self._judged = store.recall("judged", {})  # in an earlier part of this run
 
     def measure(
@@ -202,15 +203,25 @@ class Measurement:
         self.store.replace(judged={name: counts for name, counts in judged.items() if counts.get("graded") != 0})
 
     def _tell(self, split: str, points: Sequence[StoredPoint]) -> None:
-        """Tell the trackers of points that are done, each once: a choice beyond an edge measures its group again."""
+        """Tell the trackers of points that are done, each once: a choice beyond an edge measures its group again.
+
+        Steps only grow, as some trackers want it: points are not done in the order of their ids. A run that goes on
+        tells all again, each with the step that it had.
+        """
         new = [point for point in points if point.id not in self._told] if self._trackers else []
+        if not new:
+            return
         self._told.update(point.id for point in new)
+        for point in new:
+            self._steps.setdefault(point.id, len(self._steps))
+        self.store.replace(told=list(self._steps))
+        new.sort(key=lambda point: self._steps[point.id])
         names = self.store.recall("reward_names")
         for point in new:
             scores = self.store.scores(point.spec_id, split, names).mean(axis=0)
             kl = self.store.kl(point.spec_id, split).mean()
-            means = {**dict(zip(names, scores.tolist(), strict=True)), "log_ratio": float(kl)}
-            self._trackers.tell(split, point.group, point.spec.weights, means, point.id)
+            values = {**dict(zip(names, scores.tolist(), strict=True)), "log_ratio": float(kl), "point": point.id}
+            self._trackers.tell(split, point.group, point.spec.weights, values, self._steps[point.id])
 
     def forgetting(
         self,
