@@ -10,11 +10,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import accept_negative_numbers, bare_switches, check_unknown, holds_nul
+from rlhf_lines.arguments import ListParser, bare_switches, check_unknown, holds_nul
 from rlhf_lines.artifact import RECORD, read_record, refuse_existing
 from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
@@ -144,10 +144,9 @@ def _run(arguments: list[str]) -> None:
     options.run(options)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ListParser):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-        accept_negative_numbers(self)
 
     def add_argument(self, *names, **settings):
         dashed = [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
@@ -446,7 +445,7 @@ def _reference_point(words: list[str] | None) -> list[float] | str | None:
 def _pick(options: argparse.Namespace) -> None:
     if options.scale is not None and options.preference is None:
         raise ValueError(f"scale is {options.scale}, but it belongs to a preference; give --preference W W ...")
-    minimum = None if options.min is None else dict(map(_minimum, options.min))
+    minimum = None if options.min is None else _minima(options.min)
     from rlhf_lines.pareto import pick, picked_text, read_front
     from rlhf_lines.serve.mixed import mix_of_point
 
@@ -461,6 +460,15 @@ def _pick(options: argparse.Namespace) -> None:
         known["worth"] = worth_of(options.run_dir, front, picked)
         known["prompts"] = lost_prompts(options.run_dir, front, picked.point)
     _say(picked_text(front, picked.point, options.run_dir, picked=picked, **known))
+
+
+def _minima(texts: Sequence[str]) -> dict[str, float]:
+    minima: dict[str, float] = {}
+    for name, low in map(_minimum, texts):
+        if name in minima:
+            raise ValueError(f"--min has {name!r} twice, {minima[name]:g} and {low:g}: give every name once")
+        minima[name] = low
+    return minima
 
 
 def _minimum(text: str) -> tuple[str, float]:
@@ -607,8 +615,9 @@ def _usage() -> str:
         "usage: rlhf-lines VERB [--config FILE] [--flag value ...]\n\n"
         f"{verbs}\n\n"
         "rlhf-lines VERB --help lists the flags of a verb. Every flag can be a key of the YAML file; one given on the\n"
-        "command line wins. A switch may have a value: --overwrite, --overwrite true, --overwrite false. An existing\n"
-        "output_dir is refused; --resume keeps it or goes on with it, --overwrite replaces it."
+        "command line wins. Of a flag given twice the last counts; lists are put together. A switch may have a value:\n"
+        "--overwrite, --overwrite true, --overwrite false. An existing output_dir is refused; --resume keeps it or\n"
+        "goes on with it, --overwrite replaces it."
     )
 
 

@@ -125,6 +125,12 @@ def test_a_bug_in_a_dataclass_of_ours_is_no_mistake_of_the_user(given, monkeypat
         given("steps: 99\n")
 
 
+@pytest.mark.parametrize("content", ["", "weights: [9, 8]"])
+def test_the_lists_of_a_flag_given_twice_are_one_in_place_of_what_the_file_has(given, content):
+    (_, thing), kept = given(content, "--weights", "1", "-2", "--steps", "3", "--weights=4")
+    assert thing.weights == kept["weights"] == [1.0, -2.0, 4.0]
+
+
 @pytest.mark.parametrize("config", [["--config=thing.yaml"], ["--config", "thing.yaml"]])
 def test_the_config_is_named_either_way(given, config):
     given("steps: 3\n")

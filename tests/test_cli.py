@@ -207,6 +207,8 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, capsys, verb, content, wo
         (["pick", "./no", "--min", "r2", "--maximize", "r1"], ["--min has 'r2', expected NAME=SCORE, such as r2=0.4"]),
         (["pick", "./no", "--min", "=1", "--maximize", "r1"], ["--min has '=1', expected NAME=SCORE"]),
         (["pick", "./no", "--min", "r2=1", "--maximize", "r1", "--scale", "raw"], ["scale is raw, but it belongs to"]),
+        (["pick", "./no", "--min", "r=1", "s=0", "r=0.5"], ["--min has 'r' twice, 1 and 0.5: give every name once"]),
+        (["pick", "./no", "--min", "r=1", "--min", "r=2"], ["--min has 'r' twice, 1 and 2: give every name once"]),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -464,6 +466,26 @@ def test_a_switch_of_any_verb_takes_a_value_as_those_of_stages_do():
             assert (getattr(options, flag[2:]), rest) == (expected, []), (verb, words)
             options, rest = parser.parse_known_args([verb, *words, *given.get(verb, ["a"])])  # in front of the run
             assert (getattr(options, flag[2:]), rest) == (expected, []), (verb, words)
+
+
+def test_the_lists_of_a_flag_given_twice_are_one():
+    """What stood first was silently dropped, as the first minimum of a pick was."""
+    parser = cli._parser()
+    verbs = next(action.choices for action in parser._actions if action.choices)
+    lists = {
+        (verb, action.option_strings[0])
+        for verb, of_verb in verbs.items()
+        for action in of_verb._actions
+        if action.option_strings and action.nargs == "+"
+    }
+    assert lists >= {("pick", "--min"), ("front", "--objectives"), ("score", "--rewards"), ("evaluate", "--points")}
+    for verb, flag in lists:
+        given = {"compare": ["a", "b"], "score": ["a", "--rewards", "r"], "evaluate": ["a", "--tasks", "t"]}
+        start = [verb, *given.get(verb, ["a"])]
+        once, _ = parser.parse_known_args([*start, flag, "1", "2", "3"])
+        twice, _ = parser.parse_known_args([*start, flag, "1", "2", f"{flag.replace('_', '-')}=3"])
+        assert twice == once and len(getattr(once, flag[2:])) >= 3
+    assert parser.parse_known_args(["evaluate", "a", "--tasks", "t", "--points", "3"])[0].points == ["3"]
 
 
 def test_a_run_whose_folder_is_called_1_or_y_is_no_value_of_a_switch():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_lines.pareto.comparison import RunsComparison
-from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, conclusions, verdict
+from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, Verdict, conclusions, verdict
 from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front, label
 
 
@@ -30,7 +30,7 @@ DEPTH = {
 
 
 def front_headline(front: Front) -> str:
-    """What the comparisons of LiNeS with the rewarded soup and the controls say, and which other group is the best.
+    """What the comparisons of LiNeS with the soup and the controls say, and which other group has the largest measures.
 
     Effects are shares of the other group's value, or differences where that is not above 0. It speaks of these
     policies, because other ones, as of another seed, may say something else. Empty where there is nothing to say.
@@ -65,15 +65,35 @@ def of_depth(front: Front, entry: Comparison) -> str:
 
 
 def best_of_others(front: Front) -> str:
-    """Which group has the largest measures, where it is neither LiNeS nor what LiNeS is held against; else empty."""
-    best: dict[str, list[str]] = {}
+    """Which groups of `largest_others` have which measures, and what the comparison of LiNeS with each of them says."""
+    parts = []
+    for name, values in largest_others(front).items():
+        found = verdict_of_lines(front, name)
+        joint = ", but " if found == "undecided" else ": "
+        told = joint + SAYINGS[found].format(label(name)) if found else ""
+        parts.append(f"{label(name)} has the largest {' and '.join(values)}{told}")
+    return f"Of all groups, {'; '.join(parts)}." if parts else ""
+
+
+def largest_others(front: Front) -> dict[str, list[str]]:
+    """By group, its measures that are the largest of all groups', with values.
+
+    Neither LiNeS nor what LiNeS is held against is among these groups. The largest of many is so by luck, too: only
+    `verdict_of_lines` says whether such a group is better.
+    """
+    largest: dict[str, list[str]] = {}
     for measure in ("hypervolume", "expected_utility"):
         of_groups = {name: entry[measure]["corrected"] for name, entry in front["fronts"].items()}
         name = max(of_groups, key=of_groups.__getitem__, default=LINES)
         if name not in (LINES, *OPPONENTS):
-            best.setdefault(name, []).append(f"{MEASURES[measure]} ({of_groups[name]:z.4g})")
-    parts = [f"{label(name)} has the largest {' and '.join(values)}" for name, values in best.items()]
-    return f"Of all groups, {', '.join(parts)}." if parts else ""
+            largest.setdefault(name, []).append(f"{MEASURES[measure]} ({of_groups[name]:z.4g})")
+    return largest
+
+
+def verdict_of_lines(front: Front, group: str) -> Verdict | None:
+    """What the comparison of LiNeS with another group says; None where there is none."""
+    entries = (entry["verdict"] for entry in front["comparisons"] if (entry["a"], entry["b"]) == (LINES, group))
+    return next(entries, None)
 
 
 def effect(value: float, base: float, words: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import CONFIDENCE
 from rlhf_lines.pareto.student import critical_value, within
@@ -64,10 +64,22 @@ def mean_estimate(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"got values of shape {values.shape}; expected one per prompt")
-    error = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
-    if np.ptp(values) == 0.0:  # rounding of the mean would give a spread of 1e-17
-        error = 0.0
+    error = deviation(values, ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
     return estimate(values.mean(), error, values.size, confidence)
+
+
+def deviation(values: ArrayLike, ddof: int = 0) -> NDArray[np.float64]:
+    """The standard deviation over the first axis, and 0 where all values are one: rounding of their mean gives 1e-17.
+
+    >>> float(deviation([0.3] * 200)), float(deviation([1.0, 3.0]))
+    (0.0, 1.0)
+
+    Args:
+        values: `[P, ...]`.
+        ddof: what is subtracted from P in the divisor.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.ptp(values, axis=0) == 0.0, 0.0, values.std(axis=0, ddof=ddof))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:

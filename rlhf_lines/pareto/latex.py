@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for
 from rlhf_lines.pareto.headline import budgets_text
 from rlhf_lines.pareto.look_at import likely_choices
-from rlhf_lines.pareto.schema import SFT, WORDS, Comparison, Difference, Front, Mean, Value, label
+from rlhf_lines.pareto.schema import BY_OBJECTIVE, SFT, WORDS, Comparison, Difference, Front, Mean, Value, label
 from rlhf_lines.pareto.table import at_edges, decimals, few_prompts, interval_name, not_at_equal_kl, p_text, value_of
 
 
@@ -23,7 +23,6 @@ OF_GROUPS = ("hypervolume", "expected_utility")
 # What is measured of completions, of pairs of them, and of each objective.
 LIKE = ("tokens", "share_empty", "share_cut", "repetition", "distinct")
 JOINTLY = ("all_better", "all_worse")
-BY_OBJECTIVE = ("length_correlation", "at_matched_length")
 
 
 def front_tex(front: Front) -> str:

@@ -14,7 +14,18 @@ from rlhf_lines.errors import unknown_name
 from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.origin import is_routed, weights_text
-from rlhf_lines.pareto.schema import CONTROLS, WORDS, Front, Mean, PointEntry, Value, groups_of, label, shortened
+from rlhf_lines.pareto.schema import (
+    BY_OBJECTIVE,
+    CONTROLS,
+    WORDS,
+    Front,
+    Mean,
+    PointEntry,
+    Value,
+    groups_of,
+    label,
+    shortened,
+)
 from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interval_name, setting
 from rlhf_lines.pareto.utility import FLAT
 
@@ -22,6 +33,7 @@ from rlhf_lines.pareto.utility import FLAT
 AS_COUNTED = {"raw": "scores in their own units", "range": "each score as a share of its range"}
 SCALES = tuple(AS_COUNTED)
 NO_ONE_MERGE = "a router gives every prompt weights of its own for this preference, so no one merge is this policy"
+LARGEST = 1e100  # of a preference: times a score, or over a range, it is still a number
 LOST, ASKED = 3, 60  # how many of the prompts that lost most are told, and how many characters of each
 
 
@@ -177,8 +189,8 @@ def measured_names(front: Front) -> list[str]:
 
 def measured(point: PointEntry, name: str) -> float | None:
     """The mean of a score or metric of a point, None where it has none."""
-    found = point["scores"].get(name) or point["metrics"].get(name)
-    return found.get("mean") if found else None
+    found = None if name in BY_OBJECTIVE else point["scores"].get(name) or point["metrics"].get(name)
+    return found["mean"] if found else None
 
 
 def merge_arguments(front: Front, point: PointEntry, output_dir: str | Path) -> list[str]:
@@ -365,6 +377,10 @@ def _factors(front: Front, preference: Sequence[float], scale: str) -> dict[str,
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
         raise ValueError(f"the preference is {weights.tolist()}; expected finite numbers of at least 0, not all 0")
+    if weights.max() > LARGEST:
+        raise ValueError(
+            f"the preference is {weights.tolist()}; expected numbers of at most {LARGEST:g}: only their ratios count"
+        )
     if scale not in SCALES:
         raise ValueError(unknown_name("scale", scale, SCALES))
     if scale == "range":

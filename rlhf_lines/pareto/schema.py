@@ -23,10 +23,8 @@ FORMAT = 1
 FILE_NAME = "front.json"
 ADDED = ("benchmarks", "points[].benchmark_changes")  # to format 1: an earlier version asked no benchmarks
 # What is measured of completions without a reward model. A score cannot have one of these names.
-METRICS = (
-    *("tokens", "share_empty", "share_cut", "repetition", "distinct", "win_rate", "length_correlation"),
-    *("at_matched_length", "log_ratio"),
-)
+BY_OBJECTIVE = ("length_correlation", "at_matched_length")  # no mean, but one of each objective by its name
+METRICS = ("tokens", "share_empty", "share_cut", "repetition", "distinct", "win_rate", *BY_OBJECTIVE, "log_ratio")
 # What people read for a measure, by its name here; the others have no other name.
 WORDS = {
     "kl": "KL",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_lines.pareto.benchmarks import benchmark_metrics
-from rlhf_lines.pareto.schema import Front, Measured, PointEntry, nondominated
+from rlhf_lines.pareto.schema import BY_OBJECTIVE, Front, Measured, PointEntry, nondominated
 
 
 ENDS = ("mean", "low", "high")
@@ -52,7 +52,7 @@ def measured_row(
     of |= {"kl": point["kl"], "perplexity": point["perplexity"]} | {name: found.get(name) for name in SCALARS}
     of |= {"win_rate": wins} | {name: wins.get(name) for name in ("all_better", "all_worse")}
     by_objective = {"win_rate": wins.get("by_objective")}
-    by_objective |= {name: found.get(name) for name in ("length_correlation", "at_matched_length")}
+    by_objective |= {name: found.get(name) for name in BY_OBJECTIVE}
     for name, values in by_objective.items():
         of |= {f"{name}_{objective}": (values or {}).get(objective) for objective in objectives}
     of |= {name: found.get(name) for name in asked}

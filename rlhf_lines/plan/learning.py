@@ -47,4 +47,4 @@ def _work(config: LearnConfig, num_layers: int, prompts: Mapping[str, int], text
     )
     read = texts * specs["train"] if config.control else 0
     alone = 0 if config.density is None else config.steps + 2 * specs_per_candidate(config)
-    return Work(points, sum(specs.values()), completions, together, read, alone)
+    return Work(points, completions, together, read, alone)

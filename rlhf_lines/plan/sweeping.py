@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ from rlhf_lines.sweep.engines.batches import free_bytes, most_rows, rows_that_fi
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
 from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
 from rlhf_lines.sweep.forgetting import CHUNK
-from rlhf_lines.sweep.groups import first_weights, simplex
+from rlhf_lines.sweep.groups import LINES, REVERSED, SCALED, SOUP, first_weights, simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH, check_count, checked_objectives, prompt_counts
 from rlhf_lines.sweep.reuse import check_sampling
 
@@ -272,19 +273,20 @@ class Work(NamedTuple):
 
     Attributes:
         points: how many there are, in words.
-        specs: how many there are, in all.
         completions: that it makes.
         together: the number of specs that share a prompt, and its noise, in most batches.
         texts: that are read outside the task.
         alone: specs that are merged one by one.
+        mixed: how many specs there are by the places of the policies that they mix, whose weight is not 0; each is
+            counted once, of a sweep.
     """
 
     points: str
-    specs: int
     completions: int
     together: int
     texts: int = 0
     alone: int = 0
+    mixed: Mapping[tuple[int, ...], int] = MappingProxyType({})
 
 
 def _work(config: SweepConfig) -> Work:
@@ -311,7 +313,40 @@ def _work(config: SweepConfig) -> Work:
         for entry in entries
         if not entry.is_linear
     )
-    return Work(f"{chosen}{test:,} on test prompts", validation + test, completions, test, texts, alone)
+    return Work(f"{chosen}{test:,} on test prompts", completions, test, texts, alone, _mixed(config))
+
+
+def _mixed(config: SweepConfig) -> Counter[tuple[int, ...]]:
+    """How many specs a sweep has at most by the places of the policies that they mix, in the order of their weights.
+
+    The SFT model mixes none, and a policy as it is belongs to the soup alone, whichever group asks for it.
+    """
+    own, listed = len(config.policies), config.listed_policies
+    every, rows = tuple(range(own)), first_weights(config)
+    if config.sampler == "map":
+        rows = [*rows, *[(1.0,) * own] * config.map_points]  # nothing tells yet where they lie
+    mixed = Counter((own + run,) for run in range(len(config.morlhf)))
+    mixed.update({(k,): config.num_weights - 2 for k in config.wise_ft_names.values()})
+
+    def add(policies: Sequence[int], rows: Sequence[Sequence[float]], times: int, *, all_of: bool) -> None:
+        for row in rows:
+            used = (k for k, weight in zip(policies, row, strict=True) if weight or all_of)
+            mixed[tuple(used)] += times
+
+    # Policies, and whether all of them have a weight at every preference.
+    groups = dict.fromkeys((SOUP, LINES, *((SCALED, REVERSED) if config.controls else ())), (every, False))
+    groups |= {entry.name: (every, entry.router is not None) for entry in config.groups}
+    for entry in config.policy_sets:
+        groups[entry.name] = (tuple(map(listed.index, entry.policies)), entry.mixing is not None)
+    tried = config.candidate_counts if config.chooses else {}
+    for name, (policies, all_of) in groups.items():
+        add(policies, rows, 1, all_of=all_of)
+        if count := tried.get(name):
+            beyond = config.edge_extensions * (count > 1)
+            add(policies, simplex(own, config.validation_weights), count + beyond, all_of=all_of)
+    if config.searches:
+        mixed[every] += config.search_points  # its front is of these
+    return mixed
 
 
 def _add_work(
@@ -331,7 +366,8 @@ def _add_work(
     if work.alone:
         plan.work.append(("points merged one by one", f"{work.alone:,}: their rules are not linear"))
     if config.engine == "vllm":
-        plan.disk["adapters for vLLM"] = work.specs * stacked(adapters) * size
+        numbers = (count * stacked([adapters[k] for k in used]) for used, count in work.mixed.items())
+        plan.disk["adapters for vLLM"] = sum(numbers) * size
         plan.notes.append(
             "engine vllm: what vLLM holds is its own to plan (gpu_memory_utilization, tensor_parallel_size); the "
             "memory above is that of engine local"

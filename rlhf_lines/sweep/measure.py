@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +12,7 @@ from reward_models import RewardModel
 from rlhf_lines.completions import StopTexts, completion_texts
 from rlhf_lines.distributed import Processes
 from rlhf_lines.merge import MergeSpec
+from rlhf_lines.pareto.origin import weights_text
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.sweep.engines.protocol import Engine, Request, mixable
@@ -70,13 +72,21 @@ class Worker:
         self._tried = self._counts()  # before any completion, on a row that was only tried
 
     def __call__(self, job: list[Task] | Reading | Counting) -> list[Row] | list[float] | dict[str, dict[str, int]]:
-        """The rows of a batch of tasks, what `Engine.nll` says of texts, or counts by the name of a reward model."""
+        """The rows of a batch of tasks, what `Engine.nll` says of texts, or counts by the name of a reward model.
+
+        Raises:
+            ValueError: a log-probability is not finite, or a reward model does not score as it should.
+        """
         if isinstance(job, Counting):
             return {
                 name: added(counts, {key: -count for key, count in self._tried[name].items()})
                 for name, counts in self._counts().items()
             }
-        return self.engine.nll(*job) if isinstance(job, Reading) else self._generate_and_score(job)
+        if isinstance(job, Reading):
+            values = self.engine.nll(*job)
+            _check_finite(job.specs, values, "reads a text outside the task")
+            return values
+        return self._generate_and_score(job)
 
     @property
     def counts(self) -> bool:
@@ -88,6 +98,8 @@ class Worker:
 
     def _generate_and_score(self, tasks: list[Task]) -> list[Row]:
         completions = self.engine.complete([task.request for task in tasks])
+        of_specs = [completion.kl for completion in completions]
+        _check_finite([task.request.spec for task in tasks], of_specs, "writes a completion")
         token_ids = [completion.token_ids for completion in completions]
         texts = completion_texts(self.tokenizer, [task.request.prompt_ids for task in tasks], token_ids)
         texts = [self._stop.cut(text) for text in texts]
@@ -105,6 +117,18 @@ class Worker:
             )
             for i, (task, text, completion) in enumerate(zip(tasks, texts, completions, strict=True))
         ]
+
+
+def _check_finite(specs: Sequence[MergeSpec], values: Sequence[float], what: str) -> None:
+    """Stop where a log-probability is none: the tokens that were drawn by it mean nothing, nor does a KL."""
+    for spec, value in zip(specs, values, strict=True):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the {spec.rule} merge with weights {weights_text(spec.weights)}, alpha {spec.alpha} and beta "
+                f"{spec.beta} {what} with a log-probability that is not finite: its numbers overflow, or a policy has "
+                "diverged; choose dtype bfloat16 or float32 where it is float16, smaller scalings, or other policies, "
+                "and start again with --overwrite"
+            )
 
 
 class Measurement:
@@ -137,6 +161,7 @@ class Measurement:
         self.store, self._worker, self._processes, self.progress = store, worker, processes, progress
         self._samples, self._reused, self._trackers = range(samples_per_prompt), reused, trackers or Trackers([])
         self._told: set[int] = set()  # ids of points
+        self._steps = {point: step for step, point in enumerate(store.recall("told", []))}  # also of an earlier part
         self._judged = store.recall("judged", {})  # in an earlier part of this run
 
     def measure(
@@ -178,15 +203,25 @@ class Measurement:
         self.store.replace(judged={name: counts for name, counts in judged.items() if counts.get("graded") != 0})
 
     def _tell(self, split: str, points: Sequence[StoredPoint]) -> None:
-        """Tell the trackers of points that are done, each once: a choice beyond an edge measures its group again."""
+        """Tell the trackers of points that are done, each once: a choice beyond an edge measures its group again.
+
+        Steps only grow, as some trackers want it: points are not done in the order of their ids. A run that goes on
+        tells all again, each with the step that it had.
+        """
         new = [point for point in points if point.id not in self._told] if self._trackers else []
+        if not new:
+            return
         self._told.update(point.id for point in new)
+        for point in new:
+            self._steps.setdefault(point.id, len(self._steps))
+        self.store.replace(told=list(self._steps))
+        new.sort(key=lambda point: self._steps[point.id])
         names = self.store.recall("reward_names")
         for point in new:
             scores = self.store.scores(point.spec_id, split, names).mean(axis=0)
             kl = self.store.kl(point.spec_id, split).mean()
-            means = {**dict(zip(names, scores.tolist(), strict=True)), "log_ratio": float(kl)}
-            self._trackers.tell(split, point.group, point.spec.weights, means, point.id)
+            values = {**dict(zip(names, scores.tolist(), strict=True)), "log_ratio": float(kl), "point": point.id}
+            self._trackers.tell(split, point.group, point.spec.weights, values, self._steps[point.id])
 
     def forgetting(
         self,

@@ -21,8 +21,10 @@ from rlhf_lines.sweep.store import Row, Store, open_finished
 
 
 # What completions and their KL depend on beside models, prompts and specs.
-SAMPLING = ("seed", "temperature", "top_k", "top_p", "stop", "max_new_tokens", "dtype", "engine")
-QUANTISATION = ("load_in_8bit", "load_in_4bit")
+SAMPLING = (
+    *("seed", "temperature", "top_k", "top_p", "stop", "max_new_tokens"),
+    *("dtype", "load_in_8bit", "load_in_4bit", "engine"),
+)
 WAY_OUT = "give the same, or leave out reuse"
 
 
@@ -159,7 +161,7 @@ def check_reusable(folder: str | Path, kept: Mapping[str, Any]) -> None:
 
 
 def _check_sampling(store: Store, folder: Path, given: Mapping[str, Any]) -> None:
-    for key in (*SAMPLING, *QUANTISATION):
+    for key in SAMPLING:
         before = store.recall(key, None)
         if before != given[key]:
             raise ValueError(f"reuse: the sweep in {folder} has {key} {before}, and now it is {given[key]}: {WAY_OUT}")

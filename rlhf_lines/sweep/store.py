@@ -370,20 +370,23 @@ class Store:
         query = "SELECT id, text, scored_text FROM prompts WHERE split = ? ORDER BY id"
         return {prompt: StoredPrompt(*texts) for prompt, *texts in self._db.execute(query, (split,))}
 
-    def rows(self, split: str, rewards: Sequence[str]) -> Iterator[Row]:
+    def rows(self, split: str, rewards: Sequence[str], *, tokens: bool = True) -> Iterator[Row]:
         """Yield every completion of a split with these scores, in the order of spec, prompt and sample.
 
         A page is read at a time: memory does not grow with the run. A score that is missing is left out of its row.
+        Without `tokens` those of every row are empty.
         """
-        return self._rows("p.split = ?", split, rewards)
+        return self._rows("p.split = ?", split, rewards, "c.token_ids" if tokens else "'[]'")
 
-    def _rows(self, condition: str, value: Any, rewards: Sequence[str]) -> Iterator[Row]:
+    def _rows(
+        self, condition: str, value: Any, rewards: Sequence[str], token_ids: str = "c.token_ids"
+    ) -> Iterator[Row]:
         columns = "".join(
             ", (SELECT score FROM scores s WHERE (s.spec, s.prompt, s.sample) = (c.spec, c.prompt, c.sample) "
             "AND reward = ?)"
             for _ in rewards
         )
-        found = self._pages(f"c.text, c.token_ids, c.kl{columns}", condition, *rewards, value)
+        found = self._pages(f"c.text, {token_ids}, c.kl{columns}", condition, *rewards, value)
         for *key, text, token_ids, kl, in_order in ((*row[:6], row[6:]) for row in found):
             scores = {reward: score for reward, score in zip(rewards, in_order, strict=True) if score is not None}
             yield Row(*key, text, tuple(json.loads(token_ids)), kl, scores)

@@ -27,17 +27,17 @@ class Trackers:
     def __bool__(self) -> bool:
         return bool(self._trackers)
 
-    def tell(self, split: str, group: str, weights: Sequence[float], means: Mapping[str, float], step: int) -> None:
+    def tell(self, split: str, group: str, weights: Sequence[float], measured: Mapping[str, float], step: int) -> None:
         """Tell them of a point.
 
         Args:
             split: the prompts that it was measured on.
             group: its group.
             weights: of its spec.
-            means: of what was measured, by name.
-            step: its id.
+            measured: its id and the means of what was measured, by name.
+            step: how many points were told before it.
         """
-        values = {f"weight_{number}": weight for number, weight in enumerate(weights, start=1)} | dict(means)
+        values = {f"weight_{number}": weight for number, weight in enumerate(weights, start=1)} | dict(measured)
         for tracker in self._trackers:
             tracker.log({f"{split}/{group}/{name}": value for name, value in values.items()}, step=step)
 

@@ -128,20 +128,37 @@ def test_what_has_no_size_is_told_by_the_difference():
         ({"reversed": measures(60.0, 0.9), "ties": measures(59.0, 0.8)}, ""),
         (
             {"reversed": measures(60.0, 0.9), "ties": measures(60.25, 0.92)},
-            "Of all groups, ties has the largest hypervolume (60.25) and expected utility (0.92).",
+            "Of all groups, ties has the largest hypervolume (60.25) and expected utility (0.92), but LiNeS and ties "
+            "cannot be told apart.",
         ),
         (
             {"scaled": measures(60.0, 0.95), "dare": measures(61.0, 0.9)},
-            "Of all groups, dare has the largest hypervolume (61).",
+            "Of all groups, dare has the largest hypervolume (61): LiNeS is worse than dare.",
         ),
         (
             {"ties": measures(60.0, 0.95), "dare": measures(61.0, 0.9)},
-            "Of all groups, dare has the largest hypervolume (61), ties has the largest expected utility (0.95).",
+            "Of all groups, dare has the largest hypervolume (61): LiNeS is worse than dare; ties has the largest "
+            "expected utility (0.95), but LiNeS and ties cannot be told apart.",
+        ),
+        (
+            {"fisher": measures(61.0, 0.5)},
+            "Of all groups, fisher has the largest hypervolume (61): LiNeS against fisher is mixed.",
         ),
     ],
 )
-def test_the_best_group_is_named_where_it_is_another_one(best, sentence):
-    front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1, 0.01), (0.16, 0.04)]))
+def test_the_group_of_the_largest_measures_is_named_with_what_its_comparison_says(best, sentence):
+    front = front_of(
+        rewarded_soup=("better", [(3.4, 0.001), (0.1, 0.01), (0.16, 0.04)]),
+        ties=("undecided", [(-3.4, 0.2), (-0.1, 0.3), (-0.16, 0.4)]),
+        dare=("worse", [(-3.4, 0.001), (-0.1, 0.01), (-0.16, 0.04)]),
+        fisher=("mixed", [(-3.4, 0.001), (0.1, 0.01), (-0.16, 0.04)]),
+    )
     front["fronts"] |= {"lines": measures(23.4, 0.6)} | best
     assert best_of_others(front) == sentence
     assert front_headline(front).endswith(sentence or "at equal KL from 0.50 to 3.25 nats.")
+
+
+def test_a_group_that_lines_is_not_compared_with_is_named_alone():
+    front = front_of(rewarded_soup=("better", [(3.4, 0.001), (0.1, 0.01), (0.16, 0.04)]))
+    front["fronts"]["ties"] = measures(60.0, 0.4)
+    assert best_of_others(front) == "Of all groups, ties has the largest hypervolume (60)."

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from rlhf_lines.pareto import Estimate, holm, mean_estimate, paired_difference
-from rlhf_lines.pareto.intervals import paired_share_difference, share_estimate
+from rlhf_lines.pareto.intervals import deviation, paired_share_difference, share_estimate
 
 
 # "Student" (1908), Cushny and Peebles' hours of sleep gained by two drugs on ten patients: the paired difference is
@@ -35,6 +35,13 @@ def test_values_without_spread_and_one_prompt():
     assert mean_estimate([0.1] * 7) == Estimate(pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1), 0.0)
     assert paired_difference([0.3, 0.7], [0.3, 0.7]) == Estimate(0.0, 0.0, 0.0, 1.0)
     assert mean_estimate([2.0]) == Estimate(2.0, None, None, None)
+
+
+def test_the_deviation_of_one_number_is_0_and_not_what_rounding_leaves():
+    values = np.column_stack([np.full(200, 0.3), np.arange(200.0)])
+    assert values[:, 0].std() > 0
+    np.testing.assert_array_equal(deviation(values), [0.0, values[:, 1].std()])
+    assert deviation(values[:, 1], ddof=1) == values[:, 1].std(ddof=1)
 
 
 def of_more_answers(share, answers, t):

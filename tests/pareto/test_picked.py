@@ -104,6 +104,7 @@ def test_a_reward_without_range_does_not_decide():
         ({"preference": [1, -0.1]}, r"\[1.0, -0.1\]; expected finite numbers of at least 0"),
         ({"preference": [1, float("nan")]}, "expected finite numbers"),
         ({"preference": [1, float("inf")]}, "expected finite numbers"),
+        ({"preference": [1e308, 1]}, r"\[1e\+308, 1.0\]; expected numbers of at most 1e\+100: only their ratios count"),
         ({"preference": [1, 1], "scale": "rang"}, "unknown scale 'rang'; known: range, raw; did you mean 'range'?"),
         ({"minimum": {"r3": 0.0}, "maximize": "r1"}, "unknown score 'r3'; known: r1, r2"),
         ({"minimum": {"r1": 0.0}, "maximize": "R2"}, "unknown score 'R2'"),
@@ -404,3 +405,16 @@ def test_one_objective_is_picked_by_one_number():
     assert pick_point(front, preference=[1])["id"] == 11
     assert pick_point(front, preference=[3], scale="range")["id"] == 11
     assert pick_point(front, minimum={"r1": 0.5}, maximize="r1")["id"] == 11
+
+
+def test_an_objective_may_be_called_mean(make_points):
+    """What completions have by objective is no mean itself, whatever an objective is called."""
+    front = build_front(rewards=["mean", "b"], split="test", seed=0, points=make_points(), resamples=5, **SOURCES)
+    correlation = {"mean": 0.25, "low": 0.0, "high": 0.5}
+    for point in front["points"]:
+        point["metrics"] |= {"length_correlation": {"mean": correlation, "b": None}, "tokens": correlation}
+    picked = pick(front, preference=[1, 1])
+    text = picked_text(front, picked.point, "run", picked=picked)
+    assert "  tokens  0.250 [0.000, 0.500]" in text and "correlation" not in text
+    with pytest.raises(ValueError, match="unknown score 'length_correlation'; known: b, mean, tokens"):
+        pick(front, minimum={"b": 0.0}, maximize="length_correlation")

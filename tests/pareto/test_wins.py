@@ -68,3 +68,11 @@ def test_an_objective_without_spread_counts_in_its_own_unit():
     sft = np.zeros((3, 2, 1))
     own = np.array([[[0.0], [0.0]], [[-1.0], [-3.0]], [[1.0], [0.0]]])
     assert [(lost.prompt, lost.loss) for lost in lost_most(own, sft, ["a"])] == [(1, 2.0)]
+
+
+def test_an_objective_that_is_the_same_for_all_prompts_is_not_divided_by_rounding():
+    sft = np.full((200, 1, 1), 0.3)
+    own = sft.copy()
+    own[7] = -0.7
+    [lost] = lost_most(own, sft, ["a"])
+    assert (lost.prompt, lost.loss) == (7, 1.0)

@@ -216,9 +216,21 @@ def test_a_single_prompt_is_refused_as_the_sweep_refuses_it(planned):
         planned()
 
 
-def test_vllm_writes_every_spec_as_an_adapter(planned):
+def test_vllm_writes_every_spec_as_an_adapter_of_the_policies_that_it_mixes(planned):
+    """Of ranks 2 and 3: 3 weights or 5, at their ends one policy alone."""
     result = planned(engine="vllm", dtype="bfloat16")
-    assert result.disk["adapters for vLLM"] == (3 * 12 * 3 + 3 + 21) * (2 + 3) * WIDTHS * 2
+    ranks = 3 * 12 * (2 + 5 + 3) + 4 * (2 + 3 * 5 + 3)
+    assert result.disk["adapters for vLLM"] == ranks * WIDTHS * 2
+    for changes, further in (
+        ({"morlhf": ["both"]}, 1),
+        ({"wise_ft": True}, 3 * (2 + 3)),  # three of five weights: neither the SFT model nor a policy as it is
+        ({"policy_sets": [{"name": "slow", "policies": ["both", "a"], "alpha": 1}]}, 1 + 3 * (1 + 2) + 2),
+        ({"sampler": "map", "map_points": 2}, 4 * 2 * 5),
+        ({"sampler": "search", "search_points": 30}, 30 * 5),
+    ):
+        assert planned(engine="vllm", dtype="bfloat16", **changes).disk["adapters for vLLM"] == (
+            (ranks + further) * WIDTHS * 2
+        )
     assert any("engine vllm: what vLLM holds is its own to plan" in note for note in result.notes)
 
 

@@ -48,6 +48,13 @@ def test_a_number_or_a_score_that_does_not_vary_is_no_division_by_zero():
     np.testing.assert_allclose(found, [[0.5, 7.0]], atol=0.01)
 
 
+def test_what_does_not_vary_is_not_divided_by_rounding():
+    """The deviation of 20 times 0.3 comes out as 6e-17: a child at 0.4 was 2e15 of these away."""
+    vectors = np.column_stack([np.linspace(0, 1, 20), np.full(20, 0.3)])
+    found = quadratic_fit(vectors, np.column_stack([vectors[:, 0], np.full(20, 0.7)]), [[0.5, 0.4]])
+    np.testing.assert_allclose(found, [[0.5, 0.7]], atol=0.01)
+
+
 def test_the_fit_chooses_children_that_add_most():
     """On a known landscape, what is chosen from many children adds more than children that are not chosen."""
     generator = np.random.default_rng(5)

@@ -18,7 +18,9 @@ import yaml
 from rlhf_lines import cli
 from rlhf_lines.artifact import partial_folder
 from rlhf_lines.data.splits import split_of
+from rlhf_lines.pareto import Point
 from rlhf_lines.stages import run_stage
+from rlhf_lines.sweep.run import _gains
 from tests.sweep.of_a_run import (
     ALPHAS,
     BETAS,
@@ -210,6 +212,16 @@ def test_gains_are_the_distance_of_the_policies_to_the_sft_model(sweep, rewards,
         )
         assert gain["value"] == pytest.approx(difference, abs=1e-12)
         assert gain["low"] <= gain["value"] <= gain["high"]
+
+
+def test_a_gain_in_a_reward_that_the_sft_model_has_alike_everywhere_is_in_its_own_unit():
+    spec = {"rule": "linear", "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}
+    points = [
+        Point(0, "sft", {**spec, "weights": [0.0, 0.0]}, np.full((200, 1), 0.3)),
+        Point(1, "rewarded_soup", {**spec, "weights": [1.0, 0.0]}, np.full((200, 1), 0.8)),
+        Point(2, "rewarded_soup", {**spec, "weights": [0.0, 1.0]}, np.full((200, 1), 0.3)),
+    ]
+    assert [gain["value"] for gain in _gains(points, ["a", "b"], ["r"])] == [0.5, 0.0]
 
 
 def test_validation_and_test_prompts_are_disjoint(sweep):

@@ -169,6 +169,9 @@ def test_rows_come_back_in_order_whatever_the_page(store, two_splits, monkeypatc
         row(2, a, 0, kl=9.0, scores={"a": 99.0, "b": 99.0}),
     ]
     assert list(store.rows("validation", [])) == [row(1, v, 0, kl=8.0, scores={})]
+    assert list(store.rows("test", ["a"], tokens=False)) == [
+        one._replace(token_ids=()) for one in store.rows("test", ["a"])
+    ]
 
 
 @pytest.mark.parametrize("page", [1, 2, 1000])

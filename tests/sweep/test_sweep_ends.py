@@ -18,6 +18,7 @@ from rlhf_lines.pareto.schema import faults
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sampling import prompt_key
 from rlhf_lines.stages import run_stage
+from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.engines.protocol import Request
 from tests.sweep.by_hand import complete_by_hand, cross_entropy
 from tests.sweep.of_a_run import TEST, VALIDATION, assert_same_store, means_by_hand, read, strict_json
@@ -327,6 +328,28 @@ def test_completions_end_at_stop_texts_and_are_scored_without_them(run, rewards,
 
 
 # --- texts outside the task ---
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 1.0}, {"temperature": 0.0}, {"top_k": 3}], ids=str)
+def test_a_policy_whose_numbers_overflow_ends_the_sweep_with_a_sentence(
+    flags, sft, policies, save_policy, rewards, tmp_path, capsys, changes
+):
+    """Its logits are NaN, by which token 0 was drawn; the store then refused a KL that is none, also with --resume."""
+    diverged = save_policy(sft, tmp_path / "diverged", seed=9, std=1e18)
+    settings = {**ONE, "policies": [policies[0], diverged], "test_prompts": 4, "max_new_tokens": 4, **changes}
+    for resume in ("false", "true"):
+        assert cli.main(["sweep", *flags(tmp_path / "sweep", resume=resume, **settings)]) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert "sweep: the linear merge with weights 0.75 / 0.25, alpha 1.0 and beta 0.0 writes a completion" in told
+        assert "with a log-probability that is not finite" in told and told.endswith("start again with --overwrite")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_text_that_is_read_with_no_finite_probability_ends_the_sweep(run, monkeypatch, tmp_path, value):
+    (tmp_path / "control.txt").write_text("abc def\n\nghi jkl\n")
+    monkeypatch.setattr(LocalEngine, "nll", lambda engine, specs, rows: [1.0] * (len(rows) - 1) + [value])
+    with pytest.raises(ValueError, match="reads a text outside the task with a log-probability that is not finite"):
+        run(control=tmp_path / "control.txt")
 
 
 def test_perplexity_of_control_texts_is_that_of_the_merged_models(run, sft, dense_model, tmp_path):

@@ -8,7 +8,15 @@ from statistics import median
 
 from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, adjusted_for, conclusions
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
-from rlhf_lines.pareto.headline import bases, best_of_others, measure_name, of_depth, without_equal_kl
+from rlhf_lines.pareto.headline import (
+    bases,
+    best_of_others,
+    largest_others,
+    measure_name,
+    of_depth,
+    verdict_of_lines,
+    without_equal_kl,
+)
 from rlhf_lines.pareto.origin import anchors
 from rlhf_lines.pareto.report.content import Content
 from rlhf_lines.pareto.report.words import NOTHING, percent, setting, signed
@@ -24,6 +32,8 @@ TITLES = {
     "mixed": "{} against {}: mixed",
     "undecided": "{} and {} cannot be told apart",
 }
+# By the verdict of LiNeS against another group that has the largest measures; no other verdict says that it is above.
+OTHERS = {"worse": "Another group is better than LiNeS", "lower": "Another group is higher than LiNeS"}
 UNCLEAR = ("higher", "lower", "undecided")  # verdicts that do not say which group is better
 WORDS = {1: ("better", "↑"), -1: ("worse", "↓"), 0: ("unclear", "≈")}  # no sign is that of a group
 
@@ -59,9 +69,8 @@ def verdicts(front: Front) -> list[Card]:
 
 
 def facts(front: Front) -> list[Card]:
-    """What else the front says: which other group is the best, which scalings were chosen, and what was forgotten."""
-    best = best_of_others(front)
-    return [*([Card("Another group is the best", "", best)] if best else []), *_chosen(front), *_forgetting(front)]
+    """What else the front says: what other groups reach, which scalings were chosen, and what was forgotten."""
+    return [*_largest(front), *_chosen(front), *_forgetting(front)]
 
 
 def swept(front: Front) -> str:
@@ -135,6 +144,14 @@ def _verdict(front: Front, entry: Comparison) -> Card:
         text = f"{_sentence(missing)} {text}"
     is_clear = entry["verdict"] not in UNCLEAR
     return Card(title, entry["verdict"] if is_clear else "unclear", text.strip(), [*effects(front, entry)])
+
+
+def _largest(front: Front) -> list[Card]:
+    found = {verdict_of_lines(front, group) for group in largest_others(front)}
+    title = next(
+        (title for verdict, title in OTHERS.items() if verdict in found), "Another group has the largest measures"
+    )
+    return [Card(title, "", best_of_others(front))] if found else []
 
 
 def _chosen(front: Front) -> list[Card]:

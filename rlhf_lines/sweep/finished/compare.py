@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -18,11 +19,13 @@ from rlhf_lines.pareto.replicates import check_sizes
 from rlhf_lines.pareto.report.comparison import comparison_html
 from rlhf_lines.pareto.runs import RunScores, compare_runs
 from rlhf_lines.pareto.schema import Front
+from rlhf_lines.sweep.reuse import SAMPLING
 from rlhf_lines.sweep.store import open_finished
 
 
 PAGE = "comparison.html"
 FIGURES = ("comparison.png", "comparison.pdf")
+SAMPLED = tuple(key for key in SAMPLING if key != "seed")  # replicates may draw by seeds of their own
 LEARNED = (*KEYS, "router")  # options that each run has learned, or searched for, with its own policies
 
 
@@ -33,6 +36,8 @@ class Sweep(NamedTuple):
     front: Front
     reward_models: dict[str, Any]
     policies_sha256: list[str]
+    sft_sha256: str | None
+    sampled: dict[str, Any]  # of `SAMPLED`, what the store tells
 
 
 def compare(
@@ -137,7 +142,14 @@ def read_sweep(folder: str | Path, name: str, side: str = "a", objectives: Seque
             side=side,
             kl={p["id"]: store.kl(spec_of[p["id"]], split) for p in front["points"] if p["kl"] is not None},
         )
-        return Sweep(run, front, store.recall("reward_models", {}), store.recall("policies_sha256", []))
+        return Sweep(
+            run,
+            front,
+            reward_models=store.recall("reward_models", {}),
+            policies_sha256=store.recall("policies_sha256", []),
+            sft_sha256=store.recall("sft_sha256", None),
+            sampled={key: value for key in SAMPLED if (value := store.recall(key, ...)) is not ...},
+        )
 
 
 def _check_alike(sweeps: Sequence[Sweep], *, replicates: bool) -> None:
@@ -216,6 +228,14 @@ def _notes(sweeps: Sequence[Sweep]) -> list[str]:
     samples = {run.name: run.points[0]["samples_per_prompt"] for run in runs}
     if len(set(samples.values())) > 1:
         notes.append(f"samples per prompt differ: {', '.join(f'{name} {n}' for name, n in samples.items())}")
+    for key in SAMPLED:
+        told = {sweep.run.name: sweep.sampled[key] for sweep in sweeps if key in sweep.sampled}
+        if any(value != next(iter(told.values())) for value in told.values()):
+            notes.append(f"{key} differs: {', '.join(f'{name} {_shown(value)}' for name, value in told.items())}")
+    known = [sweep for sweep in sweeps if sweep.sft_sha256 is not None]
+    if len({sweep.sft_sha256 for sweep in known}) > 1:
+        models = ", ".join(f"{sweep.run.name} {sweep.run.sft_model}" for sweep in known)
+        notes.append(f"the SFT models differ: {models}")
     other = [name for name in first.groups() if len({_weights(run, name) for run in runs} - {()}) > 1]
     if other:
         notes.append(f"weights differ between runs in {', '.join(other)}: more points make a larger hypervolume")
@@ -224,6 +244,10 @@ def _notes(sweeps: Sequence[Sweep]) -> list[str]:
 
 def _weights(run: RunScores, group: str) -> tuple:
     return tuple(sorted(tuple(p["spec"]["weights"]) for p in run.points if p["group"] == group))
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _listed(value: Any) -> str:

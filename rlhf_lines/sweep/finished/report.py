@@ -55,7 +55,7 @@ def read_completions(store: Store, front: Front, *, limit: int = READ_PROMPTS) -
     read = [ids[i] for i in evenly_spaced(len(ids), limit)]
     wanted = set(read)
     rows: dict[tuple[int, int], list[Row]] = {}
-    for row in store.rows(split, front["rewards"]):
+    for row in store.rows(split, front["rewards"], tokens=False):
         if row.prompt in wanted:
             rows.setdefault((row.spec, row.prompt), []).append(row)
 

@@ -57,9 +57,10 @@ def test_the_spread_of_a_score_is_that_of_the_means_of_one_spec_over_prompts():
     scores = {
         "r": {1: [[0.0, 2.0], [5.0, None]], 2: [[7.0, 7.0], [7.0, 7.0]]},
         "huge": {1: [[1e300], [-1e300]], 2: [[0], [0]]},
+        "same": {1: [[0.3]] * 200, 2: [[0.3]] * 200},
     }
     completions = Completions(["p", "q"], 2, {}, {}, {}, scores)
-    assert score_spreads(completions, 1) == {"r": 2.0, "huge": 1.0}  # |1 - 5| / 2
+    assert score_spreads(completions, 1) == {"r": 2.0, "huge": 1.0, "same": 1.0}  # |1 - 5| / 2
     assert score_spreads(completions, 2)["r"] == 1.0
     assert score_spreads(completions, None)["r"] == pytest.approx(np.std([1.0, 5.0, 7.0, 7.0]))
 

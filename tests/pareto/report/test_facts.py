@@ -89,16 +89,24 @@ class TestVerdicts:
         assert [title.split()[2] for title in titles] == ["better", "better", "worse"]
         assert titles[-1] == "LiNeS is worse than reversed LiNeS"
 
-    def test_another_group_that_is_the_best_is_a_fact(self):
-        front = compared(rewarded_soup=(1, 1, 1))
-        assert "Another group is the best" not in [card.title for card in facts(front)]
-        front["fronts"]["ties"] = {
-            "hypervolume": {"corrected": 12.5},
-            "expected_utility": {"corrected": 0.25},
-        }
-        card = facts(front)[0]
-        assert card.title == "Another group is the best"
-        assert card.text == "Of all groups, ties has the largest hypervolume (12.5)."
+    def test_another_group_is_called_better_only_where_its_comparison_says_so(self):
+        with_equal_kl, worse = compared(rewarded_soup=(1, 1, 1), ties=(-1, -1, -1)), "LiNeS is worse than ties."
+        without = compared(rewarded_soup=(1, 1, 1), ties=(-1, -1, -1))
+        without["comparisons"][1]["verdict"] = "lower"
+        undecided = compared(rewarded_soup=(1, 1, 1), ties=(0, 0, 0))
+        of_others = compared(rewarded_soup=(1, 1, 1))  # LiNeS is not compared with it
+        largest = "Another group has the largest measures"
+        for front, title, start, end in (
+            (with_equal_kl, "Another group is better than LiNeS", ": ", worse),
+            (without, "Another group is higher than LiNeS", ": ", worse.replace("worse", "lower")),
+            (undecided, largest, ", but ", "LiNeS and ties cannot be told apart."),
+            (of_others, largest, ".", ""),
+        ):
+            assert largest not in [card.title for card in facts(front)]
+            front["fronts"]["ties"] = {"hypervolume": {"corrected": 12.5}, "expected_utility": {"corrected": 0.25}}
+            card = facts(front)[0]
+            assert (card.title, card.verdict) == (title, "")
+            assert card.text == f"Of all groups, ties has the largest hypervolume (12.5){start}{end}"
 
     @pytest.mark.parametrize(
         ("signs", "title", "text"),

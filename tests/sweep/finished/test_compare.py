@@ -181,6 +181,28 @@ def test_what_makes_runs_no_replicates_is_said(runs, tmp_path):
     ]
 
 
+def test_runs_that_were_sampled_otherwise_are_said_to_be(tmp_path):
+    """Only what a store tells: one of an earlier version tells less, and a seed is each run's own."""
+    alike = {"sft_sha256": "s", "temperature": 1, "top_p": None, "stop": [], "dtype": "float32", "load_in_8bit": False}
+    first = write_sweep(tmp_path / "first", 0, max_new_tokens=16, **alike)
+    second = write_sweep(tmp_path / "second", 1, max_new_tokens=16, **{**alike, "temperature": 1.0})
+    early = write_sweep(tmp_path / "early", 2)
+    assert compare([first, second, early], output_dir=tmp_path / "same")["notes"] == []
+    changes = {"temperature": 0.5, "top_p": 0.9, "stop": ["\n"], "dtype": "bfloat16", "load_in_8bit": True}
+    other = write_sweep(tmp_path / "other", 3, max_new_tokens=8, **{**alike, "sft_sha256": "t", **changes})
+    notes = [
+        "temperature differs: first 1, other 0.5",
+        "top_p differs: first null, other 0.9",
+        'stop differs: first [], other ["\\n"]',
+        "max_new_tokens differs: first 16, other 8",
+        "dtype differs: first float32, other bfloat16",
+        "load_in_8bit differs: first false, other true",
+        "the SFT models differ: first sft, other sft",
+    ]
+    assert compare([first, early, other], output_dir=tmp_path / "a")["notes"] == notes
+    assert compare([first], [other], output_dir=tmp_path / "b")["notes"] == notes
+
+
 @pytest.mark.parametrize("hostile", ['<script>alert("x")</script>', "b & <b>", "$x^2$"])
 def test_names_are_shown_as_text_and_the_page_needs_nothing(tmp_path, hostile):
     folders = []

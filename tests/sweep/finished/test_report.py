@@ -158,6 +158,16 @@ def test_of_many_prompts_some_are_read(run):
     assert found.total == 6
 
 
+def test_no_token_is_read(run):
+    """Of a large run they are most of what the store holds, and the page has none of them."""
+    with Store(run) as store:
+        front = json.loads((run / "front.json").read_text())
+        found = read_completions(store, front)
+        with store._db:
+            store._db.execute("UPDATE completions SET token_ids = 'no tokens'")
+        assert read_completions(store, front) == found
+
+
 def places_of(trace):
     return list(zip(trace.get("customdata", []), trace["x"], trace["y"], strict=False))
 
