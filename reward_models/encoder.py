@@ -9,7 +9,7 @@ from reward_models.base import did_you_mean, excerpt
 from reward_models.conversation import CHAT, Prompt, Turn, conversation
 from reward_models.cut import fitting
 from reward_models.format import SPECIAL_TOKENS, Format
-from reward_models.padding import first_position
+from reward_models.positions import first_position
 
 
 NO_LIMIT = 10**9

@@ -1,4 +1,4 @@
-"""Rows of one batch: padding on the left that a model does not see, and from which number it counts its tokens."""
+"""Rows of one batch, with padding on the left that a model does not see."""
 
 from __future__ import annotations
 
@@ -9,37 +9,7 @@ from typing import Any
 
 import torch
 
-
-# RoBERTa and its relatives number the tokens of a text themselves, from the padding token's id plus 1: so many of their
-# positions are never reached, and those that they are told count from another number than 0.
-FROM_PADDING = frozenset(
-    {
-        "camembert",
-        "data2vec-text",
-        "esm",
-        "ibert",
-        "layoutlmv3",
-        "lilt",
-        "longformer",
-        "luke",
-        "markuplm",
-        "mpnet",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    }
-)
-
-
-def first_position(config: Any) -> int:
-    """The number that a model gives the first token of a text.
-
-    Args:
-        config: of a transformers model that reads text, or of the part of it that does.
-    """
-    return (getattr(config, "pad_token_id", None) or 0) + 1 if config.model_type in FROM_PADDING else 0
+from reward_models.positions import FROM_PADDING
 
 
 @functools.cache

@@ -184,12 +184,13 @@ def _parser(dataclass_types: Sequence[type], prog: str):
     """TRL's parser of these dataclasses, with our sentences, and with a heading for each of them in its help."""
     from trl import TrlParser
 
-    class Parser(TrlParser, ListParser):
+    class Parser(TrlParser):
         def __init__(self, *args, **kwargs):
             self.hints: dict[str, Any] = {}  # of every field
             self.read_by_field: set[str] = set()  # names of fields with a parse
             self.of_libraries: set[str] = set()  # names of fields that a library defines
             super().__init__(*args, **kwargs)
+            accept_negative_numbers(self)
             headings = list(LIBRARIES.values())
             self._action_groups.sort(key=lambda group: headings.index(group.title) if group.title in headings else -1)
 
@@ -218,7 +219,7 @@ def _parser(dataclass_types: Sequence[type], prog: str):
             return next(found, None) or self.add_argument_group(title)
 
         def check_flags(self, arguments: list[str]) -> None:
-            """Refuse unknown flags and words that belong to none."""
+            """Refuse unknown flags and words that belong to none; of a flag given twice the last counts."""
             check_unknown(self.parse_known_args(arguments)[1], self._option_string_actions, prog)
 
         def read_settings(self, settings: Settings) -> dict[str, Any]:
@@ -246,22 +247,18 @@ def _parser(dataclass_types: Sequence[type], prog: str):
     return Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False)
 
 
-class ListParser(argparse.ArgumentParser):
-    """Reads `-1e-3` and `-inf` as numbers, which argparse takes for flags, and the lists of a flag given twice as one.
-
-    Of other flags given twice the last counts.
-    """
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._negative_number_matcher = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\Z|-(?:inf|nan)\Z")
-        self.register("action", None, _Gather)
+def accept_negative_numbers(parser: argparse.ArgumentParser) -> None:
+    """Let a parser read `-1e-3` and `-inf` as numbers; argparse takes them for flags."""
+    parser._negative_number_matcher = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\Z|-(?:inf|nan)\Z")
 
 
-class _Gather(argparse._StoreAction):
+class Gather(argparse._StoreAction):
+    """The lists of a flag given twice as one, in place of its default; of other flags the last counts."""
+
     def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Keep the values, behind those that the flag has had."""
         held = getattr(namespace, self.dest, self.default)
-        is_more = isinstance(values, list) and held is not self.default  # what a flag has given replaces the default
+        is_more = isinstance(values, list) and held is not self.default
         setattr(namespace, self.dest, [*held, *values] if is_more else values)
 
 

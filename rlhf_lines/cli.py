@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf_lines import distributed
-from rlhf_lines.arguments import ListParser, bare_switches, check_unknown, holds_nul
+from rlhf_lines.arguments import Gather, accept_negative_numbers, bare_switches, check_unknown, holds_nul
 from rlhf_lines.artifact import RECORD, read_record, refuse_existing
 from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, disk_fault
 from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
@@ -144,9 +144,11 @@ def _run(arguments: list[str]) -> None:
     options.run(options)
 
 
-class _Parser(ListParser):
+class _Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        accept_negative_numbers(self)
+        self.register("action", None, Gather)
 
     def add_argument(self, *names, **settings):
         dashed = [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
@@ -615,9 +617,9 @@ def _usage() -> str:
         "usage: rlhf-lines VERB [--config FILE] [--flag value ...]\n\n"
         f"{verbs}\n\n"
         "rlhf-lines VERB --help lists the flags of a verb. Every flag can be a key of the YAML file; one given on the\n"
-        "command line wins. Of a flag given twice the last counts; lists are put together. A switch may have a value:\n"
-        "--overwrite, --overwrite true, --overwrite false. An existing output_dir is refused; --resume keeps it or\n"
-        "goes on with it, --overwrite replaces it."
+        "command line wins, and of one given twice the last. A switch may have a value: --overwrite,\n"
+        "--overwrite true, --overwrite false. An existing output_dir is refused; --resume keeps it or goes on with\n"
+        "it, --overwrite replaces it."
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from reward_models.checkpoint import reads_later
-from reward_models.padding import first_position
+from reward_models.positions import first_position
 
 
 if TYPE_CHECKING:

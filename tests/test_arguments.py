@@ -126,9 +126,9 @@ def test_a_bug_in_a_dataclass_of_ours_is_no_mistake_of_the_user(given, monkeypat
 
 
 @pytest.mark.parametrize("content", ["", "weights: [9, 8]"])
-def test_the_lists_of_a_flag_given_twice_are_one_in_place_of_what_the_file_has(given, content):
+def test_of_a_flag_given_twice_the_last_counts_before_what_the_file_has(given, content):
     (_, thing), kept = given(content, "--weights", "1", "-2", "--steps", "3", "--weights=4")
-    assert thing.weights == kept["weights"] == [1.0, -2.0, 4.0]
+    assert thing.weights == kept["weights"] == [4.0]
 
 
 @pytest.mark.parametrize("config", [["--config=thing.yaml"], ["--config", "thing.yaml"]])

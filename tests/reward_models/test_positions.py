@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from reward_models.encoder import longest_input
 from reward_models.next_token import log_probabilities
-from reward_models.padding import FROM_PADDING, first_position
+from reward_models.positions import FROM_PADDING, first_position
 from rlhf_lines.limits import longest_text
 from tests.tiny import word_tokenizer
 
