@@ -12,6 +12,11 @@ from rlhf_lines.models import LOAD_DTYPES
 from rlhf_lines.task_rewards import KINDS, RewardEntry
 
 
+# Settings that completions and their KL depend on, beside models, prompts and specs.
+SAMPLING = (
+    *("seed", "temperature", "top_k", "top_p", "stop", "max_new_tokens"),
+    *("dtype", "load_in_8bit", "load_in_4bit", "engine"),
+)
 # The least that a number may be.
 LEAST = {
     "control_texts": 2,

@@ -16,15 +16,11 @@ from typing import Any, NamedTuple
 
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.scoring import Asked
+from rlhf_lines.sweep.completion_config import SAMPLING
 from rlhf_lines.sweep.forgetting import ForgettingText
 from rlhf_lines.sweep.store import Row, Store, open_finished
 
 
-# What completions and their KL depend on beside models, prompts and specs.
-SAMPLING = (
-    *("seed", "temperature", "top_k", "top_p", "stop", "max_new_tokens"),
-    *("dtype", "load_in_8bit", "load_in_4bit", "engine"),
-)
 WAY_OUT = "give the same, or leave out reuse"
 
 

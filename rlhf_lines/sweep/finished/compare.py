@@ -19,7 +19,7 @@ from rlhf_lines.pareto.replicates import check_sizes
 from rlhf_lines.pareto.report.comparison import comparison_html
 from rlhf_lines.pareto.runs import RunScores, compare_runs
 from rlhf_lines.pareto.schema import Front
-from rlhf_lines.sweep.reuse import SAMPLING
+from rlhf_lines.sweep.completion_config import SAMPLING
 from rlhf_lines.sweep.store import open_finished
 
 
