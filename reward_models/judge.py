@@ -27,10 +27,9 @@ WIN, TIE, LOSS = 1.0, 0.5, 0.0
 _BETWEEN = r"[\s*_`]*(?:[:=][\s*_`]*)?(?:\[\[[\s*_`]*)?"  # markdown, a colon, and the brackets of MT-Bench
 _GRADE = re.compile(rf"grade{_BETWEEN}([+-]?\d+(?:[.,]\d+)*)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+|,\d\d?)?")  # 8,5 is 8.5; 1,000 may be two numbers, and is none
-# Before another word, "a" may be an article: "a tie", "a close win for B".
-_VERDICT = re.compile(
-    rf"verdict{_BETWEEN}(?:a[ \t]+[*_`]*(?=tie))?(tie|[AB](?![ \t]+(?!is\b|wins\b)\w))\b", re.IGNORECASE
-)
+_VERDICT = re.compile(rf"verdict{_BETWEEN}(tie|[AB])\b(?=(.*))", re.IGNORECASE)  # and the rest of its line
+# Behind an "a" that is an article: "a tie", "a close win for B".
+_OF_ARTICLE = re.compile(r"[ \t]+[*_`]*(?:\w+[ \t]+)?(?:tie|draw|win[ \t]+for[ \t]+[*_`]*([AB]))\b", re.IGNORECASE)
 
 
 class Judge:
@@ -279,4 +278,9 @@ def make_judge(text: str, *, name: str | None, options: Mapping[str, Any]) -> Ju
 
 def _first_wins(said: str) -> float | None:
     verdicts = _VERDICT.findall(said)
-    return {"a": WIN, "b": LOSS, "tie": TIE}[verdicts[-1].lower()] if verdicts else None
+    if not verdicts:
+        return None
+    word, rest = verdicts[-1]
+    if word.lower() == "a" and (found := _OF_ARTICLE.match(rest)):
+        word = found[1] or "tie"
+    return {"a": WIN, "b": LOSS, "tie": TIE}[word.lower()]

@@ -616,8 +616,8 @@ def _usage() -> str:
     return (
         "usage: rlhf-lines VERB [--config FILE] [--flag value ...]\n\n"
         f"{verbs}\n\n"
-        "rlhf-lines VERB --help lists the flags of a verb. Every flag can be a key of the YAML file; one given on the\n"
-        "command line wins, and of one given twice the last. A switch may have a value: --overwrite,\n"
+        "rlhf-lines VERB --help lists the flags of a verb. Every flag of a stage can be a key of its YAML file; one\n"
+        "given on the command line wins, and of one given twice the last. A switch may have a value: --overwrite,\n"
         "--overwrite true, --overwrite false. An existing output_dir is refused; --resume keeps it or goes on with\n"
         "it, --overwrite replaces it."
     )

@@ -69,6 +69,7 @@ def start() -> None:
         PartialState(cpu=on_cpu())
         group = _started()
         check_world(1 if group is None else group.get_world_size())
+        _patient()  # while all live: who made it later would wait for one that has ended
 
 
 def check_world(heard: int) -> None:
@@ -152,10 +153,10 @@ def say_once(sentence: str, say: Callable[[], object]) -> None:
 
 def leave() -> None:
     """End the threads of torch.distributed: an interpreter that exits while they run may abort (exit status -6)."""
+    _patient.cache_clear()  # who holds a group keeps its threads
     if "vllm" in sys.modules:  # ends them itself when the interpreter exits, and stumbles if they are gone
         return
     distributed = sys.modules.get("torch.distributed")  # a verb that never imported torch has none
-    _patient.cache_clear()  # who holds a group keeps its threads
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -26,9 +26,10 @@ import torch
 from rlhf_lines import distributed
 from rlhf_lines.errors import InputProblems
 
-# As with a short ddp_timeout, which nobody who waits for the leader's own work may run into.
-torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=2))
 processes = distributed.Processes()
+# As with a short ddp_timeout, which nobody who waits for the leader's own work may run into.
+torch.distributed.barrier()
+torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2))
 assert (distributed.count(), distributed.count_here(), processes.count) == (2, 2, 2)
 
 def work(item):

@@ -11,6 +11,11 @@ from rlhf_lines.config import from_json, read_fields
 from rlhf_lines.data.splits import read_test_size
 
 
+def sources(*names: str | None) -> list[str]:
+    """Those of the names that are a file, a folder or a Hub id: a task is none, whatever folder is called alike."""
+    return [name for name in names if name and name not in data.TASKS]
+
+
 @dataclass
 class DataConfig:
     """Where rows come from; docs/data.md has the sources and their columns."""
@@ -48,7 +53,7 @@ class DataConfig:
     @property
     def sources(self) -> list[str]:
         """What names a file, a folder or a Hub id."""
-        return [name for name in (self.dataset_path, self.dataset_name) if name and name not in data.TASKS]
+        return sources(self.dataset_path, self.dataset_name)
 
     def load(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from reward_models import RewardModel
 from rlhf_lines.artifact import refuse_replacing
-from rlhf_lines.data.config import DataConfig, PromptDataConfig
+from rlhf_lines.data.config import DataConfig, PromptDataConfig, sources
 from rlhf_lines.learn.config import FROM_DEMONSTRATIONS, LearnConfig
 from rlhf_lines.learn.demonstrations import read_demonstrations
 from rlhf_lines.limits import check_prompts, check_writes
@@ -80,9 +80,8 @@ def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
     """
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
-    control = [config.control] if config.control else []
-    read = [sft, *policies, *reward_folders(config.rewards), *data_config.sources, *control]
-    refuse_replacing(config.output_dir, read)
+    files = [*data_config.sources, *sources(config.control)]
+    refuse_replacing(config.output_dir, [sft, *policies, *reward_folders(config.rewards), *files])
     adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
     of_model = load_config(sft)
     if config.load_in_4bit:

@@ -166,7 +166,7 @@ class MergeConfig:
             size = given["max_shard_size"]
             raise ValueError(f"max_shard_size is {size}, but an adapter is one file; leave it out")
         for name in ("hub_model_id", "hub_private_repo"):
-            if not self.push_to_hub and (value := getattr(self, name)) is not None:
+            if not self.push_to_hub and (value := getattr(self, name)):
                 raise ValueError(f"{name} is {value}, but nothing is uploaded; give --push_to_hub, or leave it out")
 
     @staticmethod

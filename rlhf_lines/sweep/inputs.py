@@ -16,7 +16,7 @@ import torch
 from reward_models import RewardModel
 from rlhf_lines import skeleton
 from rlhf_lines.artifact import refuse_replacing
-from rlhf_lines.data.config import DataConfig
+from rlhf_lines.data.config import DataConfig, sources
 from rlhf_lines.errors import Problems
 from rlhf_lines.limits import check_prompts, check_writes, longest_text
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
@@ -115,8 +115,8 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     Problems(profile_problems(config.groups, num_layers=num_layers)).check()
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
     routers = filter(None, (entry.router for entry in config.groups))
-    control = [config.control] if config.control else []
-    read = [sft, *policies, *statistics, *routers, *reward_folders(config.rewards), *data_config.sources, *control]
+    files = [*data_config.sources, *sources(config.control)]
+    read = [sft, *policies, *statistics, *routers, *reward_folders(config.rewards), *files]
     refuse_replacing(config.output_dir, read)
     for split, texts in prompts.items():
         if few := check_count(len(texts), prompt_counts(config)[split], split, data_config.dataset_name):

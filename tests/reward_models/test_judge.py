@@ -139,7 +139,14 @@ def test_a_grade_is_read_as_judges_write_it(make, answer, grade):
         ("**Verdict**: A **tie**.", 0.5),
         ("Verdict: [[Tie]]", 0.5),
         ("Verdict: A\nTie was close.", 1.0),
-        ("Verdict: a close win for B", None),
+        ("Verdict: a close win for B", 0.0),
+        ("Verdict: A draw", 0.5),
+        ("Verdict: A because it is shorter", 1.0),
+        ("Verdict: B has the edge", 0.0),
+        ("Verdict: B over A", 0.0),
+        ("Draft verdict: B.\nVerdict: A because it is shorter", 1.0),
+        ("The verdict: tie? No.\nVerdict: B since A rambles", 0.0),
+        ("Verdict: neither", None),
     ],
 )
 def test_a_verdict_is_read_as_judges_write_it(make, answer, outcome):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,3 +80,74 @@ def test_no_checkpoint_is_written_of_parameters_that_are_not_finite(given, tmp_p
     assert all(
         row["loss"] == row["loss"] for row in json.loads((kept / "trainer_state.json").read_text())["log_history"]
     )
+
+
+TWO = """
+from types import SimpleNamespace
+
+import torch
+from accelerate import Accelerator
+from rlhf_lines import distributed
+from rlhf_lines.train.finite import LEFT_OUT, FiniteTraining
+
+
+class Trains:
+    def training_step(self, value):
+        return torch.tensor(value)
+
+    def save_model(self):
+        saved.append(True)
+
+
+class Trainer(FiniteTraining, Trains):
+    def __init__(self, *, scales):
+        self.accelerator = Accelerator(cpu=True)
+        self.accelerator.scaler = object() if scales else None
+        self.state, self.args = SimpleNamespace(global_step=3, max_steps=9), SimpleNamespace(learning_rate=0.1)
+        self.model = torch.nn.Linear(2, 1)
+
+
+def told(work, *values):
+    try:
+        work(*values)
+    except ValueError as error:
+        return str(error)[: str(error).index(" is not finite")]
+
+
+distributed.start()
+second, saved, nan = not distributed.leads(), [], float("nan")
+of_second = nan if second else 1.0
+trainer = Trainer(scales=False)
+assert told(trainer.training_step, 1.0) is None
+assert told(trainer.training_step, of_second) == "training has diverged: after 3 of 9 updates the loss"
+assert told(trainer.save_model) is None and saved == [True]
+with torch.no_grad():
+    trainer.model.weight[0, 1] = of_second
+name = "weight" if second else "of another process"
+assert told(trainer.save_model) == f"training has diverged: after 3 of 9 updates parameter {name}" and saved == [True]
+# A scaler leaves out some updates until its scale fits.
+trainer = Trainer(scales=True)
+for _ in range(2):
+    assert [told(trainer.training_step, of_second) for _ in range(LEFT_OUT)] == [None] * LEFT_OUT
+    assert told(trainer.training_step, 1.0) is None
+assert [told(trainer.training_step, of_second) for _ in range(LEFT_OUT + 1)][-1] is not None
+print("done\\n", end="", flush=True)
+distributed.leave()
+"""
+
+
+def test_of_two_processes_both_stop_where_one_diverges(tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py")
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["done", "done"]), done.stderr[-3000:]
