@@ -379,7 +379,7 @@ def _factors(front: Front, preference: Sequence[float], scale: str) -> dict[str,
         raise ValueError(f"the preference is {weights.tolist()}; expected finite numbers of at least 0, not all 0")
     if weights.max() > LARGEST:
         raise ValueError(
-            f"the preference is {weights.tolist()}; expected numbers of at most {LARGEST:g}: only their ratios count"
+            f"the preference is {weights.tolist()}; expected numbers of at most {LARGEST:zg}: only their ratios count"
         )
     if scale not in SCALES:
         raise ValueError(unknown_name("scale", scale, SCALES))
