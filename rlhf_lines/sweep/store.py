@@ -189,6 +189,9 @@ class Store:
             with whole_file(self._path) as whole:  # who reads the old files keeps them; they have no name then
                 whole.unlink(missing_ok=True)
                 self._db.execute("VACUUM INTO ?", (str(whole),))
+                # The log has to go before the file gets its name, or SQLite would read it into that. Who is killed
+                # between the two leaves the old file, to which the log is added here, as far as readers let it.
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 self._db.close()
                 for ending in LOG:
                     self._path.with_name(RUN_STORE + ending).unlink(missing_ok=True)

@@ -387,3 +387,19 @@ def test_what_benchmarks_found_is_kept_by_task_and_spec_until_it_is_dropped(stor
         assert again.evaluations() == {"another": {one: {"value": 2}}, "one": {one: {}, two: found}}
     store.drop_evaluations("one")
     assert store.evaluations() == {"another": {one: {"value": 2}}}
+
+
+def test_a_writer_that_ends_before_the_one_file_has_its_name_loses_nothing(tmp_path, monkeypatch):
+    with Store(tmp_path) as store:
+        (prompt,) = store.add_prompts("test", {"p": "p"})
+        store.add_points("test", "sft", [MergeSpec("linear", (0.0, 0.0))])
+        store.add([Row(1, prompt, sample, "t", (1,), 0.5, {"r": 1.0}) for sample in range(300)])
+        with contextlib.closing(sqlite3.connect(f"file:{tmp_path / RUN_STORE}?mode=ro", uri=True)) as reader:
+            assert reader.execute("SELECT COUNT(*) FROM completions").fetchone() == (300,)
+            with monkeypatch.context() as patch:
+                patch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    store.finish()
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_STORE]
+    with Store(tmp_path, reading=True) as store:
+        assert len(store.finished()) == 300
