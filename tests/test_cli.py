@@ -439,19 +439,26 @@ def test_a_folder_that_exists_is_refused_before_any_library_is_imported(tmp_path
     assert refused_without(libraries, tmp_path, commands) == expected
 
 
+NEEDED = {
+    "compare": ["a", "b"],
+    "score": ["a", "--rewards", "r"],
+    "evaluate": ["a", "--tasks", "t"],
+}  # where it is more than a run
+
+
+def flags_of_verbs(parser, kind) -> set[tuple[str, str]]:
+    """Verbs with the names of those of their flags whose action is of a kind."""
+    verbs = next(action.choices for action in parser._actions if action.choices)
+    actions = ((verb, action) for verb, of_verb in verbs.items() for action in of_verb._actions)
+    return {(verb, action.option_strings[0]) for verb, action in actions if action.option_strings and kind(action)}
+
+
 def test_a_switch_of_any_verb_takes_a_value_as_those_of_stages_do():
     """On by its name alone, or by a word that transformers takes for true; the last one counts."""
     parser = cli._parser()
-    verbs = next(action.choices for action in parser._actions if action.choices)
-    switches = {
-        (verb, action.option_strings[0])
-        for verb, of_verb in verbs.items()
-        for action in of_verb._actions
-        if action.const is True
-    }
+    switches = flags_of_verbs(parser, lambda action: action.const is True)
     assert switches >= {("compare", "--overwrite"), ("export", "--overwrite"), ("front", "--all")}
     for verb, flag in switches:
-        given = {"compare": ["a", "b"], "score": ["a", "--rewards", "r"], "evaluate": ["a", "--tasks", "t"]}
         for words, expected in (
             ([], False),
             ([flag], True),
@@ -462,26 +469,19 @@ def test_a_switch_of_any_verb_takes_a_value_as_those_of_stages_do():
             ([flag, "no", flag.replace("_", "-"), "true"], True),
             ([flag.replace("_", "-"), "true", flag, "false"], False),
         ):
-            options, rest = parser.parse_known_args([verb, *given.get(verb, ["a"]), *words])
+            options, rest = parser.parse_known_args([verb, *NEEDED.get(verb, ["a"]), *words])
             assert (getattr(options, flag[2:]), rest) == (expected, []), (verb, words)
-            options, rest = parser.parse_known_args([verb, *words, *given.get(verb, ["a"])])  # in front of the run
+            options, rest = parser.parse_known_args([verb, *words, *NEEDED.get(verb, ["a"])])  # in front of the run
             assert (getattr(options, flag[2:]), rest) == (expected, []), (verb, words)
 
 
 def test_the_lists_of_a_flag_given_twice_are_one():
     """What stood first was silently dropped, as the first minimum of a pick was."""
     parser = cli._parser()
-    verbs = next(action.choices for action in parser._actions if action.choices)
-    lists = {
-        (verb, action.option_strings[0])
-        for verb, of_verb in verbs.items()
-        for action in of_verb._actions
-        if action.option_strings and action.nargs == "+"
-    }
+    lists = flags_of_verbs(parser, lambda action: action.nargs == "+")
     assert lists >= {("pick", "--min"), ("front", "--objectives"), ("score", "--rewards"), ("evaluate", "--points")}
     for verb, flag in lists:
-        given = {"compare": ["a", "b"], "score": ["a", "--rewards", "r"], "evaluate": ["a", "--tasks", "t"]}
-        start = [verb, *given.get(verb, ["a"])]
+        start = [verb, *NEEDED.get(verb, ["a"])]
         once, _ = parser.parse_known_args([*start, flag, "1", "2", "3"])
         twice, _ = parser.parse_known_args([*start, flag, "1", "2", f"{flag.replace('_', '-')}=3"])
         assert twice == once and len(getattr(once, flag[2:])) >= 3

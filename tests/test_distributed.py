@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lines import distributed
+from tests.torchrun import finding, torchrun
 
 
 ROOT = Path(__file__).parents[1]
@@ -71,8 +71,7 @@ sys.exit(main(["front", "./nowhere"]))
 
 
 def run(*command: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=finding(), timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -109,24 +108,15 @@ def test_one_process_leads_and_imports_no_torch():
 
 def test_two_processes_share_work_and_hear_the_same(tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "two.py"))
-    assert sorted(run(sys.executable, *command).split("\n")) == ["", "leads False", "leads True"]
+    done = torchrun([tmp_path / "two.py"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n")) == ["", "leads False", "leads True"]
 
 
 @pytest.mark.parametrize("failing", ["all", "the second"])
 def test_of_processes_that_fail_alike_one_says_so(tmp_path, failing):
     (tmp_path / "failing.py").write_text(FAILING)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "failing.py", failing]
-    done = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=300,
-        cwd=tmp_path,
-    )
+    done = torchrun(["failing.py", failing], cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("rlhf-lines front: nowhere has no run.sqlite") == 1, done.stderr[-3000:]
 

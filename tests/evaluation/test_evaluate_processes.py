@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,7 @@ from rlhf_lines.evaluation.evaluate import evaluate, rounds
 from rlhf_lines.pareto import read_front
 from rlhf_lines.sweep.store import Store
 from tests import forked
+from tests.torchrun import torchrun
 
 
 needs_lm_eval = pytest.mark.usefixtures("lm_eval")
@@ -101,10 +101,7 @@ def notes(driver) -> list:
 def test_two_processes_find_what_one_finds(run, tasks, driver, environment, tmp_path):
     one = shutil.copytree(run, tmp_path / "one")
     by_one(one, tasks)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
-    result = subprocess.run(
-        [*command, *arguments(run, tasks)], capture_output=True, text=True, check=False, env=environment, timeout=300
-    )
+    result = torchrun([driver, *arguments(run, tasks)], environment)
     assert result.returncode == 0, result.stderr[-3000:]
     asked = [(rank, task) for rank, world, task in notes(driver) if world == 2]
     specs = len(stored(one)["tiny_text"])

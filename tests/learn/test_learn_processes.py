@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
 from rlhf_lines.sweep.engines import sampling
 from tests.sweep.of_a_run import COMPLETIONS, SCORES, read
+from tests.torchrun import finding, torchrun
 
 
 JUDGES = '''
@@ -75,12 +75,8 @@ def judges(tmp_path, monkeypatch):
 
 def by_two(judges, arguments: list[str]) -> subprocess.CompletedProcess:
     """Run `learn` in two processes, as torchrun starts them, with two rows a pass."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    paths = os.pathsep.join([str(judges), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     (judges / "driver.py").write_text(DRIVER)
-    command += [str(judges / "driver.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    return torchrun([judges / "driver.py", *arguments], finding(judges))
 
 
 def test_two_processes_find_what_one_finds(flags, judges, tmp_path, monkeypatch):

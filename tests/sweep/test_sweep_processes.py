@@ -15,6 +15,7 @@ import pytest
 
 from rlhf_lines.stages import run_stage
 from tests.sweep.of_a_run import assert_same_store, read, strict_json, words
+from tests.torchrun import torchrun
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sweep.py"
@@ -157,15 +158,7 @@ def assert_near(found, want, *, rel: float = 1e-6) -> None:
 
 
 def test_two_processes_leave_the_store_of_one(one, settings, judges, notes, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    result = subprocess.run(
-        [*command, *words({**settings, "output_dir": tmp_path / "two"})],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(judges),
-        timeout=300,
-    )
+    result = torchrun([SCRIPT, *words({**settings, "output_dir": tmp_path / "two"})], environment(judges))
     assert result.returncode == 0, result.stderr[-3000:]
     calls = notes()
     assert {tuple(call[:2]) for call in calls} == {(0, 2), (1, 2)}, "two processes, and both worked"

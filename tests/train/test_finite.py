@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +14,7 @@ from rlhf_lines import cli
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.checkpoints import newest_checkpoint
 from tests.tiny import WORDS
+from tests.torchrun import torchrun
 
 
 ROWS = [{"prompt": f"{x} {y}", "completion": " a b", "chosen": " a b", "rejected": " c"} for x in WORDS for y in WORDS]
@@ -138,16 +135,5 @@ distributed.leave()
 
 def test_of_two_processes_both_stop_where_one_diverges(tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py")
-    done = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        cwd=tmp_path,
-        timeout=300,
-    )
+    done = torchrun([tmp_path / "two.py"])
     assert (done.returncode, done.stdout.split()) == (0, ["done", "done"]), done.stderr[-3000:]

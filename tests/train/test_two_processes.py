@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from tests import forked
 from tests.launched import launched
 from tests.tiny import WORDS
+from tests.torchrun import torchrun
 
 
 pytestmark = pytest.mark.slow
@@ -56,10 +56,7 @@ def train(flags, base, write_rows, tmp_path):
 
 def launch(processes, arguments, environment):
     """By torchrun: `accelerate launch` starts one process on a CPU and does not say so."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    result = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=300
-    )
+    result = torchrun(arguments, environment, processes=processes)
     return [result.returncode], result.stderr
 
 
