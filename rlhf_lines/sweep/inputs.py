@@ -101,6 +101,11 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
         ValueError: a policy belongs to another SFT model, or there are too few or too long texts.
     """
     sft, policies = _folders(config)
+    statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
+    routers = filter(None, (entry.router for entry in config.groups))
+    files = [*data_config.sources, *sources(config.control)]
+    read = [sft, *policies, *statistics, *routers, *reward_folders(config.rewards), *files]
+    refuse_replacing(config.output_dir, read)
     adapters = load_policies(policies, sft, sft_renamed=config.sft_renamed, quantise=config.quantized)
     if config.load_in_4bit:
         check_4bit(sft)
@@ -113,11 +118,6 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
     Problems(profile_problems(config.groups, num_layers=num_layers)).check()
-    statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
-    routers = filter(None, (entry.router for entry in config.groups))
-    files = [*data_config.sources, *sources(config.control)]
-    read = [sft, *policies, *statistics, *routers, *reward_folders(config.rewards), *files]
-    refuse_replacing(config.output_dir, read)
     for split, texts in prompts.items():
         if few := check_count(len(texts), prompt_counts(config)[split], split, data_config.dataset_name):
             logger.warning("%s", few)
