@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 
-from rlhf_lines import cli, distributed
+from rlhf_lines import cli
 from rlhf_lines.merge import checkpoint_sha256
 from rlhf_lines.statistics.config import FisherConfig
 from tests.statistics.oracle import made
+from tests.torchrun import torchrun
 
 
 VERBS = ("fisher", "gram")
@@ -102,9 +103,13 @@ def test_mistakes_of_one_verb(folder, flags, capsys):
     assert "dtype is 'float16', expected" in refused(capsys, folder, ["fisher", *flags(dtype="float16")])
 
 
-def test_several_processes_are_refused(folder, flags, capsys, monkeypatch):
-    monkeypatch.setattr(distributed, "count", lambda: 2)
-    assert "fisher runs in one process, but 2 were started" in refused(capsys, folder, ["fisher", *flags()])
+def test_several_processes_are_refused(folder, flags):
+    before = everything(folder)
+    done = torchrun(["-m", "rlhf_lines.cli", "fisher", *flags()], cwd=folder)
+    sentence = "rlhf-lines fisher: fisher runs in one process, but 2 were started: leave out the launcher"
+    assert done.returncode != 0
+    assert done.stderr.splitlines().count(sentence) == 1, done.stderr
+    assert everything(folder) == before
 
 
 def test_a_quantised_model_is_refused(folder, flags, capsys):
