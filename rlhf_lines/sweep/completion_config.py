@@ -15,7 +15,7 @@ from rlhf_lines.task_rewards import KINDS, RewardEntry
 # Settings that completions and their KL depend on, beside models, prompts and specs.
 SAMPLING = (
     *("seed", "temperature", "top_k", "top_p", "stop", "max_new_tokens"),
-    *("dtype", "load_in_8bit", "load_in_4bit", "engine"),
+    *("dtype", "load_in_8bit", "load_in_4bit", "engine", "vllm"),
 )
 # The least that a number may be.
 LEAST = {

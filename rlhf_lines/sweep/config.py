@@ -14,6 +14,7 @@ from rlhf_lines.errors import Problems
 from rlhf_lines.merge.schedules import GROWING
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED, SEARCHED
+from rlhf_lines.redaction import without_secrets
 from rlhf_lines.sweep.choices import (
     Alpha,
     GroupEntry,
@@ -27,7 +28,7 @@ from rlhf_lines.sweep.choices import (
     scaling_problems,
     weights_problems,
 )
-from rlhf_lines.sweep.completion_config import CompletionConfig
+from rlhf_lines.sweep.completion_config import SAMPLING, CompletionConfig
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies, set_problems
 from rlhf_lines.sweep.router import Router
 from rlhf_lines.sweep.trackers import tracker_problems
@@ -37,6 +38,14 @@ from rlhf_lines.task_rewards import raw_score_problems
 ENGINES = ("local", "vllm")
 WISE_FT = "wise_ft"
 SAMPLERS = ("grid", "list", "dirichlet", "map", "search")
+# Arguments of vLLM by which it computes the same on other devices, or in other batches; a resumed sweep may change them.
+CAPACITY = {
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "block_size"),
+    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_loras", "max_cpu_loras", "fully_sharded_loras"),
+    *("enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling"),
+    *("download_dir", "disable_log_stats", "max_parallel_loading_workers", "disable_custom_all_reduce"),
+}
 OF_SAMPLER = {"map_points": "map", "search_points": "search", "search_gain": "search"}  # with others without effect
 
 
@@ -217,6 +226,15 @@ class SweepConfig(CompletionConfig):
             self.given = read_fields(self, given)
             Problems(self._choices()).check()
         problems.check()
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What completions and their KL depend on, beside models, prompts and specs: the settings of `SAMPLING`.
+
+        Of the arguments of vLLM they are those that are not of `CAPACITY`; a secret among them is left out.
+        """
+        written = {name: value for name, value in (self.vllm or {}).items() if name not in CAPACITY}
+        return without_secrets({key: self.given[key] for key in SAMPLING} | {"vllm": written or None})
 
     @property
     def candidates(self) -> list[Scaling]:

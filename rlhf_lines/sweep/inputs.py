@@ -52,7 +52,6 @@ CHANGEABLE = (
     "batch_size",
     "rewards",  # compared by what their scores depend on
     "sft_renamed",
-    "vllm",
     "reuse",
     "report_to",
 )  # what a resumed sweep may have otherwise
@@ -141,6 +140,7 @@ def facts(inputs: Inputs, data_config: DataConfig, config: SweepConfig) -> dict:
     settings = without_secrets({key: value for key, value in config.given.items() if key not in CHANGEABLE})
     return {
         **settings,
+        **config.sampling,
         "dataset_name": without_secrets(data_config.dataset_name),
         "reward_names": inputs.rewards,
         "objectives": inputs.objectives,

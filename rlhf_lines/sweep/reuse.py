@@ -140,7 +140,7 @@ def check_sampling(folder: str | Path, given: Mapping[str, Any]) -> None:
 
     Args:
         folder: of the finished sweep.
-        given: the settings of the other one, see `SweepConfig.given`.
+        given: the settings of the other one, see `SweepConfig.sampling`.
 
     Raises:
         FileNotFoundError: there is no finished sweep.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import sqlite3
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -167,6 +170,28 @@ def test_other_sampling_is_told_before_models_are_read_and_by_the_plan(flags, sm
         run_stage("sweep", given)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(str(refused.value))):
         plan(given, Options(stage="sweep"))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "taken"),
+    [
+        ({"quantization": "fp8"}, {"quantization": "fp8"}, True),
+        (None, {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.6}, True),
+        ({"quantization": "fp8"}, None, False),
+        (None, {"max_loras": 4, "kv_cache_dtype": "fp8"}, False),
+    ],
+    ids=str,
+)
+def test_vllm_may_have_more_devices_and_not_other_numbers(flags, small, tmp_path, monkeypatch, before, now, taken):
+    of_vllm = shutil.copytree(small, tmp_path / "of vllm")
+    with contextlib.closing(sqlite3.connect(of_vllm / "run.sqlite")) as store, store:
+        for key, value in (("engine", "vllm"), ("vllm", before)):
+            store.execute("UPDATE meta SET value = ? WHERE key = ?", (json.dumps(value), key))
+    monkeypatch.setattr("rlhf_lines.sweep.run.read_inputs", Mock(side_effect=ValueError("it is taken")))
+    given = {"reuse": of_vllm, "engine": "vllm", **({} if now is None else {"vllm": json.dumps(now)})}
+    words = "it is taken" if taken else "has vllm .*, and now it is"
+    with pytest.raises(ValueError, match=words):
+        run_stage("sweep", flags(tmp_path / "grown", **{**SMALL, **given}))
 
 
 def test_another_sft_model_or_policy_shares_nothing(sweep, small, rewards, sft, policies, tmp_path):
