@@ -38,7 +38,7 @@ from rlhf_lines.task_rewards import raw_score_problems
 ENGINES = ("local", "vllm")
 WISE_FT = "wise_ft"
 SAMPLERS = ("grid", "list", "dirichlet", "map", "search")
-# Arguments of vLLM by which it computes the same on other devices, or in other batches; a resumed sweep may change them.
+# Arguments of vLLM by which it computes the same on other devices or in other batches: a resumed sweep may change them.
 CAPACITY = {
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "block_size"),
