@@ -82,6 +82,16 @@ def deviation(values: ArrayLike, ddof: int = 0) -> NDArray[np.float64]:
     return np.where(np.ptp(values, axis=0) == 0.0, 0.0, values.std(axis=0, ddof=ddof))
 
 
+def unit(values: ArrayLike) -> NDArray[np.float64]:
+    """What values are divided by to be told in their spread over the first axis: the deviation, or 1 where it is 0.
+
+    >>> float(unit([0.3] * 200)), float(unit([1.0, 5.0]))
+    (1.0, 2.0)
+    """
+    found = deviation(values)
+    return np.where(found > 0.0, found, 1.0)
+
+
 def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:
     """`mean(a - b)` with its interval and p-value over prompts.
 

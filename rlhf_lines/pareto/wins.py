@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf_lines.pareto.intervals import deviation
+from rlhf_lines.pareto.intervals import unit
 from rlhf_lines.pareto.resampling import Resampling
 from rlhf_lines.pareto.schema import WinRate
 
@@ -66,9 +66,8 @@ def lost_most(own: ArrayLike, sft: ArrayLike, objectives: Sequence[str], count: 
         count: how many at most.
     """
     mine, theirs = (np.asarray(scores, dtype=np.float64).mean(axis=1) for scores in (own, sft))
-    spread = deviation(theirs)
     difference = mine - theirs
-    loss = -(difference / np.where(spread > 0, spread, 1.0)).mean(axis=1)
+    loss = -(difference / unit(theirs)).mean(axis=1)
     order = np.argsort(-loss, kind="stable")[:count]
     return [
         Lost(int(p), float(loss[p]), dict(zip(objectives, difference[p].tolist(), strict=True)))

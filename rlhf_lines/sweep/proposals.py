@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_lines.pareto.intervals import deviation
+from rlhf_lines.pareto.intervals import unit
 from rlhf_lines.pareto.measures import hypervolume, nondominated
 
 
@@ -68,10 +68,8 @@ def quadratic_fit(vectors: ArrayLike, means: ArrayLike, at: ArrayLike) -> Array:
     spread among the vectors.
     """
     vectors, means, at = (np.asarray(each, np.float64) for each in (vectors, means, at))
-    centre, spread = vectors.mean(axis=0), deviation(vectors)
-    spread = np.where(spread > 0, spread, 1.0)
-    middle, height = means.mean(axis=0), deviation(means)
-    height = np.where(height > 0, height, 1.0)
+    centre, spread = vectors.mean(axis=0), unit(vectors)
+    middle, height = means.mean(axis=0), unit(means)
     left, right = _monomials((vectors - centre) / spread), _monomials((at - centre) / spread)
     gram = left.T @ left + RIDGE * len(left) * np.eye(left.shape[1])
     return right @ np.linalg.solve(gram, left.T @ ((means - middle) / height)) * height + middle

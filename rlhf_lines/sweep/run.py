@@ -20,7 +20,7 @@ from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.outliers import two_policies, unlike_policies
 from rlhf_lines.models import checkpoint_end_token_ids
 from rlhf_lines.pareto import Point, paired_difference
-from rlhf_lines.pareto.intervals import deviation
+from rlhf_lines.pareto.intervals import unit
 from rlhf_lines.pareto.origin import single_policy
 from rlhf_lines.pareto.schema import SEARCHED
 from rlhf_lines.sweep.begun import check_begun, refuse_begun
@@ -227,7 +227,7 @@ def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str])
     for k, policy in enumerate(policies):
         point = next(p for p in points if p.group == SOUP and single_policy(p.spec, policies) == k)
         for j, name in enumerate(rewards):
-            scale = deviation(sft.scores[:, j]) or 1.0  # a reward that is the same for all prompts has no spread
+            scale = unit(sft.scores[:, j])
             gain = paired_difference(point.scores[:, j] / scale, sft.scores[:, j] / scale)
             gains.append({"policy": policy, "reward": name, "value": gain.value, "low": gain.low, "high": gain.high})
     return gains

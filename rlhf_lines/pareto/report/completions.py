@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_lines.pareto.intervals import deviation
+from rlhf_lines.pareto.intervals import unit
 from rlhf_lines.pareto.report.words import number, visible
 
 
@@ -115,8 +115,8 @@ def score_spreads(completions: Completions, spec: int | None) -> dict[str, float
         specs = by_spec.values() if spec is None else [by_spec[spec]]
         known = [[value for value in row if value is not None] for rows in specs for row in rows]
         with np.errstate(over="ignore", invalid="ignore"):
-            found = float(deviation([np.mean(row) for row in known if row])) if any(known) else 0.0
-        return found if found > 0 and math.isfinite(found) else 1.0
+            found = float(unit([np.mean(row) for row in known if row])) if any(known) else 1.0
+        return found if math.isfinite(found) else 1.0
 
     return {reward: spread(by_spec) for reward, by_spec in completions.scores.items()}
 
