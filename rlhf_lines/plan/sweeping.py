@@ -71,7 +71,7 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
     """The plan of a sweep; of engine vllm, that of the local engine with notes on what differs."""
     config = of_type(configs, SweepConfig)
     if config.reuse is not None:
-        check_sampling(config.reuse, config.sampling)
+        check_sampling(config.reuse, config.sampling, config.output_dir)
 
     def work(prompts: Mapping[str, int], texts: int) -> Work:
         of_splits = {f"{split}_prompts": count for split, count in prompts.items()}

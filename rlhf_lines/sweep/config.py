@@ -206,8 +206,8 @@ class SweepConfig(CompletionConfig):
     reuse: str | None = field(
         default=None,
         metadata={
-            "help": "A finished sweep, to which this one adds prompts, samples, weights, groups or policies: of its "
-            "completions, those that would be the same are taken over."
+            "help": "A sweep, finished or stopped, to which this one adds prompts, samples, weights, groups or "
+            "policies: of its completions, those that would be the same are taken over."
         },
     )
     engine: str = field(default="local", metadata={"help": "Who generates: local, or vllm."})

@@ -127,7 +127,8 @@ def _check_finite(specs: Sequence[MergeSpec], values: Sequence[float], what: str
                 f"the {spec.rule} merge with weights {weights_text(spec.weights)}, alpha {spec.alpha} and beta "
                 f"{spec.beta} {what} with a log-probability that is not finite: its numbers overflow, or a policy has "
                 "diverged; choose dtype bfloat16 or float32 where it is float16, smaller scalings, or other policies, "
-                "and start again with --overwrite"
+                "and start again: with --overwrite or, to keep what a sweep has stored in the same dtype, into another "
+                "folder with --reuse"
             )
 
 
@@ -140,7 +141,7 @@ class Measurement:
         processes: who shares the work.
         progress: is told of every completion.
         samples_per_prompt: completions per prompt and spec.
-        reused: a finished sweep, whose completions are taken where they are the same.
+        reused: another sweep, whose completions are taken where they are the same.
         trackers: are told of every point that is done.
         route: from a spec and the tokens of a prompt, or of a text outside the task, to the spec that it is given to;
             see `Routes`.
@@ -258,7 +259,7 @@ class Measurement:
         return prompt_ids
 
     def _take_completions(self, specs: Mapping[int, MergeSpec], prompts: Mapping[int, tuple[str, Asked]]) -> None:
-        """Take what a finished sweep has of them."""
+        """Take what another sweep has of them."""
         if self._reused is None:
             return
         finished = self.store.finished()

@@ -1,9 +1,9 @@
-"""Completions of a finished sweep, taken over by one that asks for more: prompts, samples, weights, groups, policies.
+"""Completions of an earlier sweep, taken over by one that asks for more: prompts, samples, weights, groups, policies.
 
 A completion depends on the SFT model, the policies that its spec mixes, the statistics of its rule, the prompt, the
 sample and the settings of sampling, and on nothing else of a run: not on its groups, its other policies, or how many
 prompts it has. Where these are the same it is taken as it is stored, with its scores and its KL, and only the rest is
-generated.
+generated. A sweep that was stopped has what it had stored by then.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.completion_config import SAMPLING
 from rlhf_lines.sweep.forgetting import ForgettingText
-from rlhf_lines.sweep.store import Row, Store, open_finished
+from rlhf_lines.sweep.store import Row, Store, open_stored
 
 
 WAY_OUT = "give the same, or leave out reuse"
 
 
 class Reused:
-    """A finished sweep whose completions another one takes; a context manager.
+    """A sweep whose completions another one takes; a context manager.
 
     Args:
-        folder: of the finished sweep.
+        folder: of the sweep, which is finished or was stopped.
         kept: what the other sweep keeps of itself, see `sweep.inputs.facts`.
 
     Raises:
-        FileNotFoundError: there is no finished sweep.
+        FileNotFoundError: there is no sweep.
         ValueError: its completions were sampled otherwise, or lack a score.
     """
 
     def __init__(self, folder: str | Path, kept: Mapping[str, Any]) -> None:
-        self._store = open_finished(folder)
+        self._store = open_stored(folder)
         try:
             self._check(Path(folder), kept)
         except BaseException:
@@ -135,18 +135,22 @@ class _Merged(NamedTuple):
         return json.dumps([settings, mixed], sort_keys=True)
 
 
-def check_sampling(folder: str | Path, given: Mapping[str, Any]) -> None:
+def check_sampling(folder: str | Path, given: Mapping[str, Any], output_dir: str | Path) -> None:
     """Stop where completions were sampled otherwise, which shows before a model is loaded.
 
     Args:
-        folder: of the finished sweep.
+        folder: of the sweep, which is finished or was stopped.
         given: the settings of the other one, see `SweepConfig.sampling`.
+        output_dir: of the other one.
 
     Raises:
-        FileNotFoundError: there is no finished sweep.
-        ValueError: a setting that completions depend on is another one.
+        FileNotFoundError: there is no sweep.
+        ValueError: a setting that completions depend on is another one, or the other would be made in the place of one
+            that was stopped.
     """
-    with open_finished(folder) as store:
+    if not Path(folder).exists() and Path(folder).resolve() == Path(output_dir).resolve():
+        raise ValueError(f"reuse: {folder} is also the output_dir, and no finished sweep: choose another output_dir")
+    with open_stored(folder) as store:
         _check_sampling(store, Path(folder), given)
 
 

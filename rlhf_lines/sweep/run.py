@@ -67,7 +67,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     processes = Processes()
     refuse_begun(run_config, config.output_dir, what="a sweep")
     if config.reuse is not None:  # what can be told before models are loaded
-        from_leader(lambda: check_sampling(config.reuse, config.sampling))
+        from_leader(lambda: check_sampling(config.reuse, config.sampling, config.output_dir))
     read = read_inputs(data_config, config)
     with contextlib.ExitStack() as stack:
         merges = stack.enter_context(Merges(read.sft, read.adapters[: len(config.policies)], config.groups))

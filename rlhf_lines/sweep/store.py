@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_lines.artifact import is_complete, read_record, whole_file
+from rlhf_lines.artifact import is_complete, partial_folder, read_record, whole_file
 from rlhf_lines.completions import samples_policy
 from rlhf_lines.disk import named_faults
 from rlhf_lines.merge import MergeSpec
@@ -551,3 +551,16 @@ def open_finished(folder: str | Path, *, reading: bool = True) -> Store:
     if (folder / RUN_STORE).stat().st_size == 0:
         reading = True  # refused there, and not filled
     return Store(folder, reading=reading)
+
+
+def open_stored(folder: str | Path) -> Store:
+    """The run store of a sweep into this folder, to be read: of a finished one or else of one that was stopped.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        ValueError: as `open_finished`.
+    """
+    stopped = partial_folder(folder)
+    if not (Path(folder) / RUN_STORE).is_file() and has_begun(stopped):
+        return Store(stopped, reading=True)
+    return open_finished(folder)

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf_lines.artifact import partial_folder
 from rlhf_lines.pareto.schema import faults
 from rlhf_lines.plan import Options, plan
 from rlhf_lines.stages import run_stage
+from rlhf_lines.sweep.store import Store
 from tests.sweep.of_a_run import read, strict_json
 
 
@@ -116,6 +118,27 @@ def test_what_is_added_leaves_the_front_of_a_sweep_of_all(sweep, small_with_text
                 for entry in tuning["grid"]:
                     entry["kl"] = pytest.approx(entry["kl"], rel=1e-5, abs=1e-4)
     assert_equal(ours, theirs)
+
+
+def test_what_a_stopped_sweep_has_stored_is_taken_by_one_of_other_settings(sweep, rewards, monkeypatch, tmp_path):
+    with monkeypatch.context() as stopping:
+        batches = iter(range(2))
+        add = Store.add
+        stopping.setattr(Store, "add", lambda store, rows: add(store, rows[: len(rows) - next(batches)]))
+        with pytest.raises((StopIteration, RuntimeError)):
+            sweep("stopped", batch_size=8)
+    assert not (tmp_path / "stopped").exists()
+    rewards.SCORED.clear()
+    grown = sweep("grown", reuse=tmp_path / "stopped", scalings=["0.5 1.5", "2 0"])
+    new = len(scored(rewards))
+    rewards.SCORED.clear()
+    fresh = sweep("fresh", scalings=["0.5 1.5", "2 0"])
+    assert read(grown, BY_PROMPT) == read(fresh, BY_PROMPT)
+    stored = read(partial_folder(tmp_path / "stopped"), BY_PROMPT)
+    assert len(stored) == 15, "two batches of 8 less the row that was left out"
+    assert len(scored(rewards)) - new == len(set(stored).intersection(read(fresh, BY_PROMPT))) > 0
+    with pytest.raises(ValueError, match="stopped is also the output_dir, and no finished sweep: choose another"):
+        sweep("stopped", reuse=tmp_path / "stopped", overwrite="true")
 
 
 def assert_equal(ours, theirs) -> None:

@@ -341,7 +341,7 @@ def test_a_policy_whose_numbers_overflow_ends_the_sweep_with_a_sentence(
         assert cli.main(["sweep", *flags(tmp_path / "sweep", resume=resume, **settings)]) == 2
         told = capsys.readouterr().err.splitlines()[-1]
         assert "sweep: the linear merge with weights 0.75 / 0.25, alpha 1.0 and beta 0.0 writes a completion" in told
-        assert "with a log-probability that is not finite" in told and told.endswith("start again with --overwrite")
+        assert "with a log-probability that is not finite" in told and told.endswith("into another folder with --reuse")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
