@@ -229,8 +229,9 @@ def _parser(dataclass_types: Sequence[type], prog: str):
             for key, value in ((key, value) for key, value in settings.items() if key in actions):
                 kinds = _kinds(self.hints[key])
                 text = all(_is_text(kind) for kind in kinds)
-                if text and not isinstance(value, str | list | dict | None):
-                    value = given[key] = settings.texts.get(key, value)  # no, 007 and 12e4 are texts there
+                texts = any(is_list(kind) and all(map(_is_text, get_args(kind))) for kind in kinds)
+                if (text and not isinstance(value, list)) or (texts and key not in self.read_by_field):
+                    value = given[key] = _written(value, settings.texts.get(key, value))
                 try:
                     held[key] = _from_yaml(actions[key], value, None if key in self.read_by_field else kinds)
                 except ValueError as error:
@@ -343,6 +344,13 @@ def _heading(kind: type, name: str) -> str:
     return of_library or inspect.getdoc(owner).partition("\n")[0].rstrip(".")
 
 
+def _written(value: Any, text: Any) -> Any:
+    """A value of a file where texts are expected: of what YAML takes for a number or a switch (no, 007), its text."""
+    if isinstance(value, list) and isinstance(text, list):
+        return [_written(*each) for each in zip(value, text, strict=True)]
+    return value if isinstance(value, str | list | dict | None) else text
+
+
 def _from_yaml(action: argparse.Action, value, kinds: Sequence[Any] | None):
     """What the flag would have made of a value, or of the parts of a list; a mapping stays one where it may be one.
 
@@ -365,7 +373,7 @@ def _from_yaml(action: argparse.Action, value, kinds: Sequence[Any] | None):
 
 
 def _one_value(action: argparse.Action, value, kind: Any):
-    if isinstance(value, (list, dict)):
+    if value is None or isinstance(value, (list, dict)):
         raise ValueError(f"{action.dest} holds {value!r}, expected one value")
     if _is_text(kind):
         if action.choices and value not in action.choices:

@@ -6,7 +6,8 @@ or BERT's) drop the blank of its first token: the tokens that read ` Yes` behind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import bisect
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 
@@ -26,15 +27,26 @@ def completion_texts(
         prompt_ids: token ids of the prompts, without padding.
         completion_ids: of their completions, without padding.
     """
-    before: dict[tuple[int, ...], str] = {}  # completions often share their prompt
+    behind: dict[tuple[int, ...], Callable[[Ids], str]] = {}  # completions often share their prompt
     texts = []
     for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
         key = tuple(prompt)
-        if key not in before:
-            before[key] = _decoded(tokenizer, prompt)
-        whole = _decoded(tokenizer, [*prompt, *completion])
-        texts.append(_added(before[key], whole, lambda ids=completion: _decoded(tokenizer, ids)))
+        if key not in behind:
+            behind[key] = _behind(tokenizer, prompt)
+        texts.append(behind[key](completion))
     return texts
+
+
+def stop_problems(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[str]:
+    """What is wrong with texts that are to end a completion: special tokens have no text in it."""
+    special = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+    for text in texts:
+        if token := next((token for token in special if token in text), None):
+            yield (
+                f"stop holds {text!r}, but {token!r} is a special token, which has no text in a completion: leave it "
+                "out if it ends completions anyway, or else name it in eos_token_id of the SFT model's "
+                "generation_config.json"
+            )
 
 
 def samples_policy(temperature: float, top_k: int | None, top_p: float | None) -> bool:
@@ -68,11 +80,12 @@ class StopTexts:
 
     def kept(self, prompt: Ids, completion: Ids) -> int:
         """How many tokens of a completion are written: those up to the one that completes one of the texts."""
-        if self._holds(prompt, completion):
-            for count in range(1, len(completion)):
-                if self._holds(prompt, completion[:count]):
-                    return count
-        return len(completion)
+        text_of = _behind(self._tokenizer, prompt)
+        if not self._holds(text_of(completion)):
+            return len(completion)
+        return bisect.bisect_left(
+            range(len(completion)), True, key=lambda count: self._holds(text_of(completion[:count]))
+        )
 
     def ended(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> list[bool]:
         """Which completions hold one of the texts, of those that held none before their last token.
@@ -81,17 +94,27 @@ class StopTexts:
         without text lie between) `kept` finds.
         """
         ends = [
-            _decoded(self._tokenizer, [*prompt[-self._window :], *completion][-self._window :])
+            _decoded(self._tokenizer, [*prompt[-self._window :], *completion[-self._window :]][-self._window :])
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         return [
-            any(stop in end for stop in self._texts) and self._holds(prompt, completion)
+            self._holds(end) and self._holds(_behind(self._tokenizer, prompt)(completion))
             for prompt, completion, end in zip(prompts, completions, ends, strict=True)
         ]
 
-    def _holds(self, prompt: Ids, completion: Ids) -> bool:
-        (text,) = completion_texts(self._tokenizer, [prompt], [completion])
+    def _holds(self, text: str) -> bool:
         return any(stop in text for stop in self._texts)
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, prompt: Ids) -> Callable[[Ids], str]:
+    """From a completion of the prompt to its text."""
+    before = _decoded(tokenizer, prompt)
+
+    def text_of(completion: Ids) -> str:
+        whole = _decoded(tokenizer, [*prompt, *completion])
+        return _added(before, whole, lambda: _decoded(tokenizer, completion))
+
+    return text_of
 
 
 def _added(before: str, whole: str, alone: Callable[[], str]) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 
 OWN_MODULES = re.compile(r"(rlhf_lines|reward_models|__main__)(\..*)?")  # the last is what python -m runs
@@ -165,6 +165,12 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     sentence = f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}"
     close = closest(name, known)
     return f"{sentence}; did you mean {close!r}?" if close else sentence
+
+
+def one_of(kind: str, value: object, known: Collection[str]) -> None:
+    """Stop with a ValueError, as `unknown_name` words it, unless `value` is one of the known names."""
+    if not isinstance(value, str) or value not in known:  # a list or a mapping cannot be looked up
+        raise ValueError(unknown_name(kind, value, known))
 
 
 def alternatives(names: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ class ThingConfig:
     steps: int = 7
     quick: bool = False
     note: str | None = None
+    names: list[str] | None = None
     color: Color = Color.RED
     size: Literal["small", "large"] = "small"
     extra: dict | str | None = field(default=None)
@@ -67,6 +68,7 @@ def test_numbers_below_zero_are_no_flags(given):
         ("note: 2024-01-01", "note", "2024-01-01"), ("note: null", "note", None), ("color: no", "color", "no"),
         ("quick: no", "quick", False), ("quick: 'off'", "quick", None), ("quick: 1", "quick", True),
         ("quick: 'yes'", "quick", True), ("rate: 1", "rate", 1.0), ("steps: 010", "steps", 10),
+        ("names: [1, no, 007, x]", "names", ["1", "no", "007", "x"]), ("names: 1e3", "names", ["1e3"]),
         ("steps: 1_000", "steps", 1000), ("steps: 1e2", "steps", 100), ("extra: {a: 1e-4}", "extra", {"a": 1e-4}),
     ],
 )  # fmt: skip
@@ -91,6 +93,8 @@ def test_a_value_is_what_its_field_holds(given, content, name, value):
         ("size: medium\n", [], "thing.yaml, line 1: size holds 'medium', expected small or large"),
         ("color: blue\n", [], "thing.yaml, line 1: color holds 'blue', expected red or no"),
         ("quick: 2\n", [], "thing.yaml, line 1: quick holds 2, expected true or false"),
+        ("names: [1, [a]]\n", [], r"thing.yaml, line 1: names holds \['a'\], expected one value"),
+        ("names: [a, null]\n", [], "thing.yaml, line 1: names holds None, expected one value"),
         ("note: [a]\n", [], r"thing.yaml, line 1: note holds \['a'\], expected one value"),
         ("note: x\nsteps: 0\n", [], "^config file thing.yaml, line 2: steps is 0, expected at least 1$"),
         (f"steps: {10**20}\n", [], f"thing.yaml, line 1: steps is {10**20}, expected at most {2**63 - 1}$"),

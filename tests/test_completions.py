@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lines.completions import StopTexts, completion_texts
+from rlhf_lines.completions import StopTexts, completion_texts, stop_problems
 from tests.tiny import word_tokenizer
 
 
@@ -129,6 +129,25 @@ def test_a_stop_text_in_bytes_is_seen_when_it_is_whole():
     stop = StopTexts(tokenizer, [thumb])
     assert [stop.ended([prompt], [ids[:n]])[0] for n in range(1, 6)] == [False, False, False, False, True]
     assert stop.kept(prompt, ids) == 5 and stop.cut(f" b{thumb} c") == " b"
+
+
+@pytest.mark.parametrize("make", [like_llama2, like_t5, like_gpt2])
+def test_the_prompt_is_decoded_once_and_the_completion_a_few_times(make, monkeypatch):
+    tokenizer = make()
+    prompt, ids = tokenizer("a:")["input_ids"], tokenizer(" b c d" * 30 + " j" + " b c d" * 30)["input_ids"]
+    stop, decoded, decode = StopTexts(tokenizer, ["j"]), [], tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **options: decoded.append(ids) or decode(ids, **options))
+    count = stop.kept(prompt, ids)
+    assert decoded.count(prompt) == 1 and len(decoded) < 2 + 2 * len(ids).bit_length()
+    assert "j" in decode([*prompt, *ids[:count]]) and "j" not in decode([*prompt, *ids[: count - 1]])
+
+
+def test_a_special_token_is_no_stop_text():
+    tokenizer = like_llama2()
+    end = tokenizer.eos_token
+    assert list(stop_problems(tokenizer, ["\n\nH:", "a b"])) == []
+    (problem,) = stop_problems(tokenizer, ["a", f"b{end}"])
+    assert f"stop holds 'b{end}', but '{end}' is a special token, which has no text in a completion" in problem
 
 
 def test_no_stop_text_ends_nothing():

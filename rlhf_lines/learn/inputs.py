@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from reward_models import RewardModel
 from rlhf_lines.artifact import refuse_replacing
+from rlhf_lines.completions import stop_problems
 from rlhf_lines.data.config import DataConfig, PromptDataConfig, sources
+from rlhf_lines.errors import Problems
 from rlhf_lines.learn.config import FROM_DEMONSTRATIONS, LearnConfig
 from rlhf_lines.learn.demonstrations import read_demonstrations
 from rlhf_lines.limits import check_prompts, check_writes
@@ -93,6 +95,7 @@ def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
     objectives = config.objectives or names
     check_objectives(objectives, names)
     tokenizer = load_tokenizer(sft)
+    Problems(stop_problems(tokenizer, config.stop)).check()
     prompts = read_prompts(data_config, config, tokenizer)
     for split, texts in prompts.items():
         asked = {"train": config.train_prompts, "validation": config.validation_prompts}[split]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import one_of
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.rules.common import total
 from rlhf_lines.merge.schedules import SCHEDULES
@@ -40,8 +40,7 @@ def lines_scales(num_layers: int, alpha: float, beta: float, schedule: str = "li
         ValueError: `num_layers` below one, `alpha` or `beta` not finite, a factor that float32 does not hold, or an
             unknown schedule.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(unknown_name("schedule", schedule, SCHEDULES))
+    one_of("schedule", schedule, SCHEDULES)
     if num_layers < 1:
         raise ValueError(f"num_layers is {num_layers}, expected at least 1")
     for name, value in (("alpha", alpha), ("beta", beta)):

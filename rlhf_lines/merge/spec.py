@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from typing import Any, Literal
 
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import one_of, unknown_name
 from rlhf_lines.merge.rules import RULES, check_rule, profile_of
 from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.merge.schedules import SCHEDULES
@@ -60,8 +60,7 @@ class MergeSpec:
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options is {self.options!r}, expected a mapping from option name to value")
         check_rule(self.rule, self.options)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(unknown_name("schedule", self.schedule, SCHEDULES))
+        one_of("schedule", self.schedule, SCHEDULES)
         try:
             # A copy, so that a caller who changes the dict later does not change the spec.
             options = json.loads(json.dumps(dict(self.options), allow_nan=False))
@@ -114,8 +113,7 @@ class MergeSpec:
         return cls(**values)
 
     def _check_lines(self) -> None:
-        if self.lines not in LINES:
-            raise ValueError(unknown_name("lines", str(self.lines), LINES))
+        one_of("lines", self.lines, LINES)
         if self.lines == "after":
             return
         if not RULES[self.rule].takes_lines_before(self.options):

@@ -48,9 +48,10 @@ class Mixes:
         # by its digest alone until it is asked for.
         self._known: OrderedDict[str, str] = OrderedDict()
         digests = folder.digests()
-        for digest in digests[: len(digests) - most]:
+        first = max(0, len(digests) - most)  # of those that stay
+        for digest in digests[:first]:
             folder.remove(digest)
-        self._known.update((digest, digest) for digest in digests[-most:])
+        self._known.update((digest, digest) for digest in digests[first:])
         self._leaving: Counter[str] = Counter()  # digests of names that are being released
         self._tasks: set[asyncio.Task] = set()  # the loop itself keeps no task alive
 

@@ -304,7 +304,7 @@ def _growth_problems(betas: Sequence, schedules: Sequence[str]) -> Iterator[str]
         if not math.isfinite(_number(beta)):
             yield f"betas or scalings hold beta {beta!r}, expected finite numbers"
     for schedule in schedules:
-        if schedule not in SCHEDULES:
+        if not isinstance(schedule, str) or schedule not in SCHEDULES:
             yield unknown_name("schedule", schedule, SCHEDULES)
 
 

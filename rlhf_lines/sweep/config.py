@@ -46,6 +46,7 @@ CAPACITY = {
     *("enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling"),
     *("download_dir", "disable_log_stats", "max_parallel_loading_workers", "disable_custom_all_reduce"),
 }
+MOST_POINTS = 100_000  # of a grid of weights
 OF_SAMPLER = {"map_points": "map", "search_points": "search", "search_gain": "search"}  # with others without effect
 
 
@@ -330,6 +331,17 @@ class SweepConfig(CompletionConfig):
             if self.sampler != sampler and getattr(self, name) != SweepConfig.__dataclass_fields__[name].default:
                 yield f"{name} is given, but sampler is {self.sampler}: use sampler {sampler}, or leave it out"
 
+    def _grid_problems(self) -> Iterator[str]:
+        """What is wrong with the grids of weights: they have C(n + K - 2, K - 1) points, n along each axis."""
+        count = max(1, len(self.policies))
+        grids = {"num_weights": self.sampler in ("grid", "search"), "validation_weights": self.chooses}
+        for name in (name for name, is_made in grids.items() if is_made):
+            if (points := math.comb(max(2, getattr(self, name)) + count - 2, count - 1)) > MOST_POINTS:
+                yield (
+                    f"{name} {getattr(self, name)} with {count} policies makes {points:,} points, expected at most "
+                    f"{MOST_POINTS:,}: give a smaller one{', or sampler dirichlet' * (name == 'num_weights')}"
+                )
+
     def _limits(self) -> Iterator[str]:
         """What is wrong with the controls and the limits within which is chosen."""
         if len(set(self.scaled_alphas)) < len(self.scaled_alphas):
@@ -348,6 +360,7 @@ class SweepConfig(CompletionConfig):
             *profile_problems(self.groups, policies=len(self.policies)),
             *set_problems(self.policy_sets, len(self.policies), groups=[entry.name for entry in self.groups]),
             *self._limits(),
+            *self._grid_problems(),
             *self._of_sampler(),
             *tracker_problems(self.report_to),
         ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Literal
@@ -117,8 +116,17 @@ def simplex(num_policies: int, num_weights: int) -> list[Weights]:
     [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
     """
     steps = num_weights - 1
-    counts = itertools.product(range(steps, -1, -1), repeat=num_policies)
-    return [tuple(count / steps for count in row) for row in counts if sum(row) == steps]
+    return [tuple(count / steps for count in row) for row in _compositions(steps, num_policies)]
+
+
+def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Whole numbers >= 0 that sum to the total, the largest first; C(total + parts - 1, total) of them."""
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(total, -1, -1):
+        for rest in _compositions(total - first, parts - 1):
+            yield (first, *rest)
 
 
 def one_hot(num_policies: int) -> list[Weights]:

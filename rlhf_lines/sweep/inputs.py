@@ -16,6 +16,7 @@ import torch
 from reward_models import RewardModel
 from rlhf_lines import skeleton
 from rlhf_lines.artifact import refuse_replacing
+from rlhf_lines.completions import stop_problems
 from rlhf_lines.data.config import DataConfig, sources
 from rlhf_lines.errors import Problems
 from rlhf_lines.limits import check_prompts, check_writes, longest_text
@@ -113,6 +114,7 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     reward_models = load_reward_models(config.rewards, batch_size=config.batch_size or REWARD_BATCH)
     objectives = checked_objectives(config, [model.name for model in reward_models])
     tokenizer = load_tokenizer(sft)
+    Problems(stop_problems(tokenizer, config.stop)).check()
     prompts, forgetting = _read_texts(data_config, config, tokenizer)
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])

@@ -60,10 +60,10 @@ class PolicySet(Tunable):
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise ValueError(f"policy_sets has name {self.name!r}, expected {A_NAME}")
-        folders, count = self.policies, len(self.policies)
-        if isinstance(folders, str) or not all(isinstance(folder, str) and folder.strip() for folder in folders):
+        folders = self.policies
+        if not isinstance(folders, list | tuple) or not all(isinstance(one, str) and one.strip() for one in folders):
             raise ValueError(f"policy_sets: {self.name}: policies is {folders!r}, expected a list of folders")
-        if len(set(folders)) < count:
+        if len(set(folders)) < (count := len(folders)):
             raise ValueError(f"policy_sets: {self.name}: policies is {list(folders)}, expected every one once")
         object.__setattr__(self, "policies", tuple(folders))
         try:

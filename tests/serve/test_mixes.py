@@ -195,6 +195,9 @@ def test_what_an_earlier_server_has_made_is_used_within_the_bound(served, folder
             await mixes.path(name(step))
 
     async def ask():
+        for most in (7, 5, 4):
+            Mixes(served.spec, folder, Server().forget, most=most)
+            assert folder.digests() == digests(served, 100, 200, 300, 400)
         mixes = Mixes(served.spec, folder, Server().forget, most=2)
         assert folder.digests() == digests(served, 300, 400)
         await mixes.path(name(300))

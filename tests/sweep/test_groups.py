@@ -29,7 +29,9 @@ from rlhf_lines.sweep.scaling import beyond, next_values
 # --- weights ---
 
 
-@pytest.mark.parametrize(("policies", "weights"), [(2, 2), (2, 11), (2, 8), (3, 2), (3, 5), (3, 11), (4, 4)])
+@pytest.mark.parametrize(
+    ("policies", "weights"), [(1, 3), (2, 2), (2, 11), (2, 8), (3, 2), (3, 11), (4, 4), (12, 4), (40, 2)]
+)
 def test_simplex(policies, weights):
     grid = simplex(policies, weights)
     # So many ways to put n - 1 steps into K boxes.

@@ -27,6 +27,7 @@ def group(**keys) -> list[str]:
         ({"groups": group(rule="fisher", statistics=["no", "no"])}, "'no' has no fisher.safetensors"),
         ({"groups": group(rule="ties", statistics=["no", "no"])}, "statistics are given, but rule 'ties' uses none"),
         ({"groups": group(name=" ")}, "groups has name ' ', expected a text without line breaks"),
+        ({"stop": ["x<eos>"]}, "stop holds 'x<eos>', but '<eos>' is a special token"),
         ({"seed": -1}, "seed is -1, expected a whole number from 0"),
         ({"seed": 2**63}, "expected a whole number from 0"),
         ({"max_new_tokens": 60}, "the longest prompt has 5 tokens and max_new_tokens is 60, but the model has 64"),

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import one_of
 from rlhf_lines.merge.inputs.statistics import FISHER, GRAM, SECOND_MOMENTS
 from rlhf_lines.merge.rules import mergekit
 from rlhf_lines.merge.rules.common import (
@@ -151,14 +151,14 @@ def read_options(rule: str, options: Mapping[str, object]) -> Mapping[str, objec
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read.
+        ValueError: the rule is unknown, or the file cannot be read.
     """
-    return read_profile(options) if rule in RULES and RULES[rule].by_layer else options
+    one_of("rule", rule, RULES)
+    return read_profile(options) if RULES[rule].by_layer else options
 
 
 def _check_names(rule: str, options: Mapping[str, object]) -> None:
-    if rule not in RULES:
-        raise ValueError(unknown_name("rule", rule, RULES))
+    one_of("rule", rule, RULES)
     if options:  # else neither they nor torch are needed
         check_options(rule, RULES[rule].options, options)
 

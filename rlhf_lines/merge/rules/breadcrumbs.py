@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.common import number, one_of, preference_factors, share
+from rlhf_lines.errors import one_of
+from rlhf_lines.merge.rules.common import number, preference_factors, share
 from rlhf_lines.merge.rules.linear import weighted_sum
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals

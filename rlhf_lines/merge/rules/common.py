@@ -36,12 +36,6 @@ def yes_or_no(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}, expected true or false")
 
 
-def one_of(name: str, value: object, known: Sequence[str]) -> None:
-    """Stop with a ValueError unless `value` is one of the known names."""
-    if value not in known:
-        raise ValueError(unknown_name(name, str(value), known))
-
-
 def whole(name: str, value: object, *, low: int, high: int) -> None:
     """Stop with a ValueError unless `value` is an integer of [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

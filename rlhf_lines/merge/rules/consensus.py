@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.common import one_of, one_per_policy, preference_factors, whole
+from rlhf_lines.errors import one_of
+from rlhf_lines.merge.rules.common import one_per_policy, preference_factors, whole
 from rlhf_lines.merge.rules.linear import sum_residuals
 from rlhf_lines.merge.rules.ties import nested_options, ties
 from rlhf_lines.merge.tensors.precision import wide

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.common import one_of, share, whole
+from rlhf_lines.errors import one_of
+from rlhf_lines.merge.rules.common import share, whole
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.ties import nested_options, ties
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rlhf_lines.errors import one_of
 from rlhf_lines.merge.inputs.statistics import FISHER
 from rlhf_lines.merge.rules.common import (
     check_statistics_shapes,
     common_names,
     mean_shares,
     number,
-    one_of,
     total,
     weighted_total,
     yes_or_no,

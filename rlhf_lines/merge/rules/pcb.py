@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.rules.common import number, one_of, preference_factors, share, total
+from rlhf_lines.errors import one_of
+from rlhf_lines.merge.rules.common import number, preference_factors, share, total
 from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 

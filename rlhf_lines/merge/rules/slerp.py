@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rlhf_lines.merge.rules.common import number, one_of, weighted_total
+from rlhf_lines.errors import one_of
+from rlhf_lines.merge.rules.common import number, weighted_total
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 from rlhf_lines.merge.tensors.sums import parameter_sums
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rlhf_lines.errors import one_of
 from rlhf_lines.merge.rules.common import (
     check_options,
     for_ties,
-    one_of,
     options_of,
     preference_factors,
     share,
