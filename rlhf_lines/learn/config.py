@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class LearnConfig(CompletionConfig):
         return self.compare_grid and self.method != "grid"
 
     def _numbers(self) -> Iterator[str]:
-        if self.population is not None and self.num_candidates is not None and self.population > self.num_candidates:
+        if self.population is not None and self.num_candidates is not None and self.population >= self.num_candidates:
             yield f"population is {self.population}, but num_candidates {self.num_candidates}: give more candidates"
         if self.kl_coef is not None and not (math.isfinite(self.kl_coef) and self.kl_coef >= 0):
             yield f"kl_coef is {self.kl_coef}, expected a number of at least 0"
@@ -185,6 +186,8 @@ class LearnConfig(CompletionConfig):
         """What a method, or an aim, cannot do."""
         if self.method == "frank_wolfe" and self.space == "profile":
             yield "space is profile, but frank_wolfe steps towards policies: give space coefficients, or policies"
+        if self.method == "evolution" and importlib.util.find_spec("cma") is None:
+            yield "method evolution needs the package cma: pip install cma"
         if self.density is not None and self.quantized:
             yield "density needs the weights of the SFT model: leave out load_in_8bit and load_in_4bit, or density"
         if self.method in ("natural_niches", "reward_gradient") and self.aim == "hypervolume":

@@ -36,17 +36,12 @@ def evolve(
         seed: of the draws.
 
     Raises:
-        ValueError: the package is not installed, or `count` is less than one generation and the mean.
+        ValueError: as `check_generations`.
     """
-    try:
-        import cma
-    except ImportError as error:
-        raise ValueError("method evolution needs the package cma: pip install cma") from error
+    import cma
+
     population = population or default_population(len(start))
-    if count <= population:
-        raise ValueError(
-            f"num_candidates is {count}, expected at least {population + 1}: a generation of {population}, and its mean"
-        )
+    check_generations(count, population)
     draws = np.random.Generator(np.random.PCG64(seed))
     options = {
         "popsize": population,
@@ -61,6 +56,18 @@ def evolve(
         values = evaluate([tuple(map(float, vector)) for vector in vectors])
         state.tell(vectors, [-value for value in values])
     evaluate([tuple(map(float, state.mean))])
+
+
+def check_generations(count: int, population: int) -> None:
+    """Stop where the candidates are fewer than one generation and the mean.
+
+    Raises:
+        ValueError: they are.
+    """
+    if count <= population:
+        raise ValueError(
+            f"num_candidates is {count}, expected at least {population + 1}: a generation of {population}, and its mean"
+        )
 
 
 def default_population(numbers: int) -> int:

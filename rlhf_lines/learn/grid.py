@@ -19,7 +19,8 @@ Point = tuple[float, ...]  # weights of the policies, alpha, beta
 def lines_grid(num_policies: int, count: int, *, with_weights: bool) -> list[Point]:
     """At most `count` points of a grid of LiNeS' alpha and beta, and of weights where these are chosen, too.
 
-    Every axis has about as many values as the others; weights come in equal steps on the simplex.
+    Weights come in equal steps on the simplex, as many along each axis as alpha and beta have values, or about as many;
+    equal ones are always among them. One value of alpha, or beta, is the middle.
 
     >>> lines_grid(2, 4, with_weights=False)
     [(0.5, 0.5, 0.25, -0.5), (0.5, 0.5, 0.25, 1.5), (0.5, 0.5, 1.5, -0.5), (0.5, 0.5, 1.5, 1.5)]
@@ -27,14 +28,17 @@ def lines_grid(num_policies: int, count: int, *, with_weights: bool) -> list[Poi
     weights = [(1 / num_policies,) * num_policies]
     if with_weights and num_policies > 1:
         steps = 2
-        while len(simplex(num_policies, steps + 1)) ** 3 <= count:
+        while math.comb(steps + num_policies - 1, steps) * (steps + 1) ** 2 <= count:
             steps += 1
-        weights = simplex(num_policies, steps)
+        weights += [row for row in simplex(num_policies, steps) if not np.allclose(row, weights[0])]
     rest = max(count // len(weights), 1)
     rows = math.isqrt(rest)
-    alphas, betas = np.linspace(*ALPHAS, rows).tolist(), np.linspace(*BETAS, rest // rows).tolist()
-    points = itertools.product(weights, alphas, betas)
+    points = itertools.product(weights, _axis(ALPHAS, rows), _axis(BETAS, rest // rows))
     return [(*row, alpha, beta) for row, alpha, beta in points][:count]
+
+
+def _axis(ends: tuple[float, float], count: int) -> list[float]:
+    return np.linspace(*ends, count).tolist() if count > 1 else [sum(ends) / 2]
 
 
 def point_names(num_policies: int) -> list[str]:

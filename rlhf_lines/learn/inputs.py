@@ -14,7 +14,9 @@ from rlhf_lines.completions import stop_problems
 from rlhf_lines.data.config import DataConfig, PromptDataConfig, sources
 from rlhf_lines.errors import Problems
 from rlhf_lines.learn.config import FROM_DEMONSTRATIONS, LearnConfig
+from rlhf_lines.learn.counts import generation
 from rlhf_lines.learn.demonstrations import read_demonstrations
+from rlhf_lines.learn.evolution import check_generations
 from rlhf_lines.limits import check_prompts, check_writes
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
@@ -78,7 +80,7 @@ def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
     Raises:
         FileNotFoundError: a model, policy, reward model or text does not exist.
         FileExistsError: replacing `output_dir` would delete an input.
-        ValueError: a policy belongs to another SFT model, or a prompt is too long.
+        ValueError: a policy belongs to another SFT model, a prompt is too long, or there are too few candidates.
     """
     sft = local_folder(config.sft_model, what="SFT model")
     policies = [local_folder(policy, what="policy") for policy in config.policies]
@@ -108,6 +110,8 @@ def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
     check_prompts(of_model, token_ids, dataset=data_config.dataset_name, max_new_tokens=config.max_new_tokens)
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
+    if config.method == "evolution":
+        check_generations(config.num_candidates, generation(config, num_layers))
     return Inputs(sft, adapters, reward_models, objectives, tokenizer, prompts, num_layers, demonstrations, forgetting)
 
 

@@ -29,10 +29,9 @@ def result_text(found: Mapping[str, Any], policies: Sequence[str]) -> str:
         f"on {found['prompts']['validation']} validation prompts: {_valued(validation)}",
     ]
     for name, difference in found["differences"].items():
-        lines.append(
-            f"learned - {name}: {difference['value']:z.3f} [{difference['low']:z.3f}, {difference['high']:z.3f}], "
-            "95 % interval over validation prompts"
-        )
+        few = "too few validation prompts differ for an interval"
+        told = few if difference["low"] is None else "95 % interval over validation prompts"
+        lines.append(f"learned - {name}: {estimate_text(difference, 3)}, {told}")
     profiles = {name: Profile.of(options) for name, options in found["profiles"].items() if name != SOUP}
     return "\n".join([*lines, "", *profile_table(profiles, policies)])
 

@@ -95,10 +95,13 @@ def unit(values: ArrayLike) -> NDArray[np.float64]:
 def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:
     """`mean(a - b)` with its interval and p-value over prompts.
 
-    Pairing removes the part of the noise that comes from some prompts being easier than others.
+    Pairing removes the part of the noise that comes from some prompts being easier than others. Where few prompts
+    differ (`is_sparse`) there is no interval: others may differ by more, and more of them.
 
     >>> paired_difference([3.0, 5.0], [2.0, 4.0])
     Estimate(value=1.0, low=1.0, high=1.0, p_value=0.0)
+    >>> paired_difference([1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0])
+    Estimate(value=0.25, low=None, high=None, p_value=None)
 
     Args:
         a: `[P]`, scores of one policy, one per prompt.
@@ -111,7 +114,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape:
         raise ValueError(f"got scores of shape {a.shape} and {b.shape}; expected one score per prompt, same prompts")
-    return mean_estimate(a - b, confidence)
+    found = mean_estimate(a - b, confidence)
+    return found if np.ptp(a - b) == 0.0 or not is_sparse(a - b) else Estimate(found.value, None, None, None)
 
 
 def is_sparse(values: ArrayLike) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.pareto.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_counts
 from rlhf_lines.pareto.corrected import Hypervolume, Shrinking, both_signs, correct, resampled_noise
-from rlhf_lines.pareto.intervals import Estimate, estimate
+from rlhf_lines.pareto.intervals import Estimate, estimate, is_sparse
 from rlhf_lines.pareto.student import critical_value
 
 
@@ -30,7 +30,8 @@ def picked_worth(worth: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE
     The point is picked again under added noise and measured under noise that is independent of it, as on held-out
     prompts: the mean over noise e of `m_i - e_i / a` with i the best of `m + a e`. The error is the standard deviation
     of the same in resamples around shrunk means, against what the point that each of them picks is worth there
-    (`corrected.py`). `worth.mean(axis=1).max()` is the number that is too high.
+    (`corrected.py`). `worth.mean(axis=1).max()` is the number that is too high. Where the worth of a point `is_sparse`
+    there is no interval.
 
     Args:
         worth: `[n, P]`, what each point is worth on each prompt, such as `scores @ preference`.
@@ -47,11 +48,14 @@ def picked_worth(worth: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE
     noise = resampled_noise(worth[..., None], bootstrap_counts(worth.shape[1], RESAMPLES, seed))
     centres = Shrinking(noise)(means[None, :, None])[..., 0]
     noise = noise[..., 0]
+    value = _held_out(means, both_signs(noise))
+    if any(np.ptp(row) > 0.0 and is_sparse(row) for row in worth):
+        return Estimate(value, None, None, None)
     resampled = centres + noise[:OUTER]
     truth = centres[0, resampled.argmax(axis=1)]
     again = both_signs(noise[OUTER : OUTER + INNER])
     error = np.std(np.array([_held_out(row, again) for row in resampled]) - truth, ddof=1)
-    return estimate(_held_out(means, both_signs(noise)), float(error), prompts, confidence)
+    return estimate(value, float(error), prompts, confidence)
 
 
 def difference_of_best(a: ArrayLike, b: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:

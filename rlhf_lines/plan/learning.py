@@ -10,6 +10,7 @@ from pathlib import Path
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.learn.config import STEPS, LearnConfig
 from rlhf_lines.learn.counts import completions_of_steps, generation, specs_of_splits, specs_per_candidate
+from rlhf_lines.learn.evolution import check_generations
 from rlhf_lines.plan.config import of_type
 from rlhf_lines.plan.plan import Options, Plan
 from rlhf_lines.plan.shapes import find_shape
@@ -28,7 +29,10 @@ def plan_learn(configs: dict, given: dict, beside: Path | None, options: Options
     same = {entry.name: getattr(config, entry.name) for entry in fields(CompletionConfig) if entry.name not in LIMITS}
     sweep = SweepConfig(**same, objectives=config.objectives, controls=False, scalings=["1 0"], groups=elected)
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
-    work = partial(_work, config, shape.config.get_text_config().num_hidden_layers)
+    num_layers = shape.config.get_text_config().num_hidden_layers
+    if config.method == "evolution":
+        check_generations(config.num_candidates, generation(config, num_layers))
+    work = partial(_work, config, num_layers)
     counts = {"validation": config.validation_prompts, "train": config.train_prompts}
     plan = plan_completions("learn", sweep, of_type(configs, DataConfig), counts, work, beside, options)
     if config.method in STEPS:

@@ -242,7 +242,8 @@ def learned(task: Task) -> str:
 
 
 def _difference(found: dict[str, float]) -> str:
-    return f"{found['value']:+.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{found['value']:+.3f}{interval}"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

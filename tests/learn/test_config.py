@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from rlhf_lines.learn import methods
@@ -19,7 +21,7 @@ NEEDED = {"sft_model": "sft", "policies": ["a", "b"], "rewards": ["rule:length",
         ({"space": "all"}, "space is 'all', expected profile, coefficients or policies"),
         ({"policies": []}, "policies is empty"),
         ({"num_candidates": 1}, "num_candidates is 1, expected at least 2"),
-        ({"population": 300}, "population is 300, but num_candidates 200"),
+        ({"population": 200}, "population is 200, but num_candidates 200: give more candidates"),
         ({"step": 0.0}, "step is 0.0, expected a number above 0"),
         ({"max_kl": -1.0}, "max_kl is -1.0, expected a number above 0"),
         ({"max_forgetting": 0.0, "control": "docstrings"}, "max_forgetting is 0.0, expected a number above 0"),
@@ -57,6 +59,14 @@ NEEDED = {"sft_model": "sft", "policies": ["a", "b"], "rewards": ["rule:length",
 def test_mistakes_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         LearnConfig(**{**NEEDED, **changes})
+
+
+def test_a_missing_package_is_named_before_anything_is_read(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cma" else found(name))
+    with pytest.raises(ValueError, match="method evolution needs the package cma: pip install cma"):
+        LearnConfig(**NEEDED)
+    assert LearnConfig(**NEEDED, method="natural_niches")
 
 
 def test_every_method_has_its_function():

@@ -60,6 +60,13 @@ def test_a_grid_has_at_most_so_many_points_and_most_of_them(policies, count, wit
     grid = lines_grid(policies, count, with_weights=with_weights)
     assert len(grid) == len(set(grid)) and count / 2 < len(grid) <= count
     assert all(sum(point[:policies]) == pytest.approx(1) for point in grid)
+    assert any(np.allclose(point[:policies], 1 / policies) for point in grid)  # LiNeS on the soup itself
+    assert min(point[-2] for point in grid) < 1 < max(point[-2] for point in grid) or count < 40
+
+
+def test_a_grid_of_three_policies_has_all_kinds_of_mixtures():
+    weights = {point[:3] for point in lines_grid(3, 200, with_weights=True)}
+    assert {(1.0, 0.0, 0.0), (2 / 3, 1 / 3, 0.0), (1 / 3, 1 / 3, 1 / 3)} < weights and len(weights) == 10
 
 
 def test_a_point_of_the_grid_is_lines_with_its_weights():

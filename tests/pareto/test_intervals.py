@@ -37,6 +37,14 @@ def test_values_without_spread_and_one_prompt():
     assert mean_estimate([2.0]) == Estimate(2.0, None, None, None)
 
 
+@pytest.mark.parametrize("differ", [1, 9, 10])
+def test_where_few_prompts_differ_a_difference_has_no_interval(differ):
+    a, b = np.zeros(60), np.r_[np.ones(differ), np.zeros(60 - differ)]
+    found = paired_difference(b, a)
+    assert found.value == differ / 60
+    assert found == mean_estimate(b) if differ == 10 else found[1:] == (None, None, None)
+
+
 def test_the_deviation_of_one_number_is_0_and_not_what_rounding_leaves():
     values = np.column_stack([np.full(200, 0.3), np.arange(200.0)])
     assert values[:, 0].std() > 0

@@ -33,6 +33,15 @@ def test_a_point_that_is_best_beyond_doubt_has_the_interval_of_its_mean():
     assert picked_worth(worth[:, :1])[1:] == (None, None, None)
 
 
+def test_a_point_that_is_worth_the_same_at_nearly_all_prompts_leaves_no_interval():
+    worth = np.ones((3, 60))
+    worth[0, :9] = 0.0  # 85 % right: of answers like these the interval held 80 to 90 % in simulations
+    found = picked_worth(worth)
+    assert found.value == pytest.approx(1.0, abs=0.01) and found[1:] == (None, None, None)
+    worth[0, 9] = 0.0
+    assert picked_worth(worth).low is not None
+
+
 def test_the_difference_of_two_points_is_that_of_their_means_whatever_they_share():
     shared = np.random.default_rng(3).normal(-7.0, 5.0, 200)
     a, b = shared + np.random.default_rng(4).normal([[0.5], [0.0]], 0.5, (2, 200))
