@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lines.config import from_json, size_of
+from rlhf_lines.distributed import on_cpu
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.adapter import Adapter
@@ -29,7 +30,7 @@ from rlhf_lines.serve.plugin import NAME
 from rlhf_lines.serve.served import Served, read_served
 from rlhf_lines.serve.settings import Settings
 from rlhf_lines.sweep.engines.vllm_adapters import largest_rank
-from rlhf_lines.sweep.engines.vllm_arguments import CACHE, MAX_LORAS, cpu_cache
+from rlhf_lines.sweep.engines.vllm_arguments import CACHE, MAX_LORAS, check_dtype, cpu_cache
 
 
 MIXES = "mixes"  # in RUN_DIR, the folder of mixes where none is named
@@ -86,7 +87,8 @@ def serve_command(
     Raises:
         FileNotFoundError: there is no finished sweep, or its models are gone.
         FileExistsError: another server keeps its mixes in that folder.
-        ValueError: vLLM is not installed, no exact adapter exists, the port is taken, or a setting does not fit.
+        ValueError: vLLM is not installed, no exact adapter exists, a GPU does not take the dtype, the port is taken, or
+            a setting does not fit.
     """
     vllm = from_json("vllm", vllm or {})
     if not isinstance(vllm, Mapping):
@@ -113,6 +115,7 @@ def serve_command(
             "most: merge single points with rlhf-lines merge --rank, or serve policies of smaller rank"
         )
     dtype = dtype or served.swept.dtype
+    check_dtype(dtype, cpu=on_cpu(), instead="--dtype bfloat16")
     size = mix_size(adapters, rank, dtype)
     most = min(max_mixes, bytes_of_disk // (2 * size))
     if most < 1:

@@ -42,6 +42,7 @@ def installed(monkeypatch):
     """vLLM is there, as far as looking for it goes."""
     monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None))
     monkeypatch.setattr(module, "version", lambda name: "0.32.0")
+    monkeypatch.setattr(module, "on_cpu", lambda: True)
     monkeypatch.setattr(module, "cpu_cache", lambda given, environment: {"kv_cache_memory_bytes": 5 * 10**9})
 
 
@@ -176,6 +177,16 @@ def test_loopback_needs_none(host, run, installed):
 def test_settings_that_do_not_fit_are_refused(settings, told, run, installed):
     with pytest.raises(ValueError, match=told):
         serve_command(run, environment=ENVIRONMENT, **settings)
+
+
+def test_float32_is_refused_on_a_gpu(run, installed, monkeypatch):
+    monkeypatch.setattr(module, "on_cpu", lambda: False)
+    told = "dtype is float32, but on a GPU vLLM takes adapters in 16 bits only: give --dtype bfloat16"
+    for dtype in (None, "float32"):
+        with pytest.raises(ValueError, match=told):
+            serve_command(run, dtype=dtype, environment={})
+    command = serve_command(run, dtype="bfloat16", environment={})
+    assert by_flag(command.arguments)["--dtype"] == Settings.of(command.environment).dtype == "bfloat16"
 
 
 def test_a_size_that_is_given_is_not_told(run, installed):
