@@ -254,9 +254,10 @@ def _told(served: Served, host: str, port: int, most: int, size: int, cache: Pat
     if len(even) > 1:
         even[:2] = 0.3, 0.7
     shares = ",".join(["0.7", "0.3"] if len(served.front["objectives"]) == 2 else ["..."])
+    address = f"[{host}]" if ":" in host else host  # of IPv6
     return [
-        f"models at http://{host}:{port}/v1: {SFT_NAME}, and mixes of {', '.join(served.names)} ({served.group}), such "
-        f"as {mix_name(even, served.names)}",
+        f"models at http://{address}:{port}/v1: {SFT_NAME}, and mixes of {', '.join(served.names)} ({served.group}), "
+        f"such as {mix_name(even, served.names)}",
         f"by what the objectives count ({', '.join(served.front['objectives'])}): {PREFIX}{PREFERENCE}={shares}, "
         f"{AS_COUNTED[served.scale]} (--scale {served.scale})",
         *_one_for_all(served),

@@ -157,7 +157,10 @@ def test_others_reach_it_with_a_key_only(host, run, installed):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.1.2.3"])
 def test_loopback_needs_none(host, run, installed):
-    assert by_flag(serve_command(run, host=host, environment={}).arguments)["--host"] == host
+    command = serve_command(run, host=host, environment={})
+    assert by_flag(command.arguments)["--host"] == host
+    address = "[::1]" if host == "::1" else host
+    assert command.told[0].startswith(f"models at http://{address}:8000/v1: sft, and mixes of ")
 
 
 @pytest.mark.parametrize(
