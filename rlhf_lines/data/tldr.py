@@ -50,7 +50,7 @@ def scored_prompt(prompt: str) -> str:
     'My cat came home late.'
     """
     _, mark, post = prompt.partition("POST:")
-    return post.rpartition("TL;DR:")[0].strip() if mark else prompt
+    return post.strip().removesuffix("TL;DR:").strip() if mark else prompt
 
 
 def comparison(info: dict, summaries: list[dict], choice: int) -> dict[str, str]:

@@ -96,6 +96,9 @@ TLDR = "SUBREDDIT: r/cats\n\nTITLE: Late\n\nPOST: My cat came home late. TL;DR: 
     [
         (TLDR, "My cat came home late. TL;DR: she is\nfine"),
         ("POST: a POST: b\nTL;DR:", "a POST: b"),
+        ("POST: a\n\nTL;DR: \n", "a"),
+        ("SUBREDDIT: r/cats\n\nPOST: a post without its mark", "a post without its mark"),
+        ("POST: a TL;DR: b", "a TL;DR: b"),  # no mark at its end
         ("no mark at all", "no mark at all"),
     ],
 )
