@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_lines.data import dialogues
-from rlhf_lines.data.files import split_rows, texts_of
+from rlhf_lines.data.files import place, split_rows, texts_of
 from rlhf_lines.data.sources import read
 from rlhf_lines.data.splits import TestSize
 
@@ -50,7 +50,8 @@ def _rows(kind: str, split: str, path: str, test_size: TestSize, preference: str
     own_splits: dict[str, list[dict]] = {}
     for subset in _subsets(path, preference):
         for name, own in read(path, subset=subset).items():
-            own_splits.setdefault(name, []).extend(texts_of(own, ("chosen", "rejected"), "the hh_rlhf task", path))
+            where = place(f"{path}/{subset}" if subset else path, name)
+            own_splits.setdefault(name, []).extend(texts_of(own, ("chosen", "rejected"), "the hh_rlhf task", where))
     return split_rows(
         own_splits, split, lambda name, wanted: dialogues.rows(own_splits[name], wanted, path), kind, path, test_size
     )

@@ -75,6 +75,13 @@ def test_other_columns_are_refused(write):
         data.load("hh_rlhf", "prompts", "train", dataset_path=path)
 
 
+def test_a_wrong_value_is_told_with_its_subset_and_split(copy, write):
+    write("hh/helpful-base/test.jsonl.gz", [*pairs("helpful-base test", 1), {"chosen": 5, "rejected": "no"}])
+    told = r"row 2 of dataset \S+/hh/helpful-base, split test,: chosen is a number \(5\), expected a text"
+    with pytest.raises(ValueError, match=told):
+        data.load("hh_rlhf", "prompts", "train", dataset_path=copy)
+
+
 TURNS = [
     {"role": "user", "content": "Hi."},
     {"role": "assistant", "content": "Hello."},
