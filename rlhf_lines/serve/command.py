@@ -26,6 +26,7 @@ from rlhf_lines.pareto.origin import weights_text
 from rlhf_lines.pareto.picked import AS_COUNTED, SCALES
 from rlhf_lines.serve.folder import check_free
 from rlhf_lines.serve.names import PREFERENCE, PREFIX, mix_name
+from rlhf_lines.serve.numbers import alike, unlike
 from rlhf_lines.serve.plugin import NAME
 from rlhf_lines.serve.served import Served, read_served
 from rlhf_lines.serve.settings import Settings
@@ -145,13 +146,19 @@ def serve_command(
         _check_port(host, port)
     with only_writer(cache):
         pass  # told now, not after vLLM has started
-    given = {"max_loras": MAX_LORAS, **cpu_cache(vllm, environment), **vllm}
+    as_swept = {name: value for name, value in alike(served.swept).items() if name not in vllm}
+    given = {"max_loras": MAX_LORAS, **cpu_cache(vllm, environment), **as_swept, **vllm}
     if "max_cpu_loras" not in given:  # mixes that are known stay in memory
         given["max_cpu_loras"] = max(most, given["max_loras"])
     return Command(
         [sys.executable, "-m", *_program(served.swept.sft), *flags({**fixed, **given})],
         {**environment, **_variables(settings, environment), **keys},
-        [*_told(served, host, port, most, size, cache), *_told_of_cache(given, vllm)],
+        [
+            *_told(served, host, port, most, size, cache),
+            *(f"as in the sweep, vLLM is given {name} {value}" for name, value in as_swept.items()),
+            *unlike(served.swept, dtype, vllm),
+            *_told_of_cache(given, vllm),
+        ],
     )
 
 

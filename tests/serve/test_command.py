@@ -198,6 +198,33 @@ def test_a_size_that_is_given_is_not_told(run, installed):
     assert not any("cache of a worker" in line for line in command.told)
 
 
+FP8 = {"quantization": "fp8", "hf_overrides": {"rope_theta": 5}, "trust_remote_code": True}
+
+
+def test_the_model_is_quantised_as_it_was_in_the_sweep(changed, installed):
+    run = changed(vllm=FP8)
+    command = serve_command(run, environment={})
+    by_name = by_flag(command.arguments)
+    assert (by_name["--quantization"], by_name["--hf-overrides"]) == ("fp8", '{"rope_theta": 5}')
+    assert "--trust-remote-code" not in by_name  # the store does not say which code runs
+    told = "\n".join(command.told)
+    assert "as in the sweep, vLLM is given quantization fp8" in told
+    assert "the sweep gave vLLM trust_remote_code, too, which this server is not given unless by name" in told
+    command = serve_command(run, vllm={"quantization": "awq", "trust_remote_code": True}, environment={})
+    by_name = by_flag(command.arguments)
+    assert (by_name["--quantization"], by_name["--trust-remote-code"]) == ("awq", "")
+    told = "\n".join(command.told)
+    assert "given quantization" not in told and "trust_remote_code" not in told
+
+
+def test_a_base_of_four_bits_that_is_served_in_more_is_told(changed, installed):
+    run = changed(load_in_4bit=True)
+    told = "the sweep held the SFT model in 4 bits (bitsandbytes), this server holds it in float32"
+    assert any(line.startswith(told) for line in serve_command(run, environment={}).told)
+    given = serve_command(run, vllm={"quantization": "bitsandbytes"}, environment={})
+    assert not any(line.startswith(told) for line in given.told)
+
+
 def test_arguments_may_be_written_with_dashes(run, installed, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "cpu_cache", lambda given, environment: seen.append(given) or {})
