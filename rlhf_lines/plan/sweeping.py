@@ -52,7 +52,7 @@ from rlhf_lines.sweep.choices import profile_problems
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, most_rows, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
-from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
+from rlhf_lines.sweep.engines.sampling import rows_of_pass
 from rlhf_lines.sweep.engines.vllm_arguments import INSTEAD, check_dtype
 from rlhf_lines.sweep.forgetting import CHUNK
 from rlhf_lines.sweep.groups import LINES, REVERSED, SCALED, SOUP, first_weights, simplex
@@ -225,7 +225,7 @@ def _add_memory(
 
     def reading(name: str, most: int, length: int, judged: int, *, of_one_tree: int = 0) -> Phase:
         """The pass over given tokens of which some are judged."""
-        few = min(most, rows_of_pass(most_positions(text.vocab_size, plan.device), length, judged))
+        few = min(most, rows_of_pass(text.vocab_size, plan.device, length, judged))
         logits = max(few * (judged + 1), of_one_tree) * text.vocab_size * (size + 3 * FLOAT32)
         passes = Rehearsal(skeleton.causal_lm(shape.config, dtype=config.dtype)).forward(few, length)
         return Phase(name, {**held, "activations": passes + unpacked, "logits": logits})
