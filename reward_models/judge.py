@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from reward_models.base import check_lengths, checked_scores, excerpt, is_number
 from reward_models.conversation import Prompt, Turn, conversation_text
@@ -57,7 +58,7 @@ class Judge:
         """Take the settings; nothing is sent.
 
         Args:
-            url: the address up to `/v1`, or all of it.
+            url: the address up to `/v1`, or all of it; a query stays behind it.
             name: what the score is called; None is `judge`.
             model: of the service.
             rubric: what makes a reply good.
@@ -75,7 +76,9 @@ class Judge:
             raise ValueError(f"the option sampling of {self.name} is {sampling!r}; expected names with values")
         if taken := {"model", "messages", "stream", "n"} & set(sampling or ()):
             raise ValueError(f"the option sampling of {self.name} holds {taken.pop()!r}, which is not its to say")
-        self.service = Service(url.rstrip("/").removesuffix(PATH) + PATH, name=self.name, **settings)
+        parts = urlsplit(url)
+        path = parts.path.rstrip("/").removesuffix(PATH) + PATH
+        self.service = Service(parts._replace(path=path).geturl(), name=self.name, **settings)
         self.rubric, self.unread, self._model = rubric.strip(), 0, model
         self._sampling = {"temperature": 0} if sampling is None else dict(sampling)
 

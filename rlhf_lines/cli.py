@@ -579,7 +579,7 @@ def _export_adapters(options: argparse.Namespace) -> None:
 
     settings = {"group": options.adapters, "overwrite": options.overwrite}
     written = export_adapters(options.run_dir, options.output_dir, **settings)
-    _say(*(f"wrote {written.folder / name}" for name in written.names), f"serve: {written.serving}")
+    _say(*(f"wrote {written.folder / name}" for name in written.names), f"serve: {written.serving}", *written.told)
 
 
 def _serve(options: argparse.Namespace) -> None:

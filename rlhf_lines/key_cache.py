@@ -91,4 +91,6 @@ def add_rows(roomy: DynamicCache, cache: DynamicCache) -> None:
 
 def _move(layer: DynamicLayer, into: RoomyLayer) -> None:
     into.add_rows(layer)
-    layer.reset()  # one layer is held twice, not all of them
+    # One layer is held twice, not all of them: `reset` of older transformers fills what it keeps with zeros.
+    layer.keys = layer.values = None
+    layer.is_initialized = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from rlhf_lines.key_cache import add_rows, holds_all, with_room
 
@@ -37,6 +38,15 @@ def test_rows_and_tokens_are_those_of_a_cache_that_is_copied():
         expected, got = whole.update(*other[layer], layer), roomy.update(*other[layer], layer)
         assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     assert roomy.get_seq_length() == whole.get_seq_length() == 7
+
+
+def test_what_is_taken_over_is_held_once_by_any_transformers(monkeypatch):
+    """`reset` of 5.16.1 kept the tensors."""
+    monkeypatch.setattr(DynamicLayer, "reset", CacheLayerMixin.reset)
+    first, second = filled(states(3, 5, 0)), filled(states(2, 5, 1))
+    add_rows(with_room(first, 5, 2), second)
+    for layer in (*first.layers, *second.layers):
+        assert (layer.keys, layer.values, layer.get_seq_length()) == (None, None, 0)
 
 
 def test_only_a_cache_of_all_tokens_can_have_room():

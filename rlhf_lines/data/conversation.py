@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 Messages = list[dict[str, str]]  # [{"role": "user", "content": "..."}, ...], as TRL and transformers have them
 
+KINDS = {str: "a text", list: "a list", dict: "a mapping"}
 ROLES = ("system", "user", "assistant")
 # What else a message may say, which neither a template here nor a reward model would be shown.
 SAYS_MORE = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking", "images", "audio")
@@ -72,8 +73,7 @@ def kind_of(value: object) -> str:
         return f"a switch ({str(value).lower()})"
     if isinstance(value, int | float):
         return f"a number ({value})"
-    names = {str: "a text", list: "a list", dict: "a mapping"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    return KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def shared_turns(chosen: Messages, rejected: Messages) -> int:

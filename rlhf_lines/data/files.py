@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf_lines.data import conversation, dialogues
-from rlhf_lines.data.conversation import Messages, kind_of
+from rlhf_lines.data.conversation import KINDS, Messages, kind_of
 from rlhf_lines.data.sources import Rows, columns, read
 from rlhf_lines.data.splits import HELD_OUT, SHARE, SPLITS, TestSize, prompts_by_split, rows_of
 from rlhf_lines.data.templates import TEMPLATES, Template, find
@@ -34,6 +36,7 @@ CALLED_ELSEWHERE = {
     **dict.fromkeys(("conversations", "conversation", "dialogue"), "messages, a list of turns with role and content,"),
 }
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +76,7 @@ def rows(
     written = find(template or native)
 
     def convert(name: str, wanted: str) -> list[dict]:
-        own, where = own_splits[name], source if Path(source).is_file() else f"{source}, split {name},"
+        own, where = own_splits[name], place(source, name)
         if wanted == "text":
             return texts_of(own, COLUMNS["text"], wanted, where)
         if spoken:
@@ -130,6 +133,41 @@ def split_rows(
         sizes = prompts_by_split(converted, key=key, test_size=test_size)
         _tell_split(source, " and ".join(lacking), tuple(sizes.items()), SHARE if test_size is None else test_size)
     return rows_of(converted, split, key=key, test_size=test_size)
+
+
+def place(source: str, split: str) -> str:
+    """What a sentence about a row calls its source, of one split."""
+    return source if Path(source).is_file() else f"{source}, split {split},"
+
+
+@contextlib.contextmanager
+def about_row(number: int, source: str) -> Iterator[None]:
+    """Inside, a ValueError is about this row, and says so.
+
+    Raises:
+        ValueError: in its place.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"row {number} of dataset {source}: {error}") from None
+
+
+def checked(value: object, kind: type[T], name: str) -> T:
+    """The value, if it is of this kind.
+
+    >>> checked(5, str, "text of summary 2")
+    Traceback (most recent call last):
+    ValueError: text of summary 2 is a number (5), expected a text
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value is None:
+        raise ValueError(f"{name} is missing: fill it in, or leave out the row")
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {kind_of(value)}, expected {KINDS[kind]}")
+    return value
 
 
 def texts_of(rows: Rows, wanted: Sequence[str], purpose: str, source: str) -> list[dict]:
@@ -208,11 +246,10 @@ def _conversations(rows: Rows, wanted: str, template: Template, source: str) -> 
     _check_columns(rows, COLUMNS[wanted], list(given), wanted, source)
     found = []
     for number, row in enumerate(rows, start=1):
-        try:
-            if (made := _spoken_row(row, wanted, template)) is not None:
-                found.append({**made, "row": number, **(_columns(row, named) if wanted == "prompts" else {})})
-        except ValueError as error:
-            raise ValueError(f"row {number} of dataset {source}: {error}") from None
+        with about_row(number, source):
+            made = _spoken_row(row, wanted, template)
+        if made is not None:
+            found.append({**made, "row": number, **(_columns(row, named) if wanted == "prompts" else {})})
     if not found:
         raise ValueError(f"dataset {source} has no prompt: chosen and rejected share no turn in any row")
     if len(found) < len(rows):
@@ -271,10 +308,8 @@ def _divided(row: dict) -> tuple[str | Messages | None, dict[str, Messages]]:
 def _said(row: dict, column: str) -> str | Messages:
     """A text or the turns of messages."""
     value = row.get(column)
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise ValueError(f"{column} is missing: fill it in, or leave out the row")
+    if value is None or isinstance(value, str):
+        return checked(value, str, column)
     if not isinstance(value, list):
         raise ValueError(f"{column} is {kind_of(value)}, expected a text or messages")
     try:

@@ -3,15 +3,18 @@
 A row of the data set is two dialogues that differ in their last reply; see `dialogues`. It has four subsets, which
 are the preferences of this task, train and test splits, and no validation split: that comes out of train.
 
-`path` may be a copy of the data set (`harmless-base/train.jsonl.gz`, ...), the folder of one subset, or one file.
+`path` may be a copy of the data set (`harmless-base/train.jsonl.gz`, ...), the folder of one subset, or one file. A
+copy that lacks subsets is told, and one that is called after another subset than the preference is refused.
 """
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from pathlib import Path
 
 from rlhf_lines.data import dialogues
-from rlhf_lines.data.files import split_rows, texts_of
+from rlhf_lines.data.files import place, split_rows, texts_of
 from rlhf_lines.data.sources import read
 from rlhf_lines.data.splits import TestSize
 
@@ -19,6 +22,8 @@ from rlhf_lines.data.splits import TestSize
 HUB_ID = "Anthropic/hh-rlhf"
 TEMPLATE = "hh"
 PREFERENCES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+
+logger = logging.getLogger(__name__)
 
 
 def demonstrations(split: str, *, path: str = HUB_ID, test_size: TestSize = None) -> list[dict[str, str]]:
@@ -37,7 +42,7 @@ def preferences(
     """Rows `{"prompt", "chosen", "rejected"}`, of one subset, or of all where the preference is None.
 
     Raises:
-        ValueError: there is no such subset.
+        ValueError: there is no such subset, or the path is that of another one.
     """
     if preference not in (None, *PREFERENCES):
         raise ValueError(
@@ -50,15 +55,46 @@ def _rows(kind: str, split: str, path: str, test_size: TestSize, preference: str
     own_splits: dict[str, list[dict]] = {}
     for subset in _subsets(path, preference):
         for name, own in read(path, subset=subset).items():
-            own_splits.setdefault(name, []).extend(texts_of(own, ("chosen", "rejected"), "the hh_rlhf task", path))
+            where = place(f"{path}/{subset}" if subset else path, name)
+            own_splits.setdefault(name, []).extend(texts_of(own, ("chosen", "rejected"), "the hh_rlhf task", where))
     return split_rows(
         own_splits, split, lambda name, wanted: dialogues.rows(own_splits[name], wanted, path), kind, path, test_size
     )
 
 
 def _subsets(path: str, preference: str | None) -> tuple[str | None, ...]:
-    """The folders to read: those of the preference or of all; none in a source that is one subset by itself."""
-    wanted = PREFERENCES if preference is None else (preference,)
+    """The folders to read: those of the preference or of all; none in a source that is one subset by itself.
+
+    Raises:
+        ValueError: the source has other subsets than the preference.
+    """
     if not Path(path).exists():
-        return wanted
-    return tuple(subset for subset in wanted if (Path(path) / subset).is_dir()) or (None,)
+        return PREFERENCES if preference is None else (preference,)
+    inside = [subset for subset in PREFERENCES if (Path(path) / subset).is_dir()]
+    if preference is None:
+        if inside and (lacking := [subset for subset in PREFERENCES if subset not in inside]):
+            _tell_partial(path, ", ".join(inside), ", ".join(lacking))
+        return tuple(inside) or (None,)
+    if preference in inside:
+        return (preference,)
+    others = inside or _called_after(Path(path))
+    if others not in ([], [preference]):
+        raise ValueError(
+            f"preference is {preference}, but dataset_path {path} has {', '.join(others)}: give the path of "
+            f"{preference}, or another preference"
+        )
+    return (None,)
+
+
+def _called_after(path: Path) -> list[str]:
+    """The subset that a path is called after, if any: `helpful-base/test.jsonl.gz`, `helpful-base-test.jsonl.gz`."""
+    for part in reversed(path.parts):
+        for subset in PREFERENCES:
+            if part == subset or (part == path.name and part.startswith(subset)):
+                return [subset]
+    return []
+
+
+@cache  # a stage reads several splits of one source, and is told once
+def _tell_partial(path: str, found: str, lacking: str) -> None:
+    logger.warning("%s has %s of the hh_rlhf task, and lacks %s", path, found, lacking)

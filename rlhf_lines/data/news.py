@@ -8,7 +8,9 @@ A `path` to rows of these columns is read alike, but its splits are what they ar
 
 from __future__ import annotations
 
-from rlhf_lines.data.files import columns_of, split_rows
+from collections.abc import Iterator, Sequence
+
+from rlhf_lines.data.files import about_row, checked, columns_of, place, split_rows
 from rlhf_lines.data.sources import read
 from rlhf_lines.data.splits import TestSize
 from rlhf_lines.data.templates import TEMPLATES
@@ -49,17 +51,30 @@ def _rows(kind: str, split: str, path: str, test_size: TestSize) -> list[dict[st
         own_splits = {SWAPPED.get(name, name): rows for name, rows in own_splits.items()}
 
     def convert(name: str, wanted: str) -> list[dict[str, str]]:
-        return list(_of_kind(columns_of(own_splits[name], ("text", "prediction"), "the news task", path), wanted))
+        where = place(path, name)
+        rows = columns_of(own_splits[name], ("text", "prediction"), "the news task", where)
+        return list(_of_kind(rows, wanted, where))
 
     return split_rows(own_splits, split, convert, kind, path, test_size)
 
 
-def _of_kind(rows, kind: str):
-    for row in rows:
+def _of_kind(rows: Sequence[dict], kind: str, source: str) -> Iterator[dict[str, str]]:
+    for number, row in enumerate(rows, start=1):
         if row["text"] is None:
             continue
-        prompt = TEMPLATES[TEMPLATE].text([{"role": "user", "content": article(row["text"])}])
+        with about_row(number, source):
+            text = article(checked(row["text"], str, "text"))
+            summary = None if kind == "prompts" else _best(row["prediction"])
+        prompt = TEMPLATES[TEMPLATE].text([{"role": "user", "content": text}])
         if kind == "prompts":
             yield {"prompt": prompt}
-        elif row["prediction"] and (summary := row["prediction"][0]["text"].strip()):
+        elif summary:
             yield {"prompt": prompt, "completion": f" {summary}"}
+
+
+def _best(prediction: object) -> str:
+    """The first of the summaries, which may be empty, as their list may be."""
+    summaries = [] if prediction is None else checked(prediction, list, "prediction")
+    if not summaries:
+        return ""
+    return checked(checked(summaries[0], dict, "prediction 1").get("text"), str, "text of prediction 1").strip()

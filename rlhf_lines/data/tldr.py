@@ -12,7 +12,10 @@ come from the Hub data sets `trl-lib/tldr` (posts with their authors' summaries)
 
 from __future__ import annotations
 
-from rlhf_lines.data.files import COLUMNS, columns_of, split_rows, texts_of
+from collections.abc import Iterator, Sequence
+
+from rlhf_lines.data.conversation import kind_of
+from rlhf_lines.data.files import COLUMNS, about_row, checked, columns_of, place, split_rows, texts_of
 from rlhf_lines.data.sources import columns, read
 from rlhf_lines.data.splits import TestSize
 
@@ -50,13 +53,29 @@ def scored_prompt(prompt: str) -> str:
     'My cat came home late.'
     """
     _, mark, post = prompt.partition("POST:")
-    return post.rpartition("TL;DR:")[0].strip() if mark else prompt
+    return post.strip().removesuffix("TL;DR:").strip() if mark else prompt
 
 
-def comparison(info: dict, summaries: list[dict], choice: int) -> dict[str, str]:
-    """`{"prompt", "chosen", "rejected"}` of one comparison of two summaries of a post."""
-    post = f"SUBREDDIT: r/{info['subreddit']}\n\nTITLE: {info['title']}\n\nPOST: {info['post']}\n\nTL;DR:"
-    texts = [summary["text"] for summary in summaries]
+def comparison(info: dict, summaries: list[dict], choice: int) -> dict[str, str] | None:
+    """`{"prompt", "chosen", "rejected"}` of one comparison of two summaries of a post; of an article, None.
+
+    Raises:
+        ValueError: the row has another form.
+    """
+    if checked(info, dict, "info").get("post", "") is None:
+        return None
+    subreddit, title, post = (
+        checked(info.get(name), str, f"{name} of info") for name in ("subreddit", "title", "post")
+    )
+    post = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    texts = [
+        checked(checked(summary, dict, f"summary {number}").get("text"), str, f"text of summary {number}")
+        for number, summary in enumerate(checked(summaries, list, "summaries"), start=1)
+    ]
+    if len(texts) != 2:
+        raise ValueError(f"summaries holds {len(texts)}, expected 2")
+    if not isinstance(choice, int) or isinstance(choice, bool) or choice not in (0, 1):
+        raise ValueError(f"choice is {kind_of(choice)}, expected 0 or 1")
     chosen, rejected = (text if text[:1].isspace() else f" {text}" for text in (texts[choice], texts[1 - choice]))
     return {"prompt": post, "chosen": chosen, "rejected": rejected}
 
@@ -68,14 +87,21 @@ def _rows(kind: str, split: str, path: str, test_size: TestSize) -> list[dict[st
     own_splits = read(path, subset=subset, revision=revision)
 
     def convert(name: str, wanted: str) -> list[dict[str, str]]:
-        own = own_splits[name]
+        own, where = own_splits[name], place(path, name)
         if not set(COMPARISON) <= set(columns(own)):
-            return texts_of(own, COLUMNS[wanted], wanted, path)
-        rows = columns_of(own, COMPARISON, wanted, path)
-        pairs = [comparison(**row) for row in rows if row["info"]["post"] is not None]
+            return texts_of(own, COLUMNS[wanted], wanted, where)
+        pairs = list(_compared(columns_of(own, COMPARISON, wanted, where), where))
         if wanted == "preferences":
             return pairs
         taken = {"prompt": "prompt", "completion": "chosen"} if wanted == "demonstrations" else {"prompt": "prompt"}
         return [{column: pair[source] for column, source in taken.items()} for pair in pairs]
 
     return split_rows(own_splits, split, convert, kind, path, test_size)
+
+
+def _compared(rows: Sequence[dict], source: str) -> Iterator[dict[str, str]]:
+    for number, row in enumerate(rows, start=1):
+        with about_row(number, source):
+            pair = comparison(**row)
+        if pair is not None:
+            yield pair

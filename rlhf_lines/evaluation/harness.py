@@ -32,8 +32,8 @@ from lm_eval.utils import hash_string, set_torch_seed
 from rlhf_lines.errors import Problems, closest, is_of_machine, is_ours, reason
 from rlhf_lines.evaluation.asking import Asking
 from rlhf_lines.progress import beat
-from rlhf_lines.sweep.engines.batches import rows_in_memory
-from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
+from rlhf_lines.sweep.engines.batches import in_halves, rows_in_memory
+from rlhf_lines.sweep.engines.sampling import rows_of_pass
 
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 class LoadedModel(HFLM):
     """lm-eval's model of transformers over one that is loaded.
 
+    A pass that does not fit into the memory of a GPU is halved.
+
     Args:
         model: the policy that is asked, and may be another one the next time.
         tokenizer: its tokenizer.
@@ -74,7 +76,7 @@ class LoadedModel(HFLM):
     ) -> None:
         with _quietly():  # it warns that the model is loaded
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or WINDOWS)
-        self._fits = batch_size is None
+        self._given = batch_size
         self.warned: set[str] = set()
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -82,21 +84,60 @@ class LoadedModel(HFLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def generate_until(self, requests: list, disable_tqdm: bool = True) -> list[str]:
-        """As lm-eval's, without its bar, in batches that fit."""
-        if self._fits:
-            prompts = max(len(self.tok_encode(request.args[0])) for request in requests)
-            written = max(normalize_gen_kwargs(r.args[1], self.max_gen_toks)["max_gen_toks"] for r in requests)
-            self.batch_size_per_gpu = rows_in_memory(self.model, min(prompts + written, self.max_length))
-        return super().generate_until(requests, disable_tqdm=True)
+        """As lm-eval's, without its bar, in batches that fit, the longest prompts first."""
+        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
+        alike: dict[str, list[int]] = {}  # those of one batch are written in one way
+        for i in sorted(range(len(requests)), key=lambda i: -lengths[i]):
+            alike.setdefault(repr(requests[i].args[1]), []).append(i)
+        found: dict[int, str] = {}
+        for order in alike.values():
+            written = normalize_gen_kwargs(requests[order[0]].args[1], self.max_gen_toks)["max_gen_toks"]
+            longest = min(lengths[order[0]] + written, self.max_length)
+            rows = self._given or rows_in_memory(self.model, longest)
+            for start in range(0, len(order), rows):
+                some = order[start : start + rows]
+                found |= zip(some, in_halves(self._written, [requests[i] for i in some]), strict=True)
+        return [found[i] for i in range(len(requests))]
+
+    def _written(self, requests: list) -> list[str]:
+        with self._together(len(requests)):
+            return super().generate_until(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        if self._fits:
-            longest = min(max(len(before) + len(after) for _, before, after in requests), self.max_length)
-            most = most_positions(self.config.get_text_config().vocab_size, self.device.type)
-            self.batch_size_per_gpu = rows_of_pass(most, longest, longest)
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        """As lm-eval's, in passes that fit, the longest first: what is too long fails at once."""
+        of_row: dict[tuple[int, ...], list[int]] = {}  # texts that differ in their last token alone are one row
+        for i, (_, before, after) in enumerate(requests):
+            of_row.setdefault((*before, *after[:-1]), []).append(i)
+        left = sorted(of_row, key=lambda row: (len(row), row))
+        found: dict[int, tuple[float, bool]] = {}
+        while left:
+            rows = self._given or self._rows_of_pass(len(left[-1]))
+            some, left = left[-rows:], left[:-rows]
+            answers = in_halves(lambda part: self._read([[requests[i] for i in of_row[row]] for row in part]), some)
+            for row, own in zip(some, answers, strict=True):
+                found |= zip(of_row[row], own, strict=True)
+        return [found[i] for i in range(len(requests))]
+
+    def _rows_of_pass(self, length: int) -> int:
+        length = min(length, self.max_length)
+        return rows_of_pass(self.config.get_text_config().vocab_size, self.device.type, length, length - 1)
+
+    def _read(self, rows: list[list[tuple]]) -> list[list[tuple[float, bool]]]:
+        """What lm-eval says of the requests of each row, all rows in one pass."""
+        with self._together(len(rows)):
+            answers = iter(super()._loglikelihood_tokens([one for row in rows for one in row], disable_tqdm=True))
+        return [list(itertools.islice(answers, len(row))) for row in rows]
+
+    @contextlib.contextmanager
+    def _together(self, rows: int) -> Iterator[None]:
+        """Inside, so many rows are one batch of lm-eval's."""
+        own, self.batch_size_per_gpu = self.batch_size_per_gpu, rows
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = own
 
     def _model_call(self, inps: Tensor, *others: Tensor, **more: Tensor) -> Tensor:
         beat(f"reading {len(inps)} texts")

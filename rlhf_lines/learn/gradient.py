@@ -15,7 +15,7 @@ from rlhf_lines.progress import beat
 from rlhf_lines.reading import last_logits, masks_padding, of_one_length
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
 from rlhf_lines.sweep.engines.protocol import Pair
-from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
+from rlhf_lines.sweep.engines.sampling import rows_of_pass
 
 
 RowLoss = Callable[[Tensor, Pair], Tensor]  # from the logits [T, V] of a row's T tokens, and these, to a scalar
@@ -84,8 +84,7 @@ def loss_of_pass(
 def passes(model: nn.Module, pairs: Sequence[Pair]) -> Iterator[list[int]]:
     """The rows of each pass: as many as logits of all their tokens allow."""
     lengths = [len(before) + len(after) for before, after in pairs]
-    most = most_positions(model.config.get_text_config().vocab_size, model.device.type)
-    rows = rows_of_pass(most, max(lengths), max(lengths))
+    rows = rows_of_pass(model.config.get_text_config().vocab_size, model.device.type, max(lengths), max(lengths))
     parts = [list(range(len(pairs)))] if masks_padding(model) else of_one_length(lengths)
     for part in parts:
         for start in range(0, len(part), rows):

@@ -52,7 +52,8 @@ from rlhf_lines.sweep.choices import profile_problems
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.batches import free_bytes, most_rows, rows_that_fit
 from rlhf_lines.sweep.engines.prefix_tree import MOST_NODES
-from rlhf_lines.sweep.engines.sampling import most_positions, rows_of_pass
+from rlhf_lines.sweep.engines.sampling import rows_of_pass
+from rlhf_lines.sweep.engines.vllm_arguments import INSTEAD, check_dtype
 from rlhf_lines.sweep.forgetting import CHUNK
 from rlhf_lines.sweep.groups import LINES, REVERSED, SCALED, SOUP, first_weights, simplex
 from rlhf_lines.sweep.inputs import REWARD_BATCH, check_count, checked_objectives, prompt_counts
@@ -115,7 +116,10 @@ def plan_completions(
     bits, nested = counts.held_as(shape.config, load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit)
     model = skeleton.causal_lm(shape.config, dtype=config.dtype).requires_grad_(False)
     check_cpu = partial(skeleton.check_4bit_on_cpu, model) if config.load_in_4bit else lambda: None
-    device = planned_device(options.device, check_cpu, needs_gpu=config.engine == "vllm")
+    by_vllm = config.engine == "vllm"
+    device = planned_device(options.device, check_cpu, needs_gpu=by_vllm and config.dtype != "float32")
+    if by_vllm:
+        check_dtype(config.dtype, cpu=device == "cpu", instead=INSTEAD)
     plan = Plan(stage, device, counts.count(model), notes=notes)
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(config.listed_policies, adapters, strict=True)]
@@ -221,7 +225,7 @@ def _add_memory(
 
     def reading(name: str, most: int, length: int, judged: int, *, of_one_tree: int = 0) -> Phase:
         """The pass over given tokens of which some are judged."""
-        few = min(most, rows_of_pass(most_positions(text.vocab_size, plan.device), length, judged))
+        few = min(most, rows_of_pass(text.vocab_size, plan.device, length, judged))
         logits = max(few * (judged + 1), of_one_tree) * text.vocab_size * (size + 3 * FLOAT32)
         passes = Rehearsal(skeleton.causal_lm(shape.config, dtype=config.dtype)).forward(few, length)
         return Phase(name, {**held, "activations": passes + unpacked, "logits": logits})

@@ -11,14 +11,17 @@ from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, w
 from rlhf_lines.merge.output.summary import VLLM_RANKS, max_lora_rank
 from rlhf_lines.pareto import read_front
 from rlhf_lines.pareto.origin import policy_names
+from rlhf_lines.serve.command import flags
 from rlhf_lines.serve.folder import ADAPTERS
 from rlhf_lines.serve.mixed import linear_specs
+from rlhf_lines.serve.numbers import alike, unlike
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters, largest_rank
 from rlhf_lines.sweep.store import open_finished
-from rlhf_lines.sweep.swept import read_swept
+from rlhf_lines.sweep.swept import Swept, read_swept
 
 
 INDEX = "adapters.json"
+ON_GPU = "on a GPU give --dtype bfloat16 in its place: vLLM takes adapters in 16 bits only there"
 
 
 class Exported(NamedTuple):
@@ -28,11 +31,13 @@ class Exported(NamedTuple):
         folder: with `adapters.json` and a folder per point.
         names: of the folders in it.
         serving: the command that serves all of them with vLLM, or why it will not.
+        told: lines for the user.
     """
 
     folder: Path
     names: list[str]
     serving: str
+    told: list[str]
 
 
 def export_adapters(
@@ -81,16 +86,24 @@ def export_adapters(
         write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n")
     names = [_name(point["id"]) for point in points]
     rank = largest_rank(list(policies.values()), mixed=[range(len(policies))])
-    return Exported(target, names, _serving(front["sft_model"], target, names, rank))
+    told = [ON_GPU] if swept.dtype == "float32" else []
+    serving = _serving(front["sft_model"], swept, target, names, rank)
+    return Exported(target, names, serving, told + unlike(swept, swept.dtype))
 
 
 def _name(point: int) -> str:
     return f"point_{point}"
 
 
-def _serving(sft_model: str, folder: Path, names: list[str], rank: int) -> str:
+def _serving(sft_model: str, swept: Swept, folder: Path, names: list[str], rank: int) -> str:
     allowed = max_lora_rank(rank)
     if allowed is None:
         return f"vLLM serves ranks up to {VLLM_RANKS[-1]}, these have {rank}"
-    modules = shlex.join(f"{name}={folder / name}" for name in names)
-    return f"vllm serve {shlex.quote(sft_model)} --enable-lora --max-lora-rank {allowed} --lora-modules {modules}"
+    arguments = {
+        "dtype": swept.dtype,
+        **alike(swept),
+        "enable_lora": True,
+        "max_lora_rank": allowed,
+        "lora_modules": [f"{name}={folder / name}" for name in names],
+    }
+    return shlex.join(["vllm", "serve", sft_model, *flags(arguments)])

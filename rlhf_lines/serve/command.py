@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lines.config import from_json, size_of
+from rlhf_lines.distributed import on_cpu
 from rlhf_lines.errors import unknown_name
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.inputs.adapter import Adapter
@@ -25,11 +26,12 @@ from rlhf_lines.pareto.origin import weights_text
 from rlhf_lines.pareto.picked import AS_COUNTED, SCALES
 from rlhf_lines.serve.folder import check_free
 from rlhf_lines.serve.names import PREFERENCE, PREFIX, mix_name
+from rlhf_lines.serve.numbers import alike, unlike
 from rlhf_lines.serve.plugin import NAME
 from rlhf_lines.serve.served import Served, read_served
 from rlhf_lines.serve.settings import Settings
 from rlhf_lines.sweep.engines.vllm_adapters import largest_rank
-from rlhf_lines.sweep.engines.vllm_arguments import CACHE, MAX_LORAS, cpu_cache
+from rlhf_lines.sweep.engines.vllm_arguments import CACHE, MAX_LORAS, check_dtype, cpu_cache
 
 
 MIXES = "mixes"  # in RUN_DIR, the folder of mixes where none is named
@@ -86,7 +88,8 @@ def serve_command(
     Raises:
         FileNotFoundError: there is no finished sweep, or its models are gone.
         FileExistsError: another server keeps its mixes in that folder.
-        ValueError: vLLM is not installed, no exact adapter exists, the port is taken, or a setting does not fit.
+        ValueError: vLLM is not installed, no exact adapter exists, a GPU does not take the dtype, the port is taken, or
+            a setting does not fit.
     """
     vllm = from_json("vllm", vllm or {})
     if not isinstance(vllm, Mapping):
@@ -113,6 +116,7 @@ def serve_command(
             "most: merge single points with rlhf-lines merge --rank, or serve policies of smaller rank"
         )
     dtype = dtype or served.swept.dtype
+    check_dtype(dtype, cpu=on_cpu(), instead="--dtype bfloat16")
     size = mix_size(adapters, rank, dtype)
     most = min(max_mixes, bytes_of_disk // (2 * size))
     if most < 1:
@@ -142,13 +146,19 @@ def serve_command(
         _check_port(host, port)
     with only_writer(cache):
         pass  # told now, not after vLLM has started
-    given = {"max_loras": MAX_LORAS, **cpu_cache(vllm, environment), **vllm}
+    as_swept = {name: value for name, value in alike(served.swept).items() if name not in vllm}
+    given = {"max_loras": MAX_LORAS, **cpu_cache(vllm, environment), **as_swept, **vllm}
     if "max_cpu_loras" not in given:  # mixes that are known stay in memory
         given["max_cpu_loras"] = max(most, given["max_loras"])
     return Command(
         [sys.executable, "-m", *_program(served.swept.sft), *flags({**fixed, **given})],
         {**environment, **_variables(settings, environment), **keys},
-        [*_told(served, host, port, most, size, cache), *_told_of_cache(given, vllm)],
+        [
+            *_told(served, host, port, most, size, cache),
+            *(f"as in the sweep, vLLM is given {name} {value}" for name, value in as_swept.items()),
+            *unlike(served.swept, dtype, vllm),
+            *_told_of_cache(given, vllm),
+        ],
     )
 
 
@@ -251,9 +261,10 @@ def _told(served: Served, host: str, port: int, most: int, size: int, cache: Pat
     if len(even) > 1:
         even[:2] = 0.3, 0.7
     shares = ",".join(["0.7", "0.3"] if len(served.front["objectives"]) == 2 else ["..."])
+    address = f"[{host}]" if ":" in host else host  # of IPv6
     return [
-        f"models at http://{host}:{port}/v1: {SFT_NAME}, and mixes of {', '.join(served.names)} ({served.group}), such "
-        f"as {mix_name(even, served.names)}",
+        f"models at http://{address}:{port}/v1: {SFT_NAME}, and mixes of {', '.join(served.names)} ({served.group}), "
+        f"such as {mix_name(even, served.names)}",
         f"by what the objectives count ({', '.join(served.front['objectives'])}): {PREFIX}{PREFERENCE}={shares}, "
         f"{AS_COUNTED[served.scale]} (--scale {served.scale})",
         *_one_for_all(served),

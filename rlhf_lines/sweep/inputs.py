@@ -40,6 +40,7 @@ from rlhf_lines.sha256 import sha256_of
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.choices import profile_problems
 from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.engines import check_engine
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_folders
@@ -98,8 +99,10 @@ def read_inputs(data_config: DataConfig, config: SweepConfig) -> Inputs:
     Raises:
         FileNotFoundError: a model, policy, reward model or text does not exist.
         FileExistsError: the output folder would replace one of them.
-        ValueError: a policy belongs to another SFT model, or there are too few or too long texts.
+        ValueError: the engine cannot work here, a policy belongs to another SFT model, or there are too few or too long
+            texts.
     """
+    check_engine(config)
     sft, policies = _folders(config)
     statistics = itertools.chain.from_iterable(entry.statistics for entry in config.groups)
     routers = filter(None, (entry.router for entry in config.groups))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import Adapter
@@ -26,6 +27,7 @@ class Swept:
         dtype: in which the sweep loaded the SFT model.
         load_in_8bit: whether it did so in 8 bits.
         load_in_4bit: whether in 4.
+        vllm: the arguments of its vLLM that change numbers.
     """
 
     sft: Path
@@ -33,6 +35,7 @@ class Swept:
     dtype: str
     load_in_8bit: bool
     load_in_4bit: bool
+    vllm: dict[str, Any]
 
     @property
     def quantized(self) -> bool:
@@ -62,6 +65,7 @@ class Named:
         dtype: see `Swept`.
         load_in_8bit: see `Swept`.
         load_in_4bit: see `Swept`.
+        vllm: see `Swept`.
     """
 
     run_dir: str
@@ -72,6 +76,7 @@ class Named:
     dtype: str
     load_in_8bit: bool
     load_in_4bit: bool
+    vllm: dict[str, Any]
 
     def find(self) -> Swept:
         """The models, on this machine.
@@ -90,7 +95,7 @@ class Named:
         found = fingerprints_of_models(self.sft_model, sft, zip(self.policies, folders, strict=True), [])
         way_out = "restore it, or sweep again"
         check_unchanged(self.sha256, found, since=f"the sweep in {self.run_dir}", way_out=way_out)
-        return Swept(sft, folders, self.dtype, self.load_in_8bit, self.load_in_4bit)
+        return Swept(sft, folders, self.dtype, self.load_in_8bit, self.load_in_4bit, self.vllm)
 
 
 def read_swept(
@@ -121,4 +126,5 @@ def named_models(
     bits = (store.recall(name, False) for name in ("load_in_8bit", "load_in_4bit"))
     then = store.recall("sft_model")
     sha256, dtype = store.recall("inputs_sha256", {}), store.recall("dtype")
-    return Named(str(run_dir), then, sft_model or then, list(asked), sha256, dtype, *bits)
+    vllm = store.recall("vllm", None) or {}
+    return Named(str(run_dir), then, sft_model or then, list(asked), sha256, dtype, *bits, vllm)

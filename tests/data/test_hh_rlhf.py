@@ -54,6 +54,47 @@ def test_one_subset_and_one_file_are_sources_too(copy):
     )
 
 
+@pytest.mark.parametrize("place", ["helpful-base", "helpful-base/test.jsonl.gz", "helpful-base-test.jsonl.gz", ""])
+def test_a_source_of_another_preference_is_refused(place, copy, write):
+    write("hh/helpful-base-test.jsonl.gz", pairs("helpful-base test", 5))
+    preference, path = "helpful-online" if place == "" else "harmless-base", f"{copy}/{place}".rstrip("/")
+    others = "helpful-base" if place else "harmless-base, helpful-base"
+    told = rf"^preference is {preference}, but dataset_path {path} has {others}: give the path of {preference}, or"
+    with pytest.raises(ValueError, match=told):
+        data.load("hh_rlhf", "preferences", "train", preference=preference, dataset_path=path, max_samples=1)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "harmless-base/train.jsonl",
+        "harmless-base/",
+        "harmless-base-test.jsonl",
+        "mine.jsonl",
+        "helpful-base/harmless-base/a.jsonl",
+    ],
+)
+def test_a_source_of_the_preference_is_read(place, write, tmp_path):
+    """Of any name, unless it is called after another subset; the innermost name counts."""
+    rows = pairs("some", 60)
+    write(f"{place}train.jsonl" if place.endswith("/") else place, rows)
+    given = {"preference": "harmless-base", "dataset_path": str(tmp_path / place)}
+    found = data.load("hh_rlhf", "preferences", "train", **given)["prompt"]
+    prompts = [row["chosen"].removesuffix(" yes") for row in rows]
+    assert list(found) == [prompt for prompt in prompts if split_of(prompt) == "train"]
+
+
+def test_what_a_copy_lacks_is_told_once(copy, caplog):
+    for split in ("train", "test"):
+        prompts_of(copy, split)
+    told = "has harmless-base, helpful-base of the hh_rlhf task, and lacks helpful-online, helpful-rejection-sampled"
+    assert [record.getMessage() for record in caplog.records].count(f"{copy} {told}") == 1
+    caplog.clear()
+    data.load("hh_rlhf", "preferences", "test", preference="helpful-base", dataset_path=copy)
+    prompts_of(f"{copy}/helpful-base", "test")
+    assert "of the hh_rlhf task" not in caplog.text
+
+
 def data_or_none(path, split):
     try:
         return list(prompts_of(path, split))
@@ -73,6 +114,13 @@ def test_other_columns_are_refused(write):
         ValueError, match=f"dataset {path} lacks the columns chosen, rejected for the hh_rlhf task; it has"
     ):
         data.load("hh_rlhf", "prompts", "train", dataset_path=path)
+
+
+def test_a_wrong_value_is_told_with_its_subset_and_split(copy, write):
+    write("hh/helpful-base/test.jsonl.gz", [*pairs("helpful-base test", 1), {"chosen": 5, "rejected": "no"}])
+    told = r"row 2 of dataset \S+/hh/helpful-base, split test,: chosen is a number \(5\), expected a text"
+    with pytest.raises(ValueError, match=told):
+        data.load("hh_rlhf", "prompts", "train", dataset_path=copy)
 
 
 TURNS = [

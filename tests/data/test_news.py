@@ -65,6 +65,21 @@ def test_news_without_a_summary_is_no_demonstration(write):
         data.load("news", "prompts", "train", dataset_path=path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"text": 5}, r"text is a number \(5\), expected a text"),
+        ({"prediction": "a summary"}, "prediction is a text, expected a list"),
+        ({"prediction": ["a summary"]}, "prediction 1 is a text, expected a mapping"),
+        ({"prediction": [{"label": "a summary"}]}, "text of prediction 1 is missing: fill it in, or leave out the row"),
+    ],
+)
+def test_news_of_another_form_is_refused_with_its_row(changes, told, write):
+    path = write("news.jsonl", [{"text": None}, article(1), {**article(2), **changes}])
+    with pytest.raises(ValueError, match=f"^row 3 of dataset {path}: {told}"):
+        data.load("news", "demonstrations", "train", dataset_path=path, test_size=1)
+
+
 def test_the_splits_of_the_hub_are_swapped_and_those_of_a_copy_are_not(write, tmp_path, monkeypatch):
     write("news/train.jsonl", [article(n) for n in range(5)])
     write("news/test.jsonl", [article(n) for n in range(5, 40)])

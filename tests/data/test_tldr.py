@@ -63,6 +63,29 @@ def test_rows_of_posts_are_read_as_they_are(write, tmp_path):
         assert found == [{"prompt": row["prompt"], "completion": row["completion"]} for row in part]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"info": None}, "info is missing: fill it in, or leave out the row"),
+        ({"info": "a post"}, "info is a text, expected a mapping"),
+        ({"info": {}}, "subreddit of info is missing"),
+        ({"info": {"subreddit": "s", "title": 3, "post": "p"}}, r"title of info is a number \(3\), expected a text"),
+        ({"summaries": {"text": "a"}}, "summaries is a mapping, expected a list"),
+        ({"summaries": ["a", "b"]}, "summary 1 is a text, expected a mapping"),
+        ({"summaries": [{"text": "a"}, {"text": None}]}, "text of summary 2 is missing"),
+        ({"summaries": [{"text": "a"}]}, "summaries holds 1, expected 2"),
+        ({"choice": None}, "choice is null, expected 0 or 1"),
+        ({"choice": 2}, r"choice is a number \(2\), expected 0 or 1"),
+        ({"choice": True}, r"choice is a switch \(true\), expected 0 or 1"),
+    ],
+)
+def test_a_comparison_of_another_form_is_refused_with_its_row(changes, told, write, tmp_path):
+    write("rows/train.jsonl", [comparison(0, 0), {**comparison(1, 0), **changes}])
+    for kind in ("preferences", "prompts"):
+        with pytest.raises(ValueError, match=rf"^row 2 of dataset \S+rows, split train,: {told}"):
+            data.load("tldr", kind, "train", dataset_path=str(tmp_path / "rows"))
+
+
 def test_a_chat_model_is_asked_for_the_summary(comparisons, make_tokenizer):
     options = {"dataset_path": comparisons, "max_samples": 1, "tokenizer": make_tokenizer()}
     (row,) = data.load("tldr", "prompts", "validation", **options)
@@ -96,6 +119,9 @@ TLDR = "SUBREDDIT: r/cats\n\nTITLE: Late\n\nPOST: My cat came home late. TL;DR: 
     [
         (TLDR, "My cat came home late. TL;DR: she is\nfine"),
         ("POST: a POST: b\nTL;DR:", "a POST: b"),
+        ("POST: a\n\nTL;DR: \n", "a"),
+        ("SUBREDDIT: r/cats\n\nPOST: a post without its mark", "a post without its mark"),
+        ("POST: a TL;DR: b", "a TL;DR: b"),  # no mark at its end
         ("no mark at all", "no mark at all"),
     ],
 )

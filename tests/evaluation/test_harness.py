@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from rlhf_lines.evaluation.asking import Asking
 from rlhf_lines.evaluation.models import describe_models, open_models
@@ -155,3 +156,42 @@ def test_a_perplexity_of_answers_has_the_standard_error_of_lm_evals_bootstrap(ou
     perplexity = found["tiny_likely"]["metrics"]["tiny_likely/perplexity"]
     assert perplexity["value"] == pytest.approx(expected["perplexity,none"], rel=1e-4)
     assert perplexity["stderr"] == pytest.approx(expected["perplexity_stderr,none"], rel=1e-4)
+
+
+@pytest.fixture
+def passes(engine):
+    """Rows and tokens of every pass that begins; as many rows as `most` says fit into memory, if it is there."""
+    seen, most = [], []
+
+    def note(model, arguments, options):
+        shape = options.get("input_ids", arguments[0] if arguments else None).shape
+        if shape[1] > 1:  # a token that is written follows its prompt
+            seen.append(tuple(shape))
+        if most and shape[0] > most[0]:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    hook = engine.multi_lora.model.register_forward_pre_hook(note, with_kwargs=True)
+    yield seen, most
+    hook.remove()
+
+
+def test_a_pass_that_does_not_fit_is_halved_with_the_same_result(ours, passes):
+    def values():
+        return {name: one["value"] for each in ours(SPECS[0])[0].values() for name, one in each["metrics"].items()}
+
+    seen, most = passes
+    whole = values()
+    assert [rows for rows, _ in seen] == [16, 5, 2]  # of 18 choices three differ in their last letter alone
+    most.append(2)
+    seen.clear()
+    assert values() == pytest.approx(whole, rel=1e-4)
+    assert {rows for rows, _ in seen} == {16, 8, 4, 2} | {5, 2, 3, 1}
+
+
+def test_short_texts_are_read_in_more_rows_than_long_ones(ours, passes, monkeypatch):
+    monkeypatch.setattr("rlhf_lines.sweep.engines.sampling.MOST_TOKENS", 90)
+    ours(SPECS[0], ["tiny_choice"])
+    seen, _ = passes
+    assert all(rows == 1 or rows * length <= 90 for rows, length in seen)
+    assert len({rows for rows, _ in seen}) > 1
+    assert [length for _, length in seen] == sorted((length for _, length in seen), reverse=True)

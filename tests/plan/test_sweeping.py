@@ -192,6 +192,17 @@ def test_a_plan_is_for_this_machine_unless_the_sweep_could_not_run_here(planned,
     assert planned(Options(device="cuda"), **half).device == "cuda"
 
 
+def test_vllm_in_float32_is_planned_for_a_cpu_alone(planned, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert planned(engine="vllm").device == "cpu"
+    told = "dtype is float32, but on a GPU vLLM takes adapters in 16 bits only: give dtype: bfloat16"
+    with pytest.raises(ValueError, match=told):
+        planned(Options(device="cuda"), engine="vllm")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(ValueError, match=told):
+        planned(engine="vllm")
+
+
 def test_no_more_is_counted_than_the_data_has(planned):
     """8 prompts in either split, of which the test split has one twice; the texts of control are among 8."""
     path = Path("data/test.jsonl")

@@ -76,6 +76,13 @@ def test_a_completion_has_its_grade(make):
     assert between("conversation", of_turns) == "User: 2+2?\n\nAssistant: 4\n\nUser: so?" == conversation_text(TURNS)
 
 
+@pytest.mark.parametrize("end", ["", "/", "/chat/completions", "/chat/completions/"])
+@pytest.mark.parametrize("query", ["", "?api-version=2024-06-01"])
+def test_an_address_may_be_cut_and_have_a_query(end, query):
+    judge = load(f"judge:https://host/deployments/d{end}{query}", options={"model": "m", "rubric": "r"})
+    assert judge.service.url == f"https://host/deployments/d/chat/completions{query}"
+
+
 def test_braces_and_tags_in_texts_are_characters(make):
     with served(grades) as server:
         question = make(server).shown("{reply} {0}", "{rubric} {")

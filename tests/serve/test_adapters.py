@@ -51,7 +51,8 @@ def test_the_command_line(run, tmp_path, capsys):
     command = ["export", str(run), "--adapters", "rewarded_soup", "--output_dir", str(folder)]
     assert cli.main(command) == 0
     told = capsys.readouterr().out
-    assert "--enable-lora --max-lora-rank 8 --lora-modules point_" in told
+    assert "sft --dtype float32 --enable-lora --max-lora-rank 8 --lora-modules point_" in told
+    assert "\non a GPU give --dtype bfloat16 in its place" in told
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert cli.main(command) == 2
     assert f"output_dir {folder} exists" in capsys.readouterr().err
@@ -59,6 +60,15 @@ def test_the_command_line(run, tmp_path, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert cli.main([*command, "--format", "csv"]) == 2
     assert "it is of tables, and --adapters writes none" in capsys.readouterr().err
+
+
+def test_the_command_has_the_numbers_of_the_sweep(changed, tmp_path):
+    run = changed(vllm={"quantization": "fp8", "seed_of_it": 1}, dtype="bfloat16", load_in_8bit=True)
+    exported = export_adapters(run, tmp_path / "adapters", group="lines")
+    assert " --dtype bfloat16 --quantization fp8 --enable-lora --max-lora-rank 8 " in exported.serving
+    bits, others = exported.told
+    assert bits.startswith("the sweep held the SFT model in 8 bits (bitsandbytes), this server holds it in bfloat16")
+    assert others == "the sweep gave vLLM seed_of_it, too, which this server is not given unless by name"
 
 
 @pytest.mark.parametrize("place", ["run", "sft", "helpful"])

@@ -42,6 +42,7 @@ def installed(monkeypatch):
     """vLLM is there, as far as looking for it goes."""
     monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None))
     monkeypatch.setattr(module, "version", lambda name: "0.32.0")
+    monkeypatch.setattr(module, "on_cpu", lambda: True)
     monkeypatch.setattr(module, "cpu_cache", lambda given, environment: {"kv_cache_memory_bytes": 5 * 10**9})
 
 
@@ -156,7 +157,10 @@ def test_others_reach_it_with_a_key_only(host, run, installed):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.1.2.3"])
 def test_loopback_needs_none(host, run, installed):
-    assert by_flag(serve_command(run, host=host, environment={}).arguments)["--host"] == host
+    command = serve_command(run, host=host, environment={})
+    assert by_flag(command.arguments)["--host"] == host
+    address = "[::1]" if host == "::1" else host
+    assert command.told[0].startswith(f"models at http://{address}:8000/v1: sft, and mixes of ")
 
 
 @pytest.mark.parametrize(
@@ -178,10 +182,47 @@ def test_settings_that_do_not_fit_are_refused(settings, told, run, installed):
         serve_command(run, environment=ENVIRONMENT, **settings)
 
 
+def test_float32_is_refused_on_a_gpu(run, installed, monkeypatch):
+    monkeypatch.setattr(module, "on_cpu", lambda: False)
+    told = "dtype is float32, but on a GPU vLLM takes adapters in 16 bits only: give --dtype bfloat16"
+    for dtype in (None, "float32"):
+        with pytest.raises(ValueError, match=told):
+            serve_command(run, dtype=dtype, environment={})
+    command = serve_command(run, dtype="bfloat16", environment={})
+    assert by_flag(command.arguments)["--dtype"] == Settings.of(command.environment).dtype == "bfloat16"
+
+
 def test_a_size_that_is_given_is_not_told(run, installed):
     command = serve_command(run, vllm={"kv_cache_memory_bytes": 7}, environment={})
     assert by_flag(command.arguments)["--kv-cache-memory-bytes"] == "7"
     assert not any("cache of a worker" in line for line in command.told)
+
+
+FP8 = {"quantization": "fp8", "hf_overrides": {"rope_theta": 5}, "trust_remote_code": True}
+
+
+def test_the_model_is_quantised_as_it_was_in_the_sweep(changed, installed):
+    run = changed(vllm=FP8)
+    command = serve_command(run, environment={})
+    by_name = by_flag(command.arguments)
+    assert (by_name["--quantization"], by_name["--hf-overrides"]) == ("fp8", '{"rope_theta": 5}')
+    assert "--trust-remote-code" not in by_name  # the store does not say which code runs
+    told = "\n".join(command.told)
+    assert "as in the sweep, vLLM is given quantization fp8" in told
+    assert "the sweep gave vLLM trust_remote_code, too, which this server is not given unless by name" in told
+    command = serve_command(run, vllm={"quantization": "awq", "trust_remote_code": True}, environment={})
+    by_name = by_flag(command.arguments)
+    assert (by_name["--quantization"], by_name["--trust-remote-code"]) == ("awq", "")
+    told = "\n".join(command.told)
+    assert "given quantization" not in told and "trust_remote_code" not in told
+
+
+def test_a_base_of_four_bits_that_is_served_in_more_is_told(changed, installed):
+    run = changed(load_in_4bit=True)
+    told = "the sweep held the SFT model in 4 bits (bitsandbytes), this server holds it in float32"
+    assert any(line.startswith(told) for line in serve_command(run, environment={}).told)
+    given = serve_command(run, vllm={"quantization": "bitsandbytes"}, environment={})
+    assert not any(line.startswith(told) for line in given.told)
 
 
 def test_arguments_may_be_written_with_dashes(run, installed, monkeypatch):

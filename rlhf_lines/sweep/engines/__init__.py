@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from rlhf_lines.sweep.merges import Merges
 
 
+def check_engine(config: SweepConfig) -> None:
+    """Stop where the engine that the config names cannot work on this machine, before anything is loaded.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if config.engine == "vllm":
+        from rlhf_lines.sweep.engines.vllm import check_here
+
+        check_here(config.dtype)
+
+
 def make_engine(config: SweepConfig, merges: Merges, adapters: Sequence[Adapter], folder: Path) -> Engine:
     """The engine that the config names, on the SFT model of the merges.
 

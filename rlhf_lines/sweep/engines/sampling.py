@@ -17,9 +17,10 @@ from rlhf_lines.sweep.engines.prefix_tree import takes_trees, tree_logprobs, tre
 from rlhf_lines.sweep.engines.protocol import Completion, Pair, Request
 
 
-# Of one forward pass over given tokens: what a CPU's cache takes, and 512 MiB in float32 on a GPU; 8 rows at least.
-LOGITS_ON_CPU, LOGITS_ON_GPU, LEAST_ROWS = 1 << 21, 1 << 27, 8
+MOST_LOGITS = 1 << 27  # of one forward pass over given tokens: 512 MiB in float32
 MOST_TOKENS = 1 << 15  # of one such pass, prompts and padding included: few logits may follow long prompts
+# What a CPU's cache takes, and the rows that are faster together even where it takes fewer.
+LOGITS_ON_CPU, LEAST_ROWS = 1 << 21, 8
 TREE_TOKENS = 1 << 12  # of one pass over trees
 
 
@@ -136,14 +137,15 @@ def _logprobs(
     temperature: float,
 ) -> list[float]:
     """The summed log-probabilities of the second parts after the first, under specs or the SFT model."""
-    most, padded = _positions(multi_lora), masks_padding(multi_lora.model)
+    model = multi_lora.model
+    vocab_size, padded = model.config.get_text_config().vocab_size, masks_padding(model)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = [0.0] * len(pairs)
     while order:
         # The longest first: what does not fit into memory fails at once. Equal lengths need little padding.
         before, after = pairs[order[-1]]
         length = len(before) + len(after)
-        rows = rows_of_pass(most, length, len(after))
+        rows = rows_of_pass(vocab_size, model.device.type, length, len(after))
         if not padded:
             rows = min(rows, sum(len(pairs[i][0]) + len(pairs[i][1]) == length for i in order[-rows:]))
         chunk, order = order[-rows:], order[:-rows]
@@ -154,24 +156,20 @@ def _logprobs(
     return found
 
 
-def rows_of_pass(most: int, length: int, judged: int) -> int:
-    """How many rows one forward pass reads.
+def rows_of_pass(vocab_size: int, device: str, length: int, judged: int) -> int:
+    """How many rows one forward pass reads: one at least, however long.
 
     Args:
-        most: positions that may have logits; see `most_positions`.
+        vocab_size: tokens of the vocabulary.
+        device: `cuda` or `cpu`.
         length: tokens of a row.
         judged: how many of them, at the end, get a log-probability.
     """
-    return max(LEAST_ROWS, min(most // (judged + 1), MOST_TOKENS // length))
-
-
-def most_positions(vocab_size: int, device: str) -> int:
-    """How many positions of one forward pass may have logits."""
-    return (LOGITS_ON_CPU if device == "cpu" else LOGITS_ON_GPU) // vocab_size
-
-
-def _positions(multi_lora: MultiLoRA) -> int:
-    return most_positions(multi_lora.model.config.get_text_config().vocab_size, multi_lora.model.device.type)
+    logits = vocab_size * (judged + 1)
+    rows = min(MOST_LOGITS // logits, MOST_TOKENS // length)
+    if device == "cpu":
+        rows = min(rows, max(LOGITS_ON_CPU // logits, LEAST_ROWS))
+    return max(rows, 1)
 
 
 def _logprobs_of_batch(

@@ -18,6 +18,8 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines.protocol import Completion, Pair, Request
 from rlhf_lines.sweep.engines.vllm_adapters import SpecAdapters, check_servable, largest_rank
 from rlhf_lines.sweep.engines.vllm_arguments import (
+    INSTEAD,
+    check_dtype,
     engine_arguments,
     next_token_arguments,
     reading_arguments,
@@ -28,6 +30,24 @@ from rlhf_lines.sweep.engines.vllm_arguments import (
 
 ROWS = 2048  # vLLM makes its own batches: many requests keep them full, and a killed run loses that many at most
 STEPS = 1 << 16  # requests for single tokens that are handed over at once
+
+
+def check_here(dtype: str) -> None:
+    """Stop where vLLM cannot serve a sweep on this machine, before anything is loaded.
+
+    Args:
+        dtype: of the sweep.
+
+    Raises:
+        ValueError: several processes were started, vLLM is not installed, or a GPU does not take the dtype.
+    """
+    if (processes := distributed.count()) > 1:
+        raise ValueError(
+            f"engine vllm starts its own processes, but {processes} were started: leave out the launcher, and give "
+            "vllm a tensor_parallel_size"
+        )
+    _check_installed()  # before torch is asked for a GPU: vLLM sees to it that this does not keep it from forking
+    check_dtype(dtype, cpu=distributed.on_cpu(), instead=INSTEAD)
 
 
 class Job(NamedTuple):
@@ -50,17 +70,11 @@ class VllmEngine:
         folder: of the run; adapters are written below it.
 
     Raises:
-        ValueError: vLLM is not installed, an argument is not free, the ranks are too large, or several processes were
-            started.
+        ValueError: as `check_here`; or an argument is not free, or the ranks are too large.
     """
 
     def __init__(self, config: SweepConfig, sft: Path, adapters: Sequence[Adapter], folder: Path) -> None:
-        if (processes := distributed.count()) > 1:
-            raise ValueError(
-                f"engine vllm starts its own processes, but {processes} were started: leave out the launcher, and give "
-                "vllm a tensor_parallel_size"
-            )
-        _check_installed()  # before torch is asked for a GPU: vLLM sees to it that this does not keep it from forking
+        check_here(config.dtype)
         self._config = config
         modules = sorted({name.rpartition(".")[2] for adapter in adapters for name in adapter.modules})
         self._adapt_head = "lm_head" in modules

@@ -16,6 +16,7 @@ from rlhf_lines.sweep.engines.batches import free_bytes
 
 
 MAX_LORAS = 8
+INSTEAD = "dtype: bfloat16, or use engine local"  # of a dtype that a GPU does not take
 CACHE = "kv_cache_memory_bytes"
 # Of the engine, and of the environment: what says how much memory vLLM takes.
 _SAYS_MEMORY = {CACHE, "gpu_memory_utilization"}
@@ -60,6 +61,23 @@ def engine_arguments(
             "use engine local, or policies of a smaller rank"
         )
     return {"max_loras": MAX_LORAS, **cpu_cache(given), **given, **fixed}
+
+
+def check_dtype(dtype: str, *, cpu: bool, instead: str) -> None:
+    """Stop where vLLM would load everything and then end: its kernels for adapters on a GPU take 16 bits alone.
+
+    Source: the assertions of `_lora_shrink` in vllm/lora/ops/triton_ops, and vLLM's issue 14827.
+
+    Args:
+        dtype: of the SFT model and of adapters.
+        cpu: whether vLLM runs on a CPU.
+        instead: what to set.
+
+    Raises:
+        ValueError: the dtype is float32, and there is a GPU.
+    """
+    if dtype == "float32" and not cpu:
+        raise ValueError(f"dtype is float32, but on a GPU vLLM takes adapters in 16 bits only: give {instead}")
 
 
 def cpu_cache(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> dict[str, int]:

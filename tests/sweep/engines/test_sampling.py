@@ -301,12 +301,21 @@ PAIRS = [((3 + i % 20, 4, 5, 6, 7)[: 1 + i % 5], (8, 9 + i % 3, 1)[: 1 + i % 3])
 
 
 @pytest.mark.parametrize(
-    ("most", "length", "judged", "rows"),
-    [(4096, 60, 31, 128), (4096, 1024, 31, 32), (4096, 1 << 14, 31, 8), (64, 60, 31, 8)],
-    ids=["as many as logits allow", "as tokens allow", "not below 8 of long rows", "nor of a large vocabulary"],
+    ("vocab_size", "device", "length", "judged", "rows"),
+    [
+        (1 << 15, "cuda", 60, 31, 128),  # 2^27 logits
+        (1 << 15, "cuda", 1 << 10, 31, 32),  # 2^15 tokens
+        (1 << 15, "cuda", 1 << 14, 31, 2),
+        (1 << 9, "cpu", 60, 31, 128),  # 2^21 logits
+        (1 << 15, "cpu", 60, 31, 8),  # 2, but 8 rows are faster
+        (1 << 17, "cpu", 300, 255, 4),  # 2^27 logits
+        (1 << 15, "cpu", 1 << 14, 31, 2),
+        (128256, "cpu", 3000, 3000, 1),
+        (128256, "cuda", 1 << 16, 3000, 1),
+    ],
 )
-def test_rows_of_a_pass(most, length, judged, rows):
-    assert rows_of_pass(most, length, judged) == rows
+def test_rows_of_a_pass_are_what_logits_and_tokens_allow(vocab_size, device, length, judged, rows):
+    assert rows_of_pass(vocab_size, device, length, judged) == rows
 
 
 @pytest.mark.parametrize("trees", [True, False])
@@ -327,7 +336,7 @@ def test_long_prompts_are_read_in_more_passes_and_with_the_same_result(multi_lor
         hook.remove()
     assert apart == pytest.approx(together, abs=1e-5)
     assert len(sizes) > 3
-    assert all(rows * length <= 40 or (not trees and rows <= sampling.LEAST_ROWS) for rows, length in sizes)
+    assert all(rows * length <= 40 for rows, length in sizes)
 
 
 def test_texts_are_read_in_more_passes_with_the_same_result(multi_lora, monkeypatch):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.models import checkpoint_end_token_ids, end_token_ids
 from rlhf_lines.sampling import prompt_key
@@ -13,6 +16,7 @@ from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import vllm_arguments
 from rlhf_lines.sweep.engines.vllm import VllmEngine
 from rlhf_lines.sweep.engines.vllm_arguments import cpu_cache, engine_arguments, request_seed, sampling_arguments
+from rlhf_lines.sweep.inputs import read_inputs
 
 
 SWEEP = {"sft": "sft", "dtype": "bfloat16", "seed": 3, "rank": 10, "modules": ["q_proj"]}
@@ -129,6 +133,24 @@ def test_without_vllm_one_is_told_how_to_get_it(config, sft, policies, tmp_path,
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match=r"needs vLLM .*, or use engine local"):
         VllmEngine(config, sft, [load_adapter(policy) for policy in policies], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype"), [(False, "float32"), (True, "bfloat16"), (True, "float16"), (True, "float32")]
+)
+def test_float32_is_refused_on_a_gpu_before_inputs_are_read(gpu, dtype, config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=None))
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
+    config = replace(config, dtype=dtype, sft_model="./gone")
+    # The next thing that is wrong is that there is no such model.
+    kind, told = FileNotFoundError, "gone"
+    if gpu and dtype == "float32":
+        kind, told = (
+            ValueError,
+            "on a GPU vLLM takes adapters in 16 bits only: give dtype: bfloat16, or use engine local",
+        )
+    with pytest.raises(kind, match=told):
+        read_inputs(PromptDataConfig("data"), config)
 
 
 def test_a_launcher_is_refused(config, sft, policies, tmp_path, monkeypatch):
