@@ -1,7 +1,7 @@
 """Secrets stay where the user put them: they are left out of what is written, and hidden in what is said.
 
 A key is known by its words (`hub_token`, `api_key`, `X-Api-Key`), a value by the key, flag or environment variable that
-holds it, or by its looks (`hf_...`, a password in an address).
+holds it, or by its looks (`hf_` and 34 characters, a password in an address).
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ _OF_TEXTS = {
     "eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "special", "image", "video", "audio",
     "per", "new", "last", "first", "next", "prompt", "completion", "think", "tool", "decoder", "forced",
 }  # fmt: skip
+# Only what has the shape of a real one: a name of a model or data set that begins so is none. Of keys that may hold
+# hyphens some part is longer than words are.
 _LOOKS = re.compile(
-    r"\b(hf_(?=\w*[A-Z0-9])[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}|gh[opsru]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
-    r"|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)|(?<=[Bb]earer )\S+"
+    r"\b(hf_[A-Za-z0-9]{30,}|sk-(?=[\w-]*[A-Za-z0-9]{20})[\w-]{32,}|gh[opsru]_[A-Za-z0-9]{36,}|github_pat_\w{82,}"
+    r"|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16}\b|AIza[\w-]{35,}|xox[abeprs]-\d[\w-]{20,}"
+    r"|eyJ[\w-]{16,}\.[\w-]{8,}\.[\w-]{16,})|(?<=[Bb]earer )(?=\S*\d)[\w.~+/=-]{16,}"
 )
 # One slash is what a library leaves that takes the address for a path.
 _USER = re.compile(r"(?P<before>https?:/{1,2})[^/@\s'\"]+(?=@)|(?P<other>:/{1,2}[^/@:\s'\"]+:)[^/@\s'\"]+(?=@)")
@@ -62,7 +65,7 @@ def is_secret(key: object) -> bool:
 def without_secrets(value: Any) -> Any:
     """A setting, or a mapping or list of settings, without those that hold a secret; addresses without passwords.
 
-    A switch says no secret, and stays.
+    A switch says no secret, and stays; so does what is the path of a file or folder, whatever it looks like.
     """
     if isinstance(value, Mapping):
         kept = {key: held for key, held in value.items() if not _holds(key, held)}
@@ -78,15 +81,13 @@ def without_secrets(value: Any) -> Any:
             return redact(value)
         cleared = without_secrets(content)
         return value if cleared == content else json.dumps(cleared)
-    return redact(value)
+    is_path = os.path.exists(value)  # noqa: PTH110 - Path.exists raises where a text is too long for a path
+    return _without_known(value) if is_path else redact(value)
 
 
 def redact(text: str) -> str:
     """A text in which every secret that is known, or looks like one, is hidden."""
-    of_environment = (value for name, value in os.environ.items() if is_secret(name) and not value.startswith("/"))
-    known = {value for value in (*_told, *of_environment) if len(value) >= SHORTEST}
-    for value in sorted(known, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
+    text = _without_known(text)
     text = _USER.sub(lambda found: f"{found['before'] or found['other']}{HIDDEN}", _LOOKS.sub(HIDDEN, text))
     return _QUERY.sub(lambda found: f"{found[1]}{found[2]}={HIDDEN}" if _of_address(found[2]) else found[0], text)
 
@@ -122,6 +123,14 @@ def guard(arguments: Iterable[str]) -> None:
     if not isinstance(logging.getLogRecordFactory(), partial):
         logging.setLogRecordFactory(partial(_log_record, logging.getLogRecordFactory()))
         sys.excepthook = _print_error
+
+
+def _without_known(text: str) -> str:
+    of_environment = (value for name, value in os.environ.items() if is_secret(name) and not value.startswith("/"))
+    known = {value for value in (*_told, *of_environment) if len(value) >= SHORTEST}
+    for value in sorted(known, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    return text
 
 
 def _log_record(make, *args, **kwargs) -> logging.LogRecord:

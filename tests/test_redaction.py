@@ -81,9 +81,66 @@ def test_what_a_file_or_the_environment_holds_is_hidden(monkeypatch):
     assert redact(f"{SECRET} another-secret-value /tmp/agent 3") == f"{HIDDEN} {HIDDEN} /tmp/agent 3"
 
 
-@pytest.mark.parametrize("secret", ["hf_AbCdEfGh12", "sk-proj-abcdefghijklmnop1", "ghp_0123456789abcdefXY"])
-def test_what_looks_like_a_secret_is_hidden(secret):
+# In parts, so that nobody who searches for keys finds one.
+SHAPES = {
+    "hugging face": "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH",
+    "openai": "sk-" + "0123456789abcdefGHIJ" + "T3BlbkFJ" + "0123456789abcdefGHIJ",
+    "openai project": "sk-" + "proj-aB3_cD4eF5gH6iJ7kL8mN9oP0qR1sT2-uV3wX4yZ5",
+    "anthropic": "sk-" + "ant-api03-aB3-cD4eF5gH6iJ7kL8mN9oP0qR1sT2_uV3wX4yZ5",
+    "deepseek": "sk-" + "0123456789abcdef" * 2,
+    "github": "ghp_" + "0123456789abcdefXYZ0123456789abcdefX",
+    "github fine": "github_pat_" + "0123456789abcdefXYZ012" + "_" + "0123456789abcdefX" * 3 + "01234567",
+    "gitlab": "glpat-" + "aB3-cD4eF5gH6iJ7kL8m",
+    "aws": "AKIA" + "0123456789ABCDEF",
+    "google": "AIza" + "0123456789abcdefXYZ-0123456789_abcd",
+    "slack": "xoxb-" + "0123456789-0123456789-aBcDeFgHiJkLmNoPqRsTuVwX",
+    "jwt": "eyJ" + "hbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxIn0" + ".aB3cD4eF5gH6iJ7kL8mN9oP0qR1sT2uV3wX4yZ5",
+}
+
+
+@pytest.mark.parametrize("secret", SHAPES.values(), ids=SHAPES)
+def test_what_has_the_shape_of_a_secret_is_hidden(secret):
     assert redact(f"unknown flag '--x={secret}'") == f"unknown flag '--x={HIDDEN}'"
+    assert without_secrets({"sft_model": [secret]}) == {"sft_model": [HIDDEN]}
+
+
+def test_what_a_bearer_bears_is_hidden():
+    assert redact("'Authorization: Bearer aB3.cD4-eF5_gH6=='") == f"'Authorization: Bearer {HIDDEN}'"
+    assert redact("the bearer responsibilities-of-a-landlord") == "the bearer responsibilities-of-a-landlord"
+
+
+NAMES = (
+    "hf_llama27b", "org/hf_Mistral7BInstructHelpful", "sk-wikipedia-articles-2024.jsonl",
+    "sk-wikipedia-articles-2024-01-cleaned-and-deduplicated", "ghp_summariesOfPullRequests1", "github_pat_ches_of_2024",
+    "xoxp-hugs-and-kisses-2024", "AKIA2024", "eyJudges.of.2024",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_only_begins_like_a_secret_stays(name):
+    """A sweep of which it was written as *** could not be used."""
+    assert without_secrets({"sft_model": name, "rewards": [{"model": name}]}) == {
+        "sft_model": name,
+        "rewards": [{"model": name}],
+    }
+    assert redact(f"no folder {name}") == f"no folder {name}"
+
+
+def test_a_text_that_is_too_long_for_a_path_is_read_like_any_other():
+    assert without_secrets(["words " * 999 + SHAPES["github"]]) == ["words " * 999 + HIDDEN]
+
+
+def test_a_path_stays_whatever_it_looks_like(tmp_path, monkeypatch):
+    name = SHAPES["hugging face"]
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in (name, str(tmp_path / name)):
+        assert without_secrets({"sft_model": path, "rewards": [json.dumps({"model": path})]}) == {
+            "sft_model": path,
+            "rewards": [json.dumps({"model": path})],
+        }
+    tell({"hub_token": name})
+    assert without_secrets({"sft_model": name}) == {"sft_model": HIDDEN}  # known, not by its looks
 
 
 @pytest.mark.parametrize("before", ["https://", "https:/", "ftp://me:", "/data/s3:/me:"])
