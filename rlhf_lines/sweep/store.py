@@ -164,6 +164,9 @@ class Store:
             self._db.execute(f"PRAGMA busy_timeout = {int(1000 * PATIENCE)}")
         if not tables:
             self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+        elif not self._reading:
+            # What cannot be written is told now, not when there is something to keep. A lock alone makes no journal.
+            self._db.executescript(f"BEGIN IMMEDIATE; PRAGMA user_version = {FORMAT}; ROLLBACK;")
 
     def __enter__(self) -> Store:
         return self

@@ -339,6 +339,19 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path):
         assert len(store.finished()) == 1000
 
 
+def test_a_store_that_may_not_be_written_says_so_before_there_is_something_to_keep(store, tmp_path, monkeypatch):
+    """As on a file system that is mounted read-only: `evaluate` asked a whole task before it was told."""
+    store.add([row(1, 1, 0)])
+    store.finish()
+    write_record(tmp_path, "sweep", {})
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **more: connect(f"file:{path}?mode=ro", uri=True, **more))
+    with open_finished(tmp_path) as again:
+        assert again.finished() == {(1, 1, 0)}
+    with pytest.raises(DiskFault, match=r"run\.sqlite may not be .* \(Read-only file system\): change its permissions"):
+        open_finished(tmp_path, reading=False)
+
+
 def test_a_store_without_a_table_has_not_begun(tmp_path):
     """As a run leaves it that is killed, or whose disk is full, before its first table; the next one fills it."""
     assert not has_begun(tmp_path)
