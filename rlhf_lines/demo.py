@@ -6,11 +6,15 @@ the base too. A stage that is complete is skipped, so a killed demo goes on wher
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhf_lines.artifact import is_complete
+from rlhf_lines.config_file import read_settings
 from rlhf_lines.demo_models import ROOT, write_untrained_models
 from rlhf_lines.shipped import shipped_configs
 from rlhf_lines.stages import run_stage
@@ -26,6 +30,7 @@ STAGES = (
     ("ppo", "ppo_specific"),
     ("sweep", "sweep"),
 )
+_PATH = re.compile(rf"(?<![\w./-]){ROOT}(?=/|$)")
 
 
 def run(output_dir: str = ROOT, config_dir: str | Path | None = None) -> Iterator[str]:
@@ -53,14 +58,22 @@ def run(output_dir: str = ROOT, config_dir: str | Path | None = None) -> Iterato
 
 
 def _moved(config: Path, output_dir: str) -> list[str]:
-    """The flags that move every path of a config from `outputs/demo` to `output_dir`."""
-    import yaml
-
+    """The flags that move every path of a config, at any depth, from `outputs/demo` to `output_dir`."""
     if output_dir == ROOT:
         return []
     flags = []
-    for key, value in yaml.safe_load(config.read_text()).items():
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(item, str) and item.startswith(f"{ROOT}/") for item in values):
-            flags += [f"--{key}", *(item.replace(ROOT, output_dir, 1) for item in values)]
+    for key, value in read_settings(config).items():
+        if (moved := _elsewhere(value, output_dir)) != value:
+            values = moved if isinstance(moved, list) else [moved]
+            flags += [f"--{key}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]
     return flags
+
+
+def _elsewhere(value: Any, output_dir: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _elsewhere(held, output_dir) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_elsewhere(item, output_dir) for item in value]
+    if isinstance(value, str):  # also behind what kind of reward model it is, or in a mapping in the form of a flag
+        return _PATH.sub(lambda _: output_dir, value)
+    return value

@@ -41,6 +41,37 @@ def configs(tmp_path_factory) -> Path:
     return folder
 
 
+def test_paths_move_at_any_depth(tmp_path, monkeypatch):
+    settings = {
+        "sft_model": "outputs/demo/sft",
+        "policies": ["outputs/demo/policies/brief", "org/outputs/demo/policy"],
+        "rewards": [
+            "similarity:outputs/demo/encoder",
+            {"model": "outputs/demo/reward_models/brief", "batch_size": 8},
+            '{"model": "outputs/demo/reward_models/specific"}',
+        ],
+        "vllm": {"nested": [{"path": "outputs/demo"}]},
+        "seed": 1,
+        "control": "outputs/demonstrations",
+    }
+    for _, name in demo.STAGES:
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(settings if name == "sweep" else {"seed": 1}))
+    ran = {}
+    monkeypatch.setattr(demo, "run_stage", lambda _, arguments: ran.update({Path(arguments[1]).stem: arguments[2:]}))
+    monkeypatch.setattr(demo, "write_untrained_models", lambda folder: None)
+    monkeypatch.setattr(demo, "summary", lambda *_: "")
+    list(demo.run("my out", tmp_path))
+    assert ran["base"] == ["--resume", "true"]
+    assert ran["sweep"] == [
+        "--sft_model", "my out/sft",
+        "--policies", "my out/policies/brief", "org/outputs/demo/policy",
+        "--rewards", "similarity:my out/encoder", '{"model": "my out/reward_models/brief", "batch_size": 8}',
+        '{"model": "my out/reward_models/specific"}',
+        "--vllm", '{"nested": [{"path": "my out"}]}',
+        "--resume", "true",
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(configs, tmp_path_factory) -> tuple[Path, list[str]]:
     """A demo that was killed after its first stage and then started again: its folder, and what it said."""
