@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ _OF_SQLITE = {
     sqlite3.SQLITE_PERM: errno.EACCES,
 }
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors, tokenizers
+_OF_SHUTIL = re.compile(r"\[Errno (\d+)\]")  # which keeps of each file of a folder what the system said
 _OF_TORCH = re.compile(r"PytorchStreamWriter failed writing|inline_container.*(unexpected pos|file write failed)")
 
 
@@ -95,6 +97,8 @@ def disk_fault(error: BaseException, place: str | Path | None = None, *, kept: s
 
 
 def _number(error: BaseException) -> int | None:
+    if isinstance(error, shutil.Error):
+        return next((number for found in _OF_SHUTIL.findall(str(error)) if (number := int(found)) in _FAULTS), None)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if isinstance(error, sqlite3.Error):

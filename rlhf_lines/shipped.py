@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rlhf_lines.artifact import check_place, refuse_existing
+from rlhf_lines.artifact import new_folder, refuse_existing
 
 
 def shipped_configs() -> Path:
@@ -20,8 +20,9 @@ def copy_configs(folder: str | Path) -> list[Path]:
     Raises:
         FileExistsError: the folder exists.
         ValueError: it cannot be made.
+        DiskFault: the disk is full or fails.
     """
     refuse_existing(folder, overwrite=None)
-    check_place(folder)
-    shutil.copytree(shipped_configs(), folder)
+    with new_folder(folder) as partial:
+        shutil.copytree(shipped_configs(), partial, dirs_exist_ok=True)
     return sorted(Path(folder).rglob("*.yaml"))

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import resource
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -91,6 +92,12 @@ def of_sqlite(code: int) -> sqlite3.Error:
     return error
 
 
+def of_copying(*numbers: int) -> shutil.Error:
+    """What `shutil.copytree` raises that met these."""
+    met = [("from", "to", str(OSError(number, os.strerror(number), "to"))) for number in numbers]
+    return shutil.Error(met)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -102,6 +109,7 @@ def of_sqlite(code: int) -> sqlite3.Error:
         (of_sqlite(sqlite3.SQLITE_IOERR_READ), "reading or writing place failed ("),
         (of_sqlite(sqlite3.SQLITE_IOERR_SHMSIZE), "no space left while writing place ("),
         (Exception("I/O error: No space left on device (os error 28)"), "no space left while writing place ("),
+        (of_copying(errno.ENOENT, errno.ENOSPC), "no space left while writing place ("),
     ],
     ids=str,
 )
@@ -121,7 +129,12 @@ def test_a_library_that_wraps_the_fault_is_seen_through():
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("a sentence"), FileNotFoundError(errno.ENOENT, "No such file", "x"), sqlite3.IntegrityError("x")],
+    [
+        ValueError("a sentence"),
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        sqlite3.IntegrityError("x"),
+        of_copying(errno.ENOENT),
+    ],
 )
 def test_anything_else_passes_as_it_is(error):
     with pytest.raises(type(error)) as caught, named_faults("place"):
