@@ -147,11 +147,17 @@ def _tabular(heads: Sequence[str], columns: Sequence[Sequence[str]], note: str =
         r"\toprule",
         " & ".join(heads) + r" \\",
         r"\midrule",
-        *(" & ".join(row) + r" \\" for row in rows),
+        *(_row(row) for row in rows),
         r"\bottomrule",
         *([rf"\multicolumn{{{len(heads)}}}{{l}}{{\footnotesize {note}}} \\"] if note else []),
         r"\end{tabular}",
     ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    r"""A row; the line before it ends with `\\` or `\midrule`, which would read a `[` or `*` here as their own."""
+    row = " & ".join(cells) + r" \\"
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def _commented(text: str) -> str:

@@ -32,6 +32,16 @@ def test_no_character_keeps_its_meaning():
     assert text.startswith(r"50\_\% of \#1 \& \$x\textasciicircum{}2\$ \{\textasciitilde{}\} \textbackslash{}input\{")
 
 
+@pytest.mark.parametrize("name", ["[x]", "*", "*[2pt]"])
+def test_a_name_is_no_argument_of_the_line_before(make_points, name):
+    r"""TeX stopped at `\\`, or `\midrule`, and `[x]` on the next line: missing number."""
+    points = [{**p, "group": name if p["group"] == "rewarded_soup" else p["group"]} for p in make_points()]
+    rows = front_tex(build_front(rewards=["a", "b"], split="test", seed=0, points=points, resamples=100)).splitlines()
+    assert [row for row in rows if row.startswith(("[", "*"))] == []
+    assert [row.split(" & ")[0] for row in rows if row.startswith("{}")] == ["{}" + name]
+    assert len([row for row in rows if row.startswith("LiNeS & ")]) == 1
+
+
 def test_every_measure_stands_with_its_interval(front):
     text = front_tex(front)
     for entry in front["fronts"].values():
