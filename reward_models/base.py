@@ -105,7 +105,8 @@ def checked_scores(name: str, scores: Sequence[float], prompts: Sequence[str]) -
             raise TypeError(f"{type(scores).__name__} is no list")
         scores = list(scores)
         numbers = [float(score) for score in scores if not isinstance(score, str)]
-    except (TypeError, ValueError, RuntimeError) as error:  # the last, of a tensor with several numbers a pair
+    # RuntimeError is of a tensor with several numbers a pair, OverflowError of a whole number that no float holds.
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         hint = (
             "None, for 'does not apply', would leave a gap: return a number for every pair"
             if _has_none(scores)
@@ -149,7 +150,10 @@ def excerpt(value: object) -> str:
     """A text in quotes, anything else as Python writes it; shortened, and on one line, for an error message."""
     if isinstance(value, str):
         return repr(value if len(value) <= EXCERPT else value[:EXCERPT] + "...")
-    written = " ".join(repr(value).split())
+    try:
+        written = " ".join(repr(value).split())
+    except ValueError:  # Python writes no whole number of thousands of digits
+        written = f"{type(value).__name__} of more digits than can be written"
     return written if len(written) <= EXCERPT else written[:EXCERPT] + "..."
 
 

@@ -217,6 +217,9 @@ def test_a_function_must_return_one_finite_number_per_pair():
         FunctionReward(lambda prompts, completions: None, name="nothing").score(["a"], ["b"])
     with pytest.raises(ValueError, match=r"'partly' returned \[1.0, None\]; expected one number per prompt"):
         FunctionReward(lambda prompts, completions: [1.0, None], name="partly").score(["a", "b"], ["c", "d"])
+    for large, written in ((10**400, r"\[1000*\.\.\."), (10**5000, "list of more digits than can be written")):
+        with pytest.raises(ValueError, match=rf"returned {written}; expected one number per prompt \(int too large to"):
+            FunctionReward(lambda prompts, completions, large=large: [large], name="large").score(["a"], ["b"])
     with pytest.raises(ValueError, match="returned 1 scores for 2 prompts"):
         FunctionReward(lambda prompts, completions: [1.0], name="one").score(["a", "b"], ["c", "d"])
     with pytest.raises(ValueError, match="returned inf for the pair at index 1 with the prompt 'b'"):
