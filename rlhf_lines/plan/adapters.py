@@ -12,6 +12,7 @@ from safetensors import safe_open
 from rlhf_lines import skeleton
 from rlhf_lines.errors import about
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
+from rlhf_lines.merge.tensors.tensor_file import readable
 from rlhf_lines.models import cached_file, lora_config
 from rlhf_lines.plan.shapes import Shape, makers
 from rlhf_lines.train.layerwise import without_first_layers
@@ -50,7 +51,7 @@ def adapter_sizes(policy: str, shape: Shape, beside: Path | None) -> AdapterSize
     if (folder / WEIGHTS_FILE).is_file():
         with (
             about(f"adapter file {folder / WEIGHTS_FILE} cannot be read"),
-            safe_open(folder / WEIGHTS_FILE, framework="pt") as file,
+            safe_open(readable(folder / WEIGHTS_FILE), framework="pt") as file,
         ):
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         return _sizes(shapes, str(folder / WEIGHTS_FILE))

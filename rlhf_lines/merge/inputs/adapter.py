@@ -19,6 +19,7 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint, read_json
 from rlhf_lines.merge.inputs.model_names import ModelNames
 from rlhf_lines.merge.layers import is_embedding, is_head
 from rlhf_lines.merge.tensors.precision import wide
+from rlhf_lines.merge.tensors.tensor_file import readable
 
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -106,10 +107,11 @@ def load_adapter(path: str | Path) -> Adapter:
             )
     config = read_json(folder / CONFIG_FILE)
     check_config(config, path)
+    file = readable(folder / WEIGHTS_FILE)
     try:
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"cannot read {str(folder / WEIGHTS_FILE)!r} ({error}); save the adapter again") from error
+        raise ValueError(f"cannot read {str(file)!r} ({error}); save the adapter again") from error
     record_file = folder / RECORD_FILE
     record = read_json(record_file) if record_file.is_file() else {}
     if not isinstance(record.get("sft_sha256"), str | None):

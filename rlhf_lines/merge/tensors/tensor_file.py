@@ -60,6 +60,19 @@ class Entry:
         return self.size * self.dtype.itemsize
 
 
+def readable(path: str | Path) -> Path:
+    """The path of a file for safetensors, which takes none that is not UTF-8, and calls such a file unreadable.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(path)!r} is no path in UTF-8, as safetensors needs it: rename the folder") from error
+    return Path(path)
+
+
 class TensorFile:
     """A safetensors file that is open for reading.
 
@@ -73,9 +86,10 @@ class TensorFile:
         """Open the file.
 
         Raises:
-            ValueError: it is not a whole safetensors file, or holds a dtype that is not known here.
+            ValueError: it is not a whole safetensors file, holds a dtype that is not known here, or has no readable
+                path.
         """
-        self.path = Path(path)
+        self.path = readable(path)
         try:
             with safe_open(self.path, framework="pt"):
                 pass  # the library checks the header against the file

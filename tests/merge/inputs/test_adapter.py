@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from functools import partial
 
@@ -191,6 +192,14 @@ def test_missing_and_broken_files_are_named(copy_of, helpful, tmp_path):
         load_adapter(folder)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no adapter_model.safetensors"):
+        load_adapter(folder)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_no_damaged_file(helpful, tmp_path):
+    """safetensors opens none, and it was told to save the adapter again."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(helpful, folder)
+    with pytest.raises(ValueError, match=r"caf\\udce9/adapter_model.*' is no path in UTF-8, .*: rename the folder"):
         load_adapter(folder)
 
 

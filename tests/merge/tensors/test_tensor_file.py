@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from rlhf_lines.merge.tensors.tensor_file import Entry, NewTensorFile, TensorFile
 
@@ -84,6 +85,13 @@ def test_a_file_that_is_cut_short_is_named(tmp_path):
         for name, entry in file.entries.items():
             file.read_into(torch.empty(entry.size, dtype=entry.dtype), name, 0)
     file.close()
+
+
+def test_a_path_that_is_not_utf_8_is_no_damaged_file(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xe9.safetensors")
+    path.write_bytes(save(some_tensors()))
+    with pytest.raises(ValueError, match=r"/\\udce9\.safetensors' is no path in UTF-8, .*: rename the folder"):
+        TensorFile(path)
 
 
 def test_a_file_that_does_not_fit_fails_before_any_tensor_is_written(tmp_path):
