@@ -448,13 +448,13 @@ def _pick(options: argparse.Namespace) -> None:
     if options.scale is not None and options.preference is None:
         raise ValueError(f"scale is {options.scale}, but it belongs to a preference; give --preference W W ...")
     minimum = None if options.min is None else _minima(options.min)
-    from rlhf_lines.pareto import pick, picked_text, read_front
+    from rlhf_lines.pareto import named_elsewhere, pick, picked_text, read_front
     from rlhf_lines.serve.mixed import mix_of_point
 
     front = read_front(options.run_dir)
     asked = {name: getattr(options, name) for name in ("preference", "scale", "maximize", "group", "max_kl", "point")}
     picked = pick(front, minimum=minimum, **asked)
-    known = {"mix": mix_of_point(front, picked.point)}
+    known = {"mix": mix_of_point(front, picked.point), "elsewhere": named_elsewhere(front, picked.point)}
     if (Path(options.run_dir) / RUN_STORE).is_file():
         from rlhf_lines.sweep.finished.behaviour import lost_prompts
         from rlhf_lines.sweep.finished.worth import worth_of

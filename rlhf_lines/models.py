@@ -72,6 +72,11 @@ def cached_file(name: str, file: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def is_here(name: str) -> bool:
+    """Whether a model can be read without the network: a folder, or a Hub id that is in the cache."""
+    return Path(name).is_dir() or any(cached_file(name, file) for file in ("config.json", "adapter_config.json"))
+
+
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
     """The tokenizer of a checkpoint, padding on the left.
 

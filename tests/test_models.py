@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lines import cli
 from rlhf_lines.merge.inputs.adapter import load_adapter
-from rlhf_lines.models import local_folder
+from rlhf_lines.models import is_here, local_folder
 from tests import tiny
 
 
@@ -53,6 +53,16 @@ def test_a_stage_with_a_setting_for_it_takes_it_there(hub):
 def test_an_unknown_revision_is_one_sentence(hub):
     with pytest.raises(FileNotFoundError, match="policy org/brief@v3 is neither a local folder nor a Hub model"):
         local_folder("org/brief@v3", what="policy")
+
+
+def test_what_can_be_read_without_the_network_is_here(hub):
+    assert is_here("hub") and is_here(str(hub))
+    assert [
+        name for name in ("org/sft", "org/brief@v2", "org/brief@v3", "org/none", "sft", "a/b/c") if is_here(name)
+    ] == [
+        "org/sft",
+        "org/brief@v2",
+    ]
 
 
 def test_policies_of_the_hub_are_planned_and_merged(hub):

@@ -19,7 +19,15 @@ _MODULES = {
     "rlhf_lines.pareto.hull": ["hull_vertices"],
     "rlhf_lines.pareto.intervals": ["Estimate", "holm", "mean_estimate", "paired_difference"],
     "rlhf_lines.pareto.measures": ["REFERENCE_POINT_RULE", "hypervolume", "nondominated", "reference_point"],
-    "rlhf_lines.pareto.picked": ["Picked", "Worth", "merge_arguments", "pick", "pick_point", "picked_text"],
+    "rlhf_lines.pareto.picked": [
+        "Picked",
+        "Worth",
+        "merge_arguments",
+        "named_elsewhere",
+        "pick",
+        "pick_point",
+        "picked_text",
+    ],
     "rlhf_lines.pareto.schema": ["Front", "read_front", "write_front"],
     "rlhf_lines.pareto.selection": ["difference_of_best", "may_be_best", "picked_worth"],
     "rlhf_lines.pareto.surrogate": [

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import alternatives, unknown_name
 from rlhf_lines.merge.rules.profile import options_text
+from rlhf_lines.models import is_here
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.origin import is_routed, weights_text
 from rlhf_lines.pareto.schema import (
@@ -215,6 +216,14 @@ def merge_command(front: Front, point: PointEntry, run_dir: str | Path) -> str:
     return shlex.join(["rlhf-lines", "merge", *merge_arguments(front, point, Path(run_dir) / f"point_{point['id']}")])
 
 
+def named_elsewhere(front: Front, point: PointEntry) -> list[str]:
+    """The models of the merge of a point that are not here, as they are named from the folder where the sweep ran."""
+    if point["merge_arguments"] is None:
+        return []
+    names = [front["sft_model"], *front["policies"][: len(point["spec"]["weights"])]]
+    return [name for name in names if not (Path(name).is_absolute() or is_here(name))]
+
+
 def picked_text(
     front: Front,
     point: PointEntry,
@@ -224,10 +233,12 @@ def picked_text(
     worth: Worth | None = None,
     prompts: Mapping[int, str] | None = None,
     mix: str | None = None,
+    elsewhere: Sequence[str] = (),
 ) -> str:
     """What to tell about a picked point, without a trailing newline; its last line is the merge command.
 
-    The SFT model needs no merge, and the last line says so.
+    The SFT model needs no merge, and the last line says so. A command that is to be run elsewhere names the run's
+    folder from there.
 
     Args:
         front: of the point.
@@ -237,6 +248,7 @@ def picked_text(
         worth: what is known of the choice, where it is.
         prompts: texts of the prompts at which it lost most, by their ids, where they are known.
         mix: what a request names for it from a server of its group, where there is such a mix.
+        elsewhere: what `named_elsewhere` says.
 
     Raises:
         ValueError: the front does not know its policies.
@@ -270,6 +282,10 @@ def picked_text(
     if mix is not None:
         server = shlex.join(["rlhf-lines", "serve", str(run_dir), "--group", point["group"]])
         lines.append(f'  to ask a server for it: {server}, and in the request "model": "{mix}"')
+    if elsewhere:
+        run_dir = Path(run_dir).resolve()
+        names = alternatives(list(elsewhere))
+        lines.append(f"  neither this folder nor the Hub's cache has {names}: run the merge where the sweep ran")
     if is_routed(spec):
         last = NO_ONE_MERGE[:1].upper() + NO_ONE_MERGE[1:]
     elif point["merge_arguments"] is None:

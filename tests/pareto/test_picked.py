@@ -15,7 +15,7 @@ import pytest
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.merge.stage import merge_of
-from rlhf_lines.pareto import Worth, build_front, merge_arguments, pick, pick_point, picked_text
+from rlhf_lines.pareto import Worth, build_front, merge_arguments, named_elsewhere, pick, pick_point, picked_text
 from rlhf_lines.pareto.schema import label
 from rlhf_lines.stages import read_stage
 
@@ -207,6 +207,29 @@ def test_a_single_policy_is_named_beside_its_command(make_front, front):
     text = picked_text(front, front["points"][1], "run")
     assert text.startswith("point 1: rewarded soup, sum, weights 0 / 1, alpha 1, beta 0, schedule linear\n")
     assert merge_of(parsed(text.splitlines()[-1])).spec == twice
+
+
+def test_a_command_that_is_for_another_folder_says_so(make_front, tmp_path, monkeypatch):
+    """Models are named from where the sweep ran, and no path of that machine is stored."""
+    front = make_front({3: {"spec": MergeSpec("linear", (0.5, 0.5)).to_dict()}}, **SOURCES)
+    ran, other = tmp_path / "ran", tmp_path / "other"
+    for name in (SOURCES["sft_model"], *SOURCES["policies"][:2]):
+        (ran / name).mkdir(parents=True)
+    other.mkdir()
+    monkeypatch.chdir(ran)
+    assert named_elsewhere(front, front["points"][3]) == []
+    monkeypatch.chdir(other)
+    elsewhere = named_elsewhere(front, front["points"][3])
+    assert elsewhere == ["my models/sft", "policies/brief", "it's/here"]  # the MORLHF run is not merged
+    assert named_elsewhere(front, front["points"][0]) == []  # the SFT model needs no merge
+    lines = picked_text(front, front["points"][3], "../ran/sweep", elsewhere=elsewhere).splitlines()
+    assert lines[-3] == (
+        "  neither this folder nor the Hub's cache has my models/sft, policies/brief or it's/here: run the merge where "
+        "the sweep ran"
+    )
+    assert parsed(lines[-1]).output_dir == str(ran.resolve() / "sweep" / "point_3")
+    moved = make_front(**SOURCES | {"sft_model": "/no/such/sft", "policies": [str(ran)] * 3})
+    assert named_elsewhere(moved, moved["points"][3]) == []  # no other folder would help
 
 
 @pytest.mark.parametrize("key", ["policies", "sft_model"])

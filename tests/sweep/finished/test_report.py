@@ -129,7 +129,9 @@ def test_the_commands_pick_what_is_picked_on_the_page(run, capsys):
 
 
 def test_every_point_says_how_to_make_its_policy(run):
-    commands = [text for text in page_of(write_report(run)).texts if text.startswith("rlhf-lines merge")]
+    texts = page_of(write_report(run)).texts
+    commands = [text for text in texts if text.startswith("rlhf-lines merge")]
+    assert texts.count("To be run where the sweep ran: models are named as they were there.") == len(commands)
     points = json.loads((run / "front.json").read_text())["points"]
     assert [shlex.split(command)[-1] for command in commands] == (
         [str(run / f"point_{p['id']}") for p in points if p["group"] != "sft"]
