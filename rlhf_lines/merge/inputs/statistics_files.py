@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE
-from rlhf_lines.merge.inputs.checkpoint import read_json
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint, read_json
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.optimizer_state import OPTIMIZER_FILE, OptimizerState
 from rlhf_lines.merge.inputs.provenance import weights_sha256
@@ -60,15 +60,21 @@ def statistics_path(kind: Statistics, folder: str | Path) -> Path:
 
 
 def open_statistics(
-    kind: Statistics | None, folders: Sequence[str | Path], stack: contextlib.ExitStack
+    kind: Statistics | None,
+    folders: Sequence[str | Path],
+    stack: contextlib.ExitStack,
+    sft: Checkpoint | None = None,
 ) -> list[Tensors]:
-    """The statistics in the folders, open until `stack` closes; none where `kind` is None."""
+    """The statistics in the folders, open until `stack` closes; none where `kind` is None.
+
+    Optimisers' states get the names of the SFT model's files where it is given.
+    """
     if kind is None:
         return []
     opened = []
     for folder in folders:
         if statistics_path(kind, folder).name == OPTIMIZER_FILE:
-            opened.append(OptimizerState(folder))
+            opened.append(OptimizerState(folder, sft))
             continue
         file = TensorFile(Path(folder) / kind.file)
         stack.callback(file.close)
