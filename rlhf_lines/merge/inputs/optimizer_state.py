@@ -16,6 +16,10 @@ from rlhf_lines.merge.tensors.precision import wide
 
 OPTIMIZER_FILE = "optimizer.pt"
 _MOMENT = "exp_avg_sq"
+_EXPECTED = (
+    "expected a full fine-tuning of this model by a Trainer, in the groups that a Trainer makes itself (after "
+    "layer_learning_rates or frozen_layers it is not told whose each tensor is); use `rlhf-lines fisher`"
+)
 
 
 class OptimizerState:
@@ -88,8 +92,8 @@ class OptimizerState:
         in_order = _in_order_of_a_trainer(self._path.parent)
         if len(in_order) != len(keys):
             raise ValueError(
-                f"{str(self._path)!r} is of {len(keys)} parameters, the model beside it has {len(in_order)}; expected "
-                "a full fine-tuning of this model by a Trainer"
+                f"{str(self._path)!r} is of {len(keys)} parameters, the model beside it has {len(in_order)}; "
+                f"{_EXPECTED}"
             )
         with Checkpoint(self._path.parent) as checkpoint:
             names = [checkpoint.parameter(name) or name for name in in_order]
@@ -98,7 +102,7 @@ class OptimizerState:
                 if shape is not None and tuple(shape.shape) != there:
                     raise ValueError(
                         f"{str(self._path)!r} has {tuple(shape.shape)} in the place of {name!r}, which is {there} in "
-                        "the model beside it; expected a full fine-tuning of this model by a Trainer"
+                        f"the model beside it; {_EXPECTED}"
                     )
         if sft is not None:
             names = [sft.parameter(name) or name for name in in_order]

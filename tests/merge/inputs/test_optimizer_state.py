@@ -15,6 +15,7 @@ from rlhf_lines.merge import MergeSpec, merge_residuals
 from rlhf_lines.merge.inputs.optimizer_state import OptimizerState
 from rlhf_lines.merge.job import Merge
 from rlhf_lines.merge.opened import open_merge
+from rlhf_lines.train.layerwise import layer_factors, split_by_depth
 from tests import tiny
 from tests.merge.rules.every_rule import inputs_of, stored
 
@@ -111,6 +112,18 @@ def refusal(capsys, sft: Path, policies, statistics, out: Path) -> str:
     return capsys.readouterr().err
 
 
+def state_by_depth(folder: Path) -> dict:
+    """The state of an optimiser of a model's parameters whose layers have learning rates of their own."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(model.parameters())
+    split_by_depth(optimizer, model, layer_factors("linear", 2))
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
 def test_what_is_no_such_state_is_refused(trained, tmp_path, capsys):
     sft, (first, second), _ = trained
     out = tmp_path / "out"
@@ -122,6 +135,7 @@ def test_what_is_no_such_state_is_refused(trained, tmp_path, capsys):
     )
     content = torch.load(first / "optimizer.pt", weights_only=True)
     broken = {
+        "after layer_learning_rates or frozen_layers it is not told whose each tensor": state_by_depth(first),
         "is of 1 parameters, the model beside it has": {
             **content,
             "param_groups": [{"params": [0], "betas": (0, 0.9)}],
