@@ -52,7 +52,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
         widths = {name: width(modules[name]) for name in dict.fromkeys(same_input.values())}
         groups = in_groups({name: FLOAT64 * size**2 for name, size in widths.items()}, config.max_memory)
         samples = _samples(inputs, policy)
-        metadata = {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if is_conv1d(modules[name])]}
+        metadata = _metadata(same_input, modules)
         with (
             new_statistics_file(
                 folder / GRAM.file,
@@ -85,6 +85,10 @@ def _samples(inputs: Inputs, policy: Policy) -> list[Sample]:
     return [Sample(prompt, ()) for prompt in inputs.prompts]
 
 
+def _metadata(same_input: Mapping[str, str], modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    return {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if is_conv1d(modules[name])]}
+
+
 def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramConfig, given: dict) -> Path:
     """Write a folder of Gram matrices for each of the policies, `1` and up, as `run` has one; see `LayerByLayer`."""
     names = [config.policy, *config.merged_with]
@@ -104,11 +108,6 @@ def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramC
         )
         modules = linear_modules(sft, "all")
         modules = {name: module for name, module in modules.items() if name in residuals.shapes}
-        if turned := next((name for name, module in modules.items() if is_conv1d(module)), None):
-            raise ValueError(
-                f"{turned!r} is stored [in, out] (Conv1D of GPT-2), which rule 'regmean' does not take; "
-                "use another rule"
-            )
         sequences = [[sample.prompt + sample.completion for sample in own] for own in samples]
         layers = LayerByLayer(
             sft.model,
@@ -121,7 +120,7 @@ def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramC
         )
         widths = {name: width(modules[name]) for name in dict.fromkeys(layers.same_input.values())}
         made_with = {"reduce": config.reduce, "policies": [record["policy_sha256"] for record in records]}
-        metadata = {SAME_INPUT: layers.same_input, TRANSPOSED: [], PLUS_PLUS: made_with}
+        metadata = _metadata(layers.same_input, modules) | {PLUS_PLUS: made_with}
         files = []
         for number in range(1, len(names) + 1):
             (folder / str(number)).mkdir()

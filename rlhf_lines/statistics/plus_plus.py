@@ -45,7 +45,7 @@ class LayerByLayer:
         same_input: the name of every linear map that has a Gram matrix to that of the first that reads the same.
 
     Raises:
-        ValueError: the layers of the model cannot be told, a module does not see every token or is stored `[in, out]`.
+        ValueError: the layers of the model cannot be told, or a module does not see every token.
     """
 
     def __init__(
