@@ -29,7 +29,8 @@ def make_plus_plus(folder, flags, save_adapter):
         conv1d = models == GPT2
         save_adapter(Path(sft), Path(second), r=2, target_modules=modules, fan_in_fan_out=conv1d)
         given = {"sft_model": sft, "policy": policy, "merged_with": second, "inputs": "prompts", "output_dir": "./pp"}
-        return made("gram", flags(**given, batch_size=3, **changes), "./pp")
+        given = {**given, "batch_size": 3, **changes}
+        return made("gram", flags(**given), given["output_dir"])
 
     return make
 
@@ -93,6 +94,15 @@ def test_the_first_layer_is_that_of_regmean_and_the_last_is_not(plus_plus, flags
         assert torch.allclose(found, own, rtol=0, atol=1e-6 * own.max().item()) == same
 
 
+def test_less_memory_takes_more_passes_and_gives_the_same(plus_plus, make_plus_plus):
+    # 16 inputs (q, k and v; o; up) take 8 * 16^2 = 2,048 bytes, and 24 (down) 4,608.
+    less = make_plus_plus(LLAMA, max_memory="5KB", output_dir="./less")
+    assert (plus_plus["passes"], less["passes"]) == (3, 3 * 3)  # of q and o, of up, and of down, in three layers
+    for number in ("1", "2"):
+        file = Path(number, "gram.safetensors")
+        assert Path("less", file).read_bytes() == Path("pp", file).read_bytes()
+
+
 @pytest.mark.parametrize("models", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_a_merge_by_them_is_regmean_with_them(make_plus_plus, models):
     make_plus_plus(models)
@@ -127,6 +137,7 @@ def test_what_does_not_go_together_is_refused(plus_plus, flags, folder, capsys):
     assert "give the folders in the order of the policies" in refusal(*PLUS[:3], "./pp/2", "./pp/1")
     for changes, words in (
         ({"reduce": 0.5}, "which only Gram matrices for RegMean++ have; give merged_with"),
+        ({"merged_with": "./lora", "max_memory": "4KB"}, "what is summed up for 'model.layers.0.mlp.down_proj.weight'"),
         ({"merged_with": "./lora", "reduce": 2}, "reduce is 2.0, expected a number between 0 and 1"),
         ({"merged_with": "./lora", "parameters": "all"}, "but with merged_with they are those that any policy changes"),
     ):
