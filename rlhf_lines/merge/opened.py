@@ -51,7 +51,7 @@ def open_merge(
         sft = stack.enter_context(Checkpoint(merge.sft_model))
         policies, warnings = load_inputs(sft, merge.policies, stack, sft_renamed=merge.sft_renamed)
         check_statistics(merge.spec.rule, needed, merge.statistics, merge.policies)
-        statistics = open_statistics(needed, merge.statistics, stack)
+        statistics = open_statistics(needed, merge.statistics, stack, sft)
         opened = OpenMerge(merge, sft, policies, statistics, max_memory=max_memory, progress=progress)
         opened.warnings[:0] = warnings
         yield opened

@@ -17,18 +17,15 @@ from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import DataConfig
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.inputs.statistics import GRAM
-from rlhf_lines.merge.inputs.statistics_files import PLUS_PLUS, SAME_INPUT, TRANSPOSED
+from rlhf_lines.merge.inputs.statistics_files import PLUS_PLUS, SAME_INPUT, TRANSPOSED, open_statistics
 from rlhf_lines.progress import Bar
 from rlhf_lines.statistics.config import GramConfig
 from rlhf_lines.statistics.files import new_statistics_file
 from rlhf_lines.statistics.inputs import Inputs, fingerprints, in_groups, read_inputs
-from rlhf_lines.statistics.linear_inputs import add_products, is_conv1d, linear_modules, shared_inputs, width
+from rlhf_lines.statistics.linear_inputs import add_products, is_conv1d, linear_modules, shared_inputs, sum_bytes, width
 from rlhf_lines.statistics.plus_plus import LayerByLayer
 from rlhf_lines.statistics.policy import Policy, load_policy, open_residuals
 from rlhf_lines.statistics.samples import Sample, batches
-
-
-FLOAT64 = 8  # bytes
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, given: dict) -> Path:
@@ -50,9 +47,9 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
         modules = linear_modules(policy, inputs.parameters)
         same_input = shared_inputs(policy.model, modules, inputs.prompts[0])
         widths = {name: width(modules[name]) for name in dict.fromkeys(same_input.values())}
-        groups = in_groups({name: FLOAT64 * size**2 for name, size in widths.items()}, config.max_memory)
+        groups = in_groups(sum_bytes({name: modules[name] for name in widths}), config.max_memory)
         samples = _samples(inputs, policy)
-        metadata = {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if is_conv1d(modules[name])]}
+        metadata = _metadata(same_input, modules)
         with (
             new_statistics_file(
                 folder / GRAM.file,
@@ -85,6 +82,10 @@ def _samples(inputs: Inputs, policy: Policy) -> list[Sample]:
     return [Sample(prompt, ()) for prompt in inputs.prompts]
 
 
+def _metadata(same_input: Mapping[str, str], modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    return {SAME_INPUT: same_input, TRANSPOSED: [name for name in same_input if is_conv1d(modules[name])]}
+
+
 def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramConfig, given: dict) -> Path:
     """Write a folder of Gram matrices for each of the policies, `1` and up, as `run` has one; see `LayerByLayer`."""
     names = [config.policy, *config.merged_with]
@@ -95,6 +96,8 @@ def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramC
         samples, records = [], []
         for inputs in every:
             policy = inputs.load_policy()
+            # Stops before anything is sampled where one matrix does not fit.
+            in_groups(sum_bytes(linear_modules(policy, inputs.parameters)), config.max_memory)
             samples.append(_samples(inputs, policy))
             records.append(inputs.record(policy, samples[-1]))
             del policy  # one model is in memory at a time
@@ -104,11 +107,6 @@ def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramC
         )
         modules = linear_modules(sft, "all")
         modules = {name: module for name, module in modules.items() if name in residuals.shapes}
-        if turned := next((name for name, module in modules.items() if is_conv1d(module)), None):
-            raise ValueError(
-                f"{turned!r} is stored [in, out] (Conv1D of GPT-2), which rule 'regmean' does not take; "
-                "use another rule"
-            )
         sequences = [[sample.prompt + sample.completion for sample in own] for own in samples]
         layers = LayerByLayer(
             sft.model,
@@ -118,10 +116,11 @@ def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramC
             sequences,
             reduce=config.reduce,
             batch_size=config.batch_size,
+            max_memory=config.max_memory,
         )
         widths = {name: width(modules[name]) for name in dict.fromkeys(layers.same_input.values())}
         made_with = {"reduce": config.reduce, "policies": [record["policy_sha256"] for record in records]}
-        metadata = {SAME_INPUT: layers.same_input, TRANSPOSED: [], PLUS_PLUS: made_with}
+        metadata = _metadata(layers.same_input, modules) | {PLUS_PLUS: made_with}
         files = []
         for number in range(1, len(names) + 1):
             (folder / str(number)).mkdir()
@@ -131,9 +130,10 @@ def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramC
                 {key: json.dumps(value) for key, value in metadata.items()},
             )
             files.append(stack.enter_context(file))
-        total = sum(map(len, sequences)) * (2 * layers.passes - 1)
+        written = open_statistics(GRAM, [folder / str(number) for number in range(1, len(names) + 1)], stack)
+        total = sum(map(len, sequences)) * (layers.passes + layers.merged)
         with Bar(total=total, desc="gram, layer by layer", unit="sequences") as bar:
-            for k, name, gram in layers.grams(bar.update):
+            for k, name, gram in layers.grams(written, bar.update):
                 files[k].write(name, 0, gram.flatten())
         if not_finite:
             path, name = min(not_finite)

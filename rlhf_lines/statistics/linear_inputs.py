@@ -128,6 +128,11 @@ def width(module: nn.Module) -> int:
     return module.weight.shape[0] if is_conv1d(module) else module.in_features
 
 
+def sum_bytes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """What the sum of X^T X takes, in float64, by the names of the modules."""
+    return {name: torch.float64.itemsize * width(module) ** 2 for name, module in modules.items()}
+
+
 def is_conv1d(module: nn.Module) -> bool:
     """Whether a module is GPT-2's, whose weight is stored `[in, out]`."""
     from transformers.pytorch_utils import Conv1D

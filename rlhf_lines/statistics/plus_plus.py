@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from rlhf_lines.merge.layers import layer_of
 from rlhf_lines.merge.rules import merge_lazily
-from rlhf_lines.merge.tensors.residuals import MemoryTensors, Residuals
+from rlhf_lines.merge.tensors.residuals import Residuals, Tensors
 from rlhf_lines.merge.tensors.spans import Span
-from rlhf_lines.statistics.linear_inputs import Enough, add_products, right_pad, shared_inputs, width
+from rlhf_lines.statistics.inputs import in_groups
+from rlhf_lines.statistics.linear_inputs import Enough, add_products, right_pad, shared_inputs, sum_bytes, width
 from rlhf_lines.statistics.samples import batches
 
 
@@ -26,8 +28,8 @@ class LayerByLayer:
             layer l becomes the RegMean merge of the policies' layers with these G_k
 
     What lies before the layers (embeddings) is the mean of the policies'. The maps behind them (a head of its own) come
-    last. A layer runs twice on each sequence, once as the policy's and once as it is merged: what the merged one gives
-    is kept, and the next pass begins there.
+    last. A layer runs on each sequence as the policy's, once for each group of maps whose sums fit into memory, and
+    once as it is merged: what the merged one gives is kept, and the next pass begins there.
 
     Source: arXiv 2508.03121, section 3; nthehai01/RegMean-plusplus. The paper's models of language keep the base's
     embedding, its models of images the mean.
@@ -40,12 +42,14 @@ class LayerByLayer:
         sequences: token ids of K sets of sequences, one of each policy.
         reduce: as in `regmean`.
         batch_size: sequences in one forward pass.
+        max_memory: bytes of the sums that are in memory at a time.
 
     Attributes:
         same_input: the name of every linear map that has a Gram matrix to that of the first that reads the same.
 
     Raises:
-        ValueError: the layers of the model cannot be told, a module does not see every token or is stored `[in, out]`.
+        ValueError: the layers of the model cannot be told, a module does not see every token, or `max_memory` is less
+            than one matrix takes.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class LayerByLayer:
         *,
         reduce: float,
         batch_size: int,
+        max_memory: int,
     ) -> None:
         known = {name: shape for name, shape in residuals.shapes.items() if name in parameters}  # no buffers
         self._model, self._parameters, self._modules = model, parameters, modules
@@ -67,37 +72,47 @@ class LayerByLayer:
         places = {parameter: layer for layer, module in enumerate(self._layers) for parameter in module.parameters()}
         self._place = {name: places.get(parameters[name]) for name in known}
         self.same_input = shared_inputs(model, modules, sequences[0][0])
+        sums = sum_bytes({name: modules[name] for name in dict.fromkeys(self.same_input.values())})
+        self._groups = {
+            layer: in_groups({name: size for name, size in sums.items() if self._place[name] == layer}, max_memory)
+            for layer in (*range(len(self._layers)), None)
+        }
 
     @property
     def passes(self) -> int:
-        """How many layers are run, once as each policy's and once merged; the maps behind them count as one more."""
-        return len(self._layers) + 1
+        """How often a layer is run as each policy's; the maps behind them count as one more."""
+        return sum(map(len, self._groups.values()))
+
+    @property
+    def merged(self) -> int:
+        """How many layers are run as they are merged."""
+        return len(self._layers)
 
     @torch.no_grad()
-    def grams(self, advance: Callable[[int], object] = lambda count: None) -> Iterator[tuple[int, str, Tensor]]:
+    def grams(
+        self, statistics: Sequence[Tensors], advance: Callable[[int], object] = lambda count: None
+    ) -> Iterator[tuple[int, str, Tensor]]:
         """Yield policy k (from 0), name of a linear map and its G_k `[in, in]`, float32, on the CPU; once where shared.
 
         Args:
+            statistics: where a layer's merge finds what was yielded of its maps, one for each policy.
             advance: called with the number of sequences after every batch.
 
         Raises:
             ValueError: a value is not finite.
         """
         outside = [name for name, layer in self._place.items() if layer is None]
-        self._put(outside, self._merged(outside, None))
+        self._put(outside, self._merged(outside))
         flows = [[_Flow(batch) for batch in batches(own, self._batch_size)] for own in self._sequences]
-        for layer in [*range(len(self._layers)), None]:
+        for layer, groups in self._groups.items():
             names = [name for name, place in self._place.items() if place == layer]
-            maps = [name for name in dict.fromkeys(self.same_input.values()) if self._place[name] == layer]
-            found = []
-            for k, own in enumerate(flows):
+            for maps, (k, own) in itertools.product(groups, enumerate(flows)):
                 if layer is not None:
                     self._put(names, self._of_policy(names, k))
-                found.append(self._measure(own, layer, maps, advance))
-                yield from ((k, name, gram) for name, gram in found[k].items())
+                yield from ((k, name, gram) for name, gram in self._measure(own, layer, maps, advance))
             if layer is None:
                 return
-            self._put(names, self._merged(names, found if maps else None))
+            self._put(names, self._merged(names, statistics if groups else ()))
             for own in flows:
                 for flow in own:
                     with contextlib.suppress(Enough), self._from(layer, flow), _after(self._layers[layer], flow):
@@ -106,23 +121,22 @@ class LayerByLayer:
 
     def _measure(
         self, flows: Sequence[_Flow], layer: int | None, maps: Sequence[str], advance: Callable[[int], object]
-    ) -> dict[str, Tensor]:
-        """G of these maps over all sequences of a policy."""
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Names and G of these maps over all sequences of a policy."""
         device = next(self._model.parameters()).device
         sizes = {name: width(self._modules[name]) for name in maps}
         sums = {name: torch.zeros(n, n, dtype=torch.float64, device=device) for name, n in sizes.items()}
         modules = {name: self._modules[name] for name in maps}
         for flow in flows:
-            if modules:
-                with self._from(len(self._layers) if layer is None else layer, flow):
-                    add_products(self._model, modules, flow.rows, sums)
+            with self._from(len(self._layers) if layer is None else layer, flow):
+                add_products(self._model, modules, flow.rows, sums)
             advance(len(flow.rows))
         num_tokens = sum(len(row) for flow in flows for row in flow.rows)
-        grams = {name: total.div_(num_tokens).float().cpu() for name, total in sums.items()}
-        for name, gram in grams.items():
+        for name in maps:
+            gram = sums.pop(name).div_(num_tokens).float().cpu()
             if not torch.isfinite(gram).all():
                 raise ValueError(f"the inputs of {name!r} are not finite; choose dtype float32")
-        return grams
+            yield name, gram
 
     def _of_policy(self, names: Sequence[str], k: int) -> Iterator[tuple[str, Tensor]]:
         """theta_SFT + tau_k of these parameters."""
@@ -130,20 +144,14 @@ class LayerByLayer:
             chunk = self._whole(name)
             yield name, chunk.sft + chunk.residuals[k]
 
-    def _merged(
-        self, names: Sequence[str], grams: Sequence[Mapping[str, Tensor]] | None
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _merged(self, names: Sequence[str], statistics: Sequence[Tensors] = ()) -> Iterator[tuple[str, Tensor]]:
         """theta_SFT + tau_M of these parameters: by RegMean with these Gram matrices, or their mean without."""
         shapes = {name: self._residuals.shapes[name] for name in names}
         if not shapes:
             return
-        held = replace(self._residuals, shapes=shapes)
-        if grams is None:
-            merged = merge_lazily(held, "linear")
-        else:
-            by_map = [{name: own[first] for name, first in self.same_input.items() if first in own} for own in grams]
-            held = replace(held, statistics=tuple(MemoryTensors(own) for own in by_map))
-            merged = merge_lazily(held, "regmean", reduce=self._reduce)
+        held = replace(self._residuals, shapes=shapes, statistics=tuple(statistics))
+        options = {"reduce": self._reduce, "plus_plus": True} if statistics else {}
+        merged = merge_lazily(held, "regmean" if statistics else "linear", **options)
         for name in names:
             tau = merged.tensor(name)
             yield name, self._whole(name).sft + tau.flatten()

@@ -92,7 +92,7 @@ def load_policy(sft: Path, policy: Path, *, dtype: str) -> Policy:
     tell_if_slow(dtype)
     with about(f"model {folder} cannot be loaded"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().requires_grad_(False)
-    with Checkpoint(folder) as checkpoint:
+    with Checkpoint(sft) as checkpoint:  # whose names they get: a dense policy's files may have others
         parameters, tied = _named(model, checkpoint)
         adapted = lost = None
         if adapter is not None:

@@ -86,5 +86,5 @@ class Merges:
         if rule not in self._statistics:
             folders, needed = self._folders.get(rule, ()), RULES[rule].statistics
             check_statistics(rule, needed, folders, [adapter.path for adapter in self._adapters])
-            self._statistics[rule] = open_statistics(needed, folders, self._files)
+            self._statistics[rule] = open_statistics(needed, folders, self._files, self._checkpoint)
         return self._statistics[rule]

@@ -11,7 +11,10 @@ from rlhf_lines.learn.gradient import Differentiated, descend
 from rlhf_lines.merge.inputs.adapter import dense_residual, load_adapter
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.space import make_space
+from rlhf_lines.sweep.config import SweepConfig
+from rlhf_lines.sweep.engines.local import load_base
 from rlhf_lines.sweep.engines.multi_lora import MultiLoRA
+from tests import tiny
 
 
 PAIRS = [((5, 9, 14, 3), (7, 8)), ((7,), (22, 3, 9)), ((22, 30, 4, 11, 8), (19,))]
@@ -68,6 +71,36 @@ def test_derivatives_are_inner_products_with_residuals(load_sft, adapters, name,
     np.testing.assert_allclose(derivatives, space.matrix().T @ dense.ravel(), rtol=1e-4, atol=1e-6)
     # Two policies change nothing outside the layers.
     assert (np.abs(derivatives) > 1e-4).sum() == len(derivatives) - (2 if name == "coefficients" else 0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_derivatives_on_a_quantised_base_are_those_on_its_weights(tmp_path, bits):
+    """The weights that a quantised base stands for, in a plain one; 8 bits round activations too, to 1 of 127."""
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.functional import dequantize_4bit
+    from transformers import AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}  # which kernels on CPUs take
+    sft = tmp_path / "sft"
+    tiny.llama(vocab_size=32, **sizes).save_pretrained(sft)
+    adapters = [load_adapter(tiny.save_adapter(sft, tmp_path / name, seed=k)) for k, name in enumerate("ab")]
+    named = {"sft_model": str(sft), "policies": ["a", "b"], "rewards": ["m:a", "m:b"], "output_dir": "never"}
+    packed = load_base(SweepConfig(**named, load_in_8bit=bits == 8, load_in_4bit=bits == 4), sft)
+    plain = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, weight in packed.named_parameters():
+            if bits == 8 and hasattr(weight, "SCB"):
+                plain.get_parameter(name).copy_(weight * weight.SCB.unsqueeze(1) / 127)
+            elif bits == 4 and hasattr(weight, "quant_state"):
+                plain.get_parameter(name).copy_(dequantize_4bit(weight.data, weight.quant_state))
+    space = make_space("profile", 2, 2)
+    vector = np.random.default_rng(0).normal(0.8, 0.5, len(space.start))
+    (_, found), (_, expected) = (
+        Differentiated(MultiLoRA(model, adapters), space, 2, 0)(vector, PAIRS, likelihood, WEIGHTS)
+        for model in (packed, plain)
+    )
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.04 * np.abs(expected).max())
 
 
 def test_outside_the_block_all_rows_are_the_sft_model(load_sft, adapters):

@@ -143,13 +143,14 @@ def test_squares_of_bfloat16_gradients_are_summed_in_float32(folder):
     assert (one.double() - exact).norm() / exact.norm() < 0.1
 
 
-def test_names_are_those_of_the_files_also_where_they_lack_the_prefix_of_the_trunk(folder, flags):
+@pytest.mark.parametrize("policy", ["./trunk", "./gpt2"])
+def test_names_are_those_of_the_sft_models_files_also_where_they_lack_the_prefix_of_the_trunk(folder, flags, policy):
     from transformers import AutoModel, AutoTokenizer
 
     AutoModel.from_pretrained("./gpt2").save_pretrained("./trunk")
     AutoTokenizer.from_pretrained("./gpt2").save_pretrained("./trunk")
     shutil.copyfile("gpt2/generation_config.json", "trunk/generation_config.json")
-    made("fisher", flags(sft_model="./trunk", policy="./trunk"))
+    made("fisher", flags(sft_model="./trunk", policy=policy))
     made("fisher", flags(sft_model="./gpt2", policy="./gpt2", output_dir="./whole"))
     found, whole = load_file("out/fisher.safetensors"), load_file("whole/fisher.safetensors")
     assert found.keys() == load_file("trunk/model.safetensors").keys()

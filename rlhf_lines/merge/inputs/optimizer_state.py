@@ -16,10 +16,14 @@ from rlhf_lines.merge.tensors.precision import wide
 
 OPTIMIZER_FILE = "optimizer.pt"
 _MOMENT = "exp_avg_sq"
+_EXPECTED = (
+    "expected a full fine-tuning of this model by a Trainer, in the groups that a Trainer makes itself (after "
+    "layer_learning_rates or frozen_layers it is not told whose each tensor is); use `rlhf-lines fisher`"
+)
 
 
 class OptimizerState:
-    """Adam's second moments by the names of the checkpoint's files, read in part, as `Tensors`.
+    """Adam's second moments by the names of the SFT model's files, read in part, as `Tensors`.
 
         v = exp_avg_sq / (1 - beta_2^step)
 
@@ -31,8 +35,12 @@ class OptimizerState:
         shapes: parameter name to shape.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, sft: Checkpoint | None = None) -> None:
         """Find out which tensor is which parameter's.
+
+        Args:
+            folder: the checkpoint.
+            sft: the SFT model; None takes the names of the checkpoint's own files.
 
         Raises:
             ValueError: the optimiser is no Adam, was of an adapter, or of parameters in another order than a Trainer's.
@@ -45,7 +53,7 @@ class OptimizerState:
             )
         state, groups = self._load()
         self._held: dict[str, tuple[Tensor, float]] = {}
-        names = self._names(state, groups)
+        names = self._names(state, groups, sft)
         for group in groups:
             for key in group["params"]:
                 held = state.get(key, {})
@@ -75,7 +83,7 @@ class OptimizerState:
                 "fisher`"
             ) from error
 
-    def _names(self, state: Mapping, groups: list[Mapping[str, Any]]) -> dict[int, str]:
+    def _names(self, state: Mapping, groups: list[Mapping[str, Any]], sft: Checkpoint | None) -> dict[int, str]:
         """From the keys of the state, which count the parameters of all groups, to the names in the files.
 
         A Trainer's groups are the parameters with weight decay, then those without, each in the order of the model.
@@ -84,8 +92,8 @@ class OptimizerState:
         in_order = _in_order_of_a_trainer(self._path.parent)
         if len(in_order) != len(keys):
             raise ValueError(
-                f"{str(self._path)!r} is of {len(keys)} parameters, the model beside it has {len(in_order)}; expected "
-                "a full fine-tuning of this model by a Trainer"
+                f"{str(self._path)!r} is of {len(keys)} parameters, the model beside it has {len(in_order)}; "
+                f"{_EXPECTED}"
             )
         with Checkpoint(self._path.parent) as checkpoint:
             names = [checkpoint.parameter(name) or name for name in in_order]
@@ -94,8 +102,10 @@ class OptimizerState:
                 if shape is not None and tuple(shape.shape) != there:
                     raise ValueError(
                         f"{str(self._path)!r} has {tuple(shape.shape)} in the place of {name!r}, which is {there} in "
-                        "the model beside it; expected a full fine-tuning of this model by a Trainer"
+                        f"the model beside it; {_EXPECTED}"
                     )
+        if sft is not None:
+            names = [sft.parameter(name) or name for name in in_order]
         return dict(zip(keys, names, strict=True))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE
-from rlhf_lines.merge.inputs.checkpoint import read_json
+from rlhf_lines.merge.inputs.checkpoint import Checkpoint, read_json
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.optimizer_state import OPTIMIZER_FILE, OptimizerState
 from rlhf_lines.merge.inputs.provenance import weights_sha256
@@ -60,15 +60,21 @@ def statistics_path(kind: Statistics, folder: str | Path) -> Path:
 
 
 def open_statistics(
-    kind: Statistics | None, folders: Sequence[str | Path], stack: contextlib.ExitStack
+    kind: Statistics | None,
+    folders: Sequence[str | Path],
+    stack: contextlib.ExitStack,
+    sft: Checkpoint | None = None,
 ) -> list[Tensors]:
-    """The statistics in the folders, open until `stack` closes; none where `kind` is None."""
+    """The statistics in the folders, open until `stack` closes; none where `kind` is None.
+
+    Optimisers' states get the names of the SFT model's files where it is given.
+    """
     if kind is None:
         return []
     opened = []
     for folder in folders:
         if statistics_path(kind, folder).name == OPTIMIZER_FILE:
-            opened.append(OptimizerState(folder))
+            opened.append(OptimizerState(folder, sft))
             continue
         file = TensorFile(Path(folder) / kind.file)
         stack.callback(file.close)
@@ -107,7 +113,7 @@ def check_statistics(
     Where `kind` is None, there must be none.
 
     Raises:
-        ValueError: a number that does not fit, statistics of another policy, weights stored the other way round.
+        ValueError: a number that does not fit, or statistics of another policy.
         FileNotFoundError: a folder lacks the file.
     """
     if kind is None:
@@ -122,11 +128,11 @@ def check_statistics(
     problems = Problems()
     for folder, policy in zip(folders, policies, strict=True):
         with problems.collect():
-            _check_folder(rule, kind, Path(folder), policy)
+            _check_folder(kind, Path(folder), policy)
     problems.check()
 
 
-def _check_folder(rule: str, kind: Statistics, folder: Path, policy: str | Path) -> None:
+def _check_folder(kind: Statistics, folder: Path, policy: str | Path) -> None:
     path = statistics_path(kind, folder)
     if not path.is_file():
         raise FileNotFoundError(
@@ -141,12 +147,6 @@ def _check_folder(rule: str, kind: Statistics, folder: Path, policy: str | Path)
     file.close()
     if not all(entry.dtype in DTYPES.values() for entry in file.entries.values()):
         raise ValueError(f"{str(path)!r} holds tensors that are not floating-point; make it again")
-    transposed = json.loads(file.metadata.get(TRANSPOSED, "[]"))
-    if transposed:
-        raise ValueError(
-            f"{str(path)!r} is of a model whose weights are stored [in, out] ({transposed[0]!r}), which rule {rule!r} "
-            "does not take; use another rule"
-        )
     _check_made_of(folder, policy, read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {})
 
 

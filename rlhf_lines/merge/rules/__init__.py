@@ -188,7 +188,7 @@ def merge_residuals(
         statistics: one mapping per residual, for rules that need them: `fisher` and `ota` (diagonals by
             parameter name) and `regmean` (Gram matrices by parameter name).
         transposed: names of matrices that are stored `[in, out]` (Conv1D of GPT-2), for rules that look at columns
-            (`widen`).
+            (`doge`, `regmean`, `widen`).
         **options: options of the rule.
 
     Returns:

@@ -13,6 +13,9 @@ from rlhf_lines.merge.tensors.order_statistics import order_statistics
 from rlhf_lines.merge.tensors.residuals import Chunk, Merged, Residuals
 
 
+_EXPONENT = 64  # at most: exp overflows in float32 from 89 on
+
+
 def pcb(
     residuals: Residuals,
     weights: Sequence[float] | None,
@@ -72,8 +75,10 @@ def pcb(
         if balance == "clamped":
             signed = [size * tau.sign() for size, tau in zip(sizes, chunk.residuals, strict=True)]
         summed = total(signed)
+        # A common factor of all b_k cancels in S_k.
+        excess = max(residuals.count - _EXPONENT, 0)
         return [
-            size.square_().mul_(residuals.count).exp_().mul_((tau * summed).tanh_())
+            size.square_().mul_(residuals.count).sub_(excess).exp_().mul_((tau * summed).tanh_())
             for size, tau in zip(sizes, chunk.residuals, strict=True)
         ]
 

@@ -25,7 +25,7 @@ def regmean(
 
     with tau `[out, in]` and G_k = X^T X / n `[in, in]` of the inputs X that the map sees in policy k
     (`rlhf-lines gram`). c_k are the preference weights, equal without weights; only their ratios count. All other
-    parameters get the weighted mean. Identical G_k give the weighted mean too.
+    parameters get the weighted mean. Identical G_k give the weighted mean too. What is stored `[in, out]` is turned.
 
     Source: arXiv 2212.09849, section 3; bloomberg/dataless-model-merging. The formula on whole weights is the same,
     since the base passes through it. `reduce` is called alpha in the paper; public configs have 0.1 mostly, some 0.9,
@@ -53,8 +53,7 @@ def regmean(
         plus_plus: whether the Gram matrices are those of RegMean++.
 
     Raises:
-        ValueError: an option outside its range, a negative weight, statistics that are missing or do not fit, or
-            weights that are stored `[in, out]` (Conv1D of GPT-2).
+        ValueError: an option outside its range, a negative weight, or statistics that are missing or do not fit.
     """
     share("reduce", reduce)
     yes_or_no("plus_plus", plus_plus)
@@ -62,8 +61,7 @@ def regmean(
     shares = mean_shares("regmean", residuals.count, weights)
     names = set(common_names(residuals, "regmean", GRAM))
     for name in names:
-        _check_shapes(residuals, name)
-        outputs, inputs = residuals.shapes[name]
+        outputs, inputs = _checked_shape(residuals, name)
         beside = 3 * torch.float64.itemsize * inputs * (inputs + outputs)
         residuals.check_memory(name, inputs * outputs, beside=beside)
 
@@ -71,7 +69,12 @@ def regmean(
         mean = weighted_total(chunk.residuals, shares)
         if chunk.name not in names or not any(shares):
             return mean
-        mean = chunk.rows(mean).to(torch.float64)
+        turned = chunk.name in residuals.transposed
+
+        def matrix(tensor: Tensor) -> Tensor:
+            return chunk.rows(tensor).T if turned else chunk.rows(tensor)
+
+        mean = matrix(mean).to(torch.float64)
         inputs = mean.shape[1]
         total = mean.new_zeros(inputs, inputs)
         wanted = mean.new_zeros(inputs, mean.shape[0])
@@ -80,8 +83,9 @@ def regmean(
             reduced = gram * (reduce * factor)
             reduced.diagonal().copy_(gram.diagonal() * factor)
             total += reduced
-            wanted.addmm_(reduced, (chunk.rows(tau) - mean).T)
-        return mean.add_(_solve(total, wanted, chunk.name).T).reshape(-1).to(residuals.dtype)
+            wanted.addmm_(reduced, (matrix(tau) - mean).T)
+        mean += _solve(total, wanted, chunk.name).T
+        return (mean.T if turned else mean).reshape(-1).to(residuals.dtype)
 
     return Merged(residuals, compute, lambda name: "tensor" if name in names else "element")
 
@@ -135,19 +139,22 @@ def _check_kind(residuals: Residuals, plus_plus: bool, reduce: float) -> None:
             )
 
 
-def _check_shapes(residuals: Residuals, name: str) -> None:
-    shape = tuple(residuals.shapes[name])
+def _checked_shape(residuals: Residuals, name: str) -> tuple[int, int]:
+    """Outputs and inputs of a linear map, once its Gram matrices fit."""
+    stored = tuple(residuals.shapes[name])
+    shape = stored[::-1] if name in residuals.transposed else stored
     for k, tensors in enumerate(residuals.statistics):
         gram = tuple(tensors.shapes[name])
         if len(shape) == 2 and gram == (shape[1], shape[1]):
             continue
         if len(shape) == 2 and gram == (shape[0], shape[0]):
             raise ValueError(
-                f"the Gram matrix of policy {k + 1} for {name!r} is {gram}, which fits the first dimension of {shape}: "
-                "weights that are stored [in, out] (Conv1D of GPT-2) are not supported, since square ones cannot be "
-                "told apart; use another rule"
+                f"the Gram matrix of policy {k + 1} for {name!r} is {gram}, which is that of the outputs of {stored}; "
+                "expected [in, in]: name weights that are stored [in, out] (Conv1D of GPT-2), and no others, in "
+                "transposed"
             )
         raise ValueError(
-            f"the Gram matrix of policy {k + 1} for {name!r} is {gram}, the residual is {shape}; expected [in, in] for "
-            "a weight [out, in], from `rlhf-lines gram` on the model that is merged"
+            f"the Gram matrix of policy {k + 1} for {name!r} is {gram}, the residual is {stored}; expected [in, in] "
+            "for a weight [out, in], from `rlhf-lines gram` on the model that is merged"
         )
+    return shape

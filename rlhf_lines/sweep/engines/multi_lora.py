@@ -135,8 +135,9 @@ class MultiLoRA:
                     "merge them one by one with rlhf-lines merge"
                 )
             scaled = narrow(x, diagonal, place)
-            if output.dtype == up.dtype:
-                # One operation in place of two: small ones cost most where rows are short.
+            if output.dtype == up.dtype and not torch.is_grad_enabled():
+                # One operation in place of two: small ones cost most where rows are short. With gradients, the output
+                # of an 8-bit module is a view that must not be changed.
                 output.view(-1, up.shape[1]).addmm_(scaled, up)
                 return output
             return output + (scaled @ up).view(output.shape).to(output.dtype)

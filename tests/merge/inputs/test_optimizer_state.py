@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rlhf_lines import cli
-from rlhf_lines.merge import merge_residuals
+from rlhf_lines.merge import MergeSpec, merge_residuals
 from rlhf_lines.merge.inputs.optimizer_state import OptimizerState
+from rlhf_lines.merge.job import Merge
+from rlhf_lines.merge.opened import open_merge
+from rlhf_lines.train.layerwise import layer_factors, split_by_depth
 from tests import tiny
 from tests.merge.rules.every_rule import inputs_of, stored
 
@@ -69,6 +73,22 @@ def test_every_parameter_has_its_own_moments(trained):
             assert torch.equal(state.read(name, 3, 7), state.read(name, 0, tensor.numel())[3:7])
 
 
+def test_names_are_those_of_the_sft_model(trained, tmp_path):
+    sft, folders, moments = trained
+    renamed = Path(shutil.copytree(sft, tmp_path / "trunk"))
+    whole = load_file(sft / "model.safetensors")
+    names = {name: name.removeprefix("model.") for name in whole}  # as a trunk is saved
+    save_file({names[name]: tensor for name, tensor in whole.items()}, renamed / "model.safetensors")
+    merge = Merge(renamed, folders, MergeSpec("ota", (0.7, 0.3)), "dense", statistics=folders)
+    with open_merge(merge) as opened:
+        assert not any("statistics cover" in warning for warning in opened.warnings)
+        state = OptimizerState(folders[0], opened.sft)
+    assert state.shapes.keys() == set(names.values())
+    for name, own in names.items():
+        expected = moments[0][name].flatten()
+        torch.testing.assert_close(state.read(own, 0, len(expected)).double(), expected, rtol=1e-6, atol=0)
+
+
 def test_a_merge_by_the_command_has_the_moments_of_the_checkpoints(trained, tmp_path):
     sft, folders, moments = trained
     flags = ["--sft_model", str(sft), "--policies", *map(str, folders), "--weights", "0.7", "0.3", "--save", "dense"]
@@ -92,6 +112,18 @@ def refusal(capsys, sft: Path, policies, statistics, out: Path) -> str:
     return capsys.readouterr().err
 
 
+def state_by_depth(folder: Path) -> dict:
+    """The state of an optimiser of a model's parameters whose layers have learning rates of their own."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(model.parameters())
+    split_by_depth(optimizer, model, layer_factors("linear", 2))
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
 def test_what_is_no_such_state_is_refused(trained, tmp_path, capsys):
     sft, (first, second), _ = trained
     out = tmp_path / "out"
@@ -103,6 +135,7 @@ def test_what_is_no_such_state_is_refused(trained, tmp_path, capsys):
     )
     content = torch.load(first / "optimizer.pt", weights_only=True)
     broken = {
+        "after layer_learning_rates or frozen_layers it is not told whose each tensor": state_by_depth(first),
         "is of 1 parameters, the model beside it has": {
             **content,
             "param_groups": [{"params": [0], "betas": (0, 0.9)}],

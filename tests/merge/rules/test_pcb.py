@@ -68,6 +68,14 @@ def test_pcb_is_its_formula(ratio, clamp, balance):
     torch.testing.assert_close(flat(merged), torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-13)
 
 
+def test_many_policies_do_not_overflow():
+    """In float32 exp(K) does from 89 policies on; Python's floats hold it."""
+    residuals = [randn(k, 0.1) for k in range(100)]
+    merged = merge_residuals([{name: t.float() for name, t in tau.items()} for tau in residuals], "pcb", ratio=0.25)
+    expected = pcb_by_sorting([flat(tau).float().tolist() for tau in residuals], 0.25, 1e-4, False)
+    torch.testing.assert_close(flat(merged).double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+
+
 def test_pcb_leaves_out_what_is_below_the_ratio():
     merged = flat(merge_residuals([randn(k) for k in range(2)], "pcb", ratio=0.1))
     size = len(merged)

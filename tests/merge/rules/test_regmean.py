@@ -47,6 +47,18 @@ def test_regmean_is_the_least_squares_fit_of_the_policies_outputs(weights):
     assert changed == list(LINEAR)
 
 
+def test_weights_that_are_stored_the_other_way_round_are_turned():
+    """Square ones among them, whose Gram matrices fit both ways."""
+    assert SHAPES[Q] == (4, 4)
+
+    def turned(tensors):
+        return {name: tensor.T.contiguous() if name in LINEAR else tensor for name, tensor in tensors.items()}
+
+    settings = {"weights": WEIGHTS, "statistics": grams_of(features(40)), "reduce": 0.9}
+    merged = merge_residuals(list(map(turned, RESIDUALS)), "regmean", **settings, transposed=LINEAR)
+    assert_equal(turned(merged), merge_residuals(RESIDUALS, "regmean", **settings))
+
+
 @pytest.mark.parametrize("options", [{}, {"reduce": 0.9}, {"reduce": 0.0}])
 def test_regmean_reduces_what_is_off_the_diagonal(options):
     factor = options.get("reduce", 0.1)
@@ -117,7 +129,7 @@ def with_tensor(name: str, tensor: torch.Tensor) -> list[dict[str, torch.Tensor]
     ("keywords", "message"),
     [
         ({}, "needs Gram matrices of each policy, got 0 sets for 3 policies; .*`rlhf-lines gram`"),
-        ({"statistics": with_tensor(UP, torch.eye(6))}, r"stored \[in, out\] \(Conv1D of GPT-2\) are not"),
+        ({"statistics": with_tensor(UP, torch.eye(6))}, r"that of the outputs of \(6, 4\); expected \[in, in\]: name"),
         ({"statistics": with_tensor(UP, torch.eye(5))}, r"is \(5, 5\), the residual is \(6, 4\); expected"),
         ({"statistics": with_tensor(NORM, torch.eye(4))}, r"the residual is \(4,\); expected \[in, in\]"),
         ({"statistics": with_tensor(UP, -torch.eye(4))}, "not finite, or negative ones on the diagonal"),
