@@ -233,6 +233,30 @@ def test_a_task_has_the_tables_of_what_was_measured_of_it(evidence, tasks):
     assert evidence.tables([some]).keys() - {"chosen", "sizes"} == {"thirds other", "profiles other", "search other"}
 
 
+def test_a_first_look_at_a_task_stands_beside_a_whole_comparison(evidence, tasks, tmp_path, monkeypatch):
+    """One seed that chose nothing, without MORLHF and without wrong mergers."""
+    told = {"max_new_tokens": 8, "end_tokens": [2], "control": "control.jsonl"}
+    folder = several_runs.write_sweep(tmp_path / "seed_0", 0, prompts=PROMPTS, **told)
+    with Store(folder) as store:
+        store.replace(policies=["out/harmless", "out/relevant"])
+        texts = store.add_forgetting_texts(dict.fromkeys(CONTROL, 5))
+        store.add_nll((spec, text, 10.0) for spec in store.specs() for text in texts)
+        store.finish()
+    for name in ("plot_front", "plot_kl", "plot_forgetting"):
+        monkeypatch.setattr(finished_front, name, lambda *files: None)
+    finished_front.trace_front(folder)
+    look = evidence.Task("hh", [folder], [evidence.Run.read(folder, "seed_0")], [])
+    tables = evidence.tables([tasks[0], look])
+    assert {name for name in tables if name.endswith(" hh")} == {"differences hh", "forgetting hh", "readers hh"}
+    assert tables["sizes"].splitlines()[3].startswith("| hh | 1 | 40 | nothing is chosen | 12 |")
+    assert tables["chosen"].splitlines()[0] == "| alpha/beta, a pair a seed | docstrings |"
+    groups = [row.split(" | ")[0].strip("| ") for row in tables["forgetting hh"].splitlines()[2:]]
+    assert groups == ["harmless", "relevant", "rewarded soup", "LiNeS"]
+    for name, draw in evidence.pictures.PICTURES["runs"].items():
+        draw(tmp_path / f"{name}.png", [tasks[0], look])
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
 def test_what_was_learned_is_kept_without_settings(kept, tasks, evidence):
     written = (kept / "docstrings" / "seed_0" / "learn_evolution.json").read_text()
     assert "/home/me" not in written

@@ -34,9 +34,11 @@ NOT_OURS = ("hh",)  # tasks whose prompts are kept as hashes
 TABLES: Mapping[str, Mapping[str, Callable[[Task], str]]] = {  # by what of a task they are made of
     "runs": {
         "differences": questions.differences,
-        "by seed": questions.by_seed,
         "forgetting": questions.forgetting,
         "readers": questions.readers,
+    },
+    "replicated": {"by seed": questions.by_seed},
+    "wrong": {
         "wrong": questions.wrong,
         "wrong differences": lambda task: questions.differences(
             task, [(name, questions.SOUP) for name in questions.WRONG]
@@ -121,7 +123,8 @@ def sizes(tasks: Sequence[Task]) -> str:
     rows = []
     for task in tasks:
         front = task.runs[0].front
-        sizes = [front["points"][0]["prompts"], front["validation"]["prompts"], len(task.runs[0].sources)]
+        chosen_on = front["validation"]["prompts"] if front["validation"] else "nothing is chosen"
+        sizes = [front["points"][0]["prompts"], chosen_on, len(task.runs[0].sources)]
         rows.append([task.name, str(len(task.runs)), *map(str, sizes), ", ".join(front["objectives"])])
     return questions.table(
         ["task", "training seeds", "test prompts", "validation prompts", "texts outside", "rewards"], rows

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from questions import MEASURES, ONE_FACTOR, PAIRS, THIRDS, WRONG, effects, named, policies, third_effect
-from runs import EQUAL, Run, Task
+from questions import MEASURES, ONE_FACTOR, PAIRS, THIRDS, effects, named, policies, third_effect
+from runs import EQUAL, WRONG, Run, Task
 
 from rlhf_lines.pareto.figures import canvas
 from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SEARCHED, SFT, SOUP, PointEntry, looks
@@ -125,7 +125,7 @@ def readers(path: Path, tasks: Sequence[Task]) -> None:
         for row, task in zip(panels, tasks, strict=True):
             for panel, (metric, unit), title in zip(row, metrics.items(), titles, strict=True):
                 for run in task.runs:
-                    for look in looks(MADE).values():
+                    for look in looks(group for group in MADE if group in run.groups).values():
                         own = _along([p for p in run.front["points"] if p["group"] == look.name])
                         x = np.linspace(0.0, 1.0, len(own)) if len(own) > 1 else [0.5]
                         y = [unit * point["metrics"][metric]["mean"] for point in own]
@@ -146,8 +146,8 @@ def _lines(
     """A panel a task: a line a seed of each group through the places of its points."""
     with canvas.saved_panels([path], len(tasks), len(groups), beside=0.3) as (figure, panels, columns):
         for panel, task in zip(panels, tasks, strict=True):
-            for run in task.having(*groups).runs:
-                for look in looks(groups).values():
+            for run in task.having(*(group for group in groups if group != MORLHF)).runs:  # a task may have none
+                for look in looks(group for group in groups if group in run.groups).values():
                     points = _along([point for point in run.front["points"] if point["group"] == look.name])
                     _line(panel, look, *zip(*(place(run, point) for point in points), strict=True))
             x, y = labels(task)
@@ -200,6 +200,8 @@ PICTURES = {  # by what of a task they are drawn of
         "kl": lambda path, tasks: reward_and_kl(path, tasks, (SOUP, LINES, SCALED, REVERSED)),
         "forgetting": forgetting,
         "readers": readers,
+    },
+    "wrong": {
         "wrong": lambda path, tasks: fronts(path, tasks, (SFT, SOUP, *WRONG)),
     },
     "thirds": {"thirds": thirds},

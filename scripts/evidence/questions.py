@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from runs import EQUAL, Run, Task
+from runs import EQUAL, WRONG, Run, Task
 
 from rlhf_lines.pareto.intervals import Estimate
 from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SEARCHED, SFT, SOUP, label
@@ -28,7 +28,6 @@ PAIRS = (  # a minus b
     ("layerwise", SOUP),
     ("frozen", SOUP),
 )
-WRONG = ("averaged factors", "PEFT linear")
 ONE_FACTOR = "one factor"  # tuned at the cost of the search
 AT_ONE_COST = (
     (SEARCHED, LINES),
@@ -44,7 +43,6 @@ LEVELS = (0.5, 1.0)  # of what each policy counts in a third
 SOUP_LEVEL = 0.5  # of the soup at equal weights
 READ = (SFT, SOUP, LINES, SCALED, MORLHF)  # at equal weights
 EXAMPLES = 3
-NOT_YET = "Not measured yet."
 SHOWN = {"layerwise": "rates that grow with depth", "frozen": "first half frozen"}  # sets of policies
 
 
@@ -92,7 +90,8 @@ def by_seed(task: Task, pairs: Sequence[tuple[str, str]] = PAIRS) -> str:
 
 
 def chosen(tasks: Sequence[Task]) -> str:
-    """What each group chose on validation prompts, by seed."""
+    """What each group chose on validation prompts, by seed, of tasks where it could choose."""
+    tasks = [task for task in tasks if task.runs[0].front["validation"]]
     groups = dict.fromkeys(g for task in tasks for g in (LINES, *task.runs[0].front["validation"]["groups"]))
     rows = []
     for group in groups:
@@ -201,9 +200,7 @@ def examples(task: Task) -> str:
 
 def wrong(task: Task) -> str:
     """What mergers that are wrong say of themselves at equal weights, beside the soup."""
-    if not (task := task.having(*WRONG)).runs:
-        return NOT_YET
-    rows = []
+    task, rows = task.having(*WRONG), []
     for group in (SOUP, *WRONG):
         points = [run.point(group) for run in task.runs]
         scores = [
@@ -253,10 +250,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _read_points(task: Task, *, sft: bool = False) -> list[tuple[str, str, tuple[float, float]]]:
-    """Name, group and weights of what is looked at closely: both policies, and merges at equal weights."""
+    """Name, group and weights of what is looked at closely: both policies, and merges at equal weights, if any."""
     first, second = policies(task)
     ends = [(first, SOUP, (1.0, 0.0)), (second, SOUP, (0.0, 1.0))]
-    merges = [(named(group), group, EQUAL) for group in READ if group != SFT]
+    merges = [(named(group), group, EQUAL) for group in READ if group != SFT and task.having(group) is task]
     return [*([(named(SFT), SFT, EQUAL)] if sft else []), *ends, *merges]
 
 

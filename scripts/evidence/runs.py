@@ -24,6 +24,7 @@ from rlhf_lines.sweep.store import Row, Store
 
 
 EQUAL = (0.5, 0.5)
+WRONG = ("averaged factors", "PEFT linear")
 PAIR = ("corrected", "low", "high")
 Learned = dict[str, Any]  # what the record of `learn` says it found
 
@@ -117,6 +118,16 @@ class Task:
         if len(places) == len(self.runs):
             return self
         return self._parts.setdefault(places, replace(self, runs=[self.runs[i] for i in places]))
+
+    @property
+    def replicated(self) -> list[Run]:
+        """The comparing sweeps, where there are several."""
+        return self.runs if len(self.runs) > 1 else []
+
+    @property
+    def wrong(self) -> list[Run]:
+        """The comparing sweeps that have wrong mergers."""
+        return self.having(*WRONG).runs
 
     @cached_property
     def _parts(self) -> dict[tuple[int, ...], Task]:  # so that what a part compares is measured once
