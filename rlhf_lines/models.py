@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_lines.errors import about
 
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LOAD_DTYPES = ("float32", "bfloat16", "float16")  # in which a model is loaded; a merge also writes float64
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -75,6 +79,17 @@ def cached_file(name: str, file: str) -> Path | None:
 def is_here(name: str) -> bool:
     """Whether a model can be read without the network: a folder, or a Hub id that is in the cache."""
     return Path(name).is_dir() or any(cached_file(name, file) for file in ("config.json", "adapter_config.json"))
+
+
+def keep_unpacked(model: nn.Module) -> None:
+    """Let gradients flow through maps in 4 bits on a CPU also after texts were read without them.
+
+    Where a CPU has bfloat16 in AVX-512, bitsandbytes 0.50 packs the weights for a kernel in the first pass without
+    gradients. That kernel has none: of what is trained later, the part that comes through the base would be lost.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):

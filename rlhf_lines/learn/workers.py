@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_lines.distributed import Processes
-from rlhf_lines.learn.config import LearnConfig
+from rlhf_lines.learn.config import STEPS, LearnConfig
 from rlhf_lines.learn.elected import ElectedDifferentiated
 from rlhf_lines.learn.gradient import Differentiated, RowLoss, Slope
 from rlhf_lines.learn.inputs import Inputs
 from rlhf_lines.merge.space import Space, Vector
+from rlhf_lines.models import keep_unpacked
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.engines.protocol import Pair
 from rlhf_lines.sweep.measure import Counting, Reading, Task, Worker
@@ -45,6 +46,8 @@ class LearnWorker(Worker):
         super().__init__(engine, inputs.reward_models, inputs.tokenizer, config.stop)
         self._merges, self._density = merges, config.density
         self._space, self._num_policies = space, len(inputs.adapters)
+        if config.method in STEPS:  # before anything is sampled
+            keep_unpacked(engine.multi_lora.model)
 
     @cached_property
     def slope(self) -> Differentiated | ElectedDifferentiated:

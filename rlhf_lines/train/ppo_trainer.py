@@ -42,6 +42,7 @@ from reward_models.normalize import Normalization
 from reward_models.padding import count_positions, takes
 from rlhf_lines.completions import completion_texts
 from rlhf_lines.distributed import leads
+from rlhf_lines.models import keep_unpacked
 from rlhf_lines.reading import masks_padding, of_one_length
 from rlhf_lines.sampling import prompt_key, sample_tokens
 from rlhf_lines.scoring import Asked, score
@@ -164,6 +165,7 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
         check_frozen(self.model, args.frozen_layers)
         self._add_value_function(peft_config)
         hold_steady(self.model)
+        keep_unpacked(self.model)
         if self.use_vllm:
             self.vllm_generation._iter_named_params = self._vllm_weights
         self.normalizations = [Normalization() for _ in reward_models]

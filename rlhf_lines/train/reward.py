@@ -25,7 +25,7 @@ from rlhf_lines.distributed import from_leader, leads
 from rlhf_lines.errors import about
 from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.models import describe_adapters, init_kwargs, load_config, local_folder, lora_config
+from rlhf_lines.models import describe_adapters, init_kwargs, keep_unpacked, load_config, local_folder, lora_config
 from rlhf_lines.train.adapted import check_4bit
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
@@ -107,6 +107,7 @@ def run(
             _tell_long_pairs(len(trainer.eval_dataset), whole, training.max_length, f"{name}, split validation")
         first = trainer.train_dataset[0]
         tell([policy_reading(tokenizer, first[f"{side}_ids"], f"reward model, {side}") for side in SIDES])
+        keep_unpacked(trainer.model)
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
         show_progress(trainer, f"reward {final.name}")

@@ -20,7 +20,7 @@ from rlhf_lines.limits import check_writes, position_table
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
-from rlhf_lines.models import describe_adapters, init_kwargs, load_config, load_tokenizer, local_folder
+from rlhf_lines.models import describe_adapters, init_kwargs, keep_unpacked, load_config, load_tokenizer, local_folder
 from rlhf_lines.train.adapted import check_adapter, merge_into
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.finite import FiniteTraining
@@ -105,6 +105,7 @@ def run(
             if training.frozen_layers and training.gradient_checkpointing:  # which may look at its input alone
                 trainer.model.enable_input_require_grads()
         _check_positions(trainer)
+        keep_unpacked(trainer.model)
         describe_adapters(trainer.model, model_config.model_name_or_path)
         tell_chosen(training, model_config, trainer.model)
         counts = {}
