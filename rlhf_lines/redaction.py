@@ -65,7 +65,7 @@ def is_secret(key: object) -> bool:
 def without_secrets(value: Any) -> Any:
     """A setting, or a mapping or list of settings, without those that hold a secret; addresses without passwords.
 
-    A switch says no secret, and stays; so does what is the path of a file or folder, whatever it looks like.
+    A switch says no secret, and stays; so does a path that exists, whatever it looks like, but for that of an address.
     """
     if isinstance(value, Mapping):
         kept = {key: held for key, held in value.items() if not _holds(key, held)}
@@ -82,13 +82,17 @@ def without_secrets(value: Any) -> Any:
         cleared = without_secrets(content)
         return value if cleared == content else json.dumps(cleared)
     is_path = os.path.exists(value)  # noqa: PTH110 - Path.exists raises where a text is too long for a path
-    return _without_known(value) if is_path else redact(value)
+    return redact(value, by_looks=not is_path)
 
 
-def redact(text: str) -> str:
-    """A text in which every secret that is known, or looks like one, is hidden."""
-    text = _without_known(text)
-    text = _USER.sub(lambda found: f"{found['before'] or found['other']}{HIDDEN}", _LOOKS.sub(HIDDEN, text))
+def redact(text: str, *, by_looks: bool = True) -> str:
+    """A text in which every secret is hidden that is known, or in an address, or that looks like one."""
+    of_environment = (value for name, value in os.environ.items() if is_secret(name) and not value.startswith("/"))
+    known = {value for value in (*_told, *of_environment) if len(value) >= SHORTEST}
+    for value in sorted(known, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    text = _LOOKS.sub(HIDDEN, text) if by_looks else text
+    text = _USER.sub(lambda found: f"{found['before'] or found['other']}{HIDDEN}", text)
     return _QUERY.sub(lambda found: f"{found[1]}{found[2]}={HIDDEN}" if _of_address(found[2]) else found[0], text)
 
 
@@ -123,14 +127,6 @@ def guard(arguments: Iterable[str]) -> None:
     if not isinstance(logging.getLogRecordFactory(), partial):
         logging.setLogRecordFactory(partial(_log_record, logging.getLogRecordFactory()))
         sys.excepthook = _print_error
-
-
-def _without_known(text: str) -> str:
-    of_environment = (value for name, value in os.environ.items() if is_secret(name) and not value.startswith("/"))
-    known = {value for value in (*_told, *of_environment) if len(value) >= SHORTEST}
-    for value in sorted(known, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
-    return text
 
 
 def _log_record(make, *args, **kwargs) -> logging.LogRecord:

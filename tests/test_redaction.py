@@ -139,6 +139,8 @@ def test_a_path_stays_whatever_it_looks_like(tmp_path, monkeypatch):
             "sft_model": path,
             "rewards": [json.dumps({"model": path})],
         }
+    (tmp_path / f"https:/me:{SECRET}@host").mkdir(parents=True)
+    assert without_secrets([f"https:/me:{SECRET}@host"]) == [f"https:/{HIDDEN}@host"]  # but for that of an address
     tell({"hub_token": name})
     assert without_secrets({"sft_model": name}) == {"sft_model": HIDDEN}  # known, not by its looks
 
