@@ -39,7 +39,8 @@ def completion_texts(
 
 def stop_problems(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[str]:
     """What is wrong with texts that are to end a completion: special tokens have no text in it."""
-    special = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}  # named or not
+    special = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
     for text in texts:
         if token := next((token for token in special if token in text), None):
             yield (

@@ -32,12 +32,12 @@ _OF_TEXTS = {
     "eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "special", "image", "video", "audio",
     "per", "new", "last", "first", "next", "prompt", "completion", "think", "tool", "decoder", "forced",
 }  # fmt: skip
-# Only what has the shape of a real one: a name of a model or data set that begins so is none. Of keys that may hold
-# hyphens some part is longer than words are.
+# Only what has the shape of a real one: a name of a model or data set that begins so is none.
 _LOOKS = re.compile(
-    r"\b(hf_[A-Za-z0-9]{30,}|sk-(?=[\w-]*[A-Za-z0-9]{20})[\w-]{32,}|gh[opsru]_[A-Za-z0-9]{36,}|github_pat_\w{82,}"
-    r"|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16}\b|AIza[\w-]{35,}|xox[abeprs]-\d[\w-]{20,}"
+    r"\b(hf_[A-Za-z0-9]{30,}|sk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}|sk-lf-[0-9a-f-]{36}|sk-[a-z0-9]{32,}"
+    r"|gh[opsru]_[A-Za-z0-9]{36,}|github_pat_\w{82,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16}\b|AIza[\w-]{35,}|xox[abeprs]-\d[\w-]{20,}"
     r"|eyJ[\w-]{16,}\.[\w-]{8,}\.[\w-]{16,})|(?<=[Bb]earer )(?=\S*\d)[\w.~+/=-]{16,}"
+    r"|(?<=uthorization: [Bb]earer )[^\s'\"]+"
 )
 # One slash is what a library leaves that takes the address for a path.
 _USER = re.compile(r"(?P<before>https?:/{1,2})[^/@\s'\"]+(?=@)|(?P<other>:/{1,2}[^/@:\s'\"]+:)[^/@\s'\"]+(?=@)")

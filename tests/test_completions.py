@@ -146,6 +146,9 @@ def test_a_special_token_is_no_stop_text():
     tokenizer = like_llama2()
     end = tokenizer.eos_token
     assert list(stop_problems(tokenizer, ["\n\nH:", "a b"])) == []
+    unnamed = like_gpt2()
+    unnamed.add_tokens([AddedToken("<|eot_id|>", special=True)], special_tokens=True)
+    assert [*stop_problems(unnamed, ["<|eot_id|>"])] and not [*stop_problems(unnamed, ["<|eot"])]
     (problem,) = stop_problems(tokenizer, ["a", f"b{end}"])
     assert f"stop holds 'b{end}', but '{end}' is a special token, which has no text in a completion" in problem
 

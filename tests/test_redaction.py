@@ -87,6 +87,8 @@ SHAPES = {
     "openai": "sk-" + "0123456789abcdefGHIJ" + "T3BlbkFJ" + "0123456789abcdefGHIJ",
     "openai project": "sk-" + "proj-aB3_cD4eF5gH6iJ7kL8mN9oP0qR1sT2-uV3wX4yZ5",
     "anthropic": "sk-" + "ant-api03-aB3-cD4eF5gH6iJ7kL8mN9oP0qR1sT2_uV3wX4yZ5",
+    "litellm": "sk-" + "aB3dE5gH7jK9mN1pQ3sT5v",
+    "langfuse": "sk-" + "lf-01234567-89ab-cdef-0123-456789abcdef",
     "deepseek": "sk-" + "0123456789abcdef" * 2,
     "github": "ghp_" + "0123456789abcdefXYZ0123456789abcdefX",
     "github fine": "github_pat_" + "0123456789abcdefXYZ012" + "_" + "0123456789abcdefX" * 3 + "01234567",
@@ -106,6 +108,7 @@ def test_what_has_the_shape_of_a_secret_is_hidden(secret):
 
 def test_what_a_bearer_bears_is_hidden():
     assert redact("'Authorization: Bearer aB3.cD4-eF5_gH6=='") == f"'Authorization: Bearer {HIDDEN}'"
+    assert redact("Authorization: Bearer shortkey") == f"Authorization: Bearer {HIDDEN}"
     assert redact("the bearer responsibilities-of-a-landlord") == "the bearer responsibilities-of-a-landlord"
 
 

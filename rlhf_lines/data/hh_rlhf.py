@@ -78,7 +78,7 @@ def _subsets(path: str, preference: str | None) -> tuple[str | None, ...]:
     if preference in inside:
         return (preference,)
     others = inside or _called_after(Path(path))
-    if others not in ([], [preference]):
+    if others and preference not in Path(path).name and others != [preference]:
         raise ValueError(
             f"preference is {preference}, but dataset_path {path} has {', '.join(others)}: give the path of "
             f"{preference}, or another preference"
@@ -87,12 +87,12 @@ def _subsets(path: str, preference: str | None) -> tuple[str | None, ...]:
 
 
 def _called_after(path: Path) -> list[str]:
-    """The subset that a path is called after, if any: `helpful-base/test.jsonl.gz`, `helpful-base-test.jsonl.gz`."""
-    for part in reversed(path.parts):
-        for subset in PREFERENCES:
-            if part == subset or (part == path.name and part.startswith(subset)):
-                return [subset]
-    return []
+    """The subset that a path is called after, if any, or the folder that it is in.
+
+    So are `helpful-base/test.jsonl.gz` and `helpful-base-test.jsonl.gz`.
+    """
+    named = [subset for subset in PREFERENCES if path.name.startswith(subset)]
+    return named or [subset for subset in PREFERENCES if path.parent.name == subset]
 
 
 @cache  # a stage reads several splits of one source, and is told once

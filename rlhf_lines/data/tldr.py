@@ -62,7 +62,7 @@ def comparison(info: dict, summaries: list[dict], choice: int) -> dict[str, str]
     Raises:
         ValueError: the row has another form.
     """
-    if checked(info, dict, "info").get("post", "") is None:
+    if checked(info, dict, "info").get("post", "") is None or ("post" not in info and "article" in info):
         return None
     subreddit, title, post = (
         checked(info.get(name), str, f"{name} of info") for name in ("subreddit", "title", "post")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from rlhf_lines.config import RunConfig, read_fields
 from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.errors import Problems
+from rlhf_lines.sweep.choices import grid_problems
 from rlhf_lines.sweep.completion_config import CompletionConfig
 from rlhf_lines.task_rewards import raw_score_problems
 
@@ -197,6 +198,8 @@ class LearnConfig(CompletionConfig):
         size = self.population or ARCHIVE
         if self.method == "natural_niches" and self.num_candidates <= size:
             yield f"num_candidates is {self.num_candidates}, expected more than the {size} of the first archive"
+        if self.aim == "hypervolume":
+            yield from grid_problems("num_weights", self.num_weights, self.policies)
         if self.aim == "hypervolume" and len(self.policies) < 2:
             yield "aim is hypervolume, but a single policy has no front: use aim utility"
 

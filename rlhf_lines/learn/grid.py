@@ -20,7 +20,8 @@ def lines_grid(num_policies: int, count: int, *, with_weights: bool) -> list[Poi
     """At most `count` points of a grid of LiNeS' alpha and beta, and of weights where these are chosen, too.
 
     Weights come in equal steps on the simplex, as many along each axis as alpha and beta have values, or about as many;
-    equal ones are always among them. One value of alpha, or beta, is the middle.
+    equal ones are always among them, and alone where more would be too many. One value of alpha, or beta, is the
+    middle.
 
     >>> lines_grid(2, 4, with_weights=False)
     [(0.5, 0.5, 0.25, -0.5), (0.5, 0.5, 0.25, 1.5), (0.5, 0.5, 1.5, -0.5), (0.5, 0.5, 1.5, 1.5)]
@@ -30,7 +31,8 @@ def lines_grid(num_policies: int, count: int, *, with_weights: bool) -> list[Poi
         steps = 2
         while math.comb(steps + num_policies - 1, steps) * (steps + 1) ** 2 <= count:
             steps += 1
-        weights += [row for row in simplex(num_policies, steps) if not np.allclose(row, weights[0])]
+        if steps > 2:  # else they are the policies alone, which are measured anyway
+            weights += [row for row in simplex(num_policies, steps) if not np.allclose(row, weights[0])]
     rest = max(count // len(weights), 1)
     rows = math.isqrt(rest)
     points = itertools.product(weights, _axis(ALPHAS, rows), _axis(BETAS, rest // rows))

@@ -27,7 +27,9 @@ def plan_learn(configs: dict, given: dict, beside: Path | None, options: Options
     config = of_type(configs, LearnConfig)
     elected = [] if config.density is None else [{"name": "elected", "rule": "ties", "alpha": 1}]  # merged as densely
     same = {entry.name: getattr(config, entry.name) for entry in fields(CompletionConfig) if entry.name not in LIMITS}
-    sweep = SweepConfig(**same, objectives=config.objectives, controls=False, scalings=["1 0"], groups=elected)
+    sweep = SweepConfig(
+        **same, objectives=config.objectives, controls=False, scalings=["1 0"], groups=elected, num_weights=2
+    )
     shape = find_shape(config.sft_model, beside=beside, base_model=options.base_model, what="SFT model")
     num_layers = shape.config.get_text_config().num_hidden_layers
     if config.method == "evolution":

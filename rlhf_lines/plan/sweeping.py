@@ -296,7 +296,7 @@ class Work(NamedTuple):
 def _work(config: SweepConfig) -> Work:
     """How much a sweep does."""
     validation, least = _validation_points(config)
-    while_choosing = len(simplex(len(config.policies), config.validation_weights))
+    while_choosing = len(simplex(len(config.policies), config.validation_weights)) if config.chooses else 0
     entries = config.groups
     # The soup, LiNeS, its controls, further groups, further sets of policies.
     of_weights = 2 + 2 * config.controls + len(entries) + len(config.policy_sets)

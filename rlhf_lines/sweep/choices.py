@@ -270,7 +270,19 @@ def _read_beta(value: object) -> float:
     return float(value)
 
 
+MOST_POINTS = 100_000  # of a grid of weights
 LISTS = {"alphas": read_alpha, "betas": _read_beta, "schedules": str, "scalings": Scaling.of}
+
+
+def grid_problems(name: str, num_weights: int, policies: Sequence[str], way_out: str = "") -> Iterator[str]:
+    """What is wrong with a grid of weights: it has C(n + K - 2, K - 1) points, n along each axis."""
+    count = max(1, len(policies))
+    points = math.comb(max(2, num_weights) + count - 2, count - 1)
+    if points > MOST_POINTS:
+        yield (
+            f"{name} {num_weights} with {count} policies makes {points:,} points, expected at most {MOST_POINTS:,}: "
+            f"give a smaller one{way_out}"
+        )
 
 
 def group_problems(entries: Sequence[GroupEntry]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from rlhf_lines.sweep.choices import (
     Scaling,
     Tunable,
     grid,
+    grid_problems,
     group_problems,
     profile_problems,
     read_alpha,
@@ -40,13 +41,13 @@ WISE_FT = "wise_ft"
 SAMPLERS = ("grid", "list", "dirichlet", "map", "search")
 # Arguments of vLLM by which it computes the same on other devices or in other batches: a resumed sweep may change them.
 CAPACITY = {
-    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
-    *("gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "block_size"),
-    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_loras", "max_cpu_loras", "fully_sharded_loras"),
+    *("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size", "enable_expert_parallel"),
+    *("data_parallel_size", "data_parallel_backend", "distributed_executor_backend", "nnodes", "block_size"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "swap_space", "cpu_offload_gb"),
+    *("max_num_seqs", "max_num_batched_tokens", "max_loras", "max_cpu_loras", "fully_sharded_loras"),
     *("enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling"),
     *("download_dir", "disable_log_stats", "max_parallel_loading_workers", "disable_custom_all_reduce"),
 }
-MOST_POINTS = 100_000  # of a grid of weights
 OF_SAMPLER = {"map_points": "map", "search_points": "search", "search_gain": "search"}  # with others without effect
 
 
@@ -234,8 +235,8 @@ class SweepConfig(CompletionConfig):
 
         Of the arguments of vLLM they are those that are not of `CAPACITY`; a secret among them is left out.
         """
-        written = {name: value for name, value in (self.vllm or {}).items() if name not in CAPACITY}
-        return without_secrets({key: self.given[key] for key in SAMPLING} | {"vllm": written or None})
+        written = without_secrets({name: value for name, value in (self.vllm or {}).items() if name not in CAPACITY})
+        return without_secrets({key: self.given[key] for key in SAMPLING}) | {"vllm": written or None}
 
     @property
     def candidates(self) -> list[Scaling]:
@@ -332,15 +333,11 @@ class SweepConfig(CompletionConfig):
                 yield f"{name} is given, but sampler is {self.sampler}: use sampler {sampler}, or leave it out"
 
     def _grid_problems(self) -> Iterator[str]:
-        """What is wrong with the grids of weights: they have C(n + K - 2, K - 1) points, n along each axis."""
-        count = max(1, len(self.policies))
-        grids = {"num_weights": self.sampler in ("grid", "search"), "validation_weights": self.chooses}
-        for name in (name for name, is_made in grids.items() if is_made):
-            if (points := math.comb(max(2, getattr(self, name)) + count - 2, count - 1)) > MOST_POINTS:
-                yield (
-                    f"{name} {getattr(self, name)} with {count} policies makes {points:,} points, expected at most "
-                    f"{MOST_POINTS:,}: give a smaller one{', or sampler dirichlet' * (name == 'num_weights')}"
-                )
+        """What is wrong with the grids of weights."""
+        if self.sampler in ("grid", "search"):
+            yield from grid_problems("num_weights", self.num_weights, self.policies, ", or sampler dirichlet")
+        if self.chooses:
+            yield from grid_problems("validation_weights", self.validation_weights, self.policies)
 
     def _limits(self) -> Iterator[str]:
         """What is wrong with the controls and the limits within which is chosen."""

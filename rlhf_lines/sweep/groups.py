@@ -121,8 +121,8 @@ def simplex(num_policies: int, num_weights: int) -> list[Weights]:
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
     """Whole numbers >= 0 that sum to the total, the largest first; C(total + parts - 1, total) of them."""
-    if parts == 1:
-        yield (total,)
+    if parts < 2:
+        yield from [(total,)] * parts
         return
     for first in range(total, -1, -1):
         for rest in _compositions(total - first, parts - 1):
@@ -131,7 +131,7 @@ def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 def one_hot(num_policies: int) -> list[Weights]:
     """The weights of the single policies."""
-    return simplex(num_policies, 2)
+    return [tuple(float(k == place) for k in range(num_policies)) for place in range(num_policies)]
 
 
 def dirichlet(num_policies: int, count: int, seed: int) -> list[Weights]:

@@ -18,7 +18,7 @@ from rlhf_lines.merge import MergeSpec
 from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.completion_config import SAMPLING
 from rlhf_lines.sweep.forgetting import ForgettingText
-from rlhf_lines.sweep.store import Row, Store, open_stored
+from rlhf_lines.sweep.store import RUN_STORE, Row, Store, open_stored
 
 
 WAY_OUT = "give the same, or leave out reuse"
@@ -148,7 +148,8 @@ def check_sampling(folder: str | Path, given: Mapping[str, Any], output_dir: str
         ValueError: a setting that completions depend on is another one, or the other would be made in the place of one
             that was stopped.
     """
-    if not Path(folder).exists() and Path(folder).resolve() == Path(output_dir).resolve():
+    finished = (Path(folder) / RUN_STORE).is_file()
+    if not finished and Path(folder).resolve() == Path(output_dir).resolve():
         raise ValueError(f"reuse: {folder} is also the output_dir, and no finished sweep: choose another output_dir")
     with open_stored(folder) as store:
         _check_sampling(store, Path(folder), given)

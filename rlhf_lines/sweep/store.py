@@ -561,9 +561,13 @@ def open_stored(folder: str | Path) -> Store:
 
     Raises:
         FileNotFoundError: there is neither.
-        ValueError: as `open_finished`.
+        ValueError: as `open_finished`; or what was stopped was another stage, or had stored nothing.
     """
     stopped = partial_folder(folder)
-    if not (Path(folder) / RUN_STORE).is_file() and has_begun(stopped):
-        return Store(stopped, reading=True)
-    return open_finished(folder)
+    if (Path(folder) / RUN_STORE).is_file() or not has_begun(stopped):
+        return open_finished(folder)
+    store = Store(stopped, reading=True)
+    if store.recall("engine", None) is None:
+        store.__exit__()
+        raise ValueError(f"what was stopped on its way to {folder} is no sweep, or had stored nothing yet")
+    return store

@@ -72,10 +72,12 @@ def test_a_source_of_another_preference_is_refused(place, copy, write):
         "harmless-base-test.jsonl",
         "mine.jsonl",
         "helpful-base/harmless-base/a.jsonl",
+        "helpful-base/data/mine.jsonl",
+        "helpful-base-and-harmless-base.jsonl",
     ],
 )
 def test_a_source_of_the_preference_is_read(place, write, tmp_path):
-    """Of any name, unless it is called after another subset; the innermost name counts."""
+    """Of any name, unless it, or the folder that it is in, is called after another subset."""
     rows = pairs("some", 60)
     write(f"{place}train.jsonl" if place.endswith("/") else place, rows)
     given = {"preference": "harmless-base", "dataset_path": str(tmp_path / place)}

@@ -28,6 +28,13 @@ def comparisons(write, tmp_path):
     return str(tmp_path / "feedback")
 
 
+def test_a_comparison_of_an_article_has_no_post():
+    row = comparison(2, 0, post=None)
+    without = {key: value for key, value in row["info"].items() if key not in ("post", "subreddit")}
+    for info in (row["info"], without):
+        assert tldr.comparison(info, row["summaries"], 0) is None
+
+
 def test_comparisons_are_preferences(comparisons):
     rows = data.load("tldr", "preferences", "validation", dataset_path=comparisons).to_list()
     shown = "My cat came home late {}.\nTL;DR: no".format

@@ -44,6 +44,10 @@ def test_simplex(policies, weights):
     assert grid[0] == (1.0, *[0.0] * (policies - 1)) and grid[-1] == (*[0.0] * (policies - 1), 1.0)
 
 
+def test_no_policy_has_no_weights():
+    assert simplex(0, 3) == one_hot(0) == []
+
+
 def test_simplex_of_three_by_hand():
     assert simplex(3, 3) == [
         (1.0, 0.0, 0.0),

@@ -137,8 +137,18 @@ def test_what_a_stopped_sweep_has_stored_is_taken_by_one_of_other_settings(sweep
     stored = read(partial_folder(tmp_path / "stopped"), BY_PROMPT)
     assert len(stored) == 15, "two batches of 8 less the row that was left out"
     assert len(scored(rewards)) - new == len(set(stored).intersection(read(fresh, BY_PROMPT))) > 0
-    with pytest.raises(ValueError, match="stopped is also the output_dir, and no finished sweep: choose another"):
-        sweep("stopped", reuse=tmp_path / "stopped", overwrite="true")
+    for there in (False, True):  # also beside a folder without a store, which was to be replaced
+        with pytest.raises(ValueError, match="stopped is also the output_dir, and no finished sweep: choose another"):
+            sweep("stopped", reuse=tmp_path / "stopped", overwrite="true")
+        assert len(read(partial_folder(tmp_path / "stopped"), BY_PROMPT)) == len(stored)
+        (tmp_path / "stopped").mkdir(exist_ok=there)
+
+
+def test_what_was_stopped_before_it_stored_anything_is_no_sweep(sweep, tmp_path):
+    partial_folder(tmp_path / "begun").mkdir()
+    Store(partial_folder(tmp_path / "begun")).__exit__()
+    with pytest.raises(ValueError, match=r"on its way to .*begun is no sweep, or had stored nothing yet"):
+        sweep("grown", reuse=tmp_path / "begun")
 
 
 def assert_equal(ours, theirs) -> None:
@@ -199,7 +209,8 @@ def test_other_sampling_is_told_before_models_are_read_and_by_the_plan(flags, sm
     ("before", "now", "taken"),
     [
         ({"quantization": "fp8"}, {"quantization": "fp8"}, True),
-        (None, {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.6}, True),
+        (None, {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.6, "hf_token": "hf_x"}, True),
+        (None, {"max_model_len": 512}, False),
         ({"quantization": "fp8"}, None, False),
         (None, {"max_loras": 4, "kv_cache_dtype": "fp8"}, False),
     ],
