@@ -67,7 +67,8 @@ def study(tmp_path_factory):
         _write(there / "search", 20, _searched())
     _learned(there / "learn_evolution")
     (there / "configs").mkdir()
-    (there / "configs" / "sft.yaml").write_text("seed: 0\n")
+    content = "seed: 0\ndataset_path: /home/me/pairs/test.jsonl\npolicies:\n- /a b/c\n"
+    (there / "configs" / "sft.yaml").write_text(content)
     (folder / "docstrings" / "seed_1" / "sweep").mkdir(parents=True)
     return folder
 
@@ -158,6 +159,7 @@ def _write(folder, seed, groups):
         sets = [{"name": name, "policies": [f"{name}/{k}" for k in "ab"]} for name in ("layerwise", "frozen")]
         store.replace(validation=validation, policies=["out/faithful", "out/readable"], policy_sets=sets)
         store.replace(reward_models={"brief": {"model": "similarity:/home/me/models/encoder"}})
+        store.replace(example=[["policy", "a prompt as it is read"]])
         store.replace(morlhf=[f"out/morlhf_{share}" for share in (0.25, 0.5, 0.75)])
         texts = store.add_forgetting_texts(dict.fromkeys(CONTROL, 5))
         store.add_nll((spec, text, 10.0 + generator.normal()) for spec in store.specs() for text in texts)
@@ -183,7 +185,9 @@ def tasks(evidence, kept, tmp_path_factory):
 
 def test_only_finished_seeds_are_kept_with_their_configs(kept):
     assert sorted(path.name for path in (kept / "docstrings").iterdir()) == ["seed_0"]
-    assert (kept / "docstrings" / "seed_0" / "configs.yaml").read_text() == "--- # sft\nseed: 0\n"
+    assert (kept / "docstrings" / "seed_0" / "configs.yaml").read_text() == (
+        "--- # sft\nseed: 0\ndataset_path: test.jsonl\npolicies:\n- c\n"
+    )
 
 
 def test_what_is_kept_has_the_numbers_of_the_sweep(study, tasks):
@@ -204,7 +208,7 @@ def test_texts_that_are_not_ours_are_kept_as_hashes(evidence, study, tmp_path):
     folder = evidence.unpack(tmp_path / "a" / "b" / "x.tar.xz", tmp_path)
     stored = (folder / RUN_STORE).read_bytes()
     assert b"function 3" in (there / RUN_STORE).read_bytes()
-    assert not any(text.encode() in stored for text in (*PROMPTS, *CONTROL, "seen while choosing"))
+    assert not any(text.encode() in stored for text in (*PROMPTS, *CONTROL, "seen while choosing", "as it is read"))
     with sqlite3.connect(folder / RUN_STORE) as store:
         found = [text.split() for (text,) in store.execute("SELECT text FROM control_texts ORDER BY id")]
     assert [source for source, _ in found] == list(CONTROL.values())

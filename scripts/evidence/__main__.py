@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pictures
 import questions
-from kept import keep, keep_learned, unpack
+from kept import keep, keep_learned, unpack, without_folders
 from runs import Learned, Run, Task
 
 from rlhf_lines.artifact import is_complete
@@ -88,7 +88,8 @@ def keep_finished(study: Path, kept: Path) -> None:
             keep_learned(folder, there / f"{folder.name}.json")
         configs = sorted((seed / "configs").glob("*.yaml"))
         (there / "configs.yaml").write_text(
-            "".join(f"--- # {path.stem}\n{path.read_text(encoding='utf-8')}" for path in configs), encoding="utf-8"
+            "".join(f"--- # {path.stem}\n{without_folders(path.read_text(encoding='utf-8'))}" for path in configs),
+            encoding="utf-8",
         )
         print(f"evidence: kept {seed}: {', '.join([*finished, *(folder.name for folder in learned)])}")
 

@@ -1,7 +1,8 @@
 """What is kept of the sweeps of a study: run store, front, config and record of each, in one archive.
 
 Completions of validation prompts are kept as scores alone, texts outside the task as their source and a hash. Where a
-task's prompts are not ours to pass on, they are kept as hashes. Of folders that models lie in, the last name is kept.
+task's prompts are not ours to pass on, they are kept as hashes, and the example that a page shows is left out. Of
+folders that models and data lie in, the last name is kept.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rlhf_lines.sweep.store import RUN_STORE
 
 
 FOLDERS = re.compile(r'(?<=[":])/(?:[^"/]+/)+')  # of absolute paths in JSON, and behind `similarity:`
+FOLDERS_IN_YAML = re.compile(r"(?m)(?<=[:-] )/(?:[^/\n]+/)+")
 LEARNED = ("method", "aim", "space", "prompts", "candidates", "validation", "differences", "profiles")
 BLANK_VALIDATION = """
 UPDATE completions SET text = '', token_ids = '[]' WHERE prompt IN (SELECT id FROM prompts WHERE split = 'validation')
@@ -54,6 +56,7 @@ def keep(run_dir: Path, control: Path, archive: Path, *, hide_prompts: bool) -> 
             if hide_prompts:
                 store.execute("UPDATE prompts SET text = sha256(text), scored_text = sha256(text)")
                 store.execute("DROP TABLE IF EXISTS shown")
+                store.execute("DELETE FROM meta WHERE key = 'example'")
             store.commit()
             store.execute("PRAGMA journal_mode = DELETE")
             store.execute("VACUUM")
@@ -61,9 +64,16 @@ def keep(run_dir: Path, control: Path, archive: Path, *, hide_prompts: bool) -> 
         with tarfile.open(archive, "w:xz", preset=9) as packed:
             for path in (copy, *(run_dir / name for name in (FILE_NAME, RECORD, CONFIG))):
                 content = path.read_bytes()
+                if path.name == CONFIG:
+                    content = without_folders(content.decode()).encode()
                 entry = tarfile.TarInfo(path.name)
                 entry.size = len(content)
                 packed.addfile(entry, io.BytesIO(content))
+
+
+def without_folders(config: str) -> str:
+    """A config file with the last names alone of what has an absolute path."""
+    return FOLDERS_IN_YAML.sub("", config)
 
 
 def keep_learned(folder: Path, path: Path) -> None:
