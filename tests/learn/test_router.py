@@ -93,7 +93,8 @@ def test_a_router_predicts_what_was_measured_and_tells_what_that_is_worth(swept,
         routed = values[rows, (left_out.reshape(12, 3, 2) @ row["preference"]).argmax(axis=1)]
         assert row["routed"] == pytest.approx(routed.mean(), rel=1e-9)
         assert row["gain"]["value"] == pytest.approx((routed - values[:, best]).mean(), rel=1e-9, abs=1e-12)
-        assert row["gain"]["low"] <= row["gain"]["value"] <= row["gain"]["high"]
+        low, value, high = (row["gain"][key] for key in ("low", "value", "high"))
+        assert (low is high is None) if low is None else low <= value <= high  # none where few of 12 prompts differ
     shown = capsys.readouterr().out
     assert "3 merges of lines on 12 prompts" in shown and "best for all" in shown
     assert run_stage("router", ["--sweep", str(swept), "--output_dir", str(folder), "--resume"]) == folder

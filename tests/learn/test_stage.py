@@ -124,7 +124,7 @@ def test_a_limit_of_kl_is_kept_or_said_to_be_too_low(flags, tmp_path):
     limit = (kls[0] + kls[1]) / 2
     kept = run_stage("learn", flags(tmp_path / "kept", method="grid", population=None, max_kl=limit))
     assert read_record(kept)["train"]["learned"]["kl"] == kls[0] and free["method"] == "grid"
-    with pytest.raises(ValueError, match="none of the 8 candidates of grid keeps max_kl"):
+    with pytest.raises(ValueError, match="none of the 9 candidates of grid keeps max_kl"):
         run_stage("learn", flags(tmp_path / "none", method="grid", population=None, max_kl=1e-9))
 
 
@@ -146,7 +146,7 @@ def test_a_limit_of_forgetting_is_kept_or_said_to_be_too_low(flags, tmp_path):
     assert read_record(kept)["train"]["learned"]["forgetting"] == pytest.approx(found[0], rel=1e-9)
     assert found[0] < found[-1] and read_record(free)["train"]["learned"]["forgetting"] is not None
     with pytest.raises(
-        ValueError, match=r"none of the 8 candidates of grid keeps max_forgetting 0.1 \(the smallest is"
+        ValueError, match=r"none of the 9 candidates of grid keeps max_forgetting 0.1 \(the smallest is"
     ):
         run_stage("learn", flags(tmp_path / "none", **of_grid, max_forgetting=0.1))
 

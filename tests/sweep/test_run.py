@@ -207,11 +207,13 @@ def test_gains_are_the_distance_of_the_policies_to_the_sft_model(sweep, rewards,
     for gain, weights in zip(record["gains"], [(1.0, 0.0)] * 2 + [(0.0, 1.0)] * 2, strict=True):
         name = gain["reward"]
         base = scores[sft, name]
-        difference = (scores[ids["rewarded_soup", weights], name] - base).mean() / np.sqrt(
-            ((base - base.mean()) ** 2).mean()
-        )
-        assert gain["value"] == pytest.approx(difference, abs=1e-12)
-        assert gain["low"] <= gain["value"] <= gain["high"]
+        differences = (scores[ids["rewarded_soup", weights], name] - base) / np.sqrt(((base - base.mean()) ** 2).mean())
+        assert gain["value"] == pytest.approx(differences.mean(), abs=1e-12)
+        _, counts = np.unique(differences, return_counts=True)
+        if len(counts) > 1 and counts.max() > len(differences) / 2 and len(differences) - counts.max() < 10:
+            assert gain["low"] is gain["high"] is None
+        else:
+            assert gain["low"] <= gain["value"] <= gain["high"]
 
 
 def test_a_gain_in_a_reward_that_the_sft_model_has_alike_everywhere_is_in_its_own_unit():
