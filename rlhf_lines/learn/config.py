@@ -200,8 +200,8 @@ class LearnConfig(CompletionConfig):
             yield f"num_candidates is {self.num_candidates}, expected more than the {size} of the first archive"
         if self.aim == "hypervolume":
             yield from grid_problems("num_weights", self.num_weights, self.policies)
-        if self.aim == "hypervolume" and len(self.policies) < 2:
-            yield "aim is hypervolume, but a single policy has no front: use aim utility"
+            if len(self.policies) < 2:
+                yield "aim is hypervolume, but a single policy has no front: use aim utility"
 
     def _preference_problems(self) -> Iterator[str]:
         if self.preference:

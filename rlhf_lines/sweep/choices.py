@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 from rlhf_lines.config import A_NAME, from_json, is_name
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import one_of, unknown_name
 from rlhf_lines.merge.rules import RULES, profile_of, read_options
 from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
@@ -19,6 +19,7 @@ from rlhf_lines.sweep.router import Router
 
 
 Alpha = float | Literal["auto"]
+MOST_POINTS = 100_000  # of a grid of weights
 
 
 class Scaling(NamedTuple):
@@ -270,7 +271,6 @@ def _read_beta(value: object) -> float:
     return float(value)
 
 
-MOST_POINTS = 100_000  # of a grid of weights
 LISTS = {"alphas": read_alpha, "betas": _read_beta, "schedules": str, "scalings": Scaling.of}
 
 
@@ -316,8 +316,10 @@ def _growth_problems(betas: Sequence, schedules: Sequence[str]) -> Iterator[str]
         if not math.isfinite(_number(beta)):
             yield f"betas or scalings hold beta {beta!r}, expected finite numbers"
     for schedule in schedules:
-        if not isinstance(schedule, str) or schedule not in SCHEDULES:
-            yield unknown_name("schedule", schedule, SCHEDULES)
+        try:
+            one_of("schedule", schedule, SCHEDULES)
+        except ValueError as error:
+            yield str(error)
 
 
 def _is_text(value: object) -> bool:
