@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_lines.artifact import is_complete, new_folder, read_record, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.learn.config import LearnConfig
-from rlhf_lines.learn.record import BEST, CHANGEABLE, LEARNED, SOUP
+from rlhf_lines.learn.record import BEST, LEARNED, PLACES, SOUP
 from rlhf_lines.merge.rules.profile import Profile
 from rlhf_lines.pareto import mean_estimate
 from rlhf_lines.pareto.bootstrap import CONFIDENCE
@@ -24,7 +24,7 @@ from rlhf_lines.pareto.replicates import check_sizes, mean_over_runs, shared_cou
 from rlhf_lines.sweep.store import Store
 
 
-MAY_DIFFER = (*CHANGEABLE, "seed", "sft_model", "policies", "rewards")  # rewards have their names compared
+MAY_DIFFER = (*PLACES, "seed", "sft_model", "policies", "rewards")  # rewards have their names compared
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def check_alike(runs: Sequence[LearnRun]) -> None:
 def over_runs(runs: Sequence[LearnRun]) -> dict[str, Any]:
     """What `compare` tells of runs."""
     first = runs[0].record
-    names = list(first["profiles"])
+    # A run in which no LiNeS keeps the limits has none to compare.
+    names = [name for name in first["profiles"] if all(name in run.record["profiles"] for run in runs)]
     values = {name: [run.record["validation"][name]["value"] for run in runs] for name in names}
     others = [name for name in names if name != BEST]
     counts = shared_counts([run.prompts for run in runs], seed=0)

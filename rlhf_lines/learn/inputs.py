@@ -28,7 +28,7 @@ from rlhf_lines.scoring import Asked
 from rlhf_lines.sweep.adapters import load_policies
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
 from rlhf_lines.sweep.engines.protocol import Pair
-from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
+from rlhf_lines.sweep.forgetting import ForgettingText, check_forgetting_texts, load_forgetting_texts
 from rlhf_lines.sweep.inputs import (
     REWARD_BATCH,
     check_4bit,
@@ -104,10 +104,15 @@ def read_inputs(data_config: DataConfig, config: LearnConfig) -> Inputs:
         if few := check_count(len(texts), asked, split, data_config.dataset_name):
             logger.warning("%s", few)
     demonstrations = demonstrations_for(data_config, config, tokenizer)
+    if config.method in FROM_DEMONSTRATIONS and len(demonstrations) < config.train_prompts:
+        found, asked = len(demonstrations), config.train_prompts
+        logger.warning("%s has %d train demonstrations, not %d", data_config.dataset_name, found, asked)
     forgetting = texts_for(config, tokenizer)
     check_writes(of_model, tokenizer)
     token_ids = [tokenizer(text)["input_ids"] for texts in prompts.values() for text in texts]
+    token_ids += [before for before, _ in demonstrations]
     check_prompts(of_model, token_ids, dataset=data_config.dataset_name, max_new_tokens=config.max_new_tokens)
+    check_forgetting_texts(of_model, forgetting, config.control_tokens)
     with Checkpoint(sft) as checkpoint:
         num_layers = checkpoint.num_layers([module for adapter in adapters for module in adapter.modules])
     if config.method == "evolution":

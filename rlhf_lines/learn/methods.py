@@ -30,6 +30,7 @@ from rlhf_lines.sweep.groups import one_hot
 from rlhf_lines.sweep.measure import Task
 
 
+NEXT_TO_0 = 1e-6  # of a utility
 OfStep = Callable[[NDArray[np.float64], int], Slope]
 
 
@@ -84,8 +85,14 @@ def by_natural_niches(search: Search) -> None:
     first += [start + config.step * draws.standard_normal(len(start)) for _ in range(size - len(first))]
 
     def by_prompt(vectors: Sequence[Vector]) -> list[NDArray[np.float64]]:
-        """Utilities, of which those below the reference point, or of a candidate beyond the limit, count as 0."""
-        return [np.maximum(one.by_prompt, 0.0) * one.within_limits for one in search.tried(vectors)]
+        """Utilities, of which those below the reference point count as 0.
+
+        Beyond a limit every prompt is worth next to nothing, and less the further beyond: no utility counts there.
+        """
+        return [
+            np.maximum(one.by_prompt, 0.0) if one.within_limits else np.full_like(one.by_prompt, NEXT_TO_0 / one.excess)
+            for one in search.tried(vectors)
+        ]
 
     options = {"count": config.num_candidates, "size": size, "children": children(config), "seed": config.seed}
     evolve_niches(by_prompt, first[:size], **options)

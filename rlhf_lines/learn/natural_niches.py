@@ -69,10 +69,10 @@ def fitness(scores: Matrix, alpha: float = 1.0) -> Matrix:
 def updated(
     archive: Sequence[Matrix], scores: Matrix, child: Matrix, score: Matrix, alpha: float = 1.0
 ) -> tuple[list[Matrix], Matrix]:
-    """The archive and its scores with the child in the place of the least fit, where the child itself is not that."""
-    together = np.vstack([scores, score])
-    worst = int(fitness(together, alpha).argmin())
-    if worst == len(archive):
+    """The archive and its scores with the child in the place of the least fit, where it is fitter than that one."""
+    fit = fitness(np.vstack([scores, score]), alpha)
+    worst = int(fit[:-1].argmin())
+    if not fit[-1] > fit[worst]:
         return list(archive), scores
     archive, scores = list(archive), scores.copy()
     archive[worst], scores[worst] = child, score

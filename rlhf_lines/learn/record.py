@@ -5,4 +5,5 @@ from __future__ import annotations
 
 FACTORS, LEARNED = "factors.json", "learned.json"
 SOUP, LINES, BEST = "soup", "lines", "learned"
-CHANGEABLE = ("output_dir", "batch_size", "sft_renamed")  # what a resumed run may have otherwise
+PLACES = ("output_dir", "batch_size", "sft_renamed")  # settings on which no result depends
+LIMITS = ("max_kl", "max_forgetting")  # of a resumed run they may be others: what was measured is the same

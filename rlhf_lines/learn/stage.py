@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ from rlhf_lines.learn.inputs import (
 )
 from rlhf_lines.learn.methods import METHODS, Search
 from rlhf_lines.learn.progress import Progress
-from rlhf_lines.learn.record import BEST, CHANGEABLE, FACTORS, LEARNED, LINES, SOUP
+from rlhf_lines.learn.record import BEST, FACTORS, LEARNED, LIMITS, LINES, PLACES, SOUP
 from rlhf_lines.learn.trials import Options, Trial, Trials, merge_rule
 from rlhf_lines.learn.workers import LearnWorker, Workers
 from rlhf_lines.merge import MergeSpec
@@ -42,6 +43,9 @@ from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.measure import Measurement
 from rlhf_lines.sweep.merges import Merges
 from rlhf_lines.sweep.store import Store
+
+
+logger = logging.getLogger(__name__)
 
 
 def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, given: dict) -> Path:
@@ -130,6 +134,7 @@ def _measure(
     """Fill the store of the folder with all that is asked for, and return what `_learn` does."""
     with Store(folder) as store:
         store.remember(**kept)
+        store.replace(**{name: getattr(config, name) for name in LIMITS})
         texts = specs_of_splits(config, read.num_layers)["train"] * len(read.forgetting)  # each spec reads once
         done = len(store.finished()) + len(store.finished_forgetting())
         with Progress(_completions(config, read) + texts, done, with_texts=bool(texts)) as progress:
@@ -156,14 +161,25 @@ def _learn(
     METHODS[config.method](search)
     if config.compares:
         METHODS["grid"](replace(search, measure=partial(measure, "grid")))
-    best = {BEST: _best(config, [one for one in tried if one.by == config.method])}
+    own_tries = [one for one in tried if one.by == config.method]
+    if (learned := _best(own_tries)) is None:
+        raise ValueError(
+            f"{_none_keeps(config, own_tries)}: raise the limit and add --resume, which measures again only what is "
+            "not measured yet"
+        )
+    best = {BEST: learned}
     if config.compares:
-        best[LINES] = _best(config, [one for one in tried if one.by == "grid"])
+        of_grid = [one for one in tried if one.by == "grid"]
+        if (lines := _best(of_grid)) is None:
+            logger.warning("%s: there is no LiNeS to compare with", _none_keeps(config, of_grid))
+        else:
+            best[LINES] = lines
     profiles = {name: one.trial.options for name, one in best.items()}
     profiles[SOUP] = space.profile(space.start).to_options()
     train = {name: one.trial for name, one in best.items()}
     train |= zip([SOUP], trials.measure("train", SOUP, [profiles[SOUP]]), strict=True)
     validation = dict(zip(profiles, trials.measure("validation", "chosen", list(profiles.values())), strict=True))
+    _tell_broken(config, validation[BEST])
     found = {
         "method": config.method,
         "aim": config.aim,
@@ -189,24 +205,36 @@ def _told(trial: Trial) -> dict[str, float | None]:
     return {"value": trial.value, "kl": trial.kl, "forgetting": trial.forgetting}
 
 
-def _best(config: LearnConfig, tried: Sequence[_Tried]) -> _Tried:
-    """The candidate that is worth most within the limits; of equal ones, the first.
-
-    Raises:
-        ValueError: none keeps the limits.
-    """
+def _best(tried: Sequence[_Tried]) -> _Tried | None:
+    """The candidate that is worth most within the limits, or None where none keeps them; of equal ones, the first."""
     allowed = [one for one in tried if one.trial.within_limits]
-    if not allowed:
-        limits = {
-            f"max_{name} {limit:g} (the smallest is {min(getattr(one.trial, name) for one in tried):.4g})"
-            for name in ("kl", "forgetting")
-            if (limit := getattr(config, f"max_{name}")) is not None
-        }
-        raise ValueError(
-            f"none of the {len(tried)} candidates of {tried[0].by} keeps {' and '.join(sorted(limits))}: raise the "
-            "limit, or give more candidates"
-        )
-    return max(allowed, key=lambda one: one.trial.value)
+    return max(allowed, key=lambda one: one.trial.value, default=None)
+
+
+def _limits(config: LearnConfig) -> dict[str, float]:
+    """The limits by what of a trial they bound."""
+    limits = {name.removeprefix("max_"): getattr(config, name) for name in LIMITS}
+    return {name: limit for name, limit in limits.items() if limit is not None}
+
+
+def _none_keeps(config: LearnConfig, tried: Sequence[_Tried]) -> str:
+    """The sentence on candidates of which none keeps the limits."""
+    missed = [
+        f"max_{name} {limit:g} (the smallest is {min(getattr(one.trial, name) for one in tried):.4g})"
+        for name, limit in _limits(config).items()
+    ]
+    return f"none of the {len(tried)} candidates of {tried[0].by} keeps {' and '.join(missed)}"
+
+
+def _tell_broken(config: LearnConfig, trial: Trial) -> None:
+    """Log where what was chosen within a limit on train prompts is beyond it on others."""
+    for name, limit in _limits(config).items():
+        if (found := getattr(trial, name)) > limit:
+            logger.warning(
+                "what was learned keeps max_%s %g on train prompts, but has %.4g on validation prompts: more "
+                "train_prompts or samples_per_prompt make it surer, a smaller limit leaves room",
+                name, limit, found,
+            )  # fmt: skip
 
 
 def _differences(validation: dict[str, Trial]) -> dict[str, dict[str, float]]:
@@ -227,7 +255,7 @@ def _completions(config: LearnConfig, read: Inputs) -> int:
 
 def _facts(read: Inputs, data_config: DataConfig, config: LearnConfig) -> dict[str, Any]:
     """What a resumed run must share with the one that was stopped."""
-    settings = {key: value for key, value in vars(config).items() if key not in CHANGEABLE}
+    settings = {key: value for key, value in vars(config).items() if key not in (*PLACES, *LIMITS)}
     rewards = [entry.identity() for entry in config.rewards]
     return {
         **without_secrets({**settings, "rewards": rewards}),

@@ -21,7 +21,7 @@ from rlhf_lines.sweep.store import StoredPoint
 
 ANCHORS = "anchors"
 Options = dict[str, Any]
-FAR = 1e6  # below whatever a candidate within the limit is worth
+FAR = 1e30  # times what is beyond a limit: below whatever a candidate within it is worth
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Trial:
     @property
     def fitness(self) -> float:
         """The value; beyond a limit less than any value, and less the further beyond."""
-        return self.value if self.within_limits else -FAR - self.excess
+        return self.value if self.within_limits else -FAR * self.excess
 
 
 def merge_rule(options: Options) -> str:

@@ -76,10 +76,12 @@ class Workers:
         self._processes, self._worker = processes, worker
 
     def rows(self, tasks: Sequence[Task]) -> list[Row]:
-        """The tasks, generated and scored, in their order: as many by each process."""
-        part = -(-len(tasks) // self._processes.count)
+        """The tasks, generated and scored, in their order: as many by each process, in batches of its size."""
+        longest = max(len(task.request.prompt_ids) for task in tasks)
+        part = min(-(-len(tasks) // self._processes.count), self._worker.engine.rows(longest))
         jobs = [list(tasks[start : start + part]) for start in range(0, len(tasks), part)]
-        return [row for rows in self._processes.map(self._worker, jobs) for row in rows]
+        rounds = (jobs[start : start + self._processes.count] for start in range(0, len(jobs), self._processes.count))
+        return [row for some in rounds for rows in self._processes.map(self._worker, some) for row in rows]
 
     def slope(self, vector: Vector, pairs: Sequence[Pair], loss: RowLoss, weights: Sequence[float]) -> Slope:
         """See `Differentiated`: its passes, one by each process at a time, added up in the order of one process."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from rlhf_lines.models import LOAD_DTYPES
 
 PARAMETERS = ("adapted", "all")
 INPUTS = ("samples", "prompts")
+REDUCE = 0.1  # of RegMean++ where nothing else is asked for
 
 
 @dataclass
@@ -92,7 +93,7 @@ class GramConfig(StatisticsConfig):
         },
     )
     reduce: float = field(
-        default=0.1, metadata={"help": "With merged_with: the option reduce of the merges that they are for."}
+        default=REDUCE, metadata={"help": "With merged_with: the option reduce of the merges that they are for."}
     )
 
     def __post_init__(self) -> None:
@@ -101,13 +102,17 @@ class GramConfig(StatisticsConfig):
             raise ValueError(unknown_name("inputs", self.inputs, INPUTS))
         if not 0 <= self.reduce <= 1:
             raise ValueError(f"reduce is {self.reduce}, expected a number between 0 and 1")
-        if not self.merged_with and self.reduce != 0.1:
+        if not self.merged_with and self.reduce != REDUCE:
             raise ValueError(f"reduce is {self.reduce}, which only Gram matrices for RegMean++ have; give merged_with")
         if self.merged_with and self.parameters is not None:
             raise ValueError(
                 f"parameters is {self.parameters!r}, but with merged_with they are those that any policy changes; "
                 "leave it out"
             )
+
+    def alone(self, policy: str) -> GramConfig:
+        """As it is of one of the policies without the others, behind which no layer is merged."""
+        return replace(self, policy=policy, merged_with=[], reduce=REDUCE)
 
 
 FISHER = (RunConfig, PromptDataConfig, FisherConfig)

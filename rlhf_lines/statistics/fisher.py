@@ -34,6 +34,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: FisherConfig, gi
             takes, or a value is not finite.
     """
     inputs = read_inputs(run_config, data_config, config, "fisher")
+    inputs.tell_few(data_config.dataset_name)
     with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder:
         policy = inputs.load_policy()
         parameters = {name: policy.parameters[name] for name in policy.selected(inputs.parameters)}

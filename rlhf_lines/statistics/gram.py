@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: GramConfig, give
     if config.merged_with:
         return _run_plus_plus(run_config, data_config, config, given)
     inputs = read_inputs(run_config, data_config, config, "gram")
+    inputs.tell_few(data_config.dataset_name)
     with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder:
         policy = inputs.load_policy()
         modules = linear_modules(policy, inputs.parameters)
@@ -72,7 +72,7 @@ def inputs(run_config: RunConfig, data_config: DataConfig, config: GramConfig) -
     """What the stage would read with these settings, as its record holds it."""
     found: dict[str, Fingerprint] = {}
     for policy in (config.policy, *config.merged_with):
-        found |= fingerprints(data_config, replace(config, policy=policy, merged_with=[]))
+        found |= fingerprints(data_config, config.alone(policy))
     return found
 
 
@@ -89,9 +89,8 @@ def _metadata(same_input: Mapping[str, str], modules: Mapping[str, nn.Module]) -
 def _run_plus_plus(run_config: RunConfig, data_config: DataConfig, config: GramConfig, given: dict) -> Path:
     """Write a folder of Gram matrices for each of the policies, `1` and up, as `run` has one; see `LayerByLayer`."""
     names = [config.policy, *config.merged_with]
-    every = [
-        read_inputs(run_config, data_config, replace(config, policy=policy, merged_with=[]), "gram") for policy in names
-    ]
+    every = [read_inputs(run_config, data_config, config.alone(policy), "gram") for policy in names]
+    every[0].tell_few(data_config.dataset_name)
     with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder, contextlib.ExitStack() as stack:
         samples, records = [], []
         for inputs in every:

@@ -54,6 +54,12 @@ class Inputs:
         """`adapted` or `all`."""
         return self.config.parameters or ("adapted" if is_adapter(self.policy) else "all")
 
+    def tell_few(self, dataset: str) -> None:
+        """Log where the data has fewer prompts than asked for."""
+        found, asked = len(self.prompts), self.config.num_prompts
+        if found < asked:
+            logger.warning("%s has %d %s prompts, not %d", dataset, found, self.config.split, asked)
+
     def load_policy(self) -> Policy:
         """The policy as a dense model."""
         return load_policy(self.sft, self.policy, dtype=self.config.dtype)

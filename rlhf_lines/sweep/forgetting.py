@@ -12,13 +12,14 @@ import numpy as np
 from rlhf_lines import data
 from rlhf_lines.data import files, sources
 from rlhf_lines.data.splits import SPLITS
+from rlhf_lines.limits import longest_text
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.sweep.engines.protocol import mixable
 from rlhf_lines.sweep.store import Store, StoredPoint
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 CHUNK = 256  # texts per commit
 
@@ -60,6 +61,22 @@ def load_forgetting_texts(
             "larger source"
         )
     return list(found.values())
+
+
+def check_forgetting_texts(config: PreTrainedConfig, texts: Sequence[ForgettingText], max_tokens: int) -> None:
+    """Stop where a text has more tokens than a model reads.
+
+    Args:
+        config: of the model.
+        texts: cut to `max_tokens`.
+        max_tokens: of each text.
+
+    Raises:
+        ValueError: one has.
+    """
+    limit = longest_text(config)
+    if limit is not None and any(len(text.token_ids) > limit.tokens for text in texts):
+        raise ValueError(f"control_tokens is {max_tokens}, but {limit.reason}")
 
 
 def measure_forgetting(

@@ -19,7 +19,7 @@ from rlhf_lines.artifact import refuse_replacing
 from rlhf_lines.completions import stop_problems
 from rlhf_lines.data.config import DataConfig, sources
 from rlhf_lines.errors import Problems
-from rlhf_lines.limits import check_prompts, check_writes, longest_text
+from rlhf_lines.limits import check_prompts, check_writes
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, Adapter
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import (
@@ -42,7 +42,7 @@ from rlhf_lines.sweep.choices import profile_problems
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import check_engine
 from rlhf_lines.sweep.engines.multi_lora import check_mixable
-from rlhf_lines.sweep.forgetting import ForgettingText, load_forgetting_texts
+from rlhf_lines.sweep.forgetting import ForgettingText, check_forgetting_texts, load_forgetting_texts
 from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_folders
 
 
@@ -308,10 +308,7 @@ def _check_lengths(inputs: Inputs, config: SweepConfig, dataset: str) -> None:
     prompts = [inputs.tokenizer(text)["input_ids"] for texts in inputs.prompts.values() for text in texts]
     check_writes(of_model, inputs.tokenizer)
     check_prompts(of_model, prompts, dataset=dataset, max_new_tokens=config.max_new_tokens)
-    limit = longest_text(of_model)
-    longest = max((len(text.token_ids) for text in inputs.forgetting), default=0)
-    if limit is not None and longest > limit.tokens:
-        raise ValueError(f"control_tokens is {config.control_tokens}, but {limit.reason}")
+    check_forgetting_texts(of_model, inputs.forgetting, config.control_tokens)
 
 
 def prompt_contents(prompts: Mapping[str, Asked]) -> dict[str, object]:

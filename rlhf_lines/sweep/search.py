@@ -97,14 +97,15 @@ def vector_of(weights: Sequence[float], scaling: Scaling) -> tuple[float, ...]:
 def spec_of(vector: Sequence[float], space: Space) -> MergeSpec:
     """The merge of a vector: weights are the policies' shares of the mean factor, so that people can read them.
 
-    Where no policy has a share above 0, weights are equal.
+    Where a policy has factors and no share above 0, no weights say so, and they are equal.
     """
     profile = space.profile(vector)
-    means = np.array([max(float(np.mean(row)), 0.0) for row in profile.factors])
-    if not means.sum() > 0:
+    means = np.array([float(np.mean(row)) for row in profile.factors])
+    has_factors = np.array([any(row) or at != 0 for row, at in zip(profile.factors, profile.outside, strict=True)])
+    if (has_factors & (means <= 0)).any() or not has_factors.any():
         return MergeSpec("layerwise", (1.0 / len(means),) * len(means), options=profile.to_options())
     weights = means / means.sum()
-    scales = [1.0 / (len(weights) * weight) if weight > 0 else 0.0 for weight in weights]
+    scales = [1.0 / (len(weights) * weight) if weight else 0.0 for weight in weights]
     return MergeSpec("layerwise", tuple(weights.tolist()), options=profile.scaled(scales).to_options())
 
 

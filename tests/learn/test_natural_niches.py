@@ -91,6 +91,14 @@ def test_the_rest_of_the_candidates_are_fewer_children():
     assert sizes == [2, 2, 2, 1]
 
 
+def test_a_child_as_fit_as_the_least_fit_does_not_take_its_place():
+    archive, scores = [np.array([0.0]), np.array([1.0])], np.array([[1.0, 1.0], [2.0, 2.0]])
+    same = updated(archive, scores, np.array([2.0]), np.array([1.0, 1.0]))
+    assert [one.item() for one in same[0]] == [0.0, 1.0] and same[1].tolist() == scores.tolist()
+    fitter = updated(archive, scores, np.array([2.0]), np.array([1.0, 1.5]))
+    assert [one.item() for one in fitter[0]] == [2.0, 1.0]
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_the_ends_of_the_arc_are_the_parents(ratio):
     first, second = np.array([1.0, 0.0, 2.0]), np.array([0.0, 3.0, 1.0])

@@ -13,6 +13,7 @@ import torch
 from rlhf_lines import cli
 from rlhf_lines.artifact import read_record
 from rlhf_lines.data.config import PromptDataConfig
+from rlhf_lines.learn import methods
 from rlhf_lines.learn.config import LearnConfig
 from rlhf_lines.learn.counts import specs_of_splits
 from rlhf_lines.learn.demonstrations import read_demonstrations
@@ -128,6 +129,71 @@ def test_a_limit_of_kl_is_kept_or_said_to_be_too_low(flags, tmp_path):
         run_stage("learn", flags(tmp_path / "none", method="grid", population=None, max_kl=1e-9))
 
 
+def test_a_limit_that_was_too_low_is_raised_and_nothing_is_measured_again(flags, tmp_path, rewards):
+    arguments = flags(tmp_path / "out", max_kl=1e-9, compare_grid="false")
+    with pytest.raises(ValueError, match=r"none of the 9 candidates of evolution keeps max_kl 1e-09 .*add --resume"):
+        run_stage("learn", arguments)
+    rewards.SCORED.clear()
+    arguments[arguments.index("--max_kl") + 1] = "50"
+    folder = run_stage("learn", [*arguments, "--resume"])
+    validation = 4 * (3 + 2)  # the ends, what was learned and the soup
+    scored = sum(map(len, rewards.SCORED))
+    fresh = run_stage("learn", flags(tmp_path / "fresh", max_kl=50, compare_grid="false"))
+    assert (folder / "learned.json").read_bytes() == (fresh / "learned.json").read_bytes()
+    assert validation <= scored < sum(map(len, rewards.SCORED)) - scored
+    with Store(folder, reading=True) as store:
+        assert store.recall("max_kl") == 50
+
+
+def test_where_no_lines_keeps_a_limit_what_was_learned_stands_alone(flags, tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "evolution", lambda search: search.tried([(0.01, 0.01)]))
+    free = run_stage("learn", flags(tmp_path / "free", space="policies"))
+    tried = json.loads((free / "learned.json").read_text())["candidates"]
+    least = {by: min(one["kl"] for one in tried if one["by"] == by) for by in ("evolution", "grid")}
+    limit = (least["evolution"] + least["grid"]) / 2
+    record = read_record(run_stage("learn", flags(tmp_path / "out", space="policies", max_kl=limit)))
+    assert record["profiles"].keys() == {"learned", "soup"} == record["validation"].keys()
+    assert record["train"]["learned"]["kl"] == least["evolution"] < limit < least["grid"]
+    assert "candidates of grid keeps max_kl" in caplog.text and "there is no LiNeS to compare with" in caplog.text
+    assert result_text(record, ["brief", "kind"])
+
+
+def test_a_limit_that_does_not_hold_on_validation_prompts_is_told(flags, tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "evolution", lambda search: search.tried([(0.2, 1.5)]))
+    settings = {"space": "policies", "compare_grid": "false", "seed": 5}
+    free = read_record(run_stage("learn", flags(tmp_path / "free", **settings)))
+    low, high = (free[split]["learned"]["kl"] for split in ("train", "validation"))
+    assert low < high, "else this test needs another candidate"
+    run_stage("learn", flags(tmp_path / "kept", **settings, max_kl=2 * high))
+    assert "validation prompts: more" not in caplog.text
+    run_stage("learn", flags(tmp_path / "broken", **settings, max_kl=(low + high) / 2))
+    assert f"on train prompts, but has {high:.4g} on validation prompts" in caplog.text
+
+
+def test_niches_prefer_what_is_less_beyond_a_limit(flags, tmp_path, monkeypatch):
+    worth = []
+    monkeypatch.setattr(methods, "evolve_niches", lambda evaluate, first, **_: worth.append(evaluate(first)))
+    settings = {"method": "natural_niches", "space": "policies", "compare_grid": "false", "max_kl": 1e-9}
+    with pytest.raises(ValueError, match="candidates of natural_niches keeps max_kl"):
+        run_stage("learn", flags(tmp_path / "out", **settings))
+    with Store(tmp_path / ".out.partial", reading=True) as store:
+        kls = {point.spec: store.kl(point.spec_id, "train").mean() for point in store.points("train")}
+    of_niches = [kl for spec, kl in kls.items() if spec.rule == "layerwise"]
+    (found,) = worth
+    assert len(found) == len(of_niches) > 2
+    for kl, by_prompt in zip(of_niches, found, strict=True):
+        assert by_prompt == pytest.approx(1e-6 / (kl / 1e-9))
+
+
+def test_texts_longer_than_the_model_reads_are_refused(flags, sft, tmp_path):
+    positions = json.loads((sft / "config.json").read_text())["max_position_embeddings"]
+    (tmp_path / "texts.txt").write_text(f"{'abc ' * positions}\n\nxyz w\n")
+    limits = {"control": tmp_path / "texts.txt", "control_tokens": positions + 1, "max_forgetting": 2.0}
+    with pytest.raises(ValueError, match=f"control_tokens is {positions + 1}, but the model has {positions} positions"):
+        run_stage("learn", flags(tmp_path / "out", **limits))
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_a_limit_of_forgetting_is_kept_or_said_to_be_too_low(flags, tmp_path):
     (tmp_path / "texts.txt").write_text("abc\n\nxyz w\n\nhello there\n")
     of_grid = {"method": "grid", "population": None, "control": tmp_path / "texts.txt"}
@@ -223,10 +289,12 @@ def test_a_step_of_the_reward_gradient_makes_good_completions_likelier(flags, de
 
     monkeypatch.setattr(Worker, "__call__", watched)
     settings = {"method": "reward_gradient", "space": "policies", "num_steps": 1, "learning_rate": 1e-3}
-    more = {"kl_coef": 0.2, "samples_per_prompt": 2, **ALONG_GRADIENTS}
+    more = {"kl_coef": 0.2, "samples_per_prompt": 2, "batch_size": 3, **ALONG_GRADIENTS}
     folder = run_stage("learn", flags(tmp_path / "out", **settings, **more))
     record, learned = read_record(folder), json.loads((folder / "learned.json").read_text())
-    tasks, rows = next((job, rows) for job, rows in seen if job[0].request.spec.rule == "layerwise")
+    of_step = [(job, rows) for job, rows in seen if job[0].request.spec.rule == "layerwise"][:4]
+    assert [len(job) for job, _ in of_step] == [3, 3, 3, 1], "in batches of the size that is given"
+    tasks, rows = ([one for batch in batches for one in batch] for batches in zip(*of_step, strict=True))
     assert len(rows) == 5 * 2
 
     of_train = means(folder, "train")

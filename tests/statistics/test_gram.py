@@ -118,8 +118,9 @@ def test_groups_do_not_change_a_bit_and_batches_no_more_than_rounding(folder, fl
             torch.testing.assert_close(gram, alone, rtol=0, atol=1e-6 * gram.max().item())
 
 
-def test_prompts_alone_need_no_samples(folder, flags):
+def test_prompts_alone_need_no_samples(folder, flags, capsys):
     record = made("gram", flags(inputs="prompts"))
+    assert "./prompts has 7 train prompts, not 256" in capsys.readouterr().err
     assert record["completion_tokens"] == 0 and record["prompt_tokens"] == 50
     with_samples = made("gram", flags(output_dir="./samples"), "./samples")
     prompts = [prompt for prompt, _ in samples_of(with_samples, "./sft", "./lora")]

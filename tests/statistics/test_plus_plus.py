@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -103,10 +104,12 @@ def test_less_memory_takes_more_passes_and_gives_the_same(plus_plus, make_plus_p
         assert Path("less", file).read_bytes() == Path("pp", file).read_bytes()
 
 
-@pytest.mark.parametrize("models", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_a_merge_by_them_is_regmean_with_them(make_plus_plus, models):
-    make_plus_plus(models)
-    assert merge(*PLUS, "--weights", "0.7", "0.3", "--output_dir", "merged", models=models) == 0
+@pytest.mark.parametrize(("models", "reduce"), [(LLAMA, 0.1), (LLAMA, 0.95), (GPT2, 0.1)])
+def test_a_merge_by_them_is_regmean_with_them(make_plus_plus, models, reduce):
+    make_plus_plus(models, reduce=reduce)
+    options = json.dumps({"plus_plus": True, "reduce": reduce})
+    arguments = ["--rule_options", options, *PLUS[2:], "--weights", "0.7", "0.3", "--output_dir", "merged"]
+    assert merge(*arguments, models=models) == 0
     sft, policies = models
     base = {name: tensor.double() for name, tensor in load_file(f"{sft}/model.safetensors").items()}
     residuals, grams = [], []
@@ -118,7 +121,8 @@ def test_a_merge_by_them_is_regmean_with_them(make_plus_plus, models):
     for number in (1, 2):
         grams.append({name: read_gram(f"pp/{number}/gram.safetensors", name).double() for name in changed})
     stored = changed if models == GPT2 else ()
-    merged = merge_residuals(residuals, "regmean", weights=[0.7, 0.3], statistics=grams, transposed=stored)
+    settings = {"statistics": grams, "transposed": stored, "reduce": reduce}
+    merged = merge_residuals(residuals, "regmean", weights=[0.7, 0.3], **settings)
     for name, tensor in load_file("merged/model.safetensors").items():
         torch.testing.assert_close(tensor.double(), base[name] + merged.get(name, 0), rtol=1e-5, atol=1e-5, msg=name)
 

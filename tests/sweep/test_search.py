@@ -57,7 +57,12 @@ def test_a_vector_of_lines_is_lines(schedule):
 
 def test_a_policy_that_is_taken_away_keeps_its_factors():
     space = bent_lines(2, 3)
-    for vector in ((-0.5, 0.0, 0.0, -1.0, 0.0, 0.0), (2.0, 0.0, 0.0, 0.0, 0.0, 0.0)):
+    for vector in (
+        (-0.5, 0.0, 0.0, -1.0, 0.0, 0.0),
+        (2.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        (2.5, 0.0, 0.0, -0.5, 0.0, 0.0),
+        (2.0, 0.0, 0.0, 1.0, -2.2, 0.0),
+    ):
         spec, profile = spec_of(vector, space), space.profile(vector)
         for layer in (None, 0, 1, 2):
             row = coefficients(spec, (1, 1), layer, 3, dtype=torch.float64)
