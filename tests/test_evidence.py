@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sqlite3
 import sys
 from dataclasses import replace
@@ -271,6 +272,14 @@ def test_what_was_learned_is_kept_without_settings(kept, tasks, evidence):
         *("0.800", "0.700", "0.500", "8.00", "7.00", "5.00"),
         "+0.100 [0.050, 0.150] (to LiNeS)",
     ]
+
+
+def test_a_seed_of_which_only_learn_is_finished_is_kept(evidence, study, tmp_path):
+    there = tmp_path / "study" / "docstrings" / "seed_3"
+    shutil.copytree(study / "docstrings" / "seed_0" / "learn_evolution", there / "learn_evolution")
+    evidence.keep_finished(tmp_path / "study", tmp_path / "kept")
+    kept = tmp_path / "kept" / "docstrings" / "seed_3"
+    assert {path.name for path in kept.iterdir()} == {"configs.yaml", "learn_evolution.json"}
 
 
 def test_the_search_is_compared_in_its_own_sweep(evidence, tasks):

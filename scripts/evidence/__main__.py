@@ -75,15 +75,16 @@ def keep_finished(study: Path, kept: Path) -> None:
     for seed in sorted(study.glob("*/seed_*")):
         task = seed.parent.name
         finished = [sweep for sweep in SWEEPS if is_complete(seed / sweep)]
-        if not finished:
-            print(f"evidence: no sweep of {seed} has finished: left out")
+        learned = sorted(folder for folder in seed.glob(f"{LEARNED}*") if is_complete(folder))
+        if not finished and not learned:
+            print(f"evidence: nothing of {seed} has finished: left out")
             continue
         there = kept / task / seed.name
         shutil.rmtree(there, ignore_errors=True)
+        there.mkdir(parents=True)
         for sweep in finished:
             control = seed.parent / "control.jsonl"
             keep(seed / sweep, control, there / f"{sweep}.tar.xz", hide_prompts=task in NOT_OURS)
-        learned = sorted(folder for folder in seed.glob(f"{LEARNED}*") if is_complete(folder))
         for folder in learned:
             keep_learned(folder, there / f"{folder.name}.json")
         configs = sorted((seed / "configs").glob("*.yaml"))
