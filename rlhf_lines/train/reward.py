@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import trl
@@ -37,6 +38,9 @@ from rlhf_lines.train.progress import show_progress, tell_chosen
 from rlhf_lines.train.settings import check_model
 from rlhf_lines.train.told import ToldSettings
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SIDES = ("chosen", "rejected")
 
@@ -71,6 +75,7 @@ def run(
     refuse_replacing(training.output_dir, [base, *data_config.sources])
     trust = {"trust_remote_code": training.trust_remote_code}
     config = load_config(base, **trust)
+    check_labels(config, training, model_config.model_name_or_path)
     tokenizer = _load_tokenizer(base, model_config.model_name_or_path, **trust)
     peft_config = lora_config(model_config, config.model_type)
     if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
@@ -151,6 +156,27 @@ def inputs(
     tokenizer = _load_tokenizer(base, name, trust_remote_code=training.trust_remote_code)
     datasets = _datasets(data_config, text_config, training, tokenizer)
     return fingerprints(name, base, data_config.dataset_name, datasets)
+
+
+def check_labels(config: PreTrainedConfig, training: RewardConfig, name: str) -> None:
+    """Stop where the base is a classifier whose head has no place in a model of one score.
+
+    Args:
+        config: of the base.
+        training: settings of the stage.
+        name: of the base.
+
+    Raises:
+        ValueError: it has another number of labels.
+    """
+    is_classifier = any("Classif" in architecture for architecture in config.architectures or ())
+    new_head = (training.model_init_kwargs or {}).get("ignore_mismatched_sizes")
+    if is_classifier and config.num_labels != 1 and not new_head:
+        raise ValueError(
+            f"{name} is a classifier of {config.num_labels} labels, expected one of 1, which is the score, or a model "
+            "without a head: take another base, or give this one a new head "
+            "(model_init_kwargs: {ignore_mismatched_sizes: true})"
+        )
 
 
 def _load_tokenizer(base: Path, name: str, *, trust_remote_code: bool):

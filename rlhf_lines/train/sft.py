@@ -100,6 +100,11 @@ def run(
                 peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
             )
+        if (training.metric_for_best_model or "").endswith("aux_loss") and not trainer.aux_loss_enabled:
+            raise ValueError(
+                f"metric_for_best_model is {training.metric_for_best_model}, which only a mixture of experts has, if "
+                "router_aux_loss_coef is not 0: take loss"
+            )
         if peft_config is None:
             freeze_first_layers(trainer.model, training.frozen_layers)
             if training.frozen_layers and training.gradient_checkpointing:  # which may look at its input alone

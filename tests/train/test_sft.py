@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
+from rlhf_lines.train.settings import SFTSettings
 
 
 EOS = 1
@@ -195,6 +196,17 @@ def test_wrong_input_leaves_nothing(run_sft, tmp_path, rows, settings, error, me
         run_sft(rows, **settings)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_an_evaluation_measures_what_a_checkpoint_may_be_the_best_by(run_sft, write_rows, tmp_path):
+    rows = write_rows("own/train.jsonl", DEMONSTRATIONS)
+    write_rows("own/validation.jsonl", [{"prompt": "a", "completion": " b"}])
+    settings = {**ONE_STEP, "eval_strategy": "epoch", "dataset_name": rows.parent}
+    with pytest.raises(ValueError, match="metric_for_best_model is aux_loss, which only a mixture of experts has"):
+        run_sft(DEMONSTRATIONS, **settings, metric_for_best_model="aux_loss")
+    assert not (tmp_path / "out" / "sft").exists()
+    (row,) = read_record(run_sft(DEMONSTRATIONS, **settings, metric_for_best_model="entropy"))["history"]
+    assert {f"eval_{name}" for name in SFTSettings.metrics if name != "aux_loss"} <= row.keys()
 
 
 KILLED = """
