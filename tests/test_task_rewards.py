@@ -92,13 +92,13 @@ def test_a_plan_counts_a_shared_model_once(several):
 
 def test_a_sum_of_nothing_is_refused():
     entries = [RewardEntry("rule:length", weight=0.0), RewardEntry("rule:lexical", weight=0)]
-    with pytest.raises(ValueError, match="^every reward has the weight 0, so the policy would be trained for nothing"):
+    with pytest.raises(ValueError, match=r"^every reward has the weight 0, so the policy would be trained for nothing"):
         reward_weights(entries, None)
     plain = [RewardEntry("rule:length"), RewardEntry("rule:lexical")]
     for given in ([0.0, 0.0], [-0.0, 0.0]):
-        with pytest.raises(ValueError, match="^every reward has the weight 0"):
+        with pytest.raises(ValueError, match=r"^every reward has the weight 0"):
             reward_weights(plain, given)
-    with pytest.raises(ValueError, match="^reward_weights holds nan, 1.0, expected finite numbers$"):
+    with pytest.raises(ValueError, match=r"^reward_weights holds nan, 1.0, expected finite numbers$"):
         reward_weights(plain, [float("nan"), 1.0])
     assert reward_weights(plain, [0.0, -1.0]) == [0.0, -1.0] and reward_weights(plain, None) == [1.0, 1.0]
     assert reward_weights([entries[0], plain[1]], None) == [0.0, 1.0]

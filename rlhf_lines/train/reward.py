@@ -19,7 +19,7 @@ from reward_models.conversation import CHAT
 from reward_models.encoder import longest_input
 from reward_models.format import SPECIAL_TOKENS
 from rlhf_lines import skeleton
-from rlhf_lines.artifact import refuse_replacing, remove_working_files, write_record
+from rlhf_lines.artifact import refuse_replacing, remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import from_leader, leads
@@ -28,6 +28,7 @@ from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, keep_unpacked, load_config, local_folder, lora_config
 from rlhf_lines.train.adapted import check_4bit
+from rlhf_lines.train.card import OwnCard, reward_card
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
 from rlhf_lines.train.finite import FiniteTraining
@@ -47,7 +48,7 @@ SIDES = ("chosen", "rejected")
 logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(ToldSettings, WholeCheckpoints, FiniteTraining, trl.RewardTrainer):
+class RewardTrainer(ToldSettings, WholeCheckpoints, OwnCard, FiniteTraining, trl.RewardTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
@@ -126,6 +127,9 @@ def run(
         if leads():
             reward_models.write_settings(folder, text_config.format(max_length=training.max_length))
             saved = reward_models.load(str(folder), dtype=dtype, trust_remote_code=training.trust_remote_code)
+            accuracy, name = _accuracy(saved, test_pairs), model_config.model_name_or_path
+            measured = {"accuracy": accuracy, "pairs": len(test_pairs)}
+            (folder / "README.md").write_text(reward_card(name, versions(), lora=peft_config is not None, **measured))
             write_record(
                 folder,
                 "reward",
@@ -133,7 +137,7 @@ def run(
                 seed=training.seed,
                 train_pairs=used_pairs,
                 train_pairs_left_out=len(train_pairs) - used_pairs,
-                accuracy=_accuracy(saved, test_pairs),
+                accuracy=accuracy,
                 held_out_pairs=len(test_pairs),
                 held_out_pairs_cut=_cut_pairs(saved, test_pairs),
                 history=rows_of_steps,

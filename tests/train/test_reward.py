@@ -234,6 +234,10 @@ def test_the_folder_says_how_texts_are_scored(run_reward, tmp_path):
     settings = json.loads((out / "reward_model.json").read_text())
     assert settings["append_eos"] is True and settings["max_length"] == 9
     assert load_file(out / "model.safetensors")["score.weight"].shape == (1, 16)
+    card = (out / "README.md").read_text()
+    percent = 100 * read_record(out)["accuracy"]
+    assert "base model: base\n" in card and f"Of 15 held-out pairs it prefers the better one in {percent:.1f} %" in card
+    assert "None" not in card and "library_name: transformers" in card
     judge = reward_models.load(out)
     assert judge.name == "letters"
     assert judge.encode("a b", " c")["input_ids"] == [*word_tokenizer()("a b c")["input_ids"], 1]

@@ -150,6 +150,18 @@ def test_the_dense_result_is_the_base_and_the_adapter(run_sft, base, llama, toke
     assert lost and json.dumps(lost)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_card_is_ours_and_names_the_base(run_sft, lora):
+    out = run_sft(DEMONSTRATIONS, **ONE_STEP, **(LORA if lora else {}), save_strategy="epoch")
+    cards = sorted(path.relative_to(out).as_posix() for path in out.rglob("README.md") if "checkpoint" not in str(path))
+    assert cards == ["README.md", *(["adapter/README.md"] if lora else [])]
+    for card in cards:
+        text = (out / card).read_text()
+        assert "base model: base\n" in text and "None" not in text and "THIS_FOLDER" in text
+        assert ("library_name: peft" in text) == (card != "README.md")
+    assert ("`adapter/` is merged" in (out / "README.md").read_text()) is lora
+
+
 def test_training_lowers_the_loss(run_sft):
     out = run_sft(DEMONSTRATIONS, max_steps=30, learning_rate=2e-2)
     losses = read_record(out)["loss"]
