@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from trl import GRPOConfig
 
@@ -51,6 +52,27 @@ BELONGS_TO = {
     "kl_target": ("kl_gain",),
     "log_completions": ("num_completions_to_print",),
 }
+# What TRL's own PPO called its settings, while it had one, and what they are here.
+ELSEWHERE = {
+    **dict.fromkeys(("num_ppo_epochs", "ppo_epochs"), "num_iterations"),
+    "cliprange": "epsilon",
+    "cliprange_value": "value_clip_range",
+    "response_length": "max_completion_length",
+    "total_episodes": "max_steps, which counts updates: total_episodes * num_iterations / "
+    "(per_device_train_batch_size * gradient_accumulation_steps * processes)",
+    "num_mini_batches": "steps_per_generation / gradient_accumulation_steps, the updates of one epoch over a rollout",
+    "mini_batch_size": "per_device_train_batch_size",
+    "local_rollout_forward_batch_size": "sampling_batch_size",
+    "whiten_rewards": "whiten_advantages",
+    "init_kl_coef": "kl_coef",
+    "kl_penalty": "kl_estimator",
+    "target": "kl_target",
+    "target_kl": "max_update_kl",
+    "horizon": "kl_gain",
+    **dict.fromkeys(("stop_token", "stop_token_id"), "the end token of the tokenizer, which is no setting"),
+    "reward_model_path": "rewards",
+    "sft_model_path": "model_name_or_path",
+}
 
 
 @dataclass
@@ -62,6 +84,8 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
     per_device_train_batch_size` the rollout, `epsilon` the clip range of the policy ratio, and `max_steps` counts
     updates. `beta`, the KL term in GRPO's loss, stays 0: here the KL cost is part of the reward.
     """
+
+    ELSEWHERE: ClassVar = ELSEWHERE
 
     per_device_train_batch_size: int | None = field(
         default=None,

@@ -216,7 +216,8 @@ def test_an_empty_split_is_refused(write):
     assert len(data.load(path, "prompts", "train")) == 1
     with pytest.raises(ValueError) as caught:
         data.load(path, "prompts", "test")
-    assert one_sentence(caught) == f"dataset {path} has no prompts in its test split"
+    way_out = "add some, or hold out more of them (test_size)"
+    assert one_sentence(caught) == f"dataset {path} has no prompts in its test split: {way_out}"
 
 
 def test_a_file_has_no_named_preferences(write):
