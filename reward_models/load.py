@@ -91,6 +91,7 @@ def load(
         return make_judge(text, name=name, options=options)
     if text.startswith(PREFIX):
         _refuse(text, "a rule reads the texts as they are", template=template, label=label, system=system)
+        _refuse(text, "a rule has no weights", dtype=dtype)
         return make_rule(text, options, name=name)
     settings = {"device": device, "dtype": dtype, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
     if text.startswith(SIMILARITY):
@@ -107,6 +108,7 @@ def load(
         if ":" in text or ("." in text and "/" not in text):
             _refuse(text, "a function has one score", label=label)
             _refuse(text, "a function has no prompt of its own", system=system)
+            _refuse(text, "a function has its weights, if any, to itself", dtype=dtype)
             return _from_function(text, options, name=name, template=template)
         if text.count("/") != 1:
             raise ValueError(f"the reward model {text!r} is not known; {_known(text)}")

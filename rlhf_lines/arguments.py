@@ -189,6 +189,7 @@ def _parser(dataclass_types: Sequence[type], prog: str):
             self.hints: dict[str, Any] = {}  # of every field
             self.read_by_field: set[str] = set()  # names of fields with a parse
             self.of_libraries: set[str] = set()  # names of fields that a library defines
+            self.elsewhere: dict[str, str] = {}  # from names that other versions of a stage have
             super().__init__(*args, **kwargs)
             accept_negative_numbers(self)
             headings = list(LIBRARIES.values())
@@ -199,6 +200,7 @@ def _parser(dataclass_types: Sequence[type], prog: str):
 
         def _add_dataclass_arguments(self, dtype):
             hints = get_type_hints(dtype)
+            self.elsewhere |= getattr(dtype, "ELSEWHERE", {})
             for entry in map(copy, fields(dtype)):
                 entry.type = self.hints[entry.name] = hints[entry.name]
                 if "parse" in entry.metadata:
@@ -220,12 +222,13 @@ def _parser(dataclass_types: Sequence[type], prog: str):
 
         def check_flags(self, arguments: list[str]) -> None:
             """Refuse unknown flags and words that belong to none; of a flag given twice the last counts."""
-            check_unknown(self.parse_known_args(arguments)[1], self._option_string_actions, prog)
+            unknown = self.parse_known_args(arguments)[1]
+            check_unknown(unknown, self._option_string_actions, prog, elsewhere=self.elsewhere)
 
         def read_settings(self, settings: Settings) -> dict[str, Any]:
             """Make the settings of a file the defaults, and return what is kept of them as given."""
             actions = {action.dest: action for action in self._actions if action.dest != "help"}
-            problems, given, held = Problems(_unknown_keys(settings, actions, prog)), dict(settings), {}
+            problems, given, held = Problems(_unknown_keys(settings, actions, prog, self.elsewhere)), dict(settings), {}
             for key, value in ((key, value) for key, value in settings.items() if key in actions):
                 kinds = _kinds(self.hints[key])
                 text = all(_is_text(kind) for kind in kinds)
@@ -296,8 +299,16 @@ def bare_switches(arguments: Sequence[str], switches: Collection[str]) -> list[s
     return [name for name, on in found.items() if on] + others
 
 
-def check_unknown(words: Sequence[str], known: Iterable[str], prog: str) -> None:
+def check_unknown(
+    words: Sequence[str], known: Iterable[str], prog: str, *, elsewhere: Mapping[str, str] | None = None
+) -> None:
     """Refuse the words of a command line that a parser did not take.
+
+    Args:
+        words: those.
+        known: the flags that there are.
+        prog: the command, whose help is named.
+        elsewhere: from names that flags have in other programs to what they are here.
 
     Raises:
         ValueError: there are some; the first is told.
@@ -305,23 +316,24 @@ def check_unknown(words: Sequence[str], known: Iterable[str], prog: str) -> None
     for word in words:
         if not word.startswith("-"):
             raise ValueError(f"{word!r} belongs to no flag: flags are written --flag value; see {prog} --help")
-        near = closest(word.partition("=")[0], known)
-        suggestion = f": did you mean {near!r}?" if near else ";"
+        flag = word.partition("=")[0]
+        here, near = (elsewhere or {}).get(flag[2:].replace("-", "_")), closest(flag, known)
+        suggestion = f": here it is {here};" if here else f": did you mean {near!r}?" if near else ";"
         raise ValueError(f"unknown flag {word!r}{suggestion} see {prog} --help")
 
 
-def _unknown_keys(settings: Settings, known: Collection[str], prog: str) -> list[str]:
+def _unknown_keys(settings: Settings, known: Collection[str], prog: str, elsewhere: Mapping[str, str]) -> list[str]:
     """A sentence for each key that is unknown; one for all if they are many, because the file is then another's."""
     unknown = [key for key in settings if key not in known]
     if len(unknown) > MANY:
         first = ", ".join(unknown[:MANY])
         return [f"{settings.place()} has {len(unknown)} unknown keys ({first} ...): it is no config of {prog}"]
     near = {key: closest(key, known) for key in unknown}
-    return [
-        f"{settings.place(key)}: unknown key {key!r}: "
-        + (f"did you mean {near[key]!r}?" if near[key] else f"see {prog} --help for the known ones")
-        for key in unknown
-    ]
+    hints = {
+        key: f"did you mean {near[key]!r}?" if near[key] else f"see {prog} --help for the known ones" for key in near
+    }
+    hints |= {key: f"here it is {elsewhere[key]}" for key in unknown if key in elsewhere}
+    return [f"{settings.place(key)}: unknown key {key!r}: {hints[key]}" for key in unknown]
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -259,14 +259,24 @@ def raw_score_problems(entries: Sequence[RewardEntry]) -> list[str]:
 
 
 def reward_weights(entries: Sequence[RewardEntry], given: Sequence[float] | None) -> list[float]:
-    """The weight of every reward: of its entry, or of TRL's flag `reward_weights`, not of both."""
+    """The weight of every reward: of its entry, or of TRL's flag `reward_weights`, not of both.
+
+    Raises:
+        ValueError: there are both, or not as many as rewards, one is not finite, or all are 0.
+    """
     if given is None:
-        return [entry.weight for entry in entries]
-    if len(given) != len(entries):
-        raise ValueError(f"reward_weights has {len(given)} values, but rewards has {len(entries)}")
-    if any(entry.weight != 1.0 for entry in entries):
-        raise ValueError("reward_weights was given and rewards holds weights: keep one of the two")
-    return list(given)
+        found = [entry.weight for entry in entries]
+    else:
+        if len(given) != len(entries):
+            raise ValueError(f"reward_weights has {len(given)} values, but rewards has {len(entries)}")
+        if any(entry.weight != 1.0 for entry in entries):
+            raise ValueError("reward_weights was given and rewards holds weights: keep one of the two")
+        if not all(map(is_number, given)):
+            raise ValueError(f"reward_weights holds {', '.join(map(str, given))}, expected finite numbers")
+        found = list(given)
+    if not any(found):
+        raise ValueError("every reward has the weight 0, so the policy would be trained for nothing: give one another")
+    return found
 
 
 def _is_count(value: object) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal
 
@@ -10,7 +11,8 @@ import pytest
 
 from rlhf_lines.arguments import given_keys, parse
 from rlhf_lines.config import RunConfig, read_fields
-from rlhf_lines.stages import configs_of
+from rlhf_lines.stages import configs_of, read_configs
+from rlhf_lines.train.ppo_config import ELSEWHERE, PPOConfig
 
 
 class Color(StrEnum):
@@ -170,3 +172,27 @@ def test_the_help_of_a_switch_turned_off_says_so(capsys):
     with pytest.raises(SystemExit):
         parse((SweepConfig,), ["--help"], prog="x")
     assert "Turn controls off." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("num_ppo_epochs", "num_iterations"),
+        ("ppo-epochs", "num_iterations"),
+        ("cliprange", "epsilon"),
+        ("response_length", "max_completion_length"),
+        ("total_episodes", "max_steps, which counts updates: total_episodes * num_iterations / "),
+    ],
+)
+def test_what_ppo_was_called_in_trl_is_told_by_its_name_here(tmp_path, name, here):
+    with pytest.raises(ValueError, match=re.escape(f"unknown flag '--{name}': here it is {here}")):
+        read_configs("ppo", [f"--{name}", "4"])
+    file = tmp_path / "ppo.yaml"
+    file.write_text(f"{name.replace('-', '_')}: 4\n")
+    with pytest.raises(ValueError, match=re.escape(f"unknown key '{name.replace('-', '_')}': here it is {here}")):
+        read_configs("ppo", ["--config", str(file)])
+
+
+def test_no_setting_of_ppo_is_told_to_be_another_one():
+    known = {entry.name for entry in fields(PPOConfig)} | {"rewards", "model_name_or_path", "the"}
+    assert not known & set(ELSEWHERE) and {re.match(r"\w+", here)[0] for here in ELSEWHERE.values()} <= known

@@ -9,7 +9,7 @@ import pytest
 
 from reward_models import forward
 from rlhf_lines.plan.rewards import plan_rewards
-from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_entries
+from rlhf_lines.task_rewards import RewardEntry, load_reward_models, reward_entries, reward_weights
 from tests import tiny
 
 
@@ -88,3 +88,17 @@ def test_a_plan_counts_a_shared_model_once(several):
     one, *others = plan_rewards(of_several(several, 0, "brief", 2), beside=None)
     assert one.weights > 0 and [plan.weights for plan in others] == [0, 0]
     assert others[0].source == "further outputs of the pass for 0, which take no memory of their own"
+
+
+def test_a_sum_of_nothing_is_refused():
+    entries = [RewardEntry("rule:length", weight=0.0), RewardEntry("rule:lexical", weight=0)]
+    with pytest.raises(ValueError, match=r"^every reward has the weight 0, so the policy would be trained for nothing"):
+        reward_weights(entries, None)
+    plain = [RewardEntry("rule:length"), RewardEntry("rule:lexical")]
+    for given in ([0.0, 0.0], [-0.0, 0.0]):
+        with pytest.raises(ValueError, match=r"^every reward has the weight 0"):
+            reward_weights(plain, given)
+    with pytest.raises(ValueError, match=r"^reward_weights holds nan, 1.0, expected finite numbers$"):
+        reward_weights(plain, [float("nan"), 1.0])
+    assert reward_weights(plain, [0.0, -1.0]) == [0.0, -1.0] and reward_weights(plain, None) == [1.0, 1.0]
+    assert reward_weights([entries[0], plain[1]], None) == [0.0, 1.0]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_lines.data import chat, docstring_sentences, docstrings, files, hh_rlhf, left_out, news, templates, tldr
-from rlhf_lines.data.splits import TestSize
+from rlhf_lines.data.splits import HELD_OUT, TestSize
 from rlhf_lines.data.writer import Writer
 from rlhf_lines.errors import closest
 
@@ -102,7 +102,9 @@ def load(
     source = f"{dataset_name}, split {split}"
     if not rows:
         unless = "" if test_size is None else f" (test_size is {test_size})"
-        raise ValueError(f"dataset {dataset_name} has no {kind} in its {split} split{unless}")
+        may_grow = split in HELD_OUT and (task is None or hasattr(task, "HUB_ID"))
+        way_out = ": add some, or hold out more of them (test_size)" if may_grow else ""
+        raise ValueError(f"dataset {dataset_name} has no {kind} in its {split} split{unless}{way_out}")
     if tokenizer is not None:
         rows = _with_one_bos(rows, tokenizer, source)
     if kind != "text":

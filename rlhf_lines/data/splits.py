@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from rlhf_lines.data.templates import bare
+
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = ("validation", "test")
@@ -50,10 +52,10 @@ def places(prompts: Iterable[str], test_size: TestSize = None) -> Callable[[str]
     """The split of each prompt of a source without splits.
 
     A share is one of the hash's range, so it holds about that many of the prompts; a number is that many exactly, those
-    that the hash puts first.
+    that the hash puts first. Prompts that differ by blanks around a turn alone are one, and the shortest is hashed.
 
     Args:
-        prompts: all that the source has; only a number needs them.
+        prompts: all that the source has.
         test_size: see `read_test_size`.
 
     Raises:
@@ -61,9 +63,14 @@ def places(prompts: Iterable[str], test_size: TestSize = None) -> Callable[[str]
     """
     if test_size == ALL:
         return lambda prompt: "test"
+    hashed: dict[str, str] = {}  # by how prompts are compared
+    for prompt in prompts:
+        key = bare(prompt)
+        hashed[key] = min(hashed.get(key, prompt), prompt, key=lambda text: (len(text), text))
     if test_size is None or test_size < 1:
-        return lambda prompt: split_of(prompt, SHARE if test_size is None else test_size)
-    ordered = sorted(set(prompts), key=_position)
+        share = SHARE if test_size is None else test_size
+        return lambda prompt: split_of(hashed[bare(prompt)], share)
+    ordered = sorted(hashed, key=lambda key: _position(hashed[key]))
     if 2 * test_size > len(ordered):
         raise ValueError(
             f"test_size is {test_size}, for test and for validation, but there are {len(ordered)} different prompts"
@@ -72,7 +79,7 @@ def places(prompts: Iterable[str], test_size: TestSize = None) -> Callable[[str]
     place |= dict.fromkeys(ordered[:test_size], "test") | dict.fromkeys(
         ordered[test_size : 2 * test_size], "validation"
     )
-    return place.__getitem__
+    return lambda prompt: place[bare(prompt)]
 
 
 def rows_of(
@@ -84,6 +91,9 @@ def rows_of(
     2. A prompt that is then in several splits stays in test, else in validation: its other rows are left out.
     3. Of equal rows the first is kept.
 
+    Blanks around what a turn says make no other prompt, and none around a text another row: a chat template may leave
+    them out.
+
     Args:
         own_splits: the rows by the splits of the source; a source without splits has all its rows in `"train"`.
         split: `"train"`, `"validation"` or `"test"`.
@@ -93,8 +103,8 @@ def rows_of(
     placed, home = _placed(own_splits, key, test_size)
     distinct: dict[str, dict] = {}
     for row in placed.get(split, []):
-        if home[row[key]] == split:
-            distinct.setdefault(repr([item for item in row.items() if item[0] not in ABOUT_A_ROW]), row)
+        if home[bare(row[key])] == split:
+            distinct.setdefault(repr([(k, _compared(v)) for k, v in row.items() if k not in ABOUT_A_ROW]), row)
     return list(distinct.values())
 
 
@@ -119,8 +129,16 @@ def _placed(
             wanted = place_of(row[key]) if name == "train" else name
             place = name if wanted in own_splits else wanted  # the source has that split already
             placed[place].append(row)
-            home[row[key]] = max(home.get(row[key], place), place, key=SPLITS.index)
+            prompt = bare(row[key])
+            home[prompt] = max(home.get(prompt, place), place, key=SPLITS.index)
     return placed, home
+
+
+def _compared(value: object) -> object:
+    """What rows are compared by: texts and turns without the blanks around them."""
+    if isinstance(value, str):
+        return bare(value)
+    return [(turn["role"], turn["content"].strip()) for turn in value]  # of a conversation
 
 
 def _position(prompt: str) -> float:

@@ -7,6 +7,7 @@ text comes from a named template. Those are data: how a turn of each role is wri
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlhf_lines.data.conversation import Messages, is_continued
@@ -76,7 +77,7 @@ class Template:
         marks = [mark for mark in roles if mark]
         if not marks:
             return [{"role": "user", "content": text}]
-        pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text)
+        pieces = _pieces(text, marks)
         marked = zip(pieces[1::2], pieces[2::2], strict=True)
         system = self._mark(self.system or "")
         is_system = bool(system) and pieces[0].startswith(system)
@@ -150,6 +151,24 @@ def said(text: str) -> str:
         if template.reply and text.startswith(template.opening):
             return "\n\n".join(message["content"] for message in template.messages(text))
     return text
+
+
+def bare(text: str) -> str:
+    r"""A prompt without blanks around what each turn says, which a chat template may leave out: to compare by.
+
+    >>> bare("Hi. \n"), bare("\n\nHuman: Hi. \n\nAssistant:") == bare("\n\nHuman:  Hi.\n\nAssistant:")
+    ('Hi.', True)
+    """
+    for template in TEMPLATES.values():
+        if template.reply and text.startswith(template.opening):
+            marks = (*template.opening, template.reply)
+            return "".join(piece if piece in marks else piece.strip() for piece in _pieces(text, marks))
+    return text.strip()
+
+
+def _pieces(text: str, marks: Iterable[str]) -> list[str]:
+    """A text taken apart at marks, which stand at the odd places."""
+    return re.split(f"({'|'.join(map(re.escape, marks))})", text)
 
 
 def find(name: str) -> Template:

@@ -120,7 +120,7 @@ def _plan(entry: RewardEntry, beside: Path | None, batch_size: int) -> RewardPla
     if preset_name is None and made is None and not Path(source).is_dir() and not is_hub_id:
         # A service, a function or a rule; anything else is refused by its own sentence.
         given = {"options": entry.options, "template": entry.template, "label": entry.label, "system": entry.system}
-        loaded = reward_models.load(source, name=entry.name, **given)
+        loaded = reward_models.load(source, name=entry.name, dtype=entry.dtype, **given)
         kind = "a service elsewhere" if asks_a_service(source) else "a function"
         return RewardPlan(loaded.name, f"{kind}, which takes no memory that is counted here", reader=loaded)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("config.json", ADAPTER_FILE)):

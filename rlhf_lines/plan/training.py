@@ -55,6 +55,7 @@ from rlhf_lines.train.lora import add_in_place
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import HEAD_TILE
 from rlhf_lines.train.progress import describe_chosen
+from rlhf_lines.train.reward import check_labels
 from rlhf_lines.train.settings import LayerwiseSettings, check_model
 from rlhf_lines.train.sft import ADAPTER
 
@@ -115,7 +116,8 @@ def plan_ppo(configs: dict, given: dict, beside: Path | None, options: Options) 
     entries = of_type(configs, RewardsConfig).rewards
     reward_weights(entries, args.reward_weights)  # which refuses what does not fit
     rewards = plan_rewards(entries, beside=beside)
-    check_names([reward.name for reward in rewards])
+    check_names(names := [reward.name for reward in rewards])
+    args.check_metric(names)
     batch, length = args.per_device_train_batch_size, rows.longest + args.max_completion_length
     plan = run.plan("ppo")
     show_prompts(plan, rows, rewards)
@@ -167,6 +169,7 @@ class _Training:
         self.shape = find_shape(name, beside=beside, base_model=options.base_model)
         self.peft_config = lora_config(self.model_config, self.shape.config.model_type)
         if kind == "classifier":
+            check_labels(self.shape.config, self.args, name)
             self.shape.config.num_labels = 1
             if self.peft_config is not None:
                 self.peft_config.task_type = "SEQ_CLS"

@@ -297,7 +297,7 @@ def check_count(found: int, asked: int, split: str, dataset: str) -> str | None:
     if found < 2:
         raise ValueError(
             f"dataset {dataset} has 1 prompt in its {split} split, expected at least 2: intervals are a bootstrap over "
-            "prompts"
+            "prompts; add prompts, or hold out more of them (test_size)"
         )
     return f"{dataset} has {found:,} different {split} prompts, not {asked:,}" if found < asked else None
 

@@ -92,6 +92,13 @@ def evaluation_metrics(
     return found
 
 
+def metric_names(rewards: Sequence[str]) -> list[str]:
+    """What an evaluation says of a policy, with these names of rewards."""
+    nothing = torch.ones(1, 12), torch.ones(1, len(rewards))  # one row of `completion_rows`, and its scores
+    of_run = ("kl_coef", "num_tokens", *(f"rewards/{name}/truncated" for name in rewards))
+    return [*evaluation_metrics(*nothing, rewards, vf_coef=0.0, whitened=True), *of_run]
+
+
 def write_completions(folder: Path, step: int, logs: Mapping[str, Any], count: int) -> None:
     """Write the completions of an evaluation to `eval_completions/`, apart from those of training.
 

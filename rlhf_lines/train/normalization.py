@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from reward_models import RewardModel
 from reward_models.normalize import Normalization
 from rlhf_lines.artifact import write_whole
 from rlhf_lines.completions import completion_texts
-from rlhf_lines.distributed import from_leader
+from rlhf_lines.distributed import from_leader, leads
 from rlhf_lines.scoring import Asked, score
 from rlhf_lines.task_rewards import RewardEntry
 from rlhf_lines.train.adapters import use_adapter
@@ -21,7 +22,10 @@ from rlhf_lines.train.ppo_trainer import PPOTrainer
 
 
 FILE = "normalization.json"
+SAMPLES = "samples"  # of a reward in that file: how many completions it was measured on
 SAMPLE = -(2**32)  # its noise is that of no rollout and no evaluation
+
+logger = logging.getLogger(__name__)
 
 
 def normalizations(
@@ -30,7 +34,8 @@ def normalizations(
     """What the scores of each reward go through before they are weighed and added.
 
     The first `normalization_samples` prompts of the training data are completed by the SFT model and scored. The
-    result is kept in `normalization.json` of the run, from which a resumed run reads it.
+    result is kept in `normalization.json` of the run, with the number of `samples`, from which a resumed run reads it.
+    That there are fewer prompts is told.
 
     Raises:
         ValueError: all samples have one score under a reward model.
@@ -48,8 +53,9 @@ def normalizations(
         if measured is None:
             samples = _sft_samples(trainer)
             measured = from_leader(lambda: _measure(wanted, *samples, trainer.state, path))
+    scales = {name: {key: of[key] for key in of if key != SAMPLES} for name, of in measured.items()}
     return [
-        Normalization.from_dict(measured[model.name]) if entry.normalize else Normalization(clip=entry.clip)
+        Normalization.from_dict(scales[model.name]) if entry.normalize else Normalization(clip=entry.clip)
         for entry, model in zip(entries, models, strict=True)
     ]
 
@@ -66,7 +72,8 @@ def _measure(
     measured = {}
     for entry, model in wanted:
         scores = score(model, asked, completions, completion_ids, trainer_state=state)
-        measured[model.name] = Normalization.measure(scores, name=model.name, clip=entry.clip).to_dict()
+        found = Normalization.measure(scores, name=model.name, clip=entry.clip)
+        measured[model.name] = {**found.to_dict(), SAMPLES: len(scores)}
     write_whole(path, json.dumps(measured, indent=2) + "\n")
     return measured
 
@@ -76,6 +83,12 @@ def _sft_samples(trainer: PPOTrainer) -> tuple[list[Asked], list[str], list[list
     rows = trainer.train_dataset[: trainer.args.normalization_samples]
     prompts = rows["prompt"]
     asked = [Asked.of({name: rows[name][i] for name in rows}) for i in range(len(prompts))]
+    if leads() and len(prompts) < trainer.args.normalization_samples:
+        logger.warning(
+            "the scales of rewards are measured on %d completions, not on normalization_samples (%d): the training "
+            "data has no more prompts",
+            len(prompts), trainer.args.normalization_samples,
+        )  # fmt: skip
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
     size = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation  # what fits in a rollout
     own, completions = prompts[rank::processes], []

@@ -55,6 +55,7 @@ def run(
     refuse_replacing(training.output_dir, [sft, *data_config.sources, *reward_folders(entries)])
     training.reward_weights = reward_weights(entries, training.reward_weights)
     reward_models = load_reward_models(entries, trust_remote_code=training.trust_remote_code)
+    training.check_metric([model.name for model in reward_models])
     trust = {"trust_remote_code": training.trust_remote_code}
     config = load_config(sft, **trust)
     peft_config = check_adapter(config, model_config, sft, stage="ppo", training=training, **trust)

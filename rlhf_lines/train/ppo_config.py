@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from trl import GRPOConfig
 
 from rlhf_lines import distributed
-from rlhf_lines.train.settings import Check, LayerwiseSettings, OnThisMachine, differing, installed, refuse
+from rlhf_lines.errors import one_of
+from rlhf_lines.train.evaluation import metric_names
+from rlhf_lines.train.settings import Check, LayerwiseSettings, OnThisMachine, installed, refuse
 
 
 KL_ESTIMATORS = ("k1", "k3")
@@ -47,6 +50,28 @@ BELONGS_TO = {
     "use_adaptive_entropy": ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
     "use_transformers_continuous_batching": ("transformers_continuous_batching_config",),
     "kl_target": ("kl_gain",),
+    "log_completions": ("num_completions_to_print",),
+}
+# What TRL's own PPO called its settings, while it had one, and what they are here.
+ELSEWHERE = {
+    **dict.fromkeys(("num_ppo_epochs", "ppo_epochs"), "num_iterations"),
+    "cliprange": "epsilon",
+    "cliprange_value": "value_clip_range",
+    "response_length": "max_completion_length",
+    "total_episodes": "max_steps, which counts updates: total_episodes * num_iterations / "
+    "(per_device_train_batch_size * gradient_accumulation_steps * processes)",
+    "num_mini_batches": "steps_per_generation / gradient_accumulation_steps, the updates of one epoch over a rollout",
+    "mini_batch_size": "per_device_train_batch_size",
+    "local_rollout_forward_batch_size": "sampling_batch_size",
+    "whiten_rewards": "whiten_advantages",
+    "init_kl_coef": "kl_coef",
+    "kl_penalty": "kl_estimator",
+    "target": "kl_target",
+    "target_kl": "max_update_kl",
+    "horizon": "kl_gain",
+    **dict.fromkeys(("stop_token", "stop_token_id"), "the end token of the tokenizer, which is no setting"),
+    "reward_model_path": "rewards",
+    "sft_model_path": "model_name_or_path",
 }
 
 
@@ -59,6 +84,8 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
     per_device_train_batch_size` the rollout, `epsilon` the clip range of the policy ratio, and `max_steps` counts
     updates. `beta`, the KL term in GRPO's loss, stays 0: here the KL cost is part of the reward.
     """
+
+    ELSEWHERE: ClassVar = ELSEWHERE
 
     per_device_train_batch_size: int | None = field(
         default=None,
@@ -130,12 +157,12 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
     )
 
     def __post_init__(self):
-        opened = {name: getattr(self, name) is None for name in ("per_device_train_batch_size", "save_steps")}
-        self._chooses_batch = opened["per_device_train_batch_size"]
+        self._chooses_batch = self.per_device_train_batch_size is None
+        self._chooses_save_steps = self.save_steps is None
         if self._chooses_batch:
             step = self._batch_step()
             self.per_device_train_batch_size = math.ceil(BATCH_SIZE / step) * step
-        if opened["save_steps"]:
+        if self._chooses_save_steps:
             self.save_steps = SAVE_STEPS
         # GRPO compares completions of one prompt and so refuses a single one. PPO has a value head for that: show
         # GRPO's check a number that it accepts and that divides the rollout. An evaluation has its own number.
@@ -153,14 +180,18 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
             # gradient.
             self.ddp_find_unused_parameters = False
         self.num_generations, self.num_generations_eval = num_generations, num_generations_eval
-        if opened["save_steps"] and self.num_iterations >= 1:
+        if self._chooses_save_steps and self.num_iterations >= 1:
             updates = self._updates_of_rollout()
             self.save_steps = math.ceil(SAVE_STEPS / updates) * updates
         refuse(self, self._checks())
         if self._chooses_batch:
             self.chosen["per_device_train_batch_size"] = str(self.per_device_train_batch_size)
-        if opened["save_steps"] and self.save_strategy == "steps":
+        if self._chooses_save_steps and self.save_strategy == "steps":
             self.chosen["save_steps"] = str(self.save_steps)
+
+    def differing(self, names: Iterable[str]) -> list[str]:
+        """Those of the settings that were given, and do not hold their default."""
+        return [name for name in super().differing(names) if name != "save_steps" or not self._chooses_save_steps]
 
     def _batch_step(self) -> int:
         """The smallest batch of a process with which a rollout holds all completions of its prompts."""
@@ -220,6 +251,18 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
                 f"train_dataset has {prompts} prompts, but one rollout takes {taken}: add prompts, or lower "
                 "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
             )
+
+    def check_metric(self, rewards: Sequence[str]) -> None:
+        """Refuse a `metric_for_best_model` that an evaluation would not have, on which a schedule waits.
+
+        Args:
+            rewards: the names of the rewards.
+
+        Raises:
+            ValueError: it would not.
+        """
+        if (metric := self.metric_for_best_model) is not None:
+            one_of("metric_for_best_model", metric.removeprefix("eval_"), metric_names(rewards))
 
     @property
     def steps_per_rollout(self) -> int:
@@ -316,6 +359,15 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
             ("scale_rewards", "none (advantages are whitened)", self.scale_rewards == "none"),
             ("importance_sampling_level", "token", self.importance_sampling_level == "token"),
             ("off_policy_mask_threshold", "none", self.off_policy_mask_threshold is None),
+            ("epsilon", "a positive number", math.isfinite(self.epsilon) and self.epsilon > 0),
+            (
+                "epsilon_high",
+                f"a number >= epsilon ({self.epsilon:g})",
+                # A wrong epsilon is told by itself.
+                _absent_or(self.epsilon_high, lambda x: not x < self.epsilon),
+            ),
+            ("delta", "a number > 1: it bounds the ratio, which begins at 1", _absent_or(self.delta, lambda x: x > 1)),
+            ("top_entropy_quantile", "a number in (0, 1]", 0 < self.top_entropy_quantile <= 1),
             ("gamma", "a number in [0, 1]", 0 <= self.gamma <= 1),
             ("lam", "a number in [0, 1]", 0 <= self.lam <= 1),
             ("value_clip_range", "a positive number", self.value_clip_range > 0),
@@ -328,7 +380,8 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
             ),
             (
                 "gradient_accumulation_steps",
-                f"a divisor or a multiple of {passes}, the passes of a rollout: no update is of two rollouts",
+                f"a divisor or a multiple of {passes}, the passes of a rollout: no update ends inside one and begins "
+                "in another",
                 passes % of_update == 0 or of_update % passes == 0,
             ),
             # A checkpoint stands between two rollouts, and holds policy and value function of one moment.
@@ -354,7 +407,9 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
         if not self.use_vllm:
             vllm = [entry.name for entry in fields(self) if entry.name.startswith("vllm_")]
             reasons |= dict.fromkeys(vllm, "its default: it counts only with use_vllm")
-        return [(name, reasons[name], False) for name in differing(self, reasons)]
+        if self.eval_strategy == "no":
+            reasons["num_generations_eval"] = "its default, or an eval_strategy beside it"
+        return [(name, reasons[name], False) for name in self.differing(reasons)]
 
 
 def _absent_or(value: float | None, holds: Callable[[float], bool]) -> bool:

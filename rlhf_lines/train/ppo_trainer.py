@@ -57,6 +57,7 @@ from rlhf_lines.train.advantages import (
     whiten,
 )
 from rlhf_lines.train.attention import attend_in_float32
+from rlhf_lines.train.card import OwnCard
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.evaluation import completion_rows, evaluation_metrics, write_completions
 from rlhf_lines.train.finite import FiniteTraining
@@ -108,7 +109,7 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
-class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTraining, GRPOTrainer):
+class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, FiniteTraining, GRPOTrainer):
     """Train a LoRA policy and a value function on one frozen base.
 
     Args:
@@ -735,9 +736,6 @@ class PPOTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTrain
         return self.accelerator.reduce(sums, reduction="sum")
 
     # --- files
-
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """Leave out TRL's card, which speaks of GRPO; the stage writes one of the policy."""
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

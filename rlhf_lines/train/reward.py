@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import trl
@@ -18,7 +19,7 @@ from reward_models.conversation import CHAT
 from reward_models.encoder import longest_input
 from reward_models.format import SPECIAL_TOKENS
 from rlhf_lines import skeleton
-from rlhf_lines.artifact import refuse_replacing, remove_working_files, write_record
+from rlhf_lines.artifact import refuse_replacing, remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import PreferenceDataConfig
 from rlhf_lines.distributed import from_leader, leads
@@ -27,6 +28,7 @@ from rlhf_lines.example import policy_reading, tell
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, keep_unpacked, load_config, local_folder, lora_config
 from rlhf_lines.train.adapted import check_4bit
+from rlhf_lines.train.card import OwnCard, reward_card
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.config import RewardTextConfig
 from rlhf_lines.train.finite import FiniteTraining
@@ -38,12 +40,15 @@ from rlhf_lines.train.settings import check_model
 from rlhf_lines.train.told import ToldSettings
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 SIDES = ("chosen", "rejected")
 
 logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(ToldSettings, WholeCheckpoints, FiniteTraining, trl.RewardTrainer):
+class RewardTrainer(ToldSettings, WholeCheckpoints, OwnCard, FiniteTraining, trl.RewardTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
@@ -71,6 +76,7 @@ def run(
     refuse_replacing(training.output_dir, [base, *data_config.sources])
     trust = {"trust_remote_code": training.trust_remote_code}
     config = load_config(base, **trust)
+    check_labels(config, training, model_config.model_name_or_path)
     tokenizer = _load_tokenizer(base, model_config.model_name_or_path, **trust)
     peft_config = lora_config(model_config, config.model_type)
     if peft_config is not None:  # whatever lora_task_type says: for this task PEFT trains and saves the head, too
@@ -121,6 +127,9 @@ def run(
         if leads():
             reward_models.write_settings(folder, text_config.format(max_length=training.max_length))
             saved = reward_models.load(str(folder), dtype=dtype, trust_remote_code=training.trust_remote_code)
+            accuracy, name = _accuracy(saved, test_pairs), model_config.model_name_or_path
+            measured = {"accuracy": accuracy, "pairs": len(test_pairs)}
+            (folder / "README.md").write_text(reward_card(name, versions(), lora=peft_config is not None, **measured))
             write_record(
                 folder,
                 "reward",
@@ -128,7 +137,7 @@ def run(
                 seed=training.seed,
                 train_pairs=used_pairs,
                 train_pairs_left_out=len(train_pairs) - used_pairs,
-                accuracy=_accuracy(saved, test_pairs),
+                accuracy=accuracy,
                 held_out_pairs=len(test_pairs),
                 held_out_pairs_cut=_cut_pairs(saved, test_pairs),
                 history=rows_of_steps,
@@ -151,6 +160,27 @@ def inputs(
     tokenizer = _load_tokenizer(base, name, trust_remote_code=training.trust_remote_code)
     datasets = _datasets(data_config, text_config, training, tokenizer)
     return fingerprints(name, base, data_config.dataset_name, datasets)
+
+
+def check_labels(config: PreTrainedConfig, training: RewardConfig, name: str) -> None:
+    """Stop where the base is a classifier whose head has no place in a model of one score.
+
+    Args:
+        config: of the base.
+        training: settings of the stage.
+        name: of the base.
+
+    Raises:
+        ValueError: it has another number of labels.
+    """
+    is_classifier = any("Classif" in architecture for architecture in config.architectures or ())
+    new_head = (training.model_init_kwargs or {}).get("ignore_mismatched_sizes")
+    if is_classifier and config.num_labels != 1 and not new_head:
+        raise ValueError(
+            f"{name} is a classifier of {config.num_labels} labels, expected one of 1, which is the score, or a model "
+            "without a head: take another base, or give this one a new head "
+            "(model_init_kwargs: {ignore_mismatched_sizes: true})"
+        )
 
 
 def _load_tokenizer(base: Path, name: str, *, trust_remote_code: bool):

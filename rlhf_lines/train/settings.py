@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from rlhf_lines import distributed
+from rlhf_lines.config import from_json
 from rlhf_lines.errors import Problems, alternatives
 from rlhf_lines.native_dtypes import computes_in
 from rlhf_lines.train.layerwise import DECAY, FACTORS, has_groups
@@ -40,9 +41,19 @@ _SIZES = (
     "dataloader_num_workers",
     "warmup_steps",
     "eval_delay",
+    "neftune_noise_alpha",
 )
 _STEPS = ("logging_steps", "save_steps", "eval_steps")
 _SEEDS = ("seed", "data_seed")
+_OF_EVALUATION = (
+    "do_eval",
+    "eval_on_start",
+    "eval_steps",
+    "eval_delay",
+    "per_device_eval_batch_size",
+    "metric_for_best_model",
+    "greater_is_better",
+)
 
 
 class OnThisMachine:
@@ -50,7 +61,10 @@ class OnThisMachine:
 
     Attributes:
         chosen: what was left open, to what was chosen and why, for the first lines of a run and for a plan.
+        metrics: what an evaluation measures, by which a checkpoint may be the best; None where rewards name them.
     """
+
+    metrics = None
 
     def __post_init__(self):
         self.chosen: dict[str, str] = {}
@@ -66,6 +80,10 @@ class OnThisMachine:
         distributed.prepare()
         super().__post_init__()
         distributed.check_world(self.world_size)
+
+    def differing(self, names: Iterable[str]) -> list[str]:
+        """Those of the settings that do not hold their default."""
+        return differing(self, names)
 
 
 @dataclass
@@ -113,10 +131,27 @@ class LayerwiseSettings:
 class SFTSettings(OnThisMachine, LayerwiseSettings, SFTConfig):
     """TRL's settings of supervised fine-tuning, on this machine."""
 
+    metrics = ("loss", "entropy", "mean_token_accuracy", "aux_loss")
+
+    def checks_of_rows(self) -> list[Check]:
+        """What holds of these settings whatever the rows are."""
+        column, kwargs = self.dataset_text_field, from_json("dataset_kwargs", self.dataset_kwargs)
+        skips = isinstance(kwargs, dict) and kwargs.get("skip_prepare_dataset")
+        return [
+            (
+                "dataset_text_field",
+                "text, the column that is read: rename that of the data",
+                column == "text",
+            ),
+            ("dataset_kwargs", "none that skips the preparation: rows are texts, no tokens", not skips),
+        ]
+
 
 @dataclass
 class RewardSettings(OnThisMachine, RewardConfig):
     """TRL's settings of a reward model's training, on this machine."""
+
+    metrics = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
 
 
 @dataclass
@@ -237,7 +272,7 @@ def _checks(args: TrainingArguments) -> list[Check]:
         (
             "num_train_epochs",
             "a positive number",
-            args.max_steps > 0 or (_finite(args.num_train_epochs) and args.num_train_epochs > 0),
+            _finite(args.num_train_epochs) and args.num_train_epochs > 0,
         ),
         (
             "fp16",
@@ -245,9 +280,11 @@ def _checks(args: TrainingArguments) -> list[Check]:
             not args.fp16 or not (args.use_cpu or distributed.on_cpu()),
         ),
         ("do_predict", "false: a stage trains, and predicts nothing", not args.do_predict),
+        *_alone(args),
         *(
-            (name, "its default, or an eval_strategy beside it", args.eval_strategy != "no" or not value)
-            for name, value in _values(args, ("do_eval", "eval_on_start", "eval_steps"))
+            (name, alternatives(args.metrics), value is None or value.removeprefix("eval_") in args.metrics)
+            for name, value in _values(args, ("metric_for_best_model",))
+            if args.metrics is not None
         ),
         (
             "use_liger_kernel",
@@ -265,7 +302,25 @@ def _checks(args: TrainingArguments) -> list[Check]:
             not args.fsdp or distributed.count() > 1,
         ),
         *(args.checks_of_layers() if isinstance(args, LayerwiseSettings) else ()),
+        *(args.checks_of_rows() if isinstance(args, SFTSettings) else ()),
     ]
+
+
+def _alone(args: TrainingArguments) -> Iterator[Check]:
+    """Of every setting that was given, and counts only beside another one that was not, a check that fails."""
+    saves, evaluates, logs = args.save_strategy, args.eval_strategy, args.logging_strategy
+    evaluates_as_it_logs = evaluates == "steps" and args.eval_steps is None
+    for counts, names, beside in (
+        (evaluates != "no", _OF_EVALUATION, "an eval_strategy beside it"),
+        (evaluates != "epoch", ("eval_steps",), "eval_strategy: steps beside it"),
+        (saves not in ("no", "epoch"), ("save_steps",), "save_strategy: steps beside it"),
+        (saves != "no", ("save_total_limit",), "a save_strategy beside it"),
+        (logs not in ("no", "epoch") or evaluates_as_it_logs, ("logging_steps",), "logging_strategy: steps beside it"),
+        (args.push_to_hub, ("hub_model_id", "hub_private_repo"), "push_to_hub: true beside it"),
+        (getattr(args, "packing", True), ("packing_strategy", "eval_packing"), "packing: true beside it"),
+    ):
+        for name in () if counts else args.differing(names):
+            yield name, f"its default, or {beside}", False
 
 
 def _only(decay: float | None, policy: str | None) -> bool:

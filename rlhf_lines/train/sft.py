@@ -10,7 +10,7 @@ import trl
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_lines import skeleton
-from rlhf_lines.artifact import refuse_replacing, remove_working_files, write_record
+from rlhf_lines.artifact import refuse_replacing, remove_working_files, versions, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.data.config import TrainingDataConfig
 from rlhf_lines.distributed import from_leader, leads
@@ -22,6 +22,7 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.models import describe_adapters, init_kwargs, keep_unpacked, load_config, load_tokenizer, local_folder
 from rlhf_lines.train.adapted import check_adapter, merge_into
+from rlhf_lines.train.card import OwnCard, adapter_card, sft_card
 from rlhf_lines.train.checkpoints import WholeCheckpoints, training_folder
 from rlhf_lines.train.finite import FiniteTraining
 from rlhf_lines.train.history import history
@@ -37,7 +38,7 @@ from rlhf_lines.train.told import ToldSettings
 ADAPTER = "adapter"
 
 
-class SFTTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, FiniteTraining, trl.SFTTrainer):
+class SFTTrainer(LayerLearningRates, ToldSettings, WholeCheckpoints, OwnCard, FiniteTraining, trl.SFTTrainer):
     """TRL's, with checkpoints that are visible when complete."""
 
 
@@ -100,6 +101,11 @@ def run(
                 peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
             )
+        if (training.metric_for_best_model or "").endswith("aux_loss") and not trainer.aux_loss_enabled:
+            raise ValueError(
+                f"metric_for_best_model is {training.metric_for_best_model}, which only a mixture of experts has, if "
+                "router_aux_loss_coef is not 0: take loss"
+            )
         if peft_config is None:
             freeze_first_layers(trainer.model, training.frozen_layers)
             if training.frozen_layers and training.gradient_checkpointing:  # which may look at its input alone
@@ -131,6 +137,9 @@ def run(
             tokenizer.save_pretrained(folder)
             losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             name = model_config.model_name_or_path
+            (folder / "README.md").write_text(sft_card(name, versions(), lora=model_config.use_peft))
+            if model_config.use_peft:
+                (folder / ADAPTER / "README.md").write_text(adapter_card(name, versions()))
             facts = {"seed": training.seed, "base_model": name, "loss": losses, "lost_residual": lost, **counts}
             write_record(folder, "sft", given, **facts, history=history(trainer.state.log_history), inputs_sha256=found)
             remove_working_files(folder)

@@ -74,6 +74,16 @@ def test_a_folder_keeps_its_own_splits(write, tmp_path, suffix):
         assert list(found["prompt"]) == [row["prompt"] for row in ROWS[number * 20 : number * 20 + 20]]
 
 
+@pytest.mark.parametrize("spoken", [False, True])
+def test_no_prompt_is_in_two_splits_under_a_chat_template_that_trims(write, make_tokenizer, spoken):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
+    texts = [f"{text}{blank}" for text in map(str, range(60)) for blank in ("", " ")]
+    path = write("rows.jsonl", [{"prompt": asked(text) if spoken else text} for text in texts])
+    found = {split: data.load(path, "prompts", split, tokenizer=tokenizer)["prompt"] for split in SPLITS}
+    assert sum(map(len, found.values())) == len({text for own in found.values() for text in own}) == 60
+
+
 def test_max_samples_keeps_the_first_rows(write):
     path = write("rows.jsonl", ROWS)
     everything = data.load(path, "prompts", "train")["prompt"]
@@ -206,7 +216,8 @@ def test_an_empty_split_is_refused(write):
     assert len(data.load(path, "prompts", "train")) == 1
     with pytest.raises(ValueError) as caught:
         data.load(path, "prompts", "test")
-    assert one_sentence(caught) == f"dataset {path} has no prompts in its test split"
+    way_out = "add some, or hold out more of them (test_size)"
+    assert one_sentence(caught) == f"dataset {path} has no prompts in its test split: {way_out}"
 
 
 def test_a_file_has_no_named_preferences(write):

@@ -95,6 +95,39 @@ def test_a_prompt_of_test_takes_none_of_its_train_rows_along():
     assert rows_of(own_splits, "train") == [] == rows_of(own_splits, "dev")
 
 
+BLANKS = (("", ""), ("", " "), ("\n", ""), ("  ", "\n\n"))
+
+
+@pytest.mark.parametrize("form", ["{}", "\n\nHuman: {}\n\nAssistant:", "\n\nSystem: {}\n\nHuman: Hi.\n\nAssistant:"])
+@pytest.mark.parametrize("test_size", [None, 0.3, 10])
+def test_blanks_around_a_turn_make_no_other_prompt(form, test_size):
+    plain = named(form.format(prompt) for prompt in PROMPTS[:60])
+    rows = [row for n in range(60) for row in named(form.format(f"{a}{PROMPTS[n]}{b}") for a, b in BLANKS)]
+    for split in SPLITS:
+        expected = rows_of({"train": plain}, split, test_size=test_size)
+        assert rows_of({"train": rows}, split, test_size=test_size) == expected and expected
+        kept = [row["prompt"] for row in rows_of({"train": rows[::-1]}, split, test_size=test_size)]
+        last = [form.format(f"  {p}\n\n") for p in reversed(PROMPTS[:60]) if named([form.format(p)])[0] in expected]
+        assert kept == last  # the first in their order
+
+
+def test_a_prompt_alone_stays_where_its_own_text_is_hashed():
+    for prompt in (f" {number}\n" for number in range(40)):
+        assert rows_of({"train": named([prompt])}, split_of(prompt)) == named([prompt])
+
+
+def test_a_prompt_of_test_that_stands_in_train_with_a_blank_is_left_out_there():
+    own = {"train": named(["a ", "b", "\n\nHuman:  Hi. \n\nAssistant:"]), "test": named(["a"])}
+    own["validation"] = named(["\n\nHuman: Hi.\n\nAssistant:"])
+    assert all_of(own) == {name: ["b"] if name == "train" else [own[name][0]["prompt"]] for name in SPLITS}
+
+
+def test_answers_and_turns_are_compared_without_blanks_around_them():
+    turns = [{"role": "user", "content": "Hi."}], [{"role": "user", "content": " Hi.\n"}]
+    rows = [{"prompt": "Hi.", "completion": said, "messages": asked} for asked in turns for said in ("4", " 4", "5")]
+    assert rows_of({"test": rows}, "test") == [rows[0], rows[2]]
+
+
 # --- how much is held out
 
 

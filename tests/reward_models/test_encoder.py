@@ -146,5 +146,8 @@ def test_what_is_guessed_of_a_classifier_is_told(
 def test_keys_that_a_rule_or_function_does_not_read_are_refused():
     with pytest.raises(ValueError, match="'rule:length' has template 'chat', but a rule reads the texts as they are"):
         load("rule:length", template="chat")
+    for source, what in (("rule:length", "rule has no weights"), ("string:capwords", "function has its weights")):
+        with pytest.raises(ValueError, match=f"'{source}' has dtype 'bfloat16', but a {what}"):
+            load(source, dtype="bfloat16")
     with pytest.raises(ValueError, match="'string:capwords' has label 1, but a function has one score; leave it out"):
         load("string:capwords", label=1)

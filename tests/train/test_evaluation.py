@@ -10,7 +10,7 @@ import torch
 
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train.advantages import explained_variance, value_loss
-from rlhf_lines.train.evaluation import FOLDER, completion_rows, evaluation_metrics
+from rlhf_lines.train.evaluation import FOLDER, completion_rows, evaluation_metrics, metric_names
 from tests.tiny import WORDS
 
 
@@ -89,6 +89,9 @@ def test_an_evaluation_does_not_depend_on_its_batches_and_is_recorded(evaluated)
         assert row.keys() == twin.keys()
         for name in row.keys() - timed:
             assert row[name] == pytest.approx(twin[name], abs=1e-5), name
+    assert {f"eval_{name}" for name in metric_names(["length"])} == {
+        name for name in rows[0] if "eval_" in name
+    } - timed
     assert rows[0]["eval_kl"] == pytest.approx(0, abs=1e-5), "before the first update the policy is the SFT model"
 
     # Every update is there, also those that sampled nothing, and only these move away from the sampler.

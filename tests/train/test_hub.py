@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from trl import SFTConfig
 
+from rlhf_lines.merge.output.hub import upload
 from rlhf_lines.stages import MODULES
 from rlhf_lines.train import hub
 
@@ -69,6 +71,27 @@ def test_a_complete_folder_is_uploaded_by_resume(calls):
     hub.upload_kept([object(), arguments(push_to_hub=True, hub_token="hunter2-is-no-word")], {})
     assert [call[:2] for call in calls] == [("check", "me/policy"), ("upload", "out")]
     assert calls[0][2] == "hunter2-is-no-word" and os.environ["HF_TOKEN"] == "that-of-before"
+
+
+def test_no_checkpoint_is_uploaded_wherever_the_stage_keeps_them(tmp_path, monkeypatch):
+    kept, stays = ("config.json", "adapter/model.safetensors"), ("checkpoint-1", "adapter/checkpoint-1", "adapter/.new")
+    for name in (*kept, *(f"{folder}/trainer_state.json" for folder in stays)):
+        path = tmp_path / "sft" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    uploaded = []
+
+    class Api:
+        def create_repo(self, *args, **kwargs):
+            return SimpleNamespace(repo_id="me/policy")
+
+        def upload_folder(self, *, folder_path, **kwargs):
+            files = (path for path in Path(folder_path).rglob("*") if path.is_file())
+            uploaded.extend(str(path.relative_to(folder_path)) for path in files)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    upload(tmp_path / "sft", "me/policy")
+    assert sorted(uploaded) == sorted(kept)
 
 
 @pytest.mark.parametrize("verb", ["sft", "reward", "ppo"])

@@ -104,7 +104,7 @@ def stage_flags(flags, base, write_rows, tmp_path, monkeypatch):
     return make
 
 
-def test_a_function_of_trl_gets_columns_tokens_and_ways_to_log(stage_flags, write_rows, tokenizer, tmp_path):
+def test_a_function_of_trl_gets_columns_tokens_and_ways_to_log(stage_flags, write_rows, tokenizer, tmp_path, caplog):
     (tmp_path / "trl_rewards.py").write_text(
         "calls = []\n"
         "def right(completions, answer, completion_ids, log_metric, trainer_state, **columns):\n"
@@ -117,7 +117,10 @@ def test_a_function_of_trl_gets_columns_tokens_and_ways_to_log(stage_flags, writ
     rows = [{"prompt": f"{x} {y}", "answer": y, "more": {"n": [1, None]}} for x in WORDS for y in WORDS[:3]]
     write_rows("data/train.jsonl", rows)
     reward = '{"model": "trl_rewards:right", "normalize": true}'
-    out = run_stage("ppo", stage_flags(rewards=[reward], max_steps=1, normalization_samples=30))
+    out = run_stage("ppo", stage_flags(rewards=[reward], max_steps=1, normalization_samples=31))
+    told = "measured on 30 completions, not on normalization_samples (31): the training data has no more prompts"
+    assert told in caplog.text
+    assert json.loads((out / "normalization.json").read_text())["right"]["samples"] == 30
 
     assert [len(call[0]) for call in trl_rewards.calls] == [1, 30, 4]
     answer_of = {row["prompt"]: row["answer"] for row in rows}
@@ -130,7 +133,7 @@ def test_a_function_of_trl_gets_columns_tokens_and_ways_to_log(stage_flags, writ
     assert history[0]["right"] == 0.5
 
 
-def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama, tokenizer):
+def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama, tokenizer, caplog):
     import control_rewards
 
     from rlhf_lines.sampling import prompt_key, sample_tokens
@@ -152,7 +155,8 @@ def test_scales_are_measured_on_the_sft_model_and_saved(stage_flags, base, llama
     scores = [len(completion) for completion in completions]
     saved = json.loads((out / "normalization.json").read_text())
     mean, std = statistics.fmean(scores), statistics.stdev(scores)
-    assert saved == {"letters": {"mean": pytest.approx(mean), "std": pytest.approx(std), "clip": 2.0}}
+    assert saved == {"letters": {"mean": pytest.approx(mean), "std": pytest.approx(std), "clip": 2.0, "samples": 20}}
+    assert "not on normalization_samples" not in caplog.text
     first = json.loads((out / "rlhf_lines.json").read_text())["history"][0]
     letters = [len(completion) for completion in control_rewards.calls[1][1]]
     spaces = [completion.count(" ") for completion in control_rewards.calls[1][1]]

@@ -665,9 +665,24 @@ REFUSED = {
         "mask_truncated_completions": True
     },
     "loss_type is grpo, expected dapo (the mean over tokens)": {"loss_type": "grpo"},
-    "save_strategy is best, expected steps, epoch or no": {"save_strategy": "best", "metric_for_best_model": "reward"},
-    "gradient_accumulation_steps is 3, expected a divisor or a multiple of 4, the passes of a rollout: no update is of "
-    "two rollouts": {"gradient_accumulation_steps": 3, "steps_per_generation": 2, "num_iterations": 2},
+    "save_strategy is best, expected steps, epoch or no": {
+        "save_strategy": "best",
+        "metric_for_best_model": "reward",
+        "eval_strategy": "epoch",
+    },
+    "gradient_accumulation_steps is 3, expected a divisor or a multiple of 4, the passes of a rollout: no update ends "
+    "inside one and begins in another": {
+        "gradient_accumulation_steps": 3,
+        "steps_per_generation": 2,
+        "num_iterations": 2,
+    },
+    "epsilon is -1.0, expected a positive number": {"epsilon": -1.0},
+    "epsilon is nan, expected a positive number": {"epsilon": math.nan},
+    "epsilon_high is 0.1, expected a number >= epsilon (0.2)": {"epsilon_high": 0.1},
+    "epsilon_high is nan, expected a number >= epsilon (0.2)": {"epsilon_high": math.nan},
+    "delta is -1.0, expected a number > 1: it bounds the ratio, which begins at 1": {"delta": -1.0},
+    "top_entropy_quantile is 0.0, expected a number in (0, 1]": {"top_entropy_quantile": 0.0},
+    "top_entropy_quantile is nan, expected a number in (0, 1]": {"top_entropy_quantile": math.nan},
     "generation_batch_size is 6, expected a multiple of num_generations (4)": {
         "per_device_train_batch_size": 6,
         "num_generations": 4,
@@ -684,6 +699,13 @@ def test_settings_that_are_refused(tmp_path, message):
     with pytest.raises(ValueError) as caught:
         PPOConfig(output_dir=str(tmp_path), **{**QUIET, **REFUSED[message]})
     assert str(caught.value) == message
+
+
+def test_clips_and_whole_rollouts_are_taken(tmp_path):
+    PPOConfig(output_dir=str(tmp_path), **QUIET, epsilon=0.2, epsilon_high=0.2, delta=1.5, top_entropy_quantile=1.0)
+    passes = {"steps_per_generation": 2, "num_iterations": 2}
+    for steps in (1, 2, 4, 8):
+        PPOConfig(output_dir=str(tmp_path), **QUIET, gradient_accumulation_steps=steps, **passes)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import reward_models
+from rlhf_lines import cli
 from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
 from rlhf_lines.summary import summary
 from rlhf_lines.train import reward
+from rlhf_lines.train.settings import RewardSettings
 from tests.tiny import TWO_LAYERS, WORDS, llama, save, widened, word_tokenizer
 
 
@@ -232,6 +234,10 @@ def test_the_folder_says_how_texts_are_scored(run_reward, tmp_path):
     settings = json.loads((out / "reward_model.json").read_text())
     assert settings["append_eos"] is True and settings["max_length"] == 9
     assert load_file(out / "model.safetensors")["score.weight"].shape == (1, 16)
+    card = (out / "README.md").read_text()
+    percent = 100 * read_record(out)["accuracy"]
+    assert "base model: base\n" in card and f"Of 15 held-out pairs it prefers the better one in {percent:.1f} %" in card
+    assert "None" not in card and "library_name: transformers" in card
     judge = reward_models.load(out)
     assert judge.name == "letters"
     assert judge.encode("a b", " c")["input_ids"] == [*word_tokenizer()("a b c")["input_ids"], 1]
@@ -292,6 +298,36 @@ def test_wrong_input_leaves_nothing(run_reward, tmp_path, settings, error, messa
         run_reward(base, **settings)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_of_other_labels_is_refused_by_the_stage_and_its_plan_unless_it_gets_a_new_head(
+    run_reward, flags, tmp_path, capsys
+):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig.from_pretrained(write_encoder(tmp_path / "base"))
+    for labels in (1, 3):
+        config.num_labels = labels
+        save(BertForSequenceClassification(config), word_tokenizer(), tmp_path / f"base{labels}")
+    message = f"{tmp_path / 'base3'} is a classifier of 3 labels, expected one of 1, which is the score"
+    with pytest.raises(ValueError, match=message):
+        run_reward(tmp_path / "base3")
+    assert not (tmp_path / "out").exists()
+    settings = {"dataset_name": tmp_path / "data", "output_dir": tmp_path / "out", "max_length": 16}
+    assert cli.main(["plan", "reward", *flags(model_name_or_path=tmp_path / "base3", **settings)]) == 2
+    assert message in capsys.readouterr().err
+    assert cli.main(["plan", "reward", *flags(model_name_or_path=tmp_path / "base1", **settings)]) == 0
+    run_reward(tmp_path / "base1", max_steps=1)
+    new_head = {"model_init_kwargs": '{"ignore_mismatched_sizes": true}'}
+    new = run_reward(tmp_path / "base3", max_steps=1, overwrite=True, **new_head)
+    assert load_file(new / "model.safetensors")["classifier.weight"].shape == (1, 16)
+
+
+def test_an_evaluation_measures_what_a_checkpoint_may_be_the_best_by(run_reward, write_rows, tmp_path):
+    base = write_decoder(tmp_path / "base")
+    out = run_reward(base, max_steps=1, eval_strategy="steps", eval_steps=1, metric_for_best_model="margin")
+    (row,) = read_record(out)["history"]
+    assert {f"eval_{name}" for name in RewardSettings.metrics} <= row.keys()
 
 
 CHAT = "{% for m in messages %}{{ 'i' if m['role'] == 'user' else 'j' }} {{ m['content'] }} {% endfor %}"

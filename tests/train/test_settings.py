@@ -9,7 +9,7 @@ from trl import ModelConfig
 from rlhf_lines import distributed
 from rlhf_lines.train import settings
 from rlhf_lines.train.ppo_config import PPOConfig
-from rlhf_lines.train.settings import PolicyModelConfig, RewardSettings, SFTSettings, check_model, has_bf16
+from rlhf_lines.train.settings import PolicyModelConfig, RewardSettings, SFTSettings, check_model, has_bf16, plain
 
 
 STAGES = (SFTSettings, RewardSettings, PPOConfig)
@@ -73,6 +73,8 @@ def test_a_gpu_decides_by_itself(monkeypatch):
         ({"seed": 2**63}, f"seed is {2**63}, expected a whole number from 0 to 4294967295"),
         ({"max_steps": 0}, "max_steps is 0, expected at least 1, or -1 to count epochs (num_train_epochs)"),
         ({"num_train_epochs": 0.0}, "num_train_epochs is 0.0, expected a positive number"),
+        ({"num_train_epochs": -3.0, "max_steps": 5}, "num_train_epochs is -3.0, expected a positive number"),
+        ({"neftune_noise_alpha": -1.0}, "neftune_noise_alpha is -1.0, expected a number >= 0"),
         ({"fp16": True}, "fp16 is true, expected false, or a GPU: there is none here (a CPU computes in bf16)"),
         ({"do_eval": True}, "do_eval is true, expected its default, or an eval_strategy beside it"),
         ({"eval_on_start": True}, "eval_on_start is true, expected its default, or an eval_strategy beside it"),
@@ -90,6 +92,93 @@ def test_what_no_trainer_can_run_is_one_sentence(machine, monkeypatch, tmp_path,
     with pytest.raises(ValueError) as caught:
         stage(output_dir=str(tmp_path), **changes)
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("name", "value", "alone", "counts", "beside"),
+    [
+        ("save_steps", 8, {"save_strategy": "no"}, {}, "save_strategy: steps"),
+        ("save_steps", 8, {"save_strategy": "epoch"}, {}, "save_strategy: steps"),
+        ("save_total_limit", 2, {"save_strategy": "no"}, {"save_strategy": "epoch"}, "a save_strategy"),
+        ("eval_steps", 5, {"eval_strategy": "epoch"}, {"eval_strategy": "steps"}, "eval_strategy: steps"),
+        ("logging_steps", 3, {"logging_strategy": "epoch"}, {}, "logging_strategy: steps"),
+        ("logging_steps", 3, {"logging_strategy": "no"}, {"eval_strategy": "steps"}, "logging_strategy: steps"),
+        ("hub_model_id", "a/b", {}, {"push_to_hub": True}, "push_to_hub: true"),
+        ("hub_private_repo", True, {}, {"push_to_hub": True}, "push_to_hub: true"),
+        ("per_device_eval_batch_size", 4, {}, {"eval_strategy": "epoch"}, "an eval_strategy"),
+        ("eval_delay", 4, {}, {"eval_strategy": "epoch"}, "an eval_strategy"),
+    ],
+)
+def test_a_setting_that_counts_only_beside_another_one_is_refused_alone(
+    tmp_path, stage, name, value, alone, counts, beside
+):
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, name: value}
+    with pytest.raises(ValueError) as caught:
+        stage(**settings, **alone)
+    assert str(caught.value) == f"{name} is {plain(value)}, expected its default, or {beside} beside it"
+    assert getattr(stage(**settings, **counts), name) == value
+
+
+@pytest.mark.parametrize("name", ["save_strategy", "logging_strategy", "eval_strategy"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_defaults_are_no_settings_without_effect(tmp_path, stage, name):
+    for strategy in ("no", "epoch", "steps"):
+        stage(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: strategy})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"packing_strategy": "wrapped"},
+            "packing_strategy is wrapped, expected its default, or packing: true beside it",
+        ),
+        ({"eval_packing": True}, "eval_packing is true, expected its default, or packing: true beside it"),
+        (
+            {"packing": True, "dataset_text_field": "content"},
+            "dataset_text_field is content, expected text, the column that is read: rename that of the data",
+        ),
+        (
+            {"dataset_kwargs": '{"skip_prepare_dataset": true}'},
+            'dataset_kwargs is {"skip_prepare_dataset": true}, expected none that skips the preparation: rows are '
+            "texts, no tokens",
+        ),
+    ],
+)
+def test_settings_of_rows_that_sft_cannot_follow_are_refused(tmp_path, changes, sentence):
+    with pytest.raises(ValueError) as caught:
+        SFTSettings(output_dir=str(tmp_path), use_cpu=True, bf16=False, **changes)
+    assert str(caught.value) == sentence
+    SFTSettings(output_dir=str(tmp_path), use_cpu=True, bf16=False, packing=True, packing_strategy="wrapped")
+
+
+@pytest.mark.parametrize(
+    ("stage", "known", "unknown"),
+    [
+        (SFTSettings, "mean_token_accuracy", "accuracy"),
+        (RewardSettings, "eval_accuracy", "mean_token_accuracy"),
+    ],
+)
+def test_a_metric_that_no_evaluation_measures_is_told_before_the_training(tmp_path, stage, known, unknown):
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "eval_strategy": "epoch"}
+    assert stage(**settings, metric_for_best_model=known).metric_for_best_model == known
+    with pytest.raises(ValueError) as caught:
+        stage(**settings, metric_for_best_model=unknown)
+    *others, last = stage.metrics
+    assert str(caught.value) == f"metric_for_best_model is {unknown}, expected {', '.join(others)} or {last}"
+    with pytest.raises(ValueError, match="metric_for_best_model is loss, expected its default, or an eval_strategy"):
+        stage(output_dir=str(tmp_path), use_cpu=True, bf16=False, metric_for_best_model="loss")
+
+
+def test_the_schedule_of_ppo_waits_for_a_metric_that_there_is(tmp_path):
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "eval_strategy": "epoch"}
+    plateau = {**settings, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    for metric in (None, "reward", "eval_kl", "rewards/brief/mean"):
+        PPOConfig(**plateau, metric_for_best_model=metric).check_metric(["brief"])
+    PPOConfig(**settings).check_metric(["brief"])
+    with pytest.raises(ValueError, match=r"^unknown metric_for_best_model 'rewards/bref/mean'.*'rewards/brief/mean'"):
+        PPOConfig(**plateau, metric_for_best_model="rewards/bref/mean").check_metric(["brief"])
 
 
 @pytest.mark.parametrize(
@@ -187,6 +276,7 @@ def test_a_batch_that_was_given_is_not_changed(tmp_path):
         ("cache_implementation", "static", "its default: rollouts keep a cache of their own"),
         ("entropy_target", 0.1, "its default: it counts only with use_adaptive_entropy"),
         ("kl_gain", 0.2, "its default: it counts only with kl_target"),
+        ("num_generations_eval", 4, "its default, or an eval_strategy beside it"),
         ("vllm_mode", "server", "its default: it counts only with use_vllm"),
         ("remove_unused_columns", True, "false: reward models are shown other columns than the prompt"),
         ("max_completion_length", 0, "at least 1"),
@@ -201,6 +291,13 @@ def test_settings_without_effect_or_that_spoil_the_estimate_are_refused(tmp_path
 
 def test_what_counts_beside_its_switch_is_accepted(tmp_path):
     PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, kl_target=1.0, kl_gain=0.2, top_entropy_quantile=0.5)
+
+
+def test_completions_are_printed_only_where_they_are_kept(tmp_path):
+    quiet = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "log_completions": False}
+    PPOConfig(**quiet)
+    with pytest.raises(ValueError, match=r"^num_completions_to_print is 3, .*: it counts only with log_completions$"):
+        PPOConfig(**quiet, num_completions_to_print=3)
 
 
 def test_a_rollout_of_one_completion_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_lines.artifact import read_record
 from rlhf_lines.stages import run_stage
+from rlhf_lines.train.settings import SFTSettings
 
 
 EOS = 1
@@ -149,6 +150,18 @@ def test_the_dense_result_is_the_base_and_the_adapter(run_sft, base, llama, toke
     assert lost and json.dumps(lost)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_card_is_ours_and_names_the_base(run_sft, lora):
+    out = run_sft(DEMONSTRATIONS, **ONE_STEP, **(LORA if lora else {}), save_strategy="epoch")
+    cards = sorted(path.relative_to(out).as_posix() for path in out.rglob("README.md") if "checkpoint" not in str(path))
+    assert cards == ["README.md", *(["adapter/README.md"] if lora else [])]
+    for card in cards:
+        text = (out / card).read_text()
+        assert "base model: base\n" in text and "None" not in text and "THIS_FOLDER" in text
+        assert ("library_name: peft" in text) == (card != "README.md")
+    assert ("`adapter/` is merged" in (out / "README.md").read_text()) is lora
+
+
 def test_training_lowers_the_loss(run_sft):
     out = run_sft(DEMONSTRATIONS, max_steps=30, learning_rate=2e-2)
     losses = read_record(out)["loss"]
@@ -195,6 +208,17 @@ def test_wrong_input_leaves_nothing(run_sft, tmp_path, rows, settings, error, me
         run_sft(rows, **settings)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_an_evaluation_measures_what_a_checkpoint_may_be_the_best_by(run_sft, write_rows, tmp_path):
+    rows = write_rows("own/train.jsonl", DEMONSTRATIONS)
+    write_rows("own/validation.jsonl", [{"prompt": "a", "completion": " b"}])
+    settings = {**ONE_STEP, "eval_strategy": "epoch", "dataset_name": rows.parent}
+    with pytest.raises(ValueError, match="metric_for_best_model is aux_loss, which only a mixture of experts has"):
+        run_sft(DEMONSTRATIONS, **settings, metric_for_best_model="aux_loss")
+    assert not (tmp_path / "out" / "sft").exists()
+    (row,) = read_record(run_sft(DEMONSTRATIONS, **settings, metric_for_best_model="entropy"))["history"]
+    assert {f"eval_{name}" for name in SFTSettings.metrics if name != "aux_loss"} <= row.keys()
 
 
 KILLED = """

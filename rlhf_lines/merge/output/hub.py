@@ -75,7 +75,7 @@ def _copy_public(folder: Path, public: Path) -> None:
     texts = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if not path.is_file() or name.parts[0].startswith((".", "checkpoint-")):
+        if not path.is_file() or any(part.startswith((".", "checkpoint-")) for part in name.parts):
             continue
         (public / name).parent.mkdir(parents=True, exist_ok=True)
         if path.name in _NAMING or path.suffix in (".yaml", ".md"):
