@@ -273,6 +273,14 @@ class SweepConfig(CompletionConfig):
         return [*auto, *[1.0] * (count - len(auto))]
 
     @property
+    def _of_auto(self) -> list[str]:
+        """The groups whose alpha is `auto`, or may be chosen so."""
+        alphas = {LINES: [scaling.alpha for scaling in self.candidates], SCALED: self._factors if self.controls else []}
+        for entry in (*self.groups, *self.policy_sets):
+            alphas[entry.name] = [scaling.alpha for scaling in entry.candidates(self._factors)]
+        return [name for name, tried in alphas.items() if "auto" in tried]
+
+    @property
     def chooses(self) -> bool:
         """Whether validation prompts are measured: a group has several candidates, or there is a limit to keep."""
         limits = self.max_kl is not None or self.max_forgetting is not None or self.minimum
@@ -323,6 +331,11 @@ class SweepConfig(CompletionConfig):
             yield f"vllm is given, but engine is {self.engine}: leave it out, or use engine vllm"
         if self.engine == "vllm" and self.quantized:
             yield "load_in_8bit and load_in_4bit are of engine local: give vllm {quantization: ...} instead"
+        if self.wise_ft and self.sampler == "dirichlet" and self.num_weights == 1:
+            yield (
+                "num_weights is 1, but wise_ft goes from the SFT model to each policy in as many steps: give 2 or "
+                "more, or leave wise_ft out"
+            )
         if len(self.policies) == 1 and self.sampler in ("dirichlet", "map"):
             yield f"sampler is {self.sampler}, but a single policy has no mixtures: use grid, or list"
 
@@ -352,7 +365,7 @@ class SweepConfig(CompletionConfig):
         problems = [
             *raw_score_problems(self.rewards),
             *scaling_problems(self.scalings, self.alphas, self.betas, self.schedules, given=self.given["scalings"]),
-            *weights_problems(self.weights, len(self.policies), given=self.given["weights"]),
+            *weights_problems(self.weights, len(self.policies), given=self.given["weights"], auto=self._of_auto),
             *group_problems(self.groups),
             *profile_problems(self.groups, policies=len(self.policies)),
             *set_problems(self.policy_sets, len(self.policies), groups=[entry.name for entry in self.groups]),

@@ -113,6 +113,43 @@ def test_mistakes_in_weights(items, sentence):
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
+AUTO = {"alphas": ["auto"], "betas": [1.0], "controls": False}
+TIES_AUTO = {"name": "t", "rule": "ties", "alphas": ["auto", 1.0]}
+SET = {"name": "s", "policies": ["c", "d"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (AUTO, "LiNeS"),
+        ({"scalings": ["auto 1", "1 0"], "controls": False}, "LiNeS"),
+        ({"alphas": ["auto", 1.0]}, "LiNeS, even scaling"),
+        ({"scaled_alphas": ["auto", 1.0]}, "even scaling"),
+        ({"groups": [TIES_AUTO]}, "t"),
+        ({"groups": [{"name": "t", "rule": "ties", "alpha": "auto"}]}, "t"),
+        ({"policy_sets": [SET | {"alpha": "auto"}], **AUTO}, "LiNeS, s"),
+        ({"policy_sets": [SET], "scaled_alphas": ["auto", 1.0], "controls": False}, "s"),
+    ],
+)
+def test_no_alpha_is_measured_on_weights_of_zero(changes, names):
+    """A sweep stopped at these after all work on validation prompts."""
+    with pytest.raises(ValueError, match="weights holds") as error:
+        config(sampler="list", weights=["1 0", "0 -0.0"], **changes)
+    assert str(error.value) == (
+        f"weights holds '0 -0.0', which merge nothing on which alpha auto of {names} could be measured: leave the "
+        "point out, as the SFT model is a point anyway, or give alpha as a number"
+    )
+    assert config(sampler="list", weights=["1 -1"], **changes).weights == [(1.0, -1.0)]
+
+
+def test_weights_of_zero_are_a_point_where_alpha_is_a_number():
+    """Nor does a rule on factors, which has no residual to measure, take `auto` from the factors."""
+    entry = {"name": "f", "rule": "factor_average"}
+    own = {"scaled_alphas": ["auto", 0.5, 1.0], "controls": False, "groups": [entry]}
+    for changes in ({}, own):
+        assert config(sampler="list", weights=["0 0"], **changes).weights == [(0.0, 0.0)]
+
+
 # --- groups ---
 
 
@@ -314,6 +351,10 @@ TIES = {"name": "t", "rule": "ties"}
         ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_8bit and load_in_4bit are both given: keep one"),
         ({"sampler": "list"}, "sampler is list, but no weights are given"),
         ({"weights": ["1 0"]}, "weights are given, but sampler is grid: use sampler list, or leave them out"),
+        (
+            {"sampler": "dirichlet", "num_weights": 1, "wise_ft": True},
+            "num_weights is 1, but wise_ft goes from the SFT model to each policy in as many steps: give 2 or more, or",
+        ),
         ({"map_points": 5}, "map_points is given, but sampler is grid: use sampler map, or leave it out"),
         ({"search_points": 5}, "search_points is given, but sampler is grid: use sampler search, or leave it out"),
         ({"sampler": "map", "search_gain": 0.1}, "search_gain is given, but sampler is map: use sampler search"),
