@@ -287,6 +287,19 @@ class SweepConfig(CompletionConfig):
         return bool(limits) or self.searches or max(self.candidate_counts.values()) > 1
 
     @property
+    def without_effect(self) -> list[str]:
+        """Sentences on what is given and has no effect: told, not refused, as a flag takes no key of a file back."""
+        found = []
+        if self.sampler == "list" and not self.wise_ft_names and self.is_given("num_weights"):
+            found.append(f"num_weights {self.num_weights} has no effect: sampler list has the weights that are given")
+        if not self.chooses and (names := [*filter(self.is_given, ("validation_weights", "validation_prompts"))]):
+            found.append(
+                f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'} no effect: no group has several scalings "
+                "to choose from, and there is no limit to keep"
+            )
+        return found
+
+    @property
     def searches(self) -> bool:
         """Whether a front is searched for on validation prompts."""
         return self.sampler == "search"
@@ -342,7 +355,7 @@ class SweepConfig(CompletionConfig):
     def _of_sampler(self) -> Iterator[str]:
         """What is given of another sampler, and has no effect."""
         for name, sampler in OF_SAMPLER.items():
-            if self.sampler != sampler and getattr(self, name) != SweepConfig.__dataclass_fields__[name].default:
+            if self.sampler != sampler and self.is_given(name):
                 yield f"{name} is given, but sampler is {self.sampler}: use sampler {sampler}, or leave it out"
 
     def _grid_problems(self) -> Iterator[str]:

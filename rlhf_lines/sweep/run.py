@@ -66,6 +66,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     """
     processes = Processes()
     refuse_begun(run_config, config.output_dir, what="a sweep")
+    for sentence in config.without_effect:
+        logger.warning("%s", sentence)
     if config.reuse is not None:  # what can be told before models are loaded
         from_leader(lambda: check_sampling(config.reuse, config.sampling, config.output_dir))
     read = read_inputs(data_config, config)

@@ -419,6 +419,43 @@ def test_what_does_not_go_together(changes, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["control_texts", "control_tokens"])
+def test_texts_that_are_not_named_have_no_size(name):
+    with pytest.raises(ValueError, match=f"^{name} is given, but no control: name texts outside the task there, or"):
+        config(**{name: 7})
+    assert getattr(config(**{name: 7}, control="texts.txt"), name) == 7
+
+
+ONE = {"scalings": ["1 1"], "controls": False}
+NO_CHOICE = "no effect: no group has several scalings to choose from, and there is no limit to keep"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"sampler": "list", "weights": ["0.3 0.7"]}, []),
+        (
+            {"sampler": "list", "weights": ["0.3 0.7"], "num_weights": 5},
+            ["num_weights 5 has no effect: sampler list has the weights that are given"],
+        ),
+        ({"sampler": "list", "weights": ["0.3 0.7"], "num_weights": 5, "wise_ft": True}, []),
+        ({"sampler": "list", "weights": ["2"], "policies": ["a"], "num_weights": 5}, []),
+        ({"num_weights": 5, "validation_weights": 3, "validation_prompts": 9}, []),
+        (ONE, []),
+        (ONE | {"validation_prompts": 9}, [f"validation_prompts has {NO_CHOICE}"]),
+        (
+            ONE | {"validation_prompts": 9, "validation_weights": 3},
+            [f"validation_weights and validation_prompts have {NO_CHOICE}"],
+        ),
+        (ONE | {"validation_prompts": 9, "max_kl": 3.0}, []),
+        (ONE | {"validation_prompts": 9, "sampler": "search"}, []),
+        (ONE | {"validation_prompts": 9, "groups": [{"name": "t", "rule": "ties", "alphas": [1, 2]}]}, []),
+    ],
+)
+def test_what_is_given_and_has_no_effect_is_told(changes, sentences):
+    assert config(**changes).without_effect == sentences
+
+
 def test_all_problems_are_told_at_once():
     told = (
         r"4 problems: \(1\) num_weights is 1.*; \(2\) temperature is -1.*; \(3\) engine is 'x'.*; \(4\) policies is em"
