@@ -19,16 +19,13 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.outliers import two_policies, unlike_policies
 from rlhf_lines.models import checkpoint_end_token_ids
-from rlhf_lines.pareto import Point, paired_difference
-from rlhf_lines.pareto.intervals import unit
-from rlhf_lines.pareto.origin import single_policy
 from rlhf_lines.pareto.schema import SEARCHED
 from rlhf_lines.sweep.begun import check_begun, refuse_begun
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
-from rlhf_lines.sweep.finished.front import measured_points, trace_front
+from rlhf_lines.sweep.finished.front import gains, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
-from rlhf_lines.sweep.groups import LINES, SFT, SOUP, Specs
+from rlhf_lines.sweep.groups import LINES, Specs
 from rlhf_lines.sweep.inputs import Inputs, facts, fingerprints, read_inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
@@ -185,9 +182,8 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     if searched is not None:
         store.replace(search=searched)
-    gains = _gains(measured_points(store, "test"), config.policies, inputs.objectives)
     told = {} if searched is None else {"search": searched}
-    return {**chosen._asdict(), "validation": validation, "gains": gains, **told}
+    return {**chosen._asdict(), "validation": validation, "gains": gains(store), **told}
 
 
 def _told_of_models(inputs: Inputs) -> dict[str, Any]:
@@ -220,16 +216,3 @@ def _routed(store: Store, routes: Routes, rows: Sequence[Sequence[int]]) -> dict
         ]
         for group in dict.fromkeys(point.group for point in points)
     }
-
-
-def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str]) -> list[dict]:
-    """For every policy and reward, the mean gain over the SFT model in its standard deviations."""
-    sft = next(point for point in points if point.group == SFT)
-    gains = []
-    for k, policy in enumerate(policies):
-        point = next(p for p in points if p.group == SOUP and single_policy(p.spec, policies) == k)
-        for j, name in enumerate(rewards):
-            scale = unit(sft.scores[:, j])
-            gain = paired_difference(point.scores[:, j] / scale, sft.scores[:, j] / scale)
-            gains.append({"policy": policy, "reward": name, "value": gain.value, "low": gain.low, "high": gain.high})
-    return gains
