@@ -35,7 +35,7 @@ from rlhf_lines.sweep.reuse import Reused, check_reusable, check_sampling
 from rlhf_lines.sweep.routes import Routes
 from rlhf_lines.sweep.scaling import choose_scalings
 from rlhf_lines.sweep.search import search_front
-from rlhf_lines.sweep.store import Store
+from rlhf_lines.sweep.store import Store, has_measured
 from rlhf_lines.sweep.trackers import open_trackers
 
 
@@ -88,7 +88,10 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         prompt, asked = next(iter(read.prompts["test"].items()))
         try_rewards(read.tokenizer, prompt, asked, read.reward_models)
         made = new_folder(
-            config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
+            config.output_dir,
+            overwrite=run_config.overwrite,
+            keep_partial=run_config.resume,
+            leave_partial=has_measured,
         )
         folder = stack.enter_context(made)
         engine = stack.enter_context(

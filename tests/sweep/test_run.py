@@ -332,6 +332,17 @@ def test_a_sweep_does_not_go_on_with_other_settings(flags, rewards, tmp_path, ch
     assert rewards.SCORED == [] and not final.exists()
 
 
+@pytest.mark.parametrize("further", [[], ["--resume"]])
+def test_what_stops_before_the_first_completion_leaves_nothing(flags, tmp_path, monkeypatch, further):
+    def stop(read):
+        raise ValueError("stop")
+
+    monkeypatch.setattr("rlhf_lines.sweep.run._told_of_models", stop)  # when there is a store
+    with pytest.raises(ValueError, match=r"^stop$"):
+        run_stage("sweep", [*flags(tmp_path / "sweep"), *further])
+    assert [path.name for path in tmp_path.iterdir() if "sweep" in path.name] == []
+
+
 def edit_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
