@@ -8,10 +8,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from rlhf_lines.disk import KEPT_FOR_RESUME, DiskFault, named_faults
+from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, DiskFault, named_faults
 from rlhf_lines.distributed import leads, wait
 from rlhf_lines.errors import about
 from rlhf_lines.lock import only_run
@@ -27,7 +27,11 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "s
 
 @contextlib.contextmanager
 def new_folder(
-    output_dir: str | Path, *, overwrite: bool = False, keep_partial: bool = False, leave_partial: bool = False
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    keep_partial: bool = False,
+    leave_partial: bool | Callable[[Path], bool] = False,
 ) -> Iterator[Path]:
     """Yield a hidden folder beside `output_dir`, which takes that name when the block ends without an error.
 
@@ -39,7 +43,8 @@ def new_folder(
         overwrite: replace an existing folder, once the new one is complete.
         keep_partial: keep what an earlier, killed block left in the hidden folder, for a block that can go on from it.
         leave_partial: leave the hidden folder of a block that fails, so that a later one can go on from it; implied by
-            `keep_partial`.
+            `keep_partial`. A function says of the folder whether there is anything to go on from, and is asked in any
+            case: the error that removes the folder says so (`kept`).
 
     Raises:
         FileExistsError: `output_dir` exists and `overwrite` is false, or another run makes it; raised before the block
@@ -58,7 +63,9 @@ def new_folder(
             raise
 
 
-def _new_folder(final: Path, overwrite: bool, keep_partial: bool, leave_partial: bool) -> Iterator[Path]:
+def _new_folder(
+    final: Path, overwrite: bool, keep_partial: bool, leave_partial: bool | Callable[[Path], bool]
+) -> Iterator[Path]:
     if leads():
         _bring_back(final)
     wait()
@@ -79,9 +86,12 @@ def _new_folder(final: Path, overwrite: bool, keep_partial: bool, leave_partial:
         if leads():
             _take_name(partial, final, overwrite=overwrite)
         wait()
-    except BaseException:
-        if leads() and not (keep_partial or leave_partial):
-            shutil.rmtree(partial, ignore_errors=True)
+    except BaseException as error:
+        if leads():
+            is_left = leave_partial(partial) if callable(leave_partial) else keep_partial or leave_partial
+            if not is_left:
+                error.kept = NOTHING_KEPT
+                shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

@@ -419,7 +419,9 @@ def _configs(options: argparse.Namespace) -> None:
 
 def _front(options: argparse.Namespace) -> None:
     from rlhf_lines.pareto import front_table
-    from rlhf_lines.sweep.finished.front import trace_front
+    from rlhf_lines.summary import gains_table
+    from rlhf_lines.sweep.finished.front import gains, trace_front
+    from rlhf_lines.sweep.store import Store
 
     asked = {"objectives": options.objectives, "reference_point": _reference_point(options.reference_point)}
     front = trace_front(options.run_dir, **asked)
@@ -427,11 +429,9 @@ def _front(options: argparse.Namespace) -> None:
         from rlhf_lines.sweep.finished.report import write_report
 
         write_report(options.run_dir)
-    gains = read_record(options.run_dir).get("gains")
-    if gains:
-        from rlhf_lines.summary import gains_table
-
-    _say(front_table(front, all_points=options.all), *(["", gains_table(gains)] if gains else []))
+    with Store(Path(options.run_dir), reading=True) as store:
+        found = gains(store)  # those of the objectives that there are now; the record has those of the sweep
+    _say(front_table(front, all_points=options.all), "", gains_table(found))
 
 
 def _reference_point(words: list[str] | None) -> list[float] | str | None:

@@ -22,6 +22,7 @@ from rlhf_lines.artifact import (
     versions,
     write_record,
 )
+from rlhf_lines.disk import NOTHING_KEPT
 
 
 def entries(folder: Path) -> list[str]:
@@ -142,6 +143,20 @@ def test_a_killed_block_can_be_resumed(tmp_path):
         assert entries(tmp_path) == ["out", "out/rows"] and (final / "rows").read_text() == "whole"
         (final / "rows").unlink()
         final.rmdir()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_left_may_depend_on_what_there_is(tmp_path, keep):
+    """A block that stops before it has something to go on from leaves nothing, and its error says so."""
+    options = {"keep_partial": keep, "leave_partial": lambda folder: (folder / "rows").exists()}
+    with pytest.raises(KeyboardInterrupt) as caught, new_folder(tmp_path / "out", **options) as folder:
+        (folder / "settings").touch()
+        raise KeyboardInterrupt
+    assert entries(tmp_path) == [] and caught.value.kept == NOTHING_KEPT
+    with pytest.raises(KeyboardInterrupt) as caught, new_folder(tmp_path / "out", **options) as folder:
+        (folder / "rows").touch()
+        raise KeyboardInterrupt
+    assert entries(tmp_path) == [".out.partial", ".out.partial/rows"] and not hasattr(caught.value, "kept")
 
 
 def test_what_a_killed_block_left_is_not_part_of_a_new_one(tmp_path):

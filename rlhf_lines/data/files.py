@@ -13,7 +13,7 @@ from typing import TypeVar
 from rlhf_lines.data import conversation, dialogues
 from rlhf_lines.data.conversation import KINDS, Messages, kind_of
 from rlhf_lines.data.sources import Rows, columns, read
-from rlhf_lines.data.splits import HELD_OUT, SHARE, SPLITS, TestSize, prompts_by_split, rows_of
+from rlhf_lines.data.splits import ALL, HELD_OUT, SHARE, SPLITS, TestSize, prompts_by_split, rows_of
 from rlhf_lines.data.templates import TEMPLATES, Template, find
 
 
@@ -117,7 +117,7 @@ def split_rows(
 
     Raises:
         FileNotFoundError: the source has neither the split nor a train split to take it from.
-        ValueError: the source has splits of its own, so `test_size` means nothing.
+        ValueError: the source has splits of its own, so `test_size` means nothing, or cannot be `"all"`.
     """
     if split in SPLITS and not {split, "train"} & set(own_splits):
         nor = "" if split == "train" else ", nor a train split to take one from"
@@ -125,6 +125,11 @@ def split_rows(
     lacking = [name for name in HELD_OUT if name not in own_splits]
     if test_size is not None and ("train" not in own_splits or not lacking):
         raise ValueError(f"test_size is {test_size}, but dataset {source} has splits of its own: leave it out")
+    if test_size == ALL and (own := " and ".join(name for name in HELD_OUT if name in own_splits)):
+        raise ValueError(
+            f"test_size is {ALL}, but dataset {source} has a {own} split of its own, so that not all of it can be "
+            "test: leave it out, or give one file with all rows"
+        )
     needed = split if split in own_splits else "train"
     others = "text" if kind == "text" else "prompts"
     converted = {name: convert(name, kind if name == needed else others) for name in own_splits}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record
-from rlhf_lines.config import RunConfig
+from rlhf_lines.config import RunConfig, from_json
 from rlhf_lines.learn.ridge import Array, Ridge, fit_ridge
 from rlhf_lines.learn.router_config import RouterConfig
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, model_fingerprint
@@ -226,7 +226,8 @@ def _scaling(store: Store, config: RouterConfig) -> Scaling:
     """What the sweep chose for the group.
 
     Raises:
-        ValueError: it chose nothing, has no such group, or chose an alpha that differs from merge to merge.
+        ValueError: it chose nothing, has no such group, or chose an alpha that differs from merge to merge; or the
+            group is of another rule, or of other policies.
     """
     validation = store.recall("validation", None)
     if validation is None:
@@ -242,6 +243,14 @@ def _scaling(store: Store, config: RouterConfig) -> Scaling:
         raise ValueError(
             f"group is {config.group!r}, but the sweep in {config.sweep} chose for {known}: give one of these"
         )
+    of_others = {entry["name"]: "other policies" for entry in _entries(store, "policy_sets")}
+    rules = {entry["name"]: entry.get("rule", "linear") for entry in _entries(store, "groups")}
+    of_others |= {name: f"rule {rule}" for name, rule in rules.items() if rule != "linear"}
+    if config.group in of_others:
+        raise ValueError(
+            f"group is {config.group!r}, whose merges in the sweep in {config.sweep} are of {of_others[config.group]}, "
+            "and a router chooses among linear merges of the sweep's own policies: give another group"
+        )
     chosen = tunings[config.group]["chosen"]
     if chosen["alpha"] == "auto":
         raise ValueError(
@@ -249,3 +258,8 @@ def _scaling(store: Store, config: RouterConfig) -> Scaling:
             "give another group"
         )
     return Scaling(chosen["alpha"], chosen["beta"], chosen["schedule"])
+
+
+def _entries(store: Store, key: str) -> list[dict[str, Any]]:
+    """The groups, or the sets of policies, of a sweep, as its config has them."""
+    return [from_json(key, entry) for entry in store.recall(key, [])]

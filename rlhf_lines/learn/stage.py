@@ -42,7 +42,7 @@ from rlhf_lines.sweep.begun import check_begun, refuse_begun
 from rlhf_lines.sweep.engines.local import LocalEngine
 from rlhf_lines.sweep.measure import Measurement
 from rlhf_lines.sweep.merges import Merges
-from rlhf_lines.sweep.store import Store
+from rlhf_lines.sweep.store import Store, has_measured
 
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,10 @@ def run(run_config: RunConfig, data_config: DataConfig, config: LearnConfig, giv
         if config.density is not None:
             merges.check(MergeSpec("sum", (1.0,) * len(read.adapters)))  # before anything is written
         made = new_folder(
-            config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
+            config.output_dir,
+            overwrite=run_config.overwrite,
+            keep_partial=run_config.resume,
+            leave_partial=has_measured,
         )
         folder = stack.enter_context(made)
         engine = stack.enter_context(contextlib.closing(LocalEngine(config, merges, read.adapters)))

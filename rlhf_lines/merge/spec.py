@@ -74,6 +74,7 @@ class MergeSpec:
             )
         object.__setattr__(self, "beta", _finite("beta", self.beta))
         self._check_lines()
+        self._check_alpha(profile)
         object.__setattr__(self, "options", options if profile is None else options | profile.to_options())
 
     def __hash__(self) -> int:
@@ -127,6 +128,16 @@ class MergeSpec:
                 "alpha is 'auto', which is measured on the residual that the rule makes, but lines is 'before' the "
                 "rule; give a number"
             )
+
+    def _check_alpha(self, profile: Profile | None) -> None:
+        if self.alpha != "auto":
+            return
+        for name, numbers in (("weights", self.weights), ("factors by layer", profile.vector() if profile else (1.0,))):
+            if not any(numbers):
+                raise ValueError(
+                    f"alpha is 'auto', but {name} of zero merge nothing that it could be measured on: give alpha as a "
+                    f"number, or other {name}"
+                )
 
     def digest(self) -> str:
         """Twelve hex digits of SHA-256 over the canonical JSON: the same for equal specs, on every machine."""

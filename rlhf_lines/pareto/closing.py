@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_lines.pareto.comparisons import OPPONENTS
+from rlhf_lines.pareto.fixed_points import without_spread
 from rlhf_lines.pareto.headline import SAYINGS, of_depth
 from rlhf_lines.pareto.look_at import what_to_look_at
 from rlhf_lines.pareto.schema import LINES, SOUP, Front, label
@@ -58,7 +59,9 @@ def closing_text(front: Front, run_dir: str | Path, chosen: Sequence[str]) -> st
 
 
 def _found(front: Front) -> str:
-    """What the comparisons of LiNeS say, without numbers."""
+    """What the comparisons of LiNeS say, without numbers; or that there is nothing that they could say."""
+    if flat := without_spread(front):
+        return flat
     entries = {entry["b"]: entry for entry in front["comparisons"] if entry["a"] == LINES}
     told = [entries[group] for group in OPPONENTS if group in entries]
     if not told:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,3 +42,27 @@ def fixed_points(
         return reference_point(means), ideal_point(means), rule if len(runs) == 1 else f"{rule}; of all runs"
     check_reference_point(given, objectives)
     return list(map(float, given)), ideal_point(means), GIVEN_RULE
+
+
+def without_spread(found: Mapping[str, Any]) -> str:
+    """A sentence on the objectives in which all anchors are one number; empty where there are none.
+
+    From there hypervolumes are measured then, without a margin: the ends of a front have none, nor has any point that
+    gives no more of it. A reference point that was given lies where somebody wanted it.
+
+    Args:
+        found: a front, or a comparison of runs.
+    """
+    names, rule = found["objectives"], found["reference_point_rule"]
+    ends = zip(names, found["reference_point"], found["ideal_point"], strict=True)
+    flat = {name: low for name, low, high in ends if low == high and rule != GIVEN_RULE}
+    if not flat:
+        return ""
+    others = shlex.join(name for name in names if name not in flat)
+    way_out = f"leave {'it' if len(flat) == 1 else 'them'} out" if others else "choose other objectives"
+    whom = "every point" if rule.startswith(ALL_POINTS_RULE) else "the SFT model and every policy"
+    return (
+        f"{' and '.join(f'{name} is {low:z.4g}' for name, low in flat.items())} for {whom}, and hypervolumes are "
+        f"measured from there, so neither they nor verdicts tell anything of these fronts: {way_out}, by "
+        f"rlhf-lines front RUN_DIR --objectives {others or 'NAME'}."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlhf_lines.pareto.comparison import RunsComparison
 from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, Verdict, conclusions, verdict
+from rlhf_lines.pareto.fixed_points import without_spread
 from rlhf_lines.pareto.schema import LINES, SCALED, SOUP, Comparison, Front, label
 
 
@@ -33,8 +34,11 @@ def front_headline(front: Front) -> str:
     """What the comparisons of LiNeS with the soup and the controls say, and which other group has the largest measures.
 
     Effects are shares of the other group's value, or differences where that is not above 0. It speaks of these
-    policies, because other ones, as of another seed, may say something else. Empty where there is nothing to say.
+    policies, because other ones, as of another seed, may say something else. Empty where there is nothing to say. Of
+    objectives without spread it says that alone.
     """
+    if flat := without_spread(front):
+        return flat
     entries = {entry["b"]: entry for entry in front["comparisons"] if entry["a"] == LINES}
     told = [entries[group] for group in OPPONENTS if group in entries]
     reasons = {entry["no_equal_kl"] for entry in told}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlhf_lines.pareto.comparisons import MEASURES, adjusted_for
+from rlhf_lines.pareto.fixed_points import without_spread
 from rlhf_lines.pareto.headline import budgets_text
 from rlhf_lines.pareto.look_at import likely_choices
 from rlhf_lines.pareto.schema import BY_OBJECTIVE, SFT, WORDS, Comparison, Difference, Front, Mean, Value, label
@@ -43,6 +44,7 @@ def front_tex(front: Front) -> str:
         "% Made by rlhf-lines front; needs \\usepackage{booktabs}.",
         f"% {name}s over {prompts} {_commented(front['split'])} prompts, {front['resamples']} resamples.",
         *(f"% {few}." for few in [few_prompts(front)] if few),
+        *(f"% {_commented(flat)}" for flat in [without_spread(front)] if flat),
     ]
     return "\n".join([*head, *_groups(front), *_differences(front), *_behaviour(front)]) + "\n"
 

@@ -18,7 +18,7 @@ from rlhf_lines.pareto.bootstrap import CONFIDENCE
 from rlhf_lines.pareto.comparison import FORMAT, Attainment, RunEntry, RunsComparison, RunsDifference, RunsFile
 from rlhf_lines.pareto.corrected import Corrected, ExpectedUtility, Hypervolume, Measure, correct
 from rlhf_lines.pareto.equal_kl import common_budgets, correct_at_equal_kl, offers, why_no_budgets
-from rlhf_lines.pareto.fixed_points import Anchor, fixed_points
+from rlhf_lines.pareto.fixed_points import Anchor, fixed_points, without_spread
 from rlhf_lines.pareto.origin import anchors
 from rlhf_lines.pareto.replicates import mean_over_runs, shared_counts
 from rlhf_lines.pareto.schema import PointEntry, label
@@ -144,7 +144,7 @@ def compare_runs(
     left_out = sorted({name for run in runs for name in run.groups()} - set(groups))
     if left_out:
         notes = [*notes, f"left out, because not every run has them: {', '.join(left_out)}"]
-    return {
+    content: RunsFile = {
         "format": FORMAT,
         "objectives": list(objectives),
         "split": split,
@@ -160,6 +160,8 @@ def compare_runs(
         "attainment": alike.attainment(groups) if len(objectives) == 2 else None,
         "notes": list(notes),
     }
+    content["notes"] += filter(None, [without_spread(content)])
+    return content
 
 
 @dataclass(frozen=True)

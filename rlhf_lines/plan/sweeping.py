@@ -78,7 +78,10 @@ def plan_sweep(configs: dict, given: dict, beside: Path | None, options: Options
         of_splits = {f"{split}_prompts": count for split, count in prompts.items()}
         return _work(replace(config, **of_splits, control_texts=texts))
 
-    return plan_completions("sweep", config, of_type(configs, DataConfig), prompt_counts(config), work, beside, options)
+    data, asked = of_type(configs, DataConfig), prompt_counts(config)
+    plan = plan_completions("sweep", config, data, asked, work, beside, options)
+    plan.notes += config.without_effect
+    return plan
 
 
 def plan_completions(

@@ -412,12 +412,6 @@ def _add_ppo_work(plan: Plan, run: _Training, rows: Rows, rollout: int, prompts:
         updates = math.ceil(rows.count // prompts * of_rollout * args.num_train_epochs)
     else:
         updates = None
-    given = "save_steps" not in args.chosen  # what PPO chooses itself, it may choose too large for a first run
-    if given and updates is not None and args.save_strategy == "steps" and args.save_steps > updates:
-        raise ValueError(
-            f"save_steps is {args.save_steps:g}, but there are only {updates} updates: lower it, or set "
-            "save_strategy: 'no'"
-        )
     plan.work.append(("prompts", _count(rows)))
     plan.work.append(("tokens of the longest prompt", f"{rows.longest:,} ({rows.source})"))
     plan.work.append(("updates of one rollout", f"{of_rollout:g}"))

@@ -14,7 +14,7 @@ from rlhf_lines.errors import one_of, unknown_name
 from rlhf_lines.merge.rules import RULES, profile_of, read_options
 from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
-from rlhf_lines.pareto.schema import GROUPS
+from rlhf_lines.pareto.schema import GROUPS, label
 from rlhf_lines.sweep.router import Router
 
 
@@ -89,13 +89,23 @@ def read_weights(item: str | Sequence[float]) -> tuple[float, ...]:
     return tuple(_number(part) for part in (parts if isinstance(parts, Sequence) else [parts]))
 
 
-def weights_problems(vectors: Sequence[tuple[float, ...]], num_policies: int, *, given: Sequence) -> Iterator[str]:
-    """What is wrong with the weights of sampler list, which were given as a list of texts or of lists."""
+def weights_problems(
+    vectors: Sequence[tuple[float, ...]], num_policies: int, *, given: Sequence, auto: Sequence[str]
+) -> Iterator[str]:
+    """What is wrong with the weights of sampler list, which were given as a list of texts or of lists.
+
+    `auto` names the groups whose alpha is measured on what the weights merge.
+    """
     for position, (vector, item) in enumerate(zip(vectors, given, strict=True)):
         if len(vector) != num_policies or not all(map(math.isfinite, vector)):
             yield f"weights holds {item!r}, expected {num_policies} numbers, one per policy"
         elif vector in vectors[:position]:
             yield f"weights holds {item!r} twice: give every point once"
+        elif auto and not any(vector):
+            yield (
+                f"weights holds {item!r}, which merge nothing on which alpha auto of {', '.join(map(label, auto))} "
+                "could be measured: leave the point out, as the SFT model is a point anyway, or give alpha as a number"
+            )
 
 
 class Tunable:

@@ -126,8 +126,12 @@ class CompletionConfig:
             if getattr(self, name) == []:
                 yield f"{name} is empty, expected one or more"
 
+    def is_given(self, name: str) -> bool:
+        """Whether a setting, which is no list, is not left at its default."""
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
+
     def limit_problems(self) -> Iterator[str]:
-        """What is wrong with the limits of what is chosen."""
+        """What is wrong with the limits of what is chosen, and with the texts outside the task, which one is of."""
         for name in ("max_kl", "max_forgetting"):
             if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
                 example = ", such as 1.05" if name == "max_forgetting" else ""
@@ -136,6 +140,9 @@ class CompletionConfig:
             yield "max_kl needs completions drawn from the policy: give a temperature above 0, and no top_p or top_k"
         if self.max_forgetting is not None and not self.control:
             yield "max_forgetting is given, but no control: name texts outside the task there"
+        for name in ("control_texts", "control_tokens"):
+            if not self.control and self.is_given(name):
+                yield f"{name} is given, but no control: name texts outside the task there, or leave it out"
 
     def _sampling_problems(self) -> Iterator[str]:
         if self.seed is not None and not 0 <= self.seed < 2**63:

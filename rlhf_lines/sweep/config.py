@@ -273,10 +273,31 @@ class SweepConfig(CompletionConfig):
         return [*auto, *[1.0] * (count - len(auto))]
 
     @property
+    def _of_auto(self) -> list[str]:
+        """The groups whose alpha is `auto`, or may be chosen so."""
+        alphas = {LINES: [scaling.alpha for scaling in self.candidates], SCALED: self._factors if self.controls else []}
+        for entry in (*self.groups, *self.policy_sets):
+            alphas[entry.name] = [scaling.alpha for scaling in entry.candidates(self._factors)]
+        return [name for name, tried in alphas.items() if "auto" in tried]
+
+    @property
     def chooses(self) -> bool:
         """Whether validation prompts are measured: a group has several candidates, or there is a limit to keep."""
         limits = self.max_kl is not None or self.max_forgetting is not None or self.minimum
         return bool(limits) or self.searches or max(self.candidate_counts.values()) > 1
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Sentences on what is given and has no effect: told, not refused, as a flag takes no key of a file back."""
+        found = []
+        if self.sampler == "list" and not self.wise_ft_names and self.is_given("num_weights"):
+            found.append(f"num_weights {self.num_weights} has no effect: sampler list has the weights that are given")
+        if not self.chooses and (names := [*filter(self.is_given, ("validation_weights", "validation_prompts"))]):
+            found.append(
+                f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'} no effect: no group has several scalings "
+                "to choose from, and there is no limit to keep"
+            )
+        return found
 
     @property
     def searches(self) -> bool:
@@ -323,13 +344,18 @@ class SweepConfig(CompletionConfig):
             yield f"vllm is given, but engine is {self.engine}: leave it out, or use engine vllm"
         if self.engine == "vllm" and self.quantized:
             yield "load_in_8bit and load_in_4bit are of engine local: give vllm {quantization: ...} instead"
+        if self.wise_ft and self.sampler == "dirichlet" and self.num_weights == 1:
+            yield (
+                "num_weights is 1, but wise_ft goes from the SFT model to each policy in as many steps: give 2 or "
+                "more, or leave wise_ft out"
+            )
         if len(self.policies) == 1 and self.sampler in ("dirichlet", "map"):
             yield f"sampler is {self.sampler}, but a single policy has no mixtures: use grid, or list"
 
     def _of_sampler(self) -> Iterator[str]:
         """What is given of another sampler, and has no effect."""
         for name, sampler in OF_SAMPLER.items():
-            if self.sampler != sampler and getattr(self, name) != SweepConfig.__dataclass_fields__[name].default:
+            if self.sampler != sampler and self.is_given(name):
                 yield f"{name} is given, but sampler is {self.sampler}: use sampler {sampler}, or leave it out"
 
     def _grid_problems(self) -> Iterator[str]:
@@ -352,7 +378,7 @@ class SweepConfig(CompletionConfig):
         problems = [
             *raw_score_problems(self.rewards),
             *scaling_problems(self.scalings, self.alphas, self.betas, self.schedules, given=self.given["scalings"]),
-            *weights_problems(self.weights, len(self.policies), given=self.given["weights"]),
+            *weights_problems(self.weights, len(self.policies), given=self.given["weights"], auto=self._of_auto),
             *group_problems(self.groups),
             *profile_problems(self.groups, policies=len(self.policies)),
             *set_problems(self.policy_sets, len(self.policies), groups=[entry.name for entry in self.groups]),

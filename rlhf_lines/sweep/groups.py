@@ -12,7 +12,8 @@ import numpy as np
 from rlhf_lines.merge import MergeSpec
 from rlhf_lines.merge.lines import lines_scales
 from rlhf_lines.merge.schedules import SCHEDULES
-from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SFT, SOUP
+from rlhf_lines.pareto.origin import weights_text
+from rlhf_lines.pareto.schema import LINES, MORLHF, REVERSED, SCALED, SFT, SOUP, label
 from rlhf_lines.pareto.surrogate import design
 from rlhf_lines.sweep.choices import GroupEntry, Scaling
 from rlhf_lines.sweep.config import SweepConfig
@@ -51,12 +52,21 @@ class Specs:
                 self._merges.check(entry.spec(self.weights[0], entry.candidates(())[0]))
 
     def maker(self, group: str, scaling: Scaling) -> Callable[[Weights], MergeSpec]:
-        """The function from weights to the spec of a group with this scaling."""
+        """The function from weights to the spec of a group with this scaling.
+
+        It raises a ValueError, with the group and the weights, where alpha `"auto"` stands for no number.
+        """
         other = next((entry for entry in self._config.policy_sets if entry.name == group), None)
-        if other is not None:
-            return soup_of(other, self._config.listed_policies, scaling, self._resolve_in[group])
         entry = next((entry for entry in self._config.groups if entry.name == group), GroupEntry(LINES))
-        return lambda weights: self.resolve(entry.spec(weights, scaling))
+        soup = other and soup_of(other, self._config.listed_policies, scaling, self._resolve_in[group])
+
+        def make(weights: Weights) -> MergeSpec:
+            try:
+                return soup(weights) if soup else self.resolve(entry.spec(weights, scaling))
+            except ValueError as error:
+                raise ValueError(f"{label(group)} at weights {weights_text(weights)}: {error}") from error
+
+        return make
 
     def makers(self, chosen: Mapping[str, Scaling]) -> dict[str, Callable[[Weights], MergeSpec]]:
         """For every group that is swept over weights, the function from weights to its spec.

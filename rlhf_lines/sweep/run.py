@@ -19,16 +19,13 @@ from rlhf_lines.merge.inputs.checkpoint import Checkpoint
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint
 from rlhf_lines.merge.outliers import two_policies, unlike_policies
 from rlhf_lines.models import checkpoint_end_token_ids
-from rlhf_lines.pareto import Point, paired_difference
-from rlhf_lines.pareto.intervals import unit
-from rlhf_lines.pareto.origin import single_policy
 from rlhf_lines.pareto.schema import SEARCHED
 from rlhf_lines.sweep.begun import check_begun, refuse_begun
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
-from rlhf_lines.sweep.finished.front import measured_points, trace_front
+from rlhf_lines.sweep.finished.front import gains, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
-from rlhf_lines.sweep.groups import LINES, SFT, SOUP, Specs
+from rlhf_lines.sweep.groups import LINES, Specs
 from rlhf_lines.sweep.inputs import Inputs, facts, fingerprints, read_inputs
 from rlhf_lines.sweep.measure import Measurement, Worker
 from rlhf_lines.sweep.merges import Merges
@@ -38,7 +35,7 @@ from rlhf_lines.sweep.reuse import Reused, check_reusable, check_sampling
 from rlhf_lines.sweep.routes import Routes
 from rlhf_lines.sweep.scaling import choose_scalings
 from rlhf_lines.sweep.search import search_front
-from rlhf_lines.sweep.store import Store
+from rlhf_lines.sweep.store import Store, has_measured
 from rlhf_lines.sweep.trackers import open_trackers
 
 
@@ -66,6 +63,8 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
     """
     processes = Processes()
     refuse_begun(run_config, config.output_dir, what="a sweep")
+    for sentence in config.without_effect:
+        logger.warning("%s", sentence)
     if config.reuse is not None:  # what can be told before models are loaded
         from_leader(lambda: check_sampling(config.reuse, config.sampling, config.output_dir))
     read = read_inputs(data_config, config)
@@ -89,7 +88,10 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         prompt, asked = next(iter(read.prompts["test"].items()))
         try_rewards(read.tokenizer, prompt, asked, read.reward_models)
         made = new_folder(
-            config.output_dir, overwrite=run_config.overwrite, keep_partial=run_config.resume, leave_partial=True
+            config.output_dir,
+            overwrite=run_config.overwrite,
+            keep_partial=run_config.resume,
+            leave_partial=has_measured,
         )
         folder = stack.enter_context(made)
         engine = stack.enter_context(
@@ -183,9 +185,8 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
     if searched is not None:
         store.replace(search=searched)
-    gains = _gains(measured_points(store, "test"), config.policies, inputs.objectives)
     told = {} if searched is None else {"search": searched}
-    return {**chosen._asdict(), "validation": validation, "gains": gains, **told}
+    return {**chosen._asdict(), "validation": validation, "gains": gains(store), **told}
 
 
 def _told_of_models(inputs: Inputs) -> dict[str, Any]:
@@ -218,16 +219,3 @@ def _routed(store: Store, routes: Routes, rows: Sequence[Sequence[int]]) -> dict
         ]
         for group in dict.fromkeys(point.group for point in points)
     }
-
-
-def _gains(points: list[Point], policies: Sequence[str], rewards: Sequence[str]) -> list[dict]:
-    """For every policy and reward, the mean gain over the SFT model in its standard deviations."""
-    sft = next(point for point in points if point.group == SFT)
-    gains = []
-    for k, policy in enumerate(policies):
-        point = next(p for p in points if p.group == SOUP and single_policy(p.spec, policies) == k)
-        for j, name in enumerate(rewards):
-            scale = unit(sft.scores[:, j])
-            gain = paired_difference(point.scores[:, j] / scale, sft.scores[:, j] / scale)
-            gains.append({"policy": policy, "reward": name, "value": gain.value, "low": gain.low, "high": gain.high})
-    return gains

@@ -64,6 +64,12 @@ def choose_scalings(
         logger.warning(
             "the score %s is the same for all validation prompts and points, so its minimum limits nothing", name
         )
+    for name in trials.flat_objectives:
+        logger.warning(
+            "the objective %s is the same for the SFT model and all policies on validation prompts, so that "
+            "hypervolumes, which choose scalings, tell next to nothing of candidates: leave it out of objectives",
+            name,
+        )
     tunings = {name: trials.tuning(name, tried, chosen[name]) for name, tried in candidates.items()}
     return chosen, {
         **tunings.pop(LINES),
@@ -111,6 +117,7 @@ class _Trials:
         self.prompts = inputs.prompts["validation"]
         self.weights = simplex(len(config.policies), config.validation_weights)
         self.reference: list[float] = []
+        self.flat_objectives: list[str] = []  # with no margin below the anchors
         self._points: list[StoredPoint] = []
 
     def measure(self, candidates: Candidates) -> None:
@@ -125,7 +132,11 @@ class _Trials:
         if self._config.max_forgetting is not None:
             self._measurement.forgetting(self._points, self._inputs.forgetting)
         of_anchors = [self._scores(point) for point in self._points if point.group in anchors]
-        self.reference = self._config.reference_point or reference_point(np.stack(of_anchors).mean(axis=1))
+        means = np.stack(of_anchors).mean(axis=1)
+        self.reference = self._config.reference_point or reference_point(means)
+        if not self._config.reference_point:
+            spreads = zip(self._inputs.objectives, np.ptp(means, axis=0), strict=True)
+            self.flat_objectives = [name for name, spread in spreads if spread == 0.0]
 
     def entries(self, group: str, tried: Sequence[Scaling], *, resamples: bool = False) -> list[GridEntry]:
         """What was measured of every candidate of a group; without resamples, hypervolumes have no interval."""

@@ -117,11 +117,21 @@ class StoredText(NamedTuple):
 
 def has_begun(folder: str | Path) -> bool:
     """Whether a folder has a run store; one of a run that stopped before its first table is empty, and none."""
+    return _says(folder, "SELECT count(*) FROM sqlite_master")
+
+
+def has_measured(folder: str | Path) -> bool:
+    """Whether a folder has a run store with a completion, from which a stopped run can go on."""
+    return has_begun(folder) and _says(folder, "SELECT EXISTS (SELECT 1 FROM completions)")
+
+
+def _says(folder: str | Path, query: str) -> bool:
+    """Whether the run store of a folder answers with more than 0."""
     path = Path(folder) / RUN_STORE
     if not path.is_file():
         return False
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=SHORT_PATIENCE)) as store:
-        return store.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+        return store.execute(query).fetchone()[0] > 0
     return True  # it is damaged or locked, as whoever opens it is told
 
 

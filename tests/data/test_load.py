@@ -367,6 +367,14 @@ def test_test_size_is_refused_where_it_means_nothing(write, tmp_path):
         write(f"folder/{split}.jsonl", ROWS[:3])
     with pytest.raises(ValueError, match=r"test_size is 2, but dataset .* has splits of its own: leave it out"):
         data.load(str(tmp_path / "folder"), "prompts", "test", test_size=2)
+    for own in ("validation", "test"):
+        write(f"{own}/train.jsonl", ROWS[:20])
+        write(f"{own}/{own}.jsonl", ROWS[20:23])
+        for split in SPLITS:
+            with pytest.raises(ValueError, match=f"test_size is all, but dataset .* has a {own} split of its own, so"):
+                data.load(str(tmp_path / own), "prompts", split, test_size="all")
+        other = "test" if own == "validation" else "validation"  # which is taken out of train
+        assert len(data.load(str(tmp_path / own), "prompts", other, test_size=4)) == 4
     with pytest.raises(ValueError, match="test_size 2 was given, but the docstrings task reads no files: leave it out"):
         data.load("docstrings", "prompts", "test", test_size=2)
     path = write("rows.jsonl", ROWS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import torch
 
 from rlhf_lines import cli
 from rlhf_lines.artifact import read_record
-from rlhf_lines.learn.router import read_measured
+from rlhf_lines.learn.router import _scaling, read_measured
 from rlhf_lines.learn.router_config import RouterConfig
 from rlhf_lines.stages import run_stage
+from rlhf_lines.sweep.choices import Scaling
 from rlhf_lines.sweep.router import Router, text_sha256
 from rlhf_lines.sweep.store import Store
 from tests.learn.test_ridge import by_normal_equations
@@ -162,3 +164,25 @@ def test_what_cannot_be_learned_is_refused(swept, flags, policies, tmp_path):  #
         with pytest.raises(ValueError, match="has 1 validation prompt, expected two or more"):
             read_measured(one_prompt, config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"groups": [{"name": "mine", "rule": "ties", "alphas": [0.5, 1.0]}]}, "rule ties"),
+        ({"groups": ['{"name": "mine", "rule": "sum"}']}, "rule sum"),
+        ({"policy_sets": [{"name": "mine", "policies": ["c", "d"], "alphas": [0.5, 1.0]}]}, "other policies"),
+        ({"groups": [{"name": "mine", "alphas": [0.5, 1.0]}, {"name": "other", "rule": "ties"}]}, None),
+    ],
+)
+def test_a_group_of_another_rule_or_of_other_policies_is_refused(settings, told):
+    """It learned on linear merges of the sweep's own policies that happened to have the scaling of the group."""
+    chosen = {"alpha": 0.5, "beta": 0.0, "schedule": "linear"}
+    known = {"validation": {"chosen": chosen, "groups": {"mine": {"chosen": chosen}}}, **settings}
+    store = SimpleNamespace(recall=lambda key, default: known.get(key, default))
+    config = RouterConfig(sweep="swept", output_dir="out", group="mine")
+    if told is None:
+        assert _scaling(store, config) == Scaling(0.5, 0.0)
+        return
+    with pytest.raises(ValueError, match=rf"^group is 'mine', whose merges in the sweep in swept are of {told}, and a"):
+        _scaling(store, config)

@@ -85,6 +85,19 @@ def test_weights_need_not_sum_to_one():
             r"ties_options is \['x'\], expected a mapping",
         ),
         ({"rule": "ties", "weights": [1], "alpha": "auto", "lines": "before"}, "alpha is 'auto', which is measured on"),
+        (
+            {"rule": "ties", "weights": [0, 0], "alpha": "auto"},
+            "alpha is 'auto', but weights of zero merge nothing .* give alpha as a number, or other weights",
+        ),
+        (
+            {
+                "rule": "layerwise",
+                "weights": [1],
+                "alpha": "auto",
+                "options": {"factors": [[0.0, 0.0]], "outside": [0.0]},
+            },
+            "alpha is 'auto', but factors by layer of zero merge nothing",
+        ),
         ({"rule": "linear", "weights": 0.5}, "weights is 0.5, expected a sequence"),
         ({"rule": "linear", "weights": "0.5"}, "weights is '0.5', expected a sequence"),
         (

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_lines.pareto import build_front, front_headline
+from rlhf_lines.pareto import build_front, front_headline, front_table
+from rlhf_lines.pareto.closing import closing_text
+from rlhf_lines.pareto.fixed_points import without_spread
+from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.measures import ALL_POINTS_RULE, GIVEN_RULE, REFERENCE_POINT_RULE
+from rlhf_lines.pareto.report.facts import facts, verdicts
 from rlhf_lines.pareto.schema import faults
 
 
@@ -167,3 +171,62 @@ def test_one_policy_makes_a_group_of_its_scalings(make_points):
     np.testing.assert_allclose(
         front["reference_point"], 1.1 * means.min(axis=0) - 0.1 * means.max(axis=0), rtol=0, atol=1e-13
     )
+
+
+# --- objectives without spread ---
+
+
+def told_of(flat: str, others: str, whom: str = "the SFT model and every policy", way_out: str = "leave it out") -> str:
+    return (
+        f"{flat} for {whom}, and hypervolumes are measured from there, so neither they nor verdicts tell anything of "
+        f"these fronts: {way_out}, by rlhf-lines front RUN_DIR --objectives {others}."
+    )
+
+
+def with_constant(points, **columns):
+    """The points, in which a column of the scores is one number."""
+    changed = []
+    for point in points:
+        scores = point["scores"].copy()
+        for name, value in columns.items():
+            scores[:, "ab".index(name)] = value
+        changed.append({**point, "scores": scores})
+    return changed
+
+
+def test_an_objective_without_spread_is_told_and_nothing_is_concluded(points, tmp_path):
+    """Every hypervolume was 0, and the headline said that LiNeS and the soup cannot be told apart."""
+    sentence = told_of("b is 0.3", "a")
+    front = front_of(with_constant(points, b=0.3))
+    assert {entry["hypervolume"]["value"] for entry in front["fronts"].values()} == {0.0}
+    assert front_headline(front) == sentence
+    assert sentence in " ".join(front_table(front).split()) and f"% {sentence}" in front_tex(front).splitlines()
+    closing = " ".join(closing_text(front, tmp_path, []).split())
+    assert closing.startswith(sentence) and "told apart" not in closing
+    assert [(card.title, card.text) for card in verdicts(front)] == [("Hypervolumes tell nothing here", sentence)]
+    assert not any("largest" in card.title for card in facts(front))
+
+
+def test_a_merge_beyond_what_the_policies_share_changes_nothing_of_it(points):
+    """It alone has a volume: the front has no ends."""
+    changed = with_constant(points, b=0.3)
+    changed[-2]["scores"][:, 1] = 0.4
+    front = front_of(changed)
+    assert front["fronts"]["lines"]["hypervolume"]["value"] > 0
+    assert front_headline(front) == told_of("b is 0.3", "a")
+
+
+def test_it_says_of_whom_and_what_else_to_do(points):
+    both = front_of(with_constant(points, a=-1, b=0.3))
+    assert without_spread(both) == told_of("a is -1 and b is 0.3", "NAME", way_out="choose other objectives")
+    alone = with_constant(points[2:5] + points[6:], a=2)
+    assert without_spread(front_of(alone)) == told_of("a is 2", "b", whom="every point")
+    names = front_of(with_constant(points, a=2), rewards=["a", "of b"])
+    assert without_spread(names) == told_of("a is 2", "'of b'")
+
+
+def test_with_spread_or_from_a_given_point_there_is_nothing_to_say(points):
+    assert without_spread(front_of(points)) == ""
+    given = front_of(with_constant(points, b=0.3), given_reference_point=[-9, 0.3])
+    assert without_spread(given) == ""
+    assert front_headline(given) != ""

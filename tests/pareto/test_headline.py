@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lines.pareto.headline import best_of_others, budgets_text, front_headline
+from rlhf_lines.pareto.measures import REFERENCE_POINT_RULE
 
 
 def difference(value, p_value):
@@ -25,6 +26,10 @@ def front_of(**comparisons):
     names = ("hypervolume", "expected_utility", "equal_kl")
     return {
         "confidence": 0.95,
+        "objectives": ["a", "b"],
+        "reference_point": [-0.1, 8.0],
+        "reference_point_rule": REFERENCE_POINT_RULE,
+        "ideal_point": [1.0, 30.0],
         "points": [{"group": "lines", "kl": {"mean": kl}} for kl in (-0.5, 3.25)],  # below 0 it counts as 0
         "fronts": {group: measures(20.0, 0.5) for group in comparisons},
         "comparisons": [

@@ -70,6 +70,17 @@ def test_the_file_has_the_keys_of_the_schema_and_is_read_as_it_was_written(make_
         read_comparison(tmp_path / "no")
 
 
+def test_an_objective_without_spread_is_noted(make_run):
+    runs = [make_run(seed)[0] for seed in (1, 2)]
+    assert compare_runs(runs, **SETTINGS, notes=["one"])["notes"] == ["one"]
+    for run in runs:
+        for scores in run.scores.values():
+            scores[:, 1] = 0.3
+    *before, told = compare_runs(runs, **SETTINGS, notes=["one"])["notes"]
+    assert before == ["one"] and told.startswith("r2 is 0.3 for the SFT model and every policy, and hypervolumes are")
+    assert told.endswith("leave it out, by rlhf-lines front RUN_DIR --objectives r1.")
+
+
 def test_by_its_own_reference_point_a_run_has_the_numbers_of_its_front(make_run):
     """Corrected ones and intervals too, also at equal KL: the prompts are resampled as there.
 

@@ -148,6 +148,9 @@ def test_the_checkpoints_that_lie_there_at_a_time_are_counted(write_config):
     assert result.disk["checkpoints, 3 at a time"] == 3 * (adapter + 2 * adapter)  # Adam's moments
     limited = planned(write_config(**saving, save_total_limit=2))
     assert limited.disk["checkpoints, 2 at a time"] == 2 * 3 * adapter
+    beyond = planned(write_config(**saving | {"save_steps": 8}))  # than the 6 updates: the adapter at the end is saved
+    assert dict(beyond.work)["updates"] == "6"
+    assert beyond.disk["checkpoints, 0 at a time"] == 0 and beyond.disk["adapter"] == adapter
 
 
 def test_sft_reward_merge_and_sweep(folder, write_config):
@@ -237,7 +240,6 @@ def test_the_table_adds_up(write_config):
         ({"model_name_or_path": "nobody/nothing"}, ["the Hub does not have it or cannot be reached"]),
         ({"per_device_train_batch_size": 16}, ["train_dataset has 8 prompts, but one rollout takes 32"]),
         ({"save_strategy": "steps", "save_steps": 3}, ["save_steps", "3", "multiple"]),
-        ({"save_strategy": "steps", "save_steps": 8}, ["save_steps is 8, but there are only 6 updates"]),
         ({"generation_batch_size": 3}, ["3", "divisible"]),
         ({"lora_target_modules": ["c_attn"]}, ["c_attn", "do not fit a llama model", "q_proj"]),
         ({"rewards": ["./nowhere"]}, ["nowhere"]),

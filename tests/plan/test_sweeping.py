@@ -146,6 +146,15 @@ def test_the_plan_counts_what_the_sweep_makes(planned):
     assert work(result)["points"].endswith(f"{1 + 2 * (len(design(3, 9)) + 4)} on test prompts")
 
 
+def test_it_tells_what_has_no_effect(planned):
+    assert not any("no effect" in note for note in planned().notes)
+    notes = planned(sampler="list", weights=["0.3 0.7"], scalings=["1 1"], controls=False).notes
+    assert [note.partition(" has")[0] for note in notes if "no effect" in note] == [
+        "num_weights 5",
+        "validation_weights and validation_prompts have no effect: no group",
+    ]
+
+
 def test_control_texts_are_read_by_every_spec_of_the_test_prompts(planned):
     result = planned(control="data", control_texts=10, control_tokens=20)
     assert work(result)["control texts to read"] == f"at most {21 * 10}, {21 * 10 * 20:,} tokens"

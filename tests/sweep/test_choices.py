@@ -113,6 +113,43 @@ def test_mistakes_in_weights(items, sentence):
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
+AUTO = {"alphas": ["auto"], "betas": [1.0], "controls": False}
+TIES_AUTO = {"name": "t", "rule": "ties", "alphas": ["auto", 1.0]}
+SET = {"name": "s", "policies": ["c", "d"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (AUTO, "LiNeS"),
+        ({"scalings": ["auto 1", "1 0"], "controls": False}, "LiNeS"),
+        ({"alphas": ["auto", 1.0]}, "LiNeS, even scaling"),
+        ({"scaled_alphas": ["auto", 1.0]}, "even scaling"),
+        ({"groups": [TIES_AUTO]}, "t"),
+        ({"groups": [{"name": "t", "rule": "ties", "alpha": "auto"}]}, "t"),
+        ({"policy_sets": [SET | {"alpha": "auto"}], **AUTO}, "LiNeS, s"),
+        ({"policy_sets": [SET], "scaled_alphas": ["auto", 1.0], "controls": False}, "s"),
+    ],
+)
+def test_no_alpha_is_measured_on_weights_of_zero(changes, names):
+    """A sweep stopped at these after all work on validation prompts."""
+    with pytest.raises(ValueError, match="weights holds") as error:
+        config(sampler="list", weights=["1 0", "0 -0.0"], **changes)
+    assert str(error.value) == (
+        f"weights holds '0 -0.0', which merge nothing on which alpha auto of {names} could be measured: leave the "
+        "point out, as the SFT model is a point anyway, or give alpha as a number"
+    )
+    assert config(sampler="list", weights=["1 -1"], **changes).weights == [(1.0, -1.0)]
+
+
+def test_weights_of_zero_are_a_point_where_alpha_is_a_number():
+    """Nor does a rule on factors, which has no residual to measure, take `auto` from the factors."""
+    entry = {"name": "f", "rule": "factor_average"}
+    own = {"scaled_alphas": ["auto", 0.5, 1.0], "controls": False, "groups": [entry]}
+    for changes in ({}, own):
+        assert config(sampler="list", weights=["0 0"], **changes).weights == [(0.0, 0.0)]
+
+
 # --- groups ---
 
 
@@ -314,6 +351,10 @@ TIES = {"name": "t", "rule": "ties"}
         ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_8bit and load_in_4bit are both given: keep one"),
         ({"sampler": "list"}, "sampler is list, but no weights are given"),
         ({"weights": ["1 0"]}, "weights are given, but sampler is grid: use sampler list, or leave them out"),
+        (
+            {"sampler": "dirichlet", "num_weights": 1, "wise_ft": True},
+            "num_weights is 1, but wise_ft goes from the SFT model to each policy in as many steps: give 2 or more, or",
+        ),
         ({"map_points": 5}, "map_points is given, but sampler is grid: use sampler map, or leave it out"),
         ({"search_points": 5}, "search_points is given, but sampler is grid: use sampler search, or leave it out"),
         ({"sampler": "map", "search_gain": 0.1}, "search_gain is given, but sampler is map: use sampler search"),
@@ -376,6 +417,43 @@ def test_what_does_not_go_together(changes, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)) as error:
         config(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["control_texts", "control_tokens"])
+def test_texts_that_are_not_named_have_no_size(name):
+    with pytest.raises(ValueError, match=f"^{name} is given, but no control: name texts outside the task there, or"):
+        config(**{name: 7})
+    assert getattr(config(**{name: 7}, control="texts.txt"), name) == 7
+
+
+ONE = {"scalings": ["1 1"], "controls": False}
+NO_CHOICE = "no effect: no group has several scalings to choose from, and there is no limit to keep"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"sampler": "list", "weights": ["0.3 0.7"]}, []),
+        (
+            {"sampler": "list", "weights": ["0.3 0.7"], "num_weights": 5},
+            ["num_weights 5 has no effect: sampler list has the weights that are given"],
+        ),
+        ({"sampler": "list", "weights": ["0.3 0.7"], "num_weights": 5, "wise_ft": True}, []),
+        ({"sampler": "list", "weights": ["2"], "policies": ["a"], "num_weights": 5}, []),
+        ({"num_weights": 5, "validation_weights": 3, "validation_prompts": 9}, []),
+        (ONE, []),
+        (ONE | {"validation_prompts": 9}, [f"validation_prompts has {NO_CHOICE}"]),
+        (
+            ONE | {"validation_prompts": 9, "validation_weights": 3},
+            [f"validation_weights and validation_prompts have {NO_CHOICE}"],
+        ),
+        (ONE | {"validation_prompts": 9, "max_kl": 3.0}, []),
+        (ONE | {"validation_prompts": 9, "sampler": "search"}, []),
+        (ONE | {"validation_prompts": 9, "groups": [{"name": "t", "rule": "ties", "alphas": [1, 2]}]}, []),
+    ],
+)
+def test_what_is_given_and_has_no_effect_is_told(changes, sentences):
+    assert config(**changes).without_effect == sentences
 
 
 def test_all_problems_are_told_at_once():

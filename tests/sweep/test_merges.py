@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import psutil
 import pytest
 import torch
@@ -10,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from rlhf_lines.merge import MergeSpec, lines_alpha, merge_residuals
 from rlhf_lines.merge.inputs.adapter import load_adapter
 from rlhf_lines.merge.tensors import tensor_file
-from rlhf_lines.sweep.choices import GroupEntry
+from rlhf_lines.sweep.choices import GroupEntry, Scaling
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
+from rlhf_lines.sweep.groups import Specs
 from rlhf_lines.sweep.merges import Merges
 
 
@@ -105,3 +108,18 @@ def test_weights_have_the_names_of_the_loaded_model(tmp_path):
         for module, f in load_adapter(policy).modules.items():
             name = f"{module}.weight"
             torch.testing.assert_close(model.get_parameter(name), before[name] + f.scale * f.B @ f.A)
+
+
+def test_where_alpha_is_not_defined_the_group_and_its_weights_are_named(sft, policies, tmp_path):
+    """Of weights that are not zero only the residuals tell that they merge nothing."""
+    copy = shutil.copytree(policies[0], tmp_path / "copy")
+    named = {"sft_model": str(sft), "policies": [str(policies[0]), str(copy)], "rewards": ["m:a", "m:b"]}
+    entry = {"name": "mine", "rule": "sum", "alpha": "auto"}
+    config = SweepConfig(**named, output_dir="never", sampler="list", weights=["1 -1"], groups=[entry])
+    with merges_of(sft, config.policies) as merges:
+        specs = Specs(config, merges, 4, {})
+        with pytest.raises(ValueError, match=r"^LiNeS at weights 1 / -1: the merged residual is zero everywhere, so"):
+            specs.maker("lines", Scaling("auto", 1.0))((1.0, -1.0))
+        with pytest.raises(ValueError, match=r"^mine at weights 1 / -1: the merged residual is zero everywhere, so"):
+            specs.maker("mine", Scaling("auto", 0.0))((1.0, -1.0))
+        assert specs.maker("lines", Scaling("auto", 1.0))((1.0, 0.0)).alpha == 1.0

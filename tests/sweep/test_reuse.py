@@ -25,7 +25,7 @@ from tests.sweep.of_a_run import read, strict_json
 pytestmark = pytest.mark.usefixtures("without_pictures")
 SMALL = {
     **{"num_weights": 3, "test_prompts": 4, "max_new_tokens": 4, "validation_weights": 2, "validation_prompts": 3},
-    **{"scalings": ["0.5 1.5", "1 1"], "edge_extensions": 0, "control_texts": 3},
+    **{"scalings": ["0.5 1.5", "1 1"], "edge_extensions": 0},
 }
 BY_LAYER = json.dumps(
     {
@@ -72,7 +72,7 @@ def small(flags, made):
 def small_with_texts(flags, made, texts):
     """The same, which read texts outside the task."""
     folder = made / "sweep with texts"
-    return folder if folder.exists() else run_stage("sweep", flags(folder, **SMALL, control=texts))
+    return folder if folder.exists() else run_stage("sweep", flags(folder, **SMALL, control=texts, control_texts=3))
 
 
 def scored(rewards) -> list:
@@ -97,10 +97,10 @@ def test_what_is_added_leaves_the_front_of_a_sweep_of_all(sweep, small_with_text
     if more.pop("third", False):  # in front of the others, so that all weights move
         more["policies"] = [policies[2], *policies[:2]]
     rewards.SCORED.clear()
-    grown = sweep("grown", control=texts, reuse=small_with_texts, **more)
+    grown = sweep("grown", control=texts, control_texts=3, reuse=small_with_texts, **more)
     new = len(scored(rewards))
     rewards.SCORED.clear()
-    fresh = sweep("fresh", control=texts, **more)
+    fresh = sweep("fresh", control=texts, control_texts=3, **more)
     assert read(grown, BY_PROMPT) == read(fresh, BY_PROMPT)
     keys = [(spec, text, sample) for spec, _, text, sample, *_ in read(fresh, BY_PROMPT)]
     assert len(keys) == len(scored(rewards)) > new
@@ -169,10 +169,10 @@ def assert_equal(ours, theirs) -> None:
 
 
 def test_a_sweep_of_the_same_is_taken_whole_also_in_place(sweep, rewards, texts):
-    small = sweep("small", control=texts)
+    small = sweep("small", control=texts, control_texts=3)
     before = read(small, BY_PROMPT), strict_json(small / "front.json")
     rewards.SCORED.clear()
-    again = sweep("small", control=texts, reuse=small, overwrite="true")
+    again = sweep("small", control=texts, control_texts=3, reuse=small, overwrite="true")
     assert again == small and scored(rewards) == []
     assert (read(small, BY_PROMPT), strict_json(small / "front.json")) == before
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ import yaml
 from rlhf_lines import cli
 from rlhf_lines.artifact import partial_folder
 from rlhf_lines.data.splits import split_of
-from rlhf_lines.pareto import Point
+from rlhf_lines.merge import MergeSpec
 from rlhf_lines.stages import run_stage
-from rlhf_lines.sweep.run import _gains
+from rlhf_lines.sweep.finished.front import gains
+from rlhf_lines.sweep.store import StoredPoint
 from tests.sweep.of_a_run import (
     ALPHAS,
     BETAS,
@@ -217,13 +219,14 @@ def test_gains_are_the_distance_of_the_policies_to_the_sft_model(sweep, rewards,
 
 
 def test_a_gain_in_a_reward_that_the_sft_model_has_alike_everywhere_is_in_its_own_unit():
-    spec = {"rule": "linear", "alpha": 1.0, "beta": 0.0, "schedule": "linear", "options": {}}
-    points = [
-        Point(0, "sft", {**spec, "weights": [0.0, 0.0]}, np.full((200, 1), 0.3)),
-        Point(1, "rewarded_soup", {**spec, "weights": [1.0, 0.0]}, np.full((200, 1), 0.8)),
-        Point(2, "rewarded_soup", {**spec, "weights": [0.0, 1.0]}, np.full((200, 1), 0.3)),
-    ]
-    assert [gain["value"] for gain in _gains(points, ["a", "b"], ["r"])] == [0.5, 0.0]
+    groups = {(0.0, 0.0): "sft", (1.0, 0.0): "rewarded_soup", (0.0, 1.0): "rewarded_soup"}
+    points = [StoredPoint(i, group, MergeSpec("linear", row), i) for i, (row, group) in enumerate(groups.items())]
+    store = SimpleNamespace(
+        recall=lambda key, *default: {"policies": ["a", "b"], "objectives": ["r"]}[key],
+        points=lambda split: points,
+        scores=lambda spec, split, names: np.full((200, 1), [0.3, 0.8, 0.3][spec]),
+    )
+    assert [gain["value"] for gain in gains(store)] == [0.5, 0.0]
 
 
 def test_validation_and_test_prompts_are_disjoint(sweep):
@@ -327,6 +330,17 @@ def test_a_sweep_does_not_go_on_with_other_settings(flags, rewards, tmp_path, ch
     with pytest.raises(ValueError, match=f"{message}.*: give the settings of that run, or start again"):
         run_stage("sweep", [*flags(final, **changes), "--resume"])
     assert rewards.SCORED == [] and not final.exists()
+
+
+@pytest.mark.parametrize("further", [[], ["--resume"]])
+def test_what_stops_before_the_first_completion_leaves_nothing(flags, tmp_path, monkeypatch, further):
+    def stop(read):
+        raise ValueError("stop")
+
+    monkeypatch.setattr("rlhf_lines.sweep.run._told_of_models", stop)  # when there is a store
+    with pytest.raises(ValueError, match=r"^stop$"):
+        run_stage("sweep", [*flags(tmp_path / "sweep"), *further])
+    assert [path.name for path in tmp_path.iterdir() if "sweep" in path.name] == []
 
 
 def edit_json(path, **changes):

@@ -393,6 +393,17 @@ def test_a_minimum_of_a_file_is_that_of_a_flag_when_a_run_goes_on(flags, rewards
     assert validation["minimum"] == {"early": -1.0} and all(entry["within_limits"] for entry in validation["grid"])
 
 
+def test_an_objective_by_which_nothing_is_chosen_is_told(flags, tmp_path, caplog):
+    changes = {**SMALL, "rewards": ["tiny_rewards:short", "tiny_rewards:constant"], "controls": "false"}
+    run_stage("sweep", flags(tmp_path / "sweep", **changes))
+    (told,) = [message for message in caplog.messages if "next to nothing of candidates" in message]
+    assert told.startswith("the objective constant is the same for the SFT model and all policies on validation prom")
+    caplog.clear()
+    given = {"reference_point": ["-99", "0"]}
+    run_stage("sweep", flags(tmp_path / "given", **changes, **given))
+    assert not [message for message in caplog.messages if "next to nothing of candidates" in message]
+
+
 def test_one_candidate_has_to_keep_the_limit_too(flags, tmp_path):
     changes = {**SMALL, "scalings": ["1 1"], "controls": "false", "max_kl": 1e-4}
     told = re.escape("none of the 1 scalings of group lines keeps max_kl 0.0001")

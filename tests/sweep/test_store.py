@@ -22,6 +22,7 @@ from rlhf_lines.sweep.store import (
     StoredText,
     Unscored,
     has_begun,
+    has_measured,
     open_finished,
 )
 
@@ -416,3 +417,15 @@ def test_a_writer_that_ends_before_the_one_file_has_its_name_loses_nothing(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == [RUN_STORE]
     with Store(tmp_path, reading=True) as store:
         assert len(store.finished()) == 300
+
+
+def test_what_was_measured_is_a_completion(tmp_path):
+    """A run that has stored nothing else has nothing to go on from."""
+    assert not has_measured(tmp_path)
+    spec = MergeSpec("linear", (1.0,))
+    with Store(tmp_path) as store:
+        store.remember(seed=3)
+        (point,), (prompt,) = store.add_points("test", "lines", [spec]), store.add_prompts("test", {"a": "a"})
+        assert not has_measured(tmp_path)
+        store.add([Row(point.spec_id, prompt, 0, "b", (1,), 0.5, {})])
+    assert has_measured(tmp_path)

@@ -57,13 +57,18 @@ def weights_of(points) -> list[list[float]]:
 # --- samplers ---
 
 
-def test_a_list_is_swept_with_the_single_policies(run, without_pictures):
+def test_a_list_is_swept_with_the_single_policies(run, without_pictures, caplog):
     _, front = run(sampler="list", weights=["0.3 0.7", "1.5 -0.5"])
     groups = groups_of(front)
     expected = [[1.0, 0.0], [0.0, 1.0], [0.3, 0.7], [1.5, -0.5]]
     assert groups.keys() == {"sft", "rewarded_soup", "lines"}
     assert weights_of(groups["rewarded_soup"]) == weights_of(groups["lines"]) == expected
     assert front["validation"] is None  # one scaling: chosen without validation prompts
+    told = [message for message in caplog.messages if "no effect" in message]
+    assert [message.partition(" no effect")[0] for message in told] == [
+        "num_weights 5 has",
+        "validation_weights and validation_prompts have",
+    ]
     assert {(p["spec"]["alpha"], p["spec"]["beta"]) for p in groups["lines"]} == {(0.5, 1.5)}
 
 

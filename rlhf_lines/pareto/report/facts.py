@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, adjusted_for, conclusions
+from rlhf_lines.pareto.fixed_points import without_spread
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
 from rlhf_lines.pareto.headline import (
     bases,
@@ -61,7 +62,12 @@ class Card:
 
 
 def verdicts(front: Front) -> list[Card]:
-    """What the comparisons of LiNeS say, or the first two where it is not among the groups."""
+    """What the comparisons of LiNeS say, or the first two where it is not among the groups.
+
+    Of objectives without spread they say nothing, and it is told why.
+    """
+    if flat := without_spread(front):
+        return [Card("Hypervolumes tell nothing here", "unclear", flat)]
     of_lines = [entry for entry in front["comparisons"] if entry["a"] == LINES]
     entries = [entry for entry in of_lines if entry["b"] in OPPONENTS] or of_lines[:2] or front["comparisons"][:2]
     entries.sort(key=lambda entry: OPPONENTS.index(entry["b"]) if entry["b"] in OPPONENTS else 0)
@@ -147,6 +153,8 @@ def _verdict(front: Front, entry: Comparison) -> Card:
 
 
 def _largest(front: Front) -> list[Card]:
+    if without_spread(front):
+        return []
     found = {verdict_of_lines(front, group) for group in largest_others(front)}
     title = next(
         (title for verdict, title in OTHERS.items() if verdict in found), "Another group has the largest measures"

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlhf_lines.artifact import write_whole
 from rlhf_lines.lock import only_writer
 from rlhf_lines.merge.outliers import two_policies
@@ -13,6 +16,7 @@ from rlhf_lines.pareto import (
     Front,
     Point,
     build_front,
+    paired_difference,
     plot_benchmarks,
     plot_forgetting,
     plot_front,
@@ -22,10 +26,11 @@ from rlhf_lines.pareto import (
     write_front,
 )
 from rlhf_lines.pareto.benchmarks import Result
+from rlhf_lines.pareto.intervals import unit
 from rlhf_lines.pareto.latex import front_tex
 from rlhf_lines.pareto.objectives import check_objectives, check_reference_point
-from rlhf_lines.pareto.origin import shared_weights
-from rlhf_lines.pareto.schema import Audit, Benchmark, Forgetting, Validation
+from rlhf_lines.pareto.origin import shared_weights, single_policy
+from rlhf_lines.pareto.schema import SFT, SOUP, Audit, Benchmark, Forgetting, Validation
 from rlhf_lines.pareto.spreadsheet import front_csv
 from rlhf_lines.sweep.finished.behaviour import read_behaviour
 from rlhf_lines.sweep.policy_sets import PolicySet, all_policies
@@ -94,6 +99,23 @@ def metrics_of(store: Store, split: str | None = None) -> list[str]:
     objectives = objectives_of(store)
     names = [name for name in store.recall("reward_names") if name not in objectives]
     return names if split is None else [name for name in names if split in store.scored_splits(name)]
+
+
+def gains(store: Store) -> list[dict[str, Any]]:
+    """For every policy and objective, the mean gain over the SFT model in its standard deviations, on test prompts."""
+    policies, objectives, points = store.recall("policies"), objectives_of(store), store.points("test")
+
+    def scores(point: StoredPoint) -> NDArray[np.float64]:
+        return store.scores(point.spec_id, "test", objectives)
+
+    before = scores(next(point for point in points if point.group == SFT))
+    soup = {single_policy(point.spec.to_dict(), policies): point for point in points if point.group == SOUP}
+    found = []
+    for k, policy in enumerate(policies):
+        for name, own, column in zip(objectives, scores(soup[k]).T, before.T, strict=True):
+            gain = paired_difference(own / unit(column), column / unit(column))
+            found.append({"policy": policy, "reward": name, "value": gain.value, "low": gain.low, "high": gain.high})
+    return found
 
 
 def asked_metrics(store: Store) -> list[str]:

@@ -50,6 +50,7 @@ def test_a_run_of_learn_is_named_as_what_it_is(run, capsys, verb):
 
 # --- objectives and reference point ---
 
+UNITS = {"length": "words", "second": "characters"}
 REWARDS = ["rule:length", {"model": "rule:length", "name": "second", "options": {"unit": "characters"}}]
 
 
@@ -86,6 +87,34 @@ def test_objectives_are_set_and_set_back(run, capsys):
     assert "second" in printed(capsys, "front", run) and strict_json(run / "front.json") == one  # it is kept
     printed(capsys, "front", run, "--objectives", "length", "second")
     assert strict_json(run / "front.json") == before
+
+
+def test_gains_are_those_of_the_objectives_that_there_are(run, capsys):
+    """They were those that the sweep had recorded, whatever had become an objective since."""
+
+    def told(*arguments) -> list[list[str]]:
+        lines = printed(capsys, "front", run, *arguments).partition("gain over the SFT model")[2].splitlines()[2:]
+        return [[*line.split()[::2][:2], line.split()[4]] for line in lines]
+
+    def by_hand(policy: int, unit: str) -> str:
+        rows = read(run, "SELECT s.spec, c.text FROM completions c JOIN specs s ON s.id = c.spec JOIN prompts p "
+                         "ON p.id = c.prompt WHERE p.split = 'test' ORDER BY c.prompt, c.sample")  # fmt: skip
+        means = []
+        for weights in ([0.0, 0.0], [float(k == policy) for k in range(2)]):
+            mine = [text for spec, text in rows if _is_linear(json.loads(spec), weights)]
+            sizes = [-len(text if unit == "characters" else text.split()) for text in mine]
+            means.append(np.reshape(sizes, (3, 2)).mean(axis=1))
+        return f"{((means[1] - means[0]) / means[0].std()).mean():z.2f}"
+
+    both = [[name, score, by_hand(k, unit)] for k, name in enumerate("ab") for score, unit in UNITS.items()]
+    assert told() == both and len({gain for _, _, gain in both}) == 2
+    assert told("--objectives", "second") == told() == [row for row in both if row[1] == "second"]
+    printed(capsys, "score", run, "--rewards", "rule:readability", "--as_objectives")
+    assert [row[:2] for row in told()] == [[name, score] for name in "ab" for score in ("second", "readability")]
+
+
+def _is_linear(spec: dict, weights: list[float]) -> bool:
+    return (spec["rule"], spec["weights"], spec["alpha"], spec["beta"]) == ("linear", weights, 1.0, 0.0)
 
 
 def test_a_reference_point_is_set_and_the_rule_comes_back(run, capsys):
