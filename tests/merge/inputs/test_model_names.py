@@ -123,6 +123,20 @@ def test_adapters_of_either_naming_are_one(seeing, tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_what_sees_lies_outside_the_layers_for_adapter_and_dense(seeing, tmp_path):
+    """Its own layers are none of the language model's, whatever files and modules call them."""
+    model, sft, _ = seeing
+    base, modules = type(model).from_pretrained(sft), r".*(vision_tower|visual).*attn\.(q_proj|v_proj|qkv)"
+    policy = tiny.save_adapter(base, tmp_path / "policy", seed=3, target_modules=modules)
+    spec = MergeSpec("linear", (0.7,), alpha=0.5, beta=1.0)
+    expected = merged_by_hand(model, [policy], MergeSpec("linear", (0.35,)))
+    for save in ("adapter", "dense"):
+        out = merge_policies(sft, [policy], spec, save=save, output_dir=tmp_path / save)
+        read = type(model).from_pretrained(out if save == "dense" else sft)
+        read = read if save == "dense" else PeftModel.from_pretrained(read, out).merge_and_unload()
+        assert_close(dict(read.named_parameters()), expected)
+
+
 def test_dense_policies_of_either_naming_are_one(seeing, tmp_path):
     model, sft, _ = seeing
     policy = shutil.copytree(sft, tmp_path / "policy")
