@@ -186,6 +186,14 @@ def weights_sha256(folder: str | Path) -> str:
     return sha256_of([Path(folder) / WEIGHTS_FILE]) if is_adapter(folder) else checkpoint_sha256(folder)
 
 
+def folder_above(name: str, path: Path) -> Path | None:
+    """The folder of a relative name in the nearest of the folders above a path that has one, or None.
+
+    A project may move as a whole, and be used from any folder.
+    """
+    return next((above / name for above in path.resolve().parents if (above / name).is_dir()), None)
+
+
 def hub_id(folder: str | Path) -> str | None:
     """The Hub id of a model whose folder is a snapshot in the Hub's cache, or None.
 
@@ -289,22 +297,28 @@ def _check_path(adapter: Adapter, first: Adapter, sft_model: str | Path) -> None
         "residuals add up only on one base; if these are names of the same weights (a Hub id and its local copy, a "
         "folder that moved), say --sft_renamed"
     )
-    differs = _trained_on(adapter) != _trained_on(first)
-    if first.base is not None and differs:
+    if first.base is not None and not _have_one_base(adapter, first):
         raise ValueError(
             f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; {way_out} "
             f"(see {CONFIG_FILE})"
         )
-    if (adapter is first or first.base is None) and _identity(adapter.base) not in _names_of(sft_model):
+    if (adapter is first or first.base is None) and _bases_of(adapter).isdisjoint(_names_of(sft_model)):
         raise ValueError(
             f"adapter {adapter.path!r} was trained on {_shown(adapter)}, but the SFT model given is "
             f"{str(sft_model)!r}; {way_out} (see base_model_name_or_path in {CONFIG_FILE})"
         )
 
 
-def _trained_on(adapter: Adapter) -> tuple[str, str | None]:
-    """The base and its revision; `main` is the one that is fetched where none is named."""
-    return _identity(adapter.base), None if adapter.revision == "main" else adapter.revision
+def _have_one_base(one: Adapter, other: Adapter) -> bool:
+    """Whether two adapters name one base and revision; `main` is the one that is fetched where none is named."""
+    revisions = {None if adapter.revision == "main" else adapter.revision for adapter in (one, other)}
+    return len(revisions) == 1 and not _bases_of(one).isdisjoint(_bases_of(other))
+
+
+def _bases_of(adapter: Adapter) -> set[str]:
+    """What the base that an adapter names may be: the folder, also where its project has moved, or a Hub id."""
+    moved = None if Path(adapter.base).expanduser().exists() else folder_above(adapter.base, Path(adapter.path))
+    return {_identity(adapter.base), *([str(moved.resolve())] if moved else [])}
 
 
 def _identity(base: str | Path) -> str:

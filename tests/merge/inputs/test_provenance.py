@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,32 @@ def test_an_sft_model_may_be_known_by_another_name(sft, helpful, harmless, copy_
 
 def test_main_is_the_revision_of_an_adapter_that_names_none(sft, helpful, harmless, copy_of, edit_config):
     check_same_base(list(map(load_adapter, [helpful, edit_config(copy_of(harmless), revision="main")])), sft)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_adapter_that_names_no_base_is_told_wherever_it_stands(sft, helpful, harmless, copy_of, edit_config, first):
+    policies = [edit_config(copy_of(helpful), base_model_name_or_path=None), harmless][:: 1 if first else -1]
+    with pytest.raises(ValueError, match=r"copy' does not say what it was trained on; .*say --sft_renamed"):
+        check_same_base(list(map(load_adapter, policies)), sft)
+
+
+def test_a_relative_base_is_found_from_any_folder(sft, helpful, harmless, copy_of, edit_config, tmp_path, monkeypatch):
+    """As a project's adapters name it, trained there; a folder of that name elsewhere is another one."""
+    base = copy_of(sft, "project/models/sft")
+    policies = [
+        edit_config(copy_of(policy, f"project/{policy.name}"), base_model_name_or_path="models/sft")
+        for policy in (helpful, harmless)
+    ]
+    adapters = list(map(load_adapter, policies))
+    monkeypatch.chdir(sft.parent)
+    check_same_base(adapters, base)
+    check_same_base([adapters[0], replace(adapters[1], base=str(base))], base)
+    with pytest.raises(ValueError, match=r"was trained on models/sft, but the SFT model given is"):
+        check_same_base(adapters, sft)
+    copy_of(sft, "elsewhere/models/sft")
+    monkeypatch.chdir(tmp_path / "elsewhere")  # what a name means from the current folder comes first
+    with pytest.raises(ValueError, match=r"was trained on models/sft, but the SFT model given is"):
+        check_same_base(adapters, base)
 
 
 def test_a_policy_that_is_given_twice_is_told(sft, helpful, harmless, copy_of, edit_config):
