@@ -28,6 +28,7 @@ _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _OF_PARTS = ("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers")
 _COMPARED = 1 << 20  # elements at once
 _TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
+_OF_MODELS = (*_TRUNK_PREFIXES, "backbone.", "lm_head.")  # how a language model's parameters begin
 _CONV1D_MODELS = ("gpt2", "openai-gpt")
 _CONV1D_PLACES = re.compile(r"(?:transformer\.)?h\.\d+\.")
 
@@ -248,9 +249,17 @@ class Checkpoint:
         Checkpoints that were saved from the trunk alone (GPT-2's on the Hub) lack the trunk's prefix; others have the
         names of another version of transformers, which knows them.
         """
-        stripped = [name.removeprefix(prefix) for prefix in _TRUNK_PREFIXES]
-        direct = next((candidate for candidate in [name, *stripped] if candidate in self.shapes), None)
-        return direct or self._read_as(lambda reading: reading.stored.get(reading.key(name)))
+        return self._direct(name) or self._read_as(lambda reading: reading.stored.get(reading.key(name)))
+
+    def calls_alike(self, names: Iterable[str]) -> bool:
+        """Whether files and model surely call these parameters alike: a language model alone, by its trunk's name.
+
+        Then transformers need not be asked, whose import takes longer than adapters take to merge.
+        """
+        parts = {key for key, part in self.config.items() if isinstance(part, Mapping) and key.endswith("_config")}
+        if parts - {"quantization_config"}:
+            return False
+        return all(name.startswith(_OF_MODELS) and self._direct(name) for name in names)
 
     def tied(self, name: str) -> str | None:
         """The name in the files of what a parameter that they do not hold is tied to, or None."""
@@ -281,6 +290,11 @@ class Checkpoint:
         layer = layer_of(name)
         behind = layer is not None and layer[1] >= self.num_layers([name])
         return behind or self.shapes[name] == () or reading.ignores(name)
+
+    def _direct(self, name: str) -> str | None:
+        """The name in the files that differs from a parameter's by the trunk's prefix at most, or None."""
+        stripped = [name.removeprefix(prefix) for prefix in _TRUNK_PREFIXES]
+        return next((candidate for candidate in [name, *stripped] if candidate in self.shapes), None)
 
     def _read_as(self, find: Callable[[ModelNames], _T | None]) -> _T | None:
         """What the first reading of the files finds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +166,22 @@ def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path, *, sft_r
 
 
 def with_names_of_one(policies: Sequence[Adapter | Checkpoint], sft: Checkpoint) -> list[Adapter | Checkpoint]:
-    """The policies, with one name for each module: versions of transformers, and classes, call it differently.
+    """The policies, the adapters with the names of one model: versions of transformers, and classes, differ in them.
 
-    Where adapters name one weight in two ways, all get the names of the model that transformers makes of the folder.
+    Names that transformers gives to the modules of some model that it makes of the folder stay; others become those of
+    the first. Where a policy adapts what is no module there (an expert of an older version, now a part of one
+    parameter), PEFT knows the older names, and policies that agree in them keep them all.
     """
-    names: dict[str, set[str]] = {}
-    for policy in policies:
-        for module in policy.modules if isinstance(policy, Adapter) else ():
-            weight = f"{module}.weight"
-            names.setdefault(sft.parameter(weight) or weight, set()).add(module)
-    if all(len(called) == 1 for called in names.values()):
+    adapters = [policy for policy in policies if isinstance(policy, Adapter)]
+    if sft.calls_alike(_weights(adapters)):
         return list(policies)
-    reading = next(iter(sft.readings))
-    return [renamed(policy, reading) if isinstance(policy, Adapter) else policy for policy in policies]
+    readings = list(sft.readings)
+    if not readings or any(_weights(adapters) <= reading.shapes.keys() for reading in readings):
+        return list(policies)
+    given = [renamed(policy, readings[0]) if isinstance(policy, Adapter) else policy for policy in policies]
+    known = _weights(one for one in given if isinstance(one, Adapter)) <= readings[0].shapes.keys()
+    agree = len({sft.parameter(weight) or weight for weight in _weights(adapters)}) == len(_weights(adapters))
+    return given if known or not agree else list(policies)
 
 
 def weights_sha256(folder: str | Path) -> str:
@@ -219,6 +222,10 @@ def called(model: str | Path) -> str:
         return on_hub
     is_path = text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1 or Path(text).exists()
     return Path(text).name or text if is_path else text
+
+
+def _weights(adapters: Iterable[Adapter]) -> set[str]:
+    return {f"{module}.weight" for adapter in adapters for module in adapter.modules}
 
 
 def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:
