@@ -10,6 +10,14 @@ from typing import Any
 # The values of vLLM's --max-lora-rank (MaxLoRARanks in vllm/config/lora.py, 0.14 to 0.32).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
+# The classes of transformers whose models vLLM serves, of those that `Checkpoint.loader` may name.
+SERVED = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+
+
+def loaded_by(record: Mapping[str, Any]) -> str:
+    """The class that loads what a merge wrote; older records are of causal language models, or do not know."""
+    return record.get("loaded_by", SERVED[0])
+
 
 def max_lora_rank(rank: int) -> int | None:
     """The smallest value of vLLM's `--max-lora-rank` that holds an adapter of this rank, None if none does.
@@ -59,7 +67,7 @@ def outcome_lines(record: Mapping[str, Any], folder: str) -> list[str]:
         lines.append(f"adapter of rank {record['rank']}")
     if "truncation" in record:
         lines.append(truncation_text(record["truncation"]))
-    if record["save"] == "adapter":
+    if record["save"] == "adapter" and loaded_by(record) in SERVED:
         lines.append(f"serve: {vllm_hint(record['sft_model'], folder, record['rank'])}")
     return [
         *lines,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from rlhf_lines.merge import MergeSpec, lines_scales, merge_policies
 from rlhf_lines.merge.inputs.adapter import load_adapter, renamed
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.model_names import CAUSAL_LM
+from rlhf_lines.merge.inputs.model_names import CAUSAL_LM, SEEING
 from rlhf_lines.merge.inputs.provenance import with_names_of_one
 from tests import tiny
 
@@ -230,8 +230,9 @@ def test_a_text_model_within_one_that_sees_is_read_by_its_own_names(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "sft")
     policy = tiny.save_adapter(base, tmp_path / "p", seed=1, target_modules=["q_proj"])
     spec = MergeSpec("linear", (0.5,), beta=1.0)
-    for save in ("adapter", "dense"):
-        merge_policies(tmp_path / "sft", [policy], spec, save=save, output_dir=tmp_path / save)
+    for save, loader in (("adapter", CAUSAL_LM), ("dense", SEEING)):
+        out = merge_policies(tmp_path / "sft", [policy], spec, save=save, output_dir=tmp_path / save)
+        assert json.loads((out / "merge_spec.json").read_text())["loaded_by"] == loader
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "sft"), tmp_path / "adapter")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     torch.testing.assert_close(logits(adapted), logits(read), rtol=1e-4, atol=1e-4)
