@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -26,6 +26,16 @@ def max_lora_rank(rank: int) -> int | None:
     16
     """
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """The ranks of several policies, as people say them.
+
+    >>> ranks_text([16, 4, 4]), ranks_text([8, 8])
+    ('ranks 4 to 16', 'rank 8')
+    """
+    low, high = min(ranks), max(ranks)
+    return f"rank {high}" if low == high else f"ranks {low} to {high}"
 
 
 def vllm_hint(sft_model: str, folder: str, rank: int) -> str:
