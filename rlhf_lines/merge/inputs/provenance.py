@@ -130,6 +130,11 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
     if unrecorded:
         which = f"polic{'ies' if len(unrecorded) > 1 else 'y'} {', '.join(unrecorded)}"
         warnings.insert(0, f"no SFT model is recorded of {which}: make sure that it was {str(sft.folder)!r}")
+    warnings += [
+        f"policy {str(_folder(policy))!r} is the SFT model: its residual is zero"
+        for policy in policies
+        if _is_sft(policy, sft)
+    ]
     return warnings + _copy_warnings([_folder(policy) for policy in policies])
 
 
@@ -350,6 +355,13 @@ def _is_meant_as_adapter(folder: str | Path) -> bool:
 
 def _folder(policy: Adapter | Checkpoint) -> Path:
     return Path(policy.path) if isinstance(policy, Adapter) else policy.folder
+
+
+def _is_sft(policy: Adapter | Checkpoint, sft: Checkpoint) -> bool:
+    """Whether a policy never left the SFT model: its files are the same, or one factor of each module is zero."""
+    if isinstance(policy, Checkpoint):
+        return _are_copies(policy.folder, sft.folder)
+    return not any(factors.A.any() and factors.B.any() for factors in policy.modules.values())
 
 
 def _copy_warnings(folders: Sequence[Path]) -> list[str]:
