@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from rlhf_lines.artifact import read_record
-from rlhf_lines.merge.output.summary import outcome_lines, truncation_text
+from rlhf_lines.merge.output.summary import outcome_lines, ranks_text, truncation_text
 from rlhf_lines.merge.rules import RULES
 from rlhf_lines.pareto.origin import policy_names, weights_text
 from rlhf_lines.pareto.schema import label
@@ -110,13 +110,16 @@ def _counted(count: int, what: str) -> str:
 
 def _basis(record: dict) -> list[str]:
     before, after = sum(policy["bytes"] for policy in record["policies"]), record["bytes"]
+    # Older records have the largest rank alone.
+    ranks = ranks_text([policy.get("rank", record["rank"]) for policy in record["policies"]])
     return [
-        f"{len(record['policies'])} policies of rank {record['rank']} in {record['components']} components: {after:,} "
-        f"bytes in place of {before:,} ({1 - after / before:.1%} saved)",
+        f"{len(record['policies'])} policies of {ranks} in {record['components']} components: {after:,} bytes in place "
+        f"of {before:,} ({1 - after / before:.1%} saved)",
         *(
             f"  {policy['path']} lost {policy['lost']:.1%} of its residual (relative L2)"
             for policy in record["policies"]
         ),
+        *(f"warning: {warning}" for warning in record["warnings"]),
     ]
 
 

@@ -16,7 +16,15 @@ from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, model_fingerprint, policy_fingerprint
 from rlhf_lines.merge.inputs.provenance import called, load_adapters, weights_sha256
-from rlhf_lines.merge.lora.basis import fit_basis, largest_rank, lost_by, most_components
+from rlhf_lines.merge.lora.basis import (
+    fit_basis,
+    largest_rank,
+    lost_by,
+    most_components,
+    numbers_of,
+    positions_of,
+)
+from rlhf_lines.merge.output.summary import ranks_text
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.tensor_file import TensorFile
 from rlhf_lines.models import local_folder
@@ -38,7 +46,9 @@ def run(run_config: RunConfig, config: BasisConfig, given: dict) -> Path:
     refuse_replacing(config.output_dir, [sft, *folders])
     adapters, warnings = load_adapters(folders, sft, sft_renamed=config.sft_renamed)
     dtype = DTYPES[config.dtype] if config.dtype else stored_dtype(folders)
-    components = components_of(config.components, len(adapters), largest_rank(adapters))
+    ranks = [largest_rank([adapter]) for adapter in adapters]
+    numbers, positions = sum(map(numbers_of, adapters)), positions_of(adapters)
+    components = components_of(config.components, ranks, numbers=numbers, positions=positions)
     basis = fit_basis(adapters, components, dtype=dtype)
     lost = lost_by(basis, adapters)
     with new_folder(config.output_dir, overwrite=run_config.overwrite) as folder:
@@ -47,8 +57,8 @@ def run(run_config: RunConfig, config: BasisConfig, given: dict) -> Path:
         after = (folder / BASIS_FILE).stat().st_size
         check_saves(components, dtype, after, sum(before))
         policies = [
-            {"path": name, "sha256": weights_sha256(path), "bytes": size, "lost": share}
-            for name, path, size, share in zip(config.policies, folders, before, lost, strict=True)
+            {"path": name, "sha256": weights_sha256(path), "bytes": size, "rank": rank, "lost": share}
+            for name, path, size, rank, share in zip(config.policies, folders, before, ranks, lost, strict=True)
         ]
         write_record(
             folder,
@@ -58,12 +68,12 @@ def run(run_config: RunConfig, config: BasisConfig, given: dict) -> Path:
             sft_sha256=checkpoint_sha256(sft),
             inputs_sha256=inputs(run_config, config),
             policies=policies,
-            rank=largest_rank(adapters),
+            rank=max(ranks),
             components=components,
             dtype=str(dtype).removeprefix("torch."),
             bytes=after,
             task_type=adapters[0].task_type,
-            warnings=warnings,
+            warnings=[*warnings, *_lost_warnings(config.policies, lost)],
         )
     return Path(config.output_dir)
 
@@ -102,24 +112,41 @@ def stored_dtype(folders: Sequence[Path]) -> torch.dtype:
     return widest
 
 
-def components_of(asked: int | None, count: int, rank: int) -> int:
-    """How many components are kept of so many policies, where that saves numbers.
+def components_of(asked: int | None, ranks: Sequence[int], *, numbers: int, positions: int) -> int:
+    """How many components are kept of policies of these ranks, where that saves numbers.
+
+    Args:
+        asked: None is as many as save.
+        ranks: the largest of any module, of every policy.
+        numbers: of all factors of the policies.
+        positions: rows of B and columns of A of every module that any of them adapts.
 
     Raises:
         ValueError: it does not.
     """
-    most = most_components(count, rank)
+    most = most_components(len(ranks), max(ranks), numbers, positions)
+    policies = f"{len(ranks)} policies of {ranks_text(ranks)}"
     if most == 0:
         raise ValueError(
-            f"{count} policies of rank {rank} take fewer numbers as they are than any basis of theirs: keep the "
-            "adapters, or give more policies"
+            f"{policies} take fewer numbers as they are than any basis of theirs: keep the adapters, or give more "
+            "policies"
         )
     if asked is not None and asked > most:
         raise ValueError(
-            f"components is {asked}, but {count} policies of rank {rank} take no more numbers as they are from "
-            f"{most + 1} on: give at most {most}"
+            f"components is {asked}, but {policies} take no more numbers as they are from {most + 1} on: give at most "
+            f"{most}"
         )
     return most if asked is None else asked
+
+
+def _lost_warnings(names: Sequence[str], lost: Sequence[float]) -> list[str]:
+    """A warning for each policy that comes out of the basis further from itself than the SFT model is."""
+    return [
+        f"policy {name!r} lost {share:.1%} of its residual, more than the SFT model in its place: keep its adapter, "
+        "and make the basis without it"
+        for name, share in zip(names, lost, strict=True)
+        if share > 1
+    ]
 
 
 def check_saves(components: int, dtype: torch.dtype, after: int, before: int) -> None:

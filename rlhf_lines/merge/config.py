@@ -111,7 +111,8 @@ class MergeConfig:
         },
     )
     dtype: str | None = field(
-        default=None, metadata={"help": "Of the written weights; that of the SFT model if not given."}
+        default=None,
+        metadata={"help": "Of the written weights; if not given that of the SFT model, and float32 of an adapter."},
     )
     max_shard_size: int | None = field(
         default=None,

@@ -11,6 +11,7 @@ import torch
 
 from rlhf_lines.artifact import versions
 from rlhf_lines.errors import unknown_name
+from rlhf_lines.merge.inputs.model_names import CAUSAL_LM
 from rlhf_lines.merge.lora.low_rank import not_linear
 from rlhf_lines.merge.lora.truncate import Truncation, check_rank
 from rlhf_lines.merge.rules import RULES, Rule
@@ -33,6 +34,7 @@ class Written:
         dtype: of the written weights.
         rank: of an adapter.
         truncation: what an adapter of that rank lost, None for an exact one.
+        loaded_by: the class of transformers that loads the model, or the one that the adapter is for.
     """
 
     alpha: float
@@ -40,6 +42,7 @@ class Written:
     dtype: str
     rank: int | None = None
     truncation: Truncation | None = None
+    loaded_by: str = CAUSAL_LM
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Merge:
             "max_shard_size": self.max_shard_size,
             "device": self.device,
             "sft_renamed": self.sft_renamed,
+            "loaded_by": written.loaded_by,
             "versions": versions(),
             "lost_residual": asdict(written.lost),
             "warnings": list(warnings),

@@ -62,6 +62,8 @@ _OTHER_PARTS = (
     r"(?:multi_modal|mm|modality)_\w+",
     r"\w*(?:connector|qformer|resampler|aligner|projector)\w*",
 )
+# In front of an encoder or a decoder, which is the model itself, and no part of that names.
+_WHOLE = rf"(?!(?:{'|'.join(_OTHER_PARTS)})\.)(?:\w+\.)?"
 
 FAMILIES = (
     Family(  # Llama, Mistral, Mixtral, Qwen2/3, Gemma 1-3, Phi, Phi-3, OLMo, Cohere, StableLM, Llava, Qwen-VL
@@ -89,7 +91,7 @@ FAMILIES = (
     ),
     Family(  # OPT, and the decoders of BART and Whisper
         "model.decoder.layers",
-        r"(?:\w+\.)?decoder\.",
+        rf"{_WHOLE}decoder\.",
         "layers",
         (
             *("embed_tokens", "embed_positions", "final_layer_norm", "project_in", "project_out"),
@@ -100,7 +102,7 @@ FAMILIES = (
     ),
     Family(  # the encoders of BART and Whisper
         "model.encoder.layers",
-        r"(?:\w+\.)?encoder\.",
+        rf"{_WHOLE}encoder\.",
         "layers",
         ("embed_tokens", "embed_positions", "layernorm_embedding", "final_layer_norm", "layer_norm", "conv1", "conv2"),
         ("lm_head", "proj_out"),

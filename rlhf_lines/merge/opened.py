@@ -154,7 +154,8 @@ class OpenMerge:
         """
         if self.merge.save == "dense":
             lost = self._as_dense().write(folder, dtype=self.merge.dtype, max_shard_size=self.merge.max_shard_size)
-            return Written(self.spec.alpha, lost, self.merge.dtype or _stored_dtype(self.sft))
+            dtype = self.merge.dtype or _stored_dtype(self.sft)
+            return Written(self.spec.alpha, lost, dtype, loaded_by=self.sft.loader())
         truncation = None
         if self.merge.rule.makes_adapter:
             factors = self._factors()
@@ -165,7 +166,8 @@ class OpenMerge:
         lost, dtype = write_adapter(folder, factors, self.adapters, self.sft, self.merge.sft_model, self.merge.dtype)
         # With the tokenizer the folder is all that a chat needs beside the SFT model.
         copy_files(self.sft.folder, folder, tokenizer_files(self.sft.folder))
-        return Written(self.spec.alpha, lost, dtype, next(iter(factors.values())).A.shape[0], truncation)
+        rank, loader = next(iter(factors.values())).A.shape[0], self.sft.loader([f"{name}.weight" for name in factors])
+        return Written(self.spec.alpha, lost, dtype, rank, truncation, loader)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter that a policy changes, with theta_SFT + LiNeS(tau_M), float32 or wider, one at a time.

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lines.artifact import check_place, new_folder, refuse_existing, refuse_replacing
+from rlhf_lines.merge.config import shard_size
 from rlhf_lines.merge.inputs.adapter import Adapter
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, weights_sha256
@@ -38,7 +39,7 @@ def merge_policies(
     rank: int | None = None,
     dtype: str | None = None,
     statistics: Sequence[str | Path] = (),
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     max_memory: int | None = None,
     device: str | torch.device = "cpu",
     sft_renamed: bool = False,
@@ -65,7 +66,7 @@ def merge_policies(
         dtype: float16, bfloat16, float32 or float64 of the written weights. None: for `dense` that of the SFT model,
             for `adapter` float32 or that of wider factors.
         statistics: K folders that `rlhf-lines fisher` or `rlhf-lines gram` made, for the rules of these names.
-        max_shard_size: bytes of a written weight file; None shards as the SFT model is.
+        max_shard_size: bytes of a written weight file, or a size such as 5GB; None shards as the SFT model is.
         max_memory: bytes that the work on one parameter may take, for rules that need whole ones; None is no bound.
         device: where the arithmetic on dense residuals is done.
         sft_renamed: the adapters were trained on this very SFT model under another name or revision, so that what they
@@ -81,7 +82,10 @@ def merge_policies(
         FileExistsError: `output_dir` exists and `overwrite` is False.
         OSError: the disk is full.
     """
-    merge = Merge(sft_model, policies, spec, save, rank, dtype, statistics, max_shard_size, device, sft_renamed)
+    if not isinstance(spec, MergeSpec):
+        raise ValueError(f"spec is {spec!r}, expected a MergeSpec, as MergeSpec.from_dict makes one of a mapping")
+    size = None if max_shard_size is None else shard_size(max_shard_size)
+    merge = Merge(sft_model, policies, spec, save, rank, dtype, statistics, size, device, sft_renamed)
     output = Path(output_dir)
     merge.check()
     check_output(merge, output, overwrite=overwrite)

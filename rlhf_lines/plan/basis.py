@@ -15,6 +15,7 @@ from rlhf_lines.merge.basis import BASIS_FILE, check_dtype, check_saves, compone
 from rlhf_lines.merge.basis_config import BasisConfig, RebuildConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, load_adapter
 from rlhf_lines.merge.lora.truncate import check_rank
+from rlhf_lines.merge.output.summary import ranks_text
 from rlhf_lines.merge.rebuild import basis_record, taken_policies
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.plan import memory
@@ -33,30 +34,31 @@ def plan_basis(configs: dict, given: dict, beside: Path | None, options: Options
     for policy, adapter in zip(config.policies, adapters, strict=True):
         if adapter.count is None:
             load_adapter(policy)  # which says what is missing
-    count, rank = len(adapters), max(adapter.rank for adapter in adapters)
-    components = components_of(config.components, count, rank)
+    ranks = [adapter.rank for adapter in adapters]
+    count, rank, positions = len(adapters), max(ranks), stacked(adapters, 1)
+    numbers = sum(adapter.count for adapter in adapters)
+    components = components_of(config.components, ranks, numbers=numbers, positions=positions)
     files = [Path(policy) / WEIGHTS_FILE for policy in config.policies]
     here = all(file.is_file() for file in files)
     stored = stored_dtype([file.parent for file in files]) if here else torch.float32
     dtype = DTYPES[config.dtype] if config.dtype else stored
-    positions = stacked(adapters, 1)
     written = positions * memory.basis_numbers(rank, count, components) * dtype.itemsize
     read = {str(file): file.stat().st_size for file in files} if here else {}
     if here:
         check_saves(components, dtype, written, sum(read.values()))
 
-    plan = Plan("basis", "cpu", sum(adapter.count for adapter in adapters), read=read)
+    plan = Plan("basis", "cpu", numbers, read=read)
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(config.policies, adapters, strict=True)]
     plan.work += [
-        ("components", f"{components}, of {count} policies of rank {rank}"),
+        ("components", f"{components}, of {count} policies of {ranks_text(ranks)}"),
         ("positions", f"{positions:,}, each of {memory.basis_numbers(rank, count, components):,} numbers"),
         ("written dtype", str(dtype).removeprefix("torch.")),
     ]
     widest = max((side for adapter in adapters for side in adapter.sides.values()), key=sum)
     held = {
         memory.LIBRARIES_PART: memory.MERGE_LIBRARIES["dense"],
-        "adapters": sum(adapter.count for adapter in adapters) * memory.FLOAT32,
+        "adapters": numbers * memory.FLOAT32,
         "basis": written,
     }
     rebuilt = {"one policy, rebuilt": positions * rank * memory.FLOAT64}

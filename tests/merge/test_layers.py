@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lines.merge.layers import is_embedding, layer_indices
+from rlhf_lines.merge.layers import is_embedding, layer_indices, layer_of
 
 
 FAMILIES = {
@@ -22,6 +22,10 @@ FAMILIES = {
         ],
     ),
     "qwen 2.5 vl": ("model.layers.{}.mlp.up_proj.weight", ["visual.blocks.1.attn.qkv.weight", "lm_head.weight"]),
+    "gemma 3": (
+        "language_model.model.layers.{}.mlp.up_proj.weight",
+        ["vision_tower.encoder.layers.1.self_attn.q_proj.weight", "audio_tower.encoder.layers.0.fc1.weight"],
+    ),
     "idefics 3": (
         "model.text_model.layers.{}.mlp.up_proj.weight",
         ["model.vision_model.encoder.layers.1.mlp.fc1.weight", "model.connector.modality_projection.proj.weight"],
@@ -96,6 +100,16 @@ def test_module_names_work_too():
 def test_names_that_cannot_be_placed_stop(names, num_layers, message):
     with pytest.raises(ValueError, match=message):
         layer_indices(names, num_layers=num_layers)
+
+
+def test_the_encoder_of_a_part_that_sees_is_not_the_model():
+    names = [f"vision_tower.encoder.layers.{i}.self_attn.q_proj.weight" for i in range(2)]
+    assert layer_indices(names, num_layers=3) == dict.fromkeys(names)
+    assert [layer_of(name) for name in (*names, "model.encoder.layers.1.fc1")] == [
+        None,
+        None,
+        ("model.encoder.layers.", 1),
+    ]
 
 
 def test_gaps_are_fine_when_the_number_of_layers_is_known():

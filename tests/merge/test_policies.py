@@ -381,3 +381,14 @@ def test_importing_the_package_loads_no_trainer():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_is_no_spec_is_one_sentence_and_a_size_may_be_a_text(sft, helpful, tmp_path):
+    for spec in ("linear", {"rule": "linear", "weights": [1.0]}):
+        with pytest.raises(ValueError, match=r"^spec is .*, expected a MergeSpec, as MergeSpec.from_dict makes"):
+            merge_policies(sft, [helpful], spec, save="dense", output_dir=tmp_path / "out")
+    spec, size = MergeSpec("linear", (1.0,)), {"max_shard_size": "5KB"}
+    out = merge_policies(sft, [helpful], spec, save="dense", output_dir=tmp_path / "out", **size)
+    assert json.loads((out / "merge_spec.json").read_text())["max_shard_size"] == 5000
+    with pytest.raises(ValueError, match="max_shard_size 'big' is not a size"):
+        merge_policies(sft, [helpful], spec, save="dense", output_dir=tmp_path / "o", max_shard_size="big")

@@ -62,7 +62,7 @@ def test_memory_by_hand(adapters):
     ("stage", "flags", "words"),
     [
         ("basis", ["--dtype", "int8"], "unknown dtype 'int8'"),
-        ("basis", ["--components", "9"], "components is 9, but 5 policies of rank 4"),
+        ("basis", ["--components", "9"], "components is 9, but 5 policies of ranks 2 to 4"),
         ("basis", ["--policies", "p0", "p1"], "2 policies of rank 4 take fewer numbers as they are"),
         ("basis", ["--dtype", "float64"], "takes"),
         ("basis", ["--policies", "p0", "p1", "sft"], "'sft'"),

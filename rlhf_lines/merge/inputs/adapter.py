@@ -137,11 +137,16 @@ def dense_residual(adapter: Adapter, module: str) -> Tensor:
 
 
 def renamed(adapter: Adapter, names: ModelNames) -> Adapter:
-    """The adapter with its modules as a model calls them; a name that the model does not know stays."""
+    """The adapter with its modules as a model calls them; a name that the model does not know stays.
+
+    So does that of a weight which is a part of another parameter there.
+    """
     modules = {}
     for module, factors in adapter.modules.items():
         key = names.key(f"{module}.weight")
-        modules[key.removesuffix(".weight") if key in names.shapes else module] = factors
+        shape = (factors.B.shape[0], factors.A.shape[1])
+        known = names.shapes.get(key) in (shape, shape[::-1])
+        modules[key.removesuffix(".weight") if known else module] = factors
     return replace(adapter, modules=modules)
 
 

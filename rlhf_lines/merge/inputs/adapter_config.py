@@ -66,7 +66,10 @@ _REFUSED = {
 }
 # Other initialisations change the base weights, so the difference to the SFT model is not s B A.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-WAY_OUT = "merge dense checkpoints of the policies instead (merge_and_unload in float32)"
+WAY_OUT = (
+    "merge dense checkpoints of the policies instead (merge_and_unload in float32; a rule's share of entries, such as "
+    "density, is then one of the whole model)"
+)
 
 
 def check_config(config: Mapping[str, Any], path: str | Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rlhf_lines.merge.inputs.model_names import ModelNames, Readings
+from rlhf_lines.merge.inputs.model_names import CAUSAL_LM, SEEING, TRANSLATOR, ModelNames, Readings
 from rlhf_lines.merge.layers import is_embedding, is_head, layer_of
 from rlhf_lines.merge.tensors.precision import DTYPES
 from rlhf_lines.merge.tensors.spans import cut
@@ -26,8 +26,10 @@ _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r".*-\d+-of-(\d+)\.safetensors")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _OF_PARTS = ("decoder_layers", "num_decoder_layers", "encoder_layers", "num_encoder_layers")
+_WRITERS = ("ForCausalLM", "LMHeadModel")  # the ends of classes that AutoModelForCausalLM makes
 _COMPARED = 1 << 20  # elements at once
 _TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
+_OF_MODELS = (*_TRUNK_PREFIXES, "backbone.", "lm_head.")  # how a language model's parameters begin
 _CONV1D_MODELS = ("gpt2", "openai-gpt")
 _CONV1D_PLACES = re.compile(r"(?:transformer\.)?h\.\d+\.")
 
@@ -242,15 +244,42 @@ class Checkpoint:
         """How transformers reads these files, for names that differ between files and model."""
         return Readings(self.folder, self.shapes)
 
+    def loader(self, weights: Collection[str] = ()) -> str:
+        """The class of transformers that loads the folder as the model with these parameters, by any as it was saved.
+
+        That is an `AutoModelFor...`, or else the class itself, as of a model that hears; `AutoModelForCausalLM` where
+        transformers does not know the model.
+        """
+        saved = next(iter(self.config.get("architectures") or ()), None)
+        if str(saved).endswith(_WRITERS) and self.calls_alike(weights):
+            return CAUSAL_LM
+        made = {loader: self.readings.loaded_by(loader) for loader in (SEEING, TRANSLATOR, CAUSAL_LM)}
+        made = {loader: reading for loader, reading in made.items() if reading is not None}
+        whole = self.readings.loaded_by(None)
+        if whole is not None and not whole.shapes.keys() >= set(weights):  # they may be of a text model within it
+            part = next((loader for loader, reading in made.items() if reading.shapes.keys() >= set(weights)), None)
+            if part is not None:
+                return part
+        same = next((loader for loader, reading in made.items() if saved in (None, reading.architecture)), None)
+        return same or (saved if whole is not None else CAUSAL_LM)
+
     def parameter(self, name: str) -> str | None:
         """The name under which the files hold a model's parameter, or None.
 
         Checkpoints that were saved from the trunk alone (GPT-2's on the Hub) lack the trunk's prefix; others have the
         names of another version of transformers, which knows them.
         """
-        stripped = [name.removeprefix(prefix) for prefix in _TRUNK_PREFIXES]
-        direct = next((candidate for candidate in [name, *stripped] if candidate in self.shapes), None)
-        return direct or self._read_as(lambda reading: reading.stored.get(reading.key(name)))
+        return self._direct(name) or self._read_as(lambda reading: reading.stored.get(reading.key(name)))
+
+    def calls_alike(self, names: Iterable[str]) -> bool:
+        """Whether files and model surely call these parameters alike: a language model alone, by its trunk's name.
+
+        Then transformers need not be asked, whose import takes longer than adapters take to merge.
+        """
+        parts = {key for key, part in self.config.items() if isinstance(part, Mapping) and key.endswith("_config")}
+        if parts - {"quantization_config"}:
+            return False
+        return all(name.startswith(_OF_MODELS) and self._direct(name) for name in names)
 
     def tied(self, name: str) -> str | None:
         """The name in the files of what a parameter that they do not hold is tied to, or None."""
@@ -281,6 +310,11 @@ class Checkpoint:
         layer = layer_of(name)
         behind = layer is not None and layer[1] >= self.num_layers([name])
         return behind or self.shapes[name] == () or reading.ignores(name)
+
+    def _direct(self, name: str) -> str | None:
+        """The name in the files that differs from a parameter's by the trunk's prefix at most, or None."""
+        stripped = [name.removeprefix(prefix) for prefix in _TRUNK_PREFIXES]
+        return next((candidate for candidate in [name, *stripped] if candidate in self.shapes), None)
 
     def _read_as(self, find: Callable[[ModelNames], _T | None]) -> _T | None:
         """What the first reading of the files finds."""

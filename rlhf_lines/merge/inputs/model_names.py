@@ -21,9 +21,9 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CAUSAL_LM = "AutoModelForCausalLM"
+CAUSAL_LM, SEEING, TRANSLATOR = "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM"
 # What a folder may be loaded as: as what it was saved, and as what adapters are trained on.
-_LOADERS = (CAUSAL_LM, "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM")
+_LOADERS = (CAUSAL_LM, SEEING, TRANSLATOR)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,11 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
     if unrecorded:
         which = f"polic{'ies' if len(unrecorded) > 1 else 'y'} {', '.join(unrecorded)}"
         warnings.insert(0, f"no SFT model is recorded of {which}: make sure that it was {str(sft.folder)!r}")
+    warnings += [
+        f"policy {str(_folder(policy))!r} is the SFT model: its residual is zero"
+        for policy in policies
+        if _is_sft(policy, sft)
+    ]
     return warnings + _copy_warnings([_folder(policy) for policy in policies])
 
 
@@ -166,24 +171,35 @@ def check_same_base(adapters: Sequence[Adapter], sft_model: str | Path, *, sft_r
 
 
 def with_names_of_one(policies: Sequence[Adapter | Checkpoint], sft: Checkpoint) -> list[Adapter | Checkpoint]:
-    """The policies, with one name for each module: versions of transformers, and classes, call it differently.
+    """The policies, the adapters with the names of one model: versions of transformers, and classes, differ in them.
 
-    Where adapters name one weight in two ways, all get the names of the model that transformers makes of the folder.
+    Names that transformers gives to the modules of some model that it makes of the folder stay; others become those of
+    the first. Where a policy adapts what is no module there (an expert of an older version, now a part of one
+    parameter), PEFT knows the older names, and policies that agree in them keep them all.
     """
-    names: dict[str, set[str]] = {}
-    for policy in policies:
-        for module in policy.modules if isinstance(policy, Adapter) else ():
-            weight = f"{module}.weight"
-            names.setdefault(sft.parameter(weight) or weight, set()).add(module)
-    if all(len(called) == 1 for called in names.values()):
+    adapters = [policy for policy in policies if isinstance(policy, Adapter)]
+    if sft.calls_alike(_weights(adapters)):
         return list(policies)
-    reading = next(iter(sft.readings))
-    return [renamed(policy, reading) if isinstance(policy, Adapter) else policy for policy in policies]
+    readings = list(sft.readings)
+    if not readings or any(_weights(adapters) <= reading.shapes.keys() for reading in readings):
+        return list(policies)
+    given = [renamed(policy, readings[0]) if isinstance(policy, Adapter) else policy for policy in policies]
+    known = _weights(one for one in given if isinstance(one, Adapter)) <= readings[0].shapes.keys()
+    agree = len({sft.parameter(weight) or weight for weight in _weights(adapters)}) == len(_weights(adapters))
+    return given if known or not agree else list(policies)
 
 
 def weights_sha256(folder: str | Path) -> str:
     """SHA-256 over the weights of an adapter or a checkpoint (that is `checkpoint_sha256`)."""
     return sha256_of([Path(folder) / WEIGHTS_FILE]) if is_adapter(folder) else checkpoint_sha256(folder)
+
+
+def folder_above(name: str, path: Path) -> Path | None:
+    """The folder of a relative name in the nearest of the folders above a path that has one, or None.
+
+    A project may move as a whole, and be used from any folder.
+    """
+    return next((above / name for above in path.resolve().parents if (above / name).is_dir()), None)
 
 
 def hub_id(folder: str | Path) -> str | None:
@@ -211,6 +227,10 @@ def called(model: str | Path) -> str:
         return on_hub
     is_path = text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1 or Path(text).exists()
     return Path(text).name or text if is_path else text
+
+
+def _weights(adapters: Iterable[Adapter]) -> set[str]:
+    return {f"{module}.weight" for adapter in adapters for module in adapter.modules}
 
 
 def _shape_problems(policy: Checkpoint, sft: Checkpoint) -> Iterator[str]:
@@ -289,22 +309,28 @@ def _check_path(adapter: Adapter, first: Adapter, sft_model: str | Path) -> None
         "residuals add up only on one base; if these are names of the same weights (a Hub id and its local copy, a "
         "folder that moved), say --sft_renamed"
     )
-    differs = _trained_on(adapter) != _trained_on(first)
-    if first.base is not None and differs:
+    if first.base is not None and not _have_one_base(adapter, first):
         raise ValueError(
             f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; {way_out} "
             f"(see {CONFIG_FILE})"
         )
-    if (adapter is first or first.base is None) and _identity(adapter.base) not in _names_of(sft_model):
+    if (adapter is first or first.base is None) and _bases_of(adapter).isdisjoint(_names_of(sft_model)):
         raise ValueError(
             f"adapter {adapter.path!r} was trained on {_shown(adapter)}, but the SFT model given is "
             f"{str(sft_model)!r}; {way_out} (see base_model_name_or_path in {CONFIG_FILE})"
         )
 
 
-def _trained_on(adapter: Adapter) -> tuple[str, str | None]:
-    """The base and its revision; `main` is the one that is fetched where none is named."""
-    return _identity(adapter.base), None if adapter.revision == "main" else adapter.revision
+def _have_one_base(one: Adapter, other: Adapter) -> bool:
+    """Whether two adapters name one base and revision; `main` is the one that is fetched where none is named."""
+    revisions = {None if adapter.revision == "main" else adapter.revision for adapter in (one, other)}
+    return len(revisions) == 1 and not _bases_of(one).isdisjoint(_bases_of(other))
+
+
+def _bases_of(adapter: Adapter) -> set[str]:
+    """What the base that an adapter names may be: the folder, also where its project has moved, or a Hub id."""
+    moved = None if Path(adapter.base).expanduser().exists() else folder_above(adapter.base, Path(adapter.path))
+    return {_identity(adapter.base), *([str(moved.resolve())] if moved else [])}
 
 
 def _identity(base: str | Path) -> str:
@@ -329,6 +355,13 @@ def _is_meant_as_adapter(folder: str | Path) -> bool:
 
 def _folder(policy: Adapter | Checkpoint) -> Path:
     return Path(policy.path) if isinstance(policy, Adapter) else policy.folder
+
+
+def _is_sft(policy: Adapter | Checkpoint, sft: Checkpoint) -> bool:
+    """Whether a policy never left the SFT model: its files are the same, or one factor of each module is zero."""
+    if isinstance(policy, Checkpoint):
+        return _are_copies(policy.folder, sft.folder)
+    return not any(factors.A.any() and factors.B.any() for factors in policy.modules.values())
 
 
 def _copy_warnings(folders: Sequence[Path]) -> list[str]:

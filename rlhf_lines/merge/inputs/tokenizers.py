@@ -104,9 +104,16 @@ def _check_vocabularies(policy: Path, sft: Path) -> None:
         f"{token!r} (id {_shown(theirs.get(token))} there, {_shown(ours.get(token))} here)"
         for token in differing[:_SHOWN]
     )
+    way_out = "merge only policies with the SFT model's tokenizer"
+    if ours.items() < theirs.items():  # whose weights may be of no use for them
+        way_out = (
+            "the policy only has tokens more: if nothing was trained for them, as for a padding token, remove the "
+            "tokenizer's files from its folder; else the SFT model needs them, too, before policies are trained"
+        )
+    count = f"{len(differing)} {'differs' if len(differing) == 1 else 'differ'}"
     raise ValueError(
         f"policy {str(policy)!r} has a vocabulary of {len(theirs)} tokens that is not the SFT model's of {len(ours)}: "
-        f"{len(differing)} differ, such as {shown}; merge only policies with the SFT model's tokenizer"
+        f"{count}, such as {shown}; {way_out}"
     )
 
 

@@ -89,13 +89,19 @@ class Basis:
         return cls(halves, policies)
 
 
-def most_components(policies: int, rank: int) -> int:
-    """The largest p that takes fewer numbers than the policies themselves: p (R + N) + R < R N at every position.
+def most_components(policies: int, rank: int, numbers: int, positions: int) -> int:
+    """The largest p that takes fewer numbers than the policies themselves: p (R + N) + R at every position.
 
-    >>> most_components(policies=8, rank=16), most_components(policies=2, rank=16)
+    >>> most_components(8, rank=16, numbers=8 * 16, positions=1), most_components(2, rank=16, numbers=32, positions=1)
     (4, 0)
+
+    Args:
+        policies: N.
+        rank: R, the largest of any module of theirs.
+        numbers: of all their factors.
+        positions: rows of B and columns of A of every module that any of them adapts.
     """
-    return max((rank * (policies - 1) - 1) // (rank + policies), 0)
+    return max(((numbers - 1) // positions - rank) // (rank + policies), 0)
 
 
 def fit_basis(adapters: Sequence[Adapter], components: int, *, dtype: torch.dtype = torch.float32) -> Basis:
@@ -143,6 +149,16 @@ def fit_basis(adapters: Sequence[Adapter], components: int, *, dtype: torch.dtyp
 def largest_rank(adapters: Sequence[Adapter]) -> int:
     """R: the largest rank of any module."""
     return max(factors.A.shape[0] for adapter in adapters for factors in adapter.modules.values())
+
+
+def numbers_of(adapter: Adapter) -> int:
+    """How many numbers the factors of an adapter hold."""
+    return sum(factors.A.numel() + factors.B.numel() for factors in adapter.modules.values())
+
+
+def positions_of(adapters: Sequence[Adapter]) -> int:
+    """The rows of B and columns of A of every module that any of the adapters has."""
+    return sum(map(sum, _shapes(adapters).values()))
 
 
 def lost_by(basis: Basis, adapters: Sequence[Adapter]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE, WEIGHTS_FILE, Adapter, Factors
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.model_names import CAUSAL_LM, SEEING, TRANSLATOR
 from rlhf_lines.merge.inputs.provenance import hub_id
 from rlhf_lines.merge.lora.low_rank import difference
 from rlhf_lines.merge.tensors.precision import DTYPES, LostResidual
@@ -30,7 +31,7 @@ def write_adapter(
     Args:
         folder: an existing folder.
         merged: module name to factors of scale 1 and one rank.
-        adapters: what they were merged from: the task type is theirs.
+        adapters: what they were merged from.
         sft: the SFT model.
         sft_model: its name in the adapter's config; a snapshot in the Hub's cache is named by its Hub id and revision,
             which other machines know too.
@@ -54,7 +55,7 @@ def write_adapter(
         tensors[f"base_model.model.{module}.lora_A.weight"] = entry.A.contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = entry.B.contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    settings = _settings(factors.A.shape[0], list(merged), adapters[0], sft, sft_model)
+    settings = _settings(factors.A.shape[0], list(merged), _task_type(merged, adapters, sft), sft, sft_model)
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     hashes = {adapter.sft_sha256 for adapter in adapters}
     if None not in hashes:
@@ -64,7 +65,7 @@ def write_adapter(
     return LostResidual(difference(merged, cast), None), written_dtype
 
 
-def _settings(rank: int, modules: list[str], adapter: Adapter, sft: Checkpoint, sft_model: str) -> dict:
+def _settings(rank: int, modules: list[str], task_type: str | None, sft: Checkpoint, sft_model: str) -> dict:
     """`adapter_config.json`: the settings of PEFT's `LoraConfig` that servers and converters read, old ones too.
 
     They are written by hand because PEFT takes many times as long to import as an adapter takes to merge.
@@ -72,7 +73,7 @@ def _settings(rank: int, modules: list[str], adapter: Adapter, sft: Checkpoint, 
     on_hub = hub_id(sft_model)
     return {
         "peft_type": "LORA",
-        "task_type": adapter.task_type or "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": on_hub or sft_model,
         "revision": Path(sft_model).name if on_hub else None,
         "r": rank,
@@ -89,6 +90,16 @@ def _settings(rank: int, modules: list[str], adapter: Adapter, sft: Checkpoint, 
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def _task_type(modules: Iterable[str], adapters: Sequence[Adapter], sft: Checkpoint) -> str | None:
+    """PEFT's name for what the model does; where it has none, as of a model that hears, what a policy says."""
+    loader = sft.loader([f"{module}.weight" for module in modules])
+    if loader in (CAUSAL_LM, SEEING):
+        return "CAUSAL_LM"
+    if loader == TRANSLATOR and sft.config.get("is_encoder_decoder"):
+        return "SEQ_2_SEQ_LM"
+    return next(filter(None, (adapter.task_type for adapter in adapters)), None)
 
 
 def _target_modules(modules: list[str], sft: Checkpoint) -> list[str]:

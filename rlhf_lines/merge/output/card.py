@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from rlhf_lines.merge.inputs.model_names import CAUSAL_LM, SEEING
 from rlhf_lines.merge.inputs.provenance import called, hub_id
-from rlhf_lines.merge.output.summary import loss_text, max_lora_rank, truncation_text, vllm_hint
+from rlhf_lines.merge.output.summary import SERVED, loaded_by, loss_text, max_lora_rank, truncation_text, vllm_hint
 from rlhf_lines.merge.rules import RULES, profile_of
 from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.merge.schedules import SCHEDULES
@@ -65,7 +66,7 @@ supervised (SFT) model:
 
 ## Load
 
-{_load_adapter(record) if adapter else _LOAD_DENSE}
+{_load(record)}
 ## Repeat
 
 `merge_spec.json` holds the same facts for programs; this writes the same weights again, and refuses inputs whose
@@ -103,17 +104,23 @@ def _header(record: Mapping[str, Any]) -> str:
     content = {
         **({"base_model": on_hub, "base_model_relation": "merge"} if on_hub else {}),
         "library_name": "peft" if record["save"] == "adapter" else "transformers",
-        "pipeline_tag": "text-generation",
+        **_PIPELINES.get(loaded_by(record), {}),
         "tags": ["merge", "rlhf-lines"],
     }
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def _load_adapter(record: Mapping[str, Any]) -> str:
+def _load(record: Mapping[str, Any]) -> str:
+    """How to load the model or the adapter, and how to serve it where vLLM does."""
+    loader, is_adapter = loaded_by(record), record["save"] == "adapter"
+    adapters_of = _LOAD_TEXT_ADAPTER if loader == CAUSAL_LM else _LOAD_ADAPTER
+    text = (adapters_of if is_adapter else _LOAD_DENSE).format(loader=loader)
+    if loader not in SERVED:
+        return text
+    if not is_adapter:
+        return f"{text}\n```bash\nvllm serve path/to/this/folder\n```\n"
     serve = vllm_hint("path/to/the/sft/model", "path/to/this/folder", record["rank"])
-    if max_lora_rank(record["rank"]) is None:
-        return f"{_LOAD_ADAPTER}\n{serve}\n"
-    return f"{_LOAD_ADAPTER}\n```bash\n{serve}\n```\n"
+    return f"{text}\n{serve}\n" if max_lora_rank(record["rank"]) is None else f"{text}\n```bash\n{serve}\n```\n"
 
 
 def _formula(spec: Mapping[str, Any]) -> str:
@@ -127,20 +134,27 @@ def _factor(schedule: str) -> str:
     return "alpha + beta " + SCHEDULES[schedule].formula.replace("d", "(l-1)/(L-1)")
 
 
-_LOAD_ADAPTER = """```python
+_PIPELINES = {CAUSAL_LM: {"pipeline_tag": "text-generation"}, SEEING: {"pipeline_tag": "image-text-to-text"}}
+
+_LOAD_TEXT_ADAPTER = """```python
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
 """
 
-_LOAD_DENSE = """```python
-from transformers import AutoModelForCausalLM
+_LOAD_ADAPTER = """```python
+from peft import PeftModel
+from transformers import {loader}
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+model = {loader}.from_pretrained("path/to/the/sft/model")
+model = PeftModel.from_pretrained(model, "path/to/this/folder")
 ```
+"""
 
-```bash
-vllm serve path/to/this/folder
+_LOAD_DENSE = """```python
+from transformers import {loader}
+
+model = {loader}.from_pretrained("path/to/this/folder")
 ```
 """

@@ -11,7 +11,7 @@ from rlhf_lines.artifact import versions
 from rlhf_lines.errors import Problems
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
-from rlhf_lines.merge.inputs.provenance import weights_sha256
+from rlhf_lines.merge.inputs.provenance import folder_above, weights_sha256
 from rlhf_lines.merge.inputs.statistics_files import statistics_path, statistics_sha256
 from rlhf_lines.merge.job import FORMAT, Merge
 from rlhf_lines.merge.rules import RULES
@@ -167,6 +167,5 @@ def _version_warnings(before: Mapping[str, str], path: str | Path) -> list[str]:
 def _find(name: str, path: Path) -> str:
     if Path(name).is_absolute() or Path(name).exists():
         return name
-    above = path.resolve().parents
     # Found nowhere, it is named as it was. With ./ in front, a folder that is gone is not taken for a model on the Hub.
-    return next((str(folder / name) for folder in above if (folder / name).is_dir()), f"./{name}")
+    return str(folder_above(name, path) or f"./{name}")

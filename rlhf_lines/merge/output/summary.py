@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 # The values of vLLM's --max-lora-rank (MaxLoRARanks in vllm/config/lora.py, 0.14 to 0.32).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+# The classes of transformers whose models vLLM serves, of those that `Checkpoint.loader` may name.
+SERVED = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+
+
+def loaded_by(record: Mapping[str, Any]) -> str:
+    """The class that loads what a merge wrote; older records are of causal language models, or do not know."""
+    return record.get("loaded_by", SERVED[0])
 
 
 def max_lora_rank(rank: int) -> int | None:
@@ -18,6 +26,16 @@ def max_lora_rank(rank: int) -> int | None:
     16
     """
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """The ranks of several policies, as people say them.
+
+    >>> ranks_text([16, 4, 4]), ranks_text([8, 8])
+    ('ranks 4 to 16', 'rank 8')
+    """
+    low, high = min(ranks), max(ranks)
+    return f"rank {high}" if low == high else f"ranks {low} to {high}"
 
 
 def vllm_hint(sft_model: str, folder: str, rank: int) -> str:
@@ -59,7 +77,7 @@ def outcome_lines(record: Mapping[str, Any], folder: str) -> list[str]:
         lines.append(f"adapter of rank {record['rank']}")
     if "truncation" in record:
         lines.append(truncation_text(record["truncation"]))
-    if record["save"] == "adapter":
+    if record["save"] == "adapter" and loaded_by(record) in SERVED:
         lines.append(f"serve: {vllm_hint(record['sft_model'], folder, record['rank'])}")
     return [
         *lines,

@@ -201,6 +201,8 @@ def merge_residuals(
     """
     from rlhf_lines.merge.tensors.residuals import residuals_in_memory
 
+    if isinstance(residuals, Mapping):
+        raise ValueError("residuals is one mapping, expected a list with one mapping per policy")
     held = replace(residuals_in_memory(residuals, sft=sft, statistics=statistics), transposed=frozenset(transposed))
     merged = merge_lazily(held, rule, weights=weights, **options)
     return {name: merged.tensor(name) for name in merged.residuals.shapes}

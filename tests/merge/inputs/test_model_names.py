@@ -11,9 +11,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from rlhf_lines.merge import MergeSpec, lines_scales, merge_policies
-from rlhf_lines.merge.inputs.adapter import load_adapter
+from rlhf_lines.merge.inputs.adapter import load_adapter, renamed
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
-from rlhf_lines.merge.inputs.model_names import CAUSAL_LM
+from rlhf_lines.merge.inputs.model_names import CAUSAL_LM, SEEING
+from rlhf_lines.merge.inputs.provenance import with_names_of_one
 from tests import tiny
 
 
@@ -103,24 +104,105 @@ def test_a_model_with_eyes_is_merged_under_the_names_of_its_files(seeing, tmp_pa
     assert_close(dict(adapted.merge_and_unload().named_parameters()), expected)
 
 
-def test_adapters_of_either_naming_are_one(seeing, tmp_path):
-    """An adapter that transformers 4 saved has the names that the files have."""
-    model, sft, adapters = seeing
+def as_in_files(adapter, model, sft, folder):
+    """A copy of an adapter as transformers 4 saved it: with the names that the files have."""
     with Checkpoint(sft) as checkpoint:
         names = {key: checkpoint.parameter(key) for key, _ in model.named_parameters()}
-    old = shutil.copytree(adapters[0], tmp_path / "old")
+    old = shutil.copytree(adapter, folder)
     path, prefix = old / "adapter_model.safetensors", "base_model.model."
     renamed = {}
     for key, tensor in load_file(path).items():
         module, _, factor = key.removeprefix(prefix).partition(".lora_")
         renamed[f"{prefix}{names[f'{module}.weight'].removesuffix('.weight')}.lora_{factor}"] = tensor
     save_file(renamed, path)
+    return old
+
+
+@pytest.mark.parametrize("older", [(True, False), (True, True)], ids=["one", "both"])
+def test_adapters_of_either_naming_are_one(seeing, tmp_path, older):
+    """Also where all have the older names, which the model that is loaded has not."""
+    model, sft, adapters = seeing
+    given = [
+        as_in_files(adapter, model, sft, tmp_path / adapter.name) if old else adapter
+        for adapter, old in zip(adapters, older, strict=True)
+    ]
     outs = [
-        merge_policies(sft, [first, adapters[1]], SPEC, save="adapter", output_dir=tmp_path / name)
-        for name, first in (("a", adapters[0]), ("b", old))
+        merge_policies(sft, policies, SPEC, save="adapter", output_dir=tmp_path / name)
+        for name, policies in (("a", adapters), ("b", given))
     ]
     one, other = (load_file(out / "adapter_model.safetensors") for out in outs)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert {key.partition(".lora_")[0] for key in other} <= {
+        f"base_model.model.{name}" for name, _ in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2, gemma3], ids=lambda make: make.__name__)
+def test_adapters_of_a_trunk_get_the_names_of_the_model(tmp_path, make):
+    """AutoModel makes the model without its head: what it calls `layers.0` is `model.layers.0` of the whole one."""
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    whole = tiny.widened(make() if make is gemma3 else make(vocab_size=16))
+    whole.save_pretrained(tmp_path / "sft")
+    targets = ["c_attn"] if make is tiny.gpt2 else ["q_proj", "v_proj"]
+    policies = []
+    for seed in (1, 2):
+        trunk = AutoModel.from_pretrained(tmp_path / "sft")
+        folder = tmp_path / f"p{seed}"
+        policies.append(tiny.save_adapter(trunk, folder, seed=seed, target_modules=targets, task_type=None))
+    dense, adapter = (
+        merge_policies(tmp_path / "sft", policies, SPEC, save=save, output_dir=tmp_path / save)
+        for save in ("dense", "adapter")
+    )
+    load = type(whole).from_pretrained
+    found, expected = logits(PeftModel.from_pretrained(load(tmp_path / "sft"), adapter)), logits(load(dense))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - logits(load(tmp_path / "sft"))).abs().max() > 0.1
+
+
+def test_experts_of_an_older_version_keep_their_names(tmp_path):
+    """They are parts of one parameter now; PEFT reads an adapter with all of the older names."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(**TEXT, num_local_experts=2, num_experts_per_tok=1)).save_pretrained(
+        tmp_path / "sft"
+    )
+    policy = tmp_path / "policy"
+    base = MixtralForCausalLM.from_pretrained(tmp_path / "sft")
+    tiny.save_adapter(base, policy, seed=1, target_modules=["q_proj"])
+    older = {
+        f"base_model.model.model.layers.0.block_sparse_moe.experts.{expert}.{name}.lora_{half}.weight": torch.randn(
+            shape
+        )
+        for expert in range(2)
+        for name in ("w1", "w3")
+        for half, shape in (("A", (4, 16)), ("B", (24, 4)))
+    }
+    path = policy / "adapter_model.safetensors"
+    save_file(load_file(path) | older, path)
+    with Checkpoint(tmp_path / "sft") as checkpoint:
+        (kept,) = with_names_of_one([load_adapter(policy)], checkpoint)
+        assert kept.modules.keys() == load_adapter(policy).modules.keys()
+        reading = next(iter(checkpoint.readings))
+        assert renamed(load_adapter(policy), reading).modules.keys() >= {
+            f"model.layers.0.block_sparse_moe.experts.{expert}.{name}" for expert in range(2) for name in ("w1", "w3")
+        }
+
+
+def test_what_sees_lies_outside_the_layers_for_adapter_and_dense(seeing, tmp_path):
+    """Its own layers are none of the language model's, whatever files and modules call them."""
+    model, sft, _ = seeing
+    base, modules = type(model).from_pretrained(sft), r".*(vision_tower|visual).*attn\.(q_proj|v_proj|qkv)"
+    policy = tiny.save_adapter(base, tmp_path / "policy", seed=3, target_modules=modules)
+    spec = MergeSpec("linear", (0.7,), alpha=0.5, beta=1.0)
+    expected = merged_by_hand(model, [policy], MergeSpec("linear", (0.35,)))
+    for save in ("adapter", "dense"):
+        out = merge_policies(sft, [policy], spec, save=save, output_dir=tmp_path / save)
+        read = type(model).from_pretrained(out if save == "dense" else sft)
+        read = read if save == "dense" else PeftModel.from_pretrained(read, out).merge_and_unload()
+        assert_close(dict(read.named_parameters()), expected)
 
 
 def test_dense_policies_of_either_naming_are_one(seeing, tmp_path):
@@ -148,8 +230,9 @@ def test_a_text_model_within_one_that_sees_is_read_by_its_own_names(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "sft")
     policy = tiny.save_adapter(base, tmp_path / "p", seed=1, target_modules=["q_proj"])
     spec = MergeSpec("linear", (0.5,), beta=1.0)
-    for save in ("adapter", "dense"):
-        merge_policies(tmp_path / "sft", [policy], spec, save=save, output_dir=tmp_path / save)
+    for save, loader in (("adapter", CAUSAL_LM), ("dense", SEEING)):
+        out = merge_policies(tmp_path / "sft", [policy], spec, save=save, output_dir=tmp_path / save)
+        assert json.loads((out / "merge_spec.json").read_text())["loaded_by"] == loader
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "sft"), tmp_path / "adapter")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     torch.testing.assert_close(logits(adapted), logits(read), rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_an_adapter_that_names_its_sft_model_is_known(sft, helpful):
 
 def test_checkpoints_without_a_record_are_told_in_one_line_that_says_what_to_do(sft, helpful, copy_of):
     dense = [copy_of(sft, name) for name in ("one", "two")]
-    warning, copies = warnings_of(sft, helpful, *dense)
+    warning, *unmoved, copies = warnings_of(sft, helpful, *dense)
+    assert unmoved == [f"policy {str(folder)!r} is the SFT model: its residual is zero" for folder in dense]
     assert warning == (
         f"no SFT model is recorded of policies {str(dense[0])!r}, {str(dense[1])!r}: make sure that it was {str(sft)!r}"
     )
@@ -80,7 +82,7 @@ def test_one_wrong_hash_among_adapters_is_refused(sft, helpful, harmless, copy_o
 
 
 def test_a_checkpoint_without_a_record_is_warned_of(sft, copy_of):
-    (warning,) = warnings_of(sft, copy_of(sft))
+    warning, _ = warnings_of(sft, copy_of(sft))
     assert warning.startswith("no SFT model is recorded of policy ")
 
 
@@ -88,7 +90,7 @@ def test_a_checkpoint_without_a_record_is_warned_of(sft, copy_of):
 def test_the_record_of_a_checkpoint_decides(sft, copy_of, file):
     policy = copy_of(sft)
     edit(policy / file, sft_sha256=checkpoint_sha256(sft))
-    assert warnings_of(sft, policy) == []
+    assert warnings_of(sft, policy) == [f"policy {str(policy)!r} is the SFT model: its residual is zero"]
     edit(policy / file, sft_sha256="0" * 64)
     with pytest.raises(ValueError, match=rf"trained on SFT weights 000000000000, but .*see sft_sha256 in {file}"):
         warnings_of(sft, policy)
@@ -141,6 +143,32 @@ def test_main_is_the_revision_of_an_adapter_that_names_none(sft, helpful, harmle
     check_same_base(list(map(load_adapter, [helpful, edit_config(copy_of(harmless), revision="main")])), sft)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_an_adapter_that_names_no_base_is_told_wherever_it_stands(sft, helpful, harmless, copy_of, edit_config, first):
+    policies = [edit_config(copy_of(helpful), base_model_name_or_path=None), harmless][:: 1 if first else -1]
+    with pytest.raises(ValueError, match=r"copy' does not say what it was trained on; .*say --sft_renamed"):
+        check_same_base(list(map(load_adapter, policies)), sft)
+
+
+def test_a_relative_base_is_found_from_any_folder(sft, helpful, harmless, copy_of, edit_config, tmp_path, monkeypatch):
+    """As a project's adapters name it, trained there; a folder of that name elsewhere is another one."""
+    base = copy_of(sft, "project/models/sft")
+    policies = [
+        edit_config(copy_of(policy, f"project/{policy.name}"), base_model_name_or_path="models/sft")
+        for policy in (helpful, harmless)
+    ]
+    adapters = list(map(load_adapter, policies))
+    monkeypatch.chdir(sft.parent)
+    check_same_base(adapters, base)
+    check_same_base([adapters[0], replace(adapters[1], base=str(base))], base)
+    with pytest.raises(ValueError, match=r"was trained on models/sft, but the SFT model given is"):
+        check_same_base(adapters, sft)
+    copy_of(sft, "elsewhere/models/sft")
+    monkeypatch.chdir(tmp_path / "elsewhere")  # what a name means from the current folder comes first
+    with pytest.raises(ValueError, match=r"was trained on models/sft, but the SFT model given is"):
+        check_same_base(adapters, base)
+
+
 def test_a_policy_that_is_given_twice_is_told(sft, helpful, harmless, copy_of, edit_config):
     def told(*policies):
         return [warning for warning in warnings_of(sft, *policies) if "gets both weights" in warning]
@@ -152,6 +180,22 @@ def test_a_policy_that_is_given_twice_is_told(sft, helpful, harmless, copy_of, e
     assert f"{str(copy)!r} is a copy of {str(helpful)!r}" in warning
     assert told(helpful, edit_config(copy, lora_alpha=9)) == []
     assert len(told(dense, copy_of(dense, "again"), dense)) == 2
+
+
+@pytest.mark.parametrize("half", "AB")
+def test_an_adapter_that_was_not_trained_is_told(sft, helpful, copy_of, edit_weights, half):
+    """As PEFT makes it, B is zero; an adapter with a single module that moved is a policy."""
+
+    def zeroed(tensors, but=()):
+        return {
+            name: tensor * 0 if f"lora_{half}" in name and name not in but else tensor
+            for name, tensor in tensors.items()
+        }
+
+    policy = edit_weights(copy_of(helpful), zeroed)
+    assert warnings_of(sft, helpful, policy) == [f"policy {str(policy)!r} is the SFT model: its residual is zero"]
+    one = next(name for name in load_file(helpful / "adapter_model.safetensors") if f"lora_{half}" in name)
+    assert warnings_of(sft, edit_weights(copy_of(helpful, "moved"), lambda tensors: zeroed(tensors, [one]))) == []
 
 
 def test_the_folder_above_named_adapters_says_so(sft, helpful, copy_of, tmp_path):
@@ -193,7 +237,7 @@ def test_names_and_shapes_are_counted(sft, copy_of):
 def test_settings_that_change_no_shape_are_a_warning(sft, copy_of):
     policy = copy_of(sft)
     edit(policy / "config.json", rms_norm_eps=0.5, transformers_version="4.0", new_key=1)
-    _, warning = sorted(warnings_of(sft, policy))
+    _, warning, _ = sorted(warnings_of(sft, policy))
     assert "rms_norm_eps 0.5 (the SFT model 1e-06) in config.json" in warning
     assert "transformers_version" not in warning and "new_key" not in warning
 
@@ -231,7 +275,11 @@ def test_equal_vocabularies_need_not_be_equal_files(tmp_path):
     ("vocab", "added", "words"),
     [
         ({"a": 0, "b": 2, "c": 1}, [], r"2 differ, such as 'b' \(id 2 there, 1 here\), 'c' \(id 1 there, 2 here\)"),
-        (VOCABULARY, [{"id": 3, "content": "<pad>"}], r"of 4 tokens .* of 3: 1 differ, .*'<pad>' \(id 3 there, none"),
+        (
+            VOCABULARY,
+            [{"id": 3, "content": "<pad>"}],
+            r"of 4 tokens .* of 3: 1 differs, .*'<pad>' \(id 3 there, none here\); .*remove the tokenizer's files from",
+        ),
     ],
 )
 def test_another_vocabulary_is_refused(tmp_path, vocab, added, words):

@@ -105,9 +105,28 @@ def test_policies_on_a_line_are_kept_by_one_component():
 @pytest.mark.parametrize("count", range(2, 9))
 @pytest.mark.parametrize("rank", [2, 4, 16])
 def test_the_most_components_are_the_last_that_save_numbers(count, rank):
-    most = most_components(count, rank)
+    most = most_components(count, rank, numbers=rank * count * 30, positions=30)
     assert most * (rank + count) + rank < rank * count or most == 0
     assert (most + 1) * (rank + count) + rank >= rank * count
+
+
+def test_numbers_are_those_of_the_policies_as_they_are(five, sft, save_adapter, capsys):
+    """Eight policies of ranks 16, 4 .. 4 have 44 numbers at a position: one component takes 1 (16 + 8) + 16 = 40."""
+    names = [f"q{k}" for k in range(8)]
+    for k, name in enumerate(names):
+        save_adapter(sft, Path(name), seed=k, r=4 if k else 16)
+    flags = ["basis", "--sft_model", "sft", "--policies", *names, "--output_dir", "kept"]
+    assert cli.main([*flags, "--components", "2"]) == 2
+    assert "8 policies of ranks 4 to 16 take no more numbers as they are from 2 on" in capsys.readouterr().err
+    assert cli.main(flags) == 0
+    out, record = capsys.readouterr().out, json.loads(Path("kept/rlhf_lines.json").read_text())
+    assert record["components"] == 1 and [policy["rank"] for policy in record["policies"]] == [16] + 7 * [4]
+    assert "8 policies of ranks 4 to 16 in 1 components" in out
+    lost = {policy["path"]: policy["lost"] for policy in record["policies"]}
+    worse = [name for name in names if lost[name] > 1]
+    assert worse == ["q0"]  # of which the SFT model alone would keep more
+    (warning,) = record["warnings"]
+    assert warning.startswith(f"policy 'q0' lost {lost['q0']:.1%} of its residual") and warning in out
 
 
 def test_tensors_give_back_the_basis():

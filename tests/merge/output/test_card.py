@@ -6,12 +6,14 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from rlhf_lines.merge import MergeSpec, merge_policies
 from rlhf_lines.merge.output.card import model_card
-from rlhf_lines.merge.output.summary import vllm_hint
+from rlhf_lines.merge.output.summary import outcome_lines, vllm_hint
 from rlhf_lines.merge.rules import RULES
+from tests import tiny
 from tests.merge.rules.cases import options_needed
 
 
@@ -100,3 +102,89 @@ def test_a_checkpoint_has_another_library(sft, helpful, tmp_path):
     policy = shutil.copytree(helpful, tmp_path / "policy")
     out = merge_policies(sft, [policy], MergeSpec("linear", (1,)), save="dense", output_dir=tmp_path / "out")
     assert header((out / "README.md").read_text())["library_name"] == "transformers"
+
+
+def t5():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_heads": 2, "num_layers": 2, "vocab_size": 16}
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+
+
+def whisper():
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 16, "num_mel_bins": 4}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    places = {"max_source_positions": 8, "max_target_positions": 8}
+    return WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads, **tokens, **places))
+
+
+def gemma3():
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 16, "num_key_value_heads": 1, "head_dim": 4}
+    eye = {**sizes, "image_size": 8, "patch_size": 4}
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=eye, mm_tokens_per_image=4))
+
+
+@pytest.mark.parametrize(
+    ("make", "loader", "pipeline", "task_type"),
+    [
+        (tiny.llama, "AutoModelForCausalLM", "text-generation", "CAUSAL_LM"),
+        (gemma3, "AutoModelForImageTextToText", "image-text-to-text", "CAUSAL_LM"),
+        (t5, "AutoModelForSeq2SeqLM", None, "SEQ_2_SEQ_LM"),
+        (whisper, "WhisperForConditionalGeneration", None, None),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_a_card_says_of_loading_is_what_loads(tmp_path, make, loader, pipeline, task_type):
+    """Whatever the policies say of their task, which is often nothing."""
+    model = make()
+    model.save_pretrained(tmp_path / "sft")
+    targets = ["q", "v"] if make is t5 else r".*(layers|decoder).*\.(q_proj|v_proj)"
+    policies = []
+    for seed in range(2):
+        base = type(model).from_pretrained(tmp_path / "sft")
+        folder = tmp_path / f"p{seed}"
+        policies.append(tiny.save_adapter(base, folder, seed=seed, target_modules=targets, task_type=None))
+    loaded = {}
+    for save in ("adapter", "dense"):
+        out = merge_policies(tmp_path / "sft", policies, SPEC, save=save, output_dir=tmp_path / save)
+        card = (out / "README.md").read_text()
+        assert json.loads((out / "merge_spec.json").read_text())["loaded_by"] == loader
+        assert header(card).get("pipeline_tag") == pipeline and ("vllm serve" in card) == (pipeline is not None)
+        code = card.partition("```python\n")[2].partition("```")[0]
+        code = code.replace("path/to/this/folder", str(out)).replace("path/to/the/sft/model", str(tmp_path / "sft"))
+        names = {}
+        exec(code, names)
+        loaded[save] = names["model"]
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["task_type"] == task_type
+    adapted = dict(loaded["adapter"].merge_and_unload().named_parameters())
+    assert adapted.keys() == dict(loaded["dense"].named_parameters()).keys()
+    for name, tensor in loaded["dense"].named_parameters():
+        torch.testing.assert_close(adapted[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    changed = dict(type(model).from_pretrained(tmp_path / "sft").named_parameters())
+    assert any(not torch.equal(adapted[name], tensor) for name, tensor in changed.items())
+
+
+def test_the_task_of_a_model_that_hears_is_that_of_a_policy(tmp_path):
+    whisper().save_pretrained(tmp_path / "sft")
+    policies = []
+    for seed, task_type in enumerate((None, "SEQ_2_SEQ_LM")):
+        base = type(whisper()).from_pretrained(tmp_path / "sft")
+        folder = tmp_path / f"p{seed}"
+        modules = r".*decoder.*\.q_proj"
+        policies.append(tiny.save_adapter(base, folder, seed=seed, target_modules=modules, task_type=task_type))
+    out = merge_policies(tmp_path / "sft", policies, SPEC, save="adapter", output_dir=tmp_path / "out")
+    assert json.loads((out / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+
+
+def test_what_vllm_does_not_serve_has_no_command(record):
+    heard = {**record, "loaded_by": "WhisperForConditionalGeneration"}
+    assert any(line.startswith("serve: vllm serve") for line in outcome_lines(record, "out"))
+    assert not any("vllm" in line for line in outcome_lines(heard, "out"))
+    older = {key: value for key, value in record.items() if key != "loaded_by"}
+    assert model_card(older) == model_card(record) and outcome_lines(older, "o") == outcome_lines(record, "o")

@@ -88,7 +88,11 @@ def test_the_device_is_repeated_unless_a_flag_names_another(project, capsys):
     assert contents("second")["model.safetensors"] == contents("first")["model.safetensors"]
 
 
-def test_a_project_that_moved_as_a_whole_finds_its_inputs(project, tmp_path, monkeypatch):
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_project_that_moved_as_a_whole_finds_its_inputs(project, tmp_path, monkeypatch, hashed):
+    """Also where adapters know their SFT model by a relative name alone, as those of TRL do."""
+    for policy in () if hashed else ("helpful", "harmless"):
+        Path(f"models/{policy}/rlhf_lines.json").unlink()
     first = contents(merge("dense", "runs/first"))
     project.rename(tmp_path / "renamed")
     monkeypatch.chdir(tmp_path)
