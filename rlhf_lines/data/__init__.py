@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_lines.data import chat, docstring_sentences, docstrings, files, hh_rlhf, left_out, news, templates, tldr
@@ -107,7 +107,11 @@ def load(
         raise ValueError(f"dataset {dataset_name} has no {kind} in its {split} split{unless}{way_out}")
     if tokenizer is not None:
         rows = _with_one_bos(rows, tokenizer, source)
+    if kind == "preferences":
+        _tell_equal_replies(rows, source)
     if kind != "text":
+        if kind != "preferences" and chat.has_chat_template(tokenizer):
+            _refuse_blank_prompts(rows, dataset_name)
         scored_prompt = getattr(task, "scored_prompt", lambda prompt: prompt)
         blank = template.blank if task is None else " "  # which the completions of every task begin with
         write = Writer(kind, template, scored_prompt, blank, tokenizer, settings, dataset_name, with_turns)
@@ -150,6 +154,26 @@ def _rows_of_task(
     if kind == "preferences":
         return task.preferences(split, preference, **options)
     return getattr(task, kind)(split, **options)
+
+
+def _refuse_blank_prompts(rows: Sequence[dict], dataset_name: str) -> None:
+    """Stop where a chat template would write a turn of a prompt that says nothing."""
+    for row in rows:
+        if not row["prompt"].strip():
+            place = f" (row {row['row']})" if "row" in row else ""
+            raise ValueError(
+                f"dataset {dataset_name} has a prompt that says nothing{place}: fill it in, or leave out the row"
+            )
+
+
+def _tell_equal_replies(rows: Sequence[dict], source: str) -> None:
+    """Log how many pairs prefer nothing."""
+    equal = sum(row["chosen"].strip() == row["rejected"].strip() for row in rows)
+    if equal:
+        logger.warning(
+            "%s: chosen and rejected say the same in %d of %d pairs, from which nothing is learned",
+            source, equal, len(rows),
+        )  # fmt: skip
 
 
 def _tell_chat_template(rows: list[dict], written: list[dict], tokenizer, source: str) -> None:

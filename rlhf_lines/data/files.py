@@ -270,7 +270,7 @@ def _spoken_row(row: dict, wanted: str, template: Template) -> dict | None:
     if prompt is None:
         return None
     prompt = conversation.opened([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
-    if not prompt:
+    if not any(turn["content"].strip() for turn in prompt):
         raise ValueError("prompt has no turn that says something")
     try:
         made = {"prompt": template.text(prompt)}

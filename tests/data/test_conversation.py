@@ -91,6 +91,7 @@ def test_content_is_a_text_or_text_parts_or_nothing(content, text):
         (["a"], "prompt holds a text as item 1, expected a message with role and content"),
         ([], "prompt holds no turn"),
         ([reply("")], "prompt has no turn that says something"),
+        ([said(" "), reply("\n"), said("")], "prompt has no turn that says something"),
         (3, r"prompt is a number \(3\), expected a text or messages"),
         (None, "prompt is missing: fill it in, or leave out the row"),
         ([said("a"), {**reply(None), "tool_calls": [{"id": 1}]}], "prompt has tool_calls in turn 2, which cannot be"),
@@ -310,3 +311,15 @@ def test_what_a_tokenizer_is_asked_of_itself_it_is_asked_once_for_all_rows(write
 def test_texts_take_no_setting_of_prompts(write, make_tokenizer, setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))} is .*, but text has no prompts: leave it out"):
         load(write("rows.jsonl", [{"text": "a"}]), "text", tokenizer=make_tokenizer(), **setting)
+
+
+def test_a_prompt_that_says_nothing_is_refused_where_a_chat_template_would_write_it(write, make_tokenizer):
+    path = write("rows.jsonl", [{"prompt": "fine"}, {"prompt": " "}])
+    with pytest.raises(ValueError, match=r"has a prompt that says nothing \(row 2\): fill it in, or leave out the row"):
+        load(path, "prompts", tokenizer=make_tokenizer())
+
+
+def test_pairs_that_prefer_nothing_are_told(write, caplog):
+    alike = {"prompt": "a", "chosen": " b", "rejected": "b "}
+    load(write("rows.jsonl", [alike, {**alike, "rejected": " c"}]), "preferences")
+    assert "chosen and rejected say the same in 1 of 2 pairs" in caplog.text

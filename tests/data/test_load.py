@@ -339,11 +339,11 @@ def test_a_template_and_a_path_are_refused_where_they_mean_nothing(write):
 @pytest.mark.parametrize("kind", ["prompts", "demonstrations", "preferences"])
 @pytest.mark.parametrize("chat", [True, False])
 def test_long_prompts_are_left_out_and_counted(write, make_tokenizer, caplog, kind, chat):
-    path = write("rows.jsonl", [{**row, "prompt": "x" * n} for n, row in enumerate(ROWS)])
+    path = write("rows.jsonl", [{**row, "prompt": "x" * n} for n, row in enumerate(ROWS, start=1)])
     tokenizer = make_tokenizer(chat=chat)
     # One token per character, and a BOS token; what the chat template adds is <user>, </s> (a token) and <assistant>.
     added = 1 + (len("<user>") + 1 + len("<assistant>")) * (chat and kind != "preferences")
-    lengths = [n for n in range(60) if split_of("x" * n) == "train"]
+    lengths = [n for n in range(1, 61) if split_of("x" * n) == "train"]
     rows = data.load(path, kind, "train", tokenizer=tokenizer, max_prompt_length=added + 30).to_list()
     assert len(rows) == sum(n <= 30 for n in lengths)
     left_out = len(lengths) - len(rows)
