@@ -220,6 +220,7 @@ class _Training:
         chosen = describe_chosen(self.args, self.model_config, self.model)
         if chosen:
             plan.notes.append(f"chosen, because not given: {chosen}")
+        plan.notes += self.args.without_effect
         return plan
 
     def look_at(self, kind: str, columns, *, with_turns: bool = False) -> Rows:

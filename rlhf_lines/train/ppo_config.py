@@ -407,8 +407,6 @@ class PPOConfig(OnThisMachine, LayerwiseSettings, GRPOConfig):
         if not self.use_vllm:
             vllm = [entry.name for entry in fields(self) if entry.name.startswith("vllm_")]
             reasons |= dict.fromkeys(vllm, "its default: it counts only with use_vllm")
-        if self.eval_strategy == "no":
-            reasons["num_generations_eval"] = "its default, or an eval_strategy beside it"
         return [(name, reasons[name], False) for name in self.differing(reasons)]
 
 

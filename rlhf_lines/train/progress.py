@@ -63,7 +63,9 @@ def show_progress(trainer: Trainer, description: str) -> None:
 
 
 def tell_chosen(training, model_config, model) -> None:
-    """Say what was left open and what it became, in the process that speaks; and what is slow on this machine."""
+    """Say what was left open and what it became, what has no effect, and what is slow on this machine."""
+    for sentence in training.without_effect if leads() else ():
+        logger.warning("%s", sentence)
     if leads() and training.chosen:
         logger.warning("chosen, because not given: %s", describe_chosen(training, model_config, model))
     loaded = str(model.dtype).removeprefix("torch.")

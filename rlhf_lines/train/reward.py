@@ -173,7 +173,7 @@ def check_labels(config: PreTrainedConfig, training: RewardConfig, name: str) ->
     Raises:
         ValueError: it has another number of labels.
     """
-    is_classifier = any("Classif" in architecture for architecture in config.architectures or ())
+    is_classifier = any("ForSequenceClassification" in architecture for architecture in config.architectures or ())
     new_head = (training.model_init_kwargs or {}).get("ignore_mismatched_sizes")
     if is_classifier and config.num_labels != 1 and not new_head:
         raise ValueError(

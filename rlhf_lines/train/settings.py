@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -46,13 +46,11 @@ _SIZES = (
 _STEPS = ("logging_steps", "save_steps", "eval_steps")
 _SEEDS = ("seed", "data_seed")
 _OF_EVALUATION = (
-    "do_eval",
-    "eval_on_start",
-    "eval_steps",
     "eval_delay",
     "per_device_eval_batch_size",
     "metric_for_best_model",
-    "greater_is_better",
+    "eval_packing",
+    "num_generations_eval",
 )
 
 
@@ -84,6 +82,28 @@ class OnThisMachine:
     def differing(self, names: Iterable[str]) -> list[str]:
         """Those of the settings that do not hold their default."""
         return differing(self, names)
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Sentences on settings that count only beside another; not refused, as no flag takes a key of a file back."""
+        saves, evaluates, logs = self.save_strategy, self.eval_strategy, self.logging_strategy
+        evaluates_as_it_logs = evaluates == "steps" and self.eval_steps is None
+        packs = getattr(self, "packing", False) or getattr(self, "eval_packing", False)
+        found = []
+        for counts, names, beside in (
+            (evaluates != "no", _OF_EVALUATION, "an eval_strategy"),
+            (evaluates != "epoch", ("eval_steps",), "eval_strategy: steps"),
+            (saves not in ("no", "epoch"), ("save_steps",), "save_strategy: steps"),
+            (saves != "no", ("save_total_limit",), "a save_strategy"),
+            (logs not in ("no", "epoch") or evaluates_as_it_logs, ("logging_steps",), "logging_strategy: steps"),
+            (self.push_to_hub, ("hub_model_id", "hub_private_repo"), "push_to_hub: true"),
+            (packs, ("packing_strategy",), "packing: true"),
+        ):
+            for name in () if counts else self.differing(names):
+                value = plain(getattr(self, name))
+                told = f"{value:g}" if isinstance(value, float) else value
+                found.append(f"{name} {told} has no effect: it counts only with {beside}")
+        return found
 
 
 @dataclass
@@ -131,7 +151,7 @@ class LayerwiseSettings:
 class SFTSettings(OnThisMachine, LayerwiseSettings, SFTConfig):
     """TRL's settings of supervised fine-tuning, on this machine."""
 
-    metrics = ("loss", "entropy", "mean_token_accuracy", "aux_loss")
+    metrics = ("loss", "entropy", "mean_token_accuracy", "num_tokens", "aux_loss")
 
     def checks_of_rows(self) -> list[Check]:
         """What holds of these settings whatever the rows are."""
@@ -151,7 +171,7 @@ class SFTSettings(OnThisMachine, LayerwiseSettings, SFTConfig):
 class RewardSettings(OnThisMachine, RewardConfig):
     """TRL's settings of a reward model's training, on this machine."""
 
-    metrics = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
+    metrics = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "num_tokens")
 
 
 @dataclass
@@ -272,7 +292,7 @@ def _checks(args: TrainingArguments) -> list[Check]:
         (
             "num_train_epochs",
             "a positive number",
-            _finite(args.num_train_epochs) and args.num_train_epochs > 0,
+            args.max_steps > 0 or (_finite(args.num_train_epochs) and args.num_train_epochs > 0),
         ),
         (
             "fp16",
@@ -280,7 +300,10 @@ def _checks(args: TrainingArguments) -> list[Check]:
             not args.fp16 or not (args.use_cpu or distributed.on_cpu()),
         ),
         ("do_predict", "false: a stage trains, and predicts nothing", not args.do_predict),
-        *_alone(args),
+        *(
+            (name, "its default, or an eval_strategy beside it", args.eval_strategy != "no" or not value)
+            for name, value in _values(args, ("do_eval", "eval_on_start", "eval_steps"))
+        ),
         *(
             (name, alternatives(args.metrics), value is None or value.removeprefix("eval_") in args.metrics)
             for name, value in _values(args, ("metric_for_best_model",))
@@ -304,23 +327,6 @@ def _checks(args: TrainingArguments) -> list[Check]:
         *(args.checks_of_layers() if isinstance(args, LayerwiseSettings) else ()),
         *(args.checks_of_rows() if isinstance(args, SFTSettings) else ()),
     ]
-
-
-def _alone(args: TrainingArguments) -> Iterator[Check]:
-    """Of every setting that was given, and counts only beside another one that was not, a check that fails."""
-    saves, evaluates, logs = args.save_strategy, args.eval_strategy, args.logging_strategy
-    evaluates_as_it_logs = evaluates == "steps" and args.eval_steps is None
-    for counts, names, beside in (
-        (evaluates != "no", _OF_EVALUATION, "an eval_strategy beside it"),
-        (evaluates != "epoch", ("eval_steps",), "eval_strategy: steps beside it"),
-        (saves not in ("no", "epoch"), ("save_steps",), "save_strategy: steps beside it"),
-        (saves != "no", ("save_total_limit",), "a save_strategy beside it"),
-        (logs not in ("no", "epoch") or evaluates_as_it_logs, ("logging_steps",), "logging_strategy: steps beside it"),
-        (args.push_to_hub, ("hub_model_id", "hub_private_repo"), "push_to_hub: true beside it"),
-        (getattr(args, "packing", True), ("packing_strategy", "eval_packing"), "packing: true beside it"),
-    ):
-        for name in () if counts else args.differing(names):
-            yield name, f"its default, or {beside}", False
 
 
 def _only(decay: float | None, policy: str | None) -> bool:
