@@ -103,8 +103,10 @@ def rows_of(
     placed, home = _placed(own_splits, key, test_size)
     distinct: dict[str, dict] = {}
     for row in placed.get(split, []):
-        if home[bare(row[key])] == split:
-            distinct.setdefault(repr([(k, _compared(v)) for k, v in row.items() if k not in ABOUT_A_ROW]), row)
+        prompt = bare(row[key])
+        if home[prompt] == split:
+            others = [(name, _compared(value)) for name, value in row.items() if name not in (key, *ABOUT_A_ROW)]
+            distinct.setdefault(repr((prompt, others)), row)
     return list(distinct.values())
 
 
@@ -135,9 +137,9 @@ def _placed(
 
 
 def _compared(value: object) -> object:
-    """What rows are compared by: texts and turns without the blanks around them."""
+    """What rows are compared by beside their prompts: texts and turns without the blanks around them."""
     if isinstance(value, str):
-        return bare(value)
+        return value.strip()
     return [(turn["role"], turn["content"].strip()) for turn in value]  # of a conversation
 
 

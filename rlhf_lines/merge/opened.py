@@ -14,6 +14,7 @@ from torch import Tensor
 from rlhf_lines.merge.dense import DenseMerge
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors, parameters_of
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint
+from rlhf_lines.merge.inputs.model_names import CAUSAL_LM
 from rlhf_lines.merge.inputs.policies import AdapterPolicy, DensePolicy
 from rlhf_lines.merge.inputs.provenance import load_inputs
 from rlhf_lines.merge.inputs.statistics_files import check_statistics, coverage_warnings, open_statistics
@@ -155,7 +156,7 @@ class OpenMerge:
         if self.merge.save == "dense":
             lost = self._as_dense().write(folder, dtype=self.merge.dtype, max_shard_size=self.merge.max_shard_size)
             dtype = self.merge.dtype or _stored_dtype(self.sft)
-            return Written(self.spec.alpha, lost, dtype, loaded_by=self.sft.loader())
+            return Written(self.spec.alpha, lost, dtype, loaded_by=self.sft.loader() or CAUSAL_LM)
         truncation = None
         if self.merge.rule.makes_adapter:
             factors = self._factors()
@@ -167,7 +168,7 @@ class OpenMerge:
         # With the tokenizer the folder is all that a chat needs beside the SFT model.
         copy_files(self.sft.folder, folder, tokenizer_files(self.sft.folder))
         rank, loader = next(iter(factors.values())).A.shape[0], self.sft.loader([f"{name}.weight" for name in factors])
-        return Written(self.spec.alpha, lost, dtype, rank, truncation, loader)
+        return Written(self.spec.alpha, lost, dtype, rank, truncation, loader or CAUSAL_LM)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter that a policy changes, with theta_SFT + LiNeS(tau_M), float32 or wider, one at a time.

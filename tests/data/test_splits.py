@@ -7,6 +7,7 @@ import hashlib
 import pytest
 
 from rlhf_lines.data.splits import SPLITS, prompts_by_split, read_test_size, rows_of, split_of
+from rlhf_lines.data.templates import bare
 
 
 @pytest.mark.parametrize(
@@ -193,3 +194,11 @@ def test_sizes_of_a_config(given, size):
 def test_what_is_no_size_is_refused(given):
     with pytest.raises(ValueError, match=r"test_size is .*, expected a share of at most 0.5"):
         read_test_size(given)
+
+
+@pytest.mark.parametrize(
+    "twin", ["\n\n\nHuman: {}\n\nAssistant:", "\n\nHuman:  {} \n\nAssistant:", " \n\nHuman: {}\n\nAssistant: "]
+)
+def test_blanks_around_marks_and_turns_make_no_other_prompt(twin):
+    for n in range(40):
+        assert bare(twin.format(n)) == bare(f"\n\nHuman: {n}\n\nAssistant:") != bare(f"\n\nHuman: {n}")

@@ -30,6 +30,7 @@ _WRITERS = ("ForCausalLM", "LMHeadModel")  # the ends of classes that AutoModelF
 _COMPARED = 1 << 20  # elements at once
 _TRUNK_PREFIXES = ("model.", "transformer.", "gpt_neox.")
 _OF_MODELS = (*_TRUNK_PREFIXES, "backbone.", "lm_head.")  # how a language model's parameters begin
+_PARTS = ("text_config", "vision_config", "audio_config")  # of a model that sees or hears
 _CONV1D_MODELS = ("gpt2", "openai-gpt")
 _CONV1D_PLACES = re.compile(r"(?:transformer\.)?h\.\d+\.")
 
@@ -244,11 +245,11 @@ class Checkpoint:
         """How transformers reads these files, for names that differ between files and model."""
         return Readings(self.folder, self.shapes)
 
-    def loader(self, weights: Collection[str] = ()) -> str:
+    def loader(self, weights: Collection[str] = ()) -> str | None:
         """The class of transformers that loads the folder as the model with these parameters, by any as it was saved.
 
-        That is an `AutoModelFor...`, or else the class itself, as of a model that hears; `AutoModelForCausalLM` where
-        transformers does not know the model.
+        That is an `AutoModelFor...`, or else the class itself, as of a model that hears; None where transformers does
+        not know the model.
         """
         saved = next(iter(self.config.get("architectures") or ()), None)
         if str(saved).endswith(_WRITERS) and self.calls_alike(weights):
@@ -261,7 +262,7 @@ class Checkpoint:
             if part is not None:
                 return part
         same = next((loader for loader, reading in made.items() if saved in (None, reading.architecture)), None)
-        return same or (saved if whole is not None else CAUSAL_LM)
+        return same or (saved if whole is not None else next(iter(made), None))
 
     def parameter(self, name: str) -> str | None:
         """The name under which the files hold a model's parameter, or None.
@@ -272,12 +273,13 @@ class Checkpoint:
         return self._direct(name) or self._read_as(lambda reading: reading.stored.get(reading.key(name)))
 
     def calls_alike(self, names: Iterable[str]) -> bool:
-        """Whether files and model surely call these parameters alike: a language model alone, by its trunk's name.
+        """Whether the files of a language model alone hold these parameters, as a trunk and a head call them.
 
         Then transformers need not be asked, whose import takes longer than adapters take to merge.
         """
-        parts = {key for key, part in self.config.items() if isinstance(part, Mapping) and key.endswith("_config")}
-        if parts - {"quantization_config"}:
+        if any(
+            isinstance(part, Mapping) and ("model_type" in part or key in _PARTS) for key, part in self.config.items()
+        ):
             return False
         return all(name.startswith(_OF_MODELS) and self._direct(name) for name in names)
 

@@ -104,7 +104,7 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
     """
     problems = Problems()
     warnings: list[str] = []
-    unrecorded: list[str] = []
+    unrecorded: list[Checkpoint] = []
     adapters = [policy for policy in policies if isinstance(policy, Adapter)]
     for checkpoint in (sft, *(policy for policy in policies if isinstance(policy, Checkpoint))):
         with problems.collect():
@@ -123,18 +123,15 @@ def check_inputs(sft: Checkpoint, policies: Sequence[Adapter | Checkpoint], *, s
             if not (isinstance(policy, Adapter) and by_hash):
                 recorded = _check_record(policy, folder, sft)
                 if isinstance(policy, Checkpoint) and not recorded:
-                    unrecorded.append(repr(str(folder)))
+                    unrecorded.append(policy)
         with problems.collect():
             warnings += compare_tokenizers(folder, sft.folder)
     problems.check()
-    if unrecorded:
-        which = f"polic{'ies' if len(unrecorded) > 1 else 'y'} {', '.join(unrecorded)}"
+    untrained = [policy for policy in policies if _is_sft(policy, sft)]
+    if unsure := [repr(str(policy.folder)) for policy in unrecorded if policy not in untrained]:
+        which = f"polic{'ies' if len(unsure) > 1 else 'y'} {', '.join(unsure)}"
         warnings.insert(0, f"no SFT model is recorded of {which}: make sure that it was {str(sft.folder)!r}")
-    warnings += [
-        f"policy {str(_folder(policy))!r} is the SFT model: its residual is zero"
-        for policy in policies
-        if _is_sft(policy, sft)
-    ]
+    warnings += [f"policy {str(_folder(policy))!r} is the SFT model: its residual is zero" for policy in untrained]
     return warnings + _copy_warnings([_folder(policy) for policy in policies])
 
 
@@ -178,7 +175,7 @@ def with_names_of_one(policies: Sequence[Adapter | Checkpoint], sft: Checkpoint)
     parameter), PEFT knows the older names, and policies that agree in them keep them all.
     """
     adapters = [policy for policy in policies if isinstance(policy, Adapter)]
-    if sft.calls_alike(_weights(adapters)):
+    if not adapters or sft.calls_alike(_weights(adapters)):
         return list(policies)
     readings = list(sft.readings)
     if not readings or any(_weights(adapters) <= reading.shapes.keys() for reading in readings):
@@ -314,7 +311,7 @@ def _check_path(adapter: Adapter, first: Adapter, sft_model: str | Path) -> None
             f"adapter {adapter.path!r} was trained on {_shown(adapter)}, {first.path!r} on {_shown(first)}; {way_out} "
             f"(see {CONFIG_FILE})"
         )
-    if (adapter is first or first.base is None) and _bases_of(adapter).isdisjoint(_names_of(sft_model)):
+    if (adapter is first or first.base is None) and _base_of(adapter) not in _names_of(sft_model):
         raise ValueError(
             f"adapter {adapter.path!r} was trained on {_shown(adapter)}, but the SFT model given is "
             f"{str(sft_model)!r}; {way_out} (see base_model_name_or_path in {CONFIG_FILE})"
@@ -324,13 +321,14 @@ def _check_path(adapter: Adapter, first: Adapter, sft_model: str | Path) -> None
 def _have_one_base(one: Adapter, other: Adapter) -> bool:
     """Whether two adapters name one base and revision; `main` is the one that is fetched where none is named."""
     revisions = {None if adapter.revision == "main" else adapter.revision for adapter in (one, other)}
-    return len(revisions) == 1 and not _bases_of(one).isdisjoint(_bases_of(other))
+    return len(revisions) == 1 and _base_of(one) == _base_of(other)
 
 
-def _bases_of(adapter: Adapter) -> set[str]:
-    """What the base that an adapter names may be: the folder, also where its project has moved, or a Hub id."""
-    moved = None if Path(adapter.base).expanduser().exists() else folder_above(adapter.base, Path(adapter.path))
-    return {_identity(adapter.base), *([str(moved.resolve())] if moved else [])}
+def _base_of(adapter: Adapter) -> str:
+    """The base that an adapter names: a folder, also where its project has moved, or a Hub id."""
+    identity = _identity(adapter.base)
+    moved = None if Path(identity).exists() else folder_above(adapter.base, Path(adapter.path))
+    return str(moved.resolve()) if moved else identity
 
 
 def _identity(base: str | Path) -> str:

@@ -93,13 +93,14 @@ def _settings(rank: int, modules: list[str], task_type: str | None, sft: Checkpo
 
 
 def _task_type(modules: Iterable[str], adapters: Sequence[Adapter], sft: Checkpoint) -> str | None:
-    """PEFT's name for what the model does; where it has none, as of a model that hears, what a policy says."""
+    """PEFT's name for what the model does; where it has none, or the model is unknown, what a policy says."""
     loader = sft.loader([f"{module}.weight" for module in modules])
     if loader in (CAUSAL_LM, SEEING):
         return "CAUSAL_LM"
     if loader == TRANSLATOR and sft.config.get("is_encoder_decoder"):
         return "SEQ_2_SEQ_LM"
-    return next(filter(None, (adapter.task_type for adapter in adapters)), None)
+    said = next(filter(None, (adapter.task_type for adapter in adapters)), None)
+    return said or ("CAUSAL_LM" if loader is None else None)
 
 
 def _target_modules(modules: list[str], sft: Checkpoint) -> list[str]:

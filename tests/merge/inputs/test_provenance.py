@@ -56,12 +56,21 @@ def test_an_adapter_that_names_its_sft_model_is_known(sft, helpful):
 
 def test_checkpoints_without_a_record_are_told_in_one_line_that_says_what_to_do(sft, helpful, copy_of):
     dense = [copy_of(sft, name) for name in ("one", "two")]
-    warning, *unmoved, copies = warnings_of(sft, helpful, *dense)
-    assert unmoved == [f"policy {str(folder)!r} is the SFT model: its residual is zero" for folder in dense]
+    for folder in dense:
+        save_file(
+            {name: tensor + 1 for name, tensor in load_file(folder / "model.safetensors").items()},
+            folder / "model.safetensors",
+        )
+    warning, copies = warnings_of(sft, helpful, *dense)
     assert warning == (
         f"no SFT model is recorded of policies {str(dense[0])!r}, {str(dense[1])!r}: make sure that it was {str(sft)!r}"
     )
     assert "is a copy of" in copies
+
+
+def test_a_policy_that_is_the_sft_model_is_told_once(sft, helpful, copy_of):
+    dense = copy_of(sft, "one")
+    assert warnings_of(sft, helpful, dense) == [f"policy {str(dense)!r} is the SFT model: its residual is zero"]
 
 
 def test_a_folder_of_the_hubs_cache_has_the_hubs_name(sft, helpful, copy_of, edit_config, tmp_path):
@@ -82,7 +91,10 @@ def test_one_wrong_hash_among_adapters_is_refused(sft, helpful, harmless, copy_o
 
 
 def test_a_checkpoint_without_a_record_is_warned_of(sft, copy_of):
-    warning, _ = warnings_of(sft, copy_of(sft))
+    policy = copy_of(sft)
+    path = policy / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    (warning,) = warnings_of(sft, policy)
     assert warning.startswith("no SFT model is recorded of policy ")
 
 
@@ -169,6 +181,19 @@ def test_a_relative_base_is_found_from_any_folder(sft, helpful, harmless, copy_o
         check_same_base(adapters, base)
 
 
+def test_one_relative_name_in_two_projects_is_two_models(sft, helpful, harmless, copy_of, edit_config, monkeypatch):
+    bases = [copy_of(sft, f"{project}/models/sft") for project in ("a", "b")]
+    adapters = [
+        load_adapter(edit_config(copy_of(policy, f"{project}/policy"), base_model_name_or_path="models/sft"))
+        for project, policy in (("a", helpful), ("b", harmless))
+    ]
+    monkeypatch.chdir(sft.parent)
+    for adapter, base in zip(adapters, bases, strict=True):
+        check_same_base([adapter], base)
+    with pytest.raises(ValueError, match="residuals add up only on one base"):
+        check_same_base(adapters, bases[0])
+
+
 def test_a_policy_that_is_given_twice_is_told(sft, helpful, harmless, copy_of, edit_config):
     def told(*policies):
         return [warning for warning in warnings_of(sft, *policies) if "gets both weights" in warning]
@@ -237,7 +262,7 @@ def test_names_and_shapes_are_counted(sft, copy_of):
 def test_settings_that_change_no_shape_are_a_warning(sft, copy_of):
     policy = copy_of(sft)
     edit(policy / "config.json", rms_norm_eps=0.5, transformers_version="4.0", new_key=1)
-    _, warning, _ = sorted(warnings_of(sft, policy))
+    (warning,) = (told for told in warnings_of(sft, policy) if "config.json" in told)
     assert "rms_norm_eps 0.5 (the SFT model 1e-06) in config.json" in warning
     assert "transformers_version" not in warning and "new_key" not in warning
 

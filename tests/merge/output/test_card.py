@@ -182,6 +182,25 @@ def test_the_task_of_a_model_that_hears_is_that_of_a_policy(tmp_path):
     assert json.loads((out / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
 
 
+@pytest.mark.parametrize(
+    ("changes", "loader"),
+    [
+        ({"architectures": ["T5WithLMHeadModel"]}, "AutoModelForSeq2SeqLM"),  # what the class was called once
+        ({"architectures": ["OursForWriting"], "model_type": "ours"}, "AutoModelForCausalLM"),
+    ],
+)
+def test_what_transformers_does_not_know_is_what_its_policies_say(tmp_path, changes, loader):
+    sft, policy = tmp_path / "sft", tmp_path / "policy"
+    t5().save_pretrained(sft)
+    base = type(t5()).from_pretrained(sft)
+    tiny.save_adapter(base, policy, seed=0, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    config = json.loads((sft / "config.json").read_text())
+    (sft / "config.json").write_text(json.dumps(config | changes))
+    out = merge_policies(sft, [policy], MergeSpec("linear", (0.5,)), save="adapter", output_dir=tmp_path / "out")
+    assert json.loads((out / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    assert json.loads((out / "merge_spec.json").read_text())["loaded_by"] == loader
+
+
 def test_what_vllm_does_not_serve_has_no_command(record):
     heard = {**record, "loaded_by": "WhisperForConditionalGeneration"}
     assert any(line.startswith("serve: vllm serve") for line in outcome_lines(record, "out"))
