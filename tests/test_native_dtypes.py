@@ -84,7 +84,7 @@ def test_a_sweep_and_statistics_say_it_of_the_sft_model(machine, caplog, tmp_pat
 
 def test_a_reward_says_it_only_where_it_has_weights(machine, caplog, tmp_path):
     machine(avx2=True)
-    load_reward_models(reward_entries([{"model": "rule:length", "dtype": "bfloat16"}]))
+    load_reward_models(reward_entries(["rule:length"]))
     assert not caplog.messages
     tokenizer = tiny.word_tokenizer()
     model = LlamaForSequenceClassification(tiny.llama_config(tokenizer, num_labels=1))

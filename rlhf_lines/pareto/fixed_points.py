@@ -56,7 +56,7 @@ def without_spread(found: Mapping[str, Any]) -> str:
     names, rule = found["objectives"], found["reference_point_rule"]
     ends = zip(names, found["reference_point"], found["ideal_point"], strict=True)
     flat = {name: low for name, low, high in ends if low == high and rule != GIVEN_RULE}
-    if not flat:
+    if not flat or len(found.get("points", ())) == 1:  # one point has no spread, and no front
         return ""
     others = shlex.join(name for name in names if name not in flat)
     way_out = f"leave {'it' if len(flat) == 1 else 'them'} out" if others else "choose other objectives"

@@ -23,6 +23,7 @@ from rlhf_lines.artifact import read_record
 from rlhf_lines.merge import checkpoint_sha256
 from rlhf_lines.stages import run_stage
 from rlhf_lines.train import ppo_trainer
+from rlhf_lines.train.card import OwnCard
 from rlhf_lines.train.checkpoints import WholeCheckpoints
 from rlhf_lines.train.ppo_config import PPOConfig
 from rlhf_lines.train.ppo_trainer import STATE, VALUE_HEAD, PPOTrainer
@@ -163,7 +164,7 @@ def test_the_methods_of_grpo_trainer_are_as_expected(method):
 
 def test_ppo_trainer_overrides_these_methods_and_no_other():
     """A helper of PPOTrainer that TRL starts to use the name of would show here."""
-    members = {**vars(WholeCheckpoints), **vars(PPOTrainer)}
+    members = {**vars(WholeCheckpoints), **vars(OwnCard), **vars(PPOTrainer)}
     own = {name for name, member in members.items() if inspect.isfunction(member)}
     assert own & set(dir(GRPOTrainer)) == {"__init__", *SEAM} - CALLED
     attributes = {name for name in members.keys() - own if not name.startswith("__")}
