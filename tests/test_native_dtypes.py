@@ -67,7 +67,7 @@ def test_a_slow_dtype_is_told_once_with_what_to_set(machine, caplog):
 )
 def test_training_says_what_to_set(machine, caplog, dtype, bf16, instead):
     machine(avx2=True)
-    training = SimpleNamespace(chosen={}, bf16=bf16, use_cpu=True)
+    training = SimpleNamespace(chosen={}, without_effect=[], bf16=bf16, use_cpu=True)
     tell_chosen(training, SimpleNamespace(dtype="auto"), SimpleNamespace(dtype=dtype))
     assert [message[message.index(" (") + 1 :] for message in caplog.messages] == ([instead] if instead else [])
 
