@@ -49,7 +49,7 @@ def split_of(prompt: str, share: float = SHARE) -> str:
 
 
 def places(prompts: Iterable[str], test_size: TestSize = None) -> Callable[[str], str]:
-    """The split of each prompt of a source without splits.
+    """The split of each prompt of a source without splits, by how prompts are compared (`bare`).
 
     A share is one of the hash's range, so it holds about that many of the prompts; a number is that many exactly, those
     that the hash puts first. Prompts that differ by blanks around a turn alone are one, and the shortest is hashed.
@@ -62,14 +62,14 @@ def places(prompts: Iterable[str], test_size: TestSize = None) -> Callable[[str]
         ValueError: there are fewer prompts than test and validation are to have.
     """
     if test_size == ALL:
-        return lambda prompt: "test"
+        return lambda key: "test"
     hashed: dict[str, str] = {}  # by how prompts are compared
     for prompt in prompts:
         key = bare(prompt)
         hashed[key] = min(hashed.get(key, prompt), prompt, key=lambda text: (len(text), text))
     if test_size is None or test_size < 1:
         share = SHARE if test_size is None else test_size
-        return lambda prompt: split_of(hashed[bare(prompt)], share)
+        return lambda key: split_of(hashed[key], share)
     ordered = sorted(hashed, key=lambda key: _position(hashed[key]))
     if 2 * test_size > len(ordered):
         raise ValueError(
@@ -79,7 +79,7 @@ def places(prompts: Iterable[str], test_size: TestSize = None) -> Callable[[str]
     place |= dict.fromkeys(ordered[:test_size], "test") | dict.fromkeys(
         ordered[test_size : 2 * test_size], "validation"
     )
-    return lambda prompt: place[bare(prompt)]
+    return place.__getitem__
 
 
 def rows_of(
@@ -128,10 +128,10 @@ def _placed(
     home: dict[str, str] = {}
     for name, rows in own_splits.items():
         for row in rows:
-            wanted = place_of(row[key]) if name == "train" else name
+            prompt = bare(row[key])
+            wanted = place_of(prompt) if name == "train" else name
             place = name if wanted in own_splits else wanted  # the source has that split already
             placed[place].append(row)
-            prompt = bare(row[key])
             home[prompt] = max(home.get(prompt, place), place, key=SPLITS.index)
     return placed, home
 

@@ -10,7 +10,8 @@ from typing import Any
 # The values of vLLM's --max-lora-rank (MaxLoRARanks in vllm/config/lora.py, 0.14 to 0.32).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# The classes of transformers whose models vLLM serves, of those that `Checkpoint.loader` may name.
+# The classes of transformers whose models vLLM serves, of those that `Checkpoint.loader` may name; written out, as
+# `model_names`, which has them, imports torch, and these sentences do without.
 SERVED = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 
 
