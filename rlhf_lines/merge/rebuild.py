@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,9 @@ from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.models import local_folder
 
 
+logger = logging.getLogger(__name__)
+
+
 def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
     """Write theta_SFT + LiNeS(sum_k w_k B_k' A_k') as an adapter and return its folder.
 
@@ -35,6 +39,8 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
         ValueError: the basis is damaged or of another SFT model, or the weights do not fit.
     """
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
+    for sentence in config.without_effect:
+        logger.warning("%s", sentence)
     check_dtype(config.dtype)
     if config.rank is not None:
         check_rank(config.rank)

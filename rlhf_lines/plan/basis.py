@@ -106,4 +106,5 @@ def plan_rebuild(configs: dict, given: dict, beside: Path | None, options: Optio
         memory.Phase("writing", {memory.LIBRARIES_PART: with_peft, **held, **merged, **cast}),
     ]
     plan.disk["rebuilt adapter"] = written
+    plan.notes += config.without_effect
     return plan

@@ -99,6 +99,15 @@ def test_an_option_out_of_range_is_a_problem(models, capsys):
     assert "density is 2, expected" in refusal(capsys, "--rule", "ties", "--rule_options", '{"density": 2}')
 
 
+def test_settings_without_effect_are_told_by_the_merge_and_its_plan(models, capsys):
+    idle = "schedule sqrt has no effect: beta is 0, so every layer has the factor alpha"
+    flags = [*FLAGS, "--beta", "0", "--schedule", "sqrt"]
+    assert cli.main(["plan", "merge", *flags]) == 0
+    assert idle in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["merge", *flags]) == 0
+    assert f"{idle}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
