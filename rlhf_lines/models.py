@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_lines.errors import about
+from rlhf_lines.errors import about, reason
 
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.py"]
         return Path(snapshot_download(name, revision=named or revision, allow_patterns=patterns))
     except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
-        reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
-            f"{what} {name_or_path} is neither a local folder nor a Hub model that can be fetched ({reason})"
+            f"{what} {name_or_path} is neither a local folder nor a Hub model that can be fetched ({reason(error)})"
         ) from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf_lines.data.json_rows import read_json
 from rlhf_lines.data.splits import SPLITS
-from rlhf_lines.errors import about, closest
+from rlhf_lines.errors import about, closest, reason
 
 
 Rows = list[dict]
@@ -111,10 +111,9 @@ def _fetch(source: str, subset: str | None, revision: str | None) -> dict[str, R
     try:
         fetched = load_dataset(source, data_dir=subset, revision=revision)
     except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
-        reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
             f"dataset {source} is neither a task, nor a local file or folder, nor a Hub data set that can be fetched "
-            f"({reason})"
+            f"({reason(error)})"
         ) from error
     return _of_splits(fetched, source)
 
