@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from reward_models.files import refuse_pointer
 from rlhf_lines.data.json_rows import read_json
 from rlhf_lines.data.splits import SPLITS
 from rlhf_lines.errors import about, closest, reason
@@ -148,6 +149,8 @@ def _read(paths: list[Path]) -> Rows:
         )
     if not any(path.stat().st_size for path in paths):
         raise ValueError(f"dataset file {paths[0]} is empty, expected rows")
+    for path in paths:
+        refuse_pointer(path)
     # Not load_dataset(), which reports every use to the Hub, also of a local file, and waits where there is none.
     reader: Callable[[Path], Rows] = {"json": read_json, "parquet": _read_parquet}[format]
     rows = [row for path in paths for row in reader(path)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from reward_models.files import refuse_pointer
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.config import RunConfig
 from rlhf_lines.errors import about
@@ -54,6 +55,7 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
             f"the basis is of an SFT model with the SHA-256 {record['sft_sha256'][:12]}, but {sft_model} has "
             f"{found[:12]}; give that SFT model with --sft_model"
         )
+    refuse_pointer(folder / BASIS_FILE)
     with about(f"basis {folder / BASIS_FILE} cannot be read"):
         tensors = load_file(folder / BASIS_FILE)
     basis = Basis.from_tensors(tensors)
