@@ -182,6 +182,15 @@ def alternatives(names: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things, in the singular or the plural.
+
+    >>> counted(1, "weight"), counted(2, "policy", "policies")
+    ('1 weight', '2 policies')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def closest(name: object, known: Iterable[str]) -> str | None:
     """The known name that looks most like this one, or None."""
     return next(iter(difflib.get_close_matches(str(name), known, n=1)), None)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from reward_models.files import refuse_pointer
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.errors import about
+from rlhf_lines.errors import about, counted
 from rlhf_lines.merge.basis import BASIS_FILE, check_dtype
 from rlhf_lines.merge.basis_config import RebuildConfig
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE, Adapter
@@ -119,7 +119,8 @@ def taken_policies(config: RebuildConfig, record: Mapping[str, Any]) -> list[int
     names = [policy["path"] for policy in record["policies"]]
     if len(config.weights) != len(names):
         raise ValueError(
-            f"{len(config.weights)} weights for {len(names)} policies ({', '.join(names)}); give one per policy"
+            f"{counted(len(config.weights), 'weight')} for {counted(len(names), 'policy', 'policies')} "
+            f"({', '.join(names)}); give one per policy"
         )
     taken = [k for k, weight in enumerate(config.weights) if weight]
     if not taken:

@@ -121,7 +121,7 @@ def test_settings_without_effect_are_told_by_the_merge_and_its_plan(models, caps
         (["--device", "mps"], "device is 'mps', expected cpu, cuda, or one of several GPUs"),
         (["--statistics", "policy"], "statistics are given, but rule 'linear' uses none"),
         (["--push_to_hub"], "push_to_hub needs the name of the model on the Hub"),
-        (["--weights", "1", "2"], "2 weights for 1 policies"),
+        (["--weights", "1", "2"], "2 weights for 1 policy"),
         (["--output_dir", "sft/config.json/out"], "because {cwd}/sft/config.json is not a folder"),
         (["--repeats", "record.json"], "has changed since record.json was written"),
     ],

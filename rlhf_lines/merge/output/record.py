@@ -81,7 +81,8 @@ def check_repeat(
     record = _read(path)
     if len(merge.policies) != len(record["policies"]):
         raise ValueError(
-            f"{len(merge.policies)} policies are given, but {path} was made from {len(record['policies'])}: give them "
+            f"{len(merge.policies)} of {len(record['policies'])} policies are given that {path} was made from: give "
+            "them "
             "all in its order, or merge others without --config merge_spec.json"
         )
     of_sft = {"path": record["sft_model"], "sha256": record["sft_sha256"]}

@@ -179,7 +179,7 @@ def test_narrow_residuals_are_merged_in_float32():
     ("rule", "keywords", "message"),
     [
         ("liner", {}, "unknown rule 'liner'; known: .*linear.*; did you mean 'linear'"),
-        ("linear", {"weights": [1.0]}, "1 weights for 2 residuals"),
+        ("linear", {"weights": [1.0]}, "1 weight for 2 residuals"),
         ("linear", {"weights": [1.0, float("nan")]}, "expected finite numbers"),
         ("linear", {"density": 0.2}, "unknown option of rule 'linear' 'density'; known: none"),
         ("slerp", {"weights": [1.0, -0.5]}, r"slerp got the weights \[1.0, -0.5\], expected none below zero"),
