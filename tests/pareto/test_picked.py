@@ -99,7 +99,7 @@ def test_a_reward_without_range_does_not_decide():
         ({"preference": [1, 1], "maximize": "r1"}, "pick by one of them"),
         ({"preference": [1, 1], "minimum": {"r1": 0.0}}, "pick by one of them"),
         ({"preference": [1, 1, 1]}, "has 3 numbers; expected 2, one for each of r1, r2"),
-        ({"preference": [0.5]}, "has 1 numbers; expected 2"),
+        ({"preference": [0.5]}, "has 1 number; expected 2"),
         ({"preference": [0, 0]}, "at least 0, not all 0"),
         ({"preference": [1, -0.1]}, r"\[1.0, -0.1\]; expected finite numbers of at least 0"),
         ({"preference": [1, float("nan")]}, "expected finite numbers"),

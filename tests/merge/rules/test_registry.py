@@ -206,7 +206,7 @@ def test_narrow_residuals_are_merged_in_float32():
         ("consensus", {"k": 3}, "k is 3, expected a whole number between 0 and 2"),
         ("consensus", {"k": True}, "k is True, expected a whole number"),
         ("consensus", {"of": "mean"}, "unknown of 'mean'; known: sum, ties"),
-        ("consensus", {"thresholds": [0.4]}, "1 thresholds for 2 residuals"),
+        ("consensus", {"thresholds": [0.4]}, "1 threshold for 2 residuals"),
         ("consensus", {"thresholds": [0.4, -1]}, "a threshold is -1, expected a number at least 0"),
         ("consensus", {"thresholds": "0.4"}, "a threshold is '0.4', expected a number"),
         ("consensus", {"ties_options": [0.1]}, r"ties_options is \[0.1\], expected a mapping"),
