@@ -121,8 +121,8 @@ class Merge:
         weights, policies = len(self.spec.weights), len(self.policies)
         if weights != policies:
             raise ValueError(
-                f"{counted(weights, 'weight')} for {counted(policies, 'policy', 'policies')}; give one weight per "
-                "policy"
+                f"{counted(weights, 'weight')} for {counted(policies, 'policy', 'policies')}; give one "
+                "weight per policy"
             )
         if self.spec.profile is not None:
             self.spec.profile.check(policies=policies)

@@ -291,8 +291,7 @@ def grid_problems(name: str, num_weights: int, policies: Sequence[str], way_out:
     if points > MOST_POINTS:
         yield (
             f"{name} {num_weights} with {counted(count, 'policy', 'policies')} makes {points:,} points, expected at "
-            "most "
-            f"{MOST_POINTS:,}: give a smaller one{way_out}"
+            f"most {MOST_POINTS:,}: give a smaller one{way_out}"
         )
 
 

@@ -168,8 +168,7 @@ def set_problems(sets: Sequence[PolicySet], num_policies: int, *, groups: Sequen
         if len(entry.policies) != num_policies:
             yield (
                 f"policy_sets: {entry.name} has {counted(len(entry.policies), 'policy', 'policies')}, expected "
-                f"{num_policies}, as "
-                "many as policies: all groups are measured at the same weights"
+                f"{num_policies}, as many as policies: all groups are measured at the same weights"
             )
 
 

@@ -219,8 +219,8 @@ def merge_lazily(
         weights = [float(weight) for weight in weights]
         if len(weights) != residuals.count:
             raise ValueError(
-                f"{counted(len(weights), 'weight')} for {counted(residuals.count, 'residual')}; give one weight per "
-                "residual"
+                f"{counted(len(weights), 'weight')} for {counted(residuals.count, 'residual')}; give one "
+                "weight per residual"
             )
         for weight in weights:
             if not residuals.count * abs(weight) <= LARGEST:  # not a number, or K w_k that float32 does not hold

@@ -57,8 +57,7 @@ def one_per_policy(name: str, value: object, count: int) -> list[float]:
     if len(values) != count:
         raise ValueError(
             f"{counted(len(values), name.removesuffix('s'), name)} for {counted(count, 'residual')}; give one "
-            "number, or "
-            "one per residual"
+            "number, or one per residual"
         )
     for one in values:
         number(f"a {name.removesuffix('s')}", one, low=0)

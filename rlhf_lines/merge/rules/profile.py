@@ -83,8 +83,7 @@ class Profile:
         if policies is not None and policies != len(self.factors):
             raise ValueError(
                 f"the factors by layer are of {counted(len(self.factors), 'policy', 'policies')}, but {policies} are "
-                "merged: "
-                "give one list of factors per policy, in their order"
+                "merged: give one list of factors per policy, in their order"
             )
         if num_layers is not None and num_layers != self.num_layers:
             raise ValueError(
