@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reward_models.files import open_tokenizer, refuse_pointers
+
 
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -53,11 +55,10 @@ def open_checkpoint(
 
     Raises:
         FileNotFoundError: the base of an adapter is a folder that does not exist.
-        ValueError: weights are missing from the files, an adapter does not fit its base, or a language model is wanted
-            and the files hold a classifier, an encoder or an encoder-decoder.
+        ValueError: a file is damaged or a pointer of Git LFS, weights are missing from the files, an adapter does not
+            fit its base, or a language model is wanted and the files hold a classifier, an encoder or an
+            encoder-decoder.
     """
-    from transformers import AutoTokenizer
-
     is_adapter = (Path(source) / ADAPTER_FILE).is_file()
     if is_adapter:
         model, base = _open_adapter(Path(source), trust_remote_code, kind)
@@ -66,7 +67,7 @@ def open_checkpoint(
         model, missing = _open_model(source, dtype, trust_remote_code, kind)
         _require_nothing_missing(missing, source, kind)
     has_tokenizer = not is_adapter or (Path(source) / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(source if has_tokenizer else base, trust_remote_code=trust_remote_code)
+    tokenizer = open_tokenizer(source if has_tokenizer else base, trust_remote_code=trust_remote_code)
     config = model.config.get_text_config()
     if is_adapter and config.pad_token_id is None:
         # Training sets the pad token, which decides the token that the head reads, but an adapter does not save it.
@@ -127,6 +128,7 @@ def torch_device(device: Any) -> Any:
 def _open_model(source: str, dtype: Any, trust_remote_code: bool, kind: Kind, **config: Any) -> tuple[Any, set[str]]:
     import transformers
 
+    refuse_pointers(source)
     if kind == LANGUAGE_MODEL:
         stated = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         check_causal(stated, source)
@@ -168,6 +170,7 @@ def _open_adapter(folder: Path, trust_remote_code: bool, kind: Kind) -> tuple[An
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder / ADAPTER_WEIGHTS} does not exist; save the adapter again as safetensors")
+    refuse_pointers(folder)
     saved = load_file(folder / ADAPTER_WEIGHTS)
     heads = {
         name.removeprefix(ADAPTER_PREFIX): tensor

@@ -14,6 +14,7 @@ from reward_models.base import check_batch_size, check_column, check_lengths, ch
 from reward_models.checkpoint import torch_device, torch_dtype
 from reward_models.conversation import Prompt, prompt_turns
 from reward_models.encoder import input_names, longest_input
+from reward_models.files import open_tokenizer, refuse_pointers
 from reward_models.rules import folded_words
 
 
@@ -161,11 +162,12 @@ class Similarity(SimilaritySettings):
             ValueError: as of a new one; weights are missing, or the folder says that its embeddings are made in
                 another way.
         """
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         name = name or "similarity"
         SimilaritySettings(name, **settings)  # refused before weights are read
         check_pooling(encoder)
+        refuse_pointers(encoder)
         model, info = AutoModel.from_pretrained(
             str(encoder),
             dtype=torch_dtype(dtype, encoder),
@@ -178,7 +180,7 @@ class Similarity(SimilaritySettings):
         missing += sorted(key for key, *_ in info["mismatched_keys"])
         if missing:
             raise ValueError(f"{encoder} has no weights for {missing}, so its embeddings would be random")
-        tokenizer = AutoTokenizer.from_pretrained(str(encoder), trust_remote_code=trust_remote_code)
+        tokenizer = open_tokenizer(str(encoder), trust_remote_code=trust_remote_code)
         made = model.to(torch_device(device)).requires_grad_(False)
         limit = (_read_json(encoder, "sentence_bert_config.json") or {}).get("max_seq_length")
         return cls(made, tokenizer, name=name, batch_size=batch_size, max_length=limit, **settings)

@@ -199,9 +199,11 @@ def check_same_config(
     for key in sorted({*made_with, *given} - free):
         before, now = made_with.get(key), given.get(key)
         if before != now and [before] != now and before != [now]:
+            made = f"without {key}" if before is None else f"with {key} {before!r}"
+            is_now = "not given" if now is None else repr(now)
             raise ValueError(
-                f"output_dir {name or folder} was made with {key} {before!r}, now it is {now!r}: choose another "
-                "folder, or replace it with --overwrite in place of --resume"
+                f"output_dir {name or folder} was made {made}, now it is {is_now}: choose another folder, or replace "
+                "it with --overwrite in place of --resume"
             )
 
 

@@ -17,7 +17,7 @@ from rlhf_lines import distributed
 from rlhf_lines.arguments import Gather, accept_negative_numbers, bare_switches, check_unknown, holds_nul
 from rlhf_lines.artifact import RECORD, read_record, refuse_existing
 from rlhf_lines.disk import KEPT_FOR_RESUME, NOTHING_KEPT, disk_fault
-from rlhf_lines.errors import is_about_input, is_of_machine, is_of_memory, reason, unknown_name
+from rlhf_lines.errors import counted, is_about_input, is_of_machine, is_of_memory, reason, unknown_name
 from rlhf_lines.redaction import guard, redact
 from rlhf_lines.stages import MODULES, read_stage, refuse_taken, run_configured
 
@@ -532,7 +532,11 @@ def _score(options: argparse.Namespace) -> None:
     settings = {"batch_size": options.batch_size, "as_objectives": options.as_objectives}
     outcome = score(options.run_dir, options.rewards, **settings)
     for name, count in outcome.scored.items():
-        _say(f"{name}: scored {count} completions" if count else f"{name}: all completions have this score already")
+        _say(
+            f"{name}: scored {counted(count, 'completion')}"
+            if count
+            else f"{name}: all completions have this score already"
+        )
         if name in outcome.judged:
             _say(f"{name}: {judged_text(outcome.judged[name])}")
         for text in outcome.wins.get(name, ()):
@@ -554,8 +558,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     if outcome is None:  # of several processes, one speaks
         return
     for task, count in outcome.asked.items():
-        policies = "1 policy" if count == 1 else f"{count} policies"
-        _say(f"{task}: asked {policies}" if count else f"{task}: all these points have been asked already")
+        _say(
+            f"{task}: asked {counted(count, 'policy', 'policies')}"
+            if count
+            else f"{task}: all these points have been asked already"
+        )
     _say("", benchmarks_table(outcome.front))
 
 

@@ -148,8 +148,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.errno:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()).removesuffix(".")
-    if len(text) > LONGEST:  # whole sentences, as far as they fit
-        text = text[:LONGEST].rpartition(". ")[0] or f"{text[:LONGEST].rstrip()} ..."
+    if len(text) > LONGEST:  # whole sentences, as far as they fit, or whole words
+        text = text[:LONGEST].rpartition(". ")[0] or f"{text[: LONGEST + 1].rpartition(' ')[0] or text[:LONGEST]} ..."
     if not text:
         return type(error).__name__
     return text if isinstance(error, SAYS_ENOUGH) else f"{type(error).__name__} {text}"
@@ -180,6 +180,15 @@ def alternatives(names: Sequence[str]) -> str:
     'grid, list or map'
     """
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things, in the singular or the plural.
+
+    >>> counted(1, "weight"), counted(2, "policy", "policies")
+    ('1 weight', '2 policies')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def closest(name: object, known: Iterable[str]) -> str | None:

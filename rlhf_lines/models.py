@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_lines.errors import about
+from reward_models.files import open_tokenizer, refuse_pointers
+from rlhf_lines.errors import about, reason
 
 
 if TYPE_CHECKING:
@@ -25,12 +26,13 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
 
     Raises:
         FileNotFoundError: a local path does not exist, or the Hub has no such model or cannot be reached.
-        ValueError: no name was given, or a revision in both ways.
+        ValueError: no name was given, or a revision in both ways; or Git LFS has left a pointer in place of a file.
     """
     if not name_or_path:
         raise ValueError(f"no {what} was given: set model_name_or_path to a folder or a Hub id")
     path = Path(name_or_path)
     if path.is_dir():
+        refuse_pointers(path)
         return path
     name, named = hub_name(name_or_path)
     if name is None:
@@ -44,9 +46,8 @@ def local_folder(name_or_path: str, *, revision: str | None = None, what: str = 
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.py"]
         return Path(snapshot_download(name, revision=named or revision, allow_patterns=patterns))
     except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
-        reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
-            f"{what} {name_or_path} is neither a local folder nor a Hub model that can be fetched ({reason})"
+            f"{what} {name_or_path} is neither a local folder nor a Hub model that can be fetched ({reason(error)})"
         ) from error
 
 
@@ -101,15 +102,13 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False):
         FileNotFoundError: the folder holds no tokenizer.
         ValueError: it holds one that cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
     if Path(folder).is_dir() and not any((Path(folder) / file).is_file() for file in TOKENIZER_FILES):
         raise FileNotFoundError(
             f"{str(folder)!r} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}): save it there with "
             "tokenizer.save_pretrained(folder)"
         )
     with about(f"tokenizer of {folder} cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = open_tokenizer(
             folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
         )
     if tokenizer.eos_token is None and (Path(folder) / "config.json").is_file():

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from rlhf_lines.errors import reason
+
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -73,7 +75,7 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
                 f"of their own, because its experts are fused, so no later stage could take the adapter; name linear "
                 f"modules instead: {names}"
             ) from error
-        reason = "" if "target" in str(error).lower() else f" ({' '.join(str(error).split())[:200]})"
+        told = "" if "target" in str(error).lower() else f" ({reason(error)})"
         if not targets and peft_config.target_parameters:
             raise ValueError(
                 f"lora_target_parameters {list(peft_config.target_parameters)!r} do not fit a "
@@ -81,7 +83,7 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
             ) from error
         raise ValueError(
             f"lora_target_modules {targets!r} do not fit a {model.config.model_type} model, whose linear modules are "
-            f"{names}{reason}: name some of these, or all-linear"
+            f"{names}{told}: name some of these, or all-linear"
         ) from error
     for setting, missing in unknown.items():
         if missing:
@@ -170,9 +172,11 @@ def _build(
         with torch.device("meta"):
             return auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code, **options)
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if attention is not None and ("attn" in reason or "ttention" in reason or isinstance(error, ImportError)):
-            raise ValueError(f"attn_implementation is {attention}, which does not work here: {reason}") from error
-        raise ValueError(f"a {config.model_type} model cannot be made as {auto.__name__}: {reason}") from error
+        text = str(error)
+        if attention is not None and ("attn" in text or "ttention" in text or isinstance(error, ImportError)):
+            raise ValueError(
+                f"attn_implementation is {attention}, which does not work here: {reason(error)}"
+            ) from error
+        raise ValueError(f"a {config.model_type} model cannot be made as {auto.__name__}: {reason(error)}") from error
     finally:
         logger.setLevel(level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,8 @@ from rlhf_lines.artifact import (
 from rlhf_lines.config import RunConfig
 from rlhf_lines.lock import only_run
 
+
+logger = logging.getLogger(__name__)
 
 # Each module has run(*configs, given) -> folder; one that has finish(folder) writes there what a killed run may not
 # have written after the folder got its name; inputs(*configs) is what it reads, as hashes, which its record keeps;
@@ -85,7 +88,19 @@ def _run(module: ModuleType, run_config: RunConfig, output_dir: str, configs: tu
             module.upload_kept(configs, given)
         return Path(output_dir), True
     is_kept = hasattr(module, "is_kept") and module.is_kept(*configs)
-    return module.run(*configs, given), is_kept
+    folder = module.run(*configs, given)
+    if is_kept and run_config.overwrite:
+        _tell_kept(output_dir)
+    return folder, is_kept
+
+
+def _tell_kept(output_dir: str | Path) -> None:
+    """Say that `--overwrite` had no effect: told, not refused, as the same command has gone on with a run before."""
+    logger.warning(
+        "overwrite has no effect beside resume: %s is complete, and no stopped run was to replace it, so it is kept; "
+        "to make it again, leave --resume out",
+        output_dir,
+    )
 
 
 def _is_done(module: ModuleType, configs: tuple, output_dir: Path, given: dict, *, overwrite: bool) -> bool:
@@ -111,6 +126,8 @@ def _is_done(module: ModuleType, configs: tuple, output_dir: Path, given: dict, 
     state = distributed.from_leader(find_out)
     if state == UNNAMED:
         finish_folder(output_dir, overwrite=overwrite)
+    if state == COMPLETE and overwrite:
+        _tell_kept(output_dir)
     return state != UNFINISHED
 
 

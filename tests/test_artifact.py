@@ -247,8 +247,10 @@ def test_a_finished_folder_of_other_settings_is_not_taken_for_the_result(tmp_pat
     check_same_config(tmp_path, {"learning_rate": 0.001, "policies": "a", "output_dir": "y", "resume": True})
     with pytest.raises(ValueError, match=r"was made with learning_rate 0\.001, now it is 0\.01: choose another folder"):
         check_same_config(tmp_path, {"learning_rate": 0.01, "policies": ["a"]})
-    with pytest.raises(ValueError, match="was made with max_steps None, now it is 2"):
+    with pytest.raises(ValueError, match="was made without max_steps, now it is 2"):
         check_same_config(tmp_path, {"learning_rate": 0.001, "policies": ["a"], "max_steps": 2})
+    with pytest.raises(ValueError, match=r"was made with learning_rate 0\.001, now it is not given: choose another"):
+        check_same_config(tmp_path, {"policies": ["a"]})
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,8 @@ def test_a_path_that_cannot_be_used_is_about_the_input_wherever_it_is_met():
         (AssertionError(), "AssertionError"),
         (ValueError("First. " + "Second, " * 90), "First"),
         (ValueError("long " * 100), "long " * 80 + "..."),
+        (ValueError("longer " * 100), "longer " * 57 + "..."),
+        (ValueError("x" * 500), "x" * 400 + " ..."),
     ],
 )
 def test_a_reason_is_one_line_of_what_matters(error, words):

@@ -62,6 +62,44 @@ def test_a_folder_that_was_complete_is_kept_and_said_to_be(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "keeps",
+    [
+        lambda folder: write_record(folder, "ppo", {}),  # by its record, as most stages
+        None,  # by a comparison of its own, as a merge
+    ],
+    ids=["record", "own"],
+)
+def test_overwrite_beside_resume_that_keeps_a_folder_is_told(tmp_path, caplog, keeps):
+    (folder := tmp_path / "out").mkdir()
+    stage = SimpleNamespace(run=lambda *_: folder)
+    if keeps:
+        keeps(folder)
+    else:
+        stage.is_kept = lambda run_config, output: run_config.resume
+    output = SimpleNamespace(output_dir=str(folder))
+    assert run_configured(stage, (RunConfig(resume=True), output), {}) == (folder, True)
+    assert caplog.messages == []
+    assert run_configured(stage, (RunConfig(resume=True, overwrite=True), output), {}) == (folder, True)
+    assert caplog.messages == [
+        f"overwrite has no effect beside resume: {folder} is complete, and no stopped run was to replace it, so it is "
+        "kept; to make it again, leave --resume out"
+    ]
+    caplog.clear()
+    assert run_configured(stage, (RunConfig(overwrite=True), output), {}) == (folder, False)
+    assert caplog.messages == []
+
+
+def test_overwrite_beside_resume_names_a_run_that_only_lacked_its_name(tmp_path, caplog):
+    for folder, text in ((tmp_path / "out", "old"), (tmp_path / ".out.partial", "new")):
+        folder.mkdir()
+        write_record(folder, "ppo", {})
+        (folder / "text").write_text(text)
+    configs = (RunConfig(resume=True, overwrite=True), SimpleNamespace(output_dir=str(tmp_path / "out")))
+    run_configured(SimpleNamespace(), configs, {})
+    assert (tmp_path / "out" / "text").read_text() == "new" and caplog.messages == []
+
+
+@pytest.mark.parametrize(
     "change", [trace_front, write_report, export, lambda folder: score(folder, ["rule:length"])],
     ids=["front", "report", "export", "score"],
 )  # fmt: skip

@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from reward_models.files import refuse_pointer
 from rlhf_lines.data.json_rows import read_json
 from rlhf_lines.data.splits import SPLITS
-from rlhf_lines.errors import about, closest
+from rlhf_lines.errors import about, closest, reason
 
 
 Rows = list[dict]
@@ -111,10 +112,9 @@ def _fetch(source: str, subset: str | None, revision: str | None) -> dict[str, R
     try:
         fetched = load_dataset(source, data_dir=subset, revision=revision)
     except Exception as error:  # offline, gated, mistyped: the library has an exception class for each
-        reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
             f"dataset {source} is neither a task, nor a local file or folder, nor a Hub data set that can be fetched "
-            f"({reason})"
+            f"({reason(error)})"
         ) from error
     return _of_splits(fetched, source)
 
@@ -149,6 +149,8 @@ def _read(paths: list[Path]) -> Rows:
         )
     if not any(path.stat().st_size for path in paths):
         raise ValueError(f"dataset file {paths[0]} is empty, expected rows")
+    for path in paths:
+        refuse_pointer(path)
     # Not load_dataset(), which reports every use to the Hub, also of a local file, and waits where there is none.
     reader: Callable[[Path], Rows] = {"json": read_json, "parquet": _read_parquet}[format]
     rows = [row for path in paths for row in reader(path)]

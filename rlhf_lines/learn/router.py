@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.config import RunConfig, from_json
+from rlhf_lines.errors import counted
 from rlhf_lines.learn.ridge import Array, Ridge, fit_ridge
 from rlhf_lines.learn.router_config import RouterConfig
 from rlhf_lines.merge.inputs.fingerprints import Fingerprint, model_fingerprint
@@ -130,8 +131,9 @@ def read_measured(store: Store, config: RouterConfig) -> Measured:
     policies, objectives = store.recall("policies"), objectives_of(store)
     if len(policies) != len(objectives):
         raise ValueError(
-            f"the sweep in {config.sweep} has {len(policies)} policies and {len(objectives)} objectives, but to a "
-            "router the weights of a sweep are a preference, a number for each objective: choose as many by rlhf-lines "
+            f"the sweep in {config.sweep} has {counted(len(policies), 'policy', 'policies')} and "
+            f"{counted(len(objectives), 'objective')}, but to a router the weights of a sweep are a preference, a "
+            "number for each objective: choose as many by rlhf-lines "
             "front --objectives, in the order of the policies"
         )
     scaling, measured = _scaling(store, config), store.points(SPLIT)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import counted, unknown_name
 from rlhf_lines.merge.basis_config import BasisConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE
 from rlhf_lines.merge.inputs.checkpoint import checkpoint_sha256
@@ -125,7 +125,7 @@ def components_of(asked: int | None, ranks: Sequence[int], *, numbers: int, posi
         ValueError: it does not.
     """
     most = most_components(len(ranks), max(ranks), numbers, positions)
-    policies = f"{len(ranks)} policies of {ranks_text(ranks)}"
+    policies = f"{counted(len(ranks), 'policy', 'policies')} of {ranks_text(ranks)}"
     if most == 0:
         raise ValueError(
             f"{policies} take fewer numbers as they are than any basis of theirs: keep the adapters, or give more "

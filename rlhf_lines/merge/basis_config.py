@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rlhf_lines.config import RunConfig, read_fields
 from rlhf_lines.errors import alternatives
-from rlhf_lines.merge.schedules import FALLING, GROWING
+from rlhf_lines.merge.schedules import FALLING, GROWING, schedules_without_effect
 from rlhf_lines.merge.spec import MergeSpec
 
 
@@ -64,6 +64,11 @@ class RebuildConfig:
     def __post_init__(self) -> None:
         read_fields(self)
         MergeSpec("linear", self.weights, self.alpha, self.beta, self.schedule)
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Sentences on what is given and has no effect."""
+        return list(schedules_without_effect([(self.beta, self.schedule)]))
 
 
 BASIS = (RunConfig, BasisConfig)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rlhf_lines.config import RunConfig, read_fields, size_of
 from rlhf_lines.errors import alternatives
 from rlhf_lines.merge.rules import RULES, Rule, read_options
-from rlhf_lines.merge.schedules import FALLING, GROWING
+from rlhf_lines.merge.schedules import FALLING, GROWING, schedules_without_effect
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 
 
@@ -169,6 +169,17 @@ class MergeConfig:
         for name in ("hub_model_id", "hub_private_repo"):
             if not self.push_to_hub and (value := getattr(self, name)):
                 raise ValueError(f"{name} is {value}, but nothing is uploaded; give --push_to_hub, or leave it out")
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Sentences on what is given and has no effect: told, not refused, as `pick` prints a schedule in any case."""
+        found = list(schedules_without_effect([(self.beta, self.schedule)]))
+        default = size_of("max_memory", type(self).__dataclass_fields__["max_memory"].default)
+        if RULES[self.rule].makes_adapter and self.max_memory != default:
+            found.append(
+                f"max_memory {self.max_memory:,} bytes has no effect: rule {self.rule} needs no whole parameter at once"
+            )
+        return found
 
     @staticmethod
     def settings(content: dict, path: Path) -> dict:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlhf_lines.artifact import versions
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import counted, unknown_name
 from rlhf_lines.merge.inputs.model_names import CAUSAL_LM
 from rlhf_lines.merge.lora.low_rank import not_linear
 from rlhf_lines.merge.lora.truncate import Truncation, check_rank
@@ -120,7 +120,10 @@ class Merge:
             raise ValueError(unknown_name("dtype", self.dtype, DTYPES))
         weights, policies = len(self.spec.weights), len(self.policies)
         if weights != policies:
-            raise ValueError(f"{weights} weights for {policies} policies; give one weight per policy")
+            raise ValueError(
+                f"{counted(weights, 'weight')} for {counted(policies, 'policy', 'policies')}; give one "
+                "weight per policy"
+            )
         if self.spec.profile is not None:
             self.spec.profile.check(policies=policies)
         if self.spec.is_routed:

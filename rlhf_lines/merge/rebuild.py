@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from reward_models.files import refuse_pointer
 from rlhf_lines.artifact import new_folder, refuse_existing, refuse_replacing, write_record
 from rlhf_lines.config import RunConfig
-from rlhf_lines.errors import about
+from rlhf_lines.errors import about, counted
 from rlhf_lines.merge.basis import BASIS_FILE, check_dtype
 from rlhf_lines.merge.basis_config import RebuildConfig
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE, Adapter
@@ -25,6 +27,9 @@ from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.models import local_folder
 
 
+logger = logging.getLogger(__name__)
+
+
 def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
     """Write theta_SFT + LiNeS(sum_k w_k B_k' A_k') as an adapter and return its folder.
 
@@ -35,6 +40,8 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
         ValueError: the basis is damaged or of another SFT model, or the weights do not fit.
     """
     refuse_existing(config.output_dir, overwrite=run_config.overwrite)
+    for sentence in config.without_effect:
+        logger.warning("%s", sentence)
     check_dtype(config.dtype)
     if config.rank is not None:
         check_rank(config.rank)
@@ -48,6 +55,7 @@ def run(run_config: RunConfig, config: RebuildConfig, given: dict) -> Path:
             f"the basis is of an SFT model with the SHA-256 {record['sft_sha256'][:12]}, but {sft_model} has "
             f"{found[:12]}; give that SFT model with --sft_model"
         )
+    refuse_pointer(folder / BASIS_FILE)
     with about(f"basis {folder / BASIS_FILE} cannot be read"):
         tensors = load_file(folder / BASIS_FILE)
     basis = Basis.from_tensors(tensors)
@@ -111,7 +119,8 @@ def taken_policies(config: RebuildConfig, record: Mapping[str, Any]) -> list[int
     names = [policy["path"] for policy in record["policies"]]
     if len(config.weights) != len(names):
         raise ValueError(
-            f"{len(config.weights)} weights for {len(names)} policies ({', '.join(names)}); give one per policy"
+            f"{counted(len(config.weights), 'weight')} for {counted(len(names), 'policy', 'policies')} "
+            f"({', '.join(names)}); give one per policy"
         )
     taken = [k for k, weight in enumerate(config.weights) if weight]
     if not taken:

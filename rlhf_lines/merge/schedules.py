@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,3 +37,20 @@ SCHEDULES = {
     "reversed_quadratic": Schedule(lambda depth: (1 - depth).square(), "(1 - d)^2", "quadratic", falls=True),
 }
 GROWING, FALLING = ([name for name, entry in SCHEDULES.items() if entry.falls == falls] for falls in (False, True))
+
+
+def schedules_without_effect(scalings: Iterable[tuple[float, str]]) -> Iterator[str]:
+    """Sentences on the schedules that shape nothing: beside each of them beta is always 0.
+
+    >>> list(schedules_without_effect([(0.0, "sqrt"), (1.0, "linear")]))
+    ['schedule sqrt has no effect: beta is 0, so every layer has the factor alpha']
+
+    Args:
+        scalings: beta and schedule of each; linear is what a schedule is that is not given.
+    """
+    betas: dict[str, list[float]] = {}
+    for beta, schedule in scalings:
+        betas.setdefault(schedule, []).append(beta)
+    for schedule, beside in betas.items():
+        if schedule != "linear" and not any(beside):
+            yield f"schedule {schedule} has no effect: beta is 0, so every layer has the factor alpha"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from rlhf_lines.merge.soups import checkpoint_weights, uniform_soup
 from rlhf_lines.merge.spec import MergeSpec
 from rlhf_lines.models import local_folder
 from rlhf_lines.progress import Bar
+
+
+logger = logging.getLogger(__name__)
 
 
 def run(run_config: RunConfig, config: MergeConfig, given: dict) -> Path:
@@ -78,6 +82,8 @@ def _weights(config: MergeConfig) -> tuple[float, ...]:
 
 def _merge(config: MergeConfig, *, overwrite: bool) -> None:
     refuse_existing(config.output_dir, overwrite=overwrite)  # before gigabytes are hashed
+    for sentence in config.without_effect:
+        logger.warning("%s", sentence)
     merge = with_folders(merge_of(config))
     warnings = check_repeat(config.repeats, merge) if config.repeats else ()
     with _Bars() as progress:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_lines.errors import alternatives, unknown_name
+from rlhf_lines.errors import alternatives, counted, unknown_name
 from rlhf_lines.merge.rules.profile import options_text
 from rlhf_lines.models import is_here
 from rlhf_lines.pareto.measures import nondominated
@@ -27,7 +27,7 @@ from rlhf_lines.pareto.schema import (
     label,
     shortened,
 )
-from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interval_name, setting
+from rlhf_lines.pareto.table import decimals, estimate_text, few_prompts, interval_name, setting, supported_decimals
 from rlhf_lines.pareto.utility import FLAT
 
 
@@ -266,7 +266,7 @@ def picked_text(
         f"point {point['id']}: {label(point['group'])}, {spec['rule']}{options}, weights {weights}, "
         f"alpha {setting(spec['alpha'])}, beta {setting(spec['beta'])}, schedule {spec['schedule']}"
         + (", LiNeS before the rule" if spec.get("lines") == "before" else ""),
-        *(f"  {name:<{width}}  {estimate_text(value, decimals([value['mean']]))}" for name, value in rows),
+        *(f"  {name:<{width}}  {estimate_text(value, supported_decimals(value))}" for name, value in rows),
         f"  mean [{interval_name(front)}] over {point['prompts']} {front['split']} prompts",
         *(f"  {few}" for few in [few_prompts(front)] if few),
     ]
@@ -312,7 +312,7 @@ def _choice(worth: Worth | None) -> list[str]:
     """What the choice of the point does to what is known of it."""
     if worth is None:
         return []
-    digits, corrected = decimals([worth.measured]), worth.corrected
+    corrected, digits = worth.corrected, supported_decimals(worth.corrected)
     text = f"{corrected['value']:z.{digits}f}" if corrected["low"] is None else estimate_text(corrected, digits)
     alike = ", ".join(map(str, worth.alike)) or "none"
     return [
@@ -389,7 +389,8 @@ def _factors(front: Front, preference: Sequence[float], scale: str) -> dict[str,
     weights, names = np.asarray(preference, dtype=np.float64), front["objectives"]
     if weights.shape != (len(names),):
         raise ValueError(
-            f"the preference has {weights.size} numbers; expected {len(names)}, one for each of {', '.join(names)}"
+            f"the preference has {counted(weights.size, 'number')}; expected {len(names)}, one for each of "
+            f"{', '.join(names)}"
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
         raise ValueError(f"the preference is {weights.tolist()}; expected finite numbers of at least 0, not all 0")

@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_lines.errors import counted
 from rlhf_lines.pareto.measures import nondominated
 from rlhf_lines.pareto.schema import SurrogateEntry
 
@@ -203,7 +204,10 @@ def design(num_policies: int, count: int) -> list[list[float]]:
             quadratic or more than the weights of the grid.
     """
     if num_policies < 2:
-        raise ValueError(f"got {num_policies} policies; expected two or more, with one there are no weights to choose")
+        raise ValueError(
+            f"got {counted(num_policies, 'policy', 'policies')}; expected two or more, with one there are no weights "
+            "to choose"
+        )
     grid, least = simplex_grid(num_policies), num_coefficients(num_policies)
     if not least <= count <= len(grid):
         raise ValueError(

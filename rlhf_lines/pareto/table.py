@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -127,6 +128,20 @@ def decimals(values: Iterable[float]) -> int:
         if largest >= bound:
             return digits
     return 3 if largest == 0.0 else 6
+
+
+def supported_decimals(estimate: Mean | Value) -> int:
+    """How many decimals of an estimate its interval supports: two significant digits of the interval's width.
+
+    At most those of `decimals`, which also holds without an interval, or with one that has no width.
+
+    >>> supported_decimals({"value": 33.512, "low": 30.2, "high": 36.9})
+    1
+    """
+    most, low, high = decimals([value_of(estimate)]), estimate["low"], estimate["high"]
+    if low is None or high is None or low == high:
+        return most
+    return min(most, max(0, 1 - math.floor(math.log10(high - low))))
 
 
 def setting(value: float | str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from rlhf_lines.errors import about
+from rlhf_lines.errors import about, counted
 from rlhf_lines.merge.basis import BASIS_FILE, check_dtype, check_saves, components_of, stored_dtype
 from rlhf_lines.merge.basis_config import BasisConfig, RebuildConfig
 from rlhf_lines.merge.inputs.adapter import WEIGHTS_FILE, load_adapter
@@ -51,7 +51,7 @@ def plan_basis(configs: dict, given: dict, beside: Path | None, options: Options
     plan.models.append((config.sft_model, shape.source))
     plan.models += [(policy, adapter.source) for policy, adapter in zip(config.policies, adapters, strict=True)]
     plan.work += [
-        ("components", f"{components}, of {count} policies of {ranks_text(ranks)}"),
+        ("components", f"{components}, of {counted(count, 'policy', 'policies')} of {ranks_text(ranks)}"),
         ("positions", f"{positions:,}, each of {memory.basis_numbers(rank, count, components):,} numbers"),
         ("written dtype", str(dtype).removeprefix("torch.")),
     ]
@@ -89,7 +89,9 @@ def plan_rebuild(configs: dict, given: dict, beside: Path | None, options: Optio
     written = positions * (config.rank or total) * dtype.itemsize
 
     plan = Plan("rebuild", "cpu", positions * (config.rank or total), read={str(file): size})
-    plan.models.append((config.basis, f"{len(record['policies'])} policies of {record['sft_model']}"))
+    plan.models.append(
+        (config.basis, f"{counted(len(record['policies']), 'policy', 'policies')} of {record['sft_model']}")
+    )
     plan.work += [
         ("policies", ", ".join(record["policies"][k]["path"] for k in taken)),
         ("rank of the adapter", str(config.rank or total)),
@@ -106,4 +108,5 @@ def plan_rebuild(configs: dict, given: dict, beside: Path | None, options: Optio
         memory.Phase("writing", {memory.LIBRARIES_PART: with_peft, **held, **merged, **cast}),
     ]
     plan.disk["rebuilt adapter"] = written
+    plan.notes += config.without_effect
     return plan

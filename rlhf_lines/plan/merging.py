@@ -83,7 +83,7 @@ def plan_merge(configs: dict, given: dict, beside: Path | None, options: Options
     _check_disk(plan, config.output_dir)
     if kept:
         plan.notes.append(f"{config.output_dir} holds this merge and is kept (--resume)")
-    plan.notes += notes
+    plan.notes += notes + config.without_effect
     return plan
 
 

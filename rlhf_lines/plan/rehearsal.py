@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rlhf_lines.errors import reason
 from rlhf_lines.progress import beat
 
 
@@ -169,7 +170,7 @@ def hidden_states(model: nn.Module, batch: int, length: int, *, use_cache: bool 
     except RuntimeError as error:  # what a pass does depends on numbers: a mixture of experts, for instance
         raise ValueError(
             f"the memory of a {model.config.model_type} model cannot be planned: its forward pass needs numbers "
-            f"({' '.join(str(error).split())[:100]})"
+            f"({reason(error)})"
         ) from error
     return output if use_cache else output[0]
 

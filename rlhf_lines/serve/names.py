@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import counted, unknown_name
 from rlhf_lines.pareto.origin import share
 
 
@@ -60,8 +60,8 @@ def read_mix(name: str, policies: Sequence[str], objectives: Sequence[str]) -> M
         numbers = [parts[0].removeprefix(f"{PREFERENCE}="), *parts[1:]]
         if len(numbers) != len(objectives):
             raise ValueError(
-                f"{shown} has {len(numbers)} numbers, expected {len(objectives)}, one for each of "
-                f"{', '.join(objectives)}"
+                f"{shown} has {counted(len(numbers), 'number')}, expected {len(objectives)}, one for each "
+                f"of {', '.join(objectives)}"
             )
         return Mix(_checked([_steps(number, shown) for number in numbers], shown), is_preference=True)
     found: dict[str, int] = {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 from rlhf_lines.config import A_NAME, from_json, is_name
-from rlhf_lines.errors import one_of, unknown_name
+from rlhf_lines.errors import counted, one_of, unknown_name
 from rlhf_lines.merge.rules import RULES, profile_of, read_options
 from rlhf_lines.merge.schedules import SCHEDULES
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
@@ -290,8 +290,8 @@ def grid_problems(name: str, num_weights: int, policies: Sequence[str], way_out:
     points = math.comb(max(2, num_weights) + count - 2, count - 1)
     if points > MOST_POINTS:
         yield (
-            f"{name} {num_weights} with {count} policies makes {points:,} points, expected at most {MOST_POINTS:,}: "
-            f"give a smaller one{way_out}"
+            f"{name} {num_weights} with {counted(count, 'policy', 'policies')} makes {points:,} points, expected at "
+            f"most {MOST_POINTS:,}: give a smaller one{way_out}"
         )
 
 

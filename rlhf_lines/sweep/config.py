@@ -11,7 +11,7 @@ from reward_models.base import is_number
 from rlhf_lines.config import RunConfig, from_json, read_fields
 from rlhf_lines.data.config import PromptDataConfig
 from rlhf_lines.errors import Problems
-from rlhf_lines.merge.schedules import GROWING
+from rlhf_lines.merge.schedules import GROWING, schedules_without_effect
 from rlhf_lines.pareto.origin import policy_names
 from rlhf_lines.pareto.schema import LINES, REVERSED, SCALED, SEARCHED
 from rlhf_lines.redaction import without_secrets
@@ -297,6 +297,12 @@ class SweepConfig(CompletionConfig):
                 f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'} no effect: no group has several scalings "
                 "to choose from, and there is no limit to keep"
             )
+        lines = ((scaling.beta, scaling.schedule) for scaling in self.candidates)
+        found += schedules_without_effect(lines)
+        for entry in self.groups:
+            if entry.router is None:  # its scaling is the router's
+                scalings = ((scaling.beta, scaling.schedule) for scaling in entry.candidates(()))
+                found += [f"groups: {entry.name}: {sentence}" for sentence in schedules_without_effect(scalings)]
         return found
 
     @property

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from rlhf_lines.config import A_NAME, from_json, is_name
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import counted, unknown_name
 from rlhf_lines.merge.spec import MergeSpec, number_or_auto
 from rlhf_lines.pareto.schema import GROUPS
 from rlhf_lines.sweep.choices import Alpha, Scaling, Tunable, read_alpha
@@ -167,8 +167,8 @@ def set_problems(sets: Sequence[PolicySet], num_policies: int, *, groups: Sequen
     for entry in sets:
         if len(entry.policies) != num_policies:
             yield (
-                f"policy_sets: {entry.name} has {len(entry.policies)} policies, expected {num_policies}, as many as "
-                "policies: all groups are measured at the same weights"
+                f"policy_sets: {entry.name} has {counted(len(entry.policies), 'policy', 'policies')}, expected "
+                f"{num_policies}, as many as policies: all groups are measured at the same weights"
             )
 
 

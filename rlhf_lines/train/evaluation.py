@@ -14,6 +14,14 @@ from torch import Tensor
 FOLDER = "eval_completions"
 
 
+# What `completion_rows` has of each completion, and `evaluation_metrics` takes, in this order; the last six are sums
+# over its tokens.
+COLUMNS = (
+    *("scores", "rewards", "kl", "lengths", "ends", "terminated"),
+    *("returns", "squares", "errors", "squared_errors", "advantages", "entropies"),
+)
+
+
 def completion_rows(
     scores: Tensor,
     rewards: Tensor,
@@ -27,7 +35,7 @@ def completion_rows(
     advantages: Tensor,
     entropies: Tensor,
 ) -> Tensor:
-    """One row of numbers per completion, `[B, columns]`, from which `evaluation_metrics` makes its means.
+    """One row of numbers per completion, `[B, COLUMNS]`, from which `evaluation_metrics` makes its means.
 
     Args:
         scores: weighted and normalised, `[B]`.
@@ -47,7 +55,7 @@ def completion_rows(
     errors = returns - values
     sums = (returns, returns**2, errors, errors**2, advantages, entropies)
     columns = [scores, rewards, kl, mask.sum(dim=1), ends, terminated, *(x.sum(dim=1) for x in sums)]
-    return torch.stack([column.double() for column in columns], dim=1)
+    return torch.stack([column.double() for _, column in zip(COLUMNS, columns, strict=True)], dim=1)
 
 
 def evaluation_metrics(
@@ -65,8 +73,9 @@ def evaluation_metrics(
         vf_coef: weight of the value loss.
         whitened: whether advantages are.
     """
-    total, rewards, kl, lengths, ends, terminated, *sums = rows.unbind(1)
-    returns, squares, errors, squared_errors, advantages, entropy = (x.sum().item() for x in sums)
+    of = dict(zip(COLUMNS, rows.unbind(1), strict=True))
+    total, rewards, kl, lengths, ends, terminated = (of[name] for name in COLUMNS[:6])
+    returns, squares, errors, squared_errors, advantages, entropy = (of[name].sum().item() for name in COLUMNS[6:])
     tokens = lengths.sum().item()
     value_loss = 0.5 * squared_errors / tokens
     unexplained = squared_errors - errors**2 / tokens
@@ -84,8 +93,8 @@ def evaluation_metrics(
         "explained_variance": 1 - unexplained / max(squares - returns**2 / tokens, 1e-8),
         "completions/clipped_ratio": 1 - terminated.mean().item(),
     }
-    for prefix, of in (("", lengths), ("terminated_", finished)):
-        for name, x in (("mean", of.mean()), ("min", of.min()), ("max", of.max())):
+    for prefix, some in (("", lengths), ("terminated_", finished)):
+        for name, x in (("mean", some.mean()), ("min", some.min()), ("max", some.max())):
             found[f"completions/{name}_{prefix}length"] = x.item()
     for name, column in zip(names, scores.double().unbind(1), strict=True):
         found |= {f"rewards/{name}/mean": column.mean().item(), f"rewards/{name}/std": _std(column)}
@@ -94,7 +103,7 @@ def evaluation_metrics(
 
 def metric_names(rewards: Sequence[str]) -> list[str]:
     """What an evaluation says of a policy, with these names of rewards."""
-    nothing = torch.ones(1, 12), torch.ones(1, len(rewards))  # one row of `completion_rows`, and its scores
+    nothing = torch.ones(1, len(COLUMNS)), torch.ones(1, len(rewards))  # one row of `completion_rows`, and its scores
     of_run = ("kl_coef", "num_tokens", *(f"rewards/{name}/truncated" for name in rewards))
     return [*evaluation_metrics(*nothing, rewards, vf_coef=0.0, whitened=True), *of_run]
 

@@ -17,6 +17,7 @@ import reward_models
 from reward_models.classifier import Classifier
 from reward_models.conversation import CHAT
 from reward_models.encoder import longest_input
+from reward_models.files import open_tokenizer
 from reward_models.format import SPECIAL_TOKENS
 from rlhf_lines import skeleton
 from rlhf_lines.artifact import refuse_replacing, remove_working_files, versions, write_record
@@ -185,10 +186,8 @@ def check_labels(config: PreTrainedConfig, training: RewardConfig, name: str) ->
 
 def _load_tokenizer(base: Path, name: str, *, trust_remote_code: bool):
     """The tokenizer of the base, which is called `name`, with the token that the trainer ends every text with."""
-    from transformers import AutoTokenizer
-
     with about(f"tokenizer of {name} cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+        tokenizer = open_tokenizer(base, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token is None:  # of an encoder
         tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token is None:

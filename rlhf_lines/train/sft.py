@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trl
 from trl import ModelConfig, get_quantization_config
@@ -34,6 +35,9 @@ from rlhf_lines.train.progress import show_progress, tell_chosen
 from rlhf_lines.train.settings import SFTSettings, check_model
 from rlhf_lines.train.told import ToldSettings
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ADAPTER = "adapter"
 
@@ -83,6 +87,11 @@ def run(
     elif training.layer_learning_rates or training.frozen_layers:
         whole = skeleton.causal_lm(config, dtype=model_config.dtype, trust_remote_code=training.trust_remote_code)
         check_depth(whole, policy=training.layer_learning_rates, frozen=training.frozen_layers)
+    if (training.metric_for_best_model or "").endswith("aux_loss") and not _balances_experts(config, training):
+        raise ValueError(
+            f"metric_for_best_model is {training.metric_for_best_model}, which only a mixture of experts has, if "
+            "router_aux_loss_coef is not 0: take loss"
+        )
     tokenizer = load_tokenizer(base, **trust)
     check_writes(config, tokenizer)
     datasets = _datasets(data_config, training, tokenizer)
@@ -100,11 +109,6 @@ def run(
                 processing_class=tokenizer,
                 peft_config=peft_config,
                 quantization_config=get_quantization_config(model_config),
-            )
-        if (training.metric_for_best_model or "").endswith("aux_loss") and not trainer.aux_loss_enabled:
-            raise ValueError(
-                f"metric_for_best_model is {training.metric_for_best_model}, which only a mixture of experts has, if "
-                "router_aux_loss_coef is not 0: take loss"
             )
         if peft_config is None:
             freeze_first_layers(trainer.model, training.frozen_layers)
@@ -156,6 +160,14 @@ def inputs(
     base = local_folder(name, revision=model_config.model_revision, what="base model")
     tokenizer = load_tokenizer(base, trust_remote_code=training.trust_remote_code)
     return fingerprints(name, base, data_config.dataset_name, _datasets(data_config, training, tokenizer))
+
+
+def _balances_experts(config: PreTrainedConfig, training: SFTSettings) -> bool:
+    """Whether training has a loss that balances experts, as `aux_loss_enabled` of TRL's trainer says later."""
+    text, coefficient = config.get_text_config(), training.router_aux_loss_coef
+    if coefficient is None:
+        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
+    return hasattr(text, "output_router_logits") and coefficient != 0
 
 
 def _datasets(data_config: TrainingDataConfig, training: SFTSettings, tokenizer) -> dict:

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from rlhf_lines.data.splits import SPLITS, prompts_by_split, read_test_size, rows_of, split_of
+from rlhf_lines.data.splits import SPLITS, places, prompts_by_split, read_test_size, rows_of, split_of
 from rlhf_lines.data.templates import bare
 
 
@@ -41,6 +41,37 @@ def test_the_shares():
     # Four standard deviations of a share of 0.1 in 20,000 draws: 4 * sqrt(0.09 / 20000) = 0.0085
     for split, share in zip(SPLITS, (0.8, 0.1, 0.1), strict=True):
         assert found.count(split) / 20_000 == pytest.approx(share, abs=0.0085 if share == 0.1 else 0.0114)
+
+
+# --- where the prompts of a source are placed
+
+
+def placed(prompts, test_size=None):
+    place = places(prompts, test_size)
+    return [place(bare(prompt)) for prompt in prompts]
+
+
+def test_prompts_are_placed_by_their_hash():
+    # Of SHA-256: 0.08, 0.15 and 0.89 of its range.
+    prompts = ["prompt 15", "prompt 2", ""]
+    assert placed(prompts) == ["test", "validation", "train"]
+    assert placed(prompts, 0.0) == ["train"] * 3
+    assert placed(prompts, 0.05) == ["validation", "train", "train"]
+    assert placed(prompts, 0.5) == ["test", "test", "validation"]
+    assert placed(prompts, "all") == ["test"] * 3
+
+
+def test_a_number_of_prompts_is_that_many_in_the_order_of_their_hashes():
+    assert placed(["", "prompt 2", "prompt 15"], 1) == ["train", "validation", "test"]
+    with pytest.raises(ValueError, match="test_size is 2, for test and for validation, but there are 3 different"):
+        places(["", "prompt 2", "prompt 15"], 2)
+    assert placed(["prompt 2", "prompt 15", "prompt 2"], 1) == ["validation", "test", "validation"]
+
+
+def test_prompts_that_differ_by_blanks_around_a_turn_are_placed_as_the_shortest():
+    assert split_of("prompt 15") == "test" and split_of("  prompt 15") != "test"
+    assert placed(["  prompt 15", "prompt 15"]) == placed(["prompt 15", "  prompt 15"]) == ["test", "test"]
+    assert placed(["  prompt 15"]) == [split_of("  prompt 15")], "alone it stays where its text puts it"
 
 
 # --- rows of a source

@@ -93,7 +93,7 @@ def test_of_several_differences_what_is_merged_how_comes_first():
     [
         ({"save": "adpter"}, "unknown save 'adpter'; known: adapter, dense; did you mean 'adapter'"),
         ({"dtype": "bf16"}, "unknown dtype 'bf16'; known: bfloat16"),
-        ({"policies": ("a",)}, "2 weights for 1 policies; give one weight per policy"),
+        ({"policies": ("a",)}, "2 weights for 1 policy; give one weight per policy"),
         ({"rank": True}, "rank is True, expected a whole number of at least 1"),
         ({"rank": 0}, "rank is 0, expected a whole number of at least 1"),
         ({"rank": None}, "rule 'ties' is not linear in the residuals, so no adapter holds it exactly; give --rank"),

@@ -252,7 +252,7 @@ def test_markdown_signs_are_made_harmless():
         ({"dtype": "bf16"}, "unknown dtype 'bf16'; known: bfloat16"),
         ({"policies": []}, "expected a list of one or more folders"),
         ({"policies": "one"}, "expected a list of one or more folders"),
-        ({"spec": MergeSpec("linear", (1,))}, "1 weights for 2 policies"),
+        ({"spec": MergeSpec("linear", (1,))}, "1 weight for 2 policies"),
     ],
 )
 def test_bad_arguments_are_named(sft, helpful, harmless, tmp_path, changes, message):

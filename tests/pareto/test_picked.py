@@ -99,7 +99,7 @@ def test_a_reward_without_range_does_not_decide():
         ({"preference": [1, 1], "maximize": "r1"}, "pick by one of them"),
         ({"preference": [1, 1], "minimum": {"r1": 0.0}}, "pick by one of them"),
         ({"preference": [1, 1, 1]}, "has 3 numbers; expected 2, one for each of r1, r2"),
-        ({"preference": [0.5]}, "has 1 numbers; expected 2"),
+        ({"preference": [0.5]}, "has 1 number; expected 2"),
         ({"preference": [0, 0]}, "at least 0, not all 0"),
         ({"preference": [1, -0.1]}, r"\[1.0, -0.1\]; expected finite numbers of at least 0"),
         ({"preference": [1, float("nan")]}, "expected finite numbers"),
@@ -179,12 +179,27 @@ def test_the_text_has_scores_with_intervals_and_what_else_is_known(front):
     spec = front["points"][9]["spec"]
     assert lines[0] == "point 9: LiNeS, linear, weights 0.75 / 0.25, alpha 1, beta 1, schedule linear"
     assert spec["weights"] == [0.75, 0.25]
-    score, kl = front["points"][9]["scores"]["b"], front["points"][9]["kl"]
-    assert lines[2] == f"  b   {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-    assert lines[3] == f"  KL  {kl['mean']:.3f} [{kl['low']:.3f}, {kl['high']:.3f}]"
+    assert lines[2].startswith("  b   ") and lines[3].startswith("  KL  ")
     assert lines[4] == "  mean [95 % interval] over 40 test prompts"
     front["points"][9]["perplexity"] = {"mean": 12.5, "low": 11.0, "high": 13.25}
-    assert "  perplexity  12.50 [11.00, 13.25]" in picked_text(front, front["points"][9], "run").splitlines()
+    assert "  perplexity  12.5 [11.0, 13.2]" in picked_text(front, front["points"][9], "run").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "said"),
+    [
+        (0.51234, 0.31, 0.72, "0.51 [0.31, 0.72]"),
+        (0.51234, 0.506, 0.518, "0.512 [0.506, 0.518]"),
+        (33.5123, 30.21, 36.88, "33.5 [30.2, 36.9]"),
+        (133.51, 92.4, 171.2, "134 [92, 171]"),
+        (0.51234, 0.5123, 0.5124, "0.512 [0.512, 0.512]"),  # no more than tables have
+        (0.51234, 0.51234, 0.51234, "0.512 [0.512, 0.512]"),
+        (0.51234, None, None, "0.512"),
+    ],
+)
+def test_a_number_has_the_digits_that_its_interval_supports(front, mean, low, high, said):
+    front["points"][9]["scores"]["b"] = {"mean": mean, "low": low, "high": high}
+    assert picked_text(front, front["points"][9], "run").splitlines()[2].split(maxsplit=1)[1] == said
 
 
 def test_the_sft_model_needs_no_merge(front):
@@ -367,7 +382,7 @@ def test_alone_it_has_no_runner_up(many):
 def test_what_is_known_of_the_choice_is_told(many):
     worth = Worth(1.25, {"value": 1.125, "low": 1.0, "high": 1.25}, [4, 7])
     lines = picked_text(many, many["points"][3], "run", worth=worth).splitlines()
-    assert "  worth 1.250 as measured, 1.125 [1.000, 1.250] corrected for having been picked" in lines
+    assert "  worth 1.25 as measured, 1.12 [1.00, 1.25] corrected for having been picked" in lines
     assert "  points that cannot be told apart from it: 4, 7" in lines
     worth = Worth(1.25, {"value": 1.125, "low": None, "high": None}, [])
     lines = picked_text(many, many["points"][3], "run", worth=worth).splitlines()
@@ -438,6 +453,6 @@ def test_an_objective_may_be_called_mean(make_points):
         point["metrics"] |= {"length_correlation": {"mean": correlation, "b": None}, "tokens": correlation}
     picked = pick(front, preference=[1, 1])
     text = picked_text(front, picked.point, "run", picked=picked)
-    assert "  tokens  0.250 [0.000, 0.500]" in text and "correlation" not in text
+    assert "  tokens  0.25 [0.00, 0.50]" in text and "correlation" not in text
     with pytest.raises(ValueError, match="unknown score 'length_correlation'; known: b, mean, tokens"):
         pick(front, minimum={"b": 0.0}, maximize="length_correlation")

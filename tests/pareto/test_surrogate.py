@@ -136,7 +136,7 @@ def test_a_design_starts_with_the_policies_and_spreads(num_policies, count):
 def test_a_design_that_is_too_small_or_has_one_policy_is_refused():
     with pytest.raises(ValueError, match="count of 5 weights for 3 policies; expected 6"):
         design(3, 5)
-    with pytest.raises(ValueError, match="got 1 policies"):
+    with pytest.raises(ValueError, match="got 1 policy"):
         design(1, 3)
 
 

@@ -66,7 +66,7 @@ def test_memory_by_hand(adapters):
         ("basis", ["--policies", "p0", "p1"], "2 policies of rank 4 take fewer numbers as they are"),
         ("basis", ["--dtype", "float64"], "takes"),
         ("basis", ["--policies", "p0", "p1", "sft"], "'sft'"),
-        ("rebuild", ["--weights", "1"], "1 weights for 5 policies"),
+        ("rebuild", ["--weights", "1"], "1 weight for 5 policies"),
         ("rebuild", ["--weights", "0", "0", "0", "0", "0"], "all weights are 0"),
         ("rebuild", ["--rank", "0"], "rank is 0"),
         ("rebuild", ["--basis", "sft"], "sft has no basis.safetensors"),

@@ -99,6 +99,15 @@ def test_an_option_out_of_range_is_a_problem(models, capsys):
     assert "density is 2, expected" in refusal(capsys, "--rule", "ties", "--rule_options", '{"density": 2}')
 
 
+def test_settings_without_effect_are_told_by_the_merge_and_its_plan(models, capsys):
+    idle = "schedule sqrt has no effect: beta is 0, so every layer has the factor alpha"
+    flags = [*FLAGS, "--beta", "0", "--schedule", "sqrt"]
+    assert cli.main(["plan", "merge", *flags]) == 0
+    assert idle in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["merge", *flags]) == 0
+    assert f"{idle}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -112,7 +121,7 @@ def test_an_option_out_of_range_is_a_problem(models, capsys):
         (["--device", "mps"], "device is 'mps', expected cpu, cuda, or one of several GPUs"),
         (["--statistics", "policy"], "statistics are given, but rule 'linear' uses none"),
         (["--push_to_hub"], "push_to_hub needs the name of the model on the Hub"),
-        (["--weights", "1", "2"], "2 weights for 1 policies"),
+        (["--weights", "1", "2"], "2 weights for 1 policy"),
         (["--output_dir", "sft/config.json/out"], "because {cwd}/sft/config.json is not a folder"),
         (["--repeats", "record.json"], "has changed since record.json was written"),
     ],

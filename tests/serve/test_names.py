@@ -64,7 +64,7 @@ def test_a_policy_may_be_called_preference():
         ("mix/helpful=", "'', expected"),
         ("mix/helpful=\N{ARABIC-INDIC DIGIT ONE}", "expected a number"),
         ("mix/helpful=1\n", "expected a number"),
-        ("mix/preference=1", "has 1 numbers, expected 2, one for each of r1, r2"),
+        ("mix/preference=1", "has 1 number, expected 2, one for each of r1, r2"),
         ("mix/preference=0.5,0.4", "sum to 0.9, expected 1"),
         ("mix/preference=0.5,", "has '', expected a number"),
         (f"mix/{'a' * LONGEST}=1", f"has {LONGEST + 6} characters, expected at most {LONGEST}"),

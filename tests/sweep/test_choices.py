@@ -427,6 +427,7 @@ def test_texts_that_are_not_named_have_no_size(name):
 
 
 ONE = {"scalings": ["1 1"], "controls": False}
+IDLE = "schedule {} has no effect: beta is 0, so every layer has the factor alpha"
 NO_CHOICE = "no effect: no group has several scalings to choose from, and there is no limit to keep"
 
 
@@ -450,6 +451,14 @@ NO_CHOICE = "no effect: no group has several scalings to choose from, and there 
         (ONE | {"validation_prompts": 9, "max_kl": 3.0}, []),
         (ONE | {"validation_prompts": 9, "sampler": "search"}, []),
         (ONE | {"validation_prompts": 9, "groups": [{"name": "t", "rule": "ties", "alphas": [1, 2]}]}, []),
+        ({"betas": [0], "schedules": ["linear", "sqrt"]}, [IDLE.format("sqrt")]),
+        ({"betas": [0, 1], "schedules": ["linear", "sqrt"]}, []),
+        ({"scalings": ["1 0 sqrt", "1 1", "1 0 quadratic", "1 1 quadratic"]}, [IDLE.format("sqrt")]),
+        (
+            {"groups": [{"name": "t", "alpha": 1, "schedule": "sqrt"}, {"name": "u", "betas": [0, 1]}]},
+            [f"groups: t: {IDLE.format('sqrt')}"],
+        ),
+        ({"groups": [{"name": "t", "rule": "ties", "alpha": 1, "beta": 0.5, "schedule": "sqrt"}]}, []),
     ],
 )
 def test_what_is_given_and_has_no_effect_is_told(changes, sentences):

@@ -214,8 +214,10 @@ def test_an_evaluation_measures_what_a_checkpoint_may_be_the_best_by(run_sft, wr
     rows = write_rows("own/train.jsonl", DEMONSTRATIONS)
     write_rows("own/validation.jsonl", [{"prompt": "a", "completion": " b"}])
     settings = {**ONE_STEP, "eval_strategy": "epoch", "dataset_name": rows.parent}
-    with pytest.raises(ValueError, match="metric_for_best_model is aux_loss, which only a mixture of experts has"):
-        run_sft(DEMONSTRATIONS, **settings, metric_for_best_model="aux_loss")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf_lines.train.sft.SFTTrainer", lambda **_: pytest.fail("the model is loaded"))
+        with pytest.raises(ValueError, match="metric_for_best_model is aux_loss, which only a mixture of experts has"):
+            run_sft(DEMONSTRATIONS, **settings, metric_for_best_model="aux_loss")
     assert not (tmp_path / "out" / "sft").exists()
     (row,) = read_record(run_sft(DEMONSTRATIONS, **settings, metric_for_best_model="entropy"))["history"]
     assert {f"eval_{name}" for name in SFTSettings.metrics if name != "aux_loss"} <= row.keys()

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reward_models.files import refuse_pointer
 from rlhf_lines.merge.inputs.adapter_config import CONFIG_FILE, WAY_OUT, check_config
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, read_json
 from rlhf_lines.merge.inputs.model_names import ModelNames
@@ -111,6 +112,7 @@ def load_adapter(path: str | Path) -> Adapter:
     try:
         tensors = load_file(file)
     except SafetensorError as error:
+        refuse_pointer(file)
         raise ValueError(f"cannot read {str(file)!r} ({error}); save the adapter again") from error
     record_file = folder / RECORD_FILE
     record = read_json(record_file) if record_file.is_file() else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf_lines.errors import Problems
+from rlhf_lines.errors import Problems, counted
 from rlhf_lines.merge.inputs.adapter import RECORD_FILE
 from rlhf_lines.merge.inputs.checkpoint import Checkpoint, read_json
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
@@ -122,8 +122,9 @@ def check_statistics(
         return
     if len(folders) != len(policies):
         raise ValueError(
-            f"rule {rule!r} needs the statistics of each policy, got {len(folders)} for {len(policies)} policies; make "
-            f"them with `rlhf-lines {kind.verb}` and give the folders with --statistics, in the order of the policies"
+            f"rule {rule!r} needs the statistics of each policy, got {len(folders)} for "
+            f"{counted(len(policies), 'policy', 'policies')}; make them with `rlhf-lines {kind.verb}` and give the "
+            "folders with --statistics, in the order of the policies"
         )
     problems = Problems()
     for folder, policy in zip(folders, policies, strict=True):

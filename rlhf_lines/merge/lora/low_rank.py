@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_lines.errors import counted
 from rlhf_lines.merge.inputs.adapter import Adapter, Factors
 from rlhf_lines.merge.layers import layer_indices
 from rlhf_lines.merge.lines import lines_scales
@@ -177,7 +178,8 @@ def _lines_factor(spec: MergeSpec, layer: int | None, num_layers: int) -> float:
 def _check_count(spec: MergeSpec, policies: int) -> None:
     if len(spec.weights) != policies:
         raise ValueError(
-            f"the spec has {len(spec.weights)} weights for {policies} policies; give one weight per policy"
+            f"the spec has {counted(len(spec.weights), 'weight')} for {counted(policies, 'policy', 'policies')}; "
+            "give one weight per policy"
         )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from pathlib import Path
 
 import yaml
 
 from rlhf_lines.artifact import RECORD
+from rlhf_lines.errors import reason
 from rlhf_lines.merge.inputs.provenance import MERGE_RECORD, called
 
 
@@ -30,7 +30,7 @@ def check_hub(hub_model_id: str | None) -> None:
     try:
         validate_repo_id(hub_model_id)
     except HFValidationError as error:
-        raise ValueError(f"hub_model_id {hub_model_id!r} is no name for the Hub ({_reason(error)})") from error
+        raise ValueError(f"hub_model_id {hub_model_id!r} is no name for the Hub ({reason(error)})") from error
     if constants.HF_HUB_OFFLINE:
         raise ValueError("push_to_hub needs the Hub, but HF_HUB_OFFLINE is set: unset it, or leave push_to_hub out")
     if get_token() is None:
@@ -39,7 +39,7 @@ def check_hub(hub_model_id: str | None) -> None:
         HfApi().whoami()
     except Exception as error:  # expired, revoked, unreachable: the library has an exception class for each
         raise ValueError(
-            f"push_to_hub cannot log in to {constants.ENDPOINT} ({_reason(error)}): run hf auth login, or check the "
+            f"push_to_hub cannot log in to {constants.ENDPOINT} ({reason(error)}): run hf auth login, or check the "
             "connection"
         ) from error
 
@@ -51,7 +51,8 @@ def upload(folder: str | Path, hub_model_id: str, *, private: bool | None = None
     Checkpoints of a training run stay here.
 
     Raises:
-        ValueError: the upload failed; the folder is as before, and the message has the command that tries again.
+        ValueError: the upload failed; the folder is as before, and the message says how to try again. That is no `hf
+            upload`, which would upload what is left out here, and the paths.
     """
     from huggingface_hub import HfApi
 
@@ -62,9 +63,9 @@ def upload(folder: str | Path, hub_model_id: str, *, private: bool | None = None
             _copy_public(Path(folder), Path(public))
             api.upload_folder(repo_id=address.repo_id, folder_path=public, commit_message=f"Upload {Path(folder).name}")
     except Exception as error:  # refused, unreachable, too large: the library has an exception class for each
-        again = shlex.join(["hf", "upload", hub_model_id, str(folder), ".", *(["--private"] if private else [])])
         raise ValueError(
-            f"{folder} is complete, but its upload to {hub_model_id} failed ({_reason(error)}); try again with: {again}"
+            f"{folder} is complete, but its upload to {hub_model_id} failed ({reason(error)}); try again with the same "
+            "command and --resume, which uploads it without making it anew"
         ) from error
     return str(address)
 
@@ -99,7 +100,3 @@ def _collect_paths(content: object, named: dict[str, str]) -> None:
     elif isinstance(content, str) and "/" in content and "\n" not in content and Path(content).exists():
         # mergekit names an adapter BASE+ADAPTER, whose halves stand alone in the other files.
         named[content] = called(str(Path(content).absolute()))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

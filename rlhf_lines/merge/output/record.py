@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lines.artifact import versions
-from rlhf_lines.errors import Problems
+from rlhf_lines.errors import Problems, counted
 from rlhf_lines.merge.inputs.checkpoint import read_json
 from rlhf_lines.merge.inputs.fingerprints import config_sha256
 from rlhf_lines.merge.inputs.provenance import folder_above, weights_sha256
@@ -81,8 +81,8 @@ def check_repeat(
     record = _read(path)
     if len(merge.policies) != len(record["policies"]):
         raise ValueError(
-            f"{len(merge.policies)} policies are given, but {path} was made from {len(record['policies'])}: give them "
-            "all in its order, or merge others without --config merge_spec.json"
+            f"{counted(len(merge.policies), 'policy', 'policies')} given, but {path} was made from "
+            f"{len(record['policies'])}: give them all in its order, or merge others without --config merge_spec.json"
         )
     of_sft = {"path": record["sft_model"], "sha256": record["sft_sha256"]}
     recorded = [{**of_sft, "config_sha256": record.get("sft_config_sha256")}, *record["policies"]]

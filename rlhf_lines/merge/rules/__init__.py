@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rlhf_lines.errors import one_of
+from rlhf_lines.errors import counted, one_of
 from rlhf_lines.merge.inputs.statistics import FISHER, GRAM, SECOND_MOMENTS
 from rlhf_lines.merge.rules import mergekit
 from rlhf_lines.merge.rules.common import (
@@ -218,7 +218,10 @@ def merge_lazily(
     if weights is not None:
         weights = [float(weight) for weight in weights]
         if len(weights) != residuals.count:
-            raise ValueError(f"{len(weights)} weights for {residuals.count} residuals; give one weight per residual")
+            raise ValueError(
+                f"{counted(len(weights), 'weight')} for {counted(residuals.count, 'residual')}; give one "
+                "weight per residual"
+            )
         for weight in weights:
             if not residuals.count * abs(weight) <= LARGEST:  # not a number, or K w_k that float32 does not hold
                 raise ValueError(

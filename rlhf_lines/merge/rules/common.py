@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lines.errors import unknown_name
+from rlhf_lines.errors import counted, unknown_name
 from rlhf_lines.merge.inputs.statistics import Statistics
 from rlhf_lines.merge.tensors.largest import LARGEST
 
@@ -55,7 +55,10 @@ def one_per_policy(name: str, value: object, count: int) -> list[float]:
     """
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * count
     if len(values) != count:
-        raise ValueError(f"{len(values)} {name} for {count} residuals; give one number, or one per residual")
+        raise ValueError(
+            f"{counted(len(values), name.removesuffix('s'), name)} for {counted(count, 'residual')}; give one "
+            "number, or one per residual"
+        )
     for one in values:
         number(f"a {name.removesuffix('s')}", one, low=0)
     return values
@@ -161,7 +164,8 @@ def common_names(residuals: Residuals, rule: str, kind: Statistics) -> list[str]
     sets = residuals.statistics
     if len(sets) != residuals.count:
         raise ValueError(
-            f"rule {rule!r} needs {kind.text} of each policy, got {len(sets)} sets for {residuals.count} policies; "
+            f"rule {rule!r} needs {kind.text} of each policy, got {counted(len(sets), 'set')} for "
+            f"{counted(residuals.count, 'policy', 'policies')}; "
             f"compute them with `rlhf-lines {kind.verb}`"
         )
     names = [name for name in residuals.shapes if all(name in tensors.shapes for tensors in sets)]

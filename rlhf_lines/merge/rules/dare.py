@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lines.errors import one_of
+from rlhf_lines.errors import counted, one_of
 from rlhf_lines.merge.rules.common import share, whole
 from rlhf_lines.merge.rules.linear import linear
 from rlhf_lines.merge.rules.ties import nested_options, ties
@@ -105,7 +105,9 @@ def _random_drops(residuals: Residuals, drop_rate: float, seed: int) -> Drops:
 
 def _given_drops(residuals: Residuals, masks: Sequence[Mapping[str, Tensor]]) -> Drops:
     if len(masks) != residuals.count:
-        raise ValueError(f"{len(masks)} masks for {residuals.count} residuals; give one mapping per residual")
+        raise ValueError(
+            f"{counted(len(masks), 'mask')} for {counted(residuals.count, 'residual')}; give one mapping per residual"
+        )
     for k, mask in enumerate(masks):
         for name, shape in residuals.shapes.items():
             found = (mask[name].dtype, tuple(mask[name].shape)) if name in mask else None

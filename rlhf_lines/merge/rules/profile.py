@@ -13,6 +13,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from rlhf_lines.errors import counted
 from rlhf_lines.merge.tensors.largest import LARGEST
 
 
@@ -60,7 +61,8 @@ class Profile:
             raise ValueError(f"factors has rows of {[len(row) for row in rows]} numbers, {EXPECTED}, in all of them")
         if len(rows) != len(outside):
             raise ValueError(
-                f"factors are of {len(rows)} policies, outside of {len(outside)}: give both one entry per policy"
+                f"factors are of {counted(len(rows), 'policy', 'policies')}, outside of {len(outside)}: give both "
+                "one entry per policy"
             )
         named = [(f"factors[{k}][{i}]", value) for k, row in enumerate(rows) for i, value in enumerate(row)]
         for name, value in [*named, *((f"outside[{k}]", value) for k, value in enumerate(outside))]:
@@ -80,8 +82,8 @@ class Profile:
         """
         if policies is not None and policies != len(self.factors):
             raise ValueError(
-                f"the factors by layer are of {len(self.factors)} policies, but {policies} are merged: give "
-                "one list of factors per policy, in their order"
+                f"the factors by layer are of {counted(len(self.factors), 'policy', 'policies')}, but {policies} are "
+                "merged: give one list of factors per policy, in their order"
             )
         if num_layers is not None and num_layers != self.num_layers:
             raise ValueError(

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from reward_models.files import refuse_pointer
 from rlhf_lines.merge.tensors.open_files import OpenFile
 
 
@@ -94,6 +95,7 @@ class TensorFile:
             with safe_open(self.path, framework="pt"):
                 pass  # the library checks the header against the file
         except SafetensorError as error:
+            refuse_pointer(self.path)
             raise ValueError(f"cannot read {str(self.path)!r} ({error}); copy or save it again") from error
         self._file = OpenFile(self.path, os.O_RDONLY)
         with self._file.descriptor() as descriptor:

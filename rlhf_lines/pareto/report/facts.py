@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from rlhf_lines.errors import counted
 from rlhf_lines.pareto.comparisons import MEASURES, OPPONENTS, adjusted_for, conclusions
 from rlhf_lines.pareto.fixed_points import without_spread
 from rlhf_lines.pareto.forgetting import damage_undone, sft_point
@@ -83,12 +84,12 @@ def swept(front: Front) -> str:
     """One sentence on what was measured."""
     points = front["points"]
     groups = looks(point["group"] for point in points)
-    counts = [f"{label(group)} ({_count(sum(p['group'] == group for p in points), 'point')})" for group in groups]
+    counts = [f"{label(group)} ({counted(sum(p['group'] == group for p in points), 'point')})" for group in groups]
     prompts, samples = points[0]["prompts"], points[0]["samples_per_prompt"]
     few = few_prompts(front)
     return (
-        f"{_count(len(points), 'policy', 'policies')}: {_list(counts)}; each measured on "
-        f"{_count(prompts, front['split'] + ' prompt')} with {_count(samples, 'completion')} per prompt, "
+        f"{counted(len(points), 'policy', 'policies')}: {_list(counts)}; each measured on "
+        f"{counted(prompts, front['split'] + ' prompt')} with {counted(samples, 'completion')} per prompt, "
         f"scored by {_list(front['objectives'])}. Higher scores are better."
         f"{f' {few}.' if few else ''}"
     )
@@ -172,7 +173,7 @@ def _chosen(front: Front) -> list[Card]:
         chosen = each.tuning["chosen"]
         text = f"{label(each.group)}: alpha {setting(chosen['alpha'])}, beta {setting(chosen['beta'])}"
         text += f", schedule {chosen['schedule']}" if len(each.schedules) > 1 else ""
-        texts.append(f"{text} (of {_count(len(each.tuning['grid']), 'setting')})")
+        texts.append(f"{text} (of {counted(len(each.tuning['grid']), 'setting')})")
     limits = [
         f"{name} at most {setting(validation[key])}"
         for key, name in (("max_kl", "KL"), ("max_forgetting", "forgetting"))
@@ -181,7 +182,7 @@ def _chosen(front: Front) -> list[Card]:
     limits += [f"{name} at least {setting(least)}" for name, least in validation["minimum"].items()]
     text = (
         f"{'; '.join(texts)}. Chosen by hypervolume on {validation['prompts']} validation prompts at "
-        f"{_count(validation['weights'], 'weight')}{f', with {_list(limits)}' if limits else ''}, and used for all "
+        f"{counted(validation['weights'], 'weight')}{f', with {_list(limits)}' if limits else ''}, and used for all "
         "test points of the group."
     )
     if tuned[0].tuning["chosen"]["beta"] == 0:
@@ -216,12 +217,12 @@ def _forgetting(front: Front) -> list[Card]:
         title = f"LiNeS forgets {'more' if lines > soup else 'less'} than the rewarded soup"
     text = (
         f"{start}. At the same weights the rewarded soup changes it by {signed(100 * (soup / base - 1), 0)} % and "
-        f"LiNeS by {signed(100 * (lines / base - 1), 0)} % (medians over {_count(len(rows), 'weight')})"
+        f"LiNeS by {signed(100 * (lines / base - 1), 0)} % (medians over {counted(len(rows), 'weight')})"
     )
     kept = {reward: [row["reward_kept"][reward] for row in rows] for reward in front["objectives"]}
     kept = {reward: [value for value in values if value is not None] for reward, values in kept.items()}
     gains = [
-        f"{percent(median(values))} of the soup's gain in {reward} (median over {_count(len(values), 'weight')})"
+        f"{percent(median(values))} of the soup's gain in {reward} (median over {counted(len(values), 'weight')})"
         for reward, values in kept.items()
         if values
     ]
@@ -230,10 +231,6 @@ def _forgetting(front: Front) -> list[Card]:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _list(parts: Sequence[str]) -> str:

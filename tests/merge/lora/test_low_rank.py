@@ -135,7 +135,7 @@ def test_difference_is_the_relative_norm_of_dense_residuals(adapters):
 
 
 def test_mistakes_are_named(adapters, monkeypatch):
-    with pytest.raises(ValueError, match="1 weights for 2 policies"):
+    with pytest.raises(ValueError, match="1 weight for 2 policies"):
         merge_adapters(adapters, MergeSpec("linear", (1,)), num_layers=NUM_LAYERS)
     with pytest.raises(ValueError, match="no adapters"):
         stack([])

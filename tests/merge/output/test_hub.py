@@ -112,11 +112,11 @@ def test_a_failed_upload_leaves_the_folder_and_names_the_way_back(hub, flags, ca
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("rlhf-lines merge: ")
     assert "out is complete, but its upload to merged failed (" in error and "the disk of the Hub is full" in error
-    assert error.endswith("try again with: hf upload merged out .\n")
+    assert error.endswith("try again with the same command and --resume, which uploads it without making it anew\n")
     assert not hub.got["files"]
     made = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     hub.full = False
-    assert cli.main([*flags, "--resume"]) == 0  # the other way back: nothing is merged again
+    assert cli.main([*flags, "--resume"]) == 0  # what it said: nothing is merged again, and the same is uploaded
     assert_is_public_copy(hub.got["files"], Path("out"))
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == made
 

@@ -163,7 +163,7 @@ def test_a_spec_holds_a_seed_but_neither_masks_nor_generators():
         ({"masks": [{}], "seed": 1}, "masks, a generator and a seed were given, or two of them"),
         ({"masks": [{}], "generator": torch.Generator()}, "masks, a generator and a seed were given"),
         ({"seed": 1, "generator": torch.Generator()}, "masks, a generator and a seed were given"),
-        ({"masks": []}, "0 masks for 1 residuals"),
+        ({"masks": []}, "0 masks for 1 residual"),
         ({"masks": [{}]}, r"masks\[0\] has nothing for 'a', expected a boolean tensor of shape \(2,\)"),
         ({"masks": [{"a": torch.ones(2)}]}, r"masks\[0\] has torch.float32 of shape \(2,\) for 'a'"),
         ({"masks": [{"a": torch.ones(3, dtype=torch.bool)}]}, r"masks\[0\] has torch.bool of shape \(3,\) for 'a'"),

@@ -161,7 +161,7 @@ def test_a_line_tells_profiles_apart():
         ({"factors": [1, 2], "outside": [1, 2]}, r"factors is \[1, 2\], expected a list"),
         ({"factors": [[]], "outside": [1]}, r"factors is \[\[\]\], expected"),
         ({"factors": [[1, 2], [1]], "outside": [1, 1]}, r"factors has rows of \[2, 1\] numbers"),
-        ({"factors": [[1, 2]], "outside": [1, 1]}, "factors are of 1 policies, outside of 2"),
+        ({"factors": [[1, 2]], "outside": [1, 1]}, "factors are of 1 policy, outside of 2"),
         ({"factors": [[1, 2]], "outside": 1}, "outside is 1, expected a list of one number per policy"),
         ({"factors": [[1, "2"]], "outside": [1]}, r"factors\[0\]\[1\] is '2', expected a finite number"),
         ({"factors": [[1, True]], "outside": [1]}, r"factors\[0\]\[1\] is True"),
@@ -257,7 +257,7 @@ def test_adapters_hold_a_layerwise_merge_exactly(sft, helpful, harmless, tmp_pat
             {"factors": [row[:3] for row in FACTORS], "outside": OUTSIDE},
             "are of 3 layers, but the policies change a model",
         ),
-        ({"factors": FACTORS[:1], "outside": [1.0]}, "are of 1 policies, but 2 are merged: give one list"),
+        ({"factors": FACTORS[:1], "outside": [1.0]}, "are of 1 policy, but 2 are merged: give one list"),
     ],
 )
 @pytest.mark.parametrize("save", ["adapter", "dense"])

@@ -179,7 +179,7 @@ def test_narrow_residuals_are_merged_in_float32():
     ("rule", "keywords", "message"),
     [
         ("liner", {}, "unknown rule 'liner'; known: .*linear.*; did you mean 'linear'"),
-        ("linear", {"weights": [1.0]}, "1 weights for 2 residuals"),
+        ("linear", {"weights": [1.0]}, "1 weight for 2 residuals"),
         ("linear", {"weights": [1.0, float("nan")]}, "expected finite numbers"),
         ("linear", {"density": 0.2}, "unknown option of rule 'linear' 'density'; known: none"),
         ("slerp", {"weights": [1.0, -0.5]}, r"slerp got the weights \[1.0, -0.5\], expected none below zero"),
@@ -206,7 +206,7 @@ def test_narrow_residuals_are_merged_in_float32():
         ("consensus", {"k": 3}, "k is 3, expected a whole number between 0 and 2"),
         ("consensus", {"k": True}, "k is True, expected a whole number"),
         ("consensus", {"of": "mean"}, "unknown of 'mean'; known: sum, ties"),
-        ("consensus", {"thresholds": [0.4]}, "1 thresholds for 2 residuals"),
+        ("consensus", {"thresholds": [0.4]}, "1 threshold for 2 residuals"),
         ("consensus", {"thresholds": [0.4, -1]}, "a threshold is -1, expected a number at least 0"),
         ("consensus", {"thresholds": "0.4"}, "a threshold is '0.4', expected a number"),
         ("consensus", {"ties_options": [0.1]}, r"ties_options is \[0.1\], expected a mapping"),
