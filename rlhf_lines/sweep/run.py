@@ -23,6 +23,7 @@ from rlhf_lines.pareto.schema import SEARCHED
 from rlhf_lines.sweep.begun import check_begun, refuse_begun
 from rlhf_lines.sweep.config import SweepConfig
 from rlhf_lines.sweep.engines import make_engine
+from rlhf_lines.sweep.finished.behaviour import stopped_at_length
 from rlhf_lines.sweep.finished.front import gains, trace_front
 from rlhf_lines.sweep.finished.report import REPORT, write_report
 from rlhf_lines.sweep.groups import LINES, Specs
@@ -183,6 +184,7 @@ def _measure(config: SweepConfig, inputs: Inputs, specs: Specs, measurement: Mea
         early = store.points("validation") if config.max_forgetting is not None else []
         measurement.forgetting(points, inputs.forgetting, phase=CONTROL, early=early)
     store.replace(chosen=chosen._asdict(), validation=validation, surrogate=surrogate, example=_example(store, inputs))
+    store.replace(stopped=stopped_at_length(store, inputs.tokenizer))
     if searched is not None:
         store.replace(search=searched)
     told = {} if searched is None else {"search": searched}

@@ -407,6 +407,10 @@ class Store:
             scores = {reward: score for reward, score in zip(rewards, in_order, strict=True) if score is not None}
             yield Row(*key, text, tuple(json.loads(token_ids)), kl, scores)
 
+    def rows_of_length(self, tokens: int) -> Iterator[Row]:
+        """Yield every completion of so many tokens or more, without its scores; see `rows`."""
+        return self._rows("c.tokens >= ?", tokens, ())
+
     def last_tokens(self, *, shorter_than: int) -> set[int]:
         """The last tokens of all completions that have fewer tokens than this."""
         query = "SELECT DISTINCT json_extract(token_ids, '$[#-1]') FROM completions WHERE tokens < ?"
