@@ -82,7 +82,7 @@ def run(run_config: RunConfig, data_config: DataConfig, config: SweepConfig, giv
         kept = facts(read, data_config, config) | {"candidates": specs.candidates} if leads() else {}
         from_leader(lambda: routes.check(kept["sft_sha256"], kept["policies_sha256"], read.prompts["test"]))
         if run_config.resume:  # every process stops where the leader does
-            further = partial(_refuse_chosen_alphas, config)
+            further = partial(_refuse_earlier, config)
             from_leader(lambda: check_begun(config.output_dir, kept, what="the sweep", further=further))
         if config.reuse is not None:
             from_leader(lambda: check_reusable(config.reuse, kept))
@@ -122,8 +122,14 @@ def inputs(run_config: RunConfig, data_config: DataConfig, config: SweepConfig) 
     return fingerprints(data_config, config)
 
 
-def _refuse_chosen_alphas(config: SweepConfig, store: Store) -> None:
-    """Stop where a version that took alpha 1 where it was left out has begun the sweep."""
+def _refuse_earlier(config: SweepConfig, store: Store) -> None:
+    """Stop where a version that took alpha 1 where it was left out, or told schedules of beta 0 apart, has begun it."""
+    if any(not spec.beta and spec.schedule != "linear" for spec in store.specs().values()):
+        raise ValueError(
+            f"the sweep into {config.output_dir} was begun by a version that sampled merges with beta 0 once for every "
+            "schedule, and this one samples them once: start again with --overwrite in place of --resume, or into "
+            f"another output_dir with --reuse {config.output_dir}, which takes its completions"
+        )
     if store.recall("candidates", None) is not None:
         return
     if names := [entry.name for entry in config.tuned if entry.leaves_alpha_out]:
