@@ -436,6 +436,10 @@ class Store:
         """Whether any completion has this score."""
         return self._one("SELECT 1 FROM scores WHERE reward = ? LIMIT 1", reward) is not None
 
+    def are_answers(self, reward: str) -> bool:
+        """Whether every single score of a reward is 0 or 1."""
+        return self._one("SELECT 1 FROM scores WHERE reward = ? AND score NOT IN (0, 1) LIMIT 1", reward) is None
+
     def scored_splits(self, reward: str) -> list[str]:
         """The splits with completions that have this score."""
         found = self._db.execute(
